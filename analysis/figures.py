@@ -1,0 +1,197 @@
+"""Figures one would put in a paper: log-log, units on the axes, colours that the colour-blind can tell."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from analysis.study import METRICS, VARIABLES, Finding, Study
+
+_INK, _POINT, _LAW = "#333333", "#0072B2", "#D55E00"  # Okabe-Ito blue and vermilion
+_STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": _INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "svg.hashsalt": "var-scaling",  # the same figure twice is the same file
+    "figure.dpi": 150,
+}
+
+
+def draw_all(study: Study, folder: Path) -> dict[str, Path]:
+    """Every figure that the table can carry, as SVG, PNG and PDF; returns the SVG of each by its name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figures: dict[str, Callable[[Study], Figure | None]] = {
+        "laws_in_parameters": laws_in_parameters,
+        "laws_in_compute": laws_in_compute,
+        "curves": curves,
+        "scales": scales,
+    }
+    drawn = {}
+    with mpl.rc_context(_STYLE):
+        for name, draw in figures.items():
+            figure = draw(study)
+            if figure is None:
+                continue
+            for kind in ("svg", "png", "pdf"):
+                dateless = {"CreationDate": None} if kind == "pdf" else {"Date": None}
+                metadata = dateless if kind != "png" else None
+                figure.savefig(folder / f"{name}.{kind}", bbox_inches="tight", metadata=metadata)
+            drawn[name] = folder / f"{name}.svg"
+    return drawn
+
+
+def laws_in_parameters(study: Study) -> Figure | None:
+    """Raw loss and error against N above, what lies above the fitted floor below."""
+    found = [m for m in METRICS if study.get(m, "params_blocks", "pure")]
+    if not found:
+        return None
+    figure = Figure(figsize=(3.1 * len(found), 5.2), layout="constrained")
+    panels = figure.subplots(2, len(found), squeeze=False, sharex=True)
+    for column, metric in enumerate(found):
+        symbol, what, unit = METRICS[metric]
+        raw, floor = (study.get(metric, "params_blocks", law) for law in ("pure", "floor"))
+        assert raw is not None
+        _law_panel(panels[0, column], [raw, floor], reducible=False)
+        panels[0, column].set_title(what)
+        panels[0, column].set_ylabel(f"{symbol} ({unit})")
+        if floor is not None and min(floor.y) > floor.fit.E:
+            _law_panel(panels[1, column], [floor], reducible=True)
+            panels[1, column].set_ylabel(f"{symbol} − E ({unit})")
+        else:
+            panels[1, column].set_axis_off()
+        panels[1, column].set_xlabel("N, parameters in blocks")
+    return figure
+
+
+def laws_in_compute(study: Study) -> Figure | None:
+    """Each run's held-out curve against the FLOPs it spent, and the law along their frontier."""
+    found = [m for m in METRICS if study.get(m, "train_flops", "pure")]
+    if not found:
+        return None
+    figure = Figure(figsize=(3.1 * len(found), 3.0), layout="constrained")
+    panels = figure.subplots(1, len(found), squeeze=False)[0]
+    for panel, metric in zip(panels, found, strict=True):
+        symbol, what, unit = METRICS[metric]
+        _each_run(panel, study, "train_flops", metric)
+        raw, floor = (study.get(metric, "train_flops", law) for law in ("pure", "floor"))
+        assert raw is not None
+        _law_panel(panel, [raw, floor], reducible=False)
+        panel.set_title(what)
+        panel.set_ylabel(f"{symbol} ({unit})")
+        panel.set_xlabel("C, training FLOPs")
+    return figure
+
+
+def curves(study: Study) -> Figure:
+    """Held-out loss of each run against the tokens it has seen."""
+    figure = Figure(figsize=(7.2, 3.0), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for panel, metric in zip(panels, ("val_loss", "val_error"), strict=True):
+        symbol, what, unit = METRICS[metric]
+        _each_run(panel, study, "tokens_seen", metric)
+        _logarithmic(panel)
+        panel.set_title(what)
+        panel.set_ylabel(f"{symbol} ({unit})")
+        panel.set_xlabel("D, training tokens seen")
+    _runs_legend(panels[1])
+    return figure
+
+
+def scales(study: Study) -> Figure | None:
+    """Final loss of each scale against N."""
+    finals = study.table.finals
+    if finals.empty or finals.val_loss_per_scale.isna().any():
+        return None
+    values = np.stack([np.asarray(v, dtype=float) for v in finals.val_loss_per_scale])
+    figure = Figure(figsize=(4.6, 3.2), layout="constrained")
+    panel = figure.subplots()
+    colours = mpl.colormaps["viridis"](np.linspace(0, 0.9, values.shape[1]))
+    for k, colour in enumerate(colours):
+        panel.plot(
+            finals.params_blocks, values[:, k], "o-", ms=3, lw=1, color=colour, label=str(k + 1)
+        )
+    _logarithmic(panel)
+    panel.set_xlabel("N, parameters in blocks")
+    panel.set_ylabel("loss (nats/token)")
+    panel.legend(title="scale", loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def _law_panel(panel: Axes, findings: list[Finding | None], reducible: bool) -> None:
+    """Points and laws of one metric; `reducible` takes each law's floor off both."""
+    given = [finding for finding in findings if finding is not None]
+    offset = given[0].fit.E if reducible else 0.0
+    x, y = np.array(given[0].x), np.array(given[0].y)
+    panel.plot(x, y - offset, "o", ms=4.5, color=_POINT, zorder=3)
+    line = np.geomspace(x.min() / 1.3, x.max() * 1.3, 200)
+    for finding in given:
+        fit = finding.fit
+        solid = fit.law.floor
+        panel.plot(
+            line, fit.predict(line) - offset,
+            "-" if solid else "--", lw=1.2, color=_LAW if solid else _INK, label=_label(finding),
+        )  # fmt: skip
+    _logarithmic(panel)
+    panel.legend(loc="lower left", handlelength=1.6, borderaxespad=0.1)
+    low, high = panel.get_ylim()
+    panel.set_ylim(low / (high / low) ** 0.35, high)  # room for the legend below the points
+
+
+def _label(finding: Finding) -> str:
+    fit, (symbol, _) = finding.fit, VARIABLES[finding.variable]
+    power = f"({_scientific(fit.beta)} {symbol})$^{{-{fit.alpha:.3f}}}$"
+    floor = f"{fit.E:.2f} + " if fit.law.floor else ""
+    return f"{floor}{power}, r = {fit.r:.4f}".replace("r = -", "r = −")
+
+
+def _scientific(value: float) -> str:
+    exponent = int(np.floor(np.log10(value)))
+    return f"{value / 10**exponent:.1f}·10$^{{{exponent}}}$"
+
+
+def _each_run(panel: Axes, study: Study, x: str, metric: str) -> None:
+    rows = study.table.rows
+    sizes = np.sort(rows.params_blocks.unique())
+    colours = dict(
+        zip(sizes, mpl.colormaps["viridis"](np.linspace(0, 0.9, len(sizes))), strict=True)
+    )
+    for _, run in rows.groupby(["params_blocks", "trial"], sort=True):
+        run = run.sort_values("step")
+        size = run.params_blocks.iloc[0]
+        panel.plot(run[x], run[metric], "-", lw=1, color=colours[size], label=f"{_count(size)}")
+
+
+def _runs_legend(panel: Axes) -> None:
+    handles, labels = panel.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    panel.legend(
+        unique.values(), unique.keys(), title="N", loc="center left", bbox_to_anchor=(1, 0.5)
+    )
+
+
+def _logarithmic(panel: Axes) -> None:
+    """Log-log, with plain numbers on an axis too short to hold powers of ten."""
+    panel.set_xscale("log")
+    panel.set_yscale("log")
+    low, high = panel.get_ylim()
+    if high / low < 30:
+        panel.yaxis.set_major_locator(LogLocator(subs=_subs(high / low)))
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        panel.yaxis.set_minor_formatter(NullFormatter())
+    panel.grid(True, which="major", lw=0.4, color="#dddddd")
+
+
+def _subs(ratio: float) -> tuple[float, ...]:
+    return (1, 2, 3, 5) if ratio > 4 else (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
+
+
+def _count(number: float) -> str:
+    return f"{number / 1e6:.3g}M" if number >= 1e6 else f"{number / 1e3:.3g}k"

@@ -1,0 +1,192 @@
+"""The command line: verbs, and the names of sweeps.
+
+Exit codes: 0 done, 1 something failed, 2 asked wrongly, 3 a folder is the home of something else,
+4 another process is at it, 130 stopped by Ctrl-C.
+"""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from pipelines import screen
+from pipelines.collect import overview, write_results
+from pipelines.settings import load_settings
+from pipelines.store import Busy, Drift, Home
+from pipelines.sweeps import find_sweep, known_sweeps
+from var_scaling.config import Sweep
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+_WIDE = None if sys.stdout.isatty() else 150  # a file or a pipe has no width to fit
+console = Console(width=_WIDE)
+errors = Console(stderr=True, width=_WIDE)
+
+SweepName = Annotated[
+    str, typer.Argument(help="a sweep's name, or the path of a file with `sweep`")
+]
+HomeFolder = Annotated[
+    Path, typer.Option("--home", envvar="VAR_SCALING_HOME", help="where everything is kept")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="for a script to read")]
+RUNS = Path("runs")
+
+
+@app.callback()
+def describe() -> None:
+    """Find out how visual autoregressive models scale: images to tokens to trials to a law."""
+
+
+@app.command()
+def sweeps(as_json: AsJson = False) -> None:
+    """The sweeps that come with this project."""
+    found = known_sweeps()
+    if as_json:
+        print(json.dumps([sweep.model_dump(mode="json") for sweep in found]))
+    else:
+        console.print(screen.sweeps_table(found))
+
+
+@app.command()
+def plan(name: SweepName, home: HomeFolder = RUNS, as_json: AsJson = False) -> None:
+    """What a sweep consists of and what it costs, before anything is spent."""
+    sweep, at = find_sweep(name), Home(home)
+    rows = screen.plan_rows(sweep, overview(at, sweep))
+    if as_json:
+        print(json.dumps({"sweep": sweep.name, "trials": rows}))
+    else:
+        console.print(screen.plan_table(sweep, rows))
+
+
+@app.command()
+def run(
+    name: SweepName,
+    home: HomeFolder = RUNS,
+    on: Annotated[str, typer.Option("--on", help="where to run; so far only `local`")] = "local",
+) -> None:
+    """Train what is missing, then fit and report. Run it again after any interruption."""
+    if on != "local":
+        raise typer.BadParameter(f"--on {on}: so far trials run on this machine only (local)")
+    sweep, at, settings = find_sweep(name), Home(home), load_settings()
+    from pipelines import orchestrate, tracking
+
+    orchestrate.refuse_drift(at, sweep)
+    if not all(view.finished for view in overview(at, sweep)):
+        with tracking.mirroring(at, sweep, _warn), screen.progress(console) as observe:
+            outcome = orchestrate.run(sweep, at, settings, observe)
+        if outcome.interrupted:
+            console.print(f"Stopped; everything so far is kept. To go on: var-scaling run {name}")
+            raise typer.Exit(130)
+        for stage, why in outcome.failures.items():
+            errors.print(f"[red]failed[/red] {stage}: {why}", soft_wrap=True, highlight=False)
+        if outcome.failures:
+            errors.print(f"The rest is kept. Once mended, go on with: var-scaling run {name}")
+            raise typer.Exit(1)
+    _publish(at, sweep, again=False)
+
+
+@app.command()
+def status(name: SweepName, home: HomeFolder = RUNS, as_json: AsJson = False) -> None:
+    """How far each stage is."""
+    sweep = find_sweep(name)
+    views = overview(Home(home), sweep)
+    if as_json:
+        print(json.dumps({"sweep": sweep.name, "stages": [asdict(view) for view in views]}))
+    else:
+        console.print(screen.status_table(sweep, views))
+
+
+@app.command()
+def fit(name: SweepName, home: HomeFolder = RUNS, as_json: AsJson = False) -> None:
+    """Fit the laws again to whatever has finished, draw and report them."""
+    _publish(Home(home), find_sweep(name), again=True, as_json=as_json)
+
+
+@app.command()
+def report(name: SweepName, home: HomeFolder = RUNS) -> None:
+    """Write the report and say where it is."""
+    from pipelines.publish import publish, report_path
+
+    at, sweep = Home(home), find_sweep(name)
+    publish(at, sweep, _results(at, sweep), again=True)
+    print(report_path(at, sweep))
+
+
+@app.command()
+def ui(
+    name: Annotated[str | None, typer.Argument(help="a sweep to compare the trials of")] = None,
+    home: HomeFolder = RUNS,
+    port: Annotated[int, typer.Option(min=1024, max=65535)] = 5000,
+) -> None:
+    """Serve MLflow on this machine and say where to look; Ctrl-C ends it."""
+    from pipelines import tracking
+
+    at = Home(home)
+    if not (at.root / "mlflow.db").exists():
+        raise ValueError(f"{at.root}: nothing has been logged here yet; `var-scaling run` does")
+    base = f"http://127.0.0.1:{port}"
+    pages = {"all experiments": base}
+    if name:
+        pages = {"compare": tracking.Mirror(at, find_sweep(name)).url(base), **pages}
+    with tracking.server(at, port) as server:
+        for what, url in pages.items():
+            console.print(f"{what}: {url}", soft_wrap=True, highlight=False)
+        server.wait()
+
+
+def _publish(at: Home, sweep: Sweep, again: bool, as_json: bool = False) -> None:
+    """Fit, draw, report, mirror and show."""
+    from pipelines import publish
+
+    laws = publish.publish(at, sweep, _results(at, sweep), again)
+    if not publish.mirrored(at, sweep, laws) or again:
+        from pipelines import tracking
+
+        if tracking.attempt(lambda: _mirror_all(at, sweep, laws), _warn):
+            publish.note_mirrored(at, sweep, laws)
+    if as_json:
+        print(json.dumps(laws))
+        return
+    console.print(screen.law_table(laws))
+    for why in laws["refused"]:
+        console.print(f"not fitted: {why}", soft_wrap=True, highlight=False)
+    screen.say_paths(console, publish.paths(at, sweep), sweep.name)
+
+
+def _mirror_all(at: Home, sweep: Sweep, laws: dict[str, Any]) -> None:
+    from pipelines import publish, tracking
+
+    mirror = tracking.Mirror(at, sweep)
+    mirror.catch_up()
+    folder = at.sweep(sweep.name)
+    files = [*sorted((folder / "report").iterdir()), folder / "results.parquet"]
+    mirror.publish_law(publish.law_scalars(laws), publish.law_columns(laws), files)
+
+
+def _results(at: Home, sweep: Sweep) -> str:
+    fingerprint = write_results(at, sweep)
+    if fingerprint is None:
+        raise ValueError(f"{sweep.name}: no trial has been evaluated yet; `var-scaling run` does")
+    return fingerprint
+
+
+def _warn(text: str) -> None:
+    errors.print(f"[yellow]{text}[/yellow]", soft_wrap=True, highlight=False)
+
+
+def main() -> None:
+    """The console script: what a person can mend is said in a line, not in a traceback."""
+    codes: list[tuple[type[Exception], int]] = [(Drift, 3), (Busy, 4), (ValueError, 2)]
+    try:
+        app()
+    except (Drift, Busy, ValueError) as error:
+        errors.print(f"error: {error}", style="red", soft_wrap=True, highlight=False, markup=False)
+        sys.exit(next(code for kind, code in codes if isinstance(error, kind)))

@@ -1,0 +1,186 @@
+"""Ray's door: the stages of a sweep as a graph of tasks, run as this machine's resources allow."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines import stages
+from pipelines.collect import View, overview
+from pipelines.settings import Settings
+from pipelines.stages import Place
+from pipelines.store import Home, claim, drift, held, refuse
+from var_scaling.accounting import trial_ledger
+from var_scaling.config import Sweep
+from var_scaling.disk import is_done, read_json
+from var_scaling.record import difference
+
+Observe = Callable[[list[View]], None]
+Stage = Callable[..., str]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended; `failures` maps a stage to the error that stopped it."""
+
+    interrupted: bool
+    failures: dict[str, str]
+
+
+def refuse_drift(home: Home, sweep: Sweep) -> None:
+    """Raise Drift if any folder of `sweep` is the home of something else; nothing is written."""
+    for t in sweep.tokenizers:
+        path = home.tokenizer(t.name) / "tokenizer.json"
+        refuse(path, drift(path, t))
+    for trial in sweep.trials:
+        path = home.trial(sweep.name, trial.name) / "trial.json"
+        refuse(path, drift(path, trial))
+    for t, data in sweep.token_sets:
+        for split in ("train", "validation"):
+            path = home.tokens(t.name, data.name, split) / "manifest.json"
+            if path.exists():
+                refuse(path, difference(read_json(path)["data"], data.model_dump(mode="json")))
+
+
+def run(sweep: Sweep, home: Home, settings: Settings, observe: Observe) -> Outcome:
+    """Bring `sweep` to its end: what is done stays, what is half done goes on.
+
+    `observe` is given the state of every stage about twice a second. Ctrl-C or SIGTERM asks the
+    stages to save and stop; a second one ends them at once. Raises Drift, or Busy if another driver
+    runs this sweep.
+    """
+    refuse_drift(home, sweep)
+    if all(view.finished for view in overview(home, sweep)):
+        return Outcome(interrupted=False, failures={})
+    with held(home.sweep(sweep.name), file="driver.lock"), _ray(settings):
+        stop_file = home.sweep(sweep.name) / "stop"
+        stop_file.unlink(missing_ok=True)
+        tasks = _submit(sweep, home, settings, stop_file)
+        with _asking_to_stop(stop_file):
+            failures = _wait(tasks, lambda: observe(overview(home, sweep)))
+        interrupted = stop_file.exists()
+        stop_file.unlink(missing_ok=True)
+        return Outcome(interrupted, failures)
+
+
+def _submit(sweep: Sweep, home: Home, settings: Settings, stop_file: Path) -> dict[Any, str]:
+    """Every unfinished stage as a Ray task behind those it needs; trials largest first."""
+    import ray
+
+    cpus = settings.local.cpus
+    threads = min(cpus, settings.local.threads_per_trial)
+    broad = Place(home, settings, cpus, stop_file)
+    narrow = Place(home, settings, threads, stop_file)
+    tasks: dict[Any, str] = {}
+
+    def submit(name: str, place: Place, work: Stage, needs: list[Any], *words: Any) -> Any:
+        # A killed worker's stage is started again: stages go on from the disk.
+        remote = ray.remote(num_cpus=place.threads, max_retries=2)(_after)
+        task = remote.remote(work, place, words, *needs)
+        tasks[task] = name
+        return task
+
+    tokenizers = {
+        t.name: submit(f"tokenizer {t.name}", broad, stages.run_tokenizer, [], t)
+        for t in sweep.tokenizers
+        if not is_done(home.tokenizer(t.name))
+    }
+    tokens: dict[tuple[str, str], list[Any]] = {}
+    for t, data in sweep.token_sets:
+        needs = [tokenizers[t.name]] if t.name in tokenizers else []
+        tokens[t.name, data.name] = [
+            submit(
+                f"tokens {t.name}/{data.name}-{split}",
+                broad,
+                stages.run_tokens,
+                needs,
+                t,
+                data,
+                split,
+            )
+            for split in ("train", "validation")
+            if not is_done(home.tokens(t.name, data.name, split))
+        ]
+    for trial in sorted(sweep.trials, key=lambda trial: -trial_ledger(trial)["train_flops"]):
+        folder = home.trial(sweep.name, trial.name)
+        if is_done(folder):
+            continue
+        claim(folder, "trial.json", trial)
+        needs = tokens[trial.tokenizer.name, trial.data.name]
+        submit(f"trial {trial.name}", narrow, stages.run_trial, needs, sweep, trial)
+    return tasks
+
+
+def _after(work: Stage, place: Place, words: tuple[Any, ...], *needs: str) -> str:
+    """Do `work`. Ray's only dependency is an argument: `needs` are what other tasks returned."""
+    return work(place, *words)
+
+
+def _wait(tasks: dict[Any, str], look: Callable[[], None]) -> dict[str, str]:
+    """Wait for all tasks; returns the error of each that failed, or whose need did."""
+    import ray
+
+    failures: dict[str, str] = {}
+    waiting = list(tasks)
+    while waiting:
+        ready, waiting = ray.wait(waiting, num_returns=1, timeout=0.5)
+        look()
+        for task in ready:
+            try:
+                ray.get(task)
+            except ray.exceptions.RayError as error:
+                cause = getattr(error, "cause", None) or error
+                if not isinstance(cause, stages.Stopped):
+                    failures[tasks[task]] = f"{type(cause).__name__}: {cause}"
+    return failures
+
+
+@contextmanager
+def _ray(settings: Settings) -> Iterator[None]:
+    """A Ray of our own on this machine: quiet, offline, on loopback only, no telemetry."""
+    os.environ.update(
+        RAY_USAGE_STATS_ENABLED="0",
+        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # the odd name of "bind every port to 127.0.0.1"
+        RAY_AUTH_MODE="disabled",
+        RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+    )
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=settings.local.cpus,
+        include_dashboard=False,
+        logging_level="ERROR",
+        log_to_driver=False,
+        object_store_memory=100 * 2**20,  # stages pass names, not data
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _asking_to_stop(stop_file: Path) -> Iterator[None]:
+    """Turn the first Ctrl-C or SIGTERM into a word to the stages, and leave the second as it is."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals reach only the main thread
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: Any) -> None:
+        stop_file.touch()
+        for which, handler in before.items():
+            signal.signal(which, handler)
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

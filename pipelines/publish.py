@@ -1,0 +1,170 @@
+"""From results to what people look at: laws.json, figures, the report, and the law run in MLflow."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipelines.store import Home
+from var_scaling.config import Sweep
+from var_scaling.disk import read_json, write_json
+from var_scaling.results import last_of, read_metrics
+
+_FORMAT = 1
+
+
+def publish(home: Home, sweep: Sweep, results_fingerprint: str, again: bool) -> dict[str, Any]:
+    """The laws of `sweep`, fitted and drawn; what stands already for these results is kept unless `again`.
+
+    Returns what laws.json holds. Raises TableError where there is nothing to fit.
+    """
+    folder = home.sweep(sweep.name)
+    wanted = {"format": _FORMAT, "results_fingerprint": results_fingerprint}
+    if not again and (folder / "laws.json").exists() and report_path(home, sweep).exists():
+        laws: dict[str, Any] = read_json(folder / "laws.json")
+        if all(laws.get(key) == value for key, value in wanted.items()):
+            return laws
+    from analysis.figures import draw_all
+    from analysis.report import write_report
+    from analysis.study import METRICS, VARIABLES, study
+    from analysis.table import load_results
+
+    found = study(load_results(folder / "results.parquet"))
+    figures = draw_all(found, report_path(home, sweep).parent)
+    write_report(report_path(home, sweep), found, figures, _facts(home, sweep))
+    finals = found.table.finals
+    sizes = finals.params_blocks
+    laws = {
+        **wanted,
+        "sweep": sweep.name,
+        "sizes": int(sizes.nunique()),
+        "decades": float(_decades(sizes)) if len(sizes) else 0.0,
+        "laws": [
+            {
+                "symbol": METRICS[finding.metric][0],
+                "variable_symbol": VARIABLES[finding.variable][0],
+                **finding.as_dict(),
+            }
+            for finding in found.findings
+        ],
+        "refused": list(found.refused),
+        "dropped": list(found.table.dropped),
+    }
+    write_json(folder / "laws.json", laws)
+    return laws
+
+
+def report_path(home: Home, sweep: Sweep) -> Path:
+    return home.sweep(sweep.name) / "report" / "index.html"
+
+
+def paths(home: Home, sweep: Sweep) -> dict[str, Path]:
+    """What a person would open."""
+    report = report_path(home, sweep)
+    shown = {
+        "report": report,
+        "figure": report.with_name("laws_in_parameters.png"),
+        "results": home.sweep(sweep.name) / "results.parquet",
+    }
+    return {what: path for what, path in shown.items() if path.exists()}
+
+
+def law_scalars(laws: dict[str, Any]) -> dict[str, float]:
+    """The numbers of the laws by name, as MLflow metrics."""
+    scalars = {}
+    for law in laws["laws"]:
+        base = f"law/{law['symbol']}_of_{law['variable_symbol']}/{law['fit']['law']['name']}"
+        for name in ("alpha", "E", "r", "r2"):
+            scalars[f"{base}/{name}"] = law["fit"][name]
+        scalars[f"{base}/beta"] = law["beta"]
+    return scalars
+
+
+def law_columns(laws: dict[str, Any]) -> dict[str, list[Any]]:
+    """The laws as a table, one column a list."""
+    found = laws["laws"]
+    return {
+        "law": [f"{law['symbol']}({law['variable_symbol']})" for law in found],
+        "form": [law["fit"]["law"]["formula"] for law in found],
+        "alpha": [law["fit"]["alpha"] for law in found],
+        "beta": [law["beta"] for law in found],
+        "E": [law["fit"]["E"] for law in found],
+        "r": [law["fit"]["r"] for law in found],
+        "r2": [law["fit"]["r2"] for law in found],
+    }
+
+
+def mirrored(home: Home, sweep: Sweep, laws: dict[str, Any]) -> bool:
+    """Whether MLflow already shows these results."""
+    path = home.sweep(sweep.name) / "mirrored.json"
+    if not path.exists() or not (home.root / "mlflow.db").exists():
+        return False
+    return bool(read_json(path)["results_fingerprint"] == laws["results_fingerprint"])
+
+
+def note_mirrored(home: Home, sweep: Sweep, laws: dict[str, Any]) -> None:
+    path = home.sweep(sweep.name) / "mirrored.json"
+    write_json(path, {"results_fingerprint": laws["results_fingerprint"]})
+
+
+def _decades(sizes: Any) -> float:
+    import numpy as np
+
+    return float(np.log10(sizes.max() / sizes.min()))
+
+
+def _facts(home: Home, sweep: Sweep) -> Any:
+    from analysis.report import Facts
+
+    tokenizers, pictures = [], {}
+    for t in sweep.tokenizers:
+        folder = home.tokenizer(t.name)
+        scores = last_of(read_metrics(folder / "metrics.jsonl"), "validation")
+        if scores:
+            tokenizers.append({
+                "tokenizer": t.name,
+                "images": t.data.name,
+                "scales": " ".join(map(str, t.pyramid.sides)),
+                "codes": f"{t.codes:,}",
+                "PSNR (dB)": f"{scores['psnr_db']:.2f}",
+                "codes used": f"{scores['codes_used_all']:.0%}",
+                "used by scale": " ".join(f"{share:.0%}" for share in scores["used_per_scale"]),
+                "perplexity by scale": " ".join(f"{p:.0f}" for p in scores["perplexity_per_scale"]),
+            })  # fmt: skip
+        if (folder / "reconstructions.png").exists():
+            caption = f"{t.name}: held-out images, each over its reconstruction"
+            pictures[caption] = folder / "reconstructions.png"
+    first = sweep.trials[0]
+    rates = sorted({trial.optimiser.learning_rate for trial in sweep.trials})
+    return Facts(
+        title=sweep.name,
+        question=sweep.question,
+        settings={
+            "trials": str(len(sweep.trials)),
+            "images": json.dumps(first.data.model_dump(mode="json")),
+            "global batch": ", ".join(sorted({str(trial.batch) for trial in sweep.trials})),
+            "peak learning rate": f"{rates[0]:.3g} to {rates[-1]:.3g}",
+            "optimiser (first trial)": json.dumps(first.optimiser.model_dump(mode="json")),
+            "objective": "sum of squared log residuals; exact Jacobian, Levenberg-Marquardt",
+            "scored on": "held-out tokens, labels kept, at the end of each trial; no smoothing",
+        },
+        provenance=_provenance(home, sweep),
+        tokenizers=tokenizers,
+        pictures=pictures,
+    )
+
+
+def _provenance(home: Home, sweep: Sweep) -> dict[str, str]:
+    attempts = []
+    for trial in sweep.trials:
+        path = home.trial(sweep.name, trial.name) / "provenance.json"
+        attempts += read_json(path)["attempts"] if path.exists() else []
+    if not attempts:
+        return {}
+    packages = {json.dumps(attempt["packages"]) for attempt in attempts}
+    return {
+        "code": ", ".join(sorted({str(attempt["commit"]) for attempt in attempts})),
+        "machines": ", ".join(sorted({f"{a['host']} ({a['platform']})" for a in attempts})),
+        "attempts": f"{len(attempts)} over {len(sweep.trials)} trials",
+        "packages": "; ".join(sorted(packages)),
+        "sweep fingerprint": sweep.fingerprint(),
+    }

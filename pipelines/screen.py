@@ -1,0 +1,213 @@
+"""What a person sees in the terminal: tables, progress, paths."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from pipelines.collect import View, since
+from var_scaling.accounting import tokenizer_flops, tokenizer_parameters, total, trial_ledger
+from var_scaling.config import Sweep
+
+_COLOURS = {"done": "green", "running": "cyan", "failed": "red", "diverged": "red"}
+_HEARTBEAT = 20.0  # seconds between lines where there is no terminal to redraw
+
+
+def sweeps_table(found: list[Sweep]) -> Table:
+    table = _table("sweep", "question", "trials", "depths", "images")
+    for sweep in found:
+        depths = sorted({trial.model.depth for trial in sweep.trials})
+        data = ", ".join(sorted({trial.data.name for trial in sweep.trials}))
+        span = f"{depths[0]}–{depths[-1]}" if len(depths) > 1 else str(depths[0])
+        table.add_row(sweep.name, sweep.question, str(len(sweep.trials)), span, data)
+    return table
+
+
+def plan_rows(sweep: Sweep, views: list[View]) -> list[dict[str, Any]]:
+    """One plain row a trial: what it is, what it costs, whether it is done."""
+    states = {view.name: view.state for view in views if view.kind == "trial"}
+    return [
+        {
+            "trial": trial.name,
+            "family": trial.family,
+            "depth": trial.model.depth,
+            "width": trial.model.width,
+            "seed": trial.seed,
+            "batch": trial.batch,
+            "steps": trial.steps,
+            "learning_rate": trial.optimiser.learning_rate,
+            "state": states[trial.name],
+            **trial_ledger(trial),
+        }
+        for trial in sweep.trials
+    ]
+
+
+def plan_table(sweep: Sweep, rows: list[dict[str, Any]]) -> Table:
+    table = _table(
+        "trial", "depth", "width", "N blocks", "N total", "tokens", "FLOPs", "batch", "steps",
+        "rate", "state", title=f"{sweep.name}: {sweep.question}", caption=_tokenizers(sweep),
+    )  # fmt: skip
+    for row in rows:
+        table.add_row(
+            row["trial"], str(row["depth"]), str(row["width"]), short(row["params_blocks"]),
+            short(row["params_total"]), short(row["tokens_seen"]), short(row["train_flops"]),
+            str(row["batch"]), short(row["steps"]), f"{row['learning_rate']:.2g}",
+            _coloured(row["state"]),
+        )  # fmt: skip
+    table.add_section()
+    table.add_row("all", *[""] * 5, short(sum(row["train_flops"] for row in rows)), *[""] * 4)
+    return table
+
+
+def _table(*columns: str, title: str = "", caption: str = "") -> Table:
+    return Table(
+        *columns, title=title, caption=caption, box=SIMPLE_HEAD, title_justify="left",
+        caption_justify="left", pad_edge=False, padding=(0, 1),
+    )  # fmt: skip
+
+
+def _tokenizers(sweep: Sweep) -> str:
+    lines = []
+    for t in sweep.tokenizers:
+        flops = 3 * t.batch * t.steps * total(tokenizer_flops(t))
+        sides = ", ".join(map(str, t.pyramid.sides))
+        lines.append(
+            f"tokenizer {t.name}: {total(tokenizer_parameters(t)):,} parameters, {t.codes:,} codes, "
+            f"scales {sides} = {t.pyramid.length} tokens an image, {t.steps:,} steps, "
+            f"{short(flops)} FLOPs on {t.data.name}"
+        )
+    return "\n".join(lines)
+
+
+def status_table(sweep: Sweep, views: list[View]) -> Table:
+    table = _table(
+        "stage", "name", "state", "progress", "loss", "images/s", "left", "", title=sweep.name
+    )
+    for view in views:
+        table.add_row(
+            view.kind, view.name, _coloured(view.state), _share(view),
+            "" if view.loss is None else f"{view.loss:.4f}",
+            "" if view.images_per_second is None else f"{view.images_per_second:,.0f}",
+            since(view.seconds_left), view.note,
+        )  # fmt: skip
+    return table
+
+
+def law_table(laws: dict[str, Any]) -> Table:
+    """The laws as the paper states them; raw loss and reducible loss side by side."""
+    table = _table(
+        "law", "form", "α [95 %]", "β", "floor E [95 %]", "r", "R²", "rms", "largest, foretold",
+        title=f"{laws['sweep']}: {laws['sizes']} sizes, {laws['decades']:.1f} decades of N",
+        caption="α by bootstrap over runs, E by its profile; r and R² of log(L − E) on log x; "
+        "β in 1/parameters or 1/FLOPs",
+    )  # fmt: skip
+    for law in laws["laws"]:
+        fit, boot, floor = law["fit"], law["bootstrap"], law["floor_interval"]
+        interval = _interval(boot["alpha"], ".3f") if boot else ""
+        given = fit["law"]["floor"]
+        table.add_row(
+            f"{law['symbol']}({law['variable_symbol']})",
+            "reducible" if given else "raw",
+            f"{fit['alpha']:.4f} {interval}",
+            f"{law['beta']:.2e}",
+            f"{fit['E']:.3f} {_interval(floor, '.2f') if floor else ''}" if given else "",
+            f"{-fit['r']:+.4f}".replace("+", "−") if fit["r"] < 0 else f"{fit['r']:+.4f}",
+            f"{fit['r2']:.4f}",
+            f"{fit['rms_relative_error']:.2%}",
+            f"{law['held_out']['relative_error']:+.1%}" if law["held_out"] else "",
+        )  # fmt: skip
+    return table
+
+
+def _interval(interval: dict[str, float], form: str) -> str:
+    return f"[{interval['low']:{form}}, {interval['high']:{form}}]"
+
+
+def say_paths(console: Console, published: dict[str, Path], sweep: str) -> None:
+    for what, path in published.items():
+        console.print(f"{what:8} {path}", soft_wrap=True, highlight=False)
+    console.print(f"compare  var-scaling ui {sweep}   (the runs side by side, in MLflow)")
+
+
+@contextmanager
+def progress(console: Console) -> Iterator[Callable[[list[View]], None]]:
+    """Bars that follow the stages on a terminal; elsewhere a line when a stage changes state."""
+    if not console.is_terminal:
+        yield _Lines(console)
+        return
+    columns = (
+        TextColumn("{task.description:34}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[said]}"),
+    )
+    with Progress(*columns, console=console) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def observe(views: list[View]) -> None:
+            for view in views:
+                if view.state == "waiting":
+                    continue
+                name = f"{view.kind} {view.name}"
+                if name not in tasks:
+                    tasks[name] = bars.add_task(name, said="", total=view.total or None)
+                total = view.total or None
+                bars.update(tasks[name], completed=view.done, total=total, said=_said(view))
+
+        yield observe
+
+
+class _Lines:
+    """Progress where lines are all there is: a log file, CI."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.states: dict[str, str] = {}
+        self.spoke = time.monotonic()
+
+    def __call__(self, views: list[View]) -> None:
+        beat = time.monotonic() - self.spoke > _HEARTBEAT
+        for view in views:
+            name = f"{view.kind} {view.name}"
+            changed = self.states.get(name, "waiting") != view.state
+            if changed or (beat and view.state == "running"):
+                self.states[name] = view.state
+                self.spoke = time.monotonic()
+                self.console.print(
+                    f"{name:34} {view.state:9} {_share(view):>8} {_said(view)}",
+                    soft_wrap=True, highlight=False,
+                )  # fmt: skip
+
+
+def _said(view: View) -> str:
+    parts = [
+        "" if view.loss is None else f"loss {view.loss:.3f}",
+        "" if view.images_per_second is None else f"{view.images_per_second:,.0f} images/s",
+        f"{since(view.seconds_left)} left" if view.seconds_left else "",
+        view.note,
+    ]
+    return "  ".join(filter(None, parts))
+
+
+def _share(view: View) -> str:
+    return f"{view.done / view.total:.0%}" if view.total else ""
+
+
+def _coloured(state: str) -> str:
+    colour = _COLOURS.get(state)
+    return f"[{colour}]{state}[/{colour}]" if colour else state
+
+
+def short(number: float) -> str:
+    """A large number as people say it: 2.4 M, 61 T, 1.2e21."""
+    for size, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {letter}" if number < 1e18 else f"{number:.2e}"
+    return f"{number:.0f}"

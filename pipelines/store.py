@@ -1,0 +1,122 @@
+"""What lies where under --home, who may write there, and what stage it is in."""
+
+import fcntl
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from var_scaling.disk import read_json, whole
+from var_scaling.record import Record, difference, explain
+
+_TAKEN = ("tokenizers", "tokens", "images", "mlartifacts")
+
+
+class Drift(ValueError):
+    """A folder belongs to another record; the message shows where they differ."""
+
+
+class Busy(RuntimeError):
+    """Another process works in this folder; the message says which."""
+
+
+class Home:
+    """The one place on disk that a run writes to."""
+
+    def __init__(self, root: Path):
+        self.root = root.absolute()
+
+    def tokenizer(self, name: str) -> Path:
+        return self.root / "tokenizers" / name
+
+    def tokens(self, tokenizer: str, data: str, split: str) -> Path:
+        return self.root / "tokens" / tokenizer / f"{data}-{split}"
+
+    def survey(self, data: str, split: str) -> Path:
+        return self.root / "images" / f"{data}-{split}"
+
+    def sweep(self, name: str) -> Path:
+        if name in _TAKEN:
+            raise ValueError(f"a sweep cannot be named {name!r}: that folder holds something else")
+        return self.root / name
+
+    def trial(self, sweep: str, name: str) -> Path:
+        return self.sweep(sweep) / name
+
+
+def claim(folder: Path, file: str, record: Record) -> None:
+    """Make `folder` the home of `record`, or raise Drift if it is already the home of another."""
+    path = folder / file
+    refuse(path, drift(path, record))
+    if not path.exists():
+        with whole(path) as beside:
+            beside.write_text(record.model_dump_json(indent=1) + "\n")
+
+
+def refuse(path: Path, lines: list[str]) -> None:
+    """Raise Drift if `lines`, the differences from what `path` records, are any."""
+    if lines:
+        raise Drift(
+            f"{path.parent} is already the home of another {path.stem}:\n  "
+            + "\n  ".join(lines)
+            + "\nGive the new one a name of its own, or move the folder away."
+        )
+
+
+def drift(path: Path, record: Record) -> list[str]:
+    """How the record in `path` differs from `record`; empty if there is none or they agree."""
+    if not path.exists():
+        return []
+    try:
+        type(record).model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise Drift(
+            f"{path} is no record this version reads:\n{explain(error, type(record))}"
+        ) from error
+    return difference(read_json(path), record.model_dump(mode="json"))
+
+
+@contextmanager
+def held(folder: Path, wait: float = 0.0, file: str = "lock") -> Iterator[None]:
+    """Be the one process that works in `folder`; the kernel lets go when the process dies.
+
+    Raises Busy, naming the owner, if another still holds it after `wait` seconds.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / file, "a+") as lock:
+        deadline = time.monotonic() + wait
+        while not _take(lock.fileno()):
+            if time.monotonic() >= deadline:
+                lock.seek(0)
+                raise Busy(f"{folder} is in use by {lock.read().strip() or 'another process'}")
+            time.sleep(0.2)
+        lock.truncate(0)
+        lock.write(f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}\n")
+        lock.flush()
+        yield
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a living process on this machine works in `folder`."""
+    if not (folder / "lock").exists():
+        return False
+    with open(folder / "lock", "a+") as lock:
+        return not _take(lock.fileno())
+
+
+def _take(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def natural(name: str) -> list[int | str]:
+    """Sort key by which d2 comes before d10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

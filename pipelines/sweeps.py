@@ -1,0 +1,85 @@
+"""Sweeps by name or by path: each is a Python file that defines `sweep`."""
+
+import importlib
+import importlib.util
+import pkgutil
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+from pydantic import ValidationError
+
+import sweeps
+from var_scaling.config import Sweep
+from var_scaling.record import explain
+
+
+class SweepError(ValueError):
+    """There is no such sweep, or its file does not make one; the message says what to mend."""
+
+
+def known_sweeps() -> list[Sweep]:
+    return [_load(name) for name in _names()]
+
+
+def find_sweep(name: str) -> Sweep:
+    """The sweep called `name`, or the one in the file at that path. Raises SweepError."""
+    if name.endswith(".py") or Path(name).is_file():
+        return _load(name)
+    if name not in _names():
+        raise SweepError(
+            f"no sweep is called {name!r}; there are {', '.join(_names())}. A file of your own is "
+            "named by its path: var-scaling run ./mine.py"
+        )
+    return _load(name)
+
+
+def _names() -> list[str]:
+    return sorted(module.name for module in pkgutil.iter_modules(sweeps.__path__))
+
+
+def _load(name: str) -> Sweep:
+    try:
+        module = _from_file(Path(name)) if name.endswith(".py") else _named(name)
+    except ValidationError as error:
+        raise SweepError(f"{name}, {_own_line(error)}:\n{_explained(error)}") from error
+    except SweepError:
+        raise
+    except Exception as error:
+        raise SweepError(f"{name}, {_own_line(error)}: {type(error).__name__}: {error}") from error
+    sweep = getattr(module, "sweep", None)
+    if not isinstance(sweep, Sweep):
+        raise SweepError(f"{name} defines no `sweep = Sweep(...)`")
+    return sweep
+
+
+def _named(name: str) -> ModuleType:
+    return importlib.import_module(f"sweeps.{name}")
+
+
+def _from_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise SweepError(f"{path}: no such file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _own_line(error: Exception) -> str:
+    """Where in the sweep's own file the error came from: the last frame before ours."""
+    frames = [
+        f
+        for f in traceback.extract_tb(error.__traceback__)
+        if "sweeps" in f.filename or f.filename.endswith(".py")
+    ]
+    own = [f for f in frames if "/pipelines/" not in f.filename and "importlib" not in f.filename]
+    return f"line {own[-1].lineno}" if own else "on loading"
+
+
+def _explained(error: ValidationError) -> str:
+    from var_scaling import config
+
+    return explain(error, getattr(config, error.title, Sweep))

@@ -1,0 +1,291 @@
+"""MLflow's door: mirror what lies on disk into one experiment a sweep. Replayed twice, it is there once.
+
+The disk is the truth. The mirror remembers on each run how far it got, so an outage of any length
+costs nothing but the view, and a deleted database is filled again from the beginning.
+"""
+
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from urllib.request import urlopen
+
+from pipelines.collect import overview
+from pipelines.provenance import commit_of
+from pipelines.store import Home
+from var_scaling.accounting import trial_ledger
+from var_scaling.config import Sweep, Tokenizer, Trial
+from var_scaling.results import Line, read_metrics
+
+_EVERY = 5.0  # seconds between two looks at the disk
+_BATCH = 900  # MLflow takes at most 1,000 metrics a call
+_PREFIX = {"train": "train", "validation": "val"}
+_MIRRORED = "var_scaling.mirrored"
+_ADDRESS = "var_scaling.address"
+# The state of a stage as MLflow has it: a stopped run goes on later, so it is not at an end.
+_STATUS = {"done": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "stopped": "KILLED"}
+
+
+def quiet_environment() -> dict[str, str]:
+    """No telemetry, no job workers: for our own calls and for the server."""
+    return {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "GIT_PYTHON_REFRESH": "quiet",
+    }
+
+
+def database(home: Home) -> str:
+    return f"sqlite:///{home.root / 'mlflow.db'}"
+
+
+class Mirror:
+    """A connection to the tracking server of a home, and the runs it has found there."""
+
+    def __init__(self, home: Home, sweep: Sweep):
+        os.environ.update(quiet_environment())
+        for noisy in ("mlflow", "alembic"):
+            logging.getLogger(noisy).setLevel(logging.ERROR)
+        from mlflow.tracking import MlflowClient
+
+        home.root.mkdir(parents=True, exist_ok=True)
+        self.home, self.sweep = home, sweep
+        self.client = MlflowClient(database(home))
+        self._experiments: dict[str, str] = {}
+        self._runs: dict[str, str] = {}
+        self._seen: dict[str, dict[str, int]] = {}
+
+    def catch_up(self) -> None:
+        """Bring every run of the sweep to what the disk says now."""
+        states = {(view.kind, view.name): view.state for view in overview(self.home, self.sweep)}
+        for t in self.sweep.tokenizers:
+            folder, state = self.home.tokenizer(t.name), states["tokenizer", t.name]
+            if state != "waiting":
+                run = self._run("tokenizers", t.name, f"tokenizers/{t.name}", "tokenizer")
+                self._follow(run, folder, state, _tokenizer_params(t), ["reconstructions.png"])
+        for trial in self.sweep.trials:
+            folder = self.home.trial(self.sweep.name, trial.name)
+            state = states["trial", trial.name]
+            if state != "waiting":
+                address = f"{self.sweep.name}/{trial.name}"
+                run = self._run(self.sweep.name, _run_name(trial), address, "trial")
+                self._follow(run, folder, state, _trial_params(self.sweep, trial), [])
+
+    def publish_law(
+        self, scalars: dict[str, float], table: dict[str, list[Any]], files: list[Path]
+    ) -> None:
+        """The run that holds the law: its numbers, its table, figures and report."""
+        run = self._run(self.sweep.name, "law", f"{self.sweep.name}/law", "law")
+        # One time for all, so that the same number again is the same row.
+        self._log(run, [_metric(name, value, 0, 0) for name, value in scalars.items()])
+        self.client.log_dict(run, {"columns": list(table), "data": _transposed(table)}, "laws.json")
+        for path in files:
+            self.client.log_artifact(run, str(path), "report")
+        self.client.set_terminated(run, "FINISHED")
+
+    def url(self, base: str) -> str:
+        """The comparison page of the sweep's trials."""
+        experiment = self._experiment(self.sweep.name)
+        found = self.client.search_runs([experiment], "tags.kind = 'trial'", max_results=200)
+        runs = quote(json.dumps([run.info.run_id for run in found]))
+        return f"{base}/#/compare-runs?runs={runs}&experiments={quote(json.dumps([experiment]))}"
+
+    def _follow(
+        self, run: str, folder: Path, state: str, params: dict[str, Any], pictures: list[str]
+    ) -> None:
+        lines = read_metrics(folder / "metrics.jsonl")
+        seen = self._seen[run]
+        new = [line for line in lines if line["step"] > seen.get(line["kind"], 0)]
+        status = _STATUS.get(state, "RUNNING")
+        if not new and seen.get("state") == status:
+            return
+        self._log(run, [metric for line in new for metric in _metrics(line)])
+        reached = {**seen, **{line["kind"]: line["step"] for line in new}, "state": status}
+        self._log_facts(run, params, {"commit": commit_of(folder) or "unknown"}, reached)
+        for picture in pictures:
+            if (folder / picture).exists():
+                self.client.log_artifact(run, str(folder / picture))
+        if status == "RUNNING":
+            self.client.update_run(run, status)
+        else:
+            self.client.set_terminated(run, status)
+        self._seen[run] = reached
+
+    def _log(self, run: str, metrics: list[Any]) -> None:
+        for start in range(0, len(metrics), _BATCH):
+            self.client.log_batch(run, metrics=metrics[start : start + _BATCH])
+
+    def _log_facts(
+        self, run: str, params: dict[str, Any], tags: dict[str, str], reached: dict[str, Any]
+    ) -> None:
+        from mlflow.entities import Param, RunTag
+
+        facts = [Param(name, str(value)) for name, value in params.items()]
+        labels = [RunTag(name, value) for name, value in tags.items()]
+        labels.append(RunTag(_MIRRORED, json.dumps(reached)))
+        self.client.log_batch(run, params=facts, tags=labels)
+
+    def _run(self, experiment: str, name: str, address: str, kind: str) -> str:
+        """The run of `address`, found by its tag or made."""
+        if address in self._runs:
+            return self._runs[address]
+        place = self._experiment(experiment)
+        found = self.client.search_runs([place], f"tags.`{_ADDRESS}` = '{address}'", max_results=1)
+        if found:
+            run = found[0]
+        else:
+            tags = {_ADDRESS: address, "kind": kind, "sweep": experiment}
+            run = self.client.create_run(place, run_name=name, tags=tags)
+        self._runs[address] = run.info.run_id
+        self._seen[run.info.run_id] = json.loads(run.data.tags.get(_MIRRORED, "{}"))
+        return str(run.info.run_id)
+
+    def _experiment(self, name: str) -> str:
+        if name not in self._experiments:
+            known = self.client.get_experiment_by_name(name)
+            place = (self.home.root / "mlartifacts").as_uri()
+            self._experiments[name] = (
+                known.experiment_id
+                if known
+                else self.client.create_experiment(name, artifact_location=f"{place}/{name}")
+            )
+        return self._experiments[name]
+
+
+def _metrics(line: Line) -> list[Any]:
+    """A metrics line as MLflow metrics: `train/…` and `val/…`, lists spread over `…/k1`, `…/k2`."""
+    prefix, metrics = _PREFIX[line["kind"]], []
+    for name, value in line.items():
+        if name in ("kind", "step", "time_ms") or value is None:
+            continue
+        values = value if isinstance(value, list) else [value]
+        for k, one in enumerate(values, 1):
+            key = f"{prefix}/{name}/k{k}" if isinstance(value, list) else f"{prefix}/{name}"
+            metrics.append(_metric(key, one, line["time_ms"], line["step"]))
+    return metrics
+
+
+def _metric(name: str, value: float, time_ms: int, step: int) -> Any:
+    from mlflow.entities import Metric
+
+    return Metric(name, float(value), time_ms, step)
+
+
+def _run_name(trial: Trial) -> str:
+    """The trial by its name and size; the size is what the comparison page is read for."""
+    return f"{trial.name} N={trial_ledger(trial)['params_blocks']:.2g}"
+
+
+def _trial_params(sweep: Sweep, trial: Trial) -> dict[str, Any]:
+    """What the comparison page sorts and plots by; its axes are linear, so sizes come as log10 too."""
+    ledger = trial_ledger(trial)
+    return {
+        "sweep": sweep.name,
+        "family": trial.family,
+        "depth": trial.model.depth,
+        "width": trial.model.width,
+        "seed": trial.seed,
+        "batch": trial.batch,
+        "steps": trial.steps,
+        "learning_rate": trial.optimiser.learning_rate,
+        "tokenizer": trial.tokenizer.name,
+        "data": trial.data.name,
+        "params_total": ledger["params_total"],
+        "params_blocks": ledger["params_blocks"],
+        "train_flops": ledger["train_flops"],
+        "tokens_seen": ledger["tokens_seen"],
+        "log10_N": round(math.log10(ledger["params_blocks"]), 3),
+        "log10_C": round(math.log10(ledger["train_flops"]), 3),
+        "log10_D": round(math.log10(ledger["tokens_seen"]), 3),
+    }
+
+
+def _tokenizer_params(t: Tokenizer) -> dict[str, Any]:
+    return {
+        "data": t.data.name,
+        "side": t.data.side,
+        "codes": t.codes,
+        "code_channels": t.code_channels,
+        "channels": t.channels,
+        "pyramid": t.pyramid.sides,
+        "tokens_per_image": t.pyramid.length,
+        "batch": t.batch,
+        "steps": t.steps,
+        "seed": t.seed,
+    }
+
+
+def _transposed(table: dict[str, list[Any]]) -> list[list[Any]]:
+    return [list(row) for row in zip(*table.values(), strict=True)]
+
+
+@contextmanager
+def mirroring(home: Home, sweep: Sweep, warn: Callable[[str], None]) -> Iterator[None]:
+    """Mirror beside the work in the block, every few seconds. What goes wrong costs the view only."""
+    ended = threading.Event()
+
+    def follow() -> None:
+        while not ended.wait(_EVERY):
+            attempt(lambda: Mirror(home, sweep).catch_up(), warn)
+
+    thread = threading.Thread(target=follow, name="mlflow mirror", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def attempt(work: Callable[[], None], warn: Callable[[str], None]) -> bool:
+    """Whether `work` at the tracking server succeeded; `warn` is told if not."""
+    try:
+        work()
+    except Exception as error:  # noqa: BLE001 - whatever MLflow raises, the disk has it all
+        warn(f"MLflow mirror: {type(error).__name__}: {error}; the next run catches up")
+        return False
+    return True
+
+
+@contextmanager
+def server(home: Home, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """An MLflow server over `home`, on loopback only, answering when this yields."""
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
+        "--workers", "1", "--backend-store-uri", database(home),
+        "--artifacts-destination", (home.root / "mlartifacts").as_uri(),
+    ]  # fmt: skip
+    log = home.root / "mlflow-server.log"
+    with open(log, "w") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=out, env={**os.environ, **quiet_environment()}
+        )
+    try:
+        _await_health(f"http://127.0.0.1:{port}/health", process, log)
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _await_health(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise ValueError(f"the MLflow server ended at once; see {log} (is the port taken?)")
+        try:
+            with urlopen(url, timeout=2):
+                return
+        except OSError:
+            time.sleep(0.3)
+    raise ValueError(f"the MLflow server does not answer at {url}; see {log}")

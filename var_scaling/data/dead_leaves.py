@@ -1,0 +1,67 @@
+"""Dead leaves: class-conditional images of a few occluding flat shapes, each a pure function of its address."""
+
+import numpy as np
+
+from var_scaling.config import DeadLeaves
+
+_SPLITS = {"train": 0, "validation": 1}
+_WORDS = 8  # uniform draws of one leaf: x, y, radius, shape, aspect, angle, colour, spare
+
+
+class DeadLeavesSource:
+    """The images of one split, as `Source`. Row r is image r // classes of class r % classes."""
+
+    def __init__(self, data: DeadLeaves, split: str):
+        self.data = data
+        self.split = split
+        self.rows = data.train_images if split == "train" else data.validation_images
+        self.labels = np.arange(self.rows, dtype=np.int64) % data.classes
+
+    def images(self, rows: np.ndarray, epochs: np.ndarray | int = 0) -> np.ndarray:
+        """uint8 (n, side, side, 3). The same whatever else is asked for; `epochs` change nothing."""
+        numbers, classes = np.divmod(np.asarray(rows, dtype=np.int64), self.data.classes)
+        draws = np.stack(
+            [self._draws(int(c), int(i)) for c, i in zip(classes, numbers, strict=True)]
+        )
+        return paint(draws, _palettes(self.data)[classes], self.data)
+
+    def _draws(self, label: int, number: int) -> np.ndarray:
+        """(1 + leaves, _WORDS) uniforms of one image, at its own place in a counter-based stream."""
+        key = np.array([self.data.seed, 2 * label + _SPLITS[self.split]], dtype=np.uint64)
+        shape = (1 + self.data.leaves, _WORDS)
+        blocks = shape[0] * _WORDS // 4  # Philox yields four words a count
+        bits = np.random.Philox(key=key, counter=np.array([number * blocks, 0, 0, 0], np.uint64))
+        return np.random.Generator(bits).random(shape, dtype=np.float64)
+
+
+def _palettes(data: DeadLeaves) -> np.ndarray:
+    """(classes, colours, 3) in [0, 1]: the colours are what a class is known by."""
+    generator = np.random.Generator(np.random.Philox(key=[data.seed, 2**63]))
+    return generator.random((data.classes, data.colours, 3))
+
+
+def paint(draws: np.ndarray, palettes: np.ndarray, data: DeadLeaves) -> np.ndarray:
+    """Lay the leaves back to front: `draws` (n, 1 + leaves, words) in [0, 1), the first the ground.
+
+    Returns uint8 (n, side, side, 3). Even shapes are ellipses, odd ones boxes, turned at random.
+    """
+    n = len(draws)
+    axis = (np.arange(data.side, dtype=np.float32) + 0.5) / data.side
+    y, x = np.meshgrid(axis, axis, indexing="ij")
+    draws = draws.astype(np.float32)
+    colour = (draws[..., 6] * data.colours).astype(np.int64).clip(max=data.colours - 1)
+    rgb = np.take_along_axis(palettes.astype(np.float32), colour[..., None], axis=1)
+    canvas = np.broadcast_to(rgb[:, 0, None, None], (n, data.side, data.side, 3)).copy()
+    for leaf in range(1, 1 + data.leaves):
+        u = draws[:, leaf, :, None, None]
+        radius = data.smallest + (data.largest - data.smallest) * u[:, 2]
+        aspect = 0.5 + 0.5 * u[:, 4]
+        cosine, sine = np.cos(np.pi * u[:, 5]), np.sin(np.pi * u[:, 5])
+        dx, dy = x - u[:, 0], y - u[:, 1]
+        along = (cosine * dx + sine * dy) / radius
+        across = (cosine * dy - sine * dx) / (radius * aspect)
+        ellipse = along**2 + across**2 < 1
+        box = np.maximum(np.abs(along), np.abs(across)) < 0.8
+        inside = np.where(u[:, 3] < 0.5, ellipse, box)
+        canvas = np.where(inside[..., None], rgb[:, leaf, None, None], canvas)
+    return np.rint(canvas * 255).astype(np.uint8)

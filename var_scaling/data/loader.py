@@ -1,0 +1,38 @@
+"""Work on rows in worker processes, in order: decode while the model trains."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Generic, TypeVar
+
+from torch.utils.data import DataLoader, Dataset
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class _Lookup(Dataset, Generic[Key, Value]):
+    def __init__(self, read: Callable[[Key], Value]):
+        self.read = read
+
+    def __getitems__(self, key: Key) -> Value:
+        return self.read(key)
+
+
+def in_order(read: Callable[[Key], Value], keys: Iterable[Key], workers: int) -> Iterator[Value]:
+    """`map(read, keys)`, computed ahead by `workers` processes (0: here and now).
+
+    torch's DataLoader does the work: it passes errors on and ends its workers with their parent.
+    """
+    if workers == 0:
+        return map(read, keys)
+    return iter(
+        DataLoader(
+            _Lookup(read),
+            batch_sampler=keys,
+            collate_fn=_as_is,
+            num_workers=workers,  # type: ignore[arg-type]
+        )
+    )
+
+
+def _as_is(value: Value) -> Value:
+    return value

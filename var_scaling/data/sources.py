@@ -1,0 +1,147 @@
+"""The images of one split, by row: made here, or read from disk after one look at every file."""
+
+import csv
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from var_scaling.config import DeadLeaves, ImageFiles
+from var_scaling.data.dead_leaves import DeadLeavesSource
+from var_scaling.data.decode import Undecodable, decode, square
+from var_scaling.data.listing import DataError, Listing, fingerprint, list_images
+from var_scaling.data.loader import in_order
+from var_scaling.disk import DONE, is_done, read_json, whole, write_json
+from var_scaling.randomness import seed_for
+
+REJECTED_SHARE = 0.01  # more than this undecodable: the data is broken, not a few files
+_CHUNK = 256
+
+Progress = Callable[[str, int, int], None]  # what, done, total
+
+
+class Source(Protocol):
+    rows: int
+    labels: np.ndarray  # (rows,) int64
+
+    def images(self, rows: np.ndarray, epochs: np.ndarray) -> np.ndarray:
+        """uint8 (n, side, side, 3) of `rows`, each as epoch `epochs` sees it."""
+        ...
+
+
+def open_source(
+    data: DeadLeaves | ImageFiles,
+    split: str,
+    root: Path | None,
+    survey: Path,
+    workers: int,
+    progress: Progress,
+) -> Source:
+    """The images of `data`'s `split` ("train" or "validation"). Raises DataError.
+
+    Image files lie under `root` and are surveyed once, into the folder `survey`.
+    """
+    if isinstance(data, DeadLeaves):
+        return DeadLeavesSource(data, split)
+    if root is None:
+        raise DataError(
+            f'data {data.name!r} has no path: put [data] {data.name} = "/path" into '
+            f"var-scaling.toml, or set VAR_SCALING_DATA to a folder that holds {data.name}/"
+        )
+    listing = list_images(root, split, data.validation_share)
+    if len(listing.classes) != data.classes:
+        raise DataError(
+            f"{root}: {len(listing.classes)} classes found, data {data.name!r} says {data.classes}"
+        )
+    return FileSource(data, split, listing, surveyed(listing, root, survey, workers, progress))
+
+
+def surveyed(
+    listing: Listing, root: Path, folder: Path, workers: int, progress: Progress
+) -> np.ndarray:
+    """Rows that decode, found by decoding each once; the rest stand in `folder`/rejected.csv.
+
+    Raises DataError above REJECTED_SHARE, or if `folder` surveyed other files.
+    """
+    wanted = {"fingerprint": fingerprint(listing), "images": len(listing.names)}
+    if is_done(folder):
+        recorded = read_json(folder / DONE)
+        if any(recorded[key] != value for key, value in wanted.items()):
+            raise DataError(
+                f"{root}: the files have changed since they were surveyed into {folder}: "
+                f"{recorded['images']:,} images then, {wanted['images']:,} now. Tokens made from "
+                "them would not match; restore the files, or give the new data a new name"
+            )
+        return np.load(folder / "kept.npy")
+
+    def look(rows: range) -> list[tuple[int, str]]:
+        reasons = ((row, _why_not(listing, row)) for row in rows)
+        return [(row, why) for row, why in reasons if why]
+
+    count = len(listing.names)
+    chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
+    rejected: list[tuple[int, str]] = []
+    for done, found in enumerate(in_order(look, chunks, workers), 1):
+        rejected += found
+        progress(f"reading {os.path.basename(folder)}", min(done * _CHUNK, count), count)
+    _write_rejected(folder / "rejected.csv", listing, rejected)
+    if len(rejected) > REJECTED_SHARE * count:
+        first = "; ".join(f"{_printable(listing.names[row])}: {why}" for row, why in rejected[:3])
+        raise DataError(
+            f"{root}: {len(rejected):,} of {count:,} images do not decode, more than "
+            f"{REJECTED_SHARE:.0%}. All are listed in {folder / 'rejected.csv'}; the first: {first}"
+        )
+    kept = np.setdiff1d(np.arange(count), [row for row, _ in rejected])
+    with whole(folder / "kept.npy") as beside, open(beside, "wb") as file:
+        np.save(file, kept)
+    write_json(folder / DONE, {**wanted, "rejected": len(rejected)})
+    return kept
+
+
+class FileSource:
+    """Decoded image files, cropped as the record says; validation always takes the centre."""
+
+    def __init__(self, data: ImageFiles, split: str, listing: Listing, kept: np.ndarray):
+        self.data = data
+        self.crops = data.crops if split == "train" else 0
+        self.rows = len(kept)
+        self.labels = listing.labels[kept]
+        self._listing = listing
+        self._kept = kept
+
+    def images(self, rows: np.ndarray, epochs: np.ndarray) -> np.ndarray:
+        pairs = zip(rows.tolist(), np.broadcast_to(epochs, rows.shape).tolist(), strict=True)
+        return np.stack([self._image(row, epoch) for row, epoch in pairs])
+
+    def _image(self, row: int, epoch: int) -> np.ndarray:
+        where = None
+        if self.crops:
+            crop = epoch % self.crops
+            where = np.random.default_rng(seed_for(self.data.seed, "crop", row, crop))
+        image = decode(self._listing.read(int(self._kept[row])))
+        return square(image, self.data.side, self.data.enlarge, where, self.data.flip)
+
+
+def _why_not(listing: Listing, row: int) -> str | None:
+    try:
+        decode(listing.read(row))
+    except (Undecodable, OSError) as error:
+        return str(error)
+    return None
+
+
+def _write_rejected(path: Path, listing: Listing, rejected: list[tuple[int, str]]) -> None:
+    with (
+        whole(path) as beside,
+        open(beside, "w", newline="", errors="backslashreplace") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(["image", "class", "reason"])
+        for row, why in rejected:
+            writer.writerow([listing.names[row], listing.classes[listing.labels[row]], why])
+
+
+def _printable(name: str) -> str:
+    return name.encode(errors="backslashreplace").decode()

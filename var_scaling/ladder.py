@@ -1,0 +1,60 @@
+"""Depth to everything else: the rules by which a grid of models grows, and the argument for each."""
+
+from dataclasses import dataclass
+
+from var_scaling.config import Model, Optimiser
+
+
+def tiny_model(depth: int, width_per_depth: int = 8) -> Model:
+    """A rung of a ladder that a CPU can climb: width 8 d, so N = 1,152 d³ in the blocks.
+
+    64 d is far too coarse below depth 4. Tiny models train for one pass over endless data, so
+    nothing is dropped. AdaLN gammas start near, not at, zero, as the paper's do.
+    """
+    return Model(
+        depth=depth, width_per_depth=width_per_depth, drop_path_per_depth=0.0, gamma_init=1e-3
+    )
+
+
+def tiny_optimiser(width: int, constant: float = 0.5) -> Optimiser:
+    """Warm-up, stable, decay; the rate falls as 1 / width.
+
+    One rate for all widths fakes a law: too low for the small models it steepens the exponent,
+    too high for the large ones it bends it (measured: TINY.md). `constant` between .25 and .5 is
+    near the optimum of each width; the sweep `sweeps/tiny_rates.py` shows it.
+    """
+    return Optimiser(
+        learning_rate=constant / width,
+        weight_decay=0.0,
+        final_weight_decay=0.0,
+        plateau=0.7,
+        final=0.02,
+        warm_up=0.04,
+    )
+
+
+@dataclass(frozen=True)
+class PaperRung:
+    """What the released recipe fixes at a depth (VAR.md 2.1)."""
+
+    model: Model
+    optimiser: Optimiser
+    batch: int
+    epochs: int
+
+
+def paper_rung(depth: int) -> PaperRung:
+    """The released recipe at `depth`: exact at 16, 20, 24 and 30, the nearest smaller one between.
+
+    Peak rate = rate per 256 images × batch / 256, as the released trainer computes it.
+    """
+    recipes = {  # depth: batch, epochs, rate per 256 images, gamma init, final rate, final decay
+        16: (768, 200, 1e-4, 1e-3, 0.1, 0.05),
+        20: (768, 250, 1e-4, 1e-3, 0.1, 0.05),
+        24: (768, 350, 8e-5, 1e-4, 0.01, 0.05),
+        30: (1024, 350, 8e-5, 1e-5, 0.01, 0.08),
+    }
+    base = max((d for d in recipes if d <= depth), default=16)
+    batch, epochs, rate, gamma, final, decay = recipes[base]
+    optimiser = Optimiser(learning_rate=rate * batch / 256, final=final, final_weight_decay=decay)
+    return PaperRung(Model(depth=depth, gamma_init=gamma), optimiser, batch, epochs)

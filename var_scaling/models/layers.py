@@ -1,0 +1,104 @@
+"""What a VAR block is made of (VAR.md 1.2), with the released parameter names.
+
+Shapes: B images, L tokens, C width, N heads.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+_LARGEST_SCALE = math.log(100.0)  # of the learned attention temperature
+
+
+class Attention(nn.Module):
+    """Multi-head attention under a boolean mask, with l2-normalised or plain queries and keys."""
+
+    def __init__(self, width: int, heads: int, normalised: bool):
+        super().__init__()
+        self.heads = heads
+        self.normalised = normalised
+        if normalised:
+            self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4.0)))
+        self.mat_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))  # keys have none: it would cancel
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x_BLC: Tensor, mask_LL: Tensor) -> Tensor:
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        qkv = F.linear(x_BLC, self.mat_qkv.weight, bias)
+        q, k, v = rearrange(qkv, "b l (three n c) -> three b n l c", three=3, n=self.heads)
+        if self.normalised:
+            q = F.normalize(q, dim=-1) * self.scale_mul_1H11.clamp_max(_LARGEST_SCALE).exp()
+            k = F.normalize(k, dim=-1)
+            scale = 1.0
+        else:
+            scale = 0.25 / math.sqrt(q.shape[-1])  # the released code's extra 0.25
+        h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_LL, scale=scale)
+        return self.proj(rearrange(h, "b n l c -> b l (n c)"))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int, ratio: int):
+        super().__init__()
+        self.fc1 = nn.Linear(width, ratio * width)
+        self.fc2 = nn.Linear(ratio * width, width)
+
+    def forward(self, x_BLC: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x_BLC), approximate="tanh"))
+
+
+class Modulation(nn.Sequential):
+    """Condition (B, C) to `chunks` vectors each: (B, chunks, 1, C). Its Linear is child 1, as released."""
+
+    def __init__(self, width: int, chunks: int):
+        super().__init__(nn.SiLU(), nn.Linear(width, chunks * width))
+        self.chunks = chunks
+
+    def forward(self, cond_BC: Tensor) -> Tensor:
+        return rearrange(super().forward(cond_BC), "b (n c) -> b n 1 c", n=self.chunks)
+
+
+def modulate(x_BLC: Tensor, scale_B1C: Tensor, shift_B1C: Tensor) -> Tensor:
+    """LayerNorm without affine, then the condition's scale and shift."""
+    return F.layer_norm(x_BLC, x_BLC.shape[-1:], eps=1e-6) * (1 + scale_B1C) + shift_B1C
+
+
+class Block(nn.Module):
+    """Attention and MLP, each scaled, shifted and gated by the condition (AdaLN)."""
+
+    def __init__(self, width: int, heads: int, ratio: int, shared_adaln: bool, normalised: bool):
+        super().__init__()
+        self.attn = Attention(width, heads, normalised)
+        self.ffn = FeedForward(width, ratio)
+        if shared_adaln:
+            self.ada_gss = nn.Parameter(torch.empty(1, 1, 6, width))
+        else:
+            self.ada_lin = Modulation(width, 6)
+
+    def forward(self, x_BLC: Tensor, cond: Tensor, mask_LL: Tensor, keep_2B11: Tensor) -> Tensor:
+        """`cond` is (B, C), or the shared layer's (B, 6, 1, C). `keep` scales each image's residual."""
+        if hasattr(self, "ada_gss"):
+            parts = cond + rearrange(self.ada_gss, "1 1 n c -> 1 n 1 c")
+        else:
+            parts = self.ada_lin(cond)
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = parts.unbind(1)
+        h = gamma1 * self.attn(modulate(x_BLC, scale1, shift1), mask_LL)
+        x_BLC = x_BLC + keep_2B11[0] * h
+        h = gamma2 * self.ffn(modulate(x_BLC, scale2, shift2))
+        return x_BLC + keep_2B11[1] * h
+
+
+class ModulatedNorm(nn.Module):
+    """The last norm before the head."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.ada_lin = Modulation(width, 2)
+
+    def forward(self, x_BLC: Tensor, cond_BC: Tensor) -> Tensor:
+        scale, shift = self.ada_lin(cond_BC).unbind(1)
+        return modulate(x_BLC, scale, shift)

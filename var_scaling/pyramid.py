@@ -1,0 +1,65 @@
+"""The scales of a token pyramid: how long each is, where it starts, and which positions see which."""
+
+from itertools import accumulate
+from typing import Self
+
+from pydantic import model_validator
+
+from var_scaling.record import Record
+
+PAPER_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)  # VAR, arXiv 2404.02905, section 3.2: 680 tokens
+
+
+class Pyramid(Record):
+    """Token maps of growing side, coarse to fine; positions run row by row, scale after scale.
+
+    One scale alone is a plain VQVAE's grid.
+    """
+
+    sides: tuple[int, ...]
+
+    @model_validator(mode="after")
+    def _sides_grow(self) -> Self:
+        if not self.sides or self.sides[0] < 1:
+            raise ValueError("needs at least one side, each at least 1")
+        if any(low >= high for low, high in zip(self.sides, self.sides[1:], strict=False)):
+            raise ValueError("sides must grow strictly, e.g. (1, 2, 3, 4)")
+        return self
+
+    @property
+    def scales(self) -> int:
+        return len(self.sides)
+
+    @property
+    def side(self) -> int:
+        """Side of the finest map, which is the side of the tokenizer's feature grid."""
+        return self.sides[-1]
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each scale."""
+        return tuple(side * side for side in self.sides)
+
+    @property
+    def length(self) -> int:
+        """Tokens of one image."""
+        return sum(self.lengths)
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Position of each scale's first token."""
+        return (0, *accumulate(self.lengths[:-1]))
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Scale index of every position, of length `length`."""
+        return tuple(k for k, length in enumerate(self.lengths) for _ in range(length))
+
+    @property
+    def visible_pairs(self) -> int:
+        """(query, key) pairs that the block-causal mask allows: each scale sees itself and all coarser ones.
+
+        286,434 of 680² for the paper's pyramid.
+        """
+        ends = accumulate(self.lengths)
+        return sum(length * end for length, end in zip(self.lengths, ends, strict=True))

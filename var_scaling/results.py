@@ -1,0 +1,100 @@
+"""One metrics line and one results row: the contract between making and understanding."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from var_scaling.record import Name, Record
+
+Line = dict[str, Any]
+Status = Literal["done", "running", "diverged", "failed", "waiting"]
+
+
+class MetricsLog:
+    """Append-only `metrics.jsonl`; each line whole, told apart by `kind` and `step`."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _cut_torn_line(path)
+        self._file = open(path, "a", buffering=1)  # noqa: SIM115 - lives as long as the training
+
+    def __call__(self, kind: str, step: int, values: Line) -> None:
+        line = {"kind": kind, "step": step, "time_ms": time.time_ns() // 1_000_000, **values}
+        self._file.write(json.dumps(line) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[Line]:
+    """The lines in the order of their steps. A step written twice after a resume counts once, the later."""
+    if not path.exists():
+        return []
+    text = path.read_bytes()
+    whole = text[: text.rfind(b"\n") + 1]  # a last line without its end is still being written
+    lines: dict[tuple[str, int], Line] = {}
+    for line in map(json.loads, whole.splitlines()):
+        lines[line["kind"], line["step"]] = line
+    return sorted(lines.values(), key=lambda line: (line["step"], line["kind"]))
+
+
+def last_of(lines: list[Line], kind: str) -> Line | None:
+    return next((line for line in reversed(lines) if line["kind"] == kind), None)
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Remove what a killed writer left of its last line, so the next does not run into it."""
+    if path.exists():
+        with open(path, "rb+") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
+            os.fsync(file.fileno())
+
+
+class Row(Record):
+    """One evaluation of one trial. Losses in nats a token, errors as shares of tokens, FLOPs of the
+    whole training so far; None where nothing was measured."""
+
+    sweep: Name
+    trial: Name
+    family: str
+    depth: int
+    width: int
+    heads: int
+    seed: int
+    tokenizer: Name
+    data: Name
+    step: int
+    steps: int
+    batch: int
+    learning_rate: float
+    images_seen: int
+    tokens_seen: int
+    epochs: float  # passes over the training images so far
+    params_total: int
+    params_blocks: int
+    params_embedding: int
+    params_attention: int
+    params_mlp: int
+    params_adaln: int
+    params_head: int
+    train_flops: int
+    train_flops_dense_mask: int
+    train_flops_6n_total: int
+    train_flops_6n_blocks: int
+    train_loss: float | None
+    val_loss: float | None
+    val_loss_last: float | None
+    val_error: float | None
+    val_error_last: float | None
+    val_loss_stderr: float | None
+    val_error_stderr: float | None
+    val_loss_per_scale: tuple[float, ...] | None
+    val_error_per_scale: tuple[float, ...] | None
+    fid: float | None = None
+    inception_score: float | None = None
+    seconds: float
+    images_per_second: float
+    status: Status
+    commit: str | None

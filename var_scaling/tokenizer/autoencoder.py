@@ -1,0 +1,168 @@
+"""Encoder and decoder of the VQVAE (VAR.md 1.1), with the released parameter names.
+
+Shapes: B images, W width, H side. Level 0 is the finest.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from var_scaling.config import Tokenizer
+
+
+def norm(width: int, groups: int) -> nn.GroupNorm:
+    """`groups` groups, or the most below that which divide the width."""
+    return nn.GroupNorm(math.gcd(groups, width), width, eps=1e-6)
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, cin: int, cout: int, groups: int):
+        super().__init__()
+        self.norm1 = norm(cin, groups)
+        self.conv1 = nn.Conv2d(cin, cout, 3, padding=1)
+        self.norm2 = norm(cout, groups)
+        self.conv2 = nn.Conv2d(cout, cout, 3, padding=1)
+        self.nin_shortcut = nn.Conv2d(cin, cout, 1) if cin != cout else nn.Identity()
+
+    def forward(self, x_BWHH: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x_BWHH)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.nin_shortcut(x_BWHH) + h
+
+
+class AttentionBlock(nn.Module):
+    """Single-head attention over all positions of the map."""
+
+    def __init__(self, width: int, groups: int):
+        super().__init__()
+        self.norm = norm(width, groups)
+        self.qkv = nn.Conv2d(width, 3 * width, 1)
+        self.proj_out = nn.Conv2d(width, width, 1)
+
+    def forward(self, x_BWHH: Tensor) -> Tensor:
+        q, k, v = rearrange(
+            self.qkv(self.norm(x_BWHH)), "b (three w) y x -> three b 1 (y x) w", three=3
+        )
+        h = F.scaled_dot_product_attention(q, k, v)
+        side = x_BWHH.shape[-1]
+        return x_BWHH + self.proj_out(rearrange(h, "b 1 (y x) w -> b w y x", x=side))
+
+
+class Downsample(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, stride=2)
+
+    def forward(self, x_BWHH: Tensor) -> Tensor:
+        return self.conv(F.pad(x_BWHH, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x_BWHH: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x_BWHH, scale_factor=2, mode="nearest"))
+
+
+class Middle(nn.Module):
+    def __init__(self, width: int, groups: int):
+        super().__init__()
+        self.block_1 = ResidualBlock(width, width, groups)
+        self.attn_1 = AttentionBlock(width, groups)
+        self.block_2 = ResidualBlock(width, width, groups)
+
+    def forward(self, x_BWHH: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x_BWHH)))
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution, with attention on the coarsest, then a resize."""
+
+    def __init__(self, cin: int, cout: int, blocks: int, groups: int, attention: bool):
+        super().__init__()
+        self.block = nn.ModuleList(
+            ResidualBlock(cin if j == 0 else cout, cout, groups) for j in range(blocks)
+        )
+        self.attn = nn.ModuleList(AttentionBlock(cout, groups) for _ in range(blocks) if attention)
+
+    def forward(self, x_BWHH: Tensor) -> Tensor:
+        for j, block in enumerate(self.block):
+            x_BWHH = block(x_BWHH)
+            if self.attn:
+                x_BWHH = self.attn[j](x_BWHH)
+        return x_BWHH
+
+
+class Encoder(nn.Module):
+    """(B, 3, side, side) to (B, code_channels, grid, grid)."""
+
+    def __init__(self, t: Tokenizer):
+        super().__init__()
+        widths = [t.channels * multiplier for multiplier in t.multipliers]
+        self.conv_in = nn.Conv2d(3, t.channels, 3, padding=1)
+        self.down = nn.ModuleList()
+        width = t.channels
+        for level, level_width in enumerate(widths):
+            deepest = level == len(widths) - 1
+            self.down.append(
+                Level(width, level_width, t.residual_blocks, t.norm_groups, attention=deepest)
+            )
+            if not deepest:
+                self.down[-1].downsample = Downsample(level_width)
+            width = level_width
+        self.mid = Middle(width, t.norm_groups)
+        self.norm_out = norm(width, t.norm_groups)
+        self.conv_out = nn.Conv2d(width, t.code_channels, 3, padding=1)
+
+    def forward(self, images_B3HH: Tensor) -> Tensor:
+        h = self.conv_in(images_B3HH)
+        for level in self.down:
+            h = level(h)
+            if hasattr(level, "downsample"):
+                h = level.downsample(h)
+        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+
+
+class Decoder(nn.Module):
+    """(B, code_channels, grid, grid) to (B, 3, side, side), not clamped."""
+
+    def __init__(self, t: Tokenizer):
+        super().__init__()
+        widths = [t.channels * multiplier for multiplier in t.multipliers]
+        self.conv_in = nn.Conv2d(t.code_channels, widths[-1], 3, padding=1)
+        self.mid = Middle(widths[-1], t.norm_groups)
+        self.up = nn.ModuleList()  # indexed by level, finest first, though run coarsest first
+        for level, level_width in enumerate(widths):
+            deepest = level == len(widths) - 1
+            coarser = widths[-1] if deepest else widths[level + 1]
+            self.up.append(
+                Level(coarser, level_width, t.residual_blocks + 1, t.norm_groups, attention=deepest)
+            )
+            if level > 0:
+                self.up[-1].upsample = Upsample(level_width)
+        self.norm_out = norm(widths[0], t.norm_groups)
+        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
+
+    def forward(self, f_BCHH: Tensor) -> Tensor:
+        h = self.mid(self.conv_in(f_BCHH))
+        for level in reversed(self.up):
+            h = level(h)
+            if hasattr(level, "upsample"):
+                h = level.upsample(h)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+def to_unit(pixels_BHH3: Tensor) -> Tensor:
+    """uint8 (B, H, H, 3) to float (B, 3, H, H) in [-1, 1]."""
+    return rearrange(pixels_BHH3, "b y x c -> b c y x").to(torch.float32) / 127.5 - 1
+
+
+def to_pixels(images_B3HH: Tensor) -> Tensor:
+    """float (B, 3, H, H) in [-1, 1], clamped, to uint8 (B, H, H, 3)."""
+    pixels = (images_B3HH.clamp(-1, 1) + 1) * 127.5
+    return rearrange(pixels.round().to(torch.uint8), "b c y x -> b y x c")

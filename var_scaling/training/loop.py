@@ -1,0 +1,91 @@
+"""The training loop as a generator: mechanics live here once, the caller owns the `for`."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+Stats = dict[str, Tensor]
+
+
+class Diverged(RuntimeError):
+    """The loss or its gradient stopped being finite; nothing after that step is worth a FLOP."""
+
+
+class Interrupted(RuntimeError):
+    """Asked to stop, and stopped between two steps with all progress on disk."""
+
+
+def updates(update: Callable[[int], Stats], start: int, stop: int) -> Iterator[tuple[int, Stats]]:
+    """Yield (steps done, stats) after each `update(step)`. Raises Diverged on a non-finite stat."""
+    for step in range(start, stop):
+        stats = update(step)
+        for name, value in stats.items():
+            if not math.isfinite(float(value)):
+                raise Diverged(f"{name} = {float(value)} at step {step + 1} of {stop}")
+        yield step + 1, stats
+
+
+def descend(
+    loss: Tensor, optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], clip: float
+) -> Tensor:
+    """Backward, clip, step. Returns the gradient's norm; a non-finite gradient changes no weight."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
+    if torch.isfinite(norm):
+        optimizer.step()
+    return norm
+
+
+class Window:
+    """Means of the stats since the last look; saved with the checkpoint so a resume averages the same."""
+
+    def __init__(self, state: dict[str, float] | None = None):
+        self.sums = dict(state or {})
+
+    def add(self, stats: Stats) -> None:
+        for name, value in {**stats, "count": 1}.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+
+    def take(self) -> dict[str, float]:
+        count = self.sums.pop("count", 0.0)
+        means = {name: total / count for name, total in self.sums.items()}
+        self.sums = {}
+        return means
+
+
+class Stopwatch:
+    """Seconds of training, evaluation left out, over all attempts; and when to save next."""
+
+    def __init__(
+        self, seconds: float, save_every: float, clock: Callable[[], float] = time.monotonic
+    ):
+        self._clock = clock
+        self._save_every = save_every
+        self._since = self._saved = clock()
+        self._before = seconds
+        self._paused = False
+
+    def lap(self) -> float:
+        """Seconds of training until now; stands still during a pause."""
+        return self._before + (0.0 if self._paused else self._clock() - self._since)
+
+    def pause(self, work: Callable[[], None]) -> None:
+        """Do `work` off the clock."""
+        self._before, self._paused = self.lap(), True
+        work()
+        self._since, self._paused = self._clock(), False
+
+    def save_is_due(self) -> bool:
+        return self._clock() - self._saved >= self._save_every
+
+    def saved(self) -> None:
+        self._saved = self._clock()
+
+
+def log_steps(steps: int, lines: int = 50) -> frozenset[int]:
+    """About `lines` steps, evenly spread, the last among them."""
+    return frozenset(max(1, round(steps * k / lines)) for k in range(1, lines + 1))
