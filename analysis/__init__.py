@@ -1,4 +1,4 @@
-"""What we learned: a results table from anywhere, laws fitted to it, figures and a report. Loads no torch."""
+"""What we learned: a results table, laws fitted to it, figures and a report. Loads no torch."""
 
 from analysis.fit import Fit, fit_law
 from analysis.laws import LAWS, Law

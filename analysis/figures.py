@@ -1,7 +1,8 @@
-"""Figures one would put in a paper: log-log, units on the axes, colours that the colour-blind can tell."""
+"""Figures one would put in a paper: log-log, with units, safe for the colour-blind."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -12,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from analysis.study import METRICS, VARIABLES, Finding, Study
 
 _INK, _POINT, _LAW = "#333333", "#0072B2", "#D55E00"  # Okabe-Ito blue and vermilion
-_STYLE = {
+_STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.spines.top": False,
@@ -26,7 +27,7 @@ _STYLE = {
 
 
 def draw_all(study: Study, folder: Path) -> dict[str, Path]:
-    """Every figure that the table can carry, as SVG, PNG and PDF; returns the SVG of each by its name."""
+    """Every figure that the table carries, as SVG, PNG and PDF; returns each SVG by name."""
     folder.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Callable[[Study], Figure | None]] = {
         "laws_in_parameters": laws_in_parameters,

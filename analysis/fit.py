@@ -15,7 +15,7 @@ _SEED_FLOORS = np.array([0.0, 0.2, 0.4, 0.6, 0.75, 0.85, 0.92, 0.96, 0.985, 0.99
 _ROUNDS = 300
 _STARTS_OF_A_RESAMPLE = 2  # the most promising seeds; the data itself gets them all
 _TOLERANCE = 1e-10  # the longest step of an optimum, in a, α and log E
-_LEAST_FLOOR = 1e-4  # of min(y): below this, E is zero for all that data can tell
+_LEAST_FLOOR = 1e-3  # of min(y): below this, E is zero for all that data can tell
 
 
 class FitError(ValueError):
@@ -132,14 +132,12 @@ def solve(law: Law, x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> Solved
     seeds = np.stack([_seed(u, y, weights, share) for share in _SEED_FLOORS])  # (starts, B, 3)
     if len(weights) > 1:
         seeds = _most_promising(seeds, u, log_y, weights)
-    ends = [_polish(u, log_y, weights, theta, y.min()) for theta in seeds]
-    objectives = np.stack([end[1] for end in ends])  # (starts, B)
-    best = objectives.argmin(0)
-    rows = np.arange(len(weights))
-    theta = np.stack([end[0] for end in ends])[best, rows]
-    gradient = np.stack([end[2] for end in ends])[best, rows]
-    least = objectives[best, rows]
-    agreed = (objectives <= least * (1 + 1e-6) + 1e-18).mean(0)
+    starts, rows = len(seeds), len(weights)
+    ends = _polish(u, log_y, np.tile(weights, (starts, 1)), seeds.reshape(-1, 3), y.min())
+    thetas, objectives, gradients = (end.reshape(starts, rows, *end.shape[1:]) for end in ends)
+    best, row = objectives.argmin(0), np.arange(rows)
+    theta, least, gradient = thetas[best, row], objectives[best, row], gradients[best, row]
+    agreed = (objectives <= least * (1 + 1e-6) + 1e-12).mean(0)
     no_floor = straight <= least * (1 + 1e-9)  # E ran to zero: then the law is the straight line
     return Solved(
         np.where(no_floor, a, theta[:, 0]),
@@ -148,7 +146,7 @@ def solve(law: Law, x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> Solved
         np.where(no_floor, straight, least),
         np.where(no_floor, 0.0, gradient),
         agreed,
-        starts=len(ends),
+        starts,
     )
 
 
@@ -162,7 +160,7 @@ def _most_promising(
 
 
 def _line(u: np.ndarray, v: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted least squares of v = a - α u, a row of `weights` and of v (or one v for all) each."""
+    """Weighted least squares of v = a - α u; one a and one α for each row of `weights`."""
     total = weights.sum(1, keepdims=True)
     mean_u = (weights * u).sum(1, keepdims=True) / total
     mean_v = (weights * v).sum(1, keepdims=True) / total
@@ -183,7 +181,7 @@ def _seed(u: np.ndarray, y: np.ndarray, weights: np.ndarray, share: float) -> np
 def _polish(
     u: np.ndarray, log_y: np.ndarray, weights: np.ndarray, theta: np.ndarray, least: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Levenberg-Marquardt with the exact Jacobian, the batch in step. Returns θ, objective, gradient."""
+    """Levenberg-Marquardt, exact Jacobian, whole batch. Returns θ, objective, gradient."""
     theta, damping = theta.copy(), np.full(len(theta), 1e-3)
     lowest = np.log(_LEAST_FLOOR * least)
     objective = (weights * _residual(u, log_y, theta)[0] ** 2).sum(1)

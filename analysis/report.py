@@ -23,7 +23,7 @@ CAPTIONS = {
         "frontier is an upper bound."
     ),
     "curves": "Held-out loss and error of each run against the training tokens it has seen.",
-    "scales": "Final held-out loss of each scale, coarse (1) to fine, against parameters in blocks.",
+    "scales": "Final held-out loss of each scale, coarse (1) to fine, against parameters.",
 }
 
 
@@ -84,8 +84,9 @@ def _law_row(finding: Any) -> dict[str, str]:
         "held_out": f"{held.relative_error:+.2%}" if held else "–",
         "points": f"{fit.points} points, {fit.sizes} sizes, {fit.decades:.1f} decades",
         "certificate": (
-            f"{'converged' if certificate.converged else 'NOT CONVERGED'}; {certificate.agreed:.0%} "
-            f"of {certificate.starts} starts agreed; gradient {certificate.gradient:.0e}"
+            f"{'converged' if certificate.converged else 'NOT CONVERGED'}; "
+            f"{certificate.agreed:.0%} of {certificate.starts} starts agreed; "
+            f"gradient {certificate.gradient:.0e}"
             + ("; floor ran to zero" if certificate.at_bound else "")
             + (f"; {boot.resamples} resamples, {boot.rejected} drawn again" if boot else "")
         ),
@@ -100,7 +101,7 @@ def _warnings(study: Study) -> list[str]:
     repeated = finals[finals.get("epochs", 0) > 1.0 + 1e-9]
     if len(repeated):
         found.append(
-            f"{len(repeated)} runs saw their training images up to {repeated.epochs.max():.1f} times: "
+            f"{len(repeated)} runs saw their images up to {repeated.epochs.max():.1f} times: "
             "a floor may be over-fitting."
         )
     if finals.seed.nunique() == 1:

@@ -1,4 +1,4 @@
-"""The run table that every law is fitted to: checked on the way in, rows dropped only with a reason."""
+"""The run table that every law is fitted to: checked, rows dropped only with a reason."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,8 +58,9 @@ def check(frame: pd.DataFrame, where: str = "table") -> Table:
     twice = frame.duplicated(["sweep", "trial", "step"], keep="last") & (reasons == "")
     reasons[twice] = "the same trial and step stands again below"
     dropped = tuple(
-        f"{row.trial} at step {row.step}: {reasons[index]}"
-        for index, row in frame[reasons != ""].iterrows()
+        f"{trial} at step {step}: {reason}"
+        for trial, step, reason in zip(frame.trial, frame.step, reasons, strict=True)
+        if reason
     )
     kept = frame[reasons == ""].copy()
     for name in ("val_loss_per_scale", "val_error_per_scale"):

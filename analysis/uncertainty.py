@@ -49,11 +49,13 @@ def bootstrap(law: Law, x: np.ndarray, y: np.ndarray, seed: int = 0) -> Bootstra
         drawn += 1
         if len(np.unique(size[counts > 0])) >= least:
             kept.append(counts)
-    solved = solve(law, x, y, np.array(kept, dtype=float))
+    # Few points have few different resamples: each is solved once.
+    different, which = np.unique(np.array(kept, dtype=float), axis=0, return_inverse=True)
+    solved = solve(law, x, y, different)
     method = f"percentile bootstrap over {len(x)} runs"
     return Bootstrap(
-        alpha=_percentiles(solved.alpha, method),
-        floor=_percentiles(solved.floor, method) if law.floor else None,
+        alpha=_percentiles(solved.alpha[which], method),
+        floor=_percentiles(solved.floor[which], method) if law.floor else None,
         resamples=len(kept),
         rejected=drawn - len(kept),
     )
@@ -69,29 +71,36 @@ def floor_profile(x: np.ndarray, y: np.ndarray, best: float, objective: float) -
     if spare < 1:
         return None
     limit = objective * (1 + stats.f.ppf(0.95, 1, spare) / spare)
-    floors = np.unique(np.concatenate([
-        np.linspace(0, y.min(), 4001)[:-1],
-        y.min() * (1 - np.geomspace(1e-6, 1e-3, 50)),
-        [best],
-    ]))  # fmt: skip
-    allowed = floors[[_objective_at(x, y, floor) <= limit for floor in floors]]
+    near = y.min() * (1 - np.geomspace(1e-6, 1e-3, 50))
+    floors = np.unique(np.concatenate([np.linspace(0, y.min(), 2001)[:-1], near, [best]]))
+    allowed = floors[_objectives_at(x, y, floors) <= limit * (1 + 1e-9)]
     if not len(allowed):
         raise FitError("the profile found no floor as good as the fit's own: the fit is no optimum")
     return Interval(float(allowed.min()), float(allowed.max()), f"profile, F(1, {spare})")
 
 
-def _objective_at(x: np.ndarray, y: np.ndarray, floor: float) -> float:
-    """Least sum of squared log residuals with E fixed: a line, then a few Gauss-Newton steps."""
-    u, log_y = np.log(x) - np.log(x).mean(), np.log(y)
-    reducible = y - floor
-    slope, a = np.polyfit(u, np.log(reducible), 1, w=reducible / y)
-    for _ in range(8):
-        power = np.exp(a + slope * u)
-        residual = np.log(floor + power) - log_y
-        share = power / (floor + power)
-        step, *_ = np.linalg.lstsq(np.stack([share, share * u], 1), residual, rcond=None)
-        a, slope = a - step[0], slope - step[1]
-    return float(residual @ residual)
+def _objectives_at(x: np.ndarray, y: np.ndarray, floors: np.ndarray) -> np.ndarray:
+    """Least sum of squared log residuals with E fixed at each of `floors`, (F,), below min(y).
+
+    A straight line through log(y - E), then Gauss-Newton steps in its two parameters.
+    """
+    u, log_y, floors_F1 = np.log(x) - np.log(x).mean(), np.log(y), floors[:, None]
+    reducible = y - floors_F1
+    theta = _weighted_lines(u, np.log(reducible), reducible / y)
+    for _ in range(10):
+        power = np.exp(theta[:, :1] + theta[:, 1:] * u)
+        residual = np.log(floors_F1 + power) - log_y
+        share = power / (floors_F1 + power)
+        theta = theta - _weighted_lines(u, residual / share, share)
+    power = np.exp(theta[:, :1] + theta[:, 1:] * u)
+    return np.square(np.log(floors_F1 + power) - log_y).sum(1)
+
+
+def _weighted_lines(u: np.ndarray, v: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """(F, 2) offset and slope that minimise the sum of (share × (v - offset - slope u))²."""
+    design = np.stack([share, share * u], axis=-1)
+    normal = np.einsum("fnp,fnq->fpq", design, design)
+    return np.linalg.solve(normal, np.einsum("fnp,fn->fp", design, share * v)[..., None])[..., 0]
 
 
 def _percentiles(values: np.ndarray, method: str) -> Interval:

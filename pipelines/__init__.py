@@ -1,1 +1,1 @@
-"""Where and when: stages in their folders, run by Ray, mirrored into MLflow, driven by a command line."""
+"""Where and when: stages in folders, run by Ray, mirrored into MLflow, driven by verbs."""

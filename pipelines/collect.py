@@ -1,8 +1,9 @@
-"""The disk to tables: what state every stage is in, and the results rows of a sweep. Loads no torch."""
+"""The disk to tables: the state of every stage, and the results rows of a sweep. No torch."""
 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,12 +40,17 @@ class View:
 
 def overview(home: Home, sweep: Sweep) -> list[View]:
     """Every stage of `sweep`, in the order of need."""
-    views = [_tokenizer_view(home, t) for t in sweep.tokenizers]
-    for t, data in sweep.token_sets:
-        for split in ("train", "validation"):
-            views.append(_tokens_view(home.tokens(t.name, data.name, split)))
-    trials = sorted(sweep.trials, key=lambda trial: natural(trial.name))
-    return views + [_trial_view(home.trial(sweep.name, trial.name), trial) for trial in trials]
+    tokenizers = [_tokenizer_view(home, t) for t in sweep.tokenizers]
+    tokens = [
+        _tokens_view(home.tokens(t.name, data.name, split))
+        for t, data in sweep.token_sets
+        for split in ("train", "validation")
+    ]
+    trials = [
+        _trial_view(home.trial(sweep.name, trial.name), trial)
+        for trial in sorted(sweep.trials, key=lambda trial: natural(trial.name))
+    ]
+    return tokenizers + tokens + trials
 
 
 def _tokenizer_view(home: Home, t: Tokenizer) -> View:
@@ -81,7 +87,9 @@ def _tokens_view(folder: Path) -> View:
     state, note = _state(folder)
     name = f"{folder.parent.name}/{folder.name}"
     path = folder / "progress.json"
-    progress = read_json(path) if path.exists() else {"what": "", "done": 0, "total": 0}
+    progress: dict[str, Any] = (
+        read_json(path) if path.exists() else {"what": "", "done": 0, "total": 0}
+    )
     reading = progress["what"] if progress["what"].startswith("reading") else ""
     return View(
         "tokens", name, state, progress["done"], progress["total"], "images", note=note or reading
@@ -135,12 +143,15 @@ def _row(
     status: Status,
     commit: str | None,
 ) -> Row:
-    """`trial` as it stood when `line` was written; `images` is how many its training tokens hold."""
+    """`trial` as it stood when `line` was written, trained on tokens of `images` images."""
     step = line["step"]
-    ledger = trial_ledger(trial)
+    ledger: dict[str, Any] = dict(trial_ledger(trial))
     grown = [key for key in ledger if key.endswith("_seen") or key.startswith("train_flops")]
     ledger.update({key: ledger[key] * step // trial.steps for key in grown})
     reached = [loss for at, loss in train_losses.items() if at <= step]
+    scores: dict[str, Any] = {f"val_{name}": line.get(name) for name in _SCORES}
+    for name in _PER_SCALE:
+        scores[f"val_{name}"] = tuple(line[name]) if name in line else None
     return Row(
         sweep=sweep.name,
         trial=trial.name,
@@ -156,14 +167,13 @@ def _row(
         batch=trial.batch,
         learning_rate=trial.optimiser.learning_rate,
         epochs=step * trial.batch / images,
-        **ledger,
         train_loss=reached[-1] if reached else None,
-        **{f"val_{name}": line.get(name) for name in _SCORES},
-        **{f"val_{name}": tuple(line[name]) if name in line else None for name in _PER_SCALE},
         seconds=line["seconds"],
         images_per_second=line["images_per_second"],
         status=status,
         commit=commit,
+        **ledger,
+        **scores,
     )
 
 

@@ -1,4 +1,4 @@
-"""From results to what people look at: laws.json, figures, the report, and the law run in MLflow."""
+"""From results to what people look at: laws.json, figures, report, the law run in MLflow."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ _FORMAT = 1
 
 
 def publish(home: Home, sweep: Sweep, results_fingerprint: str, again: bool) -> dict[str, Any]:
-    """The laws of `sweep`, fitted and drawn; what stands already for these results is kept unless `again`.
+    """The laws of `sweep`, fitted and drawn; what stands for these results is kept, unless `again`.
 
     Returns what laws.json holds. Raises TableError where there is nothing to fit.
     """
@@ -154,7 +154,7 @@ def _facts(home: Home, sweep: Sweep) -> Any:
 
 
 def _provenance(home: Home, sweep: Sweep) -> dict[str, str]:
-    attempts = []
+    attempts: list[dict[str, Any]] = []
     for trial in sweep.trials:
         path = home.trial(sweep.name, trial.name) / "provenance.json"
         attempts += read_json(path)["attempts"] if path.exists() else []

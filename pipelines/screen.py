@@ -79,7 +79,8 @@ def _tokenizers(sweep: Sweep) -> str:
         flops = 3 * t.batch * t.steps * total(tokenizer_flops(t))
         sides = ", ".join(map(str, t.pyramid.sides))
         lines.append(
-            f"tokenizer {t.name}: {total(tokenizer_parameters(t)):,} parameters, {t.codes:,} codes, "
+            f"tokenizer {t.name}: {total(tokenizer_parameters(t)):,} parameters, "
+            f"{t.codes:,} codes, "
             f"scales {sides} = {t.pyramid.length} tokens an image, {t.steps:,} steps, "
             f"{short(flops)} FLOPs on {t.data.name}"
         )

@@ -1,6 +1,6 @@
-"""The stages as functions of what they read and the one folder they write; they know no orchestrator.
+"""The stages: functions of what they read and the one folder they write. They know no orchestrator.
 
-Each may be called again at any time: done is not redone, half-done goes on, another record is refused.
+Each may be called again at any time: done is not redone, half-done goes on, drift is refused.
 """
 
 import hashlib
@@ -68,7 +68,7 @@ def run_tokenizer(place: Place, t: Tokenizer) -> str:
 
 
 def run_tokens(place: Place, t: Tokenizer, data: DeadLeaves | ImageFiles, split: str) -> str:
-    """Encode `data`'s `split` with the trained `t`. Returns "done"; raises Stopped or CacheError."""
+    """Encode `data`'s `split` with the trained `t`. Raises Stopped, DataError or CacheError."""
     folder = place.home.tokens(t.name, data.name, split)
     with _at_work(folder, place):
         from var_scaling.tokenizer.cache import write_cache
@@ -144,7 +144,7 @@ FAILED = "failed.json"
 
 @contextmanager
 def _at_work(folder: Path, place: Place) -> Iterator[None]:
-    """Alone in `folder`, on `place.threads` threads; an error is left there for a person to read."""
+    """Alone in `folder`, on `place.threads` threads; an error is left there to be read."""
     import torch
 
     from var_scaling.training.loop import Interrupted

@@ -1,4 +1,4 @@
-"""MLflow's door: mirror what lies on disk into one experiment a sweep. Replayed twice, it is there once.
+"""MLflow's door: mirror the disk into one experiment a sweep. Replayed twice, it is there once.
 
 The disk is the truth. The mirror remembers on each run how far it got, so an outage of any length
 costs nothing but the view, and a deleted database is filled again from the beginning.
@@ -187,7 +187,7 @@ def _run_name(trial: Trial) -> str:
 
 
 def _trial_params(sweep: Sweep, trial: Trial) -> dict[str, Any]:
-    """What the comparison page sorts and plots by; its axes are linear, so sizes come as log10 too."""
+    """What the comparison page plots by; its axes are linear, so sizes come as log10 too."""
     ledger = trial_ledger(trial)
     return {
         "sweep": sweep.name,
@@ -231,7 +231,7 @@ def _transposed(table: dict[str, list[Any]]) -> list[list[Any]]:
 
 @contextmanager
 def mirroring(home: Home, sweep: Sweep, warn: Callable[[str], None]) -> Iterator[None]:
-    """Mirror beside the work in the block, every few seconds. What goes wrong costs the view only."""
+    """Mirror every few seconds beside the block's work. What goes wrong costs only the view."""
     ended = threading.Event()
 
     def follow() -> None:

@@ -1,1 +1,1 @@
-"""The science of one process: what a tokenizer, a model and a trial are, and how they are trained."""
+"""The science of one process: what tokenizers, models and trials are and how they are trained."""

@@ -1,4 +1,4 @@
-"""What data, a tokenizer, a model, a trial and a sweep are: everything that can change a number, nothing else."""
+"""What a tokenizer, a model, a trial and a sweep are: all that can change a number, no more."""
 
 from itertools import pairwise
 from typing import Annotated, Literal, Self
@@ -81,7 +81,7 @@ class Optimiser(Record):
 
 
 class Codebook(Record):
-    """How the codes are kept alive: moving averages, k-means at the start, restart of dead codes."""
+    """How the codes are kept alive: moving averages, k-means first, restart of dead codes."""
 
     starts_at: NonNegativeInt = 0  # steps of plain autoencoding before anything is quantised
     decay: ProperShare = 0.99
@@ -122,8 +122,9 @@ class Tokenizer(Record):
         wanted = self.pyramid.side * self.downsampling
         if self.data.side != wanted:
             raise ValueError(
-                f"data.side = {self.data.side}: {len(self.multipliers)} multipliers halve the image "
-                f"{len(self.multipliers) - 1} times, so a finest map of side {self.pyramid.side} "
+                f"data.side = {self.data.side}: {len(self.multipliers)} multipliers halve the "
+                f"image {len(self.multipliers) - 1} "
+                f"times, so a finest map of side {self.pyramid.side} "
                 f"needs images of side {wanted}"
             )
         return self

@@ -1,4 +1,4 @@
-"""Depth to everything else: the rules by which a grid of models grows, and the argument for each."""
+"""Depth to everything else: the rules by which a grid of models grows, argued."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The scales of a token pyramid: how long each is, where it starts, and which positions see which."""
+"""The scales of a token pyramid: how long each is, where it starts, which see which."""
 
 from itertools import accumulate
 from typing import Self
@@ -57,7 +57,7 @@ class Pyramid(Record):
 
     @property
     def visible_pairs(self) -> int:
-        """(query, key) pairs that the block-causal mask allows: each scale sees itself and all coarser ones.
+        """(query, key) pairs under the block-causal mask: each scale sees itself and all coarser.
 
         286,434 of 680² for the paper's pyramid.
         """

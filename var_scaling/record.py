@@ -1,4 +1,4 @@
-"""What every record obeys: frozen, strict, JSON both ways, errors that name field, value and what is allowed."""
+"""What every record obeys: frozen, strict, JSON both ways, errors that say what is allowed."""
 
 import hashlib
 import json

@@ -29,7 +29,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[Line]:
-    """The lines in the order of their steps. A step written twice after a resume counts once, the later."""
+    """The lines by step. A step written twice, after a resume, counts once: the later."""
     if not path.exists():
         return []
     text = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Dead leaves: class-conditional images of a few occluding flat shapes, each a pure function of its address."""
+"""Dead leaves: images of a few flat shapes by class, each a pure function of its address."""
 
 import numpy as np
 
@@ -18,7 +18,7 @@ class DeadLeavesSource:
         self.labels = np.arange(self.rows, dtype=np.int64) % data.classes
 
     def images(self, rows: np.ndarray, epochs: np.ndarray | int = 0) -> np.ndarray:
-        """uint8 (n, side, side, 3). The same whatever else is asked for; `epochs` change nothing."""
+        """uint8 (n, side, side, 3). The same whatever else is asked for, in every epoch."""
         numbers, classes = np.divmod(np.asarray(rows, dtype=np.int64), self.data.classes)
         draws = np.stack(
             [self._draws(int(c), int(i)) for c, i in zip(classes, numbers, strict=True)]
@@ -26,7 +26,7 @@ class DeadLeavesSource:
         return paint(draws, _palettes(self.data)[classes], self.data)
 
     def _draws(self, label: int, number: int) -> np.ndarray:
-        """(1 + leaves, _WORDS) uniforms of one image, at its own place in a counter-based stream."""
+        """(1 + leaves, _WORDS) uniforms of one image, at its place in a counted stream."""
         key = np.array([self.data.seed, 2 * label + _SPLITS[self.split]], dtype=np.uint64)
         shape = (1 + self.data.leaves, _WORDS)
         blocks = shape[0] * _WORDS // 4  # Philox yields four words a count

@@ -65,9 +65,8 @@ def square(
     """
     short, long = sorted(image.size)
     if long > _WIDEST * short:
-        image = ImageOps.fit(
-            image, tuple(min(edge, _WIDEST * short) for edge in image.size), Image.Resampling.BOX
-        )
+        width, height = (min(edge, _WIDEST * short) for edge in image.size)
+        image = ImageOps.fit(image, (width, height), Image.Resampling.BOX)
     scale = round(enlarge * side) / min(image.size)
     size = (max(side, round(image.width * scale)), max(side, round(image.height * scale)))
     image = image.resize(size, Image.Resampling.LANCZOS)

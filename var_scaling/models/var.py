@@ -25,6 +25,8 @@ class VAR(nn.Module):
         super().__init__()
         pyramid, width = tokenizer.pyramid, model.width
         self.config = model
+        self.levels_L: Tensor
+        self.mask_LL: Tensor
         self.pos_start = nn.Parameter(torch.empty(1, pyramid.lengths[0], width))
         self.pos_1LC = nn.Parameter(torch.empty(1, pyramid.length, width))
         self.lvl_embed = nn.Embedding(pyramid.scales, width)
@@ -74,9 +76,10 @@ class VAR(nn.Module):
             elif not name.endswith("scale_mul_1H11"):
                 nn.init.normal_(parameter, std=std)
         nn.init.normal_(self.head.weight, std=std * config.head_init)
-        self.head_nm.ada_lin[1].weight.data.mul_(config.adaln_init)
+        self.head_nm.ada_lin.weight.data.mul_(config.adaln_init)
         gammas = 2 * config.width  # the first two of the six chunks
         for block in self.blocks:
+            assert isinstance(block, Block)
             block.attn.proj.weight.data.div_(math.sqrt(2 * config.depth))
             block.ffn.fc2.weight.data.div_(math.sqrt(2 * config.depth))
             if config.shared_adaln:
@@ -84,8 +87,8 @@ class VAR(nn.Module):
                 block.ada_gss.data[:, :, :2].mul_(config.gamma_init)
                 block.ada_gss.data[:, :, 2:].mul_(config.adaln_init)
             else:
-                block.ada_lin[1].weight.data[:gammas].mul_(config.gamma_init)
-                block.ada_lin[1].weight.data[gammas:].mul_(config.adaln_init)
+                block.ada_lin.weight.data[:gammas].mul_(config.gamma_init)
+                block.ada_lin.weight.data[gammas:].mul_(config.adaln_init)
 
 
 def block_causal_mask(pyramid: Pyramid) -> Tensor:

@@ -89,13 +89,16 @@ class Level(nn.Module):
             ResidualBlock(cin if j == 0 else cout, cout, groups) for j in range(blocks)
         )
         self.attn = nn.ModuleList(AttentionBlock(cout, groups) for _ in range(blocks) if attention)
+        self.downsample: Downsample | None = None
+        self.upsample: Upsample | None = None
 
     def forward(self, x_BWHH: Tensor) -> Tensor:
         for j, block in enumerate(self.block):
             x_BWHH = block(x_BWHH)
             if self.attn:
                 x_BWHH = self.attn[j](x_BWHH)
-        return x_BWHH
+        resize = self.downsample or self.upsample
+        return resize(x_BWHH) if resize else x_BWHH
 
 
 class Encoder(nn.Module):
@@ -105,16 +108,17 @@ class Encoder(nn.Module):
         super().__init__()
         widths = [t.channels * multiplier for multiplier in t.multipliers]
         self.conv_in = nn.Conv2d(3, t.channels, 3, padding=1)
-        self.down = nn.ModuleList()
+        levels: list[Level] = []
         width = t.channels
         for level, level_width in enumerate(widths):
             deepest = level == len(widths) - 1
-            self.down.append(
+            levels.append(
                 Level(width, level_width, t.residual_blocks, t.norm_groups, attention=deepest)
             )
             if not deepest:
-                self.down[-1].downsample = Downsample(level_width)
+                levels[-1].downsample = Downsample(level_width)
             width = level_width
+        self.down = nn.ModuleList(levels)
         self.mid = Middle(width, t.norm_groups)
         self.norm_out = norm(width, t.norm_groups)
         self.conv_out = nn.Conv2d(width, t.code_channels, 3, padding=1)
@@ -123,8 +127,6 @@ class Encoder(nn.Module):
         h = self.conv_in(images_B3HH)
         for level in self.down:
             h = level(h)
-            if hasattr(level, "downsample"):
-                h = level.downsample(h)
         return self.conv_out(F.silu(self.norm_out(self.mid(h))))
 
 
@@ -136,15 +138,16 @@ class Decoder(nn.Module):
         widths = [t.channels * multiplier for multiplier in t.multipliers]
         self.conv_in = nn.Conv2d(t.code_channels, widths[-1], 3, padding=1)
         self.mid = Middle(widths[-1], t.norm_groups)
-        self.up = nn.ModuleList()  # indexed by level, finest first, though run coarsest first
+        levels: list[Level] = []
         for level, level_width in enumerate(widths):
             deepest = level == len(widths) - 1
             coarser = widths[-1] if deepest else widths[level + 1]
-            self.up.append(
+            levels.append(
                 Level(coarser, level_width, t.residual_blocks + 1, t.norm_groups, attention=deepest)
             )
             if level > 0:
-                self.up[-1].upsample = Upsample(level_width)
+                levels[-1].upsample = Upsample(level_width)
+        self.up = nn.ModuleList(levels)  # indexed by level, finest first, though run coarsest first
         self.norm_out = norm(widths[0], t.norm_groups)
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
@@ -152,8 +155,6 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(f_BCHH))
         for level in reversed(self.up):
             h = level(h)
-            if hasattr(level, "upsample"):
-                h = level.upsample(h)
         return self.conv_out(F.silu(self.norm_out(h)))
 
 

@@ -52,7 +52,7 @@ class TokenCache:
 def describe(
     tokenizer: Tokenizer, weights: str, data: DeadLeaves | ImageFiles, split: str
 ) -> dict[str, Any]:
-    """What the tokens are of; `weights` is the SHA-256 of the tokenizer's file. Compared on opening."""
+    """What the tokens are of; `weights` is the SHA-256 of the tokenizer's. Compared on opening."""
     return {
         "format": 1,
         "tokenizer": tokenizer.name,
@@ -78,7 +78,7 @@ def write_cache(
     progress: Progress,
     stop: Callable[[], bool],
 ) -> bool:
-    """Encode `source` into `folder`; False if `stop` asked to leave early. Goes on from what is there."""
+    """Encode `source` into `folder`; False if `stop` asked to leave. Goes on from what is there."""
     crops = description["crops"]
     rows = source.rows * crops
     content = {"images": source.rows, "labels_crc32": zlib.crc32(source.labels.tobytes())}
@@ -110,7 +110,7 @@ def write_cache(
 
 
 def open_cache(folder: Path, expected: dict[str, Any]) -> TokenCache:
-    """The finished cache in `folder`. Raises CacheError if it is unfinished, torn, or of other things."""
+    """The finished cache in `folder`. Raises CacheError if unfinished, damaged or of others."""
     if not is_done(folder):
         raise CacheError(f"{folder}: the tokens are not all there yet")
     manifest = read_json(folder / "manifest.json")
@@ -136,7 +136,7 @@ def open_cache(folder: Path, expected: dict[str, Any]) -> TokenCache:
 
 
 def _begin(folder: Path, description: dict[str, Any], rows: int) -> dict[str, Any]:
-    """The manifest of an earlier attempt, its shards checked, or a new one beside an empty array."""
+    """The manifest of an earlier attempt, shards checked, or a new one by an empty array."""
     path = folder / "manifest.json"
     if path.exists():
         manifest: dict[str, Any] = read_json(path)

@@ -1,4 +1,4 @@
-"""Keep every code in use: moving averages of what each is asked for, k-means at the start, restarts.
+"""Keep every code in use: moving averages of what it is asked for, k-means, restarts.
 
 Gradient descent from a uniform start leaves four codes in five unused at small scale (TINY.md:
 19 % of 1,024 used against 100 %). Shapes: N vectors, C code channels, V codes.
@@ -27,7 +27,7 @@ class CodebookAverages:
 
     @torch.no_grad()
     def start(self, f_BCHH: Tensor) -> None:
-        """Codes by k-means of what the scales see of `f`; then again, of the residuals they leave."""
+        """Codes by k-means of what the scales see of `f`, then of the residuals they leave."""
         scales = range(self.quantizer.pyramid.scales)
         views = [self.quantizer.view(f_BCHH, k).movedim(1, -1).flatten(0, 2) for k in scales]
         self._k_means(torch.cat(views), 0)
@@ -36,7 +36,7 @@ class CodebookAverages:
 
     @torch.no_grad()
     def update(self, vectors_NC: Tensor, ids_N: Tensor, step: int) -> None:
-        """Move each code towards the mean of the vectors that chose it; restart those nobody chose."""
+        """Move each code towards the vectors that chose it; restart those nobody chose."""
         uses_V, sums_VC = self._totals(vectors_NC, ids_N)
         self.uses_V.lerp_(uses_V, 1 - self.config.decay)
         self.sums_VC.lerp_(sums_VC, 1 - self.config.decay)

@@ -14,7 +14,7 @@ from var_scaling.tokenizer.quantizer import Quantizer
 
 
 class MultiScaleVQVAE(nn.Module):
-    """VAR's tokenizer, with the released parameter names; images are (B, 3, side, side) in [-1, 1]."""
+    """VAR's tokenizer, parameters named as released; images (B, 3, side, side) in [-1, 1]."""
 
     def __init__(self, t: Tokenizer):
         super().__init__()

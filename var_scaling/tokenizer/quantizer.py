@@ -1,6 +1,6 @@
-"""The multi-scale residual quantizer (VAR.md 1.1): two pure steps, `view` and `grow`, carry all of it.
+"""The multi-scale residual quantizer (VAR.md 1.1): two steps, `view` and `grow`, carry it.
 
-Shapes: B images, C code channels, H side of the full grid, S tokens of one scale, L of all, V codes.
+Shapes: B images, C code channels, H side of the full grid, S tokens of a scale, L of all, V codes.
 """
 
 from typing import NamedTuple
@@ -36,7 +36,7 @@ class Quantizer(nn.Module):
         convs = [nn.Conv2d(t.code_channels, t.code_channels, 3, padding=1) for _ in range(held)]
         for conv in convs:  # phi starts as the identity, so that the walk converges from the start
             nn.init.dirac_(conv.weight)
-            nn.init.zeros_(conv.bias)
+            conv.bias = nn.Parameter(torch.zeros(t.code_channels))
         self.quant_resi = _named_as_released(convs, t.phi_convolutions) if t.phi_strength else None
         self.choice = phi_choice(t.pyramid.scales, held) if t.phi_convolutions else range(held)
         self._phi = convs if t.phi_strength else []
@@ -88,7 +88,7 @@ class Quantizer(nn.Module):
         return f_hat
 
     def teacher_input(self, ids_BL: Tensor) -> Tensor:
-        """What each scale but the first is shown of the scales before it: (B, L - S of scale 0, C)."""
+        """What each scale but the first is shown of those before it: (B, L - first S, C)."""
         f_hat, shown = self.blank(len(ids_BL)), []
         for k, ids_BS in enumerate(self.scales_of(ids_BL)[:-1]):
             f_hat = self.grow(f_hat, ids_BS, k)
@@ -98,7 +98,7 @@ class Quantizer(nn.Module):
         return torch.cat(shown, dim=1)
 
     def forward(self, f_BCHH: Tensor) -> Quantized:
-        """Training: the same walk, with gradients to the codes, the phi and, straight through, to f."""
+        """Training: the same walk, with gradients to codes, phi and, straight through, f."""
         fixed = f_BCHH.detach()
         f_hat, loss = torch.zeros_like(fixed), f_BCHH.new_zeros(())
         ids, vectors = [], []
@@ -128,7 +128,7 @@ class Quantizer(nn.Module):
 def phi_choice(scales: int, held: int) -> list[int]:
     """Which of the `held` convolutions each scale uses: that whose tick is nearest to k / (K - 1).
 
-    Exact ties are decided by float64 rounding, as in the released code, so the sums stay as they are.
+    Exact ties are decided by float64 rounding as in the released code: leave the sums alone.
     """
     edge = 1 / 3 / held if held == 4 else 1 / 2 / held
     ticks = np.linspace(edge, 1 - edge, held)

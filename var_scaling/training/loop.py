@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ def updates(update: Callable[[int], Stats], start: int, stop: int) -> Iterator[t
 def descend(
     loss: Tensor, optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], clip: float
 ) -> Tensor:
-    """Backward, clip, step. Returns the gradient's norm; a non-finite gradient changes no weight."""
+    """Backward, clip, step. Returns the gradient's norm; if not finite, no weight changes."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
@@ -41,13 +42,14 @@ def descend(
 
 
 class Window:
-    """Means of the stats since the last look; saved with the checkpoint so a resume averages the same."""
+    """Means of the stats since the last look; saved, so that a resume averages the same."""
 
     def __init__(self, state: dict[str, float] | None = None):
         self.sums = dict(state or {})
 
     def add(self, stats: Stats) -> None:
-        for name, value in {**stats, "count": 1}.items():
+        self.sums["count"] = self.sums.get("count", 0.0) + 1
+        for name, value in stats.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
 
     def take(self) -> dict[str, float]:
@@ -73,10 +75,11 @@ class Stopwatch:
         """Seconds of training until now; stands still during a pause."""
         return self._before + (0.0 if self._paused else self._clock() - self._since)
 
-    def pause(self, work: Callable[[], None]) -> None:
-        """Do `work` off the clock."""
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done in this block is off the clock."""
         self._before, self._paused = self.lap(), True
-        work()
+        yield
         self._since, self._paused = self._clock(), False
 
     def save_is_due(self) -> bool:

@@ -13,7 +13,8 @@ _NOT_DECAYED = ("pos_start", "pos_1LC", "lvl_embed", "scale_mul", "ada_gss", "qu
 
 def adamw(model: nn.Module, config: Optimiser) -> torch.optim.AdamW:
     """Two groups, decayed and not; `set_rates` gives both their values at each step."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             exempt = parameter.ndim < 2 or any(part in name for part in _NOT_DECAYED)

@@ -46,7 +46,7 @@ def train_tokenizer(
     workers: int,
     sheet: Path,
 ) -> MultiScaleVQVAE:
-    """The trained tokenizer. Resumes from `folder` bitwise; raises Diverged, or Interrupted if `stop` asks."""
+    """The trained tokenizer. Resumes bitwise; raises Diverged, or Interrupted if `stop` asks."""
     model = MultiScaleVQVAE(t)
     averages = CodebookAverages(model.quantize, t.codebook, t.seed)
     optimizer = adamw(model, t.optimiser)
@@ -105,7 +105,8 @@ def train_tokenizer(
         if done in logged:
             log("train", done, {**window.take(), **progress_of(t, done, watch.lap())})
         if done in evaluated:
-            watch.pause(lambda: look(done))  # noqa: B023 - called at once
+            with watch.paused():
+                look(done)
         if done < t.steps and (watch.save_is_due() or stop()):
             save(done)
             if stop():

@@ -43,7 +43,7 @@ def train(
     save_every: float,
     stop: Callable[[], bool],
 ) -> VAR:
-    """The trained model. Resumes from `folder` bitwise; raises Diverged, or Interrupted if `stop` asks."""
+    """The trained model. Resumes bitwise; raises Diverged, or Interrupted if `stop` asks."""
     model = VAR(trial.model, trial.tokenizer, trial.data.classes, trial.seed)
     optimizer = adamw(model, trial.optimiser)
     state = checkpoint.latest(folder) or {"step": 0, "seconds": 0.0, "window": None}
@@ -70,16 +70,9 @@ def train(
         if done in logged:
             log("train", done, {**window.take(), **progress_of(trial, done, watch.lap())})
         if done in evaluated:
-            watch.pause(
-                lambda: log(
-                    "validation",
-                    done,
-                    {
-                        **evaluate(model, quantizer, held_out),
-                        **progress_of(trial, done, watch.lap()),  # noqa: B023
-                    },
-                )
-            )
+            with watch.paused():
+                scores = evaluate(model, quantizer, held_out)
+                log("validation", done, {**scores, **progress_of(trial, done, watch.lap())})
         if done < trial.steps and (watch.save_is_due() or stop()):
             save(done)
             if stop():
