@@ -33,6 +33,7 @@ def draw_all(study: Study, folder: Path) -> dict[str, Path]:
         "laws_in_parameters": laws_in_parameters,
         "laws_in_compute": laws_in_compute,
         "curves": curves,
+        "rates": rates,
         "scales": scales,
     }
     drawn = {}
@@ -81,7 +82,7 @@ def laws_in_compute(study: Study) -> Figure | None:
     panels = figure.subplots(1, len(found), squeeze=False)[0]
     for panel, metric in zip(panels, found, strict=True):
         symbol, what, unit = METRICS[metric]
-        _each_run(panel, study, "train_flops", metric)
+        _each_run(panel, study, "train_flops", metric, named=False)
         raw, floor = (study.get(metric, "train_flops", law) for law in ("pure", "floor"))
         assert raw is not None
         _law_panel(panel, [raw, floor], reducible=False)
@@ -103,6 +104,25 @@ def curves(study: Study) -> Figure:
         panel.set_ylabel(f"{symbol} ({unit})")
         panel.set_xlabel("D, training tokens seen")
     _runs_legend(panels[1])
+    return figure
+
+
+def rates(study: Study) -> Figure | None:
+    """Final loss against the peak learning rate, a line a size; None without two rates."""
+    finals = study.table.finals
+    if finals.empty or finals.groupby("params_blocks").learning_rate.nunique().max() < 2:
+        return None
+    figure = Figure(figsize=(4.6, 3.2), layout="constrained")
+    panel = figure.subplots()
+    colours = _size_colours(study)
+    for size in np.unique(finals.params_blocks):
+        runs = finals[finals.params_blocks == size].sort_values("learning_rate")
+        colour, name = colours[size], _count(size)
+        panel.plot(runs.learning_rate, runs.val_loss, "o-", ms=3, lw=1, color=colour, label=name)
+    _logarithmic(panel)
+    panel.set_xlabel("peak learning rate")
+    panel.set_ylabel("L_mean (nats/token)")
+    panel.legend(title="N", loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
@@ -158,16 +178,26 @@ def _scientific(value: float) -> str:
     return f"{value / 10**exponent:.1f}·10$^{{{exponent}}}$"
 
 
-def _each_run(panel: Axes, study: Study, x: str, metric: str) -> None:
+def _each_run(panel: Axes, study: Study, x: str, metric: str, named: bool = True) -> None:
     rows = study.table.rows
-    sizes = np.sort(rows.params_blocks.unique())
-    colours = dict(
-        zip(sizes, mpl.colormaps["viridis"](np.linspace(0, 0.9, len(sizes))), strict=True)
-    )
+    colours = _size_colours(study)
     for _, run in rows.groupby(["params_blocks", "trial"], sort=True):
         run = run.sort_values("step")
         size = run.params_blocks.iloc[0]
-        panel.plot(run[x], run[metric], "-", lw=1, color=colours[size], label=f"{_count(size)}")
+        panel.plot(
+            run[x],
+            run[metric],
+            "-",
+            lw=1,
+            color=colours[size],
+            label=_count(size) if named else None,
+        )
+
+
+def _size_colours(study: Study) -> dict[float, Any]:
+    """Dark for small, bright for large."""
+    sizes = np.sort(study.table.rows.params_blocks.unique())
+    return dict(zip(sizes, mpl.colormaps["viridis"](np.linspace(0, 0.9, len(sizes))), strict=True))
 
 
 def _runs_legend(panel: Axes) -> None:

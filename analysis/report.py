@@ -23,6 +23,7 @@ CAPTIONS = {
         "frontier is an upper bound."
     ),
     "curves": "Held-out loss and error of each run against the training tokens it has seen.",
+    "rates": "Final held-out loss against the peak learning rate, a line for each size.",
     "scales": "Final held-out loss of each scale, coarse (1) to fine, against parameters.",
 }
 

@@ -21,6 +21,7 @@ METRICS = {
 }
 VARIABLES = {
     "params_blocks": ("N", "parameters in blocks"),
+    "params_total": ("N_total", "all parameters"),
     "train_flops": ("C", "training FLOPs, along the frontier"),
 }
 

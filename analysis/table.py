@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 
 NEEDED = (
-    "sweep", "trial", "family", "depth", "width", "seed", "step", "steps", "tokens_seen",
-    "params_total", "params_blocks", "train_flops", "val_loss", "val_loss_last", "val_error",
-    "val_error_last", "status",
+    "sweep", "trial", "family", "depth", "width", "seed", "step", "steps", "learning_rate",
+    "tokens_seen", "params_total", "params_blocks", "train_flops", "val_loss", "val_loss_last",
+    "val_error", "val_error_last", "status",
 )  # fmt: skip
 _POSITIVE = ("step", "steps", "tokens_seen", "params_total", "params_blocks", "train_flops")
 _SCORES = ("val_loss", "val_loss_last", "val_error", "val_error_last")

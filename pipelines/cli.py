@@ -155,7 +155,7 @@ def _publish(at: Home, sweep: Sweep, again: bool, as_json: bool = False) -> None
     if as_json:
         print(json.dumps(laws))
         return
-    console.print(screen.law_table(laws))
+    console.print(screen.law_tables(laws))
     for why in laws["refused"]:
         console.print(f"not fitted: {why}", soft_wrap=True, highlight=False)
     screen.say_paths(console, publish.paths(at, sweep), sweep.name)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
@@ -101,33 +101,39 @@ def status_table(sweep: Sweep, views: list[View]) -> Table:
     return table
 
 
-def law_table(laws: dict[str, Any]) -> Table:
-    """The laws as the paper states them; raw loss and reducible loss side by side."""
-    table = _table(
-        "law", "form", "α [95 %]", "β", "floor E [95 %]", "r", "R²", "rms", "largest, foretold",
-        title=f"{laws['sweep']}: {laws['sizes']} sizes, {laws['decades']:.1f} decades of N",
+def law_tables(laws: dict[str, Any]) -> Group:
+    """The laws as the paper states them: the raw loss, then what lies above a fitted floor."""
+    title = f"{laws['sweep']}: {laws['sizes']} sizes, {laws['decades']:.1f} decades of N"
+    raw = _table(
+        "raw: L = (β x)^-α", "α [95 %]", "β", "r", "R²", "largest foretold", title=title
+    )  # fmt: skip
+    reducible = _table(
+        "reducible: L = E + (β x)^-α", "E [95 %]", "α [95 %]", "β", "r", "R²", "largest foretold",
         caption="α by bootstrap over runs, E by its profile; r and R² of log(L − E) on log x; "
-        "β in 1/parameters or 1/FLOPs",
+        "foretold: from the smaller sizes, less what was measured",
     )  # fmt: skip
     for law in laws["laws"]:
-        fit, boot, floor = law["fit"], law["bootstrap"], law["floor_interval"]
-        interval = _interval(boot["alpha"], ".3f") if boot else ""
-        given = fit["law"]["floor"]
-        table.add_row(
-            f"{law['symbol']}({law['variable_symbol']})",
-            "reducible" if given else "raw",
-            f"{fit['alpha']:.4f} {interval}",
+        fit, boot = law["fit"], law["bootstrap"]
+        name = f"{law['symbol']}({law['variable_symbol']})"
+        cells = [
+            f"{fit['alpha']:.4f} {_interval(boot and boot['alpha'], '.3f')}",
             f"{law['beta']:.2e}",
-            f"{fit['E']:.3f} {_interval(floor, '.2f') if floor else ''}" if given else "",
-            f"{-fit['r']:+.4f}".replace("+", "−") if fit["r"] < 0 else f"{fit['r']:+.4f}",
+            f"{fit['r']:.4f}",
             f"{fit['r2']:.4f}",
-            f"{fit['rms_relative_error']:.2%}",
             f"{law['held_out']['relative_error']:+.1%}" if law["held_out"] else "",
-        )  # fmt: skip
-    return table
+        ]
+        if fit["law"]["floor"]:
+            reducible.add_row(
+                name, f"{fit['E']:.3f} {_interval(law['floor_interval'], '.2f')}", *cells
+            )
+        else:
+            raw.add_row(name, *cells)
+    return Group(raw, reducible)
 
 
-def _interval(interval: dict[str, float], form: str) -> str:
+def _interval(interval: dict[str, float] | None, form: str) -> str:
+    if interval is None:
+        return ""
     return f"[{interval['low']:{form}}, {interval['high']:{form}}]"
 
 
