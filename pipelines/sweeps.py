@@ -69,13 +69,12 @@ def _from_file(path: Path) -> ModuleType:
 
 
 def _own_line(error: Exception) -> str:
-    """Where in the sweep's own file the error came from: the last frame before ours."""
-    frames = [
-        f
-        for f in traceback.extract_tb(error.__traceback__)
-        if "sweeps" in f.filename or f.filename.endswith(".py")
-    ]
-    own = [f for f in frames if "/pipelines/" not in f.filename and "importlib" not in f.filename]
+    """Where in a sweep's file the error came from: the innermost frame that is not ours."""
+    if isinstance(error, SyntaxError):
+        return f"line {error.lineno}"
+    ours = ("/pipelines/", "/var_scaling/", "/site-packages/", "<frozen")
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not any(part in frame.filename for part in ours)]
     return f"line {own[-1].lineno}" if own else "on loading"
 
 

@@ -49,7 +49,7 @@ def list_images(root: Path, split: str, validation_share: float) -> Listing:
         raise DataError(f"{root}: is a file; give the folder that holds the images")
     parquet = sorted(path for path in root.rglob("*.parquet") if not _hidden(path, root))
     own = {name: _named(root, parquet, name) for name in SPLITS}
-    if own["train"] and own["validation"]:
+    if own[split] and (own["validation"] or validation_share == 0):
         return _listing(root, own[split])
     base = own["train"] or parquet or [root]
     return _held_out(_listing(root, base), root, split, validation_share)

@@ -23,10 +23,16 @@ class VAR(nn.Module):
 
     def __init__(self, model: Model, tokenizer: Tokenizer, classes: int, seed: int):
         super().__init__()
-        pyramid, width = tokenizer.pyramid, model.width
         self.config = model
         self.levels_L: Tensor
         self.mask_LL: Tensor
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_for(seed, "model init"))
+            self._build(model, tokenizer, classes)
+            self._init_weights()
+
+    def _build(self, model: Model, tokenizer: Tokenizer, classes: int) -> None:
+        pyramid, width = tokenizer.pyramid, model.width
         self.pos_start = nn.Parameter(torch.empty(1, pyramid.lengths[0], width))
         self.pos_1LC = nn.Parameter(torch.empty(1, pyramid.length, width))
         self.lvl_embed = nn.Embedding(pyramid.scales, width)
@@ -44,9 +50,6 @@ class VAR(nn.Module):
         self.head = nn.Linear(width, tokenizer.codes)
         self.register_buffer("levels_L", torch.tensor(pyramid.levels), persistent=False)
         self.register_buffer("mask_LL", block_causal_mask(pyramid), persistent=False)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_for(seed, "model init"))
-            self._init_weights()
 
     def forward(
         self, labels_B: Tensor, shown_BLZ: Tensor, keep_D2B: Tensor | None = None

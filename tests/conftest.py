@@ -1,0 +1,94 @@
+"""What several tests start from: a tiny tokenizer, its tokens, and one finished run of `smoke`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from var_scaling.config import Codebook, DeadLeaves, Model, Optimiser, Tokenizer, Trial
+from var_scaling.ladder import tiny_optimiser
+from var_scaling.pyramid import Pyramid
+
+COMMAND = [sys.executable, "-m", "pipelines.cli"]
+
+
+def images(**changes) -> DeadLeaves:
+    settings = {"name": "leaves", "side": 16, "train_images": 600, "validation_images": 100}
+    return DeadLeaves(**{**settings, **changes})
+
+
+def tokenizer(**changes) -> Tokenizer:
+    settings = {
+        "name": "t",
+        "data": images(),
+        "pyramid": Pyramid(sides=(1, 2, 4)),
+        "codes": 32,
+        "code_channels": 4,
+        "channels": 8,
+        "multipliers": (1, 2, 2),
+        "residual_blocks": 1,
+        "norm_groups": 1,
+        "codebook": Codebook(starts_at=2, decay=0.9, k_means_images=64, restart_every=3),
+        "optimiser": Optimiser(learning_rate=3e-3),
+        "batch": 8,
+        "steps": 10,
+    }
+    return Tokenizer(**{**settings, **changes})
+
+
+def trial(**changes) -> Trial:
+    settings = {
+        "name": "d2",
+        "tokenizer": tokenizer(),
+        "data": images(),
+        "model": Model(depth=2, width_per_depth=8, gamma_init=1e-1, drop_path_per_depth=0.1),
+        "optimiser": tiny_optimiser(16),
+        "batch": 8,
+        "steps": 12,
+        "evaluations": 2,
+    }
+    return Trial(**{**settings, **changes})
+
+
+@pytest.fixture(autouse=True)
+def _settings_of_the_test_alone(monkeypatch, tmp_path):
+    """No test reads the settings, data or home of whoever runs it."""
+    for name in ("VAR_SCALING_SETTINGS", "VAR_SCALING_DATA", "VAR_SCALING_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def token_cache():
+    """A cache of random tokens, as if an encoder had written them."""
+    from var_scaling.tokenizer.cache import TokenCache
+
+    def make(images: int, seed: int = 0, t: Tokenizer | None = None) -> TokenCache:
+        t = t or tokenizer()
+        generator = np.random.default_rng(seed)
+        tokens = generator.integers(t.codes, size=(images, t.pyramid.length)).astype(np.uint16)
+        return TokenCache(tokens, np.arange(images) % t.data.classes, 1, {})
+
+    return make
+
+
+def var_scaling(*words: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command line, as a user runs it, in a process of its own."""
+    return subprocess.run(
+        [*COMMAND, *words, "--home", str(home)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=240,
+    )
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory) -> Path:
+    """The home in which `run smoke` came to its end undisturbed."""
+    home = tmp_path_factory.mktemp("smoke")
+    done = var_scaling("run", "smoke", home=home)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return home

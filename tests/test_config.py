@@ -1,0 +1,124 @@
+"""Records: frozen, strict, JSON both ways; bad values name field, value and what is allowed."""
+
+import importlib
+import pkgutil
+
+import pytest
+from conftest import images, tokenizer, trial
+from pydantic import ValidationError
+
+import sweeps
+from pipelines.sweeps import SweepError, find_sweep, known_sweeps
+from var_scaling.config import Model, Optimiser, Sweep, Tokenizer, Trial
+from var_scaling.ladder import paper_rung
+from var_scaling.record import difference, explain
+
+
+def explained(record, **values) -> str:
+    with pytest.raises(ValidationError) as caught:
+        record(**values)
+    return explain(caught.value, record)
+
+
+@pytest.mark.parametrize("record", [trial(), tokenizer(), images(), trial().model])
+def test_json_and_back_is_the_same_record(record):
+    assert type(record).model_validate_json(record.model_dump_json()) == record
+
+
+@pytest.mark.parametrize("sweep", known_sweeps(), ids=lambda sweep: sweep.name)
+def test_every_sweep_survives_json_and_bears_the_name_of_its_file(sweep):
+    assert Sweep.model_validate_json(sweep.model_dump_json()) == sweep
+    assert sweep.name in {module.name for module in pkgutil.iter_modules(sweeps.__path__)}
+
+
+def test_importing_a_sweep_twice_gives_the_same_record():
+    module = importlib.import_module("sweeps.quickstart")
+    first = module.sweep
+    assert importlib.reload(module).sweep.fingerprint() == first.fingerprint()
+
+
+def test_a_bad_value_is_named_with_what_is_allowed():
+    assert "depth = 0: Input should be greater than 0" in explained(Model, depth=0)
+    text = explained(Optimiser, learning_rate=1e-3, betas=(0.9, 1.0))
+    assert "betas.1 = 1.0: Input should be less than 1" in text
+
+
+def test_an_unknown_field_is_answered_with_the_known_ones():
+    text = explained(Model, depth=2, hieght=3)
+    assert "hieght: no such field; allowed: adaln_init, depth" in text
+
+
+def test_an_unknown_nested_field_names_its_own_siblings():
+    wrong = trial().model_dump()
+    wrong["tokenizer"]["codebook"]["dekay"] = 1
+    text = explained(Trial, **wrong)
+    assert "tokenizer.codebook.dekay: no such field; allowed: decay" in text
+
+
+def test_strings_are_not_numbers():
+    assert "depth = '2'" in explained(Model, depth="2")
+
+
+def test_images_of_another_side_than_the_tokenizers_are_refused():
+    assert "needs images of side 16" in explained(
+        Tokenizer, **{**dict(tokenizer()), "data": images(side=32)}
+    )
+    assert "the tokenizer takes 16" in explained(Trial, **{**dict(trial()), "data": images(side=8)})
+
+
+def test_two_things_of_one_name_are_refused_with_the_difference():
+    other = trial(name="d3", tokenizer=tokenizer(codes=64))
+    text = explained(Sweep, name="s", question="?", trials=(trial(), other))
+    assert "tokenizers are named t: codes: recorded 32, wanted 64" in text
+    text = explained(Sweep, name="s", question="?", trials=(trial(), trial()))
+    assert "given twice: d2" in text
+
+
+def test_a_name_must_fit_a_folder():
+    assert "name = '../x'" in explained(Trial, **{**dict(trial()), "name": "../x"})
+
+
+def test_difference_names_each_field_that_differs():
+    one, other = trial().model_dump(), trial(seed=1, batch=4).model_dump()
+    assert difference(one, other) == ["batch: recorded 8, wanted 4", "seed: recorded 0, wanted 1"]
+
+
+def test_the_last_evaluation_is_at_the_end():
+    assert trial(steps=100, evaluations=3).evaluation_steps == (25, 50, 100)
+    assert trial(steps=1, evaluations=3).evaluation_steps == (1,)
+
+
+def test_the_papers_recipe_scales_the_rate_with_the_batch():
+    assert paper_rung(16).optimiser.learning_rate == pytest.approx(3e-4)
+    assert paper_rung(30).optimiser.learning_rate == pytest.approx(3.2e-4)
+    assert (paper_rung(30).batch, paper_rung(30).epochs) == (1024, 350)
+
+
+def test_a_sweep_file_of_ones_own_is_found_by_path(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from sweeps.smoke import sweep as s\n"
+        "sweep = s.model_copy(update={'name': 'mine', 'trials': s.trials[:1]})\n"
+    )
+    assert find_sweep(str(path)).name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("x = 1\n", "defines no `sweep"),
+        ("import nothing_of_that_name\n", "line 1: ModuleNotFoundError"),
+        ("from var_scaling.config import Model\n\nModel(depth=-1)\n", "line 3:\ndepth = -1"),
+        ("sweep = (\n", "SyntaxError"),
+    ],
+)
+def test_a_broken_sweep_file_says_what_to_mend(tmp_path, content, message):
+    path = tmp_path / "mine.py"
+    path.write_text(content)
+    with pytest.raises(SweepError, match=message.replace("(", r"\(")):
+        find_sweep(str(path))
+
+
+def test_an_unknown_sweep_is_answered_with_the_known_ones():
+    with pytest.raises(SweepError, match="quickstart, quickstart_again, smoke"):
+        find_sweep("quickstat")

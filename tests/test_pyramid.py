@@ -1,0 +1,40 @@
+"""Geometry of the scales."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from var_scaling.pyramid import PAPER_256, Pyramid
+
+SIDES = st.lists(st.integers(1, 20), min_size=1, max_size=6, unique=True).map(
+    lambda sides: tuple(sorted(sides))
+)
+
+
+def test_the_papers_pyramid_has_680_tokens_and_286434_visible_pairs():
+    paper = Pyramid(sides=PAPER_256)
+    assert (paper.length, paper.scales, paper.side) == (680, 10, 16)
+    assert paper.visible_pairs == 286_434  # LAWS.md, section 3
+
+
+@given(SIDES)
+def test_scales_tile_the_positions_without_gap_or_overlap(sides):
+    pyramid = Pyramid(sides=sides)
+    ends = [s + n for s, n in zip(pyramid.starts, pyramid.lengths, strict=True)]
+    assert pyramid.starts == (0, *ends[:-1])
+    assert ends[-1] == pyramid.length == len(pyramid.levels)
+
+
+@given(SIDES)
+def test_visible_pairs_are_those_of_the_mask(sides):
+    from var_scaling.models.var import block_causal_mask
+
+    pyramid = Pyramid(sides=sides[:3])
+    assert pyramid.visible_pairs == int(block_causal_mask(pyramid).sum())
+
+
+@pytest.mark.parametrize("sides", [(), (0, 1), (2, 2), (3, 1)])
+def test_sides_that_do_not_grow_are_refused(sides):
+    with pytest.raises(ValidationError, match="side"):
+        Pyramid(sides=sides)

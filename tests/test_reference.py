@@ -1,0 +1,185 @@
+"""The numbers that a right VAR implementation reproduces, read from the folder's own settings."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from var_scaling.config import ImageFiles, Model, Optimiser, Tokenizer
+from var_scaling.models.var import VAR
+from var_scaling.pyramid import Pyramid
+from var_scaling.tokenizer.model import MultiScaleVQVAE
+from var_scaling.training.optim import learning_rate_at, weight_decay_at
+
+FOLDER = Path(
+    os.environ.get("VAR_SCALING_REFERENCE", Path(__file__).parents[2] / "shared" / "reference")
+)
+pytestmark = [
+    pytest.mark.reference,
+    pytest.mark.skipif(
+        not (FOLDER / "config.json").exists(), reason=f"no reference arrays at {FOLDER}"
+    ),
+]
+_OURS_TO_REBUILD = ("ema_vocab_hit_SV", "lvl_1L", "attn_bias_for_masking", "zero_k_bias")
+
+
+def arrays(name: str) -> dict[str, torch.Tensor]:
+    with np.load(FOLDER / name) as found:
+        return {key: torch.from_numpy(found[key]) for key in found.files}
+
+
+def weights(name: str) -> dict[str, torch.Tensor]:
+    return {k: v for k, v in arrays(name).items() if not k.endswith(_OURS_TO_REBUILD)}
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor, bar: float = 2e-4) -> None:
+    worst = (ours.detach() - theirs).abs().max()
+    assert worst <= bar * (1 + theirs.abs().max()), f"off by {worst:.2e}"
+
+
+@pytest.fixture(scope="module")
+def settings() -> dict:
+    return json.loads((FOLDER / "config.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def record(settings) -> Tokenizer:
+    v = settings["vqvae"]
+    return Tokenizer(
+        name="reference",
+        data=ImageFiles(
+            name="reference",
+            side=settings["image_size"],
+            classes=settings["var"]["num_classes"],
+        ),
+        pyramid=Pyramid(sides=tuple(v["v_patch_nums"])),
+        codes=v["vocab_size"],
+        code_channels=v["z_channels"],
+        channels=v["ch"],
+        multipliers=tuple(v["ch_mult"]),
+        residual_blocks=v["num_res_blocks"],
+        phi_convolutions=v["share_quant_resi"],
+        phi_strength=v["quant_resi"],
+        commitment=v["beta"],
+        optimiser=Optimiser(learning_rate=1.0),
+        batch=1,
+        steps=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def model(record) -> MultiScaleVQVAE:
+    module = MultiScaleVQVAE(record)
+    module.load_state_dict(weights("vqvae_state.npz"), strict=True)
+    return module
+
+
+@pytest.fixture(scope="module")
+def io() -> dict[str, torch.Tensor]:
+    return arrays("vqvae_io.npz")
+
+
+def test_features_and_tokens(model, io):
+    close(model.encoder(io["images"]), io["enc_out"])
+    close(model.features(io["images"]), io["f"])
+    ids = model.encode(io["images"])
+    assert torch.equal(ids, io["idx_all"])
+    for k, part in enumerate(model.quantize.scales_of(ids)):
+        assert torch.equal(part, io[f"idx_{k}"])
+
+
+def test_grids_reconstructions_and_teacher_input(model, io):
+    ids = io["idx_all"]
+    f_hat = model.quantize.blank(len(ids))
+    for k, part in enumerate(model.quantize.scales_of(ids)):
+        f_hat = model.quantize.grow(f_hat, part, k)
+        close(f_hat, io["f_hat_per_scale"][k])
+        close(model.render(f_hat).clamp(-1, 1), io["recon_per_scale"][k])
+    close(model.quantize.decode(ids), io["f_hat"])
+    close(model.render(f_hat), io["recon_unclamped"])
+    close(model.decode(ids), io["recon"])
+    close(model.quantize.teacher_input(ids), io["var_input"])
+
+
+def test_the_tokenizers_training_step(model, io):
+    wanted = arrays("vqvae_train_step.npz")
+    model.zero_grad()
+    quantized = model.quantize(model.features(io["images"]))
+    rebuilt = model.render(quantized.f_BCHH)
+    error = F.mse_loss(rebuilt, io["images"])
+    (error + quantized.loss).backward()
+    close(rebuilt, wanted["rec"])
+    close(quantized.loss, wanted["vq_loss"])
+    close(error, wanted["rec_mse"])
+    close(error + quantized.loss, wanted["total_loss"])
+    check_gradients(model, wanted)
+
+
+@pytest.mark.parametrize("name", ["var", "var_saln"])
+def test_logits_losses_and_gradients(name, record, settings, io):
+    v = {**settings["var"], **settings[name]}
+    config = Model(
+        depth=v["depth"],
+        width_per_depth=v["embed_dim"] // v["depth"],
+        mlp_ratio=int(v["mlp_ratio"]),
+        shared_adaln=v["shared_aln"],
+        normalised_attention=v["attn_l2_norm"],
+    )
+    assert config.heads == v["num_heads"]
+    module = VAR(config, record, v["num_classes"], seed=0)
+    module.load_state_dict(weights(f"{name}_state.npz"), strict=True)
+    wanted, ids = arrays(f"{name}_io.npz"), io["idx_all"]
+    nobody = torch.full_like(wanted["labels"], v["num_classes"])
+    close(module(nobody, io["var_input"]), wanted["logits_uncond"])
+    logits = module(wanted["labels"], io["var_input"])
+    close(logits, wanted["logits"])
+    losses = F.cross_entropy(logits.movedim(-1, 1), ids, reduction="none")
+    close(losses, wanted["loss_per_token"])
+    parts = losses.split(list(record.pyramid.lengths), dim=1)
+    close(torch.stack([part.mean() for part in parts]), wanted["loss_per_scale"])
+    close(losses.mean(), wanted["loss"])
+    close(parts[-1].mean(), wanted["loss_tail"])
+    right = (logits.argmax(-1) == ids).float() * 100
+    close(right.mean(), wanted["acc_mean"])
+    close(right[:, -record.pyramid.lengths[-1] :].mean(), wanted["acc_tail"])
+    losses.mean().backward()
+    check_gradients(module, wanted)
+
+
+def check_gradients(module: torch.nn.Module, wanted: dict[str, torch.Tensor]) -> None:
+    parameters = dict(module.named_parameters())
+    named = [key for key in wanted if key.startswith("grad.")]
+    assert named
+    for key in named:
+        close(parameters[key.removeprefix("grad.")].grad, wanted[key], 1e-3)
+    norm = torch.nn.utils.get_total_norm(
+        [p.grad for p in parameters.values() if p.grad is not None]
+    )
+    close(norm, wanted["grad_global_norm"], 1e-3)
+
+
+PLATEAUS = {"lin0_default": 0.05, "lin0_wpe0p1": 0.05, "lin": 0.15, "lin00": 0.0}
+
+
+@pytest.mark.parametrize("name", PLATEAUS)
+def test_schedules_of_the_plateau_family(name):
+    found = arrays("lr_wd_schedule.npz")
+    peak, wd, wd_end, warm, total, start, end = found[f"{name}.args"].tolist()
+    o = Optimiser(
+        learning_rate=peak,
+        weight_decay=wd,
+        final_weight_decay=wd_end,
+        warm_up=warm / total,
+        warm_up_from=start,
+        plateau=PLATEAUS[name],
+        final=end,
+    )
+    steps = range(int(total))
+    ours = [learning_rate_at(o, step, int(total)) for step in steps]
+    np.testing.assert_allclose(ours, found[f"{name}.lr"], rtol=1e-9)
+    ours = [weight_decay_at(o, step, int(total)) for step in steps]
+    np.testing.assert_allclose(ours, found[f"{name}.wd"], rtol=1e-9)

@@ -1,0 +1,332 @@
+"""The loop: schedules as stated, resumes bitwise, refuses what is not finite, evaluates as a function."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import images, tokenizer, trial
+
+from var_scaling.config import Optimiser
+from var_scaling.data.dead_leaves import DeadLeavesSource
+from var_scaling.evaluation.likelihood import evaluate
+from var_scaling.models.var import VAR
+from var_scaling.results import MetricsLog, read_metrics
+from var_scaling.tokenizer.model import MultiScaleVQVAE
+from var_scaling.training import checkpoint
+from var_scaling.training.loop import (
+    Diverged,
+    Interrupted,
+    Stopwatch,
+    Window,
+    descend,
+    log_steps,
+    updates,
+)
+from var_scaling.training.optim import adamw, learning_rate_at, weight_decay_at
+from var_scaling.training.tokenizer import train_tokenizer
+from var_scaling.training.trial import batch_loss, train
+
+TIMES = ("time_ms", "seconds", "images_per_second", "flops_per_second")
+
+
+def numbers(path) -> list[dict]:
+    """Metrics without what a clock wrote."""
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(path)]
+
+
+def stops_after(count: int):
+    """A stop that is asked for at the `count`-th look, and stays asked."""
+    looks = iter(range(10**9))
+    return lambda: next(looks) >= count
+
+
+# Schedules ------------------------------------------------------------------------------------
+
+
+def test_the_rate_warms_up_stays_and_decays_to_its_share():
+    o = Optimiser(learning_rate=2.0, warm_up=0.1, warm_up_from=0.5, plateau=0.5, final=0.1)
+    rates = [learning_rate_at(o, step, 101) for step in range(101)]
+    assert rates[0] == pytest.approx(1.0)
+    assert max(rates) == rates[20] == rates[54] == pytest.approx(2.0)
+    assert rates[-1] == pytest.approx(0.2)
+    assert all(late <= early for early, late in zip(rates[55:], rates[56:], strict=False))
+
+
+def test_weight_decay_goes_by_cosine_over_all_steps():
+    o = Optimiser(learning_rate=1.0, weight_decay=0.04, final_weight_decay=0.08)
+    assert weight_decay_at(o, 0, 101) == pytest.approx(0.04)
+    assert weight_decay_at(o, 50, 101) == pytest.approx(0.06)
+    assert weight_decay_at(o, 100, 101) == pytest.approx(0.08)
+
+
+def test_the_papers_groups_decay_matrices_only():
+    model = VAR(trial().model, tokenizer(), 8, seed=0)
+    groups = adamw(model, trial().optimiser).param_groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed = {names[id(p)] for group in groups if group["decayed"] for p in group["params"]}
+    plain = {names[id(p)] for group in groups if not group["decayed"] for p in group["params"]}
+    assert {"class_emb.weight", "word_embed.weight", "head.weight"} <= decayed
+    assert {"pos_start", "pos_1LC", "lvl_embed.weight", "blocks.0.attn.scale_mul_1H11"} <= plain
+    assert all(name.endswith("weight") for name in decayed)
+    assert decayed | plain == set(names.values())
+
+
+# The loop -------------------------------------------------------------------------------------
+
+
+def test_a_non_finite_loss_ends_the_run_at_its_step():
+    def update(step):
+        return {"loss": torch.tensor(float("nan") if step == 3 else 1.0)}
+
+    seen = []
+    with pytest.raises(Diverged, match="loss = nan at step 4 of 9"):
+        seen += [done for done, _ in updates(update, 0, 9)]
+    with pytest.raises(Diverged):
+        for done, _ in updates(update, 1, 9):
+            seen.append(done)
+    assert seen == [2, 3]
+
+
+def test_a_non_finite_gradient_changes_no_weight():
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    norm = descend((weight * torch.tensor([1.0, float("inf")])).sum(), optimizer, [weight], 1.0)
+    assert not torch.isfinite(norm)
+    assert torch.equal(weight, torch.ones(2))
+
+
+def test_the_gradient_is_clipped_to_its_norm():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    norm = descend(
+        (weight * torch.tensor([30.0, 40.0])).sum(),
+        torch.optim.SGD([weight], lr=1.0),
+        [weight],
+        2.0,
+    )
+    assert norm == pytest.approx(50)
+    torch.testing.assert_close(weight.data, torch.tensor([-1.2, -1.6]))
+
+
+def test_the_stopwatch_counts_training_only_and_over_attempts():
+    now = [100.0]
+    watch = Stopwatch(seconds=5.0, save_every=10.0, clock=lambda: now[0])
+    now[0] = 103.0
+    with watch.paused():
+        now[0] = 150.0
+        assert watch.lap() == 8.0
+    now[0] = 151.0
+    assert watch.lap() == 9.0
+    assert watch.save_is_due()
+    watch.saved()
+    assert not watch.save_is_due()
+
+
+def test_a_window_averages_since_the_last_look():
+    window = Window()
+    window.add({"loss": torch.tensor(1.0)})
+    window = Window(json.loads(json.dumps(window.sums)))
+    window.add({"loss": torch.tensor(3.0)})
+    assert window.take() == {"loss": 2.0}
+    window.add({"loss": torch.tensor(7.0)})
+    assert window.take() == {"loss": 7.0}
+
+
+def test_the_last_step_is_always_logged():
+    assert max(log_steps(7)) == 7
+    assert max(log_steps(12_345)) == 12_345
+
+
+# Metrics and checkpoints ----------------------------------------------------------------------
+
+
+def test_a_step_logged_twice_counts_once_and_a_torn_line_not_at_all(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path)
+    log("train", 1, {"loss": 3.0})
+    log("train", 2, {"loss": 2.0})
+    log.close()
+    with open(path, "a") as file:
+        file.write('{"kind": "train", "st')
+    assert [line["loss"] for line in read_metrics(path)] == [3.0, 2.0]
+    log = MetricsLog(path)
+    log("train", 2, {"loss": 1.5})
+    assert [line["loss"] for line in read_metrics(path)] == [3.0, 1.5]
+
+
+def test_a_torn_checkpoint_is_passed_over_for_the_one_before(tmp_path, capsys):
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, step, {"x": torch.tensor(step)})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step-000000002.pt",
+        "step-000000003.pt",
+    ]
+    last = tmp_path / "step-000000003.pt"
+    last.write_bytes(last.read_bytes()[:200])
+    assert checkpoint.latest(tmp_path)["step"] == 2
+    assert "unreadable" in capsys.readouterr().out
+
+
+def test_a_checkpoint_with_code_in_it_is_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return print, ("ran",)
+
+    torch.save({"format": 1, "step": 5, "x": Evil()}, tmp_path / "step-000000005.pt")
+    assert checkpoint.latest(tmp_path) is None
+
+
+# Trials ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def quantizer():
+    return MultiScaleVQVAE(tokenizer()).quantize.requires_grad_(False)
+
+
+def run(folder, quantizer, token_cache, stop=lambda: False, save_every=1e9, t=None):
+    log = MetricsLog(folder / "metrics.jsonl")
+    t = t or trial()
+    caches = token_cache(50, seed=1), token_cache(20, seed=2)
+    try:
+        return train(t, quantizer, *caches, folder / "checkpoint", log, save_every, stop)
+    finally:
+        log.close()
+
+
+def test_an_interrupted_trial_ends_bitwise_where_an_undisturbed_one_does(
+    tmp_path, quantizer, token_cache
+):
+    whole = run(tmp_path / "whole", quantizer, token_cache)
+    for _ in range(3):
+        with pytest.raises(Interrupted, match="of 12"):
+            run(tmp_path / "torn", quantizer, token_cache, stop=stops_after(2))
+    torn = run(tmp_path / "torn", quantizer, token_cache)
+    for one, other in zip(whole.parameters(), torn.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert numbers(tmp_path / "whole" / "metrics.jsonl") == numbers(
+        tmp_path / "torn" / "metrics.jsonl"
+    )
+
+
+def test_a_trial_killed_between_checkpoints_repeats_its_steps_exactly(
+    tmp_path, quantizer, token_cache, monkeypatch
+):
+    whole = run(tmp_path / "whole", quantizer, token_cache)
+
+    class Killed(BaseException):
+        pass
+
+    def dies_at_seven(trial_, *rest):
+        if rest[-1] == 7:
+            raise Killed
+        return batch_loss(trial_, *rest)
+
+    monkeypatch.setattr("var_scaling.training.trial.batch_loss", dies_at_seven)
+    with pytest.raises(Killed):
+        run(tmp_path / "torn", quantizer, token_cache, save_every=0.0)
+    monkeypatch.undo()
+    for path in sorted((tmp_path / "torn" / "checkpoint").glob("*"))[1:]:
+        path.unlink()  # as if the last had not been written yet
+    torn = run(tmp_path / "torn", quantizer, token_cache)
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.parameters(), torn.parameters(), strict=True)
+    )
+    assert numbers(tmp_path / "whole" / "metrics.jsonl") == numbers(
+        tmp_path / "torn" / "metrics.jsonl"
+    )
+
+
+def test_a_trial_learns_what_there_is_to_learn(tmp_path, quantizer, token_cache):
+    """Two token sequences, one for each class: the loss must fall to almost nothing."""
+    from var_scaling.tokenizer.cache import TokenCache
+
+    patterns = token_cache(2).tokens
+    labels = np.arange(40) % 2
+    cache = TokenCache(patterns[labels], labels, 1, {})
+    t = trial(steps=150, label_drop=0.0, evaluations=1)
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    train(t, quantizer, cache, cache, tmp_path / "c", log, 1e9, lambda: False)
+    scores = [
+        line for line in read_metrics(tmp_path / "metrics.jsonl") if line["kind"] == "validation"
+    ]
+    assert scores[-1]["loss"] < 0.1
+    assert scores[-1]["error"] < 0.01
+
+
+def test_dropped_labels_are_the_trainers_act_and_the_steps_own(quantizer, token_cache):
+    t, cache = trial(label_drop=0.5), token_cache(50)
+    seen = []
+
+    class Spy(VAR):
+        def forward(self, labels_B, *rest):  # noqa: N803
+            seen.append(labels_B)
+            return super().forward(labels_B, *rest)
+
+    model = Spy(t.model, tokenizer(), 8, seed=0)
+    for step in (0, 1, 0):
+        batch_loss(t, model, quantizer, cache, step)
+    assert torch.equal(seen[0], seen[2])
+    dropped = torch.cat([batch == 8 for batch in seen[:2]]).float().mean()
+    assert 0.1 < dropped < 0.9
+
+
+def test_evaluation_is_a_function_and_independent_of_batches(quantizer, token_cache, monkeypatch):
+    model = VAR(trial().model, tokenizer(), 8, seed=0).train()
+    cache = token_cache(30)
+    first = evaluate(model, quantizer, cache)
+    assert evaluate(model, quantizer, cache) == first
+    assert model.training
+    monkeypatch.setattr("var_scaling.evaluation.likelihood._BATCH", 7)
+    again = evaluate(model, quantizer, cache)
+    assert again["loss"] == pytest.approx(first["loss"], rel=1e-6)
+    assert again["error"] == pytest.approx(first["error"])
+
+
+def test_evaluation_weighs_every_token_alike(quantizer, token_cache):
+    scores = evaluate(VAR(trial().model, tokenizer(), 8, seed=0), quantizer, token_cache(30))
+    lengths = np.array([1, 4, 16])
+    assert scores["loss"] == pytest.approx(np.average(scores["loss_per_scale"], weights=lengths))
+    assert scores["loss_last"] == pytest.approx(scores["loss_per_scale"][-1])
+    assert scores["loss"] == pytest.approx(np.log(32), rel=0.02)  # untrained: uniform over 32 codes
+    assert 0.9 < scores["error"] <= 1
+
+
+# Tokenizers -----------------------------------------------------------------------------------
+
+
+def run_tokenizer(folder, stop=lambda: False, t=None):
+    t = t or tokenizer()
+    log = MetricsLog(folder / "metrics.jsonl")
+    source = {split: DeadLeavesSource(images(), split) for split in ("train", "validation")}
+    try:
+        return train_tokenizer(
+            t, source["train"], source["validation"], folder / "checkpoint", log, 1e9, stop, 0,
+            folder / "sheet.png",
+        )  # fmt: skip
+    finally:
+        log.close()
+
+
+def test_an_interrupted_tokenizer_ends_bitwise_where_an_undisturbed_one_does(tmp_path):
+    whole = run_tokenizer(tmp_path / "whole")
+    for count in (0, 2, 2):  # before, across and after the codebook's start
+        with pytest.raises(Interrupted):
+            run_tokenizer(tmp_path / "torn", stop=stops_after(count))
+    torn = run_tokenizer(tmp_path / "torn")
+    for (name, one), other in zip(
+        whole.state_dict().items(), torn.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, other), name
+    lines = numbers(tmp_path / "whole" / "metrics.jsonl")
+    assert lines == numbers(tmp_path / "torn" / "metrics.jsonl")
+    assert (tmp_path / "whole" / "sheet.png").exists()
+    scores = [line for line in lines if line["kind"] == "validation"][-1]
+    assert len(scores["used_per_scale"]) == len(scores["perplexity_per_scale"]) == 3
+
+
+def test_a_tokenizer_learns(tmp_path):
+    run_tokenizer(tmp_path, t=tokenizer(steps=120, batch=16))
+    scores = [line for line in numbers(tmp_path / "metrics.jsonl") if line["kind"] == "validation"]
+    assert scores[-1]["psnr_db"] > scores[0]["psnr_db"] + 0.3
+    assert scores[-1]["codes_used_all"] > 0.9
