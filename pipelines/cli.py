@@ -127,7 +127,7 @@ def ui(
     port: Annotated[int, typer.Option(min=1024, max=65535)] = 5000,
 ) -> None:
     """Serve MLflow on this machine and say where to look; Ctrl-C ends it."""
-    from pipelines import tracking
+    from pipelines import serve, tracking
 
     at = Home(home)
     if not (at.root / "mlflow.db").exists():
@@ -136,7 +136,7 @@ def ui(
     pages = {"all experiments": base}
     if name:
         pages = {"compare": tracking.Mirror(at, find_sweep(name)).url(base), **pages}
-    with tracking.server(at, port) as server:
+    with serve.server(at, port) as server:
         for what, url in pages.items():
             console.print(f"{what}: {url}", soft_wrap=True, highlight=False)
         server.wait()
@@ -190,3 +190,7 @@ def main() -> None:
     except (Drift, Busy, ValueError) as error:
         errors.print(f"error: {error}", style="red", soft_wrap=True, highlight=False, markup=False)
         sys.exit(next(code for kind, code in codes if isinstance(error, kind)))
+
+
+if __name__ == "__main__":
+    main()

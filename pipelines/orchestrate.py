@@ -71,13 +71,11 @@ def _submit(sweep: Sweep, home: Home, settings: Settings, stop_file: Path) -> di
     """Every unfinished stage as a Ray task behind those it needs; trials largest first."""
     import ray
 
-    cpus = settings.local.cpus
-    threads = min(cpus, settings.local.threads_per_trial)
-    broad = Place(home, settings, cpus, stop_file)
-    narrow = Place(home, settings, threads, stop_file)
+    threads = min(settings.local.cpus, settings.local.threads_per_stage)
+    place = Place(home, settings, threads, stop_file)
     tasks: dict[Any, str] = {}
 
-    def submit(name: str, place: Place, work: Stage, needs: list[Any], *words: Any) -> Any:
+    def submit(name: str, work: Stage, needs: list[Any], *words: Any) -> Any:
         # A killed worker's stage is started again: stages go on from the disk.
         remote = ray.remote(num_cpus=place.threads, max_retries=2)(_after)
         task = remote.remote(work, place, words, *needs)
@@ -85,7 +83,7 @@ def _submit(sweep: Sweep, home: Home, settings: Settings, stop_file: Path) -> di
         return task
 
     tokenizers = {
-        t.name: submit(f"tokenizer {t.name}", broad, stages.run_tokenizer, [], t)
+        t.name: submit(f"tokenizer {t.name}", stages.run_tokenizer, [], t)
         for t in sweep.tokenizers
         if not is_done(home.tokenizer(t.name))
     }
@@ -93,15 +91,7 @@ def _submit(sweep: Sweep, home: Home, settings: Settings, stop_file: Path) -> di
     for t, data in sweep.token_sets:
         needs = [tokenizers[t.name]] if t.name in tokenizers else []
         tokens[t.name, data.name] = [
-            submit(
-                f"tokens {t.name}/{data.name}-{split}",
-                broad,
-                stages.run_tokens,
-                needs,
-                t,
-                data,
-                split,
-            )
+            submit(f"tokens {data.name}-{split}", stages.run_tokens, needs, t, data, split)
             for split in ("train", "validation")
             if not is_done(home.tokens(t.name, data.name, split))
         ]
@@ -111,7 +101,7 @@ def _submit(sweep: Sweep, home: Home, settings: Settings, stop_file: Path) -> di
             continue
         claim(folder, "trial.json", trial)
         needs = tokens[trial.tokenizer.name, trial.data.name]
-        submit(f"trial {trial.name}", narrow, stages.run_trial, needs, sweep, trial)
+        submit(f"trial {trial.name}", stages.run_trial, needs, sweep, trial)
     return tasks
 
 

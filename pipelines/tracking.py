@@ -8,22 +8,19 @@ import json
 import logging
 import math
 import os
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
-from urllib.request import urlopen
 
 from pipelines.collect import overview
 from pipelines.provenance import commit_of
 from pipelines.store import Home
 from var_scaling.accounting import trial_ledger
 from var_scaling.config import Sweep, Tokenizer, Trial
+from var_scaling.disk import whole
 from var_scaling.results import Line, read_metrics
 
 _EVERY = 5.0  # seconds between two looks at the disk
@@ -46,8 +43,12 @@ def quiet_environment() -> dict[str, str]:
     }
 
 
+def _file(home: Home) -> Path:
+    return home.root / "mlflow.db"
+
+
 def database(home: Home) -> str:
-    return f"sqlite:///{home.root / 'mlflow.db'}"
+    return f"sqlite:///{_file(home)}"
 
 
 class Mirror:
@@ -59,7 +60,10 @@ class Mirror:
             logging.getLogger(noisy).setLevel(logging.ERROR)
         from mlflow.tracking import MlflowClient
 
-        home.root.mkdir(parents=True, exist_ok=True)
+        if not _file(home).exists():
+            # MLflow makes its tables one by one: killed half-way, it would refuse them for ever.
+            with whole(_file(home)) as beside:
+                MlflowClient(f"sqlite:///{beside}").search_experiments()
         self.home, self.sweep = home, sweep
         self.client = MlflowClient(database(home))
         self._experiments: dict[str, str] = {}
@@ -234,10 +238,16 @@ def _transposed(table: dict[str, list[Any]]) -> list[list[Any]]:
 def mirroring(home: Home, sweep: Sweep, warn: Callable[[str], None]) -> Iterator[None]:
     """Mirror every few seconds beside the block's work. What goes wrong costs only the view."""
     ended = threading.Event()
+    said: set[str] = set()
+
+    def once(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            warn(text)
 
     def follow() -> None:
         while not ended.wait(_EVERY):
-            attempt(lambda: Mirror(home, sweep).catch_up(), warn)
+            attempt(lambda: Mirror(home, sweep).catch_up(), once)
 
     thread = threading.Thread(target=follow, name="mlflow mirror", daemon=True)
     thread.start()
@@ -256,37 +266,3 @@ def attempt(work: Callable[[], None], warn: Callable[[str], None]) -> bool:
         warn(f"MLflow mirror: {type(error).__name__}: {error}; the next run catches up")
         return False
     return True
-
-
-@contextmanager
-def server(home: Home, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """An MLflow server over `home`, on loopback only, answering when this yields."""
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
-        "--workers", "1", "--backend-store-uri", database(home),
-        "--artifacts-destination", (home.root / "mlartifacts").as_uri(),
-    ]  # fmt: skip
-    log = home.root / "mlflow-server.log"
-    with open(log, "w") as out:
-        process = subprocess.Popen(
-            command, stdout=out, stderr=out, env={**os.environ, **quiet_environment()}
-        )
-    try:
-        _await_health(f"http://127.0.0.1:{port}/health", process, log)
-        yield process
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _await_health(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise ValueError(f"the MLflow server ended at once; see {log} (is the port taken?)")
-        try:
-            with urlopen(url, timeout=2):
-                return
-        except OSError:
-            time.sleep(0.3)
-    raise ValueError(f"the MLflow server does not answer at {url}; see {log}")

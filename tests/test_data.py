@@ -283,7 +283,7 @@ def test_an_empty_class_and_a_wrong_count_of_classes_are_refused(tmp_path):
 def test_without_a_split_of_its_own_a_share_is_held_out(tmp_path):
     root = tmp_path / "pets"
     folder_of(root, count=50)
-    with pytest.raises(DataError, match="no validation split.*val, valid, test.*validation_share"):
+    with pytest.raises(DataError, match=r"no validation split.*val, valid, test.*validation_share"):
         opened(root, tmp_path, split="validation")
     parts = {split: list_images(root, split, 0.2).names for split in ("train", "validation")}
     assert not set(parts["train"]) & set(parts["validation"])

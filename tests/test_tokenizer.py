@@ -35,7 +35,7 @@ def test_the_decoders_grid_is_the_encoders_running_grid(model, grid):
 
 
 def test_a_grid_made_of_tokens_keeps_its_finest_residual_small(model, grid):
-    """Each scale takes from the residual what its codes can: the last leaves no more than it found."""
+    """The last scale's choice leaves no more than any one code everywhere would."""
     ids = model.quantize.encode(grid)
     without = ids.clone()
     last = model.quantize.pyramid.starts[-1]

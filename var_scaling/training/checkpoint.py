@@ -1,5 +1,6 @@
 """What a run needs to go on exactly where it was: written whole, the last two kept."""
 
+import shutil
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
@@ -36,8 +37,6 @@ def latest(folder: Path) -> State | None:
 
 
 def clear(folder: Path) -> None:
-    """A finished run resumes no more."""
-    for path in folder.glob("step-*.pt"):
-        path.unlink()
+    """A finished run resumes no more; what killed writers left half-written goes too."""
     if folder.exists():
-        folder.rmdir()
+        shutil.rmtree(folder)

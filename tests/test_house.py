@@ -1,0 +1,78 @@
+"""The house keeps its own rules: no dead knobs, torch-free where it must be, nothing endless."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from pipelines import settings
+from var_scaling import config, results
+
+ROOT = Path(__file__).parent.parent
+CODE = [
+    path
+    for room in ("var_scaling", "pipelines", "analysis", "sweeps")
+    for path in sorted((ROOT / room).rglob("*.py"))
+]
+RECORDS = [
+    record
+    for module in (config, settings)
+    for record in vars(module).values()
+    if isinstance(record, type) and issubclass(record, BaseModel) and record.model_fields
+]
+
+
+def attributes_read() -> set[str]:
+    return {
+        node.attr
+        for path in CODE
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
+
+
+def test_every_knob_is_read_somewhere():
+    read = attributes_read()
+    fields = {(record.__name__, name) for record in RECORDS for name in record.model_fields}
+    # `kind` tells pydantic which record a JSON object is.
+    assert {f"{r}.{name}" for r, name in fields if name not in read} <= {
+        "DeadLeaves.kind",
+        "ImageFiles.kind",
+    }
+
+
+def test_every_file_says_its_idea_in_its_first_line():
+    silent = [path for path in CODE if not ast.get_docstring(ast.parse(path.read_text()))]
+    assert silent == []
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_file_outgrows_its_idea(path):
+    lines = path.read_text().count("\n")
+    assert lines <= 260, f"{lines} lines"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["plan", "imagenet256"], ["status", "smoke"]])
+def test_what_only_looks_imports_no_torch(words, tmp_path):
+    code = (
+        "import sys\n"
+        f"sys.argv = ['var-scaling', *{words!r}]\n"
+        "from pipelines import cli\n"
+        "try:\n    cli.main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        "heavy = ('torch', 'ray', 'mlflow', 'pandas', 'scipy')\n"
+        "print('heavy:', [name for name in heavy if name in sys.modules])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "heavy: []"
+
+
+def test_the_results_row_knows_its_units():
+    assert {"train_flops", "params_total", "tokens_seen", "seconds"} <= set(
+        results.Row.model_fields
+    )
+    assert not {"host", "colour", "path"} & set(results.Row.model_fields)

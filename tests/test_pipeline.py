@@ -1,0 +1,266 @@
+"""The whole of it, on `smoke`: run once, run again, killed anywhere, moved, asked wrongly."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import COMMAND, tokenizer, trial, var_scaling
+
+from pipelines.collect import overview, rows_of
+from pipelines.provenance import code_version
+from pipelines.settings import SettingsError, load_settings
+from pipelines.store import Busy, Drift, Home, claim, held, in_use
+from pipelines.sweeps import find_sweep
+from var_scaling.disk import whole, write_json
+from var_scaling.results import MetricsLog, read_metrics
+
+TIMES = ["seconds", "images_per_second", "commit"]
+TRIALS = ("d1", "d2", "d3", "d4")
+
+
+def numbers(home: Path) -> dict:
+    """Everything a clock did not write."""
+    frame = pd.read_parquet(home / "smoke" / "results.parquet").drop(columns=TIMES)
+    lines = [
+        {k: v for k, v in line.items() if k not in {*TIMES, "time_ms", "flops_per_second"}}
+        for folder in [home / "tokenizers/tiny-smoke", *(home / "smoke" / t for t in TRIALS)]
+        for line in read_metrics(folder / "metrics.jsonl")
+    ]
+    laws = json.loads((home / "smoke" / "laws.json").read_text())
+    files = [
+        *sorted(home.rglob("weights.safetensors")),
+        *sorted((home / "tokens").rglob("tokens.npy")),
+    ]
+    return {
+        "rows": frame.to_json(),
+        "lines": lines,
+        "laws": laws["laws"],
+        "files": {str(path.relative_to(home)): path.read_bytes() for path in files},
+    }
+
+
+def test_a_run_leaves_what_the_plan_says(smoke):
+    frame = pd.read_parquet(smoke / "smoke" / "results.parquet")
+    ends = frame[frame.step == frame.steps].set_index("trial")
+    assert ends.index.tolist() == list(TRIALS)
+    assert (ends.status == "done").all()
+    assert ends.val_loss.is_monotonic_decreasing
+    assert ends.images_seen.tolist() == [120 * 32] * 4
+    assert ends.loc["d2", "params_blocks"] == 1152 * 2**3
+    assert (ends.train_flops_dense_mask > ends.train_flops).all()
+    assert (smoke / "tokenizers" / "tiny-smoke" / "reconstructions.png").stat().st_size > 1000
+    attempts = json.loads((smoke / "smoke" / "d1" / "provenance.json").read_text())["attempts"]
+    assert attempts[0]["commit"] == code_version()
+    assert not list(smoke.rglob("step-*.pt"))  # a finished run resumes no more
+
+
+def test_a_finished_sweep_run_again_recomputes_nothing(smoke):
+    before = {path: path.stat().st_mtime_ns for path in smoke.rglob("*") if path.is_file()}
+    again = var_scaling("run", "smoke", home=smoke)
+    assert again.returncode == 0, again.stderr
+    assert "L_mean(N)" in again.stdout
+    after = {path: path.stat().st_mtime_ns for path in smoke.rglob("*") if path.is_file()}
+    changed = {path.name for path in after if after[path] != before.get(path)}
+    assert changed <= {"results.parquet", "lock"}
+
+
+def test_status_and_plan_and_fit_speak_json(smoke):
+    status = json.loads(var_scaling("status", "smoke", "--json", home=smoke).stdout)
+    assert {stage["state"] for stage in status["stages"]} == {"done"}
+    plan = json.loads(var_scaling("plan", "smoke", "--json", home=smoke).stdout)
+    assert [row["trial"] for row in plan["trials"]] == list(TRIALS)
+    laws = json.loads(var_scaling("fit", "smoke", "--json", home=smoke).stdout)
+    assert laws["sizes"] == 4
+    assert {law["symbol"] for law in laws["laws"]} == {"L_mean", "L_last", "Err_mean", "Err_last"}
+
+
+def starts(home: Path) -> subprocess.Popen:
+    """`run smoke` in a process group of its own, saving after every step."""
+    settings = home.parent / "often.toml"
+    settings.write_text("[local]\nsave_every_seconds = 0.05\n")
+    return subprocess.Popen(
+        [*COMMAND, "run", "smoke", "--home", str(home)],
+        stdout=open(home.parent / "said", "w"),
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env={**os.environ, "VAR_SCALING_SETTINGS": str(settings)},
+    )
+
+
+def waits_for(folder: Path, file: str, run: subprocess.Popen) -> None:
+    """Until the stage in `folder` has begun to write `file`; it must not have ended before."""
+    deadline = time.monotonic() + 120
+    while not list(folder.glob(file)):
+        if run.poll() is not None:
+            said = Path(run.args[-1]).parent / "said"
+            pytest.fail(f"the run ended before {folder.name} began: {said.read_text()[-2000:]}")
+        assert time.monotonic() < deadline, f"{folder.name} never began"
+        time.sleep(0.01)
+
+
+def test_killed_anywhere_it_ends_where_an_undisturbed_run_does(smoke, tmp_path):
+    """Driver, process group and worker are killed with -9, in the tokenizer, the cache, a trial."""
+    home = tmp_path / "torn"
+    dice = random.Random(os.urandom(8))
+    places = [
+        (home / "tokenizers/tiny-smoke", "checkpoint/*.pt", "driver"),
+        (home / "tokens/tiny-smoke/dead-leaves-smoke-train", "tokens.npy", "group"),
+        (home / "smoke/d4", "checkpoint/*.pt", "driver"),
+        (home / "smoke/d3", "checkpoint/*.pt", "worker"),
+    ]
+    for folder, file, whom in places:
+        run = starts(home)
+        waits_for(folder, file, run)
+        time.sleep(dice.uniform(0, 0.4))
+        if whom == "worker":
+            worker = int((folder / "lock").read_text().split()[1])
+            os.kill(worker, signal.SIGKILL)
+            assert run.wait(180) == 0  # the driver starts the stage again
+            continue
+        (os.killpg if whom == "group" else os.kill)(run.pid, signal.SIGKILL)
+        run.wait()
+    assert var_scaling("run", "smoke", home=home).returncode == 0
+    torn, undisturbed = numbers(home), numbers(smoke)
+    assert torn["files"].keys() == undisturbed["files"].keys()
+    for part in ("files", "lines", "rows", "laws"):
+        assert torn[part] == undisturbed[part], part
+
+
+def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path):
+    home = tmp_path / "home"
+    run = subprocess.Popen(
+        [*COMMAND, "run", "smoke", "--home", str(home)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    waits_for(home / "tokenizers/tiny-smoke", "metrics.jsonl", run)
+    os.kill(run.pid, signal.SIGINT)
+    said, _ = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "To go on: var-scaling run smoke" in said
+    assert "Traceback" not in said
+    assert list((home / "tokenizers/tiny-smoke/checkpoint").glob("step-*.pt"))
+    stages = overview(Home(home), find_sweep("smoke"))
+    assert {stage.state for stage in stages} <= {"stopped", "waiting", "done"}
+
+
+# Folders --------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_another_record_is_refused_with_the_difference(tmp_path):
+    claim(tmp_path / "d2", "trial.json", trial())
+    claim(tmp_path / "d2", "trial.json", trial())
+    with pytest.raises(Drift, match=r"batch: recorded 8, wanted 16\n.*name of its own"):
+        claim(tmp_path / "d2", "trial.json", trial(batch=16))
+
+
+def test_drift_is_refused_before_anything_runs(smoke, tmp_path):
+    path = tmp_path / "other.py"
+    path.write_text(
+        "from sweeps.smoke import sweep as s\n"
+        "t = s.trials[0].model_copy(update={'seed': 99})\n"
+        "sweep = s.model_copy(update={'trials': (t, *s.trials[1:])})\n"
+    )
+    refused = var_scaling("run", str(path), home=smoke)
+    assert refused.returncode == 3
+    assert "seed: recorded 2, wanted 99" in refused.stderr
+
+
+def test_one_folder_has_one_writer_at_a_time(tmp_path):
+    with held(tmp_path):
+        assert in_use(tmp_path)
+        with pytest.raises(Busy, match=f"in use by pid {os.getpid()} on"), held(tmp_path):
+            raise AssertionError("two writers")
+    assert not in_use(tmp_path)
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    def half_way():
+        with whole(tmp_path / "x.json") as beside:
+            beside.write_text("half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        half_way()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["run", "nosuch"], 2, "no sweep is called 'nosuch'"),
+        (["run", "smoke", "--on", "mars"], 2, "--on mars"),
+        (["fit", "smoke"], 2, "no trial has been evaluated yet"),
+        (["ui"], 2, "nothing has been logged here yet"),
+    ],
+)
+def test_what_was_asked_wrongly_is_answered_in_a_line(tmp_path, words, code, message):
+    done = var_scaling(*words, home=tmp_path)
+    assert done.returncode == code
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_stage_that_fails_is_named_with_its_reason(tmp_path):
+    done = var_scaling("run", "cifar10", home=tmp_path)
+    assert done.returncode == 1
+    assert "failed tokenizer cifar10-ch16: DataError: data 'cifar10' has no path" in done.stderr
+    assert "go on with: var-scaling run cifar10" in done.stderr
+    status = json.loads(var_scaling("status", "cifar10", "--json", home=tmp_path).stdout)
+    assert status["stages"][0]["state"] == "failed"
+    assert "no path" in status["stages"][0]["note"]
+
+
+def test_a_diverged_trial_has_a_row_that_says_so(tmp_path):
+    home, sweep = Home(tmp_path), find_sweep("smoke")
+    t = sweep.trials[0]
+    folder = home.trial("smoke", t.name)
+    log = MetricsLog(folder / "metrics.jsonl")
+    log("train", 5, {"loss": 9.0, "seconds": 1.0, "images_per_second": 5.0})
+    write_json(
+        folder / "done.json", {"status": "diverged", "reason": "loss = nan at step 6 of 120"}
+    )
+    write_json(home.tokens("tiny-smoke", t.data.name, "train") / "manifest.json", {"images": 4000})
+    (row,) = rows_of(home, sweep)
+    assert (row.status, row.step, row.val_loss, row.train_loss) == ("diverged", 5, None, 9.0)
+    assert "loss = nan at step 6" in overview(home, sweep)[3].note
+
+
+# Settings -------------------------------------------------------------------------------------
+
+
+def test_data_is_found_by_settings_then_by_environment(tmp_path, monkeypatch):
+    (tmp_path / "pets").mkdir()
+    file = tmp_path / "var-scaling.toml"
+    file.write_text('[data]\ncifar10 = "photos"\n')
+    assert load_settings(file).data_root("cifar10") == tmp_path / "photos"
+    monkeypatch.setenv("VAR_SCALING_DATA", str(tmp_path))
+    assert load_settings(file).data_root("pets") == tmp_path / "pets"
+    assert load_settings(file).data_root("birds") is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[locl]\n", "locl: no such field; allowed: data, local"),
+        ("[local]\ncpus = 0\n", "local.cpus = 0: Input should be greater than or equal to 1"),
+        ("cpus = ", "not TOML"),
+    ],
+)
+def test_bad_settings_name_file_and_key(tmp_path, content, message):
+    file = tmp_path / "var-scaling.toml"
+    file.write_text(content)
+    with pytest.raises(SettingsError, match=message):
+        load_settings(file)
+
+
+def test_tokenizer_records_are_told_apart_by_fingerprint():
+    assert tokenizer().fingerprint() != tokenizer(seed=1).fingerprint()
