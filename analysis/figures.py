@@ -45,7 +45,8 @@ def draw_all(study: Study, folder: Path) -> dict[str, Path]:
             for kind in ("svg", "png", "pdf"):
                 dateless = {"CreationDate": None} if kind == "pdf" else {"Date": None}
                 metadata = dateless if kind != "png" else None
-                figure.savefig(folder / f"{name}.{kind}", bbox_inches="tight", metadata=metadata)
+                figure.savefig(folder / f"{name}.{kind}", metadata=metadata)
+                figure.set_layout_engine("none")  # laid out once; the other formats keep it
             drawn[name] = folder / f"{name}.svg"
     return drawn
 

@@ -6,7 +6,6 @@ costs nothing but the view, and a deleted database is filled again from the begi
 
 import json
 import logging
-import math
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -16,10 +15,10 @@ from typing import Any
 from urllib.parse import quote
 
 from pipelines.collect import overview
+from pipelines.page import run_name, tokenizer_params, trial_params
 from pipelines.provenance import commit_of
 from pipelines.store import Home
-from var_scaling.accounting import trial_ledger
-from var_scaling.config import Sweep, Tokenizer, Trial
+from var_scaling.config import Sweep
 from var_scaling.disk import whole
 from var_scaling.results import Line, read_metrics
 
@@ -77,14 +76,14 @@ class Mirror:
             folder, state = self.home.tokenizer(t.name), states["tokenizer", t.name]
             if state != "waiting":
                 run = self._run("tokenizers", t.name, f"tokenizers/{t.name}", "tokenizer")
-                self._follow(run, folder, state, _tokenizer_params(t), ["reconstructions.png"])
+                self._follow(run, folder, state, tokenizer_params(t), ["reconstructions.png"])
         for trial in self.sweep.trials:
             folder = self.home.trial(self.sweep.name, trial.name)
             state = states["trial", trial.name]
             if state != "waiting":
                 address = f"{self.sweep.name}/{trial.name}"
-                run = self._run(self.sweep.name, _run_name(trial), address, "trial")
-                self._follow(run, folder, state, _trial_params(self.sweep, trial), [])
+                run = self._run(self.sweep.name, run_name(trial), address, "trial")
+                self._follow(run, folder, state, trial_params(self.sweep, trial), [])
 
     def publish_law(
         self, scalars: dict[str, float], table: dict[str, list[Any]], files: list[Path]
@@ -184,50 +183,6 @@ def _metric(name: str, value: float, time_ms: int, step: int) -> Any:
     from mlflow.entities import Metric
 
     return Metric(name, float(value), time_ms, step)
-
-
-def _run_name(trial: Trial) -> str:
-    """The trial by its name and size; the size is what the comparison page is read for."""
-    return f"{trial.name} N={trial_ledger(trial)['params_blocks']:.2g}"
-
-
-def _trial_params(sweep: Sweep, trial: Trial) -> dict[str, Any]:
-    """What the comparison page plots by; its axes are linear, so sizes come as log10 too."""
-    ledger = trial_ledger(trial)
-    return {
-        "sweep": sweep.name,
-        "family": trial.family,
-        "depth": trial.model.depth,
-        "width": trial.model.width,
-        "seed": trial.seed,
-        "batch": trial.batch,
-        "steps": trial.steps,
-        "learning_rate": trial.optimiser.learning_rate,
-        "tokenizer": trial.tokenizer.name,
-        "data": trial.data.name,
-        "params_total": ledger["params_total"],
-        "params_blocks": ledger["params_blocks"],
-        "train_flops": ledger["train_flops"],
-        "tokens_seen": ledger["tokens_seen"],
-        "log10_N": round(math.log10(ledger["params_blocks"]), 3),
-        "log10_C": round(math.log10(ledger["train_flops"]), 3),
-        "log10_D": round(math.log10(ledger["tokens_seen"]), 3),
-    }
-
-
-def _tokenizer_params(t: Tokenizer) -> dict[str, Any]:
-    return {
-        "data": t.data.name,
-        "side": t.data.side,
-        "codes": t.codes,
-        "code_channels": t.code_channels,
-        "channels": t.channels,
-        "pyramid": t.pyramid.sides,
-        "tokens_per_image": t.pyramid.length,
-        "batch": t.batch,
-        "steps": t.steps,
-        "seed": t.seed,
-    }
 
 
 def _transposed(table: dict[str, list[Any]]) -> list[list[Any]]:

@@ -1,0 +1,51 @@
+"""What MLflow's comparison page knows of a run before it starts: its name and its params."""
+
+import math
+from typing import Any
+
+from var_scaling.accounting import trial_ledger
+from var_scaling.config import Sweep, Tokenizer, Trial
+
+
+def run_name(trial: Trial) -> str:
+    """The trial by its name and size; the size is what the comparison page is read for."""
+    return f"{trial.name} N={trial_ledger(trial)['params_blocks']:.2g}"
+
+
+def trial_params(sweep: Sweep, trial: Trial) -> dict[str, Any]:
+    """What the comparison page plots by; its axes are linear, so sizes come as log10 too."""
+    ledger = trial_ledger(trial)
+    return {
+        "sweep": sweep.name,
+        "family": trial.family,
+        "depth": trial.model.depth,
+        "width": trial.model.width,
+        "seed": trial.seed,
+        "batch": trial.batch,
+        "steps": trial.steps,
+        "learning_rate": trial.optimiser.learning_rate,
+        "tokenizer": trial.tokenizer.name,
+        "data": trial.data.name,
+        "params_total": ledger["params_total"],
+        "params_blocks": ledger["params_blocks"],
+        "train_flops": ledger["train_flops"],
+        "tokens_seen": ledger["tokens_seen"],
+        "log10_N": round(math.log10(ledger["params_blocks"]), 3),
+        "log10_C": round(math.log10(ledger["train_flops"]), 3),
+        "log10_D": round(math.log10(ledger["tokens_seen"]), 3),
+    }
+
+
+def tokenizer_params(t: Tokenizer) -> dict[str, Any]:
+    return {
+        "data": t.data.name,
+        "side": t.data.side,
+        "codes": t.codes,
+        "code_channels": t.code_channels,
+        "channels": t.channels,
+        "pyramid": t.pyramid.sides,
+        "tokens_per_image": t.pyramid.length,
+        "batch": t.batch,
+        "steps": t.steps,
+        "seed": t.seed,
+    }

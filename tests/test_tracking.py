@@ -1,0 +1,89 @@
+"""The mirror: replayed twice is there once, and an outage costs nothing but the view."""
+
+import pytest
+from conftest import trial
+
+from pipelines.store import Home, claim
+from pipelines.tracking import Mirror, attempt
+from var_scaling.config import Sweep
+from var_scaling.disk import write_json
+from var_scaling.results import MetricsLog
+
+SWEEP = Sweep(name="s", question="?", trials=(trial(),))
+
+
+@pytest.fixture
+def home(tmp_path) -> Home:
+    """A home in which one trial has logged three lines and saved its attempt."""
+    home = Home(tmp_path)
+    folder = home.trial("s", "d2")
+    claim(folder, "trial.json", trial())
+    write_json(folder / "provenance.json", {"attempts": [{"commit": "abc"}]})
+    log_lines(home, range(1, 4))
+    return home
+
+
+def log_lines(home: Home, steps) -> None:
+    log = MetricsLog(home.trial("s", "d2") / "metrics.jsonl")
+    for step in steps:
+        log("train", step, {"loss": 1.0 / step, "seconds": 1.0, "images_per_second": 8.0})
+        log("validation", step, {"loss": 2.0 / step, "loss_per_scale": [1.0, 2.0, 3.0]})
+    log.close()
+
+
+def logged(mirror: Mirror, name: str) -> list[tuple[int, float]]:
+    (run,) = mirror.client.search_runs([mirror._experiment("s")])
+    return [(m.step, m.value) for m in mirror.client.get_metric_history(run.info.run_id, name)]
+
+
+def test_replayed_twice_it_is_there_once(home):
+    for _ in range(2):
+        mirror = Mirror(home, SWEEP)
+        mirror.catch_up()
+        mirror.catch_up()
+    assert logged(mirror, "train/loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    assert logged(mirror, "val/loss_per_scale/k3") == [(1, 3.0), (2, 3.0), (3, 3.0)]
+
+
+def test_lines_written_again_after_a_resume_count_once(home):
+    Mirror(home, SWEEP).catch_up()
+    log_lines(home, range(2, 6))
+    mirror = Mirror(home, SWEEP)
+    mirror.catch_up()
+    assert [step for step, _ in logged(mirror, "train/loss")] == [1, 2, 3, 4, 5]
+
+
+def test_a_run_says_how_it_ended_and_what_it_was(home):
+    mirror = Mirror(home, SWEEP)
+    mirror.catch_up()
+
+    def run():
+        (found,) = mirror.client.search_runs([mirror._experiment("s")])
+        return found
+
+    assert run().info.status == "KILLED"  # nobody works on it, and it is not at its end
+    write_json(home.trial("s", "d2") / "done.json", {"status": "done"})
+    mirror.catch_up()
+    assert run().info.status == "FINISHED"
+    assert run().data.params["log10_N"] == "3.965"  # 18 x 2 x 16² weights in blocks
+    assert run().data.tags["commit"] == "abc"
+    assert run().info.run_name == "d2 N=9.2e+03"
+
+
+def test_the_law_is_published_once_however_often(home):
+    mirror = Mirror(home, SWEEP)
+    for _ in range(2):
+        mirror.publish_law({"law/x/alpha": 0.1}, {"law": ["x"], "alpha": [0.1]}, [])
+    (run,) = mirror.client.search_runs([mirror._experiment("s")], "tags.kind = 'law'")
+    history = mirror.client.get_metric_history(run.info.run_id, "law/x/alpha")
+    assert [m.value for m in history] == [0.1]
+
+
+def test_a_dead_server_costs_a_line_not_a_run(home):
+    (home.root / "mlflow.db").write_text("no database")
+    said: list[str] = []
+    assert not attempt(lambda: Mirror(home, SWEEP).catch_up(), said.append)
+    assert "MLflow mirror:" in said[0]
+    (home.root / "mlflow.db").unlink()
+    assert attempt(lambda: Mirror(home, SWEEP).catch_up(), said.append)
+    assert len(said) == 1
