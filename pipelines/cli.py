@@ -58,12 +58,15 @@ def sweeps(as_json: AsJson = False) -> None:
 @app.command()
 def plan(name: SweepName, home: HomeFolder = RUNS, as_json: AsJson = False) -> None:
     """What a sweep consists of and what it costs, before anything is spent."""
+    from pipelines import orchestrate
+
     sweep, at = find_sweep(name), Home(home)
     rows = screen.plan_rows(sweep, overview(at, sweep))
     if as_json:
         print(json.dumps({"sweep": sweep.name, "trials": rows}))
     else:
         console.print(screen.plan_table(sweep, rows))
+    orchestrate.refuse_drift(at, sweep)
 
 
 @app.command()

@@ -72,6 +72,8 @@ def _trial_view(folder: Path, trial: Trial) -> View:
 
 def _training_view(kind: str, name: str, folder: Path, lines: list[Line], steps: int) -> View:
     state, note = _state(folder)
+    if state == "running" and not lines:
+        note = _reading(folder)
     train, scores = last_of(lines, "train"), last_of(lines, "validation")
     done = max((line["step"] for line in lines), default=0)
     rate = train["images_per_second"] if train else None
@@ -85,15 +87,22 @@ def _training_view(kind: str, name: str, folder: Path, lines: list[Line], steps:
 
 def _tokens_view(folder: Path) -> View:
     state, note = _state(folder)
-    name = f"{folder.parent.name}/{folder.name}"
+    name, progress = f"{folder.parent.name}/{folder.name}", _progress(folder)
+    done, total = progress["done"], progress["total"]
+    return View("tokens", name, state, done, total, "images", note=note or _reading(folder))
+
+
+def _progress(folder: Path) -> dict[str, Any]:
     path = folder / "progress.json"
-    progress: dict[str, Any] = (
-        read_json(path) if path.exists() else {"what": "", "done": 0, "total": 0}
-    )
-    reading = progress["what"] if progress["what"].startswith("reading") else ""
-    return View(
-        "tokens", name, state, progress["done"], progress["total"], "images", note=note or reading
-    )
+    return read_json(path) if path.exists() else {"what": "", "done": 0, "total": 0}
+
+
+def _reading(folder: Path) -> str:
+    """How far a stage has come in looking at its images, before its own work begins."""
+    progress = _progress(folder)
+    if not progress["what"].startswith("reading"):
+        return ""
+    return f"{progress['what']}: {progress['done']:,} of {progress['total']:,}"
 
 
 def _state(folder: Path) -> tuple[str, str]:

@@ -111,7 +111,7 @@ def _after(work: Stage, place: Place, words: tuple[Any, ...], *needs: str) -> st
 
 
 def _wait(tasks: dict[Any, str], look: Callable[[], None]) -> dict[str, str]:
-    """Wait for all tasks; returns the error of each that failed, or whose need did."""
+    """Wait for all tasks; returns the error of each that failed by itself."""
     import ray
 
     failures: dict[str, str] = {}
@@ -124,8 +124,10 @@ def _wait(tasks: dict[Any, str], look: Callable[[], None]) -> dict[str, str]:
                 ray.get(task)
             except ray.exceptions.RayError as error:
                 cause = getattr(error, "cause", None) or error
-                if not isinstance(cause, stages.Stopped):
-                    failures[tasks[task]] = f"{type(cause).__name__}: {cause}"
+                said = f"{type(cause).__name__}: {cause}"
+                passed_on = said in failures.values()  # Ray hands a need's error to what needs it
+                if not isinstance(cause, stages.Stopped) and not passed_on:
+                    failures[tasks[task]] = said
     return failures
 
 

@@ -7,7 +7,7 @@ import hashlib
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from var_scaling.config import DeadLeaves, ImageFiles, Sweep, Tokenizer, Trial
 from var_scaling.disk import DONE, is_done, read_json, write_json
 from var_scaling.results import MetricsLog
 
-# A killed run's processes may live on for seconds; after this long the owner is no remnant.
-_WAIT_FOR_LOCK = 90.0
+# Two sweeps may want the same tokenizer, or the remnant of a killed run may still be at it: the
+# second waits for the first, and then finds the work done.
+_WAIT = 24 * 3600.0
 
 
 class Stopped(RuntimeError):
@@ -71,7 +72,7 @@ def run_tokens(place: Place, t: Tokenizer, data: DeadLeaves | ImageFiles, split:
     """Encode `data`'s `split` with the trained `t`. Raises Stopped, DataError or CacheError."""
     folder = place.home.tokens(t.name, data.name, split)
     with _at_work(folder, place):
-        from var_scaling.tokenizer.cache import write_cache
+        from var_scaling.tokenizer.encode import write_cache
         from var_scaling.tokenizer.model import load_tokenizer
 
         if is_done(folder):
@@ -150,7 +151,7 @@ def _at_work(folder: Path, place: Place) -> Iterator[None]:
     from var_scaling.training.loop import Interrupted
 
     torch.set_num_threads(place.threads)
-    with held(folder, wait=_WAIT_FOR_LOCK):
+    with held(folder, wait=_WAIT):
         (folder / FAILED).unlink(missing_ok=True)
         try:
             yield
@@ -168,7 +169,8 @@ def _source(place: Place, data: DeadLeaves | ImageFiles, split: str, folder: Pat
     from var_scaling.data.sources import open_source
 
     survey, root = place.home.survey(data.name, split), place.settings.data_root(data.name)
-    with held(survey, wait=24 * 3600):  # two stages may want the same images looked at
+    alone = held(survey, wait=_WAIT) if root else nullcontext()
+    with alone:
         return open_source(data, split, root, survey, _decoders(place, data), _Progress(folder))
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grimp
 import pytest
 from pydantic import BaseModel
 
@@ -76,3 +77,12 @@ def test_the_results_row_knows_its_units():
         results.Row.model_fields
     )
     assert not {"host", "colour", "path"} & set(results.Row.model_fields)
+
+
+def test_one_trial_is_read_in_under_2000_lines():
+    """Everything of ours that training a trial can reach, from its entry in the stages."""
+    graph = grimp.build_graph("var_scaling", "pipelines")
+    entry = "var_scaling.training.trial"
+    reached = {entry, *graph.find_upstream_modules(entry)}
+    files = [ROOT / (name.replace(".", "/") + ".py") for name in reached]
+    assert sum(path.read_text().count("\n") for path in files if path.exists()) < 2000

@@ -11,8 +11,9 @@ from var_scaling.data.dead_leaves import DeadLeavesSource
 from var_scaling.disk import DONE, write_json
 from var_scaling.pyramid import Pyramid
 from var_scaling.tokenizer.autoencoder import to_pixels, to_unit
-from var_scaling.tokenizer.cache import CacheError, describe, open_cache, write_cache
+from var_scaling.tokenizer.cache import CacheError, describe, open_cache
 from var_scaling.tokenizer.codebook import CodebookAverages
+from var_scaling.tokenizer.encode import write_cache
 from var_scaling.tokenizer.model import MultiScaleVQVAE, load_tokenizer, save_weights
 from var_scaling.tokenizer.quantizer import phi_choice
 
@@ -127,8 +128,9 @@ def test_dead_codes_come_back_to_life_and_the_draw_is_the_steps_own(grid):
 def written(folder, model, stop=lambda: False, train_images=600, shard=None, monkeypatch=None):
     data = images(train_images=train_images)
     if shard:
-        monkeypatch.setattr("var_scaling.tokenizer.cache._SHARD", shard)
-        monkeypatch.setattr("var_scaling.tokenizer.cache._BATCH", shard // 2)
+        for module in ("cache", "encode"):
+            monkeypatch.setattr(f"var_scaling.tokenizer.{module}.SHARD", shard)
+        monkeypatch.setattr("var_scaling.tokenizer.encode._BATCH", shard // 2)
     source = DeadLeavesSource(data, "train")
     description = describe(tokenizer(), "abc", data, "train")
     complete = write_cache(folder, model, source, description, 0, lambda *words: None, stop)

@@ -118,6 +118,15 @@ class Tokenizer(Record):
         return int(2 ** (len(self.multipliers) - 1))
 
     @model_validator(mode="after")
+    def _codebook_starts(self) -> Self:
+        if self.codebook.starts_at >= self.steps:
+            raise ValueError(
+                f"codebook.starts_at = {self.codebook.starts_at}: must come before the last of "
+                f"steps = {self.steps}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _grid_fits_images(self) -> Self:
         wanted = self.pyramid.side * self.downsampling
         if self.data.side != wanted:

@@ -22,6 +22,11 @@ def batch_rows(count: int, batch: int, seed: int, step: int) -> tuple[np.ndarray
     return rows, epochs
 
 
+def spread_rows(count: int, wanted: int) -> np.ndarray:
+    """At most `wanted` rows, evenly over all: a file sorted by class begins with one class."""
+    return np.unique(np.linspace(0, count - 1, min(wanted, count)).round().astype(np.int64))
+
+
 @lru_cache(maxsize=2)
 def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng(seed_for(seed, "order", epoch)).permutation(count)

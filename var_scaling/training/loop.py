@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,10 +24,14 @@ def updates(update: Callable[[int], Stats], start: int, stop: int) -> Iterator[t
     """Yield (steps done, stats) after each `update(step)`. Raises Diverged on a non-finite stat."""
     for step in range(start, stop):
         stats = update(step)
-        for name, value in stats.items():
-            if not math.isfinite(float(value)):
-                raise Diverged(f"{name} = {float(value)} at step {step + 1} of {stop}")
+        refuse_non_finite(stats, step + 1, stop)
         yield step + 1, stats
+
+
+def refuse_non_finite(stats: Mapping[str, Any], step: int, stop: int) -> None:
+    for name, value in stats.items():
+        if not math.isfinite(float(value)):
+            raise Diverged(f"{name} = {float(value)} at step {step} of {stop}")
 
 
 def descend(

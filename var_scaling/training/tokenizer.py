@@ -11,7 +11,7 @@ from PIL import Image
 from var_scaling.accounting import tokenizer_flops, total
 from var_scaling.config import Tokenizer
 from var_scaling.data.loader import in_order
-from var_scaling.data.order import batch_rows
+from var_scaling.data.order import batch_rows, spread_rows
 from var_scaling.data.sources import Source
 from var_scaling.disk import whole
 from var_scaling.tokenizer.autoencoder import to_pixels, to_unit
@@ -121,24 +121,23 @@ def score(
     """PSNR in dB (of the mean squared error over all pixels) and, per scale, the use of the codes.
 
     Used: share of codes chosen at all. Perplexity: exp of the entropy of the choices. Also returns
-    the first images over their reconstructions, uint8 (2, n, side, side, 3).
+    some images and their reconstructions, uint8 (2, n, side, side, 3).
     """
     model.eval()
-    rows = np.arange(min(_HELD_OUT, held_out.rows))
+    rows = spread_rows(held_out.rows, _HELD_OUT)
     counts = torch.zeros(t.pyramid.scales, t.codes, dtype=torch.int64)
-    squares, pairs = 0.0, None
+    squares = 0.0
     for part in np.array_split(rows, -(-len(rows) // 256)):
-        pixels = torch.from_numpy(held_out.images(part, np.zeros_like(part)))
-        images = to_unit(pixels)
+        images = to_unit(torch.from_numpy(held_out.images(part, np.zeros_like(part))))
         ids_BL = model.encode(images)
         rebuilt = model.decode(ids_BL)
         squares += float((rebuilt - images).double().square().mean()) * len(part)
         for k, ids_BS in enumerate(model.quantize.scales_of(ids_BL)):
             counts[k] += torch.bincount(ids_BS.flatten(), minlength=t.codes)
-        if pairs is None:
-            pairs = np.stack([pixels[:_SHEET].numpy(), to_pixels(rebuilt[:_SHEET]).numpy()])
+    shown = spread_rows(held_out.rows, _SHEET)
+    originals = held_out.images(shown, np.zeros_like(shown))
+    rebuilt = model.decode(model.encode(to_unit(torch.from_numpy(originals))))
     model.train()
-    assert pairs is not None
     mse = squares / len(rows)
     return {
         "psnr_db": float(10 * np.log10(4 / mse)),
@@ -146,7 +145,7 @@ def score(
         **_usage("all", counts.sum(0)),
         "used_per_scale": [_usage("", row)["codes_used_"] for row in counts],
         "perplexity_per_scale": [_usage("", row)["perplexity_"] for row in counts],
-    }, pairs
+    }, np.stack([originals, to_pixels(rebuilt).numpy()])
 
 
 def draw_sheet(path: Path, pairs: np.ndarray) -> None:
@@ -185,7 +184,5 @@ def _usage(scope: str, counts_V: torch.Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def _first_features(t: Tokenizer, model: MultiScaleVQVAE, training: Source) -> torch.Tensor:
-    rows = np.arange(min(t.codebook.k_means_images, training.rows))
-    if len(rows) < training.rows:  # spread over the whole: a sorted file starts with one class
-        rows = rows * (training.rows // len(rows))
+    rows = spread_rows(training.rows, t.codebook.k_means_images)
     return model.features(to_unit(torch.from_numpy(training.images(rows, np.zeros_like(rows)))))

@@ -26,6 +26,7 @@ from var_scaling.training.loop import (
     Window,
     descend,
     log_steps,
+    refuse_non_finite,
     updates,
 )
 from var_scaling.training.optim import adamw, set_rates
@@ -72,6 +73,7 @@ def train(
         if done in evaluated:
             with watch.paused():
                 scores = evaluate(model, quantizer, held_out)
+                refuse_non_finite({"held-out loss": scores["loss"]}, done, trial.steps)
                 log("validation", done, {**scores, **progress_of(trial, done, watch.lap())})
         if done < trial.steps and (watch.save_is_due() or stop()):
             save(done)
