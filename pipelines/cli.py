@@ -190,6 +190,9 @@ def main() -> None:
     codes: list[tuple[type[Exception], int]] = [(Drift, 3), (Busy, 4), (ValueError, 2)]
     try:
         app()
+    except KeyboardInterrupt:
+        errors.print("Stopped at once; what was saved is kept.")
+        sys.exit(130)
     except (Drift, Busy, ValueError) as error:
         errors.print(f"error: {error}", style="red", soft_wrap=True, highlight=False, markup=False)
         sys.exit(next(code for kind, code in codes if isinstance(error, kind)))

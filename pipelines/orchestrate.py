@@ -13,7 +13,7 @@ from pipelines import stages
 from pipelines.collect import View, overview
 from pipelines.settings import Settings
 from pipelines.stages import Place
-from pipelines.store import Home, claim, drift, held, refuse
+from pipelines.store import Home, drift, held, refuse
 from var_scaling.accounting import trial_ledger
 from var_scaling.config import Sweep
 from var_scaling.disk import is_done, read_json
@@ -59,20 +59,23 @@ def run(sweep: Sweep, home: Home, settings: Settings, observe: Observe) -> Outco
     with held(home.sweep(sweep.name), file="driver.lock"), _ray(settings):
         stop_file = home.sweep(sweep.name) / "stop"
         stop_file.unlink(missing_ok=True)
-        tasks = _submit(sweep, home, settings, stop_file)
         with _asking_to_stop(stop_file):
-            failures = _wait(tasks, lambda: observe(overview(home, sweep)))
+            place = Place(home, settings, _threads(settings), stop_file)
+            failures = _run_graph(sweep, place, lambda: observe(overview(home, sweep)))
         interrupted = stop_file.exists()
         stop_file.unlink(missing_ok=True)
         return Outcome(interrupted, failures)
 
 
-def _submit(sweep: Sweep, home: Home, settings: Settings, stop_file: Path) -> dict[Any, str]:
-    """Every unfinished stage as a Ray task behind those it needs; trials largest first."""
+def _run_graph(sweep: Sweep, place: Place, look: Callable[[], None]) -> dict[str, str]:
+    """Run every unfinished stage behind those it needs; returns the errors of those that failed.
+
+    What trials need goes to Ray at once. Trials follow one by one as others end, largest first:
+    Ray would start tasks that wait for the same thing in an order of its own.
+    """
     import ray
 
-    threads = min(settings.local.cpus, settings.local.threads_per_stage)
-    place = Place(home, settings, threads, stop_file)
+    home = place.home
     tasks: dict[Any, str] = {}
 
     def submit(name: str, work: Stage, needs: list[Any], *words: Any) -> Any:
@@ -95,14 +98,28 @@ def _submit(sweep: Sweep, home: Home, settings: Settings, stop_file: Path) -> di
             for split in ("train", "validation")
             if not is_done(home.tokens(t.name, data.name, split))
         ]
-    for trial in sorted(sweep.trials, key=lambda trial: -trial_ledger(trial)["train_flops"]):
-        folder = home.trial(sweep.name, trial.name)
-        if is_done(folder):
-            continue
-        claim(folder, "trial.json", trial)
-        needs = tokens[trial.tokenizer.name, trial.data.name]
-        submit(f"trial {trial.name}", stages.run_trial, needs, sweep, trial)
-    return tasks
+    by_size = sorted(sweep.trials, key=lambda trial: -trial_ledger(trial)["train_flops"])
+    queue = [t for t in by_size if not is_done(home.trial(sweep.name, t.name))]
+
+    slots = max(1, place.settings.local.cpus // place.threads)
+    failures: dict[str, str] = {}
+    waiting = list(tasks)
+    while waiting or queue:
+        while queue and len(waiting) < slots and not place.stop_file.exists():
+            trial = queue.pop(0)
+            needs = tokens[trial.tokenizer.name, trial.data.name]
+            waiting.append(submit(f"trial {trial.name}", stages.run_trial, needs, sweep, trial))
+        if not waiting:
+            break  # asked to stop before the queue was empty
+        ready, waiting = ray.wait(waiting, num_returns=1, timeout=0.5)
+        look()
+        for task in ready:
+            _note_failure(task, tasks[task], failures)
+    return failures
+
+
+def _threads(settings: Settings) -> int:
+    return min(settings.local.cpus, settings.local.threads_per_stage)
 
 
 def _after(work: Stage, place: Place, words: tuple[Any, ...], *needs: str) -> str:
@@ -110,25 +127,17 @@ def _after(work: Stage, place: Place, words: tuple[Any, ...], *needs: str) -> st
     return work(place, *words)
 
 
-def _wait(tasks: dict[Any, str], look: Callable[[], None]) -> dict[str, str]:
-    """Wait for all tasks; returns the error of each that failed by itself."""
+def _note_failure(task: Any, name: str, failures: dict[str, str]) -> None:
+    """Add why `task` failed, if it did by itself: Ray hands a need's error to what needs it."""
     import ray
 
-    failures: dict[str, str] = {}
-    waiting = list(tasks)
-    while waiting:
-        ready, waiting = ray.wait(waiting, num_returns=1, timeout=0.5)
-        look()
-        for task in ready:
-            try:
-                ray.get(task)
-            except ray.exceptions.RayError as error:
-                cause = getattr(error, "cause", None) or error
-                said = f"{type(cause).__name__}: {cause}"
-                passed_on = said in failures.values()  # Ray hands a need's error to what needs it
-                if not isinstance(cause, stages.Stopped) and not passed_on:
-                    failures[tasks[task]] = said
-    return failures
+    try:
+        ray.get(task)
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error
+        said = f"{type(cause).__name__}: {cause}"
+        if not isinstance(cause, stages.Stopped) and said not in failures.values():
+            failures[name] = said
 
 
 @contextmanager
