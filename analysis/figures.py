@@ -20,7 +20,7 @@ _STYLE: Any = {
     "axes.spines.right": False,
     "axes.edgecolor": _INK,
     "legend.frameon": False,
-    "legend.fontsize": 8,
+    "legend.fontsize": 7.5,
     "svg.hashsalt": "var-scaling",  # the same figure twice is the same file
     "figure.dpi": 150,
 }
@@ -31,6 +31,7 @@ def draw_all(study: Study, folder: Path) -> dict[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Callable[[Study], Figure | None]] = {
         "laws_in_parameters": laws_in_parameters,
+        "above_the_floor": above_the_floor,
         "laws_in_compute": laws_in_compute,
         "curves": curves,
         "rates": rates,
@@ -51,27 +52,45 @@ def draw_all(study: Study, folder: Path) -> dict[str, Path]:
     return drawn
 
 
+_SIZES = ("params_blocks", "params_total")
+
+
 def laws_in_parameters(study: Study) -> Figure | None:
-    """Raw loss and error against N above, what lies above the fitted floor below."""
+    """Loss and error against both counts of parameters, with the laws without and with a floor."""
     found = [m for m in METRICS if study.get(m, "params_blocks", "pure")]
-    if not found:
-        return None
-    figure = Figure(figsize=(3.1 * len(found), 5.2), layout="constrained")
-    panels = figure.subplots(2, len(found), squeeze=False, sharex=True)
-    for column, metric in enumerate(found):
-        symbol, what, unit = METRICS[metric]
-        raw, floor = (study.get(metric, "params_blocks", law) for law in ("pure", "floor"))
-        assert raw is not None
-        _law_panel(panels[0, column], [raw, floor], reducible=False)
-        panels[0, column].set_title(what)
-        panels[0, column].set_ylabel(f"{symbol} ({unit})")
-        if floor is not None and min(floor.y) > floor.fit.E:
-            _law_panel(panels[1, column], [floor], reducible=True)
-            panels[1, column].set_ylabel(f"{symbol} − E ({unit})")
-        else:
-            panels[1, column].set_axis_off()
-        panels[1, column].set_xlabel("N, parameters in blocks")
+    return _law_grid(study, found, reducible=False) if found else None
+
+
+def above_the_floor(study: Study) -> Figure | None:
+    """What lies above the fitted floor, against both counts; None where no law wants a floor."""
+    wanted = [m for m in METRICS if any(_floor_of(study, m, size) for size in _SIZES)]
+    return _law_grid(study, wanted, reducible=True) if wanted else None
+
+
+def _law_grid(study: Study, metrics: list[str], reducible: bool) -> Figure:
+    """A panel for each metric (columns) and count of parameters (rows)."""
+    figure = Figure(figsize=(3.1 * len(metrics), 5.2), layout="constrained")
+    panels = figure.subplots(len(_SIZES), len(metrics), squeeze=False)
+    for row, size in enumerate(_SIZES):
+        for column, metric in enumerate(metrics):
+            panel, (symbol, what, unit) = panels[row, column], METRICS[metric]
+            floor = _floor_of(study, metric, size)
+            if reducible and floor is None:
+                panel.set_axis_off()
+                panel.text(0.5, 0.5, f"{what}:\nno floor wanted, E = 0", ha="center", va="center")
+                continue
+            raw = study.get(metric, size, "pure")
+            _law_panel(panel, [floor] if reducible else [raw, floor], reducible)
+            panel.set_title(what)
+            panel.set_ylabel(f"{symbol}{' − E' if reducible else ''} ({unit})")
+            panel.set_xlabel(", ".join(VARIABLES[size]))
     return figure
+
+
+def _floor_of(study: Study, metric: str, variable: str) -> Finding | None:
+    """The law with a floor, where the fit wants one above zero and below the data."""
+    finding = study.get(metric, variable, "floor")
+    return finding if finding is not None and 0 < finding.fit.E < min(finding.y) else None
 
 
 def laws_in_compute(study: Study) -> Figure | None:
@@ -84,8 +103,10 @@ def laws_in_compute(study: Study) -> Figure | None:
     for panel, metric in zip(panels, found, strict=True):
         symbol, what, unit = METRICS[metric]
         _each_run(panel, study, "train_flops", metric, named=False)
-        raw, floor = (study.get(metric, "train_flops", law) for law in ("pure", "floor"))
-        assert raw is not None
+        raw, floor = (
+            study.get(metric, "train_flops", "pure"),
+            _floor_of(study, metric, "train_flops"),
+        )
         _law_panel(panel, [raw, floor], reducible=False)
         panel.set_title(what)
         panel.set_ylabel(f"{symbol} ({unit})")
@@ -162,7 +183,7 @@ def _law_panel(panel: Axes, findings: list[Finding | None], reducible: bool) -> 
             "-" if solid else "--", lw=1.2, color=_LAW if solid else _INK, label=_label(finding),
         )  # fmt: skip
     _logarithmic(panel)
-    panel.legend(loc="lower left", handlelength=1.6, borderaxespad=0.1)
+    panel.legend(loc="lower left", handlelength=1.4, borderaxespad=0.1)
     low, high = panel.get_ylim()
     panel.set_ylim(low / (high / low) ** 0.35, high)  # room for the legend below the points
 

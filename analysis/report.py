@@ -12,9 +12,13 @@ from analysis.study import METRICS, VARIABLES, Study
 
 CAPTIONS = {
     "laws_in_parameters": (
-        "Held-out loss and token error at the end of training against parameters in blocks. "
-        "Above: as measured, with a pure power law (dashed) and one with a fitted floor E (solid). "
-        "Below: what lies above the fitted floor."
+        "Held-out loss and token error at the end of training. Above: against the weights of the "
+        "block matrices; below: against all parameters. Dashed: a pure power law; solid: with a "
+        "fitted floor, where the fit wants one."
+    ),
+    "above_the_floor": (
+        "What lies above the fitted floor E, against the same two counts: by the law, a straight "
+        "line."
     ),
     "laws_in_compute": (
         "Thin lines: each run's held-out score against the training FLOPs spent so far, dark for "

@@ -20,7 +20,7 @@ METRICS = {
     "val_error_last": ("Err_last", "token error, last scale", "share"),
 }
 VARIABLES = {
-    "params_blocks": ("N", "parameters in blocks"),
+    "params_blocks": ("N", "weights of the blocks"),
     "params_total": ("N_total", "all parameters"),
     "train_flops": ("C", "training FLOPs, along the frontier"),
 }

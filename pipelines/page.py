@@ -23,7 +23,7 @@ def trial_params(sweep: Sweep, trial: Trial) -> dict[str, Any]:
         "seed": trial.seed,
         "batch": trial.batch,
         "steps": trial.steps,
-        "learning_rate": trial.optimiser.learning_rate,
+        "learning_rate": f"{trial.optimiser.learning_rate:.4g}",
         "tokenizer": trial.tokenizer.name,
         "data": trial.data.name,
         "params_total": ledger["params_total"],

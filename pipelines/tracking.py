@@ -101,6 +101,7 @@ class Mirror:
         """The comparison page of the sweep's trials."""
         experiment = self._experiment(self.sweep.name)
         found = self.client.search_runs([experiment], "tags.kind = 'trial'", max_results=200)
+        found = sorted(found, key=lambda run: float(run.data.params.get("log10_N", 0)))
         runs = quote(json.dumps([run.info.run_id for run in found]))
         return f"{base}/#/compare-runs?runs={runs}&experiments={quote(json.dumps([experiment]))}"
 
