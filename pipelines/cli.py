@@ -81,17 +81,18 @@ def run(
     sweep, at, settings = find_sweep(name), Home(home), load_settings()
     from pipelines import orchestrate, tracking
 
+    again = f"var-scaling run {name}" + (f" --home {home}" if home != RUNS else "")
     orchestrate.refuse_drift(at, sweep)
     if not all(view.finished for view in overview(at, sweep)):
         with tracking.mirroring(at, sweep, _warn), screen.progress(console) as observe:
             outcome = orchestrate.run(sweep, at, settings, observe)
         if outcome.interrupted:
-            console.print(f"Stopped; everything so far is kept. To go on: var-scaling run {name}")
+            console.print(f"Stopped; everything so far is kept. To go on: {again}", soft_wrap=True)
             raise typer.Exit(130)
         for stage, why in outcome.failures.items():
-            errors.print(f"[red]failed[/red] {stage}: {why}", soft_wrap=True, highlight=False)
+            _say_error(f"failed {stage}: {why}", "red")
         if outcome.failures:
-            errors.print(f"The rest is kept. Once mended, go on with: var-scaling run {name}")
+            errors.print(f"The rest is kept. Once mended, go on with: {again}", soft_wrap=True)
             raise typer.Exit(1)
     _publish(at, sweep, again=False)
 
@@ -160,7 +161,7 @@ def _publish(at: Home, sweep: Sweep, again: bool, as_json: bool = False) -> None
         return
     console.print(screen.law_tables(laws))
     for why in laws["refused"]:
-        console.print(f"not fitted: {why}", soft_wrap=True, highlight=False)
+        console.print(f"not fitted: {why}", soft_wrap=True, highlight=False, markup=False)
     screen.say_paths(console, publish.paths(at, sweep), sweep.name)
 
 
@@ -182,7 +183,12 @@ def _results(at: Home, sweep: Sweep) -> str:
 
 
 def _warn(text: str) -> None:
-    errors.print(f"[yellow]{text}[/yellow]", soft_wrap=True, highlight=False)
+    _say_error(text, "yellow")
+
+
+def _say_error(text: str, colour: str) -> None:
+    """`text` as it is: brackets in it are no markup."""
+    errors.print(text, style=colour, soft_wrap=True, highlight=False, markup=False)
 
 
 def main() -> None:
@@ -194,7 +200,7 @@ def main() -> None:
         errors.print("Stopped at once; what was saved is kept.")
         sys.exit(130)
     except (Drift, Busy, ValueError) as error:
-        errors.print(f"error: {error}", style="red", soft_wrap=True, highlight=False, markup=False)
+        _say_error(f"error: {error}", "red")
         sys.exit(next(code for kind, code in codes if isinstance(error, kind)))
 
 

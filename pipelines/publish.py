@@ -95,15 +95,18 @@ def law_columns(laws: dict[str, Any]) -> dict[str, list[Any]]:
 
 def mirrored(home: Home, sweep: Sweep, laws: dict[str, Any]) -> bool:
     """Whether MLflow already shows these results."""
-    path = home.sweep(sweep.name) / "mirrored.json"
-    if not path.exists() or not (home.root / "mlflow.db").exists():
-        return False
-    return bool(read_json(path)["results_fingerprint"] == laws["results_fingerprint"])
+    path, database = home.sweep(sweep.name) / "mirrored.json", home.root / "mlflow.db"
+    return path.exists() and database.exists() and read_json(path) == _mirrored_as(database, laws)
 
 
 def note_mirrored(home: Home, sweep: Sweep, laws: dict[str, Any]) -> None:
     path = home.sweep(sweep.name) / "mirrored.json"
-    write_json(path, {"results_fingerprint": laws["results_fingerprint"]})
+    write_json(path, _mirrored_as(home.root / "mlflow.db", laws))
+
+
+def _mirrored_as(database: Path, laws: dict[str, Any]) -> dict[str, Any]:
+    """These results in this very database: one made anew holds nothing yet."""
+    return {"results": laws["results_fingerprint"], "database": database.stat().st_ino}
 
 
 def _decades(sizes: Any) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
@@ -96,7 +97,7 @@ def status_table(sweep: Sweep, views: list[View]) -> Table:
             view.kind, view.name, _coloured(view.state), _share(view),
             "" if view.loss is None else f"{view.loss:.4f}",
             "" if view.images_per_second is None else f"{view.images_per_second:,.0f}",
-            since(view.seconds_left), view.note,
+            since(view.seconds_left), escape(view.note),
         )  # fmt: skip
     return table
 
@@ -198,7 +199,7 @@ def _said(view: View) -> str:
         "" if view.loss is None else f"loss {view.loss:.3f}",
         "" if view.images_per_second is None else f"{view.images_per_second:,.0f} images/s",
         f"{since(view.seconds_left)} left" if view.seconds_left else "",
-        view.note,
+        escape(view.note),
     ]
     return "  ".join(filter(None, parts))
 

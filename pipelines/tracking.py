@@ -17,7 +17,7 @@ from urllib.parse import quote
 from pipelines.collect import overview
 from pipelines.page import run_name, tokenizer_params, trial_params
 from pipelines.provenance import commit_of
-from pipelines.store import Home
+from pipelines.store import Home, held
 from var_scaling.config import Sweep
 from var_scaling.disk import whole
 from var_scaling.results import Line, read_metrics
@@ -59,15 +59,16 @@ class Mirror:
             logging.getLogger(noisy).setLevel(logging.ERROR)
         from mlflow.tracking import MlflowClient
 
-        if not _file(home).exists():
-            # MLflow makes its tables one by one: killed half-way, it would refuse them for ever.
-            with whole(_file(home)) as beside:
-                MlflowClient(f"sqlite:///{beside}").search_experiments()
+        with held(home.root, wait=60, file="mlflow.lock"):
+            if not _file(home).exists():
+                # MLflow makes its tables one by one: killed half-way, it would refuse them.
+                with whole(_file(home)) as beside:
+                    MlflowClient(f"sqlite:///{beside}").search_experiments()
         self.home, self.sweep = home, sweep
         self.client = MlflowClient(database(home))
         self._experiments: dict[str, str] = {}
         self._runs: dict[str, str] = {}
-        self._seen: dict[str, dict[str, int]] = {}
+        self._seen: dict[str, dict[str, Any]] = {}
 
     def catch_up(self) -> None:
         """Bring every run of the sweep to what the disk says now."""
@@ -212,6 +213,7 @@ def mirroring(home: Home, sweep: Sweep, warn: Callable[[str], None]) -> Iterator
     finally:
         ended.set()
         thread.join()
+        attempt(lambda: Mirror(home, sweep).catch_up(), once)
 
 
 def attempt(work: Callable[[], None], warn: Callable[[str], None]) -> bool:

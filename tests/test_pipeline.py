@@ -212,7 +212,10 @@ def test_what_was_asked_wrongly_is_answered_in_a_line(tmp_path, words, code, mes
 def test_a_stage_that_fails_is_named_with_its_reason(tmp_path):
     done = var_scaling("run", "cifar10", home=tmp_path)
     assert done.returncode == 1
-    assert "failed tokenizer cifar10-ch16: DataError: data 'cifar10' has no path" in done.stderr
+    assert (
+        "failed tokenizer cifar10-ch16: DataError: data 'cifar10' has no path: put [data]"
+        in done.stderr
+    )
     assert "go on with: var-scaling run cifar10" in done.stderr
     status = json.loads(var_scaling("status", "cifar10", "--json", home=tmp_path).stdout)
     assert status["stages"][0]["state"] == "failed"

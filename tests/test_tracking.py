@@ -1,7 +1,12 @@
 """The mirror: replayed twice is there once, and an outage costs nothing but the view."""
 
+import signal
+import socket
+import subprocess
+from urllib.request import urlopen
+
 import pytest
-from conftest import trial
+from conftest import COMMAND, trial
 
 from pipelines.store import Home, claim
 from pipelines.tracking import Mirror, attempt
@@ -88,3 +93,24 @@ def test_a_dead_server_costs_a_line_not_a_run(home):
     assert "MLflow mirror: DatabaseError" in said[0]
     assert attempt(lambda: Mirror(home, SWEEP).catch_up(), said.append)
     assert len(said) == 1
+
+
+def test_the_page_is_served_on_loopback_and_compares_the_trials(smoke):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    page = subprocess.Popen(
+        [*COMMAND, "ui", "smoke", "--home", str(smoke), "--port", str(port)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert page.stdout is not None
+        compare = page.stdout.readline()
+        assert compare.startswith(f"compare: http://127.0.0.1:{port}/#/compare-runs?runs=")
+        assert compare.count("%22") == 2 * 5  # four trials and their experiment, each in quotes
+        with urlopen(f"http://127.0.0.1:{port}/health", timeout=10) as answer:
+            assert answer.read() == b"OK"
+    finally:
+        page.send_signal(signal.SIGINT)
+        assert page.wait(30) == 130
