@@ -94,6 +94,6 @@ class Stopwatch:
         self._saved = self._clock()
 
 
-def log_steps(steps: int, lines: int = 50) -> frozenset[int]:
+def log_steps(steps: int, lines: int = 200) -> frozenset[int]:
     """About `lines` steps, evenly spread, the last among them."""
     return frozenset(max(1, round(steps * k / lines)) for k in range(1, lines + 1))

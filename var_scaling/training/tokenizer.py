@@ -103,7 +103,8 @@ def train_tokenizer(
     for done, stats in updates(update, state["step"], t.steps):
         window.add(stats)
         if done in logged:
-            log("train", done, {**window.take(), **progress_of(t, done, watch.lap())})
+            rate = {"learning_rate": optimizer.param_groups[0]["lr"]}
+            log("train", done, {**window.take(), **rate, **progress_of(t, done, watch.lap())})
         if done in evaluated:
             with watch.paused():
                 look(done)

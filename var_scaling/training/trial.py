@@ -69,7 +69,8 @@ def train(
     for done, stats in updates(update, state["step"], trial.steps):
         window.add(stats)
         if done in logged:
-            log("train", done, {**window.take(), **progress_of(trial, done, watch.lap())})
+            rate = {"learning_rate": optimizer.param_groups[0]["lr"]}
+            log("train", done, {**window.take(), **rate, **progress_of(trial, done, watch.lap())})
         if done in evaluated:
             with watch.paused():
                 scores = evaluate(model, quantizer, held_out)
