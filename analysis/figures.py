@@ -190,7 +190,8 @@ def _law_panel(panel: Axes, findings: list[Finding | None], reducible: bool) -> 
 
 def _label(finding: Finding) -> str:
     fit, (symbol, _) = finding.fit, VARIABLES[finding.variable]
-    power = f"({_scientific(fit.beta)} {symbol})$^{{-{fit.alpha:.3f}}}$"
+    scale = _scientific(fit.beta) if fit.beta else "β"
+    power = f"({scale} {symbol})$^{{-{fit.alpha:.3f}}}$"
     floor = f"{fit.E:.2f} + " if fit.law.floor else ""
     return f"{floor}{power}, r = {fit.r:.4f}".replace("r = -", "r = −")
 

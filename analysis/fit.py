@@ -5,6 +5,7 @@ call fits the data (a row of ones) or all resamples of a bootstrap. Seeds come f
 projection: for a given E the rest is a straight line.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ _SEED_FLOORS = np.array([0.0, 0.2, 0.4, 0.6, 0.75, 0.85, 0.92, 0.96, 0.985, 0.99
 _ROUNDS = 300
 _STARTS_OF_A_RESAMPLE = 2  # the most promising seeds; the data itself gets them all
 _TOLERANCE = 1e-10  # the longest step of an optimum, in a, α and log E
+_MOST_FLOOR = 1 - 1e-4  # of min(y): what is left must have a logarithm
 _LEAST_FLOOR = 1e-3  # of min(y): below this, E is zero for all that data can tell
 
 
@@ -30,7 +32,7 @@ class Certificate:
     agreed: float  # share of starts that ended at the best objective, within 1e-6 relative
     gradient: float  # norm at the end, relative to the objective's scale
     converged: bool
-    at_bound: bool  # E ran to zero: the data wants no floor
+    at_bound: bool  # E ran to zero (the data wants no floor) or to the least loss (no law)
     objective: float  # sum of squared log residuals
 
 
@@ -51,9 +53,14 @@ class Fit:
     certificate: Certificate
 
     @property
-    def beta(self) -> float:
-        """The paper's coefficient: L - E = (β x)^-α, in 1 / units of x."""
-        return float(self.A ** (-1 / self.alpha))
+    def beta(self) -> float | None:
+        """The paper's coefficient: L - E = (β x)^-α, in 1 / units of x.
+
+        None where α is so near zero that β is beyond what a float holds.
+        """
+        if self.alpha == 0 or abs(math.log(self.A) / self.alpha) > 700:
+            return None
+        return math.exp(-math.log(self.A) / self.alpha)
 
     def predict(self, x: np.ndarray | float) -> np.ndarray:
         return self.law.predict(np.asarray(x, dtype=float), self.A, self.alpha, self.E)
@@ -70,20 +77,21 @@ def fit_law(law: Law, x: np.ndarray, y: np.ndarray) -> Fit:
         agreed=float(solved.agreed[0]),
         gradient=float(solved.gradient[0]),
         converged=bool(solved.gradient[0] < 1e-6),
-        at_bound=bool(law.floor and floor == 0),
+        at_bound=bool(law.floor and (floor == 0 or floor >= _MOST_FLOOR * y.min())),
         objective=float(solved.objective[0]),
     )
-    reducible = np.log(y - floor) if np.all(y > floor) else np.full(len(y), np.nan)
-    r = float(np.corrcoef(np.log(x), reducible)[0, 1])
+    reducible = np.log(y - floor)
+    line = np.log(scale) - alpha * np.log(x)
+    spread = float(np.sum((reducible - reducible.mean()) ** 2))
+    flat = spread < 1e-20  # all losses equal: nothing to correlate
     residual = np.log(law.predict(x, scale, alpha, floor) / y)
-    spread = float(np.sum((np.log(y) - np.log(y).mean()) ** 2))
     return Fit(
         law=law,
         A=scale,
         alpha=float(alpha),
         E=float(floor),
-        r=r,
-        r2=1 - float(residual @ residual) / spread if spread > 0 else float("nan"),
+        r=math.nan if flat else float(np.corrcoef(np.log(x), reducible)[0, 1]),
+        r2=math.nan if flat else 1 - float(np.sum((line - reducible) ** 2)) / spread,
         rms_relative_error=float(np.sqrt(np.mean(np.expm1(residual) ** 2))),
         points=len(x),
         sizes=len(np.unique(x)),
@@ -183,7 +191,8 @@ def _polish(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Levenberg-Marquardt, exact Jacobian, whole batch. Returns θ, objective, gradient."""
     theta, damping = theta.copy(), np.full(len(theta), 1e-3)
-    lowest = np.log(_LEAST_FLOOR * least)
+    lowest, highest = np.log(_LEAST_FLOOR * least), np.log(_MOST_FLOOR * least)
+    theta[:, 2] = theta[:, 2].clip(lowest, highest)
     objective = (weights * _residual(u, log_y, theta)[0] ** 2).sum(1)
     moving = np.arange(len(theta))
     for _ in range(_ROUNDS):
@@ -195,7 +204,7 @@ def _polish(
         damped = normal + np.einsum("b,bp,pq->bpq", damping[moving], diagonal, np.eye(3))
         step = np.linalg.solve(damped, gradient[..., None])[..., 0]
         tried = start - np.clip(step, -2, 2)
-        tried[:, 2] = np.maximum(tried[:, 2], lowest)
+        tried[:, 2] = tried[:, 2].clip(lowest, highest)
         reached = (w * _residual(u, log_y, tried)[0] ** 2).sum(1)
         better = reached <= objective[moving]
         theta[moving[better]] = tried[better]
@@ -207,6 +216,7 @@ def _polish(
     residual, jacobian = _residual(u, log_y, theta)
     gradient = np.einsum("bn,bn,bnp->bp", weights, residual, jacobian)
     gradient[:, 2] = np.where(theta[:, 2] <= lowest, np.minimum(gradient[:, 2], 0), gradient[:, 2])
+    gradient[:, 2] = np.where(theta[:, 2] >= highest, np.maximum(gradient[:, 2], 0), gradient[:, 2])
     count = weights.sum(1)
     return (
         theta,

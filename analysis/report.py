@@ -23,8 +23,8 @@ CAPTIONS = {
     "laws_in_compute": (
         "Thin lines: each run's held-out score against the training FLOPs spent so far, dark for "
         "small and bright for large models. Points: the frontier, over the ends of runs, where the "
-        "learning rate has decayed. Every model was still improving when it stopped, so the "
-        "frontier is an upper bound."
+        "learning rate has decayed. Where a model was still improving when it stopped, it is an "
+        "upper bound."
     ),
     "curves": "Held-out loss and error of each run against the training tokens it has seen.",
     "rates": "Final held-out loss against the peak learning rate, a line for each size.",
@@ -80,7 +80,7 @@ def _law_row(finding: Any) -> dict[str, str]:
         "form": "reducible, " + fit.law.formula if fit.law.floor else "raw, " + fit.law.formula,
         "alpha": f"{fit.alpha:.4f}",
         "alpha_interval": f"[{boot.alpha.low:.4f}, {boot.alpha.high:.4f}]" if boot else "–",
-        "beta": f"{fit.beta:.3g}",
+        "beta": f"{fit.beta:.3g}" if fit.beta else "–",
         "floor": f"{fit.E:.4f}" if fit.law.floor else "–",
         "floor_interval": f"[{floor.low:.3f}, {floor.high:.3f}]" if floor else "–",
         "r": f"{fit.r:.5f}",
@@ -92,7 +92,7 @@ def _law_row(finding: Any) -> dict[str, str]:
             f"{'converged' if certificate.converged else 'NOT CONVERGED'}; "
             f"{certificate.agreed:.0%} of {certificate.starts} starts agreed; "
             f"gradient {certificate.gradient:.0e}"
-            + ("; floor ran to zero" if certificate.at_bound else "")
+            + ("; floor at its bound" if certificate.at_bound else "")
             + (f"; {boot.resamples} resamples, {boot.rejected} drawn again" if boot else "")
         ),
     }
@@ -115,6 +115,8 @@ def _warnings(study: Study) -> list[str]:
         found.append(
             f"Only {finals.params_blocks.nunique()} sizes: a straight line is no evidence."
         )
+    if finals.groupby("params_blocks").learning_rate.nunique().max() > 1:
+        found.append("Sizes have several learning rates: the laws pool them, good ones and bad.")
     lost = study.table.rows[study.table.rows.status != "done"].trial.unique()
     if len(lost):
         found.append(f"Not finished, so not in any law: {', '.join(sorted(lost))}.")
@@ -122,24 +124,26 @@ def _warnings(study: Study) -> list[str]:
 
 
 def _runs(study: Study) -> list[dict[str, str]]:
-    return [
-        {
-            "trial": str(row.trial),
-            "depth": str(row.depth),
-            "width": str(row.width),
-            "params": f"{row.params_blocks:,}",
-            "total": f"{row.params_total:,}",
-            "tokens": f"{row.tokens_seen:,}",
-            "flops": f"{row.train_flops:.3e}",
-            "loss": f"{row.val_loss:.4f}",
-            "stderr": f"{row.val_loss_stderr:.4f}",
-            "loss_last": f"{row.val_loss_last:.4f}",
-            "error": f"{row.val_error:.4f}",
-            "error_last": f"{row.val_error_last:.4f}",
-            "seconds": f"{row.seconds:,.0f}",
-        }
-        for row in study.table.finals.itertuples()
-    ]
+    return [_run_row(row) for row in study.table.finals.to_dict("records")]
+
+
+def _run_row(row: dict[Any, Any]) -> dict[str, str]:
+    stderr = row.get("val_loss_stderr")
+    return {
+        "trial": str(row["trial"]),
+        "depth": str(row["depth"]),
+        "width": str(row["width"]),
+        "params": f"{row['params_blocks']:,}",
+        "total": f"{row['params_total']:,}",
+        "tokens": f"{row['tokens_seen']:,}",
+        "flops": f"{row['train_flops']:.3e}",
+        "loss": f"{row['val_loss']:.4f}",
+        "stderr": "–" if stderr is None or stderr != stderr else f"{stderr:.4f}",
+        "loss_last": f"{row['val_loss_last']:.4f}",
+        "error": f"{row['val_error']:.4f}",
+        "error_last": f"{row['val_error_last']:.4f}",
+        "seconds": f"{row['seconds']:,.0f}",
+    }
 
 
 def _inline(svg: Path) -> Markup:

@@ -1,5 +1,6 @@
 """Every law of a results table, in one object that figures and report are made from."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -43,11 +44,24 @@ class Finding:
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON, β and the hold-out error spelled out."""
         held = self.held_out
-        return {
-            **asdict(self),
-            "beta": self.fit.beta,
-            "held_out": {**asdict(held), "relative_error": held.relative_error} if held else None,
-        }
+        return _plain(
+            {
+                **asdict(self),
+                "beta": self.fit.beta,
+                "held_out": {**asdict(held), "relative_error": held.relative_error}
+                if held
+                else None,
+            }
+        )
+
+
+def _plain(value: Any) -> Any:
+    """JSON knows no NaN: what is not a number is absent."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True)

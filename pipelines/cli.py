@@ -94,13 +94,16 @@ def run(
         if outcome.failures:
             errors.print(f"The rest is kept. Once mended, go on with: {again}", soft_wrap=True)
             raise typer.Exit(1)
-    _publish(at, sweep, again=False)
+    _publish(at, sweep, name, again=False)
 
 
 @app.command()
 def status(name: SweepName, home: HomeFolder = RUNS, as_json: AsJson = False) -> None:
     """How far each stage is."""
+    from pipelines import orchestrate
+
     sweep = find_sweep(name)
+    orchestrate.refuse_drift(Home(home), sweep)
     views = overview(Home(home), sweep)
     if as_json:
         print(json.dumps({"sweep": sweep.name, "stages": [asdict(view) for view in views]}))
@@ -111,7 +114,7 @@ def status(name: SweepName, home: HomeFolder = RUNS, as_json: AsJson = False) ->
 @app.command()
 def fit(name: SweepName, home: HomeFolder = RUNS, as_json: AsJson = False) -> None:
     """Fit the laws again to whatever has finished, draw and report them."""
-    _publish(Home(home), find_sweep(name), again=True, as_json=as_json)
+    _publish(Home(home), find_sweep(name), name, again=True, as_json=as_json)
 
 
 @app.command()
@@ -144,9 +147,10 @@ def ui(
         for what, url in pages.items():
             console.print(f"{what}: {url}", soft_wrap=True, highlight=False)
         server.wait()
+    raise typer.Exit(1)  # it was to run until Ctrl-C
 
 
-def _publish(at: Home, sweep: Sweep, again: bool, as_json: bool = False) -> None:
+def _publish(at: Home, sweep: Sweep, name: str, again: bool, as_json: bool = False) -> None:
     """Fit, draw, report, mirror and show."""
     from pipelines import publish
 
@@ -162,7 +166,7 @@ def _publish(at: Home, sweep: Sweep, again: bool, as_json: bool = False) -> None
     console.print(screen.law_tables(laws))
     for why in laws["refused"]:
         console.print(f"not fitted: {why}", soft_wrap=True, highlight=False, markup=False)
-    screen.say_paths(console, publish.paths(at, sweep), sweep.name)
+    screen.say_paths(console, publish.paths(at, sweep), name)
 
 
 def _mirror_all(at: Home, sweep: Sweep, laws: dict[str, Any]) -> None:
@@ -176,6 +180,9 @@ def _mirror_all(at: Home, sweep: Sweep, laws: dict[str, Any]) -> None:
 
 
 def _results(at: Home, sweep: Sweep) -> str:
+    from pipelines import orchestrate
+
+    orchestrate.refuse_drift(at, sweep)  # else old losses would stand beside new sizes
     fingerprint = write_results(at, sweep)
     if fingerprint is None:
         raise ValueError(f"{sweep.name}: no trial has been evaluated yet; `var-scaling run` does")
@@ -193,13 +200,13 @@ def _say_error(text: str, colour: str) -> None:
 
 def main() -> None:
     """The console script: what a person can mend is said in a line, not in a traceback."""
-    codes: list[tuple[type[Exception], int]] = [(Drift, 3), (Busy, 4), (ValueError, 2)]
+    codes = [(Drift, 3), (Busy, 4), (ValueError, 2), (OSError, 1)]
     try:
         app()
     except KeyboardInterrupt:
         errors.print("Stopped at once; what was saved is kept.")
         sys.exit(130)
-    except (Drift, Busy, ValueError) as error:
+    except (Drift, Busy, ValueError, OSError) as error:
         _say_error(f"error: {error}", "red")
         sys.exit(next(code for kind, code in codes if isinstance(error, kind)))
 

@@ -131,13 +131,12 @@ def _trial_rows(home: Home, sweep: Sweep, trial: Trial) -> list[Row]:
     folder = home.trial(sweep.name, trial.name)
     lines = read_metrics(folder / "metrics.jsonl")
     tokens = home.tokens(trial.tokenizer.name, trial.data.name, "train") / "manifest.json"
-    if not lines or not tokens.exists():
-        return []
     status = _row_status(_state(folder)[0])
-    images, commit = read_json(tokens)["images"], commit_of(folder)
+    images = read_json(tokens).get("images") if tokens.exists() else None
+    commit = commit_of(folder)
     shown = [line for line in lines if line["kind"] == "validation"]
     if status == "diverged":  # where it ended is a result too, though nothing was measured there
-        last = lines[-1]
+        last = lines[-1] if lines else {"step": 0, "seconds": 0.0, "images_per_second": 0.0}
         shown.append({key: last[key] for key in ("step", "seconds", "images_per_second")})
     train_losses = {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
     return [_row(sweep, trial, line, train_losses, images, status, commit) for line in shown]
@@ -148,7 +147,7 @@ def _row(
     trial: Trial,
     line: Line,
     train_losses: dict[int, float],
-    images: int,
+    images: int | None,
     status: Status,
     commit: str | None,
 ) -> Row:
@@ -175,7 +174,7 @@ def _row(
         steps=trial.steps,
         batch=trial.batch,
         learning_rate=trial.optimiser.learning_rate,
-        epochs=step * trial.batch / images,
+        epochs=step * trial.batch / images if images else None,
         train_loss=reached[-1] if reached else None,
         seconds=line["seconds"],
         images_per_second=line["images_per_second"],

@@ -76,7 +76,7 @@ def law_scalars(laws: dict[str, Any]) -> dict[str, float]:
         for name in ("alpha", "E", "r", "r2"):
             scalars[f"{base}/{name}"] = law["fit"][name]
         scalars[f"{base}/beta"] = law["beta"]
-    return scalars
+    return {name: value for name, value in scalars.items() if value is not None}
 
 
 def law_columns(laws: dict[str, Any]) -> dict[str, list[Any]]:

@@ -118,9 +118,9 @@ def law_tables(laws: dict[str, Any]) -> Group:
         name = f"{law['symbol']}({law['variable_symbol']})"
         cells = [
             f"{fit['alpha']:.4f} {_interval(boot and boot['alpha'], '.3f')}",
-            f"{law['beta']:.2e}",
-            f"{fit['r']:.4f}",
-            f"{fit['r2']:.4f}",
+            _number(law["beta"], ".2e"),
+            _number(fit["r"], ".4f"),
+            _number(fit["r2"], ".4f"),
             f"{law['held_out']['relative_error']:+.1%}" if law["held_out"] else "",
         ]
         if fit["law"]["floor"]:
@@ -130,6 +130,10 @@ def law_tables(laws: dict[str, Any]) -> Group:
         else:
             raw.add_row(name, *cells)
     return Group(raw, reducible)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else f"{value:{form}}"
 
 
 def _interval(interval: dict[str, float] | None, form: str) -> str:

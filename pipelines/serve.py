@@ -1,6 +1,8 @@
 """MLflow's pages, served on this machine only."""
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,11 +23,15 @@ def server(home: Home, port: int) -> Iterator[subprocess.Popen[bytes]]:
         "--workers", "1", "--backend-store-uri", database(home),
         "--artifacts-destination", (home.root / "mlartifacts").as_uri(),
     ]  # fmt: skip
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise ValueError(f"port {port} is taken; choose another with --port")
     log = home.root / "mlflow-server.log"
     with open(log, "w") as out:
         process = subprocess.Popen(
             command, stdout=out, stderr=out, env={**os.environ, **quiet_environment()}
         )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server ends too
     try:
         _await_health(f"http://127.0.0.1:{port}/health", process, log)
         yield process

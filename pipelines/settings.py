@@ -63,7 +63,7 @@ def load_settings(path: Path | None = None) -> Settings:
         return Settings()
     try:
         settings = Settings.model_validate(tomllib.loads(file.read_text()))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise SettingsError(f"{file}: not TOML: {error}") from error
     except ValidationError as error:
         raise SettingsError(f"{file}: {explain(error, Settings)}") from error

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from var_scaling.disk import read_json, whole
 from var_scaling.record import Record, difference, explain
 
-_TAKEN = ("tokenizers", "tokens", "images", "mlartifacts")
+_TAKEN = ("tokenizers", "tokens", "images", "mlartifacts", "mlflow.db", "mlflow.lock")
+_TAKEN_IN_SWEEP = ("report", "law", "stop", "driver.lock", "laws.json", "results.parquet")
 
 
 class Drift(ValueError):
@@ -46,6 +47,8 @@ class Home:
         return self.root / name
 
     def trial(self, sweep: str, name: str) -> Path:
+        if name in _TAKEN_IN_SWEEP:
+            raise ValueError(f"a trial cannot be named {name!r}: that is something else's place")
         return self.sweep(sweep) / name
 
 

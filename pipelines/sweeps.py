@@ -24,8 +24,10 @@ def known_sweeps() -> list[Sweep]:
 
 def find_sweep(name: str) -> Sweep:
     """The sweep called `name`, or the one in the file at that path. Raises SweepError."""
-    if name.endswith(".py") or Path(name).is_file():
+    if Path(name).suffix == ".py":
         return _load(name)
+    if Path(name).is_file():
+        raise SweepError(f"{name}: a sweep is a Python file; its name ends in .py")
     if name not in _names():
         raise SweepError(
             f"no sweep is called {name!r}; there are {', '.join(_names())}. A file of your own is "
@@ -45,7 +47,7 @@ def _load(name: str) -> Sweep:
         raise SweepError(f"{name}, {_own_line(error)}:\n{_explained(error)}") from error
     except SweepError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise SweepError(f"{name}, {_own_line(error)}: {type(error).__name__}: {error}") from error
     sweep = getattr(module, "sweep", None)
     if not isinstance(sweep, Sweep):
@@ -68,7 +70,7 @@ def _from_file(path: Path) -> ModuleType:
     return module
 
 
-def _own_line(error: Exception) -> str:
+def _own_line(error: BaseException) -> str:
     """Where in a sweep's file the error came from: the innermost frame that is not ours."""
     if isinstance(error, SyntaxError):
         return f"line {error.lineno}"

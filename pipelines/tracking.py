@@ -55,7 +55,7 @@ class Mirror:
 
     def __init__(self, home: Home, sweep: Sweep):
         os.environ.update(quiet_environment())
-        for noisy in ("mlflow", "alembic"):
+        for noisy in ("mlflow", "alembic", "mlflow.store", "mlflow.store.db.utils"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
         from mlflow.tracking import MlflowClient
 
@@ -221,6 +221,7 @@ def attempt(work: Callable[[], None], warn: Callable[[str], None]) -> bool:
     try:
         work()
     except Exception as error:  # noqa: BLE001 - whatever MLflow raises, the disk has it all
-        warn(f"MLflow mirror: {type(error).__name__}: {error}; the next run catches up")
+        first = str(error).splitlines()[0] if str(error) else ""
+        warn(f"MLflow mirror: {type(error).__name__}: {first}; the next run catches up")
         return False
     return True

@@ -26,7 +26,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, value: Any) -> None:
     with whole(path) as beside:
-        beside.write_text(json.dumps(value, indent=1) + "\n")
+        beside.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:

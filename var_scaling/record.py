@@ -3,7 +3,8 @@
 import hashlib
 import json
 import typing
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
@@ -15,6 +16,10 @@ class Record(BaseModel):
     """Frozen data that describes a thing wanted; never where or how it runs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A record with some fields changed, checked like any other (pydantic's own does not)."""
+        return type(self).model_validate({**dict(self), **(update or {})})
 
     def fingerprint(self) -> str:
         """Twelve hex digits that change with any field: two records agree iff these do."""

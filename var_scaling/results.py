@@ -71,7 +71,7 @@ class Row(Record):
     learning_rate: float
     images_seen: int
     tokens_seen: int
-    epochs: float  # passes over the training images so far
+    epochs: float | None  # passes over the training images so far
     params_total: int
     params_blocks: int
     params_embedding: int

@@ -3,7 +3,7 @@
 import io
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 # Longer than this many times its width, an image is cut before it is enlarged: at 256 px a
 # 1 × 60,000 strip would take 12 GB on the way to a square that shows 1 / 60,000 of it.
@@ -27,6 +27,8 @@ def decode(content: bytes) -> Image.Image:
             return to_rgb(ImageOps.exif_transpose(image))
     except Undecodable:
         raise
+    except UnidentifiedImageError as error:
+        raise Undecodable("not an image format that Pillow knows") from error
     except Exception as error:
         raise Undecodable(f"{type(error).__name__}: {error}") from error
 
@@ -53,6 +55,9 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     if samples.min() < 0 or samples.max() > 65535:
         raise Undecodable("32-bit samples beyond 16 bits have no agreed white")
     gray = np.rint(samples / 257).astype(np.uint8)
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        gray[samples == clear] = 255
     return Image.fromarray(gray).convert("RGB")
 
 

@@ -30,7 +30,7 @@ class Listing(Protocol):
 
     names: list[str]  # as a person would find the image: relative path, or file and row
     labels: np.ndarray  # (images,) int64
-    classes: list[str]
+    classes: list[str] | None  # None where labels are bare numbers
 
     def read(self, row: int) -> bytes:
         """The encoded bytes of image `row`."""
@@ -49,6 +49,10 @@ def list_images(root: Path, split: str, validation_share: float) -> Listing:
         raise DataError(f"{root}: is a file; give the folder that holds the images")
     parquet = sorted(path for path in root.rglob("*.parquet") if not _hidden(path, root))
     own = {name: _named(root, parquet, name) for name in SPLITS}
+    if own["train"] and own["validation"]:
+        parts = {name: _listing(root, own[name]) for name in SPLITS}
+        _refuse_other_classes(root, parts["train"].classes, parts["validation"].classes)
+        return parts[split]
     if own[split] and (own["validation"] or validation_share == 0):
         return _listing(root, own[split])
     base = own["train"] or parquet or [root]
@@ -89,7 +93,7 @@ class FolderListing:
         )
         if not folders:
             raise DataError(f"{base}: holds no class folders (one folder a class, images inside)")
-        self.classes = [entry.name for entry in folders]
+        self.classes: list[str] | None = [entry.name for entry in folders]
         self.names: list[str] = []
         labels: list[int] = []
         for label, entry in enumerate(folders):
@@ -129,8 +133,11 @@ class ParquetListing:
             raise DataError(f"{root}: the Parquet files hold no rows")
         if self.labels.min() < 0:
             raise DataError(f"{root}: negative labels; a test split without labels?")
-        named = _class_names(_open_parquet(files[0]))
-        self.classes = named or [str(label) for label in range(int(self.labels.max()) + 1)]
+        self.classes = _class_names(_open_parquet(files[0]))
+        if self.classes is not None and self.labels.max() >= len(self.classes):
+            raise DataError(
+                f"{root}: label {self.labels.max()}, but the files name {len(self.classes)} classes"
+            )
         self._starts = np.array([first for first, _, _ in self._place])
         self._groups: OrderedDict[int, pa.Array] = OrderedDict()
 
@@ -143,9 +150,13 @@ class ParquetListing:
         """The encoded images of one row group, the most recently used kept in memory."""
         if place not in self._groups:
             _, number, group = self._place[place]
-            table = pq.ParquetFile(self.files[number]).read_row_group(
-                group, columns=["image.bytes"], use_threads=False
-            )
+            try:
+                table = pq.ParquetFile(self.files[number]).read_row_group(
+                    group, columns=["image.bytes"], use_threads=False
+                )
+            except (OSError, pa.ArrowException) as error:
+                path = self.files[number]
+                raise DataError(f"{path}: row group {group} is damaged ({error})") from error
             self._groups[place] = table.column("image").combine_chunks().field("bytes")
             while len(self._groups) > 1 and self._cached_bytes() > _CACHED_BYTES:
                 self._groups.popitem(last=False)
@@ -183,6 +194,15 @@ def _held_out(listing: Listing, root: Path, split: str, share: float) -> Listing
     if not len(rows):
         raise DataError(f"{root}: validation_share = {share} leaves no {split} images")
     return _Part(listing, rows)
+
+
+def _refuse_other_classes(root: Path, train: list[str] | None, held_out: list[str] | None) -> None:
+    if train is not None and held_out is not None and train != held_out:
+        apart = sorted(set(train) ^ set(held_out))
+        what = (
+            f"not in both: {', '.join(apart[:9])}" if apart else "the same names in another order"
+        )
+        raise DataError(f"{root}: train and validation have different classes ({what})")
 
 
 def _hidden(path: Path, root: Path) -> bool:

@@ -51,10 +51,9 @@ def open_source(
             f"var-scaling.toml, or set VAR_SCALING_DATA to a folder that holds {data.name}/"
         )
     listing = list_images(root, split, data.validation_share)
-    if len(listing.classes) != data.classes:
-        raise DataError(
-            f"{root}: {len(listing.classes)} classes found, data {data.name!r} says {data.classes}"
-        )
+    found = len(listing.classes) if listing.classes is not None else int(listing.labels.max()) + 1
+    if found != data.classes and (listing.classes is not None or found > data.classes):
+        raise DataError(f"{root}: {found} classes found, data {data.name!r} says {data.classes}")
     return FileSource(data, split, listing, surveyed(listing, root, survey, workers, progress))
 
 
@@ -120,7 +119,12 @@ class FileSource:
         if self.crops:
             crop = epoch % self.crops
             where = np.random.default_rng(seed_for(self.data.seed, "crop", row, crop))
-        image = decode(self._listing.read(int(self._kept[row])))
+        kept = int(self._kept[row])
+        try:
+            image = decode(self._listing.read(kept))
+        except (Undecodable, OSError) as error:
+            name = _printable(self._listing.names[kept])
+            raise DataError(f"{name}: could be read when surveyed, now not: {error}") from error
         return square(image, self.data.side, self.data.enlarge, where, self.data.flip)
 
 
@@ -140,7 +144,9 @@ def _write_rejected(path: Path, listing: Listing, rejected: list[tuple[int, str]
         writer = csv.writer(file)
         writer.writerow(["image", "class", "reason"])
         for row, why in rejected:
-            writer.writerow([listing.names[row], listing.classes[listing.labels[row]], why])
+            label = int(listing.labels[row])
+            name = listing.classes[label] if listing.classes is not None else label
+            writer.writerow([listing.names[row], name, why])
 
 
 def _printable(name: str) -> str:
