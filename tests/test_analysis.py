@@ -1,5 +1,6 @@
 """Laws: known ones are recovered, intervals cover, bad tables are refused in their own words."""
 
+import json
 import subprocess
 import sys
 
@@ -241,3 +242,39 @@ def test_importing_analysis_takes_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "losses", [[4.85, 4.849, 4.8485, 4.848], [4.848, 4.8482, 4.8483, 4.8484], [4.85] * 4]
+)
+def test_losses_that_hardly_move_make_a_page_not_a_crash(losses, tmp_path):
+    frame = table()
+    frame = frame[(frame.depth <= 4) & (frame.step == 100)].assign(val_loss=losses)
+    found = study(check(frame))
+    figures = draw_all(found, tmp_path)
+    write_report(tmp_path / "i.html", found, figures, Facts("t", "q", {}, {}))
+    laws = [finding.as_dict() for finding in found.findings]
+    json.dumps(laws, allow_nan=False)
+    if len(set(losses)) == 1:
+        assert found.get("val_loss", "params_blocks", "pure").as_dict()["fit"]["r"] is None
+
+
+def test_a_steep_noisy_law_keeps_its_floor_below_the_data_and_inside_its_interval():
+    x = SIZES[:6]
+    for seed in range(40):
+        noise = np.exp(np.random.default_rng(seed).normal(0, 0.01, 6))
+        y = (3 + (x / x[0]) ** -0.6) * noise
+        fit = fit_law(FLOOR, x, y)
+        interval = floor_profile(x, y, fit.E, fit.certificate.objective)
+        assert y.min() > fit.E
+        assert np.isfinite(fit.r)
+        assert interval.low <= fit.E <= interval.high
+
+
+def test_r2_is_of_the_reducible_part():
+    x, y = simulated(5, noise=0.02)
+    fit = fit_law(FLOOR, x, y)
+    reducible = np.log(y - fit.E)
+    left = reducible - np.log(fit.A) + fit.alpha * np.log(x)
+    spread = np.sum((reducible - reducible.mean()) ** 2)
+    assert fit.r2 == pytest.approx(1 - left @ left / spread)

@@ -122,3 +122,17 @@ def test_a_broken_sweep_file_says_what_to_mend(tmp_path, content, message):
 def test_an_unknown_sweep_is_answered_with_the_known_ones():
     with pytest.raises(SweepError, match="quickstart, quickstart_again, smoke"):
         find_sweep("quickstat")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trails": ()}, "trails: no such field"),
+        ({"batch": -4}, "batch = -4: Input should be greater than 0"),
+        ({"name": "d 1/../x"}, "name = 'd 1/../x'"),
+    ],
+)
+def test_a_changed_copy_is_checked_like_any_other_record(change, message):
+    with pytest.raises(ValidationError) as caught:
+        trial().model_copy(update=change)
+    assert message in explain(caught.value, Trial)

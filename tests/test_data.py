@@ -1,7 +1,9 @@
 """Images: pure functions of their address, or read as a viewer would show them."""
 
 import io
+import json
 import struct
+import zlib
 
 import numpy as np
 import pyarrow as pa
@@ -142,13 +144,9 @@ def test_modes_are_shown_as_they_look(mode, colour, kind, shown):
 
 def test_16_bit_rgb_keeps_its_upper_half():
     def chunk(kind: bytes, body: bytes) -> bytes:
-        import zlib
-
         return (
             struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
         )
-
-    import zlib
 
     header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
     row = b"\0" + struct.pack(">HHH", 0xFFFF, 0x8080, 0x0000)
@@ -348,3 +346,42 @@ def test_a_crop_is_a_function_of_image_and_crop_alone(tmp_path):
     assert np.array_equal(one, again)
     assert np.array_equal(two, next_)
     assert not np.array_equal(one, two)
+
+
+def test_splits_of_different_classes_are_refused(tmp_path):
+    root = tmp_path / "pets"
+    folder_of(root)
+    folder_of(root, classes=("ant", "cat"), split="val")
+    with pytest.raises(DataError, match=r"different classes \(not in both: ant, dog\)"):
+        opened(root, tmp_path)
+
+
+def test_labels_beyond_the_named_classes_are_refused(tmp_path):
+    feature = {"label": {"names": ["a", "b"], "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": feature}})}
+    schema = pa.schema(
+        [
+            ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+            ("label", pa.int64()),
+        ],
+        metadata=metadata,
+    )
+    parquet(tmp_path / "p" / "train.parquet", rows_of(6, classes=3), schema)
+    with pytest.raises(DataError, match="label 2, but the files name 2 classes"):
+        opened(tmp_path / "p", tmp_path)
+
+
+def test_a_validation_split_may_lack_the_last_of_unnamed_classes(tmp_path):
+    parquet(tmp_path / "p" / "train.parquet", rows_of(6, classes=3))
+    parquet(tmp_path / "p" / "test.parquet", rows_of(2, classes=2))
+    assert opened(tmp_path / "p", tmp_path, split="validation", classes=3).rows == 2
+
+
+def test_a_transparent_16_bit_gray_shows_white():
+    samples = np.array([[257 * 128, 257 * 10]], dtype=np.uint16)
+    png = encoded(Image.fromarray(samples))
+    body = struct.pack(">H", 257 * 128)
+    clear = struct.pack(">I", 2) + b"tRNS" + body + struct.pack(">I", zlib.crc32(b"tRNS" + body))
+    at = png.index(b"IDAT") - 4
+    pixels = np.asarray(decode(png[:at] + clear + png[at:]))
+    assert pixels[0, :, 0].tolist() == [255, 10]

@@ -169,9 +169,10 @@ def test_drift_is_refused_before_anything_runs(smoke, tmp_path):
         "t = s.trials[0].model_copy(update={'seed': 99})\n"
         "sweep = s.model_copy(update={'trials': (t, *s.trials[1:])})\n"
     )
-    refused = var_scaling("run", str(path), home=smoke)
-    assert refused.returncode == 3
-    assert "seed: recorded 2, wanted 99" in refused.stderr
+    for verb in ("run", "fit", "status"):
+        refused = var_scaling(verb, str(path), home=smoke)
+        assert refused.returncode == 3
+        assert "seed: recorded 2, wanted 99" in refused.stderr
 
 
 def test_one_folder_has_one_writer_at_a_time(tmp_path):
@@ -235,6 +236,16 @@ def test_a_diverged_trial_has_a_row_that_says_so(tmp_path):
     (row,) = rows_of(home, sweep)
     assert (row.status, row.step, row.val_loss, row.train_loss) == ("diverged", 5, None, 9.0)
     assert "loss = nan at step 6" in overview(home, sweep)[3].note
+    (folder / "metrics.jsonl").unlink()  # diverged before its first line
+    (row,) = rows_of(home, sweep)
+    assert (row.status, row.step) == ("diverged", 0)
+
+
+def test_a_trial_cannot_take_the_place_of_something_else(tmp_path):
+    with pytest.raises(ValueError, match="cannot be named 'stop'"):
+        Home(tmp_path).trial("smoke", "stop")
+    with pytest.raises(ValueError, match="cannot be named 'tokens'"):
+        Home(tmp_path).sweep("tokens")
 
 
 # Settings -------------------------------------------------------------------------------------
