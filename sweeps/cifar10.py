@@ -1,32 +1,12 @@
 """A law on real photographs: CIFAR-10 at 32 pixels, on a CPU, in under an hour."""
 
-from var_scaling.config import Codebook, ImageFiles, Optimiser, Sweep, Tokenizer, Trial
-from var_scaling.ladder import tiny_model, tiny_optimiser
-from var_scaling.pyramid import Pyramid
+from var_scaling.config import ImageFiles, Sweep, Trial
+from var_scaling.ladder import tiny_model, tiny_optimiser, tiny_tokenizer
 
 _images = ImageFiles(name="cifar10", side=32, classes=10, crops=2, enlarge=1.125, flip=True)
 
-_tokenizer = Tokenizer(
-    name="cifar10-ch16",
-    data=_images,
-    pyramid=Pyramid(sides=(1, 2, 3, 4, 6, 8)),
-    codes=256,
-    code_channels=8,
-    channels=16,
-    multipliers=(1, 2, 2),
-    residual_blocks=1,
-    norm_groups=1,
-    codebook=Codebook(starts_at=300, decay=0.95),
-    optimiser=Optimiser(
-        learning_rate=3e-3,
-        betas=(0.9, 0.99),
-        weight_decay=0.0,
-        final_weight_decay=0.0,
-        plateau=0.5,
-        clip=10.0,
-    ),
-    batch=32,
-    steps=1_500,
+_tokenizer = tiny_tokenizer(
+    "cifar10-ch16", _images, sides=(1, 2, 3, 4, 6, 8), codes=256, steps=1_500
 )
 
 sweep = Sweep(

@@ -1,8 +1,7 @@
 """A law on a laptop: six sizes over 2.3 decades of N, one pass over images made here."""
 
-from var_scaling.config import Codebook, DeadLeaves, Optimiser, Sweep, Tokenizer, Trial
-from var_scaling.ladder import tiny_model, tiny_optimiser
-from var_scaling.pyramid import Pyramid
+from var_scaling.config import DeadLeaves, Sweep, Trial
+from var_scaling.ladder import tiny_model, tiny_optimiser, tiny_tokenizer
 
 
 def grid(name: str, seed: int) -> Sweep:
@@ -10,28 +9,8 @@ def grid(name: str, seed: int) -> Sweep:
     images = DeadLeaves(
         name=f"dead-leaves-{seed}", side=16, train_images=80_000, validation_images=4_096, seed=seed
     )
-    tokenizer = Tokenizer(
-        name=f"tiny-{seed}",
-        data=images,
-        pyramid=Pyramid(sides=(1, 2, 3, 4)),
-        codes=128,
-        code_channels=8,
-        channels=16,
-        multipliers=(1, 2, 2),
-        residual_blocks=1,
-        norm_groups=1,
-        codebook=Codebook(starts_at=300, decay=0.95),
-        optimiser=Optimiser(
-            learning_rate=3e-3,
-            betas=(0.9, 0.99),
-            weight_decay=0.0,
-            final_weight_decay=0.0,
-            plateau=0.5,
-            clip=10.0,
-        ),
-        batch=32,
-        steps=900,
-        seed=seed,
+    tokenizer = tiny_tokenizer(
+        f"tiny-{seed}", images, sides=(1, 2, 3, 4), codes=128, steps=900, seed=seed
     )
     trials = tuple(
         Trial(

@@ -36,7 +36,7 @@ def weights(name: str) -> dict[str, torch.Tensor]:
     return {k: v for k, v in arrays(name).items() if not k.endswith(_OURS_TO_REBUILD)}
 
 
-def close(ours: torch.Tensor, theirs: torch.Tensor, bar: float = 2e-4) -> None:
+def assert_close(ours: torch.Tensor, theirs: torch.Tensor, bar: float = 2e-4) -> None:
     worst = (ours.detach() - theirs).abs().max()
     assert worst <= bar * (1 + theirs.abs().max()), f"off by {worst:.2e}"
 
@@ -84,8 +84,8 @@ def io() -> dict[str, torch.Tensor]:
 
 
 def test_features_and_tokens(model, io):
-    close(model.encoder(io["images"]), io["enc_out"])
-    close(model.features(io["images"]), io["f"])
+    assert_close(model.encoder(io["images"]), io["enc_out"])
+    assert_close(model.features(io["images"]), io["f"])
     ids = model.encode(io["images"])
     assert torch.equal(ids, io["idx_all"])
     for k, part in enumerate(model.quantize.scales_of(ids)):
@@ -97,12 +97,12 @@ def test_grids_reconstructions_and_teacher_input(model, io):
     f_hat = model.quantize.blank(len(ids))
     for k, part in enumerate(model.quantize.scales_of(ids)):
         f_hat = model.quantize.grow(f_hat, part, k)
-        close(f_hat, io["f_hat_per_scale"][k])
-        close(model.render(f_hat).clamp(-1, 1), io["recon_per_scale"][k])
-    close(model.quantize.decode(ids), io["f_hat"])
-    close(model.render(f_hat), io["recon_unclamped"])
-    close(model.decode(ids), io["recon"])
-    close(model.quantize.teacher_input(ids), io["var_input"])
+        assert_close(f_hat, io["f_hat_per_scale"][k])
+        assert_close(model.render(f_hat).clamp(-1, 1), io["recon_per_scale"][k])
+    assert_close(model.quantize.decode(ids), io["f_hat"])
+    assert_close(model.render(f_hat), io["recon_unclamped"])
+    assert_close(model.decode(ids), io["recon"])
+    assert_close(model.quantize.teacher_input(ids), io["var_input"])
 
 
 def test_the_tokenizers_training_step(model, io):
@@ -112,10 +112,10 @@ def test_the_tokenizers_training_step(model, io):
     rebuilt = model.render(quantized.f_BCHH)
     error = F.mse_loss(rebuilt, io["images"])
     (error + quantized.loss).backward()
-    close(rebuilt, wanted["rec"])
-    close(quantized.loss, wanted["vq_loss"])
-    close(error, wanted["rec_mse"])
-    close(error + quantized.loss, wanted["total_loss"])
+    assert_close(rebuilt, wanted["rec"])
+    assert_close(quantized.loss, wanted["vq_loss"])
+    assert_close(error, wanted["rec_mse"])
+    assert_close(error + quantized.loss, wanted["total_loss"])
     check_gradients(model, wanted)
 
 
@@ -134,18 +134,18 @@ def test_logits_losses_and_gradients(name, record, settings, io):
     module.load_state_dict(weights(f"{name}_state.npz"), strict=True)
     wanted, ids = arrays(f"{name}_io.npz"), io["idx_all"]
     nobody = torch.full_like(wanted["labels"], v["num_classes"])
-    close(module(nobody, io["var_input"]), wanted["logits_uncond"])
+    assert_close(module(nobody, io["var_input"]), wanted["logits_uncond"])
     logits = module(wanted["labels"], io["var_input"])
-    close(logits, wanted["logits"])
+    assert_close(logits, wanted["logits"])
     losses = F.cross_entropy(logits.movedim(-1, 1), ids, reduction="none")
-    close(losses, wanted["loss_per_token"])
+    assert_close(losses, wanted["loss_per_token"])
     parts = losses.split(list(record.pyramid.lengths), dim=1)
-    close(torch.stack([part.mean() for part in parts]), wanted["loss_per_scale"])
-    close(losses.mean(), wanted["loss"])
-    close(parts[-1].mean(), wanted["loss_tail"])
+    assert_close(torch.stack([part.mean() for part in parts]), wanted["loss_per_scale"])
+    assert_close(losses.mean(), wanted["loss"])
+    assert_close(parts[-1].mean(), wanted["loss_tail"])
     right = (logits.argmax(-1) == ids).float() * 100
-    close(right.mean(), wanted["acc_mean"])
-    close(right[:, -record.pyramid.lengths[-1] :].mean(), wanted["acc_tail"])
+    assert_close(right.mean(), wanted["acc_mean"])
+    assert_close(right[:, -record.pyramid.lengths[-1] :].mean(), wanted["acc_tail"])
     losses.mean().backward()
     check_gradients(module, wanted)
 
@@ -155,11 +155,11 @@ def check_gradients(module: torch.nn.Module, wanted: dict[str, torch.Tensor]) ->
     named = [key for key in wanted if key.startswith("grad.")]
     assert named
     for key in named:
-        close(parameters[key.removeprefix("grad.")].grad, wanted[key], 1e-3)
+        assert_close(parameters[key.removeprefix("grad.")].grad, wanted[key], 1e-3)
     norm = torch.nn.utils.get_total_norm(
         [p.grad for p in parameters.values() if p.grad is not None]
     )
-    close(norm, wanted["grad_global_norm"], 1e-3)
+    assert_close(norm, wanted["grad_global_norm"], 1e-3)
 
 
 PLATEAUS = {"lin0_default": 0.05, "lin0_wpe0p1": 0.05, "lin": 0.15, "lin00": 0.0}

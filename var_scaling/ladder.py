@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from var_scaling.config import Model, Optimiser
+from var_scaling.config import Codebook, DeadLeaves, ImageFiles, Model, Optimiser, Tokenizer
+from var_scaling.pyramid import Pyramid
 
 
 def tiny_model(depth: int, width_per_depth: int = 8) -> Model:
@@ -30,6 +31,43 @@ def tiny_optimiser(width: int, constant: float = 0.25) -> Optimiser:
         plateau=0.7,
         final=0.02,
         warm_up=0.04,
+    )
+
+
+def tiny_tokenizer(
+    name: str,
+    data: DeadLeaves | ImageFiles,
+    sides: tuple[int, ...],
+    codes: int,
+    steps: int,
+    seed: int = 0,
+) -> Tokenizer:
+    """A tokenizer that a CPU trains in minutes: two downsamplings, 16 to 32 channels.
+
+    It autoencodes plainly at first: quantised from the start it may collapse (LOG.md).
+    """
+    return Tokenizer(
+        name=name,
+        data=data,
+        pyramid=Pyramid(sides=sides),
+        codes=codes,
+        code_channels=8,
+        channels=16,
+        multipliers=(1, 2, 2),
+        residual_blocks=1,
+        norm_groups=1,
+        codebook=Codebook(starts_at=300, decay=0.95),
+        optimiser=Optimiser(
+            learning_rate=3e-3,
+            betas=(0.9, 0.99),
+            weight_decay=0.0,
+            final_weight_decay=0.0,
+            plateau=0.5,
+            clip=10.0,
+        ),
+        batch=32,
+        steps=steps,
+        seed=seed,
     )
 
 

@@ -71,15 +71,10 @@ def train_tokenizer(
             averages.start(_first_features(t, model, training))
         images = to_unit(torch.from_numpy(next(batches)))
         f_BCHH = model.features(images)
-        if step < t.codebook.starts_at:
-            reconstruction = F.mse_loss(model.render(f_BCHH), images)
-            quantisation = torch.zeros(())
-        else:
-            quantized = model.quantize(f_BCHH)
-            reconstruction = F.mse_loss(model.render(quantized.f_BCHH), images)
-            quantisation = quantized.loss
-            ids_N = torch.cat([ids.flatten() for ids in quantized.ids])
-            averages.update(torch.cat(quantized.vectors), ids_N, step)
+        quantisation = torch.zeros(())
+        if step >= t.codebook.starts_at:
+            f_BCHH, quantisation = quantise(model, averages, f_BCHH, step)
+        reconstruction = F.mse_loss(model.render(f_BCHH), images)
         loss = reconstruction + quantisation
         norm = descend(loss, optimizer, model.parameters(), t.optimiser.clip)
         return {
@@ -113,6 +108,16 @@ def train_tokenizer(
             if stop():
                 raise Interrupted(f"{t.name} stopped after step {done} of {t.steps}")
     return model.eval()
+
+
+def quantise(
+    model: MultiScaleVQVAE, averages: CodebookAverages, f_BCHH: torch.Tensor, step: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The quantised grid, straight through, and its loss; the codes move to what chose them."""
+    quantized = model.quantize(f_BCHH)
+    ids_N = torch.cat([ids.flatten() for ids in quantized.ids])
+    averages.update(torch.cat(quantized.vectors), ids_N, step)
+    return quantized.f_BCHH, quantized.loss
 
 
 @torch.no_grad()
