@@ -117,7 +117,7 @@ def _warnings(study: Study) -> list[str]:
         )
     if finals.groupby("params_blocks").learning_rate.nunique().max() > 1:
         found.append("Sizes have several learning rates: the laws pool them, good ones and bad.")
-    lost = study.table.rows[study.table.rows.status != "done"].trial.unique()
+    lost = study.table.rows[~study.table.rows.status.isin(["done", "imported"])].trial.unique()
     if len(lost):
         found.append(f"Not finished, so not in any law: {', '.join(sorted(lost))}.")
     return found
@@ -128,22 +128,25 @@ def _runs(study: Study) -> list[dict[str, str]]:
 
 
 def _run_row(row: dict[Any, Any]) -> dict[str, str]:
-    stderr = row.get("val_loss_stderr")
     return {
         "trial": str(row["trial"]),
         "depth": str(row["depth"]),
         "width": str(row["width"]),
         "params": f"{row['params_blocks']:,}",
         "total": f"{row['params_total']:,}",
-        "tokens": f"{row['tokens_seen']:,}",
-        "flops": f"{row['train_flops']:.3e}",
+        "tokens": _shown(row["tokens_seen"], ",.0f"),
+        "flops": _shown(row["train_flops"], ".3e"),
         "loss": f"{row['val_loss']:.4f}",
-        "stderr": "–" if stderr is None or stderr != stderr else f"{stderr:.4f}",
+        "stderr": _shown(row.get("val_loss_stderr"), ".4f"),
         "loss_last": f"{row['val_loss_last']:.4f}",
         "error": f"{row['val_error']:.4f}",
         "error_last": f"{row['val_error_last']:.4f}",
-        "seconds": f"{row['seconds']:,.0f}",
+        "seconds": _shown(row["seconds"], ",.0f"),
     }
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "–" if value is None or value != value else f"{value:{form}}"
 
 
 def _inline(svg: Path) -> Markup:

@@ -12,6 +12,7 @@ NEEDED = (
     "val_error", "val_error_last", "status",
 )  # fmt: skip
 _POSITIVE = ("step", "steps", "tokens_seen", "params_total", "params_blocks", "train_flops")
+_UNKNOWN_ELSEWHERE = ("step", "steps", "tokens_seen", "train_flops")  # how it was trained
 _SCORES = ("val_loss", "val_loss_last", "val_error", "val_error_last")
 
 
@@ -28,8 +29,12 @@ class Table:
 
     @property
     def finals(self) -> pd.DataFrame:
-        """The end of each finished trial, smallest first: the points that a law is fitted to."""
-        ended = self.rows[(self.rows.status == "done") & (self.rows.step == self.rows.steps)]
+        """The end of each finished trial, smallest first: the points that a law is fitted to.
+
+        A model from elsewhere is a point too, of the laws in what is known of it.
+        """
+        finished = (self.rows.status == "done") & (self.rows.step == self.rows.steps)
+        ended = self.rows[finished | (self.rows.status == "imported")]
         return ended.sort_values(["params_blocks", "seed"]).reset_index(drop=True)
 
 
@@ -53,6 +58,8 @@ def check(frame: pd.DataFrame, where: str = "table") -> Table:
     for name in _POSITIVE + _SCORES:
         values = pd.to_numeric(frame[name], errors="coerce").astype(float)
         bad = ~np.isfinite(values) | (values <= 0)
+        if name in _UNKNOWN_ELSEWHERE:
+            bad &= ~(values.isna() & (frame.status == "imported"))
         reasons[bad & (reasons == "")] = f"{name} is not a positive number"
     reasons[frame.status == "diverged"] = "diverged"
     twice = frame.duplicated(["sweep", "trial", "step"], keep="last") & (reasons == "")

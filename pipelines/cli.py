@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from pipelines import screen
-from pipelines.collect import overview, write_results
+from pipelines import cli_models, screen
+from pipelines import plan as planning
+from pipelines.address import IMPORTED, imported_sweep
+from pipelines.collect import overview
+from pipelines.rows import write_results
+from pipelines.screen import console, errors, say_error, warn
 from pipelines.settings import load_settings
 from pipelines.store import Busy, Drift, Home
 from pipelines.sweeps import find_sweep, known_sweeps
@@ -26,10 +29,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-_WIDE = None if sys.stdout.isatty() else 150  # a file or a pipe has no width to fit
-console = Console(width=_WIDE)
-errors = Console(stderr=True, width=_WIDE)
-
 SweepName = Annotated[
     str, typer.Argument(help="a sweep's name, or the path of a file with `sweep`")
 ]
@@ -56,16 +55,27 @@ def sweeps(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def plan(name: SweepName, home: HomeFolder = RUNS, as_json: AsJson = False) -> None:
-    """What a sweep consists of and what it costs, before anything is spent."""
+def plan(
+    name: SweepName,
+    home: HomeFolder = RUNS,
+    tflops: Annotated[
+        float, typer.Option(min=1e-3, help="what one GPU sustains in training, in TFLOP/s")
+    ] = 400.0,
+    as_json: AsJson = False,
+) -> None:
+    """What a sweep consists of and what it costs, before anything is spent.
+
+    GPU time is FLOPs over --tflops. 400 TFLOP/s is 40 % of an H100's dense bf16 peak of 989: an
+    assumption until you have measured your own.
+    """
     from pipelines import orchestrate
 
-    sweep, at = find_sweep(name), Home(home)
-    rows = screen.plan_rows(sweep, overview(at, sweep))
+    sweep, at = _find(name, home), Home(home)
+    rows = planning.plan_rows(sweep, overview(at, sweep), tflops * 1e12)
     if as_json:
-        print(json.dumps({"sweep": sweep.name, "trials": rows}))
+        print(json.dumps(planning.plan_summary(sweep, rows, tflops * 1e12)))
     else:
-        console.print(screen.plan_table(sweep, rows))
+        console.print(planning.plan_table(sweep, rows, tflops * 1e12))
     orchestrate.refuse_drift(at, sweep)
 
 
@@ -78,19 +88,19 @@ def run(
     """Train what is missing, then fit and report. Run it again after any interruption."""
     if on != "local":
         raise typer.BadParameter(f"--on {on}: so far trials run on this machine only (local)")
-    sweep, at, settings = find_sweep(name), Home(home), load_settings()
+    sweep, at, settings = _find(name, home), Home(home), load_settings()
     from pipelines import orchestrate, tracking
 
     again = f"var-scaling run {name}" + (f" --home {home}" if home != RUNS else "")
     orchestrate.refuse_drift(at, sweep)
     if not all(view.finished for view in overview(at, sweep)):
-        with tracking.mirroring(at, sweep, _warn), screen.progress(console) as observe:
+        with tracking.mirroring(at, sweep, warn), screen.progress(console) as observe:
             outcome = orchestrate.run(sweep, at, settings, observe)
         if outcome.interrupted:
             console.print(f"Stopped; everything so far is kept. To go on: {again}", soft_wrap=True)
             raise typer.Exit(130)
         for stage, why in outcome.failures.items():
-            _say_error(f"failed {stage}: {why}", "red")
+            say_error(f"failed {stage}: {why}")
         if outcome.failures:
             errors.print(f"The rest is kept. Once mended, go on with: {again}", soft_wrap=True)
             raise typer.Exit(1)
@@ -102,7 +112,7 @@ def status(name: SweepName, home: HomeFolder = RUNS, as_json: AsJson = False) ->
     """How far each stage is."""
     from pipelines import orchestrate
 
-    sweep = find_sweep(name)
+    sweep = _find(name, home)
     orchestrate.refuse_drift(Home(home), sweep)
     views = overview(Home(home), sweep)
     if as_json:
@@ -114,7 +124,7 @@ def status(name: SweepName, home: HomeFolder = RUNS, as_json: AsJson = False) ->
 @app.command()
 def fit(name: SweepName, home: HomeFolder = RUNS, as_json: AsJson = False) -> None:
     """Fit the laws again to whatever has finished, draw and report them."""
-    _publish(Home(home), find_sweep(name), name, again=True, as_json=as_json)
+    _publish(Home(home), _find(name, home), name, again=True, as_json=as_json)
 
 
 @app.command()
@@ -122,7 +132,7 @@ def report(name: SweepName, home: HomeFolder = RUNS) -> None:
     """Write the report and say where it is."""
     from pipelines.publish import publish, report_path
 
-    at, sweep = Home(home), find_sweep(name)
+    at, sweep = Home(home), _find(name, home)
     publish(at, sweep, _results(at, sweep), again=True)
     print(report_path(at, sweep))
 
@@ -142,12 +152,20 @@ def ui(
     base = f"http://127.0.0.1:{port}"
     pages = {"all experiments": base}
     if name:
-        pages = {"compare": tracking.Mirror(at, find_sweep(name)).url(base), **pages}
+        pages = {"compare": tracking.Mirror(at, _find(name, home)).url(base), **pages}
     with serve.server(at, port) as server:
         for what, url in pages.items():
             console.print(f"{what}: {url}", soft_wrap=True, highlight=False)
         server.wait()
     raise typer.Exit(1)  # it was to run until Ctrl-C
+
+
+app.add_typer(cli_models.app)
+
+
+def _find(name: str, home: Path) -> Sweep:
+    """The sweep of that name or path; `imported` is made of what was imported into `home`."""
+    return imported_sweep(Home(home)) if name == IMPORTED else find_sweep(name)
 
 
 def _publish(at: Home, sweep: Sweep, name: str, again: bool, as_json: bool = False) -> None:
@@ -158,7 +176,7 @@ def _publish(at: Home, sweep: Sweep, name: str, again: bool, as_json: bool = Fal
     if not publish.mirrored(at, sweep, laws) or again:
         from pipelines import tracking
 
-        if tracking.attempt(lambda: _mirror_all(at, sweep, laws), _warn):
+        if tracking.attempt(lambda: _mirror_all(at, sweep, laws), warn):
             publish.note_mirrored(at, sweep, laws)
     if as_json:
         print(json.dumps(laws))
@@ -189,15 +207,6 @@ def _results(at: Home, sweep: Sweep) -> str:
     return fingerprint
 
 
-def _warn(text: str) -> None:
-    _say_error(text, "yellow")
-
-
-def _say_error(text: str, colour: str) -> None:
-    """`text` as it is: brackets in it are no markup."""
-    errors.print(text, style=colour, soft_wrap=True, highlight=False, markup=False)
-
-
 def main() -> None:
     """The console script: what a person can mend is said in a line, not in a traceback."""
     codes = [(Drift, 3), (Busy, 4), (ValueError, 2), (OSError, 1)]
@@ -207,7 +216,7 @@ def main() -> None:
         errors.print("Stopped at once; what was saved is kept.")
         sys.exit(130)
     except (Drift, Busy, ValueError, OSError) as error:
-        _say_error(f"error: {error}", "red")
+        say_error(f"error: {error}")
         sys.exit(next(code for kind, code in codes if isinstance(error, kind)))
 
 

@@ -14,8 +14,9 @@ from pipelines.collect import View, overview
 from pipelines.settings import Settings
 from pipelines.stages import Place
 from pipelines.store import Home, drift, held, refuse
-from var_scaling.accounting import trial_ledger
+from var_scaling.accounting.ledger import trial_ledger
 from var_scaling.config import Sweep
+from var_scaling.datasets import as_seen
 from var_scaling.disk import is_done, read_json
 from var_scaling.record import difference
 
@@ -43,7 +44,8 @@ def refuse_drift(home: Home, sweep: Sweep) -> None:
         for split in ("train", "validation"):
             path = home.tokens(t.name, data.name, split) / "manifest.json"
             if path.exists():
-                refuse(path, difference(read_json(path)["data"], data.model_dump(mode="json")))
+                wanted = as_seen(data, split).model_dump(mode="json")
+                refuse(path, difference(read_json(path)["data"], wanted))
 
 
 def run(sweep: Sweep, home: Home, settings: Settings, observe: Observe) -> Outcome:

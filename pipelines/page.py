@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
-from var_scaling.accounting import trial_ledger
-from var_scaling.config import Sweep, Tokenizer, Trial
+from var_scaling.accounting.ledger import trial_ledger
+from var_scaling.config import ImportedTokenizer, SomeTokenizer, Sweep, Trial
 
 
 def run_name(trial: Trial) -> str:
@@ -36,16 +36,25 @@ def trial_params(sweep: Sweep, trial: Trial) -> dict[str, Any]:
     }
 
 
-def tokenizer_params(t: Tokenizer) -> dict[str, Any]:
-    return {
-        "data": t.data.name,
-        "side": t.data.side,
+def tokenizer_params(t: SomeTokenizer) -> dict[str, Any]:
+    shape = {
+        "kind": t.kind,
+        "side": t.side,
         "codes": t.codes,
         "code_channels": t.code_channels,
         "channels": t.channels,
         "pyramid": t.pyramid.sides,
         "tokens_per_image": t.pyramid.length,
+    }
+    if isinstance(t, ImportedTokenizer):
+        return {**shape, "sha256": t.sha256}
+    losses = t.losses.model_dump(exclude={"critic", "perceptual_sha256"})
+    return {
+        **shape,
+        "data": t.data.name,
         "batch": t.batch,
         "steps": t.steps,
+        "precision": t.precision,
         "seed": t.seed,
+        **{f"loss_{name}": weight for name, weight in losses.items()},
     }

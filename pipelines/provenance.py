@@ -15,12 +15,12 @@ from var_scaling.disk import read_json, write_json
 _PACKAGES = ("torch", "numpy", "ray", "mlflow", "pydantic", "Pillow")
 
 
-def note_attempt(folder: Path, threads: int) -> None:
-    """Add this attempt to `folder`/provenance.json."""
+def note_attempt(folder: Path, threads: int, facts: dict[str, str] | None = None) -> None:
+    """Add this attempt to `folder`/provenance.json, with what else is known of it."""
     path = folder / "provenance.json"
     attempts = read_json(path)["attempts"] if path.exists() else []
     here = {"started": time.strftime("%F %T %z"), "threads": threads, "pid": os.getpid()}
-    write_json(path, {"attempts": [*attempts, {**here, **surroundings()}]})
+    write_json(path, {"attempts": [*attempts, {**here, **(facts or {}), **surroundings()}]})
 
 
 def commit_of(folder: Path) -> str | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.store import Home
-from var_scaling.config import Sweep
+from var_scaling.config import ImportedTokenizer, Sweep
 from var_scaling.disk import read_json, write_json
 from var_scaling.results import last_of, read_metrics
 
@@ -125,7 +125,7 @@ def _facts(home: Home, sweep: Sweep) -> Any:
         if scores:
             tokenizers.append({
                 "tokenizer": t.name,
-                "images": t.data.name,
+                "images": "imported" if isinstance(t, ImportedTokenizer) else t.data.name,
                 "scales": " ".join(map(str, t.pyramid.sides)),
                 "codes": f"{t.codes:,}",
                 "PSNR (dB)": f"{scores['psnr_db']:.2f}",

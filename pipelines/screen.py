@@ -1,5 +1,6 @@
 """What a person sees in the terminal: tables, progress, paths."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,15 +14,31 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from pipelines.collect import View, since
-from var_scaling.accounting import tokenizer_flops, tokenizer_parameters, total, trial_ledger
 from var_scaling.config import Sweep
+
+_WIDE = None if sys.stdout.isatty() else 150  # a file or a pipe has no width to fit
+console = Console(width=_WIDE)
+errors = Console(stderr=True, width=_WIDE)
 
 _COLOURS = {"done": "green", "running": "cyan", "failed": "red", "diverged": "red"}
 _HEARTBEAT = 20.0  # seconds between lines where there is no terminal to redraw
 
 
+def warn(text: str) -> None:
+    say_error(text, "yellow")
+
+
+def say_error(text: str, colour: str = "red") -> None:
+    """`text` as it is: brackets in it are no markup."""
+    errors.print(text, style=colour, soft_wrap=True, highlight=False, markup=False)
+
+
+def say(text: str) -> None:
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
 def sweeps_table(found: list[Sweep]) -> Table:
-    table = _table("sweep", "question", "trials", "depths", "images")
+    table = new_table("sweep", "question", "trials", "depths", "images")
     for sweep in found:
         depths = sorted({trial.model.depth for trial in sweep.trials})
         data = ", ".join(sorted({trial.data.name for trial in sweep.trials}))
@@ -30,71 +47,20 @@ def sweeps_table(found: list[Sweep]) -> Table:
     return table
 
 
-def plan_rows(sweep: Sweep, views: list[View]) -> list[dict[str, Any]]:
-    """One plain row a trial: what it is, what it costs, whether it is done."""
-    states = {view.name: view.state for view in views if view.kind == "trial"}
-    return [
-        {
-            "trial": trial.name,
-            "family": trial.family,
-            "depth": trial.model.depth,
-            "width": trial.model.width,
-            "seed": trial.seed,
-            "batch": trial.batch,
-            "steps": trial.steps,
-            "learning_rate": trial.optimiser.learning_rate,
-            "state": states[trial.name],
-            **trial_ledger(trial),
-        }
-        for trial in sweep.trials
-    ]
-
-
-def plan_table(sweep: Sweep, rows: list[dict[str, Any]]) -> Table:
-    table = _table(
-        "trial", "depth", "width", "N blocks", "N total", "tokens", "FLOPs", "batch", "steps",
-        "rate", "state", title=f"{sweep.name}: {sweep.question}", caption=_tokenizers(sweep),
-    )  # fmt: skip
-    for row in rows:
-        table.add_row(
-            row["trial"], str(row["depth"]), str(row["width"]), short(row["params_blocks"]),
-            short(row["params_total"]), short(row["tokens_seen"]), short(row["train_flops"]),
-            str(row["batch"]), short(row["steps"]), f"{row['learning_rate']:.2g}",
-            _coloured(row["state"]),
-        )  # fmt: skip
-    table.add_section()
-    table.add_row("all", *[""] * 5, short(sum(row["train_flops"] for row in rows)), *[""] * 4)
-    return table
-
-
-def _table(*columns: str, title: str = "", caption: str = "") -> Table:
+def new_table(*columns: str, title: str = "", caption: str = "") -> Table:
     return Table(
         *columns, title=title, caption=caption, box=SIMPLE_HEAD, title_justify="left",
         caption_justify="left", pad_edge=False, padding=(0, 1),
     )  # fmt: skip
 
 
-def _tokenizers(sweep: Sweep) -> str:
-    lines = []
-    for t in sweep.tokenizers:
-        flops = 3 * t.batch * t.steps * total(tokenizer_flops(t))
-        sides = ", ".join(map(str, t.pyramid.sides))
-        lines.append(
-            f"tokenizer {t.name}: {total(tokenizer_parameters(t)):,} parameters, "
-            f"{t.codes:,} codes, "
-            f"scales {sides} = {t.pyramid.length} tokens an image, {t.steps:,} steps, "
-            f"{short(flops)} FLOPs on {t.data.name}"
-        )
-    return "\n".join(lines)
-
-
 def status_table(sweep: Sweep, views: list[View]) -> Table:
-    table = _table(
+    table = new_table(
         "stage", "name", "state", "progress", "loss", "images/s", "left", "", title=sweep.name
     )
     for view in views:
         table.add_row(
-            view.kind, view.name, _coloured(view.state), _share(view),
+            view.kind, view.name, coloured(view.state), _share(view),
             "" if view.loss is None else f"{view.loss:.4f}",
             "" if view.images_per_second is None else f"{view.images_per_second:,.0f}",
             since(view.seconds_left), escape(view.note),
@@ -105,10 +71,10 @@ def status_table(sweep: Sweep, views: list[View]) -> Table:
 def law_tables(laws: dict[str, Any]) -> Group:
     """The laws as the paper states them: the raw loss, then what lies above a fitted floor."""
     title = f"{laws['sweep']}: {laws['sizes']} sizes, {laws['decades']:.1f} decades of N"
-    raw = _table(
+    raw = new_table(
         "raw: L = (β x)^-α", "α [95 %]", "β", "r", "R²", "largest foretold", title=title
     )  # fmt: skip
-    reducible = _table(
+    reducible = new_table(
         "reducible: L = E + (β x)^-α", "E [95 %]", "α [95 %]", "β", "r", "R²", "largest foretold",
         caption="α by bootstrap over runs, E by its profile; r and R² of log(L − E) on log x; "
         "foretold: from the smaller sizes, less what was measured",
@@ -212,7 +178,7 @@ def _share(view: View) -> str:
     return f"{view.done / view.total:.0%}" if view.total else ""
 
 
-def _coloured(state: str) -> str:
+def coloured(state: str) -> str:
     colour = _COLOURS.get(state)
     return f"[{colour}]{state}[/{colour}]" if colour else state
 
@@ -223,3 +189,39 @@ def short(number: float) -> str:
         if number >= size:
             return f"{number / size:.3g} {letter}" if number < 1e18 else f"{number:.2e}"
     return f"{number:.0f}"
+
+
+def evaluation_table(name: str, scores: dict[str, Any], sides: tuple[int, ...]) -> Table:
+    """Loss and error, whole and per scale, for each thing that the model was told."""
+    images = f"{scores['images_scored']:,} images"
+    flops = f"{short(scores['evaluation_flops'])}FLOPs"
+    table = new_table(
+        "", "all", "± s.e.", *(f"{side}²" for side in sides),
+        title=f"{name} on {images} of {scores['data']}",
+        caption=f"loss in nats a token, error as a share of tokens; {flops}",
+    )  # fmt: skip
+    for suffix, told in (("", "true label"), ("_no_label", "no label")):
+        for what in ("loss", "error"):
+            key = f"{what}{suffix}"
+            if key in scores:
+                stderr = scores[f"{key}_stderr"]
+                table.add_row(
+                    f"{what}, {told}", f"{scores[key]:.4f}",
+                    "–" if stderr is None else f"{stderr:.4f}",
+                    *(f"{value:.3f}" for value in scores[f"{key}_per_scale"]),
+                )  # fmt: skip
+    return table
+
+
+@contextmanager
+def steps(title: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for one long piece of work after the other; nothing where there is no terminal."""
+    if not console.is_terminal:
+        yield lambda what, done, total: None
+        return
+    columns = (TextColumn("{task.description:34}"), BarColumn(bar_width=28), MofNCompleteColumn())
+    with Progress(*columns, console=console) as bars:
+        task = bars.add_task(title, total=None)
+        yield lambda what, done, total: bars.update(
+            task, description=what, completed=done, total=total
+        )

@@ -3,7 +3,7 @@
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -28,6 +28,15 @@ class Local(BaseModel):
     cpus: Annotated[int, Field(ge=1)] = os.cpu_count() or 1
     threads_per_stage: Annotated[int, Field(ge=1)] = 1
     save_every_seconds: Annotated[float, Field(gt=0)] = 20.0
+    device: Literal["cpu", "cuda"] = "cpu"
+
+
+class Weights(BaseModel):
+    """Files of other people's weights that some losses need; never downloaded."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    lpips: tuple[Path, ...] = ()  # VGG-16 and its calibration: one file, or one of each
 
 
 class Settings(BaseModel):
@@ -37,6 +46,7 @@ class Settings(BaseModel):
 
     data: dict[str, Path] = {}
     local: Local = Local()
+    weights: Weights = Weights()
 
     def data_root(self, name: str) -> Path | None:
         """The folder of data `name`: [data] of the file, else that name under VAR_SCALING_DATA."""
@@ -69,4 +79,5 @@ def load_settings(path: Path | None = None) -> Settings:
         raise SettingsError(f"{file}: {explain(error, Settings)}") from error
     base = file.absolute().parent
     paths = {name: base / root.expanduser() for name, root in settings.data.items()}
-    return settings.model_copy(update={"data": paths})
+    lpips = tuple(base / file.expanduser() for file in settings.weights.lpips)
+    return settings.model_copy(update={"data": paths, "weights": Weights(lpips=lpips)})

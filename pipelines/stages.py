@@ -3,7 +3,6 @@
 Each may be called again at any time: done is not redone, half-done goes on, drift is refused.
 """
 
-import hashlib
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -15,7 +14,14 @@ from typing import Any
 from pipelines.provenance import note_attempt
 from pipelines.settings import Settings
 from pipelines.store import Home, claim, held
-from var_scaling.config import DeadLeaves, ImageFiles, Sweep, Tokenizer, Trial
+from var_scaling.config import (
+    ImportedTokenizer,
+    SomeTokenizer,
+    Sweep,
+    Tokenizer,
+    Trial,
+)
+from var_scaling.datasets import DeadLeaves, ImageFiles
 from var_scaling.disk import DONE, is_done, read_json, write_json
 from var_scaling.results import MetricsLog
 
@@ -36,34 +42,66 @@ class Place:
     settings: Settings
     threads: int
     stop_file: Path  # its presence asks for a stop between two steps
+    tell: Callable[[str, int, int], None] | None = None  # hears what is done, how far, of how much
+
+    def world(self) -> Any:
+        """The processes that train one stage here: so far this one alone."""
+        import torch
+
+        from var_scaling.training.distributed import World
+
+        device = self.settings.local.device
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ValueError('[local] device = "cuda", but torch sees no GPU here')
+        return World(device=torch.device(device))
 
 
-def run_tokenizer(place: Place, t: Tokenizer) -> str:
-    """Train `t` in its folder. Returns "done"; raises Stopped or Diverged."""
+def run_tokenizer(place: Place, t: SomeTokenizer) -> str:
+    """Train `t` in its folder. Returns "done"; raises Stopped, Diverged or WeightsError.
+
+    An imported one must be there: ValueError says how to bring it.
+    """
     folder = place.home.tokenizer(t.name)
     with _at_work(folder, place):
         claim(folder, "tokenizer.json", t)
         if is_done(folder):
             return "done"
-        from var_scaling.tokenizer.model import save_weights
+        if isinstance(t, ImportedTokenizer):
+            raise ValueError(
+                f"tokenizer {t.name} is to be imported, not trained, and is not here yet: "
+                f"var-scaling import VQVAE.pth --as {t.name} (SHA-256 {t.sha256})"
+            )
         from var_scaling.training.checkpoint import clear
         from var_scaling.training.tokenizer import train_tokenizer
+        from var_scaling.weights import file_sha256, save_weights
 
-        note_attempt(folder, place.threads)
+        facts: dict[str, str] = {}
+        perceptual = None
+        if t.losses.perceptual > 0:
+            from var_scaling.tokenizer.perceptual import load_perceptual
+
+            perceptual = load_perceptual(place.settings.weights.lpips, t.losses.perceptual_sha256)
+            facts["perceptual_sha256"] = perceptual.sha256
+        note_attempt(folder, place.threads, facts)
         training, held_out = (_source(place, t.data, split, folder) for split in _SPLITS)
         model = train_tokenizer(
             t,
             training,
             held_out,
+            perceptual,
             folder / "checkpoint",
             MetricsLog(folder / "metrics.jsonl"),
             place.settings.local.save_every_seconds,
             _asked(place.stop_file),
             _decoders(place, t.data),
             folder / "reconstructions.png",
+            place.world(),
         )
-        save_weights(model, folder / "weights.safetensors")
-        write_json(folder / DONE, {"status": "done", "weights_sha256": _sha256(folder)})
+        weights = folder / "weights.safetensors"
+        save_weights(model, weights)
+        write_json(
+            folder / DONE, {"status": "done", "weights_sha256": file_sha256(weights), **facts}
+        )
         clear(folder / "checkpoint")
         return "done"
 
@@ -78,16 +116,17 @@ def run_tokens(place: Place, t: Tokenizer, data: DeadLeaves | ImageFiles, split:
         if is_done(folder):
             return "done"
         source = _source(place, data, split, folder)
-        description = _description(place.home, t, data, split)
+        content = description(place.home, t, data, split)
         note_attempt(folder, place.threads)
         model = load_tokenizer(t, place.home.tokenizer(t.name) / "weights.safetensors")
+        model = model.to(place.world().device)
         complete = write_cache(
             folder,
             model,
             source,
-            description,
+            content,
             _decoders(place, data),
-            _Progress(folder),
+            _Progress(folder, place.tell),
             _asked(place.stop_file),
         )
         if not complete:
@@ -104,10 +143,11 @@ def run_trial(place: Place, sweep: Sweep, trial: Trial) -> str:
         if is_done(folder):
             return str(read_json(folder / DONE)["status"])
         from var_scaling.tokenizer.cache import open_cache
-        from var_scaling.tokenizer.model import load_tokenizer, save_weights
+        from var_scaling.tokenizer.model import load_tokenizer
         from var_scaling.training.checkpoint import clear
         from var_scaling.training.loop import Diverged
         from var_scaling.training.trial import train
+        from var_scaling.weights import file_sha256, save_weights
 
         note_attempt(folder, place.threads)
         t = trial.tokenizer
@@ -115,7 +155,7 @@ def run_trial(place: Place, sweep: Sweep, trial: Trial) -> str:
         training, held_out = (
             open_cache(
                 place.home.tokens(t.name, trial.data.name, split),
-                _description(place.home, t, trial.data, split),
+                description(place.home, t, trial.data, split),
             )
             for split in _SPLITS
         )
@@ -129,12 +169,14 @@ def run_trial(place: Place, sweep: Sweep, trial: Trial) -> str:
                 MetricsLog(folder / "metrics.jsonl"),
                 place.settings.local.save_every_seconds,
                 _asked(place.stop_file),
+                place.world(),
             )
         except Diverged as error:
             write_json(folder / DONE, {"status": "diverged", "reason": str(error)})
             return "diverged"
-        save_weights(model, folder / "weights.safetensors")
-        write_json(folder / DONE, {"status": "done", "weights_sha256": _sha256(folder)})
+        weights = folder / "weights.safetensors"
+        save_weights(model, weights)
+        write_json(folder / DONE, {"status": "done", "weights_sha256": file_sha256(weights)})
         clear(folder / "checkpoint")
         return "done"
 
@@ -171,10 +213,11 @@ def _source(place: Place, data: DeadLeaves | ImageFiles, split: str, folder: Pat
     survey, root = place.home.survey(data.name, split), place.settings.data_root(data.name)
     alone = held(survey, wait=_WAIT) if root else nullcontext()
     with alone:
-        return open_source(data, split, root, survey, _decoders(place, data), _Progress(folder))
+        progress = _Progress(folder, place.tell)
+        return open_source(data, split, root, survey, _decoders(place, data), progress)
 
 
-def _description(
+def description(
     home: Home, t: Tokenizer, data: DeadLeaves | ImageFiles, split: str
 ) -> dict[str, Any]:
     from var_scaling.tokenizer.cache import describe
@@ -204,16 +247,14 @@ def _asked(stop_file: Path) -> Callable[[], bool]:
 class _Progress:
     """Leaves how far a stage without metrics has come in `folder`, at most twice a second."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, tell: Callable[[str, int, int], None] | None):
         self.path = folder / "progress.json"
+        self.tell = tell
         self.written = 0.0
 
     def __call__(self, what: str, done: int, total: int) -> None:
         if time.monotonic() - self.written > 0.5 or done >= total:
             self.written = time.monotonic()
             write_json(self.path, {"what": what, "done": done, "total": total})
-
-
-def _sha256(folder: Path) -> str:
-    with open(folder / "weights.safetensors", "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+            if self.tell is not None:
+                self.tell(what, done, total)

@@ -8,13 +8,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
-from var_scaling.disk import read_json, whole
+from var_scaling.disk import whole
 from var_scaling.record import Record, difference, explain
 
-_TAKEN = ("tokenizers", "tokens", "images", "mlartifacts", "mlflow.db", "mlflow.lock")
+_TAKEN = ("imported", "tokenizers", "tokens", "images", "mlartifacts", "mlflow.db", "mlflow.lock")
 _TAKEN_IN_SWEEP = ("report", "law", "stop", "driver.lock", "laws.json", "results.parquet")
 
 
@@ -37,6 +38,9 @@ class Home:
 
     def tokens(self, tokenizer: str, data: str, split: str) -> Path:
         return self.root / "tokens" / tokenizer / f"{data}-{split}"
+
+    def imported(self, name: str) -> Path:
+        return self.root / "imported" / name
 
     def survey(self, data: str, split: str) -> Path:
         return self.root / "images" / f"{data}-{split}"
@@ -75,13 +79,15 @@ def drift(path: Path, record: Record) -> list[str]:
     """How the record in `path` differs from `record`; empty if there is none or they agree."""
     if not path.exists():
         return []
+    return difference(read_record(path, type(record)), record.model_dump(mode="json"))
+
+
+def read_record(path: Path, kind: type[Record]) -> Any:
+    """The record in `path` as JSON, fields that came later at their defaults. Raises Drift."""
     try:
-        type(record).model_validate_json(path.read_bytes())
+        return kind.model_validate_json(path.read_bytes()).model_dump(mode="json")
     except ValidationError as error:
-        raise Drift(
-            f"{path} is no record this version reads:\n{explain(error, type(record))}"
-        ) from error
-    return difference(read_json(path), record.model_dump(mode="json"))
+        raise Drift(f"{path} is no record this version reads:\n{explain(error, kind)}") from error
 
 
 @contextmanager

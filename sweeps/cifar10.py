@@ -1,9 +1,12 @@
 """A law on real photographs: CIFAR-10 at 32 pixels, on a CPU, in under an hour."""
 
-from var_scaling.config import ImageFiles, Sweep, Trial
+from var_scaling.config import Sweep, Trial
+from var_scaling.datasets import ImageFiles
 from var_scaling.ladder import tiny_model, tiny_optimiser, tiny_tokenizer
 
-_images = ImageFiles(name="cifar10", side=32, classes=10, crops=2, enlarge=1.125, flip=True)
+_images = ImageFiles(
+    name="cifar10", side=32, classes=10, train_images=50_000, crops=2, enlarge=1.125, flip=True
+)
 
 _tokenizer = tiny_tokenizer(
     "cifar10-ch16", _images, sides=(1, 2, 3, 4, 6, 8), codes=256, steps=1_500

@@ -1,6 +1,7 @@
 """A law on a laptop: six sizes over 2.3 decades of N, one pass over images made here."""
 
-from var_scaling.config import DeadLeaves, Sweep, Trial
+from var_scaling.config import Sweep, Trial
+from var_scaling.datasets import DeadLeaves
 from var_scaling.ladder import tiny_model, tiny_optimiser, tiny_tokenizer
 
 

@@ -1,7 +1,7 @@
 """Everything once, in about a minute: four sizes, too short to believe."""
 
 from sweeps.quickstart import grid
-from var_scaling.config import Sweep
+from var_scaling.config import Sweep, TrainedTokenizer
 
 
 def _short() -> Sweep:
@@ -9,7 +9,8 @@ def _short() -> Sweep:
     images = whole.trials[0].data.model_copy(
         update={"name": "dead-leaves-smoke", "train_images": 4_000, "validation_images": 512}
     )
-    full = whole.trials[0].tokenizer
+    full = whole.tokenizers[0]
+    assert isinstance(full, TrainedTokenizer)
     tokenizer = full.model_copy(
         update={
             "name": "tiny-smoke",

@@ -8,10 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from var_scaling.config import Codebook, DeadLeaves, Model, Optimiser, Tokenizer, Trial
+from var_scaling.config import Model, TrainedTokenizer, Trial
+from var_scaling.datasets import DeadLeaves
 from var_scaling.ladder import tiny_optimiser
 from var_scaling.pyramid import Pyramid
+from var_scaling.recipe import Codebook, Optimiser
+from var_scaling.results import read_metrics
 
+TIMES = ("time_ms", "seconds", "images_per_second", "flops_per_second")
 COMMAND = [sys.executable, "-m", "pipelines.cli"]
 
 
@@ -20,7 +24,7 @@ def images(**changes) -> DeadLeaves:
     return DeadLeaves(**{**settings, **changes})
 
 
-def tokenizer(**changes) -> Tokenizer:
+def tokenizer(**changes) -> TrainedTokenizer:
     settings = {
         "name": "t",
         "data": images(),
@@ -36,7 +40,7 @@ def tokenizer(**changes) -> Tokenizer:
         "batch": 8,
         "steps": 10,
     }
-    return Tokenizer(**{**settings, **changes})
+    return TrainedTokenizer(**{**settings, **changes})
 
 
 def trial(**changes) -> Trial:
@@ -65,11 +69,11 @@ def token_cache():
     """A cache of random tokens, as if an encoder had written them."""
     from var_scaling.tokenizer.cache import TokenCache
 
-    def make(images: int, seed: int = 0, t: Tokenizer | None = None) -> TokenCache:
+    def make(images: int, seed: int = 0, t: TrainedTokenizer | None = None) -> TokenCache:
         t = t or tokenizer()
         generator = np.random.default_rng(seed)
         tokens = generator.integers(t.codes, size=(images, t.pyramid.length)).astype(np.uint16)
-        return TokenCache(tokens, np.arange(images) % t.data.classes, 1, {})
+        return TokenCache(tokens, np.arange(images) % 8, 1, {})
 
     return make
 
@@ -92,3 +96,14 @@ def smoke(tmp_path_factory) -> Path:
     done = var_scaling("run", "smoke", home=home)
     assert done.returncode == 0, done.stdout + done.stderr
     return home
+
+
+def numbers(path: Path) -> list[dict]:
+    """Metrics without what a clock wrote."""
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(path)]
+
+
+def stops_after(count: int):
+    """A stop that is asked for at the `count`-th look, and stays asked."""
+    looks = iter(range(10**9))
+    return lambda: next(looks) >= count

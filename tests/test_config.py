@@ -9,8 +9,9 @@ from pydantic import ValidationError
 
 import sweeps
 from pipelines.sweeps import SweepError, find_sweep, known_sweeps
-from var_scaling.config import Model, Optimiser, Sweep, Tokenizer, Trial
+from var_scaling.config import ImportedTokenizer, Model, Sweep, TrainedTokenizer, Trial
 from var_scaling.ladder import paper_rung
+from var_scaling.recipe import Optimiser
 from var_scaling.record import difference, explain
 
 
@@ -61,7 +62,7 @@ def test_strings_are_not_numbers():
 
 def test_images_of_another_side_than_the_tokenizers_are_refused():
     assert "needs images of side 16" in explained(
-        Tokenizer, **{**dict(tokenizer()), "data": images(side=32)}
+        TrainedTokenizer, **{**dict(tokenizer()), "data": images(side=32)}
     )
     assert "the tokenizer takes 16" in explained(Trial, **{**dict(trial()), "data": images(side=8)})
 
@@ -88,10 +89,57 @@ def test_the_last_evaluation_is_at_the_end():
     assert trial(steps=1, evaluations=3).evaluation_steps == (1,)
 
 
-def test_the_papers_recipe_scales_the_rate_with_the_batch():
-    assert paper_rung(16).optimiser.learning_rate == pytest.approx(3e-4)
-    assert paper_rung(30).optimiser.learning_rate == pytest.approx(3.2e-4)
-    assert (paper_rung(30).batch, paper_rung(30).epochs) == (1024, 350)
+@pytest.mark.parametrize(
+    ("depth", "batch", "epochs", "peak", "gamma", "final", "decay", "shared"),
+    [  # VAR.md 2.1; peak = rate per 256 images x batch / 256
+        (16, 768, 200, 3e-4, 1e-3, 0.1, 0.05, False),
+        (20, 768, 250, 3e-4, 1e-3, 0.1, 0.05, False),
+        (24, 768, 350, 2.4e-4, 1e-4, 0.01, 0.05, False),
+        (30, 1024, 350, 3.2e-4, 1e-5, 0.01, 0.08, False),
+        (36, 768, 350, 2.4e-4, 5e-6, 0.01, 0.08, True),
+    ],
+)
+def test_the_published_recipes(depth, batch, epochs, peak, gamma, final, decay, shared):
+    rung = paper_rung(depth)
+    model, optimiser = rung.model, rung.optimiser
+    assert (rung.batch, rung.epochs, rung.precision) == (batch, epochs, "fp16")
+    assert optimiser.learning_rate == pytest.approx(peak)
+    assert (optimiser.final, optimiser.final_weight_decay) == (final, decay)
+    assert (optimiser.weight_decay, optimiser.betas, optimiser.clip) == (0.05, (0.9, 0.95), 2.0)
+    assert (optimiser.warm_up, optimiser.warm_up_from, optimiser.plateau) == (0.02, 0.005, 0.05)
+    assert (model.gamma_init, model.adaln_init, model.head_init) == (gamma, 0.5, 0.02)
+    assert (model.width, model.heads, model.shared_adaln) == (64 * depth, depth, shared)
+    assert model.drop_path == pytest.approx(0.1 * depth / 24)
+
+
+def test_the_papers_grid_has_the_law_and_the_published_models():
+    trials = {trial.model.depth: trial for trial in find_sweep("imagenet256").trials}
+    assert sorted(trials) == list(range(6, 31, 2))
+    epochs = {d: round(t.images_seen / 1_281_167, 2) for d, t in trials.items()}
+    assert {d: epochs[d] for d in (6, 16, 20, 24, 30)} == {
+        6: 200,
+        16: 200,
+        20: 250,
+        24: 350,
+        30: 350,
+    }
+    t = trials[16]
+    assert (t.data.enlarge, t.data.flip, t.label_drop) == (1.125, False, 0.1)
+
+
+def test_a_weight_without_its_judge_is_refused():
+    from var_scaling.recipe import Losses
+
+    assert "needs a critic" in explained(Losses, adversarial=0.4)
+    assert "all 0" in explained(Losses, l2=0.0)
+
+
+def test_an_imported_tokenizer_is_known_by_its_file():
+    record = ImportedTokenizer(name="r", sha256="0" * 64)
+    assert record.side == 256
+    assert "sha256 = 'abc'" in explained(ImportedTokenizer, name="r", sha256="abc")
+    whole = trial(tokenizer=record, data=images(side=256))
+    assert Trial.model_validate_json(whole.model_dump_json()) == whole
 
 
 def test_a_sweep_file_of_ones_own_is_found_by_path(tmp_path):

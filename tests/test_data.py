@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from var_scaling.config import ImageFiles
 from var_scaling.data.dead_leaves import DeadLeavesSource
 from var_scaling.data.decode import Undecodable, decode, square
 from var_scaling.data.listing import DataError, list_images
 from var_scaling.data.order import batch_rows
 from var_scaling.data.sources import open_source
+from var_scaling.datasets import ImageFiles
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:

@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 from conftest import COMMAND, tokenizer, trial, var_scaling
 
-from pipelines.collect import overview, rows_of
+from pipelines.collect import overview
 from pipelines.provenance import code_version
+from pipelines.rows import rows_of
 from pipelines.settings import SettingsError, load_settings
 from pipelines.store import Busy, Drift, Home, claim, held, in_use
 from pipelines.sweeps import find_sweep

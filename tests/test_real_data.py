@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from var_scaling.config import ImageFiles
 from var_scaling.data.order import batch_rows, spread_rows
 from var_scaling.data.sources import open_source
+from var_scaling.datasets import ImageFiles
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from var_scaling.config import ImageFiles, Model, Optimiser, Tokenizer
+from pipelines.exchange import export_released, import_released
+from pipelines.store import Home
+from var_scaling.config import Model, Tokenizer
+from var_scaling.models import released
 from var_scaling.models.var import VAR
 from var_scaling.pyramid import Pyramid
+from var_scaling.recipe import Optimiser
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.training.optim import learning_rate_at, weight_decay_at
+from var_scaling.weights import load_weights
 
 FOLDER = Path(
     os.environ.get("VAR_SCALING_REFERENCE", Path(__file__).parents[2] / "shared" / "reference")
@@ -49,13 +55,9 @@ def settings() -> dict:
 @pytest.fixture(scope="module")
 def record(settings) -> Tokenizer:
     v = settings["vqvae"]
+    assert (v["using_znorm"], v["quant_conv_ks"]) == (False, 3)  # all that our tokenizers know
     return Tokenizer(
         name="reference",
-        data=ImageFiles(
-            name="reference",
-            side=settings["image_size"],
-            classes=settings["var"]["num_classes"],
-        ),
         pyramid=Pyramid(sides=tuple(v["v_patch_nums"])),
         codes=v["vocab_size"],
         code_channels=v["z_channels"],
@@ -64,10 +66,6 @@ def record(settings) -> Tokenizer:
         residual_blocks=v["num_res_blocks"],
         phi_convolutions=v["share_quant_resi"],
         phi_strength=v["quant_resi"],
-        commitment=v["beta"],
-        optimiser=Optimiser(learning_rate=1.0),
-        batch=1,
-        steps=1,
     )
 
 
@@ -105,11 +103,11 @@ def test_grids_reconstructions_and_teacher_input(model, io):
     assert_close(model.quantize.teacher_input(ids), io["var_input"])
 
 
-def test_the_tokenizers_training_step(model, io):
+def test_the_tokenizers_training_step(model, settings, io):
     wanted = arrays("vqvae_train_step.npz")
     model.zero_grad()
-    quantized = model.quantize(model.features(io["images"]))
-    rebuilt = model.render(quantized.f_BCHH)
+    commitment = settings["vqvae"]["beta"]
+    rebuilt, quantized = model(io["images"], commitment, quantised=True)
     error = F.mse_loss(rebuilt, io["images"])
     (error + quantized.loss).backward()
     assert_close(rebuilt, wanted["rec"])
@@ -162,20 +160,35 @@ def check_gradients(module: torch.nn.Module, wanted: dict[str, torch.Tensor]) ->
     assert_close(norm, wanted["grad_global_norm"], 1e-3)
 
 
-PLATEAUS = {"lin0_default": 0.05, "lin0_wpe0p1": 0.05, "lin": 0.15, "lin00": 0.0}
+DECAYS = {  # schedule: (decay, share of the steps after warm-up where it bends)
+    "lin0": ("linear", 0.05),
+    "lin": ("linear", 0.15),
+    "lin00": ("linear", 0.0),
+    "lin0.8": ("two_slopes", 0.8),
+    "cos": ("cosine", 0.0),
+    "exp": ("exponential", 0.15),
+}
 
 
-@pytest.mark.parametrize("name", PLATEAUS)
-def test_schedules_of_the_plateau_family(name):
+def schedules() -> list[str]:
+    if not (FOLDER / "lr_wd_schedule.npz").exists():
+        return []
+    return sorted({name.rsplit(".", 1)[0] for name in arrays("lr_wd_schedule.npz")})
+
+
+@pytest.mark.parametrize("name", schedules())
+def test_every_schedule(name):
     found = arrays("lr_wd_schedule.npz")
     peak, wd, wd_end, warm, total, start, end = found[f"{name}.args"].tolist()
+    decay, bend = DECAYS[name.split("_")[0]]
     o = Optimiser(
         learning_rate=peak,
         weight_decay=wd,
         final_weight_decay=wd_end,
         warm_up=warm / total,
         warm_up_from=start,
-        plateau=PLATEAUS[name],
+        decay=decay,
+        plateau=bend,
         final=end,
     )
     steps = range(int(total))
@@ -183,3 +196,78 @@ def test_schedules_of_the_plateau_family(name):
     np.testing.assert_allclose(ours, found[f"{name}.lr"], rtol=1e-9)
     ours = [weight_decay_at(o, step, int(total)) for step in steps]
     np.testing.assert_allclose(ours, found[f"{name}.wd"], rtol=1e-9)
+
+
+# The lists of names, and the way in and out -----------------------------------------------------
+
+
+def listed(name: str) -> dict[str, tuple[tuple[int, ...], str, str]]:
+    """Entries of a released state dict: name to (shape, type, parameter or buffer)."""
+    lines = (FOLDER / name).read_text().splitlines()
+    entries = [line.split("\t") for line in lines]
+    return {
+        key: (tuple(int(side) for side in re.findall(r"\d+", shape)), kind, role)
+        for key, shape, kind, role in entries
+    }
+
+
+def shown(state: dict[str, torch.Tensor], ours: set[str]) -> dict:
+    return {
+        name: (
+            tuple(value.shape),
+            str(value.dtype).removeprefix("torch."),
+            "param" if name in ours else "buffer",
+        )
+        for name, value in state.items()
+    }
+
+
+def test_an_export_has_the_names_shapes_and_types_of_the_released_files():
+    paper = Tokenizer(name="paper")
+    with torch.device("meta"):
+        vqvae, var = MultiScaleVQVAE(paper), VAR(Model(depth=16), paper, 1000, seed=0)
+    state = vqvae.state_dict()
+    exported = released.released_tokenizer_state(paper, state)
+    assert shown(exported, set(state)) == listed("state_dict_vqvae_v4096_z32_ch160.tsv")
+    state = var.state_dict()
+    exported = released.released_var_state(Model(depth=16), paper, state)
+    assert shown(exported, set(state)) == listed("state_dict_var_d16.tsv")
+
+
+@pytest.mark.parametrize("name", ["var", "var_saln"])
+def test_released_files_come_in_and_go_out_bit_for_bit(name, settings, record, io, tmp_path):
+    """What is worked out from the files is what config.json says, and it computes the same."""
+    files = [tmp_path / "vqvae.pth", tmp_path / "var.pth"]
+    before = [arrays("vqvae_state.npz"), arrays(f"{name}_state.npz")]
+    for path, state in zip(files, before, strict=True):
+        torch.save(state, path)
+    home = Home(tmp_path / "runs")
+    found = import_released(home, files, "first", None, lambda text: None)
+    v = {**settings["var"], **settings[name]}
+    assert found.tokenizer.model_dump(exclude={"name", "sha256", "kind"}) == record.model_dump(
+        exclude={"name"}
+    )
+    m = found.model.model
+    assert (m.depth, m.width, m.heads) == (v["depth"], v["embed_dim"], v["num_heads"])
+    assert (m.shared_adaln, found.model.classes) == (v["shared_aln"], v["num_classes"])
+
+    out = [tmp_path / "vqvae_again.pth", tmp_path / "var_again.pth"]
+    for address, path in zip(("tokenizers/first", "imported/first"), out, strict=True):
+        export_released(home, address, path)
+    for path, state in zip(out, before, strict=True):
+        exported = torch.load(path, weights_only=True)
+        assert exported.keys() == state.keys()
+        for key, value in state.items():
+            assert exported[key].dtype == value.dtype
+            assert torch.equal(exported[key], value), key
+
+    other = Home(tmp_path / "again")
+    import_released(other, out, "first", None, lambda text: None)
+    for folder in ("tokenizers/first", "imported/first"):
+        first, second = (h.root / folder / "weights.safetensors" for h in (home, other))
+        assert first.read_bytes() == second.read_bytes()
+
+    module = VAR(m, found.tokenizer, found.model.classes, seed=0)
+    load_weights(module, home.imported("first") / "weights.safetensors")
+    wanted = arrays(f"{name}_io.npz")
+    assert_close(module(wanted["labels"], io["var_input"]), wanted["logits"])

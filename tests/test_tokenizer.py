@@ -12,10 +12,11 @@ from var_scaling.disk import DONE, write_json
 from var_scaling.pyramid import Pyramid
 from var_scaling.tokenizer.autoencoder import to_pixels, to_unit
 from var_scaling.tokenizer.cache import CacheError, describe, open_cache
-from var_scaling.tokenizer.codebook import CodebookAverages
+from var_scaling.tokenizer.codebook import CodebookUpkeep
 from var_scaling.tokenizer.encode import write_cache
-from var_scaling.tokenizer.model import MultiScaleVQVAE, load_tokenizer, save_weights
-from var_scaling.tokenizer.quantizer import phi_choice
+from var_scaling.tokenizer.model import MultiScaleVQVAE, load_tokenizer
+from var_scaling.tokenizer.quantizer import Quantized, phi_choice
+from var_scaling.weights import WeightsError, save_weights
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def grid(model) -> torch.Tensor:
 
 
 def test_the_decoders_grid_is_the_encoders_running_grid(model, grid):
-    quantized = model.quantize(grid)
+    quantized = model.quantize(grid, 0.25)
     ids = model.quantize.encode(grid)
     assert torch.equal(torch.cat(quantized.ids, dim=1), ids)
     torch.testing.assert_close(model.quantize.decode(ids), quantized.f_BCHH)
@@ -107,13 +108,14 @@ def test_pixels_survive_the_way_to_unit_range_and_back(seed):
 
 
 def test_dead_codes_come_back_to_life_and_the_draw_is_the_steps_own(grid):
-    def after(step_count: int) -> CodebookAverages:
+    def after(step_count: int) -> CodebookUpkeep:
         quantizer = MultiScaleVQVAE(tokenizer()).quantize
-        averages = CodebookAverages(quantizer, tokenizer().codebook, seed=0)
+        averages = CodebookUpkeep(quantizer, tokenizer().codebook, seed=0)
         averages.start(grid.repeat(8, 1, 1, 1))
         vectors = torch.randn(200, 4, generator=torch.Generator().manual_seed(1)) + 5
         for step in range(step_count):
-            averages.update(vectors, quantizer.nearest(vectors), step)
+            asked = Quantized(vectors, vectors.sum(), [quantizer.nearest(vectors)], [vectors])
+            averages.update(asked, step)
         return averages
 
     averages = after(60)
@@ -183,5 +185,7 @@ def test_weights_survive_the_disk(tmp_path, model):
     assert all(
         torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
     )
-    with pytest.raises(RuntimeError, match="size mismatch"):
+    with pytest.raises(
+        WeightsError, match=r"of another shape: quantize.embedding.weight \(32, 4\)"
+    ):
         load_tokenizer(tokenizer(codes=64), tmp_path / "w.safetensors")

@@ -6,41 +6,29 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from conftest import images, tokenizer, trial
+from conftest import numbers, stops_after, tokenizer, trial
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from var_scaling.config import Optimiser
-from var_scaling.data.dead_leaves import DeadLeavesSource
-from var_scaling.evaluation.likelihood import evaluate
+from var_scaling.accounting.transformer import var_forward_flops
+from var_scaling.evaluation.likelihood import LABELS, evaluate, evaluation_flops
 from var_scaling.models.var import VAR
+from var_scaling.recipe import Optimiser
 from var_scaling.results import MetricsLog, read_metrics
+from var_scaling.tokenizer.cache import TokenCache
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.training import checkpoint
+from var_scaling.training.distributed import World
 from var_scaling.training.loop import (
     Diverged,
     Interrupted,
     Stopwatch,
     Window,
-    descend,
     log_steps,
     updates,
 )
-from var_scaling.training.optim import adamw, learning_rate_at, weight_decay_at
-from var_scaling.training.tokenizer import train_tokenizer
+from var_scaling.training.optim import Descent, adamw, learning_rate_at, weight_decay_at
 from var_scaling.training.trial import batch_loss, train
-
-TIMES = ("time_ms", "seconds", "images_per_second", "flops_per_second")
-
-
-def numbers(path) -> list[dict]:
-    """Metrics without what a clock wrote."""
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(path)]
-
-
-def stops_after(count: int):
-    """A stop that is asked for at the `count`-th look, and stays asked."""
-    looks = iter(range(10**9))
-    return lambda: next(looks) >= count
-
 
 # Schedules ------------------------------------------------------------------------------------
 
@@ -86,24 +74,50 @@ def test_a_non_finite_loss_ends_the_run_at_its_step():
         next(steps)
 
 
+class Product(torch.nn.Module):
+    def __init__(self, start: float):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.full((2,), start))
+
+    def forward(self, by: list[float]) -> torch.Tensor:
+        return (self.weight * torch.tensor(by)).sum()
+
+
+def descent_of(module, precision="fp32", clip=2.0) -> Descent:
+    o = Optimiser(learning_rate=0.1, betas=(0.0, 0.0), weight_decay=0.0, warm_up=0.0, clip=clip)
+    return Descent(module, o, steps=100, precision=precision)
+
+
 def test_a_non_finite_gradient_changes_no_weight():
-    weight = torch.nn.Parameter(torch.ones(2))
-    optimizer = torch.optim.SGD([weight], lr=1.0)
-    norm = descend((weight * torch.tensor([1.0, float("inf")])).sum(), optimizer, [weight], 1.0)
-    assert not torch.isfinite(norm)
-    assert torch.equal(weight, torch.ones(2))
+    module = Product(1.0)
+    found = descent_of(module).step(module([1.0, float("inf")]), 0)
+    assert not torch.isfinite(found["grad_norm"])
+    assert torch.equal(module.weight, torch.ones(2))
 
 
 def test_the_gradient_is_clipped_to_its_norm():
-    weight = torch.nn.Parameter(torch.zeros(2))
-    norm = descend(
-        (weight * torch.tensor([30.0, 40.0])).sum(),
-        torch.optim.SGD([weight], lr=1.0),
-        [weight],
-        2.0,
-    )
-    assert norm == pytest.approx(50)
-    torch.testing.assert_close(weight.data, torch.tensor([-1.2, -1.6]))
+    module = Product(0.0)
+    descent = descent_of(module)
+    assert descent.step(module([30.0, 40.0]), 0)["grad_norm"] == pytest.approx(50)
+    torch.testing.assert_close(module.weight.grad, torch.tensor([1.2, 1.6]))
+
+
+def test_half_precision_scales_its_loss_and_backs_off_instead_of_ending():
+    module = Product(1.0)
+    descent = descent_of(module, "fp16")
+    found = descent.step(descent.scale(module([3.0, 4.0])), 0)
+    assert found["grad_norm"] == pytest.approx(5)  # unscaled before it is clipped
+    before = module.weight.detach().clone()
+    found = descent.step(descent.scale(module([1.0, 3e38])), 1)
+    assert found == {"skipped": torch.tensor(1.0)}
+    assert torch.equal(module.weight, before)
+    assert descent.scaler.get_scale() == 2**10
+    again = descent_of(Product(1.0), "fp16")
+    again.restore(descent.state())
+    assert again.scaler.get_scale() == 2**10
+    for step in range(2, 14):  # an infinity that no scale takes away is an end after all
+        found = descent.step(descent.scale(module([1.0, float("inf")])), step)
+    assert not torch.isfinite(found["grad_norm"])
 
 
 def test_the_stopwatch_counts_training_only_and_over_attempts():
@@ -187,7 +201,7 @@ def run(folder, quantizer, token_cache, stop=lambda: False, save_every=1e9, t=No
     t = t or trial()
     caches = token_cache(50, seed=1), token_cache(20, seed=2)
     try:
-        return train(t, quantizer, *caches, folder / "checkpoint", log, save_every, stop)
+        return train(t, quantizer, *caches, folder / "checkpoint", log, save_every, stop, World())
     finally:
         log.close()
 
@@ -216,7 +230,7 @@ def test_a_trial_killed_between_checkpoints_repeats_its_steps_exactly(
         pass
 
     def dies_at_seven(trial_, *rest):
-        if rest[-1] == 7:
+        if rest[-2] == 7:
             raise Killed
         return batch_loss(trial_, *rest)
 
@@ -237,14 +251,12 @@ def test_a_trial_killed_between_checkpoints_repeats_its_steps_exactly(
 
 def test_a_trial_learns_what_there_is_to_learn(tmp_path, quantizer, token_cache):
     """Two token sequences, one for each class: the loss must fall to almost nothing."""
-    from var_scaling.tokenizer.cache import TokenCache
-
     patterns = token_cache(2).tokens
     labels = np.arange(40) % 2
     cache = TokenCache(patterns[labels], labels, 1, {})
     t = trial(steps=150, label_drop=0.0, evaluations=1)
     log = MetricsLog(tmp_path / "metrics.jsonl")
-    train(t, quantizer, cache, cache, tmp_path / "c", log, 1e9, lambda: False)
+    train(t, quantizer, cache, cache, tmp_path / "c", log, 1e9, lambda: False, World())
     scores = [
         line for line in read_metrics(tmp_path / "metrics.jsonl") if line["kind"] == "validation"
     ]
@@ -263,20 +275,19 @@ def test_dropped_labels_are_the_trainers_act_and_the_steps_own(quantizer, token_
 
     model = Spy(t.model, tokenizer(), 8, seed=0)
     for step in (0, 1, 0):
-        batch_loss(t, model, quantizer, cache, step)
+        batch_loss(t, model, quantizer, cache, step, slice(None))
     assert torch.equal(seen[0], seen[2])
     dropped = torch.cat([batch == 8 for batch in seen[:2]]).float().mean()
     assert 0.1 < dropped < 0.9
 
 
-def test_evaluation_is_a_function_and_independent_of_batches(quantizer, token_cache, monkeypatch):
+def test_evaluation_is_a_function_and_independent_of_batches(quantizer, token_cache):
     model = VAR(trial().model, tokenizer(), 8, seed=0).train()
     cache = token_cache(30)
     first = evaluate(model, quantizer, cache)
     assert evaluate(model, quantizer, cache) == first
     assert model.training
-    monkeypatch.setattr("var_scaling.evaluation.likelihood._BATCH", 7)
-    again = evaluate(model, quantizer, cache)
+    again = evaluate(model, quantizer, cache, batch=7)
     assert again["loss"] == pytest.approx(first["loss"], rel=1e-6)
     assert again["error"] == pytest.approx(first["error"])
 
@@ -290,41 +301,57 @@ def test_evaluation_weighs_every_token_alike(quantizer, token_cache):
     assert 0.9 < scores["error"] <= 1
 
 
-# Tokenizers -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
+def test_every_precision_trains_close_to_the_full_one_and_resumes_bitwise(
+    precision, tmp_path, quantizer, token_cache
+):
+    full = run(tmp_path / "full", quantizer, token_cache)
+    t = trial(precision=precision)
+    whole = run(tmp_path / "whole", quantizer, token_cache, t=t)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "torn", quantizer, token_cache, stop=stops_after(5), t=t)
+    torn = run(tmp_path / "torn", quantizer, token_cache, t=t)
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.parameters(), torn.parameters(), strict=True)
+    )
+    assert all(p.dtype == torch.float32 for p in whole.parameters())
+    same = [torch.equal(a, b) for a, b in zip(whole.parameters(), full.parameters(), strict=True)]
+    assert all(same) == (precision == "tf32")  # no tensor cores on a processor
+    losses = [
+        [line["loss"] for line in numbers(tmp_path / name / "metrics.jsonl")]
+        for name in ("full", "whole")
+    ]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
 
 
-def run_tokenizer(folder, stop=lambda: False, t=None):
-    t = t or tokenizer()
-    log = MetricsLog(folder / "metrics.jsonl")
-    source = {split: DeadLeavesSource(images(), split) for split in ("train", "validation")}
-    try:
-        return train_tokenizer(
-            t, source["train"], source["validation"], folder / "checkpoint", log, 1e9, stop, 0,
-            folder / "sheet.png",
-        )  # fmt: skip
-    finally:
-        log.close()
+def test_one_pass_scores_every_setting_and_knows_its_price(quantizer, token_cache):
+    model, cache = VAR(trial().model, tokenizer(), 8, seed=0), token_cache(30)
+    with torch.no_grad():
+        model.class_emb.weight[8] += 3  # so that being told nothing is something else
+    both = evaluate(model, quantizer, cache, LABELS)
+    assert {k: both[k] for k in evaluate(model, quantizer, cache)} == evaluate(
+        model, quantizer, cache
+    )
+    nobody = TokenCache(cache.tokens, np.full(30, 8), 1, {})
+    told_none = evaluate(model, quantizer, nobody)
+    assert both["loss_no_label"] == told_none["loss"] != both["loss"]
+    assert both["error_no_label_per_scale"] == told_none["error_per_scale"]
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        evaluate(model, quantizer, cache, LABELS)
+    walk = counter.get_flop_counts()["Global"][torch.ops.aten.convolution]
+    spent = evaluation_flops(trial().model, tokenizer(), 30, LABELS)
+    masked = sum(  # the counter sees every pair, the ledger those that the mask allows
+        30 * 2 * (var_forward_flops(trial().model, tokenizer(), dense)["attention_scores"])
+        * (1 if dense else -1) for dense in (True, False)
+    )  # fmt: skip
+    assert counter.get_total_flops() - walk == spent + masked
 
 
-def test_an_interrupted_tokenizer_ends_bitwise_where_an_undisturbed_one_does(tmp_path):
-    whole = run_tokenizer(tmp_path / "whole")
-    for count in (0, 2, 2):  # before, across and after the codebook's start
-        with pytest.raises(Interrupted):
-            run_tokenizer(tmp_path / "torn", stop=stops_after(count))
-    torn = run_tokenizer(tmp_path / "torn")
-    for (name, one), other in zip(
-        whole.state_dict().items(), torn.state_dict().values(), strict=True
-    ):
-        assert torch.equal(one, other), name
-    lines = numbers(tmp_path / "whole" / "metrics.jsonl")
-    assert lines == numbers(tmp_path / "torn" / "metrics.jsonl")
-    assert (tmp_path / "whole" / "sheet.png").exists()
-    scores = [line for line in lines if line["kind"] == "validation"][-1]
-    assert len(scores["used_per_scale"]) == len(scores["perplexity_per_scale"]) == 3
-
-
-def test_a_tokenizer_learns(tmp_path):
-    run_tokenizer(tmp_path, t=tokenizer(steps=120, batch=16))
-    scores = [line for line in numbers(tmp_path / "metrics.jsonl") if line["kind"] == "validation"]
-    assert scores[-1]["psnr_db"] > scores[0]["psnr_db"] + 0.3
-    assert scores[-1]["codes_used_all"] > 0.9
+def test_the_last_evaluation_asks_without_labels_too(tmp_path, quantizer, token_cache):
+    run(tmp_path, quantizer, token_cache)
+    first, last = [
+        line for line in numbers(tmp_path / "metrics.jsonl") if line["kind"] == "validation"
+    ]
+    assert "loss_no_label" not in first
+    assert last["loss_no_label"] > 0
+    assert last["evaluation_flops"] == 2 * first["evaluation_flops"]

@@ -5,96 +5,25 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
+from var_scaling.datasets import Data, DeadLeaves, ImageFiles
 from var_scaling.pyramid import PAPER_256, Pyramid
+from var_scaling.recipe import (
+    Codebook,
+    Losses,
+    NonNegativeFloat,
+    Optimiser,
+    Precision,
+    ProperShare,
+    Sha256,
+    Share,
+)
 from var_scaling.record import Name, Record, difference
-
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-ProperShare = Annotated[float, Field(ge=0, lt=1)]
-
-
-class DeadLeaves(Record):
-    """Class-conditional images of occluding discs and boxes, made here: an endless i.i.d. stream.
-
-    Image i of a class is a pure function of (seed, split, class, i), so nothing is ever seen twice
-    while a trial asks for at most `train_images` of them.
-    """
-
-    kind: Literal["dead_leaves"] = "dead_leaves"
-    name: Name
-    side: PositiveInt
-    classes: PositiveInt = 8
-    leaves: PositiveInt = 3
-    colours: PositiveInt = 3  # palette colours of a class
-    smallest: PositiveFloat = 0.25  # radius range of a leaf, in image sides
-    largest: PositiveFloat = 0.6
-    train_images: PositiveInt
-    validation_images: PositiveInt = 4096
-    seed: NonNegativeInt = 0
-
-    @model_validator(mode="after")
-    def _radii_in_order(self) -> Self:
-        if self.smallest > self.largest:
-            raise ValueError(f"smallest = {self.smallest} must not exceed largest = {self.largest}")
-        return self
-
-
-class ImageFiles(Record):
-    """Images on disk, by name: where that lies stands in var-scaling.toml, not here.
-
-    `crops` = 0 takes the centre; otherwise crop c of image i is a pure function of (seed, i, c)
-    out of the image resized to `enlarge` × side (VAR's recipe: 1.125).
-    """
-
-    kind: Literal["images"] = "images"
-    name: Name
-    side: PositiveInt
-    classes: PositiveInt
-    crops: NonNegativeInt = 0
-    enlarge: Annotated[float, Field(ge=1)] = 1.0
-    flip: bool = False
-    validation_share: ProperShare = 0.0  # where the folder has no split of its own
-    seed: NonNegativeInt = 0
-
-
-Data = Annotated[DeadLeaves | ImageFiles, Field(discriminator="kind")]
-
-
-class Optimiser(Record):
-    """AdamW, its learning rate and weight decay as functions of the share of steps done.
-
-    `plateau` is the share of the steps after warm-up spent at the peak before a linear decay:
-    0.05 is VAR's `lin0`, 0.8 a warm-up-stable-decay schedule, 1 a constant rate.
-    """
-
-    learning_rate: PositiveFloat
-    betas: tuple[ProperShare, ProperShare] = (0.9, 0.95)
-    epsilon: PositiveFloat = 1e-8
-    weight_decay: NonNegativeFloat = 0.05
-    final_weight_decay: NonNegativeFloat = 0.05
-    warm_up: ProperShare = 0.02
-    warm_up_from: Share = 0.005
-    plateau: Share = 0.05
-    final: Share = 0.01
-    clip: PositiveFloat = 2.0
-
-
-class Codebook(Record):
-    """How the codes are kept alive: moving averages, k-means first, restart of dead codes."""
-
-    starts_at: NonNegativeInt = 0  # steps of plain autoencoding before anything is quantised
-    decay: ProperShare = 0.99
-    restart_below: NonNegativeFloat = 0.03  # of a code's fair share of use
-    restart_every: PositiveInt = 20  # steps
-    k_means_images: PositiveInt = 512
 
 
 class Tokenizer(Record):
-    """A multi-scale residual VQVAE (VAR.md 1.1) and how it is trained."""
+    """A multi-scale residual VQVAE (VAR.md 1.1): all that its modules are built from."""
 
     name: Name
-    data: Data
     pyramid: Pyramid = Pyramid(sides=PAPER_256)
     codes: Annotated[int, Field(ge=2, le=65536)] = 4096  # token ids are stored as uint16
     code_channels: PositiveInt = 32
@@ -106,16 +35,31 @@ class Tokenizer(Record):
     )
     phi_convolutions: NonNegativeInt = 4  # 0: one per scale
     phi_strength: Share = 0.5
-    commitment: NonNegativeFloat = 0.25
-    codebook: Codebook = Codebook()
-    optimiser: Optimiser
-    batch: PositiveInt
-    steps: PositiveInt
-    seed: NonNegativeInt = 0
 
     @property
     def downsampling(self) -> int:
         return int(2 ** (len(self.multipliers) - 1))
+
+    @property
+    def side(self) -> int:
+        """Side of the images it takes and gives."""
+        return self.pyramid.side * self.downsampling
+
+
+class TrainedTokenizer(Tokenizer):
+    """A tokenizer of our own, and how it is trained."""
+
+    kind: Literal["trained"] = "trained"
+    data: Data
+    losses: Losses = Losses()
+    codebook: Codebook = Codebook()
+    optimiser: Optimiser
+    batch: PositiveInt  # global, however many processes
+    steps: PositiveInt
+    dropout: ProperShare = 0.0
+    weight_average: ProperShare = 0.0  # decay a step of the averaged weights; 0: the last ones
+    precision: Precision = "fp32"
+    seed: NonNegativeInt = 0
 
     @model_validator(mode="after")
     def _codebook_starts(self) -> Self:
@@ -128,15 +72,31 @@ class Tokenizer(Record):
 
     @model_validator(mode="after")
     def _grid_fits_images(self) -> Self:
-        wanted = self.pyramid.side * self.downsampling
-        if self.data.side != wanted:
+        if self.data.side != self.side:
             raise ValueError(
                 f"data.side = {self.data.side}: {len(self.multipliers)} multipliers halve the "
                 f"image {len(self.multipliers) - 1} "
                 f"times, so a finest map of side {self.pyramid.side} "
-                f"needs images of side {wanted}"
+                f"needs images of side {self.side}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _images_are_large_enough_to_judge(self) -> Self:
+        if self.losses.perceptual > 0 and self.side < 16:
+            raise ValueError(f"losses.perceptual: VGG-16 halves 4 times, images are {self.side}")
+        return self
+
+
+class ImportedTokenizer(Tokenizer):
+    """A tokenizer trained elsewhere, known by the SHA-256 of the file it was read from."""
+
+    kind: Literal["imported"] = "imported"
+    sha256: Sha256
+
+
+SomeTokenizer = TrainedTokenizer | ImportedTokenizer
+AnyTokenizer = Annotated[SomeTokenizer, Field(discriminator="kind")]
 
 
 class Model(Record):
@@ -174,20 +134,38 @@ class Model(Record):
         return self
 
 
-class Trial(Record):
-    """One training run. Two trials with equal records give equal numbers."""
+class Generator(Record):
+    """A model of token maps and the tokenizer whose tokens it predicts."""
 
     name: Name
     family: Literal["var"] = "var"
-    tokenizer: Tokenizer
-    data: Data
+    tokenizer: AnyTokenizer
     model: Model
+
+
+class ImportedModel(Generator):
+    """A generator trained elsewhere, known by the SHA-256 of the file it was read from."""
+
+    kind: Literal["imported"] = "imported"
+    classes: PositiveInt
+    sha256: Sha256
+
+
+class Trial(Generator):
+    """One training run. Two trials with equal records give equal numbers."""
+
+    data: Data
     optimiser: Optimiser
     batch: PositiveInt  # global, however many processes
     steps: PositiveInt
     label_drop: ProperShare = 0.1
     evaluations: Annotated[int, Field(ge=1, le=64)] = 6
+    precision: Precision = "fp32"
     seed: NonNegativeInt = 0
+
+    @property
+    def classes(self) -> int:
+        return self.data.classes
 
     @property
     def images_seen(self) -> int:
@@ -201,9 +179,9 @@ class Trial(Record):
 
     @model_validator(mode="after")
     def _images_fit_tokenizer(self) -> Self:
-        if self.data.side != self.tokenizer.data.side:
+        if self.data.side != self.tokenizer.side:
             raise ValueError(
-                f"data.side = {self.data.side}: the tokenizer takes {self.tokenizer.data.side}"
+                f"data.side = {self.data.side}: the tokenizer takes {self.tokenizer.side}"
             )
         return self
 
@@ -213,27 +191,35 @@ class Sweep(Record):
 
     name: Name
     question: str
-    trials: Annotated[tuple[Trial, ...], Field(min_length=1)]
+    trials: tuple[Trial, ...]
+    imported: tuple[ImportedModel, ...] = ()  # points of the same law, trained elsewhere
 
     @property
-    def tokenizers(self) -> tuple[Tokenizer, ...]:
+    def tokenizers(self) -> tuple[SomeTokenizer, ...]:
         return tuple({trial.tokenizer.name: trial.tokenizer for trial in self.trials}.values())
 
     @property
-    def token_sets(self) -> tuple[tuple[Tokenizer, DeadLeaves | ImageFiles], ...]:
+    def token_sets(self) -> tuple[tuple[SomeTokenizer, DeadLeaves | ImageFiles], ...]:
         """Each (tokenizer, data) whose tokens some trial reads."""
         pairs = {(t.tokenizer.name, t.data.name): (t.tokenizer, t.data) for t in self.trials}
         return tuple(pairs.values())
 
     @model_validator(mode="after")
+    def _asks_something(self) -> Self:
+        if not self.trials and not self.imported:
+            raise ValueError("trials: at least one is needed")
+        return self
+
+    @model_validator(mode="after")
     def _one_name_one_thing(self) -> Self:
-        names = sorted(trial.name for trial in self.trials)
+        names = sorted(one.name for one in (*self.trials, *self.imported))
         twice = sorted({name for name, following in pairwise(names) if name == following})
         if twice:
             raise ValueError(
                 f"trials must have names of their own; given twice: {', '.join(twice)}"
             )
-        datasets = [trial.data for trial in self.trials] + [t.data for t in self.tokenizers]
+        trained = [t for t in self.tokenizers if isinstance(t, TrainedTokenizer)]
+        datasets = [trial.data for trial in self.trials] + [t.data for t in trained]
         for kind, things in (
             ("tokenizer", [trial.tokenizer for trial in self.trials]),
             ("data", datasets),

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
-from var_scaling.config import Codebook, DeadLeaves, ImageFiles, Model, Optimiser, Tokenizer
-from var_scaling.pyramid import Pyramid
+from var_scaling.config import Model, TrainedTokenizer
+from var_scaling.datasets import DeadLeaves, ImageFiles
+from var_scaling.pyramid import PAPER_256, Pyramid
+from var_scaling.recipe import Codebook, Critic, Losses, Optimiser, Precision
 
 
 def tiny_model(depth: int, width_per_depth: int = 8) -> Model:
@@ -41,12 +43,12 @@ def tiny_tokenizer(
     codes: int,
     steps: int,
     seed: int = 0,
-) -> Tokenizer:
+) -> TrainedTokenizer:
     """A tokenizer that a CPU trains in minutes: two downsamplings, 16 to 32 channels.
 
     It autoencodes plainly at first: quantised from the start it may collapse (LOG.md).
     """
-    return Tokenizer(
+    return TrainedTokenizer(
         name=name,
         data=data,
         pyramid=Pyramid(sides=sides),
@@ -79,20 +81,69 @@ class PaperRung:
     optimiser: Optimiser
     batch: int
     epochs: int
+    precision: Precision = "fp16"
+
+    def steps(self, images: int) -> int:
+        """Updates that `epochs` passes over `images` take; a batch may straddle two passes."""
+        return self.epochs * images // self.batch
+
+
+# Depth: batch, epochs, rate per 256 images, gamma init, final rate, final decay, shared AdaLN.
+_PUBLISHED = {
+    16: (768, 200, 1e-4, 1e-3, 0.1, 0.05, False),
+    20: (768, 250, 1e-4, 1e-3, 0.1, 0.05, False),
+    24: (768, 350, 8e-5, 1e-4, 0.01, 0.05, False),
+    30: (1024, 350, 8e-5, 1e-5, 0.01, 0.08, False),
+    36: (768, 350, 8e-5, 5e-6, 0.01, 0.08, True),  # at 512 pixels
+}
 
 
 def paper_rung(depth: int) -> PaperRung:
-    """The released recipe at `depth`: exact at 16, 20, 24 and 30, the nearest smaller one between.
+    """The released recipe at `depth`: exact at 16, 20, 24, 30 and 36, the nearest smaller between.
 
-    Peak rate = rate per 256 images × batch / 256, as the released trainer computes it.
+    Below 16 nothing is published; there it is that of 16. Peak rate = rate per 256 images × batch /
+    256, as the released trainer has it. Warm-up 2 % of the steps, `lin0`, drop path 0.1 d / 24.
     """
-    recipes = {  # depth: batch, epochs, rate per 256 images, gamma init, final rate, final decay
-        16: (768, 200, 1e-4, 1e-3, 0.1, 0.05),
-        20: (768, 250, 1e-4, 1e-3, 0.1, 0.05),
-        24: (768, 350, 8e-5, 1e-4, 0.01, 0.05),
-        30: (1024, 350, 8e-5, 1e-5, 0.01, 0.08),
-    }
-    base = max((d for d in recipes if d <= depth), default=16)
-    batch, epochs, rate, gamma, final, decay = recipes[base]
+    base = max((d for d in _PUBLISHED if d <= depth), default=16)
+    batch, epochs, rate, gamma, final, decay, shared = _PUBLISHED[base]
     optimiser = Optimiser(learning_rate=rate * batch / 256, final=final, final_weight_decay=decay)
-    return PaperRung(Model(depth=depth, gamma_init=gamma), optimiser, batch, epochs)
+    model = Model(depth=depth, gamma_init=gamma, shared_adaln=shared)
+    return PaperRung(model, optimiser, batch, epochs)
+
+
+def paper_tokenizer(
+    name: str, data: ImageFiles, images: int, sides: tuple[int, ...] = PAPER_256
+) -> TrainedTokenizer:
+    """The released tokenizer's shape, and the recipe of VAR.md 2.2 made multi-scale.
+
+    Ours differs in its critic (patches, without a pretrained network) and in its codes: moving
+    averages after k-means, because gradients leave four codes in five unused (TINY.md).
+    """
+    batch, epochs = 768, 250
+    rates = Optimiser(
+        learning_rate=3e-4,
+        betas=(0.5, 0.9),
+        weight_decay=0.005,
+        final_weight_decay=0.005,
+        warm_up=0.01,
+        decay="cosine",
+        plateau=0.0,
+        final=0.3,
+        clip=10.0,
+    )
+    slack = rates.model_copy(update={"weight_decay": 5e-4, "final_weight_decay": 5e-4})
+    return TrainedTokenizer(
+        name=name,
+        data=data,
+        pyramid=Pyramid(sides=sides),
+        losses=Losses(
+            l1=0.2, l2=1.0, perceptual=1.0, adversarial=0.4, critic=Critic(optimiser=slack)
+        ),
+        codebook=Codebook(starts_at=1000),
+        optimiser=rates,
+        batch=batch,
+        steps=epochs * images // batch,
+        dropout=0.05,
+        weight_average=0.9999,
+        precision="bf16",
+    )

@@ -7,7 +7,9 @@ from pydantic import model_validator
 
 from var_scaling.record import Record
 
-PAPER_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)  # VAR, arXiv 2404.02905, section 3.2: 680 tokens
+# VAR, arXiv 2404.02905, section 3.2 and the released presets: 680 and 2,240 tokens.
+PAPER_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+PAPER_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
 
 
 class Pyramid(Record):

@@ -44,7 +44,7 @@ def explain(error: ValidationError, record: type[BaseModel]) -> str:
     """The error in plain lines: `field = value: what is allowed`."""
     lines = []
     for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"]) or record.__name__
+        where = ".".join(_named(record, item["loc"])) or record.__name__
         if item["type"] == "extra_forbidden":
             fields = ", ".join(_fields_at(record, item["loc"][:-1]))
             lines.append(f"{where}: no such field; allowed: {fields}")
@@ -58,6 +58,18 @@ def explain(error: ValidationError, record: type[BaseModel]) -> str:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _named(record: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The path of an error as a person would write it: without the tags that tell unions apart."""
+    inside = range(len(location) - 1)
+    tags = [
+        place
+        for place in inside
+        if isinstance(location[place], str)
+        and location[place] not in _fields_at(record, location[:place])
+    ]
+    return [str(part) for place, part in enumerate(location) if place not in tags]
 
 
 def _fields_at(record: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

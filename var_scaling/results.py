@@ -9,7 +9,7 @@ from typing import Any, Literal
 from var_scaling.record import Name, Record
 
 Line = dict[str, Any]
-Status = Literal["done", "running", "diverged", "failed", "waiting"]
+Status = Literal["done", "running", "diverged", "failed", "waiting", "imported"]
 
 
 class MetricsLog:
@@ -54,7 +54,9 @@ def _cut_torn_line(path: Path) -> None:
 
 class Row(Record):
     """One evaluation of one trial. Losses in nats a token, errors as shares of tokens, FLOPs of the
-    whole training so far; None where nothing was measured."""
+    whole training so far; forward, sampling (guided), encoding and decoding FLOPs are of one image.
+    None where nothing was measured, or where nobody here knows: how an imported model was trained.
+    """
 
     sweep: Name
     trial: Name
@@ -62,15 +64,16 @@ class Row(Record):
     depth: int
     width: int
     heads: int
-    seed: int
+    seed: int | None
     tokenizer: Name
     data: Name
-    step: int
-    steps: int
-    batch: int
-    learning_rate: float
-    images_seen: int
-    tokens_seen: int
+    step: int | None
+    steps: int | None
+    batch: int | None
+    precision: str | None
+    learning_rate: float | None
+    images_seen: int | None
+    tokens_seen: int | None
     epochs: float | None  # passes over the training images so far
     params_total: int
     params_blocks: int
@@ -79,10 +82,20 @@ class Row(Record):
     params_mlp: int
     params_adaln: int
     params_head: int
-    train_flops: int
-    train_flops_dense_mask: int
-    train_flops_6n_total: int
-    train_flops_6n_blocks: int
+    forward_flops: int
+    sampling_flops: int
+    encoding_flops: int
+    decoding_flops: int
+    train_flops: int | None
+    train_flops_embedding: int | None
+    train_flops_attention_projections: int | None
+    train_flops_attention_scores: int | None
+    train_flops_mlp: int | None
+    train_flops_adaln: int | None
+    train_flops_head: int | None
+    train_flops_dense_mask: int | None
+    train_flops_6n_total: int | None
+    train_flops_6n_blocks: int | None
     train_loss: float | None
     val_loss: float | None
     val_loss_last: float | None
@@ -92,9 +105,15 @@ class Row(Record):
     val_error_stderr: float | None
     val_loss_per_scale: tuple[float, ...] | None
     val_error_per_scale: tuple[float, ...] | None
+    val_loss_no_label: float | None
+    val_loss_no_label_last: float | None
+    val_error_no_label: float | None
+    val_error_no_label_last: float | None
+    val_images: int | None
+    evaluation_flops: int | None  # of this evaluation
     fid: float | None = None
     inception_score: float | None = None
-    seconds: float
-    images_per_second: float
+    seconds: float | None
+    images_per_second: float | None
     status: Status
     commit: str | None

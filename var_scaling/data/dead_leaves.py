@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from var_scaling.config import DeadLeaves
+from var_scaling.datasets import DeadLeaves
 
 _SPLITS = {"train": 0, "validation": 1}
 _WORDS = 8  # uniform draws of one leaf: x, y, radius, shape, aspect, angle, colour, spare

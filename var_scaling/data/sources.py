@@ -8,11 +8,11 @@ from typing import Protocol
 
 import numpy as np
 
-from var_scaling.config import DeadLeaves, ImageFiles
 from var_scaling.data.dead_leaves import DeadLeavesSource
 from var_scaling.data.decode import Undecodable, decode, square
 from var_scaling.data.listing import DataError, Listing, fingerprint, list_images
 from var_scaling.data.loader import in_order
+from var_scaling.datasets import DeadLeaves, ImageFiles
 from var_scaling.disk import DONE, is_done, read_json, whole, write_json
 from var_scaling.randomness import seed_for
 
@@ -51,6 +51,11 @@ def open_source(
             f"var-scaling.toml, or set VAR_SCALING_DATA to a folder that holds {data.name}/"
         )
     listing = list_images(root, split, data.validation_share)
+    if split == "train" and data.train_images not in (None, len(listing.names)):
+        raise DataError(
+            f"{root}: {len(listing.names):,} training images found, data {data.name!r} says "
+            f"{data.train_images:,}"
+        )
     found = len(listing.classes) if listing.classes is not None else int(listing.labels.max()) + 1
     if found != data.classes and (listing.classes is not None or found > data.classes):
         raise DataError(f"{root}: {found} classes found, data {data.name!r} says {data.classes}")

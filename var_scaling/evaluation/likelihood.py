@@ -3,47 +3,80 @@
 Labels are never dropped and nothing is random, so the result is a function of weights and tokens.
 """
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from var_scaling.accounting import total
+from var_scaling.accounting.transformer import var_forward_flops
+from var_scaling.config import Model, Tokenizer
 from var_scaling.models.var import VAR
+from var_scaling.results import Line
 from var_scaling.tokenizer.cache import TokenCache
 from var_scaling.tokenizer.quantizer import Quantizer
 
 _BATCH = 128
+LABELS = ("true", "none")  # what the model is told: each image's class, or that there is none
+_SUFFIX = {"true": "", "none": "_no_label"}
 
 
 @torch.no_grad()
-def evaluate(model: VAR, quantizer: Quantizer, cache: TokenCache) -> dict[str, object]:
-    """Loss in nats a token and error as a share of tokens, over every image of `cache`.
+def evaluate(
+    model: VAR,
+    quantizer: Quantizer,
+    cache: TokenCache,
+    labels: Sequence[str] = LABELS[:1],
+    progress: Callable[[int, int], None] = lambda done, of: None,
+    batch: int = _BATCH,
+) -> Line:
+    """Loss in nats a token and error as a share of tokens, in one pass over all images of `cache`.
 
-    The standard errors are clustered by image: the tokens of one image are correlated.
+    For each of `labels` the same numbers, those of "none" under names that end in `_no_label`. The
+    standard errors are clustered by image: the tokens of one image are correlated.
     """
     scales = list(quantizer.pyramid.lengths)
+    device = quantizer.embedding.weight.device
     was_training = model.training
     model.eval()
-    losses, errors = [], []
-    for start in range(0, cache.images, _BATCH):
-        rows = np.arange(start, min(start + _BATCH, cache.images))
-        ids_BL, labels_B = cache.batch(rows, np.zeros_like(rows))
-        logits_BLV = model(labels_B, quantizer.teacher_input(ids_BL))
-        loss_BL = F.cross_entropy(logits_BLV.movedim(-1, 1).float(), ids_BL, reduction="none")
-        wrong_BL = logits_BLV.argmax(-1) != ids_BL
-        losses.append(_scale_sums(loss_BL, scales))
-        errors.append(_scale_sums(wrong_BL, scales))
+    sums: dict[str, list[np.ndarray]] = {}
+    for start in range(0, cache.images, batch):
+        rows = np.arange(start, min(start + batch, cache.images))
+        ids_BL, labels_B = (part.to(device) for part in cache.batch(rows, np.zeros_like(rows)))
+        with torch.autocast(device.type, enabled=False):
+            shown_BLZ = quantizer.teacher_input(ids_BL)
+        for told in labels:
+            shown = labels_B if told == "true" else torch.full_like(labels_B, model.classes)
+            loss_BL, wrong_BL = _per_token(model(shown, shown_BLZ), ids_BL)
+            sums.setdefault(f"loss{_SUFFIX[told]}", []).append(_scale_sums(loss_BL, scales))
+            sums.setdefault(f"error{_SUFFIX[told]}", []).append(_scale_sums(wrong_BL, scales))
+        progress(int(rows[-1]) + 1, cache.images)
     model.train(was_training)
-    return {**_summary("loss", losses, scales), **_summary("error", errors, scales)}
+    scores: Line = {}
+    for name, parts in sums.items():
+        scores |= _summary(name, np.concatenate(parts), scales)
+    return {**scores, "images_scored": cache.images}
 
 
-def _scale_sums(values_BL: torch.Tensor, scales: list[int]) -> np.ndarray:
+def evaluation_flops(model: Model, tokenizer: Tokenizer, images: int, labels: Sequence[str]) -> int:
+    """What `evaluate` costs: one forward an image for each thing that the model is told."""
+    return images * len(labels) * total(var_forward_flops(model, tokenizer))
+
+
+def _per_token(logits_BLV: Tensor, ids_BL: Tensor) -> tuple[Tensor, Tensor]:
+    loss_BL = F.cross_entropy(logits_BLV.movedim(-1, 1).float(), ids_BL, reduction="none")
+    return loss_BL, logits_BLV.argmax(-1) != ids_BL
+
+
+def _scale_sums(values_BL: Tensor, scales: list[int]) -> np.ndarray:
     """(B, K) float64: each image's sum over each scale."""
     parts = values_BL.double().split(scales, dim=1)
-    return torch.stack([part.sum(1) for part in parts], dim=1).numpy()
+    return torch.stack([part.sum(1) for part in parts], dim=1).cpu().numpy()
 
 
-def _summary(name: str, sums: list[np.ndarray], scales: list[int]) -> dict[str, object]:
-    sums_IK = np.concatenate(sums)
+def _summary(name: str, sums_IK: np.ndarray, scales: list[int]) -> Line:
     per_image = sums_IK.sum(1) / sum(scales)
     images = len(per_image)
     stderr = float(per_image.std(ddof=1) / np.sqrt(images)) if images > 1 else None

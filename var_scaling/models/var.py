@@ -24,6 +24,7 @@ class VAR(nn.Module):
     def __init__(self, model: Model, tokenizer: Tokenizer, classes: int, seed: int):
         super().__init__()
         self.config = model
+        self.classes = classes
         self.levels_L: Tensor
         self.mask_LL: Tensor
         with torch.random.fork_rng(devices=[]):
@@ -59,10 +60,11 @@ class VAR(nn.Module):
         `shown` is the quantizer's teacher input (B, L - S, Z). `keep` holds the factor of each
         image's residual branches: 0 where drop path drops, else 1 / kept share.
         """
-        cond_BC = self.class_emb(labels_B)
-        first = cond_BC[:, None] + self.pos_start
-        x_BLC = torch.cat([first, self.word_embed(shown_BLZ)], dim=1)
-        x_BLC = x_BLC + self.lvl_embed(self.levels_L) + self.pos_1LC
+        with torch.autocast(labels_B.device.type, enabled=False):  # as released
+            cond_BC = self.class_emb(labels_B)
+            first = cond_BC[:, None] + self.pos_start
+            x_BLC = torch.cat([first, self.word_embed(shown_BLZ)], dim=1)
+            x_BLC = x_BLC + self.lvl_embed(self.levels_L) + self.pos_1LC
         if keep_D2B is None:
             keep_D2B = x_BLC.new_ones(self.config.depth, 2, len(labels_B))
         cond = self.shared_ada_lin(cond_BC) if self.config.shared_adaln else cond_BC

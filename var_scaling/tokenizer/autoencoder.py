@@ -19,17 +19,18 @@ def norm(width: int, groups: int) -> nn.GroupNorm:
 
 
 class ResidualBlock(nn.Module):
-    def __init__(self, cin: int, cout: int, groups: int):
+    def __init__(self, cin: int, cout: int, groups: int, dropout: float):
         super().__init__()
         self.norm1 = norm(cin, groups)
         self.conv1 = nn.Conv2d(cin, cout, 3, padding=1)
         self.norm2 = norm(cout, groups)
+        self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(cout, cout, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(cin, cout, 1) if cin != cout else nn.Identity()
 
     def forward(self, x_BWHH: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x_BWHH)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
         return self.nin_shortcut(x_BWHH) + h
 
 
@@ -70,11 +71,11 @@ class Upsample(nn.Module):
 
 
 class Middle(nn.Module):
-    def __init__(self, width: int, groups: int):
+    def __init__(self, width: int, groups: int, dropout: float):
         super().__init__()
-        self.block_1 = ResidualBlock(width, width, groups)
+        self.block_1 = ResidualBlock(width, width, groups, dropout)
         self.attn_1 = AttentionBlock(width, groups)
-        self.block_2 = ResidualBlock(width, width, groups)
+        self.block_2 = ResidualBlock(width, width, groups, dropout)
 
     def forward(self, x_BWHH: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(x_BWHH)))
@@ -83,10 +84,12 @@ class Middle(nn.Module):
 class Level(nn.Module):
     """Residual blocks at one resolution, with attention on the coarsest, then a resize."""
 
-    def __init__(self, cin: int, cout: int, blocks: int, groups: int, attention: bool):
+    def __init__(
+        self, cin: int, cout: int, blocks: int, groups: int, dropout: float, attention: bool
+    ):
         super().__init__()
         self.block = nn.ModuleList(
-            ResidualBlock(cin if j == 0 else cout, cout, groups) for j in range(blocks)
+            ResidualBlock(cin if j == 0 else cout, cout, groups, dropout) for j in range(blocks)
         )
         self.attn = nn.ModuleList(AttentionBlock(cout, groups) for _ in range(blocks) if attention)
         self.downsample: Downsample | None = None
@@ -104,7 +107,7 @@ class Level(nn.Module):
 class Encoder(nn.Module):
     """(B, 3, side, side) to (B, code_channels, grid, grid)."""
 
-    def __init__(self, t: Tokenizer):
+    def __init__(self, t: Tokenizer, dropout: float):
         super().__init__()
         widths = [t.channels * multiplier for multiplier in t.multipliers]
         self.conv_in = nn.Conv2d(3, t.channels, 3, padding=1)
@@ -113,13 +116,13 @@ class Encoder(nn.Module):
         for level, level_width in enumerate(widths):
             deepest = level == len(widths) - 1
             levels.append(
-                Level(width, level_width, t.residual_blocks, t.norm_groups, attention=deepest)
+                Level(width, level_width, t.residual_blocks, t.norm_groups, dropout, deepest)
             )
             if not deepest:
                 levels[-1].downsample = Downsample(level_width)
             width = level_width
         self.down = nn.ModuleList(levels)
-        self.mid = Middle(width, t.norm_groups)
+        self.mid = Middle(width, t.norm_groups, dropout)
         self.norm_out = norm(width, t.norm_groups)
         self.conv_out = nn.Conv2d(width, t.code_channels, 3, padding=1)
 
@@ -133,17 +136,17 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """(B, code_channels, grid, grid) to (B, 3, side, side), not clamped."""
 
-    def __init__(self, t: Tokenizer):
+    def __init__(self, t: Tokenizer, dropout: float):
         super().__init__()
         widths = [t.channels * multiplier for multiplier in t.multipliers]
         self.conv_in = nn.Conv2d(t.code_channels, widths[-1], 3, padding=1)
-        self.mid = Middle(widths[-1], t.norm_groups)
+        self.mid = Middle(widths[-1], t.norm_groups, dropout)
         levels: list[Level] = []
         for level, level_width in enumerate(widths):
             deepest = level == len(widths) - 1
             coarser = widths[-1] if deepest else widths[level + 1]
             levels.append(
-                Level(coarser, level_width, t.residual_blocks + 1, t.norm_groups, attention=deepest)
+                Level(coarser, level_width, t.residual_blocks + 1, t.norm_groups, dropout, deepest)
             )
             if level > 0:
                 levels[-1].upsample = Upsample(level_width)

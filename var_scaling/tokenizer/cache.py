@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from var_scaling.config import DeadLeaves, ImageFiles, Tokenizer
+from var_scaling.config import Tokenizer
+from var_scaling.datasets import DeadLeaves, ImageFiles, as_seen
 from var_scaling.disk import is_done, read_json
 from var_scaling.record import difference
 
@@ -51,7 +52,7 @@ def describe(
         "format": 1,
         "tokenizer": tokenizer.name,
         "tokenizer_weights_sha256": weights,
-        "data": data.model_dump(mode="json"),
+        "data": as_seen(data, split).model_dump(mode="json"),
         "split": split,
         "crops": crops_of(data, split),
         "tokens_per_image": tokenizer.pyramid.length,

@@ -35,15 +35,17 @@ def write_cache(
     tokens = np.lib.format.open_memmap(folder / "tokens.npy", mode="r+")
     shards: list[int] = manifest["shards_crc32"]
     starts = range(len(shards) * SHARD, rows, SHARD)
+    batch = min(_BATCH, model.images_at_once)
     batches = [
-        np.arange(at, min(at + _BATCH, rows))
+        np.arange(at, min(at + batch, start + SHARD, rows))
         for start in starts
-        for at in range(start, min(start + SHARD, rows), _BATCH)
+        for at in range(start, min(start + SHARD, rows), batch)
     ]
+    device = model.quantize.embedding.weight.device
     images = in_order(lambda r: source.images(r // crops, r % crops), batches, workers)
     for chosen, pixels in zip(batches, images, strict=True):
         with torch.inference_mode():
-            ids = model.encode(to_unit(torch.from_numpy(pixels)))
+            ids = model.encode(to_unit(torch.from_numpy(pixels)).to(device)).cpu()
         tokens[chosen] = ids.numpy().astype(np.uint16)
         end = int(chosen[-1]) + 1
         progress(f"encoding {folder.name}", end, rows)

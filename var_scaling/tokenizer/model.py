@@ -3,28 +3,48 @@
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from var_scaling.config import Tokenizer
-from var_scaling.disk import whole
 from var_scaling.randomness import seed_for
 from var_scaling.tokenizer.autoencoder import Decoder, Encoder
-from var_scaling.tokenizer.quantizer import Quantizer
+from var_scaling.tokenizer.quantizer import Quantized, Quantizer
+from var_scaling.weights import load_weights
 
 
 class MultiScaleVQVAE(nn.Module):
     """VAR's tokenizer, parameters named as released; images (B, 3, side, side) in [-1, 1]."""
 
-    def __init__(self, t: Tokenizer):
+    def __init__(self, t: Tokenizer, seed: int = 0, dropout: float = 0.0):
         super().__init__()
+        self.side, self.channels = t.side, t.channels
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_for(t.seed, "tokenizer init"))
-            self.encoder = Encoder(t)
-            self.decoder = Decoder(t)
+            torch.manual_seed(seed_for(seed, "tokenizer init"))
+            self.encoder = Encoder(t, dropout)
+            self.decoder = Decoder(t, dropout)
             self.quantize = Quantizer(t)
             self.quant_conv = nn.Conv2d(t.code_channels, t.code_channels, 3, padding=1)
             self.post_quant_conv = nn.Conv2d(t.code_channels, t.code_channels, 3, padding=1)
+
+    @property
+    def images_at_once(self) -> int:
+        """How many images may go through together: the largest activation stays within 1 GiB."""
+        return max(1, 2**28 // (self.side**2 * self.channels))
+
+    def forward(
+        self, images_B3HH: Tensor, commitment: float, quantised: bool
+    ) -> tuple[Tensor, Quantized | None]:
+        """Training: the images again, float32 and not clamped, and what became of their grid.
+
+        The quantizer computes in float32 whatever the precision around it. Unless `quantised`,
+        plain autoencoding.
+        """
+        f_BCHH, quantized = self.features(images_B3HH), None
+        if quantised:
+            with torch.autocast(images_B3HH.device.type, enabled=False):
+                quantized = self.quantize(f_BCHH.float(), commitment)
+            f_BCHH = quantized.f_BCHH
+        return self.render(f_BCHH).float(), quantized
 
     def features(self, images_B3HH: Tensor) -> Tensor:
         """The grid that is quantised."""
@@ -41,16 +61,6 @@ class MultiScaleVQVAE(nn.Module):
     def decode(self, ids_BL: Tensor) -> Tensor:
         """The images that the tokens stand for, clamped to [-1, 1]."""
         return self.render(self.quantize.decode(ids_BL)).clamp(-1, 1)
-
-
-def save_weights(model: nn.Module, path: Path) -> None:
-    with whole(path) as beside:
-        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, beside)
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Strict: every name and shape must match."""
-    model.load_state_dict(load_file(path), strict=True)
 
 
 def load_tokenizer(t: Tokenizer, path: Path) -> MultiScaleVQVAE:

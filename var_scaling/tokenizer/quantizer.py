@@ -29,7 +29,6 @@ class Quantizer(nn.Module):
     def __init__(self, t: Tokenizer):
         super().__init__()
         self.pyramid = t.pyramid
-        self.commitment = t.commitment
         self.strength = t.phi_strength
         self.embedding = nn.Embedding(t.codes, t.code_channels)
         held = t.phi_convolutions or t.pyramid.scales
@@ -97,7 +96,7 @@ class Quantizer(nn.Module):
             return f_hat.new_zeros(len(ids_BL), 0, f_hat.shape[1])
         return torch.cat(shown, dim=1)
 
-    def forward(self, f_BCHH: Tensor) -> Quantized:
+    def forward(self, f_BCHH: Tensor, commitment: float) -> Quantized:
         """Training: the same walk, with gradients to codes, phi and, straight through, f."""
         fixed = f_BCHH.detach()
         f_hat, loss = torch.zeros_like(fixed), f_BCHH.new_zeros(())
@@ -107,7 +106,7 @@ class Quantizer(nn.Module):
             vectors.append(rearrange(seen, "b c y x -> (b y x) c"))
             ids.append(self._ids(seen))
             f_hat = self.grow(f_hat, ids[-1], k)
-            loss = loss + self.commitment * F.mse_loss(f_hat.detach(), f_BCHH)
+            loss = loss + commitment * F.mse_loss(f_hat.detach(), f_BCHH)
             loss = loss + F.mse_loss(f_hat, fixed)
         straight = (f_hat - f_BCHH).detach() + f_BCHH
         return Quantized(straight, loss / self.pyramid.scales, ids, vectors)

@@ -10,7 +10,7 @@ import torch
 
 from var_scaling.disk import whole
 
-FORMAT = 1
+FORMAT = 2
 State = dict[str, Any]
 
 

@@ -2,14 +2,16 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from var_scaling.results import Line
+
 Stats = dict[str, Tensor]
+Log = Callable[[str, int, Line], None]  # kind, steps done, values
 
 
 class Diverged(RuntimeError):
@@ -34,32 +36,19 @@ def refuse_non_finite(stats: Mapping[str, Any], step: int, stop: int) -> None:
             raise Diverged(f"{name} = {float(value)} at step {step} of {stop}")
 
 
-def descend(
-    loss: Tensor, optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], clip: float
-) -> Tensor:
-    """Backward, clip, step. Returns the gradient's norm; if not finite, no weight changes."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
-    if torch.isfinite(norm):
-        optimizer.step()
-    return norm
-
-
 class Window:
     """Means of the stats since the last look; saved, so that a resume averages the same."""
 
-    def __init__(self, state: dict[str, float] | None = None):
+    def __init__(self, state: dict[str, tuple[float, int]] | None = None):
         self.sums = dict(state or {})
 
     def add(self, stats: Stats) -> None:
-        self.sums["count"] = self.sums.get("count", 0.0) + 1
         for name, value in stats.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+            total, count = self.sums.get(name, (0.0, 0))
+            self.sums[name] = (total + float(value), count + 1)
 
     def take(self) -> dict[str, float]:
-        count = self.sums.pop("count", 0.0)
-        means = {name: total / count for name, total in self.sums.items()}
+        means = {name: total / count for name, (total, count) in self.sums.items()}
         self.sums = {}
         return means
 

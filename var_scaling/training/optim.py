@@ -1,14 +1,20 @@
-"""AdamW with the paper's groups; learning rate and weight decay as pure functions of the step."""
+"""AdamW with the paper's groups; rates as pure functions of the step; precision, loss scale."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from var_scaling.config import Optimiser
+from var_scaling.recipe import Optimiser, Precision
 
 # Besides every vector and bias (VAR.md 2.1); matched as parts of a parameter's name.
-_NOT_DECAYED = ("pos_start", "pos_1LC", "lvl_embed", "scale_mul", "ada_gss", "quantize.embedding")
+_NOT_DECAYED = (
+    "pos_start", "pos_1LC", "lvl_embed", "scale_mul", "ada_gss", "quantize.embedding",
+)  # fmt: skip
+_HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_SCALE, _SCALE_GROWS_EVERY, _LARGEST_SCALE = 2.0**11, 1000, 32768.0
 
 
 def adamw(model: nn.Module, config: Optimiser) -> torch.optim.AdamW:
@@ -39,20 +45,123 @@ def set_rates(optimizer: torch.optim.Optimizer, config: Optimiser, step: int, st
 
 
 def learning_rate_at(config: Optimiser, step: int, steps: int) -> float:
-    """Linear warm-up, a plateau, then linear decay to `final` × peak at the last of `steps`."""
+    """Linear warm-up to the peak, then down to `final` × peak at the last of `steps`."""
     warm = config.warm_up * steps
     if step < warm:
         share = config.warm_up_from + (1 - config.warm_up_from) * step / warm
     else:
-        passed = min(1.0, (step - warm) / max(1.0, steps - 1 - warm))
-        left = 1.0
-        if passed >= config.plateau and config.plateau < 1:
-            left = (1 - passed) / (1 - config.plateau)
-        share = config.final + (1 - config.final) * left
+        share = _fallen(config, min(1.0, (step - warm) / max(1.0, steps - 1 - warm)))
     return config.learning_rate * share
+
+
+def _fallen(config: Optimiser, passed: float) -> float:
+    """Share of the peak when `passed` of the steps after warm-up are over."""
+    final, bend = config.final, config.plateau
+    if config.decay == "two_slopes":  # gently to half-way between the peak and a straight fall
+        middle = (1 + final + (1 - final) * (1 - bend)) / 2
+        if passed < bend:
+            return 1 + (middle - 1) * passed / bend
+        return final + (middle - final) * (1 - passed) / (1 - bend)
+    if passed < bend or bend == 1:
+        return 1.0
+    if config.decay == "exponential":
+        return float(final ** ((passed - bend) / (1 - bend)))
+    left = (1 - passed) / (1 - bend)
+    if config.decay == "cosine":
+        left = 0.5 - 0.5 * math.cos(math.pi * left)
+    return final + (1 - final) * left
 
 
 def weight_decay_at(config: Optimiser, step: int, steps: int) -> float:
     """Cosine from `weight_decay` to `final_weight_decay` over all steps, warm-up included."""
     cosine = 0.5 + 0.5 * math.cos(math.pi * step / max(1, steps - 1))
     return config.final_weight_decay + (config.weight_decay - config.final_weight_decay) * cosine
+
+
+@contextmanager
+def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Matrix products within the block run in `precision`; the results of others stay float32."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
+        torch.backends.cudnn.allow_tf32 = precision != "fp32"
+    half = _HALVES.get(precision)
+    with torch.autocast(device.type, dtype=half or torch.bfloat16, enabled=half is not None):
+        yield
+
+
+class Descent:
+    """One module's optimiser: its rates by the step, its loss scale, its clipping."""
+
+    def __init__(self, module: nn.Module, config: Optimiser, steps: int, precision: Precision):
+        self.config, self.steps = config, steps
+        self.optimizer = adamw(module, config)
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.scaler = torch.amp.GradScaler(
+            self.parameters[0].device.type,
+            init_scale=_SCALE,
+            growth_interval=_SCALE_GROWS_EVERY,
+            enabled=precision == "fp16",
+        )
+
+    def scale(self, loss: Tensor) -> Tensor:
+        """`loss` as `step` wants it: large enough for half-precision gradients."""
+        return self.scaler.scale(loss)
+
+    def step(self, scaled: Tensor, step: int) -> dict[str, Tensor]:
+        """Backward, clip, and one step with step `step`'s rates.
+
+        Returns the gradient's norm; if it is not finite, no weight changes. In fp16 that happens
+        while the loss scale finds its size: then {"skipped": 1} instead, for that is no failure.
+        """
+        set_rates(self.optimizer, self.config, step, self.steps)
+        self.optimizer.zero_grad(set_to_none=True)
+        scaled.backward()
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        if not self.scaler.is_enabled():
+            if torch.isfinite(norm):
+                self.optimizer.step()
+            return {"grad_norm": norm}
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.scaler.get_scale() > _LARGEST_SCALE:
+            self.scaler.update(_LARGEST_SCALE)
+        skipped = not torch.isfinite(norm)
+        found = {"skipped": norm.new_tensor(float(skipped))}
+        if not skipped or self.scaler.get_scale() < 1:  # no scale is small enough: it diverged
+            found["grad_norm"] = norm
+        return found
+
+    @property
+    def rate(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def state(self) -> dict[str, object]:
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def restore(self, state: dict[str, dict]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+
+
+class WeightAverage:
+    """Moving average of a module's weights; the decay grows as (s/2 + 1) / (s/2 + 10) to its limit.
+
+    `average` is a module of the same kind to hold it.
+    """
+
+    def __init__(self, module: nn.Module, average: nn.Module, decay: float):
+        self.module, self.average, self.decay = module, average.requires_grad_(False), decay
+        self.start()
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """Forget what was: the average is the module as it is now."""
+        self.average.load_state_dict(self.module.state_dict())
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        decay = min(self.decay, (step / 2 + 1) / (step / 2 + 10))
+        pairs = zip(self.average.parameters(), self.module.parameters(), strict=True)
+        for mean, value in pairs:
+            mean.lerp_(value, 1 - decay)

@@ -1,194 +1,197 @@
-"""Train a tokenizer: reconstruction and commitment by descent, the codes by moving averages."""
+"""Train a tokenizer: to give images back, to look right, to fool a critic, to keep its codes."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image
+from torch import Tensor
 
-from var_scaling.accounting import tokenizer_flops, total
-from var_scaling.config import Tokenizer
+from var_scaling.accounting.tokenizer import tokenizer_train_flops
+from var_scaling.config import TrainedTokenizer
 from var_scaling.data.loader import in_order
 from var_scaling.data.order import batch_rows, spread_rows
 from var_scaling.data.sources import Source
-from var_scaling.disk import whole
-from var_scaling.tokenizer.autoencoder import to_pixels, to_unit
-from var_scaling.tokenizer.codebook import CodebookAverages
+from var_scaling.evaluation.reconstruction import draw_sheet, reconstruct
+from var_scaling.randomness import seed_for
+from var_scaling.results import Line
+from var_scaling.tokenizer.autoencoder import to_unit
+from var_scaling.tokenizer.codebook import CodebookUpkeep
+from var_scaling.tokenizer.critic import say_at
 from var_scaling.tokenizer.model import MultiScaleVQVAE
+from var_scaling.tokenizer.perceptual import Perceptual
 from var_scaling.training import checkpoint
-from var_scaling.training.loop import (
-    Interrupted,
-    Stats,
-    Stopwatch,
-    Window,
-    descend,
-    log_steps,
-    updates,
-)
-from var_scaling.training.optim import adamw, set_rates
-from var_scaling.training.trial import Log
+from var_scaling.training.distributed import World
+from var_scaling.training.judges import Judges
+from var_scaling.training.loop import Interrupted, Log, Stats, Stopwatch, Window, log_steps, updates
+from var_scaling.training.optim import Descent, WeightAverage, arithmetic
 
-_HELD_OUT = 2048  # images that PSNR and usage are measured on
-_SHEET = 32  # images on the reconstruction sheet
 _EVALUATIONS = 5
 
 
 def train_tokenizer(
-    t: Tokenizer,
+    t: TrainedTokenizer,
     training: Source,
     held_out: Source,
+    perceptual: Perceptual | None,
     folder: Path,
     log: Log,
     save_every: float,
     stop: Callable[[], bool],
     workers: int,
     sheet: Path,
+    world: World,
 ) -> MultiScaleVQVAE:
-    """The trained tokenizer. Resumes bitwise; raises Diverged, or Interrupted if `stop` asks."""
-    model = MultiScaleVQVAE(t)
-    averages = CodebookAverages(model.quantize, t.codebook, t.seed)
-    optimizer = adamw(model, t.optimiser)
+    """The trained tokenizer, its weights averaged where the record says so.
+
+    Resumes bitwise. Raises Diverged, Interrupted if `stop` asks, ValueError if the batch does not
+    divide among the world's processes.
+    """
+    learner = _Learner(t, perceptual, world)
     state = checkpoint.latest(folder)
     if state is None:
         state = {"step": 0, "seconds": 0.0, "window": None}
     else:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        averages.restore(state["averages"])
+        learner.restore(state["learner"])
     window, watch = Window(state["window"]), Stopwatch(state["seconds"], save_every)
     logged = log_steps(t.steps)
     evaluated = frozenset(max(1, t.steps * k // _EVALUATIONS) for k in range(1, _EVALUATIONS + 1))
-    keys = (
+    share = world.share(t.batch)
+    orders = (
         batch_rows(training.rows, t.batch, t.seed, step) for step in range(state["step"], t.steps)
     )
+    keys = ((rows[share], epochs[share]) for rows, epochs in orders)
     batches = iter(in_order(lambda key: training.images(*key), keys, workers))
 
     def update(step: int) -> Stats:
-        set_rates(optimizer, t.optimiser, step, t.steps)
         if step == t.codebook.starts_at:
-            averages.start(_first_features(t, model, training))
-        images = to_unit(torch.from_numpy(next(batches)))
-        f_BCHH = model.features(images)
-        quantisation = torch.zeros(())
-        if step >= t.codebook.starts_at:
-            f_BCHH, quantisation = quantise(model, averages, f_BCHH, step)
-        reconstruction = F.mse_loss(model.render(f_BCHH), images)
-        loss = reconstruction + quantisation
-        norm = descend(loss, optimizer, model.parameters(), t.optimiser.clip)
-        return {
-            "loss": loss.detach(),
-            "reconstruction": reconstruction.detach(),
-            "quantisation": quantisation.detach(),
-            "grad_norm": norm,
-        }
+            learner.start_codes(training)
+        return learner.learn(to_unit(torch.from_numpy(next(batches))), step)
 
     def save(done: int) -> None:
-        weights, moments = model.state_dict(), optimizer.state_dict()
-        progress = {"seconds": watch.lap(), "window": window.sums, "averages": averages.state()}
-        checkpoint.save(folder, done, {"model": weights, "optimizer": moments, **progress})
+        if world.first:
+            progress = {"seconds": watch.lap(), "window": window.sums}
+            checkpoint.save(folder, done, {"learner": learner.state(), **progress})
         watch.saved()
 
     def look(done: int) -> None:
-        scores, rows = score(t, model, held_out)
-        log("validation", done, {**scores, **progress_of(t, done, watch.lap())})
-        draw_sheet(sheet, rows)
+        found = reconstruct(t, learner.best, held_out, world.device, perceptual)
+        log("validation", done, {**found.scores, **progress_of(t, done, watch.lap())})
+        draw_sheet(sheet, found.sheet)
 
     for done, stats in updates(update, state["step"], t.steps):
         window.add(stats)
         if done in logged:
-            rate = {"learning_rate": optimizer.param_groups[0]["lr"]}
+            rate = {"learning_rate": learner.descent.rate}
             log("train", done, {**window.take(), **rate, **progress_of(t, done, watch.lap())})
-        if done in evaluated:
+        if done in evaluated and world.first:
             with watch.paused():
                 look(done)
-        if done < t.steps and (watch.save_is_due() or stop()):
+        asked = world.any(stop())
+        if done < t.steps and (watch.save_is_due() or asked):
             save(done)
-            if stop():
+            if asked:
                 raise Interrupted(f"{t.name} stopped after step {done} of {t.steps}")
-    return model.eval()
+    return learner.best.eval()
 
 
-def quantise(
-    model: MultiScaleVQVAE, averages: CodebookAverages, f_BCHH: torch.Tensor, step: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The quantised grid, straight through, and its loss; the codes move to what chose them."""
-    quantized = model.quantize(f_BCHH)
-    ids_N = torch.cat([ids.flatten() for ids in quantized.ids])
-    averages.update(torch.cat(quantized.vectors), ids_N, step)
-    return quantized.f_BCHH, quantized.loss
+class _Learner:
+    """All that changes while a tokenizer learns: weights, codes, moments, averages, its judges."""
+
+    def __init__(self, t: TrainedTokenizer, perceptual: Perceptual | None, world: World):
+        self.t, self.world = t, world
+        self.model = MultiScaleVQVAE(t, t.seed, t.dropout).to(world.device)
+        self.upkeep = CodebookUpkeep(self.model.quantize, t.codebook, t.seed, world.rank, world.sum)
+        self.descent = Descent(self.model, t.optimiser, t.steps, t.precision)
+        self.judges = Judges(t, perceptual, world)
+        self.average = None
+        if t.weight_average > 0:
+            spare = MultiScaleVQVAE(t).to(world.device)
+            self.average = WeightAverage(self.model, spare, t.weight_average)
+        # Before the codes start, nothing flows through the quantizer's own weights.
+        self.net = world.wrap(self.model, sometimes_unused=t.codebook.starts_at > 0)
+
+    @property
+    def best(self) -> MultiScaleVQVAE:
+        """What would be kept if training ended now."""
+        if self.average is None:
+            return self.model
+        assert isinstance(self.average.average, MultiScaleVQVAE)
+        return self.average.average
+
+    def start_codes(self, training: Source) -> None:
+        """K-means on the features of some images: the same on every process."""
+        wanted = self.t.codebook.k_means_images
+        if wanted == 0:
+            self.upkeep.start(None)
+        else:
+            rows = spread_rows(training.rows, wanted)
+            pixels = torch.from_numpy(training.images(rows, np.zeros_like(rows)))
+            with torch.no_grad(), arithmetic(self.t.precision, self.world.device):
+                features = [
+                    self.model.features(to_unit(part).to(self.world.device)).float()
+                    for part in pixels.split(self.model.images_at_once)
+                ]
+            self.upkeep.start(torch.cat(features))
+        if self.average is not None:
+            self.average.start()  # what was averaged so far knew no codes
+
+    def learn(self, images: Tensor, step: int) -> Stats:
+        """One update on this process's `images` (B, 3, H, H); the stats are over all processes."""
+        t = self.t
+        images = images.to(self.world.device)
+        if t.dropout > 0:
+            torch.manual_seed(seed_for(t.seed, "dropout", step, self.world.rank))
+        with arithmetic(t.precision, self.world.device):
+            quantised = step >= t.codebook.starts_at
+            rebuilt, quantized = self.net(images, t.losses.commitment, quantised)
+            quantisation = rebuilt.new_zeros(())
+            if quantized is not None:
+                self.upkeep.update(quantized, step)
+                quantisation = quantized.loss
+            terms = self.judges.terms(rebuilt, images)
+            reconstruction = self.judges.weighed(terms)
+            stats = {"reconstruction": reconstruction, "quantisation": quantisation, **terms}
+            say = say_at(t.losses.critic, step, t.steps) if t.losses.critic else 0.0
+            if say > 0:
+                scaled, judged = self.judges.pull(
+                    rebuilt, self.descent.scale(reconstruction), self.descent.scale,
+                    self.model.decoder.conv_out.weight, say,
+                )  # fmt: skip
+                scaled, stats = scaled + self.descent.scale(quantisation), {**stats, **judged}
+            else:
+                scaled = self.descent.scale(reconstruction + quantisation)
+        stats["loss"] = reconstruction + quantisation
+        stats |= self.descent.step(scaled, step)
+        if say > 0:
+            stats |= self.judges.learn(images, rebuilt.detach(), step)
+        if self.average is not None:
+            self.average.update(step)
+        return self.world.means({name: value.detach() for name, value in stats.items()})
+
+    def state(self) -> dict[str, object]:
+        return {
+            "model": self.model.state_dict(),
+            "descent": self.descent.state(),
+            "upkeep": self.upkeep.state(),
+            "judges": self.judges.state(),
+            "average": self.average.average.state_dict() if self.average else None,
+        }
+
+    def restore(self, state: dict) -> None:
+        self.model.load_state_dict(state["model"])
+        self.descent.restore(state["descent"])
+        self.upkeep.restore(state["upkeep"])
+        self.judges.restore(state["judges"])
+        if self.average is not None:
+            self.average.average.load_state_dict(state["average"])
 
 
-@torch.no_grad()
-def score(
-    t: Tokenizer, model: MultiScaleVQVAE, held_out: Source
-) -> tuple[dict[str, object], np.ndarray]:
-    """PSNR in dB (of the mean squared error over all pixels) and, per scale, the use of the codes.
-
-    Used: share of codes chosen at all. Perplexity: exp of the entropy of the choices. Also returns
-    some images and their reconstructions, uint8 (2, n, side, side, 3).
-    """
-    model.eval()
-    rows = spread_rows(held_out.rows, _HELD_OUT)
-    counts = torch.zeros(t.pyramid.scales, t.codes, dtype=torch.int64)
-    squares = 0.0
-    for part in np.array_split(rows, -(-len(rows) // 256)):
-        images = to_unit(torch.from_numpy(held_out.images(part, np.zeros_like(part))))
-        ids_BL = model.encode(images)
-        rebuilt = model.decode(ids_BL)
-        squares += float((rebuilt - images).double().square().mean()) * len(part)
-        for k, ids_BS in enumerate(model.quantize.scales_of(ids_BL)):
-            counts[k] += torch.bincount(ids_BS.flatten(), minlength=t.codes)
-    shown = spread_rows(held_out.rows, _SHEET)
-    originals = held_out.images(shown, np.zeros_like(shown))
-    rebuilt = model.decode(model.encode(to_unit(torch.from_numpy(originals))))
-    model.train()
-    mse = squares / len(rows)
-    return {
-        "psnr_db": float(10 * np.log10(4 / mse)),
-        "mse": mse,
-        **_usage("all", counts.sum(0)),
-        "used_per_scale": [_usage("", row)["codes_used_"] for row in counts],
-        "perplexity_per_scale": [_usage("", row)["perplexity_"] for row in counts],
-    }, np.stack([originals, to_pixels(rebuilt).numpy()])
-
-
-def draw_sheet(path: Path, pairs: np.ndarray) -> None:
-    """A PNG of images, each over its reconstruction, enlarged until a person can see them."""
-    _, count, side, _, _ = pairs.shape
-    columns = min(count, 16)
-    zoom = max(1, 64 // side)
-    lines = []
-    for start in range(0, count - count % columns, columns):
-        for images in pairs[:, start : start + columns]:
-            framed = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)
-            lines.append(np.concatenate(list(framed), axis=1))
-    sheet = np.concatenate(lines).repeat(zoom, axis=0).repeat(zoom, axis=1)
-    with whole(path) as beside:
-        Image.fromarray(sheet).save(beside, format="PNG")
-
-
-def progress_of(t: Tokenizer, done: int, seconds: float) -> dict[str, float]:
+def progress_of(t: TrainedTokenizer, done: int, seconds: float) -> Line:
     images = done * t.batch
     return {
         "images_seen": images,
-        "train_flops": 3 * images * total(tokenizer_flops(t)),
+        "train_flops": tokenizer_train_flops(t, done),
         "seconds": seconds,
         "images_per_second": images / seconds if seconds > 0 else 0.0,
     }
-
-
-def _usage(scope: str, counts_V: torch.Tensor) -> dict[str, float]:
-    shares = counts_V.double() / counts_V.sum()
-    entropy = -torch.xlogy(shares, shares).sum()
-    return {
-        f"codes_used_{scope}": float((counts_V > 0).double().mean()),
-        f"perplexity_{scope}": float(entropy.exp()),
-    }
-
-
-@torch.no_grad()
-def _first_features(t: Tokenizer, model: MultiScaleVQVAE, training: Source) -> torch.Tensor:
-    rows = spread_rows(training.rows, t.codebook.k_means_images)
-    return model.features(to_unit(torch.from_numpy(training.images(rows, np.zeros_like(rows)))))

@@ -8,30 +8,31 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from var_scaling.accounting import total, var_training_flops
+from var_scaling.accounting import total
+from var_scaling.accounting.transformer import var_training_flops
 from var_scaling.config import Trial
 from var_scaling.data.order import batch_rows
-from var_scaling.evaluation.likelihood import evaluate
+from var_scaling.evaluation.likelihood import LABELS, evaluate, evaluation_flops
 from var_scaling.models.var import VAR, drop_path_factors
 from var_scaling.randomness import seed_for
 from var_scaling.results import Line
 from var_scaling.tokenizer.cache import TokenCache
 from var_scaling.tokenizer.quantizer import Quantizer
 from var_scaling.training import checkpoint
+from var_scaling.training.distributed import World
 from var_scaling.training.loop import (
     Interrupted,
+    Log,
     Stats,
     Stopwatch,
     Window,
-    descend,
     log_steps,
     refuse_non_finite,
     updates,
 )
-from var_scaling.training.optim import adamw, set_rates
-
-Log = Callable[[str, int, Line], None]
+from var_scaling.training.optim import Descent, arithmetic
 
 
 def train(
@@ -43,59 +44,87 @@ def train(
     log: Log,
     save_every: float,
     stop: Callable[[], bool],
+    world: World,
 ) -> VAR:
-    """The trained model. Resumes bitwise; raises Diverged, or Interrupted if `stop` asks."""
-    model = VAR(trial.model, trial.tokenizer, trial.data.classes, trial.seed)
-    optimizer = adamw(model, trial.optimiser)
+    """The trained model. Resumes bitwise.
+
+    Raises Diverged, Interrupted if `stop` asks, ValueError if the batch does not divide among the
+    world's processes.
+    """
+    model = VAR(trial.model, trial.tokenizer, trial.classes, trial.seed).to(world.device)
+    quantizer = quantizer.to(world.device)
+    descent = Descent(model, trial.optimiser, trial.steps, trial.precision)
+    net = world.wrap(model)
+    share = world.share(trial.batch)
     state = checkpoint.latest(folder) or {"step": 0, "seconds": 0.0, "window": None}
     if state["step"]:
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        descent.restore(state["descent"])
     window, watch = Window(state["window"]), Stopwatch(state["seconds"], save_every)
     logged, evaluated = log_steps(trial.steps), frozenset(trial.evaluation_steps)
 
     def update(step: int) -> Stats:
-        set_rates(optimizer, trial.optimiser, step, trial.steps)
-        loss = batch_loss(trial, model, quantizer, training, step)
-        norm = descend(loss, optimizer, model.parameters(), trial.optimiser.clip)
-        return {"loss": loss.detach(), "grad_norm": norm}
+        with arithmetic(trial.precision, world.device):
+            loss = batch_loss(trial, net, quantizer, training, step, share)
+        found = descent.step(descent.scale(loss), step)
+        return world.means({"loss": loss.detach(), **found})
 
     def save(done: int) -> None:
-        weights, moments = model.state_dict(), optimizer.state_dict()
-        progress = {"seconds": watch.lap(), "window": window.sums}
-        checkpoint.save(folder, done, {"model": weights, "optimizer": moments, **progress})
+        if world.first:
+            progress = {"seconds": watch.lap(), "window": window.sums}
+            weights, moments = model.state_dict(), descent.state()
+            checkpoint.save(folder, done, {"model": weights, "descent": moments, **progress})
         watch.saved()
+
+    def look(done: int) -> None:
+        settings = LABELS if done == trial.steps and trial.label_drop > 0 else LABELS[:1]
+        with arithmetic(trial.precision, world.device):
+            scores = evaluate(model, quantizer, held_out, settings)
+        refuse_non_finite({"held-out loss": scores["loss"]}, done, trial.steps)
+        spent = evaluation_flops(trial.model, trial.tokenizer, held_out.images, settings)
+        progress = progress_of(trial, done, watch.lap())
+        log("validation", done, {**scores, "evaluation_flops": spent, **progress})
 
     for done, stats in updates(update, state["step"], trial.steps):
         window.add(stats)
         if done in logged:
-            rate = {"learning_rate": optimizer.param_groups[0]["lr"]}
+            rate = {"learning_rate": descent.rate}
             log("train", done, {**window.take(), **rate, **progress_of(trial, done, watch.lap())})
-        if done in evaluated:
+        if done in evaluated and world.first:
             with watch.paused():
-                scores = evaluate(model, quantizer, held_out)
-                refuse_non_finite({"held-out loss": scores["loss"]}, done, trial.steps)
-                log("validation", done, {**scores, **progress_of(trial, done, watch.lap())})
-        if done < trial.steps and (watch.save_is_due() or stop()):
+                look(done)
+        asked = world.any(stop())
+        if done < trial.steps and (watch.save_is_due() or asked):
             save(done)
-            if stop():
+            if asked:
                 raise Interrupted(f"{trial.name} stopped after step {done} of {trial.steps}")
     return model
 
 
 def batch_loss(
-    trial: Trial, model: VAR, quantizer: Quantizer, training: TokenCache, step: int
+    trial: Trial,
+    model: nn.Module,
+    quantizer: Quantizer,
+    training: TokenCache,
+    step: int,
+    share: slice,
 ) -> torch.Tensor:
-    """Mean cross entropy over the tokens of the global batch `step`, some labels dropped."""
+    """Mean cross entropy over the tokens of `share` of the global batch `step`, labels dropped.
+
+    What is drawn is drawn for the whole batch: how many processes share it changes nothing.
+    """
     rows, epochs = batch_rows(training.images, trial.batch, trial.seed, step)
-    ids_BL, labels_B = training.batch(rows, epochs)
-    dropped_B = torch.rand(trial.batch, generator=_generator(trial, "label drop", step))
-    labels_B = labels_B.where(dropped_B >= trial.label_drop, torch.tensor(trial.data.classes))
-    with torch.no_grad():
-        shown_BLZ = quantizer.teacher_input(ids_BL)
+    ids_BL, labels_B = training.batch(rows[share], epochs[share])
+    dropped_B = torch.rand(trial.batch, generator=_generator(trial, "label drop", step))[share]
+    labels_B = labels_B.where(dropped_B >= trial.label_drop, torch.tensor(trial.classes))
     keep_D2B = drop_path_factors(trial.model, trial.batch, _generator(trial, "drop path", step))
-    logits_BLV = model(labels_B, shown_BLZ, keep_D2B)
-    return F.cross_entropy(logits_BLV.flatten(0, 1), ids_BL.flatten())
+    device = quantizer.embedding.weight.device
+    ids_BL, labels_B = ids_BL.to(device), labels_B.to(device)
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        shown_BLZ = quantizer.teacher_input(ids_BL)
+    kept = None if keep_D2B is None else keep_D2B[:, :, share].to(device)
+    logits_BLV = model(labels_B, shown_BLZ, kept)
+    return F.cross_entropy(logits_BLV.flatten(0, 1).float(), ids_BL.flatten())
 
 
 def progress_of(trial: Trial, done: int, seconds: float) -> Line:

@@ -1,0 +1,98 @@
+"""The verbs about one model: bring it in, take it out, score it."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines import screen
+from pipelines.address import read_generator
+from pipelines.settings import load_settings
+from pipelines.store import Home
+
+app = typer.Typer()
+
+HomeFolder = Annotated[
+    Path, typer.Option("--home", envvar="VAR_SCALING_HOME", help="where everything is kept")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="for a script to read")]
+Address = Annotated[str, typer.Argument(help="SWEEP/TRIAL, imported/NAME or tokenizers/NAME")]
+RUNS = Path("runs")
+
+
+@app.command("import")
+def import_weights(
+    files: Annotated[
+        list[Path], typer.Argument(help="VQVAE.pth, or VQVAE.pth VAR.pth", show_default=False)
+    ],
+    name: Annotated[str, typer.Option("--as", help="what to call it here")],
+    sides: Annotated[
+        str | None, typer.Option(help="the scales' sides, where no file tells: 1,2,3,...")
+    ] = None,
+    home: HomeFolder = RUNS,
+) -> None:
+    """Read released weights: a VQVAE, or one and the VAR over it. Nothing in a file is ever run."""
+    from pipelines.exchange import import_released
+
+    found = import_released(Home(home), files, name, _numbers(sides), screen.say)
+    t = found.tokenizer
+    again = " (here already, from the same file)" if found.reused else ""
+    shape = f"{t.codes:,} codes of {t.code_channels} channels, ch {t.channels}"
+    pyramid = ", ".join(map(str, t.pyramid.sides))
+    screen.say(f"tokenizer {t.name}{again}: {shape}, {t.side} px, sides {pyramid}")
+    if found.model:
+        m = found.model.model
+        kind = "shared AdaLN" if m.shared_adaln else "AdaLN in each block"
+        screen.say(
+            f"imported/{name}: depth {m.depth}, width {m.width}, {m.heads} heads, {kind}, "
+            f"{found.model.classes:,} classes"
+        )
+        screen.say(f"next: var-scaling evaluate imported/{name} --data DATA")
+
+
+@app.command()
+def export(
+    address: Address,
+    out: Annotated[Path, typer.Argument(help="the .pth file to write")],
+    home: HomeFolder = RUNS,
+) -> None:
+    """Write weights as a .pth that the released code loads strictly."""
+    from pipelines.exchange import export_released
+
+    how = export_released(Home(home), address, out)
+    screen.say(f"{out}\nload it with: {how}")
+
+
+@app.command()
+def evaluate(
+    address: Address,
+    data: Annotated[
+        str | None, typer.Option(help="images to score on, by their name in var-scaling.toml")
+    ] = None,
+    home: HomeFolder = RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Held-out loss and error of one model, told each image's class and told none."""
+    from pipelines.evaluate import evaluate_model
+    from pipelines.stages import Place
+
+    at, settings = Home(home), load_settings()
+    with screen.steps(f"evaluating {address}") as tell:
+        threads = settings.local.threads_per_stage  # as in training: then the numbers agree
+        place = Place(at, settings, threads, at.root / "stop", tell)
+        scores = evaluate_model(place, address, data, tell)
+    if as_json:
+        print(json.dumps(scores))
+    else:
+        sides = read_generator(at.root / address).tokenizer.pyramid.sides
+        screen.console.print(screen.evaluation_table(address, scores, sides))
+
+
+def _numbers(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"--sides {text}: whole numbers with commas, 1,2,3") from error

@@ -1,0 +1,161 @@
+"""Weights in and out: released checkpoints become ours, ours become files that its code loads."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pipelines.address import finished, read_generator, read_tokenizer
+from pipelines.provenance import note_attempt
+from pipelines.store import Home, claim, drift, held, refuse
+from var_scaling.config import ImportedModel, ImportedTokenizer
+from var_scaling.disk import DONE, is_done, whole, write_json
+from var_scaling.models import released
+from var_scaling.pyramid import PAPER_256, Pyramid
+from var_scaling.record import Record, difference
+from var_scaling.weights import (
+    State,
+    WeightsError,
+    file_sha256,
+    load_tensors,
+    read_file,
+    save_tensors,
+)
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import left behind."""
+
+    tokenizer: ImportedTokenizer
+    model: ImportedModel | None
+    reused: bool  # the tokenizer was here already
+
+
+def import_released(
+    home: Home, files: list[Path], name: str, sides: tuple[int, ...] | None, say: Say
+) -> Imported:
+    """Read a VQVAE, or a VQVAE and a VAR over it, into `home` under `name`.
+
+    The two may come in one checkpoint of the released trainer. A VQVAE that is here already, from
+    the very same file, is used again under the name it has. Raises WeightsError or Drift; nothing
+    is written before everything has been checked.
+    """
+    tokenizer_part, var_part = _sorted([_read(path, say) for path in files])
+    pyramid = released.pyramid_of(var_part.path, var_part.var) if var_part else None
+    if sides is not None:
+        if pyramid is not None and pyramid.sides != sides:
+            raise WeightsError(f"{files[-1]} tells of sides {pyramid.sides}, --sides of {sides}")
+        pyramid = Pyramid(sides=sides)
+    if pyramid is None:
+        if var_part is not None:
+            raise WeightsError(f"{var_part.path}: does not tell its scales' sides; give --sides")
+        pyramid = Pyramid(sides=PAPER_256)
+        say(f"the file does not tell its scales' sides; taken as {_told(pyramid)} (else --sides)")
+
+    assert tokenizer_part.tokenizer is not None
+    sha256 = file_sha256(tokenizer_part.path)
+    t, tokenizer_state = released.read_tokenizer(
+        tokenizer_part.path, tokenizer_part.tokenizer, name, sha256, pyramid
+    )
+    known = _same(home, t)
+    t = known or t
+    model, var_state = None, None
+    if var_part is not None and var_part.var is not None:
+        model, var_state = released.read_var(
+            var_part.path, var_part.var, name, file_sha256(var_part.path), t
+        )
+        refuse(home.imported(name), drift(home.imported(name) / "model.json", model))
+    if known is None:
+        _keep(home.tokenizer(t.name), "tokenizer.json", t, tokenizer_state)
+    if model is not None and var_state is not None:
+        _keep(home.imported(name), "model.json", model, var_state)
+    return Imported(t, model, reused=known is not None)
+
+
+def export_released(home: Home, address: str, out: Path) -> str:
+    """Write the weights at `address` for the released code's strict loader; returns how to load.
+
+    `address` is tokenizers/NAME, imported/NAME or SWEEP/TRIAL. Raises WeightsError or ValueError.
+    """
+    folder = finished(home, address)
+    if out.exists():
+        raise ValueError(f"{out} exists; it is not written over")
+    state = load_tensors(folder / "weights.safetensors")
+    if (folder / "tokenizer.json").exists():
+        t = read_tokenizer(folder)
+        _save_pth(released.released_tokenizer_state(t, state), out)
+        return (
+            f"VQVAE(vocab_size={t.codes}, z_channels={t.code_channels}, ch={t.channels}, "
+            f"share_quant_resi={t.phi_convolutions}, quant_resi={t.phi_strength}, "
+            f"v_patch_nums={t.pyramid.sides})"
+            f".load_state_dict(torch.load({out.name!r}), strict=True)"
+        )
+    generator = read_generator(folder)
+    m = generator.model
+    _save_pth(released.released_var_state(m, generator.tokenizer, state), out)
+    return (
+        f"VAR(vae, num_classes={generator.classes}, depth={m.depth}, embed_dim={m.width}, "
+        f"num_heads={m.heads}, mlp_ratio={m.mlp_ratio}, norm_eps=1e-6, "
+        f"shared_aln={m.shared_adaln}, attn_l2_norm={m.normalised_attention}, "
+        f"patch_nums={generator.tokenizer.pyramid.sides})"
+        f".load_state_dict(torch.load({out.name!r}), strict=True)"
+    )
+
+
+def _read(path: Path, say: Say) -> released.Parts:
+    say(f"reading {path}")
+    return released.parts_of(path, read_file(path))
+
+
+def _sorted(parts: list[released.Parts]) -> tuple[released.Parts, released.Parts | None]:
+    """(the one with the VQVAE, the one with the VAR), which may be the same."""
+    tokenizers = [part for part in parts if part.tokenizer is not None]
+    models = [part for part in parts if part.var is not None]
+    for what, found in (("VQVAE", tokenizers), ("VAR", models)):
+        if len(found) > 1:
+            files = ", ".join(str(part.path) for part in found)
+            raise WeightsError(f"{files}: each holds a {what}; import them one by one")
+    if not tokenizers:
+        files = ", ".join(str(part.path) for part in parts)
+        raise WeightsError(f"{files}: no VQVAE among them; a VAR is nothing without its tokenizer")
+    return tokenizers[0], models[0] if models else None
+
+
+def _same(home: Home, t: ImportedTokenizer) -> ImportedTokenizer | None:
+    """The tokenizer in `home` that came from the same file; Drift if its name is another's."""
+    for folder in sorted(home.root.glob("tokenizers/*")):
+        if is_done(folder) and (folder / "tokenizer.json").exists():
+            known = read_tokenizer(folder)
+            if known == t.model_copy(update={"name": known.name}):
+                assert isinstance(known, ImportedTokenizer)
+                return known
+    path = home.tokenizer(t.name) / "tokenizer.json"
+    if path.exists():
+        recorded = read_tokenizer(path.parent).model_dump(mode="json")
+        refuse(path, difference(recorded, t.model_dump(mode="json")))
+    return None
+
+
+def _keep(folder: Path, file: str, record: Record, state: State) -> None:
+    """Write `record` and its weights into `folder`, the mark last."""
+    with held(folder):
+        claim(folder, file, record)
+        if is_done(folder):
+            return
+        note_attempt(folder, threads=1)
+        weights = folder / "weights.safetensors"
+        save_tensors(state, weights)
+        write_json(folder / DONE, {"status": "done", "weights_sha256": file_sha256(weights)})
+
+
+def _save_pth(state: State, out: Path) -> None:
+    with whole(out) as beside:
+        torch.save(dict(state), beside)
+
+
+def _told(pyramid: Pyramid) -> str:
+    return ", ".join(map(str, pyramid.sides))

@@ -1,0 +1,149 @@
+"""The disk to the results table: one row for each evaluation of each model of a sweep. No torch."""
+
+import hashlib
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.collect import state_of
+from pipelines.provenance import commit_of
+from pipelines.store import Home
+from var_scaling.accounting.ledger import model_ledger, trial_ledger
+from var_scaling.config import ImportedModel, Sweep, Trial
+from var_scaling.disk import read_json, whole
+from var_scaling.results import Line, Row, Status, last_of, read_metrics
+
+
+def rows_of(home: Home, sweep: Sweep) -> list[Row]:
+    """One row for each evaluation so far of each trial of `sweep`."""
+    trained = [row for trial in sweep.trials for row in _trial_rows(home, sweep, trial)]
+    return trained + [row for model in sweep.imported for row in _imported_rows(home, sweep, model)]
+
+
+def _imported_rows(home: Home, sweep: Sweep, model: ImportedModel) -> list[Row]:
+    """The latest evaluation of a model that was trained elsewhere: how is not known here."""
+    folder = home.imported(model.name)
+    line = last_of(read_metrics(folder / "metrics.jsonl"), "validation")
+    if line is None:
+        return []
+    unknown: dict[str, Any] = {
+        name: None
+        for name in Row.model_fields
+        if name in ("seed", "step", "steps", "batch", "precision", "learning_rate", "epochs")
+        or name.endswith("_seen")
+        or name.startswith("train_")
+    }
+    known: dict[str, Any] = dict(model_ledger(model))
+    return [
+        Row(
+            **_identity(sweep, model),
+            **unknown,
+            **known,
+            **_scores(line),
+            data=line["data"],
+            seconds=None,
+            images_per_second=None,
+            status="imported",
+            commit=commit_of(folder),
+        )
+    ]
+
+
+def _identity(sweep: Sweep, thing: Trial | ImportedModel) -> dict[str, Any]:
+    return {
+        "sweep": sweep.name,
+        "trial": thing.name,
+        "family": thing.family,
+        "depth": thing.model.depth,
+        "width": thing.model.width,
+        "heads": thing.model.heads,
+        "tokenizer": thing.tokenizer.name,
+    }
+
+
+def _scores(line: Line) -> dict[str, Any]:
+    """What an evaluation found, by the names of the results row; None where it did not look."""
+    scores: dict[str, Any] = {f"val_{name}": line.get(name) for name in _SCORES}
+    for name in _PER_SCALE:
+        scores[f"val_{name}"] = tuple(line[name]) if name in line else None
+    images, spent = line.get("images_scored"), line.get("evaluation_flops")
+    return {**scores, "val_images": images, "evaluation_flops": spent}
+
+
+def _trial_rows(home: Home, sweep: Sweep, trial: Trial) -> list[Row]:
+    folder = home.trial(sweep.name, trial.name)
+    lines = read_metrics(folder / "metrics.jsonl")
+    tokens = home.tokens(trial.tokenizer.name, trial.data.name, "train") / "manifest.json"
+    status = _row_status(state_of(folder)[0])
+    images = read_json(tokens).get("images") if tokens.exists() else None
+    commit = commit_of(folder)
+    shown = [line for line in lines if line["kind"] == "validation"]
+    if status == "diverged":  # where it ended is a result too, though nothing was measured there
+        last = lines[-1] if lines else {"step": 0, "seconds": 0.0, "images_per_second": 0.0}
+        shown.append({key: last[key] for key in ("step", "seconds", "images_per_second")})
+    train_losses = {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
+    return [_row(sweep, trial, line, train_losses, images, status, commit) for line in shown]
+
+
+def _row(
+    sweep: Sweep,
+    trial: Trial,
+    line: Line,
+    train_losses: dict[int, float],
+    images: int | None,
+    status: Status,
+    commit: str | None,
+) -> Row:
+    """`trial` as it stood when `line` was written, trained on tokens of `images` images."""
+    step = line["step"]
+    ledger: dict[str, Any] = dict(trial_ledger(trial))
+    grown = [key for key in ledger if key.endswith("_seen") or key.startswith("train_flops")]
+    ledger.update({key: ledger[key] * step // trial.steps for key in grown})
+    reached = [loss for at, loss in train_losses.items() if at <= step]
+    return Row(
+        **_identity(sweep, trial),
+        seed=trial.seed,
+        data=trial.data.name,
+        step=step,
+        steps=trial.steps,
+        batch=trial.batch,
+        precision=trial.precision,
+        learning_rate=trial.optimiser.learning_rate,
+        epochs=step * trial.batch / images if images else None,
+        train_loss=reached[-1] if reached else None,
+        seconds=line["seconds"],
+        images_per_second=line["images_per_second"],
+        status=status,
+        commit=commit,
+        **ledger,
+        **_scores(line),
+    )
+
+
+_SCORES = (
+    "loss", "loss_last", "error", "error_last", "loss_stderr", "error_stderr",
+    "loss_no_label", "loss_no_label_last", "error_no_label", "error_no_label_last",
+)  # fmt: skip
+_PER_SCALE = ("loss_per_scale", "error_per_scale")
+
+
+def _row_status(state: str) -> Status:
+    match state:
+        case "done" | "diverged" | "failed":
+            return state
+    return "running"
+
+
+def write_results(home: Home, sweep: Sweep) -> str | None:
+    """Collect `sweep` into its results.parquet: the one table that analysis reads.
+
+    Returns the fingerprint of the rows, or None where there is nothing to write yet.
+    """
+    rows = rows_of(home, sweep)
+    if not rows:
+        return None
+    with whole(home.sweep(sweep.name) / "results.parquet") as beside:
+        pq.write_table(pa.Table.from_pylist([row.model_dump() for row in rows]), beside)
+    text = "".join(row.model_dump_json() for row in rows)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

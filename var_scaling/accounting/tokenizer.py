@@ -1,0 +1,221 @@
+"""Parameters and FLOPs of the tokenizer (VAR.md 1.1) and of the networks that judge it."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from var_scaling.accounting import Count, total
+from var_scaling.config import Tokenizer, TrainedTokenizer
+from var_scaling.recipe import Critic
+
+# VGG-16 up to the last activation that LPIPS looks at: widths by stage, a halving between two.
+VGG_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One thing with parameters or FLOPs; `flops` are those of one image's forward.
+
+    `backward`: how many times that the training step spends on gradients: of the inputs and of
+    the weights, 2, unless one is not needed.
+    """
+
+    component: str
+    parameters: int
+    flops: int
+    backward: int = 2
+
+
+def tokenizer_layers(tokenizer: Tokenizer) -> Iterator[Layer]:
+    """Every counted layer of the multi-scale VQVAE, walked in the order of the modules."""
+    t, grid, z = tokenizer, tokenizer.pyramid.side, tokenizer.code_channels
+    widths = [t.channels * multiplier for multiplier in t.multipliers]
+    deepest = len(widths) - 1
+
+    side = t.side
+    yield _conv("encoder", 3, t.channels, 3, side, backward=1)  # images need no gradient
+    width = t.channels
+    for level, level_width in enumerate(widths):
+        for _ in range(t.residual_blocks):
+            yield from _residual("encoder", width, level_width, side)
+            width = level_width
+            if level == deepest:
+                yield from _attention("encoder", width, side)
+        if level < deepest:
+            side //= 2
+            yield _conv("encoder", width, width, 3, side)
+    yield from _middle("encoder", width, side)
+    yield _norm("encoder", width)
+    yield _conv("encoder", width, z, 3, side)
+    yield _conv("quant_convs", z, z, 3, grid)
+
+    yield from _quantizer(t)
+
+    yield _conv("quant_convs", z, z, 3, grid)
+    yield _conv("decoder", z, width, 3, side)
+    yield from _middle("decoder", width, side)
+    for level in reversed(range(len(widths))):
+        for _ in range(t.residual_blocks + 1):
+            yield from _residual("decoder", width, widths[level], side)
+            width = widths[level]
+            if level == deepest:
+                yield from _attention("decoder", width, side)
+        if level > 0:
+            side *= 2
+            yield _conv("decoder", width, width, 3, side)
+    yield _norm("decoder", width)
+    yield _conv("decoder", width, 3, 3, side)
+
+
+def tokenizer_parameters(tokenizer: Tokenizer) -> Count:
+    counted: Counter[str] = Counter()
+    for layer in tokenizer_layers(tokenizer):
+        counted[layer.component] += layer.parameters
+    return dict(counted)
+
+
+def tokenizer_flops(tokenizer: Tokenizer) -> Count:
+    """FLOPs of one image through encoder, quantizer (search and residual walk) and decoder."""
+    counted: Counter[str] = Counter()
+    for layer in tokenizer_layers(tokenizer):
+        counted[layer.component] += layer.flops
+    return dict(counted)
+
+
+def encoding_flops(tokenizer: Tokenizer) -> int:
+    """FLOPs of turning one image into tokens."""
+    flops = tokenizer_flops(tokenizer)
+    return flops["encoder"] + flops["quant_convs"] // 2 + flops["quantizer"]
+
+
+def decoding_flops(tokenizer: Tokenizer) -> int:
+    """FLOPs of turning one image's tokens into the image."""
+    flops = tokenizer_flops(tokenizer)
+    walk = tokenizer.pyramid.scales * _phi(tokenizer).flops if tokenizer.phi_strength else 0
+    return flops["decoder"] + flops["quant_convs"] // 2 + walk
+
+
+# Training ---------------------------------------------------------------------------------------
+
+
+def tokenizer_training_flops(t: TrainedTokenizer, judged: bool) -> Count:
+    """FLOPs of one training step on one image; `judged`: with the critic at work."""
+    counted: Counter[str] = Counter()
+    for layer in tokenizer_layers(t):
+        backward = layer.backward
+        if layer.component == "quantizer" and backward == 1 and t.codebook.learns == "gradient":
+            backward = 2  # through phi to the codes
+        counted[layer.component] += (1 + backward) * layer.flops
+    if t.losses.perceptual > 0:
+        # Both images forward; backward only to the reconstruction, no weight learns.
+        counted["perceptual"] = sum(
+            (3 if layer.component == "vgg" else 2) * layer.flops for layer in vgg_layers(t.side)
+        )
+    critic = t.losses.critic
+    if judged and critic is not None:
+        first, *rest = critic_layers(critic, t.side)
+        # Its own step: two images, forward and backward, its first layer's inputs without; the
+        # tokenizer's: one forward, and backward to the image alone.
+        counted["critic"] = 6 * first.flops + 8 * sum(layer.flops for layer in rest)
+        # The factor weighs two gradients of the decoder's last layer.
+        counted["decoder"] += 2 * _conv("decoder", t.channels, 3, 3, t.side).flops
+    return dict(counted)
+
+
+def judged_steps(t: TrainedTokenizer, done: int) -> int:
+    """How many of the first `done` steps the critic takes part in."""
+    critic = t.losses.critic
+    return 0 if critic is None else max(0, done - critic_starts(critic, t.steps))
+
+
+def critic_starts(critic: Critic, steps: int) -> int:
+    return int(critic.starts * steps)
+
+
+def tokenizer_train_flops(t: TrainedTokenizer, done: int) -> int:
+    """FLOPs of the first `done` steps on the global batch."""
+    judged = judged_steps(t, done)
+    plain = total(tokenizer_training_flops(t, judged=False))
+    with_critic = total(tokenizer_training_flops(t, judged=True))
+    return t.batch * ((done - judged) * plain + judged * with_critic)
+
+
+def vgg_layers(side: int) -> Iterator[Layer]:
+    """What LPIPS computes of one image: VGG-16's convolutions, then a weight for each channel."""
+    width = 3
+    for stage, widths in enumerate(VGG_STAGES):
+        side = side // 2 if stage else side
+        for stage_width in widths:
+            yield _conv("vgg", width, stage_width, 3, side)
+            width = stage_width
+        yield Layer("calibration", width, 2 * width * side * side)
+
+
+def critic_layers(critic: Critic, side: int) -> Iterator[Layer]:
+    """The patch discriminator: 4 × 4 convolutions, the first `halvings` of them with stride 2."""
+    width = 3
+    for k in range(critic.halvings + 1):
+        stage_width = critic.channels * min(2**k, 8)
+        side = side // 2 if k < critic.halvings else side - 1
+        yield _conv("critic", width, stage_width, 4, side, bias=k == 0)
+        if k > 0:
+            yield _norm("critic", stage_width)
+        width = stage_width
+    yield _conv("critic", width, 1, 4, side - 1)
+
+
+def critic_parameters(critic: Critic) -> int:
+    return sum(layer.parameters for layer in critic_layers(critic, 256))
+
+
+def _conv(
+    component: str,
+    cin: int,
+    cout: int,
+    kernel: int,
+    side: int,
+    backward: int = 2,
+    bias: bool = True,
+) -> Layer:
+    weights = cin * cout * kernel * kernel
+    return Layer(component, weights + bias * cout, 2 * weights * side * side, backward)
+
+
+def _norm(component: str, width: int) -> Layer:
+    return Layer(component, 2 * width, 0)
+
+
+def _residual(component: str, cin: int, cout: int, side: int) -> Iterator[Layer]:
+    yield _norm(component, cin)
+    yield _conv(component, cin, cout, 3, side)
+    yield _norm(component, cout)
+    yield _conv(component, cout, cout, 3, side)
+    if cin != cout:
+        yield _conv(component, cin, cout, 1, side)
+
+
+def _attention(component: str, width: int, side: int) -> Iterator[Layer]:
+    yield _norm(component, width)
+    yield _conv(component, width, 3 * width, 1, side)
+    yield Layer(component, 0, 4 * side**4 * width)  # scores and their product with the values
+    yield _conv(component, width, width, 1, side)
+
+
+def _middle(component: str, width: int, side: int) -> Iterator[Layer]:
+    yield from _residual(component, width, width, side)
+    yield from _attention(component, width, side)
+    yield from _residual(component, width, width, side)
+
+
+def _phi(t: Tokenizer) -> Layer:
+    return _conv("quantizer", t.code_channels, t.code_channels, 3, t.pyramid.side, backward=1)
+
+
+def _quantizer(t: Tokenizer) -> Iterator[Layer]:
+    z, pyramid = t.code_channels, t.pyramid
+    search = 2 * pyramid.length * z * t.codes  # nearest codes; nothing flows back through it
+    yield Layer("quantizer", t.codes * z, search, backward=0)
+    phi = _phi(t)
+    held = t.phi_convolutions or pyramid.scales
+    if t.phi_strength > 0:
+        yield Layer("quantizer", held * phi.parameters, pyramid.scales * phi.flops, phi.backward)

@@ -1,0 +1,160 @@
+"""Weights on disk: ours as safetensors, strangers' files read without running what is in them."""
+
+import hashlib
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from var_scaling.disk import whole
+
+State = dict[str, Tensor]
+_SHOWN = 12  # names listed before "and N more"
+
+
+class WeightsError(ValueError):
+    """A file of weights is not what it should be; the message says how."""
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    save_tensors(model.state_dict(), path)
+
+
+def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
+    with whole(path) as beside:
+        save_file({name: value.contiguous() for name, value in state.items()}, beside)
+
+
+def load_tensors(path: Path) -> State:
+    return dict(load_file(path))
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Strict: every name and shape must match."""
+    state = load_file(path)
+    refuse_mismatch(str(path), state, model)
+    model.load_state_dict(state, strict=True)
+
+
+def refuse_mismatch(where: str, state: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Raise WeightsError with every name that is missing, not known or of another shape."""
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    shapes = [
+        f"{name} {found[name]}, wanted {wanted[name]}"
+        for name in wanted
+        if name in found and found[name] != wanted[name]
+    ]
+    kinds = {
+        "missing": [name for name in wanted if name not in found],
+        "not known": [name for name in found if name not in wanted],
+        "of another shape": shapes,
+        "not float32": [
+            f"{name} ({value.dtype})"
+            for name, value in state.items()
+            if name in wanted and value.dtype != torch.float32
+        ],
+    }
+    lines = [f"  {len(names)} {kind}: {listed(names)}" for kind, names in kinds.items() if names]
+    if lines:
+        raise WeightsError(f"{where} does not hold these weights:\n" + "\n".join(lines))
+    broken = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        raise WeightsError(f"{where} holds numbers that are not finite, in {listed(broken)}")
+
+
+def listed(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def read_file(path: Path) -> Any:
+    """What a .safetensors or .pth file holds. Raises WeightsError, each cause in its own words.
+
+    Nothing in the file is ever run: torch's restricted reader knows tensors and plain containers.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
+    if path.stat().st_size == 0:
+        raise WeightsError(f"{path}: the file is empty")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise WeightsError(f"{path}: damaged, or no safetensors file ({error})") from error
+    packed = zipfile.is_zipfile(path)
+    if packed:
+        _refuse_damaged(path)
+    elif path.read_bytes()[:2] == b"PK":
+        raise WeightsError(
+            f"{path}: cut short: it begins like a file that torch saved, but its end is missing"
+        )
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu", mmap=packed)
+    except UnpicklingError as error:
+        wanted = re.search(r"GLOBAL (\S+)|Unsupported (?:class|global):? (\S+)", str(error))
+        if wanted is None:
+            raise WeightsError(f"{path}: no file of weights that torch saved") from error
+        name = wanted.group(1) or wanted.group(2)
+        raise WeightsError(
+            f"{path}: refused. Beside tensors it names {name}, which is code that loading the file "
+            "would run on this machine. Save the bare state dict where the file came from:\n"
+            "  torch.save(model.state_dict(), 'weights.pth')"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{path}: no file of weights that torch saved ({first})") from error
+
+
+def read_tensors(path: Path) -> State:
+    """The named tensors in `path`. Raises WeightsError."""
+    return as_tensors(path, read_file(path))
+
+
+def as_tensors(path: Path, content: Any) -> State:
+    if not isinstance(content, Mapping) or not content:
+        raise WeightsError(f"{path}: holds {_kind(content)}, not named tensors")
+    odd = [f"{name} ({_kind(value)})" for name, value in content.items() if not _is_entry(value)]
+    if odd:
+        raise WeightsError(f"{path}: holds more than named tensors: {listed(odd)}")
+    return dict(content)
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensors_sha256(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the float32 values in the order of their names, however they were packed."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode())
+        digest.update(state[name].detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _is_entry(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _kind(value: Any) -> str:
+    return f"a {type(value).__name__}"
+
+
+def _refuse_damaged(path: Path) -> None:
+    """torch does not look at the checksums that it writes; this does."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
+        raise WeightsError(f"{path}: damaged ({error})") from error
+    if broken is not None:
+        raise WeightsError(f"{path}: damaged: {broken} does not match its checksum")
