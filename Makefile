@@ -19,7 +19,7 @@ quickstart: setup
 	$(BIN)/var-scaling run quickstart
 
 test: setup
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 check: setup
 	$(BIN)/ruff check .

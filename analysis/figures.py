@@ -114,8 +114,10 @@ def laws_in_compute(study: Study) -> Figure | None:
     return figure
 
 
-def curves(study: Study) -> Figure:
-    """Held-out loss of each run against the tokens it has seen."""
+def curves(study: Study) -> Figure | None:
+    """Held-out loss of each run against the tokens it has seen; None where no run knows them."""
+    if study.table.rows.tokens_seen.isna().all():
+        return None
     figure = Figure(figsize=(7.2, 3.0), layout="constrained")
     panels = figure.subplots(1, 2)
     for panel, metric in zip(panels, ("val_loss", "val_error"), strict=True):
@@ -202,7 +204,7 @@ def _scientific(value: float) -> str:
 
 
 def _each_run(panel: Axes, study: Study, x: str, metric: str, named: bool = True) -> None:
-    rows = study.table.rows
+    rows = study.table.rows.dropna(subset=x)
     colours = _size_colours(study)
     for _, run in rows.groupby(["params_blocks", "trial"], sort=True):
         run = run.sort_values("step")

@@ -6,12 +6,11 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipelines.store import Home
+from pipelines.store import IMPORTED, Home
 from var_scaling.config import AnyTokenizer, ImportedModel, SomeTokenizer, Sweep, Trial
 from var_scaling.disk import is_done
 
 Found = TypeVar("Found")
-IMPORTED = "imported"  # the sweep of all models that were imported
 
 
 def finished(home: Home, address: str) -> Path:
@@ -32,6 +31,8 @@ def read_tokenizer(folder: Path) -> SomeTokenizer:
 
 def read_generator(folder: Path) -> Trial | ImportedModel:
     """The record of the trial or imported model in `folder`. Raises ValueError."""
+    if (folder / "tokenizer.json").exists():
+        raise ValueError(f"{folder} is a tokenizer; a model is named SWEEP/TRIAL or imported/NAME")
     if (folder / "model.json").exists():
         return _read_record(folder / "model.json", ImportedModel.model_validate_json)
     return _read_record(folder / "trial.json", Trial.model_validate_json)

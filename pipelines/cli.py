@@ -14,12 +14,12 @@ import typer
 
 from pipelines import cli_models, screen
 from pipelines import plan as planning
-from pipelines.address import IMPORTED, imported_sweep
+from pipelines.address import imported_sweep
 from pipelines.collect import overview
 from pipelines.rows import write_results
 from pipelines.screen import console, errors, say_error, warn
 from pipelines.settings import load_settings
-from pipelines.store import Busy, Drift, Home
+from pipelines.store import IMPORTED, Busy, Drift, Home
 from pipelines.sweeps import find_sweep, known_sweeps
 from var_scaling.config import Sweep
 
@@ -182,7 +182,7 @@ def _publish(at: Home, sweep: Sweep, name: str, again: bool, as_json: bool = Fal
         print(json.dumps(laws))
         return
     console.print(screen.law_tables(laws))
-    for why in laws["refused"]:
+    for why in screen.gathered(laws["refused"]):
         console.print(f"not fitted: {why}", soft_wrap=True, highlight=False, markup=False)
     screen.say_paths(console, publish.paths(at, sweep), name)
 

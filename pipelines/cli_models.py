@@ -10,6 +10,7 @@ from pipelines import screen
 from pipelines.address import read_generator
 from pipelines.settings import load_settings
 from pipelines.store import Home
+from var_scaling.config import ImportedTokenizer
 
 app = typer.Typer()
 
@@ -17,6 +18,7 @@ HomeFolder = Annotated[
     Path, typer.Option("--home", envvar="VAR_SCALING_HOME", help="where everything is kept")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="for a script to read")]
+Model = Annotated[str, typer.Argument(help="SWEEP/TRIAL or imported/NAME")]
 Address = Annotated[str, typer.Argument(help="SWEEP/TRIAL, imported/NAME or tokenizers/NAME")]
 RUNS = Path("runs")
 
@@ -41,6 +43,11 @@ def import_weights(
     shape = f"{t.codes:,} codes of {t.code_channels} channels, ch {t.channels}"
     pyramid = ", ".join(map(str, t.pyramid.sides))
     screen.say(f"tokenizer {t.name}{again}: {shape}, {t.side} px, sides {pyramid}")
+    fields = t.model_dump(exclude_defaults=True, exclude={"pyramid"})
+    if t.pyramid != ImportedTokenizer.model_fields["pyramid"].default:
+        fields["pyramid"] = t.pyramid
+    said = ", ".join(f"{name}={value!r}" for name, value in fields.items())
+    screen.say(f"in a sweep: ImportedTokenizer({said})")
     if found.model:
         m = found.model.model
         kind = "shared AdaLN" if m.shared_adaln else "AdaLN in each block"
@@ -66,7 +73,7 @@ def export(
 
 @app.command()
 def evaluate(
-    address: Address,
+    address: Model,
     data: Annotated[
         str | None, typer.Option(help="images to score on, by their name in var-scaling.toml")
     ] = None,

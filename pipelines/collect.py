@@ -6,7 +6,7 @@ from typing import Any
 
 from pipelines.stages import FAILED
 from pipelines.store import Home, in_use, natural
-from var_scaling.config import ImportedTokenizer, SomeTokenizer, Sweep, Trial
+from var_scaling.config import ImportedModel, ImportedTokenizer, SomeTokenizer, Sweep, Trial
 from var_scaling.disk import DONE, is_done, read_json
 from var_scaling.results import Line, last_of, read_metrics
 
@@ -44,7 +44,18 @@ def overview(home: Home, sweep: Sweep) -> list[View]:
         _trial_view(home.trial(sweep.name, trial.name), trial)
         for trial in sorted(sweep.trials, key=lambda trial: natural(trial.name))
     ]
-    return tokenizers + tokens + trials
+    return tokenizers + tokens + trials + [_imported_view(home, m) for m in sweep.imported]
+
+
+def _imported_view(home: Home, model: ImportedModel) -> View:
+    folder = home.imported(model.name)
+    line = last_of(read_metrics(folder / "metrics.jsonl"), "validation")
+    if not is_done(folder):
+        return View("imported", model.name, "waiting", 0, 0, "", note="not imported yet")
+    if line is None:
+        return View("imported", model.name, "done", 0, 0, "", note="not evaluated yet")
+    scored = f"{line['images_scored']:,} images of {line['data']}"
+    return View("imported", model.name, "done", 0, 0, "", line["loss"], note=scored)
 
 
 def _tokenizer_view(home: Home, t: SomeTokenizer) -> View:

@@ -7,7 +7,7 @@ from rich.table import Table
 from pipelines.collect import View
 from pipelines.screen import coloured, new_table, short
 from var_scaling.accounting import total
-from var_scaling.accounting.ledger import trial_ledger
+from var_scaling.accounting.ledger import model_ledger, trial_ledger
 from var_scaling.accounting.tokenizer import (
     encoding_flops,
     tokenizer_parameters,
@@ -67,6 +67,8 @@ def plan_table(sweep: Sweep, rows: list[dict[str, Any]], sustained: float) -> Ta
 
     def hours(flops: float) -> str:
         spent = _hours(flops, sustained)
+        if spent < 0.01:
+            return "<0.01"
         return f"{spent:.2g}" if spent < 10 else f"{spent:,.0f}"
 
     table = new_table(
@@ -88,6 +90,12 @@ def plan_table(sweep: Sweep, rows: list[dict[str, Any]], sustained: float) -> Ta
             short(row["params_total"]), short(row["tokens_seen"]), short(flops), hours(flops),
             str(row["batch"]), short(row["steps"]), f"{row['learning_rate']:.2g}",
             coloured(row["state"]),
+        )  # fmt: skip
+    for model in sweep.imported:
+        known = model_ledger(model)
+        table.add_row(
+            model.name, str(model.model.depth), str(model.model.width),
+            short(known["params_blocks"]), short(known["params_total"]), *[""] * 6, "imported",
         )  # fmt: skip
     table.add_section()
     table.add_row("all", *[""] * 5, short(whole), hours(whole), *[""] * 4)

@@ -136,24 +136,39 @@ def _facts(home: Home, sweep: Sweep) -> Any:
         if (folder / "reconstructions.png").exists():
             caption = f"{t.name}: held-out images, each over its reconstruction"
             pictures[caption] = folder / "reconstructions.png"
-    first = sweep.trials[0]
-    rates = sorted({trial.optimiser.learning_rate for trial in sweep.trials})
     return Facts(
         title=sweep.name,
         question=sweep.question,
-        settings={
-            "trials": str(len(sweep.trials)),
-            "images": json.dumps(first.data.model_dump(mode="json")),
-            "global batch": ", ".join(sorted({str(trial.batch) for trial in sweep.trials})),
-            "peak learning rate": f"{rates[0]:.3g} to {rates[-1]:.3g}",
-            "optimiser (first trial)": json.dumps(first.optimiser.model_dump(mode="json")),
-            "objective": "sum of squared log residuals; exact Jacobian, Levenberg-Marquardt",
-            "scored on": "held-out tokens, labels kept, at the end of each trial; no smoothing",
-        },
+        settings=_settings(sweep),
         provenance=_provenance(home, sweep),
         tokenizers=tokenizers,
         pictures=pictures,
     )
+
+
+def _settings(sweep: Sweep) -> dict[str, str]:
+    method = {
+        "objective": "sum of squared log residuals; exact Jacobian, Levenberg-Marquardt",
+        "scored on": "held-out tokens, labels kept, at the end of each trial; no smoothing",
+    }
+    elsewhere = {
+        f"imported {model.name}": f"SHA-256 {model.sha256}; how it was trained is not known here"
+        for model in sweep.imported
+    }
+    if not sweep.trials:
+        return {**elsewhere, **method}
+    first = sweep.trials[0]
+    rates = sorted({trial.optimiser.learning_rate for trial in sweep.trials})
+    return {
+        "trials": str(len(sweep.trials)),
+        "images": json.dumps(first.data.model_dump(mode="json")),
+        "global batch": ", ".join(sorted({str(trial.batch) for trial in sweep.trials})),
+        "precision": ", ".join(sorted({trial.precision for trial in sweep.trials})),
+        "peak learning rate": f"{rates[0]:.3g} to {rates[-1]:.3g}",
+        "optimiser (first trial)": json.dumps(first.optimiser.model_dump(mode="json")),
+        **elsewhere,
+        **method,
+    }
 
 
 def _provenance(home: Home, sweep: Sweep) -> dict[str, str]:

@@ -98,6 +98,15 @@ def law_tables(laws: dict[str, Any]) -> Group:
     return Group(raw, reducible)
 
 
+def gathered(refused: list[str]) -> list[str]:
+    """Refusals for one reason in one line: `LAW, form: reason` to `reason: LAW, LAW`."""
+    laws: dict[str, list[str]] = {}
+    for line in refused:
+        law, _, reason = line.partition(": ")
+        laws.setdefault(reason, []).append(law.removesuffix(", pure").removesuffix(", floor"))
+    return [f"{', '.join(names)}: {reason}" for reason, names in laws.items()]
+
+
 def _number(value: float | None, form: str) -> str:
     return "–" if value is None else f"{value:{form}}"
 

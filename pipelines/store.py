@@ -15,8 +15,11 @@ from pydantic import ValidationError
 from var_scaling.disk import whole
 from var_scaling.record import Record, difference, explain
 
-_TAKEN = ("imported", "tokenizers", "tokens", "images", "mlartifacts", "mlflow.db", "mlflow.lock")
+_TAKEN = ("tokenizers", "tokens", "images", "mlartifacts", "mlflow.db", "mlflow.lock")
 _TAKEN_IN_SWEEP = ("report", "law", "stop", "driver.lock", "laws.json", "results.parquet")
+
+
+IMPORTED = "imported"  # the sweep of all models that were trained elsewhere
 
 
 class Drift(ValueError):
@@ -40,7 +43,7 @@ class Home:
         return self.root / "tokens" / tokenizer / f"{data}-{split}"
 
     def imported(self, name: str) -> Path:
-        return self.root / "imported" / name
+        return self.trial(IMPORTED, name)
 
     def survey(self, data: str, split: str) -> Path:
         return self.root / "images" / f"{data}-{split}"

@@ -10,6 +10,7 @@ from types import ModuleType
 from pydantic import ValidationError
 
 import sweeps
+from pipelines.store import IMPORTED
 from var_scaling.config import Sweep
 from var_scaling.record import explain
 
@@ -52,6 +53,8 @@ def _load(name: str) -> Sweep:
     sweep = getattr(module, "sweep", None)
     if not isinstance(sweep, Sweep):
         raise SweepError(f"{name} defines no `sweep = Sweep(...)`")
+    if sweep.name == IMPORTED:
+        raise SweepError(f"{name}: {IMPORTED!r} is the name of what was imported")
     return sweep
 
 

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+os.environ["OMP_NUM_THREADS"] = "1"  # two test workers on two cores: a thread each (LOG.md)
+
 import numpy as np
 import pytest
 
@@ -96,6 +98,13 @@ def smoke(tmp_path_factory) -> Path:
     done = var_scaling("run", "smoke", home=home)
     assert done.returncode == 0, done.stdout + done.stderr
     return home
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """What stands on `smoke` runs in one worker: there it is made once, and no two touch it."""
+    for item in items:
+        if "smoke" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("smoke"))
 
 
 def numbers(path: Path) -> list[dict]:

@@ -188,6 +188,26 @@ def test_tokenizer_flops_equal_the_counters(t):
     assert counted == 2 * (total(tokenizer_flops(t)) + again)
 
 
+@pytest.mark.parametrize("depth", [6, 16, 30])
+def test_the_counter_agrees_at_the_papers_size(depth):
+    """On torch's meta device: shapes and counts, no numbers."""
+    with torch.device("meta"):
+        module = VAR(Model(depth=depth), PAPER, 1000, seed=0)
+        shown, labels = torch.randn(1, 679, 32), torch.zeros(1, dtype=torch.int64)
+        forward = var_forward_flops(Model(depth=depth), PAPER, dense=True)
+        assert counted_flops(lambda: module(labels, shown)) == total(forward)
+
+
+def test_the_counter_agrees_with_the_papers_tokenizer():
+    with torch.device("meta"):
+        module = MultiScaleVQVAE(PAPER)
+        counted = counted_flops(lambda: module.features(torch.randn(1, 3, 256, 256)))
+        flops = tokenizer_flops(PAPER)
+        assert counted == flops["encoder"] + flops["quant_convs"] // 2
+        counted = counted_flops(lambda: module.render(torch.randn(1, 32, 16, 16)))
+        assert counted == flops["decoder"] + flops["quant_convs"] // 2
+
+
 def test_the_block_causal_mask_saves_what_it_forbids():
     dense = var_forward_flops(Model(depth=16), PAPER, dense=True)
     model = var_forward_flops(Model(depth=16), PAPER)

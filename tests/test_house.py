@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from pipelines import settings
-from var_scaling import config, results
+from var_scaling import config, datasets, recipe, results
 
 ROOT = Path(__file__).parent.parent
 CODE = [
@@ -20,7 +20,7 @@ CODE = [
 ]
 RECORDS = [
     record
-    for module in (config, settings)
+    for module in (config, datasets, recipe, settings)
     for record in vars(module).values()
     if isinstance(record, type) and issubclass(record, BaseModel) and record.model_fields
 ]
@@ -42,6 +42,8 @@ def test_every_knob_is_read_somewhere():
     assert {f"{r}.{name}" for r, name in fields if name not in read} <= {
         "DeadLeaves.kind",
         "ImageFiles.kind",
+        "TrainedTokenizer.kind",
+        "ImportedModel.kind",
     }
 
 

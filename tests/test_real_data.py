@@ -4,10 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from conftest import numbers, stops_after
 
+from sweeps.rehearsal import sweep as rehearsal
 from var_scaling.data.order import batch_rows, spread_rows
 from var_scaling.data.sources import open_source
 from var_scaling.datasets import ImageFiles
+from var_scaling.results import MetricsLog
+from var_scaling.tokenizer.perceptual import Perceptual
+from var_scaling.training.distributed import World
+from var_scaling.training.loop import Interrupted
+from var_scaling.training.tokenizer import train_tokenizer
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -36,3 +44,58 @@ def test_tiny_imagenet_is_sorted_by_class_and_drawn_mixed(tmp_path):
     images = source.images(np.arange(2_500), np.zeros(2_500, dtype=int))
     gray = (images == images[..., :1]).all(axis=(1, 2, 3))
     assert gray.sum() >= 16  # the grayscale JPEGs, turned into three channels
+
+
+def test_the_rehearsals_tokenizer_with_all_its_losses_resumes_bitwise(tmp_path, monkeypatch):
+    """Photographs at 64 px, VGG of random weights. 200 steps of it: `var-scaling run rehearsal`."""
+    for name in ("_HELD_OUT", "_JUDGED", "_SHEET"):
+        monkeypatch.setattr(f"var_scaling.evaluation.reconstruction.{name}", 4)
+    whole = rehearsal.tokenizers[0]
+    t = whole.model_copy(
+        update={
+            "batch": 2, "steps": 5,
+            "codebook": whole.codebook.model_copy(update={"starts_at": 1, "k_means_images": 8}),
+        }
+    )  # fmt: skip
+    assert t.losses.perceptual > 0
+    assert t.losses.adversarial > 0
+    if not (DATA / t.data.name).exists():
+        pytest.skip(f"no {DATA / t.data.name}")
+    source = {
+        split: open_source(
+            t.data, split, DATA / t.data.name, tmp_path / split, 2, lambda *words: None
+        )
+        for split in ("train", "validation")
+    }
+    assert source["train"].rows == 25_000
+    torch.manual_seed(0)
+    vgg = Perceptual().requires_grad_(False)
+
+    def run(name: str, stop=lambda: False):
+        log = MetricsLog(tmp_path / name / "metrics.jsonl")
+        return train_tokenizer(
+            t, source["train"], source["validation"], vgg, tmp_path / name / "checkpoint", log,
+            1e9, stop, 0, tmp_path / name / "sheet.png", World(),
+        )  # fmt: skip
+
+    undisturbed = run("whole")
+    for count in (0, 1):
+        with pytest.raises(Interrupted):
+            run("torn", stop=stops_after(count))
+    torn = run("torn")
+    for (name, one), other in zip(
+        undisturbed.state_dict().items(), torn.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, other), name
+    lines = numbers(tmp_path / "whole" / "metrics.jsonl")
+    assert lines == numbers(tmp_path / "torn" / "metrics.jsonl")
+    terms = {
+        "l1",
+        "l2",
+        "perceptual",
+        "quantisation",
+        "adversarial",
+        "adversarial_factor",
+        "critic",
+    }
+    assert terms <= set(lines[-2])

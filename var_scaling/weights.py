@@ -92,20 +92,20 @@ def read_file(path: Path) -> Any:
     packed = zipfile.is_zipfile(path)
     if packed:
         _refuse_damaged(path)
-    elif path.read_bytes()[:2] == b"PK":
+    elif _first_bytes(path) == b"PK":
         raise WeightsError(
             f"{path}: cut short: it begins like a file that torch saved, but its end is missing"
         )
     try:
         return torch.load(path, weights_only=True, map_location="cpu", mmap=packed)
     except UnpicklingError as error:
-        wanted = re.search(r"GLOBAL (\S+)|Unsupported (?:class|global):? (\S+)", str(error))
+        said = str(error)
+        wanted = re.search(r"GLOBAL (\S+)", said) or re.search(r"Unsupported class (\S+)", said)
         if wanted is None:
             raise WeightsError(f"{path}: no file of weights that torch saved") from error
-        name = wanted.group(1) or wanted.group(2)
         raise WeightsError(
-            f"{path}: refused. Beside tensors it names {name}, which is code that loading the file "
-            "would run on this machine. Save the bare state dict where the file came from:\n"
+            f"{path}: refused. Beside tensors it names {wanted.group(1)}, which is code that "
+            "loading the file would run. Save the bare state dict where the file came from:\n"
             "  torch.save(model.state_dict(), 'weights.pth')"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
@@ -139,6 +139,11 @@ def tensors_sha256(state: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(state[name].detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _first_bytes(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(2)
 
 
 def _is_entry(value: Any) -> bool:

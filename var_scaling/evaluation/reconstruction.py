@@ -18,6 +18,7 @@ from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.tokenizer.perceptual import Perceptual
 
 _HELD_OUT = 2048  # images that are scored
+_JUDGED = 256  # images that LPIPS looks at: VGG-16 costs more than the tokenizer
 _SHEET = 32  # images on the reconstruction sheet
 _SSIM_WINDOW = 11  # pixels
 
@@ -37,6 +38,8 @@ def reconstruct(
 ) -> Reconstruction:
     """PSNR in dB (of the squared error over all pixels), SSIM, LPIPS, and per scale the codes' use.
 
+    At most 2,048 images are scored, by LPIPS at most 256, spread evenly over all.
+
     Used: share of codes chosen at all; dead: how many were not. Perplexity: exp of the entropy of
     the choices. SSIM: Gaussian window of 11 pixels, σ 1.5 (Wang et al. 2004); absent below that.
     """
@@ -47,18 +50,23 @@ def reconstruct(
     counts = torch.zeros(t.pyramid.scales, t.codes, dtype=torch.int64)
     sums: dict[str, float] = {}
     for part in np.array_split(rows, -(-len(rows) // batch)):
-        images = to_unit(torch.from_numpy(held_out.images(part, np.zeros_like(part)))).to(device)
+        images = _read(held_out, part).to(device)
         ids_BL = model.encode(images)
-        for name, values_B in _compared(model.decode(ids_BL), images, perceptual).items():
+        for name, values_B in _compared(model.decode(ids_BL), images).items():
             sums[name] = sums.get(name, 0.0) + float(values_B.double().mean()) * len(part)
         for k, ids_BS in enumerate(model.quantize.scales_of(ids_BL.cpu())):
             counts[k] += torch.bincount(ids_BS.flatten(), minlength=t.codes)
+    means = {name: value / len(rows) for name, value in sums.items()}
+    if perceptual is not None:
+        judged = _read(held_out, spread_rows(held_out.rows, _JUDGED)).to(device)
+        parts = judged.split(min(32, batch))
+        looks = [perceptual(model.decode(model.encode(part)), part) for part in parts]
+        means["lpips"] = float(torch.cat(looks).double().mean())
     shown = spread_rows(held_out.rows, _SHEET)
     originals = held_out.images(shown, np.zeros_like(shown))
     parts = to_unit(torch.from_numpy(originals)).split(batch)
     rebuilt = torch.cat([model.decode(model.encode(part.to(device))) for part in parts])
     model.train(was_training)
-    means = {name: value / len(rows) for name, value in sums.items()}
     scores = {
         "psnr_db": float(10 * np.log10(4 / means["mse"])),
         **means,
@@ -68,7 +76,11 @@ def reconstruct(
     return Reconstruction(scores, np.stack([originals, to_pixels(rebuilt.cpu()).numpy()]))
 
 
-def _compared(rebuilt: Tensor, images: Tensor, perceptual: Perceptual | None) -> dict[str, Tensor]:
+def _read(held_out: Source, rows: np.ndarray) -> Tensor:
+    return to_unit(torch.from_numpy(held_out.images(rows, np.zeros_like(rows))))
+
+
+def _compared(rebuilt: Tensor, images: Tensor) -> dict[str, Tensor]:
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     compared = {"mse": (rebuilt - images).square().mean((1, 2, 3))}
@@ -76,8 +88,6 @@ def _compared(rebuilt: Tensor, images: Tensor, perceptual: Perceptual | None) ->
         compared["ssim"] = structural_similarity_index_measure(  # type: ignore[assignment]
             rebuilt, images, reduction="none", data_range=(-1.0, 1.0)
         )
-    if perceptual is not None:
-        compared["lpips"] = perceptual(rebuilt, images)
     return compared
 
 

@@ -4,6 +4,7 @@ Shapes: B images, L tokens, C width, N heads.
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +67,13 @@ class Modulation(nn.Sequential):
 
     def forward(self, cond_BC: Tensor) -> Tensor:
         return rearrange(super().forward(cond_BC), "b (n c) -> b n 1 c", n=self.chunks)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """No autocast within the block."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def modulate(x_BLC: Tensor, scale_B1C: Tensor, shift_B1C: Tensor) -> Tensor:

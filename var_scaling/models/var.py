@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from var_scaling.config import Model, Tokenizer
-from var_scaling.models.layers import Block, ModulatedNorm, Modulation
+from var_scaling.models.layers import Block, ModulatedNorm, Modulation, full_precision
 from var_scaling.pyramid import Pyramid
 from var_scaling.randomness import seed_for
 
@@ -60,7 +60,7 @@ class VAR(nn.Module):
         `shown` is the quantizer's teacher input (B, L - S, Z). `keep` holds the factor of each
         image's residual branches: 0 where drop path drops, else 1 / kept share.
         """
-        with torch.autocast(labels_B.device.type, enabled=False):  # as released
+        with full_precision(labels_B.device):  # as released
             cond_BC = self.class_emb(labels_B)
             first = cond_BC[:, None] + self.pos_start
             x_BLC = torch.cat([first, self.word_embed(shown_BLZ)], dim=1)

@@ -39,6 +39,9 @@ class PatchCritic(nn.Module):
         for parameter in self.parameters():
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=0.02, generator=generator)
+        for layer in self.layers:
+            if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
     def forward(self, images_B3HH: Tensor) -> Tensor:
         return self.layers(images_B3HH)

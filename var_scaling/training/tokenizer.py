@@ -127,11 +127,13 @@ class _Learner:
         else:
             rows = spread_rows(training.rows, wanted)
             pixels = torch.from_numpy(training.images(rows, np.zeros_like(rows)))
+            self.model.eval()  # nothing dropped: what is drawn must be a step's own
             with torch.no_grad(), arithmetic(self.t.precision, self.world.device):
                 features = [
                     self.model.features(to_unit(part).to(self.world.device)).float()
                     for part in pixels.split(self.model.images_at_once)
                 ]
+            self.model.train()
             self.upkeep.start(torch.cat(features))
         if self.average is not None:
             self.average.start()  # what was averaged so far knew no codes

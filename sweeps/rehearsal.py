@@ -1,0 +1,60 @@
+"""What `imagenet256` does, small: photographs at 64 px, every loss of the tokenizer, on a CPU.
+
+Needs weights for LPIPS under [weights] in var-scaling.toml. Real ones judge as people do; random
+ones in their shape (README) show that everything runs, and nothing more.
+"""
+
+from var_scaling.config import Sweep, TrainedTokenizer, Trial
+from var_scaling.datasets import ImageFiles
+from var_scaling.ladder import tiny_model, tiny_optimiser
+from var_scaling.pyramid import Pyramid
+from var_scaling.recipe import Codebook, Critic, Losses, Optimiser
+
+_images = ImageFiles(
+    name="tiny-imagenet-50", side=64, classes=50, train_images=25_000, crops=1, enlarge=1.125
+)
+_rates = Optimiser(
+    learning_rate=1e-3, betas=(0.5, 0.9), weight_decay=0.005, final_weight_decay=0.005, clip=10.0
+)
+_tokenizer = TrainedTokenizer(
+    name="rehearsal",
+    data=_images,
+    pyramid=Pyramid(sides=(1, 2, 3, 4, 6, 8)),
+    codes=512,
+    code_channels=16,
+    channels=16,
+    multipliers=(1, 2, 2, 4),
+    residual_blocks=1,
+    norm_groups=4,
+    losses=Losses(
+        l1=0.2,
+        l2=1.0,
+        perceptual=0.2,
+        adversarial=0.1,
+        critic=Critic(channels=32, starts=0.4, warm_up=0.1, optimiser=_rates),
+    ),
+    codebook=Codebook(starts_at=50, decay=0.95),
+    optimiser=_rates,
+    batch=8,
+    steps=200,
+    dropout=0.05,
+    weight_average=0.98,
+    precision="fp32",
+)
+
+sweep = Sweep(
+    name="rehearsal",
+    question="Do all parts of the large run work together? Too short to believe.",
+    trials=tuple(
+        Trial(
+            name=f"d{depth}",
+            tokenizer=_tokenizer,
+            data=_images,
+            model=tiny_model(depth),
+            optimiser=tiny_optimiser(8 * depth),
+            batch=32,
+            steps=100,
+        )
+        for depth in (1, 2, 3)
+    ),
+)

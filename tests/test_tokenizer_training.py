@@ -1,0 +1,276 @@
+"""Training a tokenizer: bitwise resume with every judge, terms of weight 0 absent, many as one."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import images, numbers, stops_after, tokenizer
+from safetensors.torch import load_file
+
+from var_scaling.config import TrainedTokenizer
+from var_scaling.data.dead_leaves import DeadLeavesSource
+from var_scaling.recipe import Codebook, Critic, Losses, Optimiser
+from var_scaling.results import MetricsLog
+from var_scaling.tokenizer.critic import PatchCritic, balanced, say_at
+from var_scaling.tokenizer.perceptual import Perceptual, load_perceptual
+from var_scaling.training.distributed import World
+from var_scaling.training.judges import Judges
+from var_scaling.training.loop import Interrupted
+from var_scaling.training.optim import WeightAverage
+from var_scaling.training.tokenizer import train_tokenizer
+from var_scaling.weights import WeightsError, save_weights
+
+CRITIC = Critic(
+    channels=8, halvings=2, starts=0.4, warm_up=0.2, optimiser=Optimiser(learning_rate=1e-3)
+)
+EVERYTHING = {
+    "losses": Losses(l1=0.2, perceptual=0.1, adversarial=0.4, critic=CRITIC),
+    "dropout": 0.1,
+    "weight_average": 0.9,
+}
+
+CRITICISED = {**EVERYTHING, "losses": Losses(adversarial=0.4, critic=CRITIC)}
+
+
+@pytest.fixture(scope="module")
+def vgg() -> Perceptual:
+    """Random weights: they judge, though not as people do."""
+    torch.manual_seed(0)
+    module = Perceptual().requires_grad_(False)
+    for k in range(5):
+        getattr(module, f"lin{k}").model[1].weight.abs_()
+    return module
+
+
+def run(folder: Path, t: TrainedTokenizer, vgg=None, stop=lambda: False, world=None):
+    log = MetricsLog(folder / "metrics.jsonl")
+    source = {split: DeadLeavesSource(images(), split) for split in ("train", "validation")}
+    judge = vgg if t.losses.perceptual > 0 else None
+    try:
+        return train_tokenizer(
+            t, source["train"], source["validation"], judge, folder / "checkpoint", log, 1e9, stop,
+            0, folder / "sheet.png", world or World(),
+        )  # fmt: skip
+    finally:
+        log.close()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        EVERYTHING,
+        {**CRITICISED, "precision": "bf16"},
+        {**CRITICISED, "precision": "fp16"},
+        {**CRITICISED, "codebook": Codebook(learns="gradient", starts_at=2, restart_every=3)},
+        {"codebook": Codebook(learns="gradient", k_means_images=0, restart_below=0.0)},
+    ],
+    ids=["plain", "everything", "bf16", "fp16", "gradient codes", "as released"],
+)
+def test_an_interrupted_tokenizer_ends_bitwise_where_an_undisturbed_one_does(
+    changes, tmp_path, vgg
+):
+    t = tokenizer(**changes)
+    whole = run(tmp_path / "whole", t, vgg)
+    for count in (0, 2, 2):  # before, across and after the codebook's start, and the critic's
+        with pytest.raises(Interrupted):
+            run(tmp_path / "torn", t, vgg, stop=stops_after(count))
+    torn = run(tmp_path / "torn", t, vgg)
+    for (name, one), other in zip(
+        whole.state_dict().items(), torn.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, other), name
+    lines = numbers(tmp_path / "whole" / "metrics.jsonl")
+    assert lines == numbers(tmp_path / "torn" / "metrics.jsonl")
+    assert (tmp_path / "whole" / "sheet.png").exists()
+    scores = [line for line in lines if line["kind"] == "validation"][-1]
+    assert len(scores["used_per_scale"]) == len(scores["perplexity_per_scale"]) == 3
+    assert scores["codes_dead"] == round(32 * (1 - scores["codes_used_all"]))
+    assert -1 <= scores["ssim"] <= 1
+
+
+def test_a_tokenizer_learns(tmp_path):
+    run(tmp_path, tokenizer(steps=120, batch=16))
+    scores = [line for line in numbers(tmp_path / "metrics.jsonl") if line["kind"] == "validation"]
+    assert scores[-1]["psnr_db"] > scores[0]["psnr_db"] + 0.3
+    assert scores[-1]["codes_used_all"] > 0.9
+
+
+def test_each_term_is_logged_and_those_of_weight_0_are_not_there(tmp_path, vgg):
+    run(tmp_path / "all", tokenizer(**EVERYTHING), vgg)
+    early, late = (numbers(tmp_path / "all" / "metrics.jsonl")[place] for place in (0, -2))
+    assert {"l1", "l2", "perceptual", "quantisation", "reconstruction", "loss"} <= set(early)
+    assert not {"critic", "adversarial", "adversarial_factor"} & set(early)
+    assert {"critic", "critic_grad_norm", "adversarial", "adversarial_factor"} <= set(late)
+    weighed = 0.2 * early["l1"] + early["l2"] + 0.1 * early["perceptual"]
+    assert early["reconstruction"] == pytest.approx(weighed, rel=1e-5)
+    run(tmp_path / "one", tokenizer(losses=Losses(l2=0.0, l1=1.0)))
+    only = numbers(tmp_path / "one" / "metrics.jsonl")[0]
+    assert "l1" in only
+    assert not {"l2", "perceptual", "critic"} & set(only)
+
+
+def test_a_term_of_weight_0_costs_nothing(vgg):
+    judges = Judges(tokenizer(), None, World())
+    assert (judges.perceptual, judges.critic) == (None, None)
+    with pytest.raises(AssertionError):
+        Judges(tokenizer(), vgg, World())
+
+
+# The judges -----------------------------------------------------------------------------------
+
+
+def test_the_critics_pull_is_made_as_loud_as_the_truths():
+    torch.manual_seed(0)
+    layer, critic = torch.nn.Conv2d(4, 3, 3, padding=1), PatchCritic(CRITIC, seed=0)
+    rebuilt = layer(torch.randn(2, 4, 16, 16))
+    truth, verdict = (rebuilt - 0.3).square().mean(), 50 * -critic(rebuilt).mean()
+    apart = [
+        torch.autograd.grad(loss, layer.weight, retain_graph=True)[0] for loss in (truth, verdict)
+    ]
+    by_truth, by_critic, factor = balanced(
+        CRITIC, rebuilt, truth, verdict, layer.weight, lambda value: value
+    )
+    assert factor == pytest.approx(float(apart[0].norm() / apart[1].norm()), rel=1e-4)
+    surrogate = (rebuilt * (by_truth + 0.4 * factor * by_critic)).sum()
+    (ours,) = torch.autograd.grad(surrogate, layer.weight)
+    torch.testing.assert_close(ours, apart[0] + 0.4 * factor * apart[1])
+    assert (0.4 * factor * apart[1]).norm() == pytest.approx(float(0.4 * apart[0].norm()), rel=1e-4)
+
+
+def test_the_critic_is_silent_then_rises_then_speaks():
+    said = [say_at(CRITIC, step, 10) for step in range(10)]
+    assert said == [0, 0, 0, 0, 0.5, 1, 1, 1, 1, 1]
+
+
+def test_an_image_is_no_distance_from_itself_and_gradients_reach_the_rebuilt_alone(vgg):
+    image = torch.rand(2, 3, 32, 32) * 2 - 1
+    assert vgg(image, image).tolist() == [0, 0]
+    other = (image * 0.5).requires_grad_()
+    distances = vgg(other, image)
+    assert distances.shape == (2,)
+    assert (distances > 0).all()
+    distances.sum().backward()
+    assert other.grad.abs().sum() > 0
+
+
+def test_perceptual_weights_come_from_one_file_or_two_and_their_hash_is_the_same(tmp_path, vgg):
+    state = vgg.state_dict()
+    features = {name: value for name, value in state.items() if name.startswith("features")}
+    rest = {name: value for name, value in state.items() if name not in features}
+    torch.save(state, tmp_path / "both.pth")
+    torch.save({**features, "classifier.0.weight": torch.ones(2, 2)}, tmp_path / "vgg16.pth")
+    torch.save(rest, tmp_path / "lpips.pth")
+    save_weights(vgg, tmp_path / "both.safetensors")
+    one = load_perceptual((tmp_path / "both.pth",), None)
+    two = load_perceptual((tmp_path / "vgg16.pth", tmp_path / "lpips.pth"), one.sha256)
+    assert load_perceptual((tmp_path / "both.safetensors",), None).sha256 == two.sha256
+    images_ = torch.rand(2, 2, 3, 16, 16)
+    assert torch.equal(two(*images_), vgg(*images_))
+    with pytest.raises(WeightsError, match=r"5 missing: lin0.model.1.weight"):
+        load_perceptual((tmp_path / "vgg16.pth",), None)
+    with pytest.raises(WeightsError, match=r"but losses\.perceptual_sha256 = 000"):
+        load_perceptual((tmp_path / "both.pth",), "0" * 64)
+    with pytest.raises(WeightsError, match=r"\[weights\]\n  lpips ="):
+        load_perceptual((), None)
+
+
+def test_going_on_with_other_perceptual_weights_is_refused(tmp_path, vgg):
+    t = tokenizer(**EVERYTHING)
+    with pytest.raises(Interrupted):
+        run(tmp_path, t, vgg, stop=stops_after(2))
+    other = Perceptual().requires_grad_(False)
+    other.sha256 = "b" * 64
+    with pytest.raises(ValueError, match="training began with perceptual weights"):
+        run(tmp_path, t, other)
+
+
+# Averages and several processes -----------------------------------------------------------------
+
+
+def test_the_weight_average_follows_its_ramp():
+    module, spare = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    average = WeightAverage(module, spare, decay=0.5)
+    start = module.weight.detach().clone()
+    with torch.no_grad():
+        module.weight.add_(1)
+    average.update(0)
+    torch.testing.assert_close(spare.weight, start + 0.9)  # (0 / 2 + 1) / (0 / 2 + 10) is kept
+    for step in range(1000, 1001):
+        average.update(step)  # far on: the limit of 0.5
+    torch.testing.assert_close(spare.weight, start + 0.95)
+
+
+def test_what_is_kept_is_the_average(tmp_path):
+    kept = run(tmp_path / "a", tokenizer(weight_average=0.99))
+    last = run(tmp_path / "b", tokenizer())
+    assert not torch.equal(kept.encoder.conv_in.weight, last.encoder.conv_in.weight)
+    assert not any(parameter.requires_grad for parameter in kept.parameters())
+
+
+WORKER = """
+import sys
+from pathlib import Path
+from conftest import tokenizer
+import test_tokenizer_training as tests
+from var_scaling.training import distributed
+from var_scaling.tokenizer.perceptual import load_perceptual
+from var_scaling.weights import save_weights
+import torch
+torch.set_num_threads(1)
+world, home = distributed.join(), Path(sys.argv[1])
+vgg = load_perceptual((home / "vgg.safetensors",), None)
+folder = home / f"rank{world.rank}"
+t = tokenizer(**{**tests.EVERYTHING, "dropout": 0.0}, batch=8)
+model = tests.run(folder, t, vgg, world=world)
+save_weights(model, folder / "weights.safetensors")
+distributed.leave(world)
+"""
+
+
+def test_two_processes_train_what_one_does(tmp_path, vgg):
+    """The same rows, codes restarted from the same vectors, numbers equal to rounding."""
+    save_weights(vgg, tmp_path / "vgg.safetensors")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common |= {"WORLD_SIZE": "2", "PYTHONPATH": str(Path(__file__).parent)}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(tmp_path)],
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    said = [worker.communicate(timeout=120)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], said
+    one = run(tmp_path / "one", tokenizer(**{**EVERYTHING, "dropout": 0.0}), vgg)
+    ranks = [load_file(tmp_path / f"rank{rank}" / "weights.safetensors") for rank in (0, 1)]
+    for name, value in one.state_dict().items():
+        assert torch.equal(ranks[0][name], ranks[1][name])
+        torch.testing.assert_close(ranks[0][name], value, rtol=1e-3, atol=1e-4)
+    lines = [
+        [line for line in numbers(tmp_path / name / "metrics.jsonl") if line["kind"] == "train"]
+        for name in ("one", "rank0")
+    ]
+    for line, other in zip(*lines, strict=True):
+        assert line.keys() == other.keys()
+        np.testing.assert_allclose(
+            [other[name] for name in line if name != "kind"],
+            [line[name] for name in line if name != "kind"],
+            rtol=2e-3,
+        )
+
+
+def test_a_batch_that_does_not_divide_is_an_error_not_another_batch():
+    assert World(rank=1, size=2).share(8) == slice(4, 8)
+    with pytest.raises(ValueError, match="batch = 9: does not divide among 2 processes"):
+        World(size=2).share(9)
