@@ -33,7 +33,7 @@ _tokenizer = TrainedTokenizer(
         adversarial=0.1,
         critic=Critic(channels=32, starts=0.4, warm_up=0.1, optimiser=_rates),
     ),
-    codebook=Codebook(starts_at=50, decay=0.95),
+    codebook=Codebook(starts_at=50, decay=0.95, restart_below=0.2),
     optimiser=_rates,
     batch=8,
     steps=200,

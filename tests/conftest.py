@@ -66,18 +66,19 @@ def _settings_of_the_test_alone(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.fixture(scope="session")
-def token_cache():
+def random_cache(images: int, seed: int = 0, t: TrainedTokenizer | None = None):
     """A cache of random tokens, as if an encoder had written them."""
     from var_scaling.tokenizer.cache import TokenCache
 
-    def make(images: int, seed: int = 0, t: TrainedTokenizer | None = None) -> TokenCache:
-        t = t or tokenizer()
-        generator = np.random.default_rng(seed)
-        tokens = generator.integers(t.codes, size=(images, t.pyramid.length)).astype(np.uint16)
-        return TokenCache(tokens, np.arange(images) % 8, 1, {})
+    t = t or tokenizer()
+    generator = np.random.default_rng(seed)
+    tokens = generator.integers(t.codes, size=(images, t.pyramid.length)).astype(np.uint16)
+    return TokenCache(tokens, np.arange(images) % 8, 1, {})
 
-    return make
+
+@pytest.fixture(scope="session")
+def token_cache():
+    return random_cache
 
 
 def var_scaling(*words: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:

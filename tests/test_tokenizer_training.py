@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import images, numbers, stops_after, tokenizer
+from conftest import images, numbers, random_cache, stops_after, tokenizer, trial
 from safetensors.torch import load_file
 
 from var_scaling.config import TrainedTokenizer
@@ -17,12 +17,14 @@ from var_scaling.data.dead_leaves import DeadLeavesSource
 from var_scaling.recipe import Codebook, Critic, Losses, Optimiser
 from var_scaling.results import MetricsLog
 from var_scaling.tokenizer.critic import PatchCritic, balanced, say_at
+from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.tokenizer.perceptual import Perceptual, load_perceptual
 from var_scaling.training.distributed import World
 from var_scaling.training.judges import Judges
 from var_scaling.training.loop import Interrupted
 from var_scaling.training.optim import WeightAverage
 from var_scaling.training.tokenizer import train_tokenizer
+from var_scaling.training.trial import train
 from var_scaling.weights import WeightsError, save_weights
 
 CRITIC = Critic(
@@ -213,12 +215,25 @@ def test_what_is_kept_is_the_average(tmp_path):
     assert not any(parameter.requires_grad for parameter in kept.parameters())
 
 
+def shared_tokenizer() -> TrainedTokenizer:
+    """Without dropout: what it draws is each process's own."""
+    return tokenizer(**{**EVERYTHING, "dropout": 0.0})
+
+
+def run_trial(folder: Path, world: World):
+    log = MetricsLog(folder / "metrics.jsonl")
+    quantizer = MultiScaleVQVAE(tokenizer()).quantize.requires_grad_(False)
+    caches = random_cache(50, seed=1), random_cache(20, seed=2)
+    words = (folder / "checkpoint", log, 1e9, lambda: False, world)
+    return train(trial(label_drop=0.5), quantizer, *caches, *words)
+
+
 WORKER = """
 import sys
 from pathlib import Path
-from conftest import tokenizer
 import test_tokenizer_training as tests
 from var_scaling.training import distributed
+from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.tokenizer.perceptual import load_perceptual
 from var_scaling.weights import save_weights
 import torch
@@ -226,9 +241,9 @@ torch.set_num_threads(1)
 world, home = distributed.join(), Path(sys.argv[1])
 vgg = load_perceptual((home / "vgg.safetensors",), None)
 folder = home / f"rank{world.rank}"
-t = tokenizer(**{**tests.EVERYTHING, "dropout": 0.0}, batch=8)
-model = tests.run(folder, t, vgg, world=world)
+model = tests.run(folder, tests.shared_tokenizer(), vgg, world=world)
 save_weights(model, folder / "weights.safetensors")
+save_weights(tests.run_trial(folder / "trial", world), folder / "trial.safetensors")
 distributed.leave(world)
 """
 
@@ -252,22 +267,26 @@ def test_two_processes_train_what_one_does(tmp_path, vgg):
     ]
     said = [worker.communicate(timeout=120)[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], said
-    one = run(tmp_path / "one", tokenizer(**{**EVERYTHING, "dropout": 0.0}), vgg)
-    ranks = [load_file(tmp_path / f"rank{rank}" / "weights.safetensors") for rank in (0, 1)]
-    for name, value in one.state_dict().items():
-        assert torch.equal(ranks[0][name], ranks[1][name])
-        torch.testing.assert_close(ranks[0][name], value, rtol=1e-3, atol=1e-4)
-    lines = [
-        [line for line in numbers(tmp_path / name / "metrics.jsonl") if line["kind"] == "train"]
-        for name in ("one", "rank0")
-    ]
-    for line, other in zip(*lines, strict=True):
-        assert line.keys() == other.keys()
-        np.testing.assert_allclose(
-            [other[name] for name in line if name != "kind"],
-            [line[name] for name in line if name != "kind"],
-            rtol=2e-3,
-        )
+    alone = {
+        "weights": run(tmp_path / "one", shared_tokenizer(), vgg),
+        "trial": run_trial(tmp_path / "one" / "trial", World()),
+    }
+    for what, model in alone.items():
+        ranks = [load_file(tmp_path / f"rank{rank}" / f"{what}.safetensors") for rank in (0, 1)]
+        for name, value in model.state_dict().items():
+            assert torch.equal(ranks[0][name], ranks[1][name])
+            torch.testing.assert_close(ranks[0][name], value, rtol=1e-3, atol=1e-4)
+    for path in ("metrics.jsonl", "trial/metrics.jsonl"):
+        lines = [
+            [line for line in numbers(tmp_path / name / path) if line["kind"] == "train"]
+            for name in ("one", "rank0")
+        ]
+        for line, other in zip(*lines, strict=True):
+            assert line.keys() == other.keys()
+            found, wanted = (
+                [one[name] for name in line if name != "kind"] for one in (other, line)
+            )
+            np.testing.assert_allclose(found, wanted, rtol=2e-3)
 
 
 def test_a_batch_that_does_not_divide_is_an_error_not_another_batch():

@@ -57,18 +57,23 @@ class CodebookUpkeep:
             self._k_means(torch.cat(self.quantizer(f_BCHH, 0.0).vectors), attempt)
 
     @torch.no_grad()
-    def update(self, quantized: Quantized, step: int) -> None:
-        """Move each code towards the vectors that chose it; restart those nobody chose."""
+    def update(self, quantized: Quantized, step: int) -> Tensor:
+        """Move each code towards the vectors that chose it; restart those nobody chose.
+
+        Returns the restarted codes' numbers: what they stood for before is over.
+        """
+        restarted = torch.zeros(0, dtype=torch.int64, device=self.codes_VC.device)
         ids_N = torch.cat([ids.flatten() for ids in quantized.ids])
         uses_V, sums_VC = self._counted(torch.cat(quantized.vectors), ids_N)
         self.uses_V.lerp_(self.total(uses_V), 1 - self.config.decay)
         if self.averaged:
             self.sums_VC.lerp_(self.total(sums_VC), 1 - self.config.decay)
         if self.config.restart_below > 0 and (step + 1) % self.config.restart_every == 0:
-            self._restart(quantized.vectors, step)
+            restarted = self._restart(quantized.vectors, step)
         if self.averaged:
             alive = self.uses_V > 1e-3  # codes without any use keep their place until a restart
             self.codes_VC[alive] = self.sums_VC[alive] / self.uses_V[alive, None]
+        return restarted
 
     def state(self) -> dict[str, Tensor]:
         return {"uses": self.uses_V, "sums": self.sums_VC}
@@ -77,7 +82,7 @@ class CodebookUpkeep:
         self.uses_V.copy_(state["uses"])
         self.sums_VC.copy_(state["sums"])
 
-    def _restart(self, vectors: list[Tensor], step: int) -> None:
+    def _restart(self, vectors: list[Tensor], step: int) -> Tensor:
         """Dead codes take the place of vectors drawn from the whole batch."""
         fair = self.uses_V.sum() / len(self.uses_V)
         dead = (self.uses_V < self.config.restart_below * fair).nonzero().flatten()
@@ -95,6 +100,7 @@ class CodebookUpkeep:
         self.uses_V[dead] = fair
         self.sums_VC[dead] = picked * fair
         self.codes_VC[dead] = picked
+        return dead
 
     def _processes(self) -> int:
         return int(self.total(torch.ones((), device=self.codes_VC.device)))

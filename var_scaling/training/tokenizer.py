@@ -147,9 +147,9 @@ class _Learner:
         with arithmetic(t.precision, self.world.device):
             quantised = step >= t.codebook.starts_at
             rebuilt, quantized = self.net(images, t.losses.commitment, quantised)
-            quantisation = rebuilt.new_zeros(())
+            quantisation, restarted = rebuilt.new_zeros(()), None
             if quantized is not None:
-                self.upkeep.update(quantized, step)
+                restarted = self.upkeep.update(quantized, step)
                 quantisation = quantized.loss
             terms = self.judges.terms(rebuilt, images)
             reconstruction = self.judges.weighed(terms)
@@ -169,6 +169,8 @@ class _Learner:
             stats |= self.judges.learn(images, rebuilt.detach(), step)
         if self.average is not None:
             self.average.update(step)
+            if restarted is not None:  # half-way to its new place a code is of no use to anyone
+                self.best.quantize.embedding.weight[restarted] = self.upkeep.codes_VC[restarted]
         return self.world.means({name: value.detach() for name, value in stats.items()})
 
     def state(self) -> dict[str, object]:
