@@ -26,8 +26,10 @@ _STYLE: Any = {
 }
 
 
-def draw_all(study: Study, folder: Path) -> dict[str, Path]:
-    """Every figure that the table carries, as SVG, PNG and PDF; returns each SVG by name."""
+def draw_all(
+    study: Study, folder: Path, kinds: tuple[str, ...] = ("svg", "png", "pdf")
+) -> dict[str, Path]:
+    """Every figure that the table carries, in all `kinds`; returns each SVG by name."""
     folder.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Callable[[Study], Figure | None]] = {
         "laws_in_parameters": laws_in_parameters,
@@ -43,7 +45,7 @@ def draw_all(study: Study, folder: Path) -> dict[str, Path]:
             figure = draw(study)
             if figure is None:
                 continue
-            for kind in ("svg", "png", "pdf"):
+            for kind in kinds:
                 dateless = {"CreationDate": None} if kind == "pdf" else {"Date": None}
                 metadata = dateless if kind != "png" else None
                 figure.savefig(folder / f"{name}.{kind}", metadata=metadata)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from pipelines import cli_models, screen
 from pipelines import plan as planning
@@ -20,7 +21,7 @@ from pipelines.rows import write_results
 from pipelines.screen import console, errors, say_error, warn
 from pipelines.settings import load_settings
 from pipelines.store import IMPORTED, Busy, Drift, Home
-from pipelines.sweeps import find_sweep, known_sweeps
+from pipelines.sweeps import explained, find_sweep, known_sweeps
 from var_scaling.config import Sweep
 
 app = typer.Typer(
@@ -216,7 +217,8 @@ def main() -> None:
         errors.print("Stopped at once; what was saved is kept.")
         sys.exit(130)
     except (Drift, Busy, ValueError, OSError) as error:
-        say_error(f"error: {error}")
+        said = explained(error) if isinstance(error, ValidationError) else str(error)
+        say_error(f"error: {said}")
         sys.exit(next(code for kind, code in codes if isinstance(error, kind)))
 
 

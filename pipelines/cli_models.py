@@ -77,18 +77,25 @@ def evaluate(
     data: Annotated[
         str | None, typer.Option(help="images to score on, by their name in var-scaling.toml")
     ] = None,
+    enlarge: Annotated[
+        float, typer.Option(min=1, help="shorter side before the centre is cut, in image sides")
+    ] = 1.125,
+    validation_share: Annotated[
+        float, typer.Option(min=0, max=0.99, help="where the images have no split of their own")
+    ] = 0.0,
     home: HomeFolder = RUNS,
     as_json: AsJson = False,
 ) -> None:
     """Held-out loss and error of one model, told each image's class and told none."""
-    from pipelines.evaluate import evaluate_model
+    from pipelines.evaluate import Images, evaluate_model
     from pipelines.stages import Place
 
     at, settings = Home(home), load_settings()
     with screen.steps(f"evaluating {address}") as tell:
         threads = settings.local.threads_per_stage  # as in training: then the numbers agree
+        images = Images(data, enlarge, validation_share)
         place = Place(at, settings, threads, at.root / "stop", tell)
-        scores = evaluate_model(place, address, data, tell)
+        scores = evaluate_model(place, address, images, tell)
     if as_json:
         print(json.dumps(scores))
     else:

@@ -1,26 +1,41 @@
 """Score a finished model on held-out images: one we trained, or one that was imported."""
 
+import json
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from pipelines.address import finished, read_generator
-from pipelines.stages import Place, description, run_tokens
+from pipelines.provenance import code_version
+from pipelines.stages import Place, description, run_tokenizer, run_tokens
 from var_scaling.config import ImportedModel, Trial
 from var_scaling.datasets import DeadLeaves, ImageFiles
+from var_scaling.disk import read_json
 from var_scaling.results import Line, MetricsLog
 
 Tell = Callable[[str, int, int], None]
 
 
-def evaluate_model(place: Place, address: str, data_name: str | None, tell: Tell) -> Line:
-    """Loss and error of the model at `address`, told the true label and told none.
+@dataclass(frozen=True)
+class Images:
+    """Which image files to score on, and how they are cut (see ImageFiles)."""
 
-    `data_name` names image files; a trial of our own is scored on its own data without it. For an
-    imported model the result is kept, for its sweep's results table. Raises ValueError.
+    name: str | None
+    enlarge: float
+    validation_share: float
+
+
+def evaluate_model(place: Place, address: str, images: Images, tell: Tell) -> Line:
+    """Loss and error of the model at `address`, told the true label and, if it learnt to, none.
+
+    A trial of our own is scored on its own data unless `images` has a name. For an imported model
+    the result is kept, for its sweep's results table. Raises ValueError, Drift, DataError.
     """
     folder = finished(place.home, address)
     generator = read_generator(folder)
-    data = _data_of(generator, data_name, address)
-    run_tokens(place, generator.tokenizer, data, "validation")
+    t = generator.tokenizer
+    data = _data_of(place, generator, images, address)
+    run_tokenizer(place, t)  # it is there, and the one that the model was trained with
+    run_tokens(place, t, data, "validation")
 
     from var_scaling.evaluation.likelihood import LABELS, evaluate, evaluation_flops
     from var_scaling.models.var import VAR
@@ -29,7 +44,7 @@ def evaluate_model(place: Place, address: str, data_name: str | None, tell: Tell
     from var_scaling.training.optim import arithmetic
     from var_scaling.weights import load_weights
 
-    t, device = generator.tokenizer, place.world().device
+    device = place.world().device
     cache = open_cache(
         place.home.tokens(t.name, data.name, "validation"),
         description(place.home, t, data, "validation"),
@@ -37,31 +52,42 @@ def evaluate_model(place: Place, address: str, data_name: str | None, tell: Tell
     tokenizer = load_tokenizer(t, place.home.tokenizer(t.name) / "weights.safetensors").to(device)
     model = VAR(generator.model, t, generator.classes, seed=0)
     load_weights(model, folder / "weights.safetensors")
-    precision = generator.precision if isinstance(generator, Trial) else "fp32"
-    with arithmetic(precision, device):
+    ours = generator if isinstance(generator, Trial) else None
+    labels = LABELS[:1] if ours and ours.label_drop == 0 else LABELS
+    with arithmetic(ours.precision if ours else "fp32", device):
         scores = evaluate(
             model.to(device),
             tokenizer.quantize,
             cache,
-            LABELS,
+            labels,
             lambda done, of: tell(f"scoring {address}", done, of),
         )
-    spent = evaluation_flops(generator.model, t, cache.images, LABELS)
+    spent = evaluation_flops(generator.model, t, cache.images, labels)
     line = {**scores, "data": data.name, "evaluation_flops": spent}
-    if isinstance(generator, ImportedModel):
+    if ours is None:
         log = MetricsLog(folder / "metrics.jsonl")
-        log("validation", 0, line)
+        log("validation", 0, {**line, "commit": code_version()})
         log.close()
     return line
 
 
 def _data_of(
-    generator: Trial | ImportedModel, name: str | None, address: str
+    place: Place, generator: Trial | ImportedModel, images: Images, address: str
 ) -> DeadLeaves | ImageFiles:
-    if isinstance(generator, Trial) and name in (None, generator.data.name):
+    """The record of the images: the trial's own, that of the tokens that are here, or a new one."""
+    if isinstance(generator, Trial) and images.name in (None, generator.data.name):
         return generator.data
-    if name is None:
+    if images.name is None:
         raise ValueError(f"{address} was trained elsewhere: say on which images, with --data NAME")
-    return ImageFiles(
-        name=name, side=generator.tokenizer.side, classes=generator.classes, enlarge=1.125
+    wanted = ImageFiles(
+        name=images.name,
+        side=generator.tokenizer.side,
+        classes=generator.classes,
+        enlarge=images.enlarge,
+        validation_share=images.validation_share,
     )
+    manifest = place.home.tokens(generator.tokenizer.name, wanted.name, "validation")
+    if not (manifest / "manifest.json").exists():
+        return wanted
+    recorded = read_json(manifest / "manifest.json")["data"]
+    return ImageFiles.model_validate_json(json.dumps(recorded))

@@ -5,15 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from pipelines.address import finished, read_generator, read_tokenizer
 from pipelines.provenance import note_attempt
 from pipelines.store import Home, claim, drift, held, refuse
-from var_scaling.config import ImportedModel, ImportedTokenizer
+from var_scaling.config import ImportedModel, ImportedTokenizer, SomeTokenizer
 from var_scaling.disk import DONE, is_done, whole, write_json
 from var_scaling.models import released
 from var_scaling.pyramid import PAPER_256, Pyramid
-from var_scaling.record import Record, difference
+from var_scaling.record import Name, Record, difference
 from var_scaling.weights import (
     State,
     WeightsError,
@@ -44,19 +45,23 @@ def import_released(
     the very same file, is used again under the name it has. Raises WeightsError or Drift; nothing
     is written before everything has been checked.
     """
+    _refuse_name(name)
     tokenizer_part, var_part = _sorted([_read(path, say) for path in files])
     pyramid = released.pyramid_of(var_part.path, var_part.var) if var_part else None
     if sides is not None:
         if pyramid is not None and pyramid.sides != sides:
             raise WeightsError(f"{files[-1]} tells of sides {pyramid.sides}, --sides of {sides}")
         pyramid = Pyramid(sides=sides)
+    assert tokenizer_part.tokenizer is not None
     if pyramid is None:
-        if var_part is not None:
-            raise WeightsError(f"{var_part.path}: does not tell its scales' sides; give --sides")
+        scales = released.scales_of(tokenizer_part.tokenizer)
+        if "pos_1LC" in (var_part.var or {} if var_part else {}) or scales not in (None, 10):
+            raise WeightsError(
+                f"{files[-1]}: does not tell its scales' sides; give --sides 1,2,3,..."
+            )
         pyramid = Pyramid(sides=PAPER_256)
         say(f"the file does not tell its scales' sides; taken as {_told(pyramid)} (else --sides)")
-
-    assert tokenizer_part.tokenizer is not None
+    say("taken as the released code has it, for no file tells: half of phi kept, no cosine lookup")
     sha256 = file_sha256(tokenizer_part.path)
     t, tokenizer_state = released.read_tokenizer(
         tokenizer_part.path, tokenizer_part.tokenizer, name, sha256, pyramid
@@ -68,7 +73,9 @@ def import_released(
         model, var_state = released.read_var(
             var_part.path, var_part.var, name, file_sha256(var_part.path), t
         )
-        refuse(home.imported(name), drift(home.imported(name) / "model.json", model))
+        if is_done(home.imported(name)):
+            path = home.imported(name) / "model.json"
+            refuse(path, drift(path, model))
     if known is None:
         _keep(home.tokenizer(t.name), "tokenizer.json", t, tokenizer_state)
     if model is not None and var_state is not None:
@@ -106,6 +113,15 @@ def export_released(home: Home, address: str, out: Path) -> str:
     )
 
 
+def _refuse_name(name: str) -> None:
+    try:
+        TypeAdapter(Name).validate_python(name)
+    except ValidationError as error:
+        raise ValueError(
+            f"--as {name}: a name is of a-z, 0-9, '.', '_', '-'; 64 at most"
+        ) from error
+
+
 def _read(path: Path, say: Say) -> released.Parts:
     say(f"reading {path}")
     return released.parts_of(path, read_file(path))
@@ -128,24 +144,36 @@ def _sorted(parts: list[released.Parts]) -> tuple[released.Parts, released.Parts
 def _same(home: Home, t: ImportedTokenizer) -> ImportedTokenizer | None:
     """The tokenizer in `home` that came from the same file; Drift if its name is another's."""
     for folder in sorted(home.root.glob("tokenizers/*")):
-        if is_done(folder) and (folder / "tokenizer.json").exists():
-            known = read_tokenizer(folder)
-            if known == t.model_copy(update={"name": known.name}):
-                assert isinstance(known, ImportedTokenizer)
-                return known
+        known = _readable(folder)
+        if known is not None and known == t.model_copy(update={"name": known.name}):
+            assert isinstance(known, ImportedTokenizer)
+            return known
     path = home.tokenizer(t.name) / "tokenizer.json"
-    if path.exists():
+    if path.exists() and (is_done(path.parent) or read_tokenizer(path.parent).kind == "trained"):
         recorded = read_tokenizer(path.parent).model_dump(mode="json")
         refuse(path, difference(recorded, t.model_dump(mode="json")))
     return None
 
 
+def _readable(folder: Path) -> SomeTokenizer | None:
+    """The finished tokenizer in `folder`; None too if its record is of another version."""
+    if not is_done(folder):
+        return None
+    try:
+        return read_tokenizer(folder)
+    except ValueError:
+        return None
+
+
 def _keep(folder: Path, file: str, record: Record, state: State) -> None:
-    """Write `record` and its weights into `folder`, the mark last."""
+    """Write `record` and its weights into `folder`, the mark last; what was left half-way goes."""
     with held(folder):
-        claim(folder, file, record)
         if is_done(folder):
+            claim(folder, file, record)
             return
+        for left in (folder / file, *folder.glob(".tmp*"), *folder.glob(".weights*")):
+            left.unlink(missing_ok=True)
+        claim(folder, file, record)
         note_attempt(folder, threads=1)
         weights = folder / "weights.safetensors"
         save_tensors(state, weights)

@@ -34,12 +34,15 @@ class Outcome:
 
 def refuse_drift(home: Home, sweep: Sweep) -> None:
     """Raise Drift if any folder of `sweep` is the home of something else; nothing is written."""
-    for t in sweep.tokenizers:
+    for t in (*sweep.tokenizers, *(model.tokenizer for model in sweep.imported)):
         path = home.tokenizer(t.name) / "tokenizer.json"
         refuse(path, drift(path, t))
     for trial in sweep.trials:
         path = home.trial(sweep.name, trial.name) / "trial.json"
         refuse(path, drift(path, trial))
+    for model in sweep.imported:
+        path = home.imported(model.name) / "model.json"
+        refuse(path, drift(path, model))
     for t, data in sweep.token_sets:
         for split in ("train", "validation"):
             path = home.tokens(t.name, data.name, split) / "manifest.json"

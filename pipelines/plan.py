@@ -55,6 +55,7 @@ def plan_summary(sweep: Sweep, rows: list[dict[str, Any]], sustained: float) -> 
         "gpu_hours": hours,
         "before": before,
         "trials": rows,
+        "imported": [{"model": one.name, **model_ledger(one)} for one in sweep.imported],
     }
 
 

@@ -45,9 +45,24 @@ def _imported_rows(home: Home, sweep: Sweep, model: ImportedModel) -> list[Row]:
             seconds=None,
             images_per_second=None,
             status="imported",
-            commit=commit_of(folder),
+            commit=line["commit"],
         )
     ]
+
+
+def _refuse_unlike(rows: list[Row]) -> None:
+    """Nats a token of other tokens, or of other images, are no points of one law."""
+    scored = sorted({f"{row.data} in tokens of {row.tokenizer}" for row in rows})
+    if len(scored) > 1:
+        raise ValueError(
+            "these models were scored on different things, which no law compares: "
+            + "; ".join(f"{', '.join(_scored_on(rows, what))} on {what}" for what in scored)
+            + ". Evaluate all alike, or put those that belong together into a sweep of your own"
+        )
+
+
+def _scored_on(rows: list[Row], what: str) -> list[str]:
+    return sorted({row.trial for row in rows if f"{row.data} in tokens of {row.tokenizer}" == what})
 
 
 def _identity(sweep: Sweep, thing: Trial | ImportedModel) -> dict[str, Any]:
@@ -143,6 +158,8 @@ def write_results(home: Home, sweep: Sweep) -> str | None:
     rows = rows_of(home, sweep)
     if not rows:
         return None
+    if sweep.imported:
+        _refuse_unlike(rows)
     with whole(home.sweep(sweep.name) / "results.parquet") as beside:
         pq.write_table(pa.Table.from_pylist([row.model_dump() for row in rows]), beside)
     text = "".join(row.model_dump_json() for row in rows)

@@ -14,13 +14,7 @@ from typing import Any
 from pipelines.provenance import note_attempt
 from pipelines.settings import Settings
 from pipelines.store import Home, claim, held
-from var_scaling.config import (
-    ImportedTokenizer,
-    SomeTokenizer,
-    Sweep,
-    Tokenizer,
-    Trial,
-)
+from var_scaling.config import ImportedTokenizer, SomeTokenizer, Sweep, TrainedTokenizer, Trial
 from var_scaling.datasets import DeadLeaves, ImageFiles
 from var_scaling.disk import DONE, is_done, read_json, write_json
 from var_scaling.results import MetricsLog
@@ -57,20 +51,21 @@ class Place:
 
 
 def run_tokenizer(place: Place, t: SomeTokenizer) -> str:
-    """Train `t` in its folder. Returns "done"; raises Stopped, Diverged or WeightsError.
+    """Train `t` in its folder; an imported one must be there. Returns "done".
 
-    An imported one must be there: ValueError says how to bring it.
+    Raises Stopped, Diverged, WeightsError, or ValueError that says how to bring an imported one.
     """
     folder = place.home.tokenizer(t.name)
     with _at_work(folder, place):
-        claim(folder, "tokenizer.json", t)
-        if is_done(folder):
-            return "done"
-        if isinstance(t, ImportedTokenizer):
+        if isinstance(t, ImportedTokenizer) and not is_done(folder):
             raise ValueError(
                 f"tokenizer {t.name} is to be imported, not trained, and is not here yet: "
                 f"var-scaling import VQVAE.pth --as {t.name} (SHA-256 {t.sha256})"
             )
+        claim(folder, "tokenizer.json", t)
+        if is_done(folder):
+            return "done"
+        assert isinstance(t, TrainedTokenizer)
         from var_scaling.training.checkpoint import clear
         from var_scaling.training.tokenizer import train_tokenizer
         from var_scaling.weights import file_sha256, save_weights
@@ -106,12 +101,13 @@ def run_tokenizer(place: Place, t: SomeTokenizer) -> str:
         return "done"
 
 
-def run_tokens(place: Place, t: Tokenizer, data: DeadLeaves | ImageFiles, split: str) -> str:
+def run_tokens(place: Place, t: SomeTokenizer, data: DeadLeaves | ImageFiles, split: str) -> str:
     """Encode `data`'s `split` with the trained `t`. Raises Stopped, DataError or CacheError."""
     folder = place.home.tokens(t.name, data.name, split)
     with _at_work(folder, place):
         from var_scaling.tokenizer.encode import write_cache
         from var_scaling.tokenizer.model import load_tokenizer
+        from var_scaling.training.optim import arithmetic
 
         if is_done(folder):
             return "done"
@@ -119,16 +115,17 @@ def run_tokens(place: Place, t: Tokenizer, data: DeadLeaves | ImageFiles, split:
         content = description(place.home, t, data, split)
         note_attempt(folder, place.threads)
         model = load_tokenizer(t, place.home.tokenizer(t.name) / "weights.safetensors")
-        model = model.to(place.world().device)
-        complete = write_cache(
-            folder,
-            model,
-            source,
-            content,
-            _decoders(place, data),
-            _Progress(folder, place.tell),
-            _asked(place.stop_file),
-        )
+        device = place.world().device
+        with arithmetic("fp32", device):  # tokens must not hang on what ran here before
+            complete = write_cache(
+                folder,
+                model.to(device),
+                source,
+                content,
+                _decoders(place, data),
+                _Progress(folder, place.tell),
+                _asked(place.stop_file),
+            )
         if not complete:
             raise Stopped(f"encoding {folder.name} stopped with its shards on disk")
         write_json(folder / DONE, {"status": "done"})
@@ -218,7 +215,7 @@ def _source(place: Place, data: DeadLeaves | ImageFiles, split: str, folder: Pat
 
 
 def description(
-    home: Home, t: Tokenizer, data: DeadLeaves | ImageFiles, split: str
+    home: Home, t: SomeTokenizer, data: DeadLeaves | ImageFiles, split: str
 ) -> dict[str, Any]:
     from var_scaling.tokenizer.cache import describe
 

@@ -45,7 +45,7 @@ def _load(name: str) -> Sweep:
     try:
         module = _from_file(Path(name)) if name.endswith(".py") else _named(name)
     except ValidationError as error:
-        raise SweepError(f"{name}, {_own_line(error)}:\n{_explained(error)}") from error
+        raise SweepError(f"{name}, {_own_line(error)}:\n{explained(error)}") from error
     except SweepError:
         raise
     except (Exception, SystemExit) as error:
@@ -83,7 +83,8 @@ def _own_line(error: BaseException) -> str:
     return f"line {own[-1].lineno}" if own else "on loading"
 
 
-def _explained(error: ValidationError) -> str:
+def explained(error: ValidationError) -> str:
+    """What is wrong with a record, field by field."""
     from var_scaling import config
 
     return explain(error, getattr(config, error.title, Sweep))

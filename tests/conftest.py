@@ -101,6 +101,7 @@ def smoke(tmp_path_factory) -> Path:
     return home
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items) -> None:
     """What stands on `smoke` runs in one worker: there it is made once, and no two touch it."""
     for item in items:

@@ -12,7 +12,8 @@ from PIL import Image
 
 from pipelines.address import imported_sweep, read_generator
 from pipelines.exchange import export_released, import_released
-from pipelines.rows import rows_of
+from pipelines.orchestrate import refuse_drift
+from pipelines.rows import rows_of, write_results
 from pipelines.settings import Settings
 from pipelines.stages import Place, run_tokenizer, run_tokens, run_trial
 from pipelines.store import Drift, Home
@@ -172,16 +173,26 @@ def test_a_damaged_safetensors_file_is_refused(tmp_path):
             {"decoder.conv_in.weight": torch.ones(128, 4, 1, 1)},
             r"of another shape: decoder.conv_in.weight \(128, 4, 1, 1\), wanted \(128, 4, 3, 3\)",
         ),
-        ({"quant_conv.bias": torch.ones(4).double()}, r"not float32: quant_conv.bias \(torch.fl"),
+        (
+            {"quant_conv.bias": torch.ones(4).double()},
+            r"1 not float32.*: quant_conv.bias",
+        ),
         ({"quant_conv.bias": torch.full((4,), torch.nan)}, "not finite, in quant_conv.bias"),
         (
             {"encoder.conv_in.weight": None, "encoder.conv_1.weight": torch.ones(1)},
-            "missing encoder.conv_in.weight, from which its size is read",
+            "1 missing: encoder.conv_in.weight\n  1 not known: encoder.conv_1.weight",
         ),
-        ({"encoder.conv_in.weight": torch.ones(3)}, "encoder.conv_in.weight should be a matrix"),
-        ({"quantize.ema_vocab_hit_SV": torch.zeros(7, 16)}, "7 scales, but 2 sides"),
+        (
+            {"quantize.embedding.weight": torch.ones(3)},
+            r"of another shape: quantize.embedding.weight \(3,\)",
+        ),
+        (
+            {"encoder.down.4.block.0.conv1.weight": None},
+            "1 missing: encoder.down.4.block.0.conv1.weight$",
+        ),
+        ({"quantize.quant_resi.qresi_ls.300000.weight": torch.ones(1)}, "1 not known: quantize.qu"),
     ],
-    ids=["missing", "extra", "shape", "type", "nan", "renamed", "flat", "scales"],
+    ids=["missing", "extra", "shape", "type", "nan", "renamed", "flat", "only one", "absurd"],
 )
 def test_every_wrong_name_and_shape_is_listed(change, message, files, tmp_path, vqvae_state):
     state = {name: value for name, value in {**vqvae_state, **change}.items() if value is not None}
@@ -213,12 +224,89 @@ def test_a_var_that_does_not_fit_is_refused(files, tmp_path):
 
 
 def test_only_what_the_released_code_can_hold_goes_out(tmp_path):
-    with pytest.raises(WeightsError, match="norm_groups = 1; the released code knows only"):
+    with pytest.raises(WeightsError, match="norm_groups = 1, channels = 8; the released"):
         released.released_tokenizer_state(tokenizer(), {})
     with pytest.raises(ValueError, match="nothing finished is here"):
         export_released(Home(tmp_path), "imported/x", tmp_path / "x.pth")
     with pytest.raises(ValueError, match="name it as SWEEP/TRIAL"):
         export_released(Home(tmp_path), "../x", tmp_path / "x.pth")
+
+
+def test_a_zip_packed_again_gives_the_same_weights(files, tmp_path):
+    """torch maps a file's bytes as they lie there: compressed ones would come in as rubbish."""
+    packed = tmp_path / "packed.pth"
+    with zipfile.ZipFile(files[0]) as old, zipfile.ZipFile(packed, "w") as new:
+        for one in old.infolist():
+            how = zipfile.ZIP_DEFLATED if one.file_size < 2000 else zipfile.ZIP_STORED
+            new.writestr(one.filename, old.read(one), compress_type=how)
+    try:
+        state = read_tensors(packed)
+    except WeightsError:
+        return  # torch may refuse it; it may not read it wrongly
+    wanted = read_tensors(files[0])
+    assert all(torch.equal(state[name], value) for name, value in wanted.items())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"attn_bias_for_masking": torch.zeros(1, 1, 5, 5)},
+        {"blocks.0.attn.zero_k_bias": torch.ones(16)},
+        {"blocks.0.attn.zero_k_bias": torch.zeros(3)},
+        {"foo.lvl_1L": torch.zeros(1, 5)},
+        {"lvl_1L": torch.tensor([[0, 1, 1, 1, 2]])},
+        {"lvl_1L": torch.tensor([[-1, 10**13, 1, 1, 1]])},
+    ],
+)
+def test_a_sidecar_that_would_change_the_model_is_refused(change, files, tmp_path):
+    torch.save({**var_state(Model(depth=2, width_per_depth=8)), **change}, files[1])
+    with pytest.raises(WeightsError, match=r"not what follows|not known: foo|lvl_1L does"):
+        bring(tmp_path / "home", *files)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {0: torch.ones(2)},
+        {"trainer": {"vae_local": torch.ones(2)}},
+        {"encoder.x": torch.ones(2, 2).to_sparse()},
+        {"encoder.x": torch.ones(1).expand(10**10)},
+        {"encoder.down.0.block.0.conv1.weight": torch.tensor(1.0)},
+        {"quantize.ema_vocab_hit_SV": torch.tensor(1.0)},
+        {"word_embed.weight": torch.ones(2), "pos_1LC": torch.ones(2)},
+        {"state_dict": {"encoder.x": torch.ones(2)}},
+    ],
+    ids=["key", "trainer", "sparse", "huge", "scalar", "hits", "flat", "wrapped"],
+)
+def test_odd_contents_are_weights_errors_not_tracebacks(content, files, tmp_path):
+    torch.save(content, tmp_path / "odd.pth")
+    with pytest.raises(WeightsError):
+        bring(tmp_path / "home", tmp_path / "odd.pth")
+    with pytest.raises(WeightsError):
+        bring(tmp_path / "home", files[0], tmp_path / "odd.pth")
+
+
+def test_a_vqvae_that_counted_other_scales_comes_in_with_those_of_its_var(files, tmp_path):
+    state = torch.load(files[0], weights_only=True)
+    torch.save({**state, "quantize.ema_vocab_hit_SV": torch.zeros(10, 16)}, files[0])
+    assert bring(tmp_path / "home", *files).tokenizer.pyramid.sides == (1, 2)
+
+
+def test_tied_tensors_come_in_and_a_failed_import_leaves_its_name_free(files, tmp_path):
+    state = var_state(Model(depth=2, width_per_depth=8))
+    state["blocks.1.attn.q_bias"] = state["blocks.0.attn.q_bias"]
+    torch.save(state, files[1])
+    bring(tmp_path / "home", *files)
+    folder = tmp_path / "home" / "imported" / "it"
+    (folder / DONE).unlink()  # as if killed before the mark
+    torch.save(var_state(Model(depth=3, width_per_depth=8)), files[1])
+    assert bring(tmp_path / "home", *files).model.model.depth == 3
+    assert read_generator(folder).model.depth == 3
+
+
+def test_a_name_that_is_no_name_is_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(ValueError, match=r"--as \.\./x: a name is of"):
+        bring(tmp_path / "home", tmp_path / "absent.pth", name="../x")
 
 
 # Used like a model of our own -------------------------------------------------------------------
@@ -253,7 +341,7 @@ def test_imported_models_are_evaluated_and_become_points_of_a_law(files, tmp_pat
     at = Home(home)
     for depth in (2, 3):  # as if evaluated too: the command above costs seconds
         line = {**scores, "loss": scores["loss"] - depth / 10, "error": 1 - depth / 10}
-        line |= {"kind": "validation", "step": 0, "time_ms": 0}
+        line |= {"kind": "validation", "step": 0, "time_ms": 0, "commit": None}
         path = at.imported(f"d{depth}") / "metrics.jsonl"
         path.write_text(json.dumps(line) + "\n")
     rows = rows_of(at, imported_sweep(at))
@@ -267,7 +355,23 @@ def test_imported_models_are_evaluated_and_become_points_of_a_law(files, tmp_pat
     assert "val_loss" in {law["metric"] for law in laws["laws"]}
     assert {law["variable"] for law in laws["laws"]} == {"params_blocks", "params_total"}
     for words in (("plan", "imported"), ("status", "imported")):
-        assert var_scaling(*words, home=home).returncode == 0
+        assert "d3" in var_scaling(*words, home=home).stdout
+
+    # Nor another model under a known name, nor a law over unlike things.
+    at_home = imported_sweep(at)
+    other = at_home.imported[0].model_copy(update={"sha256": "f" * 64})
+    with pytest.raises(Drift, match="sha256"):
+        refuse_drift(at, at_home.model_copy(update={"imported": (other,)}))
+    path = at.imported("d3") / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"data": "pictures"', '"data": "others"'))
+    with pytest.raises(ValueError, match="d3 on others in tokens of d1; d1, d2 on pictures in"):
+        write_results(at, at_home)
+    tokenizer_record = at.tokenizer("d1") / "tokenizer.json"
+    tokenizer_record.write_text(
+        tokenizer_record.read_text().replace(other.tokenizer.sha256, "a" * 64)
+    )
+    done = var_scaling("evaluate", "imported/d1", "--data", "pictures", home=home)
+    assert (done.returncode, "already the home of another tokenizer" in done.stderr) == (3, True)
 
 
 def test_a_trial_of_our_own_is_scored_as_it_was_in_training(smoke):

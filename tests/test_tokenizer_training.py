@@ -131,7 +131,7 @@ def test_the_critics_pull_is_made_as_loud_as_the_truths():
     torch.manual_seed(0)
     layer, critic = torch.nn.Conv2d(4, 3, 3, padding=1), PatchCritic(CRITIC, seed=0)
     rebuilt = layer(torch.randn(2, 4, 16, 16))
-    truth, verdict = (rebuilt - 0.3).square().mean(), 50 * -critic(rebuilt).mean()
+    truth, verdict = (rebuilt - 0.3).square().mean(), 5 * -critic(rebuilt).mean()
     apart = [
         torch.autograd.grad(loss, layer.weight, retain_graph=True)[0] for loss in (truth, verdict)
     ]
@@ -192,6 +192,22 @@ def test_going_on_with_other_perceptual_weights_is_refused(tmp_path, vgg):
         run(tmp_path, t, other)
 
 
+def test_a_loss_too_large_for_half_precision_is_skipped_with_the_critic_too(tmp_path):
+    loud = CRITICISED["losses"].model_copy(update={"l2": 1e5})
+    run(tmp_path, tokenizer(**{**CRITICISED, "losses": loud, "precision": "fp16", "steps": 20}))
+    lines = numbers(tmp_path / "metrics.jsonl")
+    assert sum(line.get("skipped", 0) for line in lines) > 0
+
+
+def test_a_critic_too_deep_for_its_images_is_refused_at_once():
+    deep = CRITIC.model_copy(update={"halvings": 3})
+    with pytest.raises(
+        ValueError, match=r"halvings = 3: leaves nothing of images of side 16; at most 2"
+    ):
+        tokenizer(losses=Losses(adversarial=0.4, critic=deep))
+    PatchCritic(CRITIC.model_copy(update={"channels": 40}), seed=0)
+
+
 # Averages and several processes -----------------------------------------------------------------
 
 
@@ -216,8 +232,8 @@ def test_what_is_kept_is_the_average(tmp_path):
 
 
 def shared_tokenizer() -> TrainedTokenizer:
-    """Without dropout: what it draws is each process's own."""
-    return tokenizer(**{**EVERYTHING, "dropout": 0.0})
+    """Three scales use three of the four phi: one has no gradient on any process."""
+    return tokenizer(**EVERYTHING, codebook=Codebook(decay=0.9, restart_every=3))
 
 
 def run_trial(folder: Path, world: World):
@@ -275,7 +291,9 @@ def test_two_processes_train_what_one_does(tmp_path, vgg):
         ranks = [load_file(tmp_path / f"rank{rank}" / f"{what}.safetensors") for rank in (0, 1)]
         for name, value in model.state_dict().items():
             assert torch.equal(ranks[0][name], ranks[1][name])
-            torch.testing.assert_close(ranks[0][name], value, rtol=1e-3, atol=1e-4)
+            # A key's bias has no gradient but rounding, which AdamW takes for one.
+            torch.testing.assert_close(ranks[0][name], value, rtol=1e-3, atol=1e-3)
+    assert not (tmp_path / "rank1" / "metrics.jsonl").read_text()  # one of them writes
     for path in ("metrics.jsonl", "trial/metrics.jsonl"):
         lines = [
             [line for line in numbers(tmp_path / name / path) if line["kind"] == "train"]

@@ -27,7 +27,7 @@ from var_scaling.training.loop import (
     log_steps,
     updates,
 )
-from var_scaling.training.optim import Descent, adamw, learning_rate_at, weight_decay_at
+from var_scaling.training.optim import Descent, adamw, arithmetic, learning_rate_at, weight_decay_at
 from var_scaling.training.trial import batch_loss, train
 
 # Schedules ------------------------------------------------------------------------------------
@@ -355,3 +355,12 @@ def test_the_last_evaluation_asks_without_labels_too(tmp_path, quantizer, token_
     assert "loss_no_label" not in first
     assert last["loss_no_label"] > 0
     assert last["evaluation_flops"] == 2 * first["evaluation_flops"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_precision_ends_with_its_block(precision):
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    with arithmetic(precision, torch.device("cpu")):
+        assert [switch.allow_tf32 for switch in switches] == [precision != "fp32"] * 2
+    assert [switch.allow_tf32 for switch in switches] == before

@@ -127,3 +127,14 @@ def test_a_dropped_block_is_the_identity():
         for parameter in block.parameters():
             parameter.zero_()
     assert torch.equal(without, module(labels, shown(), torch.ones(2, 2, 3)))
+
+
+def test_under_autocast_the_blocks_sum_in_half_and_the_head_in_full():
+    module, kinds = awake(VARIANTS[0]), []
+    module.blocks[0].register_forward_hook(
+        lambda _, given, out: kinds.append((given[0].dtype, out.dtype))
+    )
+    module.head_nm.register_forward_pre_hook(lambda _, given: kinds.append(given[0].dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        module(torch.tensor([0, 1, 2]), shown())
+    assert kinds == [(torch.bfloat16, torch.bfloat16), torch.float32]

@@ -85,6 +85,12 @@ class TrainedTokenizer(Tokenizer):
     def _images_are_large_enough_to_judge(self) -> Self:
         if self.losses.perceptual > 0 and self.side < 16:
             raise ValueError(f"losses.perceptual: VGG-16 halves 4 times, images are {self.side}")
+        critic = self.losses.critic
+        if critic is not None and self.side // 2**critic.halvings < 3:
+            raise ValueError(
+                f"losses.critic.halvings = {critic.halvings}: leaves nothing of images of side "
+                f"{self.side}; at most {(self.side // 3).bit_length() - 1}"
+            )
         return self
 
 

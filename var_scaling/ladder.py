@@ -84,8 +84,10 @@ class PaperRung:
     precision: Precision = "fp16"
 
     def steps(self, images: int) -> int:
-        """Updates that `epochs` passes over `images` take; a batch may straddle two passes."""
-        return self.epochs * images // self.batch
+        """Updates of `epochs` epochs, as many each as the released trainer makes: its last batch is
+        filled up. Ours straddles two passes instead, so the images seen are a little more.
+        """
+        return self.epochs * -(-images // self.batch)
 
 
 # Depth: batch, epochs, rate per 256 images, gamma init, final rate, final decay, shared AdaLN.
@@ -116,8 +118,9 @@ def paper_tokenizer(
 ) -> TrainedTokenizer:
     """The released tokenizer's shape, and the recipe of VAR.md 2.2 made multi-scale.
 
-    Ours differs in its critic (patches, without a pretrained network) and in its codes: moving
-    averages after k-means, because gradients leave four codes in five unused (TINY.md).
+    Ours differs in its critic (patches, without a pretrained network); in its codes: moving
+    averages after k-means, because gradients leave four codes in five unused (TINY.md); and in its
+    start, which is torch's own, phi the identity.
     """
     batch, epochs = 768, 250
     rates = Optimiser(

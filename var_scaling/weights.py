@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from var_scaling.disk import whole
 
 State = dict[str, Tensor]
-_SHOWN = 12  # names listed before "and N more"
+_SHOWN = 12  # names listed before "and N more", where the rest would tell no more
 
 
 class WeightsError(ValueError):
@@ -29,7 +29,10 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
     with whole(path) as beside:
-        save_file({name: value.contiguous() for name, value in state.items()}, beside)
+        # Copies: safetensors takes no two names for one storage.
+        save_file(
+            {name: value.detach().clone().contiguous() for name, value in state.items()}, beside
+        )
 
 
 def load_tensors(path: Path) -> State:
@@ -56,13 +59,12 @@ def refuse_mismatch(where: str, state: Mapping[str, Tensor], model: nn.Module) -
         "missing": [name for name in wanted if name not in found],
         "not known": [name for name in found if name not in wanted],
         "of another shape": shapes,
-        "not float32": [
-            f"{name} ({value.dtype})"
-            for name, value in state.items()
-            if name in wanted and value.dtype != torch.float32
-        ],
     }
-    lines = [f"  {len(names)} {kind}: {listed(names)}" for kind, names in kinds.items() if names]
+    lines = [f"  {len(names)} {kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
+    other = [f"{name} ({state[name].dtype})" for name in wanted if name in found]
+    other = [said for said in other if "float32" not in said]
+    if other:
+        lines.append(f"  {len(other)} not float32, as the released files are: {listed(other)}")
     if lines:
         raise WeightsError(f"{where} does not hold these weights:\n" + "\n".join(lines))
     broken = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
@@ -89,15 +91,16 @@ def read_file(path: Path) -> Any:
             return load_file(path)
         except SafetensorError as error:
             raise WeightsError(f"{path}: damaged, or no safetensors file ({error})") from error
-    packed = zipfile.is_zipfile(path)
-    if packed:
-        _refuse_damaged(path)
-    elif _first_bytes(path) == b"PK":
+    if zipfile.is_zipfile(path):
+        as_stored = _checked_zip(path)
+    elif _first_bytes(path) != b"PK":
+        as_stored = False
+    else:
         raise WeightsError(
             f"{path}: cut short: it begins like a file that torch saved, but its end is missing"
         )
     try:
-        return torch.load(path, weights_only=True, map_location="cpu", mmap=packed)
+        return torch.load(path, weights_only=True, map_location="cpu", mmap=as_stored)
     except UnpicklingError as error:
         said = str(error)
         wanted = re.search(r"GLOBAL (\S+)", said) or re.search(r"Unsupported class (\S+)", said)
@@ -108,7 +111,7 @@ def read_file(path: Path) -> Any:
             "loading the file would run. Save the bare state dict where the file came from:\n"
             "  torch.save(model.state_dict(), 'weights.pth')"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"{path}: no file of weights that torch saved ({first})") from error
 
@@ -121,7 +124,7 @@ def read_tensors(path: Path) -> State:
 def as_tensors(path: Path, content: Any) -> State:
     if not isinstance(content, Mapping) or not content:
         raise WeightsError(f"{path}: holds {_kind(content)}, not named tensors")
-    odd = [f"{name} ({_kind(value)})" for name, value in content.items() if not _is_entry(value)]
+    odd = [f"{name} ({_kind(value)})" for name, value in content.items() if _is_odd(name, value)]
     if odd:
         raise WeightsError(f"{path}: holds more than named tensors: {listed(odd)}")
     return dict(content)
@@ -146,20 +149,35 @@ def _first_bytes(path: Path) -> bytes:
         return file.read(2)
 
 
-def _is_entry(value: Any) -> bool:
-    return isinstance(value, Tensor)
+def _is_odd(name: Any, value: Any) -> bool:
+    """Whether this is no dense tensor, held in full, under a name."""
+    return not (
+        isinstance(name, str)
+        and isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+    )
 
 
 def _kind(value: Any) -> str:
-    return f"a {type(value).__name__}"
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    held = value.untyped_storage().nbytes() if value.layout == torch.strided else 0
+    return f"a {value.layout} tensor {tuple(value.shape)} of {held:,} bytes on {value.device.type}"
 
 
-def _refuse_damaged(path: Path) -> None:
-    """torch does not look at the checksums that it writes; this does."""
+def _checked_zip(path: Path) -> bool:
+    """Whether its members lie there as they are, not compressed, as torch writes them.
+
+    Raises WeightsError for a member that does not match its checksum: torch does not look at them.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
-        raise WeightsError(f"{path}: damaged ({error})") from error
+            stored = all(one.compress_type == zipfile.ZIP_STORED for one in archive.infolist())
+    except Exception as error:
+        raise WeightsError(f"{path}: damaged ({type(error).__name__}: {error})") from error
     if broken is not None:
         raise WeightsError(f"{path}: damaged: {broken} does not match its checksum")
+    return stored

@@ -133,11 +133,12 @@ def critic_starts(critic: Critic, steps: int) -> int:
 
 
 def tokenizer_train_flops(t: TrainedTokenizer, done: int) -> int:
-    """FLOPs of the first `done` steps on the global batch."""
-    judged = judged_steps(t, done)
-    plain = total(tokenizer_training_flops(t, judged=False))
-    with_critic = total(tokenizer_training_flops(t, judged=True))
-    return t.batch * ((done - judged) * plain + judged * with_critic)
+    """FLOPs of the first `done` steps on the global batch; k-means, done once, is not counted."""
+    plain, judged = (tokenizer_training_flops(t, judged) for judged in (False, True))
+    more = total(judged) - total(plain)
+    unquantised = min(done, t.codebook.starts_at)
+    an_image = done * total(plain) + judged_steps(t, done) * more
+    return t.batch * (an_image - unquantised * plain["quantizer"])
 
 
 def vgg_layers(side: int) -> Iterator[Layer]:

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from var_scaling.pyramid import PAPER_256, PAPER_512, Pyramid
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.weights import State, WeightsError, as_tensors, listed, refuse_mismatch
 
-_SIDECARS = ("ema_vocab_hit_SV", "lvl_1L", "attn_bias_for_masking", "zero_k_bias")
+_HITS = "quantize.ema_vocab_hit_SV"
 _PRESETS = {sum(side * side for side in sides): sides for sides in (PAPER_256, PAPER_512)}
 # What the released constructor has no argument for.
 _FIXED = {"multipliers": (1, 1, 2, 2, 4), "residual_blocks": 2, "norm_groups": 32}
@@ -37,14 +38,10 @@ class Parts:
 
 def parts_of(path: Path, content: Any) -> Parts:
     """Tell what `content`, read from `path`, is. Raises WeightsError if neither of the two."""
-    if isinstance(content, Mapping) and isinstance(content.get("trainer"), Mapping):
-        trainer = content["trainer"]
-        tokenizer, var = trainer.get("vae_local"), trainer.get("var_wo_ddp")
-        return Parts(
-            path,
-            as_tensors(path, tokenizer) if tokenizer else None,
-            as_tensors(path, var) if var else None,
-        )
+    trainer = content.get("trainer") if isinstance(content, Mapping) else None
+    if isinstance(trainer, Mapping):
+        both = (trainer.get("vae_local"), trainer.get("var_wo_ddp"))
+        return Parts(path, *(None if one is None else as_tensors(path, one) for one in both))
     state = as_tensors(path, content)
     heads = {name.split(".")[0] for name in state}
     if heads & {"encoder", "decoder", "quantize"}:
@@ -59,161 +56,162 @@ def read_tokenizer(
 ) -> tuple[ImportedTokenizer, State]:
     """The record and the weights of a released VQVAE. Raises WeightsError.
 
-    The file knows how many scales there are, not their sides: `pyramid` says them. Half the feature
-    of phi is kept, as the released constructor has it (quant_resi 0.5): no file says so.
+    The file knows how many scales there are, not their sides: `pyramid` says them. No file says how
+    strong phi is (0.5), nor whether codes are looked up by cosine (not): as the constructor has it.
+    Each size is read off whichever name has it, so that every name that is wrong can be listed.
     """
-    _refuse_without(path, state, _TOKENIZER_SPEAKS, "VQVAE")
-    codes, code_channels = state["quantize.embedding.weight"].shape
-    channels = len(state["encoder.conv_in.weight"])
+    channels = _size(state, 160, ("encoder.conv_in.weight", 0), ("encoder.conv_in.bias", 0))
+    levels = _count(state, r"encoder\.down\.(\d+)\..*")
+    ends = ("conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias")
     widths = [
-        len(state[f"encoder.down.{level}.block.0.conv1.weight"])
-        for level in range(_count(state, r"encoder\.down\.(\d+)\.block\.0\.conv1\.weight"))
+        _size(state, channels, *((f"encoder.down.{level}.block.0.{end}", 0) for end in ends))
+        for level in range(levels)
     ]
-    shared = _count(state, r"quantize\.quant_resi\.qresi_ls\.(\d+)\.weight")
+    shared = _count(state, r"quantize\.quant_resi\.qresi_ls\.(\d+)\..*")
     shared = shared or int("quantize.quant_resi.qresi.weight" in state)
     record = ImportedTokenizer(
         name=name,
         sha256=sha256,
         pyramid=pyramid,
-        codes=codes,
-        code_channels=code_channels,
+        codes=_size(state, 4096, ("quantize.embedding.weight", 0)),
+        code_channels=_size(state, 32, ("quantize.embedding.weight", 1), ("quant_conv.weight", 0)),
         channels=channels,
-        multipliers=tuple(max(1, width // channels) for width in widths),
-        residual_blocks=_count(state, r"encoder\.down\.0\.block\.(\d+)\.conv1\.weight"),
+        multipliers=tuple(max(1, width // channels) for width in widths) or (1, 1, 2, 2, 4),
+        residual_blocks=max(1, _count(state, r"encoder\.down\.0\.block\.(\d+)\..*")),
         phi_convolutions=shared,
         phi_strength=0.5 if any("quant_resi" in name for name in state) else 0.0,
     )
-    hits = state.get("quantize.ema_vocab_hit_SV")
-    if hits is not None and len(hits) != pyramid.scales:
-        sides = ", ".join(map(str, pyramid.sides))
-        raise WeightsError(
-            f"{path}: counts the codes of {len(hits)} scales, but {pyramid.scales} sides are named "
-            f"({sides}); say the right ones with --sides"
-        )
     with torch.device("meta"):
         wanted = MultiScaleVQVAE(record)
-    return record, _checked(path, state, wanted)
+    weights = _checked(path, state, wanted, _tokenizer_sidecars(record))
+    _refuse_other_kinds(record, f"{path}: ")
+    return record, weights
 
 
 def read_var(
     path: Path, state: State, name: str, sha256: str, tokenizer: ImportedTokenizer
 ) -> tuple[ImportedModel, State]:
     """The record and the weights of a released VAR over `tokenizer`. Raises WeightsError."""
-    _refuse_without(path, state, _VAR_SPEAKS, "VAR")
-    depth = _count(state, r"blocks\.(\d+)\.attn\.mat_qkv\.weight")
-    codes, width = state["head.weight"].shape
-    scales = state.get("blocks.0.attn.scale_mul_1H11")
-    heads = depth if scales is None else scales.numel()
+    depth = max(1, _count(state, r"blocks\.(\d+)\..*"))
+    width = _size(state, 64 * depth, ("head.weight", 1), ("word_embed.weight", 0), ("pos_1LC", 2))
+    codes = _size(state, tokenizer.codes, ("head.weight", 0), ("head.bias", 0))
+    channels = _size(state, tokenizer.code_channels, ("word_embed.weight", 1))
+    normalised = any(name.endswith("scale_mul_1H11") for name in state)
+    heads = _size(state, depth, *((f"blocks.{k}.attn.scale_mul_1H11", 1) for k in range(depth)))
     if heads != depth or width % depth:
         raise WeightsError(
-            f"{path}: depth {depth}, width {width}, {heads} heads; here, as in every "
-            "published VAR, there are as many heads as blocks, and they divide the width"
+            f"{path}: {depth} blocks, width {width}, {heads} heads; here, as in every published "
+            "VAR, there are as many heads as blocks, and they divide the width"
         )
-    channels = state["word_embed.weight"].shape[1]
     if (codes, channels) != (tokenizer.codes, tokenizer.code_channels):
         raise WeightsError(
             f"{path} predicts {codes:,} codes of {channels} channels; tokenizer {tokenizer.name} "
             f"has {tokenizer.codes:,} of {tokenizer.code_channels}"
         )
+    hidden = _size(state, 4 * width, *((f"blocks.{k}.ffn.fc1.weight", 0) for k in range(depth)))
     record = ImportedModel(
         name=name,
         sha256=sha256,
         tokenizer=tokenizer,
-        classes=len(state["class_emb.weight"]) - 1,
+        classes=max(1, _size(state, 1001, ("class_emb.weight", 0)) - 1),
         model=Model(
             depth=depth,
             width_per_depth=width // depth,
-            mlp_ratio=max(1, len(state["blocks.0.ffn.fc1.weight"]) // width),
-            shared_adaln="shared_ada_lin.1.weight" in state,
-            normalised_attention=scales is not None,
+            mlp_ratio=max(1, hidden // width),
+            shared_adaln=any(name.startswith("shared_ada_lin") for name in state),
+            normalised_attention=normalised,
         ),
     )
     with torch.device("meta"):
         wanted = VAR(record.model, tokenizer, record.classes, seed=0)
-    return record, _checked(path, state, wanted)
+    return record, _checked(path, state, wanted, _var_sidecars(record.model, tokenizer.pyramid))
 
 
 def pyramid_of(path: Path, var: State | None) -> Pyramid | None:
     """The pyramid that a VAR file tells of: by its levels, or by a length that a preset has."""
-    if var is None:
-        return None
-    levels = var.get("lvl_1L")
-    if levels is None:
-        positions = var.get("pos_1LC")
-        known = _PRESETS.get(positions.shape[1]) if positions is not None else None
+    levels = None if var is None else var.get("lvl_1L")
+    if var is None or levels is None:
+        known = _PRESETS.get(_size(var or {}, 0, ("pos_1LC", 1)))
         return Pyramid(sides=known) if known else None
-    lengths = torch.bincount(levels.flatten().long()).tolist()
-    sides = tuple(math.isqrt(length) for length in lengths)
-    if [side * side for side in sides] != lengths or not torch.equal(
-        levels.flatten().long(), levels.flatten().long().sort().values
-    ):
-        raise WeightsError(f"{path}: lvl_1L: scales of {lengths} tokens are not squares in order")
+    levels_L = levels.flatten().tolist()
+    present = set(levels_L)
+    scales = next(level for level in range(len(levels_L) + 1) if level not in present)
+    sides = tuple(math.isqrt(levels_L.count(level)) for level in range(scales))
+    told = [level for level, side in enumerate(sides) for _ in range(side * side)]
+    if told != levels_L or any(low >= high for low, high in pairwise(sides)):
+        raise WeightsError(f"{path}: lvl_1L does not say the levels of square maps that grow")
     return Pyramid(sides=sides)
+
+
+def scales_of(tokenizer: State) -> int | None:
+    """How many scales a VQVAE file counts the codes of; the released loader does not insist."""
+    return _size(tokenizer, 0, ("quantize.ema_vocab_hit_SV", 0)) or None
 
 
 def released_tokenizer_state(t: Tokenizer, state: State) -> State:
     """`state` as the released code's VQVAE takes it, strictly. Raises WeightsError if it cannot."""
-    other = {name: getattr(t, name) for name in _FIXED if getattr(t, name) != _FIXED[name]}
-    if other:
-        said = ", ".join(f"{name} = {value}" for name, value in other.items())
-        raise WeightsError(
-            f"tokenizer {t.name} has {said}; the released code knows only "
-            + ", ".join(f"{name} = {_FIXED[name]}" for name in other)
-        )
-    hits = torch.zeros(t.pyramid.scales, t.codes)
-    return {**state, "quantize.ema_vocab_hit_SV": hits}
+    _refuse_other_kinds(t, f"tokenizer {t.name} cannot go out: ")
+    return {**state, **_tokenizer_sidecars(t)}
 
 
 def released_var_state(model: Model, tokenizer: Tokenizer, state: State) -> State:
     """`state` as the released code's VAR takes it, strictly."""
-    pyramid = tokenizer.pyramid
+    return {**state, **_var_sidecars(model, tokenizer.pyramid)}
+
+
+def _tokenizer_sidecars(t: Tokenizer) -> State:
+    return {_HITS: torch.zeros(t.pyramid.scales, t.codes)}
+
+
+def _var_sidecars(model: Model, pyramid: Pyramid) -> State:
     mask_LL = block_causal_mask(pyramid)
     bias_LL = torch.zeros(mask_LL.shape).masked_fill(~mask_LL, -torch.inf)
     zeros = {
         f"blocks.{block}.attn.zero_k_bias": torch.zeros(model.width) for block in range(model.depth)
     }
-    return {
-        **state,
-        "lvl_1L": torch.tensor(pyramid.levels)[None],
-        "attn_bias_for_masking": bias_LL[None, None],
-        **zeros,
-    }
+    levels = torch.tensor(pyramid.levels)
+    return {"lvl_1L": levels[None], "attn_bias_for_masking": bias_LL[None, None], **zeros}
 
 
-_TOKENIZER_SPEAKS = (
-    "quantize.embedding.weight",
-    "encoder.conv_in.weight",
-    "encoder.down.0.block.0.conv1.weight",
-)
-_VAR_SPEAKS = (
-    "head.weight",
-    "word_embed.weight",
-    "class_emb.weight",
-    "blocks.0.attn.mat_qkv.weight",
-    "blocks.0.ffn.fc1.weight",
-)
-
-
-def _refuse_without(path: Path, state: State, speaking: tuple[str, ...], what: str) -> None:
-    """Without these nothing can be worked out, so what else is wrong cannot be told either."""
-    missing = [name for name in speaking if name not in state]
-    flat = [name for name in speaking if name in state and state[name].ndim < 2]
-    if missing:
+def _refuse_other_kinds(t: Tokenizer, said: str) -> None:
+    """The released constructor has no argument for these."""
+    other = [f"{name} = {getattr(t, name)}" for name in _FIXED if getattr(t, name) != _FIXED[name]]
+    if t.channels % 32:
+        other.append(f"channels = {t.channels}")
+    if other:
         raise WeightsError(
-            f"{path}: no whole {what}: missing {listed(missing)}, from which its size is read; it "
-            f"holds {len(state):,} tensors: {listed(list(state))}"
+            f"{said}{', '.join(other)}; the released code knows only "
+            + ", ".join(f"{name} = {value}" for name, value in _FIXED.items())
+            + " and multiples of 32 channels"
         )
-    if flat:
-        raise WeightsError(f"{path}: {listed(flat)} should be a matrix")
 
 
-def _checked(path: Path, state: State, wanted: torch.nn.Module) -> State:
-    weights = {name: value for name, value in state.items() if not name.endswith(_SIDECARS)}
+def _checked(path: Path, state: State, wanted: torch.nn.Module, sidecars: State) -> State:
+    """The weights alone, in the order of the module; the sidecars must be what they would be."""
+    weights = {name: value for name, value in state.items() if name not in sidecars}
     refuse_mismatch(str(path), weights, wanted)
+    for name, expected in sidecars.items():
+        found = state.get(name)
+        if name == _HITS or found is None:
+            continue  # a count of the past; a file of bare parameters
+        if found.shape != expected.shape or not torch.equal(found.to(expected.dtype), expected):
+            raise WeightsError(
+                f"{path}: {name} is not what follows from the sizes, so the released code would "
+                "compute something else with it than we do"
+            )
     return {name: weights[name] for name in wanted.state_dict()}
+
+
+def _size(state: State, default: int, *sources: tuple[str, int]) -> int:
+    """The side that the first of `sources` (name, dimension) has; `default` if none is there."""
+    for name, dimension in sources:
+        if name in state and state[name].ndim > dimension:
+            return max(1, state[name].shape[dimension])
+    return default
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
     """One more than the largest number that `pattern` finds in a name; 0 if it finds none."""
     found = (re.fullmatch(pattern, name) for name in state)
-    return max((int(match.group(1)) + 1 for match in found if match), default=0)
+    numbers = [int(match.group(1)) for match in found if match]
+    return max((number + 1 for number in numbers if number < len(state)), default=0)

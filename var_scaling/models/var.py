@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from var_scaling.config import Model, Tokenizer
-from var_scaling.models.layers import Block, ModulatedNorm, Modulation, full_precision
+from var_scaling.models.layers import (
+    Block,
+    ModulatedNorm,
+    Modulation,
+    autocast_dtype,
+    full_precision,
+)
 from var_scaling.pyramid import Pyramid
 from var_scaling.randomness import seed_for
 
@@ -68,9 +74,11 @@ class VAR(nn.Module):
         if keep_D2B is None:
             keep_D2B = x_BLC.new_ones(self.config.depth, 2, len(labels_B))
         cond = self.shared_ada_lin(cond_BC) if self.config.shared_adaln else cond_BC
+        kind = autocast_dtype(labels_B.device)  # the blocks run in it, their sums too, as released
+        x_BLC, cond, keep_D2B = x_BLC.to(kind), cond.to(kind), keep_D2B.to(kind)
         for block, keep_2B in zip(self.blocks, keep_D2B, strict=True):
             x_BLC = block(x_BLC, cond, self.mask_LL, keep_2B[:, :, None, None])
-        return self.head(self.head_nm(x_BLC, cond_BC))
+        return self.head(self.head_nm(x_BLC.float(), cond_BC))
 
     def _init_weights(self) -> None:
         """Standard deviations of VAR.md 1.2, relative to sqrt(1 / 3C); every bias 0."""

@@ -18,13 +18,41 @@ def norm(width: int, groups: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(groups, width), width, eps=1e-6)
 
 
+class Draws:
+    """Where dropout draws from: a generator for each image, consumed layer by layer."""
+
+    def __init__(self) -> None:
+        self.generators: list[torch.Generator] = []
+
+    def begin(self, seeds: list[int], device: torch.device) -> None:
+        """Before a forward: one seed an image, so that no mask hangs on who shares the batch."""
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+
+class Dropout(nn.Module):
+    """Each image's mask is its own generator's."""
+
+    def __init__(self, share: float, draws: Draws):
+        super().__init__()
+        self.share, self.draws = share, draws
+
+    def forward(self, x_BWHH: Tensor) -> Tensor:
+        if not self.training or self.share == 0:
+            return x_BWHH
+        drawn = [
+            torch.rand(x.shape, generator=generator, device=x.device)
+            for x, generator in zip(x_BWHH, self.draws.generators, strict=True)
+        ]
+        return x_BWHH * (torch.stack(drawn) >= self.share) / (1 - self.share)
+
+
 class ResidualBlock(nn.Module):
-    def __init__(self, cin: int, cout: int, groups: int, dropout: float):
+    def __init__(self, cin: int, cout: int, groups: int, dropout: Dropout):
         super().__init__()
         self.norm1 = norm(cin, groups)
         self.conv1 = nn.Conv2d(cin, cout, 3, padding=1)
         self.norm2 = norm(cout, groups)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
         self.conv2 = nn.Conv2d(cout, cout, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(cin, cout, 1) if cin != cout else nn.Identity()
 
@@ -71,7 +99,7 @@ class Upsample(nn.Module):
 
 
 class Middle(nn.Module):
-    def __init__(self, width: int, groups: int, dropout: float):
+    def __init__(self, width: int, groups: int, dropout: Dropout):
         super().__init__()
         self.block_1 = ResidualBlock(width, width, groups, dropout)
         self.attn_1 = AttentionBlock(width, groups)
@@ -85,7 +113,7 @@ class Level(nn.Module):
     """Residual blocks at one resolution, with attention on the coarsest, then a resize."""
 
     def __init__(
-        self, cin: int, cout: int, blocks: int, groups: int, dropout: float, attention: bool
+        self, cin: int, cout: int, blocks: int, groups: int, dropout: Dropout, attention: bool
     ):
         super().__init__()
         self.block = nn.ModuleList(
@@ -107,7 +135,7 @@ class Level(nn.Module):
 class Encoder(nn.Module):
     """(B, 3, side, side) to (B, code_channels, grid, grid)."""
 
-    def __init__(self, t: Tokenizer, dropout: float):
+    def __init__(self, t: Tokenizer, dropout: Dropout):
         super().__init__()
         widths = [t.channels * multiplier for multiplier in t.multipliers]
         self.conv_in = nn.Conv2d(3, t.channels, 3, padding=1)
@@ -136,7 +164,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """(B, code_channels, grid, grid) to (B, 3, side, side), not clamped."""
 
-    def __init__(self, t: Tokenizer, dropout: float):
+    def __init__(self, t: Tokenizer, dropout: Dropout):
         super().__init__()
         widths = [t.channels * multiplier for multiplier in t.multipliers]
         self.conv_in = nn.Conv2d(t.code_channels, widths[-1], 3, padding=1)

@@ -3,6 +3,7 @@
 Shapes: B images, H side.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -30,7 +31,7 @@ class PatchCritic(nn.Module):
             stride = 2 if k < config.halvings else 1
             layers.append(nn.Conv2d(width, stage_width, 4, stride, padding=1, bias=k == 0))
             if k > 0:
-                layers.append(nn.GroupNorm(min(32, config.channels), stage_width))
+                layers.append(nn.GroupNorm(math.gcd(32, stage_width), stage_width))
             layers.append(nn.LeakyReLU(0.2))
             width = stage_width
         layers.append(nn.Conv2d(width, 1, 4, padding=1))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from var_scaling.config import Tokenizer
 from var_scaling.randomness import seed_for
-from var_scaling.tokenizer.autoencoder import Decoder, Encoder
+from var_scaling.tokenizer.autoencoder import Decoder, Draws, Dropout, Encoder
 from var_scaling.tokenizer.quantizer import Quantized, Quantizer
 from var_scaling.weights import load_weights
 
@@ -20,8 +20,9 @@ class MultiScaleVQVAE(nn.Module):
         self.side, self.channels = t.side, t.channels
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(seed, "tokenizer init"))
-            self.encoder = Encoder(t, dropout)
-            self.decoder = Decoder(t, dropout)
+            self.draws = Draws()
+            self.encoder = Encoder(t, Dropout(dropout, self.draws))
+            self.decoder = Decoder(t, Dropout(dropout, self.draws))
             self.quantize = Quantizer(t)
             self.quant_conv = nn.Conv2d(t.code_channels, t.code_channels, 3, padding=1)
             self.post_quant_conv = nn.Conv2d(t.code_channels, t.code_channels, 3, padding=1)
@@ -36,8 +37,8 @@ class MultiScaleVQVAE(nn.Module):
     ) -> tuple[Tensor, Quantized | None]:
         """Training: the images again, float32 and not clamped, and what became of their grid.
 
-        The quantizer computes in float32 whatever the precision around it. Unless `quantised`,
-        plain autoencoding.
+        The quantizer stands outside autocast. Unless `quantised`, plain autoencoding. With dropout,
+        `draws.begin` comes first.
         """
         f_BCHH, quantized = self.features(images_B3HH), None
         if quantised:

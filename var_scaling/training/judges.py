@@ -15,6 +15,8 @@ from var_scaling.tokenizer.perceptual import Perceptual
 from var_scaling.training.distributed import World
 from var_scaling.training.optim import Descent, arithmetic
 
+JUDGED = ("adversarial", "adversarial_factor")  # stats of the critic's say in the tokenizer's loss
+
 
 class Judges:
     """The terms of the loss beside quantisation; those of weight 0 are not there at all."""
@@ -37,7 +39,8 @@ class Judges:
         if self.losses.l2 > 0:
             terms["l2"] = F.mse_loss(rebuilt_B3HH, images_B3HH)
         if self.perceptual is not None:
-            terms["perceptual"] = self.perceptual(rebuilt_B3HH, images_B3HH).float().mean()
+            with torch.autocast(images_B3HH.device.type, enabled=False):  # small differences count
+                terms["perceptual"] = self.perceptual(rebuilt_B3HH, images_B3HH).mean()
         return terms
 
     def weighed(self, terms: dict[str, Tensor]) -> Tensor:
@@ -67,7 +70,7 @@ class Judges:
         )
         weight = self.losses.adversarial * say * factor
         surrogate = (rebuilt * (by_truth + weight * by_critic)).sum()
-        return surrogate, {"adversarial": verdict, "adversarial_factor": factor}
+        return surrogate, dict(zip(JUDGED, (verdict, factor), strict=True))
 
     def learn(self, images: Tensor, made: Tensor, step: int) -> dict[str, Tensor]:
         """The critic's own update. Real and made go through it together, as one batch."""

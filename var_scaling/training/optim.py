@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,12 +82,17 @@ def weight_decay_at(config: Optimiser, step: int, steps: int) -> float:
 @contextmanager
 def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
     """Matrix products within the block run in `precision`; the results of others stay float32."""
-    if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
-        torch.backends.cudnn.allow_tf32 = precision != "fp32"
+    switches: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
+    before = [switch.allow_tf32 for switch in switches]
     half = _HALVES.get(precision)
-    with torch.autocast(device.type, dtype=half or torch.bfloat16, enabled=half is not None):
-        yield
+    try:
+        for switch in switches:
+            switch.allow_tf32 = precision != "fp32"  # of no effect on a processor
+        with torch.autocast(device.type, dtype=half or torch.bfloat16, enabled=half is not None):
+            yield
+    finally:
+        for switch, allowed in zip(switches, before, strict=True):
+            switch.allow_tf32 = allowed
 
 
 class Descent:

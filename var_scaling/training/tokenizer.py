@@ -22,7 +22,7 @@ from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.tokenizer.perceptual import Perceptual
 from var_scaling.training import checkpoint
 from var_scaling.training.distributed import World
-from var_scaling.training.judges import Judges
+from var_scaling.training.judges import JUDGED, Judges
 from var_scaling.training.loop import Interrupted, Log, Stats, Stopwatch, Window, log_steps, updates
 from var_scaling.training.optim import Descent, WeightAverage, arithmetic
 
@@ -74,16 +74,19 @@ def train_tokenizer(
             checkpoint.save(folder, done, {"learner": learner.state(), **progress})
         watch.saved()
 
+    def note(kind: str, done: int, values: Line) -> None:
+        if world.first:
+            log(kind, done, {**values, **progress_of(t, done, watch.lap())})
+
     def look(done: int) -> None:
         found = reconstruct(t, learner.best, held_out, world.device, perceptual)
-        log("validation", done, {**found.scores, **progress_of(t, done, watch.lap())})
+        note("validation", done, found.scores)
         draw_sheet(sheet, found.sheet)
 
     for done, stats in updates(update, state["step"], t.steps):
         window.add(stats)
         if done in logged:
-            rate = {"learning_rate": learner.descent.rate}
-            log("train", done, {**window.take(), **rate, **progress_of(t, done, watch.lap())})
+            note("train", done, {**window.take(), "learning_rate": learner.descent.rate})
         if done in evaluated and world.first:
             with watch.paused():
                 look(done)
@@ -108,8 +111,11 @@ class _Learner:
         if t.weight_average > 0:
             spare = MultiScaleVQVAE(t).to(world.device)
             self.average = WeightAverage(self.model, spare, t.weight_average)
-        # Before the codes start, nothing flows through the quantizer's own weights.
-        self.net = world.wrap(self.model, sometimes_unused=t.codebook.starts_at > 0)
+        # Before the codes start, nothing flows through the quantizer's own weights; and few scales
+        # may leave some of its convolutions out for good.
+        held = t.phi_convolutions or t.pyramid.scales
+        idle = len(set(self.model.quantize.choice)) < held
+        self.net = world.wrap(self.model, sometimes_unused=idle or t.codebook.starts_at > 0)
 
     @property
     def best(self) -> MultiScaleVQVAE:
@@ -143,7 +149,9 @@ class _Learner:
         t = self.t
         images = images.to(self.world.device)
         if t.dropout > 0:
-            torch.manual_seed(seed_for(t.seed, "dropout", step, self.world.rank))
+            mine = range(t.batch)[self.world.share(t.batch)]
+            seeds = [seed_for(t.seed, "dropout", step, place) for place in mine]
+            self.model.draws.begin(seeds, self.world.device)
         with arithmetic(t.precision, self.world.device):
             quantised = step >= t.codebook.starts_at
             rebuilt, quantized = self.net(images, t.losses.commitment, quantised)
@@ -164,7 +172,10 @@ class _Learner:
             else:
                 scaled = self.descent.scale(reconstruction + quantisation)
         stats["loss"] = reconstruction + quantisation
-        stats |= self.descent.step(scaled, step)
+        found = self.descent.step(scaled, step)
+        if float(found.get("skipped", 0)) > 0:  # the scale was too large: so was what it multiplied
+            stats = {name: value for name, value in stats.items() if name not in JUDGED}
+        stats |= found
         if say > 0:
             stats |= self.judges.learn(images, rebuilt.detach(), step)
         if self.average is not None:

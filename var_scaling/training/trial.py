@@ -76,20 +76,22 @@ def train(
             checkpoint.save(folder, done, {"model": weights, "descent": moments, **progress})
         watch.saved()
 
+    def note(kind: str, done: int, values: Line) -> None:
+        if world.first:
+            log(kind, done, {**values, **progress_of(trial, done, watch.lap())})
+
     def look(done: int) -> None:
         settings = LABELS if done == trial.steps and trial.label_drop > 0 else LABELS[:1]
         with arithmetic(trial.precision, world.device):
             scores = evaluate(model, quantizer, held_out, settings)
         refuse_non_finite({"held-out loss": scores["loss"]}, done, trial.steps)
         spent = evaluation_flops(trial.model, trial.tokenizer, held_out.images, settings)
-        progress = progress_of(trial, done, watch.lap())
-        log("validation", done, {**scores, "evaluation_flops": spent, **progress})
+        note("validation", done, {**scores, "evaluation_flops": spent})
 
     for done, stats in updates(update, state["step"], trial.steps):
         window.add(stats)
         if done in logged:
-            rate = {"learning_rate": descent.rate}
-            log("train", done, {**window.take(), **rate, **progress_of(trial, done, watch.lap())})
+            note("train", done, {**window.take(), "learning_rate": descent.rate})
         if done in evaluated and world.first:
             with watch.paused():
                 look(done)
