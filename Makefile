@@ -19,7 +19,7 @@ quickstart: setup
 	$(BIN)/var-scaling run quickstart
 
 test: setup
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2 --dist worksteal
 
 check: setup
 	$(BIN)/ruff check .

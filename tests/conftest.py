@@ -94,19 +94,11 @@ def var_scaling(*words: str, home: Path, **environment: str) -> subprocess.Compl
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory) -> Path:
-    """The home in which `run smoke` came to its end undisturbed."""
+    """The home in which `run smoke` came to its end undisturbed; each test worker has its own."""
     home = tmp_path_factory.mktemp("smoke")
     done = var_scaling("run", "smoke", home=home)
     assert done.returncode == 0, done.stdout + done.stderr
     return home
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items) -> None:
-    """What stands on `smoke` runs in one worker: there it is made once, and no two touch it."""
-    for item in items:
-        if "smoke" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group("smoke"))
 
 
 def numbers(path: Path) -> list[dict]:
