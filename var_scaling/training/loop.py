@@ -4,11 +4,13 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from var_scaling.results import Line
+from var_scaling.training import checkpoint
 
 Stats = dict[str, Tensor]
 Log = Callable[[str, int, Line], None]  # kind, steps done, values
@@ -81,6 +83,39 @@ class Stopwatch:
 
     def saved(self) -> None:
         self._saved = self._clock()
+
+
+class Journal:
+    """What a training keeps of itself in `folder` and `log`: lines, checkpoints, the time spent.
+
+    `progress(done, seconds)` is added to every line. Only one of several processes writes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        log: Log,
+        progress: Callable[[int, float], Line],
+        save_every: float,
+        writes: bool,
+    ):
+        self.folder, self.log, self.progress, self.writes = folder, log, progress, writes
+        self.resumed = checkpoint.latest(folder)
+        begun = self.resumed or {"step": 0, "seconds": 0.0, "window": None}
+        self.start: int = begun["step"]
+        self.window = Window(begun["window"])
+        self.watch = Stopwatch(begun["seconds"], save_every)
+
+    def note(self, kind: str, done: int, values: Line) -> None:
+        if self.writes:
+            self.log(kind, done, {**values, **self.progress(done, self.watch.lap())})
+
+    def save(self, done: int, state: checkpoint.State) -> None:
+        """Write `state` and all that is needed to go on from it as if nothing had happened."""
+        if self.writes:
+            spent = {"seconds": self.watch.lap(), "window": self.window.sums}
+            checkpoint.save(self.folder, done, {**state, **spent})
+        self.watch.saved()
 
 
 def log_steps(steps: int, lines: int = 200) -> frozenset[int]:

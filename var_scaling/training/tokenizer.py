@@ -1,6 +1,7 @@
 """Train a tokenizer: to give images back, to look right, to fool a critic, to keep its codes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,9 @@ from var_scaling.tokenizer.codebook import CodebookUpkeep
 from var_scaling.tokenizer.critic import say_at
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.tokenizer.perceptual import Perceptual
-from var_scaling.training import checkpoint
 from var_scaling.training.distributed import World
 from var_scaling.training.judges import JUDGED, Judges
-from var_scaling.training.loop import Interrupted, Log, Stats, Stopwatch, Window, log_steps, updates
+from var_scaling.training.loop import Interrupted, Journal, Log, Stats, log_steps, updates
 from var_scaling.training.optim import Descent, WeightAverage, arithmetic
 
 _EVALUATIONS = 5
@@ -48,54 +48,46 @@ def train_tokenizer(
     divide among the world's processes.
     """
     learner = _Learner(t, perceptual, world)
-    state = checkpoint.latest(folder)
-    if state is None:
-        state = {"step": 0, "seconds": 0.0, "window": None}
-    else:
-        learner.restore(state["learner"])
-    window, watch = Window(state["window"]), Stopwatch(state["seconds"], save_every)
+    journal = Journal(folder, log, partial(progress_of, t), save_every, world.first)
+    if journal.resumed:
+        learner.restore(journal.resumed["learner"])
     logged = log_steps(t.steps)
     evaluated = frozenset(max(1, t.steps * k // _EVALUATIONS) for k in range(1, _EVALUATIONS + 1))
-    share = world.share(t.batch)
-    orders = (
-        batch_rows(training.rows, t.batch, t.seed, step) for step in range(state["step"], t.steps)
-    )
-    keys = ((rows[share], epochs[share]) for rows, epochs in orders)
-    batches = iter(in_order(lambda key: training.images(*key), keys, workers))
+    batches = _batches(t, training, journal.start, world.share(t.batch), workers)
 
     def update(step: int) -> Stats:
         if step == t.codebook.starts_at:
             learner.start_codes(training)
         return learner.learn(to_unit(torch.from_numpy(next(batches))), step)
 
-    def save(done: int) -> None:
-        if world.first:
-            progress = {"seconds": watch.lap(), "window": window.sums}
-            checkpoint.save(folder, done, {"learner": learner.state(), **progress})
-        watch.saved()
-
-    def note(kind: str, done: int, values: Line) -> None:
-        if world.first:
-            log(kind, done, {**values, **progress_of(t, done, watch.lap())})
-
     def look(done: int) -> None:
         found = reconstruct(t, learner.best, held_out, world.device, perceptual)
-        note("validation", done, found.scores)
+        journal.note("validation", done, found.scores)
         draw_sheet(sheet, found.sheet)
 
-    for done, stats in updates(update, state["step"], t.steps):
-        window.add(stats)
+    for done, stats in updates(update, journal.start, t.steps):
+        journal.window.add(stats)
         if done in logged:
-            note("train", done, {**window.take(), "learning_rate": learner.descent.rate})
+            rate = {"learning_rate": learner.descent.rate}
+            journal.note("train", done, {**journal.window.take(), **rate})
         if done in evaluated and world.first:
-            with watch.paused():
+            with journal.watch.paused():
                 look(done)
         asked = world.any(stop())
-        if done < t.steps and (watch.save_is_due() or asked):
-            save(done)
+        if done < t.steps and (journal.watch.save_is_due() or asked):
+            journal.save(done, {"learner": learner.state()})
             if asked:
                 raise Interrupted(f"{t.name} stopped after step {done} of {t.steps}")
     return learner.best.eval()
+
+
+def _batches(
+    t: TrainedTokenizer, training: Source, start: int, share: slice, workers: int
+) -> Iterator[np.ndarray]:
+    """This process's images of every step from `start` on, read ahead by `workers`."""
+    orders = (batch_rows(training.rows, t.batch, t.seed, step) for step in range(start, t.steps))
+    keys = ((rows[share], epochs[share]) for rows, epochs in orders)
+    return in_order(lambda key: training.images(*key), keys, workers)
 
 
 class _Learner:

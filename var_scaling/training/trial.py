@@ -4,6 +4,7 @@ Shapes: B images, L tokens, D depth, Z code channels.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,14 +21,12 @@ from var_scaling.randomness import seed_for
 from var_scaling.results import Line
 from var_scaling.tokenizer.cache import TokenCache
 from var_scaling.tokenizer.quantizer import Quantizer
-from var_scaling.training import checkpoint
 from var_scaling.training.distributed import World
 from var_scaling.training.loop import (
     Interrupted,
+    Journal,
     Log,
     Stats,
-    Stopwatch,
-    Window,
     log_steps,
     refuse_non_finite,
     updates,
@@ -56,11 +55,10 @@ def train(
     descent = Descent(model, trial.optimiser, trial.steps, trial.precision)
     net = world.wrap(model)
     share = world.share(trial.batch)
-    state = checkpoint.latest(folder) or {"step": 0, "seconds": 0.0, "window": None}
-    if state["step"]:
-        model.load_state_dict(state["model"])
-        descent.restore(state["descent"])
-    window, watch = Window(state["window"]), Stopwatch(state["seconds"], save_every)
+    journal = Journal(folder, log, partial(progress_of, trial), save_every, world.first)
+    if journal.resumed:
+        model.load_state_dict(journal.resumed["model"])
+        descent.restore(journal.resumed["descent"])
     logged, evaluated = log_steps(trial.steps), frozenset(trial.evaluation_steps)
 
     def update(step: int) -> Stats:
@@ -69,35 +67,25 @@ def train(
         found = descent.step(descent.scale(loss), step)
         return world.means({"loss": loss.detach(), **found})
 
-    def save(done: int) -> None:
-        if world.first:
-            progress = {"seconds": watch.lap(), "window": window.sums}
-            weights, moments = model.state_dict(), descent.state()
-            checkpoint.save(folder, done, {"model": weights, "descent": moments, **progress})
-        watch.saved()
-
-    def note(kind: str, done: int, values: Line) -> None:
-        if world.first:
-            log(kind, done, {**values, **progress_of(trial, done, watch.lap())})
-
     def look(done: int) -> None:
         settings = LABELS if done == trial.steps and trial.label_drop > 0 else LABELS[:1]
         with arithmetic(trial.precision, world.device):
             scores = evaluate(model, quantizer, held_out, settings)
         refuse_non_finite({"held-out loss": scores["loss"]}, done, trial.steps)
         spent = evaluation_flops(trial.model, trial.tokenizer, held_out.images, settings)
-        note("validation", done, {**scores, "evaluation_flops": spent})
+        journal.note("validation", done, {**scores, "evaluation_flops": spent})
 
-    for done, stats in updates(update, state["step"], trial.steps):
-        window.add(stats)
+    for done, stats in updates(update, journal.start, trial.steps):
+        journal.window.add(stats)
         if done in logged:
-            note("train", done, {**window.take(), "learning_rate": descent.rate})
+            rate = {"learning_rate": descent.rate}
+            journal.note("train", done, {**journal.window.take(), **rate})
         if done in evaluated and world.first:
-            with watch.paused():
+            with journal.watch.paused():
                 look(done)
         asked = world.any(stop())
-        if done < trial.steps and (watch.save_is_due() or asked):
-            save(done)
+        if done < trial.steps and (journal.watch.save_is_due() or asked):
+            journal.save(done, {"model": model.state_dict(), "descent": descent.state()})
             if asked:
                 raise Interrupted(f"{trial.name} stopped after step {done} of {trial.steps}")
     return model
