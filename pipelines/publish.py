@@ -129,6 +129,8 @@ def _facts(home: Home, sweep: Sweep) -> Any:
                 "scales": " ".join(map(str, t.pyramid.sides)),
                 "codes": f"{t.codes:,}",
                 "PSNR (dB)": f"{scores['psnr_db']:.2f}",
+                "SSIM": "–" if scores.get("ssim") is None else f"{scores['ssim']:.3f}",
+                "LPIPS": "–" if scores.get("lpips") is None else f"{scores['lpips']:.4f}",
                 "codes used": f"{scores['codes_used_all']:.0%}",
                 "used by scale": " ".join(f"{share:.0%}" for share in scores["used_per_scale"]),
                 "perplexity by scale": " ".join(f"{p:.0f}" for p in scores["perplexity_per_scale"]),
