@@ -1,4 +1,4 @@
-"""The disk to tables: the state of every stage, and the results rows of a sweep. No torch."""
+"""The disk to views: the state of every stage of a sweep, as a person would see it. No torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from var_scaling.results import Line, last_of, read_metrics
 class View:
     """One stage as a person would see it now."""
 
-    kind: str  # tokenizer, tokens, trial
+    kind: str  # tokenizer, tokens, trial, imported
     name: str
     state: str  # waiting, running, stopped, failed, diverged, done
     done: int

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pipelines.address import finished, read_generator
 from pipelines.provenance import code_version
 from pipelines.stages import Place, description, run_tokenizer, run_tokens
-from var_scaling.config import ImportedModel, Trial
+from var_scaling.config import ImportedModel, TrainedTokenizer, Trial
 from var_scaling.datasets import DeadLeaves, ImageFiles
-from var_scaling.disk import read_json
+from var_scaling.disk import is_done, read_json
 from var_scaling.results import Line, MetricsLog
 
 Tell = Callable[[str, int, int], None]
@@ -34,6 +34,8 @@ def evaluate_model(place: Place, address: str, images: Images, tell: Tell) -> Li
     generator = read_generator(folder)
     t = generator.tokenizer
     data = _data_of(place, generator, images, address)
+    if isinstance(t, TrainedTokenizer) and not is_done(place.home.tokenizer(t.name)):
+        raise ValueError(f"{address}: its tokenizer {t.name} is not here; scoring trains none")
     run_tokenizer(place, t)  # it is there, and the one that the model was trained with
     run_tokens(place, t, data, "validation")
 

@@ -12,17 +12,24 @@ def run_name(trial: Trial) -> str:
     return f"{trial.name} N={trial_ledger(trial)['params_blocks']:.2g}"
 
 
-def trial_params(sweep: Sweep, trial: Trial) -> dict[str, Any]:
-    """What the comparison page plots by; its axes are linear, so sizes come as log10 too."""
-    ledger = trial_ledger(trial)
+def trial_facts(trial: Trial) -> dict[str, Any]:
+    """What tells one trial of a sweep from another, besides its name."""
     return {
-        "sweep": sweep.name,
         "family": trial.family,
         "depth": trial.model.depth,
         "width": trial.model.width,
         "seed": trial.seed,
         "batch": trial.batch,
         "steps": trial.steps,
+    }
+
+
+def trial_params(sweep: Sweep, trial: Trial) -> dict[str, Any]:
+    """What the comparison page plots by; its axes are linear, so sizes come as log10 too."""
+    ledger = trial_ledger(trial)
+    return {
+        "sweep": sweep.name,
+        **trial_facts(trial),
         "learning_rate": f"{trial.optimiser.learning_rate:.4g}",
         "tokenizer": trial.tokenizer.name,
         "data": trial.data.name,

@@ -5,6 +5,7 @@ from typing import Any
 from rich.table import Table
 
 from pipelines.collect import View
+from pipelines.page import trial_facts
 from pipelines.screen import coloured, new_table, short
 from var_scaling.accounting import total
 from var_scaling.accounting.ledger import model_ledger, trial_ledger
@@ -26,12 +27,7 @@ def plan_rows(sweep: Sweep, views: list[View], sustained: float) -> list[dict[st
     return [
         {
             "trial": trial.name,
-            "family": trial.family,
-            "depth": trial.model.depth,
-            "width": trial.model.width,
-            "seed": trial.seed,
-            "batch": trial.batch,
-            "steps": trial.steps,
+            **trial_facts(trial),
             "learning_rate": trial.optimiser.learning_rate,
             "state": states[trial.name],
             **ledger,

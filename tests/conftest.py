@@ -10,7 +10,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # two test workers on two cores: a thread e
 import numpy as np
 import pytest
 
-from var_scaling.config import Model, TrainedTokenizer, Trial
+from var_scaling.config import ImportedTokenizer, Model, TrainedTokenizer, Trial
 from var_scaling.datasets import DeadLeaves
 from var_scaling.ladder import tiny_optimiser
 from var_scaling.pyramid import Pyramid
@@ -110,3 +110,45 @@ def stops_after(count: int):
     """A stop that is asked for at the `count`-th look, and stays asked."""
     looks = iter(range(10**9))
     return lambda: next(looks) >= count
+
+
+# Released checkpoints in miniature: the released names and shapes, random weights ----------------
+
+SMALL = ImportedTokenizer(
+    name="small", sha256="0" * 64, codes=16, code_channels=4, channels=32,
+    pyramid=Pyramid(sides=(1, 2)),
+)  # fmt: skip
+CLASSES = 3
+
+
+def var_state(model: Model, t: ImportedTokenizer = SMALL) -> dict:
+    from var_scaling.models import released
+    from var_scaling.models.var import VAR
+
+    return released.released_var_state(model, t, VAR(model, t, CLASSES, seed=0).state_dict())
+
+
+@pytest.fixture(scope="session")
+def vqvae_state() -> dict:
+    from var_scaling.models import released
+    from var_scaling.tokenizer.model import MultiScaleVQVAE
+
+    return released.released_tokenizer_state(SMALL, MultiScaleVQVAE(SMALL, seed=1).state_dict())
+
+
+@pytest.fixture
+def files(tmp_path, vqvae_state) -> tuple[Path, Path]:
+    """A VQVAE's file and that of a VAR over it."""
+    import torch
+
+    paths = tmp_path / "vqvae.pth", tmp_path / "var.pth"
+    torch.save(vqvae_state, paths[0])
+    torch.save(var_state(Model(depth=2, width_per_depth=8)), paths[1])
+    return paths
+
+
+def bring(home: Path, *paths: Path, name: str = "it", sides=None):
+    from pipelines.exchange import import_released
+    from pipelines.store import Home
+
+    return import_released(Home(home), list(paths), name, sides, lambda text: None)

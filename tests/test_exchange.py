@@ -1,58 +1,16 @@
 """Released weights come in checked, to the last name, and go out as they came; nothing is run."""
 
-import json
-import zipfile
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
-from conftest import images, tokenizer, trial, var_scaling
-from PIL import Image
+from conftest import CLASSES, SMALL, bring, tokenizer, var_state
 
-from pipelines.address import imported_sweep, read_generator
-from pipelines.exchange import export_released, import_released
-from pipelines.orchestrate import refuse_drift
-from pipelines.rows import rows_of, write_results
-from pipelines.settings import Settings
-from pipelines.stages import Place, run_tokenizer, run_tokens, run_trial
+from pipelines.address import read_generator
+from pipelines.exchange import export_released
 from pipelines.store import Drift, Home
-from var_scaling.config import ImportedTokenizer, Model, Sweep
-from var_scaling.disk import DONE, write_json
+from var_scaling.config import Model
+from var_scaling.disk import DONE
 from var_scaling.models import released
-from var_scaling.models.var import VAR
-from var_scaling.pyramid import Pyramid
-from var_scaling.tokenizer.model import MultiScaleVQVAE
-from var_scaling.weights import WeightsError, read_file, read_tensors
-
-SMALL = ImportedTokenizer(
-    name="small", sha256="0" * 64, codes=16, code_channels=4, channels=32,
-    pyramid=Pyramid(sides=(1, 2)),
-)  # fmt: skip
-CLASSES = 3
-
-
-def var_state(model: Model, seed: int = 0, t: ImportedTokenizer = SMALL) -> dict:
-    state = VAR(model, t, CLASSES, seed=seed).state_dict()
-    return released.released_var_state(model, t, state)
-
-
-@pytest.fixture(scope="module")
-def vqvae_state() -> dict:
-    state = MultiScaleVQVAE(SMALL, seed=1).state_dict()
-    return released.released_tokenizer_state(SMALL, state)
-
-
-@pytest.fixture
-def files(tmp_path, vqvae_state) -> tuple[Path, Path]:
-    paths = tmp_path / "vqvae.pth", tmp_path / "var.pth"
-    torch.save(vqvae_state, paths[0])
-    torch.save(var_state(Model(depth=2, width_per_depth=8)), paths[1])
-    return paths
-
-
-def bring(home: Path, *paths: Path, name: str = "it", sides=None):
-    return import_released(Home(home), list(paths), name, sides, lambda text: None)
+from var_scaling.weights import WeightsError
 
 
 @pytest.mark.parametrize(
@@ -107,61 +65,6 @@ def test_a_second_model_uses_the_tokenizer_that_is_here(files, tmp_path):
 
 
 # What must not come in --------------------------------------------------------------------------
-
-
-class Evil:
-    def __reduce__(self):
-        return exec, ("raise SystemExit('ran')",)
-
-
-def test_code_in_a_file_is_named_and_not_run(tmp_path):
-    torch.save({"a": torch.ones(2), "b": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(WeightsError, match=r"refused\. Beside tensors it names \S*exec"):
-        read_file(tmp_path / "evil.pth")
-    torch.save({"a": Evil()}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    with pytest.raises(WeightsError, match=r"refused\. Beside tensors it names \S*exec"):
-        read_file(tmp_path / "old.pth")
-    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pth")  # a whole module, not its state
-    with pytest.raises(WeightsError, match=r"torch\.save\(model\.state_dict\(\)"):
-        read_file(tmp_path / "module.pth")
-
-
-def flip(path: Path) -> None:
-    """One bit of a tensor's bytes."""
-    with zipfile.ZipFile(path) as archive:
-        place = max(archive.infolist(), key=lambda member: member.file_size).header_offset + 4096
-    content = bytearray(path.read_bytes())
-    content[place] ^= 1
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda path: path.write_bytes(b""), "the file is empty"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-5000]), "cut short"),
-        (flip, "does not match its checksum"),
-        (lambda path: path.write_text("hello, I am no model"), "no file of weights"),
-        (lambda path: path.write_bytes(b"\x80\x02}q\x00."), "no file of weights|not named tensors"),
-        (lambda path: path.unlink(), "no such file"),
-        (lambda path: (path.unlink(), path.mkdir()), "a folder"),
-        (lambda path: torch.save([torch.ones(2)], path), "holds a list, not named tensors"),
-        (lambda path: torch.save({"w": 3}, path), r"more than named tensors: w \(a int\)"),
-        (lambda path: torch.save({"w": torch.ones(2)}, path), "neither a VQVAE nor a VAR"),
-    ],
-    ids=["empty", "short", "bit", "text", "pickle", "gone", "folder", "list", "numbers", "other"],
-)
-def test_a_damaged_file_says_what_is_wrong_with_it(damage, message, files, tmp_path):
-    damage(files[0])
-    with pytest.raises(WeightsError, match=message):
-        bring(tmp_path / "home", files[0])
-    assert not (tmp_path / "home").exists()
-
-
-def test_a_damaged_safetensors_file_is_refused(tmp_path):
-    (tmp_path / "w.safetensors").write_bytes(b"no")
-    with pytest.raises(WeightsError, match="damaged, or no safetensors"):
-        read_tensors(tmp_path / "w.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -232,21 +135,6 @@ def test_only_what_the_released_code_can_hold_goes_out(tmp_path):
         export_released(Home(tmp_path), "../x", tmp_path / "x.pth")
 
 
-def test_a_zip_packed_again_gives_the_same_weights(files, tmp_path):
-    """torch maps a file's bytes as they lie there: compressed ones would come in as rubbish."""
-    packed = tmp_path / "packed.pth"
-    with zipfile.ZipFile(files[0]) as old, zipfile.ZipFile(packed, "w") as new:
-        for one in old.infolist():
-            how = zipfile.ZIP_DEFLATED if one.file_size < 2000 else zipfile.ZIP_STORED
-            new.writestr(one.filename, old.read(one), compress_type=how)
-    try:
-        state = read_tensors(packed)
-    except WeightsError:
-        return  # torch may refuse it; it may not read it wrongly
-    wanted = read_tensors(files[0])
-    assert all(torch.equal(state[name], value) for name, value in wanted.items())
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -307,107 +195,3 @@ def test_tied_tensors_come_in_and_a_failed_import_leaves_its_name_free(files, tm
 def test_a_name_that_is_no_name_is_refused_before_anything_is_read(tmp_path):
     with pytest.raises(ValueError, match=r"--as \.\./x: a name is of"):
         bring(tmp_path / "home", tmp_path / "absent.pth", name="../x")
-
-
-# Used like a model of our own -------------------------------------------------------------------
-
-
-def picture_folder(root: Path, side: int) -> None:
-    generator = np.random.default_rng(0)
-    for split in ("train", "val"):
-        for label in range(CLASSES):
-            folder = root / split / f"class{label}"
-            folder.mkdir(parents=True)
-            for number in range(4):
-                pixels = generator.integers(0, 256, (side, side, 3), np.uint8)
-                Image.fromarray(pixels).save(folder / f"{number}.png")
-
-
-def test_imported_models_are_evaluated_and_become_points_of_a_law(files, tmp_path):
-    """The whole way by the command line: import, evaluate, fit."""
-    home, data = tmp_path / "home", tmp_path / "data"
-    picture_folder(data / "pictures", SMALL.side + 4)
-    assert var_scaling("evaluate", "imported/d1", home=home).returncode == 2
-    for depth in (1, 2, 3):
-        torch.save(var_state(Model(depth=depth, width_per_depth=8)), files[1])
-        bring(home, *files, name=f"d{depth}")
-    words = ("evaluate", "imported/d1", "--data", "pictures", "--json")
-    done = var_scaling(*words, home=home, VAR_SCALING_DATA=str(data))
-    assert done.returncode == 0, done.stderr
-    scores = json.loads(done.stdout)
-    assert scores["images_scored"] == 12
-    assert scores["loss"] == pytest.approx(np.log(16), rel=0.05)
-    assert "loss_no_label" in scores
-    at = Home(home)
-    for depth in (2, 3):  # as if evaluated too: the command above costs seconds
-        line = {**scores, "loss": scores["loss"] - depth / 10, "error": 1 - depth / 10}
-        line |= {"kind": "validation", "step": 0, "time_ms": 0, "commit": None}
-        path = at.imported(f"d{depth}") / "metrics.jsonl"
-        path.write_text(json.dumps(line) + "\n")
-    rows = rows_of(at, imported_sweep(at))
-    assert [row.trial for row in rows] == ["d1", "d2", "d3"]
-    assert {row.status for row in rows} == {"imported"}
-    assert {row.train_flops for row in rows} == {None}
-    assert rows[0].params_blocks == 18 * 8**2
-    done = var_scaling("fit", "imported", "--json", home=home)
-    assert done.returncode == 0, done.stderr
-    laws = json.loads(done.stdout)
-    assert "val_loss" in {law["metric"] for law in laws["laws"]}
-    assert {law["variable"] for law in laws["laws"]} == {"params_blocks", "params_total"}
-    for words in (("plan", "imported"), ("status", "imported")):
-        assert "d3" in var_scaling(*words, home=home).stdout
-
-    # Nor another model under a known name, nor a law over unlike things.
-    at_home = imported_sweep(at)
-    other = at_home.imported[0].model_copy(update={"sha256": "f" * 64})
-    with pytest.raises(Drift, match="sha256"):
-        refuse_drift(at, at_home.model_copy(update={"imported": (other,)}))
-    path = at.imported("d3") / "metrics.jsonl"
-    path.write_text(path.read_text().replace('"data": "pictures"', '"data": "others"'))
-    with pytest.raises(ValueError, match="d3 on others in tokens of d1; d1, d2 on pictures in"):
-        write_results(at, at_home)
-    tokenizer_record = at.tokenizer("d1") / "tokenizer.json"
-    tokenizer_record.write_text(
-        tokenizer_record.read_text().replace(other.tokenizer.sha256, "a" * 64)
-    )
-    done = var_scaling("evaluate", "imported/d1", "--data", "pictures", home=home)
-    assert (done.returncode, "already the home of another tokenizer" in done.stderr) == (3, True)
-
-
-def test_a_trial_of_our_own_is_scored_as_it_was_in_training(smoke):
-    done = var_scaling("evaluate", "smoke/d2", "--json", home=smoke)
-    assert done.returncode == 0, done.stderr
-    lines = (smoke / "smoke" / "d2" / "metrics.jsonl").read_text().splitlines()
-    last = [line for line in map(json.loads, lines) if line["kind"] == "validation"][-1]
-    scores = json.loads(done.stdout)
-    assert {name: last[name] for name in scores if name != "data"} == {
-        name: value for name, value in scores.items() if name != "data"
-    }
-
-
-def test_a_record_with_newer_fields_at_their_defaults_is_no_drift(tmp_path):
-    from pipelines.store import claim
-
-    old = json.loads(trial().model_dump_json())
-    del old["precision"], old["tokenizer"]["weight_average"]
-    write_json(tmp_path / "trial.json", old)
-    claim(tmp_path, "trial.json", trial())
-    with pytest.raises(Drift, match="precision"):
-        claim(tmp_path, "trial.json", trial(precision="bf16"))
-    write_json(tmp_path / DONE, {"status": "done"})
-    assert read_generator(tmp_path) == trial()
-
-
-def test_a_trial_of_our_own_trains_on_an_imported_tokenizer(files, tmp_path):
-    home = Home(tmp_path / "home")
-    data = images(side=SMALL.side, train_images=40, validation_images=10)
-    t = trial(tokenizer=bring(home.root, *files).tokenizer, data=data, steps=2)
-    place = Place(home, Settings(), threads=1, stop_file=tmp_path / "stop")
-    assert run_tokenizer(place, t.tokenizer) == "done"
-    for split in ("train", "validation"):
-        run_tokens(place, t.tokenizer, data, split)
-    sweep = Sweep(name="s", question="?", trials=(t,))
-    assert run_trial(place, sweep, t) == "done"
-    absent = t.tokenizer.model_copy(update={"name": "absent"})
-    with pytest.raises(ValueError, match=r"var-scaling import VQVAE.pth --as absent \(SHA-256"):
-        run_tokenizer(place, absent)

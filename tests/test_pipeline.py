@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from conftest import COMMAND, tokenizer, trial, var_scaling
 
+from pipelines.address import read_generator
 from pipelines.collect import overview
 from pipelines.provenance import code_version
 from pipelines.rows import rows_of
@@ -279,3 +280,15 @@ def test_bad_settings_name_file_and_key(tmp_path, content, message):
 
 def test_tokenizer_records_are_told_apart_by_fingerprint():
     assert tokenizer().fingerprint() != tokenizer(seed=1).fingerprint()
+
+
+def test_a_record_with_newer_fields_at_their_defaults_is_no_drift(tmp_path):
+    from pipelines.store import claim
+
+    old = json.loads(trial().model_dump_json())
+    del old["precision"], old["tokenizer"]["weight_average"]
+    write_json(tmp_path / "trial.json", old)
+    claim(tmp_path, "trial.json", trial())
+    with pytest.raises(Drift, match="precision"):
+        claim(tmp_path, "trial.json", trial(precision="bf16"))
+    assert read_generator(tmp_path) == trial()

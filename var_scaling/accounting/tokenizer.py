@@ -165,10 +165,6 @@ def critic_layers(critic: Critic, side: int) -> Iterator[Layer]:
     yield _conv("critic", width, 1, 4, side - 1)
 
 
-def critic_parameters(critic: Critic) -> int:
-    return sum(layer.parameters for layer in critic_layers(critic, 256))
-
-
 def _conv(
     component: str,
     cin: int,

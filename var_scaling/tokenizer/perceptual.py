@@ -47,10 +47,10 @@ class Perceptual(nn.Module):
                 layers += [nn.Conv2d(width, stage_width, 3, padding=1), nn.ReLU()]
                 width = stage_width
             self.looks.append(len(layers) - 1)
+            weigh = nn.Conv2d(stage_width, 1, 1, bias=False)
+            nn.init.constant_(weigh.weight, 1 / stage_width)  # never negative: a distance
             calibration = nn.Module()
-            calibration.model = nn.Sequential(
-                nn.Identity(), nn.Conv2d(stage_width, 1, 1, bias=False)
-            )
+            calibration.model = nn.Sequential(nn.Identity(), weigh)
             setattr(self, f"lin{k}", calibration)
         self.features = nn.Sequential(*layers)
         self.register_buffer("mean", torch.tensor(_MEAN)[:, None, None], persistent=False)

@@ -1,0 +1,106 @@
+"""What was imported is used like what was trained here: evaluated, fitted, trained upon."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASSES, SMALL, bring, images, trial, var_scaling, var_state
+from PIL import Image
+
+from pipelines.address import imported_sweep
+from pipelines.orchestrate import refuse_drift
+from pipelines.rows import rows_of, write_results
+from pipelines.settings import Settings
+from pipelines.stages import Place, run_tokenizer, run_tokens, run_trial
+from pipelines.store import Drift, Home
+from var_scaling.config import Model, Sweep
+
+
+def picture_folder(root: Path, side: int) -> None:
+    generator = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for label in range(CLASSES):
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for number in range(4):
+                pixels = generator.integers(0, 256, (side, side, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+
+
+def test_imported_models_are_evaluated_and_become_points_of_a_law(files, tmp_path):
+    """The whole way by the command line: import, evaluate, fit."""
+    home, data = tmp_path / "home", tmp_path / "data"
+    picture_folder(data / "pictures", SMALL.side + 4)
+    assert var_scaling("evaluate", "imported/d1", home=home).returncode == 2
+    for depth in (1, 2, 3):
+        torch.save(var_state(Model(depth=depth, width_per_depth=8)), files[1])
+        bring(home, *files, name=f"d{depth}")
+    words = ("evaluate", "imported/d1", "--data", "pictures", "--json")
+    done = var_scaling(*words, home=home, VAR_SCALING_DATA=str(data))
+    assert done.returncode == 0, done.stderr
+    scores = json.loads(done.stdout)
+    assert scores["images_scored"] == 12
+    assert scores["loss"] == pytest.approx(np.log(16), rel=0.05)
+    assert "loss_no_label" in scores
+    at = Home(home)
+    for depth in (2, 3):  # as if evaluated too: the command above costs seconds
+        line = {**scores, "loss": scores["loss"] - depth / 10, "error": 1 - depth / 10}
+        line |= {"kind": "validation", "step": 0, "time_ms": 0, "commit": None}
+        path = at.imported(f"d{depth}") / "metrics.jsonl"
+        path.write_text(json.dumps(line) + "\n")
+    rows = rows_of(at, imported_sweep(at))
+    assert [row.trial for row in rows] == ["d1", "d2", "d3"]
+    assert {row.status for row in rows} == {"imported"}
+    assert {row.train_flops for row in rows} == {None}
+    assert rows[0].params_blocks == 18 * 8**2
+    done = var_scaling("fit", "imported", "--json", home=home)
+    assert done.returncode == 0, done.stderr
+    laws = json.loads(done.stdout)
+    assert "val_loss" in {law["metric"] for law in laws["laws"]}
+    assert {law["variable"] for law in laws["laws"]} == {"params_blocks", "params_total"}
+    for words in (("plan", "imported"), ("status", "imported")):
+        assert "d3" in var_scaling(*words, home=home).stdout
+
+    # Nor another model under a known name, nor a law over unlike things.
+    at_home = imported_sweep(at)
+    other = at_home.imported[0].model_copy(update={"sha256": "f" * 64})
+    with pytest.raises(Drift, match="sha256"):
+        refuse_drift(at, at_home.model_copy(update={"imported": (other,)}))
+    path = at.imported("d3") / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"data": "pictures"', '"data": "others"'))
+    with pytest.raises(ValueError, match="d3 on others in tokens of d1; d1, d2 on pictures in"):
+        write_results(at, at_home)
+    tokenizer_record = at.tokenizer("d1") / "tokenizer.json"
+    tokenizer_record.write_text(
+        tokenizer_record.read_text().replace(other.tokenizer.sha256, "a" * 64)
+    )
+    done = var_scaling("evaluate", "imported/d1", "--data", "pictures", home=home)
+    assert (done.returncode, "already the home of another tokenizer" in done.stderr) == (3, True)
+
+
+def test_a_trial_of_our_own_is_scored_as_it_was_in_training(smoke):
+    done = var_scaling("evaluate", "smoke/d2", "--json", home=smoke)
+    assert done.returncode == 0, done.stderr
+    lines = (smoke / "smoke" / "d2" / "metrics.jsonl").read_text().splitlines()
+    last = [line for line in map(json.loads, lines) if line["kind"] == "validation"][-1]
+    scores = json.loads(done.stdout)
+    assert {name: last[name] for name in scores if name != "data"} == {
+        name: value for name, value in scores.items() if name != "data"
+    }
+
+
+def test_a_trial_of_our_own_trains_on_an_imported_tokenizer(files, tmp_path):
+    home = Home(tmp_path / "home")
+    data = images(side=SMALL.side, train_images=40, validation_images=10)
+    t = trial(tokenizer=bring(home.root, *files).tokenizer, data=data, steps=2)
+    place = Place(home, Settings(), threads=1, stop_file=tmp_path / "stop")
+    assert run_tokenizer(place, t.tokenizer) == "done"
+    for split in ("train", "validation"):
+        run_tokens(place, t.tokenizer, data, split)
+    sweep = Sweep(name="s", question="?", trials=(t,))
+    assert run_trial(place, sweep, t) == "done"
+    absent = t.tokenizer.model_copy(update={"name": "absent"})
+    with pytest.raises(ValueError, match=r"var-scaling import VQVAE.pth --as absent \(SHA-256"):
+        run_tokenizer(place, absent)
