@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test check freeze clean
+.PHONY: setup quickstart test test-slurm check freeze clean
 
 setup: $(VENV)/.ready
 
@@ -20,6 +20,10 @@ quickstart: setup
 
 test: setup
 	$(BIN)/pytest -n 2 --dist worksteal
+
+# One process: these tests wait for Slurm's clocks, and their cluster is started once for all.
+test-slurm: setup
+	$(BIN)/pytest -m slurm --timeout 600
 
 check: setup
 	$(BIN)/ruff check .

@@ -13,15 +13,16 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from pipelines import cli_models, screen
+from pipelines import cli_cluster, cli_models, running, screen
 from pipelines import plan as planning
 from pipelines.address import imported_sweep
-from pipelines.collect import overview
+from pipelines.collect import View, overview
 from pipelines.rows import write_results
+from pipelines.running import Run
 from pipelines.screen import console, errors, say_error, warn
 from pipelines.settings import load_settings
 from pipelines.store import IMPORTED, Busy, Drift, Home
-from pipelines.sweeps import explained, find_sweep, known_sweeps
+from pipelines.sweeps import choose, explained, find_sweep, known_sweeps
 from var_scaling.config import Sweep
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ SweepName = Annotated[
 HomeFolder = Annotated[
     Path, typer.Option("--home", envvar="VAR_SCALING_HOME", help="where everything is kept")
 ]
+Only = Annotated[list[str] | None, typer.Option("--only", help="a trial's name; may be repeated")]
 AsJson = Annotated[bool, typer.Option("--json", help="for a script to read")]
 RUNS = Path("runs")
 
@@ -84,42 +86,52 @@ def plan(
 def run(
     name: SweepName,
     home: HomeFolder = RUNS,
-    on: Annotated[str, typer.Option("--on", help="where to run; so far only `local`")] = "local",
+    on: Annotated[str, typer.Option("--on", help="local, or a cluster of var-scaling.toml")] = (
+        "local"
+    ),
+    only: Only = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would run; no more")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="submit what can go, and leave")] = False,
+    dirty: Annotated[bool, typer.Option("--dirty", help="run changed code; keep a patch")] = False,
+    take_over: Annotated[bool, typer.Option("--take-over", help="break another's lock")] = False,
 ) -> None:
     """Train what is missing, then fit and report. Run it again after any interruption."""
-    if on != "local":
-        raise typer.BadParameter(f"--on {on}: so far trials run on this machine only (local)")
-    sweep, at, settings = _find(name, home), Home(home), load_settings()
-    from pipelines import orchestrate, tracking
-
-    again = f"var-scaling run {name}" + (f" --home {home}" if home != RUNS else "")
-    orchestrate.refuse_drift(at, sweep)
-    if not all(view.finished for view in overview(at, sweep)):
-        with tracking.mirroring(at, sweep, warn), screen.progress(console) as observe:
-            outcome = orchestrate.run(sweep, at, settings, observe)
-        if outcome.interrupted:
-            console.print(f"Stopped; everything so far is kept. To go on: {again}", soft_wrap=True)
-            raise typer.Exit(130)
-        for stage, why in outcome.failures.items():
-            say_error(f"failed {stage}: {why}")
-        if outcome.failures:
-            errors.print(f"The rest is kept. Once mended, go on with: {again}", soft_wrap=True)
-            raise typer.Exit(1)
-    _publish(at, sweep, name, again=False)
+    sweep, at, settings = choose(_find(name, home), only or ()), Home(home), load_settings()
+    how = Run(name, home, on, tuple(only or ()), dirty=dirty, detach=detach, take_over=take_over)
+    if dry_run:
+        screen.say(running.dry_run(sweep, at, settings, how))
+        return
+    running.run(sweep, at, settings, how)
+    if not detach:
+        _publish(at, sweep if only else _find(name, home), name, again=False)
 
 
 @app.command()
-def status(name: SweepName, home: HomeFolder = RUNS, as_json: AsJson = False) -> None:
-    """How far each stage is."""
-    from pipelines import orchestrate
+def status(
+    name: SweepName,
+    home: HomeFolder = RUNS,
+    as_json: AsJson = False,
+    watch: Annotated[bool, typer.Option("--watch", help="until Ctrl-C, or all is done")] = False,
+) -> None:
+    """How far each stage is: attempt, step, loss, speed, node, job, and what went wrong."""
+    from pipelines import cluster, orchestrate, slurm
 
-    sweep = _find(name, home)
-    orchestrate.refuse_drift(Home(home), sweep)
-    views = overview(Home(home), sweep)
+    sweep, at = _find(name, home), Home(home)
+    orchestrate.refuse_drift(at, sweep)
+
+    def look() -> tuple[list[View], str]:
+        queue = slurm.look() if cluster.cluster_of(at, sweep) else None
+        return overview(at, sweep, queue), cluster.driver_words(at, sweep)
+
+    if watch:
+        screen.watch(sweep, look)
+        return
+    views, driver = look()
     if as_json:
-        print(json.dumps({"sweep": sweep.name, "stages": [asdict(view) for view in views]}))
+        stages = [asdict(view) for view in views]
+        print(json.dumps({"sweep": sweep.name, "driver": driver, "stages": stages}))
     else:
-        console.print(screen.status_table(sweep, views))
+        console.print(screen.status_table(sweep, views, driver))
 
 
 @app.command()
@@ -147,7 +159,10 @@ def ui(
     """Serve MLflow on this machine and say where to look; Ctrl-C ends it."""
     from pipelines import serve, tracking
 
-    at = Home(home)
+    at, uri = Home(home), load_settings().mlflow.uri
+    if uri is not None:
+        screen.say(tracking.Mirror(at, _find(name, home), uri).url(uri) if name else uri)
+        return
     if not (at.root / "mlflow.db").exists():
         raise ValueError(f"{at.root}: nothing has been logged here yet; `var-scaling run` does")
     base = f"http://127.0.0.1:{port}"
@@ -162,6 +177,7 @@ def ui(
 
 
 app.add_typer(cli_models.app)
+app.add_typer(cli_cluster.app)
 
 
 def _find(name: str, home: Path) -> Sweep:
@@ -175,9 +191,10 @@ def _publish(at: Home, sweep: Sweep, name: str, again: bool, as_json: bool = Fal
 
     laws = publish.publish(at, sweep, _results(at, sweep), again)
     if not publish.mirrored(at, sweep, laws) or again:
-        from pipelines import tracking
+        from pipelines import mirror
 
-        if tracking.attempt(lambda: _mirror_all(at, sweep, laws), warn):
+        uri = load_settings().mlflow.uri
+        if mirror.attempt(lambda: _mirror_all(at, sweep, laws, uri), warn):
             publish.note_mirrored(at, sweep, laws)
     if as_json:
         print(json.dumps(laws))
@@ -188,10 +205,10 @@ def _publish(at: Home, sweep: Sweep, name: str, again: bool, as_json: bool = Fal
     screen.say_paths(console, publish.paths(at, sweep), name)
 
 
-def _mirror_all(at: Home, sweep: Sweep, laws: dict[str, Any]) -> None:
+def _mirror_all(at: Home, sweep: Sweep, laws: dict[str, Any], uri: str | None) -> None:
     from pipelines import publish, tracking
 
-    mirror = tracking.Mirror(at, sweep)
+    mirror = tracking.Mirror(at, sweep, uri)
     mirror.catch_up()
     folder = at.sweep(sweep.name)
     files = [*sorted((folder / "report").iterdir()), folder / "results.parquet"]

@@ -88,13 +88,13 @@ def evaluate(
 ) -> None:
     """Held-out loss and error of one model, told each image's class and told none."""
     from pipelines.evaluate import Images, evaluate_model
-    from pipelines.stages import Place
+    from pipelines.place import Place, StopFile, local_seat
 
     at, settings = Home(home), load_settings()
     with screen.steps(f"evaluating {address}") as tell:
-        threads = settings.local.threads_per_stage  # as in training: then the numbers agree
         images = Images(data, enlarge, validation_share)
-        place = Place(at, settings, threads, at.root / "stop", tell)
+        seat = local_seat(settings.local)  # as in training: then the numbers agree
+        place = Place(at, settings, StopFile(at.root / "stop"), seat, tell)
         scores = evaluate_model(place, address, images, tell)
     if as_json:
         print(json.dumps(scores))

@@ -1,14 +1,18 @@
 """The disk to views: the state of every stage of a sweep, as a person would see it. No torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.stages import FAILED
+from pipelines import jobs
+from pipelines.attempt import FAILED, PULSE, pulse_age
+from pipelines.jobs import JobRecord
+from pipelines.provenance import attempts
+from pipelines.slurm import Queue
 from pipelines.store import Home, in_use, natural
-from var_scaling.config import ImportedModel, ImportedTokenizer, SomeTokenizer, Sweep, Trial
+from var_scaling.config import ImportedModel, ImportedTokenizer, SomeTokenizer, Sweep
 from var_scaling.disk import DONE, is_done, read_json
-from var_scaling.results import Line, last_of, read_metrics
+from var_scaling.results import last_of, read_metrics
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,7 @@ class View:
 
     kind: str  # tokenizer, tokens, trial, imported
     name: str
-    state: str  # waiting, running, stopped, failed, diverged, done
+    state: str  # waiting, queued, running, stopped, cancelled, failed, diverged, done
     done: int
     total: int
     unit: str
@@ -26,22 +30,25 @@ class View:
     seconds: float | None = None
     seconds_left: float | None = None
     note: str = ""
+    attempt: int = 0
+    job: str = ""
+    node: str = ""
 
     @property
     def finished(self) -> bool:
         return self.state in ("done", "diverged")
 
 
-def overview(home: Home, sweep: Sweep) -> list[View]:
-    """Every stage of `sweep`, in the order of need."""
-    tokenizers = [_tokenizer_view(home, t) for t in sweep.tokenizers]
+def overview(home: Home, sweep: Sweep, queue: Queue | None = None) -> list[View]:
+    """Every stage of `sweep`, in the order of need; `queue` is what Slurm says of its jobs."""
+    tokenizers = [_tokenizer_view(home, t, queue) for t in sweep.tokenizers]
     tokens = [
-        _tokens_view(home.tokens(t.name, data.name, split))
+        _tokens_view(home.tokens(t.name, data.name, split), queue)
         for t, data in sweep.token_sets
         for split in ("train", "validation")
     ]
     trials = [
-        _trial_view(home.trial(sweep.name, trial.name), trial)
+        _training_view("trial", trial.name, home.trial(sweep.name, trial.name), trial.steps, queue)
         for trial in sorted(sweep.trials, key=lambda trial: natural(trial.name))
     ]
     return tokenizers + tokens + trials + [_imported_view(home, m) for m in sweep.imported]
@@ -58,46 +65,93 @@ def _imported_view(home: Home, model: ImportedModel) -> View:
     return View("imported", model.name, "done", 0, 0, "", line["loss"], note=scored)
 
 
-def _tokenizer_view(home: Home, t: SomeTokenizer) -> View:
+def _tokenizer_view(home: Home, t: SomeTokenizer, queue: Queue | None) -> View:
     folder = home.tokenizer(t.name)
     if isinstance(t, ImportedTokenizer):
-        state, note = state_of(folder)
+        state, note = state_of(folder, queue)
         return View("tokenizer", t.name, state, 0, 0, "", note=note or "imported")
-    lines = read_metrics(folder / "metrics.jsonl")
-    view = _training_view("tokenizer", t.name, folder, lines, t.steps)
-    scores = last_of(lines, "validation")
+    view = _training_view("tokenizer", t.name, folder, t.steps, queue)
+    scores = last_of(read_metrics(folder / "metrics.jsonl"), "validation")
     if not scores:
         return view
     quality = f"PSNR {scores['psnr_db']:.1f} dB, {scores['codes_used_all']:.0%} of codes used"
-    return _with_note(view, quality)
+    return replace(view, note="; ".join(filter(None, (view.note, quality))))
 
 
-def _trial_view(folder: Path, trial: Trial) -> View:
-    return _training_view(
-        "trial", trial.name, folder, read_metrics(folder / "metrics.jsonl"), trial.steps
-    )
-
-
-def _training_view(kind: str, name: str, folder: Path, lines: list[Line], steps: int) -> View:
-    state, note = state_of(folder)
+def _training_view(kind: str, name: str, folder: Path, steps: int, queue: Queue | None) -> View:
+    lines = read_metrics(folder / "metrics.jsonl")
+    state, note = state_of(folder, queue)
     if state == "running" and not lines:
         note = _reading(folder)
     train, scores = last_of(lines, "train"), last_of(lines, "validation")
-    done = max((line["step"] for line in lines), default=0)
+    logged = max((line["step"] for line in lines), default=0)
+    done = max(logged, _pulse(folder)) if state == "running" else logged
     rate = train["images_per_second"] if train else None
     seconds = train["seconds"] if train else None
-    left = seconds / done * (steps - done) if seconds and done and state == "running" else None
+    left = seconds / logged * (steps - done) if seconds and logged and state == "running" else None
     loss = scores.get("loss") if scores else None
     if loss is None and train:
         loss = train["loss"]
-    return View(kind, name, state, done, steps, "steps", loss, rate, seconds, left, note)
+    return View(
+        kind, name, state, done, steps, "steps", loss, rate, seconds, left, note,
+        **_whereabouts(folder, queue),
+    )  # fmt: skip
 
 
-def _tokens_view(folder: Path) -> View:
-    state, note = state_of(folder)
-    name, progress = f"{folder.parent.name}/{folder.name}", _progress(folder)
-    done, total = progress["done"], progress["total"]
-    return View("tokens", name, state, done, total, "images", note=note or _reading(folder))
+def _pulse(folder: Path) -> int:
+    path = folder / PULSE
+    return int(read_json(path)["step"]) if path.exists() else 0
+
+
+def _whereabouts(folder: Path, queue: Queue | None) -> dict[str, Any]:
+    """Which attempt, in which job, on which node."""
+    known = attempts(folder)
+    record = jobs.latest(folder)
+    last = known[-1] if known else {}
+    job = (record.job if record is not None else None) or last.get("job", "")
+    seen = _seen(record, queue) if record is not None and record.live else None
+    node = seen.node if seen is not None and seen.node else last.get("node", "")
+    return {"attempt": len(known), "job": job, "node": node}
+
+
+def _seen(record: JobRecord, queue: Queue | None) -> Any:
+    return queue.find(record.job, record.name, record.index) if queue is not None else None
+
+
+def parts_of(whole: Path) -> list[Path]:
+    """The folders of the parts in which these tokens are being encoded, if they are."""
+    begun = sorted((whole / "parts").glob("*-of-*"))
+    if not begun:
+        return []
+    of = int(begun[0].name.rpartition("-")[2])
+    return [whole / "parts" / f"{number:03d}-of-{of:03d}" for number in range(of)]
+
+
+# Of many parts the one that most needs a look says what state the whole is in.
+_WORST = ("failed", "cancelled", "stopped", "running", "queued", "waiting", "done")
+
+
+def _tokens_view(folder: Path, queue: Queue | None) -> View:
+    name, parts = f"{folder.parent.name}/{folder.name}", parts_of(folder)
+    if not parts or is_done(folder):
+        state, note = state_of(folder, queue)
+        progress, where = _progress(folder), _whereabouts(folder, queue)
+        done, total = progress["done"], progress["total"]
+        if parts:
+            done, total = _together(parts)
+        note = note or _reading(folder)
+        return View("tokens", name, state, done, total, "images", note=note, **where)
+    states = [state_of(part, queue) for part in parts]
+    state, note = min(states, key=lambda one: _WORST.index(one[0]))
+    ended = sum(one[0] == "done" for one in states)
+    note = "; ".join(filter(None, (f"{ended} of {len(parts)} parts", note)))
+    done, total = _together(parts)
+    return View("tokens", name, state, done, total, "images", note=note)
+
+
+def _together(parts: list[Path]) -> tuple[int, int]:
+    reached = [_progress(part) for part in parts]
+    return sum(one["done"] for one in reached), sum(one["total"] for one in reached)
 
 
 def _progress(folder: Path) -> dict[str, Any]:
@@ -113,21 +167,45 @@ def _reading(folder: Path) -> str:
     return f"{progress['what']}: {progress['done']:,} of {progress['total']:,}"
 
 
-def state_of(folder: Path) -> tuple[str, str]:
+_FRESH = 120.0  # seconds after which a sign of life is an old one
+
+
+def state_of(folder: Path, queue: Queue | None = None) -> tuple[str, str]:
     """(state, note): the note is the error of a failed stage, the reason of a diverged one."""
     if is_done(folder):
         marker = read_json(folder / DONE)
         return marker["status"], marker.get("reason", "")
     if in_use(folder):
         return "running", ""
+    record = jobs.latest(folder)
+    if record is not None and record.live:
+        return _state_of_job(folder, record, queue)
     if (folder / FAILED).exists():
         return "failed", read_json(folder / FAILED)["error"]
-    started = (folder / "provenance.json").exists()
+    if record is not None and not record.again and record.ended in ("failed", "cancelled"):
+        return record.ended, record.reason
+    started = (folder / "provenance.json").exists() or record is not None
     return ("stopped", "run again to go on") if started else ("waiting", "")
 
 
-def _with_note(view: View, note: str) -> View:
-    return View(**{**vars(view), "note": "; ".join(filter(None, (view.note, note)))})
+def _state_of_job(folder: Path, record: JobRecord, queue: Queue | None) -> tuple[str, str]:
+    """By Slurm's word; where it does not answer, by the last sign of life."""
+    age = pulse_age(folder)
+    seen = _seen(record, queue)
+    if seen is not None and seen.active:
+        if seen.state in ("RUNNING", "COMPLETING"):
+            return "running", ""
+        return "queued", seen.reason if seen.state == "PENDING" else seen.state.lower()
+    if age is not None and age < _FRESH:
+        return "running", ""
+    if queue is None:
+        return "queued", "Slurm was not asked or does not answer"
+    if (folder / FAILED).exists():
+        return "failed", read_json(folder / FAILED)["error"]
+    if seen is not None and seen.state == "CANCELLED":
+        return "cancelled", f"job {record.job} was cancelled"
+    how = seen.state.lower() if seen is not None else "gone"
+    return "stopped", f"job {record.job}: {how}; run again to go on"
 
 
 def since(seconds: float | None) -> str:

@@ -46,7 +46,7 @@ def evaluate_model(place: Place, address: str, images: Images, tell: Tell) -> Li
     from var_scaling.training.optim import arithmetic
     from var_scaling.weights import load_weights
 
-    device = place.world().device
+    device = place.device()
     cache = open_cache(
         place.home.tokens(t.name, data.name, "validation"),
         description(place.home, t, data, "validation"),

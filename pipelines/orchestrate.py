@@ -1,8 +1,6 @@
 """Ray's door: the stages of a sweep as a graph of tasks, run as this machine's resources allow."""
 
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,16 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import stages
+from pipelines.attempt import Stopped
 from pipelines.collect import View, overview
-from pipelines.settings import Settings
-from pipelines.stages import Place
-from pipelines.store import Home, drift, held, refuse
+from pipelines.driver import driving
+from pipelines.place import Place, StopFile, asking_to_stop, local_seat
+from pipelines.settings import Cluster, Settings
+from pipelines.store import Home, drift, refuse
+from pipelines.units import (
+    SPLITS,
+    Unit,
+    refuse_held_elsewhere,
+    token_units,
+    tokenizer_unit,
+    trial_arrays,
+)
 from var_scaling.accounting.ledger import trial_ledger
 from var_scaling.config import Sweep
 from var_scaling.datasets import as_seen
 from var_scaling.disk import is_done, read_json
 from var_scaling.record import difference
 
+STOP = "stop"  # a file that asks the stages of a sweep on this machine to stop
 Observe = Callable[[list[View]], None]
 Stage = Callable[..., str]
 
@@ -51,7 +60,13 @@ def refuse_drift(home: Home, sweep: Sweep) -> None:
                 refuse(path, difference(read_json(path)["data"], wanted))
 
 
-def run(sweep: Sweep, home: Home, settings: Settings, observe: Observe) -> Outcome:
+def run(
+    sweep: Sweep,
+    home: Home,
+    settings: Settings,
+    observe: Observe,
+    take_over: bool = False,
+) -> Outcome:
     """Bring `sweep` to its end: what is done stays, what is half done goes on.
 
     `observe` is given the state of every stage about twice a second. Ctrl-C or SIGTERM asks the
@@ -61,18 +76,73 @@ def run(sweep: Sweep, home: Home, settings: Settings, observe: Observe) -> Outco
     refuse_drift(home, sweep)
     if all(view.finished for view in overview(home, sweep)):
         return Outcome(interrupted=False, failures={})
-    with held(home.sweep(sweep.name), file="driver.lock"), _ray(settings):
-        stop_file = home.sweep(sweep.name) / "stop"
+    refuse_held_elsewhere(home, sweep, "local")
+    with driving(home.sweep(sweep.name), "local", take_over), ray_here(settings.local.cpus):
+        stop_file = home.sweep(sweep.name) / STOP
         stop_file.unlink(missing_ok=True)
-        with _asking_to_stop(stop_file):
-            place = Place(home, settings, _threads(settings), stop_file)
-            failures = _run_graph(sweep, place, lambda: observe(overview(home, sweep)))
+        with asking_to_stop(stop_file):
+            place = Place(home, settings, StopFile(stop_file), local_seat(settings.local))
+            failures = _run_graph(sweep, place, stop_file, lambda: observe(overview(home, sweep)))
         interrupted = stop_file.exists()
         stop_file.unlink(missing_ok=True)
         return Outcome(interrupted, failures)
 
 
-def _run_graph(sweep: Sweep, place: Place, look: Callable[[], None]) -> dict[str, str]:
+def run_on_cluster(
+    sweep: Sweep,
+    home: Home,
+    reconciler: Callable[[], Any],
+    cluster: Cluster,
+    look: Callable[[], None],
+) -> dict[str, str]:
+    """The same on a cluster: one actor sees all jobs through, each array behind what it needs.
+
+    `reconciler` makes the actor's Reconciler. Returns why, by unit, for each that is not done. Ends
+    at once on Ctrl-C: the jobs are Slurm's, and go on.
+    """
+    import ray
+
+    # No retry of a submission: it would submit twice.
+    actor = ray.remote(num_cpus=0, max_concurrency=1000)(_Door).remote(reconciler)
+
+    def see_through(units: list[Unit], needs: list[Any]) -> Any:
+        return actor.see_through.remote(units, *needs)
+
+    tokenizers = {
+        t.name: see_through([tokenizer_unit(home, t, cluster)], []) for t in sweep.tokenizers
+    }
+    tokens = {
+        (t.name, data.name): [
+            see_through(token_units(home, t, data, split, cluster), [tokenizers[t.name]])
+            for split in SPLITS
+        ]
+        for t, data in sweep.token_sets
+    }
+    arrays = trial_arrays(home, sweep, cluster)
+    waiting = [*tokenizers.values(), *(task for tasks in tokens.values() for task in tasks)]
+    waiting += [see_through(units, tokens[key[1:]]) for key, units in arrays.items()]
+    failures: dict[str, str] = {}
+    while waiting:
+        ready, waiting = ray.wait(waiting, num_returns=1, timeout=1.0)
+        look()
+        for task in ready:
+            failures |= ray.get(task)
+    return failures
+
+
+class _Door:
+    """The actor around a Reconciler, which knows no Ray."""
+
+    def __init__(self, reconciler: Callable[[], Any]):
+        self.reconciler = reconciler()
+
+    async def see_through(self, units: list[Unit], *needs: dict[str, str]) -> dict[str, str]:
+        return dict(await self.reconciler.see_through(units, *needs))
+
+
+def _run_graph(
+    sweep: Sweep, place: Place, stop_file: Path, look: Callable[[], None]
+) -> dict[str, str]:
     """Run every unfinished stage behind those it needs; returns the errors of those that failed.
 
     What trials need goes to Ray at once. Trials follow one by one as others end, largest first:
@@ -85,7 +155,7 @@ def _run_graph(sweep: Sweep, place: Place, look: Callable[[], None]) -> dict[str
 
     def submit(name: str, work: Stage, needs: list[Any], *words: Any) -> Any:
         # A killed worker's stage is started again: stages go on from the disk.
-        remote = ray.remote(num_cpus=place.threads, max_retries=2)(_after)
+        remote = ray.remote(num_cpus=place.seat.threads, max_retries=2)(_after)
         task = remote.remote(work, place, words, *needs)
         tasks[task] = name
         return task
@@ -106,14 +176,16 @@ def _run_graph(sweep: Sweep, place: Place, look: Callable[[], None]) -> dict[str
     by_size = sorted(sweep.trials, key=lambda trial: -trial_ledger(trial)["train_flops"])
     queue = [t for t in by_size if not is_done(home.trial(sweep.name, t.name))]
 
-    slots = max(1, place.settings.local.cpus // place.threads)
+    slots = max(1, place.settings.local.cpus // place.seat.threads)
     failures: dict[str, str] = {}
     waiting = list(tasks)
     while waiting or queue:
-        while queue and len(waiting) < slots and not place.stop_file.exists():
+        while queue and len(waiting) < slots and not stop_file.exists():
             trial = queue.pop(0)
             needs = tokens[trial.tokenizer.name, trial.data.name]
-            waiting.append(submit(f"trial {trial.name}", stages.run_trial, needs, sweep, trial))
+            waiting.append(
+                submit(f"trial {trial.name}", stages.run_trial, needs, sweep.name, trial)
+            )
         if not waiting:
             break  # asked to stop before the queue was empty
         ready, waiting = ray.wait(waiting, num_returns=1, timeout=0.5)
@@ -121,10 +193,6 @@ def _run_graph(sweep: Sweep, place: Place, look: Callable[[], None]) -> dict[str
         for task in ready:
             _note_failure(task, tasks[task], failures)
     return failures
-
-
-def _threads(settings: Settings) -> int:
-    return min(settings.local.cpus, settings.local.threads_per_stage)
 
 
 def _after(work: Stage, place: Place, words: tuple[Any, ...], *needs: str) -> str:
@@ -141,12 +209,12 @@ def _note_failure(task: Any, name: str, failures: dict[str, str]) -> None:
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None) or error
         said = f"{type(cause).__name__}: {cause}"
-        if not isinstance(cause, stages.Stopped) and said not in failures.values():
+        if not isinstance(cause, Stopped) and said not in failures.values():
             failures[name] = said
 
 
 @contextmanager
-def _ray(settings: Settings) -> Iterator[None]:
+def ray_here(cpus: int) -> Iterator[None]:
     """A Ray of our own on this machine: quiet, offline, on loopback only, no telemetry."""
     os.environ.update(
         RAY_USAGE_STATS_ENABLED="0",
@@ -158,7 +226,7 @@ def _ray(settings: Settings) -> Iterator[None]:
 
     ray.init(
         address="local",
-        num_cpus=settings.local.cpus,
+        num_cpus=cpus,
         include_dashboard=False,
         logging_level="ERROR",
         log_to_driver=False,
@@ -168,25 +236,3 @@ def _ray(settings: Settings) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-@contextmanager
-def _asking_to_stop(stop_file: Path) -> Iterator[None]:
-    """Turn the first Ctrl-C or SIGTERM into a word to the stages, and leave the second as it is."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals reach only the main thread
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def ask(number: int, frame: Any) -> None:
-        stop_file.touch()
-        for which, handler in before.items():
-            signal.signal(which, handler)
-
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

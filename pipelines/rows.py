@@ -1,13 +1,14 @@
 """The disk to the results table: one row for each evaluation of each model of a sweep. No torch."""
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.collect import state_of
-from pipelines.provenance import commit_of
+from pipelines.provenance import attempts, commit_of, lost
 from pipelines.store import Home
 from var_scaling.accounting.ledger import model_ledger, trial_ledger
 from var_scaling.config import ImportedModel, Sweep, Trial
@@ -44,6 +45,9 @@ def _imported_rows(home: Home, sweep: Sweep, model: ImportedModel) -> list[Row]:
             data=line["data"],
             seconds=None,
             images_per_second=None,
+            attempts=None,
+            lost_seconds=None,
+            lost_flops=None,
             status="imported",
             commit=line["commit"],
         )
@@ -92,13 +96,22 @@ def _trial_rows(home: Home, sweep: Sweep, trial: Trial) -> list[Row]:
     tokens = home.tokens(trial.tokenizer.name, trial.data.name, "train") / "manifest.json"
     status = _row_status(state_of(folder)[0])
     images = read_json(tokens).get("images") if tokens.exists() else None
-    commit = commit_of(folder)
+    known = {"commit": commit_of(folder), **_lost(folder, trial)}
     shown = [line for line in lines if line["kind"] == "validation"]
     if status == "diverged":  # where it ended is a result too, though nothing was measured there
         last = lines[-1] if lines else {"step": 0, "seconds": 0.0, "images_per_second": 0.0}
         shown.append({key: last[key] for key in ("step", "seconds", "images_per_second")})
     train_losses = {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
-    return [_row(sweep, trial, line, train_losses, images, status, commit) for line in shown]
+    return [_row(sweep, trial, line, train_losses, images, status, known) for line in shown]
+
+
+def _lost(folder: Path, trial: Trial) -> dict[str, Any]:
+    """What was paid for and led to no number: kept apart from the trial's own compute."""
+    steps, seconds = lost(folder)
+    flops = trial_ledger(trial)["train_flops"] // trial.steps
+    return {
+        "attempts": len(attempts(folder)), "lost_seconds": seconds, "lost_flops": steps * flops,
+    }  # fmt: skip
 
 
 def _row(
@@ -108,7 +121,7 @@ def _row(
     train_losses: dict[int, float],
     images: int | None,
     status: Status,
-    commit: str | None,
+    known: dict[str, Any],
 ) -> Row:
     """`trial` as it stood when `line` was written, trained on tokens of `images` images."""
     step = line["step"]
@@ -130,7 +143,7 @@ def _row(
         seconds=line["seconds"],
         images_per_second=line["images_per_second"],
         status=status,
-        commit=commit,
+        **known,
         **ledger,
         **_scores(line),
     )

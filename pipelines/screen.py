@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
@@ -20,7 +21,11 @@ _WIDE = None if sys.stdout.isatty() else 150  # a file or a pipe has no width to
 console = Console(width=_WIDE)
 errors = Console(stderr=True, width=_WIDE)
 
-_COLOURS = {"done": "green", "running": "cyan", "failed": "red", "diverged": "red"}
+_COLOURS = {
+    "done": "green", "running": "cyan", "queued": "yellow", "failed": "red", "diverged": "red",
+    "cancelled": "red",
+}  # fmt: skip
+_ENDED = ("done", "diverged", "failed", "cancelled", "imported")
 _HEARTBEAT = 20.0  # seconds between lines where there is no terminal to redraw
 
 
@@ -54,18 +59,35 @@ def new_table(*columns: str, title: str = "", caption: str = "") -> Table:
     )  # fmt: skip
 
 
-def status_table(sweep: Sweep, views: list[View]) -> Table:
+def status_table(sweep: Sweep, views: list[View], driver: str = "") -> Table:
+    """`driver`: who drives it now, and what it has to say."""
+    jobs = any(view.job for view in views)
+    where = ("attempt", "job", "node") if jobs else ()
     table = new_table(
-        "stage", "name", "state", "progress", "loss", "images/s", "left", "", title=sweep.name
-    )
+        "stage", "name", "state", "step", "", "loss", "images/s", "left", *where, "",
+        title=sweep.name, caption=escape(driver),
+    )  # fmt: skip
     for view in views:
+        whereabouts = (str(view.attempt or ""), view.job, view.node) if jobs else ()
         table.add_row(
-            view.kind, view.name, coloured(view.state), _share(view),
+            view.kind, view.name, coloured(view.state),
+            f"{view.done:,}/{view.total:,}" if view.total else "", _share(view),
             "" if view.loss is None else f"{view.loss:.4f}",
             "" if view.images_per_second is None else f"{view.images_per_second:,.0f}",
-            since(view.seconds_left), escape(view.note),
+            since(view.seconds_left), *whereabouts, escape(view.note),
         )  # fmt: skip
     return table
+
+
+def watch(sweep: Sweep, look: Callable[[], tuple[list[View], str]], every: float = 5.0) -> None:
+    """The status table, drawn anew until every stage has ended, or Ctrl-C."""
+    with Live(console=console, auto_refresh=False, screen=False) as live:
+        while True:
+            views, driver = look()
+            live.update(status_table(sweep, views, driver), refresh=True)
+            if all(view.state in _ENDED for view in views):
+                return
+            time.sleep(every)
 
 
 def law_tables(laws: dict[str, Any]) -> Group:

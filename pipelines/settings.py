@@ -1,11 +1,11 @@
-"""Where things lie and how much of this machine to use: var-scaling.toml and the environment."""
+"""Where things lie, this machine and the clusters: var-scaling.toml and the environment."""
 
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from var_scaling.record import explain
 
@@ -31,6 +31,64 @@ class Local(BaseModel):
     device: Literal["cpu", "cuda"] = "cpu"
 
 
+class Cluster(BaseModel):
+    """`--on NAME`: a Slurm cluster, as seen from the machine that submits to it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    partition: str
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    nodes: Annotated[int, Field(ge=1)] = 1  # most that one trial may take
+    gpus_per_node: Annotated[int, Field(ge=0)] = 8  # 0: a cluster of processors
+    cpus_per_gpu: Annotated[int, Field(ge=1)] = 8
+    memory_gb_per_gpu: Annotated[float, Field(gt=0)] = 64.0
+    wall_hours: Annotated[float, Field(gt=0)] = 24.0  # of one job; a trial may take many
+    setup: tuple[str, ...] = ()  # lines of shell before a job starts
+    device: Literal["cpu", "cuda"] = "cuda"
+    gpu_memory_gb: Annotated[float, Field(gt=0)] = 80.0
+    peak_tflops: Annotated[float, Field(gt=0)] = 989.0  # of one GPU, dense, half precision: H100
+    utilisation: Annotated[float, Field(gt=0, le=1)] = 0.4  # of the peak: assumed, until measured
+    price_per_gpu_hour: Annotated[float, Field(ge=0)] | None = None
+    signal_seconds: Annotated[int, Field(ge=10)] = 120  # before its end a job is told to save
+    save_every_seconds: Annotated[float, Field(gt=0)] = 600.0
+    array_parallelism: Annotated[int, Field(ge=1)] = 64  # jobs of one array at a time
+    finish_within_hours: Annotated[float, Field(gt=0)] = 168.0  # a trial gets GPUs until it does
+    trial_gpus: dict[str, Annotated[int, Field(ge=1)]] = {}  # by trial, where the rule will not do
+    encoding_jobs: Annotated[int, Field(ge=1)] | None = None  # None: about an hour of work each
+    threads_per_process: Annotated[int, Field(ge=1)] = 1
+    poll_seconds: Annotated[float, Field(gt=0)] = 30.0  # between two looks at the queue
+
+    @model_validator(mode="after")
+    def _leaves_time_to_work(self) -> Self:
+        # Slurm may send the signal up to a minute early.
+        if self.wall_hours * 3600 < self.signal_seconds + 60:
+            raise ValueError(
+                f"wall_hours = {self.wall_hours:g} is {self.wall_hours * 3600:.0f} s: too short "
+                f"for signal_seconds = {self.signal_seconds}, which may come a minute early"
+            )
+        return self
+
+    @property
+    def sustained(self) -> float:
+        """FLOP/s of one GPU while it trains."""
+        return self.peak_tflops * 1e12 * self.utilisation
+
+    @property
+    def workers_per_node(self) -> int:
+        """Processes of one trial on one node: one a GPU."""
+        return max(1, self.gpus_per_node)
+
+
+class MLflow(BaseModel):
+    """The tracking server; without one, a database in the home."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    uri: str | None = None
+
+
 class Weights(BaseModel):
     """Files of other people's weights that some losses need; never downloaded."""
 
@@ -47,6 +105,17 @@ class Settings(BaseModel):
     data: dict[str, Path] = {}
     local: Local = Local()
     weights: Weights = Weights()
+    mlflow: MLflow = MLflow()
+    clusters: dict[str, Cluster] = {}
+
+    def cluster(self, name: str) -> Cluster:
+        """The cluster called `name`. Raises SettingsError."""
+        if name not in self.clusters:
+            known = ", ".join(["local", *self.clusters])
+            raise SettingsError(
+                f"--on {name}: no [clusters.{name}] in var-scaling.toml; there is {known}"
+            )
+        return self.clusters[name]
 
     def data_root(self, name: str) -> Path | None:
         """The folder of data `name`: [data] of the file, else that name under VAR_SCALING_DATA."""

@@ -15,8 +15,10 @@ from pydantic import ValidationError
 from var_scaling.disk import whole
 from var_scaling.record import Record, difference, explain
 
-_TAKEN = ("tokenizers", "tokens", "images", "mlartifacts", "mlflow.db", "mlflow.lock")
-_TAKEN_IN_SWEEP = ("report", "law", "stop", "driver.lock", "laws.json", "results.parquet")
+_TAKEN = (
+    "tokenizers", "tokens", "images", "code", "jobs", "mlartifacts", "mlflow.db", "mlflow.lock",
+)  # fmt: skip
+_TAKEN_IN_SWEEP = ("report", "law", "stop", "driver.json", "laws.json", "results.parquet")
 
 
 IMPORTED = "imported"  # the sweep of all models that were trained elsewhere
@@ -41,6 +43,10 @@ class Home:
 
     def tokens(self, tokenizer: str, data: str, split: str) -> Path:
         return self.root / "tokens" / tokenizer / f"{data}-{split}"
+
+    def part(self, tokens: Path, number: int, of: int) -> Path:
+        """Where one job of several puts its part of the tokens in `tokens`."""
+        return tokens / "parts" / f"{number:03d}-of-{of:03d}"
 
     def imported(self, name: str) -> Path:
         return self.trial(IMPORTED, name)

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import pkgutil
 import traceback
+from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
 
@@ -35,6 +36,18 @@ def find_sweep(name: str) -> Sweep:
             "named by its path: var-scaling run ./mine.py"
         )
     return _load(name)
+
+
+def choose(sweep: Sweep, names: Collection[str]) -> Sweep:
+    """`sweep` with the trials of these names alone; with none, all of it. Raises SweepError."""
+    unknown = sorted(set(names) - {trial.name for trial in sweep.trials})
+    if unknown:
+        known = ", ".join(trial.name for trial in sweep.trials)
+        raise SweepError(f"{sweep.name} has no trial {', '.join(unknown)}; there are {known}")
+    if not names:
+        return sweep
+    chosen = tuple(trial for trial in sweep.trials if trial.name in names)
+    return sweep.model_copy(update={"trials": chosen})
 
 
 def _names() -> list[str]:

@@ -7,14 +7,11 @@ costs nothing but the view, and a deleted database is filled again from the begi
 import json
 import logging
 import os
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from pipelines.collect import overview
+from pipelines.collect import View, overview
 from pipelines.page import run_name, tokenizer_params, trial_params
 from pipelines.provenance import commit_of
 from pipelines.store import Home, held
@@ -22,13 +19,15 @@ from var_scaling.config import Sweep
 from var_scaling.disk import whole
 from var_scaling.results import Line, read_metrics
 
-_EVERY = 5.0  # seconds between two looks at the disk
 _BATCH = 900  # MLflow takes at most 1,000 metrics a call
 _PREFIX = {"train": "train", "validation": "val"}
 _MIRRORED = "var_scaling.mirrored"
 _ADDRESS = "var_scaling.address"
 # The state of a stage as MLflow has it: a stopped run goes on later, so it is not at an end.
-_STATUS = {"done": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "stopped": "KILLED"}
+ENDS = {
+    "done": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "stopped": "KILLED",
+    "cancelled": "KILLED",
+}  # fmt: skip
 
 
 def quiet_environment() -> dict[str, str]:
@@ -38,6 +37,8 @@ def quiet_environment() -> dict[str, str]:
         "DO_NOT_TRACK": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_LOGGING_LEVEL": "ERROR",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the mirror tries again by itself
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
         "GIT_PYTHON_REFRESH": "quiet",
     }
 
@@ -53,26 +54,27 @@ def database(home: Home) -> str:
 class Mirror:
     """A connection to the tracking server of a home, and the runs it has found there."""
 
-    def __init__(self, home: Home, sweep: Sweep):
+    def __init__(self, home: Home, sweep: Sweep, uri: str | None = None):
         os.environ.update(quiet_environment())
         for noisy in ("mlflow", "alembic", "mlflow.store", "mlflow.store.db.utils"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
         from mlflow.tracking import MlflowClient
 
         with held(home.root, wait=60, file="mlflow.lock"):
-            if not _file(home).exists():
+            if uri is None and not _file(home).exists():
                 # MLflow makes its tables one by one: killed half-way, it would refuse them.
                 with whole(_file(home)) as beside:
                     MlflowClient(f"sqlite:///{beside}").search_experiments()
-        self.home, self.sweep = home, sweep
-        self.client = MlflowClient(database(home))
+        self.home, self.sweep, self.uri = home, sweep, uri
+        self.client = MlflowClient(uri or database(home))
         self._experiments: dict[str, str] = {}
         self._runs: dict[str, str] = {}
         self._seen: dict[str, dict[str, Any]] = {}
 
-    def catch_up(self) -> None:
-        """Bring every run of the sweep to what the disk says now."""
-        states = {(view.kind, view.name): view.state for view in overview(self.home, self.sweep)}
+    def catch_up(self, views: list[View] | None = None) -> None:
+        """Bring every run of the sweep to what the disk, or `views` of it, says now."""
+        known = overview(self.home, self.sweep) if views is None else views
+        states = {(view.kind, view.name): view.state for view in known}
         for t in self.sweep.tokenizers:
             folder, state = self.home.tokenizer(t.name), states["tokenizer", t.name]
             if state != "waiting":
@@ -112,7 +114,7 @@ class Mirror:
         lines = read_metrics(folder / "metrics.jsonl")
         seen = self._seen[run]
         new = [line for line in lines if line["step"] > seen.get(line["kind"], 0)]
-        status = _STATUS.get(state, "RUNNING")
+        status = ENDS.get(state, "RUNNING")
         if not new and seen.get("state") == status:
             return
         self._log(run, [metric for line in new for metric in _metrics(line)])
@@ -159,11 +161,12 @@ class Mirror:
     def _experiment(self, name: str) -> str:
         if name not in self._experiments:
             known = self.client.get_experiment_by_name(name)
-            place = (self.home.root / "mlartifacts").as_uri()
+            # A server keeps files where it was told to; without one they lie in the home.
+            place = None if self.uri else (self.home.root / "mlartifacts").as_uri() + f"/{name}"
             self._experiments[name] = (
                 known.experiment_id
                 if known
-                else self.client.create_experiment(name, artifact_location=f"{place}/{name}")
+                else self.client.create_experiment(name, artifact_location=place)
             )
         return self._experiments[name]
 
@@ -189,39 +192,3 @@ def _metric(name: str, value: float, time_ms: int, step: int) -> Any:
 
 def _transposed(table: dict[str, list[Any]]) -> list[list[Any]]:
     return [list(row) for row in zip(*table.values(), strict=True)]
-
-
-@contextmanager
-def mirroring(home: Home, sweep: Sweep, warn: Callable[[str], None]) -> Iterator[None]:
-    """Mirror every few seconds beside the block's work. What goes wrong costs only the view."""
-    ended = threading.Event()
-    said: set[str] = set()
-
-    def once(text: str) -> None:
-        if text not in said:
-            said.add(text)
-            warn(text)
-
-    def follow() -> None:
-        while not ended.wait(_EVERY):
-            attempt(lambda: Mirror(home, sweep).catch_up(), once)
-
-    thread = threading.Thread(target=follow, name="mlflow mirror", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        attempt(lambda: Mirror(home, sweep).catch_up(), once)
-
-
-def attempt(work: Callable[[], None], warn: Callable[[str], None]) -> bool:
-    """Whether `work` at the tracking server succeeded; `warn` is told if not."""
-    try:
-        work()
-    except Exception as error:  # noqa: BLE001 - whatever MLflow raises, the disk has it all
-        first = str(error).splitlines()[0] if str(error) else ""
-        warn(f"MLflow mirror: {type(error).__name__}: {first}; the next run catches up")
-        return False
-    return True

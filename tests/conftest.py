@@ -1,6 +1,7 @@
 """What several tests start from: a tiny tokenizer, its tokens, and one finished run of `smoke`."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -101,15 +102,51 @@ def smoke(tmp_path_factory) -> Path:
     return home
 
 
+def cluster(root: Path, **options):
+    """A Slurm of our own for as long as it is asked; where none is installed, a skip."""
+    from slurm_box import Box
+
+    programs = ["slurmctld", *(["slurmdbd", "mariadbd"] if options.get("accounting") else [])]
+    for program in programs:
+        if shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None:
+            assert "VAR_SCALING_REQUIRE_SLURM" not in os.environ, f"there is no {program}"
+            pytest.skip(f"no {program} on this machine")
+    box = Box(root, **options)
+    box.up()
+    try:
+        yield box
+    finally:
+        box.down()
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory):
+    """A cluster that keeps no accounts: its sacct fails."""
+    yield from cluster(tmp_path_factory.mktemp("slurm"))
+
+
+@pytest.fixture(scope="session")
+def slurm_with_accounts(tmp_path_factory):
+    yield from cluster(tmp_path_factory.mktemp("slurm"), accounting=True)
+
+
 def numbers(path: Path) -> list[dict]:
     """Metrics without what a clock wrote."""
     return [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(path)]
 
 
 def stops_after(count: int):
-    """A stop that is asked for at the `count`-th look, and stays asked."""
+    """STOP from the `count`-th look on, counted from 0; before it GO_ON."""
+    from var_scaling.training.loop import Wish
+
     looks = iter(range(10**9))
-    return lambda: next(looks) >= count
+    return lambda done: Wish.STOP if next(looks) >= count else Wish.GO_ON
+
+
+def goes_on(done: int):
+    from var_scaling.training.loop import Wish
+
+    return Wish.GO_ON
 
 
 # Released checkpoints in miniature: the released names and shapes, random weights ----------------

@@ -11,11 +11,12 @@ from PIL import Image
 
 from pipelines.address import imported_sweep
 from pipelines.orchestrate import refuse_drift
+from pipelines.place import Place, StopFile
 from pipelines.rows import rows_of, write_results
 from pipelines.settings import Settings
-from pipelines.stages import Place, run_tokenizer, run_tokens, run_trial
+from pipelines.stages import run_tokenizer, run_tokens, run_trial
 from pipelines.store import Drift, Home
-from var_scaling.config import Model, Sweep
+from var_scaling.config import Model
 
 
 def picture_folder(root: Path, side: int) -> None:
@@ -95,12 +96,11 @@ def test_a_trial_of_our_own_trains_on_an_imported_tokenizer(files, tmp_path):
     home = Home(tmp_path / "home")
     data = images(side=SMALL.side, train_images=40, validation_images=10)
     t = trial(tokenizer=bring(home.root, *files).tokenizer, data=data, steps=2)
-    place = Place(home, Settings(), threads=1, stop_file=tmp_path / "stop")
+    place = Place(home, Settings(), StopFile(tmp_path / "stop"))
     assert run_tokenizer(place, t.tokenizer) == "done"
     for split in ("train", "validation"):
         run_tokens(place, t.tokenizer, data, split)
-    sweep = Sweep(name="s", question="?", trials=(t,))
-    assert run_trial(place, sweep, t) == "done"
+    assert run_trial(place, "s", t) == "done"
     absent = t.tokenizer.model_copy(update={"name": "absent"})
     with pytest.raises(ValueError, match=r"var-scaling import VQVAE.pth --as absent \(SHA-256"):
         run_tokenizer(place, absent)

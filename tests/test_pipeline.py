@@ -22,7 +22,7 @@ from pipelines.sweeps import find_sweep
 from var_scaling.disk import whole, write_json
 from var_scaling.results import MetricsLog, read_metrics
 
-TIMES = ["seconds", "images_per_second", "commit"]
+TIMES = ["seconds", "images_per_second", "attempts", "lost_seconds", "lost_flops", "commit"]
 TRIALS = ("d1", "d2", "d3", "d4")
 
 
@@ -266,7 +266,7 @@ def test_data_is_found_by_settings_then_by_environment(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[locl]\n", "locl: no such field; allowed: data, local"),
+        ("[locl]\n", "locl: no such field; allowed: clusters, data, local, mlflow, weights"),
         ("[local]\ncpus = 0\n", "local.cpus = 0: Input should be greater than or equal to 1"),
         ("cpus = ", "not TOML"),
     ],

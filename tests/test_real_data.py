@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import numbers, stops_after
+from conftest import goes_on, numbers, stops_after
 
 from sweeps.rehearsal import sweep as rehearsal
 from var_scaling.data.order import batch_rows, spread_rows
@@ -13,9 +13,9 @@ from var_scaling.data.sources import open_source
 from var_scaling.datasets import ImageFiles
 from var_scaling.results import MetricsLog
 from var_scaling.tokenizer.perceptual import Perceptual
-from var_scaling.training.distributed import World
 from var_scaling.training.loop import Interrupted
 from var_scaling.training.tokenizer import train_tokenizer
+from var_scaling.training.world import World
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -71,17 +71,17 @@ def test_the_rehearsals_tokenizer_with_all_its_losses_resumes_bitwise(tmp_path, 
     torch.manual_seed(0)
     vgg = Perceptual().requires_grad_(False)
 
-    def run(name: str, stop=lambda: False):
+    def run(name: str, heed=goes_on):
         log = MetricsLog(tmp_path / name / "metrics.jsonl")
         return train_tokenizer(
             t, source["train"], source["validation"], vgg, tmp_path / name / "checkpoint", log,
-            1e9, stop, 0, tmp_path / name / "sheet.png", World(),
+            1e9, heed, 0, tmp_path / name / "sheet.png", World(),
         )  # fmt: skip
 
     undisturbed = run("whole")
     for count in (0, 1):
         with pytest.raises(Interrupted):
-            run("torn", stop=stops_after(count))
+            run("torn", heed=stops_after(count))
     torn = run("torn")
     for (name, one), other in zip(
         undisturbed.state_dict().items(), torn.state_dict().values(), strict=True

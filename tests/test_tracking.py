@@ -9,7 +9,8 @@ import pytest
 from conftest import COMMAND, trial
 
 from pipelines.store import Home, claim
-from pipelines.tracking import Mirror, attempt
+from pipelines.mirror import attempt
+from pipelines.tracking import Mirror
 from var_scaling.config import Sweep
 from var_scaling.disk import write_json
 from var_scaling.results import MetricsLog

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from conftest import numbers, stops_after, tokenizer, trial
+from conftest import goes_on, numbers, stops_after, tokenizer, trial
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -18,17 +18,19 @@ from var_scaling.results import MetricsLog, read_metrics
 from var_scaling.tokenizer.cache import TokenCache
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.training import checkpoint
-from var_scaling.training.distributed import World
+from var_scaling.training.distributed import join
 from var_scaling.training.loop import (
     Diverged,
     Interrupted,
     Stopwatch,
     Window,
+    Wish,
     log_steps,
     updates,
 )
 from var_scaling.training.optim import Descent, adamw, arithmetic, learning_rate_at, weight_decay_at
 from var_scaling.training.trial import batch_loss, train
+from var_scaling.training.world import World
 
 # Schedules ------------------------------------------------------------------------------------
 
@@ -90,33 +92,50 @@ def descent_of(module, precision="fp32", clip=2.0) -> Descent:
 
 def test_a_non_finite_gradient_changes_no_weight():
     module = Product(1.0)
-    found = descent_of(module).step(module([1.0, float("inf")]), 0)
+    module([1.0, float("inf")]).backward()
+    found = descent_of(module).step(0)
     assert not torch.isfinite(found["grad_norm"])
     assert torch.equal(module.weight, torch.ones(2))
 
 
 def test_the_gradient_is_clipped_to_its_norm():
     module = Product(0.0)
-    descent = descent_of(module)
-    assert descent.step(module([30.0, 40.0]), 0)["grad_norm"] == pytest.approx(50)
-    torch.testing.assert_close(module.weight.grad, torch.tensor([1.2, 1.6]))
+    descent, taken = descent_of(module), []
+    descent.optimizer.register_step_pre_hook(lambda *_: taken.append(module.weight.grad.clone()))
+    module([30.0, 40.0]).backward()
+    assert descent.step(0)["grad_norm"] == pytest.approx(50)
+    torch.testing.assert_close(taken, [torch.tensor([1.2, 1.6])])
+
+
+def test_a_steps_gradient_is_all_that_came_back_since_the_step_before():
+    module = Product(0.0)
+    descent = descent_of(module, clip=1e9)
+    for step in (0, 1):
+        for by in ([3.0, 0.0], [0.0, 4.0]):
+            descent.scale(module(by)).backward()
+        assert descent.step(step)["grad_norm"] == pytest.approx(5)
 
 
 def test_half_precision_scales_its_loss_and_backs_off_instead_of_ending():
     module = Product(1.0)
     descent = descent_of(module, "fp16")
-    found = descent.step(descent.scale(module([3.0, 4.0])), 0)
+
+    def step(by: list[float], number: int):
+        descent.scale(module(by)).backward()
+        return descent.step(number)
+
+    found = step([3.0, 4.0], 0)
     assert found["grad_norm"] == pytest.approx(5)  # unscaled before it is clipped
     before = module.weight.detach().clone()
-    found = descent.step(descent.scale(module([1.0, 3e38])), 1)
+    found = step([1.0, 3e38], 1)
     assert found == {"skipped": torch.tensor(1.0)}
     assert torch.equal(module.weight, before)
     assert descent.scaler.get_scale() == 2**10
     again = descent_of(Product(1.0), "fp16")
     again.restore(descent.state())
     assert again.scaler.get_scale() == 2**10
-    for step in range(2, 14):  # an infinity that no scale takes away is an end after all
-        found = descent.step(descent.scale(module([1.0, float("inf")])), step)
+    for number in range(2, 14):  # an infinity that no scale takes away is an end after all
+        found = step([1.0, float("inf")], number)
     assert not torch.isfinite(found["grad_norm"])
 
 
@@ -166,17 +185,50 @@ def test_a_step_logged_twice_counts_once_and_a_torn_line_not_at_all(tmp_path):
     assert [line["loss"] for line in read_metrics(path)] == [3.0, 1.5]
 
 
-def test_a_torn_checkpoint_is_passed_over_for_the_one_before(tmp_path, capsys):
+def flipped(whole: bytes) -> bytes:
+    """One bit of the tensor's data is another; the length is the same, and torch loads it."""
+    place = whole.index(torch.arange(100.0).numpy().tobytes()) + 200
+    return whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
+
+
+def marked_as_folder(whole: bytes) -> bytes:
+    """One bit of a part's entry in the zip's list: torch reads nothing, gives what memory held."""
+    place = whole.rindex(b".step-", 0, whole.rindex(b"/data/0")) - 8
+    return whole[:place] + b"\x10" + whole[place + 1 :]
+
+
+DAMAGES = {
+    "flipped": flipped,
+    "torn": lambda whole: whole[:200],
+    "half": lambda whole: whole[: len(whole) // 2],
+    "empty": lambda whole: b"",
+    "nothing but zeros": lambda whole: bytes(len(whole)),
+    "a part that says it is a folder": marked_as_folder,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damage, tmp_path, capsys):
     for step in (1, 2, 3):
-        checkpoint.save(tmp_path, step, {"x": torch.tensor(step)})
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "step-000000002.pt",
-        "step-000000003.pt",
-    ]
-    last = tmp_path / "step-000000003.pt"
-    last.write_bytes(last.read_bytes()[:200])
+        checkpoint.save(tmp_path, step, {"x": torch.arange(100.0)})
+    names = ["step-000000002.pt", "step-000000003.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    before, last = (tmp_path / name for name in names)
+    assert checkpoint.latest(tmp_path)["step"] == 3
+    assert capsys.readouterr().out == ""
+    last.write_bytes(damage(last.read_bytes()))
     assert checkpoint.latest(tmp_path)["step"] == 2
-    assert "unreadable" in capsys.readouterr().out
+    assert "step-000000003.pt: unreadable" in capsys.readouterr().out
+    before.write_bytes(damage(before.read_bytes()))
+    assert checkpoint.latest(tmp_path) is None
+
+
+def test_a_damaged_checkpoint_does_not_outlive_a_good_one(tmp_path):
+    for step in (4, 8):
+        checkpoint.save(tmp_path, step, {})
+    (tmp_path / "step-000000008.pt").write_bytes(b"")
+    checkpoint.save(tmp_path, 6, {})
+    assert [path.name[-4] for path in sorted(tmp_path.iterdir())] == ["4", "6"]
 
 
 def test_a_checkpoint_with_code_in_it_is_not_run(tmp_path):
@@ -196,12 +248,13 @@ def quantizer():
     return MultiScaleVQVAE(tokenizer()).quantize.requires_grad_(False)
 
 
-def run(folder, quantizer, token_cache, stop=lambda: False, save_every=1e9, t=None):
+def run(folder, quantizer, token_cache, heed=goes_on, save_every=1e9, t=None, world=None):
     log = MetricsLog(folder / "metrics.jsonl")
     t = t or trial()
     caches = token_cache(50, seed=1), token_cache(20, seed=2)
     try:
-        return train(t, quantizer, *caches, folder / "checkpoint", log, save_every, stop, World())
+        words = (folder / "checkpoint", log, save_every, heed, world or World())
+        return train(t, quantizer, *caches, *words)
     finally:
         log.close()
 
@@ -212,7 +265,7 @@ def test_an_interrupted_trial_ends_bitwise_where_an_undisturbed_one_does(
     whole = run(tmp_path / "whole", quantizer, token_cache)
     for _ in range(3):
         with pytest.raises(Interrupted, match="of 12"):
-            run(tmp_path / "torn", quantizer, token_cache, stop=stops_after(2))
+            run(tmp_path / "torn", quantizer, token_cache, heed=stops_after(2))
     torn = run(tmp_path / "torn", quantizer, token_cache)
     for one, other in zip(whole.parameters(), torn.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -249,6 +302,96 @@ def test_a_trial_killed_between_checkpoints_repeats_its_steps_exactly(
     )
 
 
+def test_a_wish_to_save_writes_a_checkpoint_and_training_goes_on(tmp_path, quantizer, token_cache):
+    folder, seen = tmp_path / "checkpoint", []
+
+    def heed(done: int) -> Wish:
+        seen.append((done, [int(path.stem[5:]) for path in sorted(folder.glob("*.pt"))]))
+        return Wish.SAVE if done in (3, 4, 12) else Wish.GO_ON
+
+    whole = run(tmp_path, quantizer, token_cache, heed)
+    kept = [[]] * 3 + [[3]] + [[3, 4]] * 8
+    assert seen == list(zip(range(1, 13), kept, strict=True))  # told once after every step
+    assert checkpoint.latest(folder)["step"] == 4  # the last step needs none
+    went_on = run(tmp_path, quantizer, token_cache)
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.parameters(), went_on.parameters(), strict=True)
+    )
+
+
+def test_a_wish_to_stop_after_the_last_step_is_late(tmp_path, quantizer, token_cache):
+    run(tmp_path, quantizer, token_cache, stops_after(11))
+    with pytest.raises(Interrupted, match="d2 stopped after step 11 of 12"):
+        run(tmp_path / "earlier", quantizer, token_cache, stops_after(10))
+    assert checkpoint.latest(tmp_path / "checkpoint") is None
+    assert checkpoint.latest(tmp_path / "earlier" / "checkpoint")["step"] == 11
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 8])
+def test_a_batch_in_passes_trains_as_the_whole_batch_does(
+    at_once, tmp_path, quantizer, token_cache, monkeypatch
+):
+    t, asked = trial(label_drop=0.5), []
+    whole = run(tmp_path / "whole", quantizer, token_cache, t=t)
+    batch = TokenCache.batch
+
+    def spy(cache, rows, epochs):
+        asked.extend(zip(rows, epochs, strict=True))
+        return batch(cache, rows, epochs)
+
+    monkeypatch.setattr(TokenCache, "batch", spy)
+    run(tmp_path / "again", quantizer, token_cache, t=t)
+    in_order = asked.copy()
+    asked.clear()
+    parts = run(tmp_path / "parts", quantizer, token_cache, t=t, world=World(at_once=at_once))
+    assert asked == in_order
+    lines = [numbers(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts")]
+    for name in ("loss", "grad_norm"):
+        curves = [[line.get(name, 0.0) for line in each] for each in lines]
+        np.testing.assert_allclose(curves[1], curves[0], rtol=1e-5)
+    if at_once == t.batch:  # one pass after all
+        assert lines[0] == lines[1]
+        assert all(
+            torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True)
+        )
+
+
+def test_half_precision_is_scaled_in_every_pass(tmp_path, quantizer, token_cache):
+    t = trial(precision="fp16")
+    for name, world in (("whole", World()), ("parts", World(at_once=3))):
+        run(tmp_path / name, quantizer, token_cache, t=t, world=world)
+    curves = [
+        [line["loss"] for line in numbers(tmp_path / name / "metrics.jsonl")]
+        for name in ("whole", "parts")
+    ]
+    np.testing.assert_allclose(curves[1], curves[0], rtol=1e-3)
+
+
+def test_passes_are_the_share_in_order():
+    assert World(rank=1, size=2, at_once=3).passes(16) == [
+        slice(8, 11), slice(11, 14), slice(14, 16),
+    ]  # fmt: skip
+    assert World(rank=1, size=2).passes(16) == [World(rank=1, size=2).share(16)]
+    assert World(at_once=99).passes(16) == [slice(0, 16)]
+
+
+# Meeting --------------------------------------------------------------------------------------
+
+
+def test_who_waits_in_vain_says_for_what_and_how_long(tmp_path):
+    cpu = torch.device("cpu")
+    with pytest.raises(TimeoutError, match=r"meeting\.json: not written by process 0 within 0 s"):
+        join(1, 2, cpu, tmp_path / "meeting.json", "127.0.0.1", patience=0.0)
+    with pytest.raises(TimeoutError, match=r"meeting\.json: not all 2 processes met at 127.0.0.1"):
+        join(0, 2, cpu, tmp_path / "meeting.json", "127.0.0.1", patience=0.1)
+
+
+def test_one_process_alone_meets_nobody(tmp_path):
+    world = join(0, 1, torch.device("cpu"), tmp_path / "meeting.json", "nowhere", at_once=4)
+    assert world == World(at_once=4)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_trial_learns_what_there_is_to_learn(tmp_path, quantizer, token_cache):
     """Two token sequences, one for each class: the loss must fall to almost nothing."""
     patterns = token_cache(2).tokens
@@ -256,7 +399,7 @@ def test_a_trial_learns_what_there_is_to_learn(tmp_path, quantizer, token_cache)
     cache = TokenCache(patterns[labels], labels, 1, {})
     t = trial(steps=150, label_drop=0.0, evaluations=1)
     log = MetricsLog(tmp_path / "metrics.jsonl")
-    train(t, quantizer, cache, cache, tmp_path / "c", log, 1e9, lambda: False, World())
+    train(t, quantizer, cache, cache, tmp_path / "c", log, 1e9, goes_on, World())
     scores = [
         line for line in read_metrics(tmp_path / "metrics.jsonl") if line["kind"] == "validation"
     ]
@@ -309,7 +452,7 @@ def test_every_precision_trains_close_to_the_full_one_and_resumes_bitwise(
     t = trial(precision=precision)
     whole = run(tmp_path / "whole", quantizer, token_cache, t=t)
     with pytest.raises(Interrupted):
-        run(tmp_path / "torn", quantizer, token_cache, stop=stops_after(5), t=t)
+        run(tmp_path / "torn", quantizer, token_cache, heed=stops_after(5), t=t)
     torn = run(tmp_path / "torn", quantizer, token_cache, t=t)
     assert all(
         torch.equal(a, b) for a, b in zip(whole.parameters(), torn.parameters(), strict=True)

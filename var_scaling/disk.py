@@ -2,8 +2,9 @@
 
 import json
 import os
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ DONE = "done.json"
 def whole(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; it takes the place of `path` only on success."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    # Two machines may have a process of the same number.
+    beside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
         yield beside
         with open(beside, "rb+") as file:
@@ -27,6 +29,18 @@ def whole(path: Path) -> Iterator[Path]:
 def write_json(path: Path, value: Any) -> None:
     with whole(path) as beside:
         beside.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def write_first(path: Path, value: Any) -> bool:
+    """Write `value` if `path` is not there yet; of several processes one does."""
+    made = False
+    beside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    beside.write_text(json.dumps(value, indent=1) + "\n")
+    with suppress(FileExistsError):
+        os.link(beside, path)
+        made = True
+    beside.unlink()
+    return made
 
 
 def read_json(path: Path) -> Any:

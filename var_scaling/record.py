@@ -68,8 +68,16 @@ def _named(record: type[BaseModel], location: tuple[int | str, ...]) -> list[str
         for place in inside
         if isinstance(location[place], str)
         and location[place] not in _fields_at(record, location[:place])
+        and not _is_key(record, location[:place])
     ]
     return [str(part) for place, part in enumerate(location) if place not in tags]
+
+
+def _is_key(record: type[BaseModel], location: tuple[int | str, ...]) -> bool:
+    """Whether what follows `location` is a key of a mapping, named by whoever wrote it."""
+    if len(location) != 1 or location[0] not in record.model_fields:
+        return False
+    return typing.get_origin(record.model_fields[str(location[0])].annotation) is dict
 
 
 def _fields_at(record: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

@@ -115,5 +115,8 @@ class Row(Record):
     inception_score: float | None = None
     seconds: float | None
     images_per_second: float | None
+    attempts: int | None  # lives of the training, each from where the last was saved
+    lost_seconds: float | None  # of training after a last checkpoint: in no other column
+    lost_flops: int | None
     status: Status
     commit: str | None

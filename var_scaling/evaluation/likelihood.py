@@ -17,10 +17,12 @@ from var_scaling.models.var import VAR
 from var_scaling.results import Line
 from var_scaling.tokenizer.cache import TokenCache
 from var_scaling.tokenizer.quantizer import Quantizer
+from var_scaling.training.world import World
 
 _BATCH = 128
 LABELS = ("true", "none")  # what the model is told: each image's class, or that there is none
 _SUFFIX = {"true": "", "none": "_no_label"}
+_ALONE = World()
 
 
 @torch.no_grad()
@@ -31,32 +33,38 @@ def evaluate(
     labels: Sequence[str] = LABELS[:1],
     progress: Callable[[int, int], None] = lambda done, of: None,
     batch: int = _BATCH,
+    world: World = _ALONE,
 ) -> Line:
     """Loss in nats a token and error as a share of tokens, in one pass over all images of `cache`.
 
     For each of `labels` the same numbers, those of "none" under names that end in `_no_label`. The
-    standard errors are clustered by image: the tokens of one image are correlated.
+    standard errors are clustered by image: the tokens of one image are correlated. The batches are
+    dealt out to the processes of `world`; all come to the very numbers that one alone comes to.
     """
     scales = list(quantizer.pyramid.lengths)
     device = quantizer.embedding.weight.device
     was_training = model.training
     model.eval()
-    sums: dict[str, list[np.ndarray]] = {}
-    for start in range(0, cache.images, batch):
+    names = [f"{score}{_SUFFIX[told]}" for told in labels for score in ("loss", "error")]
+    sums_NIK = torch.zeros(
+        len(names), cache.images, len(scales), dtype=torch.float64, device=world.device
+    )
+    for start in range(0, cache.images, batch)[world.rank :: world.size]:
         rows = np.arange(start, min(start + batch, cache.images))
         ids_BL, labels_B = (part.to(device) for part in cache.batch(rows, np.zeros_like(rows)))
         with torch.autocast(device.type, enabled=False):
             shown_BLZ = quantizer.teacher_input(ids_BL)
+        found: list[Tensor] = []
         for told in labels:
             shown = labels_B if told == "true" else torch.full_like(labels_B, model.classes)
-            loss_BL, wrong_BL = _per_token(model(shown, shown_BLZ), ids_BL)
-            sums.setdefault(f"loss{_SUFFIX[told]}", []).append(_scale_sums(loss_BL, scales))
-            sums.setdefault(f"error{_SUFFIX[told]}", []).append(_scale_sums(wrong_BL, scales))
+            found += _per_token(model(shown, shown_BLZ), ids_BL)
+        here = slice(start, start + len(rows))
+        sums_NIK[:, here] = torch.stack([_scale_sums(values_BL, scales) for values_BL in found])
         progress(int(rows[-1]) + 1, cache.images)
     model.train(was_training)
     scores: Line = {}
-    for name, parts in sums.items():
-        scores |= _summary(name, np.concatenate(parts), scales)
+    for name, sums_IK in zip(names, world.sum(sums_NIK).cpu().numpy(), strict=True):
+        scores |= _summary(name, sums_IK, scales)
     return {**scores, "images_scored": cache.images}
 
 
@@ -70,10 +78,10 @@ def _per_token(logits_BLV: Tensor, ids_BL: Tensor) -> tuple[Tensor, Tensor]:
     return loss_BL, logits_BLV.argmax(-1) != ids_BL
 
 
-def _scale_sums(values_BL: Tensor, scales: list[int]) -> np.ndarray:
+def _scale_sums(values_BL: Tensor, scales: list[int]) -> Tensor:
     """(B, K) float64: each image's sum over each scale."""
     parts = values_BL.double().split(scales, dim=1)
-    return torch.stack([part.sum(1) for part in parts], dim=1).cpu().numpy()
+    return torch.stack([part.sum(1) for part in parts], dim=1)
 
 
 def _summary(name: str, sums_IK: np.ndarray, scales: list[int]) -> Line:

@@ -1,4 +1,4 @@
-"""Write the token cache: shards in order, each noted when whole, so a killed run goes on."""
+"""Write the token cache: shards in order, each noted when whole; in parts, if many jobs share the work."""
 
 import zlib
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from var_scaling.tokenizer.cache import SHARD, checksum, refuse_other
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 
 _BATCH = 256
+Part = tuple[int, int]  # which of how many
 
 
 def write_cache(
@@ -25,39 +26,80 @@ def write_cache(
     description: dict[str, Any],
     workers: int,
     progress: Progress,
-    stop: Callable[[], bool],
+    stop: Callable[[int], bool],
+    part: Part | None = None,
 ) -> bool:
-    """Encode `source` into `folder`; False if `stop` asked to leave. Goes on from what is there."""
+    """Encode `source`, or a part of it, into `folder`; False if `stop` (told how many rows are
+    done) asked to leave. Goes on from what is there.
+    """
     crops = description["crops"]
-    rows = source.rows * crops
-    content = {"images": source.rows, "labels_crc32": zlib.crc32(source.labels.tobytes())}
-    manifest = _begin(folder, {**description, **content}, rows)
+    mine = rows_of_part(source.rows * crops, part)
+    manifest = _begin(folder, _content(description, source, part), len(mine))
     tokens = np.lib.format.open_memmap(folder / "tokens.npy", mode="r+")
     shards: list[int] = manifest["shards_crc32"]
-    starts = range(len(shards) * SHARD, rows, SHARD)
+    starts = mine[len(shards) * SHARD :: SHARD]
     batch = min(_BATCH, model.images_at_once)
     batches = [
-        np.arange(at, min(at + batch, start + SHARD, rows))
+        np.arange(at, min(at + batch, start + SHARD, mine.stop))
         for start in starts
-        for at in range(start, min(start + SHARD, rows), batch)
+        for at in range(start, min(start + SHARD, mine.stop), batch)
     ]
     device = model.quantize.embedding.weight.device
     images = in_order(lambda r: source.images(r // crops, r % crops), batches, workers)
     for chosen, pixels in zip(batches, images, strict=True):
         with torch.inference_mode():
             ids = model.encode(to_unit(torch.from_numpy(pixels)).to(device)).cpu()
-        tokens[chosen] = ids.numpy().astype(np.uint16)
-        end = int(chosen[-1]) + 1
-        progress(f"encoding {folder.name}", end, rows)
-        if end % SHARD == 0 or end == rows:
+        tokens[chosen - mine.start] = ids.numpy().astype(np.uint16)
+        done = int(chosen[-1]) + 1 - mine.start
+        progress(f"encoding {folder.name}", done, len(mine))
+        if done % SHARD == 0 or done == len(mine):
             tokens.flush()
             shards.append(checksum(tokens, len(shards)))
             write_json(folder / "manifest.json", manifest)
-            if stop() and end < rows:
+            if stop(done) and done < len(mine):
                 return False
+    _write_labels(folder, source)
+    return True
+
+
+def rows_of_part(rows: int, part: Part | None) -> range:
+    """The rows that a part encodes: whole shards, so that the parts' checksums are the whole's."""
+    if part is None:
+        return range(rows)
+    number, of = part
+    shards = -(-rows // SHARD)
+    first, last = shards * number // of, shards * (number + 1) // of
+    return range(min(rows, first * SHARD), min(rows, last * SHARD))
+
+
+def join_parts(folder: Path, parts: list[Path], source: Source, description: dict) -> None:
+    """Make one cache in `folder` of the finished `parts`, in order. Doing it twice is no harm."""
+    manifests = [read_json(path / "manifest.json") for path in parts]
+    for number, (path, manifest) in enumerate(zip(parts, manifests, strict=True)):
+        refuse_other(path, manifest, _content(description, source, (number, len(parts))))
+    rows = source.rows * description["crops"]
+    shape = (rows, description["tokens_per_image"])
+    with whole(folder / "tokens.npy") as beside:
+        tokens = np.lib.format.open_memmap(beside, mode="w+", dtype=np.uint16, shape=shape)
+        for number, path in enumerate(parts):
+            mine = rows_of_part(rows, (number, len(parts)))
+            tokens[mine.start : mine.stop] = np.load(path / "tokens.npy", mmap_mode="r")
+        tokens.flush()
+    shards = [crc for manifest in manifests for crc in manifest["shards_crc32"]]
+    write_json(
+        folder / "manifest.json", {**_content(description, source, None), "shards_crc32": shards}
+    )
+    _write_labels(folder, source)
+
+
+def _content(description: dict[str, Any], source: Source, part: Part | None) -> dict[str, Any]:
+    content = {"images": source.rows, "labels_crc32": zlib.crc32(source.labels.tobytes())}
+    return {**description, **content, **({} if part is None else {"part": list(part)})}
+
+
+def _write_labels(folder: Path, source: Source) -> None:
     with whole(folder / "labels.npy") as beside, open(beside, "wb") as file:
         np.save(file, source.labels)
-    return True
 
 
 def _begin(folder: Path, description: dict[str, Any], rows: int) -> dict[str, Any]:

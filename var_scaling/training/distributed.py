@@ -1,77 +1,72 @@
-"""Several processes training one thing: who does which rows, what is summed over all of them."""
+"""How the processes of one training find each other, and how they part."""
 
-import os
-from dataclasses import dataclass, field
+import time
+from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+
+from var_scaling.disk import read_json, write_json
+from var_scaling.training.world import World
+
+# How long one process may keep the others waiting: the first judges a tokenizer and writes alone.
+_LONGEST_WAIT = timedelta(hours=1)
 
 
-@dataclass(frozen=True)
-class World:
-    """This process, one of `size`, and the device it computes on. It never changes a number."""
+def join(
+    rank: int,
+    size: int,
+    device: torch.device,
+    meeting: Path,
+    address: str,
+    at_once: int | None = None,
+    patience: float = 600.0,
+) -> World:
+    """The world of `size` processes, once all are there. GPUs talk by NCCL, processors by gloo.
 
-    rank: int = 0
-    size: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-    @property
-    def first(self) -> bool:
-        """Whether this process is the one that writes."""
-        return self.rank == 0
-
-    def share(self, batch: int) -> slice:
-        """This process's rows of a global batch. Raises ValueError if it does not divide."""
-        if batch % self.size:
-            raise ValueError(
-                f"batch = {batch}: does not divide among {self.size} processes, and rounding it "
-                "would change the numbers; take a number of processes that divides it"
-            )
-        each = batch // self.size
-        return slice(self.rank * each, (self.rank + 1) * each)
-
-    def wrap(self, module: nn.Module, sometimes_unused: bool = False) -> nn.Module:
-        """`module`, its gradients averaged over all processes."""
-        if self.size == 1:
-            return module
-        return DistributedDataParallel(module, find_unused_parameters=sometimes_unused)
-
-    def sum(self, value: Tensor) -> Tensor:
-        if self.size > 1:
-            dist.all_reduce(value)
-        return value
-
-    def mean(self, value: Tensor) -> Tensor:
-        return self.sum(value) / self.size if self.size > 1 else value
-
-    def means(self, stats: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Each stat averaged over all processes, in one exchange."""
-        if self.size == 1:
-            return stats
-        together = self.mean(torch.stack([value.detach().float() for value in stats.values()]))
-        return dict(zip(stats, together, strict=True))
-
-    def any(self, asked: bool) -> bool:
-        """Whether any process says yes: all must leave a loop at the same step."""
-        if self.size == 1:
-            return asked
-        return bool(self.sum(torch.tensor(float(asked), device=self.device)) > 0)
-
-
-def join() -> World:
-    """The world that RANK, WORLD_SIZE and MASTER_ADDR (as torchrun sets them) describe; else alone.
-
-    GPUs talk by NCCL, processors by gloo.
+    The first writes into the file `meeting`, in a folder that all share, where it listens: its
+    machine's `address` and a free port. Each life of a job needs a `meeting` of its own: in one
+    from an earlier life the others would find where the first no longer is. Raises TimeoutError if
+    not all have come after `patience` seconds. One process alone touches no file.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    rank, local = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     if size > 1:
-        speech = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(speech, rank=rank, world_size=size)
-    return World(rank, size, device)
+        store = _meet(rank, size, meeting, address, patience)
+        gpu = device if device.type == "cuda" else None
+        dist.init_process_group(
+            backend="nccl" if gpu else "gloo",
+            store=store,
+            rank=rank,
+            world_size=size,
+            timeout=_LONGEST_WAIT,
+            device_id=gpu,
+        )
+    return World(rank, size, device, at_once)
+
+
+def _meet(rank: int, size: int, meeting: Path, address: str, patience: float) -> dist.TCPStore:
+    """What the processes know of each other before they can talk; returns when all are there."""
+    deadline, limit, port = time.monotonic() + patience, timedelta(seconds=patience), 0
+    if rank > 0:
+        while not meeting.exists():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{meeting}: not written by process 0 within {patience:g} s")
+            time.sleep(0.1)
+        found = read_json(meeting)
+        address, port = found["address"], found["port"]
+    try:
+        store = dist.TCPStore(address, port, size, rank == 0, limit, wait_for_workers=False)
+        if rank == 0:
+            write_json(meeting, {"address": address, "port": store.port})
+        store.set(f"process {rank}", "here")
+        store.wait([f"process {each}" for each in range(size)], limit)
+    except dist.DistError as error:
+        raise TimeoutError(
+            f"{meeting}: not all {size} processes met at {address} within {patience:g} s"
+        ) from error
+    return store
 
 
 def leave(world: World) -> None:

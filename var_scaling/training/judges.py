@@ -12,8 +12,8 @@ from torch import Tensor
 from var_scaling.config import TrainedTokenizer
 from var_scaling.tokenizer.critic import PatchCritic, balanced, hinge
 from var_scaling.tokenizer.perceptual import Perceptual
-from var_scaling.training.distributed import World
 from var_scaling.training.optim import Descent, arithmetic
+from var_scaling.training.world import World
 
 JUDGED = ("adversarial", "adversarial_factor")  # stats of the critic's say in the tokenizer's loss
 
@@ -77,7 +77,8 @@ class Judges:
         with arithmetic(self.t.precision, self.world.device):
             real, fake = self.net(torch.cat([images, made])).float().chunk(2)
             loss = hinge(real, fake)
-        found = self.descent.step(self.descent.scale(loss), step)
+        self.descent.scale(loss).backward()
+        found = self.descent.step(step)
         named = {f"critic_{name}": value for name, value in found.items()}
         share_right = 0.5 * ((real > 0).float().mean() + (fake < 0).float().mean())
         return {"critic": loss, "critic_right": share_right, **named}

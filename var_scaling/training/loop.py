@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,21 @@ from torch import Tensor
 
 from var_scaling.results import Line
 from var_scaling.training import checkpoint
+from var_scaling.training.world import World
 
 Stats = dict[str, Tensor]
 Log = Callable[[str, int, Line], None]  # kind, steps done, values
+
+
+class Wish(IntEnum):
+    """What those around a training want of it, between two steps."""
+
+    GO_ON = 0
+    SAVE = 1  # write a checkpoint now, go on
+    STOP = 2  # write a checkpoint now, leave
+
+
+Heed = Callable[[int], Wish]  # told how many steps are done
 
 
 class Diverged(RuntimeError):
@@ -88,7 +101,8 @@ class Stopwatch:
 class Journal:
     """What a training keeps of itself in `folder` and `log`: lines, checkpoints, the time spent.
 
-    `progress(done, seconds)` is added to every line. Only one of several processes writes.
+    `progress(done, seconds)` is added to every line. Only the first process of `world` writes;
+    RuntimeError if not all find the same checkpoint.
     """
 
     def __init__(
@@ -97,12 +111,14 @@ class Journal:
         log: Log,
         progress: Callable[[int, float], Line],
         save_every: float,
-        writes: bool,
+        world: World,
     ):
-        self.folder, self.log, self.progress, self.writes = folder, log, progress, writes
+        self.folder, self.log, self.progress, self.writes = folder, log, progress, world.first
         self.resumed = checkpoint.latest(folder)
         begun = self.resumed or {"step": 0, "seconds": 0.0, "window": None}
         self.start: int = begun["step"]
+        if (last := world.most(self.start)) != -world.most(-self.start):
+            raise RuntimeError(f"{folder}: step {last} is not there for all; is it a shared disk?")
         self.window = Window(begun["window"])
         self.watch = Stopwatch(begun["seconds"], save_every)
 

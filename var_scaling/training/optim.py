@@ -110,24 +110,28 @@ class Descent:
         )
 
     def scale(self, loss: Tensor) -> Tensor:
-        """`loss` as `step` wants it: large enough for half-precision gradients."""
+        """`loss` as its `backward` wants it: large enough for half-precision gradients."""
         return self.scaler.scale(loss)
 
-    def step(self, scaled: Tensor, step: int) -> dict[str, Tensor]:
-        """Backward, clip, and one step with step `step`'s rates.
+    def step(self, step: int) -> dict[str, Tensor]:
+        """Clip what scaled losses sent back since the last call; one step with step `step`'s rates.
 
         Returns the gradient's norm; if it is not finite, no weight changes. In fp16 that happens
         while the loss scale finds its size: then {"skipped": 1} instead, for that is no failure.
         """
         set_rates(self.optimizer, self.config, step, self.steps)
-        self.optimizer.zero_grad(set_to_none=True)
-        scaled.backward()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
-        if not self.scaler.is_enabled():
+        if self.scaler.is_enabled():
+            found = self._scaled_step(norm)
+        else:
+            found = {"grad_norm": norm}
             if torch.isfinite(norm):
                 self.optimizer.step()
-            return {"grad_norm": norm}
+        self.optimizer.zero_grad(set_to_none=True)
+        return found
+
+    def _scaled_step(self, norm: Tensor) -> dict[str, Tensor]:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.scaler.get_scale() > _LARGEST_SCALE:
@@ -148,26 +152,3 @@ class Descent:
     def restore(self, state: dict[str, dict]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-
-
-class WeightAverage:
-    """Moving average of a module's weights; the decay grows as (s/2 + 1) / (s/2 + 10) to its limit.
-
-    `average` is a module of the same kind to hold it.
-    """
-
-    def __init__(self, module: nn.Module, average: nn.Module, decay: float):
-        self.module, self.average, self.decay = module, average.requires_grad_(False), decay
-        self.start()
-
-    @torch.no_grad()
-    def start(self) -> None:
-        """Forget what was: the average is the module as it is now."""
-        self.average.load_state_dict(self.module.state_dict())
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        decay = min(self.decay, (step / 2 + 1) / (step / 2 + 10))
-        pairs = zip(self.average.parameters(), self.module.parameters(), strict=True)
-        for mean, value in pairs:
-            mean.lerp_(value, 1 - decay)

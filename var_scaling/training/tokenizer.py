@@ -1,6 +1,6 @@
 """Train a tokenizer: to give images back, to look right, to fool a critic, to keep its codes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -21,10 +21,20 @@ from var_scaling.tokenizer.codebook import CodebookUpkeep
 from var_scaling.tokenizer.critic import say_at
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.tokenizer.perceptual import Perceptual
-from var_scaling.training.distributed import World
+from var_scaling.training.average import WeightAverage
 from var_scaling.training.judges import JUDGED, Judges
-from var_scaling.training.loop import Interrupted, Journal, Log, Stats, log_steps, updates
-from var_scaling.training.optim import Descent, WeightAverage, arithmetic
+from var_scaling.training.loop import (
+    Heed,
+    Interrupted,
+    Journal,
+    Log,
+    Stats,
+    Wish,
+    log_steps,
+    updates,
+)
+from var_scaling.training.optim import Descent, arithmetic
+from var_scaling.training.world import World
 
 _EVALUATIONS = 5
 
@@ -37,18 +47,23 @@ def train_tokenizer(
     folder: Path,
     log: Log,
     save_every: float,
-    stop: Callable[[], bool],
+    heed: Heed,
     workers: int,
     sheet: Path,
     world: World,
 ) -> MultiScaleVQVAE:
     """The trained tokenizer, its weights averaged where the record says so.
 
-    Resumes bitwise. Raises Diverged, Interrupted if `stop` asks, ValueError if the batch does not
-    divide among the world's processes.
+    Resumes bitwise. Raises Diverged, Interrupted if `heed` says STOP, ValueError if the batch does
+    not divide among the world's processes or a share of it does not go through in one pass.
     """
+    if len(world.passes(t.batch)) > 1:  # the adaptive factor and the codebook see a share whole
+        raise ValueError(
+            f"{t.name}: batch = {t.batch} is more than at_once = {world.at_once} for each of "
+            f"{world.size} processes, and a tokenizer's cannot be split: use more processes"
+        )
     learner = _Learner(t, perceptual, world)
-    journal = Journal(folder, log, partial(progress_of, t), save_every, world.first)
+    journal = Journal(folder, log, partial(progress_of, t), save_every, world)
     if journal.resumed:
         learner.restore(journal.resumed["learner"])
     logged = log_steps(t.steps)
@@ -73,10 +88,10 @@ def train_tokenizer(
         if done in evaluated and world.first:
             with journal.watch.paused():
                 look(done)
-        asked = world.any(stop())
-        if done < t.steps and (journal.watch.save_is_due() or asked):
+        wish = world.most(heed(done))
+        if done < t.steps and (journal.watch.save_is_due() or wish >= Wish.SAVE):
             journal.save(done, {"learner": learner.state()})
-            if asked:
+            if wish == Wish.STOP:
                 raise Interrupted(f"{t.name} stopped after step {done} of {t.steps}")
     return learner.best.eval()
 
@@ -164,7 +179,8 @@ class _Learner:
             else:
                 scaled = self.descent.scale(reconstruction + quantisation)
         stats["loss"] = reconstruction + quantisation
-        found = self.descent.step(scaled, step)
+        scaled.backward()
+        found = self.descent.step(step)
         if float(found.get("skipped", 0)) > 0:  # the scale was too large: so was what it multiplied
             stats = {name: value for name, value in stats.items() if name not in JUDGED}
         stats |= found

@@ -3,7 +3,6 @@
 Shapes: B images, L tokens, D depth, Z code channels.
 """
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -21,17 +20,19 @@ from var_scaling.randomness import seed_for
 from var_scaling.results import Line
 from var_scaling.tokenizer.cache import TokenCache
 from var_scaling.tokenizer.quantizer import Quantizer
-from var_scaling.training.distributed import World
 from var_scaling.training.loop import (
+    Heed,
     Interrupted,
     Journal,
     Log,
     Stats,
+    Wish,
     log_steps,
     refuse_non_finite,
     updates,
 )
 from var_scaling.training.optim import Descent, arithmetic
+from var_scaling.training.world import World, exchanging
 
 
 def train(
@@ -42,35 +43,40 @@ def train(
     folder: Path,
     log: Log,
     save_every: float,
-    stop: Callable[[], bool],
+    heed: Heed,
     world: World,
 ) -> VAR:
     """The trained model. Resumes bitwise.
 
-    Raises Diverged, Interrupted if `stop` asks, ValueError if the batch does not divide among the
-    world's processes.
+    Raises Diverged, Interrupted if `heed` says STOP, ValueError if the batch does not divide among
+    the world's processes.
     """
     model = VAR(trial.model, trial.tokenizer, trial.classes, trial.seed).to(world.device)
     quantizer = quantizer.to(world.device)
     descent = Descent(model, trial.optimiser, trial.steps, trial.precision)
     net = world.wrap(model)
-    share = world.share(trial.batch)
-    journal = Journal(folder, log, partial(progress_of, trial), save_every, world.first)
+    passes, share = world.passes(trial.batch), trial.batch // world.size
+    journal = Journal(folder, log, partial(progress_of, trial), save_every, world)
     if journal.resumed:
         model.load_state_dict(journal.resumed["model"])
         descent.restore(journal.resumed["descent"])
     logged, evaluated = log_steps(trial.steps), frozenset(trial.evaluation_steps)
 
     def update(step: int) -> Stats:
-        with arithmetic(trial.precision, world.device):
-            loss = batch_loss(trial, net, quantizer, training, step, share)
-        found = descent.step(descent.scale(loss), step)
-        return world.means({"loss": loss.detach(), **found})
+        losses = []
+        for rows in passes:
+            with exchanging(net, now=rows == passes[-1]):
+                with arithmetic(trial.precision, world.device):
+                    loss = batch_loss(trial, net, quantizer, training, step, rows)
+                loss = loss * ((rows.stop - rows.start) / share)
+                descent.scale(loss).backward()
+            losses.append(loss.detach())
+        return world.means({"loss": torch.stack(losses).sum(), **descent.step(step)})
 
     def look(done: int) -> None:
         settings = LABELS if done == trial.steps and trial.label_drop > 0 else LABELS[:1]
         with arithmetic(trial.precision, world.device):
-            scores = evaluate(model, quantizer, held_out, settings)
+            scores = evaluate(model, quantizer, held_out, settings, world=world)
         refuse_non_finite({"held-out loss": scores["loss"]}, done, trial.steps)
         spent = evaluation_flops(trial.model, trial.tokenizer, held_out.images, settings)
         journal.note("validation", done, {**scores, "evaluation_flops": spent})
@@ -80,13 +86,13 @@ def train(
         if done in logged:
             rate = {"learning_rate": descent.rate}
             journal.note("train", done, {**journal.window.take(), **rate})
-        if done in evaluated and world.first:
+        if done in evaluated:
             with journal.watch.paused():
                 look(done)
-        asked = world.any(stop())
-        if done < trial.steps and (journal.watch.save_is_due() or asked):
+        wish = world.most(heed(done))
+        if done < trial.steps and (journal.watch.save_is_due() or wish >= Wish.SAVE):
             journal.save(done, {"model": model.state_dict(), "descent": descent.state()})
-            if asked:
+            if wish == Wish.STOP:
                 raise Interrupted(f"{trial.name} stopped after step {done} of {trial.steps}")
     return model
 

@@ -1,0 +1,202 @@
+"""A sweep on a cluster, as a whole: launch it, leave it, cancel it, have it tried again."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from pipelines import jobs, slurm
+from pipelines.attempt import FAILED
+from pipelines.collect import overview, state_of
+from pipelines.driver import Driver, alive, driving
+from pipelines.orchestrate import Observe, Outcome, ray_here, refuse_drift, run_on_cluster
+from pipelines.reconcile import NOTE, Reconciler
+from pipelines.settings import Settings, SettingsError
+from pipelines.slurm import Queue
+from pipelines.snapshot import take_snapshot
+from pipelines.store import Home, claim
+from pipelines.units import (
+    SPLITS,
+    Unit,
+    refuse_held_elsewhere,
+    stage_folders,
+    token_units,
+    tokenizer_unit,
+    trial_arrays,
+)
+from var_scaling.config import ImportedTokenizer, Sweep
+from var_scaling.disk import is_done
+
+# What must not reach a job from the shell that submits: it describes another job, or Ray.
+_OTHERS = ("RAY_", "SLURM_JOB", "SLURM_STEP", "SLURM_TASK", "SLURM_NODE", "SLURM_NTASKS",
+           "SLURM_PROC", "SLURM_LOCAL", "SLURM_ARRAY", "SLURM_CPUS", "SLURM_MEM", "SLURM_GPUS",
+           "SLURM_TRES", "SLURM_SRUN", "SLURM_GTIDS", "SLURM_RESTART")  # fmt: skip
+
+
+def launch(
+    sweep: Sweep,
+    home: Home,
+    settings: Settings,
+    cluster: str,
+    dirty: bool,
+    detach: bool,
+    take_over: bool,
+    observe: Observe,
+) -> Outcome:
+    """Bring `sweep` to its end on `cluster`: what is done stays, what runs is attached to.
+
+    With `detach`, submit what can be submitted now, and leave. Raises Drift, DirtyTree,
+    SettingsError, or Busy if another driver is at it.
+    """
+    refuse_drift(home, sweep)
+    _refuse_unready(home, sweep, cluster)
+    if shutil.which("sbatch") is None:
+        raise SettingsError(f"--on {cluster}: no sbatch here; submit from a login node of Slurm")
+    arrays = trial_arrays(home, sweep, settings.cluster(cluster))  # refuses before it spends
+    snapshot = take_snapshot(home, dirty)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(_OTHERS)}
+    folder = home.sweep(sweep.name)
+    with driving(folder, cluster, take_over) as driver:
+        _claim_all(home, sweep)
+        make = partial(Reconciler, home, folder, settings, cluster, snapshot, environment, driver)
+        if detach:
+            units = _ready(sweep, home, settings, cluster, [u for a in arrays.values() for u in a])
+            return Outcome(True, _submit_once(make(), units, folder))
+        look = partial(_look, sweep, home, folder, observe, _Queue(settings, cluster))
+        try:
+            with ray_here(cpus=2):
+                failures = run_on_cluster(sweep, home, make, settings.cluster(cluster), look)
+        except KeyboardInterrupt:
+            return Outcome(True, {})
+    return Outcome(False, failures)
+
+
+def _look(sweep: Sweep, home: Home, folder: Path, observe: Observe, queue: "_Queue") -> None:
+    observe(overview(home, sweep, queue()))
+
+
+class _Queue:
+    """Slurm's queue as the screen needs it: asked seldom."""
+
+    def __init__(self, settings: Settings, cluster: str):
+        self.every = min(10.0, settings.cluster(cluster).poll_seconds)
+        self.known: Queue | None = None
+        self.asked = 0.0
+
+    def __call__(self) -> Queue | None:
+        if time.time() - self.asked > self.every:
+            self.asked = time.time()
+            self.known = slurm.look()
+        return self.known
+
+
+def _refuse_unready(home: Home, sweep: Sweep, cluster: str) -> None:
+    """Raise if a tokenizer is to be imported first, or another cluster has a stage in hand."""
+    refuse_held_elsewhere(home, sweep, cluster)
+    for t in sweep.tokenizers:
+        if isinstance(t, ImportedTokenizer) and not is_done(home.tokenizer(t.name)):
+            raise ValueError(
+                f"tokenizer {t.name} is to be imported, not trained, and is not here yet: "
+                f"var-scaling import VQVAE.pth --as {t.name} (SHA-256 {t.sha256})"
+            )
+
+
+def _claim_all(home: Home, sweep: Sweep) -> None:
+    """Every folder gets its record now: whoever looks sees what is to come."""
+    for t in sweep.tokenizers:
+        claim(home.tokenizer(t.name), "tokenizer.json", t)
+    for trial in sweep.trials:
+        claim(home.trial(sweep.name, trial.name), "trial.json", trial)
+
+
+def _ready(
+    sweep: Sweep, home: Home, settings: Settings, cluster: str, trials: list[Unit]
+) -> list[Unit]:
+    """What waits for nothing that is not done."""
+    where = settings.cluster(cluster)
+    units = [tokenizer_unit(home, t, where) for t in sweep.tokenizers]
+    ready = [unit for unit in units if not unit.done]
+    encoded = set()
+    for t, data in sweep.token_sets:
+        if is_done(home.tokenizer(t.name)):
+            parts = [u for split in SPLITS for u in token_units(home, t, data, split, where)]
+            ready += [unit for unit in parts if not unit.done]
+            if all(unit.done for unit in parts):
+                encoded.add((t.name, data.name))
+    names = {t.name: (t.tokenizer.name, t.data.name) for t in sweep.trials}
+    return ready + [u for u in trials if names[u.folder.name] in encoded and not u.done]
+
+
+def _submit_once(reconciler: Reconciler, units: list[Unit], folder: Path) -> dict[str, str]:
+    """One look: attach to what runs, submit what is missing, each array of equal resources."""
+    failures: dict[str, str] = {}
+    arrays: dict[object, list[Unit]] = {}
+    for unit in units:
+        arrays.setdefault((unit.resources, unit.words["kind"]), []).append(unit)
+    for array in arrays.values():
+        failures |= reconciler.step(array)
+    return failures
+
+
+def cancel(
+    sweep: Sweep, home: Home, only: frozenset[str], forget: bool, tell: Callable[[str], None]
+) -> int:
+    """End the jobs of `sweep`, and say so in their ledgers; `forget` asks no Slurm. How many."""
+    live = []
+    for name, folder in stage_folders(home, sweep).items():
+        record = jobs.latest(folder)
+        if record is not None and record.live and not is_done(folder) and _chosen(name, only):
+            live.append((name, folder, record))
+    ids = [record.job for _, _, record in live if record.job is not None]
+    if not forget:
+        queue = slurm.queue()
+        ours = [queue.find(record.job, record.name, record.index) for _, _, record in live]
+        ids = [seen.job for seen in ours if seen is not None and seen.active]
+        slurm.cancel(ids)
+    for name, folder, record in live:
+        jobs.note(
+            folder, "ended", submission=record.submission, how="cancelled",
+            reason=f"job {record.job} was {'forgotten' if forget else 'cancelled'}",
+            fruitless=0, progress=record.progress,
+        )  # fmt: skip
+        tell(f"{name}: job {record.job} {'forgotten' if forget else 'cancelled'}")
+    return len(live)
+
+
+def forgive(
+    sweep: Sweep, home: Home, only: frozenset[str], tell: Callable[[str], None]
+) -> list[str]:
+    """Have what failed or was cancelled tried again by the next run; the names of these stages."""
+    again, queue = [], slurm.look()
+    for name, folder in stage_folders(home, sweep).items():
+        if state_of(folder, queue)[0] not in ("failed", "cancelled") or not _chosen(name, only):
+            continue
+        if jobs.latest(folder) is not None:
+            jobs.note(folder, "retry")
+        (folder / FAILED).unlink(missing_ok=True)
+        tell(f"{name}: to be tried again")
+        again.append(name)
+    return again
+
+
+def cluster_of(home: Home, sweep: Sweep) -> str | None:
+    """The cluster that last had a stage of `sweep`."""
+    records = [jobs.latest(folder) for folder in stage_folders(home, sweep).values()]
+    known = [record for record in records if record is not None]
+    return max(known, key=lambda record: record.time).cluster if known else None
+
+
+def driver_words(home: Home, sweep: Sweep) -> str:
+    """Who drives `sweep` now, and what it has to say."""
+    folder = home.sweep(sweep.name)
+    driver: Driver | None = alive(folder)
+    if driver is None:
+        return ""
+    note = (folder / NOTE).read_text() if (folder / NOTE).exists() else ""
+    return f"driver: {driver}" + (f"\n{note}" if note else "")
+
+
+def _chosen(name: str, only: frozenset[str]) -> bool:
+    return not only or name.partition(" ")[2] in only

@@ -1,0 +1,150 @@
+"""What a job does on its node: one stage, from the snapshot of the code it was submitted with.
+
+Slurm may end a job at any moment. It says so with a signal where it can: then the stage saves
+between two steps, and the job goes back into the queue by itself.
+"""
+
+import json
+import os
+import signal
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines import jobs, slurm
+from pipelines.attempt import Stopped, Superseded
+from pipelines.place import Place, Seat
+from pipelines.settings import Settings
+from pipelines.store import Home
+from var_scaling.config import AnyTokenizer, Trial
+from var_scaling.datasets import Data
+
+if TYPE_CHECKING:
+    from var_scaling.training.loop import Wish
+
+_SAVE, _STOP = 1, 2
+
+
+@dataclass(frozen=True)
+class Work:
+    """One unit, as submitit pickles it: names and JSON, so that what counts is read from disk."""
+
+    home: str
+    folder: str
+    settings: str  # as they were on submission
+    cluster: str
+    submission: str
+    words: dict[str, Any]
+
+    def __call__(self) -> str:
+        """Do it; returns how it ended. Raises what the stage raises."""
+        signals = _Signals()
+        record = jobs.latest(Path(self.folder))
+        if record is not None and record.submission != self.submission:
+            print(f"job {record.job} of a later submission works here: nothing to do")
+            return "superseded"
+        settings = Settings.model_validate_json(self.settings)
+        place = Place(Home(Path(self.home)), settings, signals, self._seat(settings))
+        try:
+            return self._stage(place)
+        except Superseded as error:
+            print(error, flush=True)
+            return "superseded"
+        except Stopped as error:
+            print(error, flush=True)
+            if place.seat.first:
+                signals.requeue()
+            return "stopped"
+
+    def checkpoint(self) -> Any:
+        """What submitit puts back into the queue: the same again, for the disk has the rest."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+    def _stage(self, place: Place) -> str:
+        from pydantic import TypeAdapter
+
+        from pipelines import stages
+
+        words = self.words
+        if words["kind"] == "trial":
+            trial = Trial.model_validate_json(json.dumps(words["trial"]))
+            return stages.run_trial(place, words["sweep"], trial)
+        t: Any = TypeAdapter(AnyTokenizer).validate_json(json.dumps(words["tokenizer"]))
+        if words["kind"] == "tokenizer":
+            return stages.run_tokenizer(place, t)
+        data: Any = TypeAdapter(Data).validate_json(json.dumps(words["data"]))
+        part = tuple(words["part"]) if words["part"] else None
+        return stages.run_tokens(place, t, data, words["split"], part)
+
+    def _seat(self, settings: Settings) -> Seat:
+        cluster = settings.cluster(self.cluster)
+        job, life = job_id(), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        node = os.environ.get("SLURMD_NODENAME", "")
+        rank, size = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
+        many = int(os.environ.get("SLURM_JOB_NUM_NODES", "1")) > 1
+        folder = Path(self.home) / "jobs" / self.submission
+        return Seat(
+            rank=rank,
+            size=size,
+            local=int(os.environ["SLURM_LOCALID"]),
+            device=cluster.device,
+            threads=cluster.threads_per_process,
+            workers=max(0, cluster.cpus_per_gpu - 1),
+            at_once=self.words.get("at_once"),
+            save_every=cluster.save_every_seconds,
+            alone=False,
+            speaks=rank == 0,
+            life=f"{job}.{life}",
+            meeting=folder / f"meeting-{job}-{life}.json",
+            address=slurm.node_address(node) if many and rank == 0 else "127.0.0.1",
+            facts={
+                "job": job, "restart": life, "node": node, "cluster": self.cluster,
+                "submission": self.submission, "processes": size,
+            },
+        )  # fmt: skip
+
+
+def job_id() -> str:
+    """This job's id as squeue prints it."""
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ["SLURM_JOB_ID"]
+
+
+class _Signals:
+    """What Slurm's signals mean: SIGUSR2, save and leave; SIGTERM, save, for the end may be near.
+
+    A job that leaves on SIGTERM would count as ended where Slurm was about to requeue it.
+    """
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.submitit = signal.getsignal(signal.SIGUSR2)
+        signal.signal(signal.SIGUSR2, self._stop)
+        signal.signal(signal.SIGTERM, self._save)
+
+    def __call__(self) -> "Wish":
+        from var_scaling.training.loop import Wish
+
+        wish = Wish(self.asked)
+        if wish == Wish.SAVE:
+            self.asked = 0
+        return wish
+
+    def requeue(self) -> None:
+        """Go back into the queue, and end this process; where Slurm will not, simply return."""
+        if not callable(self.submitit):
+            return
+        try:
+            self.submitit(signal.SIGUSR2, None)
+        except (subprocess.SubprocessError, OSError) as error:
+            print(f"Slurm did not requeue this job: {error}; the next run submits it", flush=True)
+
+    def _stop(self, number: int, frame: Any) -> None:
+        self.asked = _STOP
+
+    def _save(self, number: int, frame: Any) -> None:
+        self.asked = max(self.asked, _SAVE)

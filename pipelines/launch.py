@@ -1,0 +1,128 @@
+"""submitit's door: an array of units to Slurm, and where their output goes."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipelines.job import Work
+from pipelines.jobs import JobRecord
+from pipelines.settings import Cluster, Settings
+from pipelines.snapshot import Snapshot
+from pipelines.store import Home
+from pipelines.units import Unit
+
+# sbatch failed, and may not tomorrow: slurmctld is away or busy, or too much is queued already.
+_PASSING = (
+    "Unable to contact", "Socket timed out", "Connection refused", "Transport endpoint",
+    "temporarily", "Zero Bytes", "MaxSubmitJob", "job submit limit",
+)  # fmt: skip
+
+
+class Delayed(RuntimeError):
+    """Slurm did not take the jobs now; nobody knows whether it did after all."""
+
+
+class Refused(RuntimeError):
+    """Slurm will never take these jobs as they are; the message is sbatch's."""
+
+
+def submit(
+    units: list[Unit],
+    submission: str,
+    home: Home,
+    settings: Settings,
+    cluster: str,
+    snapshot: Snapshot,
+    environment: dict[str, str],
+) -> list[str]:
+    """Slurm's ids of one array over `units`, which ask for the same. Raises Delayed or Refused."""
+    import submitit
+
+    resources = units[0].resources
+    works = [
+        Work(
+            str(home.root), str(unit.folder), settings.model_dump_json(), cluster, submission,
+            {**unit.words, "at_once": resources.at_once},
+        )
+        for unit in units
+    ]  # fmt: skip
+    folder = home.root / "jobs" / submission
+    try:
+        with _environment(environment):
+            # A trial of weeks runs into its wall time every day: that is no reason to give up.
+            executor = submitit.AutoExecutor(folder, "slurm", slurm_max_num_timeout=10**6)
+            executor.update_parameters(
+                **_parameters(units[0], submission, settings.cluster(cluster), snapshot)
+            )
+            with executor.batch():
+                submitted = [executor.submit(work) for work in works]
+            return [str(job.job_id) for job in submitted]
+    except Exception as error:  # submitit wraps whatever sbatch said
+        said = f"sbatch: {_first_line(error)}"
+        passing = any(words in str(error) for words in _PASSING)
+        raise (Delayed if passing else Refused)(said) from error
+
+
+def _parameters(
+    unit: Unit, submission: str, cluster: Cluster, snapshot: Snapshot
+) -> dict[str, Any]:
+    resources, code = unit.resources, snapshot.folder
+    optional = {
+        "slurm_account": cluster.account,
+        "slurm_qos": cluster.qos,
+        "slurm_constraint": cluster.constraint,
+        "gpus_per_node": resources.gpus_per_node or None,
+    }
+    return {
+        "name": f"var-scaling-{submission}",
+        "timeout_min": resources.minutes,
+        "nodes": resources.nodes,
+        "tasks_per_node": resources.processes_per_node,
+        "cpus_per_task": cluster.cpus_per_gpu,
+        "mem_gb": cluster.memory_gb_per_gpu * resources.processes_per_node,
+        "slurm_partition": cluster.partition,
+        "slurm_signal_delay_s": cluster.signal_seconds,
+        "slurm_array_parallelism": cluster.array_parallelism,
+        "slurm_stderr_to_stdout": True,
+        # First of all the code as it was submitted, whatever the folder that sbatch was called in.
+        "slurm_setup": [*cluster.setup, f'export PYTHONPATH="{code}:$PYTHONPATH"', f'cd "{code}"'],
+        "slurm_srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cluster.cpus_per_gpu}"],
+        "slurm_additional_parameters": {"requeue": True},
+        **{name: value for name, value in optional.items() if value is not None},
+    }
+
+
+def log_of(home: Home, record: JobRecord, rank: int = 0) -> Path:
+    """Where the output of a process of the job goes."""
+    return home.root / "jobs" / record.submission / f"{record.job}_{rank}_log.out"
+
+
+def last_words(home: Home, record: JobRecord) -> str:
+    """The last line of the job's output that says something."""
+    path = log_of(home, record)
+    if not path.exists():
+        return "(it left no log)"
+    lines = [line.strip() for line in path.read_text(errors="replace").splitlines()]
+    said = [line for line in lines if line and not line.startswith("submitit ")]
+    return said[-1] if said else "(its log is empty)"
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if "sbatch: error" in line]
+    return (told or lines or [type(error).__name__])[0]
+
+
+@contextmanager
+def _environment(wanted: dict[str, str]) -> Iterator[None]:
+    """The environment of whoever called, not that of Ray's worker: sbatch hands it to the job."""
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

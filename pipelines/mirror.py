@@ -1,0 +1,81 @@
+"""When MLflow is brought up to date: beside a driver, or beside a sweep that was left alone."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from pipelines import slurm
+from pipelines.collect import View, overview
+from pipelines.settings import Settings
+from pipelines.store import Home
+from pipelines.tracking import ENDS, Mirror, database
+from var_scaling.config import Sweep
+
+_EVERY = 5.0  # seconds between two looks at the disk
+_FOLLOWS = 15.0  # the same of a mirror that follows what it does not drive
+
+
+@contextmanager
+def mirroring(
+    home: Home, sweep: Sweep, settings: Settings, warn: Callable[[str], None]
+) -> Iterator[None]:
+    """Mirror every few seconds beside the block's work. What goes wrong costs only the view."""
+    ended = threading.Event()
+    said: set[str] = set()
+
+    def catch_up() -> None:
+        Mirror(home, sweep, settings.mlflow.uri).catch_up()
+
+    def once(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            warn(text)
+
+    def follow() -> None:
+        while not ended.wait(_EVERY):
+            attempt(catch_up, once)
+
+    thread = threading.Thread(target=follow, name="mlflow mirror", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        attempt(catch_up, once)
+
+
+def mirror(
+    home: Home, sweep: Sweep, settings: Settings, follow: bool, tell: Callable[[str], None]
+) -> None:
+    """Bring MLflow to what the disk says; with `follow` again and again until all is at an end."""
+    where = settings.mlflow.uri or database(home)
+    while True:
+        views = overview(home, sweep, slurm.look())
+        link = partial(Mirror, home, sweep, settings.mlflow.uri)
+        caught_up = attempt(partial(_catch_up, link, views), tell)
+        ended = sum(view.state in ENDS for view in views)
+        if caught_up:
+            tell(f"{sweep.name}: {ended} of {len(views)} stages at an end, all mirrored in {where}")
+        if caught_up and (not follow or all(view.finished for view in views)):
+            return
+        if not follow:
+            raise ValueError(f"{where} could not be brought up to date; nothing is lost: try again")
+        time.sleep(_FOLLOWS)
+
+
+def _catch_up(link: Callable[[], Mirror], views: list[View]) -> None:
+    link().catch_up(views)
+
+
+def attempt(work: Callable[[], None], warn: Callable[[str], None]) -> bool:
+    """Whether `work` at the tracking server succeeded; `warn` is told if not."""
+    try:
+        work()
+    except Exception as error:  # noqa: BLE001 - whatever MLflow raises, the disk has it all
+        first = str(error).splitlines()[0] if str(error) else ""
+        warn(f"MLflow mirror: {type(error).__name__}: {first}; the next run catches up")
+        return False
+    return True

@@ -1,0 +1,204 @@
+"""What is wanted of a cluster against what is there: units of a sweep, seen through to their end.
+
+The disk is asked first: a unit is done when its folder says so, whatever Slurm thinks. A job that
+ended without a word is submitted again for as long as it got further; one that left an error, or
+that somebody cancelled, waits for `retry`.
+"""
+
+import asyncio
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from pipelines import jobs, launch, slurm
+from pipelines.attempt import FAILED
+from pipelines.driver import Driver, still_driving
+from pipelines.jobs import JobRecord
+from pipelines.launch import Refused
+from pipelines.settings import Cluster, Settings
+from pipelines.slurm import Queue, Seen, SlurmAway
+from pipelines.snapshot import Snapshot
+from pipelines.store import Home
+from pipelines.units import Unit
+from var_scaling.disk import read_json
+
+NOTE = "driver.note"  # what the driver has to say to whoever looks
+_FRUITLESS = 3  # ends without a word in a row, none of them further than the one before
+_SETTLES = 2.0  # polls between the end of a job and a verdict: files may come later than the news
+
+
+class Reconciler:
+    """Sees units through on one cluster: attaches to what runs, submits what is missing."""
+
+    def __init__(
+        self,
+        home: Home,
+        sweep: Path,
+        settings: Settings,
+        cluster: str,
+        snapshot: Snapshot,
+        environment: dict[str, str],
+        driver: Driver,
+    ):
+        self.home, self.sweep, self.settings, self.name = home, sweep, settings, cluster
+        self.cluster: Cluster = settings.cluster(cluster)
+        self.snapshot, self.environment, self.driver = snapshot, environment, driver
+        self.queue: Queue | None = None
+        self.unsettled: dict[str, float] = {}  # units whose job has ended, and since when
+        self.said = ""
+
+    async def see_through(self, units: list[Unit], *needs: dict[str, str]) -> dict[str, str]:
+        """Come back when every unit has ended: why, by name, for each that is not done.
+
+        `needs` are what the units that these wait for came to. Raises Busy if another driver took
+        over.
+        """
+        lacking = [name for need in needs for name in need]
+        if lacking:
+            return {unit.name: f"needs {', '.join(lacking)}" for unit in units}
+        failed: dict[str, str] = {}
+        open_units = list(units)
+        while open_units:
+            failed |= self.step(open_units)
+            open_units = [u for u in open_units if not u.done and u.name not in failed]
+            if open_units:
+                await asyncio.sleep(self.cluster.poll_seconds)
+        self.step(units)  # the ledgers hear how it ended
+        return failed
+
+    def step(self, units: list[Unit]) -> dict[str, str]:
+        """Look once and submit what is to be submitted: why, by name, for each that has failed."""
+        still_driving(self.sweep, self.driver)
+        self._look()
+        failed, missing = {}, []
+        for unit in units:
+            verdict = self._judge(unit)
+            if verdict == "submit":
+                missing.append(unit)
+            elif verdict is not None:
+                failed[unit.name] = verdict
+        if missing:
+            failed |= self._submit(missing)
+        return failed
+
+    def _look(self) -> None:
+        """Ask Slurm, unless another array of this driver just did."""
+        if self.queue is not None and time.time() - self.queue.at < self.cluster.poll_seconds / 2:
+            return
+        try:
+            self.queue = slurm.queue()
+            self._say("")
+        except SlurmAway as error:
+            self._say(f"Slurm does not answer, its jobs go on: {error}")
+
+    def _judge(self, unit: Unit) -> str | None:
+        """None: wait, or done; "submit"; else why it failed."""
+        record = jobs.latest(unit.folder)
+        if unit.done:
+            if record is not None and record.live:
+                self._note_end(unit, record, "done", "")
+            return None
+        if record is None or record.again:
+            return "submit"
+        if not record.live:
+            return record.reason if record.ended in ("failed", "cancelled") else "submit"
+        queue = self.queue
+        if queue is None or queue.at <= record.time:
+            return None  # nothing is known yet
+        seen = queue.find(record.job, record.name, record.index)
+        if seen is None:
+            seen = self._accounted(record)
+        if seen is not None and record.job is None:
+            jobs.note(unit.folder, "submitted", submission=record.submission, job=seen.job)
+            record = replace(record, job=seen.job)
+        if seen is not None and seen.active:
+            self.unsettled.pop(unit.name, None)
+            return None
+        if record.job is None:
+            self._note_end(unit, record, "never submitted", "")
+            return "submit"
+        since = self.unsettled.setdefault(unit.name, time.time())
+        if time.time() - since < _SETTLES * self.cluster.poll_seconds:
+            return None
+        del self.unsettled[unit.name]
+        return self._conclude(unit, record, seen)
+
+    def _conclude(self, unit: Unit, record: JobRecord, seen: Seen | None) -> str | None:
+        """What to do about a job that is over while its unit is not done."""
+        how = seen.state if seen is not None else "GONE"
+        failure = unit.folder / FAILED
+        left = read_json(failure) if failure.exists() else None
+        if left is not None and left["life"].rpartition(".")[0] == record.job:
+            reason = left["error"] + (f" (rank {left['rank']})" if left["rank"] else "")
+            return self._note_end(unit, record, "failed", reason)
+        if how == "CANCELLED":
+            return self._note_end(unit, record, "cancelled", f"job {record.job} was cancelled")
+        if how == "OUT_OF_MEMORY":
+            reason = f"job {record.job} ran out of memory: raise memory_gb_per_gpu"
+            return self._note_end(unit, record, "failed", reason)
+        reached = progress_in(unit.folder)
+        fruitless = record.fruitless + 1 if reached <= record.progress else 0
+        if fruitless >= _FRUITLESS:
+            last = launch.last_words(self.home, record)
+            reason = (
+                f"its job ended {fruitless} times ({how} at last) without a word or any progress"
+            )
+            return self._note_end(
+                unit, record, "failed", f"{reason}; its log ends: {last}", fruitless
+            )
+        self._note_end(unit, record, how, "", fruitless)
+        return "submit"
+
+    def _note_end(
+        self, unit: Unit, record: JobRecord, how: str, reason: str, fruitless: int = 0
+    ) -> str:
+        jobs.note(
+            unit.folder, "ended", submission=record.submission, how=how, reason=reason,
+            fruitless=fruitless, progress=progress_in(unit.folder),
+        )  # fmt: skip
+        return reason
+
+    def _accounted(self, record: JobRecord) -> Seen | None:
+        found = Queue(slurm.accounts([record.name]), time.time())
+        return found.find(record.job, record.name, record.index)
+
+    def _submit(self, units: list[Unit]) -> dict[str, str]:
+        """One array of `units`, noted before and after: why, by name, for each refused."""
+        submission, resources = jobs.new_submission(), units[0].resources
+        for index, unit in enumerate(units):
+            jobs.note(
+                unit.folder, "submitting", submission=submission, cluster=self.name,
+                index=index if len(units) > 1 else None, code=self.snapshot.code,
+                resources=resources.as_dict(),
+            )  # fmt: skip
+        try:
+            ids = launch.submit(
+                units, submission, self.home, self.settings, self.name, self.snapshot,
+                self.environment,
+            )  # fmt: skip
+        except launch.Delayed as error:
+            self._say(f"{error}; trying again")
+            return {}  # the next look finds out whether it went through all the same
+        except Refused as error:
+            for unit in units:
+                record = jobs.latest(unit.folder)
+                assert record is not None
+                self._note_end(unit, record, "failed", str(error))
+            return {unit.name: str(error) for unit in units}
+        for unit, job in zip(units, ids, strict=True):
+            jobs.note(unit.folder, "submitted", submission=submission, job=job)
+        return {}
+
+    def _say(self, text: str) -> None:
+        """Leave word for whoever looks at the sweep."""
+        if text != self.said:
+            self.said = text
+            (self.sweep / NOTE).write_text(text)
+
+
+def progress_in(folder: Path) -> int:
+    """How far the stage in `folder` has come, in whatever counts there; only ever compared."""
+    steps = [int(path.stem.rpartition("-")[2]) for path in folder.glob("checkpoint/step-*.pt")]
+    manifest = folder / "manifest.json"
+    shards = len(read_json(manifest)["shards_crc32"]) if manifest.exists() else 0
+    return max([*steps, shards])

@@ -1,0 +1,109 @@
+"""One call of `run`, here or on a cluster: what it is told, how it is followed, how it ends."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+from pipelines import screen
+from pipelines.collect import overview
+from pipelines.screen import console, errors, say_error, warn
+from pipelines.settings import Settings
+from pipelines.store import Home
+from var_scaling.config import Sweep
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the command line asked for."""
+
+    name: str
+    home: Path
+    on: str = "local"
+    only: tuple[str, ...] = ()
+    dirty: bool = False
+    detach: bool = False
+    take_over: bool = False
+
+    @property
+    def again(self) -> str:
+        """The command that goes on from here."""
+        words = [f"var-scaling run {self.name}"]
+        words += [f"--on {self.on}"] if self.on != "local" else []
+        words += [f"--only {name}" for name in self.only]
+        words += [f"--home {self.home}"] if self.home != Path("runs") else []
+        return " ".join(words + (["--dirty"] if self.dirty else []))
+
+
+def run(sweep: Sweep, home: Home, settings: Settings, how: Run) -> None:
+    """Bring `sweep` to its end, or as far as it gets: then raises typer.Exit."""
+    from pipelines import cluster, mirror, orchestrate
+
+    if how.on == "local" and how.detach:
+        raise ValueError(
+            "--detach leaves jobs to Slurm; on this machine: nohup var-scaling run … &"
+        )
+    orchestrate.refuse_drift(home, sweep)
+    if all(view.finished for view in overview(home, sweep)):
+        return
+    where = None if how.on == "local" else settings.cluster(how.on)
+    with mirror.mirroring(home, sweep, settings, warn), screen.progress(console) as observe:
+        if where is None:
+            outcome = orchestrate.run(sweep, home, settings, observe, how.take_over)
+        else:
+            outcome = cluster.launch(
+                sweep, home, settings, how.on, how.dirty, how.detach, how.take_over, observe
+            )
+    for stage, why in outcome.failures.items():
+        say_error(f"failed {stage}: {why}")
+    if how.detach:
+        _say_left(sweep, home, how)
+    if outcome.interrupted:
+        what = "Left; its jobs go on." if where else "Stopped; everything so far is kept."
+        console.print(f"{what} To go on: {how.again}", soft_wrap=True)
+        raise typer.Exit(0 if how.detach and not outcome.failures else 130)
+    if outcome.failures:
+        mend = how.again if where is None else f"var-scaling retry {how.name}"
+        errors.print(f"The rest is kept. Once mended, go on with: {mend}", soft_wrap=True)
+        raise typer.Exit(1)
+
+
+def _say_left(sweep: Sweep, home: Home, how: Run) -> None:
+    """What a detached run has left behind, and what waits for the next."""
+    views = overview(home, sweep)
+    submitted = [view for view in views if view.state in ("queued", "running")]
+    waiting = [view.name for view in views if view.state in ("waiting", "stopped")]
+    for view in submitted:
+        screen.say(f"{view.kind} {view.name}: job {view.job or '…'}")
+    if waiting:
+        screen.say(f"not yet: {', '.join(waiting)} (they wait for the above; run again then)")
+
+
+def dry_run(sweep: Sweep, home: Home, settings: Settings, how: Run) -> str:
+    """What `run` would do, in lines."""
+    from pipelines import orchestrate, slurm
+    from pipelines.collect import state_of
+    from pipelines.units import sweep_units
+
+    orchestrate.refuse_drift(home, sweep)
+    if how.on == "local":
+        views = [view for view in overview(home, sweep) if not view.finished]
+        return "\n".join(f"{v.kind} {v.name}: {v.state}" for v in views) or "nothing: all is done"
+    where, lines = settings.cluster(how.on), []
+    queue = slurm.look()
+    for unit in sweep_units(home, sweep, where):
+        state, note = state_of(unit.folder, queue)
+        if unit.done or state == "done":
+            continue
+        verb = {
+            "running": "attach to", "queued": "attach to", "failed": "leave (retry it)",
+            "cancelled": "leave (retry it)",
+        }.get(state, "submit")  # fmt: skip
+        asks = unit.resources
+        gpus = f"{asks.gpus_per_node} GPUs" if asks.gpus_per_node else f"{asks.processes} processes"
+        passes = f", {asks.at_once} images at once" if asks.at_once else ""
+        lines.append(
+            f"{verb} {unit.name}: {asks.nodes} x {gpus}, {asks.minutes} min a job{passes}"
+            + (f"  [{state}: {note}]" if note else "")
+        )
+    return "\n".join(lines) or "nothing: all is done"
