@@ -103,6 +103,7 @@ class Work:
             facts={
                 "job": job, "restart": life, "node": node, "cluster": self.cluster,
                 "submission": self.submission, "processes": size,
+                "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
             },
         )  # fmt: skip
 

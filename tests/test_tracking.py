@@ -8,8 +8,8 @@ from urllib.request import urlopen
 import pytest
 from conftest import COMMAND, trial
 
-from pipelines.store import Home, claim
 from pipelines.mirror import attempt
+from pipelines.store import Home, claim
 from pipelines.tracking import Mirror
 from var_scaling.config import Sweep
 from var_scaling.disk import write_json

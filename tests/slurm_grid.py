@@ -1,0 +1,25 @@
+"""The sweep that the tests run on Slurm: two trials to look at, one long enough to be disturbed."""
+
+from sweeps.smoke import sweep as smoke
+from var_scaling.config import Sweep
+
+_tokenizer = smoke.trials[0].tokenizer
+_images = _tokenizer.data.model_copy(
+    update={"name": "leaves", "train_images": 9_000, "validation_images": 256}
+)
+_changes = {
+    "tokenizer": _tokenizer.model_copy(update={"name": "tiny", "data": _images}),
+    "data": _images,
+    "evaluations": 3,
+}
+
+
+def _trial(depth: int, steps: int):
+    return smoke.trials[depth - 1].model_copy(update={**_changes, "steps": steps})
+
+
+sweep = Sweep(
+    name="grid",
+    question="Is anything lost?",
+    trials=(_trial(1, 300), _trial(2, 600), _trial(3, 2_000)),
+)

@@ -1,0 +1,368 @@
+"""The doctor: what is missing is found and named with what to do, and nothing is left behind."""
+
+import os
+import subprocess
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+
+import pytest
+from conftest import COMMAND
+
+from pipelines import doctor, doctor_cluster, finding
+from pipelines.doctor import examine
+from pipelines.settings import Cluster, Local, MLflow, Settings, SettingsError, Weights
+from pipelines.store import Home
+
+HEALTHY = Cluster(
+    partition="main", gpus_per_node=2, device="cpu", wall_hours=1, cpus_per_gpu=1,
+    memory_gb_per_gpu=1, nodes=2, setup=("export THERE=yes",),
+)  # fmt: skip
+
+
+def found(home, on="local", **settings) -> dict[str, tuple[bool | None, str]]:
+    findings = examine(Home(home), Settings(**settings), on)
+    assert len({one.what for one in findings}) == len(findings)
+    return {one.what: (one.good, one.said) for one in findings}
+
+
+@pytest.fixture
+def _no_torch(monkeypatch):
+    """Where the check at hand is another, two seconds are saved."""
+    monkeypatch.setattr(doctor, "TORCH", 'print(\'doctor: torch={"torch": "2", "gpus": []}\')')
+
+
+quick = pytest.mark.usefixtures("_no_torch")
+
+
+def test_a_good_machine_has_nothing_bad_and_nothing_is_left_there(tmp_path):
+    seen = found(tmp_path / "a" / "runs")
+    assert [what for what, (good, _) in seen.items() if good is False] == []
+    assert seen["torch"][0] is not False
+    assert list(tmp_path.iterdir()) == []
+
+
+@quick
+def test_data_is_looked_at_where_the_settings_and_the_environment_say(tmp_path, monkeypatch):
+    for picture in ("photos/train/cat/1.png", "cifar10/flat.png"):
+        (tmp_path / picture).parent.mkdir(parents=True)
+        (tmp_path / picture).write_bytes(b"\x89PNG")
+    for table, start in (("good", b"PAR1"), ("broken", b"<htm")):
+        (tmp_path / table / "data").mkdir(parents=True)
+        (tmp_path / table / "data" / "train-0.parquet").write_bytes(start)
+    (tmp_path / "empty").mkdir()
+    names = ("photos", "good", "broken", "empty", "gone")
+    monkeypatch.setenv("VAR_SCALING_DATA", str(tmp_path))
+    seen = found(tmp_path / "runs", data={name: tmp_path / name for name in names})
+    good, said = seen["data photos"]
+    assert good
+    assert "such as train/cat/1.png" in said
+    assert seen["data good"][0]
+    assert seen["data broken"] == (
+        False,
+        f"{tmp_path}/broken: Parquet, but data/train-0.parquet is none: fetch it again",
+    )
+    assert "is this the folder?" in seen["data empty"][1]
+    assert '[data] gone = "/path"' in seen["data gone"][1]
+    assert "put each class into a folder" in seen["data cifar10"][1]  # by VAR_SCALING_DATA
+    assert seen["data imagenet"][0] is None  # a sweep here needs it, nobody has asked for that
+    monkeypatch.setenv("VAR_SCALING_DATA", str(tmp_path / "gone"))
+    assert found(tmp_path / "runs")["VAR_SCALING_DATA"][0] is False
+
+
+def test_among_many_files_few_are_looked_at(tmp_path, monkeypatch):
+    for number in range(300):
+        (tmp_path / f"{number}").mkdir()
+    asked = []
+    scandir = os.scandir
+    monkeypatch.setattr(doctor.os, "scandir", lambda path: asked.append(path) or scandir(path))
+    assert doctor._first_file(tmp_path) is None
+    assert len(asked) == 9
+
+
+@quick
+def test_a_home_that_cannot_be_made_or_linked_in_says_which(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    good, said = found(tmp_path / "file")["home"]
+    assert (good, "making it fails" in said, "--home" in said) == (False, True, True)
+
+    def link(*paths):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(doctor.os, "link", link)
+    good, said = found(tmp_path / "runs")["home"]
+    assert (good, "a hard link fails" in said) == (False, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@quick
+@pytest.mark.parametrize(("free", "good"), [(0.5e9, False), (20e9, None), (60e9, True)])
+def test_a_full_disk_is_said_before_it_ends_a_run(tmp_path, monkeypatch, free, good):
+    usage = type("Usage", (), {"free": free})
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage)
+    assert found(tmp_path)["disk"][0] is good
+
+
+class Health(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if self.path == "/health" else 404)
+        self.end_headers()
+
+    def log_message(self, *words):
+        pass
+
+
+@quick
+def test_mlflow_answers_or_is_dead_or_is_something_else(tmp_path):
+    with HTTPServer(("127.0.0.1", 0), Health) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        uri = f"127.0.0.1:{server.server_port}"
+        alive = found(tmp_path, mlflow=MLflow(uri=f"http://user:secret@{uri}/"))["MLflow"]
+        other = found(tmp_path, mlflow=MLflow(uri=f"http://{uri}/elsewhere"))["MLflow"]
+        server.shutdown()
+    assert alive == (True, f"http://{uri}/ answers")  # and the password is not on the screen
+    assert other[0] is False
+    dead = found(tmp_path, mlflow=MLflow(uri=f"http://{uri}"))["MLflow"]
+    assert (dead[0], "does not answer" in dead[1]) == (False, True)
+    assert found(tmp_path, mlflow=MLflow(uri="databricks"))["MLflow"][0] is None
+
+
+@quick
+def test_a_broken_database_of_mlflow_is_found(tmp_path):
+    import sqlite3
+
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        database.execute("create table runs (id)")
+    database.close()
+    assert found(tmp_path)["MLflow"][0]
+    (tmp_path / "mlflow.db").write_text("no database" * 100)
+    good, said = found(tmp_path)["MLflow"]
+    assert (good, "var-scaling mirror" in said) == (False, True)
+
+
+@quick
+def test_more_processors_than_there_are_and_weights_that_are_not(tmp_path):
+    weights = Weights(lpips=(tmp_path / "vgg.pth",))
+    seen = found(tmp_path, local=Local(cpus=10_000), weights=weights)
+    assert seen["cpus"][0] is None
+    assert seen["weights lpips"][0] is False
+
+
+@pytest.mark.parametrize(
+    ("said", "device", "good", "words"),
+    [
+        ('{"torch": "2", "gpus": [["H100", 85.0]], "error": ""}', "cuda", True, "H100 (85 GB)"),
+        ('{"torch": "2", "gpus": [["A100", 42.0]], "error": ""}', "cuda", False, "gpu_memory_gb"),
+        ('{"torch": "2", "gpus": [["H100", 85.0]], "error": ""}', "cpu", None, "left idle"),
+        ('{"torch": "2", "gpus": [], "error": "driver too old"}', "cuda", False, "driver too old"),
+        ('{"torch": "2", "gpus": [["K80", 99]], "error": "no kernel"}', "cuda", False, "no kernel"),
+        ('{"torch": "2", "gpus": [], "error": "no driver"}', "cpu", True, "needs none"),
+    ],
+)
+def test_what_torch_sees_is_judged_by_what_is_asked_of_it(said, device, good, words):
+    answer = finding.Answer("python", 0, f"Welcome to node 7!\ndoctor: torch={said}\n", "")
+    judged = finding.torch_sees(answer, device, 80.0)
+    assert judged[0] is good
+    assert words in judged[1]
+
+
+def test_torch_that_does_not_load_says_why():
+    stderr = "Traceback\nImportError: libcudart.so.12\nsrun: error: n1: task 0: Exited with 1\n"
+    good, said = finding.torch_sees(finding.Answer("srun", 1, "", stderr), "cpu", 80.0)
+    assert (good, "libcudart" in said) == (False, True)
+
+
+def test_torch_is_asked_in_a_process_of_its_own(tmp_path):
+    """device = "cuda" on a machine without one names torch's reason."""
+    import torch
+
+    good, said = found(tmp_path, local=Local(device="cuda"))["torch"]
+    assert good is torch.cuda.is_available()
+    assert good or "that it can use" in said
+
+
+@pytest.mark.parametrize(
+    ("gres", "gpus"),
+    [
+        ("gpu:4", 4),
+        ("gpu:h100:8(S:0-1)", 8),
+        ("craynetwork:4,gpu:a100:2(S:0,2),gpu:h100:1", 3),
+        ("(null)", 0),
+        ("shard:gpu:4,vgpu:3", 0),
+    ],
+)
+def test_gpus_of_a_node_are_read_as_sinfo_has_them(gres, gpus):
+    assert doctor_cluster.gpus_in(gres) == gpus
+
+
+@pytest.mark.parametrize(
+    ("time", "hours"), [("1-12:30:00", 36.5), ("00:15:00", 0.25), ("UNLIMITED", float("inf"))]
+)
+def test_times_are_read_as_slurm_has_them(time, hours):
+    assert doctor_cluster._hours(time) == hours
+
+
+@quick
+def test_a_cluster_without_slurm_is_a_finding_and_an_unknown_one_an_error(tmp_path, monkeypatch):
+    crooked = HEALTHY.model_copy(update={"setup": ("if true; then",)})
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin")
+    (tmp_path / "bin").mkdir()
+    for name in ("bash", "git"):
+        (tmp_path / "bin" / name).symlink_to(f"/usr/bin/{name}")
+    seen = found(tmp_path, "box", clusters={"box": crooked})
+    assert seen["Slurm"] == (
+        False,
+        "not in PATH: sbatch, squeue, srun, scancel, scontrol, sinfo; go to a login node, or load "
+        "Slurm's module",
+    )
+    assert (seen["setup"][0], "syntax error" in seen["setup"][1]) == (False, True)
+    assert seen["home shared"][0] is not False
+    with pytest.raises(SettingsError, match="there is local, box"):
+        found(tmp_path, "elsewhere", clusters={"box": crooked})
+
+
+def test_what_a_cluster_does_without_is_a_note(monkeypatch):
+    answers = {"scontrol": "JobRequeue              = 0\n", "sacct": ""}
+    monkeypatch.setattr(
+        doctor_cluster, "ask", lambda *words: finding.Answer(words, 1, answers[words[0]], "off")
+    )
+    notes = {one.what: one for one in doctor_cluster._customs()}
+    assert {one.good for one in notes.values()} == {None}
+    assert "ask for --requeue themselves" in notes["requeue"].said
+    assert "not needed" in notes["sacct"].said
+
+
+def test_the_kind_of_disk_tells_whether_other_machines_see_it(tmp_path, monkeypatch):
+    mounts = (
+        "/dev/sda / ext4 rw 0 0\nserver:/x /big\\040disk nfs4 rw 0 0\ntmpfs /big tmpfs rw 0 0\n"
+    )
+    monkeypatch.setattr(doctor_cluster.Path, "read_text", lambda path: mounts)
+    assert doctor_cluster._shared(doctor_cluster.Path("/big disk/runs"), "")[0] is True
+    good, said = doctor_cluster._shared(doctor_cluster.Path("/big/runs"), "move it")
+    assert (good, "(tmpfs)" in said, "move it" in said) == (None, True, True)
+
+
+# On a cluster -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def box(slurm, monkeypatch):
+    monkeypatch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
+    monkeypatch.setenv("PATH", slurm.environment["PATH"])
+    monkeypatch.setenv("SLURM_JOB_ID", "99999")  # as inside a job of another cluster
+    slurm.wait(lambda: slurm.run("sinfo", "-h", "-t", "idle", "-o", "%D").split()[:1] == ["2"], "2")
+    return slurm
+
+
+@pytest.mark.slurm
+def test_a_good_cluster_has_nothing_bad_and_its_node_sees_us(box, tmp_path):
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    (tmp_path / "photos" / "cat" / "1.png").write_bytes(b"\x89PNG")
+    seen = found(
+        tmp_path / "runs", "box", clusters={"box": HEALTHY}, data={"photos": tmp_path / "photos"}
+    )
+    assert [f"{what}: {said}" for what, (good, said) in seen.items() if good is False] == []
+    (node,) = (what for what in seen if what.startswith("node n"))
+    assert seen[node] == (True, "it sees home, Python, data photos as this machine does")
+    assert seen[f"torch on {node.split()[1]}"][0]
+    assert "to start at" in seen["dry submission"][1]
+    assert "goes back into the queue" in seen["partition main"][1]
+    assert seen["sacct"][0] is None
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "var-scaling.toml").write_text(
+        '[clusters.box]\npartition = "main"\ngpus_per_node = 2\ndevice = "cpu"\nwall_hours = 1\n'
+        "cpus_per_gpu = 1\nmemory_gb_per_gpu = 1\nnodes = 2\n"
+    )
+    done = subprocess.run(
+        [*COMMAND, "doctor", "--on", "box"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    print(done.stdout)
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize(
+    ("wrong", "what", "words"),
+    [
+        ({"partition": "gpu"}, "partition gpu", "name one of: main, high"),
+        ({"gpus_per_node": 4}, "nodes", "the most that one has is 2"),
+        ({"gpus_per_node": 4}, "dry submission", "node configuration is not available"),
+        ({"nodes": 3}, "partition main", "nodes = 2, or less"),
+        ({"constraint": "h100"}, "dry submission", "Invalid feature specification"),
+        ({"device": "cuda"}, "torch on n1", "sees no GPU"),
+        ({"setup": ("echo no such module >&2; exit 3",)}, "setup on n1", "no such module"),
+    ],
+)
+def test_what_is_wrong_with_a_cluster_is_named(box, tmp_path, wrong, what, words):
+    cluster = HEALTHY.model_copy(update=wrong)
+    good, said = found(tmp_path, "box", clusters={"box": cluster})[what]
+    assert good is False
+    assert words in said
+
+
+@pytest.mark.slurm
+def test_a_partition_that_is_down_or_shorter_than_a_job_is_named(box, tmp_path):
+    try:
+        box.run("scontrol", "update", "PartitionName=main", "MaxTime=30", "State=DOWN")
+        seen = found(tmp_path, "box", clusters={"box": HEALTHY})
+    finally:
+        box.run("scontrol", "update", "PartitionName=main", "MaxTime=UNLIMITED", "State=UP")
+    good, said = seen["partition main"]
+    assert (good, "it is DOWN" in said, "wall_hours = 0.5, or less" in said) == (False, True, True)
+    assert seen["node"][0] is None  # nobody waits for a node of it
+
+
+@pytest.mark.slurm
+def test_a_node_that_sees_no_home_is_named(box, tmp_path, monkeypatch):
+    """Here all nodes see all: a mount of an empty folder over the home makes one that does not."""
+    nothing = f"mount -t tmpfs none {tmp_path / 'runs'}"
+    srun = tmp_path / "bin" / "srun"
+    srun.parent.mkdir()
+    real = subprocess.run(["which", "srun"], capture_output=True, text=True).stdout.strip()
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+        pytest.skip("no namespaces of mounts here")
+    code = f'#!/bin/bash\nwords=("$@")\nscript="${{words[-1]}}"\nunset "words[-1]"\nexec {real} '
+    code += f'"${{words[@]:0:${{#words[@]}}-2}}" unshare -m bash -c "{nothing}; $script"\n'
+    srun.write_text(code)
+    srun.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{srun.parent}:{os.environ['PATH']}")
+    (tmp_path / "runs").mkdir()
+    seen = found(tmp_path / "runs", "box", clusters={"box": HEALTHY})
+    (good, said) = next(value for what, value in seen.items() if what.startswith("node n"))
+    assert (good, "does not see home" in said) == (False, True)
+
+
+@pytest.mark.slurm
+def test_busy_nodes_are_left_alone(box, tmp_path):
+    job = box.run("sbatch", "--parsable", "-N2", "--exclusive", "--wrap", "sleep 60").strip()
+    try:
+        box.wait(lambda: "RUNNING" in box.run("squeue", "-h", "-j", job, "-o", "%T"), "the job")
+        seen = found(tmp_path, "box", clusters={"box": HEALTHY})
+    finally:
+        box.run("scancel", job)
+    assert (seen["node"][0], "none is idle" in seen["node"][1]) == (None, True)
+    assert [what for what, (good, _) in seen.items() if good is False] == []
+
+
+@pytest.mark.slurm
+def test_a_silent_controller_is_a_finding(box, tmp_path):
+    box.stop_controller()
+    try:
+        seen = found(tmp_path, "box", clusters={"box": HEALTHY})
+    finally:
+        box.start_controller()
+    good, said = seen["Slurm"]
+    assert good is False
+    assert "did not answer within 5 s; no job can be submitted until it answers" in said
+
+
+@pytest.mark.slurm
+def test_an_account_that_is_none_is_refused_and_accounts_answer(
+    slurm_with_accounts, tmp_path, monkeypatch
+):
+    for name in ("SLURM_CONF", "PATH"):
+        monkeypatch.setenv(name, slurm_with_accounts.environment[name])
+    cluster = HEALTHY.model_copy(update={"account": "nobody"})
+    seen = found(tmp_path, "box", clusters={"box": cluster})
+    good, said = seen["dry submission"]
+    assert (good, "Invalid account" in said, "--account=nobody" in said) == (False, True, True)
+    assert seen["sacct"][0]
