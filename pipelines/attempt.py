@@ -4,18 +4,20 @@ Where several processes may be at one folder (a node that Slurm took for dead st
 newest attempt is the right one; an older finds out within a second, and leaves.
 """
 
+import json
+import os
 import socket
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.place import Seat
 from pipelines.provenance import note_attempt, revise_attempt
 from pipelines.store import held
-from var_scaling.disk import DONE, read_json, write_first, write_json
+from var_scaling.disk import DONE, read_json, write_json
 from var_scaling.results import Line, MetricsLog
 
 if TYPE_CHECKING:
@@ -148,8 +150,17 @@ def at_work(folder: Path, seat: Seat, wish: "Callable[[], Wish]") -> Iterator[At
                 "host": socket.gethostname(),
             }
             # Of several processes the first to fail is the cause: the others fail because it did.
-            write_first(folder / FAILED, said)
+            _write_first(folder / FAILED, said)
             raise
+
+
+def _write_first(path: Path, value: dict[str, Any]) -> None:
+    """Write `value` if `path` is not there yet: of several processes one does."""
+    beside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    beside.write_text(json.dumps(value, indent=1) + "\n")
+    with suppress(FileExistsError):
+        os.link(beside, path)
+    beside.unlink()
 
 
 def _forget_failure(folder: Path, seat: Seat) -> None:

@@ -64,6 +64,9 @@ def plan(
     tflops: Annotated[
         float, typer.Option(min=1e-3, help="what one GPU sustains in training, in TFLOP/s")
     ] = 400.0,
+    on: Annotated[
+        str | None, typer.Option("--on", help="a cluster of var-scaling.toml: GPUs, hours, price")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """What a sweep consists of and what it costs, before anything is spent.
@@ -74,11 +77,13 @@ def plan(
     from pipelines import orchestrate
 
     sweep, at = _find(name, home), Home(home)
-    rows = planning.plan_rows(sweep, overview(at, sweep), tflops * 1e12)
+    cluster = load_settings().cluster(on) if on else None
+    price = planning.price_on(cluster) if cluster else planning.Price(tflops * 1e12)
+    rows = planning.plan_rows(sweep, overview(at, sweep), price, cluster)
     if as_json:
-        print(json.dumps(planning.plan_summary(sweep, rows, tflops * 1e12)))
+        print(json.dumps(planning.plan_summary(sweep, rows, price)))
     else:
-        console.print(planning.plan_table(sweep, rows, tflops * 1e12))
+        console.print(planning.plan_table(sweep, rows, price, cluster))
     orchestrate.refuse_drift(at, sweep)
 
 

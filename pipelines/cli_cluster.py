@@ -146,7 +146,6 @@ def doctor(
     findings = examine(Home(home), load_settings(), on)
     for finding in findings:
         mark = {True: "ok  ", False: "BAD ", None: "note"}[finding.good]
-        say = screen.say_error if finding.good is False else screen.say
-        say(f"{mark}  {finding.what}: {finding.said}")
+        screen.say(f"{mark}  {finding.what}: {finding.said}")
     if any(finding.good is False for finding in findings):
         raise typer.Exit(1)

@@ -4,6 +4,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -134,7 +135,8 @@ def _submit_once(reconciler: Reconciler, units: list[Unit], folder: Path) -> dic
     failures: dict[str, str] = {}
     arrays: dict[object, list[Unit]] = {}
     for unit in units:
-        arrays.setdefault((unit.resources, unit.words["kind"]), []).append(unit)
+        asks = replace(unit.resources, at_once=None)
+        arrays.setdefault((asks, unit.words["kind"]), []).append(unit)
     for array in arrays.values():
         failures |= reconciler.step(array)
     return failures

@@ -41,16 +41,23 @@ def look(home: Home, settings: Settings, cluster: Cluster) -> Iterator[Finding]:
     try:
         waiting = sum(seen.active for seen in slurm.queue(5).jobs.values())
         yield Finding("Slurm", True, f"it answers; {waiting} jobs of yours are in its queue")
+        known = _partitions()
         for name in cluster.partition.split(","):
+            if name not in known:
+                said = f"there is none; in {FILE} name one of: {', '.join(known)}"
+                yield Finding(f"partition {name}", False, said)
+                return
             yield _partition(name, cluster)
     except slurm.SlurmAway as error:
         said = f"{error}; no job can be submitted until it answers: tell whoever runs the cluster"
         yield Finding("Slurm", False, said)
         return
     yield _nodes(cluster)
-    yield _dry_submission(cluster)
     yield from _customs()
-    yield from _from_a_node(home, settings, cluster)
+    submission = _dry_submission(cluster)
+    yield submission
+    if submission.good:  # else srun would be refused for the same reason
+        yield from _from_a_node(home, settings, cluster)
 
 
 def _shared(path: Path, mend: str) -> tuple[bool | None, str]:
@@ -78,15 +85,17 @@ def _setup(cluster: Cluster) -> Finding:
     return Finding("setup", True, f"{len(cluster.setup)} lines of shell without a syntax error")
 
 
-def _partition(name: str, cluster: Cluster) -> Finding:
+def _partitions() -> list[str]:
     """Raises SlurmAway."""
-    what, answer = f"partition {name}", ask("sinfo", "-a", "-h", "-o", "%R")
+    answer = ask("sinfo", "-a", "-h", "-o", "%R")
     if answer.returncode:
         raise slurm.SlurmAway(f"sinfo: {complaint(answer)}")
-    known = answer.stdout.split()
-    settings = slurm.partition(name) if name in known else {}
-    if not settings:
-        return Finding(what, False, f"there is none; in {FILE} name one of: {', '.join(known)}")
+    return answer.stdout.split()
+
+
+def _partition(name: str, cluster: Cluster) -> Finding:
+    """Raises SlurmAway."""
+    settings = slurm.partition(name)
     state, longest = settings["State"], settings["MaxTime"]
     nodes = min(int(n) for n in (settings["TotalNodes"], settings["MaxNodes"]) if n.isdigit())
     wrong = []
@@ -100,7 +109,7 @@ def _partition(name: str, cluster: Cluster) -> Finding:
     mode = settings.get("PreemptMode", "OFF").split(",")[-1]
     kept = f"{_PREEMPTED.get(mode, mode)}; a job saves every {cluster.save_every_seconds:g} s"
     said = f"UP, {settings['TotalNodes']} nodes, MaxTime {longest}; {kept}"
-    return Finding(what, not wrong, "; ".join(wrong) or said)
+    return Finding(f"partition {name}", not wrong, "; ".join(wrong) or said)
 
 
 def _hours(time: str) -> float:
@@ -208,8 +217,10 @@ def _from_a_node(home: Home, settings: Settings, cluster: Cluster) -> Iterator[F
     seen = facts(answer)
     if "node" not in seen:
         late = answer.returncode == 124 or "busy" in answer.stderr
-        said = f"srun: {answer.stderr.strip() or 'no answer within a minute'}"
-        mend = unknown if late else "ask whoever runs the cluster; the dry submission may say more"
+        said = answer.stderr.strip() or "srun gave no answer within a minute"
+        mend = (
+            unknown if late else "ask whoever runs the cluster why srun fails and sbatch does not"
+        )
         yield Finding("node", None if late else False, f"{said}; {mend}".replace("\n", "; "))
         return
     yield _sight(f"node {seen['node']}", seen, paths, written)

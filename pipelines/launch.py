@@ -40,11 +40,10 @@ def submit(
     """Slurm's ids of one array over `units`, which ask for the same. Raises Delayed or Refused."""
     import submitit
 
-    resources = units[0].resources
     works = [
         Work(
             str(home.root), str(unit.folder), settings.model_dump_json(), cluster, submission,
-            {**unit.words, "at_once": resources.at_once},
+            {**unit.words, "at_once": unit.resources.at_once},
         )
         for unit in units
     ]  # fmt: skip

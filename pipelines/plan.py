@@ -1,12 +1,20 @@
 """What a sweep consists of and what it will cost, before anything is spent."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
 
-from pipelines.collect import View
+from pipelines.collect import View, since
 from pipelines.page import trial_facts
+from pipelines.resources import (
+    encoding_parts,
+    job_hours,
+    tokenizer_resources,
+    trial_resources,
+)
 from pipelines.screen import coloured, new_table, short
+from pipelines.settings import Cluster
 from var_scaling.accounting import total
 from var_scaling.accounting.ledger import model_ledger, trial_ledger
 from var_scaling.accounting.tokenizer import (
@@ -14,15 +22,34 @@ from var_scaling.accounting.tokenizer import (
     tokenizer_parameters,
     tokenizer_train_flops,
 )
-from var_scaling.config import ImportedTokenizer, Sweep
+from var_scaling.config import ImportedTokenizer, Sweep, TrainedTokenizer, Trial
 from var_scaling.datasets import ImageFiles
 
 
-def plan_rows(sweep: Sweep, views: list[View], sustained: float) -> list[dict[str, Any]]:
-    """One plain row a trial: what it is, what it costs, whether it is done.
+@dataclass(frozen=True)
+class Price:
+    """What a FLOP costs: FLOP/s of one GPU while it trains, and money for an hour of it."""
 
-    `sustained`: FLOP/s of one GPU while it trains, by which FLOPs become hours.
-    """
+    sustained: float
+    per_gpu_hour: float | None = None
+    assumed: str = "an assumption, to be set with --tflops"
+
+    def hours(self, flops: float) -> float:
+        return flops / self.sustained / 3600
+
+    def money(self, flops: float) -> float | None:
+        return None if self.per_gpu_hour is None else self.hours(flops) * self.per_gpu_hour
+
+
+def price_on(cluster: Cluster) -> Price:
+    assumed = f"{cluster.utilisation:.0%} of the cluster's peak, as its settings say"
+    return Price(cluster.sustained, cluster.price_per_gpu_hour, assumed)
+
+
+def plan_rows(
+    sweep: Sweep, views: list[View], price: Price, cluster: Cluster | None = None
+) -> list[dict[str, Any]]:
+    """One plain row a trial: what it is, what it costs and takes, whether it is done."""
     states = {view.name: view.state for view in views if view.kind == "trial"}
     return [
         {
@@ -31,86 +58,134 @@ def plan_rows(sweep: Sweep, views: list[View], sustained: float) -> list[dict[st
             "learning_rate": trial.optimiser.learning_rate,
             "state": states[trial.name],
             **ledger,
-            "gpu_hours": _hours(ledger["train_flops"], sustained),
+            "gpu_hours": price.hours(ledger["train_flops"]),
+            **({} if cluster is None else _asks(trial, ledger["train_flops"], price, cluster)),
         }
         for trial in sweep.trials
         for ledger in (trial_ledger(trial),)
     ]
 
 
-def plan_summary(sweep: Sweep, rows: list[dict[str, Any]], sustained: float) -> dict[str, Any]:
+def _asks(trial: Trial, flops: int, price: Price, cluster: Cluster) -> dict[str, Any]:
+    """What a trial takes of a cluster; hours are those of its jobs together, queueing apart."""
+    resources = trial_resources(trial, cluster)
+    return {
+        **resources.as_dict(),
+        "processes": resources.processes,
+        "hours": job_hours(flops, resources.processes, cluster),
+        "price": price.money(flops),
+    }
+
+
+def plan_summary(sweep: Sweep, rows: list[dict[str, Any]], price: Price) -> dict[str, Any]:
     """The whole plan as JSON."""
     before = [
-        {"stage": name, "flops": flops, "gpu_hours": _hours(flops, sustained)}
-        for name, flops in preparation(sweep)
+        {"stage": name, "flops": flops, "gpu_hours": price.hours(flops)}
+        for name, flops, _ in preparation(sweep)
     ]
     hours = sum(one["gpu_hours"] for one in [*before, *rows])
     return {
         "sweep": sweep.name,
-        "sustained_flops_per_second": sustained,
+        "sustained_flops_per_second": price.sustained,
         "gpu_hours": hours,
+        "price": None if price.per_gpu_hour is None else hours * price.per_gpu_hour,
         "before": before,
         "trials": rows,
         "imported": [{"model": one.name, **model_ledger(one)} for one in sweep.imported],
     }
 
 
-def _hours(flops: float, sustained: float) -> float:
-    return flops / sustained / 3600
+def _few(number: float | None) -> str:
+    if number is None:
+        return ""
+    if number < 0.01:
+        return "<0.01"
+    return f"{number:.2g}" if number < 10 else f"{number:,.0f}"
 
 
-def plan_table(sweep: Sweep, rows: list[dict[str, Any]], sustained: float) -> Table:
-    """`sustained` as in `plan_rows`."""
-
-    def hours(flops: float) -> str:
-        spent = _hours(flops, sustained)
-        if spent < 0.01:
-            return "<0.01"
-        return f"{spent:.2g}" if spent < 10 else f"{spent:,.0f}"
-
+def plan_table(
+    sweep: Sweep, rows: list[dict[str, Any]], price: Price, cluster: Cluster | None = None
+) -> Table:
+    """The rows as a person reads them; for a cluster what each takes of it."""
+    money = ["price"] if price.per_gpu_hour is not None else []
+    there = ["GPUs", "at once", "a job", "hours", *money] if cluster is not None else []
+    more = [] if there else ["N total", "tokens"]
+    caption = (
+        _tokenizers(sweep) + f"\nGPU-hours at {short(price.sustained)}FLOP/s a GPU, sustained: "
+        f"{price.assumed}; evaluation not counted"
+    )
+    if there:
+        caption += (
+            "\nat once: images in one pass of a GPU, by an estimate of its memory; a job: its wall "
+            "time, after which it queues up again; hours: of training, queueing apart"
+        )
     table = new_table(
-        "trial", "depth", "width", "N blocks", "N total", "tokens", "FLOPs", "GPU-hours", "batch",
-        "steps", "rate", "state", title=f"{sweep.name}: {sweep.question}",
-        caption=_tokenizers(sweep) + f"\nGPU-hours at {short(sustained)}FLOP/s a GPU, sustained: "
-        "an assumption, to be set with --tflops; evaluation not counted",
+        "trial", "depth", "width", "N blocks", *more, "FLOPs", "GPU-hours", *there,
+        "batch", "steps", "rate", "state", title=f"{sweep.name}: {sweep.question}", caption=caption,
     )  # fmt: skip
+    blank = [""] * (3 + len(more))
+
+    def cost(flops: int, asks: list[str]) -> list[str]:
+        paid = [_few(price.money(flops))] if money else []
+        return [short(flops), _few(price.hours(flops)), *(asks + paid if there else [])]
+
     whole = 0
-    for name, flops in preparation(sweep):
-        table.add_row(name, *[""] * 5, short(flops), hours(flops), *[""] * 4)
+    for name, flops, asked in preparation(sweep, cluster):
+        table.add_row(name, *blank, *cost(flops, asked), *[""] * 4)
         whole += flops
     table.add_section()
     for row in rows:
         flops = row["train_flops"]
         whole += flops
+        counts = [] if there else [short(row["params_total"]), short(row["tokens_seen"])]
         table.add_row(
             row["trial"], str(row["depth"]), str(row["width"]), short(row["params_blocks"]),
-            short(row["params_total"]), short(row["tokens_seen"]), short(flops), hours(flops),
-            str(row["batch"]), short(row["steps"]), f"{row['learning_rate']:.2g}",
-            coloured(row["state"]),
+            *counts, *cost(flops, _shown(row)), str(row["batch"]), short(row["steps"]),
+            f"{row['learning_rate']:.2g}", coloured(row["state"]),
         )  # fmt: skip
     for model in sweep.imported:
         known = model_ledger(model)
+        counts = [] if there else [short(known["params_total"]), ""]
         table.add_row(
             model.name, str(model.model.depth), str(model.model.width),
-            short(known["params_blocks"]), short(known["params_total"]), *[""] * 6, "imported",
+            short(known["params_blocks"]), *counts, *[""] * (5 + len(there)), "imported",
         )  # fmt: skip
     table.add_section()
-    table.add_row("all", *[""] * 5, short(whole), hours(whole), *[""] * 4)
+    table.add_row("all", *blank, *cost(whole, [""] * 4), *[""] * 4)
     return table
 
 
-def preparation(sweep: Sweep) -> list[tuple[str, int]]:
-    """What stands before the trials, and its FLOPs: tokenizers to train, images to encode."""
-    steps = [
-        (f"tokenizer {t.name}", tokenizer_train_flops(t, t.steps))
-        for t in sweep.tokenizers
-        if not isinstance(t, ImportedTokenizer)
-    ]
+def _shown(row: dict[str, Any]) -> list[str]:
+    if "processes" not in row:
+        return []
+    nodes = f"{row['nodes']} x " if row["nodes"] > 1 else ""
+    at_once = str(row["at_once"] or row["batch"] // row["processes"])
+    return [
+        f"{nodes}{row['processes_per_node']}", at_once, f"{row['minutes'] / 60:.3g} h",
+        since(3600 * row["hours"]),
+    ]  # fmt: skip
+
+
+def preparation(sweep: Sweep, cluster: Cluster | None = None) -> list[tuple[str, int, list[str]]]:
+    """What stands before the trials, its FLOPs, and what it takes of a cluster, to be shown."""
+    steps = []
+    for t in sweep.tokenizers:
+        if isinstance(t, TrainedTokenizer):
+            flops, asked = tokenizer_train_flops(t, t.steps), [""] * 4
+            if cluster is not None:
+                resources = tokenizer_resources(t, cluster)
+                hours = job_hours(flops, resources.processes, cluster)
+                known = {**resources.as_dict(), "processes": resources.processes, "hours": hours}
+                asked = _shown({**known, "batch": t.batch})
+            steps.append((f"tokenizer {t.name}", flops, asked))
     for t, data in sweep.token_sets:
         if data.train_images is not None:
             crops = max(1, data.crops) if isinstance(data, ImageFiles) else 1
-            flops = data.train_images * crops * encoding_flops(t)
-            steps.append((f"tokens {data.name}", flops))
+            flops, asked = data.train_images * crops * encoding_flops(t), [""] * 4
+            if cluster is not None:
+                parts = encoding_parts(t, data, data.train_images, cluster)
+                asked = [f"{parts} jobs", "", "", since(3600 * job_hours(flops, parts, cluster))]
+            steps.append((f"tokens {data.name}", flops, asked))
     return steps
 
 

@@ -164,12 +164,12 @@ class Reconciler:
 
     def _submit(self, units: list[Unit]) -> dict[str, str]:
         """One array of `units`, noted before and after: why, by name, for each refused."""
-        submission, resources = jobs.new_submission(), units[0].resources
+        submission = jobs.new_submission()
         for index, unit in enumerate(units):
             jobs.note(
                 unit.folder, "submitting", submission=submission, cluster=self.name,
                 index=index if len(units) > 1 else None, code=self.snapshot.code,
-                resources=resources.as_dict(),
+                resources=unit.resources.as_dict(),
             )  # fmt: skip
         try:
             ids = launch.submit(

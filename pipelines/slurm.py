@@ -131,5 +131,6 @@ def _ask(*words: str, seconds: float = _SECONDS) -> str:
     except subprocess.TimeoutExpired as error:
         raise SlurmAway(f"{words[0]} did not answer within {seconds:g} s") from error
     if done.returncode:
-        raise SlurmAway(f"{words[0]}: {done.stderr.strip() or done.returncode}")
+        said = done.stderr.strip() or done.stdout.strip() or done.returncode
+        raise SlurmAway(f"{words[0]}: {said}")
     return done.stdout

@@ -1,6 +1,6 @@
 """What one job of a cluster does: a stage of a sweep or a part of one, and what it asks for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +87,16 @@ def trial_unit(home: Home, sweep: Sweep, trial: Trial, cluster: Cluster) -> Unit
 def trial_arrays(
     home: Home, sweep: Sweep, cluster: Cluster
 ) -> dict[tuple[Resources, str, str], list[Unit]]:
-    """The trials that may share an array: equal resources, equal tokens. Largest first."""
+    """The trials that may share an array: they ask Slurm for the same and wait for the same tokens.
+
+    Largest first.
+    """
     by_size = sorted(sweep.trials, key=lambda trial: -trial_ledger(trial)["train_flops"])
     arrays: dict[tuple[Resources, str, str], list[Unit]] = {}
     for trial in by_size:
         unit = trial_unit(home, sweep, trial, cluster)
-        key = (unit.resources, trial.tokenizer.name, trial.data.name)
+        asks = replace(unit.resources, at_once=None)  # of no matter to Slurm
+        key = (asks, trial.tokenizer.name, trial.data.name)
         arrays.setdefault(key, []).append(unit)
     return arrays
 

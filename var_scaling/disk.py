@@ -4,7 +4,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +29,6 @@ def whole(path: Path) -> Iterator[Path]:
 def write_json(path: Path, value: Any) -> None:
     with whole(path) as beside:
         beside.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-
-def write_first(path: Path, value: Any) -> bool:
-    """Write `value` if `path` is not there yet; of several processes one does."""
-    made = False
-    beside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-    beside.write_text(json.dumps(value, indent=1) + "\n")
-    with suppress(FileExistsError):
-        os.link(beside, path)
-        made = True
-    beside.unlink()
-    return made
 
 
 def read_json(path: Path) -> Any:

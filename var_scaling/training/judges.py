@@ -77,7 +77,7 @@ class Judges:
         with arithmetic(self.t.precision, self.world.device):
             real, fake = self.net(torch.cat([images, made])).float().chunk(2)
             loss = hinge(real, fake)
-        self.descent.scale(loss).backward()
+        self.descent.backward(self.descent.scale(loss))
         found = self.descent.step(step)
         named = {f"critic_{name}": value for name, value in found.items()}
         share_right = 0.5 * ((real > 0).float().mean() + (fake < 0).float().mean())

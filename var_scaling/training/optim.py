@@ -80,11 +80,14 @@ def weight_decay_at(config: Optimiser, step: int, steps: int) -> float:
 
 
 @contextmanager
-def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Matrix products within the block run in `precision`; the results of others stay float32."""
+def arithmetic(precision: Precision, device: torch.device, halve: bool = True) -> Iterator[None]:
+    """Matrix products within the block run in `precision`; the results of others stay float32.
+
+    Without `halve` it is the way back: half precision is then where it was on the way there.
+    """
     switches: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
     before = [switch.allow_tf32 for switch in switches]
-    half = _HALVES.get(precision)
+    half = _HALVES.get(precision) if halve else None
     try:
         for switch in switches:
             switch.allow_tf32 = precision != "fp32"  # of no effect on a processor
@@ -99,7 +102,7 @@ class Descent:
     """One module's optimiser: its rates by the step, its loss scale, its clipping."""
 
     def __init__(self, module: nn.Module, config: Optimiser, steps: int, precision: Precision):
-        self.config, self.steps = config, steps
+        self.config, self.steps, self.precision = config, steps, precision
         self.optimizer = adamw(module, config)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.scaler = torch.amp.GradScaler(
@@ -112,6 +115,11 @@ class Descent:
     def scale(self, loss: Tensor) -> Tensor:
         """`loss` as its `backward` wants it: large enough for half-precision gradients."""
         return self.scaler.scale(loss)
+
+    def backward(self, scaled: Tensor) -> None:
+        """Add `scaled`'s gradients, in the arithmetic of the way there: TF32 or not is a choice."""
+        with arithmetic(self.precision, self.parameters[0].device, halve=False):
+            scaled.backward()
 
     def step(self, step: int) -> dict[str, Tensor]:
         """Clip what scaled losses sent back since the last call; one step with step `step`'s rates.

@@ -179,7 +179,7 @@ class _Learner:
             else:
                 scaled = self.descent.scale(reconstruction + quantisation)
         stats["loss"] = reconstruction + quantisation
-        scaled.backward()
+        self.descent.backward(scaled)
         found = self.descent.step(step)
         if float(found.get("skipped", 0)) > 0:  # the scale was too large: so was what it multiplied
             stats = {name: value for name, value in stats.items() if name not in JUDGED}

@@ -69,7 +69,7 @@ def train(
                 with arithmetic(trial.precision, world.device):
                     loss = batch_loss(trial, net, quantizer, training, step, rows)
                 loss = loss * ((rows.stop - rows.start) / share)
-                descent.scale(loss).backward()
+                descent.backward(descent.scale(loss))
             losses.append(loss.detach())
         return world.means({"loss": torch.stack(losses).sum(), **descent.step(step)})
 
