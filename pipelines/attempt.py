@@ -142,6 +142,9 @@ def at_work(folder: Path, seat: Seat, wish: "Callable[[], Wish]") -> Iterator[At
         except (Stopped, Superseded):
             raise
         except Exception as error:
+            if seat.size > 1 and _of_another(error):
+                print(f"{error}\na process of this job is gone: it, not this, is the reason")
+                raise
             said = {
                 "error": f"{type(error).__name__}: {error}",
                 "traceback": traceback.format_exc(),
@@ -152,6 +155,15 @@ def at_work(folder: Path, seat: Seat, wish: "Callable[[], Wish]") -> Iterator[At
             # Of several processes the first to fail is the cause: the others fail because it did.
             _write_first(folder / FAILED, said)
             raise
+
+
+def _of_another(error: Exception) -> bool:
+    """Whether this only says that another process is gone: if it left no error, it was killed."""
+    from torch.distributed import DistError
+
+    text = str(error)
+    gloo = "gloo" in text or "Connection closed by peer" in text or "Connection reset" in text
+    return isinstance(error, DistError) or (isinstance(error, RuntimeError) and gloo)
 
 
 def _write_first(path: Path, value: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Write the token cache: shards in order, each noted when whole; in parts, if many jobs share it."""
+"""Write the token cache: shards in order, each noted when whole; in parts, if many jobs share."""
 
 import zlib
 from collections.abc import Callable

@@ -118,11 +118,7 @@ class _Learner:
         if t.weight_average > 0:
             spare = MultiScaleVQVAE(t).to(world.device)
             self.average = WeightAverage(self.model, spare, t.weight_average)
-        # Before the codes start, nothing flows through the quantizer's own weights; and few scales
-        # may leave some of its convolutions out for good.
-        held = t.phi_convolutions or t.pyramid.scales
-        idle = len(set(self.model.quantize.choice)) < held
-        self.net = world.wrap(self.model, sometimes_unused=idle or t.codebook.starts_at > 0)
+        self.net = world.wrap(self.model)
 
     @property
     def best(self) -> MultiScaleVQVAE:

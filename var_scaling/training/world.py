@@ -41,11 +41,13 @@ class World:
         starts = range(share.start, share.stop, each)
         return [slice(start, min(start + each, share.stop)) for start in starts]
 
-    def wrap(self, module: nn.Module, sometimes_unused: bool = False) -> nn.Module:
+    def wrap(self, module: nn.Module) -> nn.Module:
         """`module`, its gradients averaged over all processes."""
         if self.size == 1:
             return module
-        return DistributedDataParallel(module, find_unused_parameters=sometimes_unused)
+        # Not for the unused alone: without it the gradients are packed anew after a first step, so
+        # that sums of more than two are taken in another order after a resume than before.
+        return DistributedDataParallel(module, find_unused_parameters=True)
 
     def sum(self, value: Tensor) -> Tensor:
         if self.size > 1:
