@@ -127,7 +127,7 @@ def test_dead_codes_come_back_to_life_and_the_draw_is_the_steps_own(grid):
 # The cache ------------------------------------------------------------------------------------
 
 
-def written(folder, model, stop=lambda: False, train_images=600, shard=None, monkeypatch=None):
+def written(folder, model, stop=lambda done: False, train_images=600, shard=None, monkeypatch=None):
     data = images(train_images=train_images)
     if shard:
         for module in ("cache", "encode"):
@@ -155,7 +155,7 @@ def test_a_killed_cache_goes_on_and_ends_the_same(tmp_path, model, monkeypatch):
     whole, _ = written(tmp_path / "whole", model, shard=100, monkeypatch=monkeypatch)
     stops = iter([False, True])
     torn = tmp_path / "torn"
-    written(torn, model, stop=lambda: next(stops), shard=100, monkeypatch=monkeypatch)
+    written(torn, model, stop=lambda done: next(stops), shard=100, monkeypatch=monkeypatch)
     with pytest.raises(CacheError, match="not all there"):
         open_cache(torn, whole)
     written(torn, model, shard=100, monkeypatch=monkeypatch)
