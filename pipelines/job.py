@@ -8,13 +8,13 @@ import json
 import os
 import signal
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import jobs, slurm
 from pipelines.attempt import Stopped, Superseded
-from pipelines.place import Place, Seat
+from pipelines.place import Place, Seat, StopFile, local_seat
 from pipelines.settings import Settings
 from pipelines.store import Home
 from var_scaling.config import AnyTokenizer, Trial
@@ -23,6 +23,7 @@ from var_scaling.datasets import Data
 if TYPE_CHECKING:
     from var_scaling.training.loop import Wish
 
+LOCAL = "local"
 _SAVE, _STOP = 1, 2
 
 
@@ -39,6 +40,8 @@ class Work:
 
     def __call__(self) -> str:
         """Do it; returns how it ended. Raises what the stage raises."""
+        if self.cluster == LOCAL:
+            return self._here()
         signals = _Signals()
         record = jobs.latest(Path(self.folder))
         if record is not None and record.submission != self.submission:
@@ -55,6 +58,16 @@ class Work:
             print(error, flush=True)
             if place.seat.first:
                 signals.requeue()
+            return "stopped"
+
+    def _here(self) -> str:
+        """The same as one of several processes on this machine, which nobody requeues."""
+        settings = Settings.model_validate_json(self.settings)
+        wish = StopFile(Path(self.words["stop"]))
+        place = Place(Home(Path(self.home)), settings, wish, _seat_here(settings, self.submission))
+        try:
+            return self._stage(place)
+        except Stopped:
             return "stopped"
 
     def checkpoint(self) -> Any:
@@ -106,6 +119,21 @@ class Work:
                 "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
             },
         )  # fmt: skip
+
+
+def _seat_here(settings: Settings, submission: str) -> Seat:
+    rank = int(os.environ["SUBMITIT_LOCAL_GLOBALID"])
+    return replace(
+        local_seat(settings.local),
+        rank=rank,
+        size=settings.local.processes,
+        local=rank,
+        alone=False,  # the process that started these holds the lock for all
+        speaks=rank == 0,
+        life=submission,
+        meeting=Path(os.environ["SUBMITIT_FOLDER"]) / "meeting.json",
+        facts={"processes": settings.local.processes},
+    )
 
 
 def job_id() -> str:

@@ -1,18 +1,23 @@
 """submitit's door: an array of units to Slurm, and where their output goes."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipelines.job import Work
-from pipelines.jobs import JobRecord
+from pipelines.attempt import FAILED, WAIT, Stopped
+from pipelines.job import LOCAL, Work
+from pipelines.jobs import JobRecord, new_submission
+from pipelines.place import Place
 from pipelines.settings import Cluster, Settings
 from pipelines.snapshot import Snapshot
-from pipelines.store import Home
+from pipelines.store import Home, held
 from pipelines.units import Unit
+from var_scaling.disk import read_json
 
+_NEVER = 60 * 24 * 365  # minutes: what runs here has no wall time
 # sbatch failed, and may not tomorrow: slurmctld is away or busy, or too much is queued already.
 _PASSING = (
     "Unable to contact", "Socket timed out", "Connection refused", "Transport endpoint",
@@ -62,6 +67,36 @@ def submit(
         said = f"sbatch: {_first_line(error)}"
         passing = any(words in str(error) for words in _PASSING)
         raise (Delayed if passing else Refused)(said) from error
+
+
+def run_here(place: Place, folder: Path, words: dict[str, Any], stop: Path) -> str:
+    """Do what `words` say in `folder` by several processes of this machine; how it ended.
+
+    Raises Stopped, or RuntimeError with the error of the process that failed first.
+    """
+    import submitit
+
+    local, submission = place.settings.local, new_submission()
+    work = Work(
+        str(place.home.root), str(folder), place.settings.model_dump_json(), LOCAL, submission,
+        {**words, "stop": str(stop), "at_once": None},
+    )  # fmt: skip
+    with held(folder, wait=WAIT):
+        executor = submitit.AutoExecutor(place.home.root / "jobs" / submission, "local")
+        gpus = {"gpus_per_node": local.processes} if local.device == "cuda" else {}
+        executor.update_parameters(
+            timeout_min=_NEVER, tasks_per_node=local.processes, local_stderr_to_stdout=True, **gpus
+        )
+        job = executor.submit(work)
+        while not job.done():
+            time.sleep(0.2)
+        failure = folder / FAILED
+        if failure.exists():
+            raise RuntimeError(read_json(failure)["error"])
+        ended = str(job.results()[0])
+    if ended == "stopped":
+        raise Stopped(f"{folder.name} stopped")
+    return ended
 
 
 def _parameters(

@@ -4,10 +4,11 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipelines import stages
+from pipelines import launch, stages
 from pipelines.attempt import Stopped
 from pipelines.collect import View, overview
 from pipelines.driver import driving
@@ -20,10 +21,12 @@ from pipelines.units import (
     refuse_held_elsewhere,
     token_units,
     tokenizer_unit,
+    tokenizer_words,
     trial_arrays,
+    trial_words,
 )
 from var_scaling.accounting.ledger import trial_ledger
-from var_scaling.config import Sweep
+from var_scaling.config import ImportedTokenizer, Sweep
 from var_scaling.datasets import as_seen
 from var_scaling.disk import is_done, read_json
 from var_scaling.record import difference
@@ -150,18 +153,24 @@ def _run_graph(
     """
     import ray
 
-    home = place.home
+    home, local = place.home, place.settings.local
+    processes = local.processes
+    tokenize, train = stages.run_tokenizer, stages.run_trial
+    if processes > 1:
+        tokenize, train = partial(_tokenize, stop_file), partial(_train, stop_file)
     tasks: dict[Any, str] = {}
 
     def submit(name: str, work: Stage, needs: list[Any], *words: Any) -> Any:
         # A killed worker's stage is started again: stages go on from the disk.
-        remote = ray.remote(num_cpus=place.seat.threads, max_retries=2)(_after)
+        alone = work is stages.run_tokens
+        cpus = place.seat.threads if alone else min(local.cpus, place.seat.threads * processes)
+        remote = ray.remote(num_cpus=cpus, max_retries=2)(_after)
         task = remote.remote(work, place, words, *needs)
         tasks[task] = name
         return task
 
     tokenizers = {
-        t.name: submit(f"tokenizer {t.name}", stages.run_tokenizer, [], t)
+        t.name: submit(f"tokenizer {t.name}", tokenize, [], t)
         for t in sweep.tokenizers
         if not is_done(home.tokenizer(t.name))
     }
@@ -176,16 +185,14 @@ def _run_graph(
     by_size = sorted(sweep.trials, key=lambda trial: -trial_ledger(trial)["train_flops"])
     queue = [t for t in by_size if not is_done(home.trial(sweep.name, t.name))]
 
-    slots = max(1, place.settings.local.cpus // place.seat.threads)
+    slots = max(1, local.cpus // (place.seat.threads * processes))
     failures: dict[str, str] = {}
     waiting = list(tasks)
     while waiting or queue:
         while queue and len(waiting) < slots and not stop_file.exists():
             trial = queue.pop(0)
             needs = tokens[trial.tokenizer.name, trial.data.name]
-            waiting.append(
-                submit(f"trial {trial.name}", stages.run_trial, needs, sweep.name, trial)
-            )
+            waiting.append(submit(f"trial {trial.name}", train, needs, sweep.name, trial))
         if not waiting:
             break  # asked to stop before the queue was empty
         ready, waiting = ray.wait(waiting, num_returns=1, timeout=0.5)
@@ -193,6 +200,20 @@ def _run_graph(
         for task in ready:
             _note_failure(task, tasks[task], failures)
     return failures
+
+
+def _tokenize(stop: Path, place: Place, t: Any) -> str:
+    """Train a tokenizer by several processes."""
+    folder = place.home.tokenizer(t.name)
+    if isinstance(t, ImportedTokenizer):
+        return stages.run_tokenizer(place, t)
+    return launch.run_here(place, folder, tokenizer_words(t), stop)
+
+
+def _train(stop: Path, place: Place, sweep: str, trial: Any) -> str:
+    """Train a trial by several processes."""
+    folder = place.home.trial(sweep, trial.name)
+    return launch.run_here(place, folder, trial_words(sweep, trial), stop)
 
 
 def _after(work: Stage, place: Place, words: tuple[Any, ...], *needs: str) -> str:

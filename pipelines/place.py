@@ -118,4 +118,5 @@ def local_seat(local: Local) -> Seat:
         threads=min(local.cpus, local.threads_per_stage),
         workers=local.cpus,
         save_every=local.save_every_seconds,
+        at_once=local.images_at_once,
     )

@@ -41,8 +41,12 @@ class Unit:
 
 def tokenizer_unit(home: Home, t: SomeTokenizer, cluster: Cluster) -> Unit:
     folder = home.tokenizer(t.name)
-    words = {"kind": "tokenizer", "tokenizer": t.model_dump(mode="json")}
-    return Unit(f"tokenizer {t.name}", folder, folder, tokenizer_resources(t, cluster), words)
+    resources = tokenizer_resources(t, cluster)
+    return Unit(f"tokenizer {t.name}", folder, folder, resources, tokenizer_words(t))
+
+
+def tokenizer_words(t: SomeTokenizer) -> dict[str, Any]:
+    return {"kind": "tokenizer", "tokenizer": t.model_dump(mode="json")}
 
 
 def token_units(
@@ -80,8 +84,12 @@ def token_units(
 
 def trial_unit(home: Home, sweep: Sweep, trial: Trial, cluster: Cluster) -> Unit:
     folder = home.trial(sweep.name, trial.name)
-    words = {"kind": "trial", "sweep": sweep.name, "trial": trial.model_dump(mode="json")}
-    return Unit(f"trial {trial.name}", folder, folder, trial_resources(trial, cluster), words)
+    resources = trial_resources(trial, cluster)
+    return Unit(f"trial {trial.name}", folder, folder, resources, trial_words(sweep.name, trial))
+
+
+def trial_words(sweep: str, trial: Trial) -> dict[str, Any]:
+    return {"kind": "trial", "sweep": sweep, "trial": trial.model_dump(mode="json")}
 
 
 def trial_arrays(

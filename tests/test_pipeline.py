@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -152,6 +153,35 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path):
     assert list((home / "tokenizers/tiny-smoke/checkpoint").glob("step-*.pt"))
     stages = overview(Home(home), find_sweep("smoke"))
     assert {stage.state for stage in stages} <= {"stopped", "waiting", "done"}
+
+
+def test_two_processes_here_train_what_one_does(smoke, tmp_path):
+    home, settings = tmp_path / "home", tmp_path / "two.toml"
+    for part in ("tokenizers", "tokens"):
+        shutil.copytree(smoke / part, home / part)
+    settings.write_text("[local]\nprocesses = 2\nimages_at_once = 8\n")
+    done = var_scaling(
+        "run", "smoke", "--only", "d2", home=home, VAR_SCALING_SETTINGS=str(settings)
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    both = [read_metrics(root / "smoke" / "d2" / "metrics.jsonl") for root in (home, smoke)]
+    for mine, theirs in zip(*both, strict=True):
+        assert mine["images_seen"] == theirs["images_seen"]
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+    attempt = json.loads((home / "smoke" / "d2" / "provenance.json").read_text())["attempts"][0]
+    assert attempt["processes"] == 2
+
+
+def test_an_error_of_one_of_several_processes_here_is_reported(smoke, tmp_path):
+    home, settings = tmp_path / "home", tmp_path / "three.toml"
+    for part in ("tokenizers", "tokens"):
+        shutil.copytree(smoke / part, home / part)
+    settings.write_text("[local]\nprocesses = 3\n")
+    done = var_scaling(
+        "run", "smoke", "--only", "d1", home=home, VAR_SCALING_SETTINGS=str(settings)
+    )
+    assert done.returncode == 1
+    assert "batch = 32: does not divide among 3 processes" in done.stderr.replace("\n", " ")
 
 
 # Folders --------------------------------------------------------------------------------------
