@@ -14,7 +14,7 @@ from pipelines.collect import overview, state_of
 from pipelines.driver import Driver, alive, driving
 from pipelines.orchestrate import Observe, Outcome, ray_here, refuse_drift, run_on_cluster
 from pipelines.reconcile import NOTE, Reconciler
-from pipelines.settings import Settings, SettingsError
+from pipelines.settings import MLflow, Settings, SettingsError
 from pipelines.slurm import Queue
 from pipelines.snapshot import take_snapshot
 from pipelines.store import Home, claim
@@ -27,7 +27,7 @@ from pipelines.units import (
     tokenizer_unit,
     trial_arrays,
 )
-from var_scaling.config import ImportedTokenizer, Sweep
+from var_scaling.config import ImportedTokenizer, Sweep, TrainedTokenizer
 from var_scaling.disk import is_done
 
 # What must not reach a job from the shell that submits: it describes another job, or Ray.
@@ -57,6 +57,7 @@ def launch(
         raise SettingsError(f"--on {cluster}: no sbatch here; submit from a login node of Slurm")
     arrays = trial_arrays(home, sweep, settings.cluster(cluster))  # refuses before it spends
     snapshot = take_snapshot(home, dirty)
+    settings = _for_jobs(sweep, settings)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(_OTHERS)}
     folder = home.sweep(sweep.name)
     with driving(folder, cluster, take_over) as driver:
@@ -102,6 +103,15 @@ def _refuse_unready(home: Home, sweep: Sweep, cluster: str) -> None:
                 f"tokenizer {t.name} is to be imported, not trained, and is not here yet: "
                 f"var-scaling import VQVAE.pth --as {t.name} (SHA-256 {t.sha256})"
             )
+
+
+def _for_jobs(sweep: Sweep, settings: Settings) -> Settings:
+    """What jobs need of the settings: where data lies, whatever their environment says."""
+    trained = [t.data for t in sweep.tokenizers if isinstance(t, TrainedTokenizer)]
+    names = {data.name for data in (*trained, *(trial.data for trial in sweep.trials))}
+    roots = {name: settings.data_root(name) for name in sorted(names)}
+    data = {**settings.data, **{name: root for name, root in roots.items() if root is not None}}
+    return settings.model_copy(update={"data": data, "mlflow": MLflow()})
 
 
 def _claim_all(home: Home, sweep: Sweep) -> None:

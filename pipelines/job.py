@@ -52,6 +52,8 @@ class Work:
         try:
             return self._stage(place)
         except Superseded as error:
+            if place.seat.size > 1:
+                raise  # so that srun ends the others, who wait for this one
             print(error, flush=True)
             return "superseded"
         except Stopped as error:

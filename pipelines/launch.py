@@ -122,7 +122,11 @@ def _parameters(
         "slurm_stderr_to_stdout": True,
         # First of all the code as it was submitted, whatever the folder that sbatch was called in.
         "slurm_setup": [*cluster.setup, f'export PYTHONPATH="{code}:$PYTHONPATH"', f'cd "{code}"'],
-        "slurm_srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cluster.cpus_per_gpu}"],
+        "slurm_srun_args": [
+            "--kill-on-bad-exit=1",
+            "--wait=0",  # the first process may still save when the others have left
+            f"--cpus-per-task={cluster.cpus_per_gpu}",
+        ],
         "slurm_additional_parameters": {"requeue": True},
         **{name: value for name, value in optional.items() if value is not None},
     }

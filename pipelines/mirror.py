@@ -19,7 +19,7 @@ _FOLLOWS = 15.0  # the same of a mirror that follows what it does not drive
 
 @contextmanager
 def mirroring(
-    home: Home, sweep: Sweep, settings: Settings, warn: Callable[[str], None]
+    home: Home, sweep: Sweep, settings: Settings, warn: Callable[[str], None], every: float = _EVERY
 ) -> Iterator[None]:
     """Mirror every few seconds beside the block's work. What goes wrong costs only the view."""
     ended = threading.Event()
@@ -34,7 +34,7 @@ def mirroring(
             warn(text)
 
     def follow() -> None:
-        while not ended.wait(_EVERY):
+        while not ended.wait(every):
             attempt(catch_up, once)
 
     thread = threading.Thread(target=follow, name="mlflow mirror", daemon=True)

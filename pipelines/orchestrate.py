@@ -126,7 +126,7 @@ def run_on_cluster(
     waiting += [see_through(units, tokens[key[1:]]) for key, units in arrays.items()]
     failures: dict[str, str] = {}
     while waiting:
-        ready, waiting = ray.wait(waiting, num_returns=1, timeout=1.0)
+        ready, waiting = ray.wait(waiting, num_returns=1, timeout=min(5.0, cluster.poll_seconds))
         look()
         for task in ready:
             failures |= ray.get(task)

@@ -24,6 +24,7 @@ from var_scaling.disk import read_json
 
 NOTE = "driver.note"  # what the driver has to say to whoever looks
 _FRUITLESS = 3  # ends without a word in a row, none of them further than the one before
+_SUBMITS = 60.0  # seconds that sbatch may take
 _SETTLES = 2.0  # polls between the end of a job and a verdict: files may come later than the news
 
 
@@ -44,7 +45,10 @@ class Reconciler:
         self.cluster: Cluster = settings.cluster(cluster)
         self.snapshot, self.environment, self.driver = snapshot, environment, driver
         self.queue: Queue | None = None
+        self.accounts: Queue | None = None
+        self.names: list[str] = []
         self.unsettled: dict[str, float] = {}  # units whose job has ended, and since when
+        self.asked: dict[str, float] = {}  # submissions of this driver, and when sbatch returned
         self.said = ""
 
     async def see_through(self, units: list[Unit], *needs: dict[str, str]) -> dict[str, str]:
@@ -70,6 +74,9 @@ class Reconciler:
         """Look once and submit what is to be submitted: why, by name, for each that has failed."""
         still_driving(self.sweep, self.driver)
         self._look()
+        records = [jobs.latest(unit.folder) for unit in units]
+        self.names = [record.name for record in records if record is not None and record.live]
+        self.accounts = None
         failed, missing = {}, []
         for unit in units:
             verdict = self._judge(unit)
@@ -103,7 +110,7 @@ class Reconciler:
         if not record.live:
             return record.reason if record.ended in ("failed", "cancelled") else "submit"
         queue = self.queue
-        if queue is None or queue.at <= record.time:
+        if queue is None or queue.at <= self._known_from(record):
             return None  # nothing is known yet
         seen = queue.find(record.job, record.name, record.index)
         if seen is None:
@@ -122,6 +129,12 @@ class Reconciler:
             return None
         del self.unsettled[unit.name]
         return self._conclude(unit, record, seen)
+
+    def _known_from(self, record: JobRecord) -> float:
+        """When Slurm knows of `record`, if it ever does: sbatch of another driver may still run."""
+        if record.job is not None or record.submission in self.asked:
+            return self.asked.get(record.submission, record.time)
+        return record.time + _SUBMITS
 
     def _conclude(self, unit: Unit, record: JobRecord, seen: Seen | None) -> str | None:
         """What to do about a job that is over while its unit is not done."""
@@ -159,8 +172,10 @@ class Reconciler:
         return reason
 
     def _accounted(self, record: JobRecord) -> Seen | None:
-        found = Queue(slurm.accounts([record.name]), time.time())
-        return found.find(record.job, record.name, record.index)
+        """What the accounts say of a job that the queue has forgotten; asked once for all."""
+        if self.accounts is None:
+            self.accounts = Queue(slurm.accounts(self.names), time.time())
+        return self.accounts.find(record.job, record.name, record.index)
 
     def _submit(self, units: list[Unit]) -> dict[str, str]:
         """One array of `units`, noted before and after: why, by name, for each refused."""
@@ -177,6 +192,7 @@ class Reconciler:
                 self.environment,
             )  # fmt: skip
         except launch.Delayed as error:
+            self.asked[submission] = time.time()
             self._say(f"{error}; trying again")
             return {}  # the next look finds out whether it went through all the same
         except Refused as error:

@@ -47,7 +47,8 @@ def run(sweep: Sweep, home: Home, settings: Settings, how: Run) -> None:
     if all(view.finished for view in overview(home, sweep)):
         return
     where = None if how.on == "local" else settings.cluster(how.on)
-    with mirror.mirroring(home, sweep, settings, warn), screen.progress(console) as observe:
+    every = 5.0 if where is None else max(5.0, where.poll_seconds)
+    with mirror.mirroring(home, sweep, settings, warn, every), screen.progress(console) as observe:
         if where is None:
             outcome = orchestrate.run(sweep, home, settings, observe, how.take_over)
         else:

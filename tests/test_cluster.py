@@ -185,10 +185,10 @@ class Scripted(Reconciler):
         write_json(folder / driver.LOCK, vars(me))
         settings = Settings(clusters={"box": BOX.model_copy(update={"poll_seconds": 1e-6})})
         super().__init__(home, folder, settings, "box", Snapshot(tmp_path, "c"), {}, me)
-        self.says, self.taken = queue, []
+        self.says, self.taken, self.later = queue, [], 1
 
     def _look(self) -> None:
-        self.queue = None if self.says is None else Queue(self.says, time.time() + 1)
+        self.queue = None if self.says is None else Queue(self.says, time.time() + self.later)
 
     def _accounted(self, record):
         return None
@@ -246,14 +246,18 @@ def test_a_job_that_lives_is_attached_to(tmp_path, unit, state):
 def test_a_driver_killed_between_asking_and_hearing_finds_its_job_by_name(tmp_path, unit):
     submitting(unit.folder, index=1)
     reconciler = Scripted(tmp_path, {**seen("9_1", "RUNNING"), **seen("9_0", "RUNNING")})
+    reconciler.later = 100
     assert reconciler.step([unit]) == {}
     assert reconciler.taken == []
     assert jobs.latest(unit.folder).job == "9_1"
 
 
-def test_a_job_that_slurm_never_got_is_submitted(tmp_path, unit):
+def test_a_job_that_slurm_never_got_is_submitted_once_sbatch_must_have_returned(tmp_path, unit):
     submitting(unit.folder)
     reconciler = Scripted(tmp_path, {})
+    reconciler.step([unit])
+    assert reconciler.taken == []  # another driver may be asking just now
+    reconciler.later = 100
     reconciler.step([unit])
     assert reconciler.taken == ["trial d1"]
 
