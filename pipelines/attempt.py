@@ -18,7 +18,7 @@ from pipelines.place import Seat
 from pipelines.provenance import note_attempt, revise_attempt
 from pipelines.store import held
 from var_scaling.disk import DONE, read_json, write_json
-from var_scaling.results import Line, MetricsLog
+from var_scaling.metrics import Line, MetricsLog
 
 if TYPE_CHECKING:
     from var_scaling.training.loop import Log, Wish
@@ -27,6 +27,7 @@ FAILED = "failed.json"
 OWNER = "attempt.json"
 PULSE = "pulse.json"
 _LOOK = 0.5  # seconds between two looks at who owns the folder
+_PATIENCE = 120.0  # seconds that a disk may be away
 _BEAT = 5.0  # seconds between two signs of life
 # Two sweeps may want the same tokenizer, or the remnant of a killed run may still be at it: the
 # second waits for the first, and then finds the work done.
@@ -47,7 +48,9 @@ class Attempt:
     def __init__(self, folder: Path, seat: Seat, wish: "Callable[[], Wish]"):
         self.folder, self.seat, self.wish = folder, seat, wish
         self.nonce = f"{socket.gethostname()}-{time.time_ns()}"
+        self.begun = False
         self.looked = self.beaten = 0.0
+        self.blind: float | None = None  # since when the disk does not answer
         self.began: tuple[int, float] | None = None  # steps done and time at the first pulse
         self.before: dict[str, Any] | None = None  # the last pulse of the attempt before
 
@@ -59,9 +62,12 @@ class Attempt:
             number = note_attempt(self.folder, self.seat.threads, {**self.seat.facts, **facts})
             owner = {"number": number, "nonce": self.nonce, **self.seat.facts}
             write_json(self.folder / OWNER, owner)
+            self.begun = True
 
     def check(self) -> None:
         """Raise Superseded if a newer attempt has begun."""
+        if not self.begun:
+            return
         owner = read_json(self.folder / OWNER)
         if owner["nonce"] != self.nonce:
             raise Superseded(f"{self.folder}: attempt {owner['number']} is at it now")
@@ -71,10 +77,17 @@ class Attempt:
         now = time.monotonic()
         if self.seat.first and now - self.looked > _LOOK:
             self.looked = now
-            self.check()
-        if self.seat.first and now - self.beaten > _BEAT:
-            self.beaten = now
-            self._beat(done, now)
+            try:
+                self.check()
+                if now - self.beaten > _BEAT:
+                    self.beaten = now
+                    self._beat(done, now)
+                self.blind = None
+            except OSError as error:  # a disk may be away for a moment
+                self.blind = self.blind or now
+                if now - self.blind > _PATIENCE:
+                    raise
+                print(f"{self.folder}: {error}; going on without a sign of life", flush=True)
         return self.wish()
 
     def stop(self, done: int) -> bool:
@@ -135,8 +148,9 @@ def at_work(folder: Path, seat: Seat, wish: "Callable[[], Wish]") -> Iterator[At
     torch.set_num_threads(seat.threads)
     with held(folder, wait=WAIT) if seat.alone else nullcontext():
         _forget_failure(folder, seat)
+        attempt = Attempt(folder, seat, wish)
         try:
-            yield Attempt(folder, seat, wish)
+            yield attempt
         except Interrupted as error:
             raise Stopped(str(error)) from error
         except (Stopped, Superseded):
@@ -145,6 +159,7 @@ def at_work(folder: Path, seat: Seat, wish: "Callable[[], Wish]") -> Iterator[At
             if seat.size > 1 and _of_another(error):
                 print(f"{error}\na process of this job is gone: it, not this, is the reason")
                 raise
+            attempt.check()  # an error of one that no longer counts is nobody's concern
             said = {
                 "error": f"{type(error).__name__}: {error}",
                 "traceback": traceback.format_exc(),
@@ -152,7 +167,6 @@ def at_work(folder: Path, seat: Seat, wish: "Callable[[], Wish]") -> Iterator[At
                 "rank": seat.rank,
                 "host": socket.gethostname(),
             }
-            # Of several processes the first to fail is the cause: the others fail because it did.
             _write_first(folder / FAILED, said)
             raise
 
@@ -167,12 +181,20 @@ def _of_another(error: Exception) -> bool:
 
 
 def _write_first(path: Path, value: dict[str, Any]) -> None:
-    """Write `value` if `path` is not there yet: of several processes one does."""
+    """Write `value` unless another process of the same life has: it failed first, so it is why."""
+    with suppress(FileNotFoundError):
+        if read_json(path)["life"] != value["life"]:
+            path.unlink()
     beside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     beside.write_text(json.dumps(value, indent=1) + "\n")
-    with suppress(FileExistsError):
+    try:
         os.link(beside, path)
-    beside.unlink()
+    except FileExistsError:
+        pass
+    except OSError:  # a disk without hard links
+        if not path.exists():
+            os.replace(beside, path)
+    beside.unlink(missing_ok=True)
 
 
 def _forget_failure(folder: Path, seat: Seat) -> None:

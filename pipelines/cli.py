@@ -21,6 +21,7 @@ from pipelines.rows import write_results
 from pipelines.running import Run
 from pipelines.screen import console, errors, say_error, warn
 from pipelines.settings import load_settings
+from pipelines.slurm import SlurmAway
 from pipelines.store import IMPORTED, Busy, Drift, Home
 from pipelines.sweeps import choose, explained, find_sweep, known_sweeps
 from var_scaling.config import Sweep
@@ -108,7 +109,7 @@ def run(
         return
     running.run(sweep, at, settings, how)
     if not detach:
-        _publish(at, sweep if only else _find(name, home), name, again=False)
+        _publish(at, _find(name, home), name, again=False)
 
 
 @app.command()
@@ -125,7 +126,7 @@ def status(
     orchestrate.refuse_drift(at, sweep)
 
     def look() -> tuple[list[View], str]:
-        queue = slurm.look() if cluster.cluster_of(at, sweep) else None
+        queue = slurm.look() if cluster.asks_slurm(at, sweep) else None
         return overview(at, sweep, queue), cluster.driver_words(at, sweep)
 
     if watch:
@@ -232,13 +233,13 @@ def _results(at: Home, sweep: Sweep) -> str:
 
 def main() -> None:
     """The console script: what a person can mend is said in a line, not in a traceback."""
-    codes = [(Drift, 3), (Busy, 4), (ValueError, 2), (OSError, 1)]
+    codes = [(Drift, 3), (Busy, 4), (ValueError, 2), (OSError, 1), (SlurmAway, 1)]
     try:
         app()
     except KeyboardInterrupt:
         errors.print("Stopped at once; what was saved is kept.")
         sys.exit(130)
-    except (Drift, Busy, ValueError, OSError) as error:
+    except (Drift, Busy, ValueError, OSError, SlurmAway) as error:
         said = explained(error) if isinstance(error, ValidationError) else str(error)
         say_error(f"error: {said}")
         sys.exit(next(code for kind, code in codes if isinstance(error, kind)))

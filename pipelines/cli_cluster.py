@@ -38,12 +38,12 @@ def cancel(
     home: HomeFolder = RUNS,
 ) -> None:
     """End a sweep's jobs, on a cluster or here. What they saved is kept; `retry` goes on."""
-    from pipelines import cluster, driver
+    from pipelines import driver, intervene
     from pipelines.orchestrate import STOP
 
     sweep, at = find_sweep(name), Home(home)
     folder = at.sweep(sweep.name)
-    ended = cluster.cancel(sweep, at, frozenset(only or ()), forget, screen.say)
+    ended = intervene.cancel(sweep, at, frozenset(only or ()), forget, screen.say)
     at_it = driver.alive(folder)
     if at_it is not None and at_it.on == "local":
         (folder / STOP).touch()
@@ -64,17 +64,17 @@ def retry(
     home: HomeFolder = RUNS,
 ) -> None:
     """Run again what failed or was cancelled, from where it was."""
-    from pipelines import cluster, driver
+    from pipelines import cluster, driver, intervene
 
     sweep, at = find_sweep(name), Home(home)
     where = on or cluster.cluster_of(at, sweep) or "local"
-    again = cluster.forgive(sweep, at, frozenset(only or ()), screen.say)
+    at_it = driver.alive(at.sweep(sweep.name))
+    again = intervene.forgive(sweep, at, frozenset(only or ()), screen.say)
     if not again:
         screen.say(f"{sweep.name}: nothing has failed or was cancelled")
         return
-    at_it = driver.alive(at.sweep(sweep.name))
     if at_it is not None:
-        screen.say(f"the driver at work ({at_it}) does not look again at what had ended: run again")
+        screen.say(f"the driver at work takes it up ({at_it})")
         return
     trials = {trial.name for trial in sweep.trials}
     chosen = tuple(n for n in only or () if n in trials)

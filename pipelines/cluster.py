@@ -3,16 +3,15 @@
 import os
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from pipelines import jobs, slurm
-from pipelines.attempt import FAILED
-from pipelines.collect import overview, state_of
+from pipelines.collect import overview
 from pipelines.driver import Driver, alive, driving
 from pipelines.orchestrate import Observe, Outcome, ray_here, refuse_drift, run_on_cluster
+from pipelines.provenance import attempts
 from pipelines.reconcile import NOTE, Reconciler
 from pipelines.settings import MLflow, Settings, SettingsError
 from pipelines.slurm import Queue
@@ -31,7 +30,8 @@ from var_scaling.config import ImportedTokenizer, Sweep, TrainedTokenizer
 from var_scaling.disk import is_done
 
 # What must not reach a job from the shell that submits: it describes another job, or Ray.
-_OTHERS = ("RAY_", "SLURM_JOB", "SLURM_STEP", "SLURM_TASK", "SLURM_NODE", "SLURM_NTASKS",
+_OTHERS = ("RAY_", "SBATCH_", "SRUN_",
+           "SLURM_JOB", "SLURM_STEP", "SLURM_TASK", "SLURM_NODE", "SLURM_NTASKS",
            "SLURM_PROC", "SLURM_LOCAL", "SLURM_ARRAY", "SLURM_CPUS", "SLURM_MEM", "SLURM_GPUS",
            "SLURM_TRES", "SLURM_SRUN", "SLURM_GTIDS", "SLURM_RESTART")  # fmt: skip
 
@@ -65,7 +65,7 @@ def launch(
         make = partial(Reconciler, home, folder, settings, cluster, snapshot, environment, driver)
         if detach:
             units = _ready(sweep, home, settings, cluster, [u for a in arrays.values() for u in a])
-            return Outcome(True, _submit_once(make(), units, folder))
+            return Outcome(True, _submit_once(make(), units))
         look = partial(_look, sweep, home, folder, observe, _Queue(settings, cluster))
         try:
             with ray_here(cpus=2):
@@ -134,70 +134,47 @@ def _ready(
         if is_done(home.tokenizer(t.name)):
             parts = [u for split in SPLITS for u in token_units(home, t, data, split, where)]
             ready += [unit for unit in parts if not unit.done]
-            if all(unit.done for unit in parts):
+            if all(is_done(unit.whole) for unit in parts):
                 encoded.add((t.name, data.name))
     names = {t.name: (t.tokenizer.name, t.data.name) for t in sweep.trials}
     return ready + [u for u in trials if names[u.folder.name] in encoded and not u.done]
 
 
-def _submit_once(reconciler: Reconciler, units: list[Unit], folder: Path) -> dict[str, str]:
-    """One look: attach to what runs, submit what is missing, each array of equal resources."""
+def _submit_once(reconciler: Reconciler, units: list[Unit]) -> dict[str, str]:
+    """Attach to what runs, submit what is missing, each array of equal resources, and leave.
+
+    Looks again for as long as a job has ended and it is not yet sure how.
+    """
     failures: dict[str, str] = {}
     arrays: dict[object, list[Unit]] = {}
     for unit in units:
         asks = replace(unit.resources, at_once=None)
         arrays.setdefault((asks, unit.words["kind"]), []).append(unit)
-    for array in arrays.values():
-        failures |= reconciler.step(array)
-    return failures
+    while True:
+        for array in arrays.values():
+            failures |= reconciler.step(array)
+        if not reconciler.unsettled:
+            return failures | {about: text for about, text in reconciler.notes.items() if text}
+        time.sleep(reconciler.cluster.poll_seconds)
 
 
-def cancel(
-    sweep: Sweep, home: Home, only: frozenset[str], forget: bool, tell: Callable[[str], None]
-) -> int:
-    """End the jobs of `sweep`, and say so in their ledgers; `forget` asks no Slurm. How many."""
-    live = []
-    for name, folder in stage_folders(home, sweep).items():
-        record = jobs.latest(folder)
-        if record is not None and record.live and not is_done(folder) and _chosen(name, only):
-            live.append((name, folder, record))
-    ids = [record.job for _, _, record in live if record.job is not None]
-    if not forget:
-        queue = slurm.queue()
-        ours = [queue.find(record.job, record.name, record.index) for _, _, record in live]
-        ids = [seen.job for seen in ours if seen is not None and seen.active]
-        slurm.cancel(ids)
-    for name, folder, record in live:
-        jobs.note(
-            folder, "ended", submission=record.submission, how="cancelled",
-            reason=f"job {record.job} was {'forgotten' if forget else 'cancelled'}",
-            fruitless=0, progress=record.progress,
-        )  # fmt: skip
-        tell(f"{name}: job {record.job} {'forgotten' if forget else 'cancelled'}")
-    return len(live)
-
-
-def forgive(
-    sweep: Sweep, home: Home, only: frozenset[str], tell: Callable[[str], None]
-) -> list[str]:
-    """Have what failed or was cancelled tried again by the next run; the names of these stages."""
-    again, queue = [], slurm.look()
-    for name, folder in stage_folders(home, sweep).items():
-        if state_of(folder, queue)[0] not in ("failed", "cancelled") or not _chosen(name, only):
-            continue
-        if jobs.latest(folder) is not None:
-            jobs.note(folder, "retry")
-        (folder / FAILED).unlink(missing_ok=True)
-        tell(f"{name}: to be tried again")
-        again.append(name)
-    return again
+def asks_slurm(home: Home, sweep: Sweep) -> bool:
+    """Whether a job may have some stage of `sweep` in hand."""
+    records = [jobs.latest(folder) for folder in stage_folders(home, sweep).values()]
+    return any(record is not None and record.live for record in records)
 
 
 def cluster_of(home: Home, sweep: Sweep) -> str | None:
-    """The cluster that last had a stage of `sweep`."""
-    records = [jobs.latest(folder) for folder in stage_folders(home, sweep).values()]
-    known = [record for record in records if record is not None]
-    return max(known, key=lambda record: record.time).cluster if known else None
+    """The cluster that last had a trial of `sweep`; before any has begun, one of its other stages.
+
+    None where its trials ran on this machine.
+    """
+    folders = stage_folders(home, sweep)
+    trials = [home.trial(sweep.name, trial.name) for trial in sweep.trials]
+    begun = any(attempts(folder) or jobs.latest(folder) for folder in trials)
+    known = [jobs.latest(folder) for folder in (trials if begun else folders.values())]
+    there = [record for record in known if record is not None and record.cluster]
+    return max(there, key=lambda record: record.time).cluster if there else None
 
 
 def driver_words(home: Home, sweep: Sweep) -> str:
@@ -208,7 +185,3 @@ def driver_words(home: Home, sweep: Sweep) -> str:
         return ""
     note = (folder / NOTE).read_text() if (folder / NOTE).exists() else ""
     return f"driver: {driver}" + (f"\n{note}" if note else "")
-
-
-def _chosen(name: str, only: frozenset[str]) -> bool:
-    return not only or name.partition(" ")[2] in only

@@ -12,7 +12,7 @@ from pipelines.slurm import Queue
 from pipelines.store import Home, in_use, natural
 from var_scaling.config import ImportedModel, ImportedTokenizer, SomeTokenizer, Sweep
 from var_scaling.disk import DONE, is_done, read_json
-from var_scaling.results import last_of, read_metrics
+from var_scaling.metrics import last_of, read_metrics
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,10 @@ def _tokens_view(folder: Path, queue: Queue | None) -> View:
         note = note or _reading(folder)
         return View("tokens", name, state, done, total, "images", note=note, **where)
     states = [state_of(part, queue) for part in parts]
+    if all(one[0] == "done" for one in states):
+        states = [("running", "to be joined")]
     state, note = min(states, key=lambda one: _WORST.index(one[0]))
-    ended = sum(one[0] == "done" for one in states)
+    ended = sum(is_done(part) for part in parts)
     note = "; ".join(filter(None, (f"{ended} of {len(parts)} parts", note)))
     done, total = _together(parts)
     return View("tokens", name, state, done, total, "images", note=note)
@@ -167,6 +169,8 @@ def _reading(folder: Path) -> str:
     return f"{progress['what']}: {progress['done']:,} of {progress['total']:,}"
 
 
+_SILENT = 600.0  # seconds: longer than an evaluation should take
+_SUBMITTED = 300.0  # seconds after which what was to be submitted never was
 _FRESH = 120.0  # seconds after which a sign of life is an old one
 
 
@@ -194,18 +198,21 @@ def _state_of_job(folder: Path, record: JobRecord, queue: Queue | None) -> tuple
     seen = _seen(record, queue)
     if seen is not None and seen.active:
         if seen.state in ("RUNNING", "COMPLETING"):
-            return "running", ""
+            silent = age is not None and age > _SILENT
+            return "running", f"no sign of life for {since(age)}" if silent else ""
         return "queued", seen.reason if seen.state == "PENDING" else seen.state.lower()
     if age is not None and age < _FRESH:
         return "running", ""
-    if queue is None:
-        return "queued", "Slurm was not asked or does not answer"
     if (folder / FAILED).exists():
         return "failed", read_json(folder / FAILED)["error"]
+    if queue is None:
+        return "queued", "Slurm was not asked or does not answer"
+    if seen is None and record.job is None and queue.at - record.time < _SUBMITTED:
+        return "queued", "being submitted"
     if seen is not None and seen.state == "CANCELLED":
         return "cancelled", f"job {record.job} was cancelled"
-    how = seen.state.lower() if seen is not None else "gone"
-    return "stopped", f"job {record.job}: {how}; run again to go on"
+    how = f"ended ({seen.state.lower()})" if seen is not None else "is gone"
+    return "stopped", f"its job {how}: the driver, or the next run, goes on"
 
 
 def since(seconds: float | None) -> str:

@@ -34,6 +34,7 @@ class Driver:
     born: str  # when the process started: pids are given out again
     since: str
     on: str  # "local", or the cluster
+    realm: str = ""  # user and process namespace: elsewhere the same number is another process
 
     def __str__(self) -> str:
         return f"pid {self.pid} on {self.host}, on {self.on}, since {self.since}"
@@ -99,7 +100,7 @@ def still_driving(folder: Path, me: Driver) -> None:
 def _myself(on: str) -> Driver:
     return Driver(
         uuid.uuid4().hex, os.getpid(), socket.gethostname(), _boot(), _born(os.getpid()) or "",
-        time.strftime("%F %T"), on,
+        time.strftime("%F %T"), on, _realm(),
     )  # fmt: skip
 
 
@@ -128,8 +129,9 @@ def _break(folder: Path, other: Driver) -> None:
 
 
 def _alive(folder: Path, other: Driver) -> bool:
-    if other.host == socket.gethostname():
-        return other.boot == _boot() and _born(other.pid) == other.born
+    here = (socket.gethostname(), _boot(), _realm())
+    if (other.host, other.boot, other.realm) == here:
+        return _born(other.pid) == other.born
     return _age(folder) < _DEAD_AFTER
 
 
@@ -154,6 +156,10 @@ def _beat(folder: Path, me: Driver, ended: threading.Event) -> None:
 
 def _boot() -> str:
     return _read("/proc/sys/kernel/random/boot_id")
+
+
+def _realm() -> str:
+    return f"{os.getuid()} {os.stat('/proc/self/ns/pid').st_ino}"
 
 
 def _born(pid: int) -> str | None:

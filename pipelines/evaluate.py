@@ -10,7 +10,7 @@ from pipelines.stages import Place, description, run_tokenizer, run_tokens
 from var_scaling.config import ImportedModel, TrainedTokenizer, Trial
 from var_scaling.datasets import DeadLeaves, ImageFiles
 from var_scaling.disk import is_done, read_json
-from var_scaling.results import Line, MetricsLog
+from var_scaling.metrics import Line, MetricsLog
 
 Tell = Callable[[str, int, int], None]
 

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from var_scaling.training.loop import Wish
 
 LOCAL = "local"
-_SAVE, _STOP = 1, 2
+_REQUEUES = 6  # tries, ten seconds apart: slurmctld may be away for a moment
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,7 @@ class Work:
         if self.cluster == LOCAL:
             return self._here()
         signals = _Signals()
-        record = jobs.latest(Path(self.folder))
-        if record is not None and record.submission != self.submission:
-            print(f"job {record.job} of a later submission works here: nothing to do")
+        if not self._wanted():
             return "superseded"
         settings = Settings.model_validate_json(self.settings)
         place = Place(Home(Path(self.home)), settings, signals, self._seat(settings))
@@ -58,9 +57,17 @@ class Work:
             return "superseded"
         except Stopped as error:
             print(error, flush=True)
-            if place.seat.first:
+            if place.seat.first and self._wanted():
                 signals.requeue()
             return "stopped"
+
+    def _wanted(self) -> bool:
+        """Whether this submission is the newest, and nobody has cancelled it meanwhile."""
+        record = jobs.latest(Path(self.folder))
+        if record is None or (record.submission == self.submission and record.ended != "cancelled"):
+            return True
+        print(f"this job was cancelled, or a later one ({record.job}) works here: nothing to do")
+        return False
 
     def _here(self) -> str:
         """The same as one of several processes on this machine, which nobody requeues."""
@@ -152,7 +159,7 @@ class _Signals:
     """
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.stop = self.save = False
         self.submitit = signal.getsignal(signal.SIGUSR2)
         signal.signal(signal.SIGUSR2, self._stop)
         signal.signal(signal.SIGTERM, self._save)
@@ -160,22 +167,24 @@ class _Signals:
     def __call__(self) -> "Wish":
         from var_scaling.training.loop import Wish
 
-        wish = Wish(self.asked)
-        if wish == Wish.SAVE:
-            self.asked = 0
-        return wish
+        if self.stop:
+            return Wish.STOP
+        save, self.save = self.save, False
+        return Wish.SAVE if save else Wish.GO_ON
 
     def requeue(self) -> None:
         """Go back into the queue, and end this process; where Slurm will not, simply return."""
         if not callable(self.submitit):
             return
-        try:
-            self.submitit(signal.SIGUSR2, None)
-        except (subprocess.SubprocessError, OSError) as error:
-            print(f"Slurm did not requeue this job: {error}; the next run submits it", flush=True)
+        for left in reversed(range(_REQUEUES)):
+            try:
+                self.submitit(signal.SIGUSR2, None)
+            except (subprocess.SubprocessError, OSError) as error:
+                print(f"Slurm did not requeue this job: {error}; {left} more tries", flush=True)
+                time.sleep(10 if left else 0)
 
     def _stop(self, number: int, frame: Any) -> None:
-        self.asked = _STOP
+        self.stop = True
 
     def _save(self, number: int, frame: Any) -> None:
-        self.asked = max(self.asked, _SAVE)
+        self.save = True

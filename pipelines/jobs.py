@@ -85,6 +85,9 @@ def latest(folder: Path) -> JobRecord | None:
                 line["submission"], line["cluster"], line["time"], line["index"], line["code"],
                 line["resources"], fruitless=kept, progress=record.progress if record else 0,
             )  # fmt: skip
+        elif line["event"] == "cancelled":  # whether or not it was ever submitted
+            begun = record or JobRecord("", "", line["time"], None, "", {})
+            record = replace(begun, ended="cancelled", reason=line["reason"], again=False)
         elif record is None:
             continue
         elif line["event"] == "submitted" and line["submission"] == record.submission:

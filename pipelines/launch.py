@@ -13,20 +13,27 @@ from pipelines.jobs import JobRecord, new_submission
 from pipelines.place import Place
 from pipelines.settings import Cluster, Settings
 from pipelines.snapshot import Snapshot
+from pipelines.stages import run_tokenizer
 from pipelines.store import Home, held
-from pipelines.units import Unit
+from pipelines.units import Unit, tokenizer_words, trial_words
+from var_scaling.config import ImportedTokenizer
 from var_scaling.disk import read_json
 
 _NEVER = 60 * 24 * 365  # minutes: what runs here has no wall time
 # sbatch failed, and may not tomorrow: slurmctld is away or busy, or too much is queued already.
 _PASSING = (
     "Unable to contact", "Socket timed out", "Connection refused", "Transport endpoint",
-    "temporarily", "Zero Bytes", "MaxSubmitJob", "job submit limit",
+    "temporarily", "Zero Bytes",
 )  # fmt: skip
+_TOO_MANY = "MaxSubmitJob"  # in QOSMaxSubmitJobPerUserLimit and its like
 
 
 class Delayed(RuntimeError):
     """Slurm did not take the jobs now; nobody knows whether it did after all."""
+
+
+class TooMany(Delayed):
+    """More jobs at a time than this user may have: fewer, or later."""
 
 
 class Refused(RuntimeError):
@@ -65,6 +72,8 @@ def submit(
             return [str(job.job_id) for job in submitted]
     except Exception as error:  # submitit wraps whatever sbatch said
         said = f"sbatch: {_first_line(error)}"
+        if _TOO_MANY in str(error):
+            raise TooMany(f"{said} ({_TOO_MANY}…)") from error
         passing = any(words in str(error) for words in _PASSING)
         raise (Delayed if passing else Refused)(said) from error
 
@@ -97,6 +106,20 @@ def run_here(place: Place, folder: Path, words: dict[str, Any], stop: Path) -> s
     if ended == "stopped":
         raise Stopped(f"{folder.name} stopped")
     return ended
+
+
+def tokenize_here(stop: Path, place: Place, t: Any) -> str:
+    """Train a tokenizer by several processes."""
+    folder = place.home.tokenizer(t.name)
+    if isinstance(t, ImportedTokenizer):
+        return run_tokenizer(place, t)
+    return run_here(place, folder, tokenizer_words(t), stop)
+
+
+def train_here(stop: Path, place: Place, sweep: str, trial: Any) -> str:
+    """Train a trial by several processes."""
+    folder = place.home.trial(sweep, trial.name)
+    return run_here(place, folder, trial_words(sweep, trial), stop)
 
 
 def _parameters(

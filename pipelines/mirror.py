@@ -53,7 +53,7 @@ def mirror(
     """Bring MLflow to what the disk says; with `follow` again and again until all is at an end."""
     where = settings.mlflow.uri or database(home)
     while True:
-        views = overview(home, sweep, slurm.look())
+        views = overview(home, sweep, slurm.look(20))
         link = partial(Mirror, home, sweep, settings.mlflow.uri)
         caught_up = attempt(partial(_catch_up, link, views), tell)
         ended = sum(view.state in ENDS for view in views)

@@ -19,14 +19,14 @@ from pipelines.units import (
     SPLITS,
     Unit,
     refuse_held_elsewhere,
+    sweep_units,
+    to_be_retried,
     token_units,
     tokenizer_unit,
-    tokenizer_words,
     trial_arrays,
-    trial_words,
 )
 from var_scaling.accounting.ledger import trial_ledger
-from var_scaling.config import ImportedTokenizer, Sweep
+from var_scaling.config import Sweep
 from var_scaling.datasets import as_seen
 from var_scaling.disk import is_done, read_json
 from var_scaling.record import difference
@@ -122,6 +122,7 @@ def run_on_cluster(
         for t, data in sweep.token_sets
     }
     arrays = trial_arrays(home, sweep, cluster)
+    units = {unit.name: unit for unit in sweep_units(home, sweep, cluster)}
     waiting = [*tokenizers.values(), *(task for tasks in tokens.values() for task in tasks)]
     waiting += [see_through(units, tokens[key[1:]]) for key, units in arrays.items()]
     failures: dict[str, str] = {}
@@ -130,6 +131,9 @@ def run_on_cluster(
         look()
         for task in ready:
             failures |= ray.get(task)
+        for name in [name for name in failures if to_be_retried(units[name])]:
+            del failures[name]
+            waiting.append(see_through([units[name]], []))
     return failures
 
 
@@ -157,7 +161,10 @@ def _run_graph(
     processes = local.processes
     tokenize, train = stages.run_tokenizer, stages.run_trial
     if processes > 1:
-        tokenize, train = partial(_tokenize, stop_file), partial(_train, stop_file)
+        tokenize, train = (
+            partial(launch.tokenize_here, stop_file),
+            partial(launch.train_here, stop_file),
+        )
     tasks: dict[Any, str] = {}
 
     def submit(name: str, work: Stage, needs: list[Any], *words: Any) -> Any:
@@ -200,20 +207,6 @@ def _run_graph(
         for task in ready:
             _note_failure(task, tasks[task], failures)
     return failures
-
-
-def _tokenize(stop: Path, place: Place, t: Any) -> str:
-    """Train a tokenizer by several processes."""
-    folder = place.home.tokenizer(t.name)
-    if isinstance(t, ImportedTokenizer):
-        return stages.run_tokenizer(place, t)
-    return launch.run_here(place, folder, tokenizer_words(t), stop)
-
-
-def _train(stop: Path, place: Place, sweep: str, trial: Any) -> str:
-    """Train a trial by several processes."""
-    folder = place.home.trial(sweep, trial.name)
-    return launch.run_here(place, folder, trial_words(sweep, trial), stop)
 
 
 def _after(work: Stage, place: Place, words: tuple[Any, ...], *needs: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from pipelines.store import Home
 from var_scaling.config import ImportedTokenizer, Sweep
 from var_scaling.disk import read_json, write_json
-from var_scaling.results import last_of, read_metrics
+from var_scaling.metrics import last_of, read_metrics
 
 _FORMAT = 1
 

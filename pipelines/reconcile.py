@@ -11,18 +11,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipelines import jobs, launch, slurm
-from pipelines.attempt import FAILED
+from pipelines.attempt import FAILED, pulse_age
 from pipelines.driver import Driver, still_driving
 from pipelines.jobs import JobRecord
 from pipelines.launch import Refused
 from pipelines.settings import Cluster, Settings
 from pipelines.slurm import Queue, Seen, SlurmAway
 from pipelines.snapshot import Snapshot
-from pipelines.store import Home
+from pipelines.store import Home, in_use
 from pipelines.units import Unit
-from var_scaling.disk import read_json
+from var_scaling.disk import is_done, read_json
 
 NOTE = "driver.note"  # what the driver has to say to whoever looks
+_NO_FAULT = frozenset(("PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "REVOKED"))  # of the stage
+_LONGEST = 300.0  # seconds between two tries of sbatch
 _FRUITLESS = 3  # ends without a word in a row, none of them further than the one before
 _SUBMITS = 60.0  # seconds that sbatch may take
 _SETTLES = 2.0  # polls between the end of a job and a verdict: files may come later than the news
@@ -49,7 +51,9 @@ class Reconciler:
         self.names: list[str] = []
         self.unsettled: dict[str, float] = {}  # units whose job has ended, and since when
         self.asked: dict[str, float] = {}  # submissions of this driver, and when sbatch returned
-        self.said = ""
+        self.notes: dict[str, str] = {}  # what there is to say, by whom or what it is about
+        self.not_before, self.patience = 0.0, 0.0  # when sbatch is tried again; how long it waits
+        self.at_most: int | None = None  # jobs in one array, where a limit has shown itself
 
     async def see_through(self, units: list[Unit], *needs: dict[str, str]) -> dict[str, str]:
         """Come back when every unit has ended: why, by name, for each that is not done.
@@ -67,7 +71,7 @@ class Reconciler:
             open_units = [u for u in open_units if not u.done and u.name not in failed]
             if open_units:
                 await asyncio.sleep(self.cluster.poll_seconds)
-        self.step(units)  # the ledgers hear how it ended
+        self.step([unit for unit in units if unit.done])  # the ledgers hear how it ended
         return failed
 
     def step(self, units: list[Unit]) -> dict[str, str]:
@@ -84,8 +88,8 @@ class Reconciler:
                 missing.append(unit)
             elif verdict is not None:
                 failed[unit.name] = verdict
-        if missing:
-            failed |= self._submit(missing)
+        if missing and time.time() >= self.not_before:
+            failed |= self._submit(missing[: self.at_most])
         return failed
 
     def _look(self) -> None:
@@ -94,9 +98,10 @@ class Reconciler:
             return
         try:
             self.queue = slurm.queue()
-            self._say("")
         except SlurmAway as error:
-            self._say(f"Slurm does not answer, its jobs go on: {error}")
+            self._say("Slurm", f"it does not answer, its jobs go on: {error}")
+        else:
+            self._say("Slurm", "")
 
     def _judge(self, unit: Unit) -> str | None:
         """None: wait, or done; "submit"; else why it failed."""
@@ -105,10 +110,12 @@ class Reconciler:
             if record is not None and record.live:
                 self._note_end(unit, record, "done", "")
             return None
-        if record is None or record.again:
-            return "submit"
-        if not record.live:
-            return record.reason if record.ended in ("failed", "cancelled") else "submit"
+        if is_done(unit.folder) and (record is None or record.ended == "done"):
+            return "submit" if self._settled(unit) else None  # nobody joined the parts
+        if record is not None and record.ended in ("failed", "cancelled") and not record.again:
+            return record.reason
+        if record is None or not record.live or record.again:
+            return None if at_work_here(unit.folder) else "submit"
         queue = self.queue
         if queue is None or queue.at <= self._known_from(record):
             return None  # nothing is known yet
@@ -120,15 +127,23 @@ class Reconciler:
             record = replace(record, job=seen.job)
         if seen is not None and seen.active:
             self.unsettled.pop(unit.name, None)
+            hopeless = seen.reason if seen.reason in slurm.HOPELESS else ""
+            self._say(
+                unit.name, f"job {seen.job} waits for what may never be: {hopeless}", hopeless
+            )
             return None
         if record.job is None:
             self._note_end(unit, record, "never submitted", "")
             return "submit"
+        return self._conclude(unit, record, seen) if self._settled(unit) else None
+
+    def _settled(self, unit: Unit) -> bool:
+        """Whether what was first noticed a while ago is still so."""
         since = self.unsettled.setdefault(unit.name, time.time())
         if time.time() - since < _SETTLES * self.cluster.poll_seconds:
-            return None
+            return False
         del self.unsettled[unit.name]
-        return self._conclude(unit, record, seen)
+        return True
 
     def _known_from(self, record: JobRecord) -> float:
         """When Slurm knows of `record`, if it ever does: sbatch of another driver may still run."""
@@ -150,7 +165,9 @@ class Reconciler:
             reason = f"job {record.job} ran out of memory: raise memory_gb_per_gpu"
             return self._note_end(unit, record, "failed", reason)
         reached = progress_in(unit.folder)
-        fruitless = record.fruitless + 1 if reached <= record.progress else 0
+        fruitless = record.fruitless
+        if how not in _NO_FAULT:
+            fruitless = fruitless + 1 if reached <= record.progress else 0
         if fruitless >= _FRUITLESS:
             last = launch.last_words(self.home, record)
             reason = (
@@ -175,7 +192,8 @@ class Reconciler:
         """What the accounts say of a job that the queue has forgotten; asked once for all."""
         if self.accounts is None:
             self.accounts = Queue(slurm.accounts(self.names), time.time())
-        return self.accounts.find(record.job, record.name, record.index)
+        seen = self.accounts.find(record.job, record.name, record.index)
+        return None if seen is None or seen.active else seen  # active by accounts alone: a runaway
 
     def _submit(self, units: list[Unit]) -> dict[str, str]:
         """One array of `units`, noted before and after: why, by name, for each refused."""
@@ -193,7 +211,11 @@ class Reconciler:
             )  # fmt: skip
         except launch.Delayed as error:
             self.asked[submission] = time.time()
-            self._say(f"{error}; trying again")
+            if isinstance(error, launch.TooMany):
+                self.at_most = max(1, len(units) // 2)
+            self.patience = min(_LONGEST, max(self.cluster.poll_seconds, 2 * self.patience))
+            self.not_before = time.time() + self.patience
+            self._say("sbatch", f"{error}; tried again in {self.patience:.0f} s")
             return {}  # the next look finds out whether it went through all the same
         except Refused as error:
             for unit in units:
@@ -201,15 +223,30 @@ class Reconciler:
                 assert record is not None
                 self._note_end(unit, record, "failed", str(error))
             return {unit.name: str(error) for unit in units}
+        self.patience = 0.0
+        self._say("sbatch", "")
         for unit, job in zip(units, ids, strict=True):
+            record = jobs.latest(unit.folder)
             jobs.note(unit.folder, "submitted", submission=submission, job=job)
+            if record is not None and record.ended == "cancelled":  # while sbatch was at it
+                slurm.cancel([job])
         return {}
 
-    def _say(self, text: str) -> None:
-        """Leave word for whoever looks at the sweep."""
-        if text != self.said:
-            self.said = text
-            (self.sweep / NOTE).write_text(text)
+    def _say(self, about: str, text: str, really: object = True) -> None:
+        """Leave word for whoever looks at the sweep; no text, or not `really`, takes it back."""
+        before = dict(self.notes)
+        self.notes.pop(about, None)
+        if text and really:
+            self.notes[about] = text
+        if self.notes != before:
+            said = "\n".join(f"{about}: {text}" for about, text in self.notes.items())
+            (self.sweep / NOTE).write_text(said)
+
+
+def at_work_here(folder: Path) -> bool:
+    """Whether a run without Slurm is at it: by its lock, or by a sign of life."""
+    age = pulse_age(folder)
+    return in_use(folder) or (jobs.latest(folder) is None and age is not None and age < 60)
 
 
 def progress_in(folder: Path) -> int:

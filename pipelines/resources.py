@@ -170,7 +170,9 @@ def _usable(cluster: Cluster) -> float:
 
 def _job(processes: int, at_once: int | None, flops: float, cluster: Cluster) -> Resources:
     per_node = min(processes, cluster.workers_per_node)
-    wanted = 1.25 * job_hours(flops, processes, cluster) + 0.25
+    # Room for what precedes the first step, and for the signal, which may come a minute early.
+    spare = 0.25 + (cluster.signal_seconds + 60) / 3600
+    wanted = 1.25 * job_hours(flops, processes, cluster) + spare
     rounded = next((wall for wall in _WALLS if wall >= wanted), cluster.wall_hours)
     return Resources(
         nodes=processes // per_node,

@@ -13,7 +13,8 @@ from pipelines.store import Home
 from var_scaling.accounting.ledger import model_ledger, trial_ledger
 from var_scaling.config import ImportedModel, Sweep, Trial
 from var_scaling.disk import read_json, whole
-from var_scaling.results import Line, Row, Status, last_of, read_metrics
+from var_scaling.metrics import Line, last_of, read_metrics
+from var_scaling.results import Row, Status
 
 
 def rows_of(home: Home, sweep: Sweep) -> list[Row]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import typer
 
-from pipelines import screen
+from pipelines import screen, slurm
 from pipelines.collect import overview
 from pipelines.screen import console, errors, say_error, warn
 from pipelines.settings import Settings
@@ -58,7 +58,7 @@ def run(sweep: Sweep, home: Home, settings: Settings, how: Run) -> None:
     for stage, why in outcome.failures.items():
         say_error(f"failed {stage}: {why}")
     if how.detach:
-        _say_left(sweep, home, how)
+        _say_left(sweep, home, outcome.failures)
     if outcome.interrupted:
         what = "Left; its jobs go on." if where else "Stopped; everything so far is kept."
         console.print(f"{what} To go on: {how.again}", soft_wrap=True)
@@ -69,11 +69,16 @@ def run(sweep: Sweep, home: Home, settings: Settings, how: Run) -> None:
         raise typer.Exit(1)
 
 
-def _say_left(sweep: Sweep, home: Home, how: Run) -> None:
+def _say_left(sweep: Sweep, home: Home, failures: dict[str, str]) -> None:
     """What a detached run has left behind, and what waits for the next."""
-    views = overview(home, sweep)
+    views = overview(home, sweep, slurm.look(20))
     submitted = [view for view in views if view.state in ("queued", "running")]
-    waiting = [view.name for view in views if view.state in ("waiting", "stopped")]
+    ended = {name.rpartition(" ")[2] for name in failures}
+    waiting = [
+        view.name
+        for view in views
+        if view.state in ("waiting", "stopped") and view.name not in ended
+    ]
     for view in submitted:
         screen.say(f"{view.kind} {view.name}: job {view.job or '…'}")
     if waiting:
@@ -82,7 +87,7 @@ def _say_left(sweep: Sweep, home: Home, how: Run) -> None:
 
 def dry_run(sweep: Sweep, home: Home, settings: Settings, how: Run) -> str:
     """What `run` would do, in lines."""
-    from pipelines import orchestrate, slurm
+    from pipelines import orchestrate
     from pipelines.collect import state_of
     from pipelines.units import sweep_units
 

@@ -18,6 +18,15 @@ ACTIVE = frozenset(
         "RESV_DEL_HOLD",
     )
 )  # fmt: skip
+# Why a job is pending that will not start until somebody changes something.
+HOPELESS = frozenset(
+    (
+        "PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints", "JobHeldUser", "JobHeldAdmin",
+        "InvalidAccount", "InvalidQOS", "PartitionDown", "PartitionInactive", "AccountNotAllowed",
+        "launch failed requeued held", "AssocMaxWallDurationPerJobLimit",
+        "QOSMaxWallDurationPerJobLimit", "QOSMaxNodePerJobLimit", "QOSMaxGRESPerJob",
+    )
+)  # fmt: skip
 _SECONDS = 20.0  # after which a silent slurmctld counts as away
 
 

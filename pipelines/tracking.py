@@ -17,7 +17,7 @@ from pipelines.provenance import commit_of
 from pipelines.store import Home, held
 from var_scaling.config import Sweep
 from var_scaling.disk import whole
-from var_scaling.results import Line, read_metrics
+from var_scaling.metrics import Line, read_metrics
 
 _BATCH = 900  # MLflow takes at most 1,000 metrics a call
 _PREFIX = {"train": "train", "validation": "val"}

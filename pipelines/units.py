@@ -34,9 +34,20 @@ class Unit:
     resources: Resources
     words: dict[str, Any]  # what to do, as JSON: see job.py
 
+    parts: tuple[
+        Path, ...
+    ] = ()  # all those of which this is the first: it sees that they are joined
+
     @property
     def done(self) -> bool:
-        return is_done(self.folder) or is_done(self.whole)
+        if is_done(self.whole):
+            return True
+        return is_done(self.folder) and not (self.parts and self.unjoined)
+
+    @property
+    def unjoined(self) -> bool:
+        """Whether all parts are there and the whole is not: who made the last one did not live."""
+        return all(is_done(part) for part in self.parts) and not is_done(self.whole)
 
 
 def tokenizer_unit(home: Home, t: SomeTokenizer, cluster: Cluster) -> Unit:
@@ -77,6 +88,7 @@ def token_units(
             whole,
             resources,
             {**words, "part": [number, parts]},
+            tuple(home.part(whole, k, parts) for k in range(parts)) if number == 0 else (),
         )
         for number in range(parts)
     ]
@@ -122,6 +134,12 @@ def stage_folders(home: Home, sweep: Sweep) -> dict[str, Path]:
     for trial in sweep.trials:
         folders[f"trial {trial.name}"] = home.trial(sweep.name, trial.name)
     return folders
+
+
+def to_be_retried(unit: Unit) -> bool:
+    """Whether somebody asked to have it tried again."""
+    record = jobs.latest(unit.folder)
+    return record is not None and record.again
 
 
 def refuse_held_elsewhere(home: Home, sweep: Sweep, where: str) -> None:

@@ -14,9 +14,9 @@ import pytest
 from var_scaling.config import ImportedTokenizer, Model, TrainedTokenizer, Trial
 from var_scaling.datasets import DeadLeaves
 from var_scaling.ladder import tiny_optimiser
+from var_scaling.metrics import read_metrics
 from var_scaling.pyramid import Pyramid
 from var_scaling.recipe import Codebook, Optimiser
-from var_scaling.results import read_metrics
 
 TIMES = ("time_ms", "seconds", "images_per_second", "flops_per_second")
 COMMAND = [sys.executable, "-m", "pipelines.cli"]

@@ -21,7 +21,7 @@ from pipelines.settings import SettingsError, load_settings
 from pipelines.store import Busy, Drift, Home, claim, held, in_use
 from pipelines.sweeps import find_sweep
 from var_scaling.disk import whole, write_json
-from var_scaling.results import MetricsLog, read_metrics
+from var_scaling.metrics import MetricsLog, read_metrics
 
 TIMES = ["seconds", "images_per_second", "attempts", "lost_seconds", "lost_flops", "commit"]
 TRIALS = ("d1", "d2", "d3", "d4")

@@ -11,7 +11,7 @@ from sweeps.rehearsal import sweep as rehearsal
 from var_scaling.data.order import batch_rows, spread_rows
 from var_scaling.data.sources import open_source
 from var_scaling.datasets import ImageFiles
-from var_scaling.results import MetricsLog
+from var_scaling.metrics import MetricsLog
 from var_scaling.tokenizer.perceptual import Perceptual
 from var_scaling.training.loop import Interrupted
 from var_scaling.training.tokenizer import train_tokenizer

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from var_scaling.config import TrainedTokenizer
 from var_scaling.data.dead_leaves import DeadLeavesSource
 from var_scaling.evaluation.likelihood import LABELS, evaluate
+from var_scaling.metrics import MetricsLog
 from var_scaling.models.var import VAR
 from var_scaling.recipe import Codebook, Critic, Losses, Optimiser
-from var_scaling.results import MetricsLog
 from var_scaling.tokenizer.critic import PatchCritic, balanced, say_at
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.tokenizer.perceptual import Perceptual, load_perceptual

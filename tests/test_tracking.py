@@ -13,7 +13,7 @@ from pipelines.store import Home, claim
 from pipelines.tracking import Mirror
 from var_scaling.config import Sweep
 from var_scaling.disk import write_json
-from var_scaling.results import MetricsLog
+from var_scaling.metrics import MetricsLog
 
 SWEEP = Sweep(name="s", question="?", trials=(trial(),))
 

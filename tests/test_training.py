@@ -12,9 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from var_scaling.accounting.transformer import var_forward_flops
 from var_scaling.evaluation.likelihood import LABELS, evaluate, evaluation_flops
+from var_scaling.metrics import MetricsLog, read_metrics
 from var_scaling.models.var import VAR
 from var_scaling.recipe import Optimiser
-from var_scaling.results import MetricsLog, read_metrics
 from var_scaling.tokenizer.cache import TokenCache
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.training import checkpoint
@@ -223,12 +223,26 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damage, tmp_path
     assert checkpoint.latest(tmp_path) is None
 
 
-def test_a_damaged_checkpoint_does_not_outlive_a_good_one(tmp_path):
+def test_a_damaged_checkpoint_takes_the_place_of_no_good_one(tmp_path):
     for step in (4, 8):
         checkpoint.save(tmp_path, step, {})
     (tmp_path / "step-000000008.pt").write_bytes(b"")
-    checkpoint.save(tmp_path, 6, {})
-    assert [path.name[-4] for path in sorted(tmp_path.iterdir())] == ["4", "6"]
+    assert checkpoint.latest(tmp_path)["step"] == 4
+    for step in (6, 9):
+        checkpoint.save(tmp_path, step, {})
+    assert sorted(path.name[-4:] for path in tmp_path.glob("step-*.pt")) == ["6.pt", "9.pt"]
+
+
+def test_a_late_save_of_an_older_attempt_costs_the_newer_nothing(tmp_path):
+    for step in (200, 300, 110):
+        checkpoint.save(tmp_path, step, {})
+    assert checkpoint.latest(tmp_path)["step"] == 300
+
+
+def test_what_killed_writers_left_half_written_is_swept_away(tmp_path):
+    (tmp_path / ".step-000000003.pt.host.1").write_bytes(b"half")
+    checkpoint.save(tmp_path, 4, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000004.pt"]
 
 
 def test_a_checkpoint_with_code_in_it_is_not_run(tmp_path):

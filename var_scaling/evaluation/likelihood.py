@@ -13,8 +13,8 @@ from torch import Tensor
 from var_scaling.accounting import total
 from var_scaling.accounting.transformer import var_forward_flops
 from var_scaling.config import Model, Tokenizer
+from var_scaling.metrics import Line
 from var_scaling.models.var import VAR
-from var_scaling.results import Line
 from var_scaling.tokenizer.cache import TokenCache
 from var_scaling.tokenizer.quantizer import Quantizer
 from var_scaling.training.world import World

@@ -12,7 +12,7 @@ from var_scaling.config import Tokenizer
 from var_scaling.data.order import spread_rows
 from var_scaling.data.sources import Source
 from var_scaling.disk import whole
-from var_scaling.results import Line
+from var_scaling.metrics import Line
 from var_scaling.tokenizer.autoencoder import to_pixels, to_unit
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.tokenizer.perceptual import Perceptual

@@ -10,28 +10,38 @@ import torch
 
 from var_scaling.disk import whole
 
+# A disk that does not answer is none of these: better to end than to begin anew.
+_DAMAGE = (EOFError, RuntimeError, ValueError, UnpicklingError, BadZipFile, FileNotFoundError)
 FORMAT = 2
 State = dict[str, Any]
 
 
 def save(folder: Path, step: int, state: State) -> None:
-    """Write the state after `step` steps; then drop all but this and the one before."""
+    """Write the state after `step` steps; then drop all before it but one.
+
+    A later one is left alone: it is damaged, or a newer attempt's, which must not lose it.
+    """
     last = folder / f"step-{step:09d}.pt"
     with whole(last) as beside:
         torch.save({"format": FORMAT, "step": step, **state}, beside)
-    kept = sorted(folder.glob("step-*.pt"))
-    place = kept.index(last)
-    for path in kept[: max(0, place - 1)] + kept[place + 1 :]:  # a later one could not be read
-        path.unlink()
+    before = [path for path in sorted(folder.glob("step-*.pt")) if path < last]
+    torn = folder.glob(".step-*")  # by writers that were killed
+    for path in [*before[:-1], *torn]:
+        path.unlink(missing_ok=True)
 
 
-def latest(folder: Path) -> State | None:
-    """The newest undamaged checkpoint, or None. A damaged one is passed over with a word."""
+def latest(folder: Path, set_aside: bool = True) -> State | None:
+    """The newest undamaged checkpoint, or None. A damaged one is passed over with a word.
+
+    With `set_aside` it is renamed, so that it takes the place of no good one.
+    """
     for path in sorted(folder.glob("step-*.pt"), reverse=True):
         try:
             state = _read(path)
-        except (OSError, EOFError, RuntimeError, ValueError, UnpicklingError, BadZipFile) as error:
+        except _DAMAGE as error:
             print(f"{path}: unreadable ({error}); trying the one before", flush=True)
+            if set_aside and path.exists():
+                path.rename(path.with_suffix(".torn"))
             continue
         if state["format"] != FORMAT:
             raise ValueError(f"{path}: format {state['format']}; this code reads {FORMAT}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from var_scaling.results import Line
+from var_scaling.metrics import Line
 from var_scaling.training import checkpoint
 from var_scaling.training.world import World
 
@@ -114,7 +114,7 @@ class Journal:
         world: World,
     ):
         self.folder, self.log, self.progress, self.writes = folder, log, progress, world.first
-        self.resumed = checkpoint.latest(folder)
+        self.resumed = checkpoint.latest(folder, set_aside=world.first)
         begun = self.resumed or {"step": 0, "seconds": 0.0, "window": None}
         self.start: int = begun["step"]
         if (last := world.most(self.start)) != -world.most(-self.start):

@@ -14,8 +14,8 @@ from var_scaling.data.loader import in_order
 from var_scaling.data.order import batch_rows, spread_rows
 from var_scaling.data.sources import Source
 from var_scaling.evaluation.reconstruction import draw_sheet, reconstruct
+from var_scaling.metrics import Line
 from var_scaling.randomness import seed_for
-from var_scaling.results import Line
 from var_scaling.tokenizer.autoencoder import to_unit
 from var_scaling.tokenizer.codebook import CodebookUpkeep
 from var_scaling.tokenizer.critic import say_at

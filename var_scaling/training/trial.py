@@ -15,9 +15,9 @@ from var_scaling.accounting.transformer import var_training_flops
 from var_scaling.config import Trial
 from var_scaling.data.order import batch_rows
 from var_scaling.evaluation.likelihood import LABELS, evaluate, evaluation_flops
+from var_scaling.metrics import Line
 from var_scaling.models.var import VAR, drop_path_factors
 from var_scaling.randomness import seed_for
-from var_scaling.results import Line
 from var_scaling.tokenizer.cache import TokenCache
 from var_scaling.tokenizer.quantizer import Quantizer
 from var_scaling.training.loop import (
