@@ -16,7 +16,7 @@ from var_scaling.accounting.tokenizer import (
     tokenizer_parameters,
     tokenizer_train_flops,
 )
-from var_scaling.config import SomeTokenizer, TrainedTokenizer, Trial
+from var_scaling.config import SomeTokenizer, Sweep, TrainedTokenizer, Trial
 from var_scaling.datasets import DeadLeaves, ImageFiles
 
 # Bytes a parameter: weight, gradient, two Adam moments and the bucket in which gradients travel,
@@ -50,6 +50,12 @@ class Resources:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def unknown_names(sweep: Sweep, cluster: Cluster) -> list[str]:
+    """What `trial_gpus` names and `sweep` has not: another sweep may, or it is misspelt."""
+    known = {trial.name for trial in sweep.trials} | {t.name for t in sweep.tokenizers}
+    return sorted(set(cluster.trial_gpus) - known)
 
 
 def trial_resources(trial: Trial, cluster: Cluster) -> Resources:

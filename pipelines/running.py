@@ -38,6 +38,7 @@ class Run:
 def run(sweep: Sweep, home: Home, settings: Settings, how: Run) -> None:
     """Bring `sweep` to its end, or as far as it gets: then raises typer.Exit."""
     from pipelines import cluster, mirror, orchestrate
+    from pipelines.resources import unknown_names
 
     if how.on == "local" and how.detach:
         raise ValueError(
@@ -47,6 +48,8 @@ def run(sweep: Sweep, home: Home, settings: Settings, how: Run) -> None:
     if all(view.finished for view in overview(home, sweep)):
         return
     where = None if how.on == "local" else settings.cluster(how.on)
+    for name in [] if where is None else unknown_names(sweep, where):
+        warn(f"trial_gpus names {name}, which is no trial and no tokenizer of {sweep.name}")
     every = 5.0 if where is None else max(5.0, where.poll_seconds)
     with mirror.mirroring(home, sweep, settings, warn, every), screen.progress(console) as observe:
         if where is None:

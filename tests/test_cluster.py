@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import COMMAND, images, tokenizer, trial
 
-from pipelines import driver, jobs, snapshot
+from pipelines import driver, jobs, launch, snapshot
 from pipelines.attempt import FAILED, PULSE, Attempt, Stopped, Superseded, at_work
 from pipelines.collect import overview, state_of
 from pipelines.place import Place, Seat, StopFile
@@ -24,7 +24,7 @@ from pipelines.settings import Cluster, Settings, SettingsError, load_settings
 from pipelines.slurm import Queue, Seen, SlurmAway
 from pipelines.snapshot import DirtyTree, Snapshot, take_snapshot
 from pipelines.stages import run_tokenizer, run_tokens
-from pipelines.store import Busy, Home
+from pipelines.store import Busy, Home, held
 from pipelines.sweeps import find_sweep
 from pipelines.units import Unit, token_units, trial_arrays
 from var_scaling.config import Sweep
@@ -326,6 +326,122 @@ def test_an_id_under_another_name_is_not_our_job(tmp_path, unit):
     reconciler = Scripted(tmp_path, seen("7", "RUNNING", name="somebody-elses"))
     twice(reconciler, unit)
     assert reconciler.taken == ["trial d1"]
+
+
+@pytest.mark.parametrize("state", ["PREEMPTED", "NODE_FAIL", "BOOT_FAIL"])
+def test_what_is_nobodys_fault_is_never_held_against_a_stage(tmp_path, unit, state):
+    """However often it is preempted before its first save."""
+    reconciler = Scripted(tmp_path, {})
+    reconciler.step([unit])
+    for number in range(5):
+        reconciler.says = seen(f"n{number}", state, name=f"var-scaling-n{number}")
+        assert twice(reconciler, unit) == {}
+    assert len(reconciler.taken) == 6
+
+
+def test_active_by_accounts_alone_is_a_runaway_and_not_waited_for(tmp_path, unit, monkeypatch):
+    from pipelines import slurm
+
+    submitting(unit.folder)
+    jobs.note(unit.folder, "submitted", submission="s", job="7")
+    monkeypatch.setattr(slurm, "accounts", lambda names: seen("7", "RUNNING"))
+    monkeypatch.setattr(Scripted, "_accounted", Reconciler._accounted)
+    reconciler = Scripted(tmp_path, {})
+    twice(reconciler, unit)
+    assert reconciler.taken == ["trial d1"]
+
+
+def test_cancelled_before_it_was_submitted_it_is_not(tmp_path, unit):
+    jobs.note(unit.folder, "cancelled", reason="it was cancelled")
+    reconciler = Scripted(tmp_path, {})
+    assert reconciler.step([unit]) == {"trial d1": "it was cancelled"}
+    assert state_of(unit.folder) == ("cancelled", "it was cancelled")
+    jobs.note(unit.folder, "retry")
+    reconciler.step([unit])
+    assert reconciler.taken == ["trial d1"]
+
+
+def test_a_stage_that_this_machine_is_at_is_not_submitted(tmp_path, unit):
+    reconciler = Scripted(tmp_path, {})
+    with held(unit.folder):
+        assert reconciler.step([unit]) == {}
+    assert reconciler.taken == []
+
+
+def test_parts_that_nobody_joined_are_joined_by_one_more_job(tmp_path):
+    whole = tmp_path / "tokens"
+    parts = tuple(whole / "parts" / f"00{k}-of-002" for k in range(2))
+    for part in parts:
+        part.mkdir(parents=True)
+        write_json(part / "done.json", {"status": "done"})
+    asks = trial_resources(trial(), BOX)
+    units = [
+        Unit("tokens 1 of 2", parts[0], whole, asks, {}, parts),
+        Unit("tokens 2 of 2", parts[1], whole, asks, {}),
+    ]
+    assert [unit.done for unit in units] == [False, True]
+    reconciler = Scripted(tmp_path, {})
+    reconciler.step(units)
+    reconciler.step(units)
+    assert reconciler.taken == ["tokens 1 of 2"]
+    write_json(whole / "done.json", {"status": "done"})
+    assert all(unit.done for unit in units)
+
+
+class Sbatch:
+    """Slurm's answers to sbatch, one after the other; an exception is raised."""
+
+    def __init__(self, *answers):
+        self.answers, self.sizes = list(answers), []
+
+    def __call__(self, units, *rest):
+        self.sizes.append(len(units))
+        answer = self.answers.pop(0) if self.answers else None
+        if answer is not None:
+            raise answer
+        return [f"{len(self.sizes)}_{k}" for k in range(len(units))]
+
+
+def array(tmp_path: Path, size: int) -> list[Unit]:
+    asks = trial_resources(trial(), BOX)
+    folders = [tmp_path / "s" / f"d{k}" for k in range(size)]
+    return [Unit(f"trial {f.name}", f, f, asks, {}) for f in folders]
+
+
+def test_more_than_may_be_submitted_goes_in_smaller_arrays(tmp_path, monkeypatch):
+    sbatch = Sbatch(launch.TooMany("MaxSubmitJob"), launch.TooMany("MaxSubmitJob"))
+    monkeypatch.setattr(launch, "submit", sbatch)
+    monkeypatch.setattr(Scripted, "_submit", Reconciler._submit)
+    reconciler, units = Scripted(tmp_path, {}), array(tmp_path, 8)
+    for _ in range(4):
+        reconciler.not_before = 0.0
+        assert reconciler.step(units) == {}
+    assert sbatch.sizes[:3] == [8, 4, 2]
+
+
+def test_what_slurm_refuses_for_good_is_a_failure_in_its_words(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "submit", Sbatch(launch.Refused("Invalid account")))
+    monkeypatch.setattr(Scripted, "_submit", Reconciler._submit)
+    reconciler, units = Scripted(tmp_path, {}), array(tmp_path, 2)
+    assert reconciler.step(units) == {unit.name: "Invalid account" for unit in units}
+    assert reconciler.step(units) == {unit.name: "Invalid account" for unit in units}
+
+
+def test_a_silent_slurmctld_is_asked_again_less_and_less_often(tmp_path, monkeypatch):
+    sbatch = Sbatch(*[launch.Delayed("Unable to contact")] * 3)
+    monkeypatch.setattr(launch, "submit", sbatch)
+    monkeypatch.setattr(Scripted, "_submit", Reconciler._submit)
+    reconciler, units = Scripted(tmp_path, {}), array(tmp_path, 1)
+    waits = []
+    for _ in range(3):
+        reconciler.not_before = 0.0
+        reconciler.step(units)
+        waits.append(reconciler.patience)
+    assert waits[1:] == [2 * waits[0], 4 * waits[0]]
+    assert "Unable to contact" in (tmp_path / "s" / "driver.note").read_text()
+    reconciler.not_before = time.time() + 60
+    reconciler.step(units)
+    assert len(sbatch.sizes) == 3  # not before its time
 
 
 # The driver -----------------------------------------------------------------------------------
