@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from pipelines import cli_cluster, cli_models, running, screen
 from pipelines import plan as planning
 from pipelines.address import imported_sweep
+from pipelines.arguments import RUNS, AsJson, Detach, Dirty, HomeFolder, Only, SweepName
 from pipelines.collect import View, overview
 from pipelines.rows import write_results
 from pipelines.running import Run
@@ -32,15 +33,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-SweepName = Annotated[
-    str, typer.Argument(help="a sweep's name, or the path of a file with `sweep`")
-]
-HomeFolder = Annotated[
-    Path, typer.Option("--home", envvar="VAR_SCALING_HOME", help="where everything is kept")
-]
-Only = Annotated[list[str] | None, typer.Option("--only", help="a trial's name; may be repeated")]
-AsJson = Annotated[bool, typer.Option("--json", help="for a script to read")]
-RUNS = Path("runs")
 
 
 @app.callback()
@@ -97,8 +89,8 @@ def run(
     ),
     only: Only = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would run; no more")] = False,
-    detach: Annotated[bool, typer.Option("--detach", help="submit what can go, and leave")] = False,
-    dirty: Annotated[bool, typer.Option("--dirty", help="run changed code; keep a patch")] = False,
+    detach: Detach = False,
+    dirty: Dirty = False,
     take_over: Annotated[bool, typer.Option("--take-over", help="break another's lock")] = False,
 ) -> None:
     """Train what is missing, then fit and report. Run it again after any interruption."""

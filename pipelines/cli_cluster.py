@@ -2,30 +2,19 @@
 
 import time
 from collections import deque
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pipelines import running, screen
 from pipelines.address import imported_sweep
+from pipelines.arguments import RUNS, Detach, Dirty, HomeFolder, Only, SweepName
 from pipelines.running import Run
 from pipelines.settings import load_settings
 from pipelines.store import IMPORTED, Home
 from pipelines.sweeps import choose, find_sweep
 
 app = typer.Typer()
-
-SweepName = Annotated[
-    str, typer.Argument(help="a sweep's name, or the path of a file with `sweep`")
-]
-HomeFolder = Annotated[
-    Path, typer.Option("--home", envvar="VAR_SCALING_HOME", help="where everything is kept")
-]
-Only = Annotated[
-    list[str] | None, typer.Option("--only", help="a trial's or tokenizer's name; may be repeated")
-]
-RUNS = Path("runs")
 
 
 @app.command()
@@ -59,8 +48,8 @@ def retry(
         str | None, typer.Option("--on", help="the cluster; that of its last jobs if not given")
     ] = None,
     only: Only = None,
-    detach: Annotated[bool, typer.Option("--detach", help="submit what can go, and leave")] = False,
-    dirty: Annotated[bool, typer.Option("--dirty", help="run changed code; keep a patch")] = False,
+    detach: Detach = False,
+    dirty: Dirty = False,
     home: HomeFolder = RUNS,
 ) -> None:
     """Run again what failed or was cancelled, from where it was."""

@@ -8,19 +8,15 @@ import typer
 
 from pipelines import screen
 from pipelines.address import read_generator
+from pipelines.arguments import RUNS, AsJson, HomeFolder
 from pipelines.settings import load_settings
 from pipelines.store import Home
 from var_scaling.config import ImportedTokenizer
 
 app = typer.Typer()
 
-HomeFolder = Annotated[
-    Path, typer.Option("--home", envvar="VAR_SCALING_HOME", help="where everything is kept")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="for a script to read")]
 Model = Annotated[str, typer.Argument(help="SWEEP/TRIAL or imported/NAME")]
 Address = Annotated[str, typer.Argument(help="SWEEP/TRIAL, imported/NAME or tokenizers/NAME")]
-RUNS = Path("runs")
 
 
 @app.command("import")

@@ -21,7 +21,8 @@ def cancel(
     """
     folders = stage_folders(home, sweep)
     records = {name: jobs.latest(folder) for name, folder in folders.items()}
-    driven = alive(home.sweep(sweep.name)) is not None
+    driver = alive(home.sweep(sweep.name))
+    driven = driver is not None and driver.on != "local"
     needed = _needed_elsewhere(home, sweep)
     wanted = {}
     for name, record in records.items():
