@@ -1,8 +1,10 @@
 """What MLflow's comparison page knows of a run before it starts: its name and its params."""
 
 import math
+from pathlib import Path
 from typing import Any
 
+from pipelines.provenance import attempts
 from var_scaling.accounting.ledger import trial_ledger
 from var_scaling.config import ImportedTokenizer, SomeTokenizer, Sweep, Trial
 
@@ -41,6 +43,15 @@ def trial_params(sweep: Sweep, trial: Trial) -> dict[str, Any]:
         "log10_C": round(math.log10(ledger["train_flops"]), 3),
         "log10_D": round(math.log10(ledger["tokens_seen"]), 3),
     }
+
+
+def attempt_tags(folder: Path) -> dict[str, str]:
+    """By which code, in which attempt, job and on which node the latest numbers came about."""
+    known = attempts(folder)
+    last = known[-1] if known else {}
+    where = {"slurm_job_id": last.get("job"), "node": last.get("node")}
+    said = {"commit": last.get("commit") or "unknown", "attempts": len(known), **where}
+    return {name: str(value) for name, value in said.items() if value}
 
 
 def tokenizer_params(t: SomeTokenizer) -> dict[str, Any]:

@@ -12,8 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from pipelines.collect import View, overview
-from pipelines.page import run_name, tokenizer_params, trial_params
-from pipelines.provenance import commit_of
+from pipelines.page import attempt_tags, run_name, tokenizer_params, trial_params
 from pipelines.store import Home, held
 from var_scaling.config import Sweep
 from var_scaling.disk import whole
@@ -119,7 +118,7 @@ class Mirror:
             return
         self._log(run, [metric for line in new for metric in _metrics(line)])
         reached = {**seen, **{line["kind"]: line["step"] for line in new}, "state": status}
-        self._log_facts(run, params, {"commit": commit_of(folder) or "unknown"}, reached)
+        self._log_facts(run, params, attempt_tags(folder), reached)
         for picture in pictures:
             if (folder / picture).exists():
                 self.client.log_artifact(run, str(folder / picture))

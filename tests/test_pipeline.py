@@ -13,11 +13,13 @@ import pandas as pd
 import pytest
 from conftest import COMMAND, tokenizer, trial, var_scaling
 
+from pipelines import launch
 from pipelines.address import read_generator
 from pipelines.collect import overview
-from pipelines.provenance import code_version
+from pipelines.place import Place, StopFile, local_seat
+from pipelines.provenance import attempts, code_version
 from pipelines.rows import rows_of
-from pipelines.settings import SettingsError, load_settings
+from pipelines.settings import Local, Settings, SettingsError, load_settings
 from pipelines.store import Busy, Drift, Home, claim, held, in_use
 from pipelines.sweeps import find_sweep
 from var_scaling.disk import whole, write_json
@@ -155,33 +157,29 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path):
     assert {stage.state for stage in stages} <= {"stopped", "waiting", "done"}
 
 
-def test_two_processes_here_train_what_one_does(smoke, tmp_path):
-    home, settings = tmp_path / "home", tmp_path / "two.toml"
+def trained_here(smoke: Path, home: Path, name: str, **local) -> str:
+    """A trial of `smoke` over its tokens, by several processes of this machine."""
     for part in ("tokenizers", "tokens"):
         shutil.copytree(smoke / part, home / part)
-    settings.write_text("[local]\nprocesses = 2\nimages_at_once = 8\n")
-    done = var_scaling(
-        "run", "smoke", "--only", "d2", home=home, VAR_SCALING_SETTINGS=str(settings)
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    both = [read_metrics(root / "smoke" / "d2" / "metrics.jsonl") for root in (home, smoke)]
+    settings = Settings(local=Local(**local))
+    stop = home / "stop"
+    place = Place(Home(home), settings, StopFile(stop), local_seat(settings.local))
+    one = next(trial for trial in find_sweep("smoke").trials if trial.name == name)
+    return launch.train_here(stop, place, "smoke", one)
+
+
+def test_two_processes_here_train_what_one_does(smoke, tmp_path):
+    assert trained_here(smoke, tmp_path, "d2", processes=2, images_at_once=8) == "done"
+    both = [read_metrics(root / "smoke" / "d2" / "metrics.jsonl") for root in (tmp_path, smoke)]
     for mine, theirs in zip(*both, strict=True):
         assert mine["images_seen"] == theirs["images_seen"]
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
-    attempt = json.loads((home / "smoke" / "d2" / "provenance.json").read_text())["attempts"][0]
-    assert attempt["processes"] == 2
+    assert attempts(tmp_path / "smoke" / "d2")[0]["processes"] == 2
 
 
-def test_an_error_of_one_of_several_processes_here_is_reported(smoke, tmp_path):
-    home, settings = tmp_path / "home", tmp_path / "three.toml"
-    for part in ("tokenizers", "tokens"):
-        shutil.copytree(smoke / part, home / part)
-    settings.write_text("[local]\nprocesses = 3\n")
-    done = var_scaling(
-        "run", "smoke", "--only", "d1", home=home, VAR_SCALING_SETTINGS=str(settings)
-    )
-    assert done.returncode == 1
-    assert "batch = 32: does not divide among 3 processes" in done.stderr.replace("\n", " ")
+def test_an_error_of_several_processes_here_is_reported(smoke, tmp_path):
+    with pytest.raises(RuntimeError, match="batch = 32: does not divide among 3 processes"):
+        trained_here(smoke, tmp_path, "d1", processes=3)
 
 
 # Folders --------------------------------------------------------------------------------------

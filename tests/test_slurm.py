@@ -393,6 +393,18 @@ def test_cancel_ends_the_jobs_and_retry_goes_on(site, undisturbed):
     unharmed(site, undisturbed, "d2")
 
 
+def test_a_driver_at_work_takes_up_a_retry(site, undisturbed):
+    driver = site.start("--only", "d2", "--only", "d3")
+    site.saved("d2")
+    site.box.run("scancel", site.job("d2"))
+    site.box.wait(lambda: jobs.latest(site.trial("d2")).ended == "cancelled", "the driver saw it")
+    retried = site.call("retry", "--only", "d2")
+    assert "the driver at work takes it up" in retried.stdout
+    assert site.ends(driver) == 0
+    for name in ("d2", "d3"):
+        unharmed(site, undisturbed, name)
+
+
 def test_a_folder_that_another_cluster_has_in_hand_is_refused(site):
     """Cluster `old` is gone; its job ids mean nothing here."""
     jobs.note(

@@ -8,6 +8,7 @@ from urllib.request import urlopen
 import pytest
 from conftest import COMMAND, trial
 
+from pipelines import jobs
 from pipelines.mirror import attempt
 from pipelines.store import Home, claim
 from pipelines.tracking import Mirror
@@ -74,6 +75,28 @@ def test_a_run_says_how_it_ended_and_what_it_was(home):
     assert run().data.params["log10_N"] == "3.965"  # 18 x 2 x 16² weights in blocks
     assert run().data.tags["commit"] == "abc"
     assert run().info.run_name == "d2 N=9.2e+03"
+
+
+def test_what_slurm_does_to_a_trial_is_what_its_run_says(home):
+    """Preempted or queued it is RUNNING, crashed FAILED, cancelled KILLED, tried again RUNNING."""
+    folder = home.trial("s", "d2")
+    mirror = Mirror(home, SWEEP)
+
+    def status(note: str = "", **facts) -> str:
+        if note:
+            jobs.note(folder, note, **facts)
+        mirror.catch_up()
+        (found,) = mirror.client.search_runs([mirror._experiment("s")])
+        return str(found.info.status)
+
+    asked = {"cluster": "box", "index": None, "code": "c", "resources": {}}
+    ended = {"submission": "a", "fruitless": 0, "progress": 0}
+    assert status("submitting", submission="a", **asked) == "RUNNING"
+    assert status("submitted", submission="a", job="7") == "RUNNING"
+    assert status("ended", how="failed", reason="ValueError: no", **ended) == "FAILED"
+    assert status("retry") == "KILLED"  # until somebody submits it
+    assert status("submitting", submission="b", **asked) == "RUNNING"
+    assert status("cancelled", reason="it was cancelled") == "KILLED"
 
 
 def test_the_law_is_published_once_however_often(home):
