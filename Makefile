@@ -23,7 +23,7 @@ test: setup
 
 # One process: these tests wait for Slurm's clocks, and their cluster is started once for all.
 test-slurm: setup
-	$(BIN)/pytest -m slurm --timeout 600
+	$(BIN)/pytest -m slurm -n 2 --dist worksteal --timeout 600
 
 check: setup
 	$(BIN)/ruff check .

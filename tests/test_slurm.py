@@ -20,6 +20,7 @@ from conftest import COMMAND, numbers
 
 from pipelines import jobs
 from pipelines.provenance import attempts
+from pipelines.store import held
 from pipelines.tracking import quiet_environment
 
 pytestmark = pytest.mark.slurm
@@ -110,10 +111,17 @@ class Site:
 
 @pytest.fixture(scope="session")
 def undisturbed(slurm, tmp_path_factory) -> Site:
-    """All of the sweep, run once from nothing, left alone."""
-    site = Site(slurm, tmp_path_factory.mktemp("undisturbed"))
-    done = site.run()
-    assert done.returncode == 0, done.stdout + done.stderr
+    """All of the sweep, run once from nothing, left alone; test workers share it."""
+    common = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        common = common.parent
+    (common / "undisturbed").mkdir(exist_ok=True)
+    site = Site(slurm, common / "undisturbed")
+    with held(common, wait=400, file="undisturbed.lock"):
+        if not (site.root / "ready").exists():
+            done = site.run()
+            assert done.returncode == 0, done.stdout + done.stderr
+            (site.root / "ready").touch()
     return site
 
 
