@@ -7,6 +7,7 @@ that somebody cancelled, waits for `retry`.
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -229,7 +230,8 @@ class Reconciler:
             record = jobs.latest(unit.folder)
             jobs.note(unit.folder, "submitted", submission=submission, job=job)
             if record is not None and record.ended == "cancelled":  # while sbatch was at it
-                slurm.cancel([job])
+                with suppress(SlurmAway):  # then the job itself finds out as it starts
+                    slurm.cancel([job])
         return {}
 
     def _say(self, about: str, text: str, really: object = True) -> None:
