@@ -109,6 +109,7 @@ def waits_for(folder: Path, file: str, run: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_killed_anywhere_it_ends_where_an_undisturbed_run_does(smoke, tmp_path):
     """Driver, process group and worker are killed with -9, in the tokenizer, the cache, a trial."""
     home = tmp_path / "torn"
@@ -168,6 +169,7 @@ def trained_here(smoke: Path, home: Path, name: str, **local) -> str:
     return launch.train_here(stop, place, "smoke", one)
 
 
+@pytest.mark.slow
 def test_two_processes_here_train_what_one_does(smoke, tmp_path):
     assert trained_here(smoke, tmp_path, "d2", processes=2, images_at_once=8) == "done"
     both = [read_metrics(root / "smoke" / "d2" / "metrics.jsonl") for root in (tmp_path, smoke)]
@@ -177,6 +179,7 @@ def test_two_processes_here_train_what_one_does(smoke, tmp_path):
     assert attempts(tmp_path / "smoke" / "d2")[0]["processes"] == 2
 
 
+@pytest.mark.slow
 def test_an_error_of_several_processes_here_is_reported(smoke, tmp_path):
     with pytest.raises(RuntimeError, match="batch = 32: does not divide among 3 processes"):
         trained_here(smoke, tmp_path, "d1", processes=3)
