@@ -189,10 +189,8 @@ def _write_first(path: Path, value: dict[str, Any]) -> None:
     beside.write_text(json.dumps(value, indent=1) + "\n")
     try:
         os.link(beside, path)
-    except FileExistsError:
-        pass
-    except OSError:  # a disk without hard links
-        if not path.exists():
+    except OSError:
+        if not path.exists():  # not that another was first: a disk without hard links
             os.replace(beside, path)
     beside.unlink(missing_ok=True)
 

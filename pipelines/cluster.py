@@ -1,11 +1,10 @@
-"""A sweep on a cluster, as a whole: launch it, leave it, cancel it, have it tried again."""
+"""A sweep on a cluster, as a whole: launch it, or submit what can go and leave it."""
 
 import os
 import shutil
 import time
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from pipelines import jobs, slurm
 from pipelines.collect import overview
@@ -13,7 +12,7 @@ from pipelines.driver import Driver, alive, driving
 from pipelines.orchestrate import Observe, Outcome, ray_here, refuse_drift, run_on_cluster
 from pipelines.provenance import attempts
 from pipelines.reconcile import NOTE, Reconciler
-from pipelines.settings import MLflow, Settings, SettingsError
+from pipelines.settings import Cluster, MLflow, Settings, SettingsError
 from pipelines.slurm import Queue
 from pipelines.snapshot import take_snapshot
 from pipelines.store import Home, claim
@@ -53,9 +52,10 @@ def launch(
     """
     refuse_drift(home, sweep)
     _refuse_unready(home, sweep, cluster)
+    where = settings.cluster(cluster)
     if shutil.which("sbatch") is None:
         raise SettingsError(f"--on {cluster}: no sbatch here; submit from a login node of Slurm")
-    arrays = trial_arrays(home, sweep, settings.cluster(cluster))  # refuses before it spends
+    arrays = trial_arrays(home, sweep, where)  # refuses before it spends
     snapshot = take_snapshot(home, dirty)
     settings = _for_jobs(sweep, settings)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(_OTHERS)}
@@ -64,26 +64,24 @@ def launch(
         _claim_all(home, sweep)
         make = partial(Reconciler, home, folder, settings, cluster, snapshot, environment, driver)
         if detach:
-            units = _ready(sweep, home, settings, cluster, [u for a in arrays.values() for u in a])
+            units = _ready(sweep, home, where, [u for array in arrays.values() for u in array])
             return Outcome(True, _submit_once(make(), units))
-        look = partial(_look, sweep, home, folder, observe, _Queue(settings, cluster))
+        queue = _Queue(where)
         try:
             with ray_here(cpus=2):
-                failures = run_on_cluster(sweep, home, make, settings.cluster(cluster), look)
+                failures = run_on_cluster(
+                    sweep, home, make, where, lambda: observe(overview(home, sweep, queue()))
+                )
         except KeyboardInterrupt:
             return Outcome(True, {})
     return Outcome(False, failures)
 
 
-def _look(sweep: Sweep, home: Home, folder: Path, observe: Observe, queue: "_Queue") -> None:
-    observe(overview(home, sweep, queue()))
-
-
 class _Queue:
     """Slurm's queue as the screen needs it: asked seldom."""
 
-    def __init__(self, settings: Settings, cluster: str):
-        self.every = min(10.0, settings.cluster(cluster).poll_seconds)
+    def __init__(self, cluster: Cluster):
+        self.every = min(10.0, cluster.poll_seconds)
         self.known: Queue | None = None
         self.asked = 0.0
 
@@ -122,11 +120,8 @@ def _claim_all(home: Home, sweep: Sweep) -> None:
         claim(home.trial(sweep.name, trial.name), "trial.json", trial)
 
 
-def _ready(
-    sweep: Sweep, home: Home, settings: Settings, cluster: str, trials: list[Unit]
-) -> list[Unit]:
+def _ready(sweep: Sweep, home: Home, where: Cluster, trials: list[Unit]) -> list[Unit]:
     """What waits for nothing that is not done."""
-    where = settings.cluster(cluster)
     units = [tokenizer_unit(home, t, where) for t in sweep.tokenizers]
     ready = [unit for unit in units if not unit.done]
     encoded = set()

@@ -9,7 +9,7 @@ from pipelines.attempt import FAILED, PULSE, pulse_age
 from pipelines.jobs import JobRecord
 from pipelines.provenance import attempts
 from pipelines.slurm import Queue
-from pipelines.store import Home, in_use, natural
+from pipelines.store import Home, in_use, natural, part_folders
 from var_scaling.config import ImportedModel, ImportedTokenizer, SomeTokenizer, Sweep
 from var_scaling.disk import DONE, is_done, read_json
 from var_scaling.metrics import last_of, read_metrics
@@ -123,8 +123,7 @@ def parts_of(whole: Path) -> list[Path]:
     begun = sorted((whole / "parts").glob("*-of-*"))
     if not begun:
         return []
-    of = int(begun[0].name.rpartition("-")[2])
-    return [whole / "parts" / f"{number:03d}-of-{of:03d}" for number in range(of)]
+    return part_folders(whole, of=int(begun[0].name.rpartition("-")[2]))
 
 
 # Of many parts the one that most needs a look says what state the whole is in.

@@ -24,8 +24,6 @@ class JobRecord:
     cluster: str
     time: float
     index: int | None  # its place in an array
-    code: str
-    resources: dict[str, Any]
     job: str | None = None  # Slurm's id, once it answered
     ended: str | None = None  # how it ended, once a driver has seen it
     reason: str = ""
@@ -82,11 +80,11 @@ def latest(folder: Path) -> JobRecord | None:
         if line["event"] == "submitting":
             kept = record.fruitless if record and not record.again else 0
             record = JobRecord(
-                line["submission"], line["cluster"], line["time"], line["index"], line["code"],
-                line["resources"], fruitless=kept, progress=record.progress if record else 0,
+                line["submission"], line["cluster"], line["time"], line["index"],
+                fruitless=kept, progress=record.progress if record else 0,
             )  # fmt: skip
         elif line["event"] == "cancelled":  # whether or not it was ever submitted
-            begun = record or JobRecord("", "", line["time"], None, "", {})
+            begun = record or JobRecord("", "", line["time"], None)
             record = replace(begun, ended="cancelled", reason=line["reason"], again=False)
         elif record is None:
             continue
@@ -100,10 +98,6 @@ def latest(folder: Path) -> JobRecord | None:
         elif line["event"] == "retry":
             record = replace(record, again=True)
     return record
-
-
-def submissions(folder: Path) -> int:
-    return sum(line["event"] == "submitting" for line in history(folder))
 
 
 def _ends_whole(path: Path) -> bool:

@@ -88,7 +88,7 @@ def run_here(place: Place, folder: Path, words: dict[str, Any], stop: Path) -> s
     local, submission = place.settings.local, new_submission()
     work = Work(
         str(place.home.root), str(folder), place.settings.model_dump_json(), LOCAL, submission,
-        {**words, "stop": str(stop), "at_once": None},
+        {**words, "stop": str(stop)},
     )  # fmt: skip
     with held(folder, wait=WAIT):
         executor = submitit.AutoExecutor(place.home.root / "jobs" / submission, "local")

@@ -25,8 +25,7 @@ def mirroring(
     ended = threading.Event()
     said: set[str] = set()
 
-    def catch_up() -> None:
-        Mirror(home, sweep, settings.mlflow.uri).catch_up()
+    catch_up = partial(_catch_up, home, sweep, settings)
 
     def once(text: str) -> None:
         if text not in said:
@@ -54,8 +53,7 @@ def mirror(
     where = settings.mlflow.uri or database(home)
     while True:
         views = overview(home, sweep, slurm.look(20))
-        link = partial(Mirror, home, sweep, settings.mlflow.uri)
-        caught_up = attempt(partial(_catch_up, link, views), tell)
+        caught_up = attempt(partial(_catch_up, home, sweep, settings, views), tell)
         ended = sum(view.state in ENDS for view in views)
         if caught_up:
             tell(f"{sweep.name}: {ended} of {len(views)} stages at an end, all mirrored in {where}")
@@ -66,8 +64,10 @@ def mirror(
         time.sleep(_FOLLOWS)
 
 
-def _catch_up(link: Callable[[], Mirror], views: list[View]) -> None:
-    link().catch_up(views)
+def _catch_up(
+    home: Home, sweep: Sweep, settings: Settings, views: list[View] | None = None
+) -> None:
+    Mirror(home, sweep, settings.mlflow.uri).catch_up(views)
 
 
 def attempt(work: Callable[[], None], warn: Callable[[str], None]) -> bool:

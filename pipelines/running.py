@@ -6,7 +6,8 @@ from pathlib import Path
 import typer
 
 from pipelines import screen, slurm
-from pipelines.collect import overview
+from pipelines.arguments import RUNS
+from pipelines.collect import overview, state_of
 from pipelines.screen import console, errors, say_error, warn
 from pipelines.settings import Settings
 from pipelines.store import Home
@@ -25,13 +26,12 @@ class Run:
     detach: bool = False
     take_over: bool = False
 
-    @property
-    def again(self) -> str:
+    def again(self, verb: str = "run") -> str:
         """The command that goes on from here."""
-        words = [f"var-scaling run {self.name}"]
+        words = [f"var-scaling {verb} {self.name}"]
         words += [f"--on {self.on}"] if self.on != "local" else []
         words += [f"--only {name}" for name in self.only]
-        words += [f"--home {self.home}"] if self.home != Path("runs") else []
+        words += [f"--home {self.home}"] if self.home != RUNS else []
         return " ".join(words + (["--dirty"] if self.dirty else []))
 
 
@@ -47,10 +47,12 @@ def run(sweep: Sweep, home: Home, settings: Settings, how: Run) -> None:
     orchestrate.refuse_drift(home, sweep)
     if all(view.finished for view in overview(home, sweep)):
         return
-    where = None if how.on == "local" else settings.cluster(how.on)
-    for name in [] if where is None else unknown_names(sweep, where):
-        warn(f"trial_gpus names {name}, which is no trial and no tokenizer of {sweep.name}")
-    every = 5.0 if where is None else max(5.0, where.poll_seconds)
+    where, every = None, 5.0
+    if how.on != "local":
+        where = settings.cluster(how.on)
+        every = max(every, where.poll_seconds)
+        for name in unknown_names(sweep, where):
+            warn(f"trial_gpus names {name}, which is no trial and no tokenizer of {sweep.name}")
     with mirror.mirroring(home, sweep, settings, warn, every), screen.progress(console) as observe:
         if where is None:
             outcome = orchestrate.run(sweep, home, settings, observe, how.take_over)
@@ -64,10 +66,10 @@ def run(sweep: Sweep, home: Home, settings: Settings, how: Run) -> None:
         _say_left(sweep, home, outcome.failures)
     if outcome.interrupted:
         what = "Left; its jobs go on." if where else "Stopped; everything so far is kept."
-        console.print(f"{what} To go on: {how.again}", soft_wrap=True)
+        console.print(f"{what} To go on: {how.again()}", soft_wrap=True)
         raise typer.Exit(0 if how.detach and not outcome.failures else 130)
     if outcome.failures:
-        mend = how.again if where is None else f"var-scaling retry {how.name}"
+        mend = how.again("run" if where is None else "retry")
         errors.print(f"The rest is kept. Once mended, go on with: {mend}", soft_wrap=True)
         raise typer.Exit(1)
 
@@ -91,7 +93,6 @@ def _say_left(sweep: Sweep, home: Home, failures: dict[str, str]) -> None:
 def dry_run(sweep: Sweep, home: Home, settings: Settings, how: Run) -> str:
     """What `run` would do, in lines."""
     from pipelines import orchestrate
-    from pipelines.collect import state_of
     from pipelines.units import sweep_units
 
     orchestrate.refuse_drift(home, sweep)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipelines.attempt import WAIT, Attempt, Stopped, at_work
 from pipelines.place import Place
-from pipelines.store import Home, claim, held
+from pipelines.store import Home, claim, held, part_folders
 from var_scaling.config import ImportedTokenizer, SomeTokenizer, TrainedTokenizer, Trial
 from var_scaling.datasets import DeadLeaves, ImageFiles
 from var_scaling.disk import DONE, is_done, read_json, write_json
@@ -76,7 +76,8 @@ def run_tokens(
     Who ends the last part joins them. Raises Stopped, DataError or CacheError.
     """
     whole = place.home.tokens(t.name, data.name, split)
-    folder = whole if part is None else place.home.part(whole, *part)
+    parts = [] if part is None else part_folders(whole, part[1])
+    folder = whole if part is None else parts[part[0]]
     with at_work(folder, place.seat, place.wish) as attempt:
         from var_scaling.tokenizer.encode import join_parts, write_cache
         from var_scaling.tokenizer.model import load_tokenizer
@@ -103,11 +104,9 @@ def run_tokens(
             if not complete:
                 raise Stopped(f"encoding {folder.name} stopped with its shards on disk")
             attempt.finish({"status": "done"})
-        if part is not None:
-            parts = [place.home.part(whole, number, part[1]) for number in range(part[1])]
-            if all(is_done(one) for one in parts):
-                join_parts(whole, parts, source, content)
-                write_json(whole / DONE, {"status": "done"})
+        if parts and all(is_done(one) for one in parts):
+            join_parts(whole, parts, source, content)
+            write_json(whole / DONE, {"status": "done"})
         return "done"
 
 

@@ -44,10 +44,6 @@ class Home:
     def tokens(self, tokenizer: str, data: str, split: str) -> Path:
         return self.root / "tokens" / tokenizer / f"{data}-{split}"
 
-    def part(self, tokens: Path, number: int, of: int) -> Path:
-        """Where one job of several puts its part of the tokens in `tokens`."""
-        return tokens / "parts" / f"{number:03d}-of-{of:03d}"
-
     def imported(self, name: str) -> Path:
         return self.trial(IMPORTED, name)
 
@@ -63,6 +59,11 @@ class Home:
         if name in _TAKEN_IN_SWEEP:
             raise ValueError(f"a trial cannot be named {name!r}: that is something else's place")
         return self.sweep(sweep) / name
+
+
+def part_folders(tokens: Path, of: int) -> list[Path]:
+    """Where each of `of` jobs puts its part of the tokens in `tokens`."""
+    return [tokens / "parts" / f"{number:03d}-of-{of:03d}" for number in range(of)]
 
 
 def claim(folder: Path, file: str, record: Record) -> None:

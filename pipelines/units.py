@@ -14,7 +14,7 @@ from pipelines.resources import (
     trial_resources,
 )
 from pipelines.settings import Cluster
-from pipelines.store import Home
+from pipelines.store import Home, part_folders
 from var_scaling.accounting.ledger import trial_ledger
 from var_scaling.accounting.tokenizer import encoding_flops
 from var_scaling.config import SomeTokenizer, Sweep, Trial
@@ -33,21 +33,16 @@ class Unit:
     whole: Path
     resources: Resources
     words: dict[str, Any]  # what to do, as JSON: see job.py
-
-    parts: tuple[
-        Path, ...
-    ] = ()  # all those of which this is the first: it sees that they are joined
+    # All those of which this is the first. Who makes the last part joins them; where that one did
+    # not live to do it, the first is not done either.
+    parts: tuple[Path, ...] = ()
 
     @property
     def done(self) -> bool:
         if is_done(self.whole):
             return True
-        return is_done(self.folder) and not (self.parts and self.unjoined)
-
-    @property
-    def unjoined(self) -> bool:
-        """Whether all parts are there and the whole is not: who made the last one did not live."""
-        return all(is_done(part) for part in self.parts) and not is_done(self.whole)
+        unjoined = bool(self.parts) and all(is_done(part) for part in self.parts)
+        return is_done(self.folder) and not unjoined
 
 
 def tokenizer_unit(home: Home, t: SomeTokenizer, cluster: Cluster) -> Unit:
@@ -81,16 +76,17 @@ def token_units(
     name = f"tokens {t.name}/{data.name}-{split}"
     if parts == 1:
         return [Unit(name, whole, whole, resources, {**words, "part": None})]
+    folders = part_folders(whole, parts)
     return [
         Unit(
             f"{name} {number + 1} of {parts}",
-            home.part(whole, number, parts),
+            folder,
             whole,
             resources,
             {**words, "part": [number, parts]},
-            tuple(home.part(whole, k, parts) for k in range(parts)) if number == 0 else (),
+            tuple(folders) if number == 0 else (),
         )
-        for number in range(parts)
+        for number, folder in enumerate(folders)
     ]
 
 

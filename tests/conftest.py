@@ -11,6 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # two test workers on two cores: a thread e
 import numpy as np
 import pytest
 
+from pipelines import jobs
 from var_scaling.config import ImportedTokenizer, Model, TrainedTokenizer, Trial
 from var_scaling.datasets import DeadLeaves
 from var_scaling.ladder import tiny_optimiser
@@ -82,6 +83,13 @@ def token_cache():
     return random_cache
 
 
+@pytest.fixture(scope="module")
+def quantizer():
+    from var_scaling.tokenizer.model import MultiScaleVQVAE
+
+    return MultiScaleVQVAE(tokenizer()).quantize.requires_grad_(False)
+
+
 def var_scaling(*words: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """The command line, as a user runs it, in a process of its own."""
     return subprocess.run(
@@ -133,6 +141,13 @@ def slurm_with_accounts(tmp_path_factory):
 def numbers(path: Path) -> list[dict]:
     """Metrics without what a clock wrote."""
     return [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(path)]
+
+
+def submitting(folder: Path, submission: str = "s", cluster: str = "box", index=None) -> None:
+    jobs.note(
+        folder, "submitting", submission=submission, cluster=cluster, index=index, code="c",
+        resources={},
+    )  # fmt: skip
 
 
 def stops_after(count: int):

@@ -1,4 +1,4 @@
-"""The loop: schedules as stated, bitwise resume, nothing but finite, evaluation a function."""
+"""The loop: schedules as stated, bitwise resume, nothing but finite, passes and processes."""
 
 import json
 from itertools import pairwise
@@ -7,16 +7,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import goes_on, numbers, stops_after, tokenizer, trial
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from var_scaling.accounting.transformer import var_forward_flops
-from var_scaling.evaluation.likelihood import LABELS, evaluate, evaluation_flops
 from var_scaling.metrics import MetricsLog, read_metrics
 from var_scaling.models.var import VAR
 from var_scaling.recipe import Optimiser
 from var_scaling.tokenizer.cache import TokenCache
-from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.training import checkpoint
 from var_scaling.training.distributed import join
 from var_scaling.training.loop import (
@@ -168,98 +163,7 @@ def test_the_last_step_is_always_logged():
     assert max(log_steps(12_345)) == 12_345
 
 
-# Metrics and checkpoints ----------------------------------------------------------------------
-
-
-def test_a_step_logged_twice_counts_once_and_a_torn_line_not_at_all(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    log = MetricsLog(path)
-    log("train", 1, {"loss": 3.0})
-    log("train", 2, {"loss": 2.0})
-    log.close()
-    with open(path, "a") as file:
-        file.write('{"kind": "train", "st')
-    assert [line["loss"] for line in read_metrics(path)] == [3.0, 2.0]
-    log = MetricsLog(path)
-    log("train", 2, {"loss": 1.5})
-    assert [line["loss"] for line in read_metrics(path)] == [3.0, 1.5]
-
-
-def flipped(whole: bytes) -> bytes:
-    """One bit of the tensor's data is another; the length is the same, and torch loads it."""
-    place = whole.index(torch.arange(100.0).numpy().tobytes()) + 200
-    return whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
-
-
-def marked_as_folder(whole: bytes) -> bytes:
-    """One bit of a part's entry in the zip's list: torch reads nothing, gives what memory held."""
-    place = whole.rindex(b".step-", 0, whole.rindex(b"/data/0")) - 8
-    return whole[:place] + b"\x10" + whole[place + 1 :]
-
-
-DAMAGES = {
-    "flipped": flipped,
-    "torn": lambda whole: whole[:200],
-    "half": lambda whole: whole[: len(whole) // 2],
-    "empty": lambda whole: b"",
-    "nothing but zeros": lambda whole: bytes(len(whole)),
-    "a part that says it is a folder": marked_as_folder,
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damage, tmp_path, capsys):
-    for step in (1, 2, 3):
-        checkpoint.save(tmp_path, step, {"x": torch.arange(100.0)})
-    names = ["step-000000002.pt", "step-000000003.pt"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == names
-    before, last = (tmp_path / name for name in names)
-    assert checkpoint.latest(tmp_path)["step"] == 3
-    assert capsys.readouterr().out == ""
-    last.write_bytes(damage(last.read_bytes()))
-    assert checkpoint.latest(tmp_path)["step"] == 2
-    assert "step-000000003.pt: unreadable" in capsys.readouterr().out
-    before.write_bytes(damage(before.read_bytes()))
-    assert checkpoint.latest(tmp_path) is None
-
-
-def test_a_damaged_checkpoint_takes_the_place_of_no_good_one(tmp_path):
-    for step in (4, 8):
-        checkpoint.save(tmp_path, step, {})
-    (tmp_path / "step-000000008.pt").write_bytes(b"")
-    assert checkpoint.latest(tmp_path)["step"] == 4
-    for step in (6, 9):
-        checkpoint.save(tmp_path, step, {})
-    assert sorted(path.name[-4:] for path in tmp_path.glob("step-*.pt")) == ["6.pt", "9.pt"]
-
-
-def test_a_late_save_of_an_older_attempt_costs_the_newer_nothing(tmp_path):
-    for step in (200, 300, 110):
-        checkpoint.save(tmp_path, step, {})
-    assert checkpoint.latest(tmp_path)["step"] == 300
-
-
-def test_what_killed_writers_left_half_written_is_swept_away(tmp_path):
-    (tmp_path / ".step-000000003.pt.host.1").write_bytes(b"half")
-    checkpoint.save(tmp_path, 4, {})
-    assert [path.name for path in tmp_path.iterdir()] == ["step-000000004.pt"]
-
-
-def test_a_checkpoint_with_code_in_it_is_not_run(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return print, ("ran",)
-
-    torch.save({"format": 1, "step": 5, "x": Evil()}, tmp_path / "step-000000005.pt")
-    assert checkpoint.latest(tmp_path) is None
-
-
 # Trials ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def quantizer():
-    return MultiScaleVQVAE(tokenizer()).quantize.requires_grad_(False)
 
 
 def run(folder, quantizer, token_cache, heed=goes_on, save_every=1e9, t=None, world=None):
@@ -438,26 +342,6 @@ def test_dropped_labels_are_the_trainers_act_and_the_steps_own(quantizer, token_
     assert 0.1 < dropped < 0.9
 
 
-def test_evaluation_is_a_function_and_independent_of_batches(quantizer, token_cache):
-    model = VAR(trial().model, tokenizer(), 8, seed=0).train()
-    cache = token_cache(30)
-    first = evaluate(model, quantizer, cache)
-    assert evaluate(model, quantizer, cache) == first
-    assert model.training
-    again = evaluate(model, quantizer, cache, batch=7)
-    assert again["loss"] == pytest.approx(first["loss"], rel=1e-6)
-    assert again["error"] == pytest.approx(first["error"])
-
-
-def test_evaluation_weighs_every_token_alike(quantizer, token_cache):
-    scores = evaluate(VAR(trial().model, tokenizer(), 8, seed=0), quantizer, token_cache(30))
-    lengths = np.array([1, 4, 16])
-    assert scores["loss"] == pytest.approx(np.average(scores["loss_per_scale"], weights=lengths))
-    assert scores["loss_last"] == pytest.approx(scores["loss_per_scale"][-1])
-    assert scores["loss"] == pytest.approx(np.log(32), rel=0.02)  # untrained: uniform over 32 codes
-    assert 0.9 < scores["error"] <= 1
-
-
 @pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
 def test_every_precision_trains_close_to_the_full_one_and_resumes_bitwise(
     precision, tmp_path, quantizer, token_cache
@@ -479,29 +363,6 @@ def test_every_precision_trains_close_to_the_full_one_and_resumes_bitwise(
         for name in ("full", "whole")
     ]
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
-
-
-def test_one_pass_scores_every_setting_and_knows_its_price(quantizer, token_cache):
-    model, cache = VAR(trial().model, tokenizer(), 8, seed=0), token_cache(30)
-    with torch.no_grad():
-        model.class_emb.weight[8] += 3  # so that being told nothing is something else
-    both = evaluate(model, quantizer, cache, LABELS)
-    assert {k: both[k] for k in evaluate(model, quantizer, cache)} == evaluate(
-        model, quantizer, cache
-    )
-    nobody = TokenCache(cache.tokens, np.full(30, 8), 1, {})
-    told_none = evaluate(model, quantizer, nobody)
-    assert both["loss_no_label"] == told_none["loss"] != both["loss"]
-    assert both["error_no_label_per_scale"] == told_none["error_per_scale"]
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        evaluate(model, quantizer, cache, LABELS)
-    walk = counter.get_flop_counts()["Global"][torch.ops.aten.convolution]
-    spent = evaluation_flops(trial().model, tokenizer(), 30, LABELS)
-    masked = sum(  # the counter sees every pair, the ledger those that the mask allows
-        30 * 2 * (var_forward_flops(trial().model, tokenizer(), dense)["attention_scores"])
-        * (1 if dense else -1) for dense in (True, False)
-    )  # fmt: skip
-    assert counter.get_total_flops() - walk == spent + masked
 
 
 def test_the_last_evaluation_asks_without_labels_too(tmp_path, quantizer, token_cache):

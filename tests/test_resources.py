@@ -1,0 +1,130 @@
+"""What a stage asks of a cluster: GPUs, passes, hours, parts; and settings that cannot be."""
+
+import pytest
+from conftest import trial
+
+from pipelines.resources import encoding_parts, memory_bytes, trial_resources
+from pipelines.settings import Cluster, Settings, SettingsError, load_settings
+from pipelines.store import Home, part_folders
+from pipelines.sweeps import find_sweep
+from pipelines.units import token_units, trial_arrays
+
+H100 = Cluster(partition="gpu", nodes=8)
+BOX = Cluster(partition="main", device="cpu", poll_seconds=1)
+
+
+def paper(depth: int):
+    return next(t for t in find_sweep("imagenet256").trials if t.model.depth == depth)
+
+
+@pytest.mark.parametrize("depth", [6, 16, 24, 30])
+def test_a_trial_gets_gpus_that_divide_its_batch_and_finish_in_time(depth):
+    t, got = paper(depth), trial_resources(paper(depth), H100)
+    assert t.batch % got.processes == 0
+    assert got.nodes == 1 or got.processes_per_node == H100.gpus_per_node
+    fixed, each = memory_bytes(t)
+    share = t.batch // got.processes
+    at_once = got.at_once or share
+    assert fixed + at_once * each < H100.gpu_memory_gb * 1e9
+    assert got.minutes <= 60 * H100.wall_hours
+
+
+def test_more_haste_takes_more_gpus_and_never_another_batch():
+    taken = [
+        trial_resources(paper(30), H100.model_copy(update={"finish_within_hours": hours}))
+        for hours in (1000, 200, 100, 40)
+    ]
+    assert [one.processes for one in taken] == sorted({one.processes for one in taken})
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"d30": 7}, "does not divide the global batch of 1024"),
+        ({"d30": 128}, "more than nodes x gpus_per_node = 8 x 8"),
+        ({"d30": 1024}, "more than nodes x gpus_per_node"),
+    ],
+)
+def test_gpus_that_cannot_be_are_refused_by_name(asked, message):
+    with pytest.raises(SettingsError, match=message):
+        trial_resources(paper(30), H100.model_copy(update={"trial_gpus": asked}))
+
+
+def test_a_model_that_fits_no_gpu_is_refused_before_anything_is_spent():
+    small = H100.model_copy(update={"gpu_memory_gb": 24})
+    with pytest.raises(SettingsError, match=r"d30 needs about \d+ GB on each GPU"):
+        trial_resources(paper(30), small)
+
+
+def test_trials_that_ask_slurm_for_the_same_share_an_array(tmp_path):
+    arrays = trial_arrays(Home(tmp_path), find_sweep("imagenet256"), H100)
+    alone = {
+        key[0].processes: [unit.folder.name for unit in units] for key, units in arrays.items()
+    }
+    assert alone[1] == ["d16", "d14", "d12", "d10", "d8", "d6"]
+    at_once = {u.folder.name: u.resources.at_once for units in arrays.values() for u in units}
+    assert at_once["d16"] < at_once["d6"]
+
+
+def test_encoding_is_spread_over_about_an_hour_each_and_stays_as_it_was_begun(tmp_path):
+    sweep = find_sweep("imagenet256")
+    t, data = sweep.token_sets[0]
+    parts = encoding_parts(t, data, data.train_images, H100)
+    assert 2 <= parts <= 16
+    home = Home(tmp_path)
+    assert len(token_units(home, t, data, "train", H100)) == parts
+    part_folders(home.tokens(t.name, data.name, "train"), of=3)[0].mkdir(parents=True)
+    assert len(token_units(home, t, data, "train", H100)) == 3
+
+
+def test_the_estimate_of_memory_covers_what_a_block_keeps():
+    """Bytes that the backward pass finds saved, counted at a small size."""
+    import torch
+    from torch.nn import functional as F
+
+    from var_scaling.models.var import VAR
+
+    t = trial(model=trial().model.model_copy(update={"depth": 4, "width_per_depth": 32}))
+    model = VAR(t.model, t.tokenizer, t.classes, 0)
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def kept(batch: int) -> int:
+        seen: dict[int, int] = {}
+        alive = []
+
+        def note(x):
+            alive.append(x)
+            if x.untyped_storage().data_ptr() not in own:
+                seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        length = t.tokenizer.pyramid.length
+        shown = torch.zeros(batch, length - 1, t.tokenizer.code_channels)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+            logits = model(torch.zeros(batch, dtype=torch.long), shown)
+            F.cross_entropy(logits.flatten(0, 1), torch.zeros(batch * length, dtype=torch.long))
+        return sum(seen.values())
+
+    each = kept(5) - kept(4)
+    assert 0.6 < each / memory_bytes(t)[1] < 1.1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("gpus = 4", r"clusters.a.gpus: no such field; allowed: account, array_parallelism"),
+        ("gpus_per_node = -1", r"clusters.a.gpus_per_node = -1: .*greater than or equal to 0"),
+        ("wall_hours = 0.01", r"wall_hours = 0.01 is 36 s: too short for signal_seconds = 120"),
+    ],
+)
+def test_a_wrong_cluster_is_refused_with_file_key_and_what_is_allowed(tmp_path, line, message):
+    file = tmp_path / "var-scaling.toml"
+    file.write_text(f'[clusters.a]\npartition = "p"\n{line}\n')
+    with pytest.raises(SettingsError, match=message) as error:
+        load_settings(file)
+    assert str(file) in str(error.value)
+
+
+def test_an_unknown_cluster_names_those_there_are():
+    with pytest.raises(SettingsError, match=r"no \[clusters.b\] .* there is local, a"):
+        Settings(clusters={"a": BOX}).cluster("b")
