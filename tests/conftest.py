@@ -19,6 +19,7 @@ from var_scaling.metrics import read_metrics
 from var_scaling.pyramid import Pyramid
 from var_scaling.recipe import Codebook, Optimiser
 
+pytest_plugins = ["slurm_site"]  # its fixtures
 TIMES = ("time_ms", "seconds", "images_per_second", "flops_per_second")
 COMMAND = [sys.executable, "-m", "pipelines.cli"]
 

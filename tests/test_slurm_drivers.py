@@ -1,0 +1,96 @@
+"""Drivers on a real Slurm: killed, doubled, gone; cancel, retry; folders of other clusters."""
+
+import os
+import signal
+
+import pytest
+from slurm_site import row_of, unharmed
+
+from pipelines import jobs
+
+pytestmark = pytest.mark.slurm
+
+
+def test_a_killed_driver_started_again_attaches_to_what_runs(site, undisturbed):
+    before = site.submissions()
+    driver = site.start("--only", "d1", "--only", "d2")
+    site.saved("d2")
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    job = site.job("d2")
+    assert site.run("--only", "d1", "--only", "d2").returncode == 0
+    assert site.job("d2") == job
+    assert site.submissions() == before + 2
+    for name in ("d1", "d2"):
+        unharmed(site, undisturbed, name)
+        assert row_of(site, name).attempts == 1
+
+
+def test_of_two_drivers_one_is_turned_away_or_takes_over(site, undisturbed):
+    driver, job = site.begin("d2")
+    second = site.run("--only", "d2")
+    assert second.returncode == 4
+    assert f"pid {driver.pid}" in second.stderr
+    third = site.run("--only", "d2", "--take-over")
+    assert third.returncode == 0, third.stderr
+    assert site.ends(driver) == 4  # the first noticed, and left
+    assert site.job("d2") == job
+    unharmed(site, undisturbed, "d2")
+
+
+def test_detached_it_submits_and_leaves(site, undisturbed):
+    left = site.run("--only", "d1", "--detach")
+    assert left.returncode == 0, left.stderr
+    job = site.job("d1")
+    site.box.wait(lambda: site.state(job)["state"] == "COMPLETED", "d1 done", 60)
+    assert site.run("--only", "d1").returncode == 0
+    assert site.job("d1") == job
+    unharmed(site, undisturbed, "d1")
+
+
+def test_cancel_ends_the_jobs_and_retry_goes_on(site, undisturbed):
+    driver, job = site.begin("d2")
+    ended = site.call("cancel")
+    assert f"job {job} cancelled" in ended.stdout
+    assert site.ends(driver) == 1
+    site.box.wait(lambda: site.state(job)["state"] == "CANCELLED", "Slurm ended d2")
+    assert site.call("retry", "--only", "d2", "--dirty").returncode == 0
+    unharmed(site, undisturbed, "d2")
+
+
+def test_a_driver_at_work_takes_up_a_retry(site, undisturbed):
+    driver = site.start("--only", "d2", "--only", "d3")
+    site.saved("d2")
+    site.box.run("scancel", site.job("d2"))
+    site.box.wait(lambda: jobs.latest(site.trial("d2")).ended == "cancelled", "the driver saw it")
+    retried = site.call("retry", "--only", "d2")
+    assert "the driver at work takes it up" in retried.stdout
+    assert site.ends(driver) == 0
+    for name in ("d2", "d3"):
+        unharmed(site, undisturbed, name)
+
+
+def test_a_folder_that_another_cluster_has_in_hand_is_refused(site):
+    """Cluster `old` is gone; its job ids mean nothing here."""
+    jobs.note(
+        site.trial("d1"), "submitting", submission="abc", cluster="old", index=None, code="c",
+        resources={},
+    )  # fmt: skip
+    jobs.note(site.trial("d1"), "submitted", submission="abc", job="1")
+    refused = site.run("--only", "d1")
+    assert refused.returncode == 2
+    assert "in the hands of job 1 on old" in refused.stderr
+    assert site.call("cancel", "--forget").returncode == 0
+    assert site.call("retry", "--on", "box", "--only", "d1", "--dirty").returncode == 0
+
+
+def test_a_job_id_of_an_earlier_cluster_is_not_believed(site, undisturbed):
+    """Same name, made anew: ids begin at 1 again, and job 1 is somebody else's."""
+    jobs.note(
+        site.trial("d1"), "submitting", submission="abc", cluster="box", index=None, code="c",
+        resources={},
+    )  # fmt: skip
+    jobs.note(site.trial("d1"), "submitted", submission="abc", job="1")
+    assert site.run("--only", "d1").returncode == 0
+    assert site.job("d1") != "1"
+    unharmed(site, undisturbed, "d1")
