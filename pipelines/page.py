@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.provenance import attempts
+from pipelines.rows import schedule_class
 from var_scaling.accounting.ledger import trial_ledger
 from var_scaling.config import ImportedTokenizer, SomeTokenizer, Sweep, Trial
 
@@ -39,6 +40,7 @@ def trial_params(sweep: Sweep, trial: Trial) -> dict[str, Any]:
         "params_blocks": ledger["params_blocks"],
         "train_flops": ledger["train_flops"],
         "tokens_seen": ledger["tokens_seen"],
+        "schedule": schedule_class(trial.optimiser),
         "log10_N": round(math.log10(ledger["params_blocks"]), 3),
         "log10_C": round(math.log10(ledger["train_flops"]), 3),
         "log10_D": round(math.log10(ledger["tokens_seen"]), 3),

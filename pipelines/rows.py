@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +14,7 @@ from var_scaling.accounting.ledger import model_ledger, trial_ledger
 from var_scaling.config import ImportedModel, Sweep, Trial
 from var_scaling.disk import read_json, whole
 from var_scaling.metrics import Line, last_of, read_metrics
+from var_scaling.recipe import Optimiser
 from var_scaling.results import Row, Status
 
 
@@ -32,9 +33,7 @@ def _imported_rows(home: Home, sweep: Sweep, model: ImportedModel) -> list[Row]:
     unknown: dict[str, Any] = {
         name: None
         for name in Row.model_fields
-        if name in ("seed", "step", "steps", "batch", "precision", "learning_rate", "epochs")
-        or name.endswith("_seen")
-        or name.startswith("train_")
+        if name in _OF_TRAINING or name.endswith("_seen") or name.startswith("train_")
     }
     known: dict[str, Any] = dict(model_ledger(model))
     return [
@@ -139,6 +138,8 @@ def _row(
         batch=trial.batch,
         precision=trial.precision,
         learning_rate=trial.optimiser.learning_rate,
+        schedule=schedule_class(trial.optimiser),
+        unique_tokens=images * trial.tokenizer.pyramid.length if images else None,
         epochs=step * trial.batch / images if images else None,
         train_loss=reached[-1] if reached else None,
         seconds=line["seconds"],
@@ -150,6 +151,26 @@ def _row(
     )
 
 
+def schedule_class(optimiser: Optimiser) -> str:
+    """The learning rate as a share of its peak over the share of the steps done, in words.
+
+    Two runs of equal class differ in peak rate and length alone, as a frontier of losses wants.
+    """
+    words = []
+    if optimiser.warm_up > 0:
+        words.append(f"warm-up {optimiser.warm_up} from {optimiser.warm_up_from}")
+    if optimiser.plateau == 1 or optimiser.final == 1:
+        return ", ".join([*words, "constant"])
+    if optimiser.plateau > 0:
+        bend = "bend" if optimiser.decay == "two_slopes" else "plateau"
+        words.append(f"{bend} {optimiser.plateau}")
+    return ", ".join([*words, f"{optimiser.decay} to {optimiser.final}"])
+
+
+_OF_TRAINING = (
+    "seed", "step", "steps", "batch", "precision", "learning_rate", "schedule", "epochs",
+    "unique_tokens",
+)  # fmt: skip
 _SCORES = (
     "loss", "loss_last", "error", "error_last", "loss_stderr", "error_stderr",
     "loss_no_label", "loss_no_label_last", "error_no_label", "error_no_label_last",
@@ -175,6 +196,25 @@ def write_results(home: Home, sweep: Sweep) -> str | None:
     if sweep.imported:
         _refuse_unlike(rows)
     with whole(home.sweep(sweep.name) / "results.parquet") as beside:
-        pq.write_table(pa.Table.from_pylist([row.model_dump() for row in rows]), beside)
+        pq.write_table(arrow_table(rows), beside)
     text = "".join(row.model_dump_json() for row in rows)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def arrow_table(rows: list[Row]) -> pa.Table:
+    """One type a column, whatever is in it. FLOPs are float64: those of a d16 overflow int64."""
+    types = {name: _arrow_type(name, field.annotation) for name, field in Row.model_fields.items()}
+    records = [row.model_dump() for row in rows]
+    for name in (name for name, kind in types.items() if kind == pa.float64()):
+        for record in records:
+            record[name] = None if record[name] is None else float(record[name])
+    return pa.Table.from_pylist(records, schema=pa.schema(types))
+
+
+def _arrow_type(name: str, annotation: Any) -> pa.DataType:
+    kinds = {annotation, *get_args(annotation)}
+    if float in kinds or "flops" in name:
+        return pa.float64()
+    if int in kinds:
+        return pa.int64()
+    return pa.list_(pa.float64()) if name.endswith("_per_scale") else pa.string()

@@ -18,7 +18,15 @@ from var_scaling.record import Record, difference, explain
 _TAKEN = (
     "tokenizers", "tokens", "images", "code", "jobs", "mlartifacts", "mlflow.db", "mlflow.lock",
 )  # fmt: skip
-_TAKEN_IN_SWEEP = ("report", "law", "stop", "driver.json", "laws.json", "results.parquet")
+_TAKEN_IN_SWEEP = (
+    "report",
+    "law",
+    "forecasts",
+    "stop",
+    "driver.json",
+    "laws.json",
+    "results.parquet",
+)
 
 
 IMPORTED = "imported"  # the sweep of all models that were trained elsewhere

@@ -27,8 +27,10 @@ class Row(Record):
     batch: int | None
     precision: str | None
     learning_rate: float | None
+    schedule: str | None  # of the rate; runs of one class differ in its peak and length alone
     images_seen: int | None
     tokens_seen: int | None
+    unique_tokens: int | None  # in the training set
     epochs: float | None  # passes over the training images so far
     params_total: int
     params_blocks: int

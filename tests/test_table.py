@@ -1,0 +1,484 @@
+"""The run table: anyone's rows, none lost without a reason, the same from disk and from MLflow."""
+
+import gzip
+import math
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from conftest import trial
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from analysis.from_mlflow import from_mlflow
+from analysis.schema import BY_NAME, OURS, SCHEMA, SCORES, VARIABLES
+from analysis.table import TableError, check, complete, load_results, load_table
+from pipelines.rows import arrow_table, rows_of, schedule_class, write_results
+from pipelines.store import Home, claim
+from pipelines.tracking import Mirror
+from var_scaling.config import Model, Sweep
+from var_scaling.disk import write_json
+from var_scaling.metrics import MetricsLog
+from var_scaling.recipe import Optimiser
+from var_scaling.results import Row
+
+
+def ours(**changes) -> pd.DataFrame:
+    """Six trials of ours, each evaluated half-way and at its end."""
+    rows = []
+    for depth in range(1, 7):
+        for step in (50, 100):
+            n = 1152 * depth**3
+            loss = (1.5 + (2e-4 * n) ** -0.2) * (1.1 if step == 50 else 1)
+            rows.append({
+                "sweep": "s", "trial": f"d{depth}", "family": "var", "depth": depth,
+                "width": 8 * depth, "seed": 0, "step": step, "steps": 100, "learning_rate": 0.1,
+                "tokens_seen": step * 30, "params_total": 2 * n, "params_blocks": n,
+                "train_flops": 6 * n * step * 30, "val_loss": loss, "val_loss_last": loss * 1.1,
+                "val_error": 0.3 + loss / 10, "val_error_last": 0.3 + loss / 9, "status": "done",
+                "val_loss_per_scale": [loss, loss + 1],
+            })  # fmt: skip
+    return pd.DataFrame(rows).assign(**changes)
+
+
+def theirs(**changes) -> pd.DataFrame:
+    """What a paper prints: sizes, tokens, losses."""
+    n = np.array([1e7, 3e7, 1e8, 3e8])
+    loss = 1.7 + 400 * n**-0.34
+    return pd.DataFrame({"params_total": n, "tokens_seen": 20 * n, "val_loss": loss, **changes})
+
+
+# The schema ---------------------------------------------------------------------------------------
+
+
+def test_the_schema_has_just_the_columns_of_a_results_row():
+    assert [column.name for column in SCHEMA] == list(dict.fromkeys(BY_NAME))
+    assert set(BY_NAME) == set(Row.model_fields)
+    assert set(OURS) <= set(BY_NAME)
+
+
+def test_a_number_has_a_unit_or_is_a_plain_one():
+    plain = {"seed", "learning_rate", "epochs", "fid", "inception_score", "attempts"}
+    for column in SCHEMA:
+        assert (column.unit == "") == (column.kind == "text" or column.name in plain), column
+        assert column.meaning
+
+
+# Ours ---------------------------------------------------------------------------------------------
+
+
+def test_rows_of_ours_are_dropped_only_with_a_reason():
+    frame = ours()
+    frame.loc[0, "val_loss"] = -1.0
+    frame.loc[3, "status"] = "diverged"
+    frame.loc[6, "val_error"] = np.nan
+    frame = pd.concat([frame, frame.iloc[[5]].assign(val_loss=9.0)], ignore_index=True)
+    found = check(frame)
+    assert found.dropped == (
+        "d1 at step 50: val_loss is not a positive number: -1.0",
+        "d2 at step 100: diverged",
+        "d3 at step 100: the same trial and step stands again below",
+        "d4 at step 50: val_error is not a positive number: absent",
+    )
+    assert len(found.rows) == len(frame) - 4
+    assert found.finals.set_index("trial").val_loss["d3"] == 9.0  # the last counts
+    assert found.assumed == ()
+
+
+def test_only_ends_of_finished_trials_make_a_law():
+    frame = ours()
+    frame.loc[frame.trial == "d6", "status"] = "running"
+    finals = check(frame).finals
+    assert finals.trial.tolist() == ["d1", "d2", "d3", "d4", "d5"]
+    assert (finals.step == 100).all()
+    assert finals.params_total.dtype == np.int64  # a count stays one
+
+
+def test_how_an_imported_model_was_trained_may_be_unknown_and_nothing_else():
+    unknown = dict.fromkeys(("seed", "step", "steps", "tokens_seen", "train_flops"))
+    imported = ours().iloc[[11]].assign(trial="it", status="imported", **unknown)
+    bad = imported.assign(trial="bad", params_blocks=None)
+    found = check(pd.concat([ours(), imported, bad], ignore_index=True))
+    assert found.finals.trial.tolist()[-1] in ("d6", "it")
+    assert "it" in set(found.finals.trial)
+    assert found.dropped == ("bad: params_blocks is not a positive number: absent",)
+    trained = ours()
+    trained.loc[11, "train_flops"] = None
+    assert check(trained).dropped == (
+        "d6 at step 100: train_flops is not a positive number: absent",
+    )
+
+
+# A stranger's -------------------------------------------------------------------------------------
+
+
+def test_a_score_and_a_variable_are_enough():
+    found = check(theirs())
+    assert found.finals.trial.tolist() == ["row-1", "row-2", "row-3", "row-4"]
+    assert set(BY_NAME) <= set(found.finals.columns)
+    assert found.finals[["seed", "depth", "width", "learning_rate", "step"]].isna().all(axis=None)
+    assert found.finals.family.tolist() == [None] * 4
+    assert (found.rows.status == "done").all()
+    assert not found.dropped
+    for score, variable in zip(SCORES, VARIABLES, strict=True):
+        frame = pd.DataFrame({score: [0.5, 0.4], variable: [2e6, 1e6]})
+        assert check(frame).finals[variable].tolist() == [1e6, 2e6]
+
+
+def test_a_run_without_a_stated_length_ends_at_its_last_step():
+    frame = pd.DataFrame({
+        "trial": ["a", "a", "b", "b"], "step": [10, 20, 10, 40], "params_total": [1, 1, 2, 2],
+        "val_loss": [4, 3, 3.5, 2],
+    })  # fmt: skip
+    found = check(frame)
+    assert found.finals.val_loss.tolist() == [3, 2]
+    assert "steps of 4 rows is not given: each run ends at its last step" in found.notes
+
+
+def test_seeds_that_share_a_name_are_not_one_run_written_twice():
+    frame = ours().assign(sweep="s", trial="same", depth=3)
+    assert len(check(frame).finals) == 6
+    assert "5 runs have the name of another" in check(frame).notes[-1]
+    seeds = theirs(trial="d8", params_total=1e8, seed=[0, 1, 2, 3], step=10)
+    assert len(check(seeds).finals) == 4
+
+
+def test_the_same_row_twice_counts_once():
+    found = check(pd.concat([theirs(), theirs().iloc[[1]]]))
+    assert found.dropped == ("row-2: the same row stands again below",)
+    assert len(found.finals) == 4
+
+
+@pytest.mark.parametrize("value", [0, -2.5, "n/a?", math.inf])
+@pytest.mark.parametrize("column", ["val_loss", "params_total", "tokens_seen"])
+def test_a_bad_number_costs_its_row_and_is_named(column, value):
+    frame = theirs().astype({column: object})
+    frame.loc[2, column] = value
+    (dropped,) = check(frame).dropped
+    assert dropped.startswith(f"row-3: {column} is not a positive number: ")
+    assert str(value) in dropped
+
+
+def test_a_row_that_lacks_a_score_stays_for_the_others():
+    found = check(theirs(val_error=[0.9, None, 0.7, None], val_loss=[3, 2.9, None, None]))
+    assert found.dropped == ("row-4: no score is given",)
+    assert found.finals.val_error.isna().tolist() == [False, True, False]
+    assert "val_error is unknown in 1 of 3 rows, which are no points of its laws" in found.notes
+
+
+def test_an_odd_value_where_none_is_needed_is_unknown_and_noted():
+    found = check(
+        theirs(depth=["six", "8", 10, -1], val_loss_per_scale=["[1, 2.5]", "?", "", None])
+    )
+    assert found.rows.depth.tolist()[1:3] == [8, 10]
+    assert found.rows.depth.isna().tolist() == [True, False, False, True]
+    assert "depth of 2 rows is taken for unknown: 'six'" in found.notes
+    assert found.rows.val_loss_per_scale.tolist() == [[1, 2.5], None, None, None]
+    assert "val_loss_per_scale of 1 rows is taken for unknown: '?'" in found.notes
+
+
+def test_a_strangers_words_for_the_end_are_understood_and_others_are_not_guessed():
+    found = check(theirs(status=["FINISHED", "completed", "Running", "crashed"]))
+    assert found.rows.status.tolist() == ["done", "done", "running"]
+    assert found.dropped[0].startswith("row-4: status is none of done, running")
+    assert len(found.finals) == 2
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (theirs().drop(columns="val_loss"), "columns missing: a score, .*there are: params_total,"),
+        (theirs()[["val_loss"]], "columns missing: a variable, which is one of tokens_seen"),
+        (pd.DataFrame(), "columns missing: a score.*there are: none"),
+        (theirs().iloc[:0], "the table is empty"),
+        (ours(val_loss=np.nan), "no usable row: .*val_loss is not a positive number: absent"),
+        (theirs(val_loss=np.nan), "no usable row: row-1: no score is given"),
+        (theirs(val_error=[0.9, 45.2, 44, 43]), "val_error is 45.2 .*in per cent"),
+        (pd.concat([theirs(), theirs()[["val_loss"]]], axis=1), "two columns are named val_loss"),
+    ],
+)
+def test_a_table_that_cannot_be_used_says_why(frame, message):
+    with pytest.raises(TableError, match=message):
+        check(frame)
+
+
+MESS = (None, math.nan, 0, -1, 0.5, 2, "x", "", "1e5", math.inf, True, pd.NA, [1.0], 10**25, b"x")
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    mess=st.lists(st.tuples(*[st.sampled_from(MESS)] * 5), min_size=1, max_size=5),
+    names=st.permutations([name for name in BY_NAME if "error" not in name]),
+)
+def test_whatever_stands_in_the_cells_each_row_is_usable_or_has_its_reason(mess, names):
+    columns = ["val_loss", "params_total", *names]
+    good = (1.5, 2.0, *[None] * 3)
+    frame = pd.DataFrame([*mess, good], columns=list(dict.fromkeys(columns))[:5], dtype=object)
+    frame["status"] = "done"
+    found = check(frame)
+    assert len(found.rows) + len(found.dropped) == len(frame)
+    for name in ("val_loss", "params_total"):
+        known = found.rows[name].dropna()
+        assert (np.isfinite(known) & (known > 0)).all()
+    assert len(check(found.rows).rows) == len(found.rows)  # what was kept is kept
+
+
+# Files --------------------------------------------------------------------------------------------
+
+
+def test_every_kind_of_file_is_the_same_table(tmp_path):
+    frame = ours()
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    frame.to_csv(tmp_path / "t.tsv", index=False, sep="\t")
+    frame.to_csv(tmp_path / "excel.csv", index=False, sep=";", encoding="utf-8-sig")
+    frame.to_csv(tmp_path / "t.csv.gz", index=False)
+    frame.to_parquet(tmp_path / "t.parquet")
+    tables = [load_table(path) for path in sorted(tmp_path.iterdir())]
+    assert len(tables) == 5
+    assert {table.fingerprint for table in tables} == {check(frame).fingerprint}
+    assert all(len(table.finals.val_loss_per_scale[0]) == 2 for table in tables)
+    assert load_results(tmp_path / "t.csv").source == str(tmp_path / "t.csv")
+
+
+def test_a_strangers_names_are_renamed_and_a_wrong_one_is_told_what_there_is(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("Model Size, Training FLOP,loss,colour\n1e9,1e20,2.5,red\n2e9,3e20,2.4,red\n")
+    names = {"Model Size": "params_total", "Training FLOP": "train_flops", "loss": "val_loss"}
+    found = load_table(path, names)
+    assert found.finals.train_flops.tolist() == [1e20, 3e20]
+    assert found.finals.colour.tolist() == ["red", "red"]
+    for wrong, message in (
+        ({"Model size": "params_total"}, "no 'Model size'; there are: Model Size, Training FLOP,"),
+        ({"loss": "validation_loss"}, "'validation_loss' is no column .*val_loss"),
+        ({"loss": "val_loss", "colour": "val_loss"}, "'loss' and 'colour' are both to be val_loss"),
+        ({"loss": "val_loss"}, "columns missing: a variable"),
+    ):
+        with pytest.raises(TableError, match=message):
+            load_table(path, wrong)
+    theirs().assign(loss=1.0).to_csv(path)
+    with pytest.raises(TableError, match="there is a column val_loss already"):
+        load_table(path, {"loss": "val_loss"})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv", b"", "the file is empty"),
+        ("t.csv", b"params_total,val_loss\n", "the table is empty"),
+        ("t.csv", b"params_total,val_loss\n1,2\n1,2,3,4\n", "cannot be read"),
+        ("t.csv", b"\xff\xfe\x00p", "cannot be read"),
+        ("t.csv.gz", b"no gzip", "cannot be read"),
+        ("t.csv.gz", gzip.compress(b"params_total\n" * 99, mtime=0)[:-20], "cannot be read"),
+        ("t.parquet", b"PAR1 no parquet", "cannot be read"),
+        ("t.xlsx", b"", r"is none of \.csv"),
+    ],
+)
+def test_a_file_that_is_no_table_says_so_in_one_line(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(TableError, match=message) as told:
+        load_table(tmp_path / name)
+    assert "\n" not in str(told.value)
+
+
+def test_a_file_that_is_not_there_is_no_traceback_of_pandas(tmp_path):
+    with pytest.raises(TableError, match="no such file"):
+        load_table(tmp_path / "none.csv")
+    with pytest.raises(TableError, match="no results yet"):
+        load_results(tmp_path / "none.parquet")
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(TableError, match="cannot be read"):
+        load_table(tmp_path / "folder.csv")
+
+
+# Fingerprint and completion -----------------------------------------------------------------------
+
+
+@settings(max_examples=5, deadline=None)
+@given(order=st.permutations(range(12)), columns=st.randoms(use_true_random=False))
+def test_the_fingerprint_is_of_the_content_alone(order, columns):
+    frame = ours()
+    names = list(frame.columns)
+    columns.shuffle(names)
+    other = frame.iloc[list(order)][names].astype({"depth": "int16", "seed": "float32"})
+    other = other.assign(colour="red", fid=None)
+    assert check(other).fingerprint == check(frame).fingerprint
+    assert len(check(frame).fingerprint) == 12
+
+
+def test_the_fingerprint_tells_any_change_of_a_number():
+    known = {check(theirs()).fingerprint, check(theirs().iloc[:3]).fingerprint}
+    for column in theirs().columns:
+        frame = theirs()
+        frame.loc[1, column] = np.nextafter(frame.loc[1, column], np.inf)
+        known.add(check(frame).fingerprint)
+    assert len(known) == 5
+    assert check(theirs(status="done")).fingerprint != check(theirs(seed=0)).fingerprint
+    shuffled = theirs().iloc[[2, 0, 3, 1]]  # its rows get other names, but names given here
+    assert check(shuffled).fingerprint == check(theirs()).fingerprint
+
+
+def test_six_n_d_completes_what_is_missing_and_only_when_asked():
+    n, d = theirs().params_total, theirs().tokens_seen
+    table = check(theirs())
+    assert table.finals.train_flops.isna().all()
+    full = complete(table, "train_flops")
+    assert full.finals.train_flops.tolist() == (6 * n * d).tolist()
+    assert full.notes[-1] == (
+        "train_flops of 4 rows by C = 6 N D from params_total and tokens_seen"
+    )
+    assert full.fingerprint != table.fingerprint
+    assert full.finals.trial.tolist() == table.finals.trial.tolist()
+    assert table.finals.train_flops.isna().all()
+    for lost in ("tokens_seen", "params_total"):
+        frame = full.rows.assign(**{lost: np.nan})
+        frame.loc[0, lost] = 7.0  # what is known stays
+        found = complete(check(frame), lost).finals.sort_values("trial")[lost].to_numpy()
+        np.testing.assert_allclose(found, [7.0, *theirs()[lost][1:]], rtol=1e-12)
+    for column, parameters, message in (
+        ("train_flops", "params_blocks", "no row without train_flops knows both params_blocks and"),
+        ("tokens_seen", "params_total", "every row knows its tokens_seen already"),
+        ("val_loss", "params_total", "'val_loss': C = 6 N D gives one of train_flops, params_to"),
+    ):
+        with pytest.raises(TableError, match=message):
+            complete(table, column, parameters)
+
+
+# From MLflow, and to Parquet ----------------------------------------------------------------------
+
+SWEEP = Sweep(
+    name="s",
+    question="?",
+    trials=tuple(
+        trial(name=f"d{depth}", seed=depth, model=Model(depth=depth, width_per_depth=8))
+        for depth in (1, 2, 3)
+    ),
+)
+
+
+def line(step: int, depth: int) -> dict:
+    scores = {"loss": 3.3 - depth / 10 - step / 99, "loss_last": 3.1, "loss_stderr": 1 / 700}
+    scores |= {"error": 0.9, "error_last": 0.7 + 0.1 / depth, "error_stderr": 0.01}
+    if step == 12:
+        scores |= {"loss_no_label": 3.5, "error_no_label": 0.95}
+    clock = {"seconds": step / 3, "images_per_second": 24.0, "tokens_seen": step * 8 * 21}
+    lists = {"loss_per_scale": [3.0, 2.5, 1 / 3], "error_per_scale": [0.9, 0.8, 0.7]}
+    return {**scores, **lists, **clock, "images_scored": 100, "evaluation_flops": 10**9}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Home:
+    """Three trials, of which the last is at half its way, in a home and its mirror."""
+    home = Home(tmp_path_factory.mktemp("home"))
+    write_json(home.tokens("t", "leaves", "train") / "manifest.json", {"images": 600})
+    for t in SWEEP.trials:
+        folder = home.trial("s", t.name)
+        claim(folder, "trial.json", t)
+        write_json(folder / "provenance.json", {"attempts": [{"commit": "12e45"}]})
+        log = MetricsLog(folder / "metrics.jsonl")
+        for step in (3, 6, 12)[: 2 if t.name == "d3" else 3]:
+            log("train", step - 1, {"loss": 4.0 / step, "seconds": 1.0, "images_per_second": 9.0})
+            log("validation", step, line(step, t.model.depth))
+        log.close()
+        if t.name != "d3":
+            write_json(folder / "done.json", {"status": "done"})
+    write_results(home, SWEEP)
+    return home
+
+
+@pytest.fixture(scope="module")
+def mirror(home) -> Mirror:
+    mirror = Mirror(home, SWEEP)
+    mirror.catch_up()
+    return mirror
+
+
+def test_the_table_from_mlflow_is_the_table_from_disk(home, mirror):
+    disk = load_results(home.sweep("s") / "results.parquet")
+    mirror.publish_law({"law/x/alpha": 0.1}, {"law": ["x"], "alpha": [0.1]}, [])
+    found = from_mlflow(mirror.client, "s")
+    for ours, other in ((disk.finals, found.finals), (disk.rows, found.rows)):
+        shared = [name for name in BY_NAME if other[name].notna().any()]
+        assert {*OURS, "val_loss_per_scale", "train_loss", "commit", "attempts"} <= set(shared)
+        ours, other = (f.sort_values(["trial", "step"], ignore_index=True) for f in (ours, other))
+        rates = [f.pop("learning_rate") for f in (ours, other)]  # the mirror shows four digits
+        np.testing.assert_allclose(*rates, rtol=1e-3)
+        shared.remove("learning_rate")
+        pd.testing.assert_frame_equal(ours[shared], other[shared], check_exact=True)
+    assert found.finals.trial.tolist() == ["d1", "d2"]
+    assert found.dropped == ("run law: logged no score",)
+    assert found.source == "MLflow experiment s"
+
+
+def test_an_experiment_that_is_not_there_or_empty_is_told_apart(mirror):
+    with pytest.raises(TableError, match=r"no MLflow experiment 'none'; there are: Default, s"):
+        from_mlflow(mirror.client, "none")
+    mirror.client.create_experiment("void")
+    with pytest.raises(TableError, match="void: holds no run"):
+        from_mlflow(mirror.client, "void")
+
+
+def test_a_strangers_experiment_is_read_by_their_names(mirror):
+    client = mirror.client
+    place = client.create_experiment("theirs")
+    for size in (1e6, 2e6):
+        run = client.create_run(place, run_name="gpt").info.run_id
+        client.log_param(run, "n_params", size)
+        for step in (100, 200):
+            client.log_metric(run, "eval_loss", 3 - step / 1e3, step=step)
+            client.log_metric(run, "tokens", step * 512.0, step=step - 1)
+            client.log_metric(run, "learning_rate", 1 / step, step=step)
+        client.set_terminated(run, "FINISHED")
+    once = client.create_run(place, run_name="once").info.run_id
+    client.log_param(once, "n_params", 3e6)
+    client.log_metric(once, "eval_loss", 2.5)
+    client.set_terminated(once, "FINISHED")
+    with pytest.raises(TableError, match=r"no run logged a score .*there are: eval_loss, learning"):
+        from_mlflow(client, "theirs")
+    with pytest.raises(TableError, match="there is no 'test_loss'; there are: eval_loss"):
+        from_mlflow(client, "theirs", {"test_loss": "val_loss"})
+    names = {"eval_loss": "val_loss", "n_params": "params_total", "tokens": "tokens_seen"}
+    finals = from_mlflow(client, "theirs", names).finals
+    assert finals.params_total.tolist() == [1e6, 2e6, 3e6]
+    assert finals.val_loss.tolist() == [2.8, 2.8, 2.5]
+    assert finals.tokens_seen.tolist()[:2] == [200 * 512.0] * 2
+    assert finals.learning_rate.tolist()[:2] == [0.01, 0.01]
+    assert finals.trial.nunique() == 3  # a name that two runs have is told apart by their ids
+
+
+def test_the_row_knows_its_schedule_and_its_different_tokens(home):
+    rows = rows_of(home, SWEEP)
+    assert {row.unique_tokens for row in rows} == {600 * 21}
+    assert {row.schedule for row in rows} == {
+        "warm-up 0.04 from 0.005, plateau 0.7, linear to 0.02"
+    }
+
+
+def test_runs_of_one_class_of_schedule_differ_in_peak_and_length_alone():
+    from var_scaling.training.optim import learning_rate_at
+
+    shapes: dict[str, set] = {}
+    choices = product(
+        [(0.0, 0.1), (0.3, 0.1), (0.3, 1.0)],
+        ["linear", "cosine", "exponential", "two_slopes"],
+        [0.3, 0.6, 1.0],
+        [0.1, 0.3, 1.0],
+        [1e-3, 2.0],
+    )
+    for (warm_up, warm_up_from), decay, plateau, final, peak in choices:
+        if decay != "two_slopes" or plateau < 1:
+            changes = {"decay": decay, "plateau": plateau, "final": final, "warm_up": warm_up}
+            optimiser = Optimiser(learning_rate=peak, warm_up_from=warm_up_from, **changes)
+            rates = [learning_rate_at(optimiser, step, 30) / peak for step in range(30)]
+            shape = tuple(round(rate, 9) for rate in rates)
+            shapes.setdefault(schedule_class(optimiser), set()).add(shape)
+    assert {len(shape) for shape in shapes.values()} == {1}
+    assert len(shapes) == 3 * (4 * 2 * 2 + 1)
+
+
+def test_flops_of_the_papers_models_fit_the_file(home, tmp_path):
+    row = rows_of(home, SWEEP)[-1]
+    huge = row.model_copy(update={"train_flops": 3 * 10**21, "train_flops_mlp": 10**21})
+    pq.write_table(arrow_table([huge]), tmp_path / "t.parquet")
+    assert load_table(tmp_path / "t.parquet").rows.train_flops.tolist() == [3e21]
