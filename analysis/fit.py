@@ -1,235 +1,224 @@
-"""Fit a law by least squares of log residuals, and say how the fit came about.
-
-Every solve is a batch: row b of `weights` (B, n) says how often each of the n points counts, so one
-call fits the data (a row of ones) or all resamples of a bootstrap. Seeds come from variable
-projection: for a given E the rest is a straight line.
-"""
+"""Fit a law, and say how the fit came about."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
+from analysis.certificate import Certificate
 from analysis.laws import Law
+from analysis.objectives import HUBER, Objective, objective_of
+from analysis.points import FitError, Given, check_points
+from analysis.search import solve
+from analysis.seeds import seeds
+from analysis.terms import Points, information, residuals
+from analysis.vertex import to_vertex
 
-_SEED_FLOORS = np.array([0.0, 0.2, 0.4, 0.6, 0.75, 0.85, 0.92, 0.96, 0.985, 0.995])  # of min(y)
-_ROUNDS = 300
-_STARTS_OF_A_RESAMPLE = 2  # the most promising seeds; the data itself gets them all
-_TOLERANCE = 1e-10  # the longest step of an optimum, in a, α and log E
-_MOST_FLOOR = 1 - 1e-4  # of min(y): what is left must have a logarithm
-_LEAST_FLOOR = 1e-3  # of min(y): below this, E is zero for all that data can tell
+Array = NDArray[np.float64]
+
+CONVERGED = 1e-6  # the relative gradient of an optimum
 
 
-class FitError(ValueError):
-    """No law can be fitted to these points; the message says why."""
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """How the optimum was found."""
-
-    starts: int
-    agreed: float  # share of starts that ended at the best objective, within 1e-6 relative
-    gradient: float  # norm at the end, relative to the objective's scale
-    converged: bool
-    at_bound: bool  # E ran to zero (the data wants no floor) or to the least loss (no law)
-    objective: float  # sum of squared log residuals
+class NotConverged(FitError):
+    """The best of all starts is no optimum; no number of it should be used."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """L = E + A x^-α, fitted. r and r2 are of log(L - E) against log x."""
+    """A fitted law: its parameters by name, how well it describes the points, and how it was found.
+
+    `r` and `r2` of a law in one variable are of log(L - E), or of the log odds, against log x;
+    `r2` of the others is of log L. NaN where they mean nothing: all losses equal, or one below E.
+    """
 
     law: Law
-    A: float
-    alpha: float
-    E: float
+    objective: Objective
+    values: dict[str, float]
     r: float
     r2: float
     rms_relative_error: float
-    points: int
-    sizes: int
-    decades: float
     certificate: Certificate
+    given: Given = field(repr=False)  # what was fitted
+    theta: Array = field(repr=False, compare=False)  # in the solver's centred logs
+    floor: float | None = None  # E, where it was fixed
+
+    def __getitem__(self, name: str) -> float:
+        return self.values[name]
 
     @property
-    def beta(self) -> float | None:
-        """The paper's coefficient: L - E = (β x)^-α, in 1 / units of x.
+    def alpha(self) -> float:
+        return self.values["alpha"]
 
-        None where α is so near zero that β is beyond what a float holds.
+    @property
+    def A(self) -> float:
+        return self.values["A"]
+
+    @property
+    def E(self) -> float:
+        """The floor, fitted, fixed, or 0 where the law has none."""
+        return self.values.get("E", 0.0)
+
+    @property
+    def paper_beta(self) -> float | None:
+        """β of the paper's form, L - E = (β x)^-α (VAR, Eq. 3), in 1 / units of x.
+
+        None for a law of several variables, and where α is so near zero that no float holds β.
         """
-        if self.alpha == 0 or abs(math.log(self.A) / self.alpha) > 700:
+        if len(self.law.powers) > 1 or self.alpha == 0:
             return None
-        return math.exp(-math.log(self.A) / self.alpha)
+        log_beta = -math.log(self.A) / self.alpha if self.A > 0 else math.inf
+        return math.exp(log_beta) if abs(log_beta) < 700 else None
 
-    def predict(self, x: np.ndarray | float) -> np.ndarray:
-        return self.law.predict(np.asarray(x, dtype=float), self.A, self.alpha, self.E)
+    @property
+    def points(self) -> int:
+        return self.given.points.count
+
+    @property
+    def free(self) -> int:
+        """How many parameters were fitted."""
+        return len(self.law.names) - (self.floor is not None)
+
+    @property
+    def sizes(self) -> int:
+        return self.given.sizes[0]
+
+    @property
+    def decades(self) -> float:
+        return self.given.decades[0]
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What a reader must know before using a number of this fit."""
+        rising = [
+            f"L rises with {variable}: {exponent} = {self.values[exponent]:.3g}"
+            for (_, exponent), variable in zip(self.law.powers, self.law.variables, strict=False)
+            if self.values[exponent] < 0
+        ]
+        return (*self.certificate.flags, *rising, *self.given.notes)
+
+    @property
+    def residuals(self) -> Array:
+        """log(measured / predicted) of each point, in the order given."""
+        return np.asarray(np.log(self.given.y) - np.log(self.predict(self.given.x)))
+
+    def predict(self, x: ArrayLike | Sequence[ArrayLike]) -> Array:
+        """L at `x`: an array, or a tuple of arrays for a law of several variables."""
+        return self.law.predict(x, self.values)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings, with the formula, units and flags spelled out."""
+        return {
+            "law": self.law.name,
+            "formula": self.law.formula,
+            "values": dict(self.values),
+            "units": {p.name: p.unit for p in self.law.parameters},
+            "paper_beta": self.paper_beta,
+            "floor_fixed_at": self.floor,
+            "objective": self.objective.name,
+            "delta": self.objective.delta if math.isfinite(self.objective.delta) else None,
+            "r": self.r,
+            "r2": self.r2,
+            "rms_relative_error": self.rms_relative_error,
+            "points": self.points,
+            "sizes": dict(zip(self.law.variables, self.given.sizes, strict=True)),
+            "decades": dict(zip(self.law.variables, self.given.decades, strict=True)),
+            "certificate": self.certificate.as_dict(),
+            "flags": list(self.flags),
+        }
 
 
-def fit_law(law: Law, x: np.ndarray, y: np.ndarray) -> Fit:
-    """Fit `law` to points (x, y). Raises FitError if they cannot carry it."""
-    x, y = check_points(law, x, y)
-    solved = solve(law, x, y, np.ones((1, len(x))))
-    a, alpha, floor = solved.a[0], solved.alpha[0], solved.floor[0]
-    scale = float(np.exp(a + alpha * np.log(x).mean()))
-    certificate = Certificate(
-        starts=solved.starts,
-        agreed=float(solved.agreed[0]),
-        gradient=float(solved.gradient[0]),
-        converged=bool(solved.gradient[0] < 1e-6),
-        at_bound=bool(law.floor and (floor == 0 or floor >= _MOST_FLOOR * y.min())),
-        objective=float(solved.objective[0]),
-    )
-    reducible = np.log(y - floor)
-    line = np.log(scale) - alpha * np.log(x)
-    spread = float(np.sum((reducible - reducible.mean()) ** 2))
-    flat = spread < 1e-20  # all losses equal: nothing to correlate
-    residual = np.log(law.predict(x, scale, alpha, floor) / y)
-    return Fit(
-        law=law,
-        A=scale,
-        alpha=float(alpha),
-        E=float(floor),
-        r=math.nan if flat else float(np.corrcoef(np.log(x), reducible)[0, 1]),
-        r2=math.nan if flat else 1 - float(np.sum((line - reducible) ** 2)) / spread,
-        rms_relative_error=float(np.sqrt(np.mean(np.expm1(residual) ** 2))),
-        points=len(x),
-        sizes=len(np.unique(x)),
-        decades=float(np.log10(x.max() / x.min())),
-        certificate=certificate,
-    )
+def fit_law(
+    law: Law,
+    x: ArrayLike | Sequence[ArrayLike],
+    y: ArrayLike,
+    objective: str | Objective = HUBER,
+    *,
+    floor: float | None = None,
+    weights: ArrayLike | None = None,
+    strict: bool = True,
+) -> Fit:
+    """Fit `law` to points: x as the law takes it, y the losses, in any units.
 
-
-def check_points(law: Law, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The points as float arrays, sorted by x. Raises FitError where no fit is possible."""
-    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise FitError("points hold NaN or infinity")
-    if (x <= 0).any() or (y <= 0).any():
-        raise FitError("a power law needs positive sizes and positive losses")
-    sizes = len(np.unique(x))
-    if sizes < law.parameters:
+    `floor` fixes E (0: no floor). `weights` say how much each point counts; only their ratios
+    matter. Raises FitError, in words that say what is wrong, where the points cannot carry the law,
+    and NotConverged where no optimum was reached, unless `strict` is False: then it is a flag.
+    """
+    objective = objective_of(objective)
+    given = check_points(law, x, y, floor=floor, weights=weights)
+    points, w = given.points, given.weights[None]
+    log_floor = given.log_floor(floor)
+    starts = seeds(points, given.weights, log_floor)
+    solved = solve(points, w, starts[:, None], objective, log_floor)
+    theta, start, gradient = solved.theta[0], starts[solved.best[0]], float(solved.gradient[0])
+    if objective.name == "absolute":
+        theta, gradient = to_vertex(points, given.weights, theta, log_floor is not None)
+    values = given.values(theta)
+    beyond = [name for name, value in values.items() if not np.isfinite(value)]
+    if beyond:
         raise FitError(
-            f"{law.formula} has {law.parameters} parameters; there are {sizes} different sizes"
+            f"{', '.join(beyond)} is beyond what a float holds (it is what the law says at x = 1, "
+            "far from these points): give x in units nearer to them, or ask why it is so steep"
         )
-    order = np.argsort(x, kind="stable")
-    return x[order], y[order]
+    known = np.isfinite(theta)  # a floor of nothing has moved no finite way
+    moved = np.abs(theta[known] - start[known])
+    certificate = Certificate(
+        starts=len(starts),
+        agreed=float(solved.agreed[0]),
+        objective=float((given.weights * objective.value(residuals(points, theta[None])[0])).sum()),
+        gradient=gradient,
+        converged=gradient < CONVERGED,
+        bounds=_bounds_hit(points, theta, free_floor=floor is None),
+        moved=float(np.max(moved, initial=0.0)),
+        condition=_condition(points, w, theta, held=() if floor is None else (2 * points.powers,)),
+    )
+    if strict and not certificate.converged:
+        raise NotConverged(
+            f"{law.formula} did not converge: relative gradient {certificate.gradient:.0e} after "
+            f"{len(starts)} starts, of which {certificate.agreed:.0%} agree; strict=False shows it"
+        )
+    r, r2 = _correlation(given, law, values)
+    error = np.expm1(residuals(points, theta[None])[0])
+    rms = float(np.sqrt(np.average(error**2, weights=given.weights)))
+    return Fit(law, objective, values, r, r2, rms, certificate, given, theta, floor)
 
 
-@dataclass(frozen=True)
-class Solved:
-    """Arrays over the batch; L = floor + exp(a - α (log x - mean log x))."""
-
-    a: np.ndarray
-    alpha: np.ndarray
-    floor: np.ndarray
-    objective: np.ndarray
-    gradient: np.ndarray
-    agreed: np.ndarray
-    starts: int
-
-
-def solve(law: Law, x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> Solved:
-    """The weighted optimum for every row of `weights` (B, n)."""
-    u, log_y = np.log(x) - np.log(x).mean(), np.log(y)
-    a, alpha = _line(u, log_y, weights)
-    straight = np.sum(weights * (a[:, None] - alpha[:, None] * u - log_y) ** 2, axis=1)
-    zeros, ones = np.zeros_like(a), np.ones_like(a)
-    if not law.floor:
-        return Solved(a, alpha, zeros, straight, zeros, ones, starts=1)
-    seeds = np.stack([_seed(u, y, weights, share) for share in _SEED_FLOORS])  # (starts, B, 3)
-    if len(weights) > 1:
-        seeds = _most_promising(seeds, u, log_y, weights)
-    starts, rows = len(seeds), len(weights)
-    ends = _polish(u, log_y, np.tile(weights, (starts, 1)), seeds.reshape(-1, 3), y.min())
-    thetas, objectives, gradients = (end.reshape(starts, rows, *end.shape[1:]) for end in ends)
-    best, row = objectives.argmin(0), np.arange(rows)
-    theta, least, gradient = thetas[best, row], objectives[best, row], gradients[best, row]
-    agreed = (objectives <= least * (1 + 1e-6) + 1e-12).mean(0)
-    no_floor = straight <= least * (1 + 1e-9)  # E ran to zero: then the law is the straight line
-    return Solved(
-        np.where(no_floor, a, theta[:, 0]),
-        np.where(no_floor, alpha, theta[:, 1]),
-        np.where(no_floor, 0.0, np.exp(theta[:, 2])),
-        np.where(no_floor, straight, least),
-        np.where(no_floor, 0.0, gradient),
-        agreed,
-        starts,
+def _bounds_hit(points: Points, theta: Array, free_floor: bool) -> tuple[str, ...]:
+    lowest, highest = points.bounds
+    names = [name for pair in points.law.powers for name in pair]
+    names += ["E"] * points.law.floor + ["R_star"] * points.law.repeats
+    return tuple(
+        f"{name} at its {'lower' if low else 'upper'} bound"
+        for name, low, high in zip(names, theta <= lowest, theta >= highest, strict=True)
+        if (low or high) and (name != "E" or free_floor)
     )
 
 
-def _most_promising(
-    seeds: np.ndarray, u: np.ndarray, log_y: np.ndarray, weights: np.ndarray
-) -> np.ndarray:
-    """The few seeds of each row with the least objective, (few, B, 3)."""
-    objectives = np.stack([(weights * _residual(u, log_y, s)[0] ** 2).sum(1) for s in seeds])
-    few = objectives.argsort(0)[:_STARTS_OF_A_RESAMPLE]
-    return np.take_along_axis(seeds, few[..., None], axis=0)
+def _condition(points: Points, weights: Array, theta: Array, held: tuple[int, ...]) -> float:
+    """Of the information matrix, brought to a unit diagonal: near 1 is well told apart."""
+    known = information(points, weights, theta[None])[0]
+    free = [j for j in range(len(known)) if j not in held and known[j, j] > 0]
+    known = known[np.ix_(free, free)]
+    scale = np.sqrt(np.diag(known))
+    return float(np.linalg.cond(known / np.outer(scale, scale)))
 
 
-def _line(u: np.ndarray, v: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted least squares of v = a - α u; one a and one α for each row of `weights`."""
-    total = weights.sum(1, keepdims=True)
-    mean_u = (weights * u).sum(1, keepdims=True) / total
-    mean_v = (weights * v).sum(1, keepdims=True) / total
-    du = u - mean_u
-    spread = np.maximum((weights * du**2).sum(1), 1e-300)
-    slope = (weights * du * (v - mean_v)).sum(1) / spread
-    return (mean_v[:, 0] - slope * mean_u[:, 0]), -slope
-
-
-def _seed(u: np.ndarray, y: np.ndarray, weights: np.ndarray, share: float) -> np.ndarray:
-    """(B, 3) start a, α, log E with E = share × min(y); the line is weighted as log y feels it."""
-    floor = max(share, 1e-3) * y.min()
-    reducible = y - floor
-    a, alpha = _line(u, np.log(reducible), weights * (reducible / y) ** 2)
-    return np.stack([a, alpha, np.full_like(a, np.log(floor))], axis=1)
-
-
-def _polish(
-    u: np.ndarray, log_y: np.ndarray, weights: np.ndarray, theta: np.ndarray, least: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Levenberg-Marquardt, exact Jacobian, whole batch. Returns θ, objective, gradient."""
-    theta, damping = theta.copy(), np.full(len(theta), 1e-3)
-    lowest, highest = np.log(_LEAST_FLOOR * least), np.log(_MOST_FLOOR * least)
-    theta[:, 2] = theta[:, 2].clip(lowest, highest)
-    objective = (weights * _residual(u, log_y, theta)[0] ** 2).sum(1)
-    moving = np.arange(len(theta))
-    for _ in range(_ROUNDS):
-        w, start = weights[moving], theta[moving]
-        residual, jacobian = _residual(u, log_y, start)
-        gradient = np.einsum("bn,bn,bnp->bp", w, residual, jacobian)
-        normal = np.einsum("bn,bnp,bnq->bpq", w, jacobian, jacobian)
-        diagonal = np.einsum("bpp->bp", normal) + 1e-12
-        damped = normal + np.einsum("b,bp,pq->bpq", damping[moving], diagonal, np.eye(3))
-        step = np.linalg.solve(damped, gradient[..., None])[..., 0]
-        tried = start - np.clip(step, -2, 2)
-        tried[:, 2] = tried[:, 2].clip(lowest, highest)
-        reached = (w * _residual(u, log_y, tried)[0] ** 2).sum(1)
-        better = reached <= objective[moving]
-        theta[moving[better]] = tried[better]
-        objective[moving[better]] = reached[better]
-        damping[moving] = np.clip(damping[moving] * np.where(better, 0.2, 4.0), 1e-14, 1e8)
-        moving = moving[np.abs(tried - start).max(1) > _TOLERANCE]
-        if not len(moving):
-            break
-    residual, jacobian = _residual(u, log_y, theta)
-    gradient = np.einsum("bn,bn,bnp->bp", weights, residual, jacobian)
-    gradient[:, 2] = np.where(theta[:, 2] <= lowest, np.minimum(gradient[:, 2], 0), gradient[:, 2])
-    gradient[:, 2] = np.where(theta[:, 2] >= highest, np.maximum(gradient[:, 2], 0), gradient[:, 2])
-    count = weights.sum(1)
-    return (
-        theta,
-        objective,
-        np.linalg.norm(gradient, axis=1) / (np.sqrt(objective * count) + 1e-8 * count),
-    )
-
-
-def _residual(u: np.ndarray, log_y: np.ndarray, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(B, n) log residuals and (B, n, 3) their derivatives by a, α and log E."""
-    power = theta[:, :1] - theta[:, 1:2] * u
-    floor = np.broadcast_to(theta[:, 2:], power.shape)
-    predicted = np.logaddexp(power, floor)
-    share = np.exp(power - predicted)  # of the reducible part in the prediction
-    jacobian = np.stack([share, -u * share, np.exp(floor - predicted)], axis=-1)
-    return predicted - log_y, jacobian
+def _correlation(given: Given, law: Law, values: dict[str, float]) -> tuple[float, float]:
+    """r and R² of the straight line that the law is; R² of log L for a law of several variables."""
+    y = given.y
+    if len(law.powers) == 1:
+        reducible = y / (1 - y) if law.odds else y - values.get("E", 0.0)
+        if (reducible <= 0).any():
+            return math.nan, math.nan
+        shown = np.log(reducible)
+        line = np.log(values["A"]) - values["alpha"] * np.log(given.x)
+    else:
+        shown, line = np.log(y), np.log(law.predict(given.x, values))
+    spread = float(np.sum((shown - shown.mean()) ** 2))
+    if spread < 1e-20:  # all losses equal: nothing to correlate
+        return math.nan, math.nan
+    r2 = 1 - float(np.sum((line - shown) ** 2)) / spread
+    r = float(np.corrcoef(given.points.logs[0], shown)[0, 1]) if len(law.powers) == 1 else math.nan
+    return r, r2

@@ -1,0 +1,479 @@
+"""Laws: any known one is found again in any units, an optimum is one, bad points are refused."""
+
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from analysis import search, solver
+from analysis.certify import certify
+from analysis.fit import Fit, NotConverged, fit_law
+from analysis.laws import FLOOR, LAWS, LOGIT, PURE, REPEATED, SURFACE, Law
+from analysis.objectives import OBJECTIVES, Objective
+from analysis.points import FitError
+from analysis.search import solve
+from analysis.seeds import seeds as starting_points
+
+SIZES = 1152.0 * np.arange(1, 13) ** 3
+QUICK = settings(max_examples=15, deadline=None, derandomize=True, phases=[Phase.generate])
+objectives = st.sampled_from(sorted(OBJECTIVES))
+exponents = st.floats(0.01, 1.5)
+log_units = st.floats(-12, 12)
+
+
+def grid(side=6, decades=2.0):
+    """A Kaplan-like grid of sizes and data."""
+    N, D = np.meshgrid(10 ** np.linspace(6, 6 + decades, side), 10 ** np.linspace(8, 10, side))
+    return N.ravel(), D.ravel()
+
+
+def surface(N, D, E=1.7, A=1.5, alpha=0.34, B=1.2, beta=0.28):
+    """A law of loss of order one, with N and D above their least."""
+    return E + A * (N / N.min()) ** -alpha + B * (D / D.min()) ** -beta
+
+
+def noisy(y, noise=0.01, seed=0):
+    return y * np.exp(np.random.default_rng(seed).normal(0, noise, len(y)))
+
+
+def loss(objective, law, x, y, values, weights=1.0):
+    """The objective in its own units, written here once more from its definition."""
+    r = np.log(law.predict(x, values)) - np.log(y)
+    each = {
+        "squares": r**2,
+        "absolute": np.abs(r),
+        "huber": np.where(np.abs(r) < 1e-3, r**2 / 2, 1e-3 * np.abs(r) - 5e-7),
+    }[objective]
+    return float((weights * each).sum())
+
+
+def cases():
+    """A noisy problem for each law: (law, x, y, true values)."""
+    N, D = grid()
+    U = np.full(len(N), 8e8)
+    line = {"A": 4.0, "alpha": 0.12}
+    floored = {"A": 8.0, "alpha": 0.25, "E": 1.5}
+    plane = {"A": 30.0, "alpha": 0.2, "B": 200.0, "beta": 0.3, "E": 1.5}
+    passes = {**plane, "R_star": 6.0}
+    odds = {"A": 5.0, "alpha": 0.15}
+    for law, x, values, noise in (
+        (PURE, SIZES, line, 0.01), (FLOOR, SIZES, floored, 0.004), (LOGIT, SIZES, odds, 0.01),
+        (SURFACE, (N, D), plane, 0.01), (REPEATED, (N, D, U), passes, 0.003),
+    ):  # fmt: skip
+        yield law, x, noisy(law.predict(x, values), noise, seed=len(law.name)), values
+
+
+@QUICK
+@given(
+    alpha=exponents, decades=st.floats(0.5, 5), count=st.integers(3, 60),
+    x_unit=log_units, y_unit=log_units, objective=objectives,
+)  # fmt: skip
+def test_a_pure_law_is_recovered(alpha, decades, count, x_unit, y_unit, objective):
+    x = 10 ** np.linspace(x_unit, x_unit + decades, count)
+    y = 10**y_unit * (x / x[0]) ** -alpha
+    fit = fit_law(PURE, x, y, objective)
+    assert fit.alpha == pytest.approx(alpha, rel=1e-6)
+    assert fit.A / (10**y_unit * x[0] ** alpha) == pytest.approx(1, rel=1e-6)
+    assert fit.r == pytest.approx(-1)
+    assert fit.predict(x) == pytest.approx(y, rel=1e-8)
+
+
+@QUICK
+@given(
+    alpha=exponents, share=st.sampled_from([0.0, 0.01, 0.3, 3.0, 30.0]),
+    decades=st.floats(0.5, 5), count=st.integers(4, 60),
+    x_unit=log_units, y_unit=log_units, objective=objectives,
+)  # fmt: skip
+def test_a_law_with_a_floor_is_recovered(alpha, share, decades, count, x_unit, y_unit, objective):
+    x = 10 ** np.linspace(x_unit, x_unit + decades, count)
+    y = 10**y_unit * (share + (x / x[0]) ** -alpha)
+    fit = fit_law(FLOOR, x, y, objective)
+    assert fit.certificate.converged
+    assert fit.predict(x) == pytest.approx(y, rel=1e-6)
+    # What rounding leaves of E and α is the more, the straighter the points lie.
+    bend = alpha * np.log(x[-1] / x[0]) * alpha / (1 + share)
+    assert fit.alpha == pytest.approx(alpha, rel=1e-6 + 1e-6 / bend)
+    assert fit.E / 10**y_unit == pytest.approx(share, rel=1e-5 / bend, abs=1e-4 + 1e-6 / bend)
+
+
+@QUICK
+@given(
+    alpha=st.floats(0.1, 1.2), beta=st.floats(0.1, 1.2), E=st.sampled_from([0.0, 0.5, 2.0, 20.0]),
+    decades=st.floats(1, 4), n_unit=log_units, d_unit=log_units, y_unit=log_units,
+    objective=objectives,
+)  # fmt: skip
+def test_a_surface_is_recovered(alpha, beta, E, decades, n_unit, d_unit, y_unit, objective):
+    N, D = grid(side=5, decades=decades)
+    y = surface(N, D, E=E, alpha=alpha, beta=beta)
+    fit = fit_law(SURFACE, (N * 10**n_unit, D * 10**d_unit), y * 10**y_unit, objective)
+    assert fit["alpha"] == pytest.approx(alpha, rel=1e-4)
+    assert fit["beta"] == pytest.approx(beta, rel=1e-4)
+    assert fit.E / 10**y_unit == pytest.approx(E, rel=1e-4, abs=1e-3)
+
+
+@QUICK
+@given(
+    alpha=st.floats(0.1, 0.8), beta=st.floats(0.15, 0.8), E=st.sampled_from([0.3, 1.7]),
+    R_star=st.floats(2, 30), y_unit=log_units, n_unit=log_units, objective=objectives,
+)  # fmt: skip
+def test_a_law_of_repeated_data_is_recovered(alpha, beta, E, R_star, y_unit, n_unit, objective):
+    N, D = grid(side=7)
+    values = {"A": 1e6**alpha, "alpha": alpha, "B": 1e8**beta, "beta": beta, "E": E}
+    U = np.where(np.arange(len(D)) % 2, 2e8, 1e9)
+    y = REPEATED.predict((N, D, U), {**values, "R_star": R_star})
+    fit = fit_law(REPEATED, (N * 10**n_unit, D, U), y * 10**y_unit, objective)
+    assert fit["R_star"] == pytest.approx(R_star, rel=1e-3)
+    assert fit["beta"] == pytest.approx(beta, rel=1e-3)
+    assert fit.E / 10**y_unit == pytest.approx(E, rel=1e-3)
+
+
+@QUICK
+@given(
+    alpha=exponents, odds=st.floats(-3, 2), decades=st.floats(0.5, 5), count=st.integers(3, 60),
+    x_unit=log_units, objective=objectives,
+)  # fmt: skip
+def test_a_law_of_odds_is_recovered(alpha, odds, decades, count, x_unit, objective):
+    x = 10 ** np.linspace(x_unit, x_unit + decades, count)
+    share = 10**odds * (x / x[0]) ** -alpha
+    fit = fit_law(LOGIT, x, share / (1 + share), objective)
+    assert fit.alpha == pytest.approx(alpha, rel=1e-5)
+    assert ((fit.predict(x) > 0) & (fit.predict(x) < 1)).all()
+
+
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+def test_one_point_more_than_parameters_is_enough_and_one_fewer_is_refused(law: Law):
+    count = len(law.names) + 1
+    N = 1e6 * np.array([1, 1, 4, 4, 16, 16, 64.0, 3.0])[:count]
+    D = 1e8 * np.array([1, 30, 3, 90, 1, 30, 10.0, 5.0])[:count]
+    x = {1: SIZES[:count], 2: (N, D), 3: (N, D, np.full(count, 4e8))}[len(law.variables)]
+    values = {"A": 30.0, "alpha": 0.3, "B": 200.0, "beta": 0.3, "E": 1.5, "R_star": 6.0}
+    y = law.predict(x, {name: values[name] for name in law.names})
+    fit = fit_law(law, x, y, "squares", strict=False)
+    assert fit.rms_relative_error < 1e-4
+    fewer = x[:-1] if len(law.variables) == 1 else tuple(each[:-1] for each in x)
+    with pytest.raises(FitError, match=f"parameters and there are {count - 1} points"):
+        fit_law(law, fewer, y[:-1], "squares")
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(("law", "x", "y", "values"), [*cases()], ids=LAWS)
+class TestAnOptimum:
+    """What must hold of each law's optimum under each objective, on noisy points."""
+
+    def test_it_is_no_worse_than_the_truth_or_any_neighbour(self, law, x, y, values, objective):
+        fit = fit_law(law, x, y, objective)
+        best = loss(objective, law, x, y, fit.values)
+        assert best == pytest.approx(fit.certificate.objective, rel=1e-8)
+        assert best <= loss(objective, law, x, y, values)
+        generator = np.random.default_rng(1)
+        for width in 10.0 ** generator.uniform(-6, -0.5, 200):
+            factor = np.exp(generator.normal(0, width, len(law.names)))
+            near = {name: fit[name] * f for name, f in zip(law.names, factor, strict=True)}
+            assert loss(objective, law, x, y, near) >= best * (1 - 1e-9)
+
+    def test_its_slope_is_nothing_by_finite_differences(self, law, x, y, values, objective):
+        fit = fit_law(law, x, y, objective)
+        best = loss(objective, law, x, y, fit.values)
+        for name in law.names:
+            sides = []
+            for factor in (1 + 1e-6, 1 - 1e-6):
+                there = {**fit.values, name: fit[name] * factor}
+                sides.append((loss(objective, law, x, y, there) - best) / 1e-6)
+            if objective == "absolute":  # a corner: up on both sides
+                assert min(sides) >= -1e-6 * best
+            else:
+                steepest = loss(objective, law, x, y, {**fit.values, name: fit[name] * 1.01})
+                assert abs(sides[0] - sides[1]) / 2 < 1e-3 * (steepest - best) / 0.01 + 1e-12
+
+    def test_weights_times_a_number_the_order_of_points_and_units_move_nothing(
+        self, law, x, y, values, objective
+    ):
+        generator = np.random.default_rng(2)
+        weights = 10 ** generator.uniform(-1, 1, len(y))
+        one = fit_law(law, x, y, objective, weights=weights)
+        order = generator.permutation(len(y))
+        arrays = [each[order] for each in law.arrays(x)]
+        again = arrays[0] if len(law.variables) == 1 else tuple(arrays)
+        for factor in (1e-6, 1e6):
+            two = fit_law(law, again, y[order], objective, weights=factor * weights[order])
+            for name in law.names:
+                assert two[name] == pytest.approx(one[name], rel=1e-5), name
+            assert two.certificate.objective == pytest.approx(one.certificate.objective)
+
+    def test_a_point_of_weight_two_is_a_point_that_stands_twice(self, law, x, y, values, objective):
+        weights = np.where(np.arange(len(y)) % 3, 1.0, 2.0)
+        twice = np.repeat(np.arange(len(y)), weights.astype(int))
+        arrays = [each[twice] for each in law.arrays(x)]
+        repeated = fit_law(
+            law, arrays[0] if len(law.variables) == 1 else tuple(arrays), y[twice], objective
+        )
+        weighted = fit_law(law, x, y, objective, weights=weights)
+        assert loss(objective, law, x, y, weighted.values, weights) == pytest.approx(
+            loss(objective, law, x, y, repeated.values, weights), rel=1e-7
+        )
+        assert "stand twice" in " ".join(repeated.flags)
+
+
+def test_a_least_absolute_fit_goes_through_as_many_points_as_it_has_parameters():
+    for law, x, y, _ in cases():
+        fit = fit_law(law, x, y, "absolute")
+        assert (np.abs(fit.residuals) < 1e-8).sum() == len(law.names), law.name
+        assert fit.certificate.gradient < 1e-6
+
+
+def test_an_outlier_moves_squares_much_and_the_others_little():
+    y = noisy(1.5 + 8 * SIZES**-0.25, 0.002)
+    spoilt = np.where(np.arange(len(y)) == 7, 1.2 * y, y)
+    moved = {
+        name: abs(fit_law(FLOOR, SIZES, spoilt, name).alpha - fit_law(FLOOR, SIZES, y, name).alpha)
+        for name in OBJECTIVES
+    }
+    assert moved["squares"] > 5 * max(moved["huber"], moved["absolute"])
+
+
+@QUICK
+@given(alpha=exponents, E=st.sampled_from([0.0, 0.2, 4.5]), objective=objectives)
+def test_with_the_floor_known_the_rest_is_recovered(alpha, E, objective):
+    x = SIZES / SIZES[0]
+    fit = fit_law(FLOOR, x, E + 2 * x**-alpha, objective, floor=E)
+    assert (fit.alpha, fit.A, fit.E) == pytest.approx((alpha, 2, E), rel=1e-6)
+    assert (fit.floor, fit.free) == (E, 2)
+    assert not fit.flags
+
+
+def test_a_floor_that_is_held_is_no_better_than_one_that_is_free():
+    y = noisy(1.5 + 8 * SIZES**-0.25, 0.004)
+    free = fit_law(FLOOR, SIZES, y)
+    for floor in (0, 0.5, 1.0, free.E, 1.7):
+        held = fit_law(FLOOR, SIZES, y, floor=floor)
+        assert pytest.approx(floor) == held.E
+        assert held.certificate.objective >= free.certificate.objective * (1 - 1e-9)
+    assert fit_law(FLOOR, SIZES, y, floor=free.E).alpha == pytest.approx(free.alpha, rel=1e-6)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_points_that_want_no_floor_say_so_and_get_the_pure_law(objective):
+    y = noisy(8 * SIZES**-0.1 * np.exp(-0.002 * np.log(SIZES / SIZES[0]) ** 2), 1e-4)
+    fit = fit_law(FLOOR, SIZES, y, objective)
+    assert fit.E == 0
+    assert fit.flags == ("E ran to zero: the data wants no floor",)
+    assert fit.alpha == pytest.approx(fit_law(PURE, SIZES, y, objective).alpha, rel=1e-6)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("seed", range(4))
+def test_nearly_straight_points_have_an_optimum_too(objective, seed):
+    """Little curvature leaves A and E to trade along a curved valley, often to E = 0."""
+    N, D = grid(side=3)
+    y = noisy(4 + 0.02 * (N / 1e6) ** -0.3 + 0.02 * (D / 1e8) ** -0.4, 5e-4, seed)
+    fit = fit_law(SURFACE, (N, D), y, objective)
+    assert fit.certificate.converged
+    without = fit_law(SURFACE, (N, D), y, objective, floor=0)
+    assert fit.certificate.objective <= without.certificate.objective * (1 + 2e-5)
+
+
+def test_nothing_finds_a_better_optimum_than_the_few_starts_of_a_fit():
+    for law, x, y, _ in cases():
+        fit = fit_law(law, x, y)
+        assert fit.certificate.agreed >= 0.5
+        points = fit.given.points
+        generator = np.random.default_rng(3)
+        starts = fit.theta + generator.normal(0, 0.7, (60, len(fit.theta)))
+        best = solve(points, fit.given.weights[None], starts[:, None], fit.objective)
+        scale = fit.certificate.objective / 1e-3  # solver's objectives are divided by δ
+        assert best.objective[0] >= scale * (1 - 1e-6), law.name
+
+
+def test_a_refit_of_many_resamples_at_once_is_the_fit_of_each():
+    y = noisy(1.5 + 8 * SIZES**-0.25, 0.004)
+    fit = fit_law(FLOOR, SIZES, y)
+    weights = np.random.default_rng(4).uniform(0.2, 3, (5, len(y)))
+    starts = starting_points(fit.given.points, fit.given.weights, None)
+    batch = fit.given.columns(
+        solve(fit.given.points, weights, starts[:, None], fit.objective).theta
+    )
+    for row, w in enumerate(weights):
+        alone = fit_law(FLOOR, SIZES, y, weights=w)
+        assert batch["alpha"][row] == pytest.approx(alone.alpha, rel=1e-6)
+        assert batch["E"][row] == pytest.approx(alone.E, rel=1e-6)
+
+
+@pytest.mark.parametrize("law", [PURE, FLOOR, LOGIT])
+def test_the_papers_form_is_the_same_law(law):
+    values = {"A": 3.0, "alpha": 0.23} | ({"E": 1.5} if law.floor else {})
+    fit = fit_law(law, SIZES, law.predict(SIZES, values))
+    power = (fit.paper_beta * SIZES) ** -fit.alpha
+    if law.odds:
+        power = power / (1 + power)
+    assert fit.E + power == pytest.approx(fit.predict(SIZES), rel=1e-9)
+    assert fit_law(SURFACE, grid(), surface(*grid())).paper_beta is None
+
+
+def test_losses_that_do_not_fall_have_no_correlation_and_no_paper_form():
+    fit = fit_law(PURE, SIZES, np.full(12, 3.0))
+    assert fit.alpha == pytest.approx(0, abs=1e-9)
+    assert np.isnan(fit.r)
+    assert np.isnan(fit.r2)
+    assert fit.paper_beta is None
+    twisted = fit_law(FLOOR, SIZES, np.full(12, 3.0))
+    assert "hardly be told apart" in " ".join(twisted.flags)
+
+
+def test_an_exponent_at_its_bound_is_flagged():
+    y = np.where(np.arange(12) < 1, 9.0, 3 + 1e-3 * np.arange(12) % 3)
+    fit = fit_law(FLOOR, SIZES[0] * 1.02 ** np.arange(12), y, strict=False)
+    assert "alpha at its upper bound" in fit.flags
+
+
+def test_passes_that_all_count_in_full_put_r_star_at_its_bound():
+    N, D = grid()
+    y = noisy(surface(N, D), 1e-5)
+    fit = fit_law(REPEATED, (N, D, np.full(len(N), 1e9)), y, "squares", strict=False)
+    assert "R_star at its upper bound" in fit.flags or fit["R_star"] > 100
+
+
+def test_what_did_not_converge_is_an_error_or_a_flag(monkeypatch):
+    monkeypatch.setattr(solver, "_ROUNDS", 1)
+    x, y = grid(), noisy(surface(*grid()))
+    with pytest.raises(NotConverged, match=r"did not converge: relative gradient .* 10 starts"):
+        fit_law(SURFACE, x, y)
+    fit = fit_law(SURFACE, x, y, strict=False)
+    assert not fit.certificate.converged
+    assert any(flag.startswith("NOT CONVERGED: gradient") for flag in fit.flags)
+
+
+def test_starts_that_disagree_are_flagged(monkeypatch):
+    real = search.minimise
+
+    def scattered(*given, **named):
+        ends = real(*given, **named)
+        ends.objective[1:] += 1
+        return ends
+
+    monkeypatch.setattr(search, "minimise", scattered)
+    fit = fit_law(SURFACE, grid(), noisy(surface(*grid())))
+    assert "only 10% of 10 starts reached the best optimum" in fit.flags
+
+
+def test_a_fit_says_what_it_rests_on():
+    fit: Fit = fit_law(FLOOR, np.repeat(SIZES, 2), noisy(np.repeat(1.5 + 8 * SIZES**-0.25, 2)))
+    assert (fit.points, fit.sizes, fit.free) == (24, 12, 3)
+    assert fit.decades == pytest.approx(np.log10(12**3))
+    assert fit.residuals == pytest.approx(np.log(fit.given.y / fit.predict(fit.given.x)))
+    written = fit.as_dict()
+    assert written["values"] == fit.values
+    assert written["units"] == {"A": "[L] [x]^alpha", "alpha": "1", "E": "[L]"}
+    assert (written["objective"], written["delta"]) == ("huber", 1e-3)
+
+
+GOOD = 1.5 + 8 * SIZES**-0.25
+
+
+def put(place, value, array=GOOD):
+    changed = array.copy()
+    changed[place] = value
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("law", "x", "y", "named", "message"),
+    [
+        (PURE, SIZES, put(3, np.nan), {}, "L is NaN or infinite at point 3"),
+        (PURE, SIZES, put([2, 3], np.inf), {}, "L is NaN or infinite at points 2, 3"),
+        (PURE, put(0, np.nan, SIZES), GOOD, {}, "x is NaN or infinite at point 0"),
+        (PURE, put(1, 0, SIZES), GOOD, {}, "x is 0 at point 1: a power law needs a size to be"),
+        (PURE, SIZES, put(4, -0.5), {}, "L is -0.5 at point 4: .* a loss or error to be positive"),
+        (PURE, np.full(12, 5.0), GOOD, {}, "all 12 points have the same x = 5: one size shows no"),
+        (PURE, SIZES[:2], GOOD[:2], {}, "has 2 parameters and there are 2 points.* 3 are"),
+        (FLOOR, SIZES[:3], GOOD[:3], {}, "has 3 parameters and there are 3 points.* 4 are the"),
+        (FLOOR, SIZES[[0, 0, 1, 1]], GOOD[:4], {}, "3 parameters; there are 2 different sizes"),
+        (PURE, SIZES, GOOD[:5], {}, r"x has shape \(12,\) and the losses \(5,\)"),
+        (PURE, SIZES[:, None], GOOD, {}, r"shape \(12, 1\) .* must be flat and equally long"),
+        (PURE, [], [], {}, "there are no points"),
+        (PURE, SIZES, ["low"] * 12, {}, "points must be numbers: could not convert"),
+        (SURFACE, (SIZES,), GOOD, {}, r"takes \(N, D\), a tuple of 2 arrays; given were 1"),
+        (SURFACE, SIZES, GOOD, {}, r"takes \(N, D\), a tuple of 2 arrays"),
+        (REPEATED, (SIZES, SIZES), GOOD, {}, r"takes \(N, D, U\), a tuple of 3 arrays"),
+        (SURFACE, (SIZES, 20 * SIZES), GOOD, {}, r"N and D rise together \(r = 1.00000\)"),
+        (FLOOR, SIZES, GOOD, {"floor": 2.5}, "the floor 2.5 is not below the data, whose least"),
+        (FLOOR, SIZES, GOOD, {"floor": -1}, "floor = -1: it must be zero or positive"),
+        (FLOOR, SIZES, GOOD, {"floor": np.nan}, "floor = nan: it must be"),
+        (PURE, SIZES, GOOD, {"floor": 1}, "has no floor to fix"),
+        (LOGIT, SIZES, GOOD, {}, r"odds need shares below 1 \(is it in per cent\?\)"),
+        (PURE, SIZES, GOOD, {"weights": np.zeros(12)}, "weights must be positive numbers"),
+        (PURE, SIZES, GOOD, {"weights": [1, 2]}, "weights must be .* one for each point"),
+        (PURE, SIZES, GOOD, {"weights": ["a"] * 12}, "points must be numbers: could not convert"),
+        (PURE, SIZES, np.ma.masked_greater(GOOD, GOOD[1]), {}, "L is NaN or infinite at point 0"),
+        (
+            FLOOR, np.geomspace(1e21, 1e24, 10), [9, *(3 + 1e-9 * np.arange(9) % 2)], {},
+            "A is beyond what a float holds",
+        ),
+        (
+            SURFACE, (np.repeat([1e6, 1e7], 6), np.tile(np.geomspace(1e8, 1e10, 6), 2)), GOOD, {},
+            "only two different values of N: no surface can tell",
+        ),
+        (PURE, SIZES, GOOD, {"weights": put(3, np.nan)}, "weights must be positive numbers"),
+        (PURE, SIZES, GOOD, {"objective": "mean"}, "'mean': one of huber, squares, absolute"),
+        (
+            REPEATED, (*grid(), np.full(36, 1e11)), surface(*grid()), {},
+            r"no run repeats its data \(D > U nowhere\).* fit `surface`",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_points_are_refused_in_words(law, x, y, named, message):
+    with pytest.raises(ValueError, match=message):
+        fit_law(law, x, y, **named)
+
+
+def test_a_law_that_rises_says_so():
+    assert "L rises with x: alpha = -0.1" in fit_law(PURE, SIZES, SIZES**0.1).flags
+
+
+def test_weights_of_any_size_are_ratios():
+    one, huge = (fit_law(PURE, SIZES, GOOD, weights=np.full(12, w)) for w in (1.0, 1e308))
+    assert one.alpha == huge.alpha
+
+
+@pytest.mark.parametrize("delta", [0.0, -1.0, np.nan])
+def test_a_loss_has_a_width(delta):
+    with pytest.raises(ValueError, match="the width of a loss must be positive"):
+        Objective("huber", delta)
+
+
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        ({"A": 1.0}, "no value for alpha, E"),
+        ({"A": 1.0, "alpha": 0.1, "E": 1.0, "gamma": 2}, "unknown: gamma"),
+        ({"A": "x", "alpha": 0.1, "E": 1.0}, "a claim must be numbers"),
+        ({"A": 1.0, "alpha": np.nan, "E": 1.0}, "finite"),
+        ({"A": 0.0, "alpha": 0.1, "E": 1.0}, "coefficients and R. must be positive"),
+        ({"A": 1.0, "alpha": 0.1, "E": -1.0}, "E = -1: a floor cannot be negative"),
+    ],
+)
+def test_a_claim_that_is_none_is_refused(claim, message):
+    with pytest.raises(FitError, match=message):
+        certify(FLOOR, SIZES, GOOD, claim)
+
+
+def test_the_truth_of_points_without_noise_is_an_optimum():
+    values = {"A": 9.0, "alpha": 0.2, "E": 1.0}
+    y = FLOOR.predict(SIZES, values)
+    assert certify(FLOOR, SIZES, y, {**values, "alpha": 0.2 + 1e-9}).is_optimum
+    assert not certify(FLOOR, SIZES, y, {**values, "alpha": 0.21}).is_optimum
+
+
+def test_points_that_stand_twice_are_flagged():
+    fit = fit_law(PURE, np.append(SIZES, SIZES[0]), np.append(GOOD, GOOD[0]))
+    assert "1 points stand twice, equal to the last digit; each counts as a run" in fit.flags
+
+
+def test_no_fit_warns_of_arithmetic():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for law, x, y, _ in cases():
+            for objective in OBJECTIVES:
+                fit_law(law, x, y, objective)
+        fit_law(FLOOR, SIZES, 8 * SIZES**-0.1)
