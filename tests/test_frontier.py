@@ -1,0 +1,288 @@
+"""The frontier: nothing beats its points, bounds are called bounds, runs are what is resampled."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from analysis.band import band, centred
+from analysis.cost import CostError, cost_of, six_nd
+from analysis.frontier import FrontierError, MixedSchedules, frontier, non_dominated, run_ends
+from analysis.laws import FLOOR, PURE
+
+SIZES = np.geomspace(1e6, 1e9, 10)
+
+
+def surface(N, D):
+    return 1.8 + 400 * N**-0.34 + 410 * D**-0.28
+
+
+def curves(sizes=SIZES, noise=0.0, luck=0.0, seeds=1, points=60, seed=0, **changes):
+    """Runs of 200 tokens a weight at a constant rate; `luck` is what a whole run has in common."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for N in sizes:
+        for s in range(seeds):
+            step = np.unique(np.geomspace(1, 1000, points).astype(int))
+            D = 200 * N * step / 1000
+            off = generator.normal(0, luck) + generator.normal(0, noise, len(step))
+            rows.append(
+                pd.DataFrame(
+                    {
+                        "trial": f"N{N:.3g}-s{s}", "seed": s, "step": step, "steps": 1000,
+                        "tokens_seen": D, "params_blocks": N, "train_flops": 6 * N * D,
+                        "val_loss": surface(N, D) * np.exp(off), "schedule": "constant", **changes,
+                    }
+                )
+            )  # fmt: skip
+    return pd.concat(rows, ignore_index=True)
+
+
+def grid(lengths=(5, 10, 20, 40, 80), **changes):
+    """Ends of runs of a decaying schedule, several lengths a size."""
+    rows = curves(schedule="cosine", **changes)
+    parts = []
+    for tokens in lengths:
+        part = rows[rows.step == 1000].copy()
+        part["tokens_seen"] = tokens * part.params_blocks
+        part["train_flops"] = 6 * part.params_blocks * part.tokens_seen
+        part["val_loss"] = surface(part.params_blocks, part.tokens_seen)
+        part["trial"] += f"-{tokens}"
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=30))
+def test_no_point_of_the_frontier_is_beaten_and_every_other_is(pairs):
+    points = pd.DataFrame(pairs, columns=["train_flops", "val_loss"])
+    kept = non_dominated(points, "val_loss").to_numpy()
+    for C, L in pairs:
+        beats = (kept[:, 0] <= C) & (kept[:, 1] <= L)
+        assert beats.any()
+    for C, L in kept:
+        assert ((kept[:, 0] <= C) & (kept[:, 1] <= L)).sum() == 1
+
+
+def test_the_order_of_rows_does_not_matter():
+    rows = curves(noise=0.003, luck=0.004, seeds=2)
+    one, other = (frontier(t, "val_loss") for t in (rows, rows.sample(frac=1, random_state=3)))
+    pd.testing.assert_frame_equal(one.rows(), other.rows())
+    assert np.array_equal(band(one).low, band(other).low)
+
+
+def test_the_frontier_of_curves_is_the_least_loss_for_the_compute():
+    found = frontier(curves(np.geomspace(1e6, 1e9, 60), points=200), "val_loss", warm_up=0.1)
+    best = 1.8 + optimal_reducible(found.flops)
+    own = ~found.censored
+    assert own.sum() > 20
+    cut_short = ["first from its start" in why for why in found.why]  # by the warm-up
+    assert np.log(found.loss / best)[cut_short].max() > 0.003
+    assert found.loss[own] == pytest.approx(best[own], rel=2e-3)
+    assert (found.loss[own] > best[own] * (1 - 1e-6)).all()
+
+
+def optimal_reducible(C):
+    D = np.geomspace(1e5, 1e13, 4000)
+    N = C[:, None] / (6 * D)
+    return (400 * N**-0.34 + 410 * D**-0.28).min(1)
+
+
+def test_a_size_that_was_best_when_it_stopped_is_censored_and_so_are_the_edges():
+    rows = curves()
+    stopped = np.isclose(rows.params_blocks, SIZES[4]) & (rows.step > 200)
+    found = frontier(rows[~stopped], "val_loss", warm_up=0)
+    why = dict(zip(np.round(np.log(found.size), 6), found.why, strict=True))
+    assert "still the best when it stopped" in why[round(np.log(SIZES[4]), 6)]
+    assert all("smallest" in w for w in np.array(found.why)[found.size == SIZES[0]])
+    assert found.censored[found.size == SIZES[-1]].all()
+    assert "still the best when it stopped" in found.why[-1]
+    assert not found.censored[np.isclose(found.size, SIZES[7])].any()
+    last = found.flops[np.isclose(found.size, SIZES[4])].max()
+    after = found.flops > last
+    assert any("not overtaken when it stopped" in w for w in np.array(found.why)[after])
+
+
+def test_runs_of_one_length_give_a_bound_everywhere():
+    found = frontier(grid(lengths=(20,)), "val_loss")
+    assert found.censored.all()
+    assert len(found.flops) == len(SIZES)
+    assert not found.within_runs
+
+
+def test_points_of_a_decaying_run_under_way_do_not_count():
+    rows = curves(schedule="cosine")
+    assert frontier(rows, "val_loss").step.tolist() == [1000] * len(SIZES)
+    assert set(frontier(rows, "val_loss", within_runs=True).step) != {1000}
+    assert frontier(rows.assign(schedule="warm-up 0.02, constant"), "val_loss").within_runs
+    assert frontier(rows.drop(columns="schedule"), "val_loss").schedule == "not recorded"
+
+
+def test_a_run_that_has_not_ended_is_left_out_with_its_reason():
+    rows = curves(schedule="cosine")
+    cut = rows[(rows.trial != rows.trial.iloc[0]) | (rows.step < 900)]
+    found = frontier(cut, "val_loss")
+    assert len(found.flops) == len(SIZES) - 1
+    assert any("has not ended" in reason for reason in found.dropped)
+    assert len(run_ends(cut, "val_loss")) == len(SIZES) - 1
+
+
+def test_several_schedules_are_refused_until_one_is_picked():
+    rows = pd.concat([curves(SIZES[::2]), curves(SIZES[1::2], schedule="cosine")])
+    with pytest.raises(MixedSchedules, match=r"constant \(5 runs\), cosine \(5 runs\)"):
+        frontier(rows, "val_loss")
+    found = frontier(rows, "val_loss", schedule="cosine")
+    assert found.schedule == "cosine"
+    assert sum("another schedule" in reason for reason in found.dropped) == 5
+    with pytest.raises(FrontierError, match="no run has the schedule linear"):
+        frontier(rows, "val_loss", schedule="linear")
+
+
+def test_unknown_compute_and_warm_up_are_dropped_with_a_reason():
+    rows = curves()
+    rows.loc[rows.trial == "N1e+07-s0", "train_flops"] = np.nan
+    found = frontier(rows, "val_loss")
+    assert "N1e+07-s0" not in found.trial
+    assert "N1e+07-s0: 49 rows: train_flops is not a positive number" in found.dropped
+    assert any("warm-up" in reason for reason in found.dropped)
+    assert found.step.min() >= 49
+    assert frontier(rows, "val_loss", least_flops=1e18).flops.min() >= 1e18
+    with pytest.raises(FrontierError, match="no point of val_loss is left"):
+        frontier(rows, "val_loss", least_flops=1e30)
+    with pytest.raises(FrontierError, match="columns missing: params_total, loss"):
+        frontier(rows, "loss", params="params_total")
+
+
+def test_smoothing_takes_out_jitter_and_keeps_the_curve():
+    exact = frontier(curves(points=400), "val_loss", per_decade=5)
+    smooth = frontier(curves(points=400), "val_loss", smoothing=0, per_decade=5)
+    assert exact.loss == pytest.approx(smooth.loss, rel=1e-3)
+
+    def too_low(smoothing):
+        """How far luck pulls the frontier below the curves themselves, in logs."""
+        found = frontier(curves(points=200, noise=0.02, seeds=6), "val_loss", smoothing=smoothing)
+        return np.mean(np.log(found.loss / surface(found.size, found.tokens)))
+
+    assert too_low(0) < -0.02
+    assert -0.012 < too_low(0.05) < 0
+
+
+def test_there_are_k_points_a_decade_and_the_last_is_the_most_compute():
+    rows = curves(points=400)
+    found = frontier(rows, "val_loss", per_decade=4)
+    assert np.diff(np.log10(found.flops)) == pytest.approx(0.25)
+    assert found.flops[-1] == pytest.approx(rows.train_flops.max())
+    assert len(found.flops) > 15
+
+
+def test_how_often_a_run_was_evaluated_does_not_matter():
+    many, few = (frontier(curves(points=p), "val_loss", smoothing=0) for p in (800, 100))
+    assert many.flops[-45:] == pytest.approx(few.flops[-45:])
+    assert many.loss[-45:] == pytest.approx(few.loss[-45:], rel=1e-3)
+    assert (many.size[-45:] == few.size[-45:]).mean() > 0.9
+
+
+def test_the_checklist_says_how_points_were_chosen():
+    said = frontier(curves(), "val_loss").checklist()
+    assert said["schedule"] == "constant"
+    assert (said["smoothing"], said["warm_up"], said["per_decade"]) == (0.05, 0.05, 10)
+    assert said["points"] >= said["censored"] > 0
+
+
+# The band --------------------------------------------------------------------------------------
+
+
+def test_the_band_by_run_is_wider_than_by_checkpoint():
+    found = frontier(curves(luck=0.01, noise=0.001, seeds=2), "val_loss")
+    every = found.candidates
+    alone = pd.DataFrame(
+        {"trial": np.arange(len(every.flops)), "train_flops": every.flops,
+         "params_blocks": every.size, "val_loss": every.loss}
+    )  # fmt: skip
+    by_run, by_checkpoint = (band(f, resamples=400) for f in (found, frontier(alone, "val_loss")))
+    assert np.array_equal(by_run.law, by_checkpoint.law)
+    width = {each: np.log(b.high / b.low).mean() for each, b in
+             (("run", by_run), ("checkpoint", by_checkpoint))}  # fmt: skip
+    assert width["run"] > 1.5 * width["checkpoint"]
+    a, b = by_run.interval("alpha"), by_checkpoint.interval("alpha")
+    assert a.high - a.low > b.high - b.low
+
+
+def test_the_law_along_the_frontier_has_the_surfaces_exponent_and_floor():
+    found = frontier(curves(np.geomspace(1e6, 1e9, 40), points=150), "val_loss")
+    law = band(found, FLOOR, resamples=100)
+    assert law.fit.alpha == pytest.approx(0.34 * 0.28 / 0.62, abs=0.003)
+    assert pytest.approx(1.8, abs=0.05) == law.fit.E
+    inside = (law.low <= law.law) & (law.law <= law.high)
+    assert inside.all()
+    assert law.interval("A").low > 0
+
+
+def test_too_few_runs_have_no_band():
+    with pytest.raises(FrontierError, match="2 runs: resampling"):
+        band(frontier(curves(SIZES[:2]), "val_loss"), PURE)
+
+
+def test_percentiles_are_put_about_the_estimate():
+    low, high = centred(np.arange(101.0) + 7, 0.0, 0.9)
+    assert (low, high) == pytest.approx((-45, 45))
+
+
+# Cost ------------------------------------------------------------------------------------------
+
+
+def counted(sizes=SIZES):
+    """FLOPs a token of a network with a head: no power of N."""
+    D = 20 * sizes
+    return pd.DataFrame(
+        {
+            "params_blocks": sizes,
+            "tokens_seen": D,
+            "train_flops": (6 * sizes + 3e4 * sizes**0.5) * D,
+        }
+    )
+
+
+def test_the_cost_of_a_table_goes_through_its_rows_and_inverts():
+    rows = counted()
+    cost = cost_of(pd.concat([rows, rows]).sample(frac=1, random_state=0))
+    assert cost(rows.params_blocks, rows.tokens_seen) == pytest.approx(rows.train_flops.to_numpy())
+    N, C = np.geomspace(1e4, 1e12, 50), 1e20
+    assert cost(N, cost.tokens(N, C)) == pytest.approx(np.full(50, C))
+    between = np.geomspace(*SIZES[[0, -1]], 200)
+    truth = 6 * between + 3e4 * between**0.5
+    assert cost.per_token(between) == pytest.approx(truth, rel=1e-3)
+    step = 1e-5
+    slope = np.log(cost.per_token(N * (1 + step)) / cost.per_token(N)) / np.log1p(step)
+    assert cost.exponent(N) == pytest.approx(slope, abs=1e-3)
+    assert "10 sizes" in cost.name
+
+
+def test_six_nd_says_what_it_counts():
+    assert six_nd()(2.0, 3.0) == pytest.approx(36)
+    assert six_nd(2).tokens(5.0, 100.0) == pytest.approx(10)
+    assert "forward and backward" in six_nd().name
+    with pytest.raises(CostError, match="positive"):
+        six_nd(0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: pd.concat([t, t.assign(train_flops=t.train_flops * 1.02)]), "differ by 2.0%"),
+        (lambda t: t.assign(train_flops=t.tokens_seen / t.params_blocks), "do not rise"),
+        (lambda t: t.iloc[:1], "only"),
+        (lambda t: t.assign(train_flops=np.nan), "no row has"),
+        (lambda t: t.drop(columns="tokens_seen"), "columns tokens_seen"),
+    ],
+)
+def test_what_is_no_cost_is_refused(change, message):
+    with pytest.raises(CostError, match=message):
+        cost_of(change(counted()))
+
+
+def test_sizes_that_differ_by_a_hair_are_one():
+    rows = counted()
+    hair = rows.assign(params_blocks=rows.params_blocks * (1 + 1e-6))
+    assert len(cost_of(pd.concat([rows, hair])).sizes) == len(SIZES)
