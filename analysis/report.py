@@ -1,35 +1,45 @@
 """One self-contained HTML page from a study: every number on it comes from the objects given."""
 
 import base64
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-from markupsafe import Markup
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
-from analysis.study import METRICS, VARIABLES, Study
+from analysis import paper, shown
+from analysis.checklist import checklist
+from analysis.figures import CAPTIONS
+from analysis.influence import influence
+from analysis.latex import law_table
+from analysis.points import FitError
+from analysis.study import METRICS, VARIABLES, Finding, Study
+from analysis.words import unmeasured, verdicts, warnings
 
-CAPTIONS = {
-    "laws_in_parameters": (
-        "Held-out loss and token error at the end of training. Above: against the weights of the "
-        "block matrices; below: against all parameters. Dashed: a pure power law; solid: with a "
-        "fitted floor, where the fit wants one."
-    ),
-    "above_the_floor": (
-        "What lies above the fitted floor E, against the same two counts: by the law, a straight "
-        "line."
-    ),
-    "laws_in_compute": (
-        "Thin lines: each run's held-out score against the training FLOPs spent so far, dark for "
-        "small and bright for large models. Points: the frontier, over the ends of runs, where the "
-        "learning rate has decayed. Where a model was still improving when it stopped, it is an "
-        "upper bound."
-    ),
-    "curves": "Held-out loss and error of each run against the training tokens it has seen.",
-    "rates": "Final held-out loss against the peak learning rate, a line for each size.",
-    "scales": "Final held-out loss of each scale, coarse (1) to fine, against parameters.",
-}
+# Of each section: its anchor, its title, and the figures that stand in it.
+SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("verdict", "In short", ()),
+    ("the-laws", "Laws", ("laws_in_parameters", "above_the_floor", "laws_in_compute")),
+    ("choice", "Choice of law", ("residuals", "influence")),
+    ("sensitivity", "Counting and objective", ("conventions", "objectives")),
+    ("by-scale", "Each scale", ("scales",)),
+    ("noise", "Seed noise", ()),
+    ("compute", "Compute", ("isoflop", "allocation")),
+    ("extrapolation", "Hold-out", ("holdout",)),
+    ("forecasts", "Forecasts", ("forecasts",)),
+    ("paper", "The VAR paper", ()),
+    ("checklist", "Checklist", ()),
+    ("fits", "Certificates", ()),
+    ("points", "Points", ()),
+    ("runs", "Runs", ("curves", "rates")),
+    ("tokenizer", "Tokenizer", ()),
+    ("more", "More figures", ()),
+    ("provenance", "Provenance", ()),
+)
 
 
 @dataclass(frozen=True)
@@ -42,117 +52,160 @@ class Facts:
     provenance: dict[str, str]
     tokenizers: list[dict[str, str]] = field(default_factory=list)
     pictures: dict[str, Path] = field(default_factory=dict)  # caption: PNG
+    trials: tuple[str, ...] = ()  # all that were planned; those without a row are named
 
 
-def write_report(path: Path, study: Study, figures: dict[str, Path], facts: Facts) -> None:
-    """Write the page to `path`; figures and pictures are put inside it."""
-    environment = Environment(
-        loader=PackageLoader("analysis"),
-        autoescape=select_autoescape(["html", "j2"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.j2").render(
-        facts=facts,
-        laws=[_law_row(finding) for finding in study.findings],
-        runs=_runs(study),
-        figures=[(_inline(figures[name]), CAPTIONS[name], name) for name in figures],
-        pictures=[(_data_uri(png), caption) for caption, png in facts.pictures.items()],
-        dropped=study.table.dropped,
-        refused=study.refused,
-        warnings=_warnings(study),
-    )
+def write_report(path: Path, study: Study, figures: Mapping[str, Path], facts: Facts) -> None:
+    """Write the page to `path`, figures (SVGs by name) and pictures inside it, and laws.tex beside.
+
+    A section of which the study knows nothing is not there.
+    """
+    templates = environment()
+    drawn = {name: _figure(name, svg) for name, svg in figures.items()}
+    placed = {name for *_, names in SECTIONS for name in names}
+    context: dict[str, Any] = {
+        "study": study, "facts": facts, "METRICS": METRICS, "VARIABLES": VARIABLES,
+        "findings": [_shown(study, finding) for finding in study.findings],
+        "traces": _traces(study), "runs": _runs(study), "run_ids": _run_ids(study),
+        "verdicts": verdicts(study), "warnings": warnings(study, facts.trials),
+        "unmeasured": unmeasured(study), "checklist": checklist(study, facts.provenance),
+        "beside": paper.paper_table(study.findings), "paper_note": paper.NOTE,
+        "cuts": _cuts(study), "pictures": [(c, _data_uri(p)) for c, p in facts.pictures.items()],
+    }  # fmt: skip
+    sections = []
+    for anchor, title, names in SECTIONS:
+        own = names if anchor != "more" else tuple(name for name in drawn if name not in placed)
+        here = [drawn[name] for name in own if name in drawn]
+        body = templates.get_template(f"{anchor}.html.j2").render(**context, figures=here).strip()
+        if body:
+            sections.append((anchor, title, Markup(body)))
+    page = templates.get_template("report.html.j2").render(**context, sections=sections)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page)
+    path.write_text(page, encoding="utf-8")
+    path.with_name("laws.tex").write_text(law_table(study), encoding="utf-8")
 
 
-def _law_row(finding: Any) -> dict[str, str]:
-    fit, boot, floor, held = (
-        finding.fit,
-        finding.bootstrap,
-        finding.floor_interval,
-        finding.held_out,
-    )
-    certificate = fit.certificate
-    return {
-        "law": f"{METRICS[finding.metric][0]}({VARIABLES[finding.variable][0]})",
-        "form": "reducible, " + fit.law.formula if fit.law.floor else "raw, " + fit.law.formula,
-        "alpha": f"{fit.alpha:.4f}",
-        "alpha_interval": f"[{boot.alpha.low:.4f}, {boot.alpha.high:.4f}]" if boot else "–",
-        "beta": f"{fit.beta:.3g}" if fit.beta else "–",
-        "floor": f"{fit.E:.4f}" if fit.law.floor else "–",
-        "floor_interval": f"[{floor.low:.3f}, {floor.high:.3f}]" if floor else "–",
-        "r": f"{fit.r:.5f}",
-        "r2": f"{fit.r2:.5f}",
-        "rms": f"{fit.rms_relative_error:.3%}",
-        "held_out": f"{held.relative_error:+.2%}" if held else "–",
-        "points": f"{fit.points} points, {fit.sizes} sizes, {fit.decades:.1f} decades",
-        "certificate": (
-            f"{'converged' if certificate.converged else 'NOT CONVERGED'}; "
-            f"{certificate.agreed:.0%} of {certificate.starts} starts agreed; "
-            f"gradient {certificate.gradient:.0e}"
-            + ("; floor at its bound" if certificate.at_bound else "")
-            + (f"; {boot.resamples} resamples, {boot.rejected} drawn again" if boot else "")
-        ),
-    }
-
-
-def _warnings(study: Study) -> list[str]:
-    """What a reader must know before believing the page."""
-    finals, found = study.table.finals, []
-    if finals.empty:
-        return ["No trial has finished, so there is no law yet."]
-    repeated = finals[finals.get("epochs", 0) > 1.0 + 1e-9]
-    if len(repeated):
-        found.append(
-            f"{len(repeated)} runs saw their images up to {repeated.epochs.max():.1f} times: "
-            "a floor may be over-fitting."
-        )
-    if finals.seed.nunique() == 1:
-        found.append("One seed a size: the noise between seeds is not in any interval.")
-    if finals.params_blocks.nunique() < 5:
-        found.append(
-            f"Only {finals.params_blocks.nunique()} sizes: a straight line is no evidence."
-        )
-    if finals.groupby("params_blocks").learning_rate.nunique().max() > 1:
-        found.append("Sizes have several learning rates: the laws pool them, good ones and bad.")
-    lost = study.table.rows[~study.table.rows.status.isin(["done", "imported"])].trial.unique()
-    if len(lost):
-        found.append(f"Not finished, so not in any law: {', '.join(sorted(lost))}.")
+def environment() -> Environment:
+    """Templates that escape everything and fail on a name that is not given."""
+    found = Environment(
+        loader=PackageLoader("analysis"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    found.filters |= {**shown.FORMS, "span": shown.span}
     return found
 
 
-def _runs(study: Study) -> list[dict[str, str]]:
-    return [_run_row(row) for row in study.table.finals.to_dict("records")]
+def law_anchor(finding: Finding) -> str:
+    return f"law-{finding.metric}-{finding.variable}-{finding.fit.law.name}"
 
 
-def _run_row(row: dict[Any, Any]) -> dict[str, str]:
-    return {
-        "trial": str(row["trial"]),
-        "depth": str(row["depth"]),
-        "width": str(row["width"]),
-        "params": f"{row['params_blocks']:,}",
-        "total": f"{row['params_total']:,}",
-        "tokens": _shown(row["tokens_seen"], ",.0f"),
-        "flops": _shown(row["train_flops"], ".3e"),
-        "loss": f"{row['val_loss']:.4f}",
-        "stderr": _shown(row.get("val_loss_stderr"), ".4f"),
-        "loss_last": f"{row['val_loss_last']:.4f}",
-        "error": f"{row['val_error']:.4f}",
-        "error_last": f"{row['val_error_last']:.4f}",
-        "seconds": _shown(row["seconds"], ",.0f"),
-    }
+def _shown(study: Study, finding: Finding) -> dict[str, Any]:
+    """A law beside what is counted, not fitted: the seeds that its points come from."""
+    rows = study.table.rows
+    seeds = rows[rows.trial.isin(set(finding.trials))].seed
+    counted = int(seeds.nunique())
+    said = "seed not known" if not counted else f"{counted} seed{'s' * (counted > 1)}"
+    return {"law": finding, "fit": finding.fit, "anchor": law_anchor(finding), "seeds": said}
 
 
-def _shown(value: float | None, form: str) -> str:
-    return "–" if value is None or value != value else f"{value:{form}}"
+def _traces(study: Study) -> list[dict[str, Any]]:
+    """The points of all laws of one metric in one variable, with what each law makes of them."""
+    pairs: dict[tuple[str, str], list[Finding]] = {}
+    for finding in study.findings:
+        pairs.setdefault((finding.metric, finding.variable), []).append(finding)
+    found = []
+    for (metric, variable), laws in pairs.items():
+        columns = []
+        for law in laws:
+            fit, moves = law.fit, _influences(study, law)
+            predicted, left = fit.predict(fit.given.x).tolist(), fit.residuals.tolist()
+            cells = [(predicted[i], left[i], moves.get(i, (None, None))) for i in range(fit.points)]
+            columns.append((fit.law.name, cells))
+        rows = [
+            (trial, laws[0].x[i], laws[0].y[i], [cells[i] for _, cells in columns])
+            for i, trial in enumerate(laws[0].trials)
+        ]
+        found.append({"metric": metric, "variable": variable, "label": laws[0].label,
+                      "laws": [name for name, _ in columns], "rows": rows})  # fmt: skip
+    return found
 
 
-def _inline(svg: Path) -> Markup:
-    """Our own figure, from its <svg> on, so that the page needs no other file."""
-    text = svg.read_text()
-    return Markup(text[text.index("<svg") :])
+def _influences(study: Study, finding: Finding) -> dict[int, tuple[float, float]]:
+    """By point: how far α moves without it, and its distance; those that can be spared."""
+    choice = study.choices.get((finding.metric, finding.variable))
+    known = choice.get(finding.fit.law.name) if choice else None
+    try:
+        found = known.influence if known is not None else influence(finding.fit)
+    except FitError:
+        return {}
+    return {each.point: (each.alpha_change, each.distance) for each in found}
+
+
+def _cuts(study: Study) -> list[dict[str, Any]]:
+    """Of each law and cut: mean |error| over the runs above it, and the error at the largest."""
+    found = []
+    for law, held in study.rolled.items():
+        for cut in dict.fromkeys(each.cut for each in held):
+            above = [each for each in held if each.cut == cut]
+            largest = max(above, key=lambda each: each.x)
+            errors = [abs(each.relative_error) for each in above]
+            found.append({
+                "law": law, "cut": cut, "sizes": above[0].sizes, "runs": above[0].runs,
+                "above": len(above), "mean": sum(errors) / len(errors), "largest": largest,
+            })  # fmt: skip
+    return sorted(found, key=lambda row: (row["cut"], row["law"] != "pure"))
+
+
+# Column of the table: heading, and how it is shown.
+_RUN_COLUMNS: dict[str, tuple[str, str]] = {
+    "family": ("kind", ""), "depth": ("depth", "size"), "width": ("width", "size"),
+    "seed": ("seed", "size"), "params_blocks": ("N in blocks", "size"),
+    "params_total": ("N total", "size"), "tokens_seen": ("D, tokens seen", "size"),
+    "epochs": ("passes", "significant"), "train_flops": ("C, FLOPs", "significant"),
+    "learning_rate": ("peak rate", "significant"), "val_loss": ("L_mean", "fixed"),
+    "val_loss_stderr": ("± s.e.", "fixed"), "val_loss_last": ("L_last", "fixed"),
+    "val_error": ("Err_mean", "fixed"), "val_error_last": ("Err_last", "fixed"),
+    "fid": ("FID", "significant"), "seconds": ("seconds", "significant"), "status": ("status", ""),
+}  # fmt: skip
+
+
+def _runs(study: Study) -> dict[str, Any]:
+    """The ends of runs, under the columns of which anything is known.
+
+    Of runs of one name, the first is where links lead.
+    """
+    finals, anchors = study.table.finals, _run_ids(study)
+    names = [name for name in _RUN_COLUMNS if finals[name].notna().any()]
+    rows = [
+        (
+            anchors.pop(str(row["trial"]), None),
+            str(row["trial"]),
+            [_cell(row[name], _RUN_COLUMNS[name][1]) for name in names],
+        )
+        for row in finals.to_dict("records")
+    ]
+    return {"header": [(_RUN_COLUMNS[n][0], not _RUN_COLUMNS[n][1]) for n in names], "rows": rows}
+
+
+def _cell(value: Any, form: str) -> str:
+    if pd.isna(value):
+        return shown.NONE
+    return shown.FORMS[form](float(value)) if form else str(value)
+
+
+def _run_ids(study: Study) -> dict[str, str]:
+    """An anchor for each trial's name, of whatever characters that is made."""
+    names = dict.fromkeys(study.table.finals.trial.astype(str))
+    return {name: f"run-{place}" for place, name in enumerate(names, start=1)}
+
+
+def _figure(name: str, svg: Path) -> dict[str, Any]:
+    """Our own figure, from its <svg> on; its ids are made its own, for many share the page."""
+    text, anchor = svg.read_text(encoding="utf-8"), re.sub(r"[^\w-]+", "-", name)
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{anchor}-", text[text.index("<svg") :])
+    caption = CAPTIONS.get(name, name.replace("_", " "))
+    text = text.replace("<svg", f'<svg role="img" aria-label="{escape(caption)}"', 1)
+    return {"anchor": anchor, "svg": Markup(text), "caption": caption}
 
 
 def _data_uri(png: Path) -> str:

@@ -1,17 +1,26 @@
-"""Every law of a results table, in one object that figures and report are made from."""
+"""Every law of a run table, with all that speaks for and against it: what a report is made from."""
 
-import math
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
-from analysis.fit import Fit, FitError, fit_law
-from analysis.frontier import frontier
-from analysis.holdout import HeldOut, leave_largest_out
-from analysis.laws import FLOOR, PURE
+from analysis.allocation import Approaches, approaches
+from analysis.choice import Candidate, Choice, choose
+from analysis.conventions import Convention, by_convention
+from analysis.fit import Fit, fit_law
+from analysis.frontier import Frontier, frontier
+from analysis.holdout import HeldOut, rolling
+from analysis.intervals import Interval, interval
+from analysis.laws import FLOOR, PURE, Law
+from analysis.objectives import OBJECTIVES
+from analysis.points import FitError
 from analysis.table import Table
-from analysis.uncertainty import Bootstrap, Interval, bootstrap, floor_profile
+from analysis.uncertainty import SeedNoise, bootstrap, scheme_for, seed_noise
 
 # Column: (symbol, what, unit). The paper's four (VAR, Eq. 3-4 and Fig. 5-6).
 METRICS = {
@@ -25,52 +34,52 @@ VARIABLES = {
     "params_total": ("N_total", "all parameters"),
     "train_flops": ("C", "training FLOPs, along the frontier"),
 }
+ERRORS = ("val_error", "val_error_last")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One law of one metric in one variable, with everything that speaks for or against it."""
+    """One law of one metric in one variable."""
 
     metric: str
     variable: str
     fit: Fit
-    bootstrap: Bootstrap | None
-    floor_interval: Interval | None
-    held_out: HeldOut | None
-    x: tuple[float, ...]
-    y: tuple[float, ...]
+    intervals: dict[str, Interval]  # 95 %, by parameter: α, and E where it was fitted
+    resampled: dict[str, Any]  # method, resamples, rejected, interval and standard error of α
+    held_out: HeldOut | None  # the largest size, from the smaller ones
     trials: tuple[str, ...]
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON, β and the hold-out error spelled out."""
-        held = self.held_out
-        return _plain(
-            {
-                **asdict(self),
-                "beta": self.fit.beta,
-                "held_out": {**asdict(held), "relative_error": held.relative_error}
-                if held
-                else None,
-            }
-        )
+    @property
+    def label(self) -> str:
+        return f"{METRICS[self.metric][0]}({VARIABLES[self.variable][0]})"
 
+    @property
+    def x(self) -> tuple[float, ...]:
+        return tuple(np.asarray(self.fit.given.x, dtype=float).tolist())
 
-def _plain(value: Any) -> Any:
-    """JSON knows no NaN: what is not a number is absent."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    @property
+    def y(self) -> tuple[float, ...]:
+        return tuple(self.fit.given.y.tolist())
 
 
 @dataclass(frozen=True)
 class Study:
-    """All findings on one table."""
+    """All findings on one table. What could not be found is in `refused`, in words."""
 
     table: Table
+    objective: str
     findings: tuple[Finding, ...]
-    refused: tuple[str, ...]  # laws that could not be fitted, with the reason
+    choices: dict[tuple[str, str], Choice]  # by metric and variable
+    conventions: dict[str, tuple[Convention, ...]]  # by metric
+    size: str  # the column of N that the rest is in: weights of the blocks where they are known
+    objectives: dict[str, dict[str, Fit]]  # metric, then objective: the pure law in N
+    scales: dict[int, Fit]  # the pure law of each scale's loss in N, coarse (1) to fine
+    noise: dict[str, SeedNoise]  # by metric, where sizes were run with several seeds
+    frontiers: dict[str, Frontier]  # by metric
+    rolled: dict[str, tuple[HeldOut, ...]]  # by law, of L_mean in N
+    allocation: Approaches | None  # approaches 1, 2 and 3 of L_mean
+    refused: tuple[str, ...]
+    forecasts: tuple[Any, ...] = field(default=())  # analysis.forecast: frozen, and scored if it is
 
     def get(self, metric: str, variable: str, law: str) -> Finding | None:
         for finding in self.findings:
@@ -79,40 +88,170 @@ class Study:
         return None
 
 
-def study(table: Table) -> Study:
-    """Fit each metric against N and along the compute frontier, without and with a floor."""
-    findings: list[Finding] = []
-    refused: list[str] = []
-    for variable in VARIABLES:
-        for metric in METRICS:
-            points = _points(table, metric, variable)
-            for law in (PURE, FLOOR):
-                try:
-                    findings.append(_finding(metric, variable, law, points))
-                except FitError as error:
-                    refused.append(
-                        f"{METRICS[metric][0]}({VARIABLES[variable][0]}), {law.name}: {error}"
-                    )
-    return Study(table, tuple(findings), tuple(refused))
+def study(
+    table: Table,
+    objective: str = "squares",
+    forecasts: tuple[Any, ...] = (),
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Study:
+    """Fit each metric against N and along the compute frontier, and ask everything of each law.
 
-
-def _points(table: Table, metric: str, variable: str) -> pd.DataFrame:
-    return frontier(table.finals, metric) if variable == "train_flops" else table.finals
-
-
-def _finding(metric: str, variable: str, law: Any, points: pd.DataFrame) -> Finding:
-    x = points[variable].to_numpy(dtype=float)
-    y = points[metric].to_numpy(dtype=float)
-    fit = fit_law(law, x, y)
-    profile = floor_profile(x, y, fit.E, fit.certificate.objective) if law.floor else None
-    return Finding(
-        metric=metric,
-        variable=variable,
-        fit=fit,
-        bootstrap=bootstrap(law, x, y),
-        floor_interval=profile,
-        held_out=leave_largest_out(law, x, y),
-        x=tuple(x.tolist()),
-        y=tuple(y.tolist()),
-        trials=tuple(points.trial.astype(str)),
+    Least squares unless told otherwise: sweeps have few sizes and no outliers, and there it is 12
+    to 18 % sharper than a Huber loss (docs/laws.md); `objectives` of the result shows all three.
+    """
+    said: list[str] = []
+    finals = table.finals
+    size = "params_total" if finals.params_blocks.isna().all() else "params_blocks"
+    frontiers = _frontiers(table, size, said)
+    findings = []
+    pairs = [(metric, variable) for variable in VARIABLES for metric in METRICS]
+    choices: dict[tuple[str, str], Choice] = {}
+    for done, (metric, variable) in enumerate(pairs):
+        progress("laws", done, len(pairs))
+        points = _points(finals, frontiers, metric, variable)
+        if points is None:
+            continue
+        x, y, trials, seeds = points
+        named = f"{METRICS[metric][0]}({VARIABLES[variable][0]})"
+        with _noting(said, f"{named}, pure"):
+            chosen = choose(x, y, objective, error_rate=metric in ERRORS)
+            choices[metric, variable] = chosen
+            said += [f"{named}, {refusal}" for refusal in chosen.refused]
+            findings += [
+                _finding(metric, variable, each, trials, seeds) for each in chosen.candidates
+            ]
+    progress("laws", len(pairs), len(pairs))
+    known = finals.dropna(subset=[size, "val_loss"])
+    n, loss = known[size].to_numpy(float), known.val_loss.to_numpy(float)
+    return Study(
+        table=table,
+        objective=objective,
+        findings=tuple(findings),
+        choices=choices,
+        conventions=_conventions(finals, objective, said),
+        size=size,
+        objectives={metric: _by_objective(finals, metric, size) for metric in METRICS},
+        scales=_scales(finals, size, objective, said),
+        noise=_noise(finals, size, findings),
+        frontiers=frontiers,
+        rolled={law.name: _rolled(law, n, loss, objective) for law in (PURE, FLOOR)},
+        allocation=_allocation(table, size, said),
+        refused=tuple(dict.fromkeys(said)),
+        forecasts=forecasts,
     )
+
+
+@contextmanager
+def _noting(said: list[str], named: str) -> Iterator[None]:
+    """A block whose refusal (a ValueError of ours) is a line of the report, not the end of it."""
+    try:
+        yield
+    except ValueError as error:
+        said.append(f"{named}: {error}")
+
+
+def _points(
+    finals: pd.DataFrame, frontiers: dict[str, Frontier], metric: str, variable: str
+) -> tuple[Any, Any, tuple[str, ...], Any] | None:
+    """x, y, trials and seeds of the points of one law; None where the table has none."""
+    if variable == "train_flops":
+        found = frontiers.get(metric)
+        if found is None:
+            return None
+        return found.flops, found.loss, found.trial, np.zeros(len(found.trial))
+    known = finals.dropna(subset=[variable, metric])
+    if known.empty:
+        return None
+    seeds = known.seed.astype(object).where(known.seed.notna(), 0)
+    x, y = known[variable].to_numpy(float), known[metric].to_numpy(float)
+    return x, y, tuple(known.trial.astype(str)), seeds.to_numpy()
+
+
+def _finding(
+    metric: str, variable: str, candidate: Candidate, trials: tuple[str, ...], seeds: ArrayLike
+) -> Finding:
+    fit = candidate.fit
+    intervals = {"alpha": interval(fit, "alpha")}
+    if candidate.E_interval is not None:
+        intervals["E"] = candidate.E_interval
+    resampled: dict[str, Any] = {}
+    try:
+        drawn = bootstrap(fit, **scheme_for(fit.given.x, seeds))
+        resampled = {
+            "method": drawn.method, "resamples": drawn.resamples, "rejected": drawn.rejected,
+            "unconverged": drawn.unconverged,
+            "alpha": drawn.interval("alpha"), "alpha_se": drawn.standard_error("alpha"),
+        }  # fmt: skip
+    except FitError as error:
+        resampled = {"method": f"none: {error}", "resamples": 0, "rejected": 0}
+    return Finding(metric, variable, fit, intervals, resampled, candidate.held_out, trials)
+
+
+def _frontiers(table: Table, size: str, said: list[str]) -> dict[str, Frontier]:
+    found = {}
+    done = table.rows[table.rows.status.isin(["done", "imported"])]
+    for metric in METRICS:
+        if metric not in done or done[metric].isna().all() or done.train_flops.isna().all():
+            continue
+        with _noting(said, f"frontier of {METRICS[metric][0]}"):
+            found[metric] = frontier(done, metric, params=size)
+    return found
+
+
+def _conventions(
+    finals: pd.DataFrame, objective: str, said: list[str]
+) -> dict[str, tuple[Convention, ...]]:
+    found = {}
+    for metric in ("val_loss", "val_loss_last"):
+        with _noting(said, f"conventions of {METRICS[metric][0]}"):
+            found[metric] = by_convention(finals, metric, PURE, objective)
+    return found
+
+
+def _by_objective(finals: pd.DataFrame, metric: str, size: str) -> dict[str, Fit]:
+    known = finals.dropna(subset=[size, metric])
+    found = {}
+    for name in OBJECTIVES:
+        with _noting([], ""):  # the laws themselves say why
+            found[name] = fit_law(PURE, known[size], known[metric], name)
+    return found
+
+
+def _scales(finals: pd.DataFrame, size: str, objective: str, said: list[str]) -> dict[int, Fit]:
+    known = finals.dropna(subset=[size, "val_loss_per_scale"])
+    if known.empty:
+        return {}
+    losses = np.stack([np.asarray(row, dtype=float) for row in known.val_loss_per_scale])
+    found = {}
+    for k in range(losses.shape[1]):
+        with _noting(said, f"loss of scale {k + 1}"):
+            found[k + 1] = fit_law(PURE, known[size], losses[:, k], objective)
+    return found
+
+
+def _noise(finals: pd.DataFrame, size: str, findings: list[Finding]) -> dict[str, SeedNoise]:
+    found = {}
+    for metric in METRICS:
+        known = finals.dropna(subset=[size, metric, "seed"])
+        fit = next(
+            (f.fit for f in findings if (f.metric, f.variable) == (metric, size)
+             and f.fit.law.name == "floor" and f.fit.points == len(known)), None,
+        )  # fmt: skip
+        if len(known):
+            noise = seed_noise(known[size], known[metric], known.seed, fit)
+            if noise is not None:
+                found[metric] = noise
+    return found
+
+
+def _rolled(law: Law, x: Any, y: Any, objective: str) -> tuple[HeldOut, ...]:
+    try:
+        return rolling(law, x, y, objective, intervals=False)
+    except (FitError, ValueError):
+        return ()
+
+
+def _allocation(table: Table, size: str, said: list[str]) -> Approaches | None:
+    with _noting(said, "optimal allocation of compute"):
+        return approaches(table.rows[table.rows.status == "done"], "val_loss", params=size)
+    return None

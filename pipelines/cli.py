@@ -7,25 +7,23 @@ Exit codes: 0 done, 1 something failed, 2 asked wrongly, 3 a folder is the home 
 import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
 
-from pipelines import cli_cluster, cli_models, running, screen
+from pipelines import cli_cluster, cli_fit, cli_laws, cli_models, running, screen
 from pipelines import plan as planning
-from pipelines.address import imported_sweep
 from pipelines.arguments import RUNS, AsJson, Detach, Dirty, HomeFolder, Only, SweepName
+from pipelines.cli_fit import sweep_of
 from pipelines.collect import View, overview
-from pipelines.rows import write_results
+from pipelines.published import publish_and_show
 from pipelines.running import Run
-from pipelines.screen import console, errors, say_error, warn
+from pipelines.screen import console, errors, say_error
 from pipelines.settings import load_settings
 from pipelines.slurm import SlurmAway
-from pipelines.store import IMPORTED, Busy, Drift, Home
-from pipelines.sweeps import choose, explained, find_sweep, known_sweeps
-from var_scaling.config import Sweep
+from pipelines.store import Busy, Drift, Home
+from pipelines.sweeps import choose, explained, known_sweeps
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -69,7 +67,7 @@ def plan(
     """
     from pipelines import orchestrate
 
-    sweep, at = _find(name, home), Home(home)
+    sweep, at = sweep_of(name, Home(home)), Home(home)
     cluster = load_settings().cluster(on) if on else None
     price = planning.price_on(cluster) if cluster else planning.Price(tflops * 1e12)
     rows = planning.plan_rows(sweep, overview(at, sweep), price, cluster)
@@ -94,14 +92,15 @@ def run(
     take_over: Annotated[bool, typer.Option("--take-over", help="break another's lock")] = False,
 ) -> None:
     """Train what is missing, then fit and report. Run it again after any interruption."""
-    sweep, at, settings = choose(_find(name, home), only or ()), Home(home), load_settings()
+    at, settings = Home(home), load_settings()
+    sweep = choose(sweep_of(name, at), only or ())
     how = Run(name, home, on, tuple(only or ()), dirty=dirty, detach=detach, take_over=take_over)
     if dry_run:
         screen.say(running.dry_run(sweep, at, settings, how))
         return
     running.run(sweep, at, settings, how)
     if not detach:
-        _publish(at, _find(name, home), name, again=False)
+        publish_and_show(at, sweep_of(name, at), name, again=False)
 
 
 @app.command()
@@ -114,7 +113,7 @@ def status(
     """How far each stage is: attempt, step, loss, speed, node, job, and what went wrong."""
     from pipelines import cluster, orchestrate, slurm
 
-    sweep, at = _find(name, home), Home(home)
+    sweep, at = sweep_of(name, Home(home)), Home(home)
     orchestrate.refuse_drift(at, sweep)
 
     def look() -> tuple[list[View], str]:
@@ -133,22 +132,6 @@ def status(
 
 
 @app.command()
-def fit(name: SweepName, home: HomeFolder = RUNS, as_json: AsJson = False) -> None:
-    """Fit the laws again to whatever has finished, draw and report them."""
-    _publish(Home(home), _find(name, home), name, again=True, as_json=as_json)
-
-
-@app.command()
-def report(name: SweepName, home: HomeFolder = RUNS) -> None:
-    """Write the report and say where it is."""
-    from pipelines.publish import publish, report_path
-
-    at, sweep = Home(home), _find(name, home)
-    publish(at, sweep, _results(at, sweep), again=True)
-    print(report_path(at, sweep))
-
-
-@app.command()
 def ui(
     name: Annotated[str | None, typer.Argument(help="a sweep to compare the trials of")] = None,
     home: HomeFolder = RUNS,
@@ -159,14 +142,14 @@ def ui(
 
     at, uri = Home(home), load_settings().mlflow.uri
     if uri is not None:
-        screen.say(tracking.Mirror(at, _find(name, home), uri).url(uri) if name else uri)
+        screen.say(tracking.Mirror(at, sweep_of(name, Home(home)), uri).url(uri) if name else uri)
         return
     if not (at.root / "mlflow.db").exists():
         raise ValueError(f"{at.root}: nothing has been logged here yet; `var-scaling run` does")
     base = f"http://127.0.0.1:{port}"
     pages = {"all experiments": base}
     if name:
-        pages = {"compare": tracking.Mirror(at, _find(name, home)).url(base), **pages}
+        pages = {"compare": tracking.Mirror(at, sweep_of(name, Home(home))).url(base), **pages}
     with serve.server(at, port) as server:
         for what, url in pages.items():
             console.print(f"{what}: {url}", soft_wrap=True, highlight=False)
@@ -174,53 +157,10 @@ def ui(
     raise typer.Exit(1)  # it was to run until Ctrl-C
 
 
+app.add_typer(cli_fit.app)
 app.add_typer(cli_models.app)
 app.add_typer(cli_cluster.app)
-
-
-def _find(name: str, home: Path) -> Sweep:
-    """The sweep of that name or path; `imported` is made of what was imported into `home`."""
-    return imported_sweep(Home(home)) if name == IMPORTED else find_sweep(name)
-
-
-def _publish(at: Home, sweep: Sweep, name: str, again: bool, as_json: bool = False) -> None:
-    """Fit, draw, report, mirror and show."""
-    from pipelines import publish
-
-    laws = publish.publish(at, sweep, _results(at, sweep), again)
-    if not publish.mirrored(at, sweep, laws) or again:
-        from pipelines import mirror
-
-        uri = load_settings().mlflow.uri
-        if mirror.attempt(lambda: _mirror_all(at, sweep, laws, uri), warn):
-            publish.note_mirrored(at, sweep, laws)
-    if as_json:
-        print(json.dumps(laws))
-        return
-    console.print(screen.law_tables(laws))
-    for why in screen.gathered(laws["refused"]):
-        console.print(f"not fitted: {why}", soft_wrap=True, highlight=False, markup=False)
-    screen.say_paths(console, publish.paths(at, sweep), name)
-
-
-def _mirror_all(at: Home, sweep: Sweep, laws: dict[str, Any], uri: str | None) -> None:
-    from pipelines import publish, tracking
-
-    mirror = tracking.Mirror(at, sweep, uri)
-    mirror.catch_up()
-    folder = at.sweep(sweep.name)
-    files = [*sorted((folder / "report").iterdir()), folder / "results.parquet"]
-    mirror.publish_law(publish.law_scalars(laws), publish.law_columns(laws), files)
-
-
-def _results(at: Home, sweep: Sweep) -> str:
-    from pipelines import orchestrate
-
-    orchestrate.refuse_drift(at, sweep)  # else old losses would stand beside new sizes
-    fingerprint = write_results(at, sweep)
-    if fingerprint is None:
-        raise ValueError(f"{sweep.name}: no trial has been evaluated yet; `var-scaling run` does")
-    return fingerprint
+app.add_typer(cli_laws.app)
 
 
 def main() -> None:

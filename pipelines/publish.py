@@ -1,6 +1,7 @@
 """From results to what people look at: laws.json, figures, report, the law run in MLflow."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,46 +10,43 @@ from var_scaling.config import ImportedTokenizer, Sweep
 from var_scaling.disk import read_json, write_json
 from var_scaling.metrics import last_of, read_metrics
 
-_FORMAT = 1
+_FORMAT = 2  # of laws.json, as analysis.export writes it
 
 
-def publish(home: Home, sweep: Sweep, results_fingerprint: str, again: bool) -> dict[str, Any]:
+def publish(
+    home: Home,
+    sweep: Sweep,
+    results_fingerprint: str,
+    again: bool,
+    objective: str = "squares",
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> dict[str, Any]:
     """The laws of `sweep`, fitted and drawn; what stands for these results is kept, unless `again`.
 
     Returns what laws.json holds. Raises TableError where there is nothing to fit.
     """
     folder = home.sweep(sweep.name)
-    wanted = {"format": _FORMAT, "results_fingerprint": results_fingerprint}
+    wanted = {
+        "format": _FORMAT, "results_fingerprint": results_fingerprint, "objective": objective,
+    }  # fmt: skip
     if not again and (folder / "laws.json").exists() and report_path(home, sweep).exists():
         laws: dict[str, Any] = read_json(folder / "laws.json")
         if all(laws.get(key) == value for key, value in wanted.items()):
             return laws
+    from analysis.export import laws_of
     from analysis.figures import draw_all
     from analysis.report import write_report
-    from analysis.study import METRICS, VARIABLES, study
+    from analysis.study import study
     from analysis.table import load_results
+    from pipelines.forecasts import graded
 
-    found = study(load_results(folder / "results.parquet"))
-    figures = draw_all(found, report_path(home, sweep).parent)
+    table = load_results(folder / "results.parquet")
+    found = study(table, objective, tuple(graded(home, sweep)), progress)
+    # PDFs take as long as all the rest: who asks for laws or report gets them, a run does not.
+    kinds = ("svg", "png", "pdf") if again else ("svg", "png")
+    figures = draw_all(found, report_path(home, sweep).parent, kinds)
     write_report(report_path(home, sweep), found, figures, _facts(home, sweep))
-    finals = found.table.finals
-    sizes = finals.params_blocks
-    laws = {
-        **wanted,
-        "sweep": sweep.name,
-        "sizes": int(sizes.nunique()),
-        "decades": float(_decades(sizes)) if len(sizes) else 0.0,
-        "laws": [
-            {
-                "symbol": METRICS[finding.metric][0],
-                "variable_symbol": VARIABLES[finding.variable][0],
-                **finding.as_dict(),
-            }
-            for finding in found.findings
-        ],
-        "refused": list(found.refused),
-        "dropped": list(found.table.dropped),
-    }
+    laws = {**laws_of(found), **wanted, "sweep": sweep.name}
     write_json(folder / "laws.json", laws)
     return laws
 
@@ -70,12 +68,20 @@ def paths(home: Home, sweep: Sweep) -> dict[str, Path]:
 
 def law_scalars(laws: dict[str, Any]) -> dict[str, float]:
     """The numbers of the laws by name, as MLflow metrics."""
-    scalars = {}
+    scalars: dict[str, float | None] = {}
     for law in laws["laws"]:
-        base = f"law/{law['symbol']}_of_{law['variable_symbol']}/{law['fit']['law']['name']}"
-        for name in ("alpha", "E", "r", "r2"):
-            scalars[f"{base}/{name}"] = law["fit"][name]
-        scalars[f"{base}/beta"] = law["beta"]
+        fit = law["fit"]
+        base = f"law/{law['symbol']}_of_{law['variable_symbol']}/{fit['law']}"
+        interval = law["intervals"]["alpha"]
+        scalars |= {
+            f"{base}/alpha": fit["values"]["alpha"],
+            f"{base}/alpha_low": interval["low"],
+            f"{base}/alpha_high": interval["high"],
+            f"{base}/E": fit["values"].get("E", 0.0),
+            f"{base}/r": fit["r"],
+            f"{base}/r2": fit["r2"],
+            f"{base}/beta": fit["paper_beta"],
+        }
     return {name: value for name, value in scalars.items() if value is not None}
 
 
@@ -83,13 +89,16 @@ def law_columns(laws: dict[str, Any]) -> dict[str, list[Any]]:
     """The laws as a table, one column a list."""
     found = laws["laws"]
     return {
-        "law": [f"{law['symbol']}({law['variable_symbol']})" for law in found],
-        "form": [law["fit"]["law"]["formula"] for law in found],
-        "alpha": [law["fit"]["alpha"] for law in found],
-        "beta": [law["beta"] for law in found],
-        "E": [law["fit"]["E"] for law in found],
+        "law": [law["label"] for law in found],
+        "form": [law["fit"]["formula"] for law in found],
+        "alpha": [law["fit"]["values"]["alpha"] for law in found],
+        "alpha_low": [law["intervals"]["alpha"]["low"] for law in found],
+        "alpha_high": [law["intervals"]["alpha"]["high"] for law in found],
+        "beta": [law["fit"]["paper_beta"] for law in found],
+        "E": [law["fit"]["values"].get("E", 0.0) for law in found],
         "r": [law["fit"]["r"] for law in found],
         "r2": [law["fit"]["r2"] for law in found],
+        "points": [law["fit"]["points"] for law in found],
     }
 
 
@@ -107,12 +116,6 @@ def note_mirrored(home: Home, sweep: Sweep, laws: dict[str, Any]) -> None:
 def _mirrored_as(database: Path, laws: dict[str, Any]) -> dict[str, Any]:
     """These results in this very database: one made anew holds nothing yet."""
     return {"results": laws["results_fingerprint"], "database": database.stat().st_ino}
-
-
-def _decades(sizes: Any) -> float:
-    import numpy as np
-
-    return float(np.log10(sizes.max() / sizes.min()))
 
 
 def _facts(home: Home, sweep: Sweep) -> Any:
@@ -145,14 +148,12 @@ def _facts(home: Home, sweep: Sweep) -> Any:
         provenance=_provenance(home, sweep),
         tokenizers=tokenizers,
         pictures=pictures,
+        trials=tuple(trial.name for trial in sweep.trials),
     )
 
 
 def _settings(sweep: Sweep) -> dict[str, str]:
-    method = {
-        "objective": "sum of squared log residuals; exact Jacobian, Levenberg-Marquardt",
-        "scored on": "held-out tokens, labels kept, at the end of each trial; no smoothing",
-    }
+    method = {"scored on": "held-out tokens, labels kept, at the end of each trial; no smoothing"}
     elsewhere = {
         f"imported {model.name}": f"SHA-256 {model.sha256}; how it was trained is not known here"
         for model in sweep.imported

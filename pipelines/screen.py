@@ -4,11 +4,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
@@ -88,61 +87,6 @@ def watch(sweep: Sweep, look: Callable[[], tuple[list[View], str]], every: float
             if all(view.state in _ENDED for view in views):
                 return
             time.sleep(every)
-
-
-def law_tables(laws: dict[str, Any]) -> Group:
-    """The laws as the paper states them: the raw loss, then what lies above a fitted floor."""
-    title = f"{laws['sweep']}: {laws['sizes']} sizes, {laws['decades']:.1f} decades of N"
-    raw = new_table(
-        "raw: L = (β x)^-α", "α [95 %]", "β", "r", "R²", "largest foretold", title=title
-    )  # fmt: skip
-    reducible = new_table(
-        "reducible: L = E + (β x)^-α", "E [95 %]", "α [95 %]", "β", "r", "R²", "largest foretold",
-        caption="α by bootstrap over runs, E by its profile; r and R² of log(L − E) on log x; "
-        "foretold: from the smaller sizes, less what was measured",
-    )  # fmt: skip
-    for law in laws["laws"]:
-        fit, boot = law["fit"], law["bootstrap"]
-        name = f"{law['symbol']}({law['variable_symbol']})"
-        cells = [
-            f"{fit['alpha']:.4f} {_interval(boot and boot['alpha'], '.3f')}",
-            _number(law["beta"], ".2e"),
-            _number(fit["r"], ".4f"),
-            _number(fit["r2"], ".4f"),
-            f"{law['held_out']['relative_error']:+.1%}" if law["held_out"] else "",
-        ]
-        if fit["law"]["floor"]:
-            reducible.add_row(
-                name, f"{fit['E']:.3f} {_interval(law['floor_interval'], '.2f')}", *cells
-            )
-        else:
-            raw.add_row(name, *cells)
-    return Group(raw, reducible)
-
-
-def gathered(refused: list[str]) -> list[str]:
-    """Refusals for one reason in one line: `LAW, form: reason` to `reason: LAW, LAW`."""
-    laws: dict[str, list[str]] = {}
-    for line in refused:
-        law, _, reason = line.partition(": ")
-        laws.setdefault(reason, []).append(law.removesuffix(", pure").removesuffix(", floor"))
-    return [f"{', '.join(names)}: {reason}" for reason, names in laws.items()]
-
-
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else f"{value:{form}}"
-
-
-def _interval(interval: dict[str, float] | None, form: str) -> str:
-    if interval is None:
-        return ""
-    return f"[{interval['low']:{form}}, {interval['high']:{form}}]"
-
-
-def say_paths(console: Console, published: dict[str, Path], sweep: str) -> None:
-    for what, path in published.items():
-        console.print(f"{what:8} {path}", soft_wrap=True, highlight=False)
-    console.print(f"compare  var-scaling ui {sweep}   (the runs side by side, in MLflow)")
 
 
 @contextmanager

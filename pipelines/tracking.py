@@ -50,22 +50,27 @@ def database(home: Home) -> str:
     return f"sqlite:///{_file(home)}"
 
 
+def client(home: Home, uri: str | None = None) -> Any:
+    """MLflow's client, for those who read: of a server, or of the home's own database."""
+    os.environ.update(quiet_environment())
+    for noisy in ("mlflow", "alembic", "mlflow.store", "mlflow.store.db.utils"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    from mlflow.tracking import MlflowClient
+
+    with held(home.root, wait=60, file="mlflow.lock"):
+        if uri is None and not _file(home).exists():
+            # MLflow makes its tables one by one: killed half-way, it would refuse them.
+            with whole(_file(home)) as beside:
+                MlflowClient(f"sqlite:///{beside}").search_experiments()
+    return MlflowClient(uri or database(home))
+
+
 class Mirror:
     """A connection to the tracking server of a home, and the runs it has found there."""
 
     def __init__(self, home: Home, sweep: Sweep, uri: str | None = None):
-        os.environ.update(quiet_environment())
-        for noisy in ("mlflow", "alembic", "mlflow.store", "mlflow.store.db.utils"):
-            logging.getLogger(noisy).setLevel(logging.ERROR)
-        from mlflow.tracking import MlflowClient
-
-        with held(home.root, wait=60, file="mlflow.lock"):
-            if uri is None and not _file(home).exists():
-                # MLflow makes its tables one by one: killed half-way, it would refuse them.
-                with whole(_file(home)) as beside:
-                    MlflowClient(f"sqlite:///{beside}").search_experiments()
         self.home, self.sweep, self.uri = home, sweep, uri
-        self.client = MlflowClient(uri or database(home))
+        self.client = client(home, uri)
         self._experiments: dict[str, str] = {}
         self._runs: dict[str, str] = {}
         self._seen: dict[str, dict[str, Any]] = {}

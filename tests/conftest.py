@@ -10,10 +10,12 @@ os.environ["OMP_NUM_THREADS"] = "1"  # two test workers on two cores: a thread e
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from pipelines import jobs
 from var_scaling.config import ImportedTokenizer, Model, TrainedTokenizer, Trial
 from var_scaling.datasets import DeadLeaves
+from var_scaling.disk import read_json, write_json
 from var_scaling.ladder import tiny_optimiser
 from var_scaling.metrics import read_metrics
 from var_scaling.pyramid import Pyramid
@@ -104,10 +106,23 @@ def var_scaling(*words: str, home: Path, **environment: str) -> subprocess.Compl
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory) -> Path:
-    """The home in which `run smoke` came to its end undisturbed; each test worker has its own."""
+    """A home in which `run smoke` came to its end undisturbed.
+
+    One test worker runs it, each has a copy of its own.
+    """
+    workers = tmp_path_factory.getbasetemp()
+    shared = workers.parent if "PYTEST_XDIST_WORKER" in os.environ else workers
+    first = shared / "smoke-first"
+    with FileLock(shared / "smoke.lock"):
+        if not first.exists():
+            done = var_scaling("run", "smoke", home=shared / "smoke-run")
+            assert done.returncode == 0, done.stdout + done.stderr
+            (shared / "smoke-run").rename(first)
     home = tmp_path_factory.mktemp("smoke")
-    done = var_scaling("run", "smoke", home=home)
-    assert done.returncode == 0, done.stdout + done.stderr
+    shutil.copytree(first, home, dirs_exist_ok=True, symlinks=True)
+    mirrored = home / "smoke" / "mirrored.json"  # knows its database by inode
+    known = {**read_json(mirrored), "database": (home / "mlflow.db").stat().st_ino}
+    write_json(mirrored, known)
     return home
 
 

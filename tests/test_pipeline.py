@@ -243,6 +243,7 @@ def test_what_was_asked_wrongly_is_answered_in_a_line(tmp_path, words, code, mes
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_is_named_with_its_reason(tmp_path):
     done = var_scaling("run", "cifar10", home=tmp_path)
     assert done.returncode == 1

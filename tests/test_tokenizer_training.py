@@ -336,6 +336,7 @@ def found_by(home: Path, rank: int) -> dict:
     return json.loads((home / f"rank{rank}" / "found.json").read_text())
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(two, tmp_path, vgg):
     """The same rows, codes restarted from the same vectors, numbers equal to rounding."""
     trial_alone = run_trial(tmp_path / "trial", World())
@@ -364,10 +365,12 @@ def test_two_processes_train_what_one_does(two, tmp_path, vgg):
             np.testing.assert_allclose(found, wanted, rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_gradients_are_exchanged_once_a_step(two):
     assert [found_by(two, rank)["kept_back"] for rank in (0, 1)] == [12, 12]  # one of two passes
 
 
+@pytest.mark.slow
 def test_two_processes_score_exactly_what_one_does(two):
     alone = scores(World())
     assert [found_by(two, rank)["scores"] for rank in (0, 1)] == [alone, alone]
@@ -375,6 +378,7 @@ def test_two_processes_score_exactly_what_one_does(two):
     assert alone["loss_stderr"] > 0
 
 
+@pytest.mark.slow
 def test_what_one_process_wishes_all_do_and_resume_from(two):
     stopped = "d2 stopped after step 5 of 12"
     assert [found_by(two, rank)["stopped"] for rank in (0, 1)] == [stopped] * 2
@@ -386,6 +390,7 @@ def test_what_one_process_wishes_all_do_and_resume_from(two):
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
+@pytest.mark.slow
 def test_processes_that_find_different_checkpoints_refuse_to_go_on(two):
     for rank in (0, 1):
         assert "a shared disk?" in found_by(two, rank)["refused"]

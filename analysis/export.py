@@ -1,0 +1,65 @@
+"""A study as plain JSON: what laws.json holds, for scripts, MLflow and a later comparison."""
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from analysis.intervals import Interval
+from analysis.study import METRICS, VARIABLES, Finding, Study
+
+FORMAT = 2
+
+
+def laws_of(study: Study) -> dict[str, Any]:
+    """Every law with its certificate, intervals and points, and what was refused or dropped."""
+    sizes = study.table.finals[study.size].dropna()
+    return plain({
+        "format": FORMAT,
+        "size": study.size,
+        "sizes": int(sizes.nunique()),
+        "decades": float(np.log10(sizes.max() / sizes.min())) if len(sizes) else 0.0,
+        "objective": study.objective,
+        "laws": [_law(finding) for finding in study.findings],
+        "choices": [
+            {"metric": metric, "variable": variable, "verdict": choice.verdict}
+            for (metric, variable), choice in study.choices.items()
+        ],
+        "noise": {metric: asdict(noise) for metric, noise in study.noise.items()},
+        "refused": list(study.refused),
+        "dropped": list(study.table.dropped),
+        "notes": list(study.table.notes),
+        "table": {"source": study.table.source, "fingerprint": study.table.fingerprint},
+    })  # fmt: skip
+
+
+def _law(finding: Finding) -> dict[str, Any]:
+    held = finding.held_out
+    return {
+        "metric": finding.metric,
+        "variable": finding.variable,
+        "symbol": METRICS[finding.metric][0],
+        "variable_symbol": VARIABLES[finding.variable][0],
+        "label": finding.label,
+        "fit": finding.fit.as_dict(),
+        "intervals": finding.intervals,
+        "resampled": finding.resampled,
+        "held_out": {**asdict(held), "relative_error": held.relative_error} if held else None,
+        "x": finding.x,
+        "y": finding.y,
+        "trials": finding.trials,
+    }
+
+
+def plain(value: Any) -> Any:
+    """JSON knows no NaN, no infinity and no record: absent, absent, and a dictionary."""
+    if isinstance(value, Interval):
+        return plain(asdict(value))
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,410 @@
+"""Figures: drawn where the study carries them, legible in print, the same bytes every time."""
+
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from scipy import stats
+
+from analysis import figures_allocation, figures_checks, figures_compute
+from analysis.allocation import approaches
+from analysis.axes import round_numbers, symbol, tick
+from analysis.choice import choose
+from analysis.drawing import DOUBLE, FEW, SINGLE, by_size, few, ordered, sheet, size_key
+from analysis.figures import (
+    CAPTIONS,
+    FIGURES,
+    allocation_figure,
+    dots_figure,
+    draw_all,
+    frontier_figure,
+    holdout_figure,
+    isoflop_figure,
+    law_band,
+    law_figure,
+)
+from analysis.figures_allocation import LOOKS
+from analysis.figures_checks import Dot
+from analysis.fit import fit_law
+from analysis.forecast import Graded, Outcome
+from analysis.frontier import frontier
+from analysis.intervals import Interval, prediction_interval
+from analysis.law_drawing import LAW_LOOKS, numbers
+from analysis.laws import FLOOR, PURE, SURFACE
+from analysis.points import FitError
+from analysis.study import METRICS, Study, study
+from analysis.table import check
+
+SIZES = 73_728.0 * np.arange(2, 8) ** 3
+
+
+def rows(seeds=2, rates=(1e-3,), noise=0.004):
+    """Six sizes, each with a training curve of five steps, every score above a floor."""
+    generator, found = np.random.default_rng(0), []
+    for size in SIZES:
+        for seed in range(seeds):
+            for rate in rates:
+                luck = np.exp(generator.normal(0, noise)) * (1 + 0.02 * np.log(rate / 1e-3) ** 2)
+                for step in (100, 200, 400, 800, 1600):
+                    tokens = step * 2e4
+                    above = (2e-7 * size) ** -0.3 + (1e-6 * tokens) ** -0.5
+                    loss = (2.0 + above) * luck
+                    found.append({
+                        "sweep": "s", "trial": f"d{size:.0f}-{seed}-{rate}", "family": "var",
+                        "depth": 2, "width": 64, "seed": seed, "step": step, "steps": 1600,
+                        "learning_rate": rate, "tokens_seen": tokens, "schedule": "cosine",
+                        "params_blocks": size, "params_total": size + 2e5 * size**0.2,
+                        "params_embedding": 1e4, "params_head": 1e4, "params_adaln": 0.3 * size,
+                        "params_attention": 0.3 * size, "params_mlp": 0.4 * size,
+                        "train_flops": 6 * size * tokens, "epochs": 1.0,
+                        "val_loss": loss, "val_loss_last": 1.1 * loss, "val_error": 0.12 * loss,
+                        "val_error_last": 0.14 * loss, "status": "done",
+                        "val_loss_per_scale": [0.7 * loss, 0.9 * loss, loss**1.1, loss**1.2],
+                    })  # fmt: skip
+    return pd.DataFrame(found)
+
+
+def isoflop_rows():
+    """Seven sizes at each of four budgets, amid the best one."""
+    found = []
+    for budget in (1e17, 4e17, 1.6e18, 6.4e18):
+        for factor in np.geomspace(0.3, 3.3, 7):
+            size = 2e7 * (budget / 1e17) ** 0.5 * factor
+            tokens = budget / 6 / size
+            luck = np.exp(np.random.default_rng(len(found)).normal(0, 0.002))
+            loss = (1.7 + 400 * size**-0.34 + 410 * tokens**-0.28) * luck
+            found.append((f"r{len(found)}", size, tokens, budget, loss))
+    names = ["trial", "params_blocks", "tokens_seen", "train_flops", "val_loss"]
+    return pd.DataFrame(found, columns=names).assign(status="done")
+
+
+def graded():
+    """Two forecasts with both laws of two metrics; one has no lower end."""
+
+    def grade(metric, law, headline, low):
+        return Graded(metric, law, headline, 2.1, low, 2.2, 2.05, 2.1 / 2.05 - 1, True, 0.5, 1.0)
+
+    grades = tuple(
+        grade(metric, law, law == "floor", None if law == "floor" else 2.0)
+        for metric in ("val_loss", "val_error_last") for law in ("pure", "floor")
+    )  # fmt: skip
+    return tuple(Outcome(f"d{k}.json", "graded", "", None, grades) for k in (8, 9))
+
+
+@pytest.fixture(scope="module")
+def full() -> Study:
+    """A study that carries every figure; what no figure shows is left out, as it takes long."""
+    module, choosing = import_module("analysis.study"), import_module("analysis.choice")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("bootstrap", "approaches"):
+            patch.setattr(module, name, refusing)
+        for room in (module, choosing):
+            patch.setattr(room, "interval", lambda fit, name: around(fit[name]))
+        patch.setattr(choosing, "leave_largest_out", lambda *args, **kwargs: None)
+        patch.setattr(choosing, "influence", lambda fit: ())
+        patch.setattr(choosing, "_rolling_errors", lambda fits: (dict.fromkeys(fits), 0))
+        found = study(check(rows()), forecasts=graded())
+    pure = found.get("val_loss", "params_blocks", "pure")
+    found.choices["val_loss", "params_blocks"] = choose(pure.x, pure.y)
+    best = approaches(isoflop_rows(), "val_loss", resamples=60)
+    two = {metric: found.objectives[metric] for metric in ("val_loss", "val_error")}
+    return replace(found, allocation=best, objectives=two)
+
+
+def around(value):
+    return Interval(0.9 * value, 1.1 * value, 0.95, "made up", "nothing")
+
+
+def refusing(*args, **kwargs):
+    raise FitError("not here")
+
+
+@pytest.fixture(scope="module")
+def swept(full) -> Study:
+    return replace(full, table=check(rows(seeds=1, rates=(3e-4, 1e-3, 3e-3))))
+
+
+@pytest.fixture(scope="module")
+def empty(full) -> Study:
+    lone = full.table.rows.iloc[[0]].assign(status="running", tokens_seen=np.nan)
+    return Study(
+        table=replace(full.table, rows=lone), objective="squares", size="params_blocks",
+        findings=(), choices={},
+        conventions={}, objectives={}, scales={}, noise={}, frontiers={}, rolled={},
+        allocation=None, refused=(),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def figures(full, swept) -> dict[str, Figure]:
+    """Every figure, laid out at its own size."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures_checks, "interval", lambda fit, name: around(fit[name]))
+        for module in (figures_allocation, figures_compute):
+            patch.setattr(module, "_RESAMPLES", 60)
+        drawn = {name: draw(swept if name == "rates" else full) for name, draw in FIGURES.items()}
+    for figure in drawn.values():
+        if figure is not None:
+            FigureCanvasAgg(figure).draw()
+    return drawn
+
+
+def texts(figure):
+    """(text, its box in pixels) of every text that can be seen."""
+    renderer = figure.canvas.get_renderer()
+    hidden = set()
+    for panel in figure.axes:
+        for axis in (panel.xaxis, panel.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            for mark in [*axis.get_major_ticks(), *axis.get_minor_ticks()]:
+                if not (panel.axison and low <= mark.get_loc() <= high):
+                    hidden |= {mark.label1, mark.label2}
+    found = [text for text in figure.findobj(Text) if text not in hidden]
+    found = [text for text in found if text.get_visible() and text.get_text().strip()]
+    return [(text, text.get_window_extent(renderer)) for text in found]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_is_drawn_where_the_study_carries_it_and_only_there(name, figures, empty):
+    assert isinstance(figures[name], Figure)
+    assert FIGURES[name](empty) is None
+    assert len(CAPTIONS[name]) > 20
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_all_text_is_within_the_figure_and_large_enough_to_read(name, figures):
+    figure = figures[name]
+    assert figure.get_figwidth() in (SINGLE, DOUBLE)
+    for text, box in texts(figure):
+        assert text.get_fontsize() >= 7, text.get_text()
+        inside = figure.bbox.padded(1)
+        assert inside.contains(box.x0, box.y0), text.get_text()
+        assert inside.contains(box.x1, box.y1), text.get_text()
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_two_tick_labels_or_legends_overlap(name, figures):
+    figure = figures[name]
+    renderer = figure.canvas.get_renderer()
+    for panel in figure.axes:
+        if not panel.axison:
+            continue
+        for axis in (panel.xaxis, panel.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            labels = [
+                tick.label1.get_window_extent(renderer) for tick in axis.get_major_ticks()
+                if low <= tick.get_loc() <= high and tick.label1.get_text()
+            ]  # fmt: skip
+            assert not any(
+                one.overlaps(other) for k, one in enumerate(labels) for other in labels[:k]
+            ), (name, panel.get_ylabel())
+    keys = [legend.get_window_extent(renderer) for legend in figure.legends]
+    panels = [panel.get_window_extent(renderer) for panel in figure.axes if panel.axison]
+    assert not any(key.overlaps(panel) for key in keys for panel in panels)
+    assert not any(one.overlaps(other) for k, one in enumerate(keys) for other in keys[:k])
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_legend_in_a_panel_stays_inside_it_and_covers_no_point(name, figures):
+    figure = figures[name]
+    renderer = figure.canvas.get_renderer()
+    for panel in figure.axes:
+        legend = panel.get_legend()
+        if legend is None:
+            continue
+        box, around = legend.get_window_extent(renderer), panel.get_window_extent(renderer)
+        assert around.x0 <= box.x0 + 1
+        assert box.x1 <= around.x1 + 1
+        assert around.y0 <= box.y0 + 1
+        for line in panel.lines:
+            if line.get_marker() not in (None, "None", "", "none"):
+                places = panel.transData.transform(line.get_xydata())
+                assert not any(box.contains(*place) for place in places)
+
+
+def test_the_same_study_twice_is_the_same_files(full, tmp_path, monkeypatch):
+    few_of_them = {"holdout": FIGURES["holdout"]}
+    monkeypatch.setattr(import_module("analysis.figures"), "FIGURES", few_of_them)
+    for folder in ("one", "two"):
+        drawn = draw_all(full, tmp_path / folder)
+        assert drawn == {name: tmp_path / folder / f"{name}.svg" for name in few_of_them}
+    for path in sorted((tmp_path / "one").iterdir()):
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+    assert len(list((tmp_path / "one").iterdir())) == 3
+
+
+def test_drawing_leaves_the_callers_style_alone_and_needs_no_pyplot(full):
+    before = dict(mpl.rcParams)
+    FIGURES["holdout"](full)
+    assert dict(mpl.rcParams) == before
+    sources = Path(import_module("analysis.figures").__file__).parent.glob("*.py")
+    assert not [path.name for path in sources if "pyplot" in path.read_text()]
+
+
+# Viénot, Brettel and Mollon 1999 in linear RGB, as in Machado et al. 2009, Table 1, severity 1.
+DEUTERANOPIA = np.array([
+    [0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+    [-0.011820, 0.042940, 0.968881],
+])  # fmt: skip
+XYZ = np.array([
+    [0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]
+])  # fmt: skip
+
+
+def seen(colour):
+    """CIELAB of a colour as an eye without M cones sees it."""
+    encoded = np.array(to_rgb(colour))
+    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+    x, y, z = np.cbrt(XYZ @ np.clip(DEUTERANOPIA @ linear, 1e-3, 1) / (0.9505, 1, 1.089))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize(
+    ("looks", "apart"),
+    [
+        (LAW_LOOKS, 30), (LOOKS, 30), (few(range(len(FEW))), 30),
+        (ordered(range(6)), 12), (ordered(range(10)), 6),
+    ],
+)  # fmt: skip
+def test_neighbours_are_told_apart_without_m_cones_and_without_any_colour(looks, apart):
+    """A difference of 2.3 in CIELAB can just be noticed; colours printed side by side, at 6."""
+    pairs = list(zip(looks.values(), list(looks.values())[1:], strict=False))
+    for one, other in pairs:
+        assert np.linalg.norm(seen(one.colour) - seen(other.colour)) > apart
+        assert one.marker != other.marker
+        assert one.line != other.line
+
+
+def test_sizes_grow_brighter_also_in_grey():
+    lightness = [seen(look.colour)[0] for look in ordered(range(10)).values()]
+    assert (np.diff(lightness) > 1).all()
+
+
+def test_the_band_of_a_pure_law_is_the_textbooks():
+    """Confidence of the mean of a straight line: t s √(1/n + (x - x̄)² / Sxx), in logs."""
+    generator = np.random.default_rng(1)
+    loss = (1e-3 * SIZES) ** -0.2 * np.exp(generator.normal(0, 0.01, 6))
+    fit = fit_law(PURE, SIZES, loss, "squares")
+    at = np.geomspace(1e4, 1e9, 7)
+    low, high = law_band(fit, at)
+    u, v = np.log(SIZES), np.log(at)
+    s = np.sqrt(np.sum(fit.residuals**2) / 4)
+    spread = np.sqrt(1 / 6 + (v - u.mean()) ** 2 / np.sum((u - u.mean()) ** 2))
+    assert np.log(high / low) / 2 == pytest.approx(stats.t.ppf(0.975, 4) * s * spread, rel=1e-6)
+    assert np.sqrt(low * high) == pytest.approx(fit.predict(at))
+
+
+def test_the_band_of_a_floor_is_near_the_exact_one_at_the_data():
+    loss = (2 + (2e-7 * SIZES) ** -0.3) * np.exp(np.random.default_rng(2).normal(0, 1e-3, 6))
+    fit = fit_law(FLOOR, SIZES, loss, "squares")
+    for x in (SIZES[0], SIZES[-1]):
+        exact = prediction_interval(fit, x, new_run=False)
+        low, high = law_band(fit, x)
+        assert high[0] - low[0] == pytest.approx(exact.high - exact.low, rel=0.1)
+
+
+def test_a_fixed_floor_makes_the_band_narrower():
+    loss = (2 + (2e-7 * SIZES) ** -0.3) * np.exp(np.random.default_rng(3).normal(0, 1e-3, 6))
+    free, fixed = (fit_law(FLOOR, SIZES, loss, "squares", floor=E) for E in (None, 2.0))
+    beyond = SIZES[-1] * 10
+    assert np.ptp(law_band(fixed, beyond)) < np.ptp(law_band(free, beyond))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.floats(-12, 24), st.floats(0.005, 12))
+def test_an_axis_has_a_few_round_numbers_that_all_look_different(start, decades):
+    low, high = 10**start, 10 ** (start + decades)
+    places = round_numbers(low, high)
+    assert 2 <= len(places) <= 5
+    assert ((places >= low * (1 - 1e-6)) & (places <= high * (1 + 1e-6))).all()
+    powers = bool(places[-1] >= 1e4 or places[0] < 1e-3)
+    assert len({tick(value, powers) for value in places}) == len(places)
+
+
+def test_numbers_and_symbols_as_a_paper_sets_them():
+    assert tick(0.25) == "0.25"
+    assert tick(1e6, powers=True) == "10⁶"
+    assert tick(2e-5, powers=True) == "2·10⁻⁵"
+    assert symbol("Err_last") == r"$\mathrm{Err}_{\mathrm{last}}$"
+    fit = fit_law(PURE, SIZES, SIZES**0.1)
+    assert numbers(fit) == "α = −0.100"
+
+
+def test_a_law_a_frontier_and_the_rest_are_drawn_alone(full):
+    loss = 2 + (2e-7 * SIZES) ** -0.3
+    one = law_figure(fit_law(FLOOR, SIZES, loss), xlabel="$N$", seeds=range(6))
+    assert len(one.axes) == 1
+    two = frontier_figure(frontier(full.table.rows, "val_loss"))
+    three = isoflop_figure(full.allocation.isoflops)
+    four = allocation_figure(full.allocation)
+    five = holdout_figure(full.rolled)
+    endless = Dot("squares", 0.2, -np.inf, 0.3)
+    six = dots_figure({"$L$": [endless, Dot("huber", 0.1)]}, "α")
+    FigureCanvasAgg(six).draw()
+    for figure in (one, two, three, four, five, six):
+        assert figure.get_figwidth() in (SINGLE, DOUBLE)
+
+
+def test_a_law_of_two_variables_has_no_line_on_one_axis():
+    runs = isoflop_rows()
+    fit = fit_law(SURFACE, (runs.params_blocks, runs.tokens_seen), runs.val_loss)
+    with pytest.raises(ValueError, match="2 variables"):
+        law_figure(fit)
+
+
+def test_what_lies_beyond_the_points_is_drawn_lighter_and_dotted():
+    panel = law_figure(fit_law(PURE, SIZES, SIZES**-0.1)).axes[0]
+    lines = [line for line in panel.lines if len(line.get_xdata()) > 10]
+    within = [line for line in lines if line.get_alpha() is None]
+    beyond = [line for line in lines if line.get_alpha() is not None]
+    assert len(within) == 1
+    assert len(beyond) == 2
+    assert SIZES[0] == pytest.approx(min(within[0].get_xdata()))
+    assert SIZES[-1] == pytest.approx(max(within[0].get_xdata()))
+    assert max(beyond[-1].get_xdata()) > 1.2 * SIZES[-1]
+
+
+def test_frontier_points_that_only_bound_are_hollow(full, figures):
+    found = full.frontiers["val_loss"]
+    panel = figures["laws_in_compute"].axes[0]
+    hollow = [
+        line for line in panel.lines
+        if line.get_marker() == "o" and line.get_markerfacecolor() == "white"
+    ]  # fmt: skip
+    assert sum(len(line.get_xdata()) for line in hollow) == found.censored.sum() > 0
+
+
+def test_every_metric_has_its_symbol_and_unit_on_its_axis(figures):
+    labels = [panel.get_ylabel() for panel in figures["laws_in_parameters"].axes]
+    for name, what, unit in METRICS.values():
+        assert any(symbol(name) in label and what in label and unit in label for label in labels)
+
+
+def test_many_seeds_many_sizes_and_one_metric_are_legible_too():
+    """Thirty seeds share markers by colour; of many sizes a colour bar says which is which."""
+    generator = np.random.default_rng(5)
+    x = np.repeat(SIZES, 30)
+    loss = (2 + (2e-7 * x) ** -0.3) * np.exp(generator.normal(0, 0.01, len(x)))
+    drawn = law_figure(fit_law(PURE, x, loss), seeds=list(range(30)) * 6)
+    assert drawn.legends[0].get_texts()[0].get_text() == "30 seeds, dark to bright"
+    panel = drawn.axes[0]
+    points = [line for line in panel.lines if line.get_linestyle() == "None"]
+    assert len(points) == 30
+    figure, _ = sheet(SINGLE, 2.5)
+    looks = by_size([*np.geomspace(1e6, 1e7, 20), 3e7, 1e9])
+    size_key(figure, looks, "$N$")
+    FigureCanvasAgg(figure).draw()
+    assert not figure.legends
+    assert len(figure.axes) == 2
+    bar = figure.axes[1].collections[-1]
+    assert to_hex(bar.cmap(bar.norm(3e7))) == looks[3e7].colour

@@ -1,0 +1,90 @@
+"""The verbs that fit: a sweep, anyone's table, an experiment; and what differs between two."""
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from pipelines.cli import app
+
+
+def says(*words: str) -> str:
+    """What the command prints. Raises what the command raises."""
+    done = CliRunner().invoke(app, list(words), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def table(folder, **columns) -> str:
+    """Twelve runs of a law with a floor, under a stranger's names."""
+    sizes = np.geomspace(1e6, 1e9, 12)
+    noise = np.exp(np.random.default_rng(0).normal(0, 0.002, 12))
+    losses = (1.8 + 90 * sizes**-0.3) * noise
+    columns = {"Model Size": sizes, "Training FLOP": 120 * sizes**2, "loss": losses, **columns}
+    lines = [
+        ",".join(columns),
+        *(",".join(map(str, row)) for row in zip(*columns.values(), strict=True)),
+    ]
+    (folder / "runs.csv").write_text("\n".join(lines))
+    return str(folder / "runs.csv")
+
+
+THEIRS = ("--column", "Model Size=params_total", "--column", "loss=val_loss")
+
+
+def test_a_strangers_table_gets_laws_figures_and_a_report(tmp_path):
+    path = table(tmp_path)
+    laws = json.loads(says("fit", path, *THEIRS, "--json"))
+    (floor,) = [law for law in laws["laws"] if law["fit"]["law"] == "floor"]
+    assert floor["intervals"]["E"]["low"] < 1.8 < floor["intervals"]["E"]["high"]
+    assert floor["trials"][:2] == ["row-1", "row-2"]
+    folder = tmp_path / "runs-laws"
+    assert "row-12" in (folder / "index.html").read_text()
+    assert {"laws_in_parameters.pdf", "laws.tex", "laws.json"} <= {f.name for f in folder.iterdir()}
+
+
+@pytest.mark.slow
+def test_tokens_are_made_by_a_convention_only_when_asked(tmp_path):
+    path = table(tmp_path)
+    names = (*THEIRS, "--column", "Training FLOP=train_flops", "--complete", "tokens_seen")
+    laws = json.loads(says("fit", path, *names, "--json", "--out", str(tmp_path / "here")))
+    assert any("C = 6 N D" in note for note in laws["notes"])
+    assert (tmp_path / "here" / "index.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--column", "loss"), "THEIRS=OURS"),
+        (("--column", "Loss=val_loss"), "Loss"),
+        ((), "score"),
+    ],
+)
+def test_a_table_that_cannot_be_read_so_is_refused_in_words(tmp_path, words, message):
+    with pytest.raises(ValueError, match=message):
+        says("fit", table(tmp_path), *words)
+
+
+def test_a_report_against_itself_finds_nothing(smoke):
+    said = json.loads(says("report", "smoke", "--against", "smoke", "--home", str(smoke), "--json"))
+    assert said["runs_a"] == said["runs_b"] == said["changed"] == []
+    assert {both["difference"] for law in said["laws"] for both in law["parameters"].values()} == {
+        0.0
+    }
+    assert (smoke / "smoke" / "report" / "against-smoke.html").exists()
+
+
+def test_against_nothing_is_refused(smoke, tmp_path):
+    with pytest.raises(ValueError, match="no laws there yet"):
+        says("report", "smoke", "--against", "quickstart", "--home", str(smoke))
+    (tmp_path / "laws.json").write_text('{"format": 1}')
+    with pytest.raises(ValueError, match="written by an older version"):
+        says("report", "smoke", "--against", str(tmp_path / "laws.json"), "--home", str(smoke))
+
+
+def test_coverage_is_a_command():
+    rows = json.loads(says("coverage", "--points", "6", "--simulations", "40", "--json"))
+    assert {row["quantity"] for row in rows} == {"A", "alpha", "E", "L(target)", "new run"}
+    assert all(row["covered"] > 0.8 for row in rows)
+    assert "new run" in says("coverage", "--points", "6", "--simulations", "40")
