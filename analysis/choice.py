@@ -37,6 +37,7 @@ class Candidate:
     r2: float  # of log L, the same for all laws; fit.r2 is of the law's own straight line
     E_interval: Interval | None
     held_out: HeldOut | None  # the largest size, predicted from the others
+    rolled: tuple[HeldOut, ...]  # the runs above each cut, predicted from those below
     rolling_error: float | None  # mean |relative error|, over the cuts that all candidates carry
     influence: tuple[Influence, ...]
 
@@ -124,8 +125,11 @@ def choose(
             if name == "pure":
                 raise
             refused.append(f"{name}: {error}")
-    errors, rolled = _rolling_errors(fits)
-    candidates = {name: _candidate(name, fit, errors[name]) for name, fit in fits.items()}
+    rolled = {name: _rolled(fit) for name, fit in fits.items()}
+    errors, shared = _rolling_errors(rolled)
+    candidates = {
+        name: _candidate(name, fit, rolled[name], errors[name]) for name, fit in fits.items()
+    }
     curvature = curvature_of(x, y)
     evidence = {name: _evidence(candidate) for name, candidate in candidates.items()}
     least = float(np.min(np.asarray(y, dtype=float)))
@@ -136,7 +140,7 @@ def choose(
         refused=tuple(refused),
         curvature=curvature,
         likelihood=LIKELIHOODS[objective.name],
-        rolled=rolled,
+        rolled=shared,
         judgement=replace(verdict, remarks=remarks(evidence)),
     )
 
@@ -194,17 +198,23 @@ def curvature_of(x: ArrayLike, y: ArrayLike) -> Curvature | None:
     return Curvature(coefficient, error, t, float(2 * stats.t.sf(abs(t), freedom)))
 
 
-def _rolling_errors(fits: dict[str, Fit]) -> tuple[dict[str, float | None], int]:
+def _rolled(fit: Fit) -> tuple[HeldOut, ...]:
+    """Each run above each cut that can carry the law."""
+    cuts = rolling(
+        fit.law, fit.given.x, fit.given.y, fit.objective, floor=fit.floor, intervals=False
+    )
+    return tuple(each for each in cuts if isinstance(each, HeldOut))
+
+
+def _rolling_errors(rolled: dict[str, tuple[HeldOut, ...]]) -> tuple[dict[str, float | None], int]:
     """Mean |relative error| of each, over the (cut, point) pairs that all of them could predict.
 
     A candidate that no cut can carry has none, and does not narrow the others' pairs.
     """
-    found: dict[str, dict[tuple[float, tuple[int, ...]], float]] = {}
-    for name, fit in fits.items():
-        held = rolling(
-            fit.law, fit.given.x, fit.given.y, fit.objective, floor=fit.floor, intervals=False
-        )
-        found[name] = {(each.cut, each.points): abs(each.relative_error) for each in held}
+    found = {
+        name: {(each.cut, each.points): abs(each.relative_error) for each in held}
+        for name, held in rolled.items()
+    }
     able = [set(errors) for errors in found.values() if errors]
     shared = set.intersection(*able) if able else set()
     mean = {
@@ -214,7 +224,9 @@ def _rolling_errors(fits: dict[str, Fit]) -> tuple[dict[str, float | None], int]
     return mean, len(shared)
 
 
-def _candidate(name: str, fit: Fit, rolling_error: float | None) -> Candidate:
+def _candidate(
+    name: str, fit: Fit, rolled: tuple[HeldOut, ...], rolling_error: float | None
+) -> Candidate:
     log_y = np.log(fit.given.y)
     spread = float(np.sum((log_y - log_y.mean()) ** 2))
     held = leave_largest_out(fit.law, fit.given.x, fit.given.y, fit.objective, floor=fit.floor)
@@ -226,6 +238,7 @@ def _candidate(name: str, fit: Fit, rolling_error: float | None) -> Candidate:
         r2=1 - float(np.sum(fit.residuals**2)) / spread if spread > 0 else float("nan"),
         E_interval=interval(fit, "E") if free_floor else None,
         held_out=held,
+        rolled=rolled,
         rolling_error=rolling_error,
         influence=influence(fit) if fit.points > fit.free + 1 else (),
     )

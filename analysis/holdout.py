@@ -94,7 +94,7 @@ def leave_largest_out(
     )
 
 
-def every_cut(
+def rolling(
     law: Law,
     x: Variables,
     y: ArrayLike,
@@ -133,25 +133,6 @@ def every_cut(
             )
             found.append(replace(held, interval=interval, no_interval=reason))
     return tuple(found)
-
-
-def rolling(
-    law: Law,
-    x: Variables,
-    y: ArrayLike,
-    objective: str | Objective = HUBER,
-    *,
-    floor: float | None = None,
-    order: ArrayLike | None = None,
-    intervals: bool = True,
-    most_cuts: int = MOST_CUTS,
-) -> tuple[HeldOut, ...]:
-    """`every_cut` without the cuts that could not carry the law."""
-    found = every_cut(
-        law, x, y, objective,
-        floor=floor, order=order, intervals=intervals, most_cuts=most_cuts,
-    )  # fmt: skip
-    return tuple(each for each in found if isinstance(each, HeldOut))
 
 
 def _checked(

@@ -14,9 +14,9 @@ from analysis.choice import Candidate, Choice, choose
 from analysis.conventions import Convention, by_convention
 from analysis.fit import Fit, fit_law
 from analysis.frontier import Frontier, frontier
-from analysis.holdout import HeldOut, rolling
+from analysis.holdout import HeldOut
 from analysis.intervals import Interval, interval
-from analysis.laws import FLOOR, PURE, Law
+from analysis.laws import PURE
 from analysis.objectives import OBJECTIVES
 from analysis.points import FitError
 from analysis.table import Table
@@ -96,8 +96,8 @@ def study(
 ) -> Study:
     """Fit each metric against N and along the compute frontier, and ask everything of each law.
 
-    Least squares unless told otherwise: sweeps have few sizes and no outliers, and there it is 12
-    to 18 % sharper than a Huber loss (docs/laws.md); `objectives` of the result shows all three.
+    Least squares unless told otherwise: sweeps have few sizes and no outliers, and there it is 10
+    to 17 % sharper than a Huber loss (docs/laws.md); `objectives` of the result shows all three.
     """
     said: list[str] = []
     finals = table.finals
@@ -121,8 +121,7 @@ def study(
                 _finding(metric, variable, each, trials, seeds) for each in chosen.candidates
             ]
     progress("laws", len(pairs), len(pairs))
-    known = finals.dropna(subset=[size, "val_loss"])
-    n, loss = known[size].to_numpy(float), known.val_loss.to_numpy(float)
+    of_loss = choices.get(("val_loss", size))
     return Study(
         table=table,
         objective=objective,
@@ -134,7 +133,7 @@ def study(
         scales=_scales(finals, size, objective, said),
         noise=_noise(finals, size, findings),
         frontiers=frontiers,
-        rolled={law.name: _rolled(law, n, loss, objective) for law in (PURE, FLOOR)},
+        rolled={each.name: each.rolled for each in of_loss.candidates} if of_loss else {},
         allocation=_allocation(table, size, said),
         refused=tuple(dict.fromkeys(said)),
         forecasts=forecasts,
@@ -242,13 +241,6 @@ def _noise(finals: pd.DataFrame, size: str, findings: list[Finding]) -> dict[str
             if noise is not None:
                 found[metric] = noise
     return found
-
-
-def _rolled(law: Law, x: Any, y: Any, objective: str) -> tuple[HeldOut, ...]:
-    try:
-        return rolling(law, x, y, objective, intervals=False)
-    except (FitError, ValueError):
-        return ()
 
 
 def _allocation(table: Table, size: str, said: list[str]) -> Approaches | None:

@@ -112,13 +112,14 @@ def full() -> Study:
             patch.setattr(room, "interval", lambda fit, name: around(fit[name]))
         patch.setattr(choosing, "leave_largest_out", lambda *args, **kwargs: None)
         patch.setattr(choosing, "influence", lambda fit: ())
-        patch.setattr(choosing, "_rolling_errors", lambda fits: (dict.fromkeys(fits), 0))
+        patch.setattr(choosing, "_rolled", lambda fit: ())
         found = study(check(rows()), forecasts=graded())
     pure = found.get("val_loss", "params_blocks", "pure")
-    found.choices["val_loss", "params_blocks"] = choose(pure.x, pure.y)
+    chosen = found.choices["val_loss", "params_blocks"] = choose(pure.x, pure.y)
+    rolled = {each.name: each.rolled for each in chosen.candidates}
     best = approaches(isoflop_rows(), "val_loss", resamples=60)
     two = {metric: found.objectives[metric] for metric in ("val_loss", "val_error")}
-    return replace(found, allocation=best, objectives=two)
+    return replace(found, allocation=best, objectives=two, rolled=rolled)
 
 
 def around(value):
