@@ -93,6 +93,17 @@ def quantizer():
     return MultiScaleVQVAE(tokenizer()).quantize.requires_grad_(False)
 
 
+@pytest.fixture(scope="session")
+def vgg():
+    """LPIPS with random weights: they judge, though not as people do."""
+    import torch
+
+    from var_scaling.tokenizer.perceptual import Perceptual
+
+    torch.manual_seed(0)
+    return Perceptual().requires_grad_(False)
+
+
 def var_scaling(*words: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """The command line, as a user runs it, in a process of its own."""
     return subprocess.run(

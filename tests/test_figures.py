@@ -8,19 +8,15 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from scipy import stats
 
 from analysis import figures_allocation, figures_checks, figures_compute
 from analysis.allocation import approaches
-from analysis.axes import round_numbers, symbol, tick
+from analysis.axes import symbol
 from analysis.choice import choose
-from analysis.drawing import DOUBLE, FEW, SINGLE, by_size, few, ordered, sheet, size_key
+from analysis.drawing import DOUBLE, SINGLE
 from analysis.figures import (
     CAPTIONS,
     FIGURES,
@@ -30,17 +26,14 @@ from analysis.figures import (
     frontier_figure,
     holdout_figure,
     isoflop_figure,
-    law_band,
     law_figure,
 )
-from analysis.figures_allocation import LOOKS
 from analysis.figures_checks import Dot
 from analysis.fit import fit_law
 from analysis.forecast import Graded, Outcome
 from analysis.frontier import frontier
-from analysis.intervals import Interval, prediction_interval
-from analysis.law_drawing import LAW_LOOKS, numbers
-from analysis.laws import FLOOR, PURE, SURFACE
+from analysis.intervals import Interval
+from analysis.laws import FLOOR
 from analysis.points import FitError
 from analysis.study import METRICS, Study, study
 from analysis.table import check
@@ -252,95 +245,6 @@ def test_drawing_leaves_the_callers_style_alone_and_needs_no_pyplot(full):
     assert not [path.name for path in sources if "pyplot" in path.read_text()]
 
 
-# Viénot, Brettel and Mollon 1999 in linear RGB, as in Machado et al. 2009, Table 1, severity 1.
-DEUTERANOPIA = np.array([
-    [0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
-    [-0.011820, 0.042940, 0.968881],
-])  # fmt: skip
-XYZ = np.array([
-    [0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]
-])  # fmt: skip
-
-
-def seen(colour):
-    """CIELAB of a colour as an eye without M cones sees it."""
-    encoded = np.array(to_rgb(colour))
-    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
-    x, y, z = np.cbrt(XYZ @ np.clip(DEUTERANOPIA @ linear, 1e-3, 1) / (0.9505, 1, 1.089))
-    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
-
-
-@pytest.mark.parametrize(
-    ("looks", "apart"),
-    [
-        (LAW_LOOKS, 30), (LOOKS, 30), (few(range(len(FEW))), 30),
-        (ordered(range(6)), 12), (ordered(range(10)), 6),
-    ],
-)  # fmt: skip
-def test_neighbours_are_told_apart_without_m_cones_and_without_any_colour(looks, apart):
-    """A difference of 2.3 in CIELAB can just be noticed; colours printed side by side, at 6."""
-    pairs = list(zip(looks.values(), list(looks.values())[1:], strict=False))
-    for one, other in pairs:
-        assert np.linalg.norm(seen(one.colour) - seen(other.colour)) > apart
-        assert one.marker != other.marker
-        assert one.line != other.line
-
-
-def test_sizes_grow_brighter_also_in_grey():
-    lightness = [seen(look.colour)[0] for look in ordered(range(10)).values()]
-    assert (np.diff(lightness) > 1).all()
-
-
-def test_the_band_of_a_pure_law_is_the_textbooks():
-    """Confidence of the mean of a straight line: t s √(1/n + (x - x̄)² / Sxx), in logs."""
-    generator = np.random.default_rng(1)
-    loss = (1e-3 * SIZES) ** -0.2 * np.exp(generator.normal(0, 0.01, 6))
-    fit = fit_law(PURE, SIZES, loss, "squares")
-    at = np.geomspace(1e4, 1e9, 7)
-    low, high = law_band(fit, at)
-    u, v = np.log(SIZES), np.log(at)
-    s = np.sqrt(np.sum(fit.residuals**2) / 4)
-    spread = np.sqrt(1 / 6 + (v - u.mean()) ** 2 / np.sum((u - u.mean()) ** 2))
-    assert np.log(high / low) / 2 == pytest.approx(stats.t.ppf(0.975, 4) * s * spread, rel=1e-6)
-    assert np.sqrt(low * high) == pytest.approx(fit.predict(at))
-
-
-def test_the_band_of_a_floor_is_near_the_exact_one_at_the_data():
-    loss = (2 + (2e-7 * SIZES) ** -0.3) * np.exp(np.random.default_rng(2).normal(0, 1e-3, 6))
-    fit = fit_law(FLOOR, SIZES, loss, "squares")
-    for x in (SIZES[0], SIZES[-1]):
-        exact = prediction_interval(fit, x, new_run=False)
-        low, high = law_band(fit, x)
-        assert high[0] - low[0] == pytest.approx(exact.high - exact.low, rel=0.1)
-
-
-def test_a_fixed_floor_makes_the_band_narrower():
-    loss = (2 + (2e-7 * SIZES) ** -0.3) * np.exp(np.random.default_rng(3).normal(0, 1e-3, 6))
-    free, fixed = (fit_law(FLOOR, SIZES, loss, "squares", floor=E) for E in (None, 2.0))
-    beyond = SIZES[-1] * 10
-    assert np.ptp(law_band(fixed, beyond)) < np.ptp(law_band(free, beyond))
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.floats(-12, 24), st.floats(0.005, 12))
-def test_an_axis_has_a_few_round_numbers_that_all_look_different(start, decades):
-    low, high = 10**start, 10 ** (start + decades)
-    places = round_numbers(low, high)
-    assert 2 <= len(places) <= 5
-    assert ((places >= low * (1 - 1e-6)) & (places <= high * (1 + 1e-6))).all()
-    powers = bool(places[-1] >= 1e4 or places[0] < 1e-3)
-    assert len({tick(value, powers) for value in places}) == len(places)
-
-
-def test_numbers_and_symbols_as_a_paper_sets_them():
-    assert tick(0.25) == "0.25"
-    assert tick(1e6, powers=True) == "10⁶"
-    assert tick(2e-5, powers=True) == "2·10⁻⁵"
-    assert symbol("Err_last") == r"$\mathrm{Err}_{\mathrm{last}}$"
-    fit = fit_law(PURE, SIZES, SIZES**0.1)
-    assert numbers(fit) == "α = −0.100"
-
-
 def test_a_law_a_frontier_and_the_rest_are_drawn_alone(full):
     loss = 2 + (2e-7 * SIZES) ** -0.3
     one = law_figure(fit_law(FLOOR, SIZES, loss), xlabel="$N$", seeds=range(6))
@@ -354,25 +258,6 @@ def test_a_law_a_frontier_and_the_rest_are_drawn_alone(full):
     FigureCanvasAgg(six).draw()
     for figure in (one, two, three, four, five, six):
         assert figure.get_figwidth() in (SINGLE, DOUBLE)
-
-
-def test_a_law_of_two_variables_has_no_line_on_one_axis():
-    runs = isoflop_rows()
-    fit = fit_law(SURFACE, (runs.params_blocks, runs.tokens_seen), runs.val_loss)
-    with pytest.raises(ValueError, match="2 variables"):
-        law_figure(fit)
-
-
-def test_what_lies_beyond_the_points_is_drawn_lighter_and_dotted():
-    panel = law_figure(fit_law(PURE, SIZES, SIZES**-0.1)).axes[0]
-    lines = [line for line in panel.lines if len(line.get_xdata()) > 10]
-    within = [line for line in lines if line.get_alpha() is None]
-    beyond = [line for line in lines if line.get_alpha() is not None]
-    assert len(within) == 1
-    assert len(beyond) == 2
-    assert SIZES[0] == pytest.approx(min(within[0].get_xdata()))
-    assert SIZES[-1] == pytest.approx(max(within[0].get_xdata()))
-    assert max(beyond[-1].get_xdata()) > 1.2 * SIZES[-1]
 
 
 def test_frontier_points_that_only_bound_are_hollow(full, figures):
@@ -389,23 +274,3 @@ def test_every_metric_has_its_symbol_and_unit_on_its_axis(figures):
     labels = [panel.get_ylabel() for panel in figures["laws_in_parameters"].axes]
     for name, what, unit in METRICS.values():
         assert any(symbol(name) in label and what in label and unit in label for label in labels)
-
-
-def test_many_seeds_many_sizes_and_one_metric_are_legible_too():
-    """Thirty seeds share markers by colour; of many sizes a colour bar says which is which."""
-    generator = np.random.default_rng(5)
-    x = np.repeat(SIZES, 30)
-    loss = (2 + (2e-7 * x) ** -0.3) * np.exp(generator.normal(0, 0.01, len(x)))
-    drawn = law_figure(fit_law(PURE, x, loss), seeds=list(range(30)) * 6)
-    assert drawn.legends[0].get_texts()[0].get_text() == "30 seeds, dark to bright"
-    panel = drawn.axes[0]
-    points = [line for line in panel.lines if line.get_linestyle() == "None"]
-    assert len(points) == 30
-    figure, _ = sheet(SINGLE, 2.5)
-    looks = by_size([*np.geomspace(1e6, 1e7, 20), 3e7, 1e9])
-    size_key(figure, looks, "$N$")
-    FigureCanvasAgg(figure).draw()
-    assert not figure.legends
-    assert len(figure.axes) == 2
-    bar = figure.axes[1].collections[-1]
-    assert to_hex(bar.cmap(bar.norm(3e7))) == looks[3e7].colour

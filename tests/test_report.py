@@ -1,6 +1,5 @@
-"""The report: its numbers are the study's, nothing is hidden, and two reports can be compared."""
+"""The report: its numbers are the study's, and nothing is hidden."""
 
-import json
 import re
 from collections import Counter
 from dataclasses import replace
@@ -10,9 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.against import difference, write_difference
 from analysis.checklist import UNKNOWN, checklist
-from analysis.export import laws_of
 from analysis.forecast import Outcome, Run, Target, freeze, score
 from analysis.latex import escape, law_table, symbol
 from analysis.report import SECTIONS, Facts, write_report
@@ -333,72 +330,3 @@ def test_all_forecasts_are_listed_graded_waiting_and_spoilt(ours, tmp_path):
                   "the seal is broken", "big/d30", f"{quoted.predicted:.4f}"):  # fmt: skip
         assert shown in table, shown
     assert table.count("(quoted)") == 2
-
-
-# Two reports ---------------------------------------------------------------------------------
-
-
-def stored(found, **more):
-    """As laws.json gives it back."""
-    return json.loads(json.dumps({**laws_of(found), **more}, allow_nan=False))
-
-
-def test_the_difference_of_a_report_with_itself_is_nothing(ours, tmp_path):
-    laws = stored(ours, sweep="s")
-    found = difference(laws, laws)
-    assert found.nothing
-    assert found.changed == found.runs_a == found.runs_b == ()
-    assert found.settings == {}
-    assert all(law.p is None and "in both" in law.why for law in found.laws)
-    write_difference(tmp_path / "d.html", found)
-    page = (tmp_path / "d.html").read_text()
-    assert_sound(page)
-    assert "Nothing differs" in page
-
-
-def test_a_shifted_table_is_found_law_by_law_and_run_by_run(ours, tmp_path):
-    table = frame(seeds=(2, 3))
-    table["val_loss"] = table.val_loss * (table.params_blocks / 1e5) ** -0.01
-    table["trial"] = table.trial.str.replace("-2", "-0")
-    other = study(check(table.drop(columns=["params_total", "train_flops"]), "other <b>.csv"))
-    found = difference(stored(ours), stored(other, sweep="later"))
-    assert not found.nothing
-    pure = next(law for law in found.laws if (law.label, law.law) == ("L_mean(N)", "pure"))
-    both = pure.parameters["alpha"]
-    assert both.difference == pytest.approx(0.01, abs=0.003)
-    assert both.low < both.difference < both.high
-    assert pure.p < 0.01
-    assert "L_mean(N_total), pure" in found.only_a
-    assert found.only_b == ()
-    assert found.runs_a == tuple(f"d{d}-1" for d in range(1, 8))
-    assert found.runs_b == tuple(f"d{d}-3" for d in range(1, 8))
-    assert [line.split(":")[0] for line in found.changed] == [f"d{d}-0" for d in range(1, 8)]
-    assert {"sweep", "table source", "table fingerprint"} <= set(found.settings)
-    assert found.settings["sweep"] == (None, "later")
-    largest = max(found.levels, key=lambda at: at.size)
-    assert largest.relative == pytest.approx((largest.size / 1e5) ** -0.01 - 1, abs=0.005)
-    json.dumps(found.as_dict(), allow_nan=False)
-    assert len({len(column) for column in found.rows().values()}) == 1
-    write_difference(tmp_path / "d.html", found)
-    page = (tmp_path / "d.html").read_text()
-    assert_sound(page)
-    assert "other &lt;b&gt;.csv" in page
-
-
-def test_one_law_serves_two_tables_of_one_law_at_the_rate_of_the_test():
-    """p is uniform where the law is one: about a tenth of 60 is below 0.1."""
-    n = 1152.0 * np.arange(1, 8) ** 3
-
-    def law(seed):
-        y = (2e-4 * n) ** -0.2 * np.exp(np.random.default_rng(seed).normal(0, 0.004, 7))
-        return {"fit": {"law": "pure", "floor_fixed_at": None}, "x": n.tolist(), "y": y.tolist()}
-
-    from analysis.one_law import one_law_for_both
-
-    low = sum(one_law_for_both(law(2 * k), law(2 * k + 1)).p < 0.1 for k in range(60))
-    assert 1 <= low <= 14
-
-
-def test_laws_of_another_format_are_refused(ours):
-    with pytest.raises(ValueError, match="has format 1"):
-        difference(stored(ours), {**stored(ours), "format": 1})

@@ -1,0 +1,180 @@
+"""Several processes train a tokenizer and a trial as one does, and stop and resume together."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import goes_on, numbers, random_cache, tokenizer, trial
+from safetensors.torch import load_file
+from test_tokenizer_training import EVERYTHING, run
+
+from var_scaling.config import TrainedTokenizer
+from var_scaling.evaluation.likelihood import LABELS, evaluate
+from var_scaling.metrics import MetricsLog
+from var_scaling.models.var import VAR
+from var_scaling.recipe import Codebook
+from var_scaling.tokenizer.model import MultiScaleVQVAE
+from var_scaling.training.loop import Wish
+from var_scaling.training.trial import train
+from var_scaling.training.world import World
+from var_scaling.weights import save_weights
+
+
+def shared_tokenizer() -> TrainedTokenizer:
+    """Three scales use three of the four phi: one has no gradient on any process."""
+    return tokenizer(**EVERYTHING, codebook=Codebook(decay=0.9, restart_every=3))
+
+
+def run_trial(folder: Path, world: World, heed=goes_on, checkpoints: Path | None = None):
+    log = MetricsLog(folder / "metrics.jsonl")
+    quantizer = MultiScaleVQVAE(tokenizer()).quantize.requires_grad_(False)
+    caches = random_cache(50, seed=1), random_cache(20, seed=2)
+    words = (checkpoints or folder / "checkpoint", log, 1e9, heed, world)
+    return train(trial(label_drop=0.5), quantizer, *caches, *words)
+
+
+def scores(world: World) -> dict:
+    """Of random weights on 30 images in batches of 4, so that the last is short."""
+    model = VAR(trial().model, tokenizer(), 8, seed=0)
+    quantizer = MultiScaleVQVAE(tokenizer()).quantize
+    return evaluate(model, quantizer, random_cache(30), LABELS, batch=4, world=world)
+
+
+def wishes_differ(world: World):
+    """The first process wants a checkpoint after step 2, the second wants to leave after step 5."""
+    wishes = {(0, 2): Wish.SAVE, (1, 5): Wish.STOP}
+    return lambda done: wishes.get((world.rank, done), Wish.GO_ON)
+
+
+WORKER = """
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+import test_tokenizer_processes as tests
+from var_scaling.training import distributed
+from var_scaling.training.loop import Interrupted
+from var_scaling.tokenizer.model import MultiScaleVQVAE
+from var_scaling.tokenizer.perceptual import load_perceptual
+from var_scaling.weights import save_weights
+import torch
+from torch.nn.parallel import DistributedDataParallel as DDP
+torch.set_num_threads(1)
+home, rank = Path(sys.argv[1]), int(sys.argv[2])
+world = distributed.join(rank, 2, torch.device("cpu"), home / "meeting.json", "127.0.0.1")
+vgg = load_perceptual((home / "vgg.safetensors",), None)
+folder = home / f"rank{world.rank}"
+model = tests.run(folder, tests.shared_tokenizer(), vgg, world=world)
+save_weights(model, folder / "weights.safetensors")
+with mock.patch.object(DDP, "no_sync", autospec=True, side_effect=DDP.no_sync) as kept_back:
+    for name, each in {"trial": world, "passes": replace(world, at_once=3)}.items():
+        save_weights(tests.run_trial(folder / name, each), folder / f"{name}.safetensors")
+found = {"scores": tests.scores(world), "kept_back": kept_back.call_count}
+try:
+    tests.run_trial(folder / "stopped", world, tests.wishes_differ(world), home / "shared")
+except Interrupted as error:
+    found["stopped"] = str(error)
+resumed = tests.run_trial(folder / "stopped", world, checkpoints=home / "shared")
+save_weights(resumed, folder / "resumed.safetensors")
+try:
+    tests.run_trial(folder / "apart", world, checkpoints=home / ("shared", "empty")[rank])
+except RuntimeError as error:
+    found["refused"] = str(error)
+(folder / "found.json").write_text(json.dumps(found))
+distributed.leave(world)
+"""
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, vgg) -> Path:
+    """The folder in which two processes did all that WORKER says."""
+    home = tmp_path_factory.mktemp("two")
+    save_weights(vgg, home / "vgg.safetensors")
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(home), str(rank)],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    said = [worker.communicate(timeout=120)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], said
+    return home
+
+
+def found_by(home: Path, rank: int) -> dict:
+    return json.loads((home / f"rank{rank}" / "found.json").read_text())
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(two, tmp_path, vgg):
+    """The same rows, codes restarted from the same vectors, numbers equal to rounding."""
+    trial_alone = run_trial(tmp_path / "trial", World())
+    alone = {
+        "weights": run(tmp_path, shared_tokenizer(), vgg),
+        "trial": trial_alone,
+        "passes": trial_alone,  # in passes of at most three rows of four
+    }
+    for what, model in alone.items():
+        ranks = [load_file(two / f"rank{rank}" / f"{what}.safetensors") for rank in (0, 1)]
+        for name, value in model.state_dict().items():
+            assert torch.equal(ranks[0][name], ranks[1][name])
+            # A key's bias has no gradient but rounding, which AdamW takes for one.
+            torch.testing.assert_close(ranks[0][name], value, rtol=1e-3, atol=1e-3)
+    assert not (two / "rank1" / "metrics.jsonl").read_text()  # one of them writes
+    for there, here in {".": ".", "trial": "trial", "passes": "trial"}.items():
+        lines = [
+            [line for line in numbers(folder / "metrics.jsonl") if line["kind"] == "train"]
+            for folder in (tmp_path / here, two / "rank0" / there)
+        ]
+        for line, other in zip(*lines, strict=True):
+            assert line.keys() == other.keys()
+            found, wanted = (
+                [one[name] for name in line if name != "kind"] for one in (other, line)
+            )
+            np.testing.assert_allclose(found, wanted, rtol=2e-3)
+
+
+@pytest.mark.slow
+def test_gradients_are_exchanged_once_a_step(two):
+    assert [found_by(two, rank)["kept_back"] for rank in (0, 1)] == [12, 12]  # one of two passes
+
+
+@pytest.mark.slow
+def test_two_processes_score_exactly_what_one_does(two):
+    alone = scores(World())
+    assert [found_by(two, rank)["scores"] for rank in (0, 1)] == [alone, alone]
+    assert alone["images_scored"] == 30
+    assert alone["loss_stderr"] > 0
+
+
+@pytest.mark.slow
+def test_what_one_process_wishes_all_do_and_resume_from(two):
+    stopped = "d2 stopped after step 5 of 12"
+    assert [found_by(two, rank)["stopped"] for rank in (0, 1)] == [stopped] * 2
+    names = sorted(path.name for path in (two / "shared").iterdir())
+    assert names == ["step-000000002.pt", "step-000000005.pt"]
+    whole, resumed = (
+        load_file(two / "rank0" / f"{name}.safetensors") for name in ("trial", "resumed")
+    )
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+@pytest.mark.slow
+def test_processes_that_find_different_checkpoints_refuse_to_go_on(two):
+    for rank in (0, 1):
+        assert "a shared disk?" in found_by(two, rank)["refused"]
+
+
+def test_a_batch_that_does_not_divide_is_an_error_not_another_batch():
+    assert World(rank=1, size=2).share(8) == slice(4, 8)
+    with pytest.raises(ValueError, match="batch = 9: does not divide among 2 processes"):
+        World(size=2).share(9)
