@@ -4,12 +4,12 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipelines.address import finished, read_generator
+from pipelines.loaded import load_generator
 from pipelines.provenance import code_version
-from pipelines.stages import Place, description, run_tokenizer, run_tokens
-from var_scaling.config import ImportedModel, TrainedTokenizer, Trial
+from pipelines.stages import Place, description, run_tokens
+from var_scaling.config import ImportedModel, Trial
 from var_scaling.datasets import DeadLeaves, ImageFiles
-from var_scaling.disk import is_done, read_json
+from var_scaling.disk import read_json
 from var_scaling.metrics import Line, MetricsLog
 
 Tell = Callable[[str, int, int], None]
@@ -30,36 +30,25 @@ def evaluate_model(place: Place, address: str, images: Images, tell: Tell) -> Li
     A trial of our own is scored on its own data unless `images` has a name. For an imported model
     the result is kept, for its sweep's results table. Raises ValueError, Drift, DataError.
     """
-    folder = finished(place.home, address)
-    generator = read_generator(folder)
-    t = generator.tokenizer
+    loaded = load_generator(place, address)
+    generator, t = loaded.record, loaded.record.tokenizer
     data = _data_of(place, generator, images, address)
-    if isinstance(t, TrainedTokenizer) and not is_done(place.home.tokenizer(t.name)):
-        raise ValueError(f"{address}: its tokenizer {t.name} is not here; scoring trains none")
-    run_tokenizer(place, t)  # it is there, and the one that the model was trained with
     run_tokens(place, t, data, "validation")
 
     from var_scaling.evaluation.likelihood import LABELS, evaluate, evaluation_flops
-    from var_scaling.models.var import VAR
     from var_scaling.tokenizer.cache import open_cache
-    from var_scaling.tokenizer.model import load_tokenizer
     from var_scaling.training.optim import arithmetic
-    from var_scaling.weights import load_weights
 
-    device = place.device()
     cache = open_cache(
         place.home.tokens(t.name, data.name, "validation"),
         description(place.home, t, data, "validation"),
     )
-    tokenizer = load_tokenizer(t, place.home.tokenizer(t.name) / "weights.safetensors").to(device)
-    model = VAR(generator.model, t, generator.classes, seed=0)
-    load_weights(model, folder / "weights.safetensors")
     ours = generator if isinstance(generator, Trial) else None
     labels = LABELS[:1] if ours and ours.label_drop == 0 else LABELS
-    with arithmetic(ours.precision if ours else "fp32", device):
+    with arithmetic(ours.precision if ours else "fp32", place.device()):
         scores = evaluate(
-            model.to(device),
-            tokenizer.quantize,
+            loaded.model,
+            loaded.tokenizer.quantize,
             cache,
             labels,
             lambda done, of: tell(f"scoring {address}", done, of),
@@ -67,7 +56,7 @@ def evaluate_model(place: Place, address: str, images: Images, tell: Tell) -> Li
     spent = evaluation_flops(generator.model, t, cache.images, labels)
     line = {**scores, "data": data.name, "evaluation_flops": spent}
     if ours is None:
-        log = MetricsLog(folder / "metrics.jsonl")
+        log = MetricsLog(loaded.folder / "metrics.jsonl")
         log("validation", 0, {**line, "commit": code_version()})
         log.close()
     return line

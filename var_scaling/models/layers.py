@@ -4,6 +4,7 @@ Shapes: B images, L tokens, C width, N heads.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -12,6 +13,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 _LARGEST_SCALE = math.log(100.0)  # of the learned attention temperature
+# Takes the keys and values of the positions at hand, gives those of all that they may see.
+Memory = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Attention(nn.Module):
@@ -28,7 +31,9 @@ class Attention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(width))  # keys have none: it would cancel
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x_BLC: Tensor, mask_LL: Tensor) -> Tensor:
+    def forward(
+        self, x_BLC: Tensor, mask_LL: Tensor | None, memory: Memory | None = None
+    ) -> Tensor:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x_BLC, self.mat_qkv.weight, bias)
         q, k, v = rearrange(qkv, "b l (three n c) -> three b n l c", three=3, n=self.heads)
@@ -38,6 +43,8 @@ class Attention(nn.Module):
             scale = 1.0
         else:
             scale = 0.25 / math.sqrt(q.shape[-1])  # the released code's extra 0.25
+        if memory is not None:
+            k, v = memory(k, v)
         h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_LL, scale=scale)
         return self.proj(rearrange(h, "b n l c -> b l (n c)"))
 
@@ -101,14 +108,23 @@ class Block(nn.Module):
         else:
             self.ada_lin = Modulation(width, 6)
 
-    def forward(self, x_BLC: Tensor, cond: Tensor, mask_LL: Tensor, keep_2B11: Tensor) -> Tensor:
-        """`cond` is (B, C), or the shared layer's (B, 6, 1, C); `keep` scales each residual."""
+    def parts(self, cond: Tensor) -> Tensor:
+        """AdaLN (B, 6, 1, C) of `cond`, which is (B, C), or the shared layer's (B, 6, 1, C)."""
         if hasattr(self, "ada_gss"):
-            parts = cond + rearrange(self.ada_gss, "1 1 n c -> 1 n 1 c")
-        else:
-            parts = self.ada_lin(cond)
-        gamma1, gamma2, scale1, scale2, shift1, shift2 = parts.unbind(1)
-        h = gamma1 * self.attn(modulate(x_BLC, scale1, shift1), mask_LL)
+            return cond + rearrange(self.ada_gss, "1 1 n c -> 1 n 1 c")
+        return self.ada_lin(cond)
+
+    def forward(
+        self,
+        x_BLC: Tensor,
+        parts_B61C: Tensor,
+        mask_LL: Tensor | None,
+        keep_2B11: Tensor | Sequence[float],
+        memory: Memory | None = None,
+    ) -> Tensor:
+        """`parts` are those of the condition; `keep` scales each residual."""
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = parts_B61C.unbind(1)
+        h = gamma1 * self.attn(modulate(x_BLC, scale1, shift1), mask_LL, memory)
         x_BLC = x_BLC + keep_2B11[0] * h
         h = gamma2 * self.ffn(modulate(x_BLC, scale2, shift2))
         return x_BLC + keep_2B11[1] * h

@@ -77,7 +77,8 @@ class VAR(nn.Module):
         kind = autocast_dtype(labels_B.device)  # the blocks run in it, their sums too, as released
         x_BLC, cond, keep_D2B = x_BLC.to(kind), cond.to(kind), keep_D2B.to(kind)
         for block, keep_2B in zip(self.blocks, keep_D2B, strict=True):
-            x_BLC = block(x_BLC, cond, self.mask_LL, keep_2B[:, :, None, None])
+            assert isinstance(block, Block)
+            x_BLC = block(x_BLC, block.parts(cond), self.mask_LL, keep_2B[:, :, None, None])
         return self.head(self.head_nm(x_BLC.float(), cond_BC))
 
     def _init_weights(self) -> None:

@@ -59,8 +59,11 @@ class Quantizer(nn.Module):
 
     def grow(self, f_BCHH: Tensor, ids_BS: Tensor, k: int) -> Tensor:
         """The full grid after scale k has added its codes."""
-        side = self.pyramid.sides[k]
-        h = rearrange(self.embedding(ids_BS), "b (y x) c -> b c y x", x=side).contiguous()
+        return self.add(f_BCHH, self.embedding(ids_BS), k)
+
+    def add(self, f_BCHH: Tensor, vectors_BSC: Tensor, k: int) -> Tensor:
+        """The same, of code vectors, which sampling may mix."""
+        h = rearrange(vectors_BSC, "b (y x) c -> b c y x", x=self.pyramid.sides[k]).contiguous()
         if k < self.pyramid.scales - 1:
             full = self.pyramid.side
             h = F.interpolate(h, size=(full, full), mode="bicubic", align_corners=False)

@@ -1,0 +1,248 @@
+"""What is drawn: cached as uncached, the same in any company, kept where it is to be kept."""
+
+import pytest
+import torch
+from conftest import tokenizer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from var_scaling.config import Model
+from var_scaling.generation.choose import chosen, filtered, guided, mixed
+from var_scaling.generation.sample import noise_of, sample
+from var_scaling.generation.settings import Request, Sampling
+from var_scaling.generation.walk import CachedVAR, Kept, walk
+from var_scaling.models.var import VAR
+from var_scaling.pyramid import Pyramid
+from var_scaling.tokenizer.model import MultiScaleVQVAE
+
+CLASSES = 8
+CPU = torch.device("cpu")
+VARIANTS = [
+    Model(depth=2, width_per_depth=8),
+    Model(depth=2, width_per_depth=8, shared_adaln=True),
+    Model(depth=3, width_per_depth=16, normalised_attention=False),
+]
+
+
+def restless(module: torch.nn.Module) -> torch.nn.Module:
+    """Every part has a say: at the start gammas, head and codes are near zero."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in module.parameters():
+        parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return module.eval().requires_grad_(False)
+
+
+def pair(model: Model = VARIANTS[0], sides=(1, 2, 4)):
+    t = tokenizer(pyramid=Pyramid(sides=sides))
+    return restless(VAR(model, t, CLASSES, seed=0)), restless(MultiScaleVQVAE(t))
+
+
+def requests(count: int) -> list[Request]:
+    return [Request(number % (CLASSES + 1), number // 3) for number in range(count)]
+
+
+def drawn_by(module, vqvae, asked, sampling, kept=None):
+    labels = torch.tensor([request.label for request in asked])
+    return list(walk(module, vqvae.quantize, labels, sampling, noise_of(0, asked, CPU), kept))
+
+
+@pytest.mark.parametrize("model", VARIANTS)
+@pytest.mark.parametrize("guidance", [0.0, 1.5, (2.0, 0.0, 1.0), (1.0, 0.5, 0.0), (3.0, 0.0, 0.0)])
+def test_cached_logits_are_those_of_the_full_forward(model, guidance):
+    """Which scales are guided, and so which rows run, shows in no logit."""
+    module, vqvae = pair(model)
+    asked = requests(5)
+    sampling = Sampling(guidance=guidance)
+    steps = drawn_by(module, vqvae, asked, sampling)
+    ids_BL = torch.cat([step.ids_BS for step in steps], 1)
+    shown = vqvae.quantize.teacher_input(ids_BL)
+    labels = torch.tensor([request.label for request in asked])
+    told = vqvae.quantize.scales_of(module(labels, shown))
+    untold = vqvae.quantize.scales_of(module(torch.full_like(labels, CLASSES), shown))
+    for step, told_BSV, untold_BSV in zip(steps, told, untold, strict=True):
+        weight = sampling.at(step.k, 3).guidance
+        wanted = guided(told_BSV, untold_BSV, weight)
+        torch.testing.assert_close(step.logits_BSV, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_no_row_is_computed_without_weight():
+    """The rows that go through the blocks, scale by scale; at the first one row is told none.
+
+    It stands there three times, so that a batch of one rounds as any other.
+    """
+    module, vqvae = pair()
+    seen: list[int] = []
+    module.blocks[0].register_forward_hook(lambda block, given, out: seen.append(len(out)))
+    for guidance, rows in (
+        (0.0, [8, 5, 5]),
+        ((1.0, 0.0, 0.0), [8, 5, 5]),
+        ((0.0, 1.0, 0.0), [8, 10, 5]),
+        (1.5, [8, 10, 10]),
+    ):
+        seen.clear()
+        drawn_by(module, vqvae, requests(5), Sampling(guidance=guidance))
+        assert seen == rows, guidance
+
+
+def test_adaln_is_computed_once_an_image():
+    module, vqvae = pair()
+    calls: list[int] = []
+    module.blocks[1].ada_lin.register_forward_hook(lambda *ignored: calls.append(1))
+    drawn_by(module, vqvae, requests(5), Sampling())
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(guidance=0), Sampling(smooth=True)])
+def test_a_sample_is_the_same_in_any_company(sampling):
+    """Bit for bit, alone, in threes, in sixteens, backwards: tokens and images."""
+    module, vqvae = pair(sides=(1, 2, 3, 4))
+    asked = requests(16)
+    alone = list(sample(module, vqvae, asked, sampling, 7, batch=1, strips=True))
+    for order, batch in ((asked, 3), (asked, 16), (asked[::-1], 5)):
+        found = {}
+        for part in sample(module, vqvae, order, sampling, 7, batch=batch, strips=True):
+            rows = zip(part.ids_BL, part.images_BWW3, part.strips_BKWW3, strict=True)
+            found |= dict(zip(part.requests, rows, strict=True))
+        for part in alone:
+            ids, image, strip = found[part.requests[0]]
+            assert torch.equal(ids, part.ids_BL[0])
+            assert torch.equal(image, part.images_BWW3[0])
+            assert torch.equal(strip, part.strips_BKWW3[0])
+            assert torch.equal(strip[-1], image)
+
+
+def test_seed_class_and_index_each_make_another_sample():
+    module, vqvae = pair(sides=(1, 2, 3, 4))
+
+    def ids(seed: int, label: int, index: int):
+        (found,) = sample(module, vqvae, [Request(label, index)], Sampling(), seed, batch=1)
+        return found.ids_BL
+
+    first = ids(0, 1, 0)
+    assert torch.equal(first, ids(0, 1, 0))
+    assert not any(torch.equal(first, ids(*other)) for other in ((1, 1, 0), (0, 2, 0), (0, 1, 1)))
+
+
+def test_the_mode_of_the_model_plays_no_part():
+    """The released sampler drops paths if it is called on a model left in training mode."""
+    module, vqvae = pair()
+    asked = requests(3)
+    quiet = drawn_by(module, vqvae, asked, Sampling())
+    module.train()
+    loud = drawn_by(module, vqvae, asked, Sampling())
+    assert module.training
+    assert all(torch.equal(a.logits_BSV, b.logits_BSV) for a, b in zip(quiet, loud, strict=True))
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_kept_tokens_are_kept_exactly(smooth):
+    module, vqvae = pair(sides=(1, 2, 4))
+    asked = requests(4)
+    generator = torch.Generator().manual_seed(0)
+    given = torch.randint(32, (4, 21), generator=generator)
+    mask = torch.rand(4, 21, generator=generator) < 0.5
+    steps = drawn_by(module, vqvae, asked, Sampling(smooth=smooth), Kept(given, mask))
+    ids = torch.cat([step.ids_BS for step in steps], 1)
+    chose = torch.cat([step.chosen_BS for step in steps], 1)
+    assert torch.equal(ids[mask], given[mask])
+    assert torch.equal(ids[~mask], chose[~mask])
+    assert not torch.equal(chose[mask], given[mask])
+    everything = Kept(given, torch.ones_like(mask))
+    steps = drawn_by(module, vqvae, asked, Sampling(smooth=smooth), everything)
+    torch.testing.assert_close(steps[-1].f_BZHH, vqvae.quantize.decode(given))
+
+
+def test_one_scale_is_guided_as_the_last():
+    """A pyramid of one scale: k / (K - 1) has no value there."""
+    module, vqvae = pair(sides=(4,))
+    asked = requests(3)
+    (step,) = drawn_by(module, vqvae, asked, Sampling(guidance=2.0))
+    labels = torch.tensor([request.label for request in asked])
+    shown = vqvae.quantize.teacher_input(step.ids_BS)
+    nobody = torch.full_like(labels, CLASSES)
+    wanted = guided(module(labels, shown), module(nobody, shown), 2.0)
+    torch.testing.assert_close(step.logits_BSV, wanted, rtol=1e-4, atol=1e-4)
+
+
+# From logits to codes ----------------------------------------------------------------------------
+
+
+def test_draws_follow_the_softmax():
+    logits = torch.tensor([0.0, 1.0, -torch.inf, 2.0]).expand(1, 200_000, 4)
+    uniform = torch.rand(1, 200_000, generator=torch.Generator().manual_seed(0))
+    shares = torch.bincount(chosen(logits, uniform)[0], minlength=4) / 200_000
+    torch.testing.assert_close(shares, logits[0, 0].softmax(-1), atol=4e-3, rtol=0)
+    assert shares[2] == 0
+
+
+@given(st.integers(0, 2**32), st.sampled_from([0.0, 1 - 2**-24]), st.integers(1, 6))
+def test_the_ends_of_the_random_numbers_draw_only_what_is_allowed(seed, end, top_k):
+    logits = 40 * torch.randn(1, 3, 6, generator=torch.Generator().manual_seed(seed))
+    allowed = filtered(logits, top_k, 0.9)
+    ids = chosen(allowed, torch.full((1, 3), end))
+    assert torch.isfinite(allowed.gather(-1, ids[..., None])).all()
+
+
+@given(st.integers(0, 2**32), st.integers(0, 9), st.floats(0, 1))
+def test_filters_keep_the_likeliest_and_nothing_less_likely_than_what_they_drop(seed, k, p):
+    logits = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(seed))
+    kept = torch.isfinite(filtered(logits, k, p))
+    assert kept.gather(-1, logits.argmax(-1, keepdim=True)).all()
+    least_kept = logits.masked_fill(~kept, torch.inf).amin(-1)
+    most_dropped = logits.masked_fill(kept, -torch.inf).amax(-1)
+    assert (least_kept >= most_dropped).all()
+    if k:
+        assert (kept.sum(-1) <= k).all()
+
+
+def test_ties_at_the_kth_place_are_all_kept():
+    logits = torch.tensor([[[1.0, 0.0, 1.0, 1.0]]])
+    assert torch.isfinite(filtered(logits, 2, 0)).tolist() == [[[True, False, True, True]]]
+
+
+def test_a_mixture_is_an_average_of_allowed_codes_and_almost_one_of_them_at_the_end():
+    codes = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    logits = torch.tensor([[[0.0, 1.0, -torch.inf, 2.0, 0.5]]])
+    uniform = torch.rand(1, 1, 5, generator=torch.Generator().manual_seed(1))
+    sharp = mixed(logits, uniform, Sampling(smooth=True).at(9, 10), codes)
+    assert (sharp - codes).norm(dim=-1).min() < 1e-3
+    soft = mixed(logits, uniform, Sampling(smooth=True).at(0, 10), codes)
+    without = mixed(logits, uniform, Sampling(smooth=True).at(0, 10), codes.index_fill(
+        0, torch.tensor([2]), 1e6
+    ))  # fmt: skip
+    assert torch.equal(soft, without)
+
+
+# Settings ----------------------------------------------------------------------------------------
+
+
+def test_guidance_grows_from_nothing_to_its_value():
+    steps = Sampling(guidance=1.5).steps(4)
+    assert [at.guidance for at in steps] == [0, 0.5, 1.0, 1.5]
+    assert [at.guidance for at in Sampling(guidance=2.0, rising=False).steps(3)] == [2, 2, 2]
+    assert [at.guidance for at in Sampling(guidance=(0, 4, 1)).steps(3)] == [0, 4, 1]
+    released = [at.tau for at in Sampling(smooth=True).steps(3)]
+    assert released == pytest.approx([0.27, 0.27 * 0.525, 0.27 * 0.05])
+
+
+def test_a_list_of_another_length_is_refused():
+    with pytest.raises(ValueError, match=r"top_k = \[1, 2\]: 2 values, but the model has 3 scales"):
+        Sampling(top_k=(1, 2)).steps(3)
+
+
+def test_a_class_that_the_model_does_not_know_is_refused_before_anything_is_drawn():
+    module, vqvae = pair()
+    with pytest.raises(ValueError, match="classes 9, 12: the model knows 0 to 7, and 8 for none"):
+        next(sample(module, vqvae, [Request(n, 0) for n in (8, 12, 9)], Sampling(), 0, batch=2))
+
+
+def test_the_cache_lies_still():
+    """One allocation for all scales, keys and values written into their places."""
+    module, vqvae = pair()
+    cached = CachedVAR(module, vqvae.quantize.pyramid, torch.tensor([1, 2]), [0.0, 0.0, 0.0])
+    before = cached.cache.data_ptr()
+    cached.logits(0, None)
+    first = cached.cache[:, :, :, :, :1].clone()
+    cached.logits(1, torch.zeros(2, 4, 4))
+    assert cached.cache.data_ptr() == before
+    assert torch.equal(cached.cache[:, :, :, :, :1], first)

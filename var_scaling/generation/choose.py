@@ -1,0 +1,52 @@
+"""From logits to codes: filters, the draw, and the mixture. Pure functions of what they are given.
+
+Shapes: B images, S tokens of a scale, V codes, C code channels.
+"""
+
+import torch
+from torch import Tensor
+
+from var_scaling.generation.settings import AtScale
+
+
+def guided(told_BSV: Tensor, untold_BSV: Tensor, weight: float) -> Tensor:
+    """Classifier-free guidance (Ho and Salimans 2022): (1 + t) × told - t × untold the class."""
+    return (1 + weight) * told_BSV - weight * untold_BSV
+
+
+def filtered(logits_BSV: Tensor, top_k: int, top_p: float) -> Tensor:
+    """The logits, -inf where they may not be chosen; 0 switches a filter off.
+
+    Top-k keeps all that are at least the k-th largest, ties too. Of these top-p drops the least
+    likely for as long as they sum to at most 1 - p, never the likeliest (Holtzman et al. 2020).
+    """
+    if 0 < top_k < logits_BSV.shape[-1]:
+        least_BS1 = logits_BSV.topk(top_k, dim=-1).values[..., -1:]
+        logits_BSV = logits_BSV.masked_fill(logits_BSV < least_BS1, -torch.inf)
+    if top_p > 0:
+        rising_BSV, order_BSV = logits_BSV.sort(dim=-1)
+        unlikely_BSV = rising_BSV.softmax(-1).cumsum(-1) <= 1 - top_p
+        unlikely_BSV[..., -1] = False
+        dropped_BSV = torch.empty_like(unlikely_BSV).scatter_(-1, order_BSV, unlikely_BSV)
+        logits_BSV = logits_BSV.masked_fill(dropped_BSV, -torch.inf)
+    return logits_BSV
+
+
+def chosen(logits_BSV: Tensor, uniform_BS: Tensor) -> Tensor:
+    """Ids (B, S) drawn from the softmax of the logits, one by each float32 number in [0, 1).
+
+    By inverting the cumulative distribution, summed in float64: a token needs one random number,
+    and 24 random bits times the sum stay below it, so no code of probability 0 is ever drawn.
+    """
+    sums_BSV = logits_BSV.softmax(-1).double().cumsum(-1)
+    at_BS1 = uniform_BS.double()[..., None] * sums_BSV[..., -1:]
+    return torch.searchsorted(sums_BSV, at_BS1, right=True)[..., 0]
+
+
+def mixed(logits_BSV: Tensor, uniform_BSV: Tensor, at: AtScale, codes_VC: Tensor) -> Tensor:
+    """Code vectors (B, S, C) averaged by a Gumbel softmax (Jang et al. 2017) of filtered logits."""
+    assert at.tau is not None
+    gumbel_BSV = -(-uniform_BSV.log()).log()
+    weights_BSV = ((logits_BSV * at.sharpening + gumbel_BSV) / at.tau).softmax(-1)
+    # One by one: a product over the whole batch would round by its size.
+    return torch.stack([weights_SV @ codes_VC for weights_SV in weights_BSV])

@@ -1,0 +1,107 @@
+"""Images asked for to images: each hangs on the seed, its class and its number, on nothing else.
+
+Shapes: B images, L tokens, K scales, Z code channels, H side of the grid, W side of the images.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from var_scaling.generation.settings import Request, Sampling
+from var_scaling.generation.walk import Kept, Noise, walk
+from var_scaling.models.var import VAR
+from var_scaling.randomness import seed_for
+from var_scaling.tokenizer.autoencoder import to_pixels
+from var_scaling.tokenizer.model import MultiScaleVQVAE
+from var_scaling.training.optim import arithmetic
+
+
+class Sampled(NamedTuple):
+    """A batch of what was asked for; on the processor."""
+
+    requests: tuple[Request, ...]
+    ids_BL: Tensor
+    images_BWW3: Tensor  # uint8
+    strips_BKWW3: Tensor | None  # uint8: what each scale, with those before it, decodes to
+
+
+@torch.no_grad()
+def sample(
+    model: VAR,
+    tokenizer: MultiScaleVQVAE,
+    requests: Sequence[Request],
+    sampling: Sampling,
+    seed: int,
+    batch: int,
+    kept: Kept | None = None,
+    strips: bool = False,
+) -> Iterator[Sampled]:
+    """Draw `requests`, `batch` at a time, on the device of the weights.
+
+    A sample is a function of seed, class, index and settings. On a processor that holds bit for
+    bit, whatever the batch and the order (measured, LOG.md); on a GPU matrix products of another
+    batch may round otherwise. `kept` (one row) is kept of every image. Raises ValueError for a
+    class that the model does not know, or settings for another number of scales.
+    """
+    device = model.pos_start.device
+    sampling.steps(tokenizer.quantize.pyramid.scales)
+    _refuse_unknown(requests, model.classes)
+    for start in range(0, len(requests), batch):
+        part = tuple(requests[start : start + batch])
+        labels_B = torch.tensor([request.label for request in part], device=device)
+        noise = noise_of(seed, part, device)
+        given = None if kept is None else Kept(*(_repeated(each, len(part)) for each in kept))
+        ids, grids = [], []
+        with arithmetic(sampling.precision, device):
+            for drawn in walk(model, tokenizer.quantize, labels_B, sampling, noise, given):
+                ids.append(drawn.ids_BS.cpu())
+                grids.append(drawn.f_BZHH)
+        images = rendered(tokenizer, grids[-1])
+        shown = [rendered(tokenizer, grid) for grid in grids] if strips else None
+        yield Sampled(
+            part,
+            torch.cat(ids, dim=1),
+            images,
+            torch.stack(shown, dim=1) if shown is not None else None,
+        )
+
+
+def noise_of(seed: int, requests: Sequence[Request], device: torch.device) -> Noise:
+    """The random numbers of each request, drawn on the processor: the same on every device."""
+
+    def noise(purpose: str, k: int, shape: tuple[int, ...]) -> Tensor:
+        rows = [
+            torch.rand(shape, generator=_generator(seed, purpose, request, k))
+            for request in requests
+        ]
+        return torch.stack(rows).to(device)
+
+    return noise
+
+
+@torch.no_grad()
+def rendered(tokenizer: MultiScaleVQVAE, f_BZHH: Tensor) -> Tensor:
+    """uint8 (B, W, W, 3) on the processor; one by one, as convolutions round by the batch too."""
+    with arithmetic("fp32", f_BZHH.device):
+        images = [to_pixels(tokenizer.render(grid_1ZHH)) for grid_1ZHH in f_BZHH.split(1)]
+    return torch.cat(images).cpu()
+
+
+def _generator(seed: int, purpose: str, request: Request, k: int) -> torch.Generator:
+    place = seed_for(seed, f"sample {purpose}", request.label, request.index, k)
+    return torch.Generator().manual_seed(place)
+
+
+def _repeated(row_1L: Tensor, images: int) -> Tensor:
+    return row_1L.expand(images, -1)
+
+
+def _refuse_unknown(requests: Sequence[Request], classes: int) -> None:
+    wrong = sorted({request.label for request in requests if not 0 <= request.label <= classes})
+    if wrong:
+        raise ValueError(
+            f"classes {', '.join(map(str, wrong))}: the model knows 0 to {classes - 1}, and "
+            f"{classes} for none"
+        )
