@@ -1,0 +1,93 @@
+"""Sampling and editing as the released code does them, token for token (shared/reference)."""
+
+import re
+
+import pytest
+import torch
+from test_reference import FOLDER, arrays, assert_close, weights
+from test_reference import io as io
+from test_reference import model as model
+from test_reference import record as record
+from test_reference import settings as settings
+
+from var_scaling.config import Model
+from var_scaling.generation.choose import filtered
+from var_scaling.generation.kept import kept_positions
+from var_scaling.generation.settings import Sampling
+from var_scaling.generation.walk import Kept, walk
+from var_scaling.models.var import VAR
+
+pytestmark = [
+    pytest.mark.reference,
+    pytest.mark.skipif(
+        not (FOLDER / "config.json").exists(), reason=f"no reference arrays at {FOLDER}"
+    ),
+]
+GREEDY = Sampling(guidance=1.5, top_k=1, top_p=0)
+
+
+def halves(purpose: str, k: int, shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.full((4, *shape), 0.5)
+
+
+@pytest.fixture(scope="module", params=["var", "var_saln"])
+def transformer(request, settings, record):
+    v = {**settings["var"], **settings[request.param]}
+    config = Model(
+        depth=v["depth"],
+        width_per_depth=v["embed_dim"] // v["depth"],
+        shared_adaln=v["shared_aln"],
+        normalised_attention=v["attn_l2_norm"],
+    )
+    module = VAR(config, record, v["num_classes"], seed=0)
+    module.load_state_dict(weights(f"{request.param}_state.npz"), strict=True)
+    return module, arrays(f"{request.param}_io.npz")
+
+
+def as_image(model, f_hat):
+    return (model.render(f_hat).clamp(-1, 1) + 1) / 2
+
+
+@torch.no_grad()
+def test_greedy_guided_sampling(model, transformer):
+    module, wanted = transformer
+    drawn = list(walk(module, model.quantize, wanted["labels"], GREEDY, halves))
+    for step in drawn:
+        assert torch.equal(step.ids_BS, wanted[f"ar_idx_{step.k}"])
+        assert_close(step.logits_BSV, wanted[f"ar_guided_logits_{step.k}"])
+    assert torch.equal(torch.cat([step.ids_BS for step in drawn], 1), wanted["ar_idx_all"])
+    assert_close(drawn[-1].f_BZHH, wanted["ar_f_hat"])
+    assert_close(as_image(model, drawn[-1].f_BZHH), wanted["ar_images"])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["inpaint", "outpaint"])
+def test_painting_in_and_out(kind, model, io, transformer):
+    """What is drawn at every position, kept or not, and the images that come of it."""
+    module, wanted = transformer
+    mask_BL = kept_positions(wanted[f"{kind}_mask"].bool(), model.quantize.pyramid)[None]
+    kept = Kept(io["idx_all"], mask_BL.expand(4, -1))
+    drawn = list(walk(module, model.quantize, wanted["labels"], GREEDY, halves, kept))
+    chosen = torch.cat([step.chosen_BS for step in drawn], 1)
+    assert torch.equal(chosen, wanted[f"{kind}_idx_all"])
+    ids = torch.cat([step.ids_BS for step in drawn], 1)
+    assert torch.equal(ids, io["idx_all"].where(kept.mask_BL, chosen))
+    assert_close(as_image(model, drawn[-1].f_BZHH), wanted[f"{kind}_images"])
+
+
+def filters() -> list[str]:
+    if not (FOLDER / "sampler_filter.npz").exists():
+        return []
+    return sorted(name for name in arrays("sampler_filter.npz") if name != "logits")
+
+
+@pytest.mark.parametrize("name", filters())
+def test_every_filter(name):
+    found = arrays("sampler_filter.npz")
+    match = re.fullmatch(r"filtered_k(\d+)_p(\d+)", name)
+    assert match
+    top_k, top_p = int(match[1]), int(match[2]) / 100
+    before = found["logits"].clone()
+    ours = filtered(found["logits"], top_k, top_p)
+    assert torch.equal(ours, found[name])
+    assert torch.equal(found["logits"], before)  # nothing is edited in place
