@@ -1,0 +1,419 @@
+"""FID and its kin: right against closed forms and others' code, in any order and division."""
+
+import pickle
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+from var_scaling.evaluation import fidelity
+from var_scaling.evaluation.archives import (
+    Foreign,
+    load_statistics,
+    save_arr0,
+    save_statistics,
+)
+from var_scaling.evaluation.extractors import Extractor, Looks, seeded_extractor
+from var_scaling.evaluation.fidelity import (
+    compare,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
+from var_scaling.evaluation.statistics import Statistics, StatisticsError, split_of
+
+
+def moments(mean, covariance) -> Foreign:
+    return Foreign(torch.tensor(mean).double(), torch.tensor(covariance).double(), "")
+
+
+def looking(width: int, outputs: int = 4) -> Extractor:
+    """An extractor of that width; its net is never asked."""
+    return Extractor("made", f"{width}", width, outputs, 1, torch.nn.Linear(1, 1))
+
+
+def normal(count: int, width: int, seed: int = 0, mean: float = 0.0) -> torch.Tensor:
+    draws = np.random.default_rng(seed).normal(mean, 1, (count, width))
+    return torch.from_numpy(draws.astype(np.float32))
+
+
+def gathered(features_ND, rows=None, logits_NK=None, batch=64, **settings) -> Statistics:
+    rows = np.arange(len(features_ND)) if rows is None else rows
+    logits_NK = features_ND[:, :4] if logits_NK is None else logits_NK
+    found = Statistics(looking(features_ND.shape[1], logits_NK.shape[1]), **settings)
+    for start in range(0, len(rows), batch):
+        part = rows[start : start + batch]
+        found.add(Looks(features_ND[part], logits_NK[part]), part)
+    return found
+
+
+# The Fréchet distance ----------------------------------------------------------------------------
+
+
+def test_commuting_gaussians_are_apart_as_their_deviations_are():
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(5, 5)))[0]
+    a, b = np.array([1.0, 4, 9, 0, 2]), np.array([4.0, 4, 1, 3, 0])
+    at_0, at_half = (moments([m] * 5, turn @ np.diag(v) @ turn.T) for m, v in ((0.0, a), (0.5, b)))
+    distance = frechet_distance(at_0, at_half)
+    assert distance == pytest.approx(5 * 0.25 + np.square(np.sqrt(a) - np.sqrt(b)).sum(), rel=1e-12)
+
+
+def test_the_distance_is_that_of_the_matrix_root_and_symmetric():
+    a, b = gathered(normal(300, 40)), gathered(normal(200, 40, seed=1, mean=0.3) * 1.5)
+    root = scipy.linalg.sqrtm(a.covariance_DD.numpy() @ b.covariance_DD.numpy())
+    wanted = float((a.mean_D - b.mean_D).square().sum()) + float(
+        a.covariance_DD.trace() + b.covariance_DD.trace() - 2 * np.trace(root.real)
+    )
+    assert frechet_distance(a, b) == pytest.approx(wanted, rel=1e-11)
+    assert frechet_distance(b, a) == pytest.approx(frechet_distance(a, b), rel=1e-12)
+
+
+@pytest.mark.parametrize("count", [2, 30, 100])
+def test_fewer_images_than_features_are_no_trouble(count):
+    x, y = normal(count, 100).double(), normal(50, 100, seed=1, mean=0.1).double()
+    a, b = gathered(x), gathered(y)
+    # Tr (Σa Σb)^½ without any root: the nuclear norm of the product of the centred features.
+    centred = [(z - z.mean(0)) / (len(z) - 1) ** 0.5 for z in (x, y)]
+    shared = torch.linalg.matrix_norm(centred[0] @ centred[1].T, ord="nuc")
+    wanted = (x.mean(0) - y.mean(0)).square().sum() - 2 * shared
+    wanted += sum(z.square().sum() for z in centred)
+    assert frechet_distance(a, b) == pytest.approx(float(wanted), rel=1e-10)
+    assert 0 <= frechet_distance(a, a) < 1e-10
+
+
+def test_images_all_alike_have_a_distance():
+    same = gathered(torch.ones(5, 3), logits_NK=torch.ones(5, 2))
+    assert frechet_distance(same, same) == 0
+    assert inception_score(same) == (1, 0)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_torchmetrics_comes_to_the_same_numbers():
+    from torchmetrics.image.fid import FrechetInceptionDistance
+    from torchmetrics.image.inception import InceptionScore
+    from torchmetrics.image.kid import poly_mmd
+
+    seeded = seeded_extractor()
+
+    class Features(torch.nn.Module):
+        num_features = seeded.width
+
+        def forward(self, images_B3HH):
+            return seeded(images_B3HH.movedim(1, 3)).features_BD
+
+    class Logits(torch.nn.Module):
+        def forward(self, images_B3HH):
+            return seeded(images_B3HH.movedim(1, 3)).logits_BK
+
+    draws = np.random.default_rng(0)
+    dark, light = (
+        torch.from_numpy(draws.integers(low, low + 128, (200, 8, 8, 3), dtype=np.uint8))
+        for low in (0, 100)
+    )
+    theirs = FrechetInceptionDistance(Features())
+    score = InceptionScore(Logits(), splits=1)
+    theirs.update(dark.movedim(3, 1), real=True)
+    theirs.update(light.movedim(3, 1), real=False)
+    score.update(light.movedim(3, 1))
+    real, fake = Statistics(seeded), Statistics(seeded, splits=1)
+    real.add(seeded(dark), np.arange(200))
+    fake.add(seeded(light), np.arange(200))
+    found = compare(fake, real, seeded)
+    assert found["fd_seeded"] == pytest.approx(float(theirs.compute()), rel=1e-5)
+    assert found["score_seeded"] == pytest.approx(float(score.compute()[0]), rel=1e-5)
+    mmd = poly_mmd(real.features_ND.double(), fake.features_ND.double())
+    assert found["kd_seeded"] == pytest.approx(float(mmd), rel=1e-9)
+
+
+# Gathering ---------------------------------------------------------------------------------------
+
+
+def all_of(s: Statistics) -> list[torch.Tensor]:
+    sums = s.split_counts_I, s.split_sums_IK, s.split_negentropies_I
+    return [s.mean_D, s.covariance_DD, *sums, s.features_ND, torch.tensor(s.count)]
+
+
+def same(a: Statistics, b: Statistics, rtol: float = 1e-12) -> bool:
+    return all(
+        torch.allclose(x.double(), y.double(), rtol=rtol, atol=rtol)
+        for x, y in zip(all_of(a), all_of(b), strict=True)
+    )
+
+
+@pytest.mark.parametrize("keep", [0, 37, 1000])
+def test_neither_batches_nor_order_nor_processes_change_what_is_gathered(keep):
+    features = normal(500, 12, mean=5)
+    whole = gathered(features, batch=500, keep=keep)
+    assert torch.allclose(whole.mean_D, features.double().mean(0), rtol=1e-12)
+    assert torch.allclose(whole.covariance_DD, features.double().T.cov(), rtol=1e-11)
+    assert len(whole.features_ND) == min(keep, 500)
+    shuffled = np.random.default_rng(1).permutation(500)
+    assert same(gathered(features, shuffled, batch=7, keep=keep), whole)
+    for order in ((0, 1, 2), (2, 0, 1)):
+        shards = [gathered(features, np.arange(k, 500, 3), batch=16, keep=keep) for k in order]
+        merged = Statistics(looking(12), keep=keep)
+        for shard in shards:
+            merged.merge(pickle.loads(pickle.dumps(shard)))  # noqa: S301 - our own, just made
+        assert same(merged, whole)
+
+
+def test_a_large_mean_costs_no_digits():
+    features = normal(50_000, 6, mean=1000)
+    exact = features.double() - 1000  # float32 to the last bit
+    found = gathered(features, batch=500, keep=0).covariance_DD
+    assert torch.allclose(found, exact.T.cov(), rtol=1e-10, atol=1e-10)
+
+
+def test_the_features_kept_are_a_fair_choice_of_all():
+    rows = np.arange(20_000)
+    kept = gathered(torch.from_numpy(rows)[:, None].float().expand(-1, 4), keep=2000).features_ND
+    assert abs(kept[:, 0].mean() - 10_000) < 4 * 20_000 / np.sqrt(12 * 2000)
+    assert torch.equal(kept, kept.sort(0).values)  # in the order of the images' numbers
+
+
+def test_splits_are_of_one_size_and_mix_classes_however_these_lie():
+    rows = np.arange(50_000)
+    splits = split_of(rows, 10)
+    assert np.bincount(splits).tolist() == [5000] * 10
+    for labels in (rows % 1000, rows // 50):
+        classes = [len(np.unique(labels[splits == k])) for k in range(10)]
+        assert min(classes) > 980
+
+
+def test_overlapping_parts_of_a_set_are_refused():
+    a, b = (gathered(normal(20, 4), rows) for rows in (np.arange(12), np.arange(11, 20)))
+    with pytest.raises(StatisticsError, match="image 11 came twice"):
+        a.merge(b)
+
+
+def test_statistics_of_two_extractors_do_not_mix():
+    four, five = gathered(normal(9, 4)), gathered(normal(9, 5))
+    with pytest.raises(StatisticsError, match="extractor"):
+        four.merge(five)
+    with pytest.raises(StatisticsError, match="4 and of 5 features"):
+        frechet_distance(four, five)
+    with pytest.raises(StatisticsError, match="to be named after seeded"):
+        compare(four, four, seeded_extractor())
+
+
+def test_what_cannot_be_gathered_is_refused():
+    s = Statistics(looking(4))
+    with pytest.raises(ValueError, match="not finite"):
+        s.add(Looks(torch.tensor([[1.0, 2, 3, torch.nan]]), torch.zeros(1, 4)), np.array([7]))
+    with pytest.raises(ValueError, match=r"wanted \(\(2, 4\), \(2, 4\)\)"):
+        s.add(Looks(torch.zeros(1, 4), torch.zeros(1, 4)), np.array([7, 8]))
+    with pytest.raises(StatisticsError, match="at least 2"):
+        frechet_distance(s, s)
+    with pytest.raises(StatisticsError, match="no images"):
+        inception_score(s)
+
+
+# The score ---------------------------------------------------------------------------------------
+
+
+def test_the_score_is_its_definition_split_by_split():
+    logits = normal(103, 7) * 3
+    found = inception_score(gathered(normal(103, 4), logits_NK=logits, splits=5))
+    scores = []
+    for k in range(5):
+        shares = logits[split_of(np.arange(103), 5) == k].double().softmax(1)
+        scores.append((shares * (shares / shares.mean(0)).log()).sum(1).mean().exp().item())
+    assert found == pytest.approx((np.mean(scores), np.std(scores)), rel=1e-10)
+
+
+def test_the_score_runs_from_1_to_the_number_of_classes():
+    sure = 1e3 * torch.eye(4)[torch.arange(40) % 4]
+    assert inception_score(gathered(normal(40, 4), logits_NK=sure, splits=1))[0] == pytest.approx(4)
+    unsure = gathered(normal(40, 4), logits_NK=torch.zeros(40, 4))
+    assert inception_score(unsure) == pytest.approx((1, 0))
+
+
+# The kernel distance -----------------------------------------------------------------------------
+
+
+def test_the_kernel_distance_is_its_definition():
+    a, b = normal(6, 3).double(), normal(6, 3, seed=1, mean=0.5).double()
+
+    def kernel(x, y):
+        return (float(x @ y) / 3 + 1) ** 3
+
+    pairs = [(i, j) for i in range(6) for j in range(6)]
+    within = sum(kernel(z[i], z[j]) for z in (a, b) for i, j in pairs if i != j) / 30
+    wanted = within - 2 * sum(kernel(a[i], b[j]) for i, j in pairs) / 36
+    assert kernel_distance(a, b) == pytest.approx((wanted, 0), rel=1e-12)
+
+
+def test_the_kernel_distance_of_one_population_is_0_on_average():
+    a, b = normal(3000, 8), normal(3000, 8, seed=1)
+    mean, spread = kernel_distance(a, b, size=100)
+    assert abs(mean) < 4 * spread / 10  # of 100 subsets
+    assert kernel_distance(a, b, size=100) == (mean, spread)  # seeded
+    assert kernel_distance(a, b + 0.5, size=100)[0] > 10 * spread
+
+
+# Precision and recall ----------------------------------------------------------------------------
+
+
+def test_precision_and_recall_tell_bad_images_from_missing_ones():
+    real = torch.cat([normal(200, 4), normal(200, 4, seed=1, mean=50)])
+    assert precision_recall(real, real) == (1, 1)
+    assert precision_recall(real, real + 1000) == (0, 0)
+    half = normal(200, 4, seed=2)  # one mode of two
+    precision, recall = precision_recall(real, half)
+    assert precision > 0.8
+    assert 0.4 < recall < 0.5
+
+
+def test_precision_and_recall_are_their_definitions_in_any_chunks(monkeypatch):
+    real, fake = normal(60, 3, mean=100), normal(45, 3, seed=1, mean=100.8) * 1.003
+
+    def within(points, centres):
+        reach = np.sort(np.linalg.norm(centres[:, None] - centres, axis=2), axis=1)[:, 3]
+        return (np.linalg.norm(points[:, None] - centres, axis=2) <= reach).any(1).mean()
+
+    real_, fake_ = real.double().numpy(), fake.double().numpy()
+    wanted = within(fake_, real_), within(real_, fake_)
+    assert all(0.2 < share < 0.95 for share in wanted)
+    assert precision_recall(real, fake) == pytest.approx(wanted)
+    monkeypatch.setattr(fidelity, "_AT_ONCE", 100)
+    assert precision_recall(real, fake) == pytest.approx(wanted)
+
+
+def test_copies_of_one_image_are_within_its_ball_of_no_size():
+    copies = normal(1, 64).repeat(5, 1)
+    assert precision_recall(copies, copies[:4]) == (1, 1)
+
+
+def test_too_few_features_are_refused():
+    with pytest.raises(StatisticsError, match="takes 4 of each"):
+        precision_recall(normal(3, 2), normal(9, 2))
+    with pytest.raises(StatisticsError, match="width 2 and 3"):
+        kernel_distance(normal(9, 2), normal(9, 3))
+
+
+def test_what_is_not_known_is_absent():
+    real, fake = gathered(normal(30, 4)), gathered(normal(20, 4, seed=1))
+    few = gathered(normal(20, 4, seed=1), keep=3)
+    names = {"fd_made", "score_made", "score_made_std", "fake_images"}
+    known = compare(fake, real, looking(4))
+    assert set(known) == names | {
+        "real_images", "kd_made", "kd_made_std", "kid_subset_size", "precision_made",
+        "recall_made", "fake_features", "real_features",
+    }  # fmt: skip
+    assert (known["fake_images"], known["real_images"], known["kid_subset_size"]) == (20, 30, 20)
+    assert not {"precision_made", "recall_made"} & set(compare(few, real, looking(4)))
+    foreign = Foreign(real.mean_D, real.covariance_DD, "its hash")
+    alone = compare(fake, foreign, looking(4))
+    assert set(alone) == names | {"real_statistics_sha256"}
+    assert alone["fd_made"] == pytest.approx(known["fd_made"], rel=1e-12)
+
+
+# On disk -----------------------------------------------------------------------------------------
+
+
+SAID = {"data": "leaves", "side": 16}
+
+
+@pytest.mark.parametrize("count", [0, 1, 50])
+def test_statistics_come_back_as_they_were_saved_and_can_go_on(count, tmp_path):
+    features, path = normal(90, 4), tmp_path / "s.npz"
+    begun = gathered(features, np.arange(count), keep=20, splits=3)
+    save_statistics(path, begun, SAID)
+    again = load_statistics(path, looking(4), SAID)
+    assert isinstance(again, Statistics)
+    again.merge(gathered(features, np.arange(count, 90), keep=20, splits=3))
+    assert same(again, gathered(features, keep=20, splits=3))
+
+
+def test_a_fingerprint_that_differs_is_refused_with_both_values(tmp_path):
+    path = tmp_path / "s.npz"
+    save_statistics(path, gathered(normal(9, 4)), SAID)
+    for foreign in (False, True):
+        with pytest.raises(StatisticsError, match="side: recorded 16, wanted 32"):
+            load_statistics(path, looking(4), {**SAID, "side": 32}, foreign=foreign)
+    with pytest.raises(StatisticsError, match="crop: recorded None, wanted centre"):
+        load_statistics(path, looking(4), {**SAID, "crop": "centre"})
+    other = Extractor("other", "its hash", 5, 4, 1, torch.nn.Linear(1, 1))
+    with pytest.raises(StatisticsError, match="extractor_sha256: recorded 4, wanted its hash"):
+        load_statistics(path, other, SAID)
+
+
+def test_anyone_reads_our_moments_and_theirs_are_taken_if_asked_for(tmp_path):
+    ours, theirs = tmp_path / "ours.npz", tmp_path / "theirs.npz"
+    s = gathered(normal(40, 4))
+    save_statistics(ours, s, SAID)
+    with np.load(ours) as archive:
+        np.savez(theirs, mu=archive["mu"].astype(np.float32), sigma=archive["sigma"], arr_0=[1])
+    with pytest.raises(StatisticsError, match="no fingerprint"):
+        load_statistics(theirs, looking(4), SAID)
+    foreign = load_statistics(theirs, looking(4), SAID, foreign=True)
+    assert isinstance(foreign, Foreign)
+    assert len(foreign.sha256) == 64
+    assert frechet_distance(foreign, s) == pytest.approx(0, abs=1e-10)
+
+
+SIGMA = np.eye(4)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"arr_0": SIGMA}, "it has arr_0, not mu and sigma"),
+        ({"mu": np.zeros(3), "sigma": np.eye(3)}, "this extractor has 4 features"),
+        ({"mu": np.zeros(4), "sigma": SIGMA + np.diag([1.0] * 3, 1)}, "not symmetric"),
+        ({"mu": np.full(4, np.nan), "sigma": SIGMA}, "not finite"),
+        ({"mu": np.array([{}] * 4), "sigma": SIGMA}, "damaged"),  # pickled
+        ({"mu": np.array(["a"] * 4), "sigma": SIGMA}, "not numbers"),
+    ],
+)
+def test_moments_that_cannot_be_such_are_refused(arrays, said, tmp_path):
+    np.savez(tmp_path / "s.npz", **arrays)
+    with pytest.raises(StatisticsError, match=said):
+        load_statistics(tmp_path / "s.npz", looking(4), {}, foreign=True)
+
+
+def test_a_sigma_with_a_negative_eigenvalue_is_no_covariance():
+    with pytest.raises(StatisticsError, match="eigenvalue of -1"):
+        frechet_distance(moments([0.0, 0], [[1.0, 2], [2, 1]]), moments([0.0, 0], np.eye(2)))
+
+
+def test_files_that_are_damaged_or_not_there_are_refused(tmp_path):
+    path = tmp_path / "s.npz"
+    with pytest.raises(StatisticsError, match="no such file"):
+        load_statistics(path, looking(4), {})
+    save_statistics(path, gathered(normal(9, 4)), {})
+    whole = path.read_bytes()
+    for broken in (b"", whole[:100], whole[:-100], whole.replace(b"NUMPY", b"numpy")):
+        path.write_bytes(broken)
+        with pytest.raises(StatisticsError, match="damaged"):
+            load_statistics(path, looking(4), {})
+
+
+def test_samples_are_written_as_the_evaluator_takes_them(tmp_path):
+    images = np.random.default_rng(0).integers(256, size=(7, 8, 8, 3), dtype=np.uint8)
+    save_arr0(tmp_path / "whole.npz", images)
+    save_arr0(tmp_path / "parts.npz", iter([images[:3], images[3:]]), count=7)
+    assert (tmp_path / "whole.npz").read_bytes() == (tmp_path / "parts.npz").read_bytes()
+    with np.load(tmp_path / "parts.npz") as archive:
+        assert archive.files == ["arr_0"]
+        assert archive["arr_0"].dtype == np.uint8
+        assert (archive["arr_0"] == images).all()
+
+
+@pytest.mark.parametrize(
+    ("images", "count", "said"),
+    [
+        (np.zeros((2, 4, 4, 3), np.float32), None, "float32"),
+        (np.zeros((2, 3, 4, 4), np.uint8), None, r"\(2, 3, 4, 4\)"),
+        ([np.zeros((2, 4, 4, 3), np.uint8)], None, "say `count`"),
+        ([np.zeros((2, 4, 4, 3), np.uint8)], 3, "2 images came, 3"),
+        ([], 0, "0 images came"),
+        ([np.zeros((1, s, s, 3), np.uint8) for s in (4, 8)], 2, "not one array"),
+    ],
+)
+def test_other_than_images_of_one_size_is_refused_and_leaves_nothing(images, count, said, tmp_path):
+    with pytest.raises(ValueError, match=said):
+        save_arr0(tmp_path / "samples.npz", images, count)
+    assert list(tmp_path.iterdir()) == []

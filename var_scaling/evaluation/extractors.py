@@ -1,0 +1,166 @@
+"""What looks at images for FID and its kin: Inception, or a small seeded network in its place.
+
+A number is only called FID when Inception took the features; of any other extractor it bears the
+name. Shapes: B images, H side, C channels, D features, K outputs.
+"""
+
+import hashlib
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from var_scaling.evaluation.frozen import load_frozen, read_frozen, refuse_images
+from var_scaling.evaluation.inception import OUTPUTS, WIDTH, Inception
+from var_scaling.training.optim import arithmetic
+from var_scaling.weights import WeightsError, file_sha256, tensors_sha256
+
+INCEPTION = "inception"
+# The released conversion of TensorFlow's weights, and where pytorch-fid keeps it.
+INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
+INCEPTION_BYTES = 95_628_359
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+_RELEASE = "https://github.com/mseitzer/pytorch-fid/releases/tag/fid_weights"
+
+# kind: what it is called with Inception, and what with any other extractor.
+_NAMES = {
+    "fid": ("fid", "fd_{}"),
+    "inception_score": ("inception_score", "score_{}"),
+    "kid": ("kid", "kd_{}"),
+    "precision": ("precision", "precision_{}"),
+    "recall": ("recall", "recall_{}"),
+}
+
+_SEEDED_STAGES = (16, 16, 32)  # channels; their averages are the features, 64 together
+_SEEDED_OUTPUTS = 16
+_SEEDED_CONTRAST = 4.0  # of the logits, so that scores are well above 1
+_SEEDED_EDGES = 4.0  # how much stronger edges count than colours: so blur and noise are seen
+
+
+class Looks(NamedTuple):
+    """What an extractor makes of images; float32, on its device."""
+
+    features_BD: Tensor
+    logits_BK: Tensor  # no bias added
+
+
+class Extractor(nn.Module):
+    """A frozen network that looks at uint8 images (B, H, H, 3), H at least `smallest_side`.
+
+    Float32 throughout, whatever autocast or TF32 is around: the same numbers from every caller.
+    """
+
+    def __init__(
+        self, name: str, sha256: str, width: int, outputs: int, smallest_side: int, net: nn.Module
+    ) -> None:
+        """`net` takes float32 (B, 3, H, H) in 0 … 255 and gives features and logits."""
+        super().__init__()
+        self.name, self.sha256 = name, sha256
+        self.width, self.outputs, self.smallest_side = width, outputs, smallest_side
+        self.net = net.eval().requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.net.parameters()).device
+
+    @torch.no_grad()
+    def forward(self, images_BHH3: Tensor) -> Looks:
+        """Raises ValueError for images of another type or shape."""
+        refuse_images(images_BHH3, self.smallest_side)
+        with arithmetic("fp32", images_BHH3.device):
+            return Looks(*self.net(images_BHH3.movedim(3, 1).float()))
+
+
+def metric_name(kind: str, extractor: Extractor | str) -> str:
+    """What a number is called: `fid`, `inception_score`, `kid`, `precision` or `recall` of
+    Inception; `fd_<extractor>`, `score_…`, `kd_…`, `precision_…`, `recall_…` of any other.
+    """
+    name = extractor if isinstance(extractor, str) else extractor.name
+    own, others = _NAMES[kind]
+    return own if name == INCEPTION else others.format(name)
+
+
+def inception_extractor(path: Path | None) -> Extractor:
+    """Inception with the weights in `path`: the released file, byte for byte.
+
+    Raises WeightsError, which says what is wanted, if none is named or it is another.
+    """
+    wanted = f"  {INCEPTION_FILE}, {INCEPTION_BYTES:,} bytes\n  SHA-256 {INCEPTION_SHA256}"
+    if path is None:
+        raise WeightsError(
+            "FID, IS, KID, precision and recall want Inception's weights, and none are named. "
+            f"Nothing is downloaded for you. Fetch\n{wanted}\n  from {_RELEASE}\n"
+            f'and put into var-scaling.toml:\n  [weights]\n  inception = "{INCEPTION_FILE}"'
+        )
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file; wanted\n{wanted}\n  from {_RELEASE}")
+    size = path.stat().st_size
+    if size != INCEPTION_BYTES:
+        why = "cut short, or another file" if size < INCEPTION_BYTES else "another file"
+        raise WeightsError(f"{path}: {size:,} bytes, {why}; wanted\n{wanted}\n  from {_RELEASE}")
+    sha256 = file_sha256(path)
+    if sha256 != INCEPTION_SHA256:
+        raise WeightsError(
+            f"{path}: SHA-256 {sha256}; wanted\n{wanted}\n  from {_RELEASE}\n"
+            "Other weights give other numbers, which nobody could call FID"
+        )
+    net = Inception()
+    load_frozen(path, read_frozen(path), net)
+    return Extractor(INCEPTION, sha256, WIDTH, OUTPUTS, 1, net)
+
+
+def seeded_extractor() -> Extractor:
+    """A small network with drawn weights, bit for bit the same on every machine.
+
+    Its numbers tell sets of images apart, not as people do: for tests and for a first run.
+    """
+    net = _Seeded()
+    state = {name: drawn(f"seeded {name}", value.shape) for name, value in net.state_dict().items()}
+    # Half of the first filters see edges alone, not colours: a turned copy is taken off each.
+    edges = state["stages.0.weight"][_SEEDED_STAGES[0] // 2 :]
+    edges.copy_(_SEEDED_EDGES * (edges - edges.flip((2, 3))))
+    net.load_state_dict(state)
+    return Extractor(
+        "seeded",
+        tensors_sha256(state),
+        sum(_SEEDED_STAGES),
+        _SEEDED_OUTPUTS,
+        2 ** len(_SEEDED_STAGES),
+        net,
+    )
+
+
+def drawn(name: str, shape: tuple[int, ...]) -> Tensor:
+    """Float32 weights that hang on `name` and `shape` alone, uniform, of variance 2 / fan-in.
+
+    That keeps activations in scale through ReLUs (arXiv 1502.01852). The bits are SHAKE-256's,
+    which no library's next version changes; vectors, being biases, are a quarter as wide.
+    """
+    count = int(np.prod(shape))
+    bits = np.frombuffer(hashlib.shake_256(name.encode()).digest(2 * count), dtype="<u2")
+    unit = torch.from_numpy(bits.astype(np.float32) / 2**15 - 1).reshape(shape)
+    return unit * (float(np.sqrt(6 / np.prod(shape[1:]))) if len(shape) > 1 else 0.25)
+
+
+class _Seeded(nn.Module):
+    """Three convolutions that halve; the features are each one's activations, averaged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, *_SEEDED_STAGES)
+        self.stages = nn.ModuleList(
+            nn.Conv2d(before, after, 3, stride=2, padding=1) for before, after in pairwise(widths)
+        )
+        self.out = nn.Linear(sum(_SEEDED_STAGES), _SEEDED_OUTPUTS, bias=False)
+
+    def forward(self, images_B3HH: Tensor) -> tuple[Tensor, Tensor]:
+        h_BCHH, looks = images_B3HH / 127.5 - 1, []
+        for stage in self.stages:
+            h_BCHH = F.relu(stage(h_BCHH))
+            looks.append(h_BCHH.mean((2, 3)))
+        features_BD = torch.cat(looks, dim=1)
+        return features_BD, self.out(features_BD) * _SEEDED_CONTRAST

@@ -1,0 +1,154 @@
+"""ResNet classifiers (arXiv 1512.03385), for choosing among samples: "-re" in VAR's tables.
+
+Names, and strides in the 3 × 3 convolution of a bottleneck, are torchvision's: its released files
+can be read. Which network a file holds is worked out from it.
+
+Shapes: B images, C channels, H side, K classes.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from var_scaling.evaluation.frozen import FrozenNorm, load_frozen, read_frozen, refuse_images
+from var_scaling.training.optim import arithmetic
+from var_scaling.weights import State, WeightsError, file_sha256
+
+# Blocks a stage, and whether they are bottlenecks: 1 × 1, 3 × 3, 1 × 1.
+_KINDS = {
+    "resnet18": ((2, 2, 2, 2), False),
+    "resnet34": ((3, 4, 6, 3), False),
+    "resnet50": ((3, 4, 6, 3), True),
+    "resnet101": ((3, 4, 23, 3), True),
+    "resnet152": ((3, 8, 36, 3), True),
+}
+_STAGES = ("layer1", "layer2", "layer3", "layer4")
+_RESIZED, _SIDE = 256, 224  # pixels
+# Of ImageNet's training images in [0, 1], by channel: what torchvision's weights were trained with.
+_MEAN = (0.485, 0.456, 0.406)
+_DEVIATION = (0.229, 0.224, 0.225)
+
+
+class Classifier(nn.Module):
+    """A frozen ResNet: `name`, the `sha256` of its file, and how many `classes` it knows."""
+
+    def __init__(self, name: str, sha256: str, classes: int, net: "ResNet") -> None:
+        super().__init__()
+        self.name, self.sha256, self.classes = name, sha256, classes
+        self.net = net.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def probabilities(self, images_BHH3: Tensor) -> Tensor:
+        """(B, K) float32, of uint8 images (B, H, H, 3) on the classifier's device.
+
+        Prepared as torchvision prepares them for its first ImageNet weights: resized to 256 pixels
+        (bilinear, antialiased, rounded to whole levels), the 224 in the middle, less the mean over
+        the deviation of ImageNet. Float32 throughout. Raises ValueError for other images.
+        """
+        refuse_images(images_BHH3, smallest_side=1)
+        with arithmetic("fp32", images_BHH3.device):
+            return self.net(prepared(images_BHH3)).softmax(1)
+
+
+def prepared(images_BHH3: Tensor) -> Tensor:
+    """Float32 (B, 3, 224, 224) as the network was trained on them."""
+    x = images_BHH3.movedim(3, 1).float()
+    if x.shape[2] != _RESIZED:
+        x = F.interpolate(x, (_RESIZED, _RESIZED), mode="bilinear", antialias=True).round()
+    margin = (_RESIZED - _SIDE) // 2
+    x = x[:, :, margin : margin + _SIDE, margin : margin + _SIDE] / 255
+    mean, deviation = (torch.tensor(v, device=x.device)[:, None, None] for v in (_MEAN, _DEVIATION))
+    return (x - mean) / deviation
+
+
+def load_classifier(path: Path) -> Classifier:
+    """The classifier whose weights lie in `path`. Raises WeightsError, which says what is wrong."""
+    state = read_frozen(path)
+    name = _kind(path, state)
+    classes = state["fc.weight"].shape[0]
+    net = ResNet(name, classes)
+    load_frozen(path, state, net)
+    return Classifier(name, file_sha256(path), classes, net)
+
+
+def _kind(path: Path, state: State) -> str:
+    blocks = tuple(
+        len({name.split(".")[1] for name in state if name.startswith(f"{stage}.")})
+        for stage in _STAGES
+    )
+    kind = blocks, "layer1.0.conv3.weight" in state
+    if "fc.weight" not in state or not any(blocks):
+        some = ", ".join(sorted(state)[:4])
+        raise WeightsError(
+            f"{path}: no ResNet with torchvision's names: it has {some} …, and lacks "
+            "layer1.0.conv1.weight … or fc.weight"
+        )
+    name = next((name for name, known in _KINDS.items() if known == kind), None)
+    if name is None:
+        raise WeightsError(
+            f"{path}: a ResNet of {blocks} {'bottlenecks' if kind[1] else 'blocks'} a stage; known "
+            f"are {', '.join(_KINDS)}"
+        )
+    return name
+
+
+class ResNet(nn.Module):
+    """`name` as in torchvision: (B, 3, 224, 224), prepared, to logits (B, classes)."""
+
+    def __init__(self, name: str, classes: int) -> None:
+        super().__init__()
+        blocks, bottleneck = _KINDS[name]
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = _norm(64)
+        width = 64
+        for k, (stage, count) in enumerate(zip(_STAGES, blocks, strict=True)):
+            made = []
+            for number in range(count):
+                made.append(_Block(width, 64 * 2**k, 2 if k and not number else 1, bottleneck))
+                width = made[-1].width
+            self.add_module(stage, nn.Sequential(*made))
+        self.fc = nn.Linear(width, classes)
+
+    def forward(self, images_B3HH: Tensor) -> Tensor:
+        x_BCHH = F.relu(self.bn1(self.conv1(images_B3HH)))
+        x_BCHH = F.max_pool2d(x_BCHH, 3, stride=2, padding=1)
+        for stage in _STAGES:
+            x_BCHH = self.get_submodule(stage)(x_BCHH)
+        return self.fc(x_BCHH.mean((2, 3)))
+
+
+class _Block(nn.Module):
+    """x + convolutions of x: two of 3 × 3, or one between two of 1 × 1 that narrow and widen."""
+
+    def __init__(self, width: int, channels: int, stride: int, bottleneck: bool) -> None:
+        super().__init__()
+        self.width = channels * 4 if bottleneck else channels
+        # (channels, kernel, stride) of each.
+        layers = [(channels, 3, stride), (channels, 3, 1)]
+        if bottleneck:
+            layers = [(channels, 1, 1), (channels, 3, stride), (self.width, 1, 1)]
+        before = width
+        for k, (after, kernel, step) in enumerate(layers, start=1):
+            conv = nn.Conv2d(before, after, kernel, step, kernel // 2, bias=False)
+            self.add_module(f"conv{k}", conv)
+            self.add_module(f"bn{k}", _norm(after))
+            before = after
+        self.layers = len(layers)
+        self.downsample = nn.Sequential()  # where the shape stays: nothing
+        if stride > 1 or width != self.width:
+            shortcut = nn.Conv2d(width, self.width, 1, stride, bias=False)
+            self.downsample = nn.Sequential(shortcut, _norm(self.width))
+
+    def forward(self, x_BCHH: Tensor) -> Tensor:
+        h_BCHH = x_BCHH
+        for k in range(1, self.layers + 1):
+            h_BCHH = self.get_submodule(f"bn{k}")(self.get_submodule(f"conv{k}")(h_BCHH))
+            if k < self.layers:
+                h_BCHH = F.relu(h_BCHH)
+        return F.relu(h_BCHH + self.downsample(x_BCHH))
+
+
+def _norm(channels: int) -> FrozenNorm:
+    return FrozenNorm(channels, eps=1e-5)
