@@ -200,6 +200,18 @@ def test_ties_at_the_kth_place_are_all_kept():
     assert torch.isfinite(filtered(logits, 2, 0)).tolist() == [[[True, False, True, True]]]
 
 
+def test_top_p_counts_every_tie_at_the_kth_place():
+    """As one sort of all would: rows with ties among others go another way to the same end."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randint(-4, 4, (4, 16, 12), generator=generator) / 2
+    logits[::2] += torch.randn(2, 16, 12, generator=generator)  # rows without ties beside them
+    for k in (1, 3, 7):
+        least = logits.topk(k).values[..., -1:]
+        alone = filtered(logits.masked_fill(logits < least, -torch.inf), 0, 0.8)
+        shares = filtered(logits, k, 0.8).softmax(-1).sort(-1).values
+        torch.testing.assert_close(shares, alone.softmax(-1).sort(-1).values)
+
+
 def test_a_mixture_is_an_average_of_allowed_codes_and_almost_one_of_them_at_the_end():
     codes = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     logits = torch.tensor([[[0.0, 1.0, -torch.inf, 2.0, 0.5]]])

@@ -20,16 +20,29 @@ def filtered(logits_BSV: Tensor, top_k: int, top_p: float) -> Tensor:
     Top-k keeps all that are at least the k-th largest, ties too. Of these top-p drops the least
     likely for as long as they sum to at most 1 - p, never the likeliest (Holtzman et al. 2020).
     """
-    if 0 < top_k < logits_BSV.shape[-1]:
-        least_BS1 = logits_BSV.topk(top_k, dim=-1).values[..., -1:]
-        logits_BSV = logits_BSV.masked_fill(logits_BSV < least_BS1, -torch.inf)
-    if top_p > 0:
-        rising_BSV, order_BSV = logits_BSV.sort(dim=-1)
-        unlikely_BSV = rising_BSV.softmax(-1).cumsum(-1) <= 1 - top_p
-        unlikely_BSV[..., -1] = False
-        dropped_BSV = torch.empty_like(unlikely_BSV).scatter_(-1, order_BSV, unlikely_BSV)
-        logits_BSV = logits_BSV.masked_fill(dropped_BSV, -torch.inf)
-    return logits_BSV
+    few = 0 < top_k < logits_BSV.shape[-1]
+    if few:
+        falling_BSK, places_BSK = logits_BSV.topk(top_k, dim=-1)
+        logits_BSV = logits_BSV.masked_fill(logits_BSV < falling_BSK[..., -1:], -torch.inf)
+    if top_p == 0:
+        return logits_BSV
+    if not few:
+        return _likely(logits_BSV, *logits_BSV.sort(dim=-1), top_p)
+    # What top-k found is sorted: a third of the time. It is not all where the k-th has its like.
+    found_BSV = _likely(logits_BSV, falling_BSK.flip(-1), places_BSK.flip(-1), top_p)
+    tied_BS = logits_BSV.isfinite().sum(-1) > top_k
+    if tied_BS.any():
+        tied_NV = logits_BSV[tied_BS]
+        found_BSV[tied_BS] = _likely(tied_NV, *tied_NV.sort(dim=-1), top_p)
+    return found_BSV
+
+
+def _likely(logits_BSV: Tensor, rising_BSK: Tensor, places_BSK: Tensor, top_p: float) -> Tensor:
+    """Top-p among the codes at `places`, in rising order of their logits."""
+    unlikely_BSK = rising_BSK.softmax(-1).cumsum(-1) <= 1 - top_p
+    unlikely_BSK[..., -1] = False
+    dropped_BSV = torch.zeros_like(logits_BSV, dtype=torch.bool)
+    return logits_BSV.masked_fill(dropped_BSV.scatter_(-1, places_BSK, unlikely_BSK), -torch.inf)
 
 
 def chosen(logits_BSV: Tensor, uniform_BS: Tensor) -> Tensor:

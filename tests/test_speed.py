@@ -1,0 +1,318 @@
+"""What is timed is what is said: rates, FLOPs, refusals, and the file that keeps them."""
+
+import itertools
+import json
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import bring, tokenizer
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
+
+from pipelines.cli_speed import app
+from pipelines.speed import Measured, measurements, note_measured, speed_columns
+from var_scaling.accounting import total
+from var_scaling.accounting.sampling import sampled_flops
+from var_scaling.accounting.transformer import var_sampling_flops, var_training_flops
+from var_scaling.config import ImportedTokenizer, Model
+from var_scaling.disk import read_json, write_json
+from var_scaling.evaluation.bench import Bench, matmul_peak
+from var_scaling.evaluation.memory import Watermark, lacking
+from var_scaling.evaluation.rates import (
+    Machine,
+    MatmulPeak,
+    Memory,
+    SamplingSpeed,
+    Timing,
+    TrainingSpeed,
+)
+from var_scaling.evaluation.speed import Subject, sampling_speeds, training_speeds
+from var_scaling.generation.settings import Sampling
+from var_scaling.generation.walk import CachedVAR
+from var_scaling.models.var import VAR
+from var_scaling.pyramid import Pyramid
+from var_scaling.tokenizer.model import MultiScaleVQVAE
+
+CLASSES = 8
+CPU = torch.device("cpu")
+PEAKS = {"fp32": MatmulPeak(precision="fp32", side=256, flops_per_second=1e9)}
+
+
+def subject(sides=(1, 2, 4), **changes) -> Subject:
+    t = tokenizer(pyramid=Pyramid(sides=sides))
+    model = VAR(Model(depth=2, width_per_depth=8, **changes), t, CLASSES, seed=0)
+    return Subject(
+        model.eval().requires_grad_(False),
+        MultiScaleVQVAE(t).eval().requires_grad_(False),
+        t,
+    )
+
+
+def ticking(step: float = 1.0) -> Bench:
+    """A second, or `step`, goes by between two looks at the clock, whatever is done."""
+    ticks = itertools.count()
+    return Bench(CPU, seconds=4.0, clock=lambda: next(ticks) * step)
+
+
+# FLOPs -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(
+    "weights", [(0, 0, 0), (0, 1, 2), (1, 1, 1), (1, 0, 0), (2, 1, 0), (1, 0, 2)]
+)
+def test_the_flops_of_sampling_are_those_that_torch_counts(weights, shared):
+    one = subject(shared_adaln=shared)
+    pyramid, labels = one.t.pyramid, torch.arange(5)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        cached = CachedVAR(one.model, pyramid, labels, list(weights))
+        for k, length in enumerate(pyramid.lengths):
+            cached.logits(k, torch.zeros(5, length, 4) if k else None)
+    untold = len(cached.cond_RC) - 5
+    assert sampled_flops(one.model.config, one.t, weights, 5, untold) == counter.get_total_flops()
+
+
+def test_without_guidance_the_flops_are_the_ledgers_and_with_it_less_than_twice_that():
+    one = subject()
+    config = one.model.config
+    once, twice = (total(var_sampling_flops(config, one.t, guided)) for guided in (False, True))
+    assert sampled_flops(config, one.t, (0, 0, 0), 7, 0) == 7 * once
+    assert 7 * once < sampled_flops(config, one.t, (0, 1, 2), 7, 1) < 7 * twice
+    # A lone image is spared nothing but a second embedding of what it is shown.
+    embedded = 2 * 20 * one.t.code_channels * config.width
+    assert sampled_flops(config, one.t, (0, 1, 2), 1, 1) == twice - embedded
+
+
+# Timing ------------------------------------------------------------------------------------------
+
+
+def test_a_rate_is_work_over_median_seconds():
+    one = subject()
+    (row,) = sampling_speeds(one, [("fp32", 1.5)], [2], PEAKS, ticking())
+    assert row.whole == Timing.of([1.0, 1.0, 1.0])
+    assert row.images_per_second == 2.0
+    weights = (0, 0.75, 1.5)
+    flops = sampled_flops(one.model.config, one.t, weights, 2, 1)
+    assert row.model_flops == flops < row.computed_flops
+    assert row.computed_flops == sampled_flops(one.model.config, one.t, weights, 2, 3)
+    assert row.transformer_mfu == pytest.approx(flops / 1e9)
+    (step,) = training_speeds(one, ["fp32"], [3], PEAKS, ticking(0.5))
+    assert step.step.median_seconds == 0.5
+    assert step.tokens_per_second == 3 * 21 / 0.5
+    assert step.model_flops == 3 * total(var_training_flops(one.model.config, one.t))
+    assert step.mfu == pytest.approx(step.model_flops / 0.5 / 1e9)
+
+
+def test_what_no_peak_was_measured_for_has_no_utilisation():
+    (row,) = sampling_speeds(subject(), [("fp32", 0.0)], [1], {}, ticking())
+    assert row.images_per_second == 1.0
+    assert row.transformer_mfu is None
+
+
+def test_training_leaves_the_model_as_it_was():
+    one = subject()
+    before = {name: value.clone() for name, value in one.model.state_dict().items()}
+    (row,) = training_speeds(one, ["bf16"], [2], PEAKS, ticking())
+    assert row.tokens_per_second
+    assert all(torch.equal(value, before[name]) for name, value in one.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("step", "repeats"),
+    [(0.125, 32), (1.0, 4), (2.0, 3), (5.0, 3), (6.5, 2), (100.0, 1)],
+)
+def test_repeats_end_with_the_time_and_are_three_if_that_takes_not_three_times_as_long(
+    step, repeats
+):
+    done: list[int] = []
+    timing = ticking(step).timed(lambda: done.append(1))
+    assert timing.repeats == repeats
+    assert len(done) == timing.repeats + 1  # the first did not count
+    assert timing.least_seconds == step
+
+
+def test_a_peak_is_the_best_of_its_sides():
+    peak = matmul_peak("fp32", ticking(0.5))
+    assert peak == MatmulPeak(precision="fp32", side=256, flops_per_second=2 * 256**3 / 0.5)
+
+
+def test_the_benchmark_compares_ways_that_draw_the_same(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    benchmark = import_module("sampling")
+    t = ImportedTokenizer(
+        name="t", sha256="0" * 64, codes=64, code_channels=4, pyramid=Pyramid(sides=(1, 2, 3))
+    )
+    model, quantizer = benchmark.outspoken(Model(depth=2, width_per_depth=16), t)
+    for guidance in (0.0, 1.5):
+        sampling = Sampling(guidance=guidance)
+        drawn = [
+            benchmark.run(way, model, quantizer, 3, sampling).steps
+            for way in benchmark.WAYS.values()
+        ]
+        for ours, *theirs in zip(*drawn, strict=True):
+            assert all(torch.equal(ours.ids_BS, step.ids_BS) for step in theirs)
+            for step in theirs:
+                torch.testing.assert_close(step.logits_BSV, ours.logits_BSV, rtol=1e-4, atol=1e-4)
+
+
+# Refusals ----------------------------------------------------------------------------------------
+
+
+def test_a_batch_too_large_for_memory_is_a_row_that_says_so():
+    one = subject()
+
+    def full(block, given):
+        if len(given[0]) > 12:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    one.model.blocks[0].register_forward_pre_hook(full)
+    small, large = sampling_speeds(one, [("fp32", 0.0)], [40, 4], PEAKS, ticking())
+    assert (small.batch, small.missing, small.images_per_second) == (4, None, 4.0)
+    assert (large.batch, large.missing) == (40, "out of memory")
+    assert large.whole is None
+    assert large.images_per_second is None
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+    one = subject()
+
+    def broken(block, given):
+        raise RuntimeError("shapes differ")
+
+    one.model.blocks[0].register_forward_pre_hook(broken)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        list(sampling_speeds(one, [("fp32", 0.0)], [4], PEAKS, ticking()))
+
+
+def test_what_a_processor_cannot_hold_is_not_tried():
+    if not (said := lacking(1 << 60, CPU)):
+        pytest.skip("this machine does not tell what is free")
+    assert said.startswith("out of memory: needs more than 1152921504.6 GB")
+    assert lacking(1, CPU) is None
+    row, *_ = sampling_speeds(subject(), [("fp32", 0.0)], [10**12], PEAKS, ticking())
+    assert row.missing.startswith("out of memory: needs more than")
+
+
+def test_a_batch_that_would_take_too_long_is_left_out():
+    one = subject()
+    alone, more = sampling_speeds(one, [("fp32", 0.0)], [1, 2], PEAKS, ticking(8.0))
+    assert (alone.images_per_second, alone.whole.repeats) == (1 / 8, 1)
+    assert (more.images_per_second, more.missing) == (
+        None,
+        "left out: about 16 s each, for a cell of 4 s",
+    )
+
+
+def test_the_watermark_sees_what_was_held_and_let_go():
+    watermark = Watermark(CPU)
+    torch.ones(64 << 20, dtype=torch.uint8).sum()
+    grown = watermark.read().process_growth_bytes
+    if grown is None:
+        pytest.skip("this system does not tell a process's peak")
+    assert 60 << 20 < grown < 1 << 30
+
+
+# The file ----------------------------------------------------------------------------------------
+
+
+def measured(name="EPYC", time="2026-11-23T00:00:00Z", rate=10.0, memory=None) -> Measured:
+    timing = Timing.of([2 / rate])
+    rows = tuple(
+        SamplingSpeed(
+            precision="fp32", guidance=guidance, batch=batch, whole=timing, transformer=timing,
+            decoder=timing, images_per_second=batch * rate, memory=Memory(gpu_peak_bytes=memory),
+        )
+        for guidance in (0.0, 1.5) for batch in (1, 8)
+    )  # fmt: skip
+    missing = SamplingSpeed(precision="fp32", guidance=1.5, batch=64, missing="out of memory")
+    return Measured(
+        machine=Machine(name=name, device="cpu", threads=1, torch="2.13"),
+        weights_sha256="a",
+        tokenizer_sha256="b",
+        commit=None,
+        time=time,
+        seconds=2.0,
+        peaks=tuple(PEAKS.values()),
+        sampling=(*rows, missing),
+        training=(
+            TrainingSpeed(
+                precision="fp32", micro_batch=8, step=timing, tokens_per_second=5.0, mfu=0.25
+            ),
+        ),
+    )
+
+
+def test_the_file_keeps_machines_apart_and_of_each_the_latest(tmp_path):
+    first, again = measured(), measured(time="2026-11-23T02:00:00Z", rate=20.0)
+    other = measured(name="H200", time="2026-11-23T01:00:00Z", memory=5)
+    note_measured(tmp_path, first)
+    assert measurements(tmp_path) == [first]
+    note_measured(tmp_path, other)
+    assert measurements(tmp_path) == [first, other]
+    assert speed_columns(tmp_path)["sampling_peak_memory_bytes"] == 5
+    note_measured(tmp_path, again)
+    assert measurements(tmp_path) == [other, again]
+    assert speed_columns(tmp_path) == {
+        "sampling_images_per_second": 160.0,
+        "sampling_latency_seconds": 0.1,
+        "training_tokens_per_second": 5.0,
+        "training_mfu": 0.25,
+    }
+
+
+def test_nothing_measured_is_no_columns_and_another_format_is_refused(tmp_path):
+    assert speed_columns(tmp_path) == {}
+    write_json(tmp_path / "speed.json", {"format": 2, "measured": []})
+    with pytest.raises(ValueError, match=r"speed\.json: format 2, this version reads 1"):
+        measurements(tmp_path)
+    write_json(tmp_path / "speed.json", {"format": 1, "measured": [{"machine": "x"}]})
+    with pytest.raises(ValueError, match="this field is required"):
+        measurements(tmp_path)
+
+
+def command(home, *words: str) -> str:
+    asked = ["imported/it", "--seconds", "0.05", "--batches", "2,1", "--home", str(home), *words]
+    done = CliRunner().invoke(app, asked, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_the_verb_times_a_model_prints_tables_and_leaves_the_file(tmp_path, files):
+    home = tmp_path / "home"
+    bring(home, *files, sides=(1, 2))
+    found = Measured.model_validate_json(
+        command(home, "--micro-batches", "2", "--json", "--precisions", "tf32,fp32")
+    )
+    ways = [(row.precision, row.guidance, row.batch) for row in found.sampling]
+    assert ways == list(itertools.product(["fp32", "tf32"], [0.0, 1.5], [1, 2]))
+    assert [(row.precision, row.micro_batch) for row in found.training] == [
+        ("fp32", 2),
+        ("tf32", 2),
+    ]
+    assert [peak.precision for peak in found.peaks] == ["fp32", "tf32"]
+    assert found.machine.device == "cpu"
+    folder = home / "imported" / "it"
+    assert measurements(folder) == [found]
+    shown = command(home, "--no-training", "--guidance", "0")
+    assert found.machine.name in shown
+    assert "micro-batch" not in shown
+    (kept,) = read_json(folder / "speed.json")["measured"]
+    assert kept["training"] == []
+    assert {row["guidance"] for row in kept["sampling"]} == {0.0}
+    assert json.loads(json.dumps(kept))["weights_sha256"] == found.weights_sha256
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--batches", "0,4"], "--batches 0,4: whole numbers from 1"),
+        (["--micro-batches", "x"], "--micro-batches x"),
+        (["--precisions", "fp32,fp8"], "fp8: there are fp32, tf32, bf16, fp16"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_at_once(tmp_path, words, said):
+    with pytest.raises(ValueError, match=said):
+        CliRunner().invoke(app, ["s/t", "--home", str(tmp_path), *words], catch_exceptions=False)
