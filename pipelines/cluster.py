@@ -53,19 +53,18 @@ def launch(
     refuse_drift(home, sweep)
     _refuse_unready(home, sweep, cluster)
     where = settings.cluster(cluster)
-    if shutil.which("sbatch") is None:
-        raise SettingsError(f"--on {cluster}: no sbatch here; submit from a login node of Slurm")
+    refuse_without_slurm(cluster)
     arrays = trial_arrays(home, sweep, where)  # refuses before it spends
     snapshot = take_snapshot(home, dirty)
     settings = _for_jobs(sweep, settings)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(_OTHERS)}
+    environment = environment_for_jobs()
     folder = home.sweep(sweep.name)
     with driving(folder, cluster, take_over) as driver:
         _claim_all(home, sweep)
         make = partial(Reconciler, home, folder, settings, cluster, snapshot, environment, driver)
         if detach:
             units = _ready(sweep, home, where, [u for array in arrays.values() for u in array])
-            return Outcome(True, _submit_once(make(), units))
+            return Outcome(True, submit_once(make(), units))
         queue = _Queue(where)
         try:
             with ray_here(cpus=2):
@@ -75,6 +74,16 @@ def launch(
         except KeyboardInterrupt:
             return Outcome(True, {})
     return Outcome(False, failures)
+
+
+def refuse_without_slurm(cluster: str) -> None:
+    if shutil.which("sbatch") is None:
+        raise SettingsError(f"--on {cluster}: no sbatch here; submit from a login node of Slurm")
+
+
+def environment_for_jobs() -> dict[str, str]:
+    """Ours, without what describes another job."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(_OTHERS)}
 
 
 class _Queue:
@@ -135,7 +144,7 @@ def _ready(sweep: Sweep, home: Home, where: Cluster, trials: list[Unit]) -> list
     return ready + [u for u in trials if names[u.folder.name] in encoded and not u.done]
 
 
-def _submit_once(reconciler: Reconciler, units: list[Unit]) -> dict[str, str]:
+def submit_once(reconciler: Reconciler, units: list[Unit]) -> dict[str, str]:
     """Attach to what runs, submit what is missing, each array of equal resources, and leave.
 
     Looks again for as long as a job has ended and it is not yet sure how.

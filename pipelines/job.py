@@ -91,6 +91,10 @@ class Work:
         from pipelines import stages
 
         words = self.words
+        if words["kind"] == "samples":
+            from pipelines.sample_jobs import run
+
+            return run(place, words)
         if words["kind"] == "trial":
             trial = Trial.model_validate_json(json.dumps(words["trial"]))
             return stages.run_trial(place, words["sweep"], trial)

@@ -254,6 +254,6 @@ def at_work_here(folder: Path) -> bool:
 def progress_in(folder: Path) -> int:
     """How far the stage in `folder` has come, in whatever counts there; only ever compared."""
     steps = [int(path.stem.rpartition("-")[2]) for path in folder.glob("checkpoint/step-*.pt")]
-    manifest = folder / "manifest.json"
-    shards = len(read_json(manifest)["shards_crc32"]) if manifest.exists() else 0
-    return max([*steps, shards])
+    shards = [len(read_json(one)["shards_crc32"]) for one in folder.glob("manifest.json")]
+    images = [read_json(one)["done"] for one in folder.glob("drawn.json")]
+    return max([0, *steps, *shards, *images])

@@ -1,0 +1,161 @@
+"""The verb that draws samples of a model: here, by several processes, in parts, on a cluster."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines import screen
+from pipelines.arguments import RUNS, Detach, Dirty, HomeFolder
+from pipelines.cli_models import Model
+from pipelines.sampling_options import (
+    Guidance,
+    Precision,
+    Smooth,
+    Temperature,
+    TopK,
+    TopP,
+    read_sampling,
+)
+from pipelines.screen_images import counting
+from pipelines.settings import load_settings
+from pipelines.store import Home
+from var_scaling.disk import DONE
+
+app = typer.Typer()
+
+
+@app.command()
+def sample(
+    address: Model,
+    classes: Annotated[
+        str | None,
+        typer.Option(help="0,1,5-8 or all or none; all where the model knows at most 16"),
+    ] = None,
+    count: Annotated[int, typer.Option(help="images of each class")] = 8,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    name: Annotated[str, typer.Option(help="of the set")] = "default",
+    guidance: Guidance = None,
+    constant_guidance: Annotated[
+        bool, typer.Option("--constant-guidance", help="the same at all scales")
+    ] = False,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    temperature: Temperature = None,
+    smooth: Smooth = False,
+    precision: Precision = None,
+    reject: Annotated[
+        float | None,
+        typer.Option(help="draw more, keep this share: the images a classifier is surest of"),
+    ] = None,
+    classifier: Annotated[
+        str | None,
+        typer.Option(help="a ResNet's file, or extractor; else that of var-scaling.toml"),
+    ] = None,
+    class_map: Annotated[
+        Path | None,
+        typer.Option(
+            help="a JSON list: the classifier's output for each class", exists=True, dir_okay=False
+        ),
+    ] = None,
+    strips: Annotated[int, typer.Option(min=0, help="show so many images scale by scale")] = 0,
+    npz: Annotated[
+        Path | None, typer.Option(help="write all to one file too, for OpenAI's evaluator")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="images at a time; changes speed, no image")
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="of this machine")] = 1,
+    part: Annotated[
+        str | None, typer.Option(help="2/8: only the second of eight parts; others do the rest")
+    ] = None,
+    on: Annotated[str, typer.Option("--on", help="local, or a cluster of var-scaling.toml")] = (
+        "local"
+    ),
+    jobs: Annotated[int, typer.Option(min=1, help="on a cluster: among how many")] = 1,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="on a cluster: what failed or was cancelled too")
+    ] = False,
+    detach: Detach = False,
+    dirty: Dirty = False,
+    take_over: Annotated[bool, typer.Option("--take-over", help="break another's lock")] = False,
+    home: HomeFolder = RUNS,
+) -> None:
+    """Draw images: a folder of PNGs with a grid and a manifest. Run it again to go on.
+
+    An image hangs on model, settings, seed, class and index alone: a larger --count goes on with
+    the same images, and any number of processes, parts or jobs makes the same files.
+    """
+    from pipelines.place import Place, StopFile, local_seat
+    from pipelines.sample_request import Asked, plan_set, read_part
+
+    if constant_guidance and guidance and "," in guidance:
+        raise ValueError(f"--guidance {guidance} says it for each scale: no --constant-guidance")
+    sampling = read_sampling(
+        guidance, top_k, top_p, temperature, smooth, precision, not constant_guidance
+    )
+    this_part = read_part(part) if part else None
+    _refuse_mixture(part, processes, on, jobs, detach or retry or take_over)
+    at, settings = Home(home), load_settings()
+    place = Place(at, settings, StopFile(at.root / "stop"), local_seat(settings.local))
+    asked = Asked(classes, count, seed, name, sampling, reject, classifier, class_map)
+    plan = plan_set(place, address, asked)
+    from pipelines.sample_jobs import others_at_it
+    from pipelines.sample_run import Launch, here, on_cluster
+    from pipelines.sampling import How
+
+    how, before = How(batch, strips, this_part), _ended(plan.folder)
+    with counting(screen.console) as tell:
+        if on == "local":
+            warning = others_at_it(plan, [], on)
+            if warning:
+                screen.warn(warning)
+            outcome = here(place, plan, how, processes, tell)
+        else:
+            launched = Launch(on, jobs, retry, detach, dirty, take_over)
+            outcome = on_cluster(place, plan, how, launched, tell)
+    again = "var-scaling " + shlex.join(sys.argv[1:])
+    for unit, why in outcome.failures.items():
+        screen.say_error(f"failed {unit}: {why}")
+    if outcome.stopped is not None:
+        screen.say(f"{outcome.stopped}. To go on: {again}")
+        raise typer.Exit(0 if detach else 130)
+    if outcome.failures:
+        if on != "local" and not retry:
+            again += " --retry"
+        screen.say_error(f"The rest is kept. Once mended, go on with: {again}")
+        raise typer.Exit(1)
+    if outcome.missing:
+        screen.say(outcome.missing)
+        return
+    if npz is not None:
+        from pipelines.sample_export import export_npz
+
+        export_npz(plan.folder, npz)
+        screen.say(str(npz))
+    screen.say(f"{plan.wanted.images:,} images in {plan.folder / 'images'}")
+    screen.say(str(plan.folder / "grid.png"))
+    if strips or _ended(plan.folder) != before:
+        from pipelines.mirror import mirror_model
+
+        mirror_model(at, settings, address, screen.warn)
+    if strips and (plan.folder / "strips.png").exists():
+        screen.say(str(plan.folder / "strips.png"))
+
+
+def _ended(folder: Path) -> int:
+    """When the set came to its end; 0: it has not."""
+    done = folder / DONE
+    return done.stat().st_mtime_ns if done.exists() else 0
+
+
+def _refuse_mixture(part: str | None, processes: int, on: str, jobs: int, theirs: bool) -> None:
+    """Raise ValueError for options that do not go together."""
+    if part and processes > 1:
+        raise ValueError("--part is one process's share: start as many as there are parts")
+    if on != "local" and (part or processes > 1):
+        raise ValueError("--on CLUSTER --jobs N makes parts of its own; no --part, no --processes")
+    if on == "local" and (jobs > 1 or theirs):
+        raise ValueError("--jobs, --retry, --detach and --take-over are about --on CLUSTER")

@@ -1,0 +1,93 @@
+"""The classifier that rejects samples: a ResNet's file, or an extractor that has a head for it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.place import Place
+from var_scaling.generation.sets import Rejection
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EXTRACTORS = ("extractor", "inception", "seeded")  # "extractor": Inception where it is named
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What says how sure a class is: uint8 (B, W, W, 3) to probabilities (B, outputs)."""
+
+    name: str
+    sha256: str
+    outputs: int
+    probabilities: "Callable[[Tensor], Tensor]"
+
+
+def load_judge(place: Place, which: str | None) -> Judge:
+    """The classifier `which`: a file, one of EXTRACTORS, or None: [weights] classifier.
+
+    Raises ValueError (WeightsError for a file that cannot be used).
+    """
+    which = which or (str(place.settings.weights.classifier or "") or None)
+    if which is None:
+        raise ValueError(
+            "--reject wants a classifier, and none is named: --classifier FILE.pth, a ResNet in "
+            'torchvision\'s format, or in var-scaling.toml:\n  [weights]\n  classifier = "FILE.pth"'
+        )
+    if which in EXTRACTORS:
+        return _extractor(place, which)
+    from var_scaling.evaluation.resnet import load_classifier
+
+    classifier = load_classifier(Path(which)).to(place.device())
+    return Judge(classifier.name, classifier.sha256, classifier.classes, classifier.probabilities)
+
+
+def rejection_by(
+    judge: Judge, rate: float, model_classes: int, outputs: tuple[int, ...] | None
+) -> Rejection:
+    """The record of it. Raises ValueError where it is not known which output is which class."""
+    if outputs is None and judge.outputs != model_classes:
+        own = " Inception's 1,008 have an order of their own." if judge.outputs == 1008 else ""
+        raise ValueError(
+            f"{judge.name} has {judge.outputs:,} outputs, the model {model_classes:,} classes."
+            f"{own} Say which output is each class's with --class-map FILE, a JSON list"
+        )
+    if outputs is not None:
+        beyond = sorted({place for place in outputs if not 0 <= place < judge.outputs})
+        if len(outputs) != model_classes or beyond:
+            raise ValueError(
+                f"--class-map: wanted {model_classes:,} outputs, one for each class, from 0 to "
+                f"{judge.outputs - 1:,}; it has {len(outputs):,}"
+                + (f", among them {beyond[0]}" if beyond else "")
+            )
+    return Rejection(
+        rate=rate, classifier=judge.name, classifier_sha256=judge.sha256, outputs=outputs
+    )
+
+
+def read_class_map(path: Path) -> tuple[int, ...]:
+    """The classifier's output for each class, from a JSON list. Raises ValueError, OSError."""
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: no JSON: {error}") from error
+    whole = isinstance(found, list) and all(type(one) is int for one in found)
+    if not whole:
+        raise ValueError(f"{path}: wanted a JSON list of whole numbers, one for each class")
+    return tuple(found)
+
+
+def _extractor(place: Place, which: str) -> Judge:
+    from var_scaling.evaluation.extractors import inception_extractor, seeded_extractor
+
+    file = place.settings.weights.inception
+    known = which == "inception" or (which == "extractor" and file is not None)
+    extractor = inception_extractor(file) if known else seeded_extractor()
+    extractor.to(place.device())
+
+    def probabilities(images_BWW3: "Tensor") -> "Tensor":
+        return extractor(images_BWW3).logits_BK.double().softmax(-1)
+
+    return Judge(extractor.name, extractor.sha256, extractor.outputs, probabilities)

@@ -1,0 +1,152 @@
+"""What set of samples is asked for: a person's words to one record. No torch but to reject."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipelines.address import finished, read_generator
+from pipelines.judge import load_judge, read_class_map, rejection_by
+from pipelines.place import Place
+from pipelines.sample_folder import SAMPLES
+from var_scaling.config import ImportedModel, Trial
+from var_scaling.disk import DONE, read_json
+from var_scaling.generation.sets import NONE, SampleSet
+from var_scaling.generation.settings import Sampling
+
+_FEW = 16  # classes: so many are all sampled where nothing is said
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A set in a person's words."""
+
+    classes: str | None = None  # "0,1,5-8", "all", "none"
+    count: int = 8
+    seed: int = 0
+    name: str = "default"
+    sampling: Sampling = field(default_factory=Sampling)
+    reject: float | None = None
+    classifier: str | None = None
+    class_map: Path | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A set that can be drawn, and where."""
+
+    address: str
+    folder: Path
+    wanted: SampleSet
+    classifier: str | None  # as named, for whoever draws
+
+
+def plan_set(place: Place, address: str, asked: Asked) -> Plan:
+    """Check all that can be before the model is loaded. Raises ValueError, OSError."""
+    folder = finished(place.home, address)
+    record = read_generator(folder)
+    tokenizer = finished(place.home, f"tokenizers/{record.tokenizer.name}")
+    labels = read_classes(asked.classes, record.classes)
+    _refuse_never_learnt(record, labels)
+    if asked.count < 1:
+        raise ValueError(f"--count {asked.count}: wanted 1 or more images of each class")
+    asked.sampling.steps(record.tokenizer.pyramid.scales)
+    rejection, classifier = None, asked.classifier
+    if asked.reject is None and (classifier or asked.class_map):
+        raise ValueError("--classifier and --class-map say how to --reject: at which rate?")
+    if asked.reject is not None:
+        if not 0 < asked.reject <= 1:
+            raise ValueError(f"--reject {asked.reject:g}: the share to keep, above 0, at most 1")
+        if record.classes in labels:
+            raise ValueError(
+                "--reject keeps what a classifier is surest of being the class asked for: with "
+                "--classes none there is none"
+            )
+        if classifier and Path(classifier).exists():
+            classifier = str(Path(classifier).absolute())
+        judge = load_judge(place, classifier)
+        outputs = read_class_map(asked.class_map) if asked.class_map else None
+        rejection = rejection_by(judge, asked.reject, record.classes, outputs)
+    wanted = SampleSet(
+        name=asked.name,
+        seed=asked.seed,
+        classes=labels,
+        model_classes=record.classes,
+        count=asked.count,
+        sampling=_sampling(asked.sampling, record, labels),
+        rejection=rejection,
+        weights_sha256=read_json(folder / DONE)["weights_sha256"],
+        tokenizer_sha256=read_json(tokenizer / DONE)["weights_sha256"],
+    )
+    return Plan(address, folder / SAMPLES / wanted.name, wanted, classifier)
+
+
+def read_classes(text: str | None, known: int) -> tuple[int, ...]:
+    """`0,1,5-8`, `all`, `none` (the label `known`), or a mixture; rising, each once.
+
+    Not said, it is all where they are few. Raises ValueError.
+    """
+    if text is None:
+        if known > _FEW:
+            raise ValueError(
+                f"the model knows {known:,} classes: say which, --classes 0,1,5-8 or --classes all"
+            )
+        text = "all"
+    labels: set[int] = set()
+    for part in text.split(","):
+        word = part.strip()
+        if word == "all":
+            labels |= set(range(known))
+        elif word == NONE:
+            labels.add(known)
+        else:
+            labels |= set(_span(word, text, known))
+    return tuple(sorted(labels))
+
+
+def _span(word: str, text: str, known: int) -> range:
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", word)
+    if not found:
+        raise ValueError(f"--classes {text}: {word!r} is no class; wanted 0,1,5-8 or all or {NONE}")
+    first, last = int(found[1]), int(found[2] or found[1])
+    if last < first:
+        raise ValueError(f"--classes {text}: {word} runs backwards")
+    if last >= known:
+        raise ValueError(f"--classes {text}: the model knows 0 to {known - 1}; no class is {last}")
+    return range(first, last + 1)
+
+
+def read_part(text: str) -> tuple[int, int]:
+    """`2/8` as (1, 8): the second of eight. Raises ValueError."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise ValueError(f"--part {text}: wanted I/N, from 1/N to N/N: the second of eight is 2/8")
+    return int(found[1]) - 1, int(found[2])
+
+
+def _never_without(record: Trial | ImportedModel) -> bool:
+    return isinstance(record, Trial) and record.label_drop == 0
+
+
+def _refuse_never_learnt(record: Trial | ImportedModel, labels: tuple[int, ...]) -> None:
+    if record.classes in labels and _never_without(record):
+        raise ValueError(
+            f"--classes {NONE}: {record.name} was trained with label_drop = 0 and never without "
+            "a class"
+        )
+
+
+def _sampling(
+    sampling: Sampling, record: Trial | ImportedModel, labels: tuple[int, ...]
+) -> Sampling:
+    """Guidance only where there is something to guide from and to."""
+    why = None
+    if labels == (record.classes,):
+        why = f"it pulls towards a class, and with --classes {NONE} there is none"
+    elif _never_without(record):
+        why = f"{record.name} was trained with label_drop = 0 and has nothing to pull away from"
+    weights = sampling.guidance if isinstance(sampling.guidance, tuple) else (sampling.guidance,)
+    if why is None or not any(weights):
+        return sampling
+    if "guidance" in sampling.model_fields_set:
+        raise ValueError(f"guidance {', '.join(f'{weight:g}' for weight in weights)}: {why}")
+    return sampling.model_copy(update={"guidance": 0.0})

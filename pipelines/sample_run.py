@@ -1,0 +1,138 @@
+"""One call of `sample`, here or on a cluster: who may do it, how it is stopped, how it ended."""
+
+import asyncio
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from pipelines.address import read_generator
+from pipelines.attempt import Stopped
+from pipelines.cluster import environment_for_jobs, refuse_without_slurm, submit_once
+from pipelines.driver import driving
+from pipelines.place import Place, StopFile, asking_to_stop
+from pipelines.reconcile import Reconciler
+from pipelines.sample_folder import SampleFolder, refuse_other
+from pipelines.sample_jobs import forgive, images_drawn, others_at_it, sample_units
+from pipelines.sample_processes import ProcessFailed, sample_set_by
+from pipelines.sample_request import Plan
+from pipelines.sampling import How, Tell, sample_set
+from pipelines.settings import MLflow
+from pipelines.snapshot import take_snapshot
+from pipelines.store import Busy, held, in_use
+from pipelines.units import Unit
+from var_scaling.disk import is_done
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How it ended: done, unless one of these says otherwise."""
+
+    stopped: str | None = None  # asked to stop, or left: what to know
+    failures: dict[str, str] = field(default_factory=dict)  # by unit
+    missing: str | None = None  # this part is done, the set is not
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What is said about a cluster."""
+
+    cluster: str
+    jobs: int
+    retry: bool
+    detach: bool
+    dirty: bool
+    take_over: bool
+
+
+def here(place: Place, plan: Plan, how: How, processes: int, tell: Tell) -> Outcome:
+    """Draw on this machine. Raises Busy, Drift, ValueError, OSError."""
+    refuse_other(plan.folder, plan.wanted)
+    mine = "" if how.part is None else f"-{how.part[0] + 1}-of-{how.part[1]}"
+    with held(plan.folder, file=f"lock{mine}"):
+        stop_file = plan.folder / f"stop{mine}"
+        stop_file.unlink(missing_ok=True)
+        place = replace(place, wish=StopFile(stop_file))
+        try:
+            with asking_to_stop(stop_file):
+                if processes > 1:
+                    left = sample_set_by(processes, place, plan, how, stop_file, tell)
+                else:
+                    left = sample_set(place, plan, how, partial(_asked, place), tell)
+        except Stopped as error:
+            return Outcome(stopped=str(error))
+        except ProcessFailed as error:
+            return Outcome(failures={plan.wanted.name: str(error)})
+        finally:
+            stop_file.unlink(missing_ok=True)
+    if not left:
+        return Outcome()
+    others = f"{len(left):,} of {plan.wanted.chunks:,} chunks are still missing"
+    return Outcome(missing=f"This part is done; {others}. Whoever draws the last ends the set.")
+
+
+def _asked(place: Place, done: int) -> bool:
+    from var_scaling.training.loop import Wish
+
+    return place.wish() == Wish.STOP
+
+
+def on_cluster(place: Place, plan: Plan, how: How, launch: Launch, tell: Tell) -> Outcome:
+    """Draw as an array of jobs: what is done stays, what runs is attached to.
+
+    Killing this driver ends no job. Raises Busy, Drift, DirtyTree, ValueError, SettingsError.
+    """
+    where = place.settings.cluster(launch.cluster)
+    refuse_other(plan.folder, plan.wanted)
+    at = SampleFolder(plan.folder, plan.wanted)
+    if is_done(plan.folder) and at.is_current():
+        return Outcome()
+    refuse_without_slurm(launch.cluster)
+    record = read_generator(place.home.root / plan.address)
+    units = sample_units(plan, how, launch.jobs, record, where)
+    others = others_at_it(plan, units, launch.cluster)
+    if others:
+        raise ValueError(others)
+    if in_use(plan.folder):
+        raise Busy(f"{plan.folder} is being drawn by a process of this machine")
+    snapshot = take_snapshot(place.home, launch.dirty)
+    settings = place.settings.model_copy(update={"mlflow": MLflow()})
+    with driving(plan.folder, launch.cluster, launch.take_over) as driver:
+        at.claim()
+        if launch.retry:
+            forgive(units)
+        reconciler = Reconciler(
+            place.home, plan.folder, settings, launch.cluster, snapshot, environment_for_jobs(),
+            driver,
+        )  # fmt: skip
+        if launch.detach:
+            missing = [unit for unit in units if not unit.done]
+            failures = _with_logs(place, units, submit_once(reconciler, missing))
+            return Outcome(None if failures else _LEFT, failures)
+        try:
+            failures = asyncio.run(_see_through(reconciler, units, plan, tell))
+        except KeyboardInterrupt:
+            return Outcome(stopped=_LEFT)
+    return Outcome(failures=_with_logs(place, units, failures))
+
+
+_LEFT = "Left; its jobs go on"
+
+
+def _with_logs(place: Place, units: list[Unit], failures: dict[str, str]) -> dict[str, str]:
+    """The same, and where a unit's output is."""
+    where = {unit.name: unit.folder.relative_to(place.home.root) for unit in units}
+    return {
+        name: f"{why} (var-scaling logs {where[name]})" if name in where else why
+        for name, why in failures.items()
+    }
+
+
+async def _see_through(
+    reconciler: Reconciler, units: list[Unit], plan: Plan, tell: Tell
+) -> dict[str, str]:
+    """Why, by unit, for each that is not done; the disk says meanwhile how far they are."""
+    seen = asyncio.create_task(reconciler.see_through(units))
+    title, total = f"samples {plan.wanted.name}", plan.wanted.drawn
+    while not seen.done():
+        tell(title, min(total, images_drawn(units)), total)
+        await asyncio.wait([seen], timeout=min(1.0, reconciler.cluster.poll_seconds))
+    return seen.result()

@@ -1,0 +1,243 @@
+"""A set of samples drawn: the missing images of its chunks, by one process or by many.
+
+An image hangs on the set's record, its class and its index alone, so it does not matter who draws
+which chunk, in what company, or whether it was drawn before. Whoever finds none missing ends the
+set (sample_end.py).
+"""
+
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from pipelines.attempt import Stopped, at_work
+from pipelines.judge import Judge, load_judge
+from pipelines.loaded import Loaded, load_generator
+from pipelines.place import Place
+from pipelines.provenance import code_version
+from pipelines.sample_end import end_set, write_strips
+from pipelines.sample_folder import Life, Made, SampleFolder, Writers, refuse_other
+from pipelines.sample_request import Plan
+from pipelines.store import Drift
+from var_scaling.disk import DONE, is_done, write_json
+from var_scaling.generation.sets import SampleSet
+from var_scaling.generation.settings import Request
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DRAWN = "drawn.json"
+_BATCH = {"cpu": 16, "cuda": 64}  # images at a time, where nothing is said
+
+Stop = Callable[[int], bool]  # told how many images are done
+Tell = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class How:
+    """What can be chosen about a set that changes no image: on a processor not one bit."""
+
+    batch: int | None = None
+    strips: int = 0  # images to be shown scale by scale
+    part: tuple[int, int] | None = None  # which of how many; None: all
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A model, and the judge of its images if there is one, as the set's record has them."""
+
+    loaded: Loaded
+    judge: Judge | None
+    wanted: SampleSet
+
+    def scores(self, images_BWW3: "Tensor", labels: Sequence[int]) -> list[float | None]:
+        """What the judge gives each image for its class."""
+        if self.judge is None or self.wanted.rejection is None:
+            return [None] * len(labels)
+        from var_scaling.generation.reject import scored
+
+        device = self.loaded.model.pos_start.device
+        outputs = self.wanted.rejection.outputs
+        return list(scored(self.judge.probabilities, images_BWW3.to(device), labels, outputs))
+
+
+def make_ready(place: Place, plan: Plan) -> Ready:
+    """Load what `plan` needs. Raises Drift where it is not what the record says, ValueError."""
+    import torch
+
+    torch.set_num_threads(place.seat.threads)
+    loaded, wanted = load_generator(place, plan.address), plan.wanted
+    judge = load_judge(place, plan.classifier) if wanted.rejection else None
+    found = [("weights", wanted.weights_sha256, loaded.weights_sha256)]
+    found += [("tokenizer", wanted.tokenizer_sha256, loaded.tokenizer_sha256)]
+    if judge and wanted.rejection:
+        found += [("classifier", wanted.rejection.classifier_sha256, judge.sha256)]
+    for what, asked, there in found:
+        if asked != there:
+            raise Drift(f"{plan.folder}: its {what} had SHA-256 {asked}; now they have {there}")
+    return Ready(loaded, judge, wanted)
+
+
+def sample_set(place: Place, plan: Plan, how: How, stop: Stop, tell: Tell) -> list[int]:
+    """Draw what is missing of the set, or of one part, here; the chunks that others have to draw.
+
+    Empty: the set is done. Raises Stopped, with what was drawn on disk; Drift, ValueError, OSError.
+    """
+    at = SampleFolder(plan.folder, plan.wanted)
+    at.claim()
+    if is_done(plan.folder) and not how.strips:
+        return []
+    ready = make_ready(place, plan)
+    if not is_done(plan.folder):
+        draw(place, ready, at, chunks_of(plan.wanted, how.part), how.batch, stop, tell)
+    return end(ready, at, how.strips)
+
+
+def chunks_of(wanted: SampleSet, part: tuple[int, int] | None) -> list[int]:
+    """The chunks of one part: every n-th, so that all parts advance through the set alike."""
+    first, step = part or (0, 1)
+    return list(range(first, wanted.chunks, step))
+
+
+def draw(
+    place: Place,
+    ready: Ready,
+    at: SampleFolder,
+    chunks: Sequence[int],
+    batch: int | None,
+    stop: Stop,
+    tell: Tell,
+) -> None:
+    """Draw what is missing of `chunks`. Raises Stopped between two batches, all on disk."""
+    from var_scaling.generation.sample import sample
+
+    found = {chunk: at.look(chunk) for chunk in chunks}
+    total = sum(len(at.wanted.chunk(chunk)) for chunk in chunks)
+    todo = [
+        (chunk, request)
+        for chunk in chunks
+        for request in at.wanted.chunk(chunk)
+        if request not in found[chunk]
+    ]
+    marks = _Marks(at, found, todo, str(place.device()))
+    title, done = f"samples {at.wanted.name}", total - len(todo)
+    tell(title, done, total)
+    batch = batch or place.seat.at_once or _BATCH[place.seat.device]
+    requests = [request for _, request in todo]
+    place_in_todo = 0
+    writers = Writers(at, threads=max(1, min(8, place.seat.workers)))
+    try:
+        if todo and stop(done):
+            raise Stopped(f"{title}: {done:,} of {total:,} images are on disk")
+        wanted, loaded = at.wanted, ready.loaded
+        drawn = sample(
+            loaded.model, loaded.tokenizer, requests, wanted.sampling, wanted.seed, batch
+        )
+        for part in drawn:
+            marks.note(writers.settle())
+            labels = [request.label for request in part.requests]
+            scores = ready.scores(part.images_BWW3, labels)
+            pixels = part.images_BWW3.numpy()
+            here = todo[place_in_todo : place_in_todo + len(labels)]
+            for (chunk, request), image, score in zip(here, pixels, scores, strict=True):
+                writers.add(chunk, request, image, score)
+            place_in_todo += len(labels)
+            done += len(labels)
+            tell(title, done, total)
+            if place_in_todo < len(todo) and stop(done):
+                raise Stopped(f"{title}: {done:,} of {total:,} images are on disk")
+    finally:
+        try:
+            marks.note(writers.settle(), last=True)
+        finally:
+            writers.close()
+
+
+class _Marks:
+    """Marks chunks as their last missing image comes to lie on disk."""
+
+    def __init__(
+        self,
+        at: SampleFolder,
+        found: dict[int, dict[Request, Made]],
+        todo: list[tuple[int, Request]],
+        device: str,
+    ):
+        self.at, self.found, self.device = at, found, device
+        self.missing: dict[int, int] = {}
+        for chunk, _ in todo:
+            self.missing[chunk] = self.missing.get(chunk, 0) + 1
+        self.new: dict[int, int] = {}  # images by chunk that are not marked yet
+        self.since = monotonic()
+
+    def note(self, made: list[tuple[int, Request, Made]], last: bool = False) -> None:
+        """These are on disk; `last`: no more will come, so what there is of a chunk is marked."""
+        for chunk, request, image in made:
+            self.found[chunk][request] = image
+            self.new[chunk] = self.new.get(chunk, 0) + 1
+        whole = [chunk for chunk in self.new if last or self.new[chunk] == self.missing[chunk]]
+        for chunk in whole:
+            now = monotonic()
+            life = Life(
+                self.new.pop(chunk), now - self.since, self.device, code_version(),
+                socket.gethostname(),
+            )  # fmt: skip
+            self.since = now
+            self.at.mark(chunk, self.found[chunk], life)
+
+
+def end(ready: Ready, at: SampleFolder, strips: int) -> list[int]:
+    """End the set if nothing is missing; else the chunks that are. Raises Drift if it grew.
+
+    Two that find nothing missing at the same time both end it: with the same files.
+    """
+    unmarked = set(range(at.wanted.chunks)) - at.marked()
+    if unmarked:
+        return sorted(unmarked)
+    done = is_done(at.folder)
+    lacking = [] if done else end_set(at, ready.loaded.address)
+    if lacking:
+        return lacking
+    if strips:
+        write_strips(at, ready.loaded, strips)
+    refuse_other(at.folder, at.wanted)
+    if not done:
+        write_json(at.folder / DONE, {"status": "done", "images": at.wanted.images})
+    return []
+
+
+def run_part(place: Place, plan: Plan, how: How, folders: Sequence[Path]) -> str:
+    """A job's part of a set; `folders` are those of the jobs of all parts. Returns "done".
+
+    Raises Stopped, Superseded, Drift, ValueError, OSError.
+    """
+    assert how.part is not None
+    folder = folders[how.part[0]]
+    with at_work(folder, place.seat, place.wish) as attempt:
+        at = SampleFolder(plan.folder, plan.wanted)
+        refuse_other(plan.folder, plan.wanted)
+        if is_done(plan.folder):
+            return "done"
+        attempt.begin({})
+        ready = make_ready(place, plan)
+        chunks = chunks_of(plan.wanted, how.part)
+        draw(place, ready, at, chunks, how.batch, attempt.stop, _Drawn(folder))
+        attempt.finish({"status": "done"})
+        for chunk in end(ready, at, how.strips):
+            # Where that part was done, an image of it is lost: it is to be done again.
+            (folders[chunk % len(folders)] / DONE).unlink(missing_ok=True)
+        return "done"
+
+
+class _Drawn:
+    """Leaves how far a job has come, at most twice a second: for its driver, who asks the disk."""
+
+    def __init__(self, folder: Path):
+        self.path, self.written = folder / DRAWN, 0.0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if monotonic() - self.written > 0.5 or done >= total:
+            self.written = monotonic()
+            write_json(self.path, {"done": done, "total": total})

@@ -1,0 +1,43 @@
+"""A home with a finished model that nobody trained: every part has a say, in a second."""
+
+from pathlib import Path
+
+import torch
+from conftest import tokenizer, trial
+
+from pipelines.place import Place, StopFile
+from pipelines.settings import Settings
+from pipelines.store import Home
+from var_scaling.config import Trial
+from var_scaling.disk import DONE, write_json
+from var_scaling.models.var import VAR
+from var_scaling.tokenizer.model import MultiScaleVQVAE
+from var_scaling.weights import file_sha256, save_weights
+
+ADDRESS = "grid/d2"
+
+
+def small_home(root: Path, wanted: Trial | None = None) -> Home:
+    """`root` with tokenizers/t and grid/d2."""
+    home = Home(root)
+    wanted = wanted or trial(tokenizer=tokenizer())
+    t = wanted.tokenizer
+    _finish(home.tokenizer(t.name), "tokenizer.json", t, MultiScaleVQVAE(t, seed=0))
+    model = VAR(wanted.model, t, wanted.classes, seed=0)
+    _finish(home.trial("grid", wanted.name), "trial.json", wanted, model)
+    return home
+
+
+def place_in(home: Home) -> Place:
+    return Place(home, Settings(), StopFile(home.root / "stop"))
+
+
+def _finish(folder: Path, file: str, record, module: torch.nn.Module) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for parameter in module.parameters():  # at the start gammas, head and codes are near zero
+        parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    folder.mkdir(parents=True)
+    (folder / file).write_text(record.model_dump_json())
+    save_weights(module, folder / "weights.safetensors")
+    sha256 = file_sha256(folder / "weights.safetensors")
+    write_json(folder / DONE, {"status": "done", "weights_sha256": sha256})

@@ -1,0 +1,362 @@
+"""A set of samples is the same files, whoever drew them, however often they were interrupted."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from small_home import ADDRESS, place_in, small_home
+
+from pipelines.attempt import Stopped
+from pipelines.sample_export import export_npz
+from pipelines.sample_folder import SampleFolder
+from pipelines.sample_request import Asked, plan_set
+from pipelines.sampling import How, sample_set
+from pipelines.store import Drift
+from var_scaling.disk import DONE, is_done, read_json, write_json
+from var_scaling.generation.reject import accept
+from var_scaling.generation.sets import CHUNK, Rejection, SampleSet
+from var_scaling.generation.settings import Request, Sampling
+
+HASH = "0" * 64
+
+
+def record(**changes) -> SampleSet:
+    fields = {
+        "name": "s", "seed": 0, "classes": (0, 2, 5), "model_classes": 8, "count": 50,
+        "sampling": Sampling(), "weights_sha256": HASH, "tokenizer_sha256": HASH,
+    }  # fmt: skip
+    return SampleSet(**{**fields, **changes})
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return small_home(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(autouse=True)
+def _alone_and_quick(home, monkeypatch):
+    """No sets of another test; no waiting for the disk, whose cache outlives a killed process."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    shutil.rmtree(home.root / ADDRESS / "samples", ignore_errors=True)
+
+
+def asked(home, count: int = 9, **words):
+    return plan_set(place_in(home), ADDRESS, Asked(count=count, **words))
+
+
+def make(home, plan, how: How = How(), stop=lambda done: False, tell=lambda *said: None):  # noqa: B008
+    return sample_set(place_in(home), plan, how, stop, tell)
+
+
+def pictures(plan) -> dict[str, bytes]:
+    root = plan.folder / "images"
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.png")}
+
+
+# Order and names -------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 200), st.integers(1, 40))
+def test_chunks_are_all_requests_once_and_a_larger_set_begins_with_a_smaller(count, more):
+    def drawn(wanted):
+        return [request for chunk in range(wanted.chunks) for request in wanted.chunk(chunk)]
+
+    small, large = record(count=count), record(count=count + more)
+    assert sorted(drawn(small), key=str) == sorted(
+        (Request(label, index) for label in (0, 2, 5) for index in range(count)), key=str
+    )
+    assert drawn(large)[: small.drawn] == drawn(small)
+    assert {len(small.chunk(chunk)) for chunk in range(small.chunks - 1)} <= {CHUNK}
+    assert large.grown_from(small)
+    assert not small.grown_from(large)
+    assert not large.model_copy(update={"seed": 1}).grown_from(small)
+
+
+def test_the_rate_is_taken_as_it_was_written():
+    """In binary 7 / 0.07 is a little more than 100."""
+    by = Rejection(rate=0.07, classifier="c", classifier_sha256=HASH)
+    assert record(count=7, rejection=by).candidates == 100
+    assert record(count=1, rejection=by).candidates == 15
+
+
+def test_a_file_is_named_by_class_and_index():
+    assert record().file(Request(5, 12)) == "0005/00012.png"
+    assert record(classes=(8,)).file(Request(8, 0)) == "none/00000.png"
+
+
+# The same files ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def undisturbed(home):
+    """The files of nine images of each of eight classes: two chunks, the second not full."""
+    plan = asked(home, name="undisturbed")
+    assert make(home, plan) == []
+    return pictures(plan)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 100])
+def test_the_batch_shows_in_no_file(home, undisturbed, batch):
+    plan = asked(home)
+    assert make(home, plan, How(batch=batch)) == []
+    assert pictures(plan) == undisturbed
+    assert len(undisturbed) == 72
+
+
+def test_parts_in_any_order_make_the_whole_and_the_last_ends_it(home, undisturbed):
+    plan = asked(home)
+    assert make(home, plan, How(part=(1, 2))) == [0]
+    assert not is_done(plan.folder)
+    assert make(home, plan, How(part=(0, 2))) == []
+    assert is_done(plan.folder)
+    assert pictures(plan) == undisturbed
+
+
+def test_a_set_grows_without_a_change_to_what_was_there(home, undisturbed):
+    plan = asked(home, count=3)
+    make(home, plan)
+    before = {path: path.stat() for path in (plan.folder / "images").rglob("*.png")}
+    grown = asked(home)
+    make(home, grown)
+    assert pictures(grown) == undisturbed
+    assert len(before) == 24
+    for path, stat in before.items():
+        assert (path.stat().st_ino, path.stat().st_mtime_ns) == (stat.st_ino, stat.st_mtime_ns)
+    assert read_json(grown.folder / DONE)["images"] == 72
+
+
+def test_another_set_of_the_same_name_is_refused_and_a_smaller_one(home):
+    make(home, asked(home, count=2))
+    with pytest.raises(Drift, match=r"seed: recorded 0, wanted 1"):
+        make(home, asked(home, count=2, seed=1))
+    with pytest.raises(Drift, match=r"sampling.guidance: recorded 1.5, wanted 2.0"):
+        make(home, asked(home, count=3, sampling=Sampling(guidance=2.0)))
+    with pytest.raises(Drift, match="has 2 images of each class already"):
+        make(home, asked(home, count=1))
+
+
+def test_weights_that_changed_meanwhile_are_refused(tmp_path):
+    own = small_home(tmp_path)
+    plan = asked(own, count=1)
+    done = own.root / ADDRESS / DONE
+    write_json(done, {**read_json(done), "weights_sha256": "1" * 64})
+    with pytest.raises(Drift, match=r"its weights had SHA-256 .*; now they have 1111"):
+        make(own, plan)
+
+
+# Interrupted -------------------------------------------------------------------------------------
+
+
+def test_asked_to_stop_it_keeps_every_image_and_goes_on(home, undisturbed):
+    plan = asked(home)
+    with pytest.raises(Stopped, match="10 of 72 images are on disk"):
+        make(home, plan, How(batch=5), stop=lambda done: done >= 10)
+    assert len(pictures(plan)) == 10
+    told = []
+    make(home, plan, How(batch=62), tell=lambda what, done, total: told.append(done))
+    assert told == [10, 72]  # none of the ten was drawn again
+    assert pictures(plan) == undisturbed
+
+
+def killed_in_the_middle(home, plan, batch: int, at_mark: int) -> int:
+    """Draw in a process that is killed once so many chunks are marked; the images it left."""
+    process = multiprocessing.get_context("fork").Process(
+        target=make, args=(home, plan, How(batch=batch))
+    )
+    process.start()
+    chunks = plan.folder / "chunks"
+    while not chunks.exists() or len(list(chunks.glob("*.json"))) < at_mark:
+        assert process.is_alive()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert not is_done(plan.folder)
+    return len(pictures(plan))
+
+
+def same_after_a_kill(home, count: int, batch: int, at_mark: int) -> None:
+    plan, other = asked(home, count), asked(home, count, name="undisturbed")
+    left = killed_in_the_middle(home, plan, batch, at_mark)
+    assert left < plan.wanted.images
+    make(home, plan)
+    make(home, other)
+    assert pictures(plan) == pictures(other)
+
+
+def test_killed_with_200_images_to_draw_it_makes_the_same(home):
+    same_after_a_kill(home, count=25, batch=16, at_mark=1)
+
+
+@pytest.mark.slow
+def test_killed_with_2000_images_to_draw_it_makes_the_same(home):
+    same_after_a_kill(home, count=250, batch=64, at_mark=15)
+
+
+def test_rubbish_in_the_folder_is_mended(home, undisturbed):
+    plan = asked(home)
+    make(home, plan)
+    (plan.folder / DONE).unlink()
+    images, chunks = plan.folder / "images", plan.folder / "chunks"
+    half = images / "0003" / "00002.png"
+    half.write_bytes(half.read_bytes()[:100])
+    (images / "0004" / "00001.png").unlink()
+    mark = chunks / "00001.json"
+    mark.write_text(mark.read_text()[:80])
+    told = []
+    make(home, plan, tell=lambda what, done, total: told.append(done))
+    assert told[0] == 62  # the second chunk is unknown, two of the first are no good
+    assert pictures(plan) == undisturbed
+    assert is_done(plan.folder)
+    for rubbish in ("null", "[]", '{"images": 3, "lives": []}', "\0\0"):
+        mark.write_text(rubbish)
+        assert SampleFolder(plan.folder, plan.wanted).look(1) == {}
+
+
+# What comes with the images ----------------------------------------------------------------------
+
+
+def test_the_manifest_lists_every_image_and_says_how_it_came_about(home):
+    plan = asked(home, count=2, classes="1,none")
+    make(home, plan, How(strips=3))
+    manifest = read_json(plan.folder / "manifest.json")
+    assert [image["file"] for image in manifest["images"]] == [
+        "images/0001/00000.png", "images/none/00000.png",
+        "images/0001/00001.png", "images/none/00001.png",
+    ]  # fmt: skip
+    assert manifest["set"] == plan.wanted.model_dump(mode="json")
+    assert manifest["devices"] == ["cpu"]
+    assert manifest["seconds"] > 0
+    for name, rows in (("grid", 2), ("strips", 3)):
+        with Image.open(plan.folder / f"{name}.png") as picture:
+            assert picture.height > rows * 64  # 16 px samples, enlarged four times
+
+
+def test_strips_end_in_the_image_itself(home):
+    plan = asked(home, count=1, classes="1")
+    make(home, plan, How(strips=1))
+    with Image.open(plan.folder / "strips.png") as picture:
+        strips = np.asarray(picture)
+    with Image.open(plan.folder / "images" / "0001" / "00000.png") as picture:
+        whole = np.asarray(picture.resize((64, 64), Image.Resampling.NEAREST))
+    found = [
+        (y, x)
+        for y in range(strips.shape[0] - 63)
+        for x in range(strips.shape[1] - 63)
+        if (strips[y, x] == whole[0, 0]).all() and (strips[y : y + 64, x : x + 64] == whole).all()
+    ]
+    assert len(found) == 1
+
+
+def test_the_npz_is_in_the_order_of_the_manifest(home, tmp_path):
+    plan = asked(home, count=2, classes="1,4")
+    make(home, plan)
+    export_npz(plan.folder, tmp_path / "out.npz")
+    with np.load(tmp_path / "out.npz") as archive:
+        assert archive["arr_0"].shape == (4, 16, 16, 3)
+        assert archive["arr_0"].dtype == np.uint8
+        assert archive["arr_1"].tolist() == [1, 4, 1, 4]
+        with Image.open(plan.folder / "images" / "0004" / "00001.png") as picture:
+            assert (archive["arr_0"][3] == np.asarray(picture)).all()
+
+
+# Rejection ---------------------------------------------------------------------------------------
+
+
+def test_of_equal_scores_the_first_drawn_is_kept():
+    scores = {Request(0, i): score for i, score in enumerate((0.5, 0.1, 0.5, 0.9))}
+    scores |= {Request(1, i): 0.3 for i in range(4)}
+    kept, thresholds = accept(scores, 2)
+    assert kept == [Request(0, 0), Request(1, 0), Request(1, 1), Request(0, 3)]
+    assert thresholds == {0: 0.5, 1: 0.3}
+    with pytest.raises(ValueError, match="class 0: 4 candidates, 5 are to be kept"):
+        accept(scores, 5)
+
+
+@pytest.fixture
+def class_map(tmp_path) -> Path:
+    """Eight of the seeded extractor's sixteen outputs."""
+    (tmp_path / "map.json").write_text(json.dumps(list(range(8, 16))))
+    return tmp_path / "map.json"
+
+
+def test_rejection_keeps_the_surest_and_records_why(home, class_map):
+    words = {
+        "reject": 0.4, "classifier": "seeded", "class_map": class_map, "classes": "0-2",
+    }  # fmt: skip
+    plan = asked(home, count=4, **words)
+    make(home, plan, How(batch=3))
+    manifest = read_json(plan.folder / "manifest.json")
+    rejection = manifest["rejection"]
+    assert rejection["candidates"] == 10
+    assert rejection["rate_real"] == 0.4
+    assert len(list((plan.folder / "candidates").rglob("*.png"))) == 30
+    assert set(pictures(plan)) == {i["file"].removeprefix("images/") for i in manifest["images"]}
+    for label in range(3):
+        of_class = [i for i in manifest["images"] if i["class"] == label]
+        least = rejection["thresholds"][f"{label:04d}"]
+        assert len(of_class) == 4
+        assert min(image["score"] for image in of_class) == least
+        thrown = rejection["rejected"][f"{label:04d}"]
+        assert len(thrown) == 6
+        assert max(thrown.values()) <= least
+    for image in manifest["images"]:
+        drawn = plan.folder / "candidates" / Path(image["file"]).relative_to("images")
+        assert drawn.read_bytes() == (plan.folder / image["file"]).read_bytes()
+    without = asked(home, count=10, name="plain", classes="0-2")
+    make(home, without)
+    plain = pictures(without)
+    assert all(plain[name] == content for name, content in pictures(plan).items())
+    grown = asked(home, count=5, **words)
+    make(home, grown)
+    assert len(pictures(grown)) == 15
+
+
+def test_rejection_says_what_it_lacks(home, tmp_path, class_map):
+    for words, said in (
+        ({"reject": 0.5}, "none is named: --classifier FILE.pth"),
+        ({"reject": 1.5, "classifier": "seeded"}, "above 0, at most 1"),
+        ({"reject": 0.5, "classifier": "seeded"}, "16 outputs, the model 8 classes"),
+        ({"reject": 0.5, "classifier": "seeded", "classes": "none"}, "there is none"),
+        ({"classifier": "seeded"}, "at which rate"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            asked(home, **words)
+    for text, said in (
+        ("[1, 2", "no JSON"),
+        ("[1, 2]", "wanted 8 outputs, one for each class, from 0 to 15; it has 2"),
+        ("[1, 2, 3, 4, 5, 6, 7, 16]", "among them 16"),
+        ('["a"]', "a JSON list of whole numbers"),
+    ):
+        class_map.write_text(text)
+        with pytest.raises(ValueError, match=said):
+            asked(home, reject=0.5, classifier="seeded", class_map=class_map)
+
+
+@pytest.mark.slow
+def test_a_resnet_from_a_file_judges_too(home, tmp_path):
+    import torch
+
+    from var_scaling.evaluation.resnet import ResNet
+
+    torch.manual_seed(0)
+    file = tmp_path / "resnet18.pth"
+    torch.save(ResNet("resnet18", classes=8).state_dict(), file)
+    found = []
+    for batch in (1, 4):
+        plan = asked(home, 2, name=f"by{batch}", classes="0,1", reject=0.5, classifier=str(file))
+        make(home, plan, How(batch=batch))
+        found.append(read_json(plan.folder / "manifest.json"))
+    assert found[0]["rejection"]["classifier"] == "resnet18"
+    assert found[0]["rejection"]["thresholds"] == found[1]["rejection"]["thresholds"]
+    assert [one["score"] for one in found[0]["images"]] == [
+        one["score"] for one in found[1]["images"]
+    ]

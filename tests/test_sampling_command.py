@@ -1,0 +1,316 @@
+"""`var-scaling sample`: what it is told, who may draw, and how it ends, however it is ended."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from io import StringIO
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import COMMAND, bring, tokenizer, trial
+from rich.console import Console
+from small_home import ADDRESS, place_in, small_home
+
+from pipelines import cli, jobs
+from pipelines.sample_jobs import job_folders, sample_units
+from pipelines.sample_request import Asked, plan_set, read_classes, read_part
+from pipelines.sampling import How
+from pipelines.screen_images import counting
+from pipelines.settings import Cluster
+from pipelines.store import held
+from var_scaling.disk import DONE, is_done, read_json, write_json
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return small_home(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(autouse=True)
+def _alone_and_quick(home, monkeypatch):
+    """No sets of another test; no waiting for the disk, nor for MLflow."""
+    monkeypatch.setattr("pipelines.mirror.mirror_model", lambda *told: None)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    shutil.rmtree(home.root / ADDRESS / "samples", ignore_errors=True)
+
+
+@pytest.fixture
+def sample(home, monkeypatch, capsys):
+    """The verb in this process: its exit code, and all it said."""
+
+    def call(*words: str) -> tuple[int, str]:
+        whole = ["var-scaling", "sample", *words, "--home", str(home.root)]
+        monkeypatch.setattr(sys, "argv", whole)
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capsys.readouterr()
+        return end.value.code or 0, " ".join((out + err).split())
+
+    return call
+
+
+def pictures(folder: Path) -> dict[str, bytes]:
+    root = folder / "images"
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.png")}
+
+
+# What it is told ---------------------------------------------------------------------------------
+
+
+def test_classes_as_people_write_them():
+    assert read_classes("0,1,5-8", 10) == (0, 1, 5, 6, 7, 8)
+    assert read_classes("8,1-3,2", 10) == (1, 2, 3, 8)
+    assert read_classes("all", 3) == (0, 1, 2)
+    assert read_classes("none", 3) == (3,)
+    assert read_classes("1,none", 3) == (1, 3)
+    assert read_classes(None, 16) == tuple(range(16))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "knows 1,000 classes: say which"),
+        ("", "'' is no class"),
+        ("dog", "'dog' is no class; wanted 0,1,5-8 or all or none"),
+        ("-3", "'-3' is no class"),
+        ("8-5", "8-5 runs backwards"),
+        ("5-1000", "knows 0 to 999; no class is 1000"),
+    ],
+)
+def test_classes_that_are_none(text, said):
+    with pytest.raises(ValueError, match=said):
+        read_classes(text, 1000)
+
+
+def test_parts_as_people_write_them():
+    assert read_part("2/8") == (1, 8)
+    for text in ("9/8", "0/8", "2", "a/b", "1/0"):
+        with pytest.raises(ValueError, match=f"--part {text}: wanted I/N"):
+            read_part(text)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["grid/d9"], 2, "nothing finished is here"),
+        (["d2"], 2, "name it as SWEEP/TRIAL"),
+        ([ADDRESS, "--classes", "8"], 2, "the model knows 0 to 7; no class is 8"),
+        ([ADDRESS, "--count", "0"], 2, "--count 0: wanted 1 or more"),
+        ([ADDRESS, "--top-k", "1,2"], 2, "2 values, but the model has 3 scales"),
+        ([ADDRESS, "--guidance", "-1"], 2, "--guidance"),
+        ([ADDRESS, "--guidance", "0,1,2", "--constant-guidance"], 2, "says it for each scale"),
+        ([ADDRESS, "--classes", "none", "--guidance", "2"], 2, "pulls towards a class"),
+        ([ADDRESS, "--part", "9/8"], 2, "--part 9/8: wanted I/N"),
+        ([ADDRESS, "--part", "1/2", "--processes", "2"], 2, "--part is one process's share"),
+        ([ADDRESS, "--on", "moon"], 2, "no [clusters.moon]"),
+        ([ADDRESS, "--jobs", "2"], 2, "about --on CLUSTER"),
+        ([ADDRESS, "--reject", "0"], 2, "above 0, at most 1"),
+        ([ADDRESS, "--name", "My Set"], 2, "name = 'My Set'"),
+    ],
+)
+def test_what_cannot_be_is_said_at_once_and_leaves_nothing(home, sample, words, code, said):
+    found = sample(*words)
+    assert said in found[1]
+    assert found[0] == code
+    assert not (home.root / ADDRESS / "samples").exists()
+
+
+def test_a_model_that_was_never_without_a_class(tmp_path):
+    own = small_home(tmp_path, trial(tokenizer=tokenizer(), label_drop=0.0))
+    place = place_in(own)
+    with pytest.raises(ValueError, match="label_drop = 0 and never without a class"):
+        plan_set(place, ADDRESS, Asked(classes="none"))
+    assert plan_set(place, ADDRESS, Asked()).wanted.sampling.guidance == 0
+
+
+@pytest.mark.slow
+def test_an_imported_model_is_sampled_like_one_of_ours(files, tmp_path):
+    bring(tmp_path, *files)
+    plan = plan_set(place_in(small_home(tmp_path)), "imported/it", Asked(count=1))
+    assert plan.folder == tmp_path / "imported" / "it" / "samples" / "default"
+    assert plan.wanted.classes == (0, 1, 2)
+
+
+# Here --------------------------------------------------------------------------------------------
+
+
+def test_drawn_and_asked_for_again(home, sample, tmp_path):
+    words = [ADDRESS, "--classes", "0-2", "--count", "2", "--strips", "1"]
+    code, said = sample(*words, "--npz", str(tmp_path / "out.npz"))
+    assert code == 0, said
+    folder = home.root / ADDRESS / "samples" / "default"
+    assert f"6 images in {folder / 'images'}" in said
+    assert "6 of 6 images" in said
+    assert {path.name for path in folder.iterdir()} == {
+        "sampling.json", "chunks", "images", "manifest.json", "grid.png", "strips.png",
+        "done.json", "lock",
+    }  # fmt: skip
+    assert (tmp_path / "out.npz").exists()
+    before = (folder / "manifest.json").stat().st_mtime_ns
+    assert sample(*words)[0] == 0
+    assert (folder / "manifest.json").stat().st_mtime_ns == before
+    assert sample(*words, "--seed", "1") == (
+        3,
+        f"error: {folder} is already the home of another sampling: seed: recorded 0, wanted 1 "
+        "Give the new one a name of its own, or move the folder away.",
+    )
+
+
+def test_a_part_says_what_others_have_to_draw(home, sample):
+    words = [ADDRESS, "--count", "9"]
+    code, said = sample(*words, "--part", "1/2")
+    assert code == 0
+    assert "This part is done; 1 of 2 chunks are still missing" in said
+    assert "72 images in" in sample(*words, "--part", "2/2")[1]
+
+
+def test_a_set_that_another_process_draws_is_left_to_it(home, sample):
+    folder = home.root / ADDRESS / "samples" / "default"
+    with held(folder):
+        code, said = sample(ADDRESS)
+    assert code == 4
+    assert f"in use by pid {os.getpid()}" in said
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_files_of_one(home, sample):
+    assert sample(ADDRESS, "--count", "25", "--name", "one")[0] == 0
+    code, said = sample(ADDRESS, "--count", "25", "--name", "two", "--processes", "2")
+    assert code == 0, said
+    samples = home.root / ADDRESS / "samples"
+    assert pictures(samples / "one") == pictures(samples / "two")
+    seconds = read_json(samples / "two" / "manifest.json")["seconds"]
+    assert seconds > 0
+
+
+def begun(home, *words: str) -> subprocess.Popen:
+    """The verb in the background, once some chunks are whole."""
+    process = subprocess.Popen(
+        [*COMMAND, "sample", ADDRESS, "--count", "2000", *words, "--home", str(home.root)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    chunks = home.root / ADDRESS / "samples" / "default" / "chunks"
+    deadline = time.monotonic() + 100
+    while not chunks.exists() or len(list(chunks.glob("*.json"))) < 3:
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return process
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [(), ("--processes", "2")])
+def test_ctrl_c_keeps_all_and_says_how_to_go_on(home, words):
+    process = begun(home, *words)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, said
+    assert "of 16,000 images are on disk. To go on: var-scaling sample grid/d2" in said
+    folder = home.root / ADDRESS / "samples" / "default"
+    marked = sum(len(read_json(path)["images"]) for path in folder.glob("chunks/*.json"))
+    assert len(pictures(folder)) == marked
+    assert not (folder / "stop").exists()
+
+
+@pytest.mark.slow
+def test_no_process_outlives_the_one_that_started_it(home):
+    process = begun(home, "--processes", "2")
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 2
+    process.kill()
+    process.wait()
+    _, left = psutil.wait_procs(children, timeout=20)
+    assert left == []
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_named_and_the_rest_is_kept(home):
+    process = begun(home, "--processes", "2")
+    workers = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "spawn_main" in " ".join(child.cmdline())
+    ]
+    workers[0].kill()
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 1
+    assert "it ended with signal SIGKILL" in said
+    assert "The rest is kept. Once mended, go on with: var-scaling sample" in said
+
+
+def test_without_a_terminal_a_line_now_and_then():
+    now, console = [0.0], Console(record=True, width=100, file=StringIO())
+    with counting(console, lambda: now[0]) as tell:
+        for done in range(0, 1001, 10):
+            tell("samples x", done, 1000)
+            now[0] += 1
+    lines = console.export_text().splitlines()
+    assert lines[0] == "samples x: 0 of 1,000 images"
+    assert lines[1] == "samples x: 210 of 1,000 images  10 images/s, 79 s left"
+    assert lines[-1] == "samples x: 1,000 of 1,000 images  10 images/s"
+    assert len(lines) == 6
+
+
+# As jobs -----------------------------------------------------------------------------------------
+
+
+def units_of(home, count: int, parts: int):
+    plan = plan_set(place_in(home), ADDRESS, Asked(count=count))
+    return plan, sample_units(plan, How(), parts, trial(), Cluster(partition="p"))
+
+
+def test_a_job_a_part_and_no_more_than_chunks(home):
+    plan, units = units_of(home, 25, 3)
+    assert [unit.name for unit in units] == [
+        f"samples grid/d2/default {number} of 3" for number in (1, 2, 3)
+    ]
+    assert len({unit.resources for unit in units}) == 1  # one array
+    assert [unit.folder for unit in units] == job_folders(plan, 3)
+    assert len(units_of(home, 25, 64)[1]) == plan.wanted.chunks == 4
+    assert units[0].words["part"] == [0, 3]
+    assert not any(unit.done for unit in units)
+    for unit in units:
+        write_json(unit.folder / DONE, {"status": "done"})
+    assert [unit.done for unit in units] == [False, True, True]  # nobody ended the set
+
+
+def test_a_set_in_the_hands_of_a_job_is_not_submitted_twice(home):
+    from pipelines.sample_jobs import others_at_it
+
+    plan, units = units_of(home, 25, 2)
+    jobs.note(
+        units[1].folder, "submitting", submission="s", cluster="box", index=1, code="c",
+        resources={},
+    )  # fmt: skip
+    assert others_at_it(plan, units, "box") == ""
+    for mine, cluster in ((units_of(home, 25, 3)[1], "box"), (units, "moon")):
+        assert "attach to it with --on box --jobs 2" in others_at_it(plan, mine, cluster)
+
+
+def test_a_job_draws_its_part_and_the_last_ends_the_set(home):
+    from pipelines.sample_jobs import run
+
+    plan, units = units_of(home, 9, 2)
+    from pipelines.sample_folder import SampleFolder
+
+    SampleFolder(plan.folder, plan.wanted).claim()
+    place = place_in(home)
+    for unit in units:
+        assert not is_done(plan.folder)
+        assert run(place, unit.words) == "done"
+    assert is_done(plan.folder)
+    assert all(unit.done for unit in units)
+    # Images that are lost before the end make their part undone, whoever notices.
+    before = pictures(plan.folder)
+    (plan.folder / DONE).unlink()
+    for name in ("0001/00000.png", "0001/00008.png"):
+        (plan.folder / "images" / name).unlink()
+    assert run(place, units[0].words) == "done"
+    assert [unit.done for unit in units] == [True, False]
+    assert run(place, units[1].words) == "done"
+    assert is_done(plan.folder)
+    assert pictures(plan.folder) == before
