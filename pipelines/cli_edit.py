@@ -1,0 +1,129 @@
+"""The verb that edits a picture: fill a hole in it, paint around it, give it detail."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from pipelines import screen
+from pipelines.arguments import RUNS, AsJson, HomeFolder
+from pipelines.cli_models import Model
+from pipelines.sampling_options import (
+    Guidance,
+    Precision,
+    Smooth,
+    Temperature,
+    TopK,
+    TopP,
+    read_sampling,
+)
+from pipelines.settings import load_settings
+from pipelines.store import Home
+
+if TYPE_CHECKING:
+    from pipelines.editing import Outcome
+
+app = typer.Typer()
+
+
+@app.command()
+def edit(
+    address: Model,
+    image: Annotated[
+        Path, typer.Argument(help="a picture of any size", exists=True, dir_okay=False)
+    ],
+    in_paint: Annotated[
+        str | None,
+        typer.Option(help="fill this box: left,top,right,bottom in pixels, or 25%,0%,75%,50%"),
+    ] = None,
+    out_paint: Annotated[
+        str | None, typer.Option(help="keep this box, and paint all around it")
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            help="fill what is white, or transparent, in this picture", exists=True, dir_okay=False
+        ),
+    ] = None,
+    super_resolve: Annotated[
+        bool, typer.Option("--super-resolve", help="give detail to a small picture")
+    ] = False,
+    label: Annotated[
+        int | None, typer.Option("--class", help="what to paint; without it by the picture alone")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="how many results")] = 4,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    name: Annotated[str | None, typer.Option(help="of the edit; else the file's")] = None,
+    window: Annotated[
+        str | None, typer.Option(help="the square that the model sees: left,top,size in pixels")
+    ] = None,
+    feather: Annotated[
+        int | None, typer.Option(help="pixels over which the new fades in; else window / 32")
+    ] = None,
+    blank: Annotated[
+        bool,
+        typer.Option("--blank", help="empty the hole first: else its rim knows what was there"),
+    ] = False,
+    mask_by: Annotated[
+        Literal["light", "alpha"] | None, typer.Option(help="what of a mask counts")
+    ] = None,
+    keep_scales: Annotated[
+        int | None, typer.Option(help="coarse scales to keep of a small picture; else by its size")
+    ] = None,
+    guidance: Guidance = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    temperature: Temperature = None,
+    smooth: Smooth = False,
+    precision: Precision = None,
+    home: HomeFolder = RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Fill a hole in a picture, paint around a part of it, or give detail to a small one.
+
+    Without --class it goes by the picture alone, with it the new is to show that class. Outside
+    the hole each pixel of kept-*.png is the picture's own. To paint beyond a picture's edge, set
+    it on a larger canvas first.
+    """
+    sampling = read_sampling(guidance, top_k, top_p, temperature, smooth, precision)
+    from pipelines.edit_request import Asked
+    from pipelines.editing import edit_picture
+    from pipelines.place import Place, StopFile, local_seat
+
+    at, settings = Home(home), load_settings()
+    asked = Asked(
+        image, in_paint, out_paint, mask, super_resolve, mask_by, window, keep_scales, feather,
+        blank, label, count, seed, name, sampling,
+    )  # fmt: skip
+    with screen.steps(f"editing {image.name}") as tell:
+        seat = local_seat(settings.local)
+        place = Place(at, settings, StopFile(at.root / "stop"), seat, tell)
+        made = edit_picture(place, address, asked, tell)
+    if made.missed > 0:
+        left, top, size = made.edit.window
+        screen.warn(
+            f"the model sees {size} × {size} px from x {left}, y {top}: {made.missed:.0%} of what "
+            "was to be painted lies outside, and is as it was"
+        )
+    if as_json:
+        manifest = json.loads((made.folder / "manifest.json").read_text())
+        print(json.dumps({"folder": str(made.folder), **manifest}))
+    else:
+        _say(made, label)
+    if made.anew:
+        from pipelines.mirror import mirror_model
+
+        mirror_model(at, settings, address, screen.warn)
+
+
+def _say(made: "Outcome", label: int | None) -> None:
+    told = "by the picture alone"
+    if label is not None:
+        weights = made.edit.sampling.guidance
+        listed = weights if isinstance(weights, tuple) else (weights,)
+        told = f"class {label}, guidance {', '.join(f'{weight:g}' for weight in listed)}"
+    again = "" if made.anew else "; made before, nothing was redone"
+    tokens = f"{made.kept} tokens kept, {made.drawn} drawn"
+    screen.say(f"{made.edit.name}: {made.edit.count} results, {told}; {tokens}{again}")
+    screen.say(str(made.folder / "sheet.png"))

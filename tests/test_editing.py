@@ -1,0 +1,380 @@
+"""An edit keeps what it was not asked to change, is refused in words, and is made once."""
+
+import json
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from conftest import tokenizer, trial
+from PIL import Image
+
+from pipelines import cli, mirror
+from pipelines.edit_request import name_for
+from pipelines.edit_sheet import sheet
+from pipelines.store import Home, claim
+from var_scaling.config import ImportedModel
+from var_scaling.data.decode import decode
+from var_scaling.disk import DONE, read_json, write_json
+from var_scaling.generation.blend import Window
+from var_scaling.generation.edit import edited, encoded, scene_to_enlarge, scene_to_paint
+from var_scaling.generation.masks import Box, box_hole
+from var_scaling.generation.settings import Request, Sampling
+from var_scaling.models.var import VAR
+from var_scaling.tokenizer.model import MultiScaleVQVAE
+from var_scaling.weights import file_sha256, save_weights
+
+T = tokenizer()  # 16 px, maps of side 1, 2, 4
+TRIALS = (trial(), trial(name="told", label_drop=0.0))
+IMPORTED = ImportedModel(
+    name="it", tokenizer=T, model=TRIALS[0].model, classes=TRIALS[0].classes, sha256="0" * 64
+)
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def picture(folder: Path, height: int = 21, width: int = 27, seed: int = 0) -> Path:
+    path = folder / "picture.png"
+    Image.fromarray(noise(height, width, seed)).save(path)
+    return path
+
+
+def shown(path: Path) -> np.ndarray:
+    return np.asarray(decode(path.read_bytes()))
+
+
+@pytest.fixture(scope="module")
+def models():
+    modules = VAR(TRIALS[0].model, T, TRIALS[0].classes, seed=1), MultiScaleVQVAE(T, seed=1)
+    return tuple(module.eval().requires_grad_(False) for module in modules)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, models) -> Path:
+    """A home with untrained models that pass for finished ones."""
+    at = Home(tmp_path_factory.mktemp("home"))
+    places = [(at.tokenizer(T.name), "tokenizer.json", T, models[1])]
+    places += [(at.trial("s", one.name), "trial.json", one, models[0]) for one in TRIALS]
+    places += [(at.imported("it"), "model.json", IMPORTED, models[0])]
+    for folder, file, record, model in places:
+        folder.mkdir(parents=True)
+        claim(folder, file, record)
+        save_weights(model, folder / "weights.safetensors")
+        hashed = file_sha256(folder / "weights.safetensors")
+        write_json(folder / DONE, {"status": "done", "weights_sha256": hashed})
+    return at.root
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    errors: str
+    mirrored: list[str]  # addresses, one for each time
+
+
+@pytest.fixture
+def command(home, tmp_path, monkeypatch, capsys):
+    """`var-scaling edit`, with the exit code and words that a user gets, in this process."""
+    monkeypatch.chdir(tmp_path)
+    mirrored: list[str] = []
+    monkeypatch.setattr(mirror, "mirror_model", lambda at, how, model, warn: mirrored.append(model))
+
+    def run(*words: object, model: str = "s/d2", at: Path = home) -> Said:
+        line = ["var-scaling", "edit", model, *map(str, words), "--home", str(at)]
+        monkeypatch.setattr(sys, "argv", line)
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = capsys.readouterr()
+        done, mirrored[:] = list(mirrored), []
+        return Said(int(end.value.code or 0), said.out, said.err, done)
+
+    return run
+
+
+def folder_of(home: Path, name: str, model: str = "s/d2") -> Path:
+    return home / model / "edits" / name
+
+
+# What is kept ------------------------------------------------------------------------------------
+
+BOX = Box(9, 4, 17, 13)
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+@pytest.mark.parametrize("kind", ["in-paint", "out-paint", "super-resolve"])
+def test_the_tokens_that_are_kept_are_the_pictures_own_at_every_scale(kind, smooth, models):
+    if kind == "super-resolve":
+        scene = scene_to_enlarge(noise(9, 11), T)
+    else:
+        outpaint = kind == "out-paint"
+        box = Box(4, 2, 20, 16) if outpaint else BOX
+        scene = scene_to_paint(noise(21, 27), box_hole(box, 27, 21, outpaint), T, outpaint)
+    own_L = encoded(models[1], scene.square_HH3)[0]
+    requests = [Request(TRIALS[0].classes, index) for index in range(3)]
+    sampling = Sampling(guidance=0.0, smooth=smooth)
+    found = list(edited(*models, scene, requests, sampling, seed=0, batch=2))
+    ids_BL = torch.cat([part.ids_BL for part in found])
+    kept = torch.stack([part.all() for part in scene.keep_L.split(T.pyramid.lengths)])
+    assert kept.tolist() == [True, kind == "super-resolve", False]
+    assert 0 < scene.keep_L[5:].sum() < 16 or kind == "super-resolve"
+    assert torch.equal(ids_BL[:, scene.keep_L], own_L[scene.keep_L].expand(3, -1))
+    drawn_BL = ids_BL[:, ~scene.keep_L]
+    assert (drawn_BL != own_L[~scene.keep_L]).any(1).all()
+    assert len(drawn_BL.unique(dim=0)) == 3  # each result is another
+
+
+MODES = ("1", "L", "LA", "P", "RGBA", "I;16", "CMYK")
+
+
+def in_mode(mode: str, path: Path) -> Path:
+    rgb = Image.fromarray(noise(23, 31, seed=3))
+    if mode == "I;16":
+        wide = np.random.default_rng(3).integers(0, 65536, (23, 31), dtype=np.uint16)
+        image = Image.fromarray(wide)
+    else:
+        image = rgb.convert(mode)
+    if "A" in mode:
+        image.putalpha(rgb.getchannel(0))
+    image.save(path)
+    return path
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_outside_the_hole_each_pixel_is_the_pictures_own(mode, command, home, tmp_path):
+    path = in_mode(mode, tmp_path / ("p.tif" if mode == "CMYK" else "p.png"))
+    name = f"mode-{MODES.index(mode)}"
+    said = command(path, "--in-paint", "9,4,17,13", "--count", 1, "--name", name)
+    assert said.code == 0, said.errors
+    folder, hole = folder_of(home, name), box_hole(BOX, 31, 23)
+    original, kept = shown(folder / "original.png"), shown(folder / "kept-0.png")
+    assert np.array_equal(original, shown(path))
+    assert np.array_equal(kept[~hole], original[~hole])
+    assert (kept[hole] != original[hole]).any(1).mean() > 0.8
+    assert shown(folder / "generated-0.png").shape == (16, 16, 3)
+    assert (shown(folder / "hole.png")[~hole] == original[~hole]).all()
+
+
+def test_an_emptied_hole_leaves_no_trace_of_what_was_in_it(home, command, tmp_path):
+    """Without --blank the encoder sees it, and hands it on in the tokens that are kept."""
+    hole, one = box_hole(BOX, 27, 21), noise(21, 27)
+    other = one.copy()
+    other[hole] = 255 - other[hole]
+    results = {}
+    for name, pixels in (("one", one), ("other", other)):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+        said = command(tmp_path / f"{name}.png", "--in-paint", "9,4,17,13", "--count", 1, "--blank")
+        assert said.code == 0, said.errors
+        results[name] = [
+            (folder_of(home, name) / file).read_bytes()
+            for file in ("generated-0.png", "kept-0.png")
+        ]
+    assert results["one"] == results["other"]
+    full, empty = (
+        [scene_to_paint(pixels, hole, T, blank=blank) for pixels in (one, other)]
+        for blank in (False, True)
+    )
+    assert np.array_equal(empty[0].square_HH3, empty[1].square_HH3)
+    assert not np.array_equal(full[0].square_HH3, full[1].square_HH3)
+
+
+def test_a_small_picture_gets_detail_on_the_coarse_scales_it_speaks_for(command, home, tmp_path):
+    path = picture(tmp_path, 8, 10)
+    for name, words, kept in (("fine", (), 2), ("coarse", ("--keep-scales", 1), 1)):
+        said = command(path, "--super-resolve", "--count", 2, "--name", name, *words)
+        assert said.code == 0, said.errors
+        manifest = read_json(folder_of(home, name) / "manifest.json")
+        assert manifest["scales"] == [
+            {"side": side, "kept": side**2 * (k < kept), "drawn": side**2 * (k >= kept)}
+            for k, side in enumerate(T.pyramid.sides)
+        ]
+        assert manifest["hole"] is None
+    square = Image.fromarray(shown(path)[:, 1:9]).resize((16, 16), Image.Resampling.BICUBIC)
+    assert np.array_equal(shown(folder_of(home, "fine") / "enlarged.png"), np.asarray(square))
+    files = {path.name for path in folder_of(home, "fine").iterdir()}
+    assert files == {
+        "edit.json", "original.png", "enlarged.png", "generated-0.png", "generated-1.png",
+        "sheet.png", "manifest.json", "done.json", "lock",
+    }  # fmt: skip
+
+
+# Once, and under one name ------------------------------------------------------------------------
+
+
+def written(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Content and time of every picture."""
+    return {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in sorted(folder.glob("*.png"))}
+
+
+def test_the_same_words_again_redo_nothing_and_other_words_need_another_name(
+    command, home, tmp_path
+):
+    words = (picture(tmp_path), "--in-paint", "20%,20%,60%,60%", "--class", 2, "--name", "again")
+    said = command(*words)
+    assert (said.code, said.mirrored) == (0, ["s/d2"])
+    folder = folder_of(home, "again")
+    before = written(folder)
+    assert len(before) == 4 + 4 + 3
+    said = command(*words)
+    assert (said.code, written(folder), said.mirrored) == (0, before, [])
+    assert "class 2, guidance 1.5; " in said.out
+    assert "nothing was redone" in said.out
+
+    # What a stop left is used again; what was missing comes out the same.
+    for name in (DONE, "manifest.json", "sheet.png", "generated-1.png", "kept-3.png"):
+        (folder / name).unlink()
+    assert "nothing was redone" not in command(*words).out
+    after = written(folder)
+    assert {name: content for name, (content, _) in after.items()} == {
+        name: content for name, (content, _) in before.items()
+    }
+    for name in ("generated-0.png", "kept-2.png"):
+        assert after[name] == before[name]
+
+    for more, difference in (
+        (("--seed", 1), "seed: recorded 0, wanted 1"),
+        (("--in-paint", "20%,20%,60%,50%"), "box[]: recorded"),
+        (("--top-k", 3), "sampling.top_k: recorded 900, wanted 3"),
+    ):
+        said = command(*words, *more)
+        assert said.code == 3
+        assert "already the home of another edit" in said.errors
+        assert difference.replace("[]", "") in said.errors
+    picture(tmp_path, seed=5)
+    assert "image_sha256" in command(*words).errors
+    assert written(folder) == after
+
+
+def test_the_manifest_tells_what_was_asked_and_of_which_weights(command, home, tmp_path):
+    mask = np.zeros((21, 27), np.uint8)
+    mask[4:13, 9:17] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    words = ("--mask", tmp_path / "mask.png", "--count", 1, "--class", 0, "--json")
+    said = command(picture(tmp_path), *words, "--name", "masked")
+    told = json.loads(said.out)
+    folder = folder_of(home, "masked")
+    assert told.pop("folder") == str(folder)
+    assert told == read_json(folder / "manifest.json")
+    edit = told["edit"]
+    assert edit == read_json(folder / "edit.json")
+    assert edit["image_sha256"] == file_sha256(tmp_path / "picture.png")
+    assert edit["mask_sha256"] == file_sha256(tmp_path / "mask.png")
+    assert edit["weights_sha256"] == file_sha256(home / "s" / "d2" / "weights.safetensors")
+    assert edit["window"] == [2, 0, 21]  # the largest square, the hole in its middle
+    assert told["images"] == [{"index": 0, "class": 0, "files": ["generated-0.png", "kept-0.png"]}]
+    assert told["hole"]["shown_to_encoder"] is True
+    # A box of the same pixels comes to the same images.
+    boxed = ("--in-paint", "9,4,17,13", "--count", 1, "--class", 0, "--name", "boxed")
+    assert command(tmp_path / "picture.png", *boxed).code == 0
+    for file in ("generated-0.png", "kept-0.png"):
+        assert (folder_of(home, "boxed") / file).read_bytes() == (folder / file).read_bytes()
+
+
+def test_what_the_model_does_not_see_stays_and_is_said(command, home, tmp_path):
+    words = ("--out-paint", "0,5,20,15", "--window", "0,0,16", "--count", 1, "--name", "part")
+    said = command(picture(tmp_path), *words)
+    assert said.code == 0
+    assert "the model sees 16 × 16 px from x 0, y 0: 74% of what" in said.errors
+    folder = folder_of(home, "part")
+    changed = (shown(folder / "kept-0.png") != shown(folder / "original.png")).any(2)
+    unseen = np.ones((21, 27), bool)
+    Window(0, 0, 16).of(unseen)[:] = False
+    assert not changed[unseen].any()
+    assert not changed[5:15, :16].any()
+    assert changed[:4, :16].mean() > 0.8
+
+
+def test_an_imported_model_edits_too(command, home, tmp_path):
+    words = (picture(tmp_path), "--out-paint", "4,2,20,16", "--count", 1, "--name", "too")
+    said = command(*words, model="imported/it")
+    assert said.code == 0, said.errors
+    folder = folder_of(home, "too", "imported/it")
+    assert said.out.splitlines()[-1] == str(folder / "sheet.png")
+    kept, original = (shown(folder / f"{name}.png") for name in ("kept-0", "original"))
+    assert np.array_equal(kept[2:16, 4:20], original[2:16, 4:20])
+
+
+# Refused in words --------------------------------------------------------------------------------
+
+BOXED = ("--in-paint", "9,4,17,13")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "say one of --in-paint BOX, --out-paint BOX, --mask FILE, --super-resolve"),
+        ((*BOXED, "--super-resolve"), "--super-resolve, not --in-paint and --super-resolve"),
+        (("--in-paint", "9,4,17"), "'9,4,17': wanted left,top,right,bottom"),
+        (("--in-paint", "9,4,40,13"), "reaches outside the picture, which is 27 px wide and 21"),
+        (("--in-paint", "0,0,27,21"), "nothing of it would be kept"),
+        (("--in-paint", "1,1,20,20"), "each of the 4 × 4 cells"),
+        (("--mask", "small.png"), "the mask is 3 × 3 px, the picture 27 × 21"),
+        (("--mask", "black.png"), "the mask keeps all of the picture"),
+        (("--mask", "words.txt"), "words.txt: not an image"),
+        (("--super-resolve",), "has 21 px on its shorter side and the model makes 16"),
+        ((*BOXED, "--window", "0,0,40"), "does not lie within the picture"),
+        ((*BOXED, "--window", "0,0,12"), "cuts the hole"),
+        ((*BOXED, "--feather", "9"), "feather 9 px: wanted 0 to 5"),
+        ((*BOXED, "--keep-scales", "1"), "--keep-scales with --in-paint: belongs to --super"),
+        (("--super-resolve", "--feather", "1"), "there is no hole to blend into"),
+        ((*BOXED, "--mask-by", "alpha"), "--mask-by with --in-paint: says how to read a --mask"),
+        ((*BOXED, "--class", "8"), "--class 8: the model knows 0 to 7"),
+        ((*BOXED, "--guidance", "2"), "guidance 2: it pulls towards a class: say which"),
+        ((*BOXED, "--class", "1", "--guidance", "1,2"), "2 values, but the model has 3 scales"),
+        ((*BOXED, "--class", "1", "--guidance", "a"), "--guidance a: wanted a number, or one"),
+        ((*BOXED, "--top-p", "1.5"), "--top-p 1.5: Input should be less than or equal to 1"),
+        ((*BOXED, "--name", "A b"), "name = 'A b'"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(
+    words, message, command, home, tmp_path
+):
+    Image.new("L", (3, 3), 255).save(tmp_path / "small.png")
+    Image.new("L", (27, 21)).save(tmp_path / "black.png")
+    (tmp_path / "words.txt").write_text("words")
+    path = picture(tmp_path).rename(tmp_path / "refused.png")
+    said = command(path, *words)
+    assert (said.code, message in said.errors) == (2, True), said.errors
+    assert not folder_of(home, "refused").exists()
+
+
+def test_a_model_that_always_knew_the_class_must_be_told_it(command, home, tmp_path):
+    words = (picture(tmp_path), *BOXED, "--count", 1)
+    said = command(*words, model="s/told")
+    assert said.code == 2
+    assert "cannot go by the picture alone. Say which to paint: --class N, 0 to 7" in said.errors
+    said = command(*words, "--class", 1, "--guidance", 1.5, model="s/told")
+    assert (said.code, "has nothing to pull away from" in said.errors) == (2, True)
+    said = command(*words, "--class", 1, model="s/told")
+    assert (said.code, "class 1, guidance 0; " in said.out) == (0, True)
+
+
+def test_a_file_that_is_no_picture_is_named(command, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"PNG?")
+    said = command(tmp_path / "a.png", *BOXED)
+    assert (said.code, "a.png: not an image format" in said.errors) == (2, True)
+    assert command(tmp_path / "absent.png", *BOXED).code == 2
+
+
+def test_a_files_name_becomes_the_edits():
+    assert name_for(Path("/x/My Cat (1).JPG")) == "my-cat-1-"
+    with pytest.raises(ValueError, match="give --name"):
+        name_for(Path("__.png"))
+
+
+# The sheet ---------------------------------------------------------------------------------------
+
+
+def test_small_pictures_are_enlarged_pixel_for_pixel_and_large_ones_shrunk():
+    small, large = noise(3, 5), noise(40, 1000)
+    paper = sheet([[("small", small)], [("large", large), ("small too", small)]])
+    zoomed = small.repeat(26, axis=0).repeat(26, axis=1)
+    height, width = zoomed.shape[:2]
+    places = np.argwhere((paper == zoomed[0, 0]).all(2))
+    assert any(
+        np.array_equal(paper[y : y + height, x : x + width], zoomed) for y, x in places[:2000]
+    )
+    assert paper.shape[1] == 3 * 8 + 256 + 130
