@@ -11,7 +11,8 @@ from analysis.schema import BY_NAME, SCORES
 from analysis.table import Table, check, refuse_names
 
 _NAMES = {"val/images_scored": "val_images", "train/loss": "train_loss"}
-_AT_THE_STEP = ("val_", "fid", "inception_score", "evaluation_flops")  # measured, then and there
+# Measured then and there.
+_AT_THE_STEP = ("val_", "fid", "inception_score", "kid", "fd_", "evaluation_flops")
 _SO_FAR = ("train_loss", "train_flops", "images_", "tokens_seen", "epochs", "seconds")
 _STATUS = {"FINISHED": "done", "FAILED": "failed"}  # any other run may go on
 _PAGE = 500

@@ -70,10 +70,10 @@ def _data(settings: Settings) -> Iterator[Finding]:
             yield Finding(f"data {name}", None, said)
         else:
             yield Finding(f"data {name}", *_images(root, name))
-    for path in settings.weights.lpips:
+    for key, path in settings.weights.files():
         readable = os.access(path, os.R_OK) and path.is_file()
         said = str(path) if readable else f"{path}: no readable file; mend [weights] in {FILE}"
-        yield Finding("weights lpips", readable, said)
+        yield Finding(f"weights {key}", readable, said)
 
 
 def _images(root: Path, name: str) -> tuple[bool, str]:

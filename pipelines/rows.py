@@ -7,6 +7,7 @@ from typing import Any, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines import measured
 from pipelines.collect import state_of
 from pipelines.provenance import attempts, commit_of, lost
 from pipelines.store import Home
@@ -42,6 +43,7 @@ def _imported_rows(home: Home, sweep: Sweep, model: ImportedModel) -> list[Row]:
             **unknown,
             **known,
             **_scores(line),
+            **measured.columns(folder),
             data=line["data"],
             seconds=None,
             images_per_second=None,
@@ -97,12 +99,17 @@ def _trial_rows(home: Home, sweep: Sweep, trial: Trial) -> list[Row]:
     status = _row_status(state_of(folder)[0])
     images = read_json(tokens).get("images") if tokens.exists() else None
     known = {"commit": commit_of(folder), **_lost(folder, trial)}
+    later = measured.columns(folder) if status == "done" else {}  # of the weights at the end
     shown = [line for line in lines if line["kind"] == "validation"]
     if status == "diverged":  # where it ended is a result too, though nothing was measured there
         last = lines[-1] if lines else {"step": 0, "seconds": 0.0, "images_per_second": 0.0}
         shown.append({key: last[key] for key in ("step", "seconds", "images_per_second")})
     train_losses = {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
-    return [_row(sweep, trial, line, train_losses, images, status, known) for line in shown]
+    return [
+        _row(sweep, trial, line, train_losses, images, status,
+             known | (later if line["step"] == trial.steps else {}))
+        for line in shown
+    ]  # fmt: skip
 
 
 def _lost(folder: Path, trial: Trial) -> dict[str, Any]:

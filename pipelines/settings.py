@@ -3,7 +3,7 @@
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -92,11 +92,25 @@ class MLflow(BaseModel):
 
 
 class Weights(BaseModel):
-    """Files of other people's weights that some losses need; never downloaded."""
+    """Files of other people's weights that some losses and scores need; never downloaded."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     lpips: tuple[Path, ...] = ()  # VGG-16 and its calibration: one file, or one of each
+    inception: Path | None = None  # what FID and its kin look with
+    classifier: Path | None = None  # a ResNet that rejects samples
+
+    def files(self) -> list[tuple[str, Path]]:
+        """Every file that is named, each under its key."""
+        named = [("inception", self.inception), ("classifier", self.classifier)]
+        single = [(key, path) for key, path in named if path is not None]
+        return [*(("lpips", path) for path in self.lpips), *single]
+
+    def under(self, base: Path) -> Self:
+        """The same, relative paths counted from `base`."""
+        found: dict[str, Any] = {key: base / path.expanduser() for key, path in self.files()}
+        found["lpips"] = tuple(base / path.expanduser() for path in self.lpips)
+        return self.model_copy(update=found)
 
 
 class Settings(BaseModel):
@@ -132,7 +146,7 @@ class Settings(BaseModel):
 def load_settings(path: Path | None = None) -> Settings:
     """The settings in `path`, VAR_SCALING_SETTINGS or ./var-scaling.toml; defaults where none is.
 
-    Raises SettingsError. Relative data paths count from the file.
+    Raises SettingsError. Relative paths count from the file.
     """
     named = path or (
         Path(os.environ["VAR_SCALING_SETTINGS"]) if "VAR_SCALING_SETTINGS" in os.environ else None
@@ -150,5 +164,4 @@ def load_settings(path: Path | None = None) -> Settings:
         raise SettingsError(f"{file}: {explain(error, Settings)}") from error
     base = file.absolute().parent
     paths = {name: base / root.expanduser() for name, root in settings.data.items()}
-    lpips = tuple(base / file.expanduser() for file in settings.weights.lpips)
-    return settings.model_copy(update={"data": paths, "weights": Weights(lpips=lpips)})
+    return settings.model_copy(update={"data": paths, "weights": settings.weights.under(base)})

@@ -16,7 +16,8 @@ from var_scaling.disk import whole
 from var_scaling.record import Record, difference, explain
 
 _TAKEN = (
-    "tokenizers", "tokens", "images", "code", "jobs", "mlartifacts", "mlflow.db", "mlflow.lock",
+    "tokenizers", "tokens", "images", "references", "code", "jobs", "mlartifacts", "mlflow.db",
+    "mlflow.lock",
 )  # fmt: skip
 _TAKEN_IN_SWEEP = (
     "report",
@@ -57,6 +58,10 @@ class Home:
 
     def survey(self, data: str, split: str) -> Path:
         return self.root / "images" / f"{data}-{split}"
+
+    def reference(self, name: str) -> Path:
+        """Statistics that samples are compared with."""
+        return self.root / "references" / name
 
     def sweep(self, name: str) -> Path:
         if name in _TAKEN:

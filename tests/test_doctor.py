@@ -141,10 +141,10 @@ def test_a_broken_database_of_mlflow_is_found(tmp_path):
 
 @quick
 def test_more_processors_than_there_are_and_weights_that_are_not(tmp_path):
-    weights = Weights(lpips=(tmp_path / "vgg.pth",))
+    weights = Weights(lpips=(tmp_path / "vgg.pth",), inception=tmp_path / "inception.pth")
     seen = found(tmp_path, local=Local(cpus=10_000), weights=weights)
     assert seen["cpus"][0] is None
-    assert seen["weights lpips"][0] is False
+    assert (seen["weights lpips"][0], seen["weights inception"][0]) == (False, False)
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ def test_the_schema_has_just_the_columns_of_a_results_row():
 
 def test_a_number_has_a_unit_or_is_a_plain_one():
     plain = {"seed", "learning_rate", "epochs", "fid", "inception_score", "attempts"}
+    plain |= {"kid", "fd_seeded"}
     for column in SCHEMA:
         assert (column.unit == "") == (column.kind == "text" or column.name in plain), column
         assert column.meaning

@@ -68,8 +68,20 @@ class Row(Record):
     val_error_no_label_last: float | None
     val_images: int | None
     evaluation_flops: int | None  # of this evaluation
-    fid: float | None = None
+    fid: float | None = None  # of samples, as all until fidelity_reference
     inception_score: float | None = None
+    kid: float | None = None
+    fidelity_precision: float | None = None  # `precision` is that of the arithmetic
+    fidelity_recall: float | None = None
+    fd_seeded: float | None = None  # as FID, but of the small seeded extractor
+    fidelity_samples: int | None = None
+    fidelity_set: str | None = None  # which samples
+    fidelity_reference: str | None = None  # what they were compared with
+    sampling_images_per_second: float | None = None  # guided, best batch, latest machine
+    sampling_latency_seconds: float | None = None  # of one image alone
+    sampling_peak_memory_bytes: int | None = None
+    training_tokens_per_second: float | None = None
+    training_mfu: float | None = None  # share of the machine's measured peak
     seconds: float | None
     images_per_second: float | None
     attempts: int | None  # lives of the training, each from where the last was saved

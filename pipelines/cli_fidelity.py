@@ -1,0 +1,129 @@
+"""The verb that says how good images are: FID and its kin."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from pipelines import screen
+from pipelines.arguments import RUNS, AsJson, HomeFolder
+from pipelines.settings import load_settings
+from pipelines.store import Home
+
+if TYPE_CHECKING:
+    from pipelines.measured import Fidelity
+
+app = typer.Typer()
+
+_CALLED = {
+    "fid": "FID",
+    "inception_score": "inception score",
+    "kid": "KID",
+    "precision": "precision",
+    "recall": "recall",
+}
+
+
+@app.command()
+def fidelity(
+    address: Annotated[
+        str,
+        typer.Argument(help="SWEEP/TRIAL, imported/NAME, tokenizers/NAME or a folder of images"),
+    ],
+    name: Annotated[
+        str | None, typer.Option("--set", help="of samples; else default", show_default=False)
+    ] = None,
+    extractor: Annotated[
+        Literal["inception", "seeded"] | None,
+        typer.Option(help="what looks; else Inception where var-scaling.toml names its weights"),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="NAME-train or NAME-validation; else what the model was trained on"),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            help="statistics from elsewhere: .npz with mu and sigma", exists=True, dir_okay=False
+        ),
+    ] = None,
+    images: Annotated[
+        int, typer.Option(min=2, help="most real images to look at, spread evenly")
+    ] = 50_000,
+    enlarge: Annotated[
+        float | None,
+        typer.Option(min=1, help="shorter side of real images before the centre is cut, in sides"),
+    ] = None,
+    validation_share: Annotated[
+        float, typer.Option(min=0, max=0.99, help="where the images have no split of their own")
+    ] = 0.0,
+    home: HomeFolder = RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """FID, inception score, KID, precision and recall of samples; FID of reconstructions.
+
+    Only Inception's numbers bear these names. Its weights are a file of yours, named in
+    var-scaling.toml; without it a small seeded network looks, whose numbers compare with their
+    like alone. What is found stands beside the images, and in the results of the next fit.
+    """
+    from pipelines.fidelity import Asked, measure_fidelity
+    from pipelines.place import Place, StopFile, local_seat
+    from pipelines.references import Cut
+
+    at, settings = Home(home), load_settings()
+    asked = Asked(name, extractor, against, reference, images, Cut(enlarge, validation_share))
+    if extractor is None and settings.weights.inception is None:
+        screen.warn(
+            "no [weights] inception in var-scaling.toml: the small seeded network looks. What it "
+            "finds is no FID and compares only with its like"
+        )
+    with screen.steps(f"fidelity of {address}") as tell:
+        # Nothing else runs beside: all processors may look.
+        seat = replace(local_seat(settings.local), threads=settings.local.cpus)
+        place = Place(at, settings, StopFile(at.root / "stop"), seat, tell)
+        found = measure_fidelity(place, address, asked, tell)
+    if found.kept_in is not None:
+        from pipelines.mirror import mirror_model
+
+        mirror_model(at, settings, address, screen.warn)
+    if as_json:
+        print(found.fidelity.model_dump_json())
+        return
+    one = found.fidelity
+    of = "" if one.references is None else f", {one.references:,} images"
+    screen.say(
+        f"{found.title}: {one.samples:,} images, by {one.extractor}, against {one.reference}{of}"
+    )
+    screen.console.print(fidelity_table(one))
+    for caution in cautions(one):
+        screen.say(caution)
+
+
+def fidelity_table(found: "Fidelity") -> Table:
+    """Each number under its right name, and its spread."""
+    table = screen.new_table("", "", "±")
+    for name, value in found.scores.items():
+        if not name.endswith("_std"):
+            spread = found.scores.get(f"{name}_std")
+            shown = "" if spread is None else f"{spread:.2g}"
+            table.add_row(_CALLED.get(name, name), f"{value:.5g}", shown)
+    return table
+
+
+def cautions(found: "Fidelity") -> list[str]:
+    """What a reader of the numbers ought to know."""
+    from pipelines.fidelity import ENOUGH
+
+    said = []
+    if found.samples < ENOUGH:
+        said.append(
+            f"{found.samples:,} images are few: the fewer, the more a Fréchet distance is biased "
+            f"upwards; compare it only with others of {found.samples:,}"
+        )
+    if found.references is None:
+        said.append(
+            f"{found.reference} has moments alone: neither KID nor precision and recall can be had"
+        )
+    return said

@@ -1,0 +1,211 @@
+"""What samples are compared with: statistics of a data set's images, gathered once, or a file's.
+
+Shapes: B images, W their side.
+"""
+
+import json
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.attempt import WAIT
+from pipelines.place import Place
+from pipelines.provenance import code_version
+from pipelines.store import held
+from var_scaling.data.listing import DataError, list_images
+from var_scaling.data.loader import in_order
+from var_scaling.data.order import spread_rows
+from var_scaling.data.sources import Source, open_source
+from var_scaling.datasets import DeadLeaves, ImageFiles, as_seen
+from var_scaling.disk import DONE, is_done, read_json, write_json
+from var_scaling.evaluation.archives import Foreign, load_statistics, save_statistics
+from var_scaling.evaluation.extractors import Extractor
+from var_scaling.evaluation.statistics import Statistics, StatisticsError
+from var_scaling.weights import file_sha256
+
+MOST = 50_000  # images of a reference: as many as samples are made for a FID that is reported
+_BATCH = 64  # images that are looked at together
+_WORTH = 1000  # images from which on starting worker processes to read them pays
+
+AnyData = DeadLeaves | ImageFiles
+Tell = Callable[[str, int, int], None]
+Batch = tuple[np.ndarray, Tensor]  # rows (B,), images uint8 (B, W, W, 3)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How the images of a folder that no model here was trained on become squares."""
+
+    enlarge: float | None = None  # shorter side before the centre is cut; None: the data's own
+    validation_share: float = 0.0
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What samples are compared with, under the name that the result bears."""
+
+    name: str
+    statistics: Statistics | Foreign
+    sha256: str  # of the file that holds them
+
+
+def real_data(place: Place, name: str, split: str, side: int, own: AnyData | None, cut: Cut) -> Any:
+    """The record of the real images called `name`, cut to `side`.
+
+    That is `own` where it bears the name, made images that a tokenizer here was trained on, or
+    image files. Raises DataError where there are none, ValueError where they cannot be cut so.
+    """
+    made = (one for one in _made_here(place) if one.name == name)
+    data = own if own is not None and own.name == name else next(made, None)
+    if data is None:
+        root = place.settings.data_root(name)
+        if root is None:
+            raise DataError(
+                f'{name}: no images of that name: put [data] {name} = "/path" into var-scaling.toml'
+            )
+        listing = list_images(root, split, cut.validation_share)
+        classes = len(listing.classes) if listing.classes else int(listing.labels.max()) + 1
+        share = cut.validation_share
+        data = ImageFiles(name=name, side=side, classes=classes, validation_share=share)
+    if isinstance(data, ImageFiles):
+        # No crop but the centre, no mirror: a reference shows each image once, as it is.
+        enlarge = data.enlarge if cut.enlarge is None else cut.enlarge
+        return as_seen(data, "validation").model_copy(update={"side": side, "enlarge": enlarge})
+    if side != data.side or cut.enlarge is not None:
+        raise ValueError(f"{name} are made at {data.side} px: they cannot be had at {side}")
+    return data
+
+
+def _made_here(place: Place) -> Iterator[DeadLeaves]:
+    for path in sorted((place.home.root / "tokenizers").glob("*/tokenizer.json")):
+        found = read_json(path).get("data", {})
+        if found.get("kind") == "dead_leaves":
+            yield DeadLeaves.model_validate_json(json.dumps(found))
+
+
+def real_images(place: Place, data: AnyData, split: str) -> Source:
+    """The images of a record that `real_data` gave. Raises DataError."""
+    survey, root = place.home.survey(data.name, split), place.settings.data_root(data.name)
+    tell = place.tell or (lambda what, done, total: None)
+    with held(survey, wait=WAIT) if root else nullcontext():
+        return open_source(data, split, root, survey, _readers(place, data, _WORTH), tell)
+
+
+def batches_of(place: Place, source: Source, data: AnyData, rows: np.ndarray) -> Iterator[Batch]:
+    """The images of `rows`, each under its place among them."""
+    return read_batches(
+        lambda chosen: source.images(rows[chosen], np.zeros_like(chosen)),
+        len(rows),
+        _readers(place, data, len(rows)),
+    )
+
+
+def read_batches(
+    read: Callable[[np.ndarray], np.ndarray], count: int, workers: int
+) -> Iterator[Batch]:
+    """Images 0 … `count` - 1, a batch in memory at a time, ahead by `workers` processes."""
+    starts = range(0, count, _BATCH)
+    chosen = [np.arange(start, min(start + _BATCH, count)) for start in starts]
+    for rows, images in zip(chosen, in_order(read, chosen, workers), strict=True):
+        yield rows, torch.from_numpy(images)
+
+
+def readers(place: Place, count: int) -> int:
+    """Worker processes for reading `count` image files."""
+    return place.seat.workers if count >= _WORTH else 0
+
+
+def _readers(place: Place, data: AnyData, count: int) -> int:
+    """As many, but none for images that are made: that costs less than passing them on."""
+    return readers(place, count) if isinstance(data, ImageFiles) else 0
+
+
+def gather(
+    extractor: Extractor, batches: Iterable[Batch], count: int, what: str, tell: Tell
+) -> Statistics:
+    """What `extractor` makes of `count` images."""
+    found = Statistics(extractor)
+    for rows, images in batches:
+        found.add(extractor(images.to(extractor.device)), rows)
+        tell(what, found.count, count)
+    return found
+
+
+def reference_of(
+    place: Place, data: AnyData, split: str, extractor: Extractor, images: int, tell: Tell
+) -> Reference:
+    """Statistics of at most `images` of `data`'s `split`, spread evenly; kept, and used again.
+
+    `data` is what `real_data` gave. Raises StatisticsError where what is kept is of other images,
+    or of another extractor.
+    """
+    source = real_images(place, data, split)
+    rows = spread_rows(source.rows, images)
+    name = f"{data.name}-{split}"
+    if isinstance(data, ImageFiles) and data.enlarge != 1:
+        name += f"-x{data.enlarge:g}"
+    if images != MOST:
+        name += f"-{images}"
+    folder = place.home.reference(f"{name}-{data.side}px-{extractor.name}")
+    path = folder / "statistics.npz"
+    fingerprint = {
+        "data": data.model_dump(mode="json"),
+        "split": split,
+        "images": len(rows),
+        "of_images": source.rows,
+        "files": _files_fingerprint(place, data, split),
+    }
+    with held(folder, wait=WAIT):
+        if not is_done(folder):
+            began = time.monotonic()
+            batches = batches_of(place, source, data, rows)
+            found = gather(extractor, batches, len(rows), f"reference {name}", tell)
+            save_statistics(path, found, fingerprint)
+            said = {"extractor": extractor.name, "extractor_sha256": extractor.sha256}
+            seconds = round(time.monotonic() - began, 3)
+            made = {"commit": code_version(), "seconds": seconds}
+            write_json(folder / "reference.json", {**said, **fingerprint, **made})
+            write_json(folder / DONE, {"status": "done", "sha256": file_sha256(path)})
+        try:
+            kept = load_statistics(path, extractor, fingerprint)
+        except StatisticsError as error:
+            raise StatisticsError(
+                f"{error}\nMove {folder} away, and they are gathered anew"
+            ) from error
+    return Reference(name, kept, read_json(folder / DONE)["sha256"])
+
+
+def _files_fingerprint(place: Place, data: AnyData, split: str) -> str | None:
+    """Changes with any name or label of the files; made images have none."""
+    if isinstance(data, DeadLeaves):
+        return None
+    return str(read_json(place.home.survey(data.name, split) / DONE)["fingerprint"])
+
+
+def given_reference(path: Path, extractor: Extractor) -> Reference:
+    """Statistics in a file from elsewhere: `mu` and `sigma`, as ADM and pytorch-fid give them.
+
+    One that we wrote says what looked and at what: the extractor must be the same, the rest is
+    taken as it stands. Raises StatisticsError.
+    """
+    said: dict[str, Any] = {}
+    if zipfile.is_zipfile(path):
+        # Whatever is wrong with the file, load_statistics says it.
+        with (
+            suppress(OSError, ValueError, zipfile.BadZipFile, zlib.error),
+            np.load(path, allow_pickle=False) as archive,
+        ):
+            if "fingerprint" in archive.files:
+                said = json.loads(str(archive["fingerprint"]))
+    of_images = {name: value for name, value in said.items() if not name.startswith("extractor")}
+    kept = load_statistics(path, extractor, of_images, foreign=True)
+    return Reference(path.name, kept, file_sha256(path))

@@ -1,0 +1,328 @@
+"""`fidelity` finds in a set, a tokenizer or a folder what the core finds in the same images."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import CLASSES, SMALL, bring
+from PIL import Image
+from typer.testing import CliRunner
+
+from pipelines import cli, measured, mirror, references
+from pipelines.attempt import Stopped
+from pipelines.fidelity import Asked, measure_fidelity
+from pipelines.measured import fidelities, note_fidelity
+from pipelines.place import Place, StopFile
+from pipelines.references import Cut, real_data, real_images, reference_of
+from pipelines.rows import write_results
+from pipelines.sample_request import Asked as SampleRequest
+from pipelines.sample_request import plan_set
+from pipelines.sampling import How, sample_set
+from pipelines.settings import Settings, Weights, load_settings
+from pipelines.speed import Measured, note_measured
+from pipelines.store import Home
+from sweeps.smoke import sweep
+from var_scaling.data.dead_leaves import DeadLeavesSource
+from var_scaling.data.decode import square
+from var_scaling.data.order import spread_rows
+from var_scaling.datasets import DeadLeaves, ImageFiles
+from var_scaling.disk import read_json
+from var_scaling.evaluation.extractors import INCEPTION_FILE, INCEPTION_SHA256, seeded_extractor
+from var_scaling.evaluation.fidelity import compare
+from var_scaling.evaluation.rates import Machine, SamplingSpeed, Timing, TrainingSpeed
+from var_scaling.evaluation.statistics import Statistics, StatisticsError
+from var_scaling.tokenizer.model import MultiScaleVQVAE
+from var_scaling.weights import WeightsError
+
+FEW = Asked(images=200)
+DATA = sweep.trials[0].data
+TRAIN = f"{DATA.name}-train-200"
+
+
+def tell(what: str, done: int, total: int) -> None:
+    assert done <= total
+
+
+def place_in(home, settings=None) -> Place:
+    return Place(Home(home), settings or Settings(), StopFile(home / "stop"))
+
+
+def drawn(place: Place, address: str, stop=lambda done: False, **asked):
+    """A finished set of samples; its folder."""
+    plan = plan_set(place, address, SampleRequest(**asked))
+    assert sample_set(place, plan, How(), stop, tell) == []
+    return plan.folder
+
+
+@pytest.fixture(scope="module")
+def place(smoke):
+    """`smoke`, with a set of 40 samples of its second model."""
+    place = place_in(smoke)
+    drawn(place, "smoke/d2", count=5)
+    return place
+
+
+def gathered(images: np.ndarray) -> Statistics:
+    extractor = seeded_extractor()
+    found = Statistics(extractor)
+    found.add(extractor(torch.from_numpy(images)), np.arange(len(images)))
+    return found
+
+
+def pictures(folder, images: np.ndarray) -> None:
+    for number, image in enumerate(images):
+        path = folder / f"{number % 3}" / f"{number:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+
+
+def leaves(split: str, count: int) -> np.ndarray:
+    assert isinstance(DATA, DeadLeaves)
+    source = DeadLeavesSource(DATA, split)
+    return source.images(spread_rows(source.rows, count))
+
+
+# A set of samples ---------------------------------------------------------------------------------
+
+
+def test_the_numbers_are_those_of_the_core_on_the_same_images(place):
+    found = measure_fidelity(place, "smoke/d2", FEW, tell)
+    folder = place.home.root / "smoke" / "d2" / "samples" / "default"
+    files = sorted((folder / "images").glob("*/*.png"), key=lambda path: (path.stem, path.parent))
+    fake = gathered(np.stack([np.asarray(Image.open(path)) for path in files]))
+    line = compare(fake, gathered(leaves("train", 200)), seeded_extractor())
+    wanted = {name: value for name, value in line.items() if isinstance(value, float)}
+    assert found.fidelity.scores == pytest.approx(wanted, rel=1e-9)
+    assert {"fd_seeded", "score_seeded", "kd_seeded", "precision_seeded"} <= set(wanted)
+    assert not {"fid", "inception_score", "kid"} & set(found.fidelity.scores)
+    assert (found.fidelity.samples, found.fidelity.references) == (40, 200)
+    assert (found.fidelity.reference, found.kept_in) == (TRAIN, folder)
+
+
+def test_measured_again_it_stands_once_and_the_reference_is_used_again(place, monkeypatch):
+    folder = place.home.root / "smoke" / "d2" / "samples" / "default"
+    first = measure_fidelity(place, "smoke/d2", FEW, tell).fidelity
+    monkeypatch.setattr(references, "save_statistics", None)  # gathering anew would call it
+    again = measure_fidelity(place, "smoke/d2", FEW, tell).fidelity
+    assert again.scores == first.scores
+    assert [one for one in fidelities(folder) if one.reference == TRAIN] == [again]
+    monkeypatch.undo()
+    measure_fidelity(place, "smoke/d2", replace(FEW, against="validation"), tell)
+    assert len(fidelities(folder)) == 2
+
+
+def test_statistics_of_other_images_are_refused_under_the_same_name(place):
+    measure_fidelity(place, "smoke/d2", FEW, tell)
+    other = DATA.model_copy(update={"seed": 77})
+    with pytest.raises(StatisticsError, match=r"'seed': 2(.|\n)*'seed': 77(.|\n)*Move .* away"):
+        reference_of(place, other, "train", seeded_extractor(), 200, tell)
+
+
+def test_statistics_from_elsewhere_serve_for_what_they_hold(place, tmp_path):
+    ours = measure_fidelity(place, "smoke/d2", FEW, tell).fidelity
+    kept = next(place.home.reference(f"{TRAIN}-16px-seeded").glob("*.npz"))
+    with np.load(kept) as arrays:
+        np.savez(tmp_path / "adm.npz", mu=arrays["mu"], sigma=arrays["sigma"], mu_s=np.ones(7))
+    asked = Asked(reference=tmp_path / "adm.npz")
+    theirs = measure_fidelity(place, "smoke/d2", asked, tell).fidelity
+    assert theirs.scores["fd_seeded"] == pytest.approx(ours.scores["fd_seeded"], rel=1e-9)
+    assert "kd_seeded" not in theirs.scores
+    assert (theirs.reference, theirs.references) == ("adm.npz", None)
+    # What we wrote ourselves says all, wherever it lies.
+    whole = measure_fidelity(place, "smoke/d2", Asked(reference=kept), tell).fidelity
+    assert whole.scores == ours.scores
+    (tmp_path / "torn.npz").write_bytes(kept.read_bytes()[:900])
+    with pytest.raises(StatisticsError, match=r"torn\.npz: damaged"):
+        measure_fidelity(place, "smoke/d2", Asked(reference=tmp_path / "torn.npz"), tell)
+
+
+def test_without_inceptions_weights_the_error_says_which_file_is_wanted(place, tmp_path):
+    for weights in (Weights(), Weights(inception=tmp_path / "absent.pth")):
+        without = replace(place, settings=Settings(weights=weights))
+        with pytest.raises(WeightsError) as error:
+            measure_fidelity(without, "smoke/d2", Asked(extractor="inception"), tell)
+        for said in (INCEPTION_FILE, "95,628,359 bytes", INCEPTION_SHA256):
+            assert said in str(error.value)
+    with pytest.raises(WeightsError, match="no such file"):  # a file that is named is wanted
+        measure_fidelity(without, "smoke/d2", Asked(), tell)
+
+
+def test_a_set_that_is_not_finished_is_no_set(place):
+    with pytest.raises(Stopped):
+        drawn(place, "smoke/d1", stop=lambda done: done >= 64, count=20)
+    words = r"1 of 3 chunks.*var-scaling sample smoke/d1 --name default --count 20"
+    with pytest.raises(ValueError, match=words):
+        measure_fidelity(place, "smoke/d1", FEW, tell)
+    with pytest.raises(ValueError, match="no set of samples 'best'; there is default"):
+        measure_fidelity(place, "smoke/d2", replace(FEW, set="best"), tell)
+
+
+# Results ------------------------------------------------------------------------------------------
+
+
+def test_results_have_what_was_found_in_the_largest_set_of_the_finished_model(place, smoke):
+    larger = drawn(place, "smoke/d2", name="larger", count=6)
+    for name in ("default", "larger"):
+        measure_fidelity(place, "smoke/d2", replace(FEW, set=name), tell)
+    ours = measure_fidelity(place, "smoke/d2", replace(FEW, set="larger"), tell).fidelity
+    inception = {
+        "images": ours.images,
+        "extractor": "inception",
+        "time": "2020-01-01T00:00:00Z",
+        "scores": {"fid": 9.0, "inception_score": 2.0, "kid": -1e-3, "precision": 0.5,
+                   "recall": 0.25},
+    }  # fmt: skip
+    note_fidelity(larger, ours.model_copy(update=inception))
+    elsewhere = {"reference": "adm.npz", "references": None, "scores": {"fd_seeded": 1.0}}
+    note_fidelity(larger, ours.model_copy(update=elsewhere))
+    timing = Timing.of([0.5])
+    rows = [
+        SamplingSpeed(precision="fp32", guidance=1.5, batch=batch, whole=timing,
+                      images_per_second=2.0 * batch)
+        for batch in (1, 8)
+    ]  # fmt: skip
+    learning = TrainingSpeed(precision="fp32", micro_batch=8, step=timing, tokens_per_second=99.0)
+    note_measured(
+        smoke / "smoke" / "d2",
+        Measured(
+            machine=Machine(name="m", device="cpu", threads=1, torch="2"),
+            weights_sha256="0", tokenizer_sha256="0", commit=None, time="2020", seconds=1.0,
+            peaks=(), sampling=tuple(rows), training=(learning,),
+        ),
+    )  # fmt: skip
+    write_results(place.home, sweep)
+    table = pq.read_table(smoke / "smoke" / "results.parquet").to_pylist()
+    [end] = [row for row in table if row["trial"] == "d2" and row["step"] == row["steps"]]
+    assert {name: end[name] for name in measured.columns(smoke / "smoke" / "d2")} == {
+        "fid": 9.0, "inception_score": 2.0, "kid": -1e-3, "fidelity_precision": 0.5,
+        "fidelity_recall": 0.25, "fd_seeded": ours.scores["fd_seeded"], "fidelity_samples": 48,
+        "fidelity_set": "larger", "fidelity_reference": TRAIN,
+        "sampling_images_per_second": 16.0, "sampling_latency_seconds": 0.5,
+        "training_tokens_per_second": 99.0,
+    }  # fmt: skip
+    assert end["precision"] == "fp32"
+    assert end["sampling_peak_memory_bytes"] is None
+    others = [row for row in table if row is not end]
+    assert others
+    assert {row["fidelity_samples"] for row in others} == {None}
+
+
+# A tokenizer, a folder, other data ---------------------------------------------------------------
+
+
+def test_a_tokenizer_that_gives_everything_back_is_at_no_distance(place, monkeypatch):
+    worse = measure_fidelity(place, "tokenizers/tiny-smoke", FEW, tell)
+    monkeypatch.setattr(MultiScaleVQVAE, "encode", lambda self, images: images)
+    monkeypatch.setattr(MultiScaleVQVAE, "decode", lambda self, images: images)
+    best = measure_fidelity(place, "tokenizers/tiny-smoke", FEW, tell)
+    assert best.fidelity.scores["fd_seeded"] == pytest.approx(0, abs=1e-9)
+    assert best.fidelity.scores["precision_seeded"] == 1
+    assert worse.fidelity.scores["fd_seeded"] > 0.1
+    assert best.fidelity.reference == f"{DATA.name}-validation-200"
+    assert fidelities(place.home.tokenizer("tiny-smoke")) == [best.fidelity]
+
+
+def test_a_folder_is_judged_where_it_lies_and_left_as_it_is(place, tmp_path):
+    folder = tmp_path / "mine"
+    pictures(folder, leaves("validation", 60))
+    before = sorted(folder.rglob("*"))
+    asked = Asked(images=60, against=f"{DATA.name}-validation")
+    found = measure_fidelity(place, str(folder), asked, tell)
+    assert found.fidelity.scores["fd_seeded"] == pytest.approx(0, abs=1e-9)
+    assert found.fidelity.images == "folder mine"
+    assert (found.kept_in, sorted(folder.rglob("*"))) == (None, before)
+    with pytest.raises(ValueError, match="what it is to be like is not known here"):
+        measure_fidelity(place, str(folder), Asked(), tell)
+    for size, said in (((20, 20), "20 px, but 000.png has 16"), ((16, 18), "crop to squares")):
+        Image.new("RGB", size).save(folder / "2" / "odd.jpg")
+        with pytest.raises(ValueError, match=said):
+            measure_fidelity(place, str(folder), asked, tell)
+
+
+def test_a_reference_shows_each_training_image_once_and_in_the_centre(tmp_path):
+    generator = np.random.default_rng(0)
+    for split in ("train", "val"):
+        originals = generator.integers(0, 256, (6, 20, 24, 3), np.uint8)
+        pictures(tmp_path / "data" / split, originals)
+        if split == "train":
+            centres = [square(Image.fromarray(one), 16, 1.25, None, False) for one in originals]
+    place = place_in(tmp_path / "home", Settings(data={"noise": tmp_path / "data"}))
+    own = ImageFiles(name="noise", side=16, classes=3, crops=4, enlarge=1.25, flip=True)
+    data = real_data(place, "noise", "train", 16, own, Cut())
+    found = real_images(place, data, "train").images(np.arange(6), np.arange(6))
+    assert sorted(found.tolist()) == sorted(np.stack(centres).tolist())
+    assert reference_of(place, data, "train", seeded_extractor(), 50_000, tell).name == (
+        "noise-train-x1.25"
+    )
+    # Data that no record here tells of are taken as they lie there.
+    anew = real_data(place, "noise", "validation", 8, None, Cut(validation_share=0.5))
+    assert (anew.side, anew.classes, anew.enlarge, anew.crops) == (8, 3, 1.0, 0)
+    with pytest.raises(ValueError, match=r"no images of that name: put \[data\] other"):
+        real_data(place, "other", "train", 8, None, Cut())
+
+
+def test_an_imported_model_is_compared_with_the_data_that_is_named(files, tmp_path):
+    home = tmp_path / "home"
+    noise = np.random.default_rng(0).integers(0, 256, (9, SMALL.side, SMALL.side, 3), np.uint8)
+    for split in ("train", "val"):
+        pictures(tmp_path / "noise" / split, noise)
+    bring(home, *files)
+    place = place_in(home, Settings(data={"noise": tmp_path / "noise"}))
+    folder = drawn(place, "imported/it", count=1)
+    with pytest.raises(ValueError, match="is not known here: --against NAME-train"):
+        measure_fidelity(place, "imported/it", Asked(), tell)
+    found = measure_fidelity(place, "imported/it", Asked(against="noise-train"), tell)
+    assert (found.fidelity.samples, found.fidelity.references) == (CLASSES, 9)
+    assert measured.columns(folder.parent.parent)["fidelity_reference"] == "noise-train"
+
+
+@pytest.mark.parametrize(
+    ("address", "asked", "said"),
+    [
+        ("nowhere/d1", Asked(), "neither SWEEP/TRIAL"),
+        ("smoke/d2", Asked(against="leaves"), "wanted NAME-train or NAME-validation"),
+        ("smoke/d2", Asked(against="-train"), "wanted NAME-train or NAME-validation"),
+        ("smoke/d2", Asked(against="other-train"), "no images of that name"),
+        ("smoke/d2", Asked(against="train", cut=Cut(enlarge=1.1)), "are made at 16 px"),
+        ("smoke/d2", Asked(against="train", reference=Path("any.npz")), "one thing to compare"),
+        ("tokenizers/tiny-smoke", Asked(set="default"), "only a model has sets of samples"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_in_words(place, address, asked, said):
+    with pytest.raises(ValueError, match=said):
+        measure_fidelity(place, address, asked, tell)
+
+
+# The command --------------------------------------------------------------------------------------
+
+
+def test_the_command_says_what_looked_and_prints_what_it_found(place, smoke, tmp_path, monkeypatch):
+    brought = []
+    monkeypatch.setattr(mirror, "mirror_model", lambda *given: brought.append(given[2]))
+    (tmp_path / "one.toml").write_text("[local]\ncpus = 1\n")
+    monkeypatch.setenv("VAR_SCALING_SETTINGS", str(tmp_path / "one.toml"))
+    words = ["fidelity", "smoke/d2", "--images", "200", "--home", str(smoke)]
+    done = CliRunner().invoke(cli.app, [*words, "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    folder = smoke / "smoke" / "d2" / "samples" / "default"
+    assert found in read_json(folder / "fidelity.json")["measured"]
+    assert "is no FID and compares only with its like" in done.stderr
+    shown = CliRunner().invoke(cli.app, words)
+    assert f"{found['scores']['fd_seeded']:.5g}" in shown.stdout
+    assert "the fewer, the more a Fréchet distance is biased" in shown.stdout
+    assert brought == ["smoke/d2"] * 2
+
+
+def test_the_weights_settings_name_are_beside_the_settings(tmp_path):
+    path = tmp_path / "var-scaling.toml"
+    path.write_text('[weights]\ninception = "a.pth"\nclassifier = "/b.pth"\nlpips = ["c.pth"]\n')
+    found = load_settings(path).weights
+    assert {key: str(path) for key, path in found.files()} == {
+        "inception": str(tmp_path / "a.pth"), "classifier": "/b.pth",
+        "lpips": str(tmp_path / "c.pth"),
+    }  # fmt: skip
