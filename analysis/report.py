@@ -1,6 +1,5 @@
 """One self-contained HTML page from a study: every number on it comes from the objects given."""
 
-import base64
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from analysis.checklist import checklist
 from analysis.figures import CAPTIONS
 from analysis.influence import influence
 from analysis.latex import law_table
+from analysis.pictures import inlined
 from analysis.points import FitError
 from analysis.study import METRICS, VARIABLES, Finding, Study
 from analysis.words import unmeasured, verdicts, warnings
@@ -36,10 +36,22 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("fits", "Certificates", ()),
     ("points", "Points", ()),
     ("runs", "Runs", ("curves", "rates")),
+    ("samples", "Samples", ()),
+    ("fidelity", "Fidelity", ()),
+    ("speed", "Speed", ()),
     ("tokenizer", "Tokenizer", ()),
     ("more", "More figures", ()),
     ("provenance", "Provenance", ()),
 )
+
+
+@dataclass(frozen=True)
+class Made:
+    """What was made with one model, to be shown."""
+
+    name: str
+    pictures: tuple[tuple[str, Path], ...]  # caption and PNG
+    unshown: str = ""  # what else there is
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,10 @@ class Facts:
     tokenizers: list[dict[str, str]] = field(default_factory=list)
     pictures: dict[str, Path] = field(default_factory=dict)  # caption: PNG
     trials: tuple[str, ...] = ()  # all that were planned; those without a row are named
+    made: tuple[Made, ...] = ()
+    unshown: str = ""  # other models with which something was made
+    fidelity: list[dict[str, str]] = field(default_factory=list)
+    speed: list[dict[str, str]] = field(default_factory=list)
 
 
 def write_report(path: Path, study: Study, figures: Mapping[str, Path], facts: Facts) -> None:
@@ -70,7 +86,8 @@ def write_report(path: Path, study: Study, figures: Mapping[str, Path], facts: F
         "verdicts": verdicts(study), "warnings": warnings(study, facts.trials),
         "unmeasured": unmeasured(study), "checklist": checklist(study, facts.provenance),
         "beside": paper.paper_table(study.findings), "paper_note": paper.NOTE,
-        "cuts": _cuts(study), "pictures": [(c, _data_uri(p)) for c, p in facts.pictures.items()],
+        "cuts": _cuts(study), "pictures": [(c, inlined(p)) for c, p in facts.pictures.items()],
+        "made": [_with_pictures(one) for one in facts.made],
     }  # fmt: skip
     sections = []
     for anchor, title, names in SECTIONS:
@@ -208,5 +225,6 @@ def _figure(name: str, svg: Path) -> dict[str, Any]:
     return {"anchor": anchor, "svg": Markup(text), "caption": caption}
 
 
-def _data_uri(png: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(png.read_bytes()).decode()
+def _with_pictures(made: Made) -> dict[str, Any]:
+    pictures = [(caption, inlined(png)) for caption, png in made.pictures]
+    return {"name": made.name, "pictures": pictures, "unshown": made.unshown}

@@ -12,7 +12,18 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from pipelines import cli_cluster, cli_fit, cli_laws, cli_models, running, screen
+from pipelines import (
+    cli_cluster,
+    cli_edit,
+    cli_fidelity,
+    cli_fit,
+    cli_laws,
+    cli_models,
+    cli_sample,
+    cli_speed,
+    running,
+    screen,
+)
 from pipelines import plan as planning
 from pipelines.arguments import RUNS, AsJson, Detach, Dirty, HomeFolder, Only, SweepName
 from pipelines.cli_fit import sweep_of
@@ -161,6 +172,10 @@ app.add_typer(cli_fit.app)
 app.add_typer(cli_models.app)
 app.add_typer(cli_cluster.app)
 app.add_typer(cli_laws.app)
+app.add_typer(cli_sample.app)
+app.add_typer(cli_edit.app)
+app.add_typer(cli_fidelity.app)
+app.add_typer(cli_speed.app)
 
 
 def main() -> None:

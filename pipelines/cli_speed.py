@@ -50,6 +50,7 @@ def speed(
     beside the model, in place of what was measured on the same machine before. Measure on a
     machine that does nothing else.
     """
+    from pipelines.mirror import mirror_model
     from pipelines.place import Place, StopFile, local_seat
     from pipelines.speed import Asked, measure_speed
 
@@ -65,6 +66,7 @@ def speed(
         seat = local_seat(settings.local)
         place = Place(at, settings, StopFile(at.root / "stop"), seat, tell)
         found = measure_speed(place, address, asked, tell)
+    mirror_model(at, settings, address, screen.warn)
     if as_json:
         print(found.model_dump_json())
         return

@@ -1,4 +1,4 @@
-"""When MLflow is brought up to date: beside a driver, or beside a sweep that was left alone."""
+"""When MLflow is brought up to date: beside a driver or a sweep left alone, and after a verb."""
 
 import threading
 import time
@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from functools import partial
 
 from pipelines import slurm
+from pipelines.address import finished, read_generator
 from pipelines.collect import View, overview
 from pipelines.settings import Settings
-from pipelines.store import Home
+from pipelines.store import IMPORTED, Home
 from pipelines.tracking import ENDS, Mirror, database
-from var_scaling.config import Sweep
+from var_scaling.config import ImportedModel, Sweep
 
 _EVERY = 5.0  # seconds between two looks at the disk
 _FOLLOWS = 15.0  # the same of a mirror that follows what it does not drive
@@ -62,6 +63,39 @@ def mirror(
         if not follow:
             raise ValueError(f"{where} could not be brought up to date; nothing is lost: try again")
         time.sleep(_FOLLOWS)
+
+
+def mirror_model(home: Home, settings: Settings, address: str, warn: Callable[[str], None]) -> None:
+    """Bring the run of the one model at `address` up to date: for who made something with it.
+
+    What goes wrong is warned of. A tokenizer that no model here rests on has no run.
+    """
+
+    def bring() -> None:
+        if sweep := _around(home, address):
+            _catch_up(home, sweep, settings)
+
+    attempt(bring, warn)
+
+
+def _around(home: Home, address: str) -> Sweep | None:
+    """The model at `address`, or the first over that tokenizer, as a sweep of its own.
+
+    It bears the name of the sweep that the model belongs to. Raises ValueError.
+    """
+    kind, _, name = address.partition("/")
+    if kind == "tokenizers":
+        folders = (path.parent for path in sorted(home.root.glob("*/*/trial.json")))
+        over = (at for at in folders if read_generator(at).tokenizer.name == name)
+        folder = next(over, None)
+        if folder is None:
+            return None
+    else:
+        folder = finished(home, address)
+    record = read_generator(folder)
+    if isinstance(record, ImportedModel):
+        return Sweep(name=IMPORTED, question="", trials=(), imported=(record,))
+    return Sweep(name=folder.parent.name, question="", trials=(record,))
 
 
 def _catch_up(

@@ -6,8 +6,8 @@ from typing import Any
 
 from pipelines.provenance import attempts
 from pipelines.rows import schedule_class
-from var_scaling.accounting.ledger import trial_ledger
-from var_scaling.config import ImportedTokenizer, SomeTokenizer, Sweep, Trial
+from var_scaling.accounting.ledger import model_ledger, trial_ledger
+from var_scaling.config import ImportedModel, ImportedTokenizer, SomeTokenizer, Sweep, Trial
 
 
 def run_name(trial: Trial) -> str:
@@ -44,6 +44,21 @@ def trial_params(sweep: Sweep, trial: Trial) -> dict[str, Any]:
         "log10_N": round(math.log10(ledger["params_blocks"]), 3),
         "log10_C": round(math.log10(ledger["train_flops"]), 3),
         "log10_D": round(math.log10(ledger["tokens_seen"]), 3),
+    }
+
+
+def imported_params(model: ImportedModel) -> dict[str, Any]:
+    """What is known of a model that was trained elsewhere: its shape and its file."""
+    ledger = model_ledger(model)
+    return {
+        "family": model.family,
+        "depth": model.model.depth,
+        "width": model.model.width,
+        "tokenizer": model.tokenizer.name,
+        "params_total": ledger["params_total"],
+        "params_blocks": ledger["params_blocks"],
+        "sha256": model.sha256,
+        "log10_N": round(math.log10(ledger["params_blocks"]), 3),
     }
 
 

@@ -1,14 +1,14 @@
 """From results to what people look at: laws.json, figures, report, the law run in MLflow."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pipelines.exhibits import folders
+from pipelines.made import stamp_of
 from pipelines.store import Home
-from var_scaling.config import ImportedTokenizer, Sweep
+from var_scaling.config import Sweep
 from var_scaling.disk import read_json, write_json
-from var_scaling.metrics import last_of, read_metrics
 
 _FORMAT = 2  # of laws.json, as analysis.export writes it
 
@@ -23,11 +23,13 @@ def publish(
 ) -> dict[str, Any]:
     """The laws of `sweep`, fitted and drawn; what stands for these results is kept, unless `again`.
 
+    What was made with its models since, pictures and their numbers, is new too: the page shows it.
     Returns what laws.json holds. Raises TableError where there is nothing to fit.
     """
     folder = home.sweep(sweep.name)
     wanted = {
         "format": _FORMAT, "results_fingerprint": results_fingerprint, "objective": objective,
+        "made": _made(home, sweep),
     }  # fmt: skip
     if not again and (folder / "laws.json").exists() and report_path(home, sweep).exists():
         laws: dict[str, Any] = read_json(folder / "laws.json")
@@ -39,16 +41,23 @@ def publish(
     from analysis.study import study
     from analysis.table import load_results
     from pipelines.forecasts import graded
+    from pipelines.report_facts import facts_of
 
     table = load_results(folder / "results.parquet")
     found = study(table, objective, tuple(graded(home, sweep)), progress)
     # PDFs take as long as all the rest: who asks for laws or report gets them, a run does not.
     kinds = ("svg", "png", "pdf") if again else ("svg", "png")
     figures = draw_all(found, report_path(home, sweep).parent, kinds)
-    write_report(report_path(home, sweep), found, figures, _facts(home, sweep))
+    write_report(report_path(home, sweep), found, figures, facts_of(home, sweep))
     laws = {**laws_of(found), **wanted, "sweep": sweep.name}
     write_json(folder / "laws.json", laws)
     return laws
+
+
+def _made(home: Home, sweep: Sweep) -> dict[str, str] | None:
+    """What the page shows besides laws. No plain value: two reports do not differ in it."""
+    stamp = stamp_of(folders(home, sweep))
+    return None if stamp is None else {"stamp": stamp}
 
 
 def report_path(home: Home, sweep: Sweep) -> Path:
@@ -115,77 +124,7 @@ def note_mirrored(home: Home, sweep: Sweep, laws: dict[str, Any]) -> None:
 
 def _mirrored_as(database: Path, laws: dict[str, Any]) -> dict[str, Any]:
     """These results in this very database: one made anew holds nothing yet."""
-    return {"results": laws["results_fingerprint"], "database": database.stat().st_ino}
-
-
-def _facts(home: Home, sweep: Sweep) -> Any:
-    from analysis.report import Facts
-
-    tokenizers, pictures = [], {}
-    for t in sweep.tokenizers:
-        folder = home.tokenizer(t.name)
-        scores = last_of(read_metrics(folder / "metrics.jsonl"), "validation")
-        if scores:
-            tokenizers.append({
-                "tokenizer": t.name,
-                "images": "imported" if isinstance(t, ImportedTokenizer) else t.data.name,
-                "scales": " ".join(map(str, t.pyramid.sides)),
-                "codes": f"{t.codes:,}",
-                "PSNR (dB)": f"{scores['psnr_db']:.2f}",
-                "SSIM": "–" if scores.get("ssim") is None else f"{scores['ssim']:.3f}",
-                "LPIPS": "–" if scores.get("lpips") is None else f"{scores['lpips']:.4f}",
-                "codes used": f"{scores['codes_used_all']:.0%}",
-                "used by scale": " ".join(f"{share:.0%}" for share in scores["used_per_scale"]),
-                "perplexity by scale": " ".join(f"{p:.0f}" for p in scores["perplexity_per_scale"]),
-            })  # fmt: skip
-        if (folder / "reconstructions.png").exists():
-            caption = f"{t.name}: held-out images, each over its reconstruction"
-            pictures[caption] = folder / "reconstructions.png"
-    return Facts(
-        title=sweep.name,
-        question=sweep.question,
-        settings=_settings(sweep),
-        provenance=_provenance(home, sweep),
-        tokenizers=tokenizers,
-        pictures=pictures,
-        trials=tuple(trial.name for trial in sweep.trials),
-    )
-
-
-def _settings(sweep: Sweep) -> dict[str, str]:
-    method = {"scored on": "held-out tokens, labels kept, at the end of each trial; no smoothing"}
-    elsewhere = {
-        f"imported {model.name}": f"SHA-256 {model.sha256}; how it was trained is not known here"
-        for model in sweep.imported
-    }
-    if not sweep.trials:
-        return {**elsewhere, **method}
-    first = sweep.trials[0]
-    rates = sorted({trial.optimiser.learning_rate for trial in sweep.trials})
     return {
-        "trials": str(len(sweep.trials)),
-        "images": json.dumps(first.data.model_dump(mode="json")),
-        "global batch": ", ".join(sorted({str(trial.batch) for trial in sweep.trials})),
-        "precision": ", ".join(sorted({trial.precision for trial in sweep.trials})),
-        "peak learning rate": f"{rates[0]:.3g} to {rates[-1]:.3g}",
-        "optimiser (first trial)": json.dumps(first.optimiser.model_dump(mode="json")),
-        **elsewhere,
-        **method,
-    }
-
-
-def _provenance(home: Home, sweep: Sweep) -> dict[str, str]:
-    attempts: list[dict[str, Any]] = []
-    for trial in sweep.trials:
-        path = home.trial(sweep.name, trial.name) / "provenance.json"
-        attempts += read_json(path)["attempts"] if path.exists() else []
-    if not attempts:
-        return {}
-    packages = {json.dumps(attempt["packages"]) for attempt in attempts}
-    return {
-        "code": ", ".join(sorted({str(attempt["commit"]) for attempt in attempts})),
-        "machines": ", ".join(sorted({f"{a['host']} ({a['platform']})" for a in attempts})),
-        "attempts": f"{len(attempts)} over {len(sweep.trials)} trials",
-        "packages": "; ".join(sorted(packages)),
-        "sweep fingerprint": sweep.fingerprint(),
-    }
+        "results": laws["results_fingerprint"], "made": laws.get("made"),
+        "database": database.stat().st_ino,
+    }  # fmt: skip

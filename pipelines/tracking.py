@@ -1,7 +1,8 @@
 """MLflow's door: mirror the disk into one experiment a sweep. Replayed twice, it is there once.
 
 The disk is the truth. The mirror remembers on each run how far it got, so an outage of any length
-costs nothing but the view, and a deleted database is filled again from the beginning.
+costs nothing but the view, and a deleted database is filled again from the beginning. What is made
+with a model later, samples and their numbers, goes to its run, though that is at its end.
 """
 
 import json
@@ -12,15 +13,22 @@ from typing import Any
 from urllib.parse import quote
 
 from pipelines.collect import View, overview
-from pipelines.page import attempt_tags, run_name, tokenizer_params, trial_params
-from pipelines.store import Home, held
+from pipelines.made import Made, made_in
+from pipelines.page import (
+    attempt_tags,
+    imported_params,
+    run_name,
+    tokenizer_params,
+    trial_params,
+)
+from pipelines.store import IMPORTED, Home, held
 from var_scaling.config import Sweep
 from var_scaling.disk import whole
 from var_scaling.metrics import Line, read_metrics
 
 _BATCH = 900  # MLflow takes at most 1,000 metrics a call
 _PREFIX = {"train": "train", "validation": "val"}
-_MIRRORED = "var_scaling.mirrored"
+_MIRRORED = "var_scaling.mirrored"  # how far a run has come; with /PLACE: what was made there
 _ADDRESS = "var_scaling.address"
 # The state of a stage as MLflow has it: a stopped run goes on later, so it is not at an end.
 ENDS = {
@@ -74,6 +82,7 @@ class Mirror:
         self._experiments: dict[str, str] = {}
         self._runs: dict[str, str] = {}
         self._seen: dict[str, dict[str, Any]] = {}
+        self._stamps: dict[str, dict[str, str]] = {}  # by run and place, of what was brought
 
     def catch_up(self, views: list[View] | None = None) -> None:
         """Bring every run of the sweep to what the disk, or `views` of it, says now."""
@@ -84,6 +93,7 @@ class Mirror:
             if state != "waiting":
                 run = self._run("tokenizers", t.name, f"tokenizers/{t.name}", "tokenizer")
                 self._follow(run, folder, state, tokenizer_params(t), ["reconstructions.png"])
+                self._bring(run, made_in(folder))
         for trial in self.sweep.trials:
             folder = self.home.trial(self.sweep.name, trial.name)
             state = states["trial", trial.name]
@@ -91,6 +101,15 @@ class Mirror:
                 address = f"{self.sweep.name}/{trial.name}"
                 run = self._run(self.sweep.name, run_name(trial), address, "trial")
                 self._follow(run, folder, state, trial_params(self.sweep, trial), [])
+                self._bring(run, made_in(folder))
+        for model in self.sweep.imported:
+            if made := made_in(self.home.imported(model.name)):
+                run = self._run(IMPORTED, model.name, f"{IMPORTED}/{model.name}", "imported")
+                if not self._seen[run]:
+                    self._seen[run] = {"state": "FINISHED"}
+                    self._log_facts(run, imported_params(model), {}, self._seen[run])
+                    self.client.set_terminated(run, "FINISHED")
+                self._bring(run, made)
 
     def publish_law(
         self, scalars: dict[str, float], table: dict[str, list[Any]], files: list[Path]
@@ -133,6 +152,20 @@ class Mirror:
             self.client.set_terminated(run, status)
         self._seen[run] = reached
 
+    def _bring(self, run: str, found: list[Made]) -> None:
+        """Pictures and numbers of what was made, where the run has not these very ones."""
+        for made in found:
+            stamp = made.stamp  # before the files are read: what changes meanwhile comes next time
+            if self._stamps[run].get(made.place) == stamp:
+                continue
+            for file in made.files:
+                self.client.log_artifact(run, str(file), made.place)
+            # At the time they were written: told again they are the same row, measured anew later.
+            at, numbers = made.written_ms, made.numbers()
+            self._log(run, [_metric(name, value, at, 0) for name, value in numbers.items()])
+            self.client.set_tag(run, f"{_MIRRORED}/{made.place}", stamp)
+            self._stamps[run][made.place] = stamp
+
     def _log(self, run: str, metrics: list[Any]) -> None:
         for start in range(0, len(metrics), _BATCH):
             self.client.log_batch(run, metrics=metrics[start : start + _BATCH])
@@ -152,15 +185,23 @@ class Mirror:
         if address in self._runs:
             return self._runs[address]
         place = self._experiment(experiment)
-        found = self.client.search_runs([place], f"tags.`{_ADDRESS}` = '{address}'", max_results=1)
-        if found:
-            run = found[0]
-        else:
-            tags = {_ADDRESS: address, "kind": kind, "sweep": experiment}
-            run = self.client.create_run(place, run_name=name, tags=tags)
-        self._runs[address] = run.info.run_id
-        self._seen[run.info.run_id] = json.loads(run.data.tags.get(_MIRRORED, "{}"))
-        return str(run.info.run_id)
+        run = self._found(place, address)
+        if run is None:
+            with held(self.home.root, wait=60, file="mlflow.lock"):  # two verbs may end at once
+                tags = {_ADDRESS: address, "kind": kind, "sweep": experiment}
+                run = self._found(place, address) or self.client.create_run(
+                    place, run_name=name, tags=tags
+                )
+        number, tags = str(run.info.run_id), run.data.tags
+        self._runs[address] = number
+        self._seen[number] = json.loads(tags.get(_MIRRORED, "{}"))
+        places = [name for name in tags if name.startswith(f"{_MIRRORED}/")]
+        self._stamps[number] = {name.removeprefix(f"{_MIRRORED}/"): tags[name] for name in places}
+        return number
+
+    def _found(self, experiment: str, address: str) -> Any:
+        wanted = f"tags.`{_ADDRESS}` = '{address}'"
+        return next(iter(self.client.search_runs([experiment], wanted, max_results=1)), None)
 
     def _experiment(self, name: str) -> str:
         if name not in self._experiments:

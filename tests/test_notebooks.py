@@ -22,6 +22,8 @@ def test_a_notebook_is_no_library_and_carries_no_outputs(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_on_the_smoke_results(path, smoke, monkeypatch):
     monkeypatch.setitem(os.environ, "VAR_SCALING_RESULTS", str(smoke / "smoke/results.parquet"))
+    monkeypatch.setitem(os.environ, "VAR_SCALING_HOME", str(smoke))
+    monkeypatch.setitem(os.environ, "VAR_SCALING_SWEEP", "smoke")
     notebook = nbformat.read(path, 4)
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": FOLDER}}).execute()
     kinds = {

@@ -1,0 +1,152 @@
+"""What was made with a model and measured on it, as its folder has it: for MLflow and the report.
+
+Sets of samples, edits, fidelity, speed. Their verbs write them; here they are only read. No torch.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipelines.measured import FIDELITY, fidelities
+from pipelines.speed import SPEED, Measured, measurements, speed_columns
+from pipelines.store import natural
+from var_scaling.disk import DONE, read_json
+
+SAMPLES, EDITS = "samples", "edits"
+_PICTURES = {SAMPLES: ("grid.png", "strips.png"), EDITS: ("sheet.png",)}
+_RECORDS = {SAMPLES: "sampling.json", EDITS: "edit.json"}
+
+
+class Made(NamedTuple):
+    """A set of samples, an edit or a measurement: what is brought as one."""
+
+    place: str  # below the model's folder and below its run's artifacts: samples/SET, edits/NAME
+    folder: Path
+    pictures: tuple[Path, ...]
+    measured: Path | None  # a fidelity.json or speed.json
+
+    @property
+    def kind(self) -> str:
+        return self.place.partition("/")[0]
+
+    @property
+    def name(self) -> str:
+        return self.place.partition("/")[2]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self.pictures if self.measured is None else (*self.pictures, self.measured)
+
+    @property
+    def stamp(self) -> str:
+        """Twelve hex digits that change when a file does, by size and time of writing."""
+        stats = self._stats().items()
+        return _hashed(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
+
+    @property
+    def written_ms(self) -> int:
+        """When the last of it was written, in milliseconds since 1970."""
+        return max(stat.st_mtime_ns for stat in self._stats().values()) // 1_000_000
+
+    def record(self) -> dict[str, Any]:
+        """What was asked for, as the verb claimed the folder with it; {} if that is not there."""
+        path = self.folder / _RECORDS[self.kind]
+        found: dict[str, Any] = read_json(path) if path.exists() else {}
+        return found
+
+    def numbers(self) -> dict[str, float]:
+        """What was measured, by name, as MLflow metrics. Raises ValueError for another format."""
+        if self.measured is None:
+            return {}
+        return _speeds(self) if self.measured.name == SPEED else _fidelity(self)
+
+    def _stats(self) -> dict[str, os.stat_result]:
+        return {path.name: path.stat() for path in self.files}
+
+
+def made_in(folder: Path) -> list[Made]:
+    """All that was made with the model or tokenizer in `folder`; sets and edits by name.
+
+    A set or an edit that is not finished, or grows, is not there yet.
+    """
+    found = []
+    for kind, names in _PICTURES.items():
+        done = [path.parent for path in (folder / kind).glob(f"*/{DONE}")]
+        for one in sorted(done, key=lambda path: natural(path.name)):
+            pictures = tuple(one / name for name in names if (one / name).exists())
+            found.append(Made(f"{kind}/{one.name}", one, pictures, _there(one / FIDELITY)))
+    alone = [Made(Path(name).stem, folder, (), _there(folder / name)) for name in (FIDELITY, SPEED)]
+    return [one for one in (*found, *alone) if one.files]
+
+
+def machine_of(one: Measured, between: str) -> str:
+    """A machine by its name, and a processor by its threads too: speed hangs on both."""
+    threads = one.machine.threads
+    said = f"{between}{threads} thread{'s' * (threads > 1)}"
+    return one.machine.name + said * (one.machine.device == "cpu")
+
+
+def stamp_of(folders: Iterable[Path]) -> str | None:
+    """One stamp of all that was made in these folders; None where nothing was."""
+    stamps = [
+        f"{folder.name} {one.place} {one.stamp}" for folder in folders for one in made_in(folder)
+    ]
+    return _hashed(stamps) if stamps else None
+
+
+def _fidelity(made: Made) -> dict[str, float]:
+    """`fidelity/SET/fid`: what was measured last; of several, each by its reference as well."""
+    found = sorted(fidelities(made.folder), key=lambda one: one.time)
+    base = f"fidelity/{made.name or 'reconstructions'}"
+    numbers: dict[str, float] = {}
+    for one in found:
+        numbers |= {f"{base}/{name}": value for name, value in one.scores.items()}
+        numbers[f"{base}/samples"] = one.samples
+    several = len({one.images for one in found}) > 1
+    names = [f"{one.images} {one.reference}" if several else one.reference for one in found]
+    if len(set(names)) > 1:
+        for name, one in zip(names, found, strict=True):
+            there = f"{base}/{_key(name)}"
+            numbers |= {f"{there}/{score}": value for score, value in one.scores.items()}
+    return numbers
+
+
+def _speeds(made: Made) -> dict[str, float]:
+    """`speed/...` as in the results row; and of each machine by precision, guidance and batch."""
+    numbers = {f"speed/{name}": float(value) for name, value in speed_columns(made.folder).items()}
+    for one in measurements(made.folder):
+        base = f"speed/{_key(machine_of(one, ' '))}"
+        rows: dict[str, dict[str, float | None]] = {}
+        for row in one.sampling:
+            rows[f"{base}/sampling/{row.precision}/guidance-{row.guidance:g}/batch-{row.batch}"] = {
+                "images_per_second": row.images_per_second,
+                "latency_seconds": row.whole.median_seconds if row.whole else None,
+                "transformer_mfu": row.transformer_mfu,
+                "gpu_peak_bytes": row.memory.gpu_peak_bytes,
+            }
+        for step in one.training:
+            rows[f"{base}/training/{step.precision}/batch-{step.micro_batch}"] = {
+                "tokens_per_second": step.tokens_per_second,
+                "mfu": step.mfu,
+                "gpu_peak_bytes": step.memory.gpu_peak_bytes,
+            }
+        for place, found in rows.items():
+            known = {name: value for name, value in found.items() if value is not None}
+            numbers |= {f"{place}/{name}": float(value) for name, value in known.items()}
+    return numbers
+
+
+def _key(text: str) -> str:
+    """`text` in the characters that MLflow allows in the name of a metric."""
+    return re.sub(r"[^\w.-]+", "-", text, flags=re.ASCII)
+
+
+def _there(path: Path) -> Path | None:
+    return path if path.exists() else None
+
+
+def _hashed(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]

@@ -1,0 +1,408 @@
+"""Samples, edits and their numbers come to MLflow and the report: once, and again when new."""
+
+import os
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import SMALL, trial
+from PIL import Image
+from test_report import FACTS, assert_sound, frame, written
+
+from analysis.study import study
+from analysis.table import TableError, check
+from pipelines import publish
+from pipelines.exhibits import exhibits, folders
+from pipelines.made import made_in, stamp_of
+from pipelines.measured import Fidelity, note_fidelity
+from pipelines.mirror import mirror_model
+from pipelines.report_facts import facts_of
+from pipelines.settings import Settings
+from pipelines.speed import Measured, note_measured
+from pipelines.store import Home, claim
+from pipelines.tracking import Mirror, client
+from var_scaling.config import ImportedModel, Model, Sweep
+from var_scaling.disk import write_json
+from var_scaling.evaluation.rates import (
+    Machine,
+    MatmulPeak,
+    Memory,
+    SamplingSpeed,
+    Timing,
+    TrainingSpeed,
+)
+from var_scaling.generation.sets import SampleSet
+from var_scaling.generation.settings import Sampling
+
+TRIALS = tuple(
+    trial(name=f"d{depth}", model=Model(depth=depth, width_per_depth=8)) for depth in (2, 10, 4)
+)
+SWEEP = Sweep(name="s", question="?", trials=TRIALS)
+SHA = "a" * 64
+HASHES = {"weights_sha256": SHA, "tokenizer_sha256": SHA}
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory) -> Path:
+    """MLflow's tables take seconds to make: once for all tests here."""
+    home = Home(tmp_path_factory.mktemp("database"))
+    client(home)
+    return home.root / "mlflow.db"
+
+
+@pytest.fixture
+def home(tmp_path, empty_database) -> Home:
+    """A home of three finished trials."""
+    return with_trials(Home(tmp_path / "home"), empty_database)
+
+
+def with_trials(home: Home, empty_database: Path) -> Home:
+    for one in TRIALS:
+        folder = home.trial("s", one.name)
+        claim(folder, "trial.json", one)
+        (folder / "weights.safetensors").touch()
+        write_json(folder / "done.json", {"status": "done"})
+    shutil.copy(empty_database, home.root / "mlflow.db")
+    return home
+
+
+@pytest.fixture(scope="module")
+def few():
+    """A study of three sizes: quick, and with it goes the whole page."""
+    return study(check(frame(depths=(1, 2, 3), seeds=(0,))))
+
+
+def picture(path: Path, colour: str = "red", size=(64, 32)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+def samples(home: Home, name: str = "default", of: str = "d2", **changes) -> Path:
+    """A set as `sample` leaves it."""
+    folder = home.trial("s", of) / "samples" / name
+    asked = {"seed": 7, "classes": tuple(range(8)), "model_classes": 8, "count": 3}
+    wanted = SampleSet(name=name, **{**asked, "sampling": Sampling(), **HASHES, **changes})
+    claim(folder, "sampling.json", wanted)
+    picture(folder / "grid.png")
+    picture(folder / "strips.png", "blue")
+    write_json(folder / "done.json", {})
+    return folder
+
+
+def edit(home: Home, name: str = "leaf", of: str = "d2") -> Path:
+    folder = home.trial("s", of) / "edits" / name
+    picture(folder / "sheet.png", "green")
+    asked = {"kind": "in-paint", "label": 3, "seed": 1, "sampling": Sampling().model_dump()}
+    write_json(folder / "edit.json", asked)
+    write_json(folder / "done.json", {})
+    return folder
+
+
+def looked(folder: Path, **scores: float) -> None:
+    """As `fidelity` leaves its numbers in `folder`."""
+    note_fidelity(folder, Fidelity(
+        images=folder.name, set=folder.name, scores=scores, samples=24, references=600, counts={},
+        extractor="seeded", extractor_sha256=SHA, reference="leaves-train", reference_sha256=SHA,
+        commit=None, time="2026-01-02T03:04:05Z", seconds=1.0, device="cpu",
+    ))  # fmt: skip
+
+
+def timed(folder: Path) -> None:
+    """As `speed` leaves its rows in `folder`; the larger batch did not fit."""
+    half = Timing(median_seconds=0.5, least_seconds=0.4, most_seconds=0.9, repeats=3)
+    way = {"precision": "fp32", "guidance": 1.5}
+    note_measured(folder, Measured(
+        machine=Machine(name="Box (R) 2", device="cpu", threads=1, torch="2"), **HASHES,
+        commit=None, time="2026-01-02T03:04:05Z", seconds=2.0,
+        peaks=(MatmulPeak(precision="fp32", side=64, flops_per_second=1e9),),
+        sampling=(
+            SamplingSpeed(batch=1, whole=half, images_per_second=2.0, transformer_mfu=0.25, **way),
+            SamplingSpeed(batch=64, missing="out of memory", **way),
+        ),
+        training=(
+            TrainingSpeed(
+                precision="fp32", micro_batch=8, step=half, images_per_second=16.0,
+                tokens_per_second=336.0, mfu=0.5, memory=Memory(process_growth_bytes=3_000_000),
+            ),
+        ),
+    ))  # fmt: skip
+
+
+def later(path: Path, seconds: float = 60) -> None:
+    """As if `path` had been written that much later."""
+    at = path.stat().st_mtime_ns + int(seconds * 1e9)
+    os.utime(path, ns=(at, at))
+
+
+def run_of(mirror: Mirror, name: str = "d2"):
+    (found,) = [
+        run
+        for run in mirror.client.search_runs([mirror._experiment("s")])
+        if run.data.tags["var_scaling.address"] == f"s/{name}"
+    ]
+    return found
+
+
+def artifacts(mirror: Mirror, place: str, name: str = "d2") -> list[str]:
+    run = run_of(mirror, name).info.run_id
+    return [one.path for one in mirror.client.list_artifacts(run, place)]
+
+
+def caught_up(home: Home) -> tuple[Mirror, list[str]]:
+    """A mirror that has caught up, and what it had to upload for it, without reconstructions."""
+    mirror, sent = Mirror(home, SWEEP), []
+    send = mirror.client.log_artifact
+
+    def log_artifact(run: str, file: str, place: str | None = None) -> None:
+        sent.append(f"{place}/{Path(file).name}")
+        send(run, file, place)
+
+    mirror.client.log_artifact = log_artifact
+    mirror.catch_up()
+    return mirror, sent
+
+
+# MLflow ----------------------------------------------------------------------------------------
+
+
+def test_what_is_made_after_a_run_has_ended_comes_to_it_once(home):
+    assert caught_up(home)[1] == []
+    looked(samples(home), fd_seeded=1.5, kd_seeded=-0.25)
+    edit(home)
+    mirror, sent = caught_up(home)
+    assert sent == [
+        "samples/default/grid.png",
+        "samples/default/strips.png",
+        "samples/default/fidelity.json",
+        "edits/leaf/sheet.png",
+    ]
+    assert artifacts(mirror, "edits/leaf") == ["edits/leaf/sheet.png"]
+    assert artifacts(mirror, "samples/default", "d2")[1:] == [
+        "samples/default/grid.png",
+        "samples/default/strips.png",
+    ]
+    run = run_of(mirror)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics == {
+        "fidelity/default/fd_seeded": 1.5,
+        "fidelity/default/kd_seeded": -0.25,
+        "fidelity/default/samples": 24.0,
+    }
+    mirror.catch_up()
+    again, sent = caught_up(home)
+    assert sent == []
+    history = again.client.get_metric_history(run.info.run_id, "fidelity/default/fd_seeded")
+    assert [point.value for point in history] == [1.5]
+
+
+def test_only_what_has_changed_is_brought_again_and_the_later_number_counts(home):
+    looked(samples(home), fd_seeded=1.5)
+    samples(home, "other")
+    caught_up(home)
+    looked(home.trial("s", "d2") / "samples/default", fd_seeded=0.5)
+    later(home.trial("s", "d2") / "samples/default/fidelity.json")
+    mirror, sent = caught_up(home)
+    assert {place.rpartition("/")[0] for place in sent} == {"samples/default"}
+    assert run_of(mirror).data.metrics["fidelity/default/fd_seeded"] == 0.5
+    later(home.trial("s", "d2") / "samples/other/grid.png")
+    assert caught_up(home)[1] == ["samples/other/grid.png", "samples/other/strips.png"]
+
+
+def test_a_home_without_its_database_fills_a_new_one(home, tmp_path, empty_database):
+    looked(samples(home), fd_seeded=1.5)
+    first, sent = caught_up(home)
+    moved = Home(tmp_path / "moved")  # MLflow keeps a deleted file open for its process
+    shutil.copytree(home.root, moved.root, ignore=shutil.ignore_patterns("ml*"))
+    shutil.copy(empty_database, moved.root / "mlflow.db")
+    second, sent_again = caught_up(moved)
+    assert sent_again == sent
+    assert run_of(first).data.metrics == run_of(second).data.metrics
+
+
+def test_a_set_that_is_not_finished_is_not_there_yet(home):
+    (samples(home) / "done.json").unlink()
+    assert made_in(home.trial("s", "d2")) == []
+    assert caught_up(home)[1] == []
+
+
+def test_two_references_are_told_apart_by_name(home):
+    folder = samples(home)
+    looked(folder, fid=9.0)
+    note_fidelity(folder, Fidelity(
+        images="default", set="default", scores={"fid": 3.0}, samples=24, references=None,
+        counts={}, extractor="inception", extractor_sha256=SHA, reference="ADM's (256).npz",
+        reference_sha256=SHA, commit=None, time="2027-01-01T00:00:00Z", seconds=1.0, device="cpu",
+    ))  # fmt: skip
+    (made,) = made_in(home.trial("s", "d2"))
+    assert made.numbers() == {
+        "fidelity/default/fid": 3.0,
+        "fidelity/default/samples": 24,
+        "fidelity/default/leaves-train/fid": 9.0,
+        "fidelity/default/ADM-s-256-.npz/fid": 3.0,
+    }
+    mirror, _ = caught_up(home)  # MLflow takes the names
+    assert run_of(mirror).data.metrics["fidelity/default/ADM-s-256-.npz/fid"] == 3.0
+
+
+def test_speed_comes_by_machine_and_in_short_and_what_did_not_fit_has_no_number(home):
+    timed(home.trial("s", "d2"))
+    mirror, _ = caught_up(home)
+    known = run_of(mirror).data.metrics
+    assert known["speed/sampling_latency_seconds"] == 0.5
+    assert (
+        known["speed/Box-R-2-1-thread/sampling/fp32/guidance-1.5/batch-1/transformer_mfu"] == 0.25
+    )
+    assert known["speed/Box-R-2-1-thread/training/fp32/batch-8/tokens_per_second"] == 336.0
+    assert not [name for name in known if "batch-64" in name]
+
+
+def test_a_verb_brings_its_own_model_and_a_fault_is_a_warning(home, empty_database):
+    samples(home)
+    said: list[str] = []
+    mirror_model(home, Settings(), "s/d2", said.append)
+    mirror = Mirror(home, SWEEP)
+    assert len(mirror.client.search_runs([mirror._experiment("s")])) == 1
+    assert len(artifacts(mirror, "samples/default")) == 2
+    mirror_model(home, Settings(), "s/nothing", said.append)
+    assert len(said) == 1
+    assert "MLflow mirror: ValueError" in said[0]
+
+
+def test_a_tokenizers_numbers_come_to_its_run_by_way_of_a_model_over_it(home):
+    mirror_model(home, Settings(), "tokenizers/t", pytest.fail)
+    folder = home.tokenizer("t")
+    write_json(folder / "done.json", {"status": "done"})
+    looked(folder, fd_seeded=2.5)
+    mirror_model(home, Settings(), "tokenizers/t", pytest.fail)
+    mirror = Mirror(home, SWEEP)
+    (run,) = mirror.client.search_runs([mirror._experiment("tokenizers")])
+    assert run.data.metrics["fidelity/reconstructions/fd_seeded"] == 2.5
+    (row,) = exhibits(home, SWEEP).fidelity
+    assert row["model"] == "tokenizers/t"
+    mirror_model(home, Settings(), "tokenizers/unused", pytest.fail)
+
+
+def test_an_imported_model_has_a_run_once_something_was_made_with_it(home):
+    model = ImportedModel(
+        name="it", model=Model(depth=2, width_per_depth=8), tokenizer=SMALL, classes=3, sha256=SHA
+    )
+    folder = home.imported("it")
+    claim(folder, "model.json", model)
+    (folder / "weights.safetensors").touch()
+    write_json(folder / "done.json", {"status": "done"})
+    sweep = Sweep(name="imported", question="?", trials=(), imported=(model,))
+    Mirror(home, sweep).catch_up()
+    names = [one.name for one in client(home).search_experiments()]
+    assert "imported" not in names
+    timed(folder)
+    for _ in range(2):
+        mirror_model(home, Settings(), "imported/it", pytest.fail)
+    mirror = Mirror(home, sweep)
+    (run,) = mirror.client.search_runs([mirror._experiment("imported")])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["sha256"] == SHA
+    assert run.data.metrics["speed/training_mfu"] == 0.5
+
+
+def table(page: str, anchor: str) -> dict[str, list[str]]:
+    """A table of the page, by heading."""
+    found = re.search(rf'<table id="{anchor}">.*?</table>', page, re.DOTALL)
+    assert found is not None
+    head, *rows = [
+        re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row) for row in found.group().split("<tr>")[1:]
+    ]
+    return {name: [row[i] for row in rows] for i, name in enumerate(head)}
+
+
+# The report --------------------------------------------------------------------------------------
+
+
+def test_the_largest_models_come_first_and_the_rest_is_named(home):
+    for name in ("default", "a", "b"):
+        samples(home, name, "d10")
+    samples(home, of="d4")
+    edit(home, of="d2")
+    found = exhibits(home, SWEEP)
+    assert [made.name for made in found.made] == ["s/d10", "s/d4", "s/d2"]
+    first = [caption for caption, _ in found.made[0].pictures]
+    assert first[0] == (
+        "s/d10, samples default: 3 of each of 8 classes, guidance 1.5, rising from 0, seed 7"
+    )
+    assert "scale by scale" in first[1]
+    assert found.made[0].unshown == "Also on disk: samples/b."
+    (sheet,) = found.made[2].pictures
+    assert sheet[0].startswith("s/d2, edit leaf: in-paint, class 3, guidance 1.5")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"classes": (8,)}, "3 without a class, guidance 1.5"),
+        ({"classes": (5,)}, "3 of class 5"),
+        ({"sampling": Sampling(guidance=2.0, rising=False)}, "guidance 2.0, seed"),
+        ({"sampling": Sampling(guidance=(0.0, 1.0, 2.0))}, "guidance 0.0 1.0 2.0, seed"),
+        ({"sampling": Sampling(guidance=0.0)}, "classes, no guidance, seed"),
+        ({"sampling": Sampling(top_k=0, smooth=True)}, "top_k 0, smooth True, seed"),
+    ],
+)
+def test_captions_say_what_was_asked_for(home, changes, said):
+    samples(home, **changes)
+    (made,) = exhibits(home, SWEEP).made
+    assert said in made.pictures[0][0]
+
+
+def test_pictures_and_tables_stand_in_the_page(home, few, tmp_path):
+    looked(samples(home, of="d10"), fd_seeded=1.5, kd_seeded=-0.25, kd_seeded_std=0.011)
+    looked(samples(home, of="d4"), fid=12.25)
+    timed(home.trial("s", "d4"))
+    facts = replace(FACTS, **exhibits(home, SWEEP)._asdict())
+    page = written(tmp_path, few, facts=facts)
+    assert_sound(page)
+    assert page.count('src="data:image/png;base64,') == 4
+    fidelity = table(page, "fidelity-table")
+    assert fidelity["model"] == ["s/d10", "s/d4"]
+    assert fidelity["fd_seeded"] == ["1.5", "–"]
+    assert fidelity["kd_seeded"] == ["-0.25 ± 0.011", "–"]
+    assert fidelity["FID"] == ["–", "12.25"]
+    assert fidelity["reference"] == ["leaves-train, 600 images"] * 2
+    speed = table(page, "speed-table")
+    assert speed["images/s"] == ["2", "out of memory", "16"]
+    assert speed["least to most"] == ["0.4 to 0.9", "–", "0.4 to 0.9"]
+    assert speed["MFU"] == ["25.0%", "–", "50.0%"]
+    assert speed["memory"] == ["–", "–", "+3 MB"]
+
+
+def test_a_page_without_pictures_has_no_section_for_them(home, few, tmp_path):
+    facts = replace(FACTS, **exhibits(home, SWEEP)._asdict())
+    page = written(tmp_path, few, facts=facts)
+    assert 'id="samples"' not in page
+    assert 'id="speed"' not in page
+
+
+def test_a_picture_that_would_weigh_too_much_is_shrunk_and_says_so(home, few, tmp_path):
+    noise = Image.effect_noise((1000, 2000), 90)
+    noise.save(samples(home) / "grid.png")
+    facts = replace(FACTS, **exhibits(home, SWEEP)._asdict())
+    page = written(tmp_path, few, facts=facts)
+    assert page.count('src="data:image/jpeg;base64,') == 1
+    assert 'width="800" height="1600"' in page
+    assert page.count("(shrunk for this page)") == 1
+
+
+def test_new_pictures_make_the_page_and_the_mirror_old(home):
+    laws = {"format": 2, "objective": "squares", "results_fingerprint": "r", "made": None}
+    report = publish.report_path(home, SWEEP)
+    report.parent.mkdir()
+    report.touch()
+    write_json(home.sweep("s") / "laws.json", laws)
+    publish.note_mirrored(home, SWEEP, laws)
+    assert publish.publish(home, SWEEP, "r", again=False) == laws
+    samples(home)
+    with pytest.raises((TableError, FileNotFoundError)):  # it wants to write the page anew
+        publish.publish(home, SWEEP, "r", again=False)
+    new = {**laws, "made": {"stamp": stamp_of(folders(home, SWEEP))}}
+    assert publish.mirrored(home, SWEEP, laws)
+    assert not publish.mirrored(home, SWEEP, new)
+    assert facts_of(home, SWEEP).made[0].name == "s/d2"
