@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from pydantic import NonNegativeInt, PositiveInt
 
+from pipelines.guidance import fitting, never_without
 from var_scaling.config import ImportedModel, Trial
 from var_scaling.data.decode import Undecodable, decode
 from var_scaling.generation.blend import Window, missed_share, paste, read_window
@@ -121,7 +122,9 @@ def plan_edit(
 ) -> Plan:
     """Check everything that can be before a weight is read. Raises ValueError, OSError."""
     kind, t = asked.kind, record.tokenizer
-    label, sampling = _label(asked, record), _sampling(asked, record)
+    label = _label(asked, record)
+    no_class = "it pulls towards a class: say which, with --class N"
+    sampling = fitting(asked.sampling, record, None if asked.label is not None else no_class)
     sampling.steps(t.pyramid.scales)
     content = asked.image.read_bytes()
     picture_hw3 = np.asarray(_decoded(asked.image, content))
@@ -168,7 +171,7 @@ def name_for(image: Path) -> str:
 def _label(asked: Asked, record: Trial | ImportedModel) -> int:
     classes = f"0 to {record.classes - 1}"
     if asked.label is None:
-        if _never_without(record):
+        if never_without(record):
             raise ValueError(
                 f"{record.name} was trained with label_drop = 0: it always knew the class and "
                 f"cannot go by the picture alone. Say which to paint: --class N, {classes}"
@@ -180,28 +183,6 @@ def _label(asked: Asked, record: Trial | ImportedModel) -> int:
             "picture alone"
         )
     return asked.label
-
-
-def _sampling(asked: Asked, record: Trial | ImportedModel) -> Sampling:
-    """Guidance only where there is something to guide from and to."""
-    sampling = asked.sampling
-    if asked.label is not None and not _never_without(record):
-        return sampling
-    if "guidance" not in sampling.model_fields_set:
-        return sampling.model_copy(update={"guidance": 0.0})
-    weights = sampling.guidance if isinstance(sampling.guidance, tuple) else (sampling.guidance,)
-    if any(weights):
-        why = (
-            "it pulls towards a class: say which, with --class N"
-            if asked.label is None
-            else f"{record.name} was trained with label_drop = 0 and has nothing to pull away from"
-        )
-        raise ValueError(f"guidance {', '.join(f'{weight:g}' for weight in weights)}: {why}")
-    return sampling
-
-
-def _never_without(record: Trial | ImportedModel) -> bool:
-    return isinstance(record, Trial) and record.label_drop == 0
 
 
 def _hole(asked: Asked, width: int, height: int) -> tuple[np.ndarray, Box | None, str | None]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.address import finished, read_generator
+from pipelines.guidance import fitting, never_without
 from pipelines.judge import load_judge, read_class_map, rejection_by
 from pipelines.place import Place
 from pipelines.sample_folder import SAMPLES
@@ -66,13 +67,15 @@ def plan_set(place: Place, address: str, asked: Asked) -> Plan:
         judge = load_judge(place, classifier)
         outputs = read_class_map(asked.class_map) if asked.class_map else None
         rejection = rejection_by(judge, asked.reject, record.classes, outputs)
+    nobody = f"it pulls towards a class, and with --classes {NONE} there is none"
+    no_class = nobody if labels == (record.classes,) else None
     wanted = SampleSet(
         name=asked.name,
         seed=asked.seed,
         classes=labels,
         model_classes=record.classes,
         count=asked.count,
-        sampling=_sampling(asked.sampling, record, labels),
+        sampling=fitting(asked.sampling, record, no_class),
         rejection=rejection,
         weights_sha256=read_json(folder / DONE)["weights_sha256"],
         tokenizer_sha256=read_json(tokenizer / DONE)["weights_sha256"],
@@ -123,30 +126,9 @@ def read_part(text: str) -> tuple[int, int]:
     return int(found[1]) - 1, int(found[2])
 
 
-def _never_without(record: Trial | ImportedModel) -> bool:
-    return isinstance(record, Trial) and record.label_drop == 0
-
-
 def _refuse_never_learnt(record: Trial | ImportedModel, labels: tuple[int, ...]) -> None:
-    if record.classes in labels and _never_without(record):
+    if record.classes in labels and never_without(record):
         raise ValueError(
             f"--classes {NONE}: {record.name} was trained with label_drop = 0 and never without "
             "a class"
         )
-
-
-def _sampling(
-    sampling: Sampling, record: Trial | ImportedModel, labels: tuple[int, ...]
-) -> Sampling:
-    """Guidance only where there is something to guide from and to."""
-    why = None
-    if labels == (record.classes,):
-        why = f"it pulls towards a class, and with --classes {NONE} there is none"
-    elif _never_without(record):
-        why = f"{record.name} was trained with label_drop = 0 and has nothing to pull away from"
-    weights = sampling.guidance if isinstance(sampling.guidance, tuple) else (sampling.guidance,)
-    if why is None or not any(weights):
-        return sampling
-    if "guidance" in sampling.model_fields_set:
-        raise ValueError(f"guidance {', '.join(f'{weight:g}' for weight in weights)}: {why}")
-    return sampling.model_copy(update={"guidance": 0.0})
