@@ -64,7 +64,7 @@ def edit_picture(place: Place, address: str, asked: Asked, tell: Tell) -> Outcom
         claim(edits, "edit.json", plan.edit)
         anew = not is_done(edits)
         if anew:
-            torch.set_num_threads(place.seat.threads)
+            torch.set_num_threads(place.drawing_threads())
             _make(edits, load_generator(place, address), plan, asked, place, tell)
     kept = int(plan.scene.keep_L.sum())
     drawn = record.tokenizer.pyramid.length - kept

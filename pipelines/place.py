@@ -87,6 +87,10 @@ class Place:
     seat: Seat = field(default_factory=Seat)
     tell: Callable[[str, int, int], None] | None = None  # hears what is done, how far, of how much
 
+    def drawing_threads(self) -> int:
+        """Threads to draw images with. On several a processor rounds by the batch: so it is one."""
+        return 1 if self.seat.device == "cpu" else self.seat.threads
+
     def device(self) -> Any:
         import torch
 

@@ -67,7 +67,7 @@ def make_ready(place: Place, plan: Plan) -> Ready:
     """Load what `plan` needs. Raises Drift where it is not what the record says, ValueError."""
     import torch
 
-    torch.set_num_threads(place.seat.threads)
+    torch.set_num_threads(place.drawing_threads())
     loaded, wanted = load_generator(place, plan.address), plan.wanted
     judge = load_judge(place, plan.classifier) if wanted.rejection else None
     found = [("weights", wanted.weights_sha256, loaded.weights_sha256)]

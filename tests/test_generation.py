@@ -225,6 +225,20 @@ def test_a_mixture_is_an_average_of_allowed_codes_and_almost_one_of_them_at_the_
     assert torch.equal(soft, without)
 
 
+def test_a_random_number_of_0_spoils_no_mixture():
+    codes = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    logits = torch.tensor([[[-torch.inf, 1.0, -torch.inf]]])
+    found = mixed(logits, torch.zeros(1, 1, 3), Sampling(smooth=True).at(0, 3), codes)
+    assert torch.equal(found[0], codes[1:2])
+
+
+@pytest.mark.parametrize("extreme", [{"guidance": 1e38}, {"temperature": 1e-39}])
+def test_settings_that_leave_no_finite_logits_are_said_so(extreme):
+    module, vqvae = pair()
+    with pytest.raises(ValueError, match=r"the logits of scale \d are not finite"):
+        drawn_by(module, vqvae, requests(2), Sampling(rising=False, **extreme))
+
+
 # Settings ----------------------------------------------------------------------------------------
 
 

@@ -59,7 +59,8 @@ def chosen(logits_BSV: Tensor, uniform_BS: Tensor) -> Tensor:
 def mixed(logits_BSV: Tensor, uniform_BSV: Tensor, at: AtScale, codes_VC: Tensor) -> Tensor:
     """Code vectors (B, S, C) averaged by a Gumbel softmax (Jang et al. 2017) of filtered logits."""
     assert at.tau is not None
-    gumbel_BSV = -(-uniform_BSV.log()).log()
+    least = torch.finfo(uniform_BSV.dtype).tiny  # a 0 would forbid a code, and may be the last
+    gumbel_BSV = -(-uniform_BSV.clamp_min(least).log()).log()
     weights_BSV = ((logits_BSV * at.sharpening + gumbel_BSV) / at.tau).softmax(-1)
     # One by one: a product over the whole batch would round by its size.
     return torch.stack([weights_SV @ codes_VC for weights_SV in weights_BSV])

@@ -40,10 +40,11 @@ def sample(
 ) -> Iterator[Sampled]:
     """Draw `requests`, `batch` at a time, on the device of the weights.
 
-    A sample is a function of seed, class, index and settings. On a processor that holds bit for
-    bit, whatever the batch and the order (measured, LOG.md); on a GPU matrix products of another
-    batch may round otherwise. `kept` (one row) is kept of every image. Raises ValueError for a
-    class that the model does not know, or settings for another number of scales.
+    A sample is a function of seed, class, index and settings. On one thread of a processor that
+    holds bit for bit, whatever the batch and the order (measured, LOG.md); on several, and on a
+    GPU, matrix products of another batch may round otherwise. `kept` (one row) is kept of every
+    image. Raises ValueError for a class that the model does not know, or settings for another
+    number of scales.
     """
     device = model.pos_start.device
     sampling.steps(tokenizer.quantize.pyramid.scales)

@@ -52,7 +52,8 @@ def walk(
 ) -> Iterator[Drawn]:
     """Draw one scale after another. Runs in the precision of whoever asks for the next.
 
-    Where `kept` has tokens, their codes are put in place of those drawn, at every scale.
+    Where `kept` has tokens, their codes are put in place of those drawn, at every scale. Raises
+    ValueError where guidance or temperature leave no finite logits.
     """
     pyramid, device = quantizer.pyramid, labels_B.device
     steps = sampling.steps(pyramid.scales)
@@ -88,7 +89,13 @@ def _codes(
     quantizer: Quantizer, logits_BSV: Tensor, at: AtScale, k: int, noise: Noise
 ) -> tuple[Tensor, Tensor]:
     """Ids (B, S), and the code vectors (B, S, Z) that the finer scales are shown."""
-    allowed_BSV = filtered(logits_BSV / at.temperature, at.top_k, at.top_p)
+    warmed_BSV = logits_BSV / at.temperature
+    if not warmed_BSV.isfinite().all():
+        raise ValueError(
+            f"the logits of scale {k + 1} are not finite: guidance {at.guidance:g} or temperature "
+            f"{at.temperature:g} is beyond what numbers can say, or the precision is too coarse"
+        )
+    allowed_BSV = filtered(warmed_BSV, at.top_k, at.top_p)
     _, tokens, codes = logits_BSV.shape
     ids_BS = chosen(allowed_BSV, noise("token", k, (tokens,)))
     if at.tau is None:
