@@ -172,7 +172,7 @@ def _refuse_other_units(rows: pd.DataFrame, where: str) -> None:
     for name in (c.name for c in SCHEMA if c.sign == "share" and c.kind == "number"):
         if (largest := rows[name].max()) > 1:
             raise TableError(
-                f"{where}: {name} is {largest:g} in places: errors are shares between 0 and 1; in "
+                f"{where}: {name} is {largest:g} in places: it is a share between 0 and 1; in "
                 "per cent? Divide the column by 100"
             )
 

@@ -13,7 +13,12 @@ from analysis.table import Table, check, refuse_names
 _NAMES = {"val/images_scored": "val_images", "train/loss": "train_loss"}
 # Measured then and there.
 _AT_THE_STEP = ("val_", "fid", "inception_score", "kid", "fd_", "evaluation_flops")
-_SO_FAR = ("train_loss", "train_flops", "images_", "tokens_seen", "epochs", "seconds")
+_SO_FAR = (
+    "train_loss", "train_flops", "images_", "tokens_seen", "epochs", "seconds", "training_",
+    "sampling_images", "sampling_latency", "sampling_peak",
+)  # fmt: skip
+_TAGS = ("commit", "attempts")
+_TAGS_OF_THE_END = ("fidelity_set", "fidelity_reference", "speed_machine")
 _STATUS = {"FINISHED": "done", "FAILED": "failed"}  # any other run may go on
 _PAGE = 500
 History = dict[int, float]  # value by step
@@ -88,7 +93,9 @@ def _column(name: str, columns: Mapping[str, str]) -> str | None:
 
 def _run_rows(client: Any, run: Any, columns: Mapping[str, str]) -> list[dict[str, Any]]:
     """A row for each step with a score; one without a step where all was logged at step 0."""
-    named = {name: run.data.tags[name] for name in ("commit", "attempts") if name in run.data.tags}
+    tags = run.data.tags
+    named = {name: tags[name] for name in _TAGS if name in tags}
+    of_the_end = {name: _value(tags[name], name) for name in _TAGS_OF_THE_END if name in tags}
     named |= {column: text for name, text in run.data.params.items()
               if (column := _column(name, columns))}  # fmt: skip
     known = {name: _value(text, name) for name, text in named.items()}
@@ -96,7 +103,8 @@ def _run_rows(client: Any, run: Any, columns: Mapping[str, str]) -> list[dict[st
     histories = _histories(client, run, columns)
     scored = sorted({step for name in SCORES for step in histories.get(name, {})})
     if scored == [0]:
-        return [known | {name: _at(name, history, 0) for name, history in histories.items()}]
+        logged = {name: _at(name, history, 0) for name, history in histories.items()}
+        return [known | of_the_end | logged]
     ended = scored and known["status"] == "done"
     steps = known.get("steps") or (scored[-1] if ended else None)
     rows = []
@@ -104,7 +112,8 @@ def _run_rows(client: Any, run: Any, columns: Mapping[str, str]) -> list[dict[st
         grown = {name: _part(known[name], step, steps) for name in known if _grows(name)}
         logged = {name: _at(name, history, step) for name, history in histories.items()}
         logged = {name: value for name, value in logged.items() if value is not None}
-        rows.append({**known, **grown, **logged, "step": step})
+        later = of_the_end if step == steps else {}
+        rows.append({**known, **grown, **later, **logged, "step": step})
     return rows
 
 

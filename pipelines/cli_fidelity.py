@@ -66,9 +66,11 @@ def fidelity(
 
     Only Inception's numbers bear these names. Its weights are a file of yours, named in
     var-scaling.toml; without it a small seeded network looks, whose numbers compare with their
-    like alone. What is found stands beside the images, and in the results of the next fit.
+    like alone. What is found stands beside the images, and in the results of the next fit if the
+    model has been evaluated.
     """
     from pipelines.fidelity import Asked, measure_fidelity
+    from pipelines.measured import has_row
     from pipelines.place import Place, StopFile, local_seat
     from pipelines.references import Cut
 
@@ -88,6 +90,11 @@ def fidelity(
         from pipelines.mirror import mirror_model
 
         mirror_model(at, settings, address, screen.warn)
+        if found.fidelity.set is not None and not has_row(at.root / address):
+            screen.warn(
+                f"{address} was not evaluated: these numbers are in no results table until "
+                f"var-scaling evaluate {address} --data DATA"
+            )
     if as_json:
         print(found.fidelity.model_dump_json())
         return
@@ -114,13 +121,26 @@ def fidelity_table(found: "Fidelity") -> Table:
 
 def cautions(found: "Fidelity") -> list[str]:
     """What a reader of the numbers ought to know."""
-    from pipelines.fidelity import ENOUGH
+    from pipelines.fidelity import ENOUGH, ENOUGH_A_SPLIT
+    from var_scaling.evaluation.statistics import SPLITS
 
     said = []
     if found.samples < ENOUGH:
         said.append(
             f"{found.samples:,} images are few: the fewer, the more a Fréchet distance is biased "
             f"upwards; compare it only with others of {found.samples:,}"
+        )
+    a_split = found.samples // SPLITS
+    if a_split < ENOUGH_A_SPLIT:
+        said.append(
+            f"the score is a mean over {SPLITS} splits of about {a_split:,}, and of so few it is "
+            f"biased downwards: compare it only with others of {found.samples:,}"
+        )
+    if "fid" in found.scores and found.references is not None:
+        said.append(
+            f"{found.reference} was gathered here, of images as this project cuts them. It is not "
+            "the batch that ADM published, so this is not the FID that papers report; for that "
+            "one: --reference with ADM's .npz"
         )
     if found.references is None:
         said.append(

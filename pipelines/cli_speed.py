@@ -34,8 +34,14 @@ def speed(
         typer.Option(help="of fp32, tf32, bf16, fp16; without it fp32, and bf16 on a GPU"),
     ] = None,
     guidance: Annotated[
-        float, typer.Option(min=0, help="at the last scale, rising from 0; 0 is measured too")
-    ] = 1.5,
+        float | None,
+        typer.Option(
+            min=0,
+            help="at the last scale, rising from 0; 0 is measured too; else 1.5, and 0 alone for a "
+            "model that always learnt with a class",
+            show_default=False,
+        ),
+    ] = None,
     seconds: Annotated[
         float, typer.Option(min=0.001, help="that a row of the table may take, about")
     ] = 2.0,
@@ -47,8 +53,9 @@ def speed(
     """Time sampling and training of one model on this machine's processor or GPU.
 
     The device and its threads are those of [local] in var-scaling.toml. All lands in speed.json
-    beside the model, in place of what was measured on the same machine before. Measure on a
-    machine that does nothing else.
+    beside the model. A row takes the place of that of the same machine, precision, guidance and
+    batch; what is not measured again stays, unless it was of other weights. Measure on a machine
+    that does nothing else.
     """
     from pipelines.mirror import mirror_model
     from pipelines.place import Place, StopFile, local_seat

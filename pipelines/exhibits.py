@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipelines.made import EDITS, SAMPLES, Made, machine_of, made_in
+from pipelines.made import EDITS, SAMPLES, Made, made_in
 from pipelines.measured import Fidelity, fidelities
-from pipelines.speed import measurements
+from pipelines.speed import machine_of, measurements
 from pipelines.store import IMPORTED, Home
 from var_scaling.accounting.ledger import model_ledger
 from var_scaling.config import ImportedModel, Sweep, Trial
@@ -91,7 +91,7 @@ def _caption(made: Made, picture: Path, classes: int) -> str:
     asked = made.record()
     if not asked:
         return made.place
-    how = _words(asked["sampling"], asked["seed"])
+    how = _how(asked)
     if made.kind == EDITS:
         told = "without a class" if asked["label"] == classes else f"class {asked['label']}"
         return f"edit {made.name}: {asked['kind']}, {told}, {how}"
@@ -102,9 +102,15 @@ def _caption(made: Made, picture: Path, classes: int) -> str:
     told = f"of each of {many} classes" if many > 1 else f"of class {asked['classes'][0]}"
     if asked["classes"] == [classes]:
         told = "without a class"
+    return what + f"{asked['count']:,} {told}, {how}"
+
+
+def _how(asked: dict[str, Any]) -> str:
+    """How images were drawn, and by whom chosen."""
+    how = _words(asked["sampling"], asked["seed"])
     if rejection := asked.get("rejection"):
         how += f", the best {rejection['rate']:.3g} by {rejection['classifier']}"
-    return what + f"{asked['count']:,} {told}, {how}"
+    return how
 
 
 def _words(sampling: dict[str, Any], seed: int) -> str:
@@ -130,17 +136,21 @@ def _of_samples(models: Iterable[_Model]) -> Iterator[dict[str, str]]:
     for model in models:
         for made in made_in(model.folder):
             if made.kind == SAMPLES:
+                asked = made.record()
+                drawn = {"drawn": _how(asked)} if asked else {}
                 for one in fidelities(made.folder):
-                    yield _fidelity_row(model.address, made.name, one)
+                    yield _fidelity_row(model.address, made.name, drawn, one)
 
 
 def _of_tokenizers(home: Home, sweep: Sweep) -> Iterator[dict[str, str]]:
     for t in sweep.tokenizers:
         for one in fidelities(home.tokenizer(t.name)):
-            yield _fidelity_row(f"tokenizers/{t.name}", one.images, one)
+            yield _fidelity_row(f"tokenizers/{t.name}", one.images, {}, one)
 
 
-def _fidelity_row(address: str, images: str, found: Fidelity) -> dict[str, str]:
+def _fidelity_row(
+    address: str, images: str, drawn: dict[str, str], found: Fidelity
+) -> dict[str, str]:
     of = "" if found.references is None else f", {found.references:,} images"
     spreads = {name for name in found.scores if name.endswith("_std")}
     scores = {
@@ -152,6 +162,7 @@ def _fidelity_row(address: str, images: str, found: Fidelity) -> dict[str, str]:
     return {
         "model": address,
         "images": images,
+        **drawn,
         "count": f"{found.samples:,}",
         "reference": found.reference + of,
         "extractor": found.extractor,

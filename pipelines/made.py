@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipelines.measured import FIDELITY, fidelities
-from pipelines.speed import SPEED, Measured, measurements, speed_columns
+from pipelines.measured import FIDELITY, Fidelity, alike, fidelities
+from pipelines.speed import SPEED, machine_of, measurements
 from pipelines.store import natural
 from var_scaling.disk import DONE, read_json
 
@@ -35,6 +35,13 @@ class Made(NamedTuple):
     @property
     def name(self) -> str:
         return self.place.partition("/")[2]
+
+    @property
+    def room(self) -> str:
+        """What the names of its numbers begin with."""
+        if self.measured is not None and self.measured.name == SPEED:
+            return "speed/"
+        return f"fidelity/{self.name or 'reconstructions'}/"
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -63,6 +70,10 @@ class Made(NamedTuple):
             return {}
         return _speeds(self) if self.measured.name == SPEED else _fidelity(self)
 
+    def owns(self, name: str) -> bool:
+        """Whether a metric of that name can be from here and from nowhere else."""
+        return self.measured is not None and name.startswith(self.room)
+
     def _stats(self) -> dict[str, os.stat_result]:
         return {path.name: path.stat() for path in self.files}
 
@@ -82,13 +93,6 @@ def made_in(folder: Path) -> list[Made]:
     return [one for one in (*found, *alone) if one.files]
 
 
-def machine_of(one: Measured, between: str) -> str:
-    """A machine by its name, and a processor by its threads too: speed hangs on both."""
-    threads = one.machine.threads
-    said = f"{between}{threads} thread{'s' * (threads > 1)}"
-    return one.machine.name + said * (one.machine.device == "cpu")
-
-
 def stamp_of(folders: Iterable[Path]) -> str | None:
     """One stamp of all that was made in these folders; None where nothing was."""
     stamps = [
@@ -98,27 +102,37 @@ def stamp_of(folders: Iterable[Path]) -> str | None:
 
 
 def _fidelity(made: Made) -> dict[str, float]:
-    """`fidelity/SET/fid`: what was measured last; of several, each by its reference as well."""
+    """`fidelity/SET/fid`: what was measured last, with what goes with it, so of one reference.
+
+    Of several references, or images, each under its name as well.
+    """
     found = sorted(fidelities(made.folder), key=lambda one: one.time)
-    base = f"fidelity/{made.name or 'reconstructions'}"
-    numbers: dict[str, float] = {}
-    for one in found:
-        numbers |= {f"{base}/{name}": value for name, value in one.scores.items()}
-        numbers[f"{base}/samples"] = one.samples
     several = len({one.images for one in found}) > 1
-    names = [f"{one.images} {one.reference}" if several else one.reference for one in found]
-    if len(set(names)) > 1:
-        for name, one in zip(names, found, strict=True):
-            there = f"{base}/{_key(name)}"
-            numbers |= {f"{there}/{score}": value for score, value in one.scores.items()}
+    named: dict[str, list[Fidelity]] = {}
+    for one in found:
+        name = f"{one.images} {one.reference}" if several else one.reference
+        named.setdefault(_key(name), []).append(one)
+    numbers = _scores(made.room, found)
+    if len(named) > 1:
+        for name, some in named.items():
+            numbers |= _scores(f"{made.room}{name}/", some)
+    return numbers
+
+
+def _scores(room: str, found: list[Fidelity]) -> dict[str, float]:
+    """Of the last of `found` and of those that may stand beside it."""
+    numbers: dict[str, float] = {}
+    for one in alike(found, found[-1]) if found else []:
+        numbers |= {f"{room}{name}": value for name, value in one.scores.items()}
+        numbers[f"{room}samples"] = one.samples
     return numbers
 
 
 def _speeds(made: Made) -> dict[str, float]:
-    """`speed/...` as in the results row; and of each machine by precision, guidance and batch."""
-    numbers = {f"speed/{name}": float(value) for name, value in speed_columns(made.folder).items()}
+    """Of each machine by precision, guidance and batch."""
+    numbers: dict[str, float] = {}
     for one in measurements(made.folder):
-        base = f"speed/{_key(machine_of(one, ' '))}"
+        base = f"{made.room}{_key(machine_of(one, ' '))}"
         rows: dict[str, dict[str, float | None]] = {}
         for row in one.sampling:
             rows[f"{base}/sampling/{row.precision}/guidance-{row.guidance:g}/batch-{row.batch}"] = {

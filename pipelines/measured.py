@@ -13,6 +13,7 @@ from pipelines.speed import SPEED as SPEED
 from pipelines.speed import speed_columns
 from pipelines.store import held
 from var_scaling.disk import read_json, write_json
+from var_scaling.metrics import last_of, read_metrics
 from var_scaling.record import Record, explain
 
 FIDELITY = "fidelity.json"
@@ -27,6 +28,11 @@ _SCORES = {
     "fidelity_recall": "recall",
     "fd_seeded": "fd_seeded",
 }
+NUMBERS = (
+    *_SCORES, "fidelity_samples", "sampling_images_per_second", "sampling_latency_seconds",
+    "sampling_peak_memory_bytes", "training_tokens_per_second", "training_mfu",
+)  # fmt: skip
+WORDS = ("fidelity_set", "fidelity_reference", "speed_machine")
 
 
 class Fidelity(Record):
@@ -40,7 +46,7 @@ class Fidelity(Record):
     counts: dict[str, int]  # what KID, precision and recall were drawn from
     extractor: str
     extractor_sha256: str
-    reference: str  # data-split, or the name of a file
+    reference: str  # data-split, or a file's name with the head of its hash
     reference_sha256: str  # of the statistics
     commit: str | None
     time: str  # UTC
@@ -70,25 +76,37 @@ def note_fidelity(folder: Path, found: Fidelity) -> None:
         write_json(folder / FIDELITY, {"format": _FORMAT, "measured": entries})
 
 
+def alike(found: list[Fidelity], one: Fidelity) -> list[Fidelity]:
+    """Those of as many of the same images and the same reference: what may stand in a row."""
+    return [other for other in found if _basis(other) == _basis(one)]
+
+
+def has_row(folder: Path) -> bool:
+    """Whether results tables have a row of the model in `folder`: one that was evaluated."""
+    return last_of(read_metrics(folder / "metrics.jsonl"), "validation") is not None
+
+
 def columns(folder: Path) -> dict[str, Any]:
-    """What the results row of the finished model in `folder` has of all this; absent is absent."""
+    """What the results row of the finished model in `folder` has of all this; absent is absent.
+
+    NUMBERS and WORDS are the names that may be there.
+    """
     return {**_fidelity_columns(folder), **speed_columns(folder)}
 
 
 def _fidelity_columns(folder: Path) -> dict[str, Any]:
-    """Of the set with the most samples, then the one last measured; there Inception comes first.
+    """Of the set with the most samples; of equals that named `default`, then the last measured.
 
-    All numbers are of the same samples against the same reference.
+    There Inception comes first. All numbers are of the same samples against the same reference.
     """
     found = [one for path in sorted(folder.glob(f"samples/*/{FIDELITY}"))
              for one in fidelities(path.parent)]  # fmt: skip
     if not found:
         return {}
-    chosen = max(found, key=lambda one: (one.samples, one.time)).set
+    chosen = max(found, key=lambda one: (one.samples, one.set == "default", one.time)).set
     rest = [one for one in found if one.set == chosen]
     best = max(rest, key=lambda one: ("fid" in one.scores, one.samples, one.time))
-    alike = [one for one in rest if _basis(one) == _basis(best)]
-    scores = {name: value for one in alike for name, value in one.scores.items()}
+    scores = {name: x for one in alike(rest, best) for name, x in one.scores.items()}
     values = {column: scores[name] for column, name in _SCORES.items() if name in scores}
     return {
         **values,
@@ -102,5 +120,5 @@ def _told_apart(found: Fidelity) -> tuple[str, str, str]:
     return found.images, found.extractor, found.reference
 
 
-def _basis(found: Fidelity) -> tuple[str, int]:
-    return found.reference, found.samples
+def _basis(found: Fidelity) -> tuple[str, str, int]:
+    return found.images, found.reference, found.samples

@@ -5,10 +5,8 @@ Shapes: B images, W their side.
 
 import json
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,8 +151,8 @@ def reference_of(
     name = f"{data.name}-{split}"
     if isinstance(data, ImageFiles) and data.enlarge != 1:
         name += f"-x{data.enlarge:g}"
-    if images != MOST:
-        name += f"-{images}"
+    if len(rows) < min(source.rows, MOST) or len(rows) > MOST:  # not the usual choice
+        name += f"-{len(rows)}"
     folder = place.home.reference(f"{name}-{data.side}px-{extractor.name}")
     path = folder / "statistics.npz"
     fingerprint = {
@@ -195,17 +193,9 @@ def given_reference(path: Path, extractor: Extractor) -> Reference:
     """Statistics in a file from elsewhere: `mu` and `sigma`, as ADM and pytorch-fid give them.
 
     One that we wrote says what looked and at what: the extractor must be the same, the rest is
-    taken as it stands. Raises StatisticsError.
+    taken as it stands. Its name is the file's with the head of its hash, for two files of one name
+    are two references. Raises StatisticsError.
     """
-    said: dict[str, Any] = {}
-    if zipfile.is_zipfile(path):
-        # Whatever is wrong with the file, load_statistics says it.
-        with (
-            suppress(OSError, ValueError, zipfile.BadZipFile, zlib.error),
-            np.load(path, allow_pickle=False) as archive,
-        ):
-            if "fingerprint" in archive.files:
-                said = json.loads(str(archive["fingerprint"]))
-    of_images = {name: value for name, value in said.items() if not name.startswith("extractor")}
-    kept = load_statistics(path, extractor, of_images, foreign=True)
-    return Reference(path.name, kept, file_sha256(path))
+    kept = load_statistics(path, extractor, None, foreign=True)
+    sha256 = file_sha256(path)
+    return Reference(f"{path.name} {sha256[:8]}", kept, sha256)

@@ -4,15 +4,18 @@ Below the set's folder jobs-COUNT-of-N/ has what the jobs of N parts note of the
 has grown gets other jobs. The images are the set's own.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from pipelines import jobs
-from pipelines.attempt import FAILED
+from pipelines.attempt import FAILED, at_work
 from pipelines.place import Place
 from pipelines.resources import encoding_resources
+from pipelines.sample_folder import SampleFolder, refuse_changed
 from pipelines.sample_request import Plan
-from pipelines.sampling import DRAWN, How, run_part
+from pipelines.sampling import How, chunks_of, draw, end, make_ready
 from pipelines.settings import Cluster
 from pipelines.store import part_folders
 from pipelines.units import Unit
@@ -20,12 +23,13 @@ from var_scaling.accounting import total
 from var_scaling.accounting.tokenizer import decoding_flops
 from var_scaling.accounting.transformer import var_sampling_flops
 from var_scaling.config import ImportedModel, Trial
-from var_scaling.disk import is_done, read_json
+from var_scaling.disk import DONE, is_done, read_json, write_json
 from var_scaling.generation.sets import SampleSet
 
 # Of what a cluster sustains in training, which is mostly products of large matrices: an assumption.
 # A job that takes longer than it asked for goes back into the queue and goes on.
 _SLOWER = 4
+DRAWN = "drawn.json"
 
 
 def job_folders(plan: Plan, parts: int) -> list[Path]:
@@ -38,7 +42,9 @@ def sample_units(
 ) -> list[Unit]:
     """One unit a part; as few as there are chunks."""
     parts = min(parts, plan.wanted.chunks)
-    image = total(var_sampling_flops(record.model, record.tokenizer))
+    steps = plan.wanted.sampling.steps(record.tokenizer.pyramid.scales)
+    guided = any(at.guidance for at in steps)
+    image = total(var_sampling_flops(record.model, record.tokenizer, guided))
     image += decoding_flops(record.tokenizer)
     resources = encoding_resources(_SLOWER * image * plan.wanted.drawn / parts, cluster)
     folders = job_folders(plan, parts)
@@ -69,12 +75,12 @@ def _words(plan: Plan, how: How, part: tuple[int, int]) -> dict[str, Any]:
 
 
 def run(place: Place, words: dict[str, Any]) -> str:
-    """What a job does. Returns "done"; raises what `run_part` raises."""
+    """What a job does. Returns "done"; raises what `_run_part` raises."""
     wanted = SampleSet.model_validate_json(words["set"])
     plan = Plan(words["address"], Path(words["folder"]), wanted, words["classifier"])
     part = (words["part"][0], words["part"][1])
     how = How(words["batch"], words["strips"], part)
-    return run_part(place, plan, how, job_folders(plan, part[1]))
+    return _run_part(place, plan, how, job_folders(plan, part[1]))
 
 
 def images_drawn(units: list[Unit]) -> int:
@@ -109,3 +115,38 @@ def others_at_it(plan: Plan, mine: list[Unit], cluster: str) -> str:
                 f"it with `scancel {record.job or ''}` and see it off with the same words"
             )
     return ""
+
+
+def _run_part(place: Place, plan: Plan, how: How, folders: Sequence[Path]) -> str:
+    """A job's part of a set; `folders` are those of the jobs of all parts. Returns "done".
+
+    Raises Stopped, Superseded, Drift, ValueError, OSError.
+    """
+    assert how.part is not None
+    folder = folders[how.part[0]]
+    with at_work(folder, place.seat, place.wish) as attempt:
+        at = SampleFolder(plan.folder, plan.wanted)
+        refuse_changed(plan.folder, plan.wanted)
+        if is_done(plan.folder):
+            return "done"
+        attempt.begin({})
+        ready = make_ready(place, plan)
+        chunks = chunks_of(plan.wanted, how.part)
+        draw(place, ready, at, chunks, how.batch, attempt.stop, _Drawn(folder))
+        attempt.finish({"status": "done"})  # what the end draws again is a file or two
+        for chunk in end(place, ready, at, chunks, how, lambda done: False, lambda *said: None):
+            # Where that part was done, an image of it is lost: it is to be done again.
+            (folders[chunk % len(folders)] / DONE).unlink(missing_ok=True)
+        return "done"
+
+
+class _Drawn:
+    """Leaves how far a job has come, at most twice a second: for its driver, who asks the disk."""
+
+    def __init__(self, folder: Path):
+        self.path, self.written = folder / DRAWN, 0.0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if monotonic() - self.written > 0.5 or done >= total:
+            self.written = monotonic()
+            write_json(self.path, {"done": done, "total": total})

@@ -1,7 +1,7 @@
 """Measure how fast one model samples and learns here, and keep it beside the model by machine.
 
-`speed.json`: {"format": 1, "measured": [Measured, ...]}, one entry a machine. Reading it needs no
-torch.
+`speed.json`: {"format": 1, "measured": [Measured, ...]}, one entry a command, of an earlier one
+what no later one measured again. Reading it needs no torch.
 """
 
 import json
@@ -14,12 +14,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from pipelines.guidance import fitting
 from pipelines.loaded import load_generator
 from pipelines.place import Place
 from pipelines.provenance import code_version
 from pipelines.store import held
 from var_scaling.disk import read_json, write_json
 from var_scaling.evaluation.rates import Machine, MatmulPeak, SamplingSpeed, TrainingSpeed
+from var_scaling.generation.settings import Sampling
 from var_scaling.recipe import Precision
 from var_scaling.record import Record, explain
 
@@ -30,7 +32,7 @@ Tell = Callable[[str, int, int], None]
 
 
 class Measured(Record):
-    """All that one command measured on one machine."""
+    """What one command measured on one machine."""
 
     machine: Machine
     weights_sha256: str
@@ -49,7 +51,7 @@ class Asked:
 
     batches: tuple[int, ...]
     precisions: tuple[Precision, ...]  # none named: those that the device is meant for
-    guidance: float  # and without
+    guidance: float | None  # and without; None: the usual one, or 0 where that can do nothing
     micro_batches: tuple[int, ...]  # of training; none: no training
     seconds: float
 
@@ -58,6 +60,9 @@ def measure_speed(place: Place, address: str, asked: Asked, tell: Tell) -> Measu
     """Time the model at `address`, and write its speed.json. Raises ValueError, Drift, Busy."""
     measurements(place.home.root / address)  # what cannot be read shows before the work
     loaded = load_generator(place, address)
+    said = Sampling() if asked.guidance is None else Sampling(guidance=asked.guidance)
+    guidance = fitting(said, loaded.record, None).guidance
+    assert isinstance(guidance, float)
     import torch
 
     from var_scaling.evaluation.bench import Bench, matmul_peak
@@ -68,7 +73,7 @@ def measure_speed(place: Place, address: str, asked: Asked, tell: Tell) -> Measu
     subject = Subject(loaded.model, loaded.tokenizer, loaded.record.tokenizer)
     bench = Bench(device, asked.seconds)
     precisions = asked.precisions or (("fp32",) if device.type == "cpu" else ("fp32", "bf16"))
-    ways = [(p, weight) for p in precisions for weight in dict.fromkeys((0.0, asked.guidance))]
+    ways = [(p, weight) for p in precisions for weight in dict.fromkeys((0.0, guidance))]
     cells = len(ways) * len(asked.batches) + len(precisions) * len(asked.micro_batches)
     peaks = {}
     for done, precision in enumerate(precisions):
@@ -114,11 +119,37 @@ def measurements(folder: Path) -> list[Measured]:
 
 
 def note_measured(folder: Path, found: Measured) -> None:
-    """Add `found`, in place of all that was measured on the same machine before."""
+    """Add `found`, in place of the same rows of the same machine, and of all of other weights."""
     with held(folder, wait=_WAIT, file=_LOCK):
-        others = [one for one in measurements(folder) if _key(one) != _key(found)]
+        others = [left for one in measurements(folder) if (left := _left(one, found))]
         entries = [one.model_dump(mode="json") for one in (*others, found)]
         write_json(folder / SPEED, {"format": _FORMAT, "measured": entries})
+
+
+def _left(one: Measured, found: Measured) -> Measured | None:
+    """What of `one` is not in `found`: a part measured anew leaves the rest as it was."""
+    if _key(one) != _key(found):
+        return one
+    if (one.weights_sha256, one.tokenizer_sha256) != (found.weights_sha256, found.tokenizer_sha256):
+        return None
+    ways = {(row.precision, row.guidance, row.batch) for row in found.sampling}
+    steps = {(row.precision, row.micro_batch) for row in found.training}
+    rows = {
+        "sampling": tuple(
+            row for row in one.sampling if (row.precision, row.guidance, row.batch) not in ways
+        ),
+        "training": tuple(
+            row for row in one.training if (row.precision, row.micro_batch) not in steps
+        ),
+    }
+    return one.model_copy(update=rows) if any(rows.values()) else None
+
+
+def machine_of(one: Measured, between: str) -> str:
+    """A machine by its name, and a processor by its threads too: speed hangs on both."""
+    threads = one.machine.threads
+    said = f"{between}{threads} thread{'s' * (threads > 1)}"
+    return one.machine.name + said * (one.machine.device == "cpu")
 
 
 def speed_columns(folder: Path) -> dict[str, Any]:
@@ -130,10 +161,12 @@ def speed_columns(folder: Path) -> dict[str, Any]:
     found = measurements(folder)
     if not found:
         return {}
-    columns: dict[str, Any] = {}
     last = found[-1]
-    most = max((row.guidance for row in last.sampling), default=0.0)
-    guided = [row for row in last.sampling if row.guidance == most and row.images_per_second]
+    here = [one for one in found if _key(one) == _key(last)]
+    sampling = [row for one in here for row in one.sampling]
+    columns: dict[str, Any] = {"speed_machine": machine_of(last, ", ")}
+    most = max((row.guidance for row in sampling), default=0.0)
+    guided = [row for row in sampling if row.guidance == most and row.images_per_second]
     if guided:
         best = max(guided, key=lambda row: row.images_per_second or 0.0)
         columns["sampling_images_per_second"] = best.images_per_second
@@ -141,7 +174,7 @@ def speed_columns(folder: Path) -> dict[str, Any]:
     alone = [row.whole.median_seconds for row in guided if row.batch == 1 and row.whole]
     if alone:
         columns["sampling_latency_seconds"] = min(alone)
-    steps = [row for row in last.training if row.tokens_per_second]
+    steps = [row for one in here for row in one.training if row.tokens_per_second]
     if steps:
         fastest = max(steps, key=lambda row: row.tokens_per_second or 0.0)
         columns["training_tokens_per_second"] = fastest.tokens_per_second

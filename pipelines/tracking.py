@@ -7,20 +7,18 @@ with a model later, samples and their numbers, goes to its run, though that is a
 
 import json
 import logging
+import math
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from pipelines import measured
 from pipelines.collect import View, overview
 from pipelines.made import Made, made_in
-from pipelines.page import (
-    attempt_tags,
-    imported_params,
-    run_name,
-    tokenizer_params,
-    trial_params,
-)
+from pipelines.page import attempt_tags, imported_params, run_name, tokenizer_params, trial_params
 from pipelines.store import IMPORTED, Home, held
 from var_scaling.config import Sweep
 from var_scaling.disk import whole
@@ -102,14 +100,18 @@ class Mirror:
                 run = self._run(self.sweep.name, run_name(trial), address, "trial")
                 self._follow(run, folder, state, trial_params(self.sweep, trial), [])
                 self._bring(run, made_in(folder))
+                if state == "done":  # what is measured later is of the weights at the end
+                    self._tell_columns(run, folder, trial.steps)
         for model in self.sweep.imported:
-            if made := made_in(self.home.imported(model.name)):
+            folder = self.home.imported(model.name)
+            if made := made_in(folder):
                 run = self._run(IMPORTED, model.name, f"{IMPORTED}/{model.name}", "imported")
                 if not self._seen[run]:
                     self._seen[run] = {"state": "FINISHED"}
                     self._log_facts(run, imported_params(model), {}, self._seen[run])
                     self.client.set_terminated(run, "FINISHED")
                 self._bring(run, made)
+                self._tell_columns(run, folder, 0)
 
     def publish_law(
         self, scalars: dict[str, float], table: dict[str, list[Any]], files: list[Path]
@@ -118,7 +120,8 @@ class Mirror:
         run = self._run(self.sweep.name, "law", f"{self.sweep.name}/law", "law")
         # One time for all, so that the same number again is the same row.
         self._log(run, [_metric(name, value, 0, 0) for name, value in scalars.items()])
-        self.client.log_dict(run, {"columns": list(table), "data": _transposed(table)}, "laws.json")
+        rows = [list(row) for row in zip(*table.values(), strict=True)]
+        self.client.log_dict(run, {"columns": list(table), "data": rows}, "laws.json")
         for path in files:
             self.client.log_artifact(run, str(path), "report")
         self.client.set_terminated(run, "FINISHED")
@@ -161,10 +164,32 @@ class Mirror:
             for file in made.files:
                 self.client.log_artifact(run, str(file), made.place)
             # At the time they were written: told again they are the same row, measured anew later.
-            at, numbers = made.written_ms, made.numbers()
-            self._log(run, [_metric(name, value, at, 0) for name, value in numbers.items()])
-            self.client.set_tag(run, f"{_MIRRORED}/{made.place}", stamp)
-            self._stamps[run][made.place] = stamp
+            self._tell(run, made.numbers(), made.owns, made.written_ms, 0)
+            self._stamp(run, made.place, stamp)
+
+    def _tell_columns(self, run: str, folder: Path, step: int) -> None:
+        """What the results row has of what was made, by its names: so a reader finds it here."""
+        found, known = measured.columns(folder), json.loads(self._stamps[run].get("row", "{}"))
+        if found != known:
+            numbers = {name: found[name] for name in measured.NUMBERS if name in found}
+            now = time.time_ns() // 1_000_000
+            self._tell(run, numbers, measured.NUMBERS.__contains__, now, step)
+            for name in measured.WORDS:
+                if found.get(name) != known.get(name):
+                    self.client.set_tag(run, name, found.get(name, ""))
+            self._stamp(run, "row", json.dumps(found))
+
+    def _tell(
+        self, run: str, numbers: dict[str, float], mine: Callable[[str], bool], at: int, step: int
+    ) -> None:
+        """Log `numbers`; what else of `mine` the run shows is no more, and becomes NaN."""
+        shown = self.client.get_run(run).data.metrics
+        gone = {name: math.nan for name, was in shown.items() if mine(name) and not math.isnan(was)}
+        self._log(run, [_metric(name, value, at, step) for name, value in (gone | numbers).items()])
+
+    def _stamp(self, run: str, place: str, stamp: str) -> None:
+        self.client.set_tag(run, f"{_MIRRORED}/{place}", stamp)
+        self._stamps[run][place] = stamp
 
     def _log(self, run: str, metrics: list[Any]) -> None:
         for start in range(0, len(metrics), _BATCH):
@@ -233,7 +258,3 @@ def _metric(name: str, value: float, time_ms: int, step: int) -> Any:
     from mlflow.entities import Metric
 
     return Metric(name, float(value), time_ms, step)
-
-
-def _transposed(table: dict[str, list[Any]]) -> list[list[Any]]:
-    return [list(row) for row in zip(*table.values(), strict=True)]

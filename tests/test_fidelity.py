@@ -225,7 +225,8 @@ def test_the_score_is_its_definition_split_by_split():
 
 def test_the_score_runs_from_1_to_the_number_of_classes():
     sure = 1e3 * torch.eye(4)[torch.arange(40) % 4]
-    assert inception_score(gathered(normal(40, 4), logits_NK=sure, splits=1))[0] == pytest.approx(4)
+    alone = inception_score(gathered(normal(40, 4), logits_NK=sure, splits=1))
+    assert alone == (pytest.approx(4), None)
     unsure = gathered(normal(40, 4), logits_NK=torch.zeros(40, 4))
     assert inception_score(unsure) == pytest.approx((1, 0))
 
@@ -242,12 +243,15 @@ def test_the_kernel_distance_is_its_definition():
     pairs = [(i, j) for i in range(6) for j in range(6)]
     within = sum(kernel(z[i], z[j]) for z in (a, b) for i, j in pairs if i != j) / 30
     wanted = within - 2 * sum(kernel(a[i], b[j]) for i, j in pairs) / 36
-    assert kernel_distance(a, b) == pytest.approx((wanted, 0), rel=1e-12)
+    distance, spread = kernel_distance(a, b)
+    assert distance == pytest.approx(wanted, rel=1e-12)
+    assert spread is None  # of one subset, that is of all
 
 
 def test_the_kernel_distance_of_one_population_is_0_on_average():
     a, b = normal(3000, 8), normal(3000, 8, seed=1)
     mean, spread = kernel_distance(a, b, size=100)
+    assert spread is not None
     assert abs(mean) < 4 * spread / 10  # of 100 subsets
     assert kernel_distance(a, b, size=100) == (mean, spread)  # seeded
     assert kernel_distance(a, b + 0.5, size=100)[0] > 10 * spread
@@ -304,6 +308,11 @@ def test_what_is_not_known_is_absent():
     }  # fmt: skip
     assert (known["fake_images"], known["real_images"], known["kid_subset_size"]) == (20, 30, 20)
     assert not {"precision_made", "recall_made"} & set(compare(few, real, looking(4)))
+    equal = compare(fake, gathered(normal(20, 4)), looking(4))  # KID of one subset has no spread
+    assert "kd_made" in equal
+    assert "kd_made_std" not in equal
+    one = gathered(normal(20, 4, seed=1), splits=1)
+    assert "score_made_std" not in compare(one, real, looking(4))
     foreign = Foreign(real.mean_D, real.covariance_DD, "its hash")
     alone = compare(fake, foreign, looking(4))
     assert set(alone) == names | {"real_statistics_sha256"}
@@ -336,8 +345,12 @@ def test_a_fingerprint_that_differs_is_refused_with_both_values(tmp_path):
     with pytest.raises(StatisticsError, match="crop: recorded None, wanted centre"):
         load_statistics(path, looking(4), {**SAID, "crop": "centre"})
     other = Extractor("other", "its hash", 5, 4, 1, torch.nn.Linear(1, 1))
-    with pytest.raises(StatisticsError, match="extractor_sha256: recorded 4, wanted its hash"):
-        load_statistics(path, other, SAID)
+    for said in (SAID, None):
+        with pytest.raises(StatisticsError, match="extractor_sha256: recorded 4, wanted its hash"):
+            load_statistics(path, other, said)
+    whatever = load_statistics(path, looking(4), None)
+    assert isinstance(whatever, Statistics)
+    assert whatever.count == 9
 
 
 def test_anyone_reads_our_moments_and_theirs_are_taken_if_asked_for(tmp_path):
@@ -389,6 +402,19 @@ def test_files_that_are_damaged_or_not_there_are_refused(tmp_path):
         path.write_bytes(broken)
         with pytest.raises(StatisticsError, match="damaged"):
             load_statistics(path, looking(4), {})
+
+
+@pytest.mark.parametrize(
+    ("written", "said"), [("{", "is no JSON"), ("[]", "has no names"), ("", "is no JSON")]
+)
+def test_a_damaged_fingerprint_is_said_so(written, said, tmp_path):
+    path = tmp_path / "s.npz"
+    save_statistics(path, gathered(normal(9, 4)), SAID)
+    with np.load(path) as archive:
+        np.savez(path, **{**archive, "fingerprint": written})
+    for fingerprint in (SAID, None):
+        with pytest.raises(StatisticsError, match=rf"s\.npz: damaged, its fingerprint {said}"):
+            load_statistics(path, looking(4), fingerprint, foreign=True)
 
 
 def test_samples_are_written_as_the_evaluator_takes_them(tmp_path):

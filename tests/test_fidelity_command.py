@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 from pipelines import cli, measured, mirror, references
 from pipelines.attempt import Stopped
+from pipelines.cli_fidelity import cautions
 from pipelines.fidelity import Asked, measure_fidelity
-from pipelines.measured import fidelities, note_fidelity
+from pipelines.measured import Fidelity, alike, fidelities, has_row, note_fidelity
 from pipelines.place import Place, StopFile
 from pipelines.references import Cut, real_data, real_images, reference_of
 from pipelines.rows import write_results
@@ -35,8 +36,9 @@ from var_scaling.evaluation.extractors import INCEPTION_FILE, INCEPTION_SHA256, 
 from var_scaling.evaluation.fidelity import compare
 from var_scaling.evaluation.rates import Machine, SamplingSpeed, Timing, TrainingSpeed
 from var_scaling.evaluation.statistics import Statistics, StatisticsError
+from var_scaling.metrics import MetricsLog
 from var_scaling.tokenizer.model import MultiScaleVQVAE
-from var_scaling.weights import WeightsError
+from var_scaling.weights import WeightsError, file_sha256
 
 FEW = Asked(images=200)
 DATA = sweep.trials[0].data
@@ -131,13 +133,36 @@ def test_statistics_from_elsewhere_serve_for_what_they_hold(place, tmp_path):
     theirs = measure_fidelity(place, "smoke/d2", asked, tell).fidelity
     assert theirs.scores["fd_seeded"] == pytest.approx(ours.scores["fd_seeded"], rel=1e-9)
     assert "kd_seeded" not in theirs.scores
-    assert (theirs.reference, theirs.references) == ("adm.npz", None)
+    head = file_sha256(tmp_path / "adm.npz")[:8]
+    assert (theirs.reference, theirs.references) == (f"adm.npz {head}", None)
     # What we wrote ourselves says all, wherever it lies.
     whole = measure_fidelity(place, "smoke/d2", Asked(reference=kept), tell).fidelity
     assert whole.scores == ours.scores
     (tmp_path / "torn.npz").write_bytes(kept.read_bytes()[:900])
     with pytest.raises(StatisticsError, match=r"torn\.npz: damaged"):
         measure_fidelity(place, "smoke/d2", Asked(reference=tmp_path / "torn.npz"), tell)
+
+
+def test_two_files_of_one_name_are_two_references(place, tmp_path):
+    folder = place.home.root / "smoke" / "d2" / "samples" / "default"
+    before, found = fidelities(folder), []
+    for scale in (1.0, 2.0):
+        path = tmp_path / str(scale) / "stats.npz"
+        path.parent.mkdir()
+        width = seeded_extractor().width
+        np.savez(path, mu=np.zeros(width), sigma=scale * np.eye(width))
+        found.append(measure_fidelity(place, "smoke/d2", Asked(reference=path), tell).fidelity)
+    assert [one for one in fidelities(folder) if one not in before] == found
+    assert alike(found, found[0]) == found[:1]
+
+
+def test_a_reference_says_no_more_images_than_there_are(place):
+    data = DATA.model_copy(update={"name": "few", "validation_images": 12})
+    names = [
+        reference_of(place, data, "validation", seeded_extractor(), images, tell).name
+        for images in (50_000, 12, 13, 11)
+    ]
+    assert names == ["few-validation"] * 3 + ["few-validation-11"]
 
 
 def test_without_inceptions_weights_the_error_says_which_file_is_wanted(place, tmp_path):
@@ -201,14 +226,52 @@ def test_results_have_what_was_found_in_the_largest_set_of_the_finished_model(pl
         "fid": 9.0, "inception_score": 2.0, "kid": -1e-3, "fidelity_precision": 0.5,
         "fidelity_recall": 0.25, "fd_seeded": ours.scores["fd_seeded"], "fidelity_samples": 48,
         "fidelity_set": "larger", "fidelity_reference": TRAIN,
-        "sampling_images_per_second": 16.0, "sampling_latency_seconds": 0.5,
-        "training_tokens_per_second": 99.0,
+        "speed_machine": "m, 1 thread", "sampling_images_per_second": 16.0,
+        "sampling_latency_seconds": 0.5, "training_tokens_per_second": 99.0,
     }  # fmt: skip
     assert end["precision"] == "fp32"
     assert end["sampling_peak_memory_bytes"] is None
     others = [row for row in table if row is not end]
     assert others
     assert {row["fidelity_samples"] for row in others} == {None}
+
+
+def looked(tmp_path, name: str, samples: int, time: str, **changes) -> Fidelity:
+    """As `fidelity` leaves its number in that set of the model in `tmp_path`."""
+    known = {
+        "images": f"set {name}", "set": name, "scores": {"fid": 2.0}, "samples": samples,
+        "references": 600, "counts": {}, "extractor": "inception", "extractor_sha256": "a",
+        "reference": "leaves-train", "reference_sha256": "b", "commit": None, "time": time,
+        "seconds": 1.0, "device": "cpu",
+    }  # fmt: skip
+    one = Fidelity.model_validate(known | changes)
+    folder = tmp_path / "samples" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    note_fidelity(folder, one)
+    return one
+
+
+def test_of_sets_of_one_size_the_default_has_the_row_whenever_it_was_measured(tmp_path):
+    looked(tmp_path, "default", 80, "2026")
+    looked(tmp_path, "guided", 80, "2027")
+    assert measured.columns(tmp_path)["fidelity_set"] == "default"
+    looked(tmp_path, "large", 90, "2025")
+    assert measured.columns(tmp_path)["fidelity_set"] == "large"
+
+
+@pytest.mark.parametrize(
+    ("samples", "changes", "said"),
+    [
+        (4_990, {}, ("upwards", "10 splits of about 499,", "leaves-train was gathered here")),
+        (9_999, {}, ("upwards", "leaves-train was gathered here")),
+        (10_000, {"references": None}, ("has moments alone",)),
+        (10_000, {"scores": {"fd_seeded": 1.0}}, ()),
+    ],
+)
+def test_what_would_mislead_is_said(tmp_path, samples, changes, said):
+    found = cautions(looked(tmp_path, "default", samples, "2026", **changes))
+    assert len(found) == len(said)
+    assert all(word in line for word, line in zip(said, found, strict=True))
 
 
 # A tokenizer, a folder, other data ---------------------------------------------------------------
@@ -278,6 +341,9 @@ def test_an_imported_model_is_compared_with_the_data_that_is_named(files, tmp_pa
     found = measure_fidelity(place, "imported/it", Asked(against="noise-train"), tell)
     assert (found.fidelity.samples, found.fidelity.references) == (CLASSES, 9)
     assert measured.columns(folder.parent.parent)["fidelity_reference"] == "noise-train"
+    assert not has_row(folder.parent.parent)  # until it is evaluated
+    MetricsLog(folder.parent.parent / "metrics.jsonl")("validation", 0, {"loss": 1.0})
+    assert has_row(folder.parent.parent)
 
 
 @pytest.mark.parametrize(
@@ -316,6 +382,12 @@ def test_the_command_says_what_looked_and_prints_what_it_found(place, smoke, tmp
     assert f"{found['scores']['fd_seeded']:.5g}" in shown.stdout
     assert "the fewer, the more a Fréchet distance is biased" in shown.stdout
     assert brought == ["smoke/d2"] * 2
+    assert "was not evaluated" not in done.stderr
+    (smoke / "smoke" / "d2" / "metrics.jsonl").rename(tmp_path / "away")
+    untold = CliRunner().invoke(cli.app, [*words, "--json"])
+    (tmp_path / "away").rename(smoke / "smoke" / "d2" / "metrics.jsonl")
+    assert json.loads(untold.stdout)["scores"] == found["scores"]
+    assert "in no results table until var-scaling evaluate smoke/d2" in untold.stderr
 
 
 def test_the_weights_settings_name_are_beside_the_settings(tmp_path):

@@ -11,11 +11,14 @@ from conftest import trial
 from analysis.from_mlflow import from_mlflow
 from analysis.schema import BY_NAME, OURS
 from analysis.table import TableError, load_results, load_table
+from pipelines.measured import NUMBERS, WORDS, Fidelity, note_fidelity
 from pipelines.rows import arrow_table, rows_of, schedule_class, write_results
+from pipelines.speed import Measured, note_measured
 from pipelines.store import Home, claim
 from pipelines.tracking import Mirror
 from var_scaling.config import Model, Sweep
 from var_scaling.disk import write_json
+from var_scaling.evaluation.rates import Machine, SamplingSpeed, Timing
 from var_scaling.metrics import MetricsLog
 from var_scaling.recipe import Optimiser
 
@@ -29,6 +32,13 @@ SWEEP = Sweep(
 )
 
 
+MEASURED = {
+    "fid", "inception_score", "kid", "fidelity_recall", "fidelity_samples", "fidelity_set",
+    "fidelity_reference", "speed_machine", "sampling_images_per_second",
+    "sampling_latency_seconds",
+}  # fmt: skip
+
+
 def line(step: int, depth: int) -> dict:
     scores = {"loss": 3.3 - depth / 10 - step / 99, "loss_last": 3.1, "loss_stderr": 1 / 700}
     scores |= {"error": 0.9, "error_last": 0.7 + 0.1 / depth, "error_stderr": 0.01}
@@ -37,6 +47,29 @@ def line(step: int, depth: int) -> dict:
     clock = {"seconds": step / 3, "images_per_second": 24.0, "tokens_seen": step * 8 * 21}
     lists = {"loss_per_scale": [3.0, 2.5, 1 / 3], "error_per_scale": [0.9, 0.8, 0.7]}
     return {**scores, **lists, **clock, "images_scored": 100, "evaluation_flops": 10**9}
+
+
+def measure(folder) -> None:
+    """As `fidelity` and `speed` leave their numbers; by the seeded extractor of other images."""
+    (folder / "samples" / "default").mkdir(parents=True)
+    inception = {"fid": 12.5, "inception_score": 3.25, "kid": -1 / 3, "recall": 0.75}
+    for found, reference in (({"fd_seeded": 2.0}, "adm.npz 0a"), (inception, "leaves-train")):
+        one = Fidelity(
+            images="set default", set="default", scores=found, samples=24, references=600,
+            counts={}, extractor="any", extractor_sha256="a", reference=reference,
+            reference_sha256="b", commit=None, time="2026", seconds=1.0, device="cpu",
+        )  # fmt: skip
+        note_fidelity(folder / "samples" / "default", one)
+    timing = Timing.of([0.3])
+    way = {"precision": "fp32", "guidance": 1.5, "whole": timing}
+    note_measured(
+        folder,
+        Measured(
+            machine=Machine(name="m", device="cpu", threads=2, torch="2"), weights_sha256="0",
+            tokenizer_sha256="0", commit=None, time="2026", seconds=1.0, peaks=(), training=(),
+            sampling=(SamplingSpeed(batch=1, images_per_second=1 / 0.3, **way),),
+        ),
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +88,8 @@ def home(tmp_path_factory) -> Home:
         log.close()
         if t.name != "d3":
             write_json(folder / "done.json", {"status": "done"})
+        if t.name == "d1":
+            measure(folder)
     write_results(home, SWEEP)
     return home
 
@@ -73,6 +108,9 @@ def test_the_table_from_mlflow_is_the_table_from_disk(home, mirror):
     for ours, other in ((disk.finals, found.finals), (disk.rows, found.rows)):
         shared = [name for name in BY_NAME if other[name].notna().any()]
         assert {*OURS, "val_loss_per_scale", "train_loss", "commit", "attempts"} <= set(shared)
+        assert {name for name in (*NUMBERS, *WORDS) if name in shared} == MEASURED
+        for name in sorted(MEASURED):  # of the end of one run alone
+            assert other[name].notna().tolist().count(True) == 1
         ours, other = (f.sort_values(["trial", "step"], ignore_index=True) for f in (ours, other))
         rates = [f.pop("learning_rate") for f in (ours, other)]  # the mirror shows four digits
         np.testing.assert_allclose(*rates, rtol=1e-3)

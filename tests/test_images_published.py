@@ -1,5 +1,6 @@
 """Samples, edits and their numbers come to MLflow and the report: once, and again when new."""
 
+import math
 import os
 import re
 import shutil
@@ -33,7 +34,7 @@ from var_scaling.evaluation.rates import (
     Timing,
     TrainingSpeed,
 )
-from var_scaling.generation.sets import SampleSet
+from var_scaling.generation.sets import Rejection, SampleSet
 from var_scaling.generation.settings import Sampling
 
 TRIALS = tuple(
@@ -189,7 +190,10 @@ def test_what_is_made_after_a_run_has_ended_comes_to_it_once(home):
         "fidelity/default/fd_seeded": 1.5,
         "fidelity/default/kd_seeded": -0.25,
         "fidelity/default/samples": 24.0,
+        "fd_seeded": 1.5,  # as the results row has it
+        "fidelity_samples": 24.0,
     }
+    assert run.data.tags["fidelity_reference"] == "leaves-train"
     mirror.catch_up()
     again, sent = caught_up(home)
     assert sent == []
@@ -229,7 +233,8 @@ def test_a_set_that_is_not_finished_is_not_there_yet(home):
 
 def test_two_references_are_told_apart_by_name(home):
     folder = samples(home)
-    looked(folder, fid=9.0)
+    looked(folder, fid=9.0, kid=0.25)
+    assert run_of(caught_up(home)[0]).data.metrics["fidelity/default/kid"] == 0.25
     note_fidelity(folder, Fidelity(
         images="default", set="default", scores={"fid": 3.0}, samples=24, references=None,
         counts={}, extractor="inception", extractor_sha256=SHA, reference="ADM's (256).npz",
@@ -240,17 +245,28 @@ def test_two_references_are_told_apart_by_name(home):
         "fidelity/default/fid": 3.0,
         "fidelity/default/samples": 24,
         "fidelity/default/leaves-train/fid": 9.0,
+        "fidelity/default/leaves-train/kid": 0.25,
+        "fidelity/default/leaves-train/samples": 24,
         "fidelity/default/ADM-s-256-.npz/fid": 3.0,
+        "fidelity/default/ADM-s-256-.npz/samples": 24,
     }
+    later(folder / "fidelity.json")
     mirror, _ = caught_up(home)  # MLflow takes the names
-    assert run_of(mirror).data.metrics["fidelity/default/ADM-s-256-.npz/fid"] == 3.0
+    told = run_of(mirror).data.metrics
+    assert {name: told[name] for name in made.numbers()} == made.numbers()
+    # MLflow cannot forget: what does not hold beside the new numbers is no number.
+    assert {name for name, value in told.items() if math.isnan(value)} == {
+        "fidelity/default/kid", "kid",
+    }  # fmt: skip
+    assert run_of(mirror).data.tags["fidelity_reference"] == "ADM's (256).npz"
 
 
-def test_speed_comes_by_machine_and_in_short_and_what_did_not_fit_has_no_number(home):
+def test_speed_comes_by_machine_and_what_did_not_fit_has_no_number(home):
     timed(home.trial("s", "d2"))
     mirror, _ = caught_up(home)
     known = run_of(mirror).data.metrics
-    assert known["speed/sampling_latency_seconds"] == 0.5
+    assert known["sampling_latency_seconds"] == 0.5
+    assert run_of(mirror).data.tags["speed_machine"] == "Box (R) 2, 1 thread"
     assert (
         known["speed/Box-R-2-1-thread/sampling/fp32/guidance-1.5/batch-1/transformer_mfu"] == 0.25
     )
@@ -303,7 +319,7 @@ def test_an_imported_model_has_a_run_once_something_was_made_with_it(home):
     (run,) = mirror.client.search_runs([mirror._experiment("imported")])
     assert run.info.status == "FINISHED"
     assert run.data.params["sha256"] == SHA
-    assert run.data.metrics["speed/training_mfu"] == 0.5
+    assert run.data.metrics["training_mfu"] == 0.5
 
 
 def table(page: str, anchor: str) -> dict[str, list[str]]:
@@ -354,7 +370,9 @@ def test_captions_say_what_was_asked_for(home, changes, said):
 
 
 def test_pictures_and_tables_stand_in_the_page(home, few, tmp_path):
-    looked(samples(home, of="d10"), fd_seeded=1.5, kd_seeded=-0.25, kd_seeded_std=0.011)
+    best = Rejection(rate=0.25, classifier="resnet", classifier_sha256=SHA)
+    chosen = samples(home, of="d10", rejection=best)
+    looked(chosen, fd_seeded=1.5, kd_seeded=-0.25, kd_seeded_std=0.011)
     looked(samples(home, of="d4"), fid=12.25)
     timed(home.trial("s", "d4"))
     facts = replace(FACTS, **exhibits(home, SWEEP)._asdict())
@@ -366,6 +384,10 @@ def test_pictures_and_tables_stand_in_the_page(home, few, tmp_path):
     assert fidelity["fd_seeded"] == ["1.5", "–"]
     assert fidelity["kd_seeded"] == ["-0.25 ± 0.011", "–"]
     assert fidelity["FID"] == ["–", "12.25"]
+    assert fidelity["drawn"] == [
+        "guidance 1.5, rising from 0, seed 7, the best 0.25 by resnet",
+        "guidance 1.5, rising from 0, seed 7",
+    ]
     assert fidelity["reference"] == ["leaves-train, 600 images"] * 2
     speed = table(page, "speed-table")
     assert speed["images/s"] == ["2", "out of memory", "16"]

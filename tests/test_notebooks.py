@@ -3,9 +3,16 @@
 import os
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pytest
+from conftest import tokenizer, trial
 from nbclient import NotebookClient
+from small_home import small_home
+
+from var_scaling.data import order
+from var_scaling.pyramid import Pyramid
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -33,3 +40,29 @@ def test_a_notebook_runs_on_the_smoke_results(path, smoke, monkeypatch):
         for kind in output.get("data", {})
     }
     assert {"text/html", "image/png"} <= kinds
+
+
+def test_the_samples_notebook_serves_a_model_of_one_scale_that_always_had_a_class(
+    tmp_path, monkeypatch
+):
+    """Nothing to pull away from, nothing finer to draw; and the reference is spread evenly."""
+    t = tokenizer(pyramid=Pyramid(sides=(4,)))
+    home = small_home(tmp_path / "home", trial(tokenizer=t, label_drop=0))
+    monkeypatch.setenv("VAR_SCALING_HOME", str(home.root))
+    monkeypatch.setenv("VAR_SCALING_SWEEP", "grid")
+    monkeypatch.chdir(FOLDER)
+    spread = []
+    monkeypatch.setattr(
+        order, "spread_rows", lambda *given: spread.append(given) or np.arange(0, 100, 3)
+    )
+    plt.switch_backend("agg")
+    seen: dict = {}
+    for cell in nbformat.read(FOLDER / "samples_and_editing.ipynb", 4).cells:
+        if cell.cell_type == "code":
+            exec(cell.source.removeprefix("%matplotlib inline\n"), seen)
+    plt.close("all")
+    assert list(seen["guided"]) == ["guidance 0.0"]
+    assert list(seen["asked"]) == ["of its class"]
+    assert "small" not in seen
+    assert spread == [(100, 1024)]
+    assert seen["table"].real_images.tolist() == [34]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import bring, tokenizer
+from conftest import bring, tokenizer, trial
+from small_home import small_home
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
@@ -218,14 +219,16 @@ def test_the_watermark_sees_what_was_held_and_let_go():
 # The file ----------------------------------------------------------------------------------------
 
 
-def measured(name="EPYC", time="2026-11-23T00:00:00Z", rate=10.0, memory=None) -> Measured:
+def measured(
+    name="EPYC", time="2026-11-23T00:00:00Z", rate=10.0, memory=None, batches=(1, 8)
+) -> Measured:
     timing = Timing.of([2 / rate])
     rows = tuple(
         SamplingSpeed(
             precision="fp32", guidance=guidance, batch=batch, whole=timing, transformer=timing,
             decoder=timing, images_per_second=batch * rate, memory=Memory(gpu_peak_bytes=memory),
         )
-        for guidance in (0.0, 1.5) for batch in (1, 8)
+        for guidance in (0.0, 1.5) for batch in batches
     )  # fmt: skip
     missing = SamplingSpeed(precision="fp32", guidance=1.5, batch=64, missing="out of memory")
     return Measured(
@@ -256,11 +259,34 @@ def test_the_file_keeps_machines_apart_and_of_each_the_latest(tmp_path):
     note_measured(tmp_path, again)
     assert measurements(tmp_path) == [other, again]
     assert speed_columns(tmp_path) == {
+        "speed_machine": "EPYC, 1 thread",
         "sampling_images_per_second": 160.0,
         "sampling_latency_seconds": 0.1,
         "training_tokens_per_second": 5.0,
         "training_mfu": 0.25,
     }
+
+
+def test_a_part_measured_anew_leaves_the_rest_unless_the_weights_are_others(tmp_path):
+    first = measured()
+    part = measured(time="2026-11-23T02:00:00Z", rate=20.0, batches=(8, 16))
+    part = part.model_copy(update={"sampling": part.sampling[:-1], "training": ()})
+    note_measured(tmp_path, first)
+    note_measured(tmp_path, part)
+    left, again = measurements(tmp_path)
+    assert again == part
+    assert [(row.guidance, row.batch) for row in left.sampling] == [(0, 1), (1.5, 1), (1.5, 64)]
+    assert (left.training, left.time) == (first.training, first.time)
+    assert speed_columns(tmp_path) == {
+        "speed_machine": "EPYC, 1 thread",
+        "sampling_images_per_second": 320.0,
+        "sampling_latency_seconds": 0.2,
+        "training_tokens_per_second": 5.0,
+        "training_mfu": 0.25,
+    }
+    other = part.model_copy(update={"weights_sha256": "c", "time": "2026-11-23T03:00:00Z"})
+    note_measured(tmp_path, other)
+    assert measurements(tmp_path) == [other]
 
 
 def test_nothing_measured_is_no_columns_and_another_format_is_refused(tmp_path):
@@ -299,10 +325,21 @@ def test_the_verb_times_a_model_prints_tables_and_leaves_the_file(tmp_path, file
     shown = command(home, "--no-training", "--guidance", "0")
     assert found.machine.name in shown
     assert "micro-batch" not in shown
-    (kept,) = read_json(folder / "speed.json")["measured"]
+    left, kept = read_json(folder / "speed.json")["measured"]
     assert kept["training"] == []
     assert {row["guidance"] for row in kept["sampling"]} == {0.0}
-    assert json.loads(json.dumps(kept))["weights_sha256"] == found.weights_sha256
+    assert kept["weights_sha256"] == found.weights_sha256
+    assert len(left["sampling"]) == len(found.sampling) - len(kept["sampling"])
+
+
+def test_a_model_that_always_had_a_class_is_timed_without_guidance(tmp_path):
+    home = small_home(tmp_path / "home", trial(label_drop=0))
+    words = ["grid/d2", "--seconds", "0.01", "--batches", "1", "--no-training", "--json"]
+    words += ["--home", str(home.root)]
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert [row["guidance"] for row in json.loads(done.output)["sampling"]] == [0.0]
+    with pytest.raises(ValueError, match="guidance 2: d2 was trained with label_drop = 0"):
+        CliRunner().invoke(app, [*words, "--guidance", "2"], catch_exceptions=False)
 
 
 @pytest.mark.parametrize(

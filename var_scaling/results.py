@@ -75,9 +75,11 @@ class Row(Record):
     fidelity_recall: float | None = None
     fd_seeded: float | None = None  # as FID, but of the small seeded extractor
     fidelity_samples: int | None = None
-    fidelity_set: str | None = None  # which samples
-    fidelity_reference: str | None = None  # what they were compared with
-    sampling_images_per_second: float | None = None  # guided, best batch, latest machine
+    # Which samples: the largest set; of equals `default`, else the one last measured.
+    fidelity_set: str | None = None
+    fidelity_reference: str | None = None  # what they were compared with, all of them
+    speed_machine: str | None = None  # that last measured on; what follows is of it alone
+    sampling_images_per_second: float | None = None  # most guidance, best batch
     sampling_latency_seconds: float | None = None  # of one image alone
     sampling_peak_memory_bytes: int | None = None
     training_tokens_per_second: float | None = None

@@ -68,9 +68,14 @@ def save_statistics(path: Path, statistics: Statistics, fingerprint: Mapping[str
 
 
 def load_statistics(
-    path: Path, extractor: Extractor, fingerprint: Mapping[str, Any], foreign: bool = False
+    path: Path,
+    extractor: Extractor,
+    fingerprint: Mapping[str, Any] | None,
+    foreign: bool = False,
 ) -> Statistics | Foreign:
     """What was saved in `path`, if it was gathered by `extractor` of what `fingerprint` says.
+
+    `fingerprint` None: of whatever images, as long as the extractor is the same.
 
     `foreign`: also take a file without a fingerprint, of which `mu` and `sigma` are read. It
     excuses no fingerprint that is there and says otherwise.
@@ -89,8 +94,11 @@ def load_statistics(
         return Foreign(*_moments(path, arrays, extractor.width), file_sha256(path))
     if set(arrays) != set(_OURS) or arrays["format"] != _FORMAT:
         raise StatisticsError(f"{path}: statistics in another format; gather them anew")
-    said = {"extractor": extractor.name, "extractor_sha256": extractor.sha256, **fingerprint}
-    _refuse_other(path, json.loads(str(arrays["fingerprint"])), json.loads(json.dumps(said)))
+    wanted = {"extractor": extractor.name, "extractor_sha256": extractor.sha256}
+    found = _said(path, arrays["fingerprint"])
+    if fingerprint is None:
+        found = {name: found.get(name) for name in wanted}
+    _refuse_other(path, found, json.loads(json.dumps({**wanted, **(fingerprint or {})})))
     mean_D, covariance_DD = _moments(path, arrays, extractor.width)
     s = Statistics(extractor, len(arrays["split_counts"]), int(arrays["keep"]))
     s.count = int(arrays["images"])
@@ -155,6 +163,16 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             f"{path}: no statistics: it has {', '.join(names) or 'nothing'}, not mu and sigma"
         )
     return arrays
+
+
+def _said(path: Path, fingerprint: np.ndarray) -> dict[str, Any]:
+    try:
+        found = json.loads(str(fingerprint))
+    except ValueError as error:
+        raise StatisticsError(f"{path}: damaged, its fingerprint is no JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise StatisticsError(f"{path}: damaged, its fingerprint has no names")
+    return found
 
 
 def _moments(path: Path, arrays: dict[str, np.ndarray], width: int) -> tuple[Tensor, Tensor]:

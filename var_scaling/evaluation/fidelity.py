@@ -63,11 +63,12 @@ def _spectrum(covariance_DD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values[here], vectors[:, here]
 
 
-def inception_score(statistics: Statistics) -> tuple[float, float]:
+def inception_score(statistics: Statistics) -> tuple[float, float | None]:
     """exp of the mean divergence of p(y|x) from p(y): mean and spread over the splits.
 
-    arXiv 1606.03498, section 4. Splits without an image do not count. Raises StatisticsError if
-    there is none.
+    arXiv 1606.03498, section 4. Splits without an image do not count; of one split there is no
+    spread. A split's score is at most its number of images. Raises StatisticsError if there is no
+    image.
     """
     s = statistics
     if not s.count:
@@ -77,7 +78,8 @@ def inception_score(statistics: Statistics) -> tuple[float, float]:
     marginal_IK = s.split_sums_IK[here] / counts_I[:, None]
     negentropy_I = s.split_negentropies_I[here] / counts_I
     scores_I = (negentropy_I - torch.xlogy(marginal_IK, marginal_IK).sum(1)).exp()
-    return float(scores_I.mean()), float(scores_I.std(correction=0))
+    spread = float(scores_I.std(correction=0)) if len(scores_I) > 1 else None
+    return float(scores_I.mean()), spread
 
 
 def kernel_distance(
@@ -86,12 +88,13 @@ def kernel_distance(
     subsets: int = _SUBSETS,
     size: int = _SUBSET_SIZE,
     seed: int = 0,
-) -> tuple[float, float]:
+) -> tuple[float, float | None]:
     """Squared maximum mean discrepancy, unbiased, of the kernel (x·y / D + 1)³.
 
     Binkowski et al. 2018 (arXiv 1801.01401), section 4: mean and spread over `subsets` draws of
-    `size` images a side without repetition, at most as many as there are. It may come out below
-    0. Raises StatisticsError for other widths or fewer than two images.
+    `size` images a side without repetition, at most as many as there are. Where that is all of both
+    sides there is one subset, and no spread. It may come out below 0. Raises StatisticsError for
+    other widths or fewer than two images.
     """
     _refuse_unlike(features_a, features_b, at_least=2)
     size = subset_size(features_a, features_b, size)
@@ -105,7 +108,7 @@ def kernel_distance(
             for side in (features_a, features_b)
         )
         found.append(_discrepancy(a_ND.double(), b_ND.double()))
-    return float(np.mean(found)), float(np.std(found))
+    return float(np.mean(found)), float(np.std(found)) if subsets > 1 else None
 
 
 def subset_size(features_a: Tensor, features_b: Tensor, size: int = _SUBSET_SIZE) -> int:
@@ -188,8 +191,8 @@ def compare(fake: Statistics, real: Statistics | Foreign, extractor: Extractor) 
     """Every number that the two allow, under its right name, and of how many images it is.
 
     Of foreign statistics only the Fréchet distance and the score are known: the rest is absent,
-    and so are KID, precision and recall where too few features were kept. Raises StatisticsError
-    if `extractor` did not gather them.
+    and so are KID, precision and recall where too few features were kept, and a spread that would
+    be over one split or subset. Raises StatisticsError if `extractor` did not gather them.
     """
     for side in (fake, real):
         if isinstance(side, Statistics) and side.extractor_sha256 != extractor.sha256:
@@ -205,7 +208,7 @@ def compare(fake: Statistics, real: Statistics | Foreign, extractor: Extractor) 
     line: Line = {
         named("fid"): frechet_distance(fake, real),
         named("inception_score"): score,
-        f"{named('inception_score')}_std": spread,
+        **_spread(named("inception_score"), spread),
         "fake_images": fake.count,
     }
     if isinstance(real, Foreign):
@@ -217,10 +220,14 @@ def compare(fake: Statistics, real: Statistics | Foreign, extractor: Extractor) 
         distance, spread = kernel_distance(fake_ND, real_ND)
         line |= {
             named("kid"): distance,
-            f"{named('kid')}_std": spread,
+            **_spread(named("kid"), spread),
             "kid_subset_size": subset_size(fake_ND, real_ND),
         }
     if fewest > _NEIGHBOURS:
         precision, recall = precision_recall(real_ND, fake_ND)
         line |= {named("precision"): precision, named("recall"): recall}
     return {**line, "fake_features": len(fake_ND), "real_features": len(real_ND)}
+
+
+def _spread(name: str, spread: float | None) -> Line:
+    return {} if spread is None else {f"{name}_std": spread}
