@@ -83,8 +83,9 @@ def edit(
     """Fill a hole in a picture, paint around a part of it, or give detail to a small one.
 
     Without --class it goes by the picture alone, with it the new is to show that class. Outside
-    the hole each pixel of kept-*.png is the picture's own. To paint beyond a picture's edge, set
-    it on a larger canvas first.
+    the hole each pixel of kept-*.png is the picture's own, in 8-bit RGB as it is displayed, also
+    where the file has 16 bits or CMYK. To paint beyond a picture's edge, set it on a larger canvas
+    first. A larger --count goes on with the same results.
     """
     sampling = read_sampling(guidance, top_k, top_p, temperature, smooth, precision)
     from pipelines.edit_request import Asked
@@ -100,11 +101,14 @@ def edit(
         seat = local_seat(settings.local)
         place = Place(at, settings, StopFile(at.root / "stop"), seat, tell)
         made = edit_picture(place, address, asked, tell)
-    if made.missed > 0:
+    # A window that was asked for leaves out of a small picture what it was to leave out.
+    if made.missed > 0 and not (super_resolve and window):
         left, top, size = made.edit.window
+        what = "the picture lies outside, and is not in the result"
+        if not super_resolve:
+            what = "what was to be painted lies outside, and is as it was"
         screen.warn(
-            f"the model sees {size} × {size} px from x {left}, y {top}: {made.missed:.0%} of what "
-            "was to be painted lies outside, and is as it was"
+            f"the model sees {size} × {size} px from x {left}, y {top}: {made.missed:.0%} of {what}"
         )
     if as_json:
         manifest = json.loads((made.folder / "manifest.json").read_text())
@@ -125,5 +129,6 @@ def _say(made: "Outcome", label: int | None) -> None:
         told = f"class {label}, guidance {', '.join(f'{weight:g}' for weight in listed)}"
     again = "" if made.anew else "; made before, nothing was redone"
     tokens = f"{made.kept} tokens kept, {made.drawn} drawn"
-    screen.say(f"{made.edit.name}: {made.edit.count} results, {told}; {tokens}{again}")
+    results = f"{made.edit.count} result{'s' * (made.edit.count > 1)}"
+    screen.say(f"{made.edit.name}: {results}, {told}; {tokens}{again}")
     screen.say(str(made.folder / "sheet.png"))

@@ -48,7 +48,7 @@ def sample(
     precision: Precision = None,
     reject: Annotated[
         float | None,
-        typer.Option(help="draw more, keep this share: the images a classifier is surest of"),
+        typer.Option(help="of more candidates keep this share, of which a classifier is surest"),
     ] = None,
     classifier: Annotated[
         str | None,
@@ -62,7 +62,8 @@ def sample(
     ] = None,
     strips: Annotated[int, typer.Option(min=0, help="show so many images scale by scale")] = 0,
     npz: Annotated[
-        Path | None, typer.Option(help="write all to one file too, for OpenAI's evaluator")
+        Path | None,
+        typer.Option(help="write all to one file too, for OpenAI's evaluator", dir_okay=False),
     ] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, help="images at a time; changes speed, no image")
@@ -86,10 +87,13 @@ def sample(
     """Draw images: a folder of PNGs with a grid and a manifest. Run it again to go on.
 
     An image hangs on model, settings, seed, class and index alone: a larger --count goes on with
-    the same images, and any number of processes, parts or jobs makes the same files.
+    the same images (with --reject: the same candidates, of which others may be kept), and any
+    number of processes, parts or jobs makes the same files.
     """
     from pipelines.place import Place, StopFile, local_seat
+    from pipelines.sample_folder import STRIPS
     from pipelines.sample_request import Asked, plan_set, read_part
+    from var_scaling.generation.sets import CHUNK
 
     if constant_guidance and guidance and "," in guidance:
         raise ValueError(f"--guidance {guidance} says it for each scale: no --constant-guidance")
@@ -98,19 +102,27 @@ def sample(
     )
     this_part = read_part(part) if part else None
     _refuse_mixture(part, processes, on, jobs, detach or retry or take_over)
+    if npz is not None and detach:
+        raise ValueError("--npz is written at the end, for which --detach does not wait")
     at, settings = Home(home), load_settings()
     place = Place(at, settings, StopFile(at.root / "stop"), local_seat(settings.local))
     asked = Asked(classes, count, seed, name, sampling, reject, classifier, class_map)
     plan = plan_set(place, address, asked)
     from pipelines.sample_jobs import others_at_it
-    from pipelines.sample_run import Launch, here, on_cluster
+    from pipelines.sample_run import Launch, here, on_cluster, other_split
     from pipelines.sampling import How
 
-    how, before = How(batch, strips, this_part), _ended(plan.folder)
+    how, done, strips_file = How(batch, strips, this_part), plan.folder / DONE, plan.folder / STRIPS
+    before = _written(done), _written(strips_file)
+    if processes > plan.wanted.chunks:
+        screen.warn(
+            f"chunks of {CHUNK} images are shared out, and this set has {plan.wanted.chunks}: so "
+            f"many processes draw it, not {processes}"
+        )
     with counting(screen.console) as tell:
         if on == "local":
-            warning = others_at_it(plan, [], on)
-            if warning:
+            split = other_split(plan.folder, this_part) if this_part else ""
+            for warning in filter(None, (others_at_it(plan, [], on), split)):
                 screen.warn(warning)
             outcome = here(place, plan, how, processes, tell)
         else:
@@ -129,26 +141,30 @@ def sample(
         raise typer.Exit(1)
     if outcome.missing:
         screen.say(outcome.missing)
+        if npz is not None or strips:
+            screen.warn("--npz and --strips: nothing is written before then. Ask again at the end")
         return
-    if npz is not None:
+    if strips or _written(done) != before[0]:
+        from pipelines.mirror import mirror_model
+
+        mirror_model(at, settings, address, screen.warn)
+    if strips and _written(strips_file) == before[1]:
+        screen.warn(f"no job drew strips; the same words without --on {on} draw them here")
+    if npz is not None:  # the last: where it cannot be written, all else is done
         from pipelines.sample_export import export_npz
 
         export_npz(plan.folder, npz)
         screen.say(str(npz))
-    screen.say(f"{plan.wanted.images:,} images in {plan.folder / 'images'}")
+    images = plan.wanted.images
+    screen.say(f"{images:,} image{'s' * (images > 1)} in {plan.folder / 'images'}")
     screen.say(str(plan.folder / "grid.png"))
-    if strips or _ended(plan.folder) != before:
-        from pipelines.mirror import mirror_model
-
-        mirror_model(at, settings, address, screen.warn)
-    if strips and (plan.folder / "strips.png").exists():
-        screen.say(str(plan.folder / "strips.png"))
+    if strips and strips_file.exists():
+        screen.say(str(strips_file))
 
 
-def _ended(folder: Path) -> int:
-    """When the set came to its end; 0: it has not."""
-    done = folder / DONE
-    return done.stat().st_mtime_ns if done.exists() else 0
+def _written(path: Path) -> int:
+    """When it was; 0: it is not there."""
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def _refuse_mixture(part: str | None, processes: int, on: str, jobs: int, theirs: bool) -> None:

@@ -5,6 +5,7 @@ Shapes: h, w height and width of the picture.
 
 import hashlib
 import re
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -16,7 +17,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from pipelines.guidance import fitting, never_without
 from var_scaling.config import ImportedModel, Trial
 from var_scaling.data.decode import Undecodable, decode
-from var_scaling.generation.blend import Window, missed_share, paste, read_window
+from var_scaling.generation.blend import Window, feather_in, missed_share, read_window
 from var_scaling.generation.edit import Scene, scene_to_enlarge, scene_to_paint
 from var_scaling.generation.masks import (
     Box,
@@ -113,8 +114,11 @@ class Plan:
 
     @property
     def missed(self) -> float:
-        """Share of the hole that the model does not see, and that stays as it is."""
-        return 0.0 if self.hole_hw is None else missed_share(self.hole_hw, self.scene.window)
+        """Share of the hole, or of what is to be enlarged, that the model does not see."""
+        if self.hole_hw is not None:
+            return missed_share(self.hole_hw, self.scene.window)
+        height, width = self.picture_hw3.shape[:2]
+        return 1 - self.scene.window.size**2 / (height * width)
 
 
 def plan_edit(
@@ -137,8 +141,7 @@ def plan_edit(
         hole_hw, box, mask_sha256 = _hole(asked, width, height)
         outpaint = kind == "out-paint"
         scene = scene_to_paint(picture_hw3, hole_hw, t, outpaint, window, asked.blank)
-        if asked.feather_px is not None:  # one that does not fit is refused before all the work
-            paste(picture_hw3, scene.square_HH3, hole_hw, scene.window, asked.feather_px)
+        feather_in(scene.window, asked.feather_px)  # one that does not fit is refused at once
     edit = EditSet(
         name=asked.name or name_for(asked.image),
         kind=kind,
@@ -162,7 +165,9 @@ def plan_edit(
 
 def name_for(image: Path) -> str:
     """A folder's name out of a file's. Raises ValueError where nothing of it can be used."""
-    name = re.sub(r"[^a-z0-9._-]+", "-", image.stem.lower()).lstrip("._-")[:64]
+    letters = unicodedata.normalize("NFKD", image.stem.lower())
+    plain = "".join(letter for letter in letters if not unicodedata.combining(letter))
+    name = re.sub(r"[^a-z0-9._-]+", "-", plain).lstrip("._-")[:64].rstrip("._-")
     if not name:
         raise ValueError(f"{image.name}: no letter or digit to name the edit by: give --name")
     return name

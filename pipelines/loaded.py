@@ -29,7 +29,11 @@ class Loaded:
 
 
 def load_generator(place: Place, address: str) -> Loaded:
-    """The model at `address` (SWEEP/TRIAL or imported/NAME). Raises ValueError, Drift."""
+    """The model at `address` (SWEEP/TRIAL or imported/NAME). Raises ValueError, Drift.
+
+    Both files of weights are read whole for their hashes first: what is made with them is recorded
+    as theirs.
+    """
     folder = finished(place.home, address)
     record = read_generator(folder)
     home = place.home.tokenizer(record.tokenizer.name)
@@ -42,6 +46,7 @@ def load_generator(place: Place, address: str) -> Loaded:
     from var_scaling.tokenizer.model import load_tokenizer
     from var_scaling.weights import load_weights
 
+    hashes = [_checked(weights) for weights in (folder, home)]
     device = place.device()
     model = VAR(record.model, record.tokenizer, record.classes, seed=0)
     load_weights(model, folder / "weights.safetensors")
@@ -51,6 +56,19 @@ def load_generator(place: Place, address: str) -> Loaded:
         record,
         model.to(device).eval().requires_grad_(False),
         load_tokenizer(record.tokenizer, home / "weights.safetensors").to(device),
-        read_json(folder / DONE)["weights_sha256"],
-        read_json(home / DONE)["weights_sha256"],
+        *hashes,
     )
+
+
+def _checked(folder: Path) -> str:
+    """The SHA-256 of the weights in `folder`. Raises WeightsError if it is not the one noted."""
+    from var_scaling.weights import WeightsError, file_sha256
+
+    path = folder / "weights.safetensors"
+    noted, found = str(read_json(folder / DONE)["weights_sha256"]), file_sha256(path)
+    if found != noted:
+        raise WeightsError(
+            f"{path} is not the file that was trained or imported here: {DONE} notes SHA-256 "
+            f"{noted[:12]}…, it has {found[:12]}…. Bring that file back, or make the folder anew"
+        )
+    return found

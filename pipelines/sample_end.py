@@ -1,6 +1,10 @@
 """The end of a set of samples: the accepted ones, the pictures for people, the manifest."""
 
+import os
+import re
 import time
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,21 +12,38 @@ import numpy as np
 from PIL import Image
 
 from pipelines.pictures import grid, strips
-from pipelines.sample_folder import Made, SampleFolder, put_in_images
-from var_scaling.disk import read_json, whole, write_json
+from pipelines.sample_folder import STRIPS, Made, SampleFolder
+from var_scaling.disk import DONE, is_done, read_json, whole, write_json
 from var_scaling.generation.sets import NONE, SampleSet
 from var_scaling.generation.settings import Request
 
 if TYPE_CHECKING:
     from pipelines.loaded import Loaded
 
-MANIFEST, GRID, STRIPS = "manifest.json", "grid.png", "strips.png"
+MANIFEST, GRID = "manifest.json", "grid.png"
 _FORMAT = 1  # of manifest.json
 _ROWS, _COLUMNS = 16, 12  # of the grid
+_ABANDONED = 3600.0  # seconds after which a file written beside its place is a dead process's
+_BESIDE = re.compile(r"\.(\d+|[a-z]+)\.(png|json)\..+\.\d+")  # as `whole` names it
+
+
+def ended(at: SampleFolder) -> bool:
+    """Whether the set is done and all that it lists is there.
+
+    Where something was lost it is done no more: the marker goes, so that it is made again.
+    """
+    if not (is_done(at.folder) and at.is_current()):
+        return False
+    if not _all_there(at.folder):
+        (at.folder / DONE).unlink(missing_ok=True)
+    return is_done(at.folder)
 
 
 def end_set(at: SampleFolder, address: str) -> list[int]:
-    """Write all but the marker that it is done; or the chunks of which an image is missing."""
+    """Write all but the marker that it is done; or the chunks of which an image is missing.
+
+    An image whose bytes are not those that were written is removed, and so is missing.
+    """
     found, lacking = at.look_at_all()
     if lacking:
         return lacking
@@ -44,8 +65,16 @@ def end_set(at: SampleFolder, address: str) -> list[int]:
             "thresholds": {wanted.folder(label): least for label, least in thresholds.items()},
             "rejected": rejected,
         }
-        put_in_images(at, kept)
+    damaged = set(at.damaged({request: found[request] for request in kept}))
+    if damaged:
+        for request in damaged:
+            at.path(request).unlink(missing_ok=True)
+        chunks = range(wanted.chunks)
+        return [chunk for chunk in chunks if not damaged.isdisjoint(wanted.chunk(chunk))]
+    if wanted.rejection is not None:
+        _put_in_images(at, kept)
     _save(at.folder / GRID, _grid(at.folder, wanted, kept, address))
+    _sweep(at.folder)
     write_json(at.folder / MANIFEST, _manifest(at, kept, found, address, rejection))
     return []
 
@@ -53,6 +82,15 @@ def end_set(at: SampleFolder, address: str) -> list[int]:
 def images_of(folder: Path) -> list[dict[str, Any]]:
     """Every image of a set that is done, in the order of drawing: file, class, index."""
     return list(read_json(folder / MANIFEST)["images"])
+
+
+def read_image(path: Path) -> np.ndarray:
+    """uint8 (W, W, 3). Raises OSError, which names the file."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image)
+    except (OSError, SyntaxError) as error:
+        raise OSError(f"{path}: {error}") from error
 
 
 def write_strips(at: SampleFolder, loaded: "Loaded", count: int) -> None:
@@ -73,6 +111,52 @@ def write_strips(at: SampleFolder, loaded: "Loaded", count: int) -> None:
     _save(at.folder / STRIPS, strips(rows, sides, _title(wanted, loaded.address)))
 
 
+def _put_in_images(at: SampleFolder, accepted: Iterable[Request]) -> None:
+    """Make images/ hold the accepted candidates and no others: linked, or copied.
+
+    What is not a sample by its name is left alone: a person's file, or what another process that
+    ends the set writes at this moment.
+    """
+    wanted = {at.wanted.file(request) for request in accepted}
+    images = at.folder / "images"
+    there = {
+        str(path.relative_to(images))
+        for path in images.glob("*/*.png")
+        if path.stem.isdecimal() and path.is_file()
+    }
+    for name in there - wanted:
+        (images / name).unlink(missing_ok=True)
+    for name in sorted(wanted):
+        source, target = at.drawn / name, images / name
+        with whole(target) as beside:
+            beside.unlink(missing_ok=True)  # a dead process's
+            try:
+                os.link(source, beside)
+            except OSError:  # a disk without hard links
+                beside.write_bytes(source.read_bytes())
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes left beside the places of the set's files."""
+    long_ago = time.time() - _ABANDONED
+    for path in folder.rglob(".*"):
+        if _BESIDE.fullmatch(path.name):
+            with suppress(FileNotFoundError):  # a living process's, which came to its place
+                if path.stat().st_mtime < long_ago:
+                    path.unlink()
+
+
+def _all_there(folder: Path) -> bool:
+    """Whether grid, manifest and every image that it lists are there, each as long as it was."""
+    try:
+        sizes = {row["file"]: row["bytes"] for row in images_of(folder)}
+        return (folder / GRID).is_file() and all(
+            (folder / file).stat().st_size == size for file, size in sizes.items()
+        )
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return False
+
+
 def _grid(folder: Path, wanted: SampleSet, kept: list[Request], address: str) -> np.ndarray:
     of_class: dict[int, list[Request]] = {label: [] for label in _spread(wanted.classes, _ROWS)}
     for request in kept:
@@ -80,7 +164,10 @@ def _grid(folder: Path, wanted: SampleSet, kept: list[Request], address: str) ->
         if row is not None and len(row) < _COLUMNS:
             row.append(request)
     rows = [
-        (_class_name(wanted, label), [_read(folder / "images" / wanted.file(one)) for one in row])
+        (
+            _class_name(wanted, label),
+            [read_image(folder / "images" / wanted.file(one)) for one in row],
+        )
         for label, row in of_class.items()
     ]
     return grid(rows, _title(wanted, address))
@@ -101,6 +188,7 @@ def _manifest(
             "file": f"images/{at.wanted.file(request)}",
             "class": request.label,
             "index": request.index,
+            "bytes": made.bytes,
             "crc32": made.crc32,
         }
         images.append(row if made.score is None else {**row, "score": made.score})
@@ -139,11 +227,6 @@ def _spread(labels: tuple[int, ...], most: int) -> list[int]:
     if len(labels) <= most:
         return list(labels)
     return [labels[round(place)] for place in np.linspace(0, len(labels) - 1, most)]
-
-
-def _read(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.asarray(image)
 
 
 def _save(path: Path, pixels: np.ndarray) -> None:

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from pipelines.sample_end import images_of
+from pipelines.sample_end import images_of, read_image
 from var_scaling.disk import whole
 
 _BATCH = 256  # images read at a time
@@ -25,15 +24,10 @@ def export_npz(folder: Path, out: Path) -> None:
     def batches() -> Iterator[np.ndarray]:
         for start in range(0, len(listed), _BATCH):
             rows = listed[start : start + _BATCH]
-            yield np.stack([_read(folder / row["file"]) for row in rows])
+            yield np.stack([read_image(folder / row["file"]) for row in rows])
 
     with whole(out) as beside:
         save_arr0(beside, batches(), len(listed))
         labels = np.array([row["class"] for row in listed], np.int64)
         with zipfile.ZipFile(beside, "a") as archive, archive.open("arr_1.npy", "w") as member:
             np.lib.format.write_array(member, labels, allow_pickle=False)
-
-
-def _read(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.asarray(image)

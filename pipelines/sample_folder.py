@@ -8,7 +8,7 @@ however much a set has grown, the next run makes what is missing and nothing els
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from io import BytesIO
@@ -18,11 +18,12 @@ import numpy as np
 from PIL import Image
 
 from pipelines.store import Drift, drift, read_record, refuse
-from var_scaling.disk import DONE, read_json, whole
+from var_scaling.disk import DONE, is_done, read_json, whole
 from var_scaling.generation.sets import SampleSet
 from var_scaling.generation.settings import Request
 
-RECORD, SAMPLES = "sampling.json", "samples"
+RECORD, SAMPLES, STRIPS = "sampling.json", "samples", "strips.png"
+_READERS = 8  # files read at a time: a network disk answers late, not slowly
 
 
 @dataclass(frozen=True)
@@ -54,20 +55,26 @@ class SampleFolder:
         self.drawn = folder / ("images" if wanted.rejection is None else "candidates")
 
     def claim(self) -> None:
-        """Be the home of `wanted`: new, the same, or the same with more images of each class.
+        """Be the home of `wanted`: new, the same, or the same with another count.
 
-        Raises Drift if the folder belongs to another set.
+        A count that was never reached may fall again. Raises Drift if the folder belongs to
+        another set, or has more images of this one.
         """
         refuse_other(self.folder, self.wanted)
         path = self.folder / RECORD
-        if path.exists() and self.is_current():
-            return
-        (self.folder / DONE).unlink(missing_ok=True)
+        if path.exists():
+            if self.is_current():
+                return
+        else:  # nobody knows what the marks are of
+            for mark in (self.folder / "chunks").glob("*.json"):
+                mark.unlink(missing_ok=True)
+        for stale in (DONE, STRIPS):
+            (self.folder / stale).unlink(missing_ok=True)
         with whole(path) as beside:
             beside.write_text(self.wanted.model_dump_json(indent=1) + "\n")
 
     def is_current(self) -> bool:
-        """Whether the set has not grown since."""
+        """Whether the folder is the home of this set, with this count."""
         return recorded(self.folder) == self.wanted
 
     def path(self, request: Request) -> Path:
@@ -107,6 +114,15 @@ class SampleFolder:
                 lacking.append(chunk)
         return found, lacking
 
+    def damaged(self, found: dict[Request, Made]) -> list[Request]:
+        """Those of which the file is not what was written; reads them all."""
+        requests = list(found)
+        with ThreadPoolExecutor(_READERS) as pool:
+            sums = pool.map(lambda one: _crc32(self.path(one)), requests)
+            return [
+                one for one, crc32 in zip(requests, sums, strict=True) if crc32 != found[one].crc32
+            ]
+
     def write(self, request: Request, pixels_WW3: np.ndarray, score: float | None) -> Made:
         """Put one image in its place, whole."""
         kept = BytesIO()
@@ -132,12 +148,12 @@ class SampleFolder:
             yield from self._mark(chunk)[1]
 
     def _mark(self, chunk: int) -> tuple[dict[Request, Made], list[Life]]:
-        """What is noted of `chunk`; a torn or foreign file notes nothing."""
+        """What is noted of `chunk`; a torn or foreign file, or a folder, notes nothing."""
         try:
             noted = read_json(self.mark_path(chunk))
             images = {Request(row[0], row[1]): Made(*row[2:]) for row in noted["images"]}
             return images, [Life(**one) for one in noted["lives"]]
-        except (FileNotFoundError, ValueError, LookupError, TypeError):
+        except (FileNotFoundError, IsADirectoryError, ValueError, LookupError, TypeError):
             return {}, []
 
 
@@ -167,12 +183,17 @@ def recorded(folder: Path) -> SampleSet:
 
 
 def refuse_other(folder: Path, wanted: SampleSet) -> None:
-    """Raise Drift if `folder` belongs to another set; nothing is written."""
+    """Raise Drift if `folder` belongs to another set, or has more of this one; nothing is written.
+
+    A larger count that did not come to its end is no more than a wish.
+    """
     path = folder / RECORD
     if not path.exists():
         return
     known = recorded(folder)
     if known.grown_from(wanted):
+        if not is_done(folder):
+            return
         raise Drift(
             f"{folder} has {known.count} images of each class already. Ask for --count "
             f"{known.count} or more, or give the new set a --name of its own"
@@ -181,21 +202,16 @@ def refuse_other(folder: Path, wanted: SampleSet) -> None:
         refuse(path, drift(path, wanted))
 
 
-def put_in_images(at: SampleFolder, accepted: Iterable[Request]) -> None:
-    """Make images/ hold the accepted candidates and nothing else: linked, or copied."""
-    wanted = {at.wanted.file(request) for request in accepted}
-    images = at.folder / "images"
-    there = {str(path.relative_to(images)) for path in images.glob("*/*")}
-    for name in there - wanted:
-        (images / name).unlink(missing_ok=True)
-    for name in sorted(wanted):
-        source, target = at.drawn / name, images / name
-        with whole(target) as beside:
-            beside.unlink(missing_ok=True)  # a dead process's
-            try:
-                os.link(source, beside)
-            except OSError:  # a disk without hard links
-                beside.write_bytes(source.read_bytes())
+def refuse_changed(folder: Path, wanted: SampleSet) -> None:
+    """Raise Drift if somebody has made `folder` the home of another set, or of more or less."""
+    refuse(folder / RECORD, drift(folder / RECORD, wanted))
+
+
+def _crc32(path: Path) -> int | None:
+    try:
+        return zlib.crc32(path.read_bytes())
+    except FileNotFoundError:
+        return None
 
 
 def _size(path: Path) -> int:

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,10 +18,10 @@ from pathlib import Path
 
 from pipelines.attempt import Stopped
 from pipelines.place import Place, StopFile
-from pipelines.sample_folder import SampleFolder
+from pipelines.sample_end import ended
+from pipelines.sample_folder import SampleFolder, refuse_other
 from pipelines.sample_request import Plan
-from pipelines.sampling import How, Tell, draw, end, make_ready
-from var_scaling.disk import is_done
+from pipelines.sampling import How, Tell, asked_to_stop, draw, end, make_ready
 
 _POLL = 0.5  # seconds
 _LEAVES = 60.0  # seconds that a process may take to write what it has and leave
@@ -41,15 +42,18 @@ def sample_set_by(
     """
     assert how.part is None
     at = SampleFolder(plan.folder, plan.wanted)
-    at.claim()
-    if not is_done(plan.folder):
+    refuse_other(plan.folder, plan.wanted)
+    lacking: list[int] = []
+    if not ended(at):
         found, lacking = at.look_at_all()
         shares = [lacking[rank::processes] for rank in range(min(processes, len(lacking)))]
         with _started(place, plan, how, shares, stop_file) as workers:
             _see_through(workers, plan, len(found), tell, stop_file)
     elif not how.strips:
         return []
-    return end(make_ready(place, plan), at, how.strips)
+    ready = make_ready(place, plan)
+    at.claim()
+    return end(place, ready, at, lacking, how, lambda done: asked_to_stop(place), tell)
 
 
 @contextmanager
@@ -129,18 +133,17 @@ def _work(says: Connection, place: Place, plan: Plan, how: How, chunks: list[int
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first one decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
-    from var_scaling.training.loop import Wish
-
     try:
-        at = SampleFolder(plan.folder, plan.wanted)
+        at, ready = SampleFolder(plan.folder, plan.wanted), make_ready(place, plan)
+        at.claim()
         draw(
-            place, make_ready(place, plan), at, chunks, how.batch,
-            lambda done: place.wish() == Wish.STOP,
+            place, ready, at, chunks, how.batch, lambda done: asked_to_stop(place),
             lambda what, done, total: says.send(("done", str(done))),
         )  # fmt: skip
     except Stopped:
         pass
     except Exception as error:  # noqa: BLE001  it is the first process's to report
+        traceback.print_exc()  # on stderr: where it came about is lost with this process
         says.send(("failed", f"{type(error).__name__}: {error}"))
     finally:
         says.close()

@@ -15,6 +15,7 @@ from var_scaling.generation.sets import NONE, SampleSet
 from var_scaling.generation.settings import Sampling
 
 _FEW = 16  # classes: so many are all sampled where nothing is said
+_MOST = 10_000_000  # images drawn for one set; its folder is listed and its marks are read as one
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,14 @@ def plan_set(place: Place, address: str, asked: Asked) -> Plan:
         weights_sha256=read_json(folder / DONE)["weights_sha256"],
         tokenizer_sha256=read_json(tokenizer / DONE)["weights_sha256"],
     )
+    if wanted.drawn > _MOST:
+        candidates = (
+            "" if rejection is None else f", {wanted.candidates:,} candidates of each class"
+        )
+        raise ValueError(
+            f"{wanted.drawn:,} images would have to be drawn{candidates}: one set is of at most "
+            f"{_MOST:,}. Ask for fewer, or for several sets with --name and another --seed"
+        )
     return Plan(address, folder / SAMPLES / wanted.name, wanted, classifier)
 
 

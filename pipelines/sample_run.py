@@ -1,8 +1,13 @@
 """One call of `sample`, here or on a cluster: who may do it, how it is stopped, how it ended."""
 
 import asyncio
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from pathlib import Path
 
 from pipelines.address import read_generator
 from pipelines.attempt import Stopped
@@ -10,16 +15,16 @@ from pipelines.cluster import environment_for_jobs, refuse_without_slurm, submit
 from pipelines.driver import driving
 from pipelines.place import Place, StopFile, asking_to_stop
 from pipelines.reconcile import Reconciler
-from pipelines.sample_folder import SampleFolder, refuse_other
+from pipelines.sample_end import ended
+from pipelines.sample_folder import STRIPS, SampleFolder, refuse_other
 from pipelines.sample_jobs import forgive, images_drawn, others_at_it, sample_units
 from pipelines.sample_processes import ProcessFailed, sample_set_by
 from pipelines.sample_request import Plan
-from pipelines.sampling import How, Tell, sample_set
+from pipelines.sampling import How, Tell, asked_to_stop, sample_set
 from pipelines.settings import MLflow
 from pipelines.snapshot import take_snapshot
 from pipelines.store import Busy, held, in_use
 from pipelines.units import Unit
-from var_scaling.disk import is_done
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ def here(place: Place, plan: Plan, how: How, processes: int, tell: Tell) -> Outc
     """Draw on this machine. Raises Busy, Drift, ValueError, OSError."""
     refuse_other(plan.folder, plan.wanted)
     mine = "" if how.part is None else f"-{how.part[0] + 1}-of-{how.part[1]}"
-    with held(plan.folder, file=f"lock{mine}"):
+    with _alone(plan.folder, how.part):
         stop_file = plan.folder / f"stop{mine}"
         stop_file.unlink(missing_ok=True)
         place = replace(place, wish=StopFile(stop_file))
@@ -56,7 +61,7 @@ def here(place: Place, plan: Plan, how: How, processes: int, tell: Tell) -> Outc
                 if processes > 1:
                     left = sample_set_by(processes, place, plan, how, stop_file, tell)
                 else:
-                    left = sample_set(place, plan, how, partial(_asked, place), tell)
+                    left = sample_set(place, plan, how, lambda done: asked_to_stop(place), tell)
         except Stopped as error:
             return Outcome(stopped=str(error))
         except ProcessFailed as error:
@@ -65,14 +70,57 @@ def here(place: Place, plan: Plan, how: How, processes: int, tell: Tell) -> Outc
             stop_file.unlink(missing_ok=True)
     if not left:
         return Outcome()
+    if how.part is None:
+        lost = f"{plan.folder} does not keep what is written: {len(left):,} of its chunks, twice"
+        return Outcome(failures={plan.wanted.name: lost})
     others = f"{len(left):,} of {plan.wanted.chunks:,} chunks are still missing"
     return Outcome(missing=f"This part is done; {others}. Whoever draws the last ends the set.")
 
 
-def _asked(place: Place, done: int) -> bool:
-    from var_scaling.training.loop import Wish
+@contextmanager
+def _alone(folder: Path, part: tuple[int, int] | None) -> Iterator[None]:
+    """Be the one who draws the set here; or the one at this part, beside those at others.
 
-    return place.wish() == Wish.STOP
+    Raises Busy, naming the owner.
+    """
+    if part is None:
+        with held(folder):
+            yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    mine = f"{part[0] + 1}-of-{part[1]}"
+    with open(folder / "lock", "a+") as lock, held(folder, file=f"lock-{mine}"):
+        if not _locked(lock.fileno(), fcntl.LOCK_SH):
+            lock.seek(0)
+            raise Busy(f"{folder} is in use by {lock.read().strip() or 'another process'}")
+        lock.truncate(0)
+        lock.write(f"pid {os.getpid()} on {socket.gethostname()}, which draws part {mine}\n")
+        lock.flush()
+        yield
+
+
+def other_split(folder: Path, part: tuple[int, int]) -> str:
+    """Which part of another number of parts is being drawn on this machine; "" if none."""
+    for path in sorted(folder.glob("lock-*-of-*")):
+        other = path.name.removeprefix("lock-").replace("-of-", "/")
+        if other.endswith(f"/{part[1]}"):
+            continue
+        with open(path, "a+") as lock:
+            if not _locked(lock.fileno(), fcntl.LOCK_SH):
+                return (
+                    f"part {other} of this set is being drawn: some of its chunks are those of "
+                    f"part {part[0] + 1}/{part[1]} too, and both draw them. Begin all parts with "
+                    "the same number behind the stroke"
+                )
+    return ""
+
+
+def _locked(descriptor: int, how: int) -> bool:
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def on_cluster(place: Place, plan: Plan, how: How, launch: Launch, tell: Tell) -> Outcome:
@@ -83,7 +131,12 @@ def on_cluster(place: Place, plan: Plan, how: How, launch: Launch, tell: Tell) -
     where = place.settings.cluster(launch.cluster)
     refuse_other(plan.folder, plan.wanted)
     at = SampleFolder(plan.folder, plan.wanted)
-    if is_done(plan.folder) and at.is_current():
+    if ended(at):
+        if how.strips and not (plan.folder / STRIPS).exists():
+            raise ValueError(
+                f"{plan.folder} is done, so no job is left to draw strips: the same words without "
+                f"--on {launch.cluster} draw them here"
+            )
         return Outcome()
     refuse_without_slurm(launch.cluster)
     record = read_generator(place.home.root / plan.address)

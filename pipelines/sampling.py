@@ -8,17 +8,23 @@ set (sample_end.py).
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from pipelines.attempt import Stopped, at_work
+from pipelines.attempt import Stopped
 from pipelines.judge import Judge, load_judge
 from pipelines.loaded import Loaded, load_generator
 from pipelines.place import Place
 from pipelines.provenance import code_version
-from pipelines.sample_end import end_set, write_strips
-from pipelines.sample_folder import Life, Made, SampleFolder, Writers, refuse_other
+from pipelines.sample_end import end_set, ended, write_strips
+from pipelines.sample_folder import (
+    Life,
+    Made,
+    SampleFolder,
+    Writers,
+    refuse_changed,
+    refuse_other,
+)
 from pipelines.sample_request import Plan
 from pipelines.store import Drift
 from var_scaling.disk import DONE, is_done, write_json
@@ -28,7 +34,6 @@ from var_scaling.generation.settings import Request
 if TYPE_CHECKING:
     from torch import Tensor
 
-DRAWN = "drawn.json"
 _BATCH = {"cpu": 16, "cuda": 64}  # images at a time, where nothing is said
 
 Stop = Callable[[int], bool]  # told how many images are done
@@ -86,13 +91,22 @@ def sample_set(place: Place, plan: Plan, how: How, stop: Stop, tell: Tell) -> li
     Empty: the set is done. Raises Stopped, with what was drawn on disk; Drift, ValueError, OSError.
     """
     at = SampleFolder(plan.folder, plan.wanted)
-    at.claim()
-    if is_done(plan.folder) and not how.strips:
+    refuse_other(plan.folder, plan.wanted)
+    there = ended(at)
+    if there and not how.strips:
         return []
     ready = make_ready(place, plan)
-    if not is_done(plan.folder):
-        draw(place, ready, at, chunks_of(plan.wanted, how.part), how.batch, stop, tell)
-    return end(ready, at, how.strips)
+    at.claim()  # not before: a larger count that cannot be drawn undoes no finished set
+    chunks = [] if there else chunks_of(plan.wanted, how.part)
+    if chunks:
+        draw(place, ready, at, chunks, how.batch, stop, tell)
+    return end(place, ready, at, chunks, how, stop, tell)
+
+
+def asked_to_stop(place: Place) -> bool:
+    from var_scaling.training.loop import Wish
+
+    return place.wish() == Wish.STOP
 
 
 def chunks_of(wanted: SampleSet, part: tuple[int, int] | None) -> list[int]:
@@ -121,7 +135,7 @@ def draw(
         for request in at.wanted.chunk(chunk)
         if request not in found[chunk]
     ]
-    marks = _Marks(at, found, todo, str(place.device()))
+    marks = _Marks(at, found, todo, str(place.device()), place.seat.save_every)
     title, done = f"samples {at.wanted.name}", total - len(todo)
     tell(title, done, total)
     batch = batch or place.seat.at_once or _BATCH[place.seat.device]
@@ -156,7 +170,10 @@ def draw(
 
 
 class _Marks:
-    """Marks chunks as their last missing image comes to lie on disk."""
+    """Marks chunks as their last missing image comes to lie on disk, and all at times.
+
+    Between two marks a process that is killed loses at most `every` seconds and a batch.
+    """
 
     def __init__(
         self,
@@ -164,8 +181,9 @@ class _Marks:
         found: dict[int, dict[Request, Made]],
         todo: list[tuple[int, Request]],
         device: str,
+        every: float,
     ):
-        self.at, self.found, self.device = at, found, device
+        self.at, self.found, self.device, self.every = at, found, device, every
         self.missing: dict[int, int] = {}
         for chunk, _ in todo:
             self.missing[chunk] = self.missing.get(chunk, 0) + 1
@@ -177,22 +195,40 @@ class _Marks:
         for chunk, request, image in made:
             self.found[chunk][request] = image
             self.new[chunk] = self.new.get(chunk, 0) + 1
-        whole = [chunk for chunk in self.new if last or self.new[chunk] == self.missing[chunk]]
-        for chunk in whole:
-            now = monotonic()
-            life = Life(
-                self.new.pop(chunk), now - self.since, self.device, code_version(),
-                socket.gethostname(),
-            )  # fmt: skip
+        due = last or monotonic() - self.since >= self.every
+        to_mark = [chunk for chunk in self.new if due or self.new[chunk] == self.missing[chunk]]
+        for chunk in to_mark:
+            now, images = monotonic(), self.new.pop(chunk)
+            self.missing[chunk] -= images
+            life = Life(images, now - self.since, self.device, code_version(), socket.gethostname())
             self.since = now
             self.at.mark(chunk, self.found[chunk], life)
 
 
-def end(ready: Ready, at: SampleFolder, strips: int) -> list[int]:
-    """End the set if nothing is missing; else the chunks that are. Raises Drift if it grew.
+def end(
+    place: Place,
+    ready: Ready,
+    at: SampleFolder,
+    chunks: Sequence[int],
+    how: How,
+    stop: Stop,
+    tell: Tell,
+) -> list[int]:
+    """End the set if nothing is missing; else the chunks that are.
 
-    Two that find nothing missing at the same time both end it: with the same files.
+    Those of `chunks`, just drawn, that the disk does not have as they were written are drawn once
+    more. Two that find nothing missing at the same time both end the set: with the same files.
+    Raises Drift if it was made another meanwhile; what `draw` raises.
     """
+    lacking = _end(ready, at, how.strips)
+    again = sorted(set(chunks).intersection(lacking))
+    if not again:
+        return lacking
+    draw(place, ready, at, again, how.batch, stop, tell)
+    return _end(ready, at, how.strips)
+
+
+def _end(ready: Ready, at: SampleFolder, strips: int) -> list[int]:
     unmarked = set(range(at.wanted.chunks)) - at.marked()
     if unmarked:
         return sorted(unmarked)
@@ -202,42 +238,7 @@ def end(ready: Ready, at: SampleFolder, strips: int) -> list[int]:
         return lacking
     if strips:
         write_strips(at, ready.loaded, strips)
-    refuse_other(at.folder, at.wanted)
+    refuse_changed(at.folder, at.wanted)
     if not done:
         write_json(at.folder / DONE, {"status": "done", "images": at.wanted.images})
     return []
-
-
-def run_part(place: Place, plan: Plan, how: How, folders: Sequence[Path]) -> str:
-    """A job's part of a set; `folders` are those of the jobs of all parts. Returns "done".
-
-    Raises Stopped, Superseded, Drift, ValueError, OSError.
-    """
-    assert how.part is not None
-    folder = folders[how.part[0]]
-    with at_work(folder, place.seat, place.wish) as attempt:
-        at = SampleFolder(plan.folder, plan.wanted)
-        refuse_other(plan.folder, plan.wanted)
-        if is_done(plan.folder):
-            return "done"
-        attempt.begin({})
-        ready = make_ready(place, plan)
-        chunks = chunks_of(plan.wanted, how.part)
-        draw(place, ready, at, chunks, how.batch, attempt.stop, _Drawn(folder))
-        attempt.finish({"status": "done"})
-        for chunk in end(ready, at, how.strips):
-            # Where that part was done, an image of it is lost: it is to be done again.
-            (folders[chunk % len(folders)] / DONE).unlink(missing_ok=True)
-        return "done"
-
-
-class _Drawn:
-    """Leaves how far a job has come, at most twice a second: for its driver, who asks the disk."""
-
-    def __init__(self, folder: Path):
-        self.path, self.written = folder / DRAWN, 0.0
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if monotonic() - self.written > 0.5 or done >= total:
-            self.written = monotonic()
-            write_json(self.path, {"done": done, "total": total})

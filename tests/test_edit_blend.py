@@ -13,6 +13,8 @@ from var_scaling.data.decode import square, to_rgb
 from var_scaling.generation.blend import (
     Window,
     centred_window,
+    fade_in,
+    faded,
     missed_share,
     overlay,
     paste,
@@ -205,6 +207,17 @@ def test_the_seam_of_a_hole_that_the_window_cuts_fades_too():
     assert (weight[4, :16] == 0).all()
     assert weight[4, 16:20] == pytest.approx([0.2, 0.4, 0.6, 0.8], abs=0.01)
     assert (weight[:, 24] == 1).all()  # the picture's own edge is no seam
+
+
+def test_results_that_share_a_fade_are_those_that_have_each_their_own():
+    picture, hole = noise(40, 64), box_hole(Box(20, 5, 50, 30), 64, 40)
+    window = window_for(hole, outpaint=False)
+    fade = fade_in(hole, window, 6)
+    assert (fade[~window.of(hole)] == 0).all()
+    for seed in (1, 2):
+        result = noise(16, 16, seed)
+        alone = paste(picture, result, hole, window, 6)
+        assert np.array_equal(faded(picture, result, window, fade), alone)
 
 
 def test_a_feather_beyond_a_quarter_of_the_window_is_refused():

@@ -197,7 +197,7 @@ def test_a_small_picture_gets_detail_on_the_coarse_scales_it_speaks_for(command,
     files = {path.name for path in folder_of(home, "fine").iterdir()}
     assert files == {
         "edit.json", "original.png", "enlarged.png", "generated-0.png", "generated-1.png",
-        "sheet.png", "manifest.json", "done.json", "lock",
+        "results.json", "sheet.png", "manifest.json", "done.json", "lock",
     }  # fmt: skip
 
 
@@ -246,6 +246,94 @@ def test_the_same_words_again_redo_nothing_and_other_words_need_another_name(
     picture(tmp_path, seed=5)
     assert "image_sha256" in command(*words).errors
     assert written(folder) == after
+
+
+def boxed(command, tmp_path, name: str, *more: object, box: str = "9,4,17,13") -> Said:
+    return command(picture(tmp_path), "--in-paint", box, "--name", name, "--count", 2, *more)
+
+
+@pytest.mark.parametrize("lost", ["sheet.png", "hole.png", "manifest.json", "kept-1.png"])
+def test_what_is_lost_of_a_finished_edit_is_made_again(lost, command, home, tmp_path):
+    name = f"lost-{lost.partition('.')[0]}"
+    assert boxed(command, tmp_path, name).code == 0
+    folder = folder_of(home, name)
+    before = {path: content for path, (content, _) in written(folder).items()}
+    (folder / lost).unlink()
+    assert "nothing was redone" not in boxed(command, tmp_path, name).out
+    assert {path: content for path, (content, _) in written(folder).items()} == before
+    assert (folder / "manifest.json").exists()
+    assert "nothing was redone" in boxed(command, tmp_path, name).out
+
+
+def test_pictures_of_another_edit_or_damaged_ones_are_never_taken_for_this_ones(
+    command, home, tmp_path
+):
+    assert boxed(command, tmp_path, "true").code == 0
+    assert boxed(command, tmp_path, "false", box="4,4,12,12").code == 0
+    folder = folder_of(home, "false")
+    for name in ("edit.json", DONE):
+        (folder / name).unlink()
+    (folder / "kept-mine.png").write_bytes(b"a person's own")
+    assert boxed(command, tmp_path, "false").code == 0
+    assert (folder / "kept-mine.png").read_bytes() == b"a person's own"
+    for index in (0, 1):
+        for name in (f"generated-{index}.png", f"kept-{index}.png"):
+            wanted = (folder_of(home, "true") / name).read_bytes()
+            assert (folder / name).read_bytes() == wanted
+            # Torn, or a bit turned over at the same length.
+            for broken in (wanted[:50], wanted[:-20] + bytes([wanted[-20] ^ 1]) + wanted[-19:]):
+                (folder / name).write_bytes(broken)
+                assert boxed(command, tmp_path, "false").code == 0
+                assert (folder / name).read_bytes() == wanted
+
+
+def test_an_edit_that_failed_before_its_first_result_does_not_keep_the_name(
+    command, home, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as failing:
+        failing.setattr("pipelines.editing.edited", lambda *told: [][0])
+        with pytest.raises(IndexError):
+            boxed(command, tmp_path, "failed", "--class", 1)
+    assert boxed(command, tmp_path, "failed", "--class", 2).code == 0
+    assert read_json(folder_of(home, "failed") / "edit.json")["label"] == 2
+    assert boxed(command, tmp_path, "failed", "--class", 1).code == 3
+    # What cannot be loaded claims nothing.
+    weights = home / "s" / "told" / "weights.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    words = ("--in-paint", "9,4,17,13", "--class", 1, "--name", "unloaded")
+    said = command(tmp_path / "picture.png", *words, model="s/told")
+    weights.write_bytes(content)
+    assert (said.code, "is not the file that was trained" in said.errors) == (2, True)
+    assert not (folder_of(home, "unloaded", "s/told") / "edit.json").exists()
+
+
+def test_more_results_go_on_with_those_that_are_there(command, home, tmp_path, monkeypatch):
+    assert boxed(command, tmp_path, "more").code == 0
+    folder = folder_of(home, "more")
+    before = written(folder)
+    with monkeypatch.context() as failing:  # a larger count is no more than a wish
+        failing.setattr("pipelines.editing.edited", lambda *told: [][0])
+        with pytest.raises(IndexError):
+            boxed(command, tmp_path, "more", "--count", 300)
+    assert boxed(command, tmp_path, "more", "--count", 3).code == 0
+    after = written(folder)
+    assert set(after) - set(before) == {"generated-2.png", "kept-2.png"}
+    for name in ("generated-0.png", "kept-1.png"):
+        assert after[name] == before[name]
+    assert len(read_json(folder / "manifest.json")["images"]) == 3
+    said = boxed(command, tmp_path, "more")
+    assert (said.code, "has 3 results already. Ask for --count 3 or more" in said.errors) == (
+        3, True,
+    )  # fmt: skip
+
+
+def test_what_a_small_picture_has_beside_its_square_is_said_to_be_left_out(command, tmp_path):
+    words = (picture(tmp_path, 8, 16), "--super-resolve", "--count", 1, "--name")
+    said = command(*words, "oblong")
+    assert "sees 8 × 8 px from x 4, y 0: 50% of the picture lies outside" in said.errors
+    assert ": 1 result, by the picture alone" in said.out
+    assert command(*words, "asked", "--window", "0,0,8").errors == ""
 
 
 def test_the_manifest_tells_what_was_asked_and_of_which_weights(command, home, tmp_path):
@@ -360,7 +448,8 @@ def test_a_file_that_is_no_picture_is_named(command, tmp_path):
 
 
 def test_a_files_name_becomes_the_edits():
-    assert name_for(Path("/x/My Cat (1).JPG")) == "my-cat-1-"
+    assert name_for(Path("/x/My Cat (1).JPG")) == "my-cat-1"
+    assert name_for(Path("Ünïcode ☃.png")) == "unicode"
     with pytest.raises(ValueError, match="give --name"):
         name_for(Path("__.png"))
 

@@ -25,6 +25,7 @@ from var_scaling.disk import DONE, is_done, read_json, write_json
 from var_scaling.generation.reject import accept
 from var_scaling.generation.sets import CHUNK, Rejection, SampleSet
 from var_scaling.generation.settings import Request, Sampling
+from var_scaling.weights import WeightsError, file_sha256, load_tensors, save_tensors
 
 HASH = "0" * 64
 
@@ -147,10 +148,16 @@ def test_another_set_of_the_same_name_is_refused_and_a_smaller_one(home):
 def test_weights_that_changed_meanwhile_are_refused(tmp_path):
     own = small_home(tmp_path)
     plan = asked(own, count=1)
-    done = own.root / ADDRESS / DONE
-    write_json(done, {**read_json(done), "weights_sha256": "1" * 64})
-    with pytest.raises(Drift, match=r"its weights had SHA-256 .*; now they have 1111"):
+    weights = own.root / ADDRESS / "weights.safetensors"
+    state = load_tensors(weights)
+    save_tensors({name: value + 1 for name, value in state.items()}, weights)
+    with pytest.raises(WeightsError, match="is not the file that was trained or imported here"):
         make(own, plan)
+    done = own.root / ADDRESS / DONE
+    write_json(done, {**read_json(done), "weights_sha256": file_sha256(weights)})
+    with pytest.raises(Drift, match=r"its weights had SHA-256 .*; now they have"):
+        make(own, plan)
+    assert not plan.folder.exists()  # not claimed for what cannot be drawn
 
 
 # Interrupted -------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from pipelines.settings import Cluster
 from pipelines.store import held
 from var_scaling.disk import DONE, is_done, read_json, write_json
 
+MIRRORED: list[str] = []  # addresses, one for each time
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
@@ -33,7 +36,8 @@ def home(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _alone_and_quick(home, monkeypatch):
     """No sets of another test; no waiting for the disk, nor for MLflow."""
-    monkeypatch.setattr("pipelines.mirror.mirror_model", lambda *told: None)
+    MIRRORED.clear()
+    monkeypatch.setattr("pipelines.mirror.mirror_model", lambda *told: MIRRORED.append(told[2]))
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     shutil.rmtree(home.root / ADDRESS / "samples", ignore_errors=True)
 
@@ -108,6 +112,9 @@ def test_parts_as_people_write_them():
         ([ADDRESS, "--part", "1/2", "--processes", "2"], 2, "--part is one process's share"),
         ([ADDRESS, "--on", "moon"], 2, "no [clusters.moon]"),
         ([ADDRESS, "--jobs", "2"], 2, "about --on CLUSTER"),
+        ([ADDRESS, "--npz", "."], 2, "is a directory"),
+        ([ADDRESS, "--npz", "a.npz", "--on", "moon", "--detach"], 2, "--detach does not wait"),
+        ([ADDRESS, "--count", "1250001"], 2, "10,000,008 images would have to be drawn: one set"),
         ([ADDRESS, "--reject", "0"], 2, "above 0, at most 1"),
         ([ADDRESS, "--name", "My Set"], 2, "name = 'My Set'"),
     ],
@@ -158,6 +165,41 @@ def test_drawn_and_asked_for_again(home, sample, tmp_path):
         f"error: {folder} is already the home of another sampling: seed: recorded 0, wanted 1 "
         "Give the new one a name of its own, or move the folder away.",
     )
+
+
+def test_what_was_made_is_mirrored_and_before_it_is_written_elsewhere(home, sample, tmp_path):
+    words = [ADDRESS, "--classes", "0", "--count", "1"]
+    (tmp_path / "file").touch()
+    code, said = sample(*words, "--npz", str(tmp_path / "file" / "out.npz"))
+    assert code == 1
+    assert MIRRORED == [ADDRESS]
+    code, said = sample(*words)
+    assert "1 image in" in said
+    assert MIRRORED == [ADDRESS]  # nothing new
+    sample(*words, "--strips", "1")
+    (home.root / ADDRESS / "samples" / "default" / "grid.png").unlink()
+    sample(*words)
+    assert MIRRORED == [ADDRESS] * 3
+
+
+def test_what_is_left_out_is_said(home, sample, tmp_path, monkeypatch):
+    words = [ADDRESS, "--count", "9"]
+    out = tmp_path / "out.npz"
+    code, said = sample(*words, "--part", "1/2", "--npz", str(out))
+    assert "--npz and --strips: nothing is written before then" in said
+    assert not out.exists()
+    assert sample(*words)[0] == 0
+    code, said = sample(*words, "--processes", "4")
+    assert (code, "this set has 2: so many processes draw it, not 4" in said) == (0, True), said
+    (tmp_path / "box.toml").write_text('[clusters.box]\npartition = "p"\n')
+    monkeypatch.setenv("VAR_SCALING_SETTINGS", str(tmp_path / "box.toml"))
+    code, said = sample(*words, "--on", "box", "--strips", "1")
+    assert code == 2
+    assert "no job is left to draw strips: the same words without --on box draw them here" in said
+    assert sample(*words, "--on", "box")[0] == 0
+    assert sample(*words, "--strips", "1")[0] == 0
+    code, said = sample(*words, "--on", "box", "--strips", "2")
+    assert (code, "no job drew strips" in said) == (0, True)
 
 
 def test_a_part_says_what_others_have_to_draw(home, sample):
@@ -276,6 +318,18 @@ def test_a_job_a_part_and_no_more_than_chunks(home):
     for unit in units:
         write_json(unit.folder / DONE, {"status": "done"})
     assert [unit.done for unit in units] == [False, True, True]  # nobody ended the set
+
+
+def test_a_job_without_guidance_asks_for_less(home, monkeypatch):
+    monkeypatch.setattr("pipelines.sample_jobs.encoding_resources", lambda flops, cluster: flops)
+    plan, flops = plan_set(place_in(home), ADDRESS, Asked(count=1)), []
+    for guidance in (1.5, (0.0, 0.0, 0.1), 0.0, (0.0,) * 3):
+        sampling = plan.wanted.sampling.model_copy(update={"guidance": guidance})
+        changed = replace(plan, wanted=plan.wanted.model_copy(update={"sampling": sampling}))
+        (unit,) = sample_units(changed, How(), 1, trial(), Cluster(partition="p"))
+        flops.append(unit.resources)
+    guided, some, none, zeros = flops
+    assert guided == some > none == zeros
 
 
 def test_a_set_in_the_hands_of_a_job_is_not_submitted_twice(home):

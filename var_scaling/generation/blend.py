@@ -133,30 +133,48 @@ def paste(
     """uint8 (h, w, 3): the picture at its own size with the hole filled, uint8 like both.
 
     Outside the hole, and outside the window, every pixel is the picture's own. Inside, what was
-    generated fades in over `feather_px` pixels from the hole's border (an even number counts as
-    the next odd one, 0 and 1 make a hard edge), over fewer where the hole is less than four times
-    as wide: any hole is more generated than not. The picture's own edge is no border. The feather
-    is 1/32 of the window unless given. Raises EditError if it is not from 0 to 1/4 of the window.
+    generated fades in as `fade_in` says. Raises EditError as that does.
     """
-    assert picture_hw3.dtype == generated_HH3.dtype == np.uint8
     assert picture_hw3.shape[:2] == hole_hw.shape
+    return faded(picture_hw3, generated_HH3, window, fade_in(hole_hw, window, feather_px))
+
+
+def faded(
+    picture_hw3: np.ndarray, generated_HH3: np.ndarray, window: Window, fade_SS: np.ndarray
+) -> np.ndarray:
+    """The same as `paste`, of a fade that was computed before: many results share one."""
+    assert picture_hw3.dtype == generated_HH3.dtype == np.uint8
+    own_SS3 = window.of(picture_hw3).astype(np.float32)
+    new_SS3 = _resized(generated_HH3, window.size)
+    pasted = picture_hw3.copy()
+    window.of(pasted)[:] = np.rint(own_SS3 + (new_SS3 - own_SS3) * fade_SS[..., None])
+    return pasted
+
+
+def feather_in(window: Window, feather_px: int | None) -> int:
+    """The feather in pixels: as given, else 1/32 of the window.
+
+    Raises EditError if it is not from 0 to 1/4 of the window.
+    """
     if feather_px is None:
-        feather_px = max(1, window.size // _FEATHER)
+        return max(1, window.size // _FEATHER)
     if not 0 <= feather_px <= max(1, window.size // 4):
         raise EditError(
             f"feather {feather_px} px: wanted 0 to {max(1, window.size // 4)}, a quarter of the "
             f"window's {window.size} px"
         )
-    fade_SS1 = _fade_in_window(hole_hw, window, feather_px)[..., None]
-    own_SS3 = window.of(picture_hw3).astype(np.float32)
-    new_SS3 = _resized(generated_HH3, window.size)
-    pasted = picture_hw3.copy()
-    window.of(pasted)[:] = np.rint(own_SS3 + (new_SS3 - own_SS3) * fade_SS1)
-    return pasted
+    return feather_px
 
 
-def _fade_in_window(hole_hw: np.ndarray, window: Window, feather_px: int) -> np.ndarray:
-    """float32 (S, S): the generated image's weight, by what of the hole lies in the window."""
+def fade_in(hole_hw: np.ndarray, window: Window, feather_px: int | None = None) -> np.ndarray:
+    """float32 (S, S): the generated image's weight, by what of the hole lies in the window.
+
+    0 outside the hole; inside it rises over `feather_px` pixels from the hole's border (an even
+    number counts as the next odd one, 0 and 1 make a hard edge), over fewer where the hole is less
+    than four times as wide: any hole is more generated than not. The picture's own edge is no
+    border. Raises EditError as `feather_in` does.
+    """
+    feather_px = feather_in(window, feather_px)
     filled_hw = np.zeros_like(hole_hw)
     window.of(filled_hw)[:] = window.of(hole_hw)
     # One pixel more on each side, where there is one: the seam of a hole that the window cuts.
