@@ -21,10 +21,10 @@ quickstart: setup
 test: setup
 	$(BIN)/pytest -n 2 --dist worksteal
 
-# On a real Slurm that the tests start, and what takes too long for every change. Each of the two
-# workers has a cluster of its own.
+# On a real Slurm that the tests start, and what takes too long for every change. Each of the three
+# workers has a cluster of its own, and mostly waits for it.
 test-slurm: setup
-	$(BIN)/pytest -m "slurm or slow" -n 2 --dist worksteal --timeout 600
+	$(BIN)/pytest -m "slurm or slow" -n 3 --dist worksteal --timeout 600
 
 check: setup
 	$(BIN)/ruff check .

@@ -26,7 +26,14 @@ def test_a_notebook_is_no_library_and_carries_no_outputs(path):
     assert not [cell.outputs for cell in cells if cell.outputs]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+# That of published laws reads nothing of `smoke`: it runs in CI's second step.
+RUNS = [
+    pytest.param(path, marks=[pytest.mark.slow] if path.stem == "published_laws" else [])
+    for path in NOTEBOOKS
+]
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_a_notebook_runs_on_the_smoke_results(path, smoke, monkeypatch):
     monkeypatch.setitem(os.environ, "VAR_SCALING_RESULTS", str(smoke / "smoke/results.parquet"))
     monkeypatch.setitem(os.environ, "VAR_SCALING_HOME", str(smoke))

@@ -138,6 +138,7 @@ def test_killed_anywhere_it_ends_where_an_undisturbed_run_does(smoke, tmp_path):
         assert torn[part] == undisturbed[part], part
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path):
     home = tmp_path / "home"
     run = subprocess.Popen(
