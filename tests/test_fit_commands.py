@@ -44,7 +44,7 @@ def test_a_strangers_table_gets_laws_figures_and_a_report(tmp_path):
     assert {"laws_in_parameters.pdf", "laws.tex", "laws.json"} <= {f.name for f in folder.iterdir()}
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_tokens_are_made_by_a_convention_only_when_asked(tmp_path):
     path = table(tmp_path)
     names = (*THEIRS, "--column", "Training FLOP=train_flops", "--complete", "tokens_seen")

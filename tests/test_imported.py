@@ -30,7 +30,7 @@ def picture_folder(root: Path, side: int) -> None:
                 Image.fromarray(pixels).save(folder / f"{number}.png")
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_imported_models_are_evaluated_and_become_points_of_a_law(files, tmp_path):
     """The whole way by the command line: import, evaluate, fit."""
     home, data = tmp_path / "home", tmp_path / "data"

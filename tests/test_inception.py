@@ -94,7 +94,7 @@ def released(tmp_path, monkeypatch, state) -> object:
     return path
 
 
-@pytest.mark.slow  # 95 MB written and read
+@pytest.mark.thorough  # 95 MB written and read
 def test_the_released_file_is_read_bookkeeping_and_all(net, tmp_path, monkeypatch):
     tracked = {
         name.replace("running_var", "num_batches_tracked"): torch.tensor(0)

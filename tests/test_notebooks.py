@@ -26,10 +26,14 @@ def test_a_notebook_is_no_library_and_carries_no_outputs(path):
     assert not [cell.outputs for cell in cells if cell.outputs]
 
 
-# That of published laws reads nothing of `smoke`: it runs in CI's second step.
+PUBLISHED = FOLDER.parents[1] / "shared" / "data" / "laws"
+# That of published laws reads nothing of `smoke`.
+OTHER = [
+    pytest.mark.thorough,
+    pytest.mark.skipif(not PUBLISHED.exists(), reason=f"no published tables at {PUBLISHED}"),
+]
 RUNS = [
-    pytest.param(path, marks=[pytest.mark.slow] if path.stem == "published_laws" else [])
-    for path in NOTEBOOKS
+    pytest.param(path, marks=OTHER if path.stem == "published_laws" else []) for path in NOTEBOOKS
 ]
 
 

@@ -138,7 +138,7 @@ def test_killed_anywhere_it_ends_where_an_undisturbed_run_does(smoke, tmp_path):
         assert torn[part] == undisturbed[part], part
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path):
     home = tmp_path / "home"
     run = subprocess.Popen(
@@ -244,7 +244,7 @@ def test_what_was_asked_wrongly_is_answered_in_a_line(tmp_path, words, code, mes
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_stage_that_fails_is_named_with_its_reason(tmp_path):
     done = var_scaling("run", "cifar10", home=tmp_path)
     assert done.returncode == 1

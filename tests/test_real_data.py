@@ -46,7 +46,7 @@ def test_tiny_imagenet_is_sorted_by_class_and_drawn_mixed(tmp_path):
     assert gray.sum() >= 16  # the grayscale JPEGs, turned into three channels
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_rehearsals_tokenizer_with_all_its_losses_resumes_bitwise(tmp_path, monkeypatch):
     """Photographs at 64 px, VGG of random weights. 200 steps of it: `var-scaling run rehearsal`."""
     for name in ("_HELD_OUT", "_JUDGED", "_SHEET"):

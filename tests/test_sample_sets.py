@@ -203,7 +203,7 @@ def test_killed_with_200_images_to_draw_it_makes_the_same(home):
     same_after_a_kill(home, count=25, batch=16, at_mark=1)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_killed_with_2000_images_to_draw_it_makes_the_same(home):
     same_after_a_kill(home, count=250, batch=64, at_mark=15)
 
@@ -348,7 +348,7 @@ def test_rejection_says_what_it_lacks(home, tmp_path, class_map):
             asked(home, reject=0.5, classifier="seeded", class_map=class_map)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_resnet_from_a_file_judges_too(home, tmp_path):
     import torch
 

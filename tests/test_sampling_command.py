@@ -134,7 +134,7 @@ def test_a_model_that_was_never_without_a_class(tmp_path):
     assert plan_set(place, ADDRESS, Asked()).wanted.sampling.guidance == 0
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_an_imported_model_is_sampled_like_one_of_ours(files, tmp_path):
     bring(tmp_path, *files)
     plan = plan_set(place_in(small_home(tmp_path)), "imported/it", Asked(count=1))

@@ -91,6 +91,7 @@ def test_a_job_is_killed_and_the_set_is_that_of_one_process(samples):
     assert samples.submissions() == before
 
 
+@pytest.mark.thorough
 def test_a_killed_driver_started_again_attaches(samples):
     driver = samples.begin_jobs()
     os.killpg(driver.pid, signal.SIGKILL)
@@ -105,6 +106,7 @@ def test_a_killed_driver_started_again_attaches(samples):
     unharmed(samples)
 
 
+@pytest.mark.thorough
 def test_cancelled_by_hand_it_waits_for_retry_and_left_alone_it_ends_the_set(slurm, tmp_path):
     samples = Samples(slurm, tmp_path, 400)  # scancel leaves a job five seconds
     driver = samples.begin_jobs()

@@ -49,7 +49,7 @@ def run(folder: Path, t: TrainedTokenizer, vgg=None, heed=goes_on, world=None):
     "changes",
     [
         {},
-        pytest.param(EVERYTHING, marks=pytest.mark.slow),
+        pytest.param(EVERYTHING, marks=pytest.mark.thorough),
         {**CRITICISED, "precision": "bf16"},
         {**CRITICISED, "precision": "fp16"},
         {**CRITICISED, "codebook": Codebook(learns="gradient", starts_at=2, restart_every=3)},
