@@ -3,7 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,6 +23,9 @@ from pipelines.screen_images import counting
 from pipelines.settings import load_settings
 from pipelines.store import Home
 from var_scaling.disk import DONE
+
+if TYPE_CHECKING:
+    from pipelines.sample_run import Outcome
 
 app = typer.Typer()
 
@@ -128,17 +131,7 @@ def sample(
         else:
             launched = Launch(on, jobs, retry, detach, dirty, take_over)
             outcome = on_cluster(place, plan, how, launched, tell)
-    again = "var-scaling " + shlex.join(sys.argv[1:])
-    for unit, why in outcome.failures.items():
-        screen.say_error(f"failed {unit}: {why}")
-    if outcome.stopped is not None:
-        screen.say(f"{outcome.stopped}. To go on: {again}")
-        raise typer.Exit(0 if detach else 130)
-    if outcome.failures:
-        if on != "local" and not retry:
-            again += " --retry"
-        screen.say_error(f"The rest is kept. Once mended, go on with: {again}")
-        raise typer.Exit(1)
+    _leave_unless_done(outcome, detach, on != "local" and not retry)
     if outcome.missing:
         screen.say(outcome.missing)
         if npz is not None or strips:
@@ -160,6 +153,20 @@ def sample(
     screen.say(str(plan.folder / "grid.png"))
     if strips and strips_file.exists():
         screen.say(str(strips_file))
+
+
+def _leave_unless_done(outcome: "Outcome", detach: bool, may_retry: bool) -> None:
+    """Say what stopped or failed and how to go on, and leave; return if nothing did."""
+    again = "var-scaling " + shlex.join(sys.argv[1:])
+    for unit, why in outcome.failures.items():
+        screen.say_error(f"failed {unit}: {why}")
+    if outcome.stopped is not None:
+        screen.say(f"{outcome.stopped}. To go on: {again}")
+        raise typer.Exit(0 if detach else 130)
+    if outcome.failures:
+        again += " --retry" if may_retry else ""
+        screen.say_error(f"The rest is kept. Once mended, go on with: {again}")
+        raise typer.Exit(1)
 
 
 def _written(path: Path) -> int:

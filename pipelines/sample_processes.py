@@ -141,7 +141,7 @@ def _work(says: Connection, place: Place, plan: Plan, how: How, chunks: list[int
             lambda what, done, total: says.send(("done", str(done))),
         )  # fmt: skip
     except Stopped:
-        pass
+        pass  # the first process asked for it, and says so itself
     except Exception as error:  # noqa: BLE001  it is the first process's to report
         traceback.print_exc()  # on stderr: where it came about is lost with this process
         says.send(("failed", f"{type(error).__name__}: {error}"))

@@ -95,13 +95,7 @@ def progress(console: Console) -> Iterator[Callable[[list[View]], None]]:
     if not console.is_terminal:
         yield _Lines(console)
         return
-    columns = (
-        TextColumn("{task.description:34}"),
-        BarColumn(bar_width=28),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[said]}"),
-    )
-    with Progress(*columns, console=console) as bars:
+    with said_bars(console) as bars:
         tasks: dict[str, TaskID] = {}
 
         def observe(views: list[View]) -> None:
@@ -115,6 +109,17 @@ def progress(console: Console) -> Iterator[Callable[[list[View]], None]]:
                 bars.update(tasks[name], completed=view.done, total=total, said=_said(view))
 
         yield observe
+
+
+def said_bars(console: Console) -> Progress:
+    """Bars with a word behind each: its field `said`."""
+    return Progress(
+        TextColumn("{task.description:34}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[said]}"),
+        console=console,
+    )
 
 
 class _Lines:

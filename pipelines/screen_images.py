@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from pipelines.collect import since
+from pipelines.screen import said_bars
 
 _EVERY = 20.0  # seconds between lines where there is no terminal to redraw
 
@@ -21,13 +21,7 @@ def counting(console: Console, clock: Callable[[], float] = time.monotonic) -> I
     if not console.is_terminal:
         yield _Lines(console, speed)
         return
-    columns = (
-        TextColumn("{task.description:34}"),
-        BarColumn(bar_width=28),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[said]}"),
-    )
-    with Progress(*columns, console=console) as bars:
+    with said_bars(console) as bars:
         task = bars.add_task("", total=None, said="")
         yield lambda what, done, total: bars.update(
             task, description=what, completed=done, total=total, said=speed(done, total)
