@@ -12,8 +12,6 @@ from conftest import tokenizer, trial
 from PIL import Image
 
 from pipelines import cli, mirror
-from pipelines.edit_request import name_for
-from pipelines.edit_sheet import sheet
 from pipelines.store import Home, claim
 from var_scaling.config import ImportedModel
 from var_scaling.data.decode import decode
@@ -383,87 +381,3 @@ def test_an_imported_model_edits_too(command, home, tmp_path):
     assert said.out.splitlines()[-1] == str(folder / "sheet.png")
     kept, original = (shown(folder / f"{name}.png") for name in ("kept-0", "original"))
     assert np.array_equal(kept[2:16, 4:20], original[2:16, 4:20])
-
-
-# Refused in words --------------------------------------------------------------------------------
-
-BOXED = ("--in-paint", "9,4,17,13")
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ((), "say one of --in-paint BOX, --out-paint BOX, --mask FILE, --super-resolve"),
-        ((*BOXED, "--super-resolve"), "--super-resolve, not --in-paint and --super-resolve"),
-        (("--in-paint", "9,4,17"), "'9,4,17': wanted left,top,right,bottom"),
-        (("--in-paint", "9,4,40,13"), "reaches outside the picture, which is 27 px wide and 21"),
-        (("--in-paint", "0,0,27,21"), "nothing of it would be kept"),
-        (("--in-paint", "1,1,20,20"), "each of the 4 × 4 cells"),
-        (("--mask", "small.png"), "the mask is 3 × 3 px, the picture 27 × 21"),
-        (("--mask", "black.png"), "the mask keeps all of the picture"),
-        (("--mask", "words.txt"), "words.txt: not an image"),
-        (("--super-resolve",), "has 21 px on its shorter side and the model makes 16"),
-        ((*BOXED, "--window", "0,0,40"), "does not lie within the picture"),
-        ((*BOXED, "--window", "0,0,12"), "cuts the hole"),
-        ((*BOXED, "--feather", "9"), "feather 9 px: wanted 0 to 5"),
-        ((*BOXED, "--keep-scales", "1"), "--keep-scales with --in-paint: belongs to --super"),
-        (("--super-resolve", "--feather", "1"), "there is no hole to blend into"),
-        ((*BOXED, "--mask-by", "alpha"), "--mask-by with --in-paint: says how to read a --mask"),
-        ((*BOXED, "--class", "8"), "--class 8: the model knows 0 to 7"),
-        ((*BOXED, "--guidance", "2"), "guidance 2: it pulls towards a class: say which"),
-        ((*BOXED, "--class", "1", "--guidance", "1,2"), "2 values, but the model has 3 scales"),
-        ((*BOXED, "--class", "1", "--guidance", "a"), "--guidance a: wanted a number, or one"),
-        ((*BOXED, "--top-p", "1.5"), "--top-p 1.5: Input should be less than or equal to 1"),
-        ((*BOXED, "--name", "A b"), "name = 'A b'"),
-    ],
-)
-def test_what_cannot_be_is_refused_before_anything_is_written(
-    words, message, command, home, tmp_path
-):
-    Image.new("L", (3, 3), 255).save(tmp_path / "small.png")
-    Image.new("L", (27, 21)).save(tmp_path / "black.png")
-    (tmp_path / "words.txt").write_text("words")
-    path = picture(tmp_path).rename(tmp_path / "refused.png")
-    said = command(path, *words)
-    assert (said.code, message in said.errors) == (2, True), said.errors
-    assert not folder_of(home, "refused").exists()
-
-
-def test_a_model_that_always_knew_the_class_must_be_told_it(command, home, tmp_path):
-    words = (picture(tmp_path), *BOXED, "--count", 1)
-    said = command(*words, model="s/told")
-    assert said.code == 2
-    assert "cannot go by the picture alone. Say which to paint: --class N, 0 to 7" in said.errors
-    said = command(*words, "--class", 1, "--guidance", 1.5, model="s/told")
-    assert (said.code, "has nothing to pull away from" in said.errors) == (2, True)
-    said = command(*words, "--class", 1, model="s/told")
-    assert (said.code, "class 1, guidance 0; " in said.out) == (0, True)
-
-
-def test_a_file_that_is_no_picture_is_named(command, tmp_path):
-    (tmp_path / "a.png").write_bytes(b"PNG?")
-    said = command(tmp_path / "a.png", *BOXED)
-    assert (said.code, "a.png: not an image format" in said.errors) == (2, True)
-    assert command(tmp_path / "absent.png", *BOXED).code == 2
-
-
-def test_a_files_name_becomes_the_edits():
-    assert name_for(Path("/x/My Cat (1).JPG")) == "my-cat-1"
-    assert name_for(Path("Ünïcode ☃.png")) == "unicode"
-    with pytest.raises(ValueError, match="give --name"):
-        name_for(Path("__.png"))
-
-
-# The sheet ---------------------------------------------------------------------------------------
-
-
-def test_small_pictures_are_enlarged_pixel_for_pixel_and_large_ones_shrunk():
-    small, large = noise(3, 5), noise(40, 1000)
-    paper = sheet([[("small", small)], [("large", large), ("small too", small)]])
-    zoomed = small.repeat(26, axis=0).repeat(26, axis=1)
-    height, width = zoomed.shape[:2]
-    places = np.argwhere((paper == zoomed[0, 0]).all(2))
-    assert any(
-        np.array_equal(paper[y : y + height, x : x + width], zoomed) for y, x in places[:2000]
-    )
-    assert paper.shape[1] == 3 * 8 + 256 + 130

@@ -1,0 +1,117 @@
+"""The report shows what was made: pictures, what they are, fidelity and speed."""
+
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+from test_images_published import SHA, SWEEP, edit, looked, samples, table, timed
+from test_images_published import empty_database as empty_database
+from test_images_published import few as few
+from test_images_published import home as home
+from test_report import FACTS, assert_sound, written
+
+from analysis.table import TableError
+from pipelines import publish
+from pipelines.exhibits import exhibits, folders
+from pipelines.made import stamp_of
+from pipelines.report_facts import facts_of
+from var_scaling.disk import write_json
+from var_scaling.generation.sets import Rejection
+from var_scaling.generation.settings import Sampling
+
+# The report --------------------------------------------------------------------------------------
+
+
+def test_the_largest_models_come_first_and_the_rest_is_named(home):
+    for name in ("default", "a", "b"):
+        samples(home, name, "d10")
+    samples(home, of="d4")
+    edit(home, of="d2")
+    found = exhibits(home, SWEEP)
+    assert [made.name for made in found.made] == ["s/d10", "s/d4", "s/d2"]
+    first = [caption for caption, _ in found.made[0].pictures]
+    assert first[0] == (
+        "s/d10, samples default: 3 of each of 8 classes, guidance 1.5, rising from 0, seed 7"
+    )
+    assert "scale by scale" in first[1]
+    assert found.made[0].unshown == "Also on disk: samples/b."
+    (sheet,) = found.made[2].pictures
+    assert sheet[0].startswith("s/d2, edit leaf: in-paint, class 3, guidance 1.5")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"classes": (8,)}, "3 without a class, guidance 1.5"),
+        ({"classes": (5,)}, "3 of class 5"),
+        ({"sampling": Sampling(guidance=2.0, rising=False)}, "guidance 2.0, seed"),
+        ({"sampling": Sampling(guidance=(0.0, 1.0, 2.0))}, "guidance 0.0 1.0 2.0, seed"),
+        ({"sampling": Sampling(guidance=0.0)}, "classes, no guidance, seed"),
+        ({"sampling": Sampling(top_k=0, smooth=True)}, "top_k 0, smooth True, seed"),
+    ],
+)
+def test_captions_say_what_was_asked_for(home, changes, said):
+    samples(home, **changes)
+    (made,) = exhibits(home, SWEEP).made
+    assert said in made.pictures[0][0]
+
+
+def test_pictures_and_tables_stand_in_the_page(home, few, tmp_path):
+    best = Rejection(rate=0.25, classifier="resnet", classifier_sha256=SHA)
+    chosen = samples(home, of="d10", rejection=best)
+    looked(chosen, fd_seeded=1.5, kd_seeded=-0.25, kd_seeded_std=0.011)
+    looked(samples(home, of="d4"), fid=12.25)
+    timed(home.trial("s", "d4"))
+    facts = replace(FACTS, **exhibits(home, SWEEP)._asdict())
+    page = written(tmp_path, few, facts=facts)
+    assert_sound(page)
+    assert page.count('src="data:image/png;base64,') == 4
+    fidelity = table(page, "fidelity-table")
+    assert fidelity["model"] == ["s/d10", "s/d4"]
+    assert fidelity["fd_seeded"] == ["1.5", "–"]
+    assert fidelity["kd_seeded"] == ["-0.25 ± 0.011", "–"]
+    assert fidelity["FID"] == ["–", "12.25"]
+    assert fidelity["drawn"] == [
+        "guidance 1.5, rising from 0, seed 7, the best 0.25 by resnet",
+        "guidance 1.5, rising from 0, seed 7",
+    ]
+    assert fidelity["reference"] == ["leaves-train, 600 images"] * 2
+    speed = table(page, "speed-table")
+    assert speed["images/s"] == ["2", "out of memory", "16"]
+    assert speed["least to most"] == ["0.4 to 0.9", "–", "0.4 to 0.9"]
+    assert speed["MFU"] == ["25.0%", "–", "50.0%"]
+    assert speed["memory"] == ["–", "–", "+3 MB"]
+
+
+def test_a_page_without_pictures_has_no_section_for_them(home, few, tmp_path):
+    facts = replace(FACTS, **exhibits(home, SWEEP)._asdict())
+    page = written(tmp_path, few, facts=facts)
+    assert 'id="samples"' not in page
+    assert 'id="speed"' not in page
+
+
+def test_a_picture_that_would_weigh_too_much_is_shrunk_and_says_so(home, few, tmp_path):
+    noise = Image.effect_noise((1000, 2000), 90)
+    noise.save(samples(home) / "grid.png")
+    facts = replace(FACTS, **exhibits(home, SWEEP)._asdict())
+    page = written(tmp_path, few, facts=facts)
+    assert page.count('src="data:image/jpeg;base64,') == 1
+    assert 'width="800" height="1600"' in page
+    assert page.count("(shrunk for this page)") == 1
+
+
+def test_new_pictures_make_the_page_and_the_mirror_old(home):
+    laws = {"format": 2, "objective": "squares", "results_fingerprint": "r", "made": None}
+    report = publish.report_path(home, SWEEP)
+    report.parent.mkdir()
+    report.touch()
+    write_json(home.sweep("s") / "laws.json", laws)
+    publish.note_mirrored(home, SWEEP, laws)
+    assert publish.publish(home, SWEEP, "r", again=False) == laws
+    samples(home)
+    with pytest.raises((TableError, FileNotFoundError)):  # it wants to write the page anew
+        publish.publish(home, SWEEP, "r", again=False)
+    new = {**laws, "made": {"stamp": stamp_of(folders(home, SWEEP))}}
+    assert publish.mirrored(home, SWEEP, laws)
+    assert not publish.mirrored(home, SWEEP, new)
+    assert facts_of(home, SWEEP).made[0].name == "s/d2"
