@@ -6,21 +6,25 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from pipelines.damage import LOG, damage_in
 from pipelines.store import IMPORTED, Home
 from var_scaling.config import AnyTokenizer, ImportedModel, SomeTokenizer, Sweep, Trial
-from var_scaling.disk import is_done
+from var_scaling.disk import Damaged, is_done
 
 Found = TypeVar("Found")
 
 
 def finished(home: Home, address: str) -> Path:
-    """The folder at `address`, its weights there. Raises ValueError."""
+    """The folder at `address`, its weights there. Raises ValueError, Damaged."""
     folder = home.root / address
     inside = folder.resolve().is_relative_to(home.root.resolve())
     if len(Path(address).parts) != 2 or not inside:
         raise ValueError(f"{address}: name it as SWEEP/TRIAL, imported/NAME or tokenizers/NAME")
     if not (is_done(folder) and (folder / "weights.safetensors").exists()):
         raise ValueError(f"{folder}: nothing finished is here")
+    found = damage_in(folder)
+    if found is not None and set(found.files) != {LOG}:  # no sample depends on the log
+        raise Damaged(str(found))
     return folder
 
 

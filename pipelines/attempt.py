@@ -9,15 +9,16 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.damage import mark_done
 from pipelines.place import Seat
 from pipelines.provenance import note_attempt, revise_attempt
 from pipelines.store import held
-from var_scaling.disk import DONE, read_json, write_json
+from var_scaling.disk import read_json, write_json
 from var_scaling.metrics import Line, MetricsLog
 
 if TYPE_CHECKING:
@@ -96,10 +97,10 @@ class Attempt:
 
         return self.heed(done) == Wish.STOP
 
-    def finish(self, marker: dict[str, Any]) -> None:
-        """Mark the folder as done, last of all."""
+    def finish(self, marker: dict[str, Any], files: Iterable[str] = ()) -> None:
+        """Mark the folder as done, last of all; `files` are those that results rest on."""
         self.check()
-        write_json(self.folder / DONE, marker)
+        mark_done(self.folder, marker, files)
 
     def log(self) -> "Log":
         """Where metrics go: metrics.jsonl, and in a job a line each to its output."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipelines import jobs
 from pipelines.attempt import FAILED, PULSE, pulse_age
+from pipelines.damage import damage_in, status_of
 from pipelines.jobs import JobRecord
 from pipelines.provenance import attempts
 from pipelines.slurm import Queue
@@ -21,7 +22,9 @@ class View:
 
     kind: str  # tokenizer, tokens, trial, imported
     name: str
-    state: str  # waiting, queued, running, stopped, cancelled, failed, diverged, done
+    # waiting, queued, running, stopped, cancelled, failed, diverged, done; of a finished stage of
+    # which a file is damaged: to repair (by `run`), damaged (by the user)
+    state: str
     done: int
     total: int
     unit: str
@@ -37,6 +40,11 @@ class View:
     @property
     def finished(self) -> bool:
         return self.state in ("done", "diverged")
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing for `run` to do here."""
+        return self.finished or self.state == "damaged"
 
 
 def overview(home: Home, sweep: Sweep, queue: Queue | None = None) -> list[View]:
@@ -59,6 +67,8 @@ def _imported_view(home: Home, model: ImportedModel) -> View:
     line = last_of(read_metrics(folder / "metrics.jsonl"), "validation")
     if not is_done(folder):
         return View("imported", model.name, "waiting", 0, 0, "", note="not imported yet")
+    if (found := damage_in(folder)) is not None:
+        return View("imported", model.name, "damaged", 0, 0, "", note=str(found))
     if line is None:
         return View("imported", model.name, "done", 0, 0, "", note="not evaluated yet")
     scored = f"{line['images_scored']:,} images of {line['data']}"
@@ -127,7 +137,10 @@ def parts_of(whole: Path) -> list[Path]:
 
 
 # Of many parts the one that most needs a look says what state the whole is in.
-_WORST = ("failed", "cancelled", "stopped", "running", "queued", "waiting", "done")
+_WORST = (
+    "damaged", "to repair", "failed", "cancelled", "stopped", "running", "queued", "waiting",
+    "done",
+)  # fmt: skip
 
 
 def _tokens_view(folder: Path, queue: Queue | None) -> View:
@@ -176,8 +189,11 @@ _FRESH = 120.0  # seconds after which a sign of life is an old one
 def state_of(folder: Path, queue: Queue | None = None) -> tuple[str, str]:
     """(state, note): the note is the error of a failed stage, the reason of a diverged one."""
     if is_done(folder):
-        marker = read_json(folder / DONE)
-        return marker["status"], marker.get("reason", "")
+        found = damage_in(folder)
+        if found is None:
+            return status_of(folder), read_json(folder / DONE).get("reason", "")
+        if not in_use(folder):
+            return "to repair" if found.by_run else "damaged", str(found)
     if in_use(folder):
         return "running", ""
     record = jobs.latest(folder)

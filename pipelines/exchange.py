@@ -8,17 +8,17 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from pipelines.address import finished, read_generator, read_tokenizer
+from pipelines.damage import mark_done
 from pipelines.provenance import note_attempt
-from pipelines.store import Home, claim, drift, held, refuse
+from pipelines.store import Home, claim, drift, held, refuse, weights_of
 from var_scaling.config import ImportedModel, ImportedTokenizer, SomeTokenizer
-from var_scaling.disk import DONE, is_done, whole, write_json
+from var_scaling.disk import file_sha256, is_done, whole
 from var_scaling.models import released
 from var_scaling.pyramid import PAPER_256, Pyramid
 from var_scaling.record import Name, Record, difference
 from var_scaling.weights import (
     State,
     WeightsError,
-    file_sha256,
     load_tensors,
     read_file,
     save_tensors,
@@ -91,7 +91,7 @@ def export_released(home: Home, address: str, out: Path) -> str:
     folder = finished(home, address)
     if out.exists():
         raise ValueError(f"{out} exists; it is not written over")
-    state = load_tensors(folder / "weights.safetensors")
+    state = load_tensors(*weights_of(folder))
     if (folder / "tokenizer.json").exists():
         t = read_tokenizer(folder)
         _save_pth(released.released_tokenizer_state(t, state), out)
@@ -177,7 +177,8 @@ def _keep(folder: Path, file: str, record: Record, state: State) -> None:
         note_attempt(folder, threads=1)
         weights = folder / "weights.safetensors"
         save_tensors(state, weights)
-        write_json(folder / DONE, {"status": "done", "weights_sha256": file_sha256(weights)})
+        marker = {"status": "done", "weights_sha256": file_sha256(weights)}
+        mark_done(folder, marker, (file, weights.name))
 
 
 def _save_pth(state: State, out: Path) -> None:

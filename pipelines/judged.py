@@ -25,6 +25,7 @@ from pipelines.references import (
 )
 from pipelines.sample_end import images_of
 from pipelines.sample_folder import RECORD, SAMPLES, SampleFolder, recorded
+from pipelines.store import weights_of
 from var_scaling.config import Trial
 from var_scaling.data.decode import Undecodable, decode
 from var_scaling.data.order import spread_rows
@@ -144,7 +145,7 @@ def _reconstructions(
         from var_scaling.training.optim import arithmetic
 
         device = place.device()
-        model = load_tokenizer(t, folder / "weights.safetensors").to(device)
+        model = load_tokenizer(t, *weights_of(folder)).to(device)
         for numbers, originals in batches_of(place, source, data, rows):
             parts = to_unit(originals).to(device).split(model.images_at_once)
             with torch.no_grad(), arithmetic("fp32", device):

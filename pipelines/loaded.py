@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from pipelines.address import finished, read_generator
 from pipelines.place import Place
-from pipelines.store import drift, refuse
+from pipelines.store import drift, refuse, weights_of
 from var_scaling.config import ImportedModel, Trial
-from var_scaling.disk import DONE, is_done, read_json
+from var_scaling.disk import is_done
 
 if TYPE_CHECKING:
     from var_scaling.models.var import VAR
@@ -29,10 +29,8 @@ class Loaded:
 
 
 def load_generator(place: Place, address: str) -> Loaded:
-    """The model at `address` (SWEEP/TRIAL or imported/NAME). Raises ValueError, Drift.
-
-    Both files of weights are read whole for their hashes first: what is made with them is recorded
-    as theirs.
+    """The model at `address` (SWEEP/TRIAL or imported/NAME). Raises ValueError, Drift, and
+    WeightsError if a file of weights is not the one that was recorded.
     """
     folder = finished(place.home, address)
     record = read_generator(folder)
@@ -46,29 +44,16 @@ def load_generator(place: Place, address: str) -> Loaded:
     from var_scaling.tokenizer.model import load_tokenizer
     from var_scaling.weights import load_weights
 
-    hashes = [_checked(weights) for weights in (folder, home)]
     device = place.device()
+    weights, tokenizer_weights = weights_of(folder), weights_of(home)
     model = VAR(record.model, record.tokenizer, record.classes, seed=0)
-    load_weights(model, folder / "weights.safetensors")
+    load_weights(model, *weights)
     return Loaded(
         address,
         folder,
         record,
         model.to(device).eval().requires_grad_(False),
-        load_tokenizer(record.tokenizer, home / "weights.safetensors").to(device),
-        *hashes,
+        load_tokenizer(record.tokenizer, *tokenizer_weights).to(device),
+        weights[1],
+        tokenizer_weights[1],
     )
-
-
-def _checked(folder: Path) -> str:
-    """The SHA-256 of the weights in `folder`. Raises WeightsError if it is not the one noted."""
-    from var_scaling.weights import WeightsError, file_sha256
-
-    path = folder / "weights.safetensors"
-    noted, found = str(read_json(folder / DONE)["weights_sha256"]), file_sha256(path)
-    if found != noted:
-        raise WeightsError(
-            f"{path} is not the file that was trained or imported here: {DONE} notes SHA-256 "
-            f"{noted[:12]}…, it has {found[:12]}…. Bring that file back, or make the folder anew"
-        )
-    return found

@@ -11,6 +11,7 @@ from typing import Any
 from pipelines import launch, stages
 from pipelines.attempt import Stopped
 from pipelines.collect import View, overview
+from pipelines.damage import ended
 from pipelines.driver import driving
 from pipelines.place import Place, StopFile, asking_to_stop, local_seat
 from pipelines.settings import Cluster, Settings
@@ -28,7 +29,7 @@ from pipelines.units import (
 from var_scaling.accounting.ledger import trial_ledger
 from var_scaling.config import Sweep
 from var_scaling.datasets import as_seen
-from var_scaling.disk import is_done, read_json
+from var_scaling.disk import read_json
 from var_scaling.record import difference
 
 STOP = "stop"  # a file that asks the stages of a sweep on this machine to stop
@@ -77,7 +78,7 @@ def run(
     runs this sweep.
     """
     refuse_drift(home, sweep)
-    if all(view.finished for view in overview(home, sweep)):
+    if all(view.over for view in overview(home, sweep)):
         return Outcome(interrupted=False, failures={})
     refuse_held_elsewhere(home, sweep, "local")
     with driving(home.sweep(sweep.name), "local", take_over), ray_here(settings.local.cpus):
@@ -179,7 +180,7 @@ def _run_graph(
     tokenizers = {
         t.name: submit(f"tokenizer {t.name}", tokenize, [], t)
         for t in sweep.tokenizers
-        if not is_done(home.tokenizer(t.name))
+        if not ended(home.tokenizer(t.name))
     }
     tokens: dict[tuple[str, str], list[Any]] = {}
     for t, data in sweep.token_sets:
@@ -187,10 +188,10 @@ def _run_graph(
         tokens[t.name, data.name] = [
             submit(f"tokens {data.name}-{split}", stages.run_tokens, needs, t, data, split)
             for split in ("train", "validation")
-            if not is_done(home.tokens(t.name, data.name, split))
+            if not ended(home.tokens(t.name, data.name, split))
         ]
     by_size = sorted(sweep.trials, key=lambda trial: -trial_ledger(trial)["train_flops"])
-    queue = [t for t in by_size if not is_done(home.trial(sweep.name, t.name))]
+    queue = [t for t in by_size if not ended(home.trial(sweep.name, t.name))]
 
     slots = max(1, local.cpus // (place.seat.threads * processes))
     failures: dict[str, str] = {}

@@ -24,11 +24,10 @@ from var_scaling.data.loader import in_order
 from var_scaling.data.order import spread_rows
 from var_scaling.data.sources import Source, open_source
 from var_scaling.datasets import DeadLeaves, ImageFiles, as_seen
-from var_scaling.disk import DONE, is_done, read_json, write_json
+from var_scaling.disk import DONE, file_sha256, is_done, read_json, write_json
 from var_scaling.evaluation.archives import Foreign, load_statistics, save_statistics
 from var_scaling.evaluation.extractors import Extractor
 from var_scaling.evaluation.statistics import Statistics, StatisticsError
-from var_scaling.weights import file_sha256
 
 MOST = 50_000  # images of a reference: as many as samples are made for a FID that is reported
 _BATCH = 64  # images that are looked at together

@@ -8,6 +8,7 @@ import typer
 from pipelines import screen, slurm
 from pipelines.arguments import RUNS
 from pipelines.collect import overview, state_of
+from pipelines.damage import Damage
 from pipelines.screen import console, errors, say_error, warn
 from pipelines.settings import Settings
 from pipelines.store import Home
@@ -39,13 +40,18 @@ def run(sweep: Sweep, home: Home, settings: Settings, how: Run) -> None:
     """Bring `sweep` to its end, or as far as it gets: then raises typer.Exit."""
     from pipelines import cluster, mirror, orchestrate
     from pipelines.resources import unknown_names
+    from pipelines.units import damaged_stages
 
     if how.on == "local" and how.detach:
         raise ValueError(
             "--detach leaves jobs to Slurm; on this machine: nohup var-scaling run … &"
         )
     orchestrate.refuse_drift(home, sweep)
-    if all(view.finished for view in overview(home, sweep)):
+    damaged = damaged_stages(home, sweep)
+    for stage, found in damaged.items():
+        (warn if found.by_run else say_error)(f"{stage}: {found}")
+    if all(view.over for view in overview(home, sweep)):
+        _leave_damaged(damaged)
         return
     where, every = None, 5.0
     if how.on != "local":
@@ -72,6 +78,19 @@ def run(sweep: Sweep, home: Home, settings: Settings, how: Run) -> None:
         mend = how.again("run" if where is None else "retry")
         errors.print(f"The rest is kept. Once mended, go on with: {mend}", soft_wrap=True)
         raise typer.Exit(1)
+    if not how.detach:
+        _leave_damaged(damaged_stages(home, sweep))
+
+
+def _leave_damaged(damaged: dict[str, Damage]) -> None:
+    """Raise typer.Exit if something is damaged that `run` cannot repair."""
+    left = [stage for stage, found in damaged.items() if not found.by_run]
+    if left:
+        errors.print(
+            f"Damaged, and left as it is: {', '.join(left)}. What the laws say without it: "
+            "var-scaling fit", soft_wrap=True, markup=False,
+        )  # fmt: skip
+        raise typer.Exit(1)
 
 
 def _say_left(sweep: Sweep, home: Home, failures: dict[str, str]) -> None:
@@ -97,7 +116,7 @@ def dry_run(sweep: Sweep, home: Home, settings: Settings, how: Run) -> str:
 
     orchestrate.refuse_drift(home, sweep)
     if how.on == "local":
-        views = [view for view in overview(home, sweep) if not view.finished]
+        views = [view for view in overview(home, sweep) if not view.over]
         return "\n".join(f"{v.kind} {v.name}: {v.state}" for v in views) or "nothing: all is done"
     where, lines = settings.cluster(how.on), []
     queue = slurm.look()

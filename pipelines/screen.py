@@ -22,9 +22,9 @@ errors = Console(stderr=True, width=_WIDE)
 
 _COLOURS = {
     "done": "green", "running": "cyan", "queued": "yellow", "failed": "red", "diverged": "red",
-    "cancelled": "red",
+    "cancelled": "red", "damaged": "red", "to repair": "yellow",
 }  # fmt: skip
-_ENDED = ("done", "diverged", "failed", "cancelled", "imported")
+_ENDED = ("done", "damaged", "diverged", "failed", "cancelled", "imported")
 _HEARTBEAT = 20.0  # seconds between lines where there is no terminal to redraw
 
 

@@ -9,13 +9,18 @@ from time import monotonic
 from typing import Any
 
 from pipelines.attempt import WAIT, Attempt, Stopped, at_work
+from pipelines.damage import LOG, ended, mark_done, status_of
 from pipelines.place import Place
-from pipelines.store import Home, claim, held, part_folders
+from pipelines.repair import evaluate_tokenizer_again, evaluate_trial_again
+from pipelines.store import Home, claim, held, part_folders, weights_of
 from var_scaling.config import ImportedTokenizer, SomeTokenizer, TrainedTokenizer, Trial
 from var_scaling.datasets import DeadLeaves, ImageFiles
-from var_scaling.disk import DONE, is_done, read_json, write_json
+from var_scaling.disk import DONE, file_sha256, is_done, read_json, write_json
+from var_scaling.metrics import read_metrics
 
 _SPLITS = ("train", "validation")
+_WEIGHTS = "weights.safetensors"
+_TOKENS = ("manifest.json", "tokens.npy", "labels.npy")
 
 
 def run_tokenizer(place: Place, t: SomeTokenizer) -> str:
@@ -32,18 +37,17 @@ def run_tokenizer(place: Place, t: SomeTokenizer) -> str:
             )
         if place.seat.first:
             claim(folder, "tokenizer.json", t)
-        if is_done(folder):
+        if ended(folder):
             return "done"
         assert isinstance(t, TrainedTokenizer)
         from var_scaling.training.tokenizer import train_tokenizer
 
-        facts: dict[str, str] = {}
-        perceptual = None
-        if t.losses.perceptual > 0:
-            from var_scaling.tokenizer.perceptual import load_perceptual
-
-            perceptual = load_perceptual(place.settings.weights.lpips, t.losses.perceptual_sha256)
-            facts["perceptual_sha256"] = perceptual.sha256
+        perceptual = _perceptual(place, t)
+        facts = {} if perceptual is None else {"perceptual_sha256": perceptual.sha256}
+        if is_done(folder):
+            held_out = _source(place, t.data, "validation", folder)
+            evaluate_tokenizer_again(place, t, held_out, perceptual, attempt)
+            return "done"
         attempt.begin(facts)
         training, held_out = (_source(place, t.data, split, folder) for split in _SPLITS)
         with place.world() as world:
@@ -60,7 +64,7 @@ def run_tokenizer(place: Place, t: SomeTokenizer) -> str:
                 folder / "reconstructions.png",
                 world,
             )
-        _keep(model, attempt, facts)
+        _keep(model, attempt, "tokenizer.json", facts)
         return "done"
 
 
@@ -89,7 +93,7 @@ def run_tokens(
         content = description(place.home, t, data, split)
         if not is_done(folder):
             attempt.begin({})
-            model = load_tokenizer(t, place.home.tokenizer(t.name) / "weights.safetensors")
+            model = load_tokenizer(t, *weights_of(place.home.tokenizer(t.name)))
             with arithmetic("fp32", place.device()):  # tokens must not hang on what ran before
                 complete = write_cache(
                     folder,
@@ -103,10 +107,10 @@ def run_tokens(
                 )
             if not complete:
                 raise Stopped(f"encoding {folder.name} stopped with its shards on disk")
-            attempt.finish({"status": "done"})
+            attempt.finish({"status": "done"}, _TOKENS)
         if parts and all(is_done(one) for one in parts):
             join_parts(whole, parts, source, content)
-            write_json(whole / DONE, {"status": "done"})
+            mark_done(whole, {"status": "done"}, _TOKENS)
         return "done"
 
 
@@ -116,23 +120,22 @@ def run_trial(place: Place, sweep: str, trial: Trial) -> str:
     with at_work(folder, place.seat, place.wish) as attempt:
         if place.seat.first:
             claim(folder, "trial.json", trial)
-        if is_done(folder):
-            return str(read_json(folder / DONE)["status"])
-        from var_scaling.tokenizer.cache import open_cache
+        if ended(folder):
+            return status_of(folder)
         from var_scaling.tokenizer.model import load_tokenizer
         from var_scaling.training.loop import Diverged
         from var_scaling.training.trial import train
 
-        attempt.begin({})
+        repair = is_done(folder)
+        if not repair:
+            attempt.begin({})
         t = trial.tokenizer
-        tokenizer = load_tokenizer(t, place.home.tokenizer(t.name) / "weights.safetensors")
-        training, held_out = (
-            open_cache(
-                place.home.tokens(t.name, trial.data.name, split),
-                description(place.home, t, trial.data, split),
-            )
-            for split in _SPLITS
-        )
+        tokenizer = load_tokenizer(t, *weights_of(place.home.tokenizer(t.name)))
+        held_out = _tokens(place, trial, "validation")
+        if repair:
+            evaluate_trial_again(place, trial, tokenizer.quantize, held_out, attempt)
+            return "done"
+        training = _tokens(place, trial, "train")
         try:
             with place.world() as world:
                 model = train(
@@ -148,24 +151,44 @@ def run_trial(place: Place, sweep: str, trial: Trial) -> str:
                 )
         except Diverged as error:
             if place.seat.first:
-                attempt.finish({"status": "diverged", "reason": str(error)})
+                attempt.finish({"status": "diverged", "reason": str(error)}, ("trial.json", LOG))
             return "diverged"
-        _keep(model, attempt, {})
+        _keep(model, attempt, "trial.json", {})
         return "done"
 
 
-def _keep(model: Any, attempt: Attempt, facts: dict[str, str]) -> None:
+def _keep(model: Any, attempt: Attempt, record: str, facts: dict[str, Any]) -> None:
     """The weights, the marker that they are all there, and no checkpoint any more."""
     from var_scaling.training.checkpoint import clear
-    from var_scaling.weights import file_sha256, save_weights
+    from var_scaling.weights import save_weights
 
     if not attempt.seat.first:
         return
     attempt.check()
-    weights = attempt.folder / "weights.safetensors"
+    weights = attempt.folder / _WEIGHTS
     save_weights(model, weights)
-    attempt.finish({"status": "done", "weights_sha256": file_sha256(weights), **facts})
+    last = max(read_metrics(attempt.folder / LOG), key=lambda line: line["step"])
+    marker = {"status": "done", "weights_sha256": file_sha256(weights), **facts}
+    marker["seconds"] = last["seconds"]
+    attempt.finish(marker, (_WEIGHTS, record, LOG))
     clear(attempt.folder / "checkpoint")
+
+
+def _tokens(place: Place, trial: Trial, split: str) -> Any:
+    """The tokens of `split`, their checksums computed by the first process of a job alone."""
+    from var_scaling.tokenizer.cache import open_cache
+
+    t, home = trial.tokenizer, place.home
+    folder = home.tokens(t.name, trial.data.name, split)
+    return open_cache(folder, description(home, t, trial.data, split), check=place.seat.first)
+
+
+def _perceptual(place: Place, t: TrainedTokenizer) -> Any:
+    if t.losses.perceptual == 0:
+        return None
+    from var_scaling.tokenizer.perceptual import load_perceptual
+
+    return load_perceptual(place.settings.weights.lpips, t.losses.perceptual_sha256)
 
 
 def _source(place: Place, data: DeadLeaves | ImageFiles, split: str, folder: Path) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from var_scaling.disk import whole
+from var_scaling.disk import DONE, Damaged, read_json, whole
 from var_scaling.record import Record, difference, explain
 
 _TAKEN = (
@@ -111,6 +111,14 @@ def read_record(path: Path, kind: type[Record]) -> Any:
         return kind.model_validate_json(path.read_bytes()).model_dump(mode="json")
     except ValidationError as error:
         raise Drift(f"{path} is no record this version reads:\n{explain(error, kind)}") from error
+
+
+def weights_of(folder: Path) -> tuple[Path, str]:
+    """The weights of the finished stage in `folder`, and the SHA-256 that they must have."""
+    marker = read_json(folder / DONE)
+    if "weights_sha256" not in marker:
+        raise Damaged(f"{folder / DONE} is damaged: it records no hash of the weights")
+    return folder / "weights.safetensors", str(marker["weights_sha256"])
 
 
 @contextmanager

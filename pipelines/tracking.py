@@ -31,7 +31,7 @@ _ADDRESS = "var_scaling.address"
 # The state of a stage as MLflow has it: a stopped run goes on later, so it is not at an end.
 ENDS = {
     "done": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "stopped": "KILLED",
-    "cancelled": "KILLED",
+    "cancelled": "KILLED", "damaged": "FINISHED", "to repair": "FINISHED",
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipelines import jobs
 from pipelines.collect import parts_of
+from pipelines.damage import Damage, damage_in, ended
 from pipelines.resources import (
     Resources,
     encoding_parts,
@@ -39,10 +40,10 @@ class Unit:
 
     @property
     def done(self) -> bool:
-        if is_done(self.whole):
+        if ended(self.whole):
             return True
         unjoined = bool(self.parts) and all(is_done(part) for part in self.parts)
-        return is_done(self.folder) and not unjoined
+        return ended(self.folder) and not unjoined
 
 
 def tokenizer_unit(home: Home, t: SomeTokenizer, cluster: Cluster) -> Unit:
@@ -130,6 +131,16 @@ def stage_folders(home: Home, sweep: Sweep) -> dict[str, Path]:
     for trial in sweep.trials:
         folders[f"trial {trial.name}"] = home.trial(sweep.name, trial.name)
     return folders
+
+
+def damaged_stages(home: Home, sweep: Sweep) -> dict[str, Damage]:
+    """All finished stages of `sweep` that are damaged, by name; every changed file is read."""
+    folders = stage_folders(home, sweep)
+    for model in sweep.imported:
+        folders[f"imported {model.name}"] = home.imported(model.name)
+        folders[f"tokenizer {model.tokenizer.name}"] = home.tokenizer(model.tokenizer.name)
+    found = {name: damage_in(folder, thorough=True) for name, folder in folders.items()}
+    return {name: one for name, one in found.items() if one is not None}
 
 
 def to_be_retried(unit: Unit) -> bool:

@@ -5,14 +5,15 @@ from pathlib import Path
 import torch
 from conftest import tokenizer, trial
 
+from pipelines.damage import mark_done
 from pipelines.place import Place, StopFile
 from pipelines.settings import Settings
 from pipelines.store import Home
 from var_scaling.config import Trial
-from var_scaling.disk import DONE, write_json
+from var_scaling.disk import file_sha256
 from var_scaling.models.var import VAR
 from var_scaling.tokenizer.model import MultiScaleVQVAE
-from var_scaling.weights import file_sha256, save_weights
+from var_scaling.weights import save_weights
 
 ADDRESS = "grid/d2"
 
@@ -40,4 +41,4 @@ def _finish(folder: Path, file: str, record, module: torch.nn.Module) -> None:
     (folder / file).write_text(record.model_dump_json())
     save_weights(module, folder / "weights.safetensors")
     sha256 = file_sha256(folder / "weights.safetensors")
-    write_json(folder / DONE, {"status": "done", "weights_sha256": sha256})
+    mark_done(folder, {"status": "done", "weights_sha256": sha256}, (file, "weights.safetensors"))

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from pipelines.exchange import export_released, import_released
-from pipelines.store import Home
+from pipelines.store import Home, weights_of
 from var_scaling.config import Model, Tokenizer
 from var_scaling.models import released
 from var_scaling.models.var import VAR
@@ -268,6 +268,6 @@ def test_released_files_come_in_and_go_out_bit_for_bit(name, settings, record, i
         assert first.read_bytes() == second.read_bytes()
 
     module = VAR(m, found.tokenizer, found.model.classes, seed=0)
-    load_weights(module, home.imported("first") / "weights.safetensors")
+    load_weights(module, *weights_of(home.imported("first")))
     wanted = arrays(f"{name}_io.npz")
     assert_close(module(wanted["labels"], io["var_input"]), wanted["logits"])

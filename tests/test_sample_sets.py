@@ -149,7 +149,7 @@ def test_weights_that_changed_meanwhile_are_refused(tmp_path):
     own = small_home(tmp_path)
     plan = asked(own, count=1)
     weights = own.root / ADDRESS / "weights.safetensors"
-    state = load_tensors(weights)
+    state = load_tensors(weights, file_sha256(weights))
     save_tensors({name: value + 1 for name, value in state.items()}, weights)
     with pytest.raises(WeightsError, match="is not the file that was trained or imported here"):
         make(own, plan)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from var_scaling.data.dead_leaves import DeadLeavesSource
-from var_scaling.disk import DONE, write_json
+from var_scaling.disk import DONE, file_sha256, write_json
 from var_scaling.pyramid import Pyramid
 from var_scaling.tokenizer.autoencoder import to_pixels, to_unit
 from var_scaling.tokenizer.cache import CacheError, describe, open_cache
@@ -181,11 +181,12 @@ def test_tokens_of_another_tokenizer_are_refused_with_the_difference(tmp_path, m
 
 def test_weights_survive_the_disk(tmp_path, model):
     save_weights(model, tmp_path / "w.safetensors")
-    again = load_tokenizer(tokenizer(), tmp_path / "w.safetensors")
+    path = tmp_path / "w.safetensors"
+    again = load_tokenizer(tokenizer(), path, file_sha256(path))
     assert all(
         torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
     )
     with pytest.raises(
         WeightsError, match=r"of another shape: quantize.embedding.weight \(32, 4\)"
     ):
-        load_tokenizer(tokenizer(codes=64), tmp_path / "w.safetensors")
+        load_tokenizer(tokenizer(codes=64), path, file_sha256(path))

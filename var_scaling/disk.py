@@ -1,5 +1,6 @@
 """Write whole, then mark: files appear complete or not at all, and `done.json` comes last."""
 
+import hashlib
 import json
 import os
 import socket
@@ -9,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 DONE = "done.json"
+
+
+class Damaged(ValueError):
+    """A file is not as it was written; the message names it, and says what is wrong."""
 
 
 @contextmanager
@@ -32,8 +37,17 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text())
+    """What the file holds. Raises Damaged if it is not JSON, FileNotFoundError."""
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise Damaged(f"{path} is damaged: not valid JSON ({error})") from error
 
 
 def is_done(folder: Path) -> bool:
     return (folder / DONE).exists()
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from var_scaling.disk import whole
+from var_scaling.disk import file_sha256, whole
 
 State = dict[str, Tensor]
 _SHOWN = 12  # names listed before "and N more", where the rest would tell no more
@@ -35,13 +35,23 @@ def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
         )
 
 
-def load_tensors(path: Path) -> State:
-    return dict(load_file(path))
+def load_tensors(path: Path, sha256: str) -> State:
+    """What a file of ours holds. Raises WeightsError unless it has the hash that was recorded."""
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file")
+    found = file_sha256(path)
+    if found != sha256:
+        raise WeightsError(
+            f"{path} is not the file that was trained or imported here: its SHA-256 is {found}, "
+            f"recorded is {sha256}. Copy the right file back, or move the folder away and make it "
+            "anew"
+        )
+    return _tensors_in(path)
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Strict: every name and shape must match."""
-    state = load_file(path)
+def load_weights(model: nn.Module, path: Path, sha256: str) -> None:
+    """Strict: hash, every name and every shape must match. Raises WeightsError."""
+    state = load_tensors(path, sha256)
     refuse_mismatch(str(path), state, model)
     model.load_state_dict(state, strict=True)
 
@@ -87,10 +97,7 @@ def read_file(path: Path) -> Any:
     if path.stat().st_size == 0:
         raise WeightsError(f"{path}: the file is empty")
     if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise WeightsError(f"{path}: damaged, or no safetensors file ({error})") from error
+        return _tensors_in(path)
     if zipfile.is_zipfile(path):
         as_stored = _checked_zip(path)
     elif _first_bytes(path) != b"PK":
@@ -130,11 +137,6 @@ def as_tensors(path: Path, content: Any) -> State:
     return dict(content)
 
 
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def tensors_sha256(state: Mapping[str, Tensor]) -> str:
     """SHA-256 over the float32 values in the order of their names, however they were packed."""
     digest = hashlib.sha256()
@@ -142,6 +144,13 @@ def tensors_sha256(state: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(state[name].detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _tensors_in(path: Path) -> State:
+    try:
+        return dict(load_file(path))
+    except SafetensorError as error:
+        raise WeightsError(f"{path}: damaged, or no safetensors file ({error})") from error
 
 
 def _first_bytes(path: Path) -> bytes:

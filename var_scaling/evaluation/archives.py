@@ -18,10 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from var_scaling.disk import whole
+from var_scaling.disk import file_sha256, whole
 from var_scaling.evaluation.extractors import Extractor
 from var_scaling.evaluation.statistics import Statistics, StatisticsError
-from var_scaling.weights import file_sha256
 
 _FORMAT = 1
 _OURS = (

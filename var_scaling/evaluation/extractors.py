@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from var_scaling.disk import file_sha256
 from var_scaling.evaluation.frozen import load_frozen, read_frozen, refuse_images
 from var_scaling.evaluation.inception import OUTPUTS, WIDTH, Inception
 from var_scaling.training.optim import arithmetic
-from var_scaling.weights import WeightsError, file_sha256, tensors_sha256
+from var_scaling.weights import WeightsError, tensors_sha256
 
 INCEPTION = "inception"
 # The released conversion of TensorFlow's weights, and where pytorch-fid keeps it.

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from var_scaling.disk import file_sha256
 from var_scaling.evaluation.frozen import FrozenNorm, load_frozen, read_frozen, refuse_images
 from var_scaling.training.optim import arithmetic
-from var_scaling.weights import State, WeightsError, file_sha256
+from var_scaling.weights import State, WeightsError
 
 # Blocks a stage, and whether they are bottlenecks: 1 × 1, 3 × 3, 1 × 1.
 _KINDS = {

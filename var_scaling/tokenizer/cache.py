@@ -18,6 +18,7 @@ from var_scaling.disk import is_done, read_json
 from var_scaling.record import difference
 
 SHARD = 4096  # rows between two notes on disk
+_MAKE_ANEW = "delete the folder to have it made again"
 
 
 class CacheError(ValueError):
@@ -64,30 +65,38 @@ def crops_of(data: DeadLeaves | ImageFiles, split: str) -> int:
     return max(1, data.crops) if isinstance(data, ImageFiles) and split == "train" else 1
 
 
-def open_cache(folder: Path, expected: dict[str, Any]) -> TokenCache:
-    """The finished cache in `folder`. Raises CacheError if unfinished, damaged or of others."""
+def open_cache(folder: Path, expected: dict[str, Any], check: bool = True) -> TokenCache:
+    """The finished cache in `folder`. Raises CacheError if unfinished, damaged or of others.
+
+    Without `check` no checksum is computed: for all processes of a job but the first.
+    """
     if not is_done(folder):
         raise CacheError(f"{folder}: the tokens are not all there yet")
-    manifest = read_json(folder / "manifest.json")
-    refuse_other(folder, manifest, expected)
-    tokens = np.load(folder / "tokens.npy", mmap_mode="r")
-    labels = np.load(folder / "labels.npy")
-    rows = manifest["images"] * manifest["crops"]
-    if tokens.shape != (rows, manifest["tokens_per_image"]) or len(labels) != manifest["images"]:
-        raise CacheError(
-            f"{folder}: tokens {tokens.shape}, labels {labels.shape}; {rows} rows noted"
-        )
-    for number, noted in enumerate(manifest["shards_crc32"]):
-        if checksum(tokens, number) != noted:
-            raise CacheError(
-                f"{folder}: tokens.npy is damaged in shard {number} (rows from {number * SHARD}); "
-                "delete the folder to have it made again"
-            )
-    if zlib.crc32(labels.tobytes()) != manifest["labels_crc32"]:
-        raise CacheError(
-            f"{folder}: labels.npy is damaged; delete the folder to have it made again"
-        )
+    try:
+        manifest = read_json(folder / "manifest.json")
+        refuse_other(folder, manifest, expected)
+        tokens, labels = np.load(folder / "tokens.npy", "r"), np.load(folder / "labels.npy")
+    except CacheError:
+        raise
+    except (OSError, ValueError, EOFError) as error:
+        raise CacheError(f"{folder}: missing or damaged: {error}; {_MAKE_ANEW}") from error
+    rows, shards = manifest["images"] * manifest["crops"], manifest["shards_crc32"]
+    shapes = (tokens.shape, labels.shape, len(shards))
+    if shapes != ((rows, manifest["tokens_per_image"]), (manifest["images"],), -(-rows // SHARD)):
+        raise CacheError(f"{folder}: damaged: {rows} rows recorded, found {shapes}; {_MAKE_ANEW}")
+    for number, noted in enumerate(shards if check else ()):
+        where = f" in shard {number} (rows from {number * SHARD})"
+        _refuse_damaged(folder / "tokens.npy", checksum(tokens, number), noted, where)
+    if check:
+        labels_crc32 = zlib.crc32(labels.tobytes())
+        _refuse_damaged(folder / "labels.npy", labels_crc32, manifest["labels_crc32"])
     return TokenCache(tokens, labels, manifest["crops"], manifest)
+
+
+def _refuse_damaged(path: Path, found: int, noted: int, where: str = "") -> None:
+    if found != noted:
+        crcs = f"its CRC-32 is {found:08x}, manifest.json records {noted:08x}"
+        raise CacheError(f"{path} is damaged{where}: {crcs}; {_MAKE_ANEW}")
 
 
 def refuse_other(folder: Path, manifest: dict[str, Any], expected: dict[str, Any]) -> None:

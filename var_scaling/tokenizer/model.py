@@ -64,8 +64,8 @@ class MultiScaleVQVAE(nn.Module):
         return self.render(self.quantize.decode(ids_BL)).clamp(-1, 1)
 
 
-def load_tokenizer(t: Tokenizer, path: Path) -> MultiScaleVQVAE:
-    """A trained tokenizer, frozen, in evaluation mode."""
+def load_tokenizer(t: Tokenizer, path: Path, sha256: str) -> MultiScaleVQVAE:
+    """A trained tokenizer, frozen, in evaluation mode. Raises WeightsError."""
     model = MultiScaleVQVAE(t)
-    load_weights(model, path)
+    load_weights(model, path, sha256)
     return model.eval().requires_grad_(False)

@@ -74,12 +74,9 @@ def train(
         return world.means({"loss": torch.stack(losses).sum(), **descent.step(step)})
 
     def look(done: int) -> None:
-        settings = LABELS if done == trial.steps and trial.label_drop > 0 else LABELS[:1]
-        with arithmetic(trial.precision, world.device):
-            scores = evaluate(model, quantizer, held_out, settings, world=world)
+        scores = held_out_scores(trial, model, quantizer, held_out, done, world)
         refuse_non_finite({"held-out loss": scores["loss"]}, done, trial.steps)
-        spent = evaluation_flops(trial.model, trial.tokenizer, held_out.images, settings)
-        journal.note("validation", done, {**scores, "evaluation_flops": spent})
+        journal.note("validation", done, scores)
 
     for done, stats in updates(update, journal.start, trial.steps):
         journal.window.add(stats)
@@ -95,6 +92,25 @@ def train(
             if wish == Wish.STOP:
                 raise Interrupted(f"{trial.name} stopped after step {done} of {trial.steps}")
     return model
+
+
+def held_out_scores(
+    trial: Trial,
+    model: VAR,
+    quantizer: Quantizer,
+    held_out: TokenCache,
+    done: int,
+    world: World,
+) -> Line:
+    """What is logged of `model` after `done` steps: a function of its weights and the tokens.
+
+    At the end of a trial that dropped labels it is scored without the class too.
+    """
+    settings = LABELS if done == trial.steps and trial.label_drop > 0 else LABELS[:1]
+    with arithmetic(trial.precision, world.device):
+        scores = evaluate(model, quantizer, held_out, settings, world=world)
+    spent = evaluation_flops(trial.model, trial.tokenizer, held_out.images, settings)
+    return {**scores, "evaluation_flops": spent}
 
 
 def batch_loss(
