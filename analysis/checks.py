@@ -54,6 +54,8 @@ def checked(frame: pd.DataFrame, where: str) -> Checked:
     assumed = _assume(rows, frame, notes)
     _drop(reasons, ~rows.status.isin(STATUSES), "status is none of " + ", ".join(STATUSES))
     reasons[rows.status == "diverged"] = "diverged"
+    damaged = rows.status == "damaged"
+    reasons[damaged] = rows.damage[damaged].fillna("damaged")
     stepped = rows.step.notna() | (rows.status == "imported")
     twice = rows.duplicated([*_RUN, "step"], keep="last") & stepped
     _drop(reasons, twice, "the same trial and step stands again below")
@@ -66,7 +68,8 @@ def checked(frame: pd.DataFrame, where: str) -> Checked:
         raise TableError(f"{where}: no usable row: " + "; ".join(dropped[:5]))
     whole = {c.name: tight(kept[c.name]) for c in SCHEMA if c.kind == "whole"}
     kept = kept.assign(**whole)
-    return Checked(kept, dropped, (*notes, *_gaps(kept, frame), *_shared_names(kept)), assumed)
+    notes += [*_gaps(kept, frame), *_shared_names(kept), *_damaged(kept)]
+    return Checked(kept, dropped, tuple(notes), assumed)
 
 
 def _refuse_columns(frame: pd.DataFrame, where: str) -> None:
@@ -215,6 +218,12 @@ def _gaps(kept: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
         for name in given
         if (lack := int(kept[name].isna().sum()))
     ]
+
+
+def _damaged(kept: pd.DataFrame) -> list[str]:
+    """Runs whose scores can be read while another of their files is damaged: they stay."""
+    known = kept[kept.damage.notna()].drop_duplicates("trial")
+    return [f"{trial}: {what}" for trial, what in zip(known.trial, known.damage, strict=True)]
 
 
 def _shared_names(kept: pd.DataFrame) -> list[str]:

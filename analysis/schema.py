@@ -114,13 +114,14 @@ SCHEMA = (
     _count("attempts", "lives of the training"),
     Column("lost_seconds", "training after a last checkpoint", "s"),
     _flops("lost_flops", "training after a last checkpoint"),
-    _text("status", "done, running, diverged, failed, waiting or imported"),
+    _text("status", "done, running, diverged, failed, waiting, imported or damaged"),
     _text("commit", "version of the code"),
+    _text("damage", "which files of the run are damaged, and how to repair it"),
 )  # fmt: skip
 BY_NAME = {column.name: column for column in SCHEMA}
 SCORES = tuple(column.name for column in SCHEMA if column.need == "score")
 VARIABLES = tuple(column.name for column in SCHEMA if column.need == "variable")
-STATUSES = ("done", "running", "diverged", "failed", "waiting", "imported")
+STATUSES = ("done", "running", "diverged", "failed", "waiting", "imported", "damaged")
 # A table with all of these is one of ours: there, a row that lacks a number is no row.
 OURS = (
     "sweep", "trial", "family", "depth", "width", "seed", "step", "steps", "learning_rate",

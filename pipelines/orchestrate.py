@@ -11,7 +11,7 @@ from typing import Any
 from pipelines import launch, stages
 from pipelines.attempt import Stopped
 from pipelines.collect import View, overview
-from pipelines.damage import ended
+from pipelines.damage import damage_in, ended
 from pipelines.driver import driving
 from pipelines.place import Place, StopFile, asking_to_stop, local_seat
 from pipelines.settings import Cluster, Settings
@@ -30,7 +30,7 @@ from var_scaling.accounting.ledger import trial_ledger
 from var_scaling.config import Sweep
 from var_scaling.datasets import as_seen
 from var_scaling.disk import read_json
-from var_scaling.record import difference
+from var_scaling.record import Record, difference
 
 STOP = "stop"  # a file that asks the stages of a sweep on this machine to stop
 Observe = Callable[[list[View]], None]
@@ -48,20 +48,28 @@ class Outcome:
 def refuse_drift(home: Home, sweep: Sweep) -> None:
     """Raise Drift if any folder of `sweep` is the home of something else; nothing is written."""
     for t in (*sweep.tokenizers, *(model.tokenizer for model in sweep.imported)):
-        path = home.tokenizer(t.name) / "tokenizer.json"
-        refuse(path, drift(path, t))
+        _refuse_other(home.tokenizer(t.name) / "tokenizer.json", t)
     for trial in sweep.trials:
-        path = home.trial(sweep.name, trial.name) / "trial.json"
-        refuse(path, drift(path, trial))
+        _refuse_other(home.trial(sweep.name, trial.name) / "trial.json", trial)
     for model in sweep.imported:
-        path = home.imported(model.name) / "model.json"
-        refuse(path, drift(path, model))
+        _refuse_other(home.imported(model.name) / "model.json", model)
     for t, data in sweep.token_sets:
-        for split in ("train", "validation"):
+        for split in SPLITS:
             path = home.tokens(t.name, data.name, split) / "manifest.json"
-            if path.exists():
+            if path.exists() and not _is_damaged(path):
                 wanted = as_seen(data, split).model_dump(mode="json")
                 refuse(path, difference(read_json(path)["data"], wanted))
+
+
+def _refuse_other(path: Path, record: Record) -> None:
+    if not _is_damaged(path):
+        refuse(path, drift(path, record))
+
+
+def _is_damaged(path: Path) -> bool:
+    """Whether a finished stage's file is not what it was: then its state says so, no drift."""
+    found = damage_in(path.parent)
+    return found is not None and path.name in found.files
 
 
 def run(

@@ -1,12 +1,14 @@
 """From results to what people look at: laws.json, figures, report, the law run in MLflow."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pipelines.exhibits import folders
 from pipelines.made import stamp_of
 from pipelines.store import Home
+from pipelines.units import damaged_stages
 from var_scaling.config import Sweep
 from var_scaling.disk import read_json, write_json
 
@@ -27,9 +29,10 @@ def publish(
     Returns what laws.json holds. Raises TableError where there is nothing to fit.
     """
     folder = home.sweep(sweep.name)
+    damaged = {stage: str(found) for stage, found in damaged_stages(home, sweep).items()}
     wanted = {
         "format": _FORMAT, "results_fingerprint": results_fingerprint, "objective": objective,
-        "made": _made(home, sweep),
+        "made": _made(home, sweep), "damaged": damaged,
     }  # fmt: skip
     if not again and (folder / "laws.json").exists() and report_path(home, sweep).exists():
         laws: dict[str, Any] = read_json(folder / "laws.json")
@@ -44,6 +47,8 @@ def publish(
     from pipelines.report_facts import facts_of
 
     table = load_results(folder / "results.parquet")
+    beneath = [f"{s}: {what}" for s, what in damaged.items() if not s.startswith("trial ")]
+    table = replace(table, notes=(*table.notes, *beneath))  # of a trial its rows say it
     found = study(table, objective, tuple(graded(home, sweep)), progress)
     # PDFs take as long as all the rest: who asks for laws or report gets them, a run does not.
     kinds = ("svg", "png", "pdf") if again else ("svg", "png")

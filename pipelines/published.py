@@ -24,6 +24,8 @@ def publish_and_show(
 
     with screen.steps("laws") as progress:
         laws = publish.publish(at, sweep, results(at, sweep), again, objective, progress)
+    for stage, what in laws["damaged"].items():
+        warn(f"{stage}: {what}")
     if not publish.mirrored(at, sweep, laws) or again:
         from pipelines import mirror
 

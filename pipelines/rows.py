@@ -9,11 +9,12 @@ import pyarrow.parquet as pq
 
 from pipelines import measured
 from pipelines.collect import state_of
+from pipelines.damage import LOG, damage_in, status_of
 from pipelines.provenance import attempts, commit_of, lost
 from pipelines.store import Home
 from var_scaling.accounting.ledger import model_ledger, trial_ledger
 from var_scaling.config import ImportedModel, Sweep, Trial
-from var_scaling.disk import read_json, whole
+from var_scaling.disk import DONE, read_json, whole
 from var_scaling.metrics import Line, last_of, read_metrics
 from var_scaling.recipe import Optimiser
 from var_scaling.results import Row, Status
@@ -95,13 +96,15 @@ def _scores(line: Line) -> dict[str, Any]:
 def _trial_rows(home: Home, sweep: Sweep, trial: Trial) -> list[Row]:
     folder = home.trial(sweep.name, trial.name)
     lines = read_metrics(folder / "metrics.jsonl")
-    tokens = home.tokens(trial.tokenizer.name, trial.data.name, "train") / "manifest.json"
-    status = _row_status(state_of(folder)[0])
-    images = read_json(tokens).get("images") if tokens.exists() else None
-    known = {"commit": commit_of(folder), **_lost(folder, trial)}
+    tokens = home.tokens(trial.tokenizer.name, trial.data.name, "train")
+    status, damage = _row_status(folder)
+    known_tokens = (tokens / "manifest.json").exists() and damage_in(tokens) is None
+    images = read_json(tokens / "manifest.json").get("images") if known_tokens else None
+    known = {"commit": commit_of(folder), "damage": damage, **_lost(folder, trial)}
     later = measured.columns(folder) if status == "done" else {}  # of the weights at the end
     shown = [line for line in lines if line["kind"] == "validation"]
-    if status == "diverged":  # where it ended is a result too, though nothing was measured there
+    # Where it ended is a result too, though nothing was measured there.
+    if status == "diverged" or (status == "damaged" and not shown):
         last = lines[-1] if lines else {"step": 0, "seconds": 0.0, "images_per_second": 0.0}
         shown.append({key: last[key] for key in ("step", "seconds", "images_per_second")})
     train_losses = {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
@@ -185,11 +188,15 @@ _SCORES = (
 _PER_SCALE = ("loss_per_scale", "error_per_scale")
 
 
-def _row_status(state: str) -> Status:
-    match state:
-        case "done" | "diverged" | "failed":
-            return state
-    return "running"
+def _row_status(folder: Path) -> tuple[Status, str | None]:
+    """The status of the trial in `folder`, and what is damaged of it."""
+    found = damage_in(folder)
+    if found is not None and (LOG in found.files or DONE in found.files):
+        return "damaged", str(found)
+    match state_of(folder)[0] if found is None else status_of(folder):
+        case "done" | "diverged" | "failed" as status:
+            return status, None if found is None else str(found)
+    return "running", None
 
 
 def write_results(home: Home, sweep: Sweep) -> str | None:

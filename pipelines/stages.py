@@ -167,7 +167,7 @@ def _keep(model: Any, attempt: Attempt, record: str, facts: dict[str, Any]) -> N
     attempt.check()
     weights = attempt.folder / _WEIGHTS
     save_weights(model, weights)
-    last = max(read_metrics(attempt.folder / LOG), key=lambda line: line["step"])
+    last = read_metrics(attempt.folder / LOG)[-1]
     marker = {"status": "done", "weights_sha256": file_sha256(weights), **facts}
     marker["seconds"] = last["seconds"]
     attempt.finish(marker, (_WEIGHTS, record, LOG))

@@ -4,7 +4,7 @@ from typing import Literal
 
 from var_scaling.record import Name, Record
 
-Status = Literal["done", "running", "diverged", "failed", "waiting", "imported"]
+Status = Literal["done", "running", "diverged", "failed", "waiting", "imported", "damaged"]
 
 
 class Row(Record):
@@ -89,5 +89,6 @@ class Row(Record):
     attempts: int | None  # lives of the training, each from where the last was saved
     lost_seconds: float | None  # of training after a last checkpoint: in no other column
     lost_flops: int | None
-    status: Status
+    status: Status  # damaged: the log that the scores are read from is not what was written
     commit: str | None
+    damage: str | None = None  # which files of the finished trial are damaged, and how to repair it
