@@ -9,8 +9,9 @@ from functools import partial
 from pipelines import jobs, slurm
 from pipelines.collect import overview
 from pipelines.driver import Driver, alive, driving
-from pipelines.orchestrate import Observe, Outcome, ray_here, refuse_drift, run_on_cluster
+from pipelines.orchestrate import Observe, Outcome, refuse_drift, run_on_cluster
 from pipelines.provenance import attempts
+from pipelines.ray_session import ray_here
 from pipelines.reconcile import NOTE, Reconciler
 from pipelines.settings import Cluster, MLflow, Settings, SettingsError
 from pipelines.slurm import Queue

@@ -1,8 +1,6 @@
 """Ray's door: the stages of a sweep as a graph of tasks, run as this machine's resources allow."""
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +12,7 @@ from pipelines.collect import View, overview
 from pipelines.damage import damage_in, ended
 from pipelines.driver import driving
 from pipelines.place import Place, StopFile, asking_to_stop, local_seat
+from pipelines.ray_session import ray_here
 from pipelines.settings import Cluster, Settings
 from pipelines.store import Home, drift, refuse
 from pipelines.units import (
@@ -234,28 +233,3 @@ def _note_failure(task: Any, name: str, failures: dict[str, str]) -> None:
         said = f"{type(cause).__name__}: {cause}"
         if not isinstance(cause, Stopped) and said not in failures.values():
             failures[name] = said
-
-
-@contextmanager
-def ray_here(cpus: int) -> Iterator[None]:
-    """A Ray of our own on this machine: quiet, offline, on loopback only, no telemetry."""
-    os.environ.update(
-        RAY_USAGE_STATS_ENABLED="0",
-        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # the odd name of "bind every port to 127.0.0.1"
-        RAY_AUTH_MODE="disabled",
-        RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
-    )
-    import ray
-
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        include_dashboard=False,
-        logging_level="ERROR",
-        log_to_driver=False,
-        object_store_memory=100 * 2**20,  # stages pass names, not data
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()

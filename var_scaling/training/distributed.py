@@ -1,5 +1,8 @@
 """How the processes of one training find each other, and how they part."""
 
+import os
+import socket
+import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +15,7 @@ from var_scaling.training.world import World
 
 # How long one process may keep the others waiting: the first judges a tokenizer and writes alone.
 _LONGEST_WAIT = timedelta(hours=1)
+_HERE = "127.0.0.1"  # processes of one machine need no port that others can reach
 
 
 def join(
@@ -33,8 +37,10 @@ def join(
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     if size > 1:
-        store = _meet(rank, size, meeting, address, patience)
+        store, address = _meet(rank, size, meeting, address, patience)
         gpu = device if device.type == "cuda" else None
+        if address == _HERE and sys.platform == "linux":
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         dist.init_process_group(
             backend="nccl" if gpu else "gloo",
             store=store,
@@ -46,8 +52,12 @@ def join(
     return World(rank, size, device, at_once)
 
 
-def _meet(rank: int, size: int, meeting: Path, address: str, patience: float) -> dist.TCPStore:
-    """What the processes know of each other before they can talk; returns when all are there."""
+def _meet(
+    rank: int, size: int, meeting: Path, address: str, patience: float
+) -> tuple[dist.TCPStore, str]:
+    """What the processes know of each other before they can talk, and the first one's address;
+    returns when all are there.
+    """
     deadline, limit, port = time.monotonic() + patience, timedelta(seconds=patience), 0
     if rank > 0:
         while not meeting.exists():
@@ -57,7 +67,10 @@ def _meet(rank: int, size: int, meeting: Path, address: str, patience: float) ->
         found = read_json(meeting)
         address, port = found["address"], found["port"]
     try:
-        store = dist.TCPStore(address, port, size, rank == 0, limit, wait_for_workers=False)
+        listens = _listen_here() if rank == 0 and address == _HERE else None
+        store = dist.TCPStore(
+            address, port, size, rank == 0, limit, wait_for_workers=False, master_listen_fd=listens
+        )
         if rank == 0:
             write_json(meeting, {"address": address, "port": store.port})
         store.set(f"process {rank}", "here")
@@ -66,7 +79,15 @@ def _meet(rank: int, size: int, meeting: Path, address: str, patience: float) ->
         raise TimeoutError(
             f"{meeting}: not all {size} processes met at {address} within {patience:g} s"
         ) from error
-    return store
+    return store, address
+
+
+def _listen_here() -> int:
+    """A socket on a free port of loopback: by itself TCPStore listens on every interface."""
+    listener = socket.socket()
+    listener.bind((_HERE, 0))
+    listener.listen(1024)
+    return listener.detach()
 
 
 def leave(world: World) -> None:
