@@ -215,6 +215,8 @@ def _state_of_job(folder: Path, record: JobRecord, queue: Queue | None) -> tuple
         if seen.state in ("RUNNING", "COMPLETING"):
             silent = age is not None and age > _SILENT
             return "running", f"no sign of life for {since(age)}" if silent else ""
+        if seen.unknown:
+            return "queued", seen.remark
         return "queued", seen.reason if seen.state == "PENDING" else seen.state.lower()
     if age is not None and age < _FRESH:
         return "running", ""

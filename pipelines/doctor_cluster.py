@@ -62,7 +62,12 @@ def look(home: Home, settings: Settings, cluster: Cluster) -> Iterator[Finding]:
 
 def _shared(path: Path, mend: str) -> tuple[bool | None, str]:
     """Whether the disk of `path` is one that other machines can see, judged by its kind."""
-    mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+    listed = Path("/proc/mounts")
+    try:
+        text = listed.read_text()
+    except UnicodeDecodeError:  # a mount point may have a name in any encoding
+        text = listed.read_bytes().decode(errors="replace")
+    mounts = [line.split()[1:3] for line in text.splitlines()]
     points = [(re.sub(r"\\(\d{3})", lambda m: chr(int(m[1], 8)), at), kind) for at, kind in mounts]
     under = [one for one in points if path.resolve().is_relative_to(one[0])]
     kind = max(under, key=lambda one: len(one[0]), default=("", "unknown"))[1]

@@ -38,8 +38,8 @@ def ask(*words: str, seconds: float = 20.0) -> Answer:
     kept = {k: v for k, v in os.environ.items() if k in _KEPT or not k.startswith("SLURM_")}
     try:
         return subprocess.run(
-            words, capture_output=True, text=True, errors="replace", timeout=seconds, check=False,
-            env=kept, stdin=subprocess.DEVNULL,
+            words, capture_output=True, encoding="utf-8", errors="replace", timeout=seconds,
+            check=False, env=kept, stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except OSError as error:
         return Answer(words, 127, "", f"{words[0]} cannot be run: {error.strerror}")

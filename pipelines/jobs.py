@@ -61,7 +61,7 @@ def note(folder: Path, event: str, **facts: Any) -> None:
 def history(folder: Path) -> list[dict[str, Any]]:
     """Every line that is whole, oldest first."""
     try:
-        text = (folder / JOBS).read_text()
+        text = (folder / JOBS).read_text(errors="replace")
     except FileNotFoundError:
         return []
     lines = []

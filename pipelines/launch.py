@@ -74,7 +74,9 @@ def submit(
         said = f"sbatch: {_first_line(error)}"
         if _TOO_MANY in str(error):
             raise TooMany(f"{said} ({_TOO_MANY}…)") from error
-        passing = any(words in str(error) for words in _PASSING)
+        # Names of other jobs in what sbatch says may be in any encoding: submitit decodes strictly,
+        # after the jobs are submitted. The next look finds them by name.
+        passing = isinstance(error, UnicodeDecodeError) or any(w in str(error) for w in _PASSING)
         raise (Delayed if passing else Refused)(said) from error
 
 

@@ -128,10 +128,7 @@ class Reconciler:
             record = replace(record, job=seen.job)
         if seen is not None and seen.active:
             self.unsettled.pop(unit.name, None)
-            hopeless = seen.reason if seen.reason in slurm.HOPELESS else ""
-            self._say(
-                unit.name, f"job {seen.job} waits for what may never be: {hopeless}", hopeless
-            )
+            self._say(unit.name, seen.remark)
             return None
         if record.job is None:
             self._note_end(unit, record, "never submitted", "")
@@ -234,11 +231,11 @@ class Reconciler:
                     slurm.cancel([job])
         return {}
 
-    def _say(self, about: str, text: str, really: object = True) -> None:
-        """Leave word for whoever looks at the sweep; no text, or not `really`, takes it back."""
+    def _say(self, about: str, text: str) -> None:
+        """Leave a note for those who look at the sweep; no text takes it back."""
         before = dict(self.notes)
         self.notes.pop(about, None)
-        if text and really:
+        if text:
             self.notes[about] = text
         if self.notes != before:
             said = "\n".join(f"{about}: {text}" for about, text in self.notes.items())

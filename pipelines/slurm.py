@@ -4,18 +4,27 @@ squeue is believed before sacct: accounts lag, and call a requeued job NODE_FAIL
 """
 
 import os
+import re
 import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+# The states in which a job is over (squeue and sacct, JOB STATE CODES). Any other state, known here
+# or not, is that of a job that may still run: submitted again it would run twice.
+ENDED = frozenset(
+    (
+        "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
+        "PREEMPTED", "REVOKED", "TIMEOUT",
+    )
+)  # fmt: skip
 ACTIVE = frozenset(
     (
         "PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_FED",
         "REQUEUE_HOLD", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SPECIAL_EXIT",
-        "RESV_DEL_HOLD",
+        "RESV_DEL_HOLD", "EXPEDITING", "LAUNCH_FAILED", "POWER_UP_NODE", "RECONFIG_FAIL",
     )
 )  # fmt: skip
 # Why a job is pending that will not start until somebody changes something.
@@ -46,7 +55,21 @@ class Seen:
 
     @property
     def active(self) -> bool:
-        return self.state in ACTIVE
+        return self.state not in ENDED
+
+    @property
+    def unknown(self) -> bool:
+        """Whether this version does not know the state."""
+        return self.state not in ENDED and self.state not in ACTIVE
+
+    @property
+    def remark(self) -> str:
+        """What is to be said of it while it is active, or nothing."""
+        if self.unknown:
+            return f"job {self.job} is in a state not known here, {self.state}: taken as active"
+        if self.reason in HOPELESS:
+            return f"job {self.job} waits for what may never be: {self.reason}"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -70,10 +93,21 @@ def queue(seconds: float = _SECONDS) -> Queue:
     """What squeue knows now. Raises SlurmAway."""
     text = _ask("squeue", "--me", "-r", "-h", "-t", "all", "-o", "%i|%j|%T|%N|%r", seconds=seconds)
     jobs = {}
-    for line in text.splitlines():
-        job, name, state, node, reason = line.split("|", 4)
+    for job, name, state, node, reason in _fields(text, 5):
         jobs[job] = Seen(job, name, state, node, "" if reason == "None" else reason)
     return Queue(jobs, time.time())
+
+
+def _fields(text: str, count: int) -> Iterator[list[str]]:
+    """The lines of a listing of jobs: the id, the name, in which anything may stand, and the rest.
+
+    A line of another kind is part of a name with a line break in it, which is none of ours.
+    """
+    for line in text.split("\n"):
+        job, _, rest = line.partition("|")
+        found = [job, *rest.rsplit("|", count - 2)]
+        if len(found) == count and re.fullmatch(r"[0-9]+[0-9_+]*", job) and found[2].strip():
+            yield found
 
 
 def look(seconds: float = 1.0) -> Queue | None:
@@ -95,9 +129,8 @@ def accounts(names: Iterable[str], seconds: float = _SECONDS) -> dict[str, Seen]
     except SlurmAway:
         return {}  # switched off on many clusters; the disk decides then
     found = {}
-    for line in text.splitlines():
-        job, name, state, node = line.split("|", 3)
-        found[job] = Seen(job, name, state.split()[0], node, "")
+    for job, name, state, node in _fields(text, 4):
+        found[job] = Seen(job, name, state.split()[0].rstrip("+"), node, "")
     return found
 
 
@@ -130,10 +163,11 @@ def partition(name: str) -> dict[str, str]:
 
 
 def _ask(*words: str, seconds: float = _SECONDS) -> str:
+    """What the program prints, in whatever encoding: a name of any user may be in it."""
     try:
         done = subprocess.run(
-            words, capture_output=True, text=True, timeout=seconds, check=False,
-            env={**os.environ, "SLURM_TIME_FORMAT": "standard"},
+            words, capture_output=True, encoding="utf-8", errors="replace", timeout=seconds,
+            check=False, env={**os.environ, "SLURM_TIME_FORMAT": "standard"},
         )  # fmt: skip
     except FileNotFoundError as error:
         raise SlurmAway(f"{words[0]} is not on this machine: submit from a login node") from error

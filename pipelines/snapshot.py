@@ -76,8 +76,8 @@ def _write(folder: Path, tree: str, code: str, patch: str | None) -> None:
 def _git(*words: str, **environment: str) -> str:
     try:
         done = subprocess.run(
-            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True,
-            timeout=60, env={**os.environ, **environment},
+            ["git", "-C", str(ROOT), *words], capture_output=True, encoding="utf-8",
+            errors="replace", check=True, timeout=60, env={**os.environ, **environment},
         )  # fmt: skip
     except FileNotFoundError as error:
         raise ValueError("git is needed to keep the code that jobs run; it is not here") from error

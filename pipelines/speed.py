@@ -201,6 +201,6 @@ def _machine(device: Any) -> Machine:
 def _processor() -> str:
     """As Linux calls it, else as Python does."""
     listed = Path("/proc/cpuinfo")
-    lines = listed.read_text().splitlines() if listed.exists() else []
+    lines = listed.read_text(errors="replace").splitlines() if listed.exists() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, "") or platform.processor() or platform.machine()

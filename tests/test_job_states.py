@@ -1,0 +1,189 @@
+"""What Slurm says, whatever it says: names in any encoding, states of any version."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from conftest import submitting
+from test_reconcile import Scripted, seen, twice
+from test_reconcile import unit as unit  # a fixture
+from typer.testing import CliRunner
+
+from pipelines import cli, jobs, launch, slurm
+from pipelines.collect import state_of
+from pipelines.settings import Settings
+from pipelines.slurm import Queue, Seen
+from pipelines.snapshot import Snapshot
+from pipelines.store import Home
+from var_scaling.disk import write_json
+
+# As squeue's and sacct's manuals list them, up to Slurm 24.11.
+ACTIVE = (
+    "PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_FED",
+    "REQUEUE_HOLD", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SPECIAL_EXIT",
+    "RESV_DEL_HOLD", "EXPEDITING", "LAUNCH_FAILED", "POWER_UP_NODE", "RECONFIG_FAIL",
+)  # fmt: skip
+ENDED = (
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
+    "PREEMPTED", "REVOKED", "TIMEOUT",
+)  # fmt: skip
+UNKNOWN = "HIBERNATING"
+
+
+def submitted(unit, job: str = "7") -> None:
+    submitting(unit.folder)
+    jobs.note(unit.folder, "submitted", submission="s", job=job)
+
+
+@pytest.mark.parametrize("state", [*ACTIVE, UNKNOWN])
+def test_an_active_job_is_never_submitted_again(tmp_path, unit, state):
+    submitted(unit)
+    reconciler = Scripted(tmp_path, seen("7", state))
+    assert twice(reconciler, unit) == {}
+    assert reconciler.taken == []
+    assert jobs.latest(unit.folder).live
+    there = state_of(unit.folder, Queue(seen("7", state), time.time()))[0]
+    assert there == ("running" if state in ("RUNNING", "COMPLETING") else "queued")
+
+
+@pytest.mark.parametrize("state", ENDED)
+def test_a_job_that_is_over_is_concluded(tmp_path, unit, state):
+    submitted(unit)
+    reconciler = Scripted(tmp_path, seen("7", state))
+    failed = twice(reconciler, unit)
+    if state in ("CANCELLED", "OUT_OF_MEMORY"):
+        assert list(failed) == ["trial d1"]
+        assert reconciler.taken == []
+    else:
+        assert failed == {}
+        assert reconciler.taken == ["trial d1"]
+    there = state_of(unit.folder, Queue(seen("n0", state), time.time()))[0]
+    assert there in ("stopped", "cancelled", "failed")
+
+
+def test_a_state_that_is_not_known_is_reported(tmp_path, unit):
+    submitted(unit)
+    reconciler = Scripted(tmp_path, seen("7", UNKNOWN))
+    reconciler.step([unit])
+    said = f"job 7 is in a state not known here, {UNKNOWN}: taken as active"
+    assert (tmp_path / "s" / "driver.note").read_text() == f"trial d1: {said}"
+    assert state_of(unit.folder, Queue(seen("7", UNKNOWN), time.time())) == ("queued", said)
+    reconciler.says = seen("7", "RUNNING")
+    reconciler.step([unit])
+    assert (tmp_path / "s" / "driver.note").read_text() == ""
+
+
+def program(folder: Path, name: str, output: bytes) -> None:
+    """A program of that name, first in PATH, that prints `output`."""
+    (folder / f"{name}.out").write_bytes(output)
+    (folder / name).write_text(f'#!/bin/sh\ncat "{folder / name}.out"\n')
+    (folder / name).chmod(0o755)
+
+
+@pytest.fixture
+def programs(tmp_path, monkeypatch) -> Path:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
+
+
+# A name in Latin-1, in no encoding at all, with the separator, with line breaks, and an empty one.
+NAMES = (b"caf\xe9", b"\xff\xfe\x80", b"a|b||RUNNING|n9|None", b"two\nlines|x", b"", b"a\x1b[31mb")
+
+
+def test_squeue_is_understood_whatever_other_jobs_are_called(programs):
+    others = b"".join(b"%d|%b|PENDING||Priority\n" % (10 + k, n) for k, n in enumerate(NAMES))
+    program(programs, "squeue", others + b"7_3|var-scaling-s|RUNNING|n1|None\n" + others)
+    found = slurm.queue()
+    assert found.find("7_3", "var-scaling-s", 3) == Seen(
+        "7_3", "var-scaling-s", "RUNNING", "n1", ""
+    )
+    for job in ("10", "11", "12", "14", "15"):
+        assert found.jobs[job].state == "PENDING", job
+        assert found.jobs[job].reason == "Priority"
+    assert found.jobs["12"].name == "a|b||RUNNING|n9|None"
+
+
+def test_sacct_is_understood_whatever_other_jobs_are_called(programs):
+    others = b"".join(b"%d|%b|COMPLETED|n1\n" % (10 + k, n) for k, n in enumerate(NAMES))
+    program(programs, "sacct", others + b"7_3|var-scaling-s|CANCELLED by 1000|n1\n8|x||\n")
+    found = slurm.accounts(["var-scaling-s"])
+    assert found["7_3"] == Seen("7_3", "var-scaling-s", "CANCELLED", "n1", "")
+    assert found["10"].state == "COMPLETED"
+    assert "8" not in found  # no state at all
+
+
+def test_status_goes_on_beside_a_job_with_a_latin_1_name(programs, tmp_path):
+    """The whole command: what stopped the driver and every `status` before."""
+    home = Home(tmp_path / "runs")
+    submitting(home.trial("smoke", "d1"))
+    jobs.note(home.trial("smoke", "d1"), "submitted", submission="s", job="7")
+    program(programs, "squeue", b"6|caf\xe9|RUNNING|n2|None\n7|var-scaling-s|RUNNING|n1|None\n")
+    words = ["status", "smoke", "--json", "--home", str(home.root)]
+    done = CliRunner().invoke(cli.app, words, catch_exceptions=False)
+    stages = {one["name"]: one for one in json.loads(done.stdout)["stages"]}
+    assert (stages["d1"]["state"], stages["d1"]["node"]) == ("running", "n1")
+
+
+@pytest.mark.parametrize("said", [b"slurmctld: caf\xe9\n", b"\xff"])
+def test_what_slurm_complains_of_may_be_in_any_encoding(programs, said):
+    program(programs, "scontrol", said)
+    with open(programs / "scontrol", "a") as file:
+        file.write("exit 1\n")
+    with pytest.raises(slurm.SlurmAway, match="scontrol"):
+        slurm.partition("main")
+
+
+def test_a_partition_with_any_text_is_read(programs):
+    program(programs, "scontrol", b"PartitionName=main Comment=caf\xe9 MaxTime=1:00\n")
+    assert slurm.partition("main")["MaxTime"] == "1:00"
+
+
+def test_an_sbatch_that_greets_in_latin_1_is_not_taken_for_a_refusal(tmp_path, unit, monkeypatch):
+    """submitit decodes strictly, when the jobs are submitted already: the next look finds them."""
+    import submitit
+
+    def submit(self, *words, **options):
+        b"caf\xe9".decode()
+
+    monkeypatch.setattr(submitit.AutoExecutor, "__init__", submit)
+    home = Home(tmp_path)
+    settings = Settings(clusters={"box": Scripted(tmp_path).cluster})
+    with pytest.raises(launch.Delayed):
+        launch.submit([unit], "s", home, settings, "box", Snapshot(tmp_path, "c"), {})
+
+
+def test_git_s_words_may_be_in_any_encoding(programs):
+    from pipelines import provenance
+
+    program(programs, "git", b"caf\xe9\n")
+    assert provenance._git(Path("/"), "log") == "caf�"
+
+
+# A job of an older submission ---------------------------------------------------------------------
+
+
+def test_a_job_of_an_older_submission_is_turned_away(tmp_path, unit, capsys):
+    from pipelines.job import Work
+
+    submitting(unit.folder, submission="old")
+    submitting(unit.folder, submission="new")
+    older, newer = (
+        Work(str(tmp_path), str(unit.folder), "{}", "box", submission, {})
+        for submission in ("old", "new")
+    )
+    assert older() == "superseded"  # and no stage was begun: `words` names none
+    assert "a later one" in capsys.readouterr().out
+    assert (older._wanted(), newer._wanted()) == (False, True)
+    jobs.note(unit.folder, "cancelled", reason="by a person")
+    assert newer._wanted() is False
+
+
+def test_a_job_without_a_ledger_works(tmp_path):
+    from pipelines.job import Work
+
+    write_json(tmp_path / "trial.json", {})
+    assert Work(str(tmp_path), str(tmp_path), "{}", "box", "s", {})._wanted() is True
