@@ -21,7 +21,7 @@ class Inlined(NamedTuple):
 def inlined(png: Path) -> Inlined:
     """`png` as a data URI; above 1.5 MB it becomes a JPEG of at most 1,600 pixels a side."""
     content = png.read_bytes()
-    with Image.open(io.BytesIO(content)) as picture:
+    with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
         if len(content) <= _MOST_BYTES:
             return Inlined(_uri("png", content), *picture.size, shrunk=False)
         small = picture.convert("RGB")

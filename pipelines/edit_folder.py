@@ -104,7 +104,7 @@ class EditFolder:
         return zlib.crc32(kept.getvalue())
 
     def read(self, name: str) -> np.ndarray:
-        with Image.open(self.folder / name) as image:
+        with Image.open(self.folder / name, formats=("PNG",)) as image:
             return np.asarray(image)
 
     def _recorded(self) -> EditSet:

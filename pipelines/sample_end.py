@@ -87,7 +87,7 @@ def images_of(folder: Path) -> list[dict[str, Any]]:
 def read_image(path: Path) -> np.ndarray:
     """uint8 (W, W, 3). Raises OSError, which names the file."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=("PNG",)) as image:
             return np.asarray(image)
     except (OSError, SyntaxError) as error:
         raise OSError(f"{path}: {error}") from error

@@ -1,6 +1,7 @@
 """Any image file's bytes to the RGB square a model sees."""
 
 import io
+import struct
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -8,6 +9,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 # Longer than this many times its width, an image is cut before it is enlarged: at 256 px a
 # 1 × 60,000 strip would take 12 GB on the way to a square that shows 1 / 60,000 of it.
 _WIDEST = 16
+# What is read, as Pillow calls it; all are decoded in this process. An MPO file opens as a JPEG.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 
 
 class Undecodable(ValueError):
@@ -22,15 +25,39 @@ def decode(content: bytes) -> Image.Image:
     if not content:
         raise Undecodable("empty file")
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with open_image(content) as image:
             image.load()
             return to_rgb(ImageOps.exif_transpose(image))
     except Undecodable:
         raise
-    except UnidentifiedImageError as error:
-        raise Undecodable("not an image format that Pillow knows") from error
     except Exception as error:
         raise Undecodable(f"{type(error).__name__}: {error}") from error
+
+
+def open_image(content: bytes) -> Image.Image:
+    """`content` in one of FORMATS, its pixels not read yet. Raises Undecodable.
+
+    The content decides the format, not the name: Pillow would hand EPS to Ghostscript and others
+    to whatever plugin is installed.
+    """
+    try:
+        return Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        read = f"not an image format that is read ({', '.join(FORMATS)})"
+        raise Undecodable(f"{read}{_kind(content)}") from error
+
+
+def _kind(content: bytes) -> str:
+    """What `content` looks like by its first bytes, if it does: nothing is decoded."""
+    Image.init()
+    for name, (_, accept) in Image.OPEN.items():
+        try:
+            known = accept is not None and accept(content[:16]) is True
+        except (IndexError, struct.error):  # too short for that format
+            known = False
+        if known and name not in FORMATS:
+            return f"; it looks like {name}"
+    return ""
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -3,7 +3,6 @@
 Shapes: h, w height and width of the picture. True is the hole.
 """
 
-import io
 import math
 import re
 from typing import Literal, NamedTuple
@@ -11,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from var_scaling.data.decode import decode, to_rgb
+from var_scaling.data.decode import decode, open_image, to_rgb
 
 _LIGHT = (0.299, 0.587, 0.114)  # of red, green, blue: ITU-R BT.601, as Pillow's mode L
 _COLOURED = 64  # of 255 between channels: beyond what JPEG makes of black and white
@@ -112,7 +111,7 @@ def box_hole(box: Box, width: int, height: int, outside: bool = False) -> np.nda
 def open_mask(content: bytes) -> Image.Image:
     """A mask file upright, in a mode of its own. Raises Undecodable, as for any picture."""
     decode(content)
-    with Image.open(io.BytesIO(content)) as mask:
+    with open_image(content) as mask:
         mask.load()
         return ImageOps.exif_transpose(mask)
 
