@@ -215,6 +215,7 @@ def _name_largest(panel: Axes, given: Sequence[Any], trials: Sequence[str]) -> N
         panel.annotate(
             trials[most.point], (most.x, most.alpha_change), (6 * side, 0),
             textcoords="offset points", ha="left" if side > 0 else "right", va="center", size=7,
+            parse_math=False,  # a name in anyone's table may hold a dollar
         )  # fmt: skip
 
 

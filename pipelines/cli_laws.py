@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from pipelines import screen
 from pipelines.arguments import RUNS, AsJson, HomeFolder, SweepName
@@ -152,7 +153,7 @@ def _outcome_table(name: str, outcomes: "list[Outcome]") -> Table:
                     target, one.forecast.time, grade.metric, grade.law,
                     f"{grade.predicted:.4f} {_span(grade.low, grade.high)}",
                     f"{grade.measured:.4f}", f"{grade.error:+.2%}",
-                    "[green]yes[/green]" if grade.covered else "[red]no[/red]",
+                    Text("yes", "green") if grade.covered else Text("no", "red"),
                     "" if grade.z is None else f"{grade.z:+.1f}",
                 )  # fmt: skip
     return table
@@ -215,6 +216,6 @@ def _cost(flops: float, price: Price | None) -> list[str]:
 
 
 def _span(low: float | None, high: float | None) -> str:
-    """An interval as people write it; rich takes a bracket for markup, hence the backslash."""
+    """An interval as people write it."""
     ends = ["–" if end is None else f"{end:.4f}" for end in (low, high)]
-    return f"\\[{ends[0]}, {ends[1]}]"
+    return f"[{ends[0]}, {ends[1]}]"

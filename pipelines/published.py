@@ -43,9 +43,9 @@ def show(laws: dict[str, Any]) -> None:
     """Tables, verdicts and what was not fitted, as laws.json has them."""
     console.print(screen_laws.law_tables(laws))
     for verdict in screen_laws.verdicts(laws):
-        console.print(verdict, soft_wrap=True, highlight=False, markup=False)
+        console.print(verdict, soft_wrap=True, highlight=False)
     for why in screen_laws.gathered(laws["refused"]):
-        console.print(f"not fitted: {why}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"not fitted: {why}", soft_wrap=True, highlight=False)
 
 
 def results(at: Home, sweep: Sweep) -> str:

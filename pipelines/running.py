@@ -88,7 +88,7 @@ def _leave_damaged(damaged: dict[str, Damage]) -> None:
     if left:
         errors.print(
             f"Damaged, and left as it is: {', '.join(left)}. What the laws say without it: "
-            "var-scaling fit", soft_wrap=True, markup=False,
+            "var-scaling fit", soft_wrap=True,
         )  # fmt: skip
         raise typer.Exit(1)
 

@@ -9,16 +9,30 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.collect import View, since
 from var_scaling.config import Sweep
+from var_scaling.text import printable
+
+
+class LiteralConsole(Console):
+    """Shows text as it is: brackets are no markup, colons no emoji, and control characters, which
+    may stand in any name, question or message of a user, are spelt out.
+    """
+
+    def __init__(self, **options: Any):
+        super().__init__(markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
 
 _WIDE = None if sys.stdout.isatty() else 150  # a file or a pipe has no width to fit
-console = Console(width=_WIDE)
-errors = Console(stderr=True, width=_WIDE)
+console = LiteralConsole(width=_WIDE)
+errors = LiteralConsole(stderr=True, width=_WIDE)
 
 _COLOURS = {
     "done": "green", "running": "cyan", "queued": "yellow", "failed": "red", "diverged": "red",
@@ -33,12 +47,11 @@ def warn(text: str) -> None:
 
 
 def say_error(text: str, colour: str = "red") -> None:
-    """`text` as it is: brackets in it are no markup."""
-    errors.print(text, style=colour, soft_wrap=True, highlight=False, markup=False)
+    errors.print(text, style=colour, soft_wrap=True, highlight=False)
 
 
 def say(text: str) -> None:
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
+    console.print(text, soft_wrap=True, highlight=False)
 
 
 def sweeps_table(found: list[Sweep]) -> Table:
@@ -64,7 +77,7 @@ def status_table(sweep: Sweep, views: list[View], driver: str = "") -> Table:
     where = ("attempt", "job", "node") if jobs else ()
     table = new_table(
         "stage", "name", "state", "step", "", "loss", "images/s", "left", *where, "",
-        title=sweep.name, caption=escape(driver),
+        title=sweep.name, caption=driver,
     )  # fmt: skip
     for view in views:
         whereabouts = (str(view.attempt or ""), view.job, view.node) if jobs else ()
@@ -73,7 +86,7 @@ def status_table(sweep: Sweep, views: list[View], driver: str = "") -> Table:
             f"{view.done:,}/{view.total:,}" if view.total else "", _share(view),
             "" if view.loss is None else f"{view.loss:.4f}",
             "" if view.images_per_second is None else f"{view.images_per_second:,.0f}",
-            since(view.seconds_left), *whereabouts, escape(view.note),
+            since(view.seconds_left), *whereabouts, view.note,
         )  # fmt: skip
     return table
 
@@ -111,13 +124,23 @@ def progress(console: Console) -> Iterator[Callable[[list[View]], None]]:
         yield observe
 
 
+class _Description(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{printable(task.description):34}")
+
+
+class _Said(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(printable(task.fields["said"]))
+
+
 def said_bars(console: Console) -> Progress:
     """Bars with a word behind each: its field `said`."""
     return Progress(
-        TextColumn("{task.description:34}"),
+        _Description(),
         BarColumn(bar_width=28),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[said]}"),
+        _Said(),
         console=console,
     )
 
@@ -149,7 +172,7 @@ def _said(view: View) -> str:
         "" if view.loss is None else f"loss {view.loss:.3f}",
         "" if view.images_per_second is None else f"{view.images_per_second:,.0f} images/s",
         f"{since(view.seconds_left)} left" if view.seconds_left else "",
-        escape(view.note),
+        view.note,
     ]
     return "  ".join(filter(None, parts))
 
@@ -158,9 +181,8 @@ def _share(view: View) -> str:
     return f"{view.done / view.total:.0%}" if view.total else ""
 
 
-def coloured(state: str) -> str:
-    colour = _COLOURS.get(state)
-    return f"[{colour}]{state}[/{colour}]" if colour else state
+def coloured(state: str) -> Text:
+    return Text(state, style=_COLOURS.get(state, ""))
 
 
 def short(number: float) -> str:
@@ -199,7 +221,7 @@ def steps(title: str) -> Iterator[Callable[[str, int, int], None]]:
     if not console.is_terminal:
         yield lambda what, done, total: None
         return
-    columns = (TextColumn("{task.description:34}"), BarColumn(bar_width=28), MofNCompleteColumn())
+    columns = (_Description(), BarColumn(bar_width=28), MofNCompleteColumn())
     with Progress(*columns, console=console) as bars:
         task = bars.add_task(title, total=None)
         yield lambda what, done, total: bars.update(

@@ -57,4 +57,4 @@ class _Lines:
         if self.spoke is None or now - self.spoke > _EVERY or (done >= total and said):
             self.spoke = now
             line = "  ".join(filter(None, (f"{what}: {done:,} of {total:,} images", said)))
-            self.console.print(line, soft_wrap=True, highlight=False, markup=False)
+            self.console.print(line, soft_wrap=True, highlight=False)

@@ -15,6 +15,7 @@ from var_scaling.data.loader import in_order
 from var_scaling.datasets import DeadLeaves, ImageFiles
 from var_scaling.disk import DONE, is_done, read_json, whole, write_json
 from var_scaling.randomness import seed_for
+from var_scaling.text import cell, printable
 
 REJECTED_SHARE = 0.01  # more than this undecodable: the data is broken, not a few files
 _CHUNK = 256
@@ -92,7 +93,7 @@ def surveyed(
         progress(f"reading {os.path.basename(folder)}", min(done * _CHUNK, count), count)
     _write_rejected(folder / "rejected.csv", listing, rejected)
     if len(rejected) > REJECTED_SHARE * count:
-        first = "; ".join(f"{_printable(listing.names[row])}: {why}" for row, why in rejected[:3])
+        first = "; ".join(f"{printable(listing.names[row])}: {why}" for row, why in rejected[:3])
         raise DataError(
             f"{root}: {len(rejected):,} of {count:,} images do not decode, more than "
             f"{REJECTED_SHARE:.0%}. All are listed in {folder / 'rejected.csv'}; the first: {first}"
@@ -128,7 +129,7 @@ class FileSource:
         try:
             image = decode(self._listing.read(kept))
         except (Undecodable, OSError) as error:
-            name = _printable(self._listing.names[kept])
+            name = printable(self._listing.names[kept])
             raise DataError(f"{name}: could be read when surveyed, now not: {error}") from error
         return square(image, self.data.side, self.data.enlarge, where, self.data.flip)
 
@@ -151,8 +152,4 @@ def _write_rejected(path: Path, listing: Listing, rejected: list[tuple[int, str]
         for row, why in rejected:
             label = int(listing.labels[row])
             name = listing.classes[label] if listing.classes is not None else label
-            writer.writerow([listing.names[row], name, why])
-
-
-def _printable(name: str) -> str:
-    return name.encode(errors="backslashreplace").decode()
+            writer.writerow([cell(part) for part in (listing.names[row], name, why)])
