@@ -11,6 +11,7 @@ from typing import Any
 from pipelines.attempt import WAIT, Attempt, Stopped, at_work
 from pipelines.place import Place
 from pipelines.store import Home, claim, held, part_folders
+from var_scaling.class_names import keep_names
 from var_scaling.config import ImportedTokenizer, SomeTokenizer, TrainedTokenizer, Trial
 from var_scaling.datasets import DeadLeaves, ImageFiles
 from var_scaling.disk import DONE, is_done, read_json, write_json
@@ -46,6 +47,8 @@ def run_tokenizer(place: Place, t: SomeTokenizer) -> str:
             facts["perceptual_sha256"] = perceptual.sha256
         attempt.begin(facts)
         training, held_out = (_source(place, t.data, split, folder) for split in _SPLITS)
+        if place.seat.first:
+            keep_names(folder, training.classes, t.data.name)
         with place.world() as world:
             model = train_tokenizer(
                 t,
@@ -133,6 +136,8 @@ def run_trial(place: Place, sweep: str, trial: Trial) -> str:
             )
             for split in _SPLITS
         )
+        if place.seat.first:
+            keep_names(folder, training.manifest.get("classes"), trial.data.name)
         try:
             with place.world() as world:
                 model = train(

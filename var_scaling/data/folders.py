@@ -1,13 +1,13 @@
 """Images in one folder a class, and what is refused because it is something else."""
 
 import os
-import unicodedata
 from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 
-from var_scaling.data.tree import DataError, Folder, is_image, printable
+from var_scaling.class_names import alike, printable
+from var_scaling.data.tree import DataError, Folder, is_image
 
 _IMAGES = ("images", "image", "imgs", "img", "pictures", "photos")
 _NOT_IMAGES = (
@@ -73,12 +73,6 @@ def _refuse_alike(where: Path, base: Folder) -> None:
                 f"{where}: the class folders {first!a} and {folder.name!a} differ only "
                 "in capitals or in the Unicode form of their letters; join or rename them"
             )
-
-
-def alike(name: str) -> str:
-    """Equal for names that differ only in capitals or Unicode form; single letters keep theirs."""
-    plain = unicodedata.normalize("NFC", name)
-    return plain if len(plain) == 1 else plain.casefold()
 
 
 def _refuse_splits_inside(where: Path, folder: Folder, split_names: Collection[str]) -> None:

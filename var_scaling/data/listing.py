@@ -9,9 +9,10 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from var_scaling.data.folders import FolderListing, alike
+from var_scaling.class_names import alike, printable
+from var_scaling.data.folders import FolderListing
 from var_scaling.data.parquet import ParquetListing, refuse_copies
-from var_scaling.data.tree import DataError, Folder, is_image, printable, read_tree
+from var_scaling.data.tree import DataError, Folder, is_image, read_tree
 from var_scaling.randomness import seed_for
 
 # Names that data sets in the wild give their splits, the usual one first. Capitals do not matter.

@@ -8,11 +8,12 @@ from typing import Protocol
 
 import numpy as np
 
+from var_scaling.class_names import called, printable
 from var_scaling.data.dead_leaves import DeadLeavesSource
 from var_scaling.data.decode import Undecodable, decode, square
 from var_scaling.data.listing import DataError, Listing, fingerprint, list_images
 from var_scaling.data.loader import in_order
-from var_scaling.data.tree import OTHER_SUFFIXES, printable
+from var_scaling.data.tree import OTHER_SUFFIXES
 from var_scaling.datasets import DeadLeaves, ImageFiles
 from var_scaling.disk import DONE, is_done, read_json, whole, write_json
 from var_scaling.randomness import seed_for
@@ -81,11 +82,6 @@ def _refuse_empty_classes(root: Path, classes: int, source: "FileSource") -> Non
             f"{', '.join(empty[:5])}{', …' if len(empty) > 5 else ''}. Labels count from 0 without "
             "holes: take these classes out of the data, or say fewer classes"
         )
-
-
-def called(label: int, classes: list[str] | None) -> str:
-    """A class for people: its number, and its name where it has one."""
-    return str(label) if classes is None else f"{label} {printable(classes[label])}"
 
 
 def surveyed(

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from var_scaling.class_names import printable
+
 IMAGE_SUFFIXES = (
     ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe",
     ".jpeg", ".jpg", ".jpx", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff",
@@ -146,9 +148,3 @@ def _add(folder: Folder, entry: os.DirEntry[str], root: str, above: tuple[str, .
 def is_image(name: str) -> bool:
     """Whether the name's suffix is that of an image file."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-
-
-def printable(text: str) -> str:
-    """`text` with what no terminal or font can show as escapes: controls, no UTF-8."""
-    shown = text.encode(errors="backslashreplace").decode()
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in shown)
