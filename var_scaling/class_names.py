@@ -90,7 +90,7 @@ def class_number(word: str, names: Names | None, classes: int, wanted: str = "")
     more = ", …" if len(near) > _NEAR else ""
     raise ValueError(
         f"{name!r} is none of the {len(names):,} classes; "
-        + (f"{len(near)} are near: {listed}{more}" if near else f"0 is {called(0, names)}, …")
+        + (f"near it ({len(near)}): {listed}{more}" if near else f"the first is {called(0, names)}")
     )
 
 
