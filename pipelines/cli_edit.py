@@ -20,6 +20,7 @@ from pipelines.sampling_options import (
 )
 from pipelines.settings import load_settings
 from pipelines.store import Home
+from var_scaling.class_names import called
 
 if TYPE_CHECKING:
     from pipelines.editing import Outcome
@@ -50,7 +51,10 @@ def edit(
         bool, typer.Option("--super-resolve", help="give detail to a small picture")
     ] = False,
     label: Annotated[
-        int | None, typer.Option("--class", help="what to paint; without it by the picture alone")
+        str | None,
+        typer.Option(
+            "--class", help="what to paint, by number or name; without it by the picture alone"
+        ),
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="how many results")] = 4,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -114,19 +118,20 @@ def edit(
         manifest = json.loads((made.folder / "manifest.json").read_text())
         print(json.dumps({"folder": str(made.folder), **manifest}))
     else:
-        _say(made, label)
+        _say(made, label is not None)
     if made.anew:
         from pipelines.mirror import mirror_model
 
         mirror_model(at, settings, address, screen.warn)
 
 
-def _say(made: "Outcome", label: int | None) -> None:
+def _say(made: "Outcome", by_class: bool) -> None:
     told = "by the picture alone"
-    if label is not None:
+    if by_class:
         weights = made.edit.sampling.guidance
         listed = weights if isinstance(weights, tuple) else (weights,)
-        told = f"class {label}, guidance {', '.join(f'{weight:g}' for weight in listed)}"
+        which = called(made.edit.label, made.names)
+        told = f"class {which}, guidance {', '.join(f'{weight:g}' for weight in listed)}"
     again = "" if made.anew else "; made before, nothing was redone"
     tokens = f"{made.kept} tokens kept, {made.drawn} drawn"
     results = f"{made.edit.count} result{'s' * (made.edit.count > 1)}"

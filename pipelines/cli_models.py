@@ -11,6 +11,7 @@ from pipelines.address import read_generator
 from pipelines.arguments import RUNS, AsJson, HomeFolder
 from pipelines.settings import load_settings
 from pipelines.store import Home
+from var_scaling.class_names import CLASSES
 from var_scaling.config import ImportedTokenizer
 
 app = typer.Typer()
@@ -28,12 +29,20 @@ def import_weights(
     sides: Annotated[
         str | None, typer.Option(help="the scales' sides, where no file tells: 1,2,3,...")
     ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            help="the names of the VAR's classes in their order: a JSON list, or a name a line",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
     home: HomeFolder = RUNS,
 ) -> None:
     """Read released weights: a VQVAE, or one and the VAR over it. Nothing in a file is ever run."""
     from pipelines.exchange import import_released
 
-    found = import_released(Home(home), files, name, _numbers(sides), screen.say)
+    found = import_released(Home(home), files, name, _numbers(sides), screen.say, classes)
     t = found.tokenizer
     again = " (here already, from the same file)" if found.reused else ""
     shape = f"{t.codes:,} codes of {t.code_channels} channels, ch {t.channels}"
@@ -51,6 +60,11 @@ def import_weights(
             f"imported/{name}: depth {m.depth}, width {m.width}, {m.heads} heads, {kind}, "
             f"{found.model.classes:,} classes"
         )
+        if not (Home(home).imported(name) / CLASSES).exists():
+            screen.warn(
+                "no file of weights has the names or the order of the classes: they go by numbers "
+                "until the same command is given --classes FILE"
+            )
         screen.say(f"next: var-scaling evaluate imported/{name} --data DATA")
 
 
@@ -61,10 +75,12 @@ def export(
     home: HomeFolder = RUNS,
 ) -> None:
     """Write weights as a .pth that the released code loads strictly."""
-    from pipelines.exchange import export_released
+    from pipelines.exchange import export_released, names_beside
 
     how = export_released(Home(home), address, out)
     screen.say(f"{out}\nload it with: {how}")
+    if names_beside(out).exists():
+        screen.say(f"{names_beside(out)}: the names of its classes, for import --classes")
 
 
 @app.command()
@@ -92,6 +108,8 @@ def evaluate(
         seat = local_seat(settings.local)  # as in training: then the numbers agree
         place = Place(at, settings, StopFile(at.root / "stop"), seat, tell)
         scores = evaluate_model(place, address, images, tell)
+    if "class_order" in scores:
+        screen.warn(scores["class_order"])
     if as_json:
         print(json.dumps(scores))
     else:

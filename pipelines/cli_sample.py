@@ -35,7 +35,10 @@ def sample(
     address: Model,
     classes: Annotated[
         str | None,
-        typer.Option(help="0,1,5-8 or all or none; all where the model knows at most 16"),
+        typer.Option(
+            help="0,1,5-8 or names or all or none; name:10 is the class named 10; else all of "
+            "at most 16"
+        ),
     ] = None,
     count: Annotated[int, typer.Option(help="images of each class")] = 8,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -60,7 +63,9 @@ def sample(
     class_map: Annotated[
         Path | None,
         typer.Option(
-            help="a JSON list: the classifier's output for each class", exists=True, dir_okay=False
+            help="JSON: the classifier's output for each class, a list or by number or name",
+            exists=True,
+            dir_okay=False,
         ),
     ] = None,
     strips: Annotated[int, typer.Option(min=0, help="show so many images scale by scale")] = 0,

@@ -15,6 +15,7 @@ from PIL import Image
 from pydantic import NonNegativeInt, PositiveInt
 
 from pipelines.guidance import fitting, never_without
+from var_scaling.class_names import Names, class_number
 from var_scaling.config import ImportedModel, Trial
 from var_scaling.data.decode import Undecodable, decode
 from var_scaling.generation.blend import Window, feather_in, missed_share, read_window
@@ -70,7 +71,7 @@ class Asked:
     keep_scales: int | None = None
     feather_px: int | None = None
     blank: bool = False
-    label: int | None = None
+    label: str | None = None  # a number or a name
     count: int = 4
     seed: int = 0
     name: str | None = None
@@ -122,11 +123,15 @@ class Plan:
 
 
 def plan_edit(
-    asked: Asked, record: Trial | ImportedModel, weights_sha256: str, tokenizer_sha256: str
+    asked: Asked,
+    record: Trial | ImportedModel,
+    names: Names | None,
+    weights_sha256: str,
+    tokenizer_sha256: str,
 ) -> Plan:
     """Check everything that can be before a weight is read. Raises ValueError, OSError."""
     kind, t = asked.kind, record.tokenizer
-    label = _label(asked, record)
+    label = _label(asked, record, names)
     no_class = "it pulls towards a class: say which, with --class N"
     sampling = fitting(asked.sampling, record, None if asked.label is not None else no_class)
     sampling.steps(t.pyramid.scales)
@@ -173,21 +178,21 @@ def name_for(image: Path) -> str:
     return name
 
 
-def _label(asked: Asked, record: Trial | ImportedModel) -> int:
-    classes = f"0 to {record.classes - 1}"
+def _label(asked: Asked, record: Trial | ImportedModel, names: Names | None) -> int:
     if asked.label is None:
         if never_without(record):
             raise ValueError(
                 f"{record.name} was trained with label_drop = 0: it always knew the class and "
-                f"cannot go by the picture alone. Say which to paint: --class N, {classes}"
+                "cannot go by the picture alone. Say which to paint: --class N, 0 to "
+                f"{record.classes - 1}"
             )
         return record.classes
-    if not 0 <= asked.label < record.classes:
+    try:
+        return class_number(asked.label, names, record.classes)
+    except ValueError as error:
         raise ValueError(
-            f"--class {asked.label}: the model knows {classes}; without --class it goes by the "
-            "picture alone"
-        )
-    return asked.label
+            f"--class {asked.label}: {error}; without --class it goes by the picture alone"
+        ) from error
 
 
 def _hole(asked: Asked, width: int, height: int) -> tuple[np.ndarray, Box | None, str | None]:

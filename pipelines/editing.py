@@ -22,6 +22,7 @@ from pipelines.loaded import Loaded, load_generator
 from pipelines.place import Place
 from pipelines.provenance import code_version
 from pipelines.store import held
+from var_scaling.class_names import Names, brief, named, names_of
 from var_scaling.disk import DONE, read_json, write_json
 from var_scaling.generation.blend import fade_in, faded, overlay
 from var_scaling.generation.edit import edited, encoded
@@ -46,6 +47,7 @@ class Outcome:
     drawn: int  # tokens of each result that are new
     missed: float  # share of the hole, or of the small picture, that the model did not see
     anew: bool  # whether anything was left to be done
+    names: Names | None = None  # of the model's classes
 
 
 def edit_picture(place: Place, address: str, asked: Asked, tell: Tell) -> Outcome:
@@ -58,7 +60,8 @@ def edit_picture(place: Place, address: str, asked: Asked, tell: Tell) -> Outcom
     record = read_generator(folder)
     tokenizer = finished(place.home, f"tokenizers/{record.tokenizer.name}")
     hashes = [read_json(home / DONE)["weights_sha256"] for home in (folder, tokenizer)]
-    plan = plan_edit(asked, record, *hashes)
+    names = names_of(folder, record.classes)
+    plan = plan_edit(asked, record, names, *hashes)
     edits = folder / "edits" / plan.edit.name
     with held(edits):
         at = EditFolder(edits, plan.edit)
@@ -71,7 +74,7 @@ def edit_picture(place: Place, address: str, asked: Asked, tell: Tell) -> Outcom
             _make(at, loaded, plan, asked, place, tell)
     kept = int(plan.scene.keep_L.sum())
     drawn = record.tokenizer.pyramid.length - kept
-    return Outcome(edits, plan.edit, kept, drawn, plan.missed, anew)
+    return Outcome(edits, plan.edit, kept, drawn, plan.missed, anew, names)
 
 
 def _make(
@@ -117,7 +120,9 @@ def _rows(at: EditFolder, loaded: Loaded, plan: Plan, shown_hw3: np.ndarray) -> 
     small = ("original", plan.picture_hw3)
     if plan.hole_hw is None:
         return [[small, *seen, *drawn]]
-    told = "no class" if edit.label == loaded.record.classes else f"class {edit.label}"
+    told = "no class"
+    if edit.label != loaded.record.classes:
+        told = f"class {brief(edit.label, loaded.names)}"
     hole = (f"{edit.kind}, {told}", shown_hw3)
     results = [(f"result {i}{of}", at.read(at.names(i)[-1])) for i in indices]
     return [[small, hole, *results], [*seen, *drawn]]
@@ -127,6 +132,9 @@ def _manifest(
     at: EditFolder, loaded: Loaded, plan: Plan, asked: Asked, place: Place, began: float
 ) -> dict[str, Any]:
     height, width = plan.picture_hw3.shape[:2]
+    of_class: dict[str, Any] = {"class": None}
+    if plan.edit.label != loaded.record.classes:
+        of_class = named(plan.edit.label, loaded.names)
     hole = None
     if plan.hole_hw is not None:
         hole = {
@@ -144,12 +152,7 @@ def _manifest(
         "hole": hole,
         "scales": _scales(plan, loaded.record.tokenizer.pyramid),
         "images": [
-            {
-                "index": i,
-                "class": None if plan.edit.label == loaded.record.classes else plan.edit.label,
-                "files": list(at.names(i)),
-            }
-            for i in range(plan.edit.count)
+            {"index": i, **of_class, "files": list(at.names(i))} for i in range(plan.edit.count)
         ],
         "commit": code_version(),
         "device": str(place.device()),

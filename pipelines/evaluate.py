@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pipelines.loaded import load_generator
 from pipelines.provenance import code_version
 from pipelines.stages import Place, description, run_tokens
+from var_scaling.class_names import order_doubt
 from var_scaling.config import ImportedModel, Trial
 from var_scaling.datasets import DeadLeaves, ImageFiles
 from var_scaling.disk import read_json
@@ -28,7 +29,8 @@ def evaluate_model(place: Place, address: str, images: Images, tell: Tell) -> Li
     """Loss and error of the model at `address`, told the true label and, if it learnt to, none.
 
     A trial of our own is scored on its own data unless `images` has a name. For an imported model
-    the result is kept, for its sweep's results table. Raises ValueError, Drift, DataError.
+    the result is kept, for its sweep's results table. `class_order` says, where it is there, why
+    the order of the classes is not known to be the model's. Raises ValueError, Drift, DataError.
     """
     loaded = load_generator(place, address)
     generator, t = loaded.record, loaded.record.tokenizer
@@ -44,6 +46,9 @@ def evaluate_model(place: Place, address: str, images: Images, tell: Tell) -> Li
         description(place.home, t, data, "validation"),
     )
     ours = generator if isinstance(generator, Trial) else None
+    doubt = None
+    if ours is None or data.name != ours.data.name:
+        doubt = order_doubt(loaded.names, cache.manifest.get("classes"))
     labels = LABELS[:1] if ours and ours.label_drop == 0 else LABELS
     with arithmetic(ours.precision if ours else "fp32", place.device()):
         scores = evaluate(
@@ -55,6 +60,8 @@ def evaluate_model(place: Place, address: str, images: Images, tell: Tell) -> Li
         )
     spent = evaluation_flops(generator.model, t, cache.images, labels)
     line = {**scores, "data": data.name, "evaluation_flops": spent}
+    if doubt is not None:
+        line["class_order"] = doubt
     if ours is None:
         log = MetricsLog(loaded.folder / "metrics.jsonl")
         log("validation", 0, {**line, "commit": code_version()})

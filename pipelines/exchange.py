@@ -11,8 +11,9 @@ from pipelines.address import finished, read_generator, read_tokenizer
 from pipelines.damage import mark_done
 from pipelines.provenance import note_attempt
 from pipelines.store import Home, claim, drift, held, refuse, weights_of
+from var_scaling.class_names import keep_names, names_of, read_names
 from var_scaling.config import ImportedModel, ImportedTokenizer, SomeTokenizer
-from var_scaling.disk import file_sha256, is_done, whole
+from var_scaling.disk import file_sha256, is_done, whole, write_json
 from var_scaling.models import released
 from var_scaling.pyramid import PAPER_256, Pyramid
 from var_scaling.record import Name, Record, difference
@@ -37,13 +38,19 @@ class Imported:
 
 
 def import_released(
-    home: Home, files: list[Path], name: str, sides: tuple[int, ...] | None, say: Say
+    home: Home,
+    files: list[Path],
+    name: str,
+    sides: tuple[int, ...] | None,
+    say: Say,
+    classes: Path | None = None,
 ) -> Imported:
     """Read a VQVAE, or a VQVAE and a VAR over it, into `home` under `name`.
 
     The two may come in one checkpoint of the released trainer. A VQVAE that is here already, from
-    the very same file, is used again under the name it has. Raises WeightsError or Drift; nothing
-    is written before everything has been checked.
+    the very same file, is used again under the name it has. `classes`: a file with the names of
+    the VAR's classes. Raises WeightsError, Drift or ValueError; nothing is written before
+    everything has been checked.
     """
     _refuse_name(name)
     tokenizer_part, var_part = _sorted([_read(path, say) for path in files])
@@ -76,21 +83,28 @@ def import_released(
         if is_done(home.imported(name)):
             path = home.imported(name) / "model.json"
             refuse(path, drift(path, model))
+    if classes is not None and model is None:
+        raise ValueError(f"--classes {classes}: a VQVAE has no classes; give the VAR too")
+    names = read_names(classes, model.classes) if classes is not None and model else None
     if known is None:
         _keep(home.tokenizer(t.name), "tokenizer.json", t, tokenizer_state)
     if model is not None and var_state is not None:
         _keep(home.imported(name), "model.json", model, var_state)
+        keep_names(home.imported(name), names, str(classes))
     return Imported(t, model, reused=known is not None)
 
 
 def export_released(home: Home, address: str, out: Path) -> str:
     """Write the weights at `address` for the released code's strict loader; returns how to load.
 
+    The names of the classes, where they are known, are written beside (`names_beside`).
+
     `address` is tokenizers/NAME, imported/NAME or SWEEP/TRIAL. Raises WeightsError or ValueError.
     """
     folder = finished(home, address)
-    if out.exists():
-        raise ValueError(f"{out} exists; it is not written over")
+    for path in (out, names_beside(out)):
+        if path.exists():
+            raise ValueError(f"{path} exists; it is not written over")
     state = load_tensors(*weights_of(folder))
     if (folder / "tokenizer.json").exists():
         t = read_tokenizer(folder)
@@ -103,6 +117,9 @@ def export_released(home: Home, address: str, out: Path) -> str:
         )
     generator = read_generator(folder)
     m = generator.model
+    names = names_of(folder, generator.classes)
+    if names is not None:
+        write_json(names_beside(out), {"names": list(names)})
     _save_pth(released.released_var_state(m, generator.tokenizer, state), out)
     return (
         f"VAR(vae, num_classes={generator.classes}, depth={m.depth}, embed_dim={m.width}, "
@@ -111,6 +128,11 @@ def export_released(home: Home, address: str, out: Path) -> str:
         f"patch_nums={generator.tokenizer.pyramid.sides})"
         f".load_state_dict(torch.load({out.name!r}), strict=True)"
     )
+
+
+def names_beside(out: Path) -> Path:
+    """Where an export puts the names of a model's classes: no file of weights has room for them."""
+    return out.with_suffix(".classes.json")
 
 
 def _refuse_name(name: str) -> None:

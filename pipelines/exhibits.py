@@ -10,6 +10,7 @@ from pipelines.measured import Fidelity, fidelities
 from pipelines.speed import machine_of, measurements
 from pipelines.store import IMPORTED, Home
 from var_scaling.accounting.ledger import model_ledger
+from var_scaling.class_names import called, names_of
 from var_scaling.config import ImportedModel, Sweep, Trial
 from var_scaling.evaluation.rates import Memory, Timing
 from var_scaling.generation.settings import Sampling
@@ -75,7 +76,7 @@ def _shown(model: _Model) -> "Shown":
     sets = sorted((one for one in found if one.kind == SAMPLES), key=_first_default)
     edits = [one for one in found if one.kind == EDITS]
     pictures = [
-        (f"{model.address}, {_caption(one, picture, model.record.classes)}", picture)
+        (f"{model.address}, {_caption(one, picture, model)}", picture)
         for one in (*sets[:_SETS], *edits[:_EDITS])
         for picture in one.pictures
     ]
@@ -87,21 +88,29 @@ def _first_default(made: Made) -> tuple[bool, str]:
     return made.name != "default", made.name
 
 
-def _caption(made: Made, picture: Path, classes: int) -> str:
+def _caption(made: Made, picture: Path, model: _Model) -> str:
     asked = made.record()
     if not asked:
         return made.place
+    classes = model.record.classes
+    names = names_of(model.folder, classes)
     how = _how(asked)
     if made.kind == EDITS:
-        told = "without a class" if asked["label"] == classes else f"class {asked['label']}"
+        told = (
+            "without a class"
+            if asked["label"] == classes
+            else f"class {called(asked['label'], names)}"
+        )
         return f"edit {made.name}: {asked['kind']}, {told}, {how}"
     what = f"samples {made.name}: "
     if picture.stem == "strips":
         what += "some of them scale by scale, each scale with those before it; "
     many = len(asked["classes"])
-    told = f"of each of {many} classes" if many > 1 else f"of class {asked['classes'][0]}"
-    if asked["classes"] == [classes]:
-        told = "without a class"
+    told = "without a class"
+    if many > 1:
+        told = f"of each of {many} classes"
+    elif asked["classes"] != [classes]:
+        told = f"of class {called(asked['classes'][0], names)}"
     return what + f"{asked['count']:,} {told}, {how}"
 
 

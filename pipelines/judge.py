@@ -4,9 +4,10 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.place import Place
+from var_scaling.class_names import Names, called, class_number
 from var_scaling.generation.sets import Rejection
 
 if TYPE_CHECKING:
@@ -67,16 +68,38 @@ def rejection_by(
     )
 
 
-def read_class_map(path: Path) -> tuple[int, ...]:
-    """The classifier's output for each class, from a JSON list. Raises ValueError, OSError."""
+def read_class_map(path: Path, classes: int, names: Names | None) -> tuple[int, ...]:
+    """The classifier's output for each class. Raises ValueError, OSError.
+
+    A JSON list in the order of the classes, or an object `{"cat": 281, ...}` by name or number.
+    """
     try:
         found = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path}: no JSON: {error}") from error
+    if isinstance(found, dict):
+        found = _by_class(path, found, classes, names)
     whole = isinstance(found, list) and all(type(one) is int for one in found)
     if not whole:
         raise ValueError(f"{path}: wanted a JSON list of whole numbers, one for each class")
     return tuple(found)
+
+
+def _by_class(path: Path, found: dict[str, Any], classes: int, names: Names | None) -> list[Any]:
+    """The values of an object that has each class once."""
+    outputs: dict[int, Any] = {}
+    for word, output in found.items():
+        try:
+            number = class_number(word, names, classes)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        if number in outputs:
+            raise ValueError(f"{path}: {word!r} is class {called(number, names)}, given before")
+        outputs[number] = output
+    absent = [called(one, names) for one in range(classes) if one not in outputs]
+    if absent:
+        raise ValueError(f"{path}: {len(absent)} classes are not in it, the first {absent[0]}")
+    return [outputs[number] for number in range(classes)]
 
 
 def _extractor(place: Place, which: str) -> Judge:

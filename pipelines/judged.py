@@ -29,9 +29,9 @@ from pipelines.store import weights_of
 from var_scaling.config import Trial
 from var_scaling.data.decode import Undecodable, decode
 from var_scaling.data.order import spread_rows
+from var_scaling.data.tree import is_image, read_tree
 from var_scaling.disk import DONE, is_done
 
-_PICTURES = (".png", ".jpg", ".jpeg")
 SPLITS = ("train", "validation")
 
 
@@ -166,13 +166,10 @@ def _reconstructions(
 
 
 def _folder(place: Place, folder: Path) -> Judged:
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in _PICTURES and path.name[0] != "."
-    )
+    names = [name for name in read_tree(folder).file_paths() if is_image(name)]
+    files = sorted(folder / name for name in names)
     if not files:
-        raise ValueError(f"{folder}: no {', '.join(_PICTURES)} file is in it")
+        raise ValueError(f"{folder}: no image file is in it")
     side = _square(files[0]).shape[0]
     return Judged(
         called=f"folder {folder.resolve().name}",

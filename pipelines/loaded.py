@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pipelines.address import finished, read_generator
 from pipelines.place import Place
 from pipelines.store import drift, refuse, weights_of
+from var_scaling.class_names import names_of
 from var_scaling.config import ImportedModel, Trial
 from var_scaling.disk import is_done
 
@@ -26,6 +27,11 @@ class Loaded:
     tokenizer: "MultiScaleVQVAE"
     weights_sha256: str
     tokenizer_sha256: str
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """Of the classes, by number; None where they are not known."""
+        return names_of(self.folder, self.record.classes)
 
 
 def load_generator(place: Place, address: str) -> Loaded:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from pipelines.pictures import grid, strips
 from pipelines.sample_folder import STRIPS, Made, SampleFolder
+from var_scaling.class_names import Names, brief, named
 from var_scaling.disk import DONE, is_done, read_json, whole, write_json
 from var_scaling.generation.sets import NONE, SampleSet
 from var_scaling.generation.settings import Request
@@ -39,8 +40,10 @@ def ended(at: SampleFolder) -> bool:
     return is_done(at.folder)
 
 
-def end_set(at: SampleFolder, address: str) -> list[int]:
+def end_set(at: SampleFolder, address: str, names: Names | None = None) -> list[int]:
     """Write all but the marker that it is done; or the chunks of which an image is missing.
+
+    `names`: of the classes, for grid and manifest.
 
     An image whose bytes are not those that were written is removed, and so is missing.
     """
@@ -73,9 +76,9 @@ def end_set(at: SampleFolder, address: str) -> list[int]:
         return [chunk for chunk in chunks if not damaged.isdisjoint(wanted.chunk(chunk))]
     if wanted.rejection is not None:
         _put_in_images(at, kept)
-    _save(at.folder / GRID, _grid(at.folder, wanted, kept, address))
+    _save(at.folder / GRID, _grid(at.folder, wanted, kept, address, names))
     _sweep(at.folder)
-    write_json(at.folder / MANIFEST, _manifest(at, kept, found, address, rejection))
+    write_json(at.folder / MANIFEST, _manifest(at, kept, found, address, rejection, names))
     return []
 
 
@@ -105,7 +108,9 @@ def write_strips(at: SampleFolder, loaded: "Loaded", count: int) -> None:
     rows = []
     for part in drawn:
         assert part.strips_BKWW3 is not None
-        name = f"{_class_name(wanted, part.requests[0].label)} #{part.requests[0].index}"
+        name = (
+            f"{_class_name(wanted, part.requests[0].label, loaded.names)} #{part.requests[0].index}"
+        )
         rows.append((name, list(part.strips_BKWW3[0].numpy())))
     sides = loaded.record.tokenizer.pyramid.sides
     _save(at.folder / STRIPS, strips(rows, sides, _title(wanted, loaded.address)))
@@ -157,7 +162,9 @@ def _all_there(folder: Path) -> bool:
         return False
 
 
-def _grid(folder: Path, wanted: SampleSet, kept: list[Request], address: str) -> np.ndarray:
+def _grid(
+    folder: Path, wanted: SampleSet, kept: list[Request], address: str, names: Names | None
+) -> np.ndarray:
     of_class: dict[int, list[Request]] = {label: [] for label in _spread(wanted.classes, _ROWS)}
     for request in kept:
         row = of_class.get(request.label)
@@ -165,7 +172,7 @@ def _grid(folder: Path, wanted: SampleSet, kept: list[Request], address: str) ->
             row.append(request)
     rows = [
         (
-            _class_name(wanted, label),
+            _class_name(wanted, label, names),
             [read_image(folder / "images" / wanted.file(one)) for one in row],
         )
         for label, row in of_class.items()
@@ -179,14 +186,16 @@ def _manifest(
     found: dict[Request, Made],
     address: str,
     rejection: dict[str, Any] | None,
+    names: Names | None,
 ) -> dict[str, Any]:
     lives = list(at.lives())
     images = []
     for request in kept:
         made = found[request]
+        unnamed = names is None or request.label == at.wanted.model_classes
         row = {
             "file": f"images/{at.wanted.file(request)}",
-            "class": request.label,
+            **named(request.label, None if unnamed else names),
             "index": request.index,
             "bytes": made.bytes,
             "crc32": made.crc32,
@@ -218,8 +227,8 @@ def _title(wanted: SampleSet, address: str) -> str:
     return f"{address}  guidance {said}, seed {wanted.seed}{smooth}{kept}"
 
 
-def _class_name(wanted: SampleSet, label: int) -> str:
-    return NONE if label == wanted.model_classes else str(label)
+def _class_name(wanted: SampleSet, label: int, names: Names | None) -> str:
+    return NONE if label == wanted.model_classes else brief(label, names)
 
 
 def _spread(labels: tuple[int, ...], most: int) -> list[int]:

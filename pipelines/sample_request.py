@@ -1,6 +1,7 @@
 """What set of samples is asked for: a person's words to one record. No torch but to reject."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from pipelines.guidance import fitting, never_without
 from pipelines.judge import load_judge, read_class_map, rejection_by
 from pipelines.place import Place
 from pipelines.sample_folder import SAMPLES
+from var_scaling.class_names import PREFIX, Names, alike, class_number, names_of
 from var_scaling.config import ImportedModel, Trial
 from var_scaling.disk import DONE, read_json
 from var_scaling.generation.sets import NONE, SampleSet
@@ -22,7 +24,7 @@ _MOST = 10_000_000  # images drawn for one set; its folder is listed and its mar
 class Asked:
     """A set in a person's words."""
 
-    classes: str | None = None  # "0,1,5-8", "all", "none"
+    classes: str | None = None  # "0,1,5-8", "cat,dog", "all", "none"
     count: int = 8
     seed: int = 0
     name: str = "default"
@@ -47,7 +49,8 @@ def plan_set(place: Place, address: str, asked: Asked) -> Plan:
     folder = finished(place.home, address)
     record = read_generator(folder)
     tokenizer = finished(place.home, f"tokenizers/{record.tokenizer.name}")
-    labels = read_classes(asked.classes, record.classes)
+    names = names_of(folder, record.classes)
+    labels = read_classes(asked.classes, record.classes, names)
     _refuse_never_learnt(record, labels)
     if asked.count < 1:
         raise ValueError(f"--count {asked.count}: wanted 1 or more images of each class")
@@ -66,7 +69,9 @@ def plan_set(place: Place, address: str, asked: Asked) -> Plan:
         if classifier and Path(classifier).exists():
             classifier = str(Path(classifier).absolute())
         judge = load_judge(place, classifier)
-        outputs = read_class_map(asked.class_map) if asked.class_map else None
+        outputs = None
+        if asked.class_map:
+            outputs = read_class_map(asked.class_map, record.classes, names)
         rejection = rejection_by(judge, asked.reject, record.classes, outputs)
     nobody = f"it pulls towards a class, and with --classes {NONE} there is none"
     no_class = nobody if labels == (record.classes,) else None
@@ -92,8 +97,8 @@ def plan_set(place: Place, address: str, asked: Asked) -> Plan:
     return Plan(address, folder / SAMPLES / wanted.name, wanted, classifier)
 
 
-def read_classes(text: str | None, known: int) -> tuple[int, ...]:
-    """`0,1,5-8`, `all`, `none` (the label `known`), or a mixture; rising, each once.
+def read_classes(text: str | None, known: int, names: Names | None = None) -> tuple[int, ...]:
+    """`0,1,5-8`, names, `all`, `none` (the label `known`), or a mixture; rising, each once.
 
     Not said, it is all where they are few. Raises ValueError.
     """
@@ -104,26 +109,40 @@ def read_classes(text: str | None, known: int) -> tuple[int, ...]:
             )
         text = "all"
     labels: set[int] = set()
-    for part in text.split(","):
-        word = part.strip()
+    for word in _words(text, names):
         if word == "all":
             labels |= set(range(known))
         elif word == NONE:
             labels.add(known)
         else:
-            labels |= set(_span(word, text, known))
+            labels |= set(_span(word, text, known, names))
     return tuple(sorted(labels))
 
 
-def _span(word: str, text: str, known: int) -> range:
-    found = re.fullmatch(r"(\d+)(?:-(\d+))?", word)
-    if not found:
-        raise ValueError(f"--classes {text}: {word!r} is no class; wanted 0,1,5-8 or all or {NONE}")
-    first, last = int(found[1]), int(found[2] or found[1])
-    if last < first:
-        raise ValueError(f"--classes {text}: {word} runs backwards")
-    if last >= known:
-        raise ValueError(f"--classes {text}: the model knows 0 to {known - 1}; no class is {last}")
+def _words(text: str, names: Names | None) -> Iterator[str]:
+    """What stands between commas; a name with commas in it, as ImageNet's have, is one word."""
+    with_commas = {alike(name): name.count(",") for name in names or () if "," in name}
+    most = 1 + max(with_commas.values(), default=0)
+    parts = text.split(",")
+    while parts:
+        joined = [",".join(parts[:count]).strip() for count in range(min(most, len(parts)), 0, -1)]
+        known = (word for word in joined if alike(word.removeprefix(PREFIX)) in with_commas)
+        word = next(known, joined[-1])
+        yield word
+        del parts[: 1 + word.count(",")]
+
+
+def _span(word: str, text: str, known: int, names: Names | None) -> range:
+    found = re.fullmatch(r"([0-9]+)-([0-9]+)", word)
+    try:
+        if not found:
+            number = class_number(word, names, known, f"0,1,5-8 or all or {NONE}")
+            return range(number, number + 1)
+        first, last = int(found[1]), class_number(found[2], names, known)
+        if last < first:
+            raise ValueError(f"{word} runs backwards")
+    except ValueError as error:
+        raise ValueError(f"--classes {text}: {error}") from error
     return range(first, last + 1)
 
 

@@ -233,7 +233,7 @@ def _end(ready: Ready, at: SampleFolder, strips: int) -> list[int]:
     if unmarked:
         return sorted(unmarked)
     done = is_done(at.folder)
-    lacking = [] if done else end_set(at, ready.loaded.address)
+    lacking = [] if done else end_set(at, ready.loaded.address, ready.loaded.names)
     if lacking:
         return lacking
     if strips:

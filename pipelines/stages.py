@@ -13,6 +13,7 @@ from pipelines.damage import LOG, ended, mark_done, status_of
 from pipelines.place import Place
 from pipelines.repair import evaluate_tokenizer_again, evaluate_trial_again
 from pipelines.store import Home, claim, held, part_folders, weights_of
+from var_scaling.class_names import CLASSES, keep_names
 from var_scaling.config import ImportedTokenizer, SomeTokenizer, TrainedTokenizer, Trial
 from var_scaling.datasets import DeadLeaves, ImageFiles
 from var_scaling.disk import DONE, file_sha256, is_done, read_json, write_json
@@ -50,6 +51,8 @@ def run_tokenizer(place: Place, t: SomeTokenizer) -> str:
             return "done"
         attempt.begin(facts)
         training, held_out = (_source(place, t.data, split, folder) for split in _SPLITS)
+        if place.seat.first:
+            keep_names(folder, training.classes, t.data.name)
         with place.world() as world:
             model = train_tokenizer(
                 t,
@@ -136,6 +139,8 @@ def run_trial(place: Place, sweep: str, trial: Trial) -> str:
             evaluate_trial_again(place, trial, tokenizer.quantize, held_out, attempt)
             return "done"
         training = _tokens(place, trial, "train")
+        if place.seat.first:
+            keep_names(folder, training.manifest.get("classes"), trial.data.name)
         try:
             with place.world() as world:
                 model = train(
@@ -170,7 +175,8 @@ def _keep(model: Any, attempt: Attempt, record: str, facts: dict[str, Any]) -> N
     last = read_metrics(attempt.folder / LOG)[-1]
     marker = {"status": "done", "weights_sha256": file_sha256(weights), **facts}
     marker["seconds"] = last["seconds"]
-    attempt.finish(marker, (_WEIGHTS, record, LOG))
+    known = [CLASSES] if (attempt.folder / CLASSES).exists() else []
+    attempt.finish(marker, (_WEIGHTS, record, LOG, *known))
     clear(attempt.folder / "checkpoint")
 
 

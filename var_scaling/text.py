@@ -19,6 +19,12 @@ def printable(text: str) -> str:
     return "".join(map(_spelt, text)) if not text.isprintable() else text
 
 
+def one_line(text: str) -> str:
+    """`text` for a line of a message: line breaks, tabs and odd blanks are spelt out too."""
+    shown = text.encode(errors="backslashreplace").decode()
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in shown)
+
+
 def _spelt(character: str) -> str:
     if character in "\n\t":
         return character

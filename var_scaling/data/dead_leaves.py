@@ -16,6 +16,7 @@ class DeadLeavesSource:
         self.split = split
         self.rows = data.train_images if split == "train" else data.validation_images
         self.labels = np.arange(self.rows, dtype=np.int64) % data.classes
+        self.classes: list[str] | None = None  # they have no names
 
     def images(self, rows: np.ndarray, epochs: np.ndarray | int = 0) -> np.ndarray:
         """uint8 (n, side, side, 3). The same whatever else is asked for, in every epoch."""

@@ -1,28 +1,31 @@
 """What images lie at a path: folders by class, or Parquet in the Hugging Face layout."""
 
 import hashlib
-import json
 import os
-from collections import OrderedDict
+import re
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from var_scaling.class_names import alike
+from var_scaling.data.folders import FolderListing
+from var_scaling.data.parquet import ParquetListing, refuse_copies
+from var_scaling.data.tree import DataError, Folder, is_image, read_tree
 from var_scaling.randomness import seed_for
+from var_scaling.text import one_line
 
-# Names that data sets in the wild give their splits, the usual one first.
+# Names that data sets in the wild give their splits, the usual one first. Capitals do not matter.
 SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "val", "valid", "test"),
 }
-_CACHED_BYTES = 1 << 30  # decoded row groups kept by one reader
+_NAMES = {name: split for split, names in SPLITS.items() for name in names}
+# May lie beside the two that are read, and are not.
+_UNREAD = ("testing", "unlabeled", "unlabelled", "unsupervised", "extra")
 
-
-class DataError(ValueError):
-    """The data is not there or not as it must be; the message says what was looked for."""
+Found = TypeVar("Found")  # where a split lies
 
 
 class Listing(Protocol):
@@ -41,37 +44,20 @@ def list_images(root: Path, split: str, validation_share: float) -> Listing:
     """Everything under `root` that belongs to `split`. Raises DataError.
 
     A split is a folder or Parquet files of that name; where there is none, `validation_share`
-    of the whole, chosen by a hash of each name, is held out.
+    of the whole, chosen by a hash of each name, is held out. What could be read in two ways, or
+    would leave images out that no split's name explains, is refused.
     """
     if not root.exists():
         raise DataError(f"{root}: no such folder")
     if not root.is_dir():
         raise DataError(f"{root}: is a file; give the folder that holds the images")
-    parquet = sorted(path for path in root.rglob("*.parquet") if not _hidden(path, root))
-    own = {name: _named(root, parquet, name) for name in SPLITS}
-    if own["train"] and own["validation"]:
-        parts = {name: _listing(root, own[name]) for name in SPLITS}
-        _refuse_other_classes(root, parts["train"].classes, parts["validation"].classes)
-        return parts[split]
-    if own[split] and (own["validation"] or validation_share == 0):
-        return _listing(root, own[split])
-    base = own["train"] or parquet or [root]
-    return _held_out(_listing(root, base), root, split, validation_share)
-
-
-def _named(root: Path, parquet: list[Path], split: str) -> list[Path]:
-    """The Parquet files, or the one folder, that carry a name of `split`; the usual name wins."""
-    for name in SPLITS[split]:
-        files = [path for path in parquet if name in _words(path.relative_to(root))]
-        if files or (not parquet and (root / name).is_dir()):
-            return files or [root / name]
-    return []
-
-
-def _listing(root: Path, found: list[Path]) -> Listing:
-    if found[0].suffix == ".parquet":
-        return ParquetListing(root, found)
-    return FolderListing(root, found[0])
+    tree = read_tree(root)
+    if tree.faults:
+        raise DataError(tree.faults[0])
+    parquet = _parquet_files(root, tree)
+    if parquet:
+        return _list_parquet(root, parquet, split, validation_share)
+    return _list_folders(root, tree, split, validation_share)
 
 
 def fingerprint(listing: Listing) -> str:
@@ -82,89 +68,143 @@ def fingerprint(listing: Listing) -> str:
     return digest.hexdigest()[:12]
 
 
-class FolderListing:
-    """One folder a class, in sorted order; all in it that is not hidden counts as an image."""
-
-    def __init__(self, root: Path, base: Path):
-        self.root = root
-        folders = sorted(
-            (entry for entry in os.scandir(base) if entry.is_dir() and entry.name[0] != "."),
-            key=lambda entry: entry.name,
-        )
-        if not folders:
-            raise DataError(f"{base}: holds no class folders (one folder a class, images inside)")
-        self.classes: list[str] | None = [entry.name for entry in folders]
-        self.names: list[str] = []
-        labels: list[int] = []
-        for label, entry in enumerate(folders):
-            found = sorted(_files_in(Path(entry.path)))
-            if not found:
-                raise DataError(f"{entry.path}: class {entry.name!r} holds no images")
-            self.names += [os.path.relpath(path, root) for path in found]
-            labels += [label] * len(found)
-        self.labels = np.array(labels, dtype=np.int64)
-
-    def read(self, row: int) -> bytes:
-        return (self.root / self.names[row]).read_bytes()
+# Folders ------------------------------------------------------------------------------------------
 
 
-class ParquetListing:
-    """Columns `image` (struct with `bytes`) and `label` (integer), as `datasets` writes them."""
-
-    def __init__(self, root: Path, files: list[Path]):
-        self.files = files
-        self.names = []
-        labels = []
-        self._place: list[tuple[int, int, int]] = []  # first row, file, row group
-        rows = 0
-        for number, path in enumerate(files):
-            file = _open_parquet(path)
-            for group in range(file.num_row_groups):
-                self._place.append((rows, number, group))
-                rows += file.metadata.row_group(group).num_rows
-            column = file.read(columns=["label"]).column("label")
-            if column.null_count:
-                raise DataError(f"{path}: {column.null_count} rows have no label")
-            labels.append(column.to_numpy())
-            shown = os.path.relpath(path, root)
-            self.names += [f"{shown}:{row}" for row in range(len(labels[-1]))]
-        self.labels = np.concatenate(labels).astype(np.int64)
-        if not rows:
-            raise DataError(f"{root}: the Parquet files hold no rows")
-        if self.labels.min() < 0:
-            raise DataError(f"{root}: negative labels; a test split without labels?")
-        self.classes = _class_names(_open_parquet(files[0]))
-        if self.classes is not None and self.labels.max() >= len(self.classes):
+def _list_folders(root: Path, tree: Folder, split: str, share: float) -> Listing:
+    bases = _split_folders(root, tree)
+    if not bases:
+        return _held_out(FolderListing(root, tree, _NAMES), root, split, share)
+    if len(bases) == 2 and any(base.has_links() for base in bases.values()):
+        train, validation = (bases[name].real_paths() for name in SPLITS)
+        both = train.keys() & validation.keys()
+        if both:
             raise DataError(
-                f"{root}: label {self.labels.max()}, but the files name {len(self.classes)} classes"
+                f"{root}: {len(both):,} images are in train and in validation, by symbolic links; "
+                f"one is {one_line(min(both))}"
             )
-        self._starts = np.array([first for first, _, _ in self._place])
-        self._groups: OrderedDict[int, pa.Array] = OrderedDict()
+    return _of_split(root, bases, lambda base: FolderListing(root, base, _NAMES), split, share)
 
-    def read(self, row: int) -> bytes:
-        place = int(np.searchsorted(self._starts, row, side="right")) - 1
-        content = self._group(place)[row - int(self._starts[place])].as_py()
-        return content or b""
 
-    def _group(self, place: int) -> pa.Array:
-        """The encoded images of one row group, the most recently used kept in memory."""
-        if place not in self._groups:
-            _, number, group = self._place[place]
-            try:
-                table = pq.ParquetFile(self.files[number]).read_row_group(
-                    group, columns=["image.bytes"], use_threads=False
-                )
-            except (OSError, pa.ArrowException) as error:
-                path = self.files[number]
-                raise DataError(f"{path}: row group {group} is damaged ({error})") from error
-            self._groups[place] = table.column("image").combine_chunks().field("bytes")
-            while len(self._groups) > 1 and self._cached_bytes() > _CACHED_BYTES:
-                self._groups.popitem(last=False)
-        self._groups.move_to_end(place)
-        return self._groups[place]
+def _split_folders(root: Path, tree: Folder) -> dict[str, Folder]:
+    """The folder of each split; {} where the root holds the classes themselves.
 
-    def _cached_bytes(self) -> int:
-        return sum(group.nbytes for group in self._groups.values())
+    A single folder of a split's name that holds no folders, beside others with images, is a class
+    of that name (`train`, among vehicles).
+    """
+    named = [one for one in tree.folders if one.name.casefold() in _NAMES]
+    known = (*_NAMES, *_UNREAD)
+    others = [one for one in tree.folders if one.name.casefold() not in known and one.first_image()]
+    if not named or (len(named) == 1 and not named[0].folders and named[0].files and others):
+        return {}
+    stray = others[0].first_image() if others else None
+    stray = stray or next((name for name in tree.files if is_image(name)), None)
+    if stray is not None:
+        raise DataError(
+            f"{root}: holds the split {one_line(named[0].name)!r}, and images outside of any "
+            f"split (the first: {one_line(stray)}). If that is a class, move it into the splits; "
+            "if it is not wanted, move it away"
+        )
+    found: dict[str, Folder] = {}
+    for split in SPLITS:
+        name = _one_name(root, split, [one.name.casefold() for one in named])
+        chosen = [one for one in named if one.name.casefold() == name]
+        if len(chosen) > 1:
+            names = " and ".join(one_line(one.name) for one in chosen)
+            raise DataError(f"{root}: {names} both name the {split} split; rename one of them")
+        if chosen:
+            found[split] = chosen[0]
+    return found
+
+
+# Parquet ------------------------------------------------------------------------------------------
+
+
+def _parquet_files(root: Path, tree: Folder) -> list[Path]:
+    """All Parquet files, sorted. Raises DataError where there are images beside them."""
+    found = sorted(
+        root / folder.path / name
+        for folder in tree.walk()
+        for name in folder.files
+        if name.lower().endswith(".parquet")
+    )
+    if found:
+        tree.refuse_faults()
+        image = tree.first_image()
+        if image is not None:
+            raise DataError(
+                f"{root}: holds Parquet files ({os.path.relpath(found[0], root)}) and image files "
+                f"({one_line(image)}): which of them are the data is not known. Give a root with "
+                "one kind"
+            )
+    return found
+
+
+def _list_parquet(root: Path, files: list[Path], split: str, share: float) -> Listing:
+    names = {path: _split_name(path.relative_to(root)) for path in files}
+    if _NAMES.keys().isdisjoint(names.values()):
+        listing = _held_out(ParquetListing(root, files), root, split, share)
+        refuse_copies(root, files)
+        return listing
+    stray = next((path for path, name in names.items() if name is None), None)
+    if stray:
+        raise DataError(
+            f"{root}: {os.path.relpath(stray, root)} carries no split's name "
+            f"({', '.join(_NAMES)}), though other Parquet files do. Rename it or move it away"
+        )
+    own = {}
+    for one in SPLITS:
+        name = _one_name(root, one, set(filter(None, names.values())))
+        if name:
+            own[one] = [path for path in files if names[path] == name]
+    listing = _of_split(root, own, lambda found: ParquetListing(root, found), split, share)
+    refuse_copies(root, [path for found in own.values() for path in found])
+    return listing
+
+
+def _split_name(path: Path) -> str | None:
+    """What names a Parquet file's split, the nearest: `train-0-of-9.parquet`, `train/0.parquet`."""
+    words = [*path.parts[:-1], path.stem.split("-")[0]]
+    for word in reversed(words):
+        plain = re.sub(r"(\.parquet|[_. ]*\d+)$", "", word.casefold())
+        if plain in _NAMES or plain in _UNREAD:
+            return plain
+    return None
+
+
+# Both ---------------------------------------------------------------------------------------------
+
+
+def _one_name(root: Path, split: str, present: Collection[str]) -> str | None:
+    """The name under which `split` lies here; `test` only where the set has no other.
+
+    Raises DataError where two names claim to be the split.
+    """
+    claims = [name for name in SPLITS[split] if name in present]
+    if len(claims) > 1 and claims[1] != "test":
+        raise DataError(
+            f"{root}: {claims[0]} and {claims[1]} both name the {split} split; which of them is "
+            "meant is not known. Rename one, or move it away"
+        )
+    return claims[0] if claims else None
+
+
+def _of_split(
+    root: Path, own: Mapping[str, Found], read: Callable[[Found], Listing], split: str, share: float
+) -> Listing:
+    """The images of `split`, of those splits that lie here: at least one."""
+    if len(own) == len(SPLITS):
+        parts = {name: read(found) for name, found in own.items()}
+        _refuse_other_classes(root, parts["train"].classes, parts["validation"].classes)
+        return parts[split]
+    if split in own and ("validation" in own or share == 0):
+        return read(own[split])
+    if "train" not in own:
+        raise DataError(
+            f"{root}: no train split (looked for folders or Parquet files named "
+            f"{', '.join(SPLITS['train'])}), only one for validation"
+        )
+    return _held_out(read(own["train"]), root, split, share)
 
 
 class _Part:
@@ -197,56 +237,19 @@ def _held_out(listing: Listing, root: Path, split: str, share: float) -> Listing
 
 
 def _refuse_other_classes(root: Path, train: list[str] | None, held_out: list[str] | None) -> None:
-    if train is not None and held_out is not None and train != held_out:
-        apart = sorted(set(train) ^ set(held_out))
-        what = (
-            f"not in both: {', '.join(apart[:9])}" if apart else "the same names in another order"
-        )
-        raise DataError(f"{root}: train and validation have different classes ({what})")
-
-
-def _hidden(path: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(root).parts)
-
-
-def _files_in(folder: Path) -> list[str]:
-    found = []
-    for base, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if name[0] != "."]
-        found += [os.path.join(base, name) for name in files if name[0] != "."]
-    return found
-
-
-def _words(path: Path) -> list[str]:
-    """What may name a Parquet file's split: `train/0.parquet`, `train-0-of-9.parquet`."""
-    return [*path.parts[:-1], path.stem.split("-")[0]]
-
-
-def _open_parquet(path: Path) -> pq.ParquetFile:
-    try:
-        file = pq.ParquetFile(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{path}: not readable as Parquet ({error})") from error
-    schema = file.schema_arrow
-    image = schema.field("image").type if "image" in schema.names else None
-    label = schema.field("label").type if "label" in schema.names else None
-    if image is None or label is None or not pa.types.is_struct(image):
+    if train == held_out:
+        return
+    if train is None or held_out is None:
+        without = "train" if train is None else "validation"
         raise DataError(
-            f"{path}: columns are {', '.join(schema.names)}; needed: image (a struct with the "
-            "field bytes) and label (integer)"
+            f"{root}: the files of one split name their classes, those of {without} do not: equal "
+            "labels need not be the same class. Write both with the same ClassLabel"
         )
-    if image.get_field_index("bytes") < 0 or not pa.types.is_integer(label):
-        raise DataError(
-            f"{path}: image is {image} and label is {label}; needed: image a struct with the field "
-            "bytes (encoded image), label integer"
-        )
-    return file
-
-
-def _class_names(file: pq.ParquetFile) -> list[str] | None:
-    """The `ClassLabel` names that `datasets` leaves in the schema's metadata, if it did."""
-    metadata = (file.schema_arrow.metadata or {}).get(b"huggingface")
-    if metadata is None:
-        return None
-    features = json.loads(metadata).get("info", {}).get("features", {})
-    return features.get("label", {}).get("names")
+    apart = sorted(set(train) ^ set(held_out))
+    what = "the same names in another order"
+    if apart:
+        what = f"not in both: {', '.join(map(one_line, apart[:9]))}"
+    if apart and sorted(map(alike, train)) == sorted(map(alike, held_out)):
+        what = "their names differ only in capitals or Unicode form: "
+        what += ", ".join(map(ascii, apart[:9]))
+    raise DataError(f"{root}: train and validation have different classes ({what})")

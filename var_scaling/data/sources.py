@@ -8,14 +8,16 @@ from typing import Protocol
 
 import numpy as np
 
+from var_scaling.class_names import called
 from var_scaling.data.dead_leaves import DeadLeavesSource
 from var_scaling.data.decode import Undecodable, decode, square
 from var_scaling.data.listing import DataError, Listing, fingerprint, list_images
 from var_scaling.data.loader import in_order
+from var_scaling.data.tree import OTHER_SUFFIXES
 from var_scaling.datasets import DeadLeaves, ImageFiles
 from var_scaling.disk import DONE, is_done, read_json, whole, write_json
 from var_scaling.randomness import seed_for
-from var_scaling.text import cell, printable
+from var_scaling.text import cell, one_line
 
 REJECTED_SHARE = 0.01  # more than this undecodable: the data is broken, not a few files
 _CHUNK = 256
@@ -26,6 +28,7 @@ Progress = Callable[[str, int, int], None]  # what, done, total
 class Source(Protocol):
     rows: int
     labels: np.ndarray  # (rows,) int64
+    classes: list[str] | None  # their names, by number; None where labels are bare numbers
 
     def images(self, rows: np.ndarray, epochs: np.ndarray) -> np.ndarray:
         """uint8 (n, side, side, 3) of `rows`, each as epoch `epochs` sees it."""
@@ -59,8 +62,27 @@ def open_source(
         )
     found = len(listing.classes) if listing.classes is not None else int(listing.labels.max()) + 1
     if found != data.classes and (listing.classes is not None or found > data.classes):
-        raise DataError(f"{root}: {found} classes found, data {data.name!r} says {data.classes}")
-    return FileSource(data, split, listing, surveyed(listing, root, survey, workers, progress))
+        names = ", ".join(map(one_line, (listing.classes or [])[:5]))
+        raise DataError(
+            f"{root}: {found} classes found, data {data.name!r} says {data.classes}"
+            + (f"; found: {names}{', …' if found > 5 else ''}" if names else "")
+        )
+    source = FileSource(data, split, listing, surveyed(listing, root, survey, workers, progress))
+    if split == "train":
+        _refuse_empty_classes(root, data.classes, source)
+    return source
+
+
+def _refuse_empty_classes(root: Path, classes: int, source: "FileSource") -> None:
+    """A class that no training image has: labels that do not start at 0, or have holes."""
+    counts = np.bincount(source.labels, minlength=classes)
+    empty = [called(label, source.classes) for label in np.flatnonzero(counts == 0).tolist()]
+    if empty:
+        raise DataError(
+            f"{root}: {len(empty):,} of {classes:,} classes have no training image: "
+            f"{', '.join(empty[:5])}{', …' if len(empty) > 5 else ''}. Labels count from 0 without "
+            "holes: take these classes out of the data, or say fewer classes"
+        )
 
 
 def surveyed(
@@ -92,16 +114,23 @@ def surveyed(
         rejected += found
         progress(f"reading {os.path.basename(folder)}", min(done * _CHUNK, count), count)
     _write_rejected(folder / "rejected.csv", listing, rejected)
-    if len(rejected) > REJECTED_SHARE * count:
-        first = "; ".join(f"{printable(listing.names[row])}: {why}" for row, why in rejected[:3])
+    damaged = [(row, why) for row, why in rejected if not _other_file(listing.names[row])]
+    if len(damaged) > REJECTED_SHARE * count:
+        first = "; ".join(f"{one_line(listing.names[row])}: {why}" for row, why in damaged[:3])
         raise DataError(
-            f"{root}: {len(rejected):,} of {count:,} images do not decode, more than "
+            f"{root}: {len(damaged):,} of {count:,} images do not decode, more than "
             f"{REJECTED_SHARE:.0%}. All are listed in {folder / 'rejected.csv'}; the first: {first}"
         )
     kept = np.setdiff1d(np.arange(count), [row for row, _ in rejected])
+    lost = sorted(set(listing.labels.tolist()) - set(listing.labels[kept].tolist()))
+    if lost:
+        raise DataError(
+            f"{root}: nothing in class {called(lost[0], listing.classes)} is an image; "
+            f"{folder / 'rejected.csv'} lists the files. Remove the class, or bring its images"
+        )
     with whole(folder / "kept.npy") as beside, open(beside, "wb") as file:
         np.save(file, kept)
-    write_json(folder / DONE, {**wanted, "rejected": len(rejected)})
+    write_json(folder / DONE, {**wanted, "rejected": len(rejected), "classes": listing.classes})
     return kept
 
 
@@ -113,6 +142,7 @@ class FileSource:
         self.crops = data.crops if split == "train" else 0
         self.rows = len(kept)
         self.labels = listing.labels[kept]
+        self.classes = listing.classes
         self._listing = listing
         self._kept = kept
 
@@ -129,7 +159,7 @@ class FileSource:
         try:
             image = decode(self._listing.read(kept))
         except (Undecodable, OSError) as error:
-            name = printable(self._listing.names[kept])
+            name = one_line(self._listing.names[kept])
             raise DataError(f"{name}: could be read when surveyed, now not: {error}") from error
         return square(image, self.data.side, self.data.enlarge, where, self.data.flip)
 
@@ -153,3 +183,8 @@ def _write_rejected(path: Path, listing: Listing, rejected: list[tuple[int, str]
             label = int(listing.labels[row])
             name = listing.classes[label] if listing.classes is not None else label
             writer.writerow([cell(part) for part in (listing.names[row], name, why)])
+
+
+def _other_file(name: str) -> bool:
+    """Whether the file is, by its suffix, no image at all, as `Thumbs.db` or a list of labels."""
+    return os.path.splitext(name)[1].lower() in OTHER_SUFFIXES

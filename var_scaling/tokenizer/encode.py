@@ -34,7 +34,7 @@ def write_cache(
     """
     crops = description["crops"]
     mine = rows_of_part(source.rows * crops, part)
-    manifest = _begin(folder, _content(description, source, part), len(mine))
+    manifest = _begin(folder, _content(description, source, part), source.classes, len(mine))
     tokens = np.lib.format.open_memmap(folder / "tokens.npy", mode="r+")
     shards: list[int] = manifest["shards_crc32"]
     starts = mine[len(shards) * SHARD :: SHARD]
@@ -86,9 +86,8 @@ def join_parts(folder: Path, parts: list[Path], source: Source, description: dic
             tokens[mine.start : mine.stop] = np.load(path / "tokens.npy", mmap_mode="r")
         tokens.flush()
     shards = [crc for manifest in manifests for crc in manifest["shards_crc32"]]
-    write_json(
-        folder / "manifest.json", {**_content(description, source, None), "shards_crc32": shards}
-    )
+    content = {**_content(description, source, None), "classes": source.classes}
+    write_json(folder / "manifest.json", {**content, "shards_crc32": shards})
     _write_labels(folder, source)
 
 
@@ -102,8 +101,13 @@ def _write_labels(folder: Path, source: Source) -> None:
         np.save(file, source.labels)
 
 
-def _begin(folder: Path, description: dict[str, Any], rows: int) -> dict[str, Any]:
-    """The manifest of an earlier attempt, shards checked, or a new one by an empty array."""
+def _begin(
+    folder: Path, description: dict[str, Any], classes: list[str] | None, rows: int
+) -> dict[str, Any]:
+    """The manifest of an earlier attempt, shards checked, or a new one by an empty array.
+
+    The names of the classes are noted, and not compared: older caches have none.
+    """
     path = folder / "manifest.json"
     if path.exists():
         manifest: dict[str, Any] = read_json(path)
@@ -118,6 +122,6 @@ def _begin(folder: Path, description: dict[str, Any], rows: int) -> dict[str, An
     np.lib.format.open_memmap(
         folder / "tokens.npy", mode="w+", dtype=np.uint16, shape=shape
     ).flush()
-    manifest = {**description, "shards_crc32": []}
+    manifest = {**description, "classes": classes, "shards_crc32": []}
     write_json(path, manifest)
     return manifest

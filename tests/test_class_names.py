@@ -1,0 +1,322 @@
+"""Class names come from the data, go where the model goes, and stand for class numbers."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import CLASSES, SMALL, bring, tokenizer, trial
+from PIL import Image
+from small_home import ADDRESS, place_in, small_home
+
+from pipelines import cli, sample_end
+from pipelines.exhibits import exhibits
+from pipelines.judge import read_class_map
+from pipelines.place import Place, StopFile
+from pipelines.sample_request import Asked, plan_set, read_classes
+from pipelines.settings import Settings
+from pipelines.stages import description, run_tokenizer, run_tokens, run_trial
+from pipelines.store import Home
+from var_scaling.class_names import brief, keep_names, names_of, read_names
+from var_scaling.config import Sweep
+from var_scaling.datasets import ImageFiles
+from var_scaling.disk import DONE, read_json, write_json
+from var_scaling.tokenizer.cache import open_cache
+
+PLANES = ("10", "airplane", "automobile")  # sorted as folders are
+EIGHT = ("10", "airplane", "all", "cat", "Cat, wild", "dog", "dog", "5-8")
+
+
+def picture_folder(root: Path, names=PLANES, side: int = 16, splits=("train", "val")) -> None:
+    generator = np.random.default_rng(0)
+    for split in splits:
+        for name in names:
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(8):
+                pixels = generator.integers(0, 256, (side, side, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """The command line in this process: exit code, stdout, stderr; nothing goes to MLflow."""
+    monkeypatch.setattr("pipelines.mirror.mirror_model", lambda *words: None)
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["var-scaling", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(end.value.code or 0), out, " ".join(err.split())
+
+    return call
+
+
+# Where they are kept ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Place:
+    """A home in which a tokenizer and the trial s/d2 learnt three classes of a folder."""
+    root = tmp_path_factory.mktemp("names")
+    picture_folder(root / "data" / "sky")
+    settings = Settings(data={"sky": root / "data" / "sky"})
+    place = Place(Home(root / "home"), settings, StopFile(root / "stop"))
+    one = its_trial()
+    run_tokenizer(place, one.tokenizer)
+    for split in ("train", "validation"):
+        run_tokens(place, one.tokenizer, one.data, split)
+    assert run_trial(place, "s", one) == "done"
+    return place
+
+
+def its_trial():
+    data = ImageFiles(name="sky", side=16, classes=3)
+    return trial(tokenizer=tokenizer(data=data, steps=3), data=data, steps=2)
+
+
+def test_names_lie_with_survey_tokens_tokenizer_and_trial(trained):
+    home = trained.home
+    for split in ("train", "validation"):
+        assert read_json(home.survey("sky", split) / DONE)["classes"] == list(PLANES)
+        manifest = read_json(home.tokens("t", "sky", split) / "manifest.json")
+        assert manifest["classes"] == list(PLANES)
+    for folder in (home.tokenizer("t"), home.trial("s", "d2")):
+        assert names_of(folder, 3) == PLANES
+        assert read_json(folder / "classes.json")["data"] == "sky"
+        with pytest.raises(ValueError, match="has 3 names; the model knows 8 classes"):
+            names_of(folder, 8)
+
+
+def test_tokens_of_an_older_version_have_no_names_and_still_open(trained, tmp_path):
+    home = Home(tmp_path / "home")
+    shutil.copytree(trained.home.root, home.root)
+    shutil.rmtree(home.trial("s", "d2"))
+    one = its_trial()
+    for split in ("train", "validation"):
+        path = home.tokens("t", "sky", split) / "manifest.json"
+        manifest = read_json(path)
+        del manifest["classes"]
+        write_json(path, manifest)
+        expected = description(home, one.tokenizer, one.data, split)
+        assert open_cache(path.parent, expected).images == 24
+    place = Place(home, trained.settings, StopFile(tmp_path / "stop"))
+    assert run_trial(place, "s", one) == "done"
+    assert names_of(home.trial("s", "d2"), 3) is None
+
+
+def test_parts_of_tokens_come_together_with_their_names(trained, tmp_path):
+    home = Home(tmp_path / "home")
+    shutil.copytree(trained.home.root / "tokenizers", home.root / "tokenizers")
+    place, one = Place(home, trained.settings, StopFile(tmp_path / "stop")), its_trial()
+    for part in (0, 1):
+        run_tokens(place, one.tokenizer, one.data, "train", (part, 2))
+    folders = home.tokens("t", "sky", "train"), trained.home.tokens("t", "sky", "train")
+    assert read_json(folders[0] / "manifest.json") == read_json(folders[1] / "manifest.json")
+
+
+def test_a_trial_that_is_copied_elsewhere_is_sampled_by_name(trained, tmp_path, command):
+    for folder in ("tokenizers/t", "s/d2"):
+        shutil.copytree(trained.home.root / folder, tmp_path / folder)
+    at = ("--count", 1, "--home", tmp_path)
+    code, _, said = command("sample", "s/d2", "--classes", "plane", *at)
+    assert code == 2
+    assert "'plane' is none of the 3 classes; near it (1): 1 airplane" in said
+    assert command("sample", "s/d2", "--classes", "Airplane,name:10", *at)[0] == 0
+    images = read_json(tmp_path / "s/d2/samples/default/manifest.json")["images"]
+    assert [(one["class"], one["class_name"]) for one in images] == [(0, "10"), (1, "airplane")]
+    code, _, said = command("sample", "s/d2", "--classes", "10", *at)
+    assert (code, "the model knows 0 to 2; no class is 10" in said) == (2, True)
+
+
+# What may be said ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("cat", (3,)),
+        ("CAT", (3,)),
+        ("1,cat,none", (1, 3, 8)),
+        ("5-7", (5, 6, 7)),
+        ("name:5-8", (7,)),
+        ("name:10", (0,)),
+        ("all", tuple(range(8))),
+        ("name:all", (2,)),
+        ("Cat, wild", (4,)),
+        ("airplane, cat, wild,0", (0, 1, 4)),
+        ("name:Cat, wild,cat", (3, 4)),
+        ("name:airplane", (1,)),
+    ],
+)
+def test_names_and_numbers_are_told_apart(text, labels):
+    assert read_classes(text, 8, EIGHT) == labels
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("10", "knows 0 to 7; no class is 10"),
+        ("5-8", "knows 0 to 7; no class is 8"),
+        ("dog", r"'dog' names 2 classes \(5 dog, 6 dog\); give the number"),
+        ("plane", r"'plane' is none of the 8 classes; near it \(1\): 1 airplane$"),
+        ("wild", r"near it \(1\): 4 Cat, wild"),
+        ("zzz", "'zzz' is none of the 8 classes; the first is 0 10"),
+        ("name:3", "'3' is none of the 8 classes"),
+    ],
+)
+def test_unknown_and_ambiguous_names_are_refused_with_what_is_near(text, message):
+    with pytest.raises(ValueError, match=message):
+        read_classes(text, 8, EIGHT)
+
+
+def test_models_without_names_take_numbers_alone(tmp_path):
+    place = place_in(small_home(tmp_path))
+    assert plan_set(place, ADDRESS, Asked(classes="1,3")).wanted.classes == (1, 3)
+    with pytest.raises(ValueError, match=r"'cat' is no class.*No names .* made images have none"):
+        plan_set(place, ADDRESS, Asked(classes="cat"))
+    keep_names(place.home.root / ADDRESS, EIGHT, "d")
+    assert plan_set(place, ADDRESS, Asked(classes="cat")).wanted.classes == (3,)
+
+
+def test_a_class_map_may_go_by_name(tmp_path):
+    path = tmp_path / "map.json"
+    path.write_text(json.dumps({"automobile": 7, "name:10": 5, "1": 6}))
+    assert read_class_map(path, 3, PLANES) == (5, 6, 7)
+    for content, message in (
+        ({"plane": 1}, "'plane' is none of the 3 classes"),
+        ({"airplane": 1, "1": 2}, "'1' is class 1 airplane, given before"),
+        ({"airplane": 1}, "2 classes are not in it, the first 0 10"),
+    ):
+        path.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=message):
+            read_class_map(path, 3, PLANES)
+
+
+# Where they are shown -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def eight(tmp_path) -> Home:
+    home = small_home(tmp_path / "home")
+    keep_names(home.root / ADDRESS, EIGHT, "d")
+    return home
+
+
+def test_grid_and_strips_bear_the_names(eight, command, monkeypatch):
+    seen = {}
+    for name in ("grid", "strips"):
+        real = getattr(sample_end, name)
+
+        def spy(rows, *words, name=name, real=real):
+            seen[name] = [row[0] for row in rows]
+            return real(rows, *words)
+
+        monkeypatch.setattr(sample_end, name, spy)
+    words = ("--classes", "cat,airplane,none", "--count", 1, "--strips", 2)
+    assert command("sample", ADDRESS, *words, "--home", eight.root)[0] == 0
+    assert seen == {
+        "grid": ["1 airplane", "3 cat", "none"],
+        "strips": ["1 airplane #0", "3 cat #0"],
+    }
+    images = read_json(eight.root / ADDRESS / "samples/default/manifest.json")["images"]
+    assert [one.get("class_name") for one in images] == ["airplane", "cat", None]
+    code, _, said = command("sample", ADDRESS, "--classes", "cats", "--home", eight.root)
+    assert (code, "3 cat" in said) == (2, True)
+
+
+def test_an_edit_takes_a_name_and_records_it(eight, command, tmp_path):
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "a.png")
+    words = ("edit", ADDRESS, tmp_path / "a.png", "--in-paint", "6,6,12,12", "--home", eight.root)
+    code, out, _ = command(*words, "--count", 1, "--class", "airplane")
+    assert (code, "class 1 airplane, guidance" in out) == (0, True)
+    folder = eight.root / ADDRESS / "edits" / "a"
+    assert read_json(folder / "edit.json")["label"] == 1
+    (one,) = read_json(folder / "manifest.json")["images"]
+    assert (one["class"], one["class_name"]) == (1, "airplane")
+    code, _, said = command(*words, "--class", "dog")
+    assert (code, "--class dog: 'dog' names 2 classes (5 dog, 6 dog)" in said) == (2, True)
+    sweep = Sweep(name="grid", question="?", trials=(trial(),))
+    ((caption, _),) = exhibits(eight, sweep).made[0].pictures
+    assert "in-paint, class 1 airplane, guidance" in caption
+
+
+def test_a_long_name_and_one_of_no_utf8_fit_beside_a_picture():
+    long = ("n" * 80, b"caf\xe9".decode(errors="surrogateescape"), "a\x1b[2Jb")
+    assert brief(0, long) == "0 " + "n" * 27 + "…"
+    assert brief(1, long) == "1 caf\\udce9"
+    assert brief(2, long) == "2 a\\x1b[2Jb"
+    assert sample_end.grid([(brief(1, long), [np.zeros((8, 8, 3), np.uint8)])], "t").ndim == 3
+
+
+# Models from elsewhere ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", '["tench", "shark", "ray"]'),
+        ("a.json", '{"0": ["n01", "tench"], "2": ["n03", "ray"], "1": ["n02", "shark"]}'),
+        ("a.json", '{"names": ["tench", "shark", "ray"]}'),
+        ("a.txt", "tench\nshark\n\nray\n"),
+    ],
+)
+def test_names_are_read_from_the_usual_files(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    assert read_names(tmp_path / name, 3) == ("tench", "shark", "ray")
+    with pytest.raises(ValueError, match="has 3 names; the model knows 4 classes"):
+        read_names(tmp_path / name, 4)
+
+
+@pytest.mark.parametrize("content", ["no json", '{"0": 1}', "[1]", '{"1": "a", "2": "b"}'])
+def test_files_of_anything_else_are_refused(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(ValueError, match=r"a.json: (wanted a JSON list|not readable)"):
+        read_names(tmp_path / "a.json", 1)
+
+
+def test_an_imported_model_gets_its_names_later_and_gives_them_on(files, tmp_path, command):
+    (tmp_path / "names.txt").write_text("tench\nshark\nray\n")
+    at = ("--home", tmp_path / "home")
+    code, _, said = command("import", *files, "--as", "it", *at, "--sides", "1,2")
+    assert (code, "go by numbers until the same command is given --classes" in said) == (0, True)
+    again = ("import", *files, "--as", "it", "--sides", "1,2", "--classes", tmp_path / "names.txt")
+    code, _, said = command(*again, *at)
+    assert (code, said) == (0, "")
+    assert names_of(tmp_path / "home/imported/it", CLASSES) == ("tench", "shark", "ray")
+    code, out, _ = command("export", "imported/it", tmp_path / "out.pth", *at)
+    assert (code, "out.classes.json" in out) == (0, True)
+    assert read_names(tmp_path / "out.classes.json", 3) == ("tench", "shark", "ray")
+    (tmp_path / "names.txt").write_text("tench\n")
+    code, _, said = command(*again, *at)
+    assert (code, "has 1 names; the model knows 3 classes" in said) == (2, True)
+    code, _, said = command("import", files[0], "--as", "v", *again[-4:], *at)
+    assert (code, "a VQVAE has no classes" in said) == (2, True)
+
+
+def test_evaluate_says_where_the_order_of_classes_is_not_known(
+    files, tmp_path, command, monkeypatch
+):
+    monkeypatch.setenv("VAR_SCALING_DATA", str(tmp_path / "data"))
+    picture_folder(tmp_path / "data" / "sea", ("ray", "shark", "tench"), SMALL.side, ("val",))
+    home = Home(tmp_path / "home")
+    bring(home.root, *files)
+    words = ("evaluate", "imported/it", "--data", "sea", "--json", "--home", home.root)
+    for names, doubt in (
+        (None, "the order of the model's classes cannot be compared with the data's"),
+        (("n1", "n2", "n3"), "the model's classes have other names than the data's (class 0: n1, "),
+        (("ray", "shark", "tench"), None),
+    ):
+        keep_names(home.imported("it"), names, "released")
+        code, out, said = command(*words)
+        assert code == 0, said
+        assert (doubt is None and said == "") or doubt in said
+        assert doubt is None or doubt in json.loads(out)["class_order"]
+    assert "class_order" not in json.loads(out)
+    keep_names(home.imported("it"), ("tench", "shark", "ray"), "released")
+    code, _, said = command(*words)
+    assert code == 2
+    assert "in another order (class 0 tench of the model is ray of the data)" in said
