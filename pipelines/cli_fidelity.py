@@ -50,15 +50,27 @@ def fidelity(
         ),
     ] = None,
     images: Annotated[
-        int, typer.Option(min=2, help="most real images to look at, spread evenly")
-    ] = 50_000,
+        int | None,
+        typer.Option(
+            min=2,
+            help="most real images to look at, spread evenly; else 50,000",
+            show_default=False,
+        ),
+    ] = None,
     enlarge: Annotated[
         float | None,
         typer.Option(min=1, help="shorter side of real images before the centre is cut, in sides"),
     ] = None,
     validation_share: Annotated[
-        float, typer.Option(min=0, max=0.99, help="where the images have no split of their own")
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            min=0,
+            max=0.99,
+            help="where the images have no split of their own; else that of the "
+            "model's own images, 0 for others",
+            show_default=False,
+        ),
+    ] = None,
     home: HomeFolder = RUNS,
     as_json: AsJson = False,
 ) -> None:

@@ -90,11 +90,24 @@ def evaluate(
         str | None, typer.Option(help="images to score on, by their name in var-scaling.toml")
     ] = None,
     enlarge: Annotated[
-        float, typer.Option(min=1, help="shorter side before the centre is cut, in image sides")
-    ] = 1.125,
+        float | None,
+        typer.Option(
+            min=1,
+            help="shorter side before the centre is cut, in image sides; else as the model's own "
+            "images are cut, 1.125 for others",
+            show_default=False,
+        ),
+    ] = None,
     validation_share: Annotated[
-        float, typer.Option(min=0, max=0.99, help="where the images have no split of their own")
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            min=0,
+            max=0.99,
+            help="where the images have no split of their own; else that of the "
+            "model's own images, 0 for others",
+            show_default=False,
+        ),
+    ] = None,
     home: HomeFolder = RUNS,
     as_json: AsJson = False,
 ) -> None:

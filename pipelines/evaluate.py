@@ -1,19 +1,20 @@
 """Score a finished model on held-out images: one we trained, or one that was imported."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipelines.loaded import load_generator
 from pipelines.provenance import code_version
 from pipelines.stages import Place, description, run_tokens
 from var_scaling.class_names import order_doubt
-from var_scaling.config import ImportedModel, Trial
-from var_scaling.datasets import DeadLeaves, ImageFiles
+from var_scaling.config import ImportedModel, Tokenizer, Trial
+from var_scaling.datasets import DeadLeaves, ImageFiles, as_seen
 from var_scaling.disk import read_json
 from var_scaling.metrics import Line, MetricsLog
 
 Tell = Callable[[str, int, int], None]
+_ENLARGE = 1.125  # as VAR's recipe cuts images (arXiv 2404.02905)
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class Images:
     """Which image files to score on, and how they are cut (see ImageFiles)."""
 
     name: str | None
-    enlarge: float
-    validation_share: float
+    enlarge: float | None = None  # None: as the model's own images, or _ENLARGE for others
+    validation_share: float | None = None  # None: as the model's own images, or 0
 
 
 def evaluate_model(place: Place, address: str, images: Images, tell: Tell) -> Line:
@@ -34,17 +35,15 @@ def evaluate_model(place: Place, address: str, images: Images, tell: Tell) -> Li
     """
     loaded = load_generator(place, address)
     generator, t = loaded.record, loaded.record.tokenizer
-    data = _data_of(place, generator, images, address)
-    run_tokens(place, t, data, "validation")
+    data = _data_of(generator, images, address)
+    tokens = _tokens_of(place, t, data)
+    run_tokens(place, t, data, "validation", whole=tokens)
 
     from var_scaling.evaluation.likelihood import LABELS, evaluate, evaluation_flops
     from var_scaling.tokenizer.cache import open_cache
     from var_scaling.training.optim import arithmetic
 
-    cache = open_cache(
-        place.home.tokens(t.name, data.name, "validation"),
-        description(place.home, t, data, "validation"),
-    )
+    cache = open_cache(tokens, description(place.home, t, data, "validation"))
     ours = generator if isinstance(generator, Trial) else None
     doubt = None
     if ours is None or data.name != ours.data.name:
@@ -60,6 +59,8 @@ def evaluate_model(place: Place, address: str, images: Images, tell: Tell) -> Li
         )
     spent = evaluation_flops(generator.model, t, cache.images, labels)
     line = {**scores, "data": data.name, "evaluation_flops": spent}
+    if isinstance(data, ImageFiles):
+        line["cut"] = {"enlarge": data.enlarge, "validation_share": data.validation_share}
     if doubt is not None:
         line["class_order"] = doubt
     if ours is None:
@@ -70,22 +71,32 @@ def evaluate_model(place: Place, address: str, images: Images, tell: Tell) -> Li
 
 
 def _data_of(
-    place: Place, generator: Trial | ImportedModel, images: Images, address: str
+    generator: Trial | ImportedModel, images: Images, address: str
 ) -> DeadLeaves | ImageFiles:
-    """The record of the images: the trial's own, that of the tokens that are here, or a new one."""
+    """The record of the images that are asked for: the trial's own, or files of another name."""
+    said = {"enlarge": images.enlarge, "validation_share": images.validation_share}
+    asked = {name: value for name, value in said.items() if value is not None}
     if isinstance(generator, Trial) and images.name in (None, generator.data.name):
-        return generator.data
+        if asked and isinstance(generator.data, DeadLeaves):
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in asked)
+            raise ValueError(f"{options}: {generator.data.name} are made images, which no file has")
+        return generator.data.model_copy(update=asked)
     if images.name is None:
         raise ValueError(f"{address} was trained elsewhere: say on which images, with --data NAME")
-    wanted = ImageFiles(
-        name=images.name,
-        side=generator.tokenizer.side,
-        classes=generator.classes,
-        enlarge=images.enlarge,
-        validation_share=images.validation_share,
+    usual = ImageFiles(
+        name=images.name, side=generator.tokenizer.side, classes=generator.classes, enlarge=_ENLARGE
     )
-    manifest = place.home.tokens(generator.tokenizer.name, wanted.name, "validation")
-    if not (manifest / "manifest.json").exists():
-        return wanted
-    recorded = read_json(manifest / "manifest.json")["data"]
-    return ImageFiles.model_validate_json(json.dumps(recorded))
+    return usual.model_copy(update=asked)
+
+
+def _tokens_of(place: Place, t: Tokenizer, data: DeadLeaves | ImageFiles) -> Path:
+    """Where the tokens of exactly these images are, or will be.
+
+    Those of sweeps lie at a place by name; where other images of that name lie there, or nothing
+    yet, the place has the record's hash in its name.
+    """
+    usual, wanted = place.home.tokens(t.name, data.name, "validation"), as_seen(data, "validation")
+    manifest = usual / "manifest.json"
+    if manifest.exists() and read_json(manifest).get("data") == wanted.model_dump(mode="json"):
+        return usual
+    return usual.with_name(f"{usual.name}-{wanted.fingerprint()[:8]}")

@@ -45,7 +45,12 @@ class Asked:
     extractor: ExtractorName | None = None  # None: Inception where its weights are named
     against: str | None = None  # NAME-train or NAME-validation
     reference: Path | None = None
-    images: int = MOST  # of a reference that is gathered here, and of reconstructions
+    images: int | None = None  # of a reference that is gathered here, and of reconstructions
+
+    @property
+    def most(self) -> int:
+        return MOST if self.images is None else self.images
+
     cut: Cut = field(default_factory=Cut)
 
 
@@ -61,7 +66,7 @@ def measure_fidelity(place: Place, address: str, asked: Asked, tell: Tell) -> Fo
     Raises ValueError (of it WeightsError, StatisticsError, DataError, Drift).
     """
     torch.set_num_threads(place.seat.threads)
-    images = judged(place, address, asked.set, asked.against, asked.images, asked.cut)
+    images = judged(place, address, asked.set, asked.against, asked.most, asked.cut)
     wanted = _wanted(address, images, asked)
     if images.folder is not None:
         fidelities(images.folder)  # what cannot be read shows before the work
@@ -106,6 +111,13 @@ def _wanted(address: str, images: Judged, asked: Asked) -> tuple[str, str] | Non
     if asked.reference is not None:
         if asked.against is not None and not images.rebuilt:  # there it says which images
             raise ValueError("--against or --reference: one thing to compare with, not two")
+        theirs = [f"--{name.replace('_', '-')}" for name in asked.cut.said]
+        theirs += [] if asked.images is None else ["--images"]
+        if theirs and not images.rebuilt:
+            raise ValueError(
+                f"{', '.join(theirs)}: what --reference holds was gathered elsewhere, and cannot "
+                "be had otherwise"
+            )
         return None
     if asked.against is not None:
         return data_and_split(asked.against, images.data)
@@ -130,4 +142,4 @@ def _reference(
         return given_reference(asked.reference, extractor)
     name, split = wanted
     data = real_data(place, name, split, images.side, images.data, asked.cut)
-    return reference_of(place, data, split, extractor, asked.images, tell)
+    return reference_of(place, data, split, extractor, asked.most, tell)

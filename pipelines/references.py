@@ -43,7 +43,13 @@ class Cut:
     """How the images of a folder that no model here was trained on become squares."""
 
     enlarge: float | None = None  # shorter side before the centre is cut; None: the data's own
-    validation_share: float = 0.0
+    validation_share: float | None = None  # of images held out; None: the data's own, else 0
+
+    @property
+    def said(self) -> dict[str, float]:
+        """What was asked for, by field."""
+        both = {"enlarge": self.enlarge, "validation_share": self.validation_share}
+        return {name: value for name, value in both.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -61,32 +67,44 @@ def real_data(place: Place, name: str, split: str, side: int, own: AnyData | Non
     That is `own` where it bears the name, made images that a tokenizer here was trained on, or
     image files. Raises DataError where there are none, ValueError where they cannot be cut so.
     """
-    made = (one for one in _made_here(place) if one.name == name)
-    data = own if own is not None and own.name == name else next(made, None)
+    data = own if own is not None and own.name == name else _made_here(place, name)
     if data is None:
         root = place.settings.data_root(name)
         if root is None:
             raise DataError(
                 f'{name}: no images of that name: put [data] {name} = "/path" into var-scaling.toml'
             )
-        listing = list_images(root, split, cut.validation_share)
+        share = cut.validation_share or 0.0
+        listing = list_images(root, split, share)
         classes = len(listing.classes) if listing.classes else int(listing.labels.max()) + 1
-        share = cut.validation_share
         data = ImageFiles(name=name, side=side, classes=classes, validation_share=share)
     if isinstance(data, ImageFiles):
         # No crop but the centre, no mirror: a reference shows each image once, as it is.
-        enlarge = data.enlarge if cut.enlarge is None else cut.enlarge
-        return as_seen(data, "validation").model_copy(update={"side": side, "enlarge": enlarge})
-    if side != data.side or cut.enlarge is not None:
-        raise ValueError(f"{name} are made at {data.side} px: they cannot be had at {side}")
+        return as_seen(data, "validation").model_copy(update={"side": side, **cut.said})
+    if side != data.side or cut.said:
+        options = ", ".join(f"--{one.replace('_', '-')}" for one in cut.said)
+        raise ValueError(
+            f"{name} are made at {data.side} px: they cannot be had at {side} px, nor cut otherwise"
+            + (f" ({options})" if options else "")
+        )
     return data
 
 
-def _made_here(place: Place) -> Iterator[DeadLeaves]:
+def _made_here(place: Place, name: str) -> DeadLeaves | None:
+    """The made images of that name that a tokenizer here learnt. Raises ValueError if several did,
+    of different images.
+    """
+    found = {}
     for path in sorted((place.home.root / "tokenizers").glob("*/tokenizer.json")):
-        found = read_json(path).get("data", {})
-        if found.get("kind") == "dead_leaves":
-            yield DeadLeaves.model_validate_json(json.dumps(found))
+        data = read_json(path).get("data", {})
+        if data.get("kind") == "dead_leaves" and data.get("name") == name:
+            found[path.parent.name] = DeadLeaves.model_validate_json(json.dumps(data))
+    if len(set(found.values())) > 1:
+        raise ValueError(
+            f"{name}: the tokenizers {', '.join(found)} learnt different images of that name; "
+            "which are meant is not known here"
+        )
+    return next(iter(found.values()), None)
 
 
 def real_images(place: Place, data: AnyData, split: str) -> Source:
@@ -152,15 +170,18 @@ def reference_of(
         name += f"-x{data.enlarge:g}"
     if len(rows) < min(source.rows, MOST) or len(rows) > MOST:  # not the usual choice
         name += f"-{len(rows)}"
-    folder = place.home.reference(f"{name}-{data.side}px-{extractor.name}")
-    path = folder / "statistics.npz"
     fingerprint = {
         "data": data.model_dump(mode="json"),
         "split": split,
         "images": len(rows),
         "of_images": source.rows,
-        "files": _files_fingerprint(place, data, split),
+        "files": getattr(source, "files_fingerprint", None),  # made images have none
     }
+    folder = place.home.reference(f"{name}-{data.side}px-{extractor.name}")
+    if _is_cut_otherwise(folder, data.model_dump(mode="json")):
+        name = f"{name}-{data.fingerprint()[:8]}"
+        folder = place.home.reference(f"{name}-{data.side}px-{extractor.name}")
+    path = folder / "statistics.npz"
     with held(folder, wait=WAIT):
         if not is_done(folder):
             began = time.monotonic()
@@ -181,11 +202,13 @@ def reference_of(
     return Reference(name, kept, read_json(folder / DONE)["sha256"])
 
 
-def _files_fingerprint(place: Place, data: AnyData, split: str) -> str | None:
-    """Changes with any name or label of the files; made images have none."""
-    if isinstance(data, DeadLeaves):
-        return None
-    return str(read_json(place.home.survey(data.name, split) / DONE)["fingerprint"])
+def _is_cut_otherwise(folder: Path, wanted: dict[str, Any]) -> bool:
+    """Whether the finished reference in `folder` is of the same data, but cut or split otherwise."""
+    if not is_done(folder) or not (folder / "reference.json").exists():
+        return False
+    recorded = read_json(folder / "reference.json").get("data", {})
+    options = {name: wanted[name] for name in ("enlarge", "validation_share") if name in wanted}
+    return recorded != wanted and {**recorded, **options} == wanted
 
 
 def given_reference(path: Path, extractor: Extractor) -> Reference:

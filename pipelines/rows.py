@@ -68,6 +68,22 @@ def _refuse_unlike(rows: list[Row]) -> None:
         )
 
 
+def _refuse_other_cuts(home: Home, sweep: Sweep) -> None:
+    """The same images cut in another way are other images. What is not recorded is not compared."""
+    cuts: dict[str, list[str]] = {}
+    for model in sweep.imported:
+        line = last_of(read_metrics(home.imported(model.name) / "metrics.jsonl"), "validation")
+        if line is not None and "cut" in line:
+            said = ", ".join(f"{name} {value:g}" for name, value in line["cut"].items())
+            cuts.setdefault(said, []).append(model.name)
+    if len(cuts) > 1:
+        listed = "; ".join(f"{', '.join(names)} with {said}" for said, names in cuts.items())
+        raise ValueError(
+            f"these models were scored on images that were cut differently: {listed}. Evaluate all "
+            "alike, with the same --enlarge and --validation-share"
+        )
+
+
 def _scored_on(rows: list[Row], what: str) -> list[str]:
     return sorted({row.trial for row in rows if f"{row.data} in tokens of {row.tokenizer}" == what})
 
@@ -209,6 +225,7 @@ def write_results(home: Home, sweep: Sweep) -> str | None:
         return None
     if sweep.imported:
         _refuse_unlike(rows)
+        _refuse_other_cuts(home, sweep)
     with whole(home.sweep(sweep.name) / "results.parquet") as beside:
         pq.write_table(arrow_table(rows), beside)
     text = "".join(row.model_dump_json() for row in rows)

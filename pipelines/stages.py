@@ -77,12 +77,14 @@ def run_tokens(
     data: DeadLeaves | ImageFiles,
     split: str,
     part: tuple[int, int] | None = None,
+    whole: Path | None = None,
 ) -> str:
     """Encode `data`'s `split`, or one `part` (which, of how many), with the trained `t`.
 
-    Who ends the last part joins them. Raises Stopped, DataError or CacheError.
+    `whole`: the folder, where it is not that of the sweeps. Who ends the last part joins them.
+    Raises Stopped, DataError or CacheError.
     """
-    whole = place.home.tokens(t.name, data.name, split)
+    whole = whole or place.home.tokens(t.name, data.name, split)
     parts = [] if part is None else part_folders(whole, part[1])
     folder = whole if part is None else parts[part[0]]
     with at_work(folder, place.seat, place.wish) as attempt:

@@ -15,7 +15,7 @@ from var_scaling.data.listing import DataError, Listing, fingerprint, list_image
 from var_scaling.data.loader import in_order
 from var_scaling.data.tree import OTHER_SUFFIXES
 from var_scaling.datasets import DeadLeaves, ImageFiles
-from var_scaling.disk import DONE, is_done, read_json, whole, write_json
+from var_scaling.disk import DONE, file_sha256, is_done, read_json, whole, write_json
 from var_scaling.randomness import seed_for
 from var_scaling.text import cell, one_line
 
@@ -67,7 +67,8 @@ def open_source(
             f"{root}: {found} classes found, data {data.name!r} says {data.classes}"
             + (f"; found: {names}{', …' if found > 5 else ''}" if names else "")
         )
-    source = FileSource(data, split, listing, surveyed(listing, root, survey, workers, progress))
+    kept = surveyed(listing, root, survey, workers, progress, data.validation_share)
+    source = FileSource(data, split, listing, kept)
     if split == "train":
         _refuse_empty_classes(root, data.classes, source)
     return source
@@ -86,22 +87,26 @@ def _refuse_empty_classes(root: Path, classes: int, source: "FileSource") -> Non
 
 
 def surveyed(
-    listing: Listing, root: Path, folder: Path, workers: int, progress: Progress
+    listing: Listing, root: Path, folder: Path, workers: int, progress: Progress, share: float = 0.0
 ) -> np.ndarray:
     """Rows that decode, found by decoding each once; the rest stand in `folder`/rejected.csv.
 
-    Raises DataError above REJECTED_SHARE, or if `folder` surveyed other files.
+    What was held out by another `share` is surveyed in a folder beside it. Raises DataError above
+    REJECTED_SHARE, or if `folder` surveyed other files, or is damaged.
     """
     wanted = {"fingerprint": fingerprint(listing), "images": len(listing.names)}
     if is_done(folder):
         recorded = read_json(folder / DONE)
         if any(recorded[key] != value for key, value in wanted.items()):
+            if recorded.get("validation_share", share) != share:
+                beside = folder.with_name(f"{folder.name}-share-{share:g}")
+                return surveyed(listing, root, beside, workers, progress, share)
             raise DataError(
                 f"{root}: the files have changed since they were surveyed into {folder}: "
                 f"{recorded['images']:,} images then, {wanted['images']:,} now. Tokens made from "
                 "them would not match; restore the files, or give the new data a new name"
             )
-        return np.load(folder / "kept.npy")
+        return _read_kept(folder / "kept.npy", recorded.get("kept_sha256"))
 
     def look(rows: range) -> list[tuple[int, str]]:
         reasons = ((row, _why_not(listing, row)) for row in rows)
@@ -130,8 +135,21 @@ def surveyed(
         )
     with whole(folder / "kept.npy") as beside, open(beside, "wb") as file:
         np.save(file, kept)
-    write_json(folder / DONE, {**wanted, "rejected": len(rejected), "classes": listing.classes})
+    noted = {"rejected": len(rejected), "classes": listing.classes, "validation_share": share}
+    kept_sha256 = file_sha256(folder / "kept.npy")
+    write_json(folder / DONE, {**wanted, **noted, "kept_sha256": kept_sha256})
     return kept
+
+
+def _read_kept(path: Path, sha256: str | None) -> np.ndarray:
+    try:
+        found = file_sha256(path)
+        if sha256 in (None, found):
+            return np.load(path)
+        why = f"its SHA-256 is {found}, {DONE} records {sha256}"
+    except (OSError, ValueError, EOFError) as error:
+        why = str(error)
+    raise DataError(f"{path} is damaged: {why}. Delete {path.parent}: the files are surveyed again")
 
 
 class FileSource:
@@ -139,6 +157,7 @@ class FileSource:
 
     def __init__(self, data: ImageFiles, split: str, listing: Listing, kept: np.ndarray):
         self.data = data
+        self.files_fingerprint = fingerprint(listing)
         self.crops = data.crops if split == "train" else 0
         self.rows = len(kept)
         self.labels = listing.labels[kept]
