@@ -203,7 +203,7 @@ def reference_of(
 
 
 def _is_cut_otherwise(folder: Path, wanted: dict[str, Any]) -> bool:
-    """Whether the finished reference in `folder` is of the same data, but cut or split otherwise."""
+    """Whether the finished reference in `folder` is of the same data, cut or split otherwise."""
     if not is_done(folder) or not (folder / "reference.json").exists():
         return False
     recorded = read_json(folder / "reference.json").get("data", {})

@@ -12,6 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipelines.judged import judged
+from pipelines.place import Place, StopFile
+from pipelines.references import Cut
+from pipelines.settings import Settings
+from pipelines.store import Home
 from var_scaling.data.listing import DataError, fingerprint, list_images
 from var_scaling.data.sources import open_source
 from var_scaling.datasets import ImageFiles
@@ -501,3 +506,17 @@ def test_a_survey_without_names_of_classes_is_used_as_it_is(tmp_path):
     done.write_text(json.dumps(noted))
     assert opened(tmp_path / "set", tmp_path).classes == ["a", "b"]
     assert "classes" not in json.loads(done.read_text())
+
+
+# A folder to be measured --------------------------------------------------------------------------
+
+
+def test_fidelity_counts_the_images_behind_links_and_of_every_suffix(tmp_path):
+    plant(tmp_path, "set/a.png", "set/b/c.jpg", "elsewhere/d.png", "set/.hidden/e.png")
+    link(tmp_path / "set" / "more", tmp_path / "elsewhere")
+    Image.new("RGB", (8, 8)).save(tmp_path / "set" / "f.webp")
+    place = Place(Home(tmp_path / "home"), Settings(), StopFile(tmp_path / "stop"))
+    assert judged(place, str(tmp_path / "set"), None, None, 10, Cut()).count == 4
+    link(tmp_path / "set" / "b" / "back", "..")
+    with pytest.raises(DataError, match="is a symbolic link to"):
+        judged(place, str(tmp_path / "set"), None, None, 10, Cut())

@@ -102,8 +102,8 @@ def _split_folders(root: Path, tree: Folder) -> dict[str, Folder]:
     if stray is not None:
         raise DataError(
             f"{root}: holds the split {one_line(named[0].name)!r}, and images outside of any "
-            f"split (the first: {one_line(stray)}). If that is a class, move it into the splits; "
-            "if it is not wanted, move it away"
+            f"split (the first: {one_line(stray)}). Splits are called {', '.join(_NAMES)}: if "
+            "that is one, rename it; if it is a class, move it into the splits; else move it away"
         )
     found: dict[str, Folder] = {}
     for split in SPLITS:
