@@ -44,6 +44,9 @@ app = typer.Typer(
 )
 
 
+_TFLOPS = 400.0  # 40 % of an H100's dense bf16 peak of 989
+
+
 @app.callback()
 def describe() -> None:
     """Find out how visual autoregressive models scale: images to tokens to trials to a law."""
@@ -64,8 +67,13 @@ def plan(
     name: SweepName,
     home: HomeFolder = RUNS,
     tflops: Annotated[
-        float, typer.Option(min=1e-3, help="what one GPU sustains in training, in TFLOP/s")
-    ] = 400.0,
+        float | None,
+        typer.Option(
+            min=1e-3,
+            help="what one GPU sustains in training, in TFLOP/s; else 400",
+            show_default=False,
+        ),
+    ] = None,
     on: Annotated[
         str | None, typer.Option("--on", help="a cluster of var-scaling.toml: GPUs, hours, price")
     ] = None,
@@ -78,9 +86,13 @@ def plan(
     """
     from pipelines import orchestrate
 
+    if on and tflops is not None:
+        raise ValueError(
+            f"--tflops {tflops:g}: what a GPU of --on {on} sustains is in its settings"
+        )
     sweep, at = sweep_of(name, Home(home)), Home(home)
     cluster = load_settings().cluster(on) if on else None
-    price = planning.price_on(cluster) if cluster else planning.Price(tflops * 1e12)
+    price = planning.price_on(cluster) if cluster else planning.Price((tflops or _TFLOPS) * 1e12)
     rows = planning.plan_rows(sweep, overview(at, sweep), price, cluster)
     if as_json:
         print(json.dumps(planning.plan_summary(sweep, rows, price)))
@@ -131,6 +143,8 @@ def status(
         queue = slurm.look() if cluster.asks_slurm(at, sweep) else None
         return overview(at, sweep, queue), cluster.driver_words(at, sweep)
 
+    if watch and as_json:
+        raise ValueError("--watch or --json: JSON is of one look")
     if watch:
         screen.watch(sweep, look)
         return
@@ -146,17 +160,22 @@ def status(
 def ui(
     name: Annotated[str | None, typer.Argument(help="a sweep to compare the trials of")] = None,
     home: HomeFolder = RUNS,
-    port: Annotated[int, typer.Option(min=1024, max=65535)] = 5000,
+    port: Annotated[
+        int | None, typer.Option(min=1024, max=65535, help="else 5000", show_default=False)
+    ] = None,
 ) -> None:
     """Serve MLflow on this machine and say where to look; Ctrl-C ends it."""
     from pipelines import serve, tracking
 
     at, uri = Home(home), load_settings().mlflow.uri
+    if uri is not None and port is not None:
+        raise ValueError(f"--port {port}: MLflow is served at {uri}, as var-scaling.toml says")
     if uri is not None:
         screen.say(tracking.Mirror(at, sweep_of(name, Home(home)), uri).url(uri) if name else uri)
         return
     if not (at.root / "mlflow.db").exists():
         raise ValueError(f"{at.root}: nothing has been logged here yet; `var-scaling run` does")
+    port = port or 5000
     base = f"http://127.0.0.1:{port}"
     pages = {"all experiments": base}
     if name:

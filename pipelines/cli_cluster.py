@@ -58,6 +58,8 @@ def retry(
     sweep, at = find_sweep(name), Home(home)
     where = on or cluster.cluster_of(at, sweep) or "local"
     at_it = driver.alive(at.sweep(sweep.name))
+    if on is not None and at_it is not None and at_it.on != on:
+        raise ValueError(f"--on {on}: {at_it} is at work, and would take it up there")
     again = intervene.forgive(sweep, at, frozenset(only or ()), screen.say)
     if not again:
         screen.say(f"{sweep.name}: nothing has failed or was cancelled")

@@ -49,6 +49,9 @@ def fit(
     from pipelines import tables
 
     if not tables.is_table(name):
+        theirs = {"--column": columns, "--complete": complete, "--out": out}
+        if said := [option for option, value in theirs.items() if value]:
+            raise ValueError(f"{', '.join(said)}: of a table; {name} is no .csv, .tsv or .parquet")
         at = Home(home)
         publish_and_show(at, sweep_of(name, at), name, True, as_json, objective)
         return
@@ -80,7 +83,8 @@ def report(
     sweep = sweep_of(name, at)
     publish(at, sweep, results(at, sweep), again=against is None)
     if against is None:
-        print(report_path(at, sweep))
+        path = report_path(at, sweep)
+        print(json.dumps({"report": str(path)}) if as_json else path)
         return
     path, found = comparison.compare(at, sweep, comparison.laws_at(at, against))
     if as_json:

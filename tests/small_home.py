@@ -29,8 +29,8 @@ def small_home(root: Path, wanted: Trial | None = None) -> Home:
     return home
 
 
-def place_in(home: Home) -> Place:
-    return Place(home, Settings(), StopFile(home.root / "stop"))
+def place_in(home: Home, settings: Settings | None = None) -> Place:
+    return Place(home, settings or Settings(), StopFile(home.root / "stop"))
 
 
 def _finish(folder: Path, file: str, record, module: torch.nn.Module) -> None:

@@ -1,0 +1,294 @@
+"""A request is answered exactly or refused: nothing that lies on disk overrides an option."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL, bring, tokenizer, trial, var_state
+from PIL import Image
+from small_home import place_in, small_home
+
+from pipelines import cli
+from pipelines.address import imported_sweep, read_tokenizer
+from pipelines.fidelity import Asked, measure_fidelity
+from pipelines.references import Cut, real_data, reference_of
+from pipelines.rows import write_results
+from pipelines.settings import Settings
+from pipelines.stages import run_tokens
+from pipelines.store import Home
+from var_scaling.config import Model
+from var_scaling.datasets import DeadLeaves, ImageFiles
+from var_scaling.disk import read_json
+from var_scaling.evaluation.extractors import seeded_extractor
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Progress that is not shown."""
+
+
+def picture_folder(root: Path, side: int = 24, splits=("train", "val"), count: int = 8) -> Path:
+    """Images whose rim differs from their centre, so that another cut is another image."""
+    generator = np.random.default_rng(0)
+    for split in splits:
+        for name in ("a", "b", "c"):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 256, (side, side, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    return root
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """The command line in this process: exit code, stdout, stderr."""
+    monkeypatch.setattr("pipelines.mirror.mirror_model", lambda *words: None)
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["var-scaling", *map(str, words)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, " ".join(err.split())
+
+    return call
+
+
+@pytest.fixture
+def imported(files, tmp_path, monkeypatch) -> Home:
+    """A home with the imported model `it`, and images called pictures."""
+    picture_folder(tmp_path / "data" / "pictures")
+    monkeypatch.setenv("VAR_SCALING_DATA", str(tmp_path / "data"))
+    torch.save(var_state(Model(depth=1, width_per_depth=8)), files[1])
+    bring(tmp_path / "home", *files)
+    return Home(tmp_path / "home")
+
+
+def scores(command, home: Home, *words: object, address: str = "imported/it") -> dict:
+    code, out, err = command("evaluate", address, "--json", "--home", home.root, *words)
+    assert code == 0, err
+    found = json.loads(out)
+    return {k: v for k, v in found.items() if k != "class_order"}
+
+
+# evaluate -----------------------------------------------------------------------------------------
+
+
+def test_each_cut_is_scored_as_it_is_asked_for(command, imported, files, tmp_path):
+    """The order of the calls makes no difference, nor what lies there already."""
+    cuts = (("--enlarge", "1.5"), ("--enlarge", "1.0"), (), ("--enlarge", "1.5"))
+    found = [scores(command, imported, "--data", "pictures", *cut) for cut in cuts]
+    assert found[0] == found[3]
+    assert len({one["loss"] for one in found}) == 3
+    assert [one["cut"]["enlarge"] for one in found] == [1.5, 1.0, 1.125, 1.5]
+    for number, cut in enumerate(cuts[:3]):
+        bring(tmp_path / f"fresh{number}", *files)
+        fresh = Home(tmp_path / f"fresh{number}")
+        assert scores(command, fresh, "--data", "pictures", *cut) == found[number]
+
+
+def test_the_same_request_encodes_nothing_again(command, imported):
+    words = ("--data", "pictures", "--enlarge", "1.5")
+    first = scores(command, imported, *words)
+    (tokens,) = imported.root.glob("tokens/it/*/tokens.npy")
+    before = tokens.stat().st_mtime_ns
+    assert scores(command, imported, *words) == first
+    assert tokens.stat().st_mtime_ns == before
+
+
+def test_a_sweep_s_tokens_serve_only_the_cut_that_they_are_of(command, imported, monkeypatch):
+    own = ImageFiles(name="pictures", side=SMALL.side, classes=3, enlarge=1.5)
+    t = read_tokenizer(imported.tokenizer("it"))
+    run_tokens(place_in(imported, settings_of(imported)), t, own, "validation")
+    usual = imported.tokens("it", "pictures", "validation")
+    same = scores(command, imported, "--data", "pictures", "--enlarge", "1.5")
+    assert [path.name for path in usual.parent.iterdir()] == [usual.name]
+    other = scores(command, imported, "--data", "pictures", "--enlarge", "1.0")
+    assert same["loss"] != other["loss"]
+    assert read_json(usual / "manifest.json")["data"]["enlarge"] == 1.5
+    assert len(list(usual.parent.iterdir())) == 2
+
+
+def settings_of(home: Home) -> Settings:
+    return Settings(data={"pictures": home.root.parent / "data" / "pictures"})
+
+
+def test_a_trial_is_scored_on_its_own_images_as_they_are_cut_or_as_asked(
+    command, tmp_path, monkeypatch
+):
+    picture_folder(tmp_path / "data" / "sky")
+    monkeypatch.setenv("VAR_SCALING_DATA", str(tmp_path / "data"))
+    data = ImageFiles(name="sky", side=16, classes=3, enlarge=1.25)
+    home = small_home(tmp_path / "home", trial(tokenizer=tokenizer(data=data), data=data))
+    own, same, other = (
+        scores(command, home, *words, address="grid/d2")
+        for words in ((), ("--data", "sky", "--enlarge", "1.25"), ("--enlarge", "1.0"))
+    )
+    assert own == same
+    assert own["cut"]["enlarge"] == 1.25
+    assert other["cut"]["enlarge"] == 1.0
+    assert other["loss"] != own["loss"]
+
+
+def test_made_images_cannot_be_cut_otherwise(command, tmp_path):
+    home = small_home(tmp_path / "home")
+    for option, value in (("--enlarge", "1.5"), ("--validation-share", "0.2")):
+        code, _, err = command("evaluate", "grid/d2", option, value, "--home", home.root)
+        assert code == 2
+        assert f"{option}: leaves are made images" in err
+
+
+def test_each_share_of_held_out_images_is_scored_as_it_is_asked_for(
+    command, imported, tmp_path, monkeypatch
+):
+    whole = picture_folder(tmp_path / "alone" / "all", splits=("",), count=40)
+    monkeypatch.setenv("VAR_SCALING_DATA", str(whole.parent))
+    shares = ("0.2", "0.5", "0.2")
+    found = [
+        scores(command, imported, "--data", "all", "--validation-share", share) for share in shares
+    ]
+    assert found[0] == found[2]
+    assert found[0]["images_scored"] < found[1]["images_scored"]
+    assert found[1]["cut"]["validation_share"] == 0.5
+    # What protects a survey still does: the files may not change under it.
+    time.sleep(0.01)
+    os.remove(whole / "a" / "0.png")
+    words = ("evaluate", "imported/it", "--data", "all", "--enlarge", "2", "--home", imported.root)
+    for share in ("0.2", "0.5"):
+        code, _, err = command(*words, "--validation-share", share)
+        assert (code, "the files have changed since they were surveyed" in err) == (2, True), err
+
+
+def test_a_damaged_survey_is_refused(command, imported):
+    scores(command, imported, "--data", "pictures")
+    kept = imported.survey("pictures", "validation") / "kept.npy"
+    content = bytearray(kept.read_bytes())
+    content[-1] ^= 1
+    kept.write_bytes(content)
+    words = ("evaluate", "imported/it", "--data", "pictures", "--enlarge", "2")
+    code, _, err = command(*words, "--home", imported.root)
+    assert code == 2
+    assert f"{kept} is damaged: its SHA-256 is" in err
+
+
+def test_no_law_rests_on_models_scored_on_different_cuts(command, imported, files):
+    bring(imported.root, *files, name="other")
+    torch.save(var_state(Model(depth=2, width_per_depth=8)), files[1])
+    bring(imported.root, *files, name="second")
+    scores(command, imported, "--data", "pictures", "--enlarge", "1.5")
+    scores(command, imported, "--data", "pictures", "--enlarge", "1.0", address="imported/second")
+    with pytest.raises(ValueError, match=r"cut differently: it with enlarge 1\.5.*second with"):
+        write_results(imported, imported_sweep(imported))
+    scores(command, imported, "--data", "pictures", "--enlarge", "1.5", address="imported/second")
+    assert write_results(imported, imported_sweep(imported))
+
+
+# fidelity -----------------------------------------------------------------------------------------
+
+
+def test_a_cut_that_is_asked_for_holds_for_a_model_s_own_images_too(tmp_path):
+    picture_folder(tmp_path / "data")
+    place = place_in(Home(tmp_path / "home"), Settings(data={"sky": tmp_path / "data"}))
+    own = ImageFiles(name="sky", side=16, classes=3, enlarge=1.25, validation_share=0.1)
+    found = real_data(place, "sky", "train", 16, own, Cut(1.5, 0.3))
+    assert (found.enlarge, found.validation_share) == (1.5, 0.3)
+    found = real_data(place, "sky", "train", 16, own, Cut())
+    assert (found.enlarge, found.validation_share) == (1.25, 0.1)
+
+
+def test_references_of_two_shares_are_two_references(tmp_path):
+    picture_folder(tmp_path / "data", splits=("",), count=20)
+    place = place_in(Home(tmp_path / "home"), Settings(data={"sky": tmp_path / "data"}))
+    found = []
+    for share in (0.3, 0.6, 0.3):
+        data = real_data(place, "sky", "train", 16, None, Cut(validation_share=share))
+        found.append(reference_of(place, data, "train", seeded_extractor(), 50_000, silent))
+    assert found[0].statistics.count > found[1].statistics.count
+    assert found[0].sha256 == found[2].sha256 != found[1].sha256
+    assert found[0].name != found[1].name
+
+
+def test_made_images_of_one_name_are_not_guessed(tmp_path):
+    home = Home(tmp_path / "home")
+    place = place_in(home)
+    for name, seed in (("one", 0), ("two", 1)):
+        data = DeadLeaves(name="leaves", side=16, train_images=100, seed=seed)
+        folder = home.tokenizer(name)
+        folder.mkdir(parents=True)
+        record = tokenizer(name=name, data=data)
+        (folder / "tokenizer.json").write_text(record.model_dump_json())
+    with pytest.raises(ValueError, match="the tokenizers one, two learnt different images"):
+        real_data(place, "leaves", "train", 16, None, Cut())
+
+
+@pytest.mark.parametrize(
+    ("asked", "option"),
+    [
+        ({"images": 10}, "--images"),
+        ({"cut": Cut(enlarge=1.5)}, "--enlarge"),
+        ({"cut": Cut(validation_share=0.5)}, "--validation-share"),
+    ],
+)
+def test_what_a_reference_file_holds_cannot_be_had_otherwise(tmp_path, asked, option):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    Image.new("RGB", (16, 16)).save(folder / "1.png")
+    wanted = Asked(reference=tmp_path / "statistics.npz", **asked)
+    with pytest.raises(ValueError, match=f"{option}: what --reference holds was gathered"):
+        measure_fidelity(place_in(Home(tmp_path / "home")), str(folder), wanted, silent)
+
+
+# Options that would have been dropped -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("fit", "smoke", "--column", "a=val_loss"), "--column: of a table; smoke is no .csv"),
+        (("fit", "smoke", "--complete", "tokens_seen"), "--complete: of a table"),
+        (("fit", "smoke", "--out", "there"), "--out: of a table"),
+        (("plan", "smoke", "--on", "box", "--tflops", "9"), "--tflops 9: what a GPU of --on box"),
+        (("status", "smoke", "--watch", "--json"), "--watch or --json"),
+        (("ui", "--port", "5005"), "--port 5005: MLflow is served at http://mlflow.example"),
+    ],
+)
+def test_an_option_without_effect_is_refused(command, tmp_path, monkeypatch, words, said):
+    (tmp_path / "var-scaling.toml").write_text(
+        '[clusters.box]\npartition = "p"\n[mlflow]\nuri = "http://mlflow.example"\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    code, _, err = command(*words, "--home", tmp_path / "home")
+    assert (code, said in err) == (2, True), err
+
+
+def test_plan_reckons_with_what_it_is_told(command, tmp_path):
+    words = ("plan", "smoke", "--json", "--home", tmp_path / "home")
+    hours = {}
+    for tflops in (None, "400", "200"):
+        option = () if tflops is None else ("--tflops", tflops)
+        hours[tflops] = json.loads(command(*words, *option)[1])
+    assert hours[None] == hours["400"] != hours["200"]
+
+
+def test_report_speaks_json_when_asked(command, smoke, monkeypatch):
+    monkeypatch.setattr("pipelines.publish.publish", lambda *words, again: {})
+    code, out, err = command("report", "smoke", "--json", "--home", smoke)
+    assert code == 0, err
+    assert json.loads(out) == {"report": str(smoke / "smoke" / "report" / "index.html")}
+
+
+def test_retry_does_not_send_elsewhere_what_another_driver_takes_up(command, tmp_path, monkeypatch):
+    from pipelines import driver
+
+    home = Home(tmp_path / "home")
+    with driver.driving(home.sweep("smoke"), "local", False):
+        code, _, err = command("retry", "smoke", "--on", "box", "--home", home.root)
+    assert (code, "--on box:" in err) == (2, True), err
