@@ -65,6 +65,7 @@ class Facts:
     tokenizers: list[dict[str, str]] = field(default_factory=list)
     pictures: dict[str, Path] = field(default_factory=dict)  # caption: PNG
     trials: tuple[str, ...] = ()  # all that were planned; those without a row are named
+    failures: tuple[str, ...] = ()  # what has plainly failed, a sentence each
     made: tuple[Made, ...] = ()
     unshown: str = ""  # other models with which something was made
     fidelity: list[dict[str, str]] = field(default_factory=list)
@@ -83,7 +84,7 @@ def write_report(path: Path, study: Study, figures: Mapping[str, Path], facts: F
         "study": study, "facts": facts, "METRICS": METRICS, "VARIABLES": VARIABLES,
         "findings": [_shown(study, finding) for finding in study.findings],
         "traces": _traces(study), "runs": _runs(study), "run_ids": _run_ids(study),
-        "verdicts": verdicts(study), "warnings": warnings(study, facts.trials),
+        "verdicts": verdicts(study), "warnings": (*facts.failures, *warnings(study, facts.trials)),
         "unmeasured": unmeasured(study), "checklist": checklist(study, facts.provenance),
         "beside": paper.paper_table(study.findings), "paper_note": paper.NOTE,
         "cuts": _cuts(study), "pictures": [(c, inlined(p)) for c, p in facts.pictures.items()],

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.exhibits import folders
+from pipelines.health import plain_failures
 from pipelines.made import stamp_of
 from pipelines.store import Home
 from pipelines.units import damaged_stages
@@ -30,9 +31,11 @@ def publish(
     """
     folder = home.sweep(sweep.name)
     damaged = {stage: str(found) for stage, found in damaged_stages(home, sweep).items()}
+    failures = list(plain_failures(home, sweep))
     wanted = {
         "format": _FORMAT, "results_fingerprint": results_fingerprint, "objective": objective,
         "made": _made(home, sweep), "damaged": damaged,
+        "failures": failures,
     }  # fmt: skip
     if not again and (folder / "laws.json").exists() and report_path(home, sweep).exists():
         laws: dict[str, Any] = read_json(folder / "laws.json")

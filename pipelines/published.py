@@ -26,6 +26,8 @@ def publish_and_show(
         laws = publish.publish(at, sweep, results(at, sweep), again, objective, progress)
     for stage, what in laws["damaged"].items():
         warn(f"{stage}: {what}")
+    for failure in laws["failures"]:
+        warn(failure)
     if not publish.mirrored(at, sweep, laws) or again:
         from pipelines import mirror
 

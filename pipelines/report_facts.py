@@ -5,6 +5,7 @@ from typing import Any
 
 from analysis.report import Facts
 from pipelines.exhibits import exhibits
+from pipelines.health import plain_failures
 from pipelines.store import Home
 from var_scaling.config import ImportedTokenizer, Sweep
 from var_scaling.disk import read_json
@@ -41,6 +42,7 @@ def facts_of(home: Home, sweep: Sweep) -> Facts:
         tokenizers=tokenizers,
         pictures=pictures,
         trials=tuple(trial.name for trial in sweep.trials),
+        failures=plain_failures(home, sweep),
         **exhibits(home, sweep)._asdict(),
     )
 
