@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipelines.damage import LOG, damage_in
+from pipelines.damage import LOG, WEIGHTS, damage_in
 from pipelines.store import IMPORTED, Home
 from var_scaling.config import AnyTokenizer, ImportedModel, SomeTokenizer, Sweep, Trial
 from var_scaling.disk import Damaged, is_done
@@ -20,10 +20,11 @@ def finished(home: Home, address: str) -> Path:
     inside = folder.resolve().is_relative_to(home.root.resolve())
     if len(Path(address).parts) != 2 or not inside:
         raise ValueError(f"{address}: name it as SWEEP/TRIAL, imported/NAME or tokenizers/NAME")
-    if not (is_done(folder) and (folder / "weights.safetensors").exists()):
+    if not (is_done(folder) and (folder / WEIGHTS).exists()):
         raise ValueError(f"{folder}: nothing finished is here")
     found = damage_in(folder)
-    if found is not None and set(found.files) != {LOG}:  # no sample depends on the log
+    # No sample depends on the log, and weights are compared as they are loaded.
+    if found is not None and set(found.files) - {LOG, WEIGHTS}:
         raise Damaged(str(found))
     return folder
 

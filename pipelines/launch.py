@@ -59,7 +59,7 @@ def submit(
         )
         for unit in units
     ]  # fmt: skip
-    folder = home.root / "jobs" / submission
+    folder = _private(home.root / "jobs") / submission
     try:
         with _environment(environment):
             # A trial of weeks runs into its wall time every day: that is no reason to give up.
@@ -93,7 +93,7 @@ def run_here(place: Place, folder: Path, words: dict[str, Any], stop: Path) -> s
         {**words, "stop": str(stop)},
     )  # fmt: skip
     with held(folder, wait=WAIT):
-        executor = submitit.AutoExecutor(place.home.root / "jobs" / submission, "local")
+        executor = submitit.AutoExecutor(_private(place.home.root / "jobs") / submission, "local")
         gpus = {"gpus_per_node": local.processes} if local.device == "cuda" else {}
         executor.update_parameters(
             timeout_min=_NEVER, tasks_per_node=local.processes, local_stderr_to_stdout=True, **gpus
@@ -108,6 +108,14 @@ def run_here(place: Place, folder: Path, words: dict[str, Any], stop: Path) -> s
     if ended == "stopped":
         raise Stopped(f"{folder.name} stopped")
     return ended
+
+
+def _private(folder: Path) -> Path:
+    """`folder`, there for this user alone: a job runs the pickles that lie in it."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_uid == os.getuid():
+        folder.chmod(0o700)
+    return folder
 
 
 def tokenize_here(stop: Path, place: Place, t: Any) -> str:

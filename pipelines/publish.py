@@ -34,12 +34,13 @@ def publish(
     failures = list(plain_failures(home, sweep))
     wanted = {
         "format": _FORMAT, "results_fingerprint": results_fingerprint, "objective": objective,
-        "made": _made(home, sweep), "damaged": damaged,
-        "failures": failures,
+        "made": _made(home, sweep),
     }  # fmt: skip
+    warnings = {"damaged": damaged, "failures": failures}
     if not again and (folder / "laws.json").exists() and report_path(home, sweep).exists():
         laws: dict[str, Any] = read_json(folder / "laws.json")
-        if all(laws.get(key) == value for key, value in wanted.items()):
+        known = {"damaged": {}, "failures": [], **laws}
+        if all(known.get(key) == value for key, value in (wanted | warnings).items()):
             return laws
     from analysis.export import laws_of
     from analysis.figures import draw_all
@@ -57,7 +58,7 @@ def publish(
     kinds = ("svg", "png", "pdf") if again else ("svg", "png")
     figures = draw_all(found, report_path(home, sweep).parent, kinds)
     write_report(report_path(home, sweep), found, figures, facts_of(home, sweep))
-    laws = {**laws_of(found), **wanted, "sweep": sweep.name}
+    laws = {**laws_of(found), **wanted, **warnings, "sweep": sweep.name}
     write_json(folder / "laws.json", laws)
     return laws
 

@@ -24,9 +24,9 @@ def publish_and_show(
 
     with screen.steps("laws") as progress:
         laws = publish.publish(at, sweep, results(at, sweep), again, objective, progress)
-    for stage, what in laws["damaged"].items():
+    for stage, what in laws.get("damaged", {}).items():
         warn(f"{stage}: {what}")
-    for failure in laws["failures"]:
+    for failure in laws.get("failures", []):
         warn(failure)
     if not publish.mirrored(at, sweep, laws) or again:
         from pipelines import mirror

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from pipelines.attempt import Attempt
-from pipelines.damage import LOG, damage_in, noted
+from pipelines.damage import LOG, WEIGHTS, damage_in, noted
 from pipelines.place import Place
 from pipelines.provenance import code_version
 from pipelines.store import weights_of
@@ -73,7 +73,7 @@ def _note(attempt: Attempt, steps: int, line: Line) -> None:
         "time": time.strftime("%F %T %z"),
     }
     if "files" not in marker:  # of a version that recorded none
-        names = ("weights.safetensors", "trial.json", "tokenizer.json")
+        names = (WEIGHTS, "trial.json", "tokenizer.json")
         marker["files"] = {name: noted(folder / name) for name in names if (folder / name).exists()}
     marker["files"][LOG] = noted(folder / LOG)
     attempt.check()

@@ -47,6 +47,11 @@ def run(sweep: Sweep, home: Home, settings: Settings, how: Run) -> None:
             "--detach leaves jobs to Slurm; on this machine: nohup var-scaling run … &"
         )
     orchestrate.refuse_drift(home, sweep)
+    if home.root.exists() and home.root.stat().st_mode & 0o002:
+        warn(
+            f"{home.root} can be written to by all users, who could change code that runs as you: "
+            "chmod o-w"
+        )
     damaged = damaged_stages(home, sweep)
     for stage, found in damaged.items():
         (warn if found.by_run else say_error)(f"{stage}: {found}")

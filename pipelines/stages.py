@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any
 
 from pipelines.attempt import WAIT, Attempt, Stopped, at_work
-from pipelines.damage import LOG, ended, mark_done, status_of
+from pipelines.damage import LOG, WEIGHTS, ended, mark_done, status_of
 from pipelines.place import Place
 from pipelines.repair import evaluate_tokenizer_again, evaluate_trial_again
 from pipelines.store import Home, claim, held, part_folders, weights_of
@@ -20,7 +20,6 @@ from var_scaling.disk import DONE, file_sha256, is_done, read_json, write_json
 from var_scaling.metrics import read_metrics
 
 _SPLITS = ("train", "validation")
-_WEIGHTS = "weights.safetensors"
 _TOKENS = ("manifest.json", "tokens.npy", "labels.npy")
 
 
@@ -172,13 +171,13 @@ def _keep(model: Any, attempt: Attempt, record: str, facts: dict[str, Any]) -> N
     if not attempt.seat.first:
         return
     attempt.check()
-    weights = attempt.folder / _WEIGHTS
+    weights = attempt.folder / WEIGHTS
     save_weights(model, weights)
     last = read_metrics(attempt.folder / LOG)[-1]
     marker = {"status": "done", "weights_sha256": file_sha256(weights), **facts}
     marker["seconds"] = last["seconds"]
     known = [CLASSES] if (attempt.folder / CLASSES).exists() else []
-    attempt.finish(marker, (_WEIGHTS, record, LOG, *known))
+    attempt.finish(marker, (WEIGHTS, record, LOG, *known))
     clear(attempt.folder / "checkpoint")
 
 

@@ -1,0 +1,77 @@
+"""Places that other users of the machine see: closed to them, or open on loopback alone."""
+
+import json
+import os
+import stat
+import sys
+
+import psutil
+import pytest
+from conftest import trial
+
+from pipelines import cli, launch
+from pipelines.resources import trial_resources
+from pipelines.settings import Cluster, Settings
+from pipelines.snapshot import Snapshot
+from pipelines.store import Home
+from pipelines.units import Unit
+from var_scaling.training import distributed
+
+BOX = Cluster(partition="main", device="cpu", poll_seconds=1)
+
+
+def listening() -> set[tuple[str, int]]:
+    """Address and port of every TCP socket on which this process listens."""
+    found = psutil.Process().net_connections(kind="tcp")
+    return {tuple(one.laddr) for one in found if one.status == psutil.CONN_LISTEN}
+
+
+def test_processes_of_one_machine_meet_on_loopback(tmp_path):
+    before = listening()
+    meeting = tmp_path / "meeting.json"
+    store, address = distributed._meet(0, 1, meeting, "127.0.0.1", 10)
+    (new,) = listening() - before
+    said = json.loads(meeting.read_text())
+    assert new == ("127.0.0.1", store.port) == (said["address"], said["port"])
+    assert address == "127.0.0.1"
+
+
+def test_pickles_lie_where_nobody_else_writes(tmp_path, monkeypatch):
+    """Also where an older version left the folder open."""
+    import submitit
+
+    seen = []
+
+    def executor(self, folder, *words, **options):
+        seen.append(stat.S_IMODE(folder.parent.stat().st_mode))
+        raise RuntimeError("sbatch: error: no")
+
+    monkeypatch.setattr(submitit.AutoExecutor, "__init__", executor)
+    home = Home(tmp_path)
+    unit = Unit("trial d1", tmp_path / "d1", tmp_path / "d1", trial_resources(trial(), BOX), {})
+    settings = Settings(clusters={"box": BOX})
+    mask = os.umask(0)
+    try:
+        for mode in (None, 0o777):
+            if mode is not None:
+                (tmp_path / "jobs").chmod(mode)
+            with pytest.raises(launch.Refused):
+                launch.submit([unit], "s", home, settings, "box", Snapshot(tmp_path, "c"), {})
+    finally:
+        os.umask(mask)
+    assert seen == [0o700, 0o700]
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o777, True), (0o755, False)])
+def test_run_warns_of_a_home_that_all_may_write_to(smoke, monkeypatch, capsys, mode, warned):
+    monkeypatch.setattr("pipelines.cli.publish_and_show", lambda *words, **options: None)
+    monkeypatch.setattr(sys, "argv", ["var-scaling", "run", "smoke", "--home", str(smoke)])
+    before = stat.S_IMODE(smoke.stat().st_mode)
+    smoke.chmod(mode)
+    try:
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    finally:
+        smoke.chmod(before)
+    assert not end.value.code
+    assert ("can be written to by all users" in capsys.readouterr().err) is warned
