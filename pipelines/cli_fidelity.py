@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from pipelines import screen
-from pipelines.arguments import RUNS, AsJson, HomeFolder
+from pipelines.arguments import RUNS, AsJson, Enlarge, HomeFolder, ValidationShare
 from pipelines.settings import load_settings
 from pipelines.store import Home
 
@@ -57,20 +57,8 @@ def fidelity(
             show_default=False,
         ),
     ] = None,
-    enlarge: Annotated[
-        float | None,
-        typer.Option(min=1, help="shorter side of real images before the centre is cut, in sides"),
-    ] = None,
-    validation_share: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=0.99,
-            help="where the images have no split of their own; else that of the "
-            "model's own images, 0 for others",
-            show_default=False,
-        ),
-    ] = None,
+    enlarge: Enlarge = None,
+    validation_share: ValidationShare = None,
     home: HomeFolder = RUNS,
     as_json: AsJson = False,
 ) -> None:

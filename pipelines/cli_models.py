@@ -8,7 +8,7 @@ import typer
 
 from pipelines import screen
 from pipelines.address import read_generator
-from pipelines.arguments import RUNS, AsJson, HomeFolder
+from pipelines.arguments import RUNS, AsJson, Enlarge, HomeFolder, ValidationShare
 from pipelines.settings import load_settings
 from pipelines.store import Home
 from var_scaling.class_names import CLASSES
@@ -89,25 +89,8 @@ def evaluate(
     data: Annotated[
         str | None, typer.Option(help="images to score on, by their name in var-scaling.toml")
     ] = None,
-    enlarge: Annotated[
-        float | None,
-        typer.Option(
-            min=1,
-            help="shorter side before the centre is cut, in image sides; else as the model's own "
-            "images are cut, 1.125 for others",
-            show_default=False,
-        ),
-    ] = None,
-    validation_share: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=0.99,
-            help="where the images have no split of their own; else that of the "
-            "model's own images, 0 for others",
-            show_default=False,
-        ),
-    ] = None,
+    enlarge: Enlarge = None,
+    validation_share: ValidationShare = None,
     home: HomeFolder = RUNS,
     as_json: AsJson = False,
 ) -> None:

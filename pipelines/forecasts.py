@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from analysis.forecast import Forecast, ForecastError, Outcome, Run, Target, freeze, score
 from analysis.seal import sealed, unsealed
 from analysis.table import Table, load_results
+from pipelines.damage import LOG, damage_in
 from pipelines.provenance import code_version
 from pipelines.published import results
 from pipelines.rows import rows_of
@@ -184,6 +185,9 @@ def _outcome(home: Home, path: Path) -> Outcome:
         line = last_of(read_metrics(folder / "metrics.jsonl"), "train")
         said = f"at step {line['step']:,} of {trial.steps:,}" if line else "not begun"
         return Outcome(path.name, "waiting", said, forecast)
+    found = damage_in(folder)
+    if found is not None and LOG in found.files:
+        return Outcome(path.name, "waiting", str(found), forecast)
     return _graded(home, path, forecast, trial)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from test_reference_numbers import DECAYS
 
 from pipelines.exchange import export_released, import_released
 from pipelines.store import Home, weights_of
@@ -158,16 +159,6 @@ def check_gradients(module: torch.nn.Module, wanted: dict[str, torch.Tensor]) ->
         [p.grad for p in parameters.values() if p.grad is not None]
     )
     assert_close(norm, wanted["grad_global_norm"], 1e-3)
-
-
-DECAYS = {  # schedule: (decay, share of the steps after warm-up where it bends)
-    "lin0": ("linear", 0.05),
-    "lin": ("linear", 0.15),
-    "lin00": ("linear", 0.0),
-    "lin0.8": ("two_slopes", 0.8),
-    "cos": ("cosine", 0.0),
-    "exp": ("exponential", 0.15),
-}
 
 
 def schedules() -> list[str]:

@@ -32,19 +32,19 @@ def by_formula(module: torch.nn.Module, salt: str) -> None:
     module.load_state_dict(formula_state(shapes, salt), strict=True)
 
 
-def close(ours: torch.Tensor | float, theirs: list[float] | float, bar: float = 2e-4) -> None:
+def check_close(ours: torch.Tensor | float, theirs: list[float] | float, bar: float = 2e-4) -> None:
     ours, theirs = torch.as_tensor(ours, dtype=torch.float64), torch.tensor(theirs).double()
     assert ours.shape == theirs.shape
     worst = (ours - theirs).abs().max()
     assert worst <= bar * (1 + theirs.abs().max()), f"off by {worst:.2e}"
 
 
-def gradient_norms(module: torch.nn.Module, wanted: dict) -> None:
+def check_gradient_norms(module: torch.nn.Module, wanted: dict) -> None:
     found = dict(module.named_parameters())
     for name, norm in wanted["gradient_norms"].items():
-        close(found[name].grad.norm().item(), norm, 1e-3)
+        check_close(found[name].grad.norm().item(), norm, 1e-3)
     every = [one.grad for one in found.values() if one.grad is not None]
-    close(torch.nn.utils.get_total_norm(every).item(), wanted["gradient_norm"], 1e-3)
+    check_close(torch.nn.utils.get_total_norm(every).item(), wanted["gradient_norm"], 1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -76,15 +76,15 @@ def test_the_formula_is_what_it_was():
 @torch.no_grad()
 def test_images_become_the_released_codes_tokens(model):
     wanted = WANTED["vqvae"]
-    close(torch.tensor(some(model.features(images()))), wanted["features"])
+    check_close(torch.tensor(some(model.features(images()))), wanted["features"])
     ids = model.encode(images())
     assert ids.tolist() == wanted["ids"]
     assert len(ids.unique()) > 16  # no test of one token
-    close(torch.tensor(some(model.quantize.decode(ids))), wanted["f_hat"])
+    check_close(torch.tensor(some(model.quantize.decode(ids))), wanted["f_hat"])
     rebuilt = model.render(model.quantize.decode(ids))
-    close(torch.tensor(some(rebuilt)), wanted["reconstruction"])
+    check_close(torch.tensor(some(rebuilt)), wanted["reconstruction"])
     assert torch.equal(model.decode(ids), rebuilt.clamp(-1, 1))
-    close(torch.tensor(some(model.quantize.teacher_input(ids))), wanted["teacher_input"])
+    check_close(torch.tensor(some(model.quantize.teacher_input(ids))), wanted["teacher_input"])
 
 
 def test_the_tokenizers_training_step(model):
@@ -93,9 +93,9 @@ def test_the_tokenizers_training_step(model):
     rebuilt, quantized = model(images(), 0.25, quantised=True)
     error = F.mse_loss(rebuilt, images())
     (error + quantized.loss).backward()
-    close(error.item(), wanted["mse"])
-    close(quantized.loss.item(), wanted["quantisation"])
-    gradient_norms(model, wanted)
+    check_close(error.item(), wanted["mse"])
+    check_close(quantized.loss.item(), wanted["quantisation"])
+    check_gradient_norms(model, wanted)
 
 
 def test_logits_losses_and_gradients(model, transformer):
@@ -104,16 +104,16 @@ def test_logits_losses_and_gradients(model, transformer):
     with torch.no_grad():
         shown = model.quantize.teacher_input(ids)
         without = module(torch.full_like(LABELS, CLASSES), shown)
-    close(torch.tensor(some(without)), wanted["logits_uncond"])
+    check_close(torch.tensor(some(without)), wanted["logits_uncond"])
     module.zero_grad()
     logits = module(LABELS, shown)
-    close(torch.tensor(some(logits)), wanted["logits"])
+    check_close(torch.tensor(some(logits)), wanted["logits"])
     losses = F.cross_entropy(logits.movedim(-1, 1), ids, reduction="none")
-    close(losses.mean().item(), wanted["loss"])
+    check_close(losses.mean().item(), wanted["loss"])
     parts = losses.split(list(T.pyramid.lengths), dim=1)
-    close(torch.stack([part.mean() for part in parts]).detach(), wanted["loss_per_scale"])
+    check_close(torch.stack([part.mean() for part in parts]).detach(), wanted["loss_per_scale"])
     losses.mean().backward()
-    gradient_norms(module, wanted)
+    check_gradient_norms(module, wanted)
 
 
 @torch.no_grad()
@@ -125,7 +125,7 @@ def test_greedy_guided_sampling_draws_the_same_tokens(model, transformer):
     )))  # fmt: skip
     assert torch.cat([step.ids_BS for step in drawn], 1).tolist() == wanted["greedy_ids"]
     image = (model.render(drawn[-1].f_BZHH).clamp(-1, 1) + 1) / 2
-    close(torch.tensor(some(image)), wanted["greedy_image"])
+    check_close(torch.tensor(some(image)), wanted["greedy_image"])
 
 
 def test_weights_that_do_not_decay_are_those_of_the_released_code(transformer):
