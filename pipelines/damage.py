@@ -84,9 +84,12 @@ def ended(folder: Path) -> bool:
 
 def _damaged_files(folder: Path, thorough: bool) -> dict[str, str]:
     try:
-        recorded = read_json(folder / DONE).get("files", {})
+        marker = read_json(folder / DONE)
     except Damaged as error:
         return {DONE: str(error)}
+    recorded = marker.get("files", {})
+    if "files" not in marker and "weights_sha256" in marker:  # of a version that recorded no more
+        recorded = {WEIGHTS: {"bytes": None, "sha256": marker["weights_sha256"]}}
     since = (folder / DONE).stat().st_mtime_ns
     found = {name: _unlike(folder / name, was, since, thorough) for name, was in recorded.items()}
     return {name: why for name, why in found.items() if why}
@@ -96,12 +99,12 @@ def _unlike(path: Path, was: dict[str, Any], since: int, thorough: bool) -> str:
     """How `path` differs from what was recorded at the time `since`, or ""."""
     try:
         now = path.stat()
-        if now.st_size != was["bytes"]:
+        if now.st_size != was["bytes"] is not None:
             with open(path, "rb") as file:  # a network's disk may answer from memory until then
                 now = os.fstat(file.fileno())
     except FileNotFoundError:
         return f"{path} is missing"
-    if now.st_size != was["bytes"]:
+    if now.st_size != was["bytes"] is not None:
         return f"{path} is damaged: it has {now.st_size:,} bytes, {DONE} records {was['bytes']:,}"
     key = (path, now.st_size, now.st_mtime_ns)
     if key not in _hashes:

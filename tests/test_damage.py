@@ -221,6 +221,10 @@ def test_a_home_of_a_version_that_recorded_no_files_is_read(home):
         kept = {k: v for k, v in read_json(marker).items() if k not in ("files", "seconds")}
         write_json(marker, kept)
     assert {view.state for view in overview(home, SWEEP)} == {"done"}
+    flip_bit(home.trial("smoke", "d2") / "weights.safetensors")
+    (view,) = (one for one in overview(home, SWEEP) if one.state != "done")
+    assert (view.name, view.state) == ("d2", "damaged")
+    flip_bit(home.trial("smoke", "d2") / "weights.safetensors")
     log = home.trial("smoke", "d3") / "metrics.jsonl"
     log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
     (view,) = (one for one in overview(home, SWEEP) if one.state != "done")

@@ -44,6 +44,7 @@ def test_an_active_job_is_never_submitted_again(tmp_path, unit, state):
     assert twice(reconciler, unit) == {}
     assert reconciler.taken == []
     assert jobs.latest(unit.folder).live
+    assert seen("7", state)["7"].unknown is (state == UNKNOWN)
     there = state_of(unit.folder, Queue(seen("7", state), time.time()))[0]
     assert there == ("running" if state in ("RUNNING", "COMPLETING") else "queued")
 
