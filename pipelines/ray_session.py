@@ -1,6 +1,6 @@
 """A Ray of our own on this machine: reachable by this user alone, in a directory that goes with it.
 
-Ray runs what it is sent and unpickles what it is given, so whoever reaches it runs code as this
+Ray runs what it is sent and unpickles what it is given, so anyone who reaches it runs code as this
 user. Every port is bound to 127.0.0.1, where all users of a machine meet: each request must carry a
 token that only this user can read.
 """

@@ -14,7 +14,7 @@ import pytest
 from pipelines import cli, ray_session
 from pipelines.ray_session import RayNotStarted, ray_here
 
-OTHER = 65534  # nobody's user id
+OTHER = 65534  # a user id without rights
 ATTACK = Path(__file__).with_name("ray_attack.py")
 
 
