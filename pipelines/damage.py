@@ -114,7 +114,8 @@ def _unlike(path: Path, was: dict[str, Any], since: int, thorough: bool) -> str:
         _hashes[key] = file_sha256(path)
     if _hashes[key] == was["sha256"]:
         return ""
-    return f"{path} is damaged: its SHA-256 is {_hashes[key]}, {DONE} records {was['sha256']}"
+    now_is, recorded = _hashes[key][:12], was["sha256"][:12]
+    return f"{path} is damaged: its SHA-256 is {now_is}…, {DONE} records {recorded}…"
 
 
 def _lost_end(folder: Path) -> str:

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from pipelines.collect import View, since
@@ -65,8 +65,10 @@ def sweeps_table(found: list[Sweep]) -> Table:
 
 
 def new_table(*columns: str, title: str = "", caption: str = "") -> Table:
+    """A table whose long words are folded: of a path cut short with "…" there is no use."""
     return Table(
-        *columns, title=title, caption=caption, box=SIMPLE_HEAD, title_justify="left",
+        *(Column(header, overflow="fold") for header in columns),
+        title=title, caption=caption, box=SIMPLE_HEAD, title_justify="left",
         caption_justify="left", pad_edge=False, padding=(0, 1),
     )  # fmt: skip
 

@@ -185,3 +185,12 @@ def test_a_table_of_strange_names_is_fitted_and_shown_literally(tmp_path):
     assert "<b>bold</b>" not in page
     assert "&lt;b&gt;bold" in page
     assert "{{ 7 * 7 }}" in page
+
+
+def test_a_table_folds_a_long_path_and_cuts_nothing(capsys):
+    path = "/somewhere/" + "deep/" * 30 + "tokens.npy"
+    table = screen.new_table("stage", "note")
+    table.add_row("tokens", f"{path} is damaged")
+    with screen.console.capture() as shown:
+        screen.console.print(table, width=60)
+    assert path in "".join(shown.get().split()).replace("─", "")

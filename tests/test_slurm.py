@@ -196,5 +196,9 @@ def test_an_error_of_the_trial_is_reported_and_not_paid_for_again(site):
     before = site.submissions()
     assert site.run("--only", "d1").returncode == 1
     assert site.submissions() == before
-    status = site.call("status").stdout
-    assert "tokens.npy is damaged" in status
+    stages = json.loads(site.call("status", "--json").stdout)["stages"]
+    states = {stage["name"]: (stage["state"], stage["note"]) for stage in stages}
+    assert states["d1"][0] == "failed"
+    state, why = states["tiny/leaves-train"]
+    assert state == "damaged"
+    assert f"{tokens} is damaged: its SHA-256 is " in why
