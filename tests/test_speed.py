@@ -159,6 +159,26 @@ def test_the_benchmark_compares_ways_that_draw_the_same(monkeypatch):
                 torch.testing.assert_close(step.logits_BSV, ours.logits_BSV, rtol=1e-4, atol=1e-4)
 
 
+def test_the_gpu_benchmark_stops_where_the_released_way_computes_something_else(
+    monkeypatch, tmp_path
+):
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    gpu = import_module("gpu")
+    out = tmp_path / "gpu.json"
+    words = ["gpu.py", "--small", "--device", "cpu", "--minutes", "0", "--out", str(out)]
+    monkeypatch.setattr("sys.argv", words)
+    gpu.main()
+    found = json.loads(out.read_text())
+    assert [row["agree"] for row in found["correct"]] == [True, True]
+    assert len(found["skipped"]) == 6  # no time was left for what is timed
+    block = gpu.Released.block
+    monkeypatch.setattr(
+        gpu.Released, "block", staticmethod(lambda *x: block(*x[:3], torch.zeros_like(x[3])))
+    )  # every token sees all others
+    with pytest.raises(SystemExit, match="losses differ"):
+        gpu.main()
+
+
 # Refusals ----------------------------------------------------------------------------------------
 
 
