@@ -1,9 +1,11 @@
-"""How fast a surface is fitted and refitted, beside the usual grid of L-BFGS-B starts; one core.
+"""How fast a surface is fitted and refitted, beside SciPy; one core.
 
-    python benchmarks/fit.py [--starts 4500] [--resamples 4000]
+    python benchmarks/fit.py [--starts 9] [--resamples 400] [--grid 0]
 
-The usual way: scipy's L-BFGS-B without gradients, from each of 4,500 starts, on the sum of Huber
-losses (δ = 1e-3) of log residuals. Fewer `--starts` are spread over the grid and extrapolated.
+The best that SciPy's user has: L-BFGS-B with the gradient of the objective, from nine starts, then
+once from each resample's full fit. The objective is the sum of Huber losses (δ = 1e-3) of log
+residuals, smooth enough for its gradient. As published (arXiv 2203.15556) it is run without
+gradients from 4,500 starts: `--grid` of them, spread evenly, take the rest of the time.
 """
 
 # ruff: noqa: E402 - one thread, said before numpy is imported
@@ -22,7 +24,7 @@ for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.optimize import minimize
+from scipy.optimize import minimize, nnls
 
 from analysis.fit import Fit, fit_law
 from analysis.laws import SURFACE
@@ -54,28 +56,62 @@ def points() -> tuple[str, Array, Array, Array]:
     return "SYNTHETIC (the published table is not here)", N, D, L
 
 
-def usual_objective(N: Array, D: Array, L: Array, weights: Array) -> Callable[[Array], float]:
-    """The sum of Huber losses of (a, α, b, β, e), as it is commonly written."""
+def huber_sum(
+    N: Array, D: Array, L: Array, weights: Array
+) -> Callable[[Array], tuple[float, Array]]:
+    """The sum of Huber losses of (a, α, b, β, e), and its gradient."""
     log_N, log_D, log_L = np.log(N), np.log(D), np.log(L)
 
-    def objective(theta: Array) -> float:
+    def objective(theta: Array) -> tuple[float, Array]:
         a, alpha, b, beta, e = theta
         terms = np.stack([a - alpha * log_N, b - beta * log_D, np.full_like(log_N, e)])
         most = terms.max(0)
-        r = np.abs(most + np.log(np.exp(terms - most).sum(0)) - log_L)
-        return float((weights * np.where(r < DELTA, r**2 / 2, DELTA * (r - DELTA / 2))).sum())
+        shares = np.exp(terms - most)
+        whole = shares.sum(0)
+        r = most + np.log(whole) - log_L
+        bent = np.clip(r, -DELTA, DELTA)
+        value = (weights * (np.abs(r) * np.abs(bent) - bent**2 / 2)).sum()
+        by_a, by_b, by_e = weights * bent * shares / whole
+        gradient = [by_a.sum(), -by_a @ log_N, by_b.sum(), -by_b @ log_D, by_e.sum()]
+        return float(value), np.array(gradient)
 
     return objective
 
 
-def usual_fit(objective: Callable[[Array], float], count: int) -> tuple[float, float]:
+def nine_starts(N: Array, D: Array, L: Array) -> list[Array]:
+    """α and β of .2, .35 and .5 each; A, B and E by linear least squares where these are given."""
+    starts = []
+    for alpha, beta in itertools.product((0.2, 0.35, 0.5), repeat=2):
+        columns = np.stack([N**-alpha, D**-beta, np.ones_like(N)], axis=1)
+        A, B, E = nnls(columns / L[:, None], np.ones_like(L))[0]
+        floor = 1e-3 * L.min()
+        starts.append(np.array([np.log(A + 1), alpha, np.log(B + 1), beta, np.log(E + floor)]))
+    return starts
+
+
+def best_of(objective: Callable[[Array], tuple[float, Array]], starts: list[Array]) -> float:
+    """The least objective that L-BFGS-B reaches from `starts`, to about 1e-6 of the optimum."""
+    close = {"maxiter": 5000, "maxfun": 20000, "ftol": 1e-10, "gtol": 1e-8, "maxcor": 20}
+
+    # The objective is about 1e-3: L-BFGS-B's tolerances are made for about 1.
+    def scaled(theta: Array) -> tuple[float, Array]:
+        value, gradient = objective(theta)
+        return value / DELTA, gradient / DELTA
+
+    ends = [
+        minimize(scaled, start, jac=True, method="L-BFGS-B", options=close).fun for start in starts
+    ]
+    return DELTA * float(min(ends))
+
+
+def grid_fit(objective: Callable[[Array], tuple[float, Array]], count: int) -> tuple[float, float]:
     """Least objective of `count` starts spread evenly over the grid, and the seconds they took."""
     grid = list(itertools.product(*GRID))
     chosen = np.random.default_rng(0).permutation(len(grid))[:count]
     began, least = time.perf_counter(), np.inf
     with np.errstate(all="ignore"):
         for index in chosen:
-            end = minimize(objective, np.array(grid[index]), method="L-BFGS-B")
+            end = minimize(lambda theta: objective(theta)[0], grid[index], method="L-BFGS-B")
             least = min(least, end.fun)
     return least, time.perf_counter() - began
 
@@ -98,63 +134,77 @@ def best_known(fit: Fit) -> float:
 
 
 def show(job: str, seconds: float, excess: float, ratio: float | None = None) -> None:
-    beside = "" if ratio is None else f"{ratio:,.0f} ×"
-    print(f"{job:<64}{seconds:>9.3f} s{excess:>10.0e}{beside:>11}")
+    beside = "" if ratio is None else f"{ratio:,.1f} ×"
+    print(f"{job:<66}{1e3 * seconds:>10.1f} ms{excess:>10.0e}{beside:>11}")
 
 
-def compare_fits(fit: Fit, N: Array, D: Array, L: Array, starts: int) -> None:
-    """One fit: ours, and the grid of starts or as many of them as were asked for."""
-    whole = int(np.prod([len(axis) for axis in GRID]))
-    starts = min(starts, whole)
-    ours = timed(lambda: fit_law(SURFACE, (N, D), L), 15)
-    least, seconds = usual_fit(usual_objective(N, D, L, np.ones(len(L))), starts)
-    reached = fit.certificate.objective
+def compare_fits(fit: Fit, N: Array, D: Array, L: Array, starts: int, grid: int) -> None:
+    """One fit: ours, nine starts with gradients, and as much of the published grid as asked for."""
+    objective = huber_sum(N, D, L, np.ones(len(L)))
+    chosen = nine_starts(N, D, L)[:starts]
+    ours, theirs = [], []
+    for _ in range(7):  # in turns: the machine is shared
+        ours.append(timed(lambda: fit_law(SURFACE, (N, D), L), 3))
+        theirs.append(timed(lambda: best_of(objective, chosen), 3))
+    reached, least = fit.certificate.objective, best_of(objective, chosen)
     best = min(best_known(fit), least, reached)
-    how = "" if starts == whole else f", EXTRAPOLATED from {starts}"
-    theirs = seconds * whole / starts
-    show("surface fit, ours (median of 15)", ours, reached / best - 1)
-    show(f"surface fit, {whole} starts{how}", theirs, least / best - 1, theirs / ours)
+    mine, other = statistics.median(ours), statistics.median(theirs)
+    ratios = sorted(b / a for a, b in zip(ours, theirs, strict=True))
+    show("surface fit, ours", mine, reached / best - 1)
+    name = f"surface fit, L-BFGS-B with gradient, {len(chosen)} starts"
+    show(name, other, least / best - 1, statistics.median(ratios))
+    print(f"{'':<66}ratios of seven turns: {ratios[0]:.2f} to {ratios[-1]:.2f}")
+    if grid:
+        whole = int(np.prod([len(axis) for axis in GRID]))
+        grid = min(grid, whole)
+        least, seconds = grid_fit(objective, grid)
+        how = "" if grid == whole else f", EXTRAPOLATED from {grid}"
+        theirs_all = seconds * whole / grid
+        name = f"surface fit, {whole} starts without gradients{how}"
+        show(name, theirs_all, least / best - 1, theirs_all / mine)
 
 
 def compare_resamples(fit: Fit, N: Array, D: Array, L: Array, resamples: int) -> None:
-    """Refits of resampled rows: ours, and one start each, at the fit, of the usual way."""
+    """Refits of resampled rows: ours, and with gradients once each from the full fit."""
     began = time.perf_counter()
     bootstrap(fit, resamples)
     ours = time.perf_counter() - began
-    generator, few = np.random.default_rng(2), 10
+    generator, judged = np.random.default_rng(2), 10
     start = np.array([np.log(fit["A"]), fit["alpha"], np.log(fit["B"]), fit["beta"], np.log(fit.E)])
     theirs, excesses = 0.0, {"ours": 0.0, "theirs": 0.0}
-    for _ in range(few):
+    for number in range(resamples):
         weights = generator.multinomial(len(L), np.full(len(L), 1 / len(L))).astype(float)
         began = time.perf_counter()
-        end = minimize(usual_objective(N, D, L, weights), start, method="L-BFGS-B")
+        end = best_of(huber_sum(N, D, L, weights), [start])
         theirs += time.perf_counter() - began
+        if number >= judged:
+            continue
         refit = solve(
             fit.given.points, weights[None], fit.theta[None, None], fit.objective,
             tolerance=1e-8, near=True,
         ).objective[0] * DELTA  # fmt: skip
         kept = weights > 0
         sure = fit_law(SURFACE, (N[kept], D[kept]), L[kept], weights=weights[kept])
-        best = sure.certificate.objective * weights[kept].mean()
+        best = min(sure.certificate.objective * weights[kept].mean(), end, refit)
         excesses["ours"] = max(excesses["ours"], refit / best - 1)
-        excesses["theirs"] = max(excesses["theirs"], end.fun / best - 1)
-    theirs *= resamples / few
+        excesses["theirs"] = max(excesses["theirs"], end / best - 1)
     show(f"{resamples} refits, ours", ours, excesses["ours"])
-    how = f"{resamples} refits, one L-BFGS-B start each, EXTRAPOLATED from {few}"
+    how = f"{resamples} refits, L-BFGS-B with gradient, one start each"
     show(how, theirs, excesses["theirs"], theirs / ours)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--starts", type=int, default=4500, help="of the usual grid's 4,500")
-    parser.add_argument("--resamples", type=int, default=4000)
+    parser.add_argument("--starts", type=int, default=9, help="with gradients, at most nine")
+    parser.add_argument("--grid", type=int, default=0, help="of the published 4,500, without")
+    parser.add_argument("--resamples", type=int, default=400)
     chosen = parser.parse_args()
     source, N, D, L = points()
     print(f"240 rows, {source}; one core; Huber(δ = 1e-3), summed")
     print("excess: of the objective over the best known (of refits: the worst of 10)\n")
-    print(f"{'job':<64}{'time':>11}{'excess':>10}{'ratio':>11}")
+    print(f"{'job':<66}{'time':>13}{'excess':>10}{'ratio':>11}")
     fit = fit_law(SURFACE, (N, D), L)
-    compare_fits(fit, N, D, L, chosen.starts)
+    compare_fits(fit, N, D, L, chosen.starts, chosen.grid)
     compare_resamples(fit, N, D, L, chosen.resamples)
 
 

@@ -299,6 +299,7 @@ def test_no_evaluation_is_computed_from_damaged_weights(home):
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_run_repairs_what_it_can_and_names_the_rest(home):
     """Through the command, with Ray: one log lost its end, the weights of another trial a bit."""
     lose_the_end(home.trial("smoke", "d3") / "metrics.jsonl")
@@ -316,6 +317,7 @@ def test_run_repairs_what_it_can_and_names_the_rest(home):
 # The law says so ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_fit_and_report_name_every_damaged_stage(home):
     """A log takes its trial out of the law; weights do not, for the scores can still be read."""
     lose_the_end(home.trial("smoke", "d3") / "metrics.jsonl")

@@ -112,6 +112,7 @@ def test_what_diverged_is_named(home):
     ]
 
 
+@pytest.mark.slow
 def test_the_law_is_fitted_and_all_of_it_is_said(home):
     diverged(home.trial("smoke", "d1"))
     change(home.trial("smoke", "d2"), loss=4.9, loss_no_label=4.8)

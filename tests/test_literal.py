@@ -174,6 +174,7 @@ def test_every_csv_is_written_through_cells():
 # Pages and figures --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_table_of_strange_names_is_fitted_and_shown_literally(tmp_path):
     names = ["$x", "[/b]", "=1+1", "<b>bold</b>", "$\\frac{", "a\x1b[31m", "{{ 7 * 7 }}"]
     lines = ["trial,params_total,val_loss"]

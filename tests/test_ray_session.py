@@ -47,6 +47,7 @@ TRIED = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_another_user_can_neither_read_nor_write_nor_submit(place):
     with ray_here(1):
         import ray
