@@ -83,8 +83,8 @@ def logs(
 ) -> None:
     """What a trial's latest job has written, and the error it ended with."""
     from pipelines import jobs
-    from pipelines.attempt import FAILED
     from pipelines.launch import log_of
+    from pipelines.stages.attempt import FAILED
     from var_scaling.disk import read_json
 
     folder = home / address

@@ -94,7 +94,7 @@ def edit(
     sampling = read_sampling(guidance, top_k, top_p, temperature, smooth, precision)
     from pipelines.edit_request import Asked
     from pipelines.editing import edit_picture
-    from pipelines.place import Place, StopFile, local_seat
+    from pipelines.stages.context import Place, StopFile, local_seat
 
     at, settings = Home(home), load_settings()
     asked = Asked(

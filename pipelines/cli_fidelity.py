@@ -71,8 +71,8 @@ def fidelity(
     """
     from pipelines.fidelity import Asked, measure_fidelity
     from pipelines.measured import has_row
-    from pipelines.place import Place, StopFile, local_seat
     from pipelines.references import Cut
+    from pipelines.stages.context import Place, StopFile, local_seat
 
     at, settings = Home(home), load_settings()
     asked = Asked(name, extractor, against, reference, images, Cut(enlarge, validation_share))

@@ -96,7 +96,7 @@ def evaluate(
 ) -> None:
     """Held-out loss and error of one model, told each image's class and told none."""
     from pipelines.evaluate import Images, evaluate_model
-    from pipelines.place import Place, StopFile, local_seat
+    from pipelines.stages.context import Place, StopFile, local_seat
 
     at, settings = Home(home), load_settings()
     with screen.steps(f"evaluating {address}") as tell:

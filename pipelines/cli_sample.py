@@ -98,9 +98,9 @@ def sample(
     the same images (with --reject: the same candidates, of which others may be kept), and any
     number of processes, parts or jobs makes the same files.
     """
-    from pipelines.place import Place, StopFile, local_seat
     from pipelines.sample_folder import STRIPS
     from pipelines.sample_request import Asked, plan_set, read_part
+    from pipelines.stages.context import Place, StopFile, local_seat
     from var_scaling.generation.sets import CHUNK
 
     if constant_guidance and guidance and "," in guidance:

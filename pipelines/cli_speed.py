@@ -58,8 +58,8 @@ def speed(
     that does nothing else.
     """
     from pipelines.mirror import mirror_model
-    from pipelines.place import Place, StopFile, local_seat
     from pipelines.speed import Asked, measure_speed
+    from pipelines.stages.context import Place, StopFile, local_seat
 
     asked = Asked(
         _sizes("--batches", batches),

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import jobs
-from pipelines.attempt import FAILED, PULSE, pulse_age
 from pipelines.damage import damage_in, status_of
 from pipelines.jobs import JobRecord
 from pipelines.provenance import attempts
 from pipelines.slurm import Queue
+from pipelines.stages.attempt import FAILED, PULSE, pulse_age
 from pipelines.store import Home, in_use, natural, part_folders
 from var_scaling.config import ImportedModel, ImportedTokenizer, SomeTokenizer, Sweep
 from var_scaling.disk import DONE, is_done, read_json

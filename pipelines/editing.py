@@ -19,8 +19,8 @@ from pipelines.edit_folder import MANIFEST, SHEET, EditFolder
 from pipelines.edit_request import Asked, EditSet, Plan, plan_edit
 from pipelines.edit_sheet import Tile, sheet
 from pipelines.loaded import Loaded, load_generator
-from pipelines.place import Place
 from pipelines.provenance import code_version
+from pipelines.stages.context import Place
 from pipelines.store import held
 from var_scaling.class_names import Names, brief, named, names_of
 from var_scaling.disk import DONE, read_json, write_json

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipelines.loaded import load_generator
 from pipelines.provenance import code_version
-from pipelines.stages import Place, description, run_tokens
+from pipelines.stages.stages import Place, description, run_tokens
 from var_scaling.class_names import order_doubt
 from var_scaling.config import ImportedModel, Tokenizer, Trial
 from var_scaling.datasets import DeadLeaves, ImageFiles, as_seen

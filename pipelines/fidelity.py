@@ -9,7 +9,6 @@ import torch
 
 from pipelines.judged import Judged, data_and_split, judged
 from pipelines.measured import Fidelity, fidelities, note_fidelity
-from pipelines.place import Place
 from pipelines.provenance import code_version
 from pipelines.references import (
     MOST,
@@ -21,6 +20,7 @@ from pipelines.references import (
     real_data,
     reference_of,
 )
+from pipelines.stages.context import Place
 from var_scaling.evaluation.extractors import (
     INCEPTION,
     Extractor,

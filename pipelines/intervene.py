@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 from pipelines import jobs, slurm
-from pipelines.attempt import FAILED
 from pipelines.collect import state_of
 from pipelines.driver import LOCK, alive
+from pipelines.stages.attempt import FAILED
 from pipelines.store import Home
 from pipelines.units import stage_folders
 from var_scaling.config import Sweep

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import jobs, slurm
-from pipelines.attempt import Stopped, Superseded
-from pipelines.place import Place, Seat, StopFile, local_seat
 from pipelines.settings import Settings
+from pipelines.stages.attempt import Stopped, Superseded
+from pipelines.stages.context import Place, Seat, StopFile, local_seat
 from pipelines.store import Home
 from var_scaling.config import AnyTokenizer, Trial
 from var_scaling.datasets import Data
@@ -88,7 +88,7 @@ class Work:
     def _stage(self, place: Place) -> str:
         from pydantic import TypeAdapter
 
-        from pipelines import stages
+        from pipelines.stages import stages
 
         words = self.words
         if words["kind"] == "samples":

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.place import Place
+from pipelines.stages.context import Place
 from var_scaling.class_names import Names, called, class_number
 from var_scaling.generation.sets import Rejection
 

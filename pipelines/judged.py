@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from pipelines.address import finished, read_generator, read_tokenizer
-from pipelines.place import Place
 from pipelines.references import (
     AnyData,
     Batch,
@@ -25,6 +24,7 @@ from pipelines.references import (
 )
 from pipelines.sample_end import images_of
 from pipelines.sample_folder import RECORD, SAMPLES, SampleFolder, recorded
+from pipelines.stages.context import Place
 from pipelines.store import weights_of
 from var_scaling.config import Trial
 from var_scaling.data.decode import Undecodable, decode

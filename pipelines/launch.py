@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipelines.attempt import FAILED, WAIT, Stopped
 from pipelines.job import LOCAL, Work
 from pipelines.jobs import JobRecord, new_submission
-from pipelines.place import Place
 from pipelines.settings import Cluster, Settings
 from pipelines.snapshot import Snapshot
-from pipelines.stages import run_tokenizer
+from pipelines.stages.attempt import FAILED, WAIT, Stopped
+from pipelines.stages.context import Place
+from pipelines.stages.stages import run_tokenizer
 from pipelines.store import Home, held
 from pipelines.units import Unit, tokenizer_words, trial_words
 from var_scaling.config import ImportedTokenizer

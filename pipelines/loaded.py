@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.address import finished, read_generator
-from pipelines.place import Place
+from pipelines.stages.context import Place
 from pipelines.store import drift, refuse, weights_of
 from var_scaling.class_names import names_of
 from var_scaling.config import ImportedModel, Trial

@@ -6,14 +6,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipelines import launch, stages
-from pipelines.attempt import Stopped
+from pipelines import launch
 from pipelines.collect import View, overview
 from pipelines.damage import damage_in, ended
 from pipelines.driver import driving
-from pipelines.place import Place, StopFile, asking_to_stop, local_seat
 from pipelines.ray_session import ray_here
 from pipelines.settings import Cluster, Settings
+from pipelines.stages import stages
+from pipelines.stages.attempt import Stopped
+from pipelines.stages.context import Place, StopFile, asking_to_stop, local_seat
 from pipelines.store import Home, drift, refuse
 from pipelines.units import (
     SPLITS,

@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipelines import jobs, launch, slurm
-from pipelines.attempt import FAILED, pulse_age
 from pipelines.driver import Driver, still_driving
 from pipelines.jobs import JobRecord
 from pipelines.launch import Refused
 from pipelines.settings import Cluster, Settings
 from pipelines.slurm import Queue, Seen, SlurmAway
 from pipelines.snapshot import Snapshot
+from pipelines.stages.attempt import FAILED, pulse_age
 from pipelines.store import Home, in_use
 from pipelines.units import Unit
 from var_scaling.disk import is_done, read_json

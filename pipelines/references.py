@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.attempt import WAIT
-from pipelines.place import Place
 from pipelines.provenance import code_version
+from pipelines.stages.attempt import WAIT
+from pipelines.stages.context import Place
 from pipelines.store import held
 from var_scaling.data.listing import DataError, list_images
 from var_scaling.data.loader import in_order

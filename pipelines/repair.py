@@ -7,10 +7,10 @@ cannot be computed again: those that can still be read are kept, and `done.json`
 import time
 from typing import Any
 
-from pipelines.attempt import Attempt
 from pipelines.damage import LOG, WEIGHTS, damage_in, noted
-from pipelines.place import Place
 from pipelines.provenance import code_version
+from pipelines.stages.attempt import Attempt
+from pipelines.stages.context import Place
 from pipelines.store import weights_of
 from var_scaling.config import TrainedTokenizer, Trial
 from var_scaling.disk import DONE, read_json, write_json

@@ -10,13 +10,13 @@ from time import monotonic
 from typing import Any
 
 from pipelines import jobs
-from pipelines.attempt import FAILED, at_work
-from pipelines.place import Place
 from pipelines.resources import encoding_resources
 from pipelines.sample_folder import SampleFolder, refuse_changed
 from pipelines.sample_request import Plan
 from pipelines.sampling import How, chunks_of, draw, end, make_ready
 from pipelines.settings import Cluster
+from pipelines.stages.attempt import FAILED, at_work
+from pipelines.stages.context import Place
 from pipelines.store import part_folders
 from pipelines.units import Unit
 from var_scaling.accounting import total

@@ -16,12 +16,12 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
-from pipelines.attempt import Stopped
-from pipelines.place import Place, StopFile
 from pipelines.sample_end import ended
 from pipelines.sample_folder import SampleFolder, refuse_other
 from pipelines.sample_request import Plan
 from pipelines.sampling import How, Tell, asked_to_stop, draw, end, make_ready
+from pipelines.stages.attempt import Stopped
+from pipelines.stages.context import Place, StopFile
 
 _POLL = 0.5  # seconds
 _LEAVES = 60.0  # seconds that a process may take to write what it has and leave

@@ -8,8 +8,8 @@ from pathlib import Path
 from pipelines.address import finished, read_generator
 from pipelines.guidance import fitting, never_without
 from pipelines.judge import load_judge, read_class_map, rejection_by
-from pipelines.place import Place
 from pipelines.sample_folder import SAMPLES
+from pipelines.stages.context import Place
 from var_scaling.class_names import PREFIX, Names, alike, class_number, names_of
 from var_scaling.config import ImportedModel, Trial
 from var_scaling.disk import DONE, read_json

@@ -10,10 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipelines.address import read_generator
-from pipelines.attempt import Stopped
 from pipelines.cluster import environment_for_jobs, refuse_without_slurm, submit_once
 from pipelines.driver import driving
-from pipelines.place import Place, StopFile, asking_to_stop
 from pipelines.reconcile import Reconciler
 from pipelines.sample_end import ended
 from pipelines.sample_folder import STRIPS, SampleFolder, refuse_other
@@ -23,6 +21,8 @@ from pipelines.sample_request import Plan
 from pipelines.sampling import How, Tell, asked_to_stop, sample_set
 from pipelines.settings import MLflow
 from pipelines.snapshot import take_snapshot
+from pipelines.stages.attempt import Stopped
+from pipelines.stages.context import Place, StopFile, asking_to_stop
 from pipelines.store import Busy, held, in_use
 from pipelines.units import Unit
 

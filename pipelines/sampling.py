@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from pipelines.attempt import Stopped
 from pipelines.judge import Judge, load_judge
 from pipelines.loaded import Loaded, load_generator
-from pipelines.place import Place
 from pipelines.provenance import code_version
 from pipelines.sample_end import end_set, ended, write_strips
 from pipelines.sample_folder import (
@@ -26,6 +24,8 @@ from pipelines.sample_folder import (
     refuse_other,
 )
 from pipelines.sample_request import Plan
+from pipelines.stages.attempt import Stopped
+from pipelines.stages.context import Place
 from pipelines.store import Drift
 from var_scaling.disk import DONE, is_done, write_json
 from var_scaling.generation.sets import SampleSet

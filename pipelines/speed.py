@@ -16,8 +16,8 @@ from pydantic import ValidationError
 
 from pipelines.guidance import fitting
 from pipelines.loaded import load_generator
-from pipelines.place import Place
 from pipelines.provenance import code_version
+from pipelines.stages.context import Place
 from pipelines.store import held
 from var_scaling.disk import read_json, write_json
 from var_scaling.evaluation.rates import Machine, MatmulPeak, SamplingSpeed, TrainingSpeed

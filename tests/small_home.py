@@ -6,8 +6,8 @@ import torch
 from conftest import tokenizer, trial
 
 from pipelines.damage import mark_done
-from pipelines.place import Place, StopFile
 from pipelines.settings import Settings
+from pipelines.stages.context import Place, StopFile
 from pipelines.store import Home
 from var_scaling.config import Trial
 from var_scaling.disk import file_sha256

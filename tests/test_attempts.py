@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from pipelines import driver
-from pipelines.attempt import FAILED, PULSE, Attempt, Stopped, Superseded, at_work
-from pipelines.place import Seat
 from pipelines.provenance import attempts, lost
+from pipelines.stages.attempt import FAILED, PULSE, Attempt, Stopped, Superseded, at_work
+from pipelines.stages.context import Seat
 from pipelines.store import Busy
 from var_scaling.disk import write_json
 from var_scaling.training.loop import Wish

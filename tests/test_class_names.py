@@ -14,10 +14,10 @@ from small_home import ADDRESS, place_in, small_home
 from pipelines import cli, sample_end
 from pipelines.exhibits import exhibits
 from pipelines.judge import read_class_map
-from pipelines.place import Place, StopFile
 from pipelines.sample_request import Asked, plan_set, read_classes
 from pipelines.settings import Settings
-from pipelines.stages import description, run_tokenizer, run_tokens, run_trial
+from pipelines.stages.context import Place, StopFile
+from pipelines.stages.stages import description, run_tokenizer, run_tokens, run_trial
 from pipelines.store import Home
 from var_scaling.class_names import brief, keep_names, names_of, read_names
 from var_scaling.config import Sweep

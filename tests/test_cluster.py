@@ -11,10 +11,10 @@ from conftest import COMMAND, images, submitting, tokenizer, trial
 
 from pipelines import jobs
 from pipelines.collect import overview
-from pipelines.place import Place, StopFile
 from pipelines.settings import Settings
 from pipelines.slurm import SlurmAway
-from pipelines.stages import run_tokenizer, run_tokens
+from pipelines.stages.context import Place, StopFile
+from pipelines.stages.stages import run_tokenizer, run_tokens
 from pipelines.store import Home
 from var_scaling.config import Sweep
 

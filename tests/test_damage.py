@@ -9,13 +9,14 @@ import pytest
 from conftest import bring, numbers
 from typer.testing import CliRunner
 
-from pipelines import cli, stages
+from pipelines import cli
 from pipelines.address import read_tokenizer
 from pipelines.collect import overview
 from pipelines.damage import damage_in, mark_done
-from pipelines.place import Place, StopFile
 from pipelines.rows import rows_of
 from pipelines.settings import Settings
+from pipelines.stages import stages
+from pipelines.stages.context import Place, StopFile
 from pipelines.store import Home
 from pipelines.sweeps import find_sweep
 from var_scaling.disk import DONE, file_sha256, read_json, write_json

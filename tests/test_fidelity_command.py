@@ -13,11 +13,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pipelines import cli, measured, mirror, references
-from pipelines.attempt import Stopped
 from pipelines.cli_fidelity import cautions
 from pipelines.fidelity import Asked, measure_fidelity
 from pipelines.measured import Fidelity, alike, fidelities, has_row, note_fidelity
-from pipelines.place import Place, StopFile
 from pipelines.references import Cut, real_data, real_images, reference_of
 from pipelines.rows import write_results
 from pipelines.sample_request import Asked as SampleRequest
@@ -25,6 +23,8 @@ from pipelines.sample_request import plan_set
 from pipelines.sampling import How, sample_set
 from pipelines.settings import Settings, Weights, load_settings
 from pipelines.speed import Measured, note_measured
+from pipelines.stages.attempt import Stopped
+from pipelines.stages.context import Place, StopFile
 from pipelines.store import Home
 from sweeps.smoke import sweep
 from var_scaling.data.dead_leaves import DeadLeavesSource

@@ -11,10 +11,10 @@ from PIL import Image
 
 from pipelines.address import imported_sweep
 from pipelines.orchestrate import refuse_drift
-from pipelines.place import Place, StopFile
 from pipelines.rows import rows_of, write_results
 from pipelines.settings import Settings
-from pipelines.stages import run_tokenizer, run_tokens, run_trial
+from pipelines.stages.context import Place, StopFile
+from pipelines.stages.stages import run_tokenizer, run_tokens, run_trial
 from pipelines.store import Drift, Home
 from var_scaling.config import Model
 

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from pipelines.judged import judged
-from pipelines.place import Place, StopFile
 from pipelines.references import Cut
 from pipelines.settings import Settings
+from pipelines.stages.context import Place, StopFile
 from pipelines.store import Home
 from var_scaling.data.listing import DataError, fingerprint, list_images
 from var_scaling.data.sources import open_source

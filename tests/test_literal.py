@@ -14,7 +14,7 @@ from rich.progress import Task
 from typer.testing import CliRunner
 
 from pipelines import cli, screen
-from pipelines.attempt import FAILED
+from pipelines.stages.attempt import FAILED
 from pipelines.store import Home
 from var_scaling.data.sources import open_source
 from var_scaling.datasets import ImageFiles

@@ -19,7 +19,7 @@ from pipelines.fidelity import Asked, measure_fidelity
 from pipelines.references import Cut, real_data, reference_of
 from pipelines.rows import write_results
 from pipelines.settings import Settings
-from pipelines.stages import run_tokens
+from pipelines.stages.stages import run_tokens
 from pipelines.store import Home
 from var_scaling.config import Model
 from var_scaling.datasets import DeadLeaves, ImageFiles

@@ -16,10 +16,10 @@ from conftest import COMMAND, tokenizer, trial, var_scaling
 from pipelines import launch
 from pipelines.address import read_generator
 from pipelines.collect import overview
-from pipelines.place import Place, StopFile, local_seat
 from pipelines.provenance import attempts, code_version
 from pipelines.rows import rows_of
 from pipelines.settings import Local, Settings, SettingsError, load_settings
+from pipelines.stages.context import Place, StopFile, local_seat
 from pipelines.store import Busy, Drift, Home, claim, held, in_use
 from pipelines.sweeps import find_sweep
 from var_scaling.disk import whole, write_json

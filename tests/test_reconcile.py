@@ -7,13 +7,13 @@ import pytest
 from conftest import submitting, trial
 
 from pipelines import driver, jobs, launch
-from pipelines.attempt import FAILED
 from pipelines.collect import state_of
 from pipelines.reconcile import Reconciler
 from pipelines.resources import trial_resources
 from pipelines.settings import Cluster, Settings
 from pipelines.slurm import Queue, Seen
 from pipelines.snapshot import Snapshot
+from pipelines.stages.attempt import FAILED
 from pipelines.store import Home, held
 from pipelines.units import Unit
 from var_scaling.disk import write_json

@@ -15,13 +15,13 @@ from PIL import Image
 from small_home import ADDRESS, place_in, small_home
 
 from pipelines import sample_processes
-from pipelines.place import Seat
 from pipelines.sample_end import end_set, read_image
 from pipelines.sample_folder import Life, SampleFolder
 from pipelines.sample_processes import ProcessFailed
 from pipelines.sample_request import Asked, plan_set
 from pipelines.sample_run import here, other_split
 from pipelines.sampling import How, sample_set
+from pipelines.stages.context import Seat
 from pipelines.store import Busy, Drift, held, in_use
 from var_scaling.disk import DONE, is_done, read_json, write_json
 

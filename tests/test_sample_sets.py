@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from small_home import ADDRESS, place_in, small_home
 
-from pipelines.attempt import Stopped
 from pipelines.sample_export import export_npz
 from pipelines.sample_folder import SampleFolder
 from pipelines.sample_request import Asked, plan_set
 from pipelines.sampling import How, sample_set
+from pipelines.stages.attempt import Stopped
 from pipelines.store import Drift
 from var_scaling.disk import DONE, is_done, read_json, write_json
 from var_scaling.generation.reject import accept

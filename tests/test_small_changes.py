@@ -13,8 +13,9 @@ from scipy import stats
 from small_home import place_in, small_home
 
 from analysis.forecast import Run, Target, freeze
-from pipelines import exchange, stages
+from pipelines import exchange
 from pipelines.rows import rows_of
+from pipelines.stages import stages
 from pipelines.store import Home, claim
 from pipelines.tracking import Mirror
 from var_scaling.accounting import total

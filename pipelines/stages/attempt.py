@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.damage import mark_done
-from pipelines.place import Seat
 from pipelines.provenance import note_attempt, revise_attempt
+from pipelines.stages.context import Seat
 from pipelines.store import held
 from var_scaling.disk import read_json, write_json
 from var_scaling.metrics import Line, MetricsLog

@@ -8,10 +8,10 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from pipelines.attempt import WAIT, Attempt, Stopped, at_work
 from pipelines.damage import LOG, WEIGHTS, ended, mark_done, status_of
-from pipelines.place import Place
 from pipelines.repair import evaluate_tokenizer_again, evaluate_trial_again
+from pipelines.stages.attempt import WAIT, Attempt, Stopped, at_work
+from pipelines.stages.context import Place
 from pipelines.store import Home, claim, held, part_folders, weights_of
 from var_scaling.class_names import CLASSES, keep_names
 from var_scaling.config import ImportedTokenizer, SomeTokenizer, TrainedTokenizer, Trial
