@@ -33,6 +33,7 @@ from pipelines.running import Run
 from pipelines.screen import console, errors, say_error
 from pipelines.settings import load_settings
 from pipelines.slurm import SlurmAway
+from pipelines.stages.graph import refuse_mismatch, sweep_stages
 from pipelines.store import Busy, Drift, Home
 from pipelines.sweeps import choose, explained, known_sweeps
 
@@ -84,8 +85,6 @@ def plan(
     GPU time is FLOPs over --tflops. 400 TFLOP/s is 40 % of an H100's dense bf16 peak of 989: an
     assumption until you have measured your own.
     """
-    from pipelines import orchestrate
-
     if on and tflops is not None:
         raise ValueError(
             f"--tflops {tflops:g}: what a GPU of --on {on} sustains is in its settings"
@@ -93,12 +92,13 @@ def plan(
     sweep, at = sweep_of(name, Home(home)), Home(home)
     cluster = load_settings().cluster(on) if on else None
     price = planning.price_on(cluster) if cluster else planning.Price((tflops or _TFLOPS) * 1e12)
-    rows = planning.plan_rows(sweep, overview(at, sweep), price, cluster)
+    stages = sweep_stages(at, sweep)
+    rows = planning.plan_rows(sweep, overview(stages), price, cluster)
     if as_json:
-        print(json.dumps(planning.plan_summary(sweep, rows, price)))
+        print(json.dumps(planning.plan_summary(sweep, stages, rows, price)))
     else:
-        console.print(planning.plan_table(sweep, rows, price, cluster))
-    orchestrate.refuse_drift(at, sweep)
+        console.print(planning.plan_table(sweep, stages, rows, price, cluster))
+    refuse_mismatch(stages)
 
 
 @app.command()
@@ -134,14 +134,15 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="until Ctrl-C, or all is done")] = False,
 ) -> None:
     """How far each stage is: attempt, step, loss, speed, node, job, and what went wrong."""
-    from pipelines import cluster, orchestrate, slurm
+    from pipelines import cluster, slurm
 
     sweep, at = sweep_of(name, Home(home)), Home(home)
-    orchestrate.refuse_drift(at, sweep)
+    stages = sweep_stages(at, sweep)
+    refuse_mismatch(stages)
 
     def look() -> tuple[list[View], str]:
-        queue = slurm.look() if cluster.asks_slurm(at, sweep) else None
-        return overview(at, sweep, queue), cluster.driver_words(at, sweep)
+        queue = slurm.look() if cluster.asks_slurm(stages) else None
+        return overview(stages, queue), cluster.driver_words(at.sweep(sweep.name))
 
     if watch and as_json:
         raise ValueError("--watch or --json: JSON is of one look")
@@ -150,8 +151,8 @@ def status(
         return
     views, driver = look()
     if as_json:
-        stages = [asdict(view) for view in views]
-        print(json.dumps({"sweep": sweep.name, "driver": driver, "stages": stages}))
+        shown = [asdict(view) for view in views]
+        print(json.dumps({"sweep": sweep.name, "driver": driver, "stages": shown}))
     else:
         console.print(screen.status_table(sweep, views, driver))
 

@@ -11,6 +11,7 @@ from pipelines.address import imported_sweep
 from pipelines.arguments import RUNS, Detach, Dirty, HomeFolder, Only, SweepName
 from pipelines.running import Run
 from pipelines.settings import load_settings
+from pipelines.stages.graph import sweep_stages
 from pipelines.store import IMPORTED, Home
 from pipelines.sweeps import choose, find_sweep
 
@@ -32,7 +33,8 @@ def cancel(
 
     sweep, at = find_sweep(name), Home(home)
     folder = at.sweep(sweep.name)
-    ended = intervene.cancel(sweep, at, frozenset(only or ()), forget, screen.say)
+    stages = sweep_stages(at, sweep)
+    ended = intervene.cancel(stages, folder, frozenset(only or ()), forget, screen.say)
     at_it = driver.alive(folder)
     if at_it is not None and at_it.on == "local":
         (folder / STOP).touch()
@@ -56,11 +58,12 @@ def retry(
     from pipelines import cluster, driver, intervene
 
     sweep, at = find_sweep(name), Home(home)
-    where = on or cluster.cluster_of(at, sweep) or "local"
+    stages = sweep_stages(at, sweep)
+    where = on or cluster.cluster_of(stages) or "local"
     at_it = driver.alive(at.sweep(sweep.name))
     if on is not None and at_it is not None and at_it.on != on:
         raise ValueError(f"--on {on}: {at_it} is at work, and would take it up there")
-    again = intervene.forgive(sweep, at, frozenset(only or ()), screen.say)
+    again = intervene.forgive(stages, frozenset(only or ()), screen.say)
     if not again:
         screen.say(f"{sweep.name}: nothing has failed or was cancelled")
         return

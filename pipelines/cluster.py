@@ -5,28 +5,23 @@ import shutil
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from pipelines import jobs, slurm
 from pipelines.collect import overview
 from pipelines.driver import Driver, alive, driving
-from pipelines.orchestrate import Observe, Outcome, refuse_drift, run_on_cluster
+from pipelines.orchestrate import Observe, Outcome, run_on_cluster
 from pipelines.provenance import attempts
 from pipelines.ray_session import ray_here
 from pipelines.reconcile import NOTE, Reconciler
 from pipelines.settings import Cluster, MLflow, Settings, SettingsError
 from pipelines.slurm import Queue
 from pipelines.snapshot import take_snapshot
-from pipelines.store import Home, claim
-from pipelines.units import (
-    SPLITS,
-    Unit,
-    refuse_held_elsewhere,
-    stage_folders,
-    token_units,
-    tokenizer_unit,
-    trial_arrays,
-)
-from var_scaling.config import ImportedTokenizer, Sweep, TrainedTokenizer
+from pipelines.stages.graph import Stages, claim_all, of_kind
+from pipelines.stages.registry import TRIAL
+from pipelines.store import Home
+from pipelines.units import Array, Unit, arrays_of, refuse_unready, work_folders
+from var_scaling.config import TrainedTokenizer, Trial
 from var_scaling.disk import is_done
 
 # What must not reach a job from the shell that submits: it describes another job, or Ray.
@@ -37,7 +32,8 @@ _OTHERS = ("RAY_", "SBATCH_", "SRUN_",
 
 
 def launch(
-    sweep: Sweep,
+    stages: Stages,
+    folder: Path,
     home: Home,
     settings: Settings,
     cluster: str,
@@ -46,31 +42,29 @@ def launch(
     take_over: bool,
     observe: Observe,
 ) -> Outcome:
-    """Bring `sweep` to its end on `cluster`: what is done stays, what runs is attached to.
+    """Bring `stages` of the sweep in `folder` to their end on `cluster`: attach to what runs.
 
-    With `detach`, submit what can be submitted now, and leave. Raises Drift, DirtyTree,
-    SettingsError, or Busy if another driver is at it.
+    With `detach`, submit what can be submitted now, and leave. Raises DirtyTree, SettingsError,
+    ValueError if something is missing, or Busy if another driver is at it.
     """
-    refuse_drift(home, sweep)
-    _refuse_unready(home, sweep, cluster)
+    refuse_unready(stages, cluster)
     where = settings.cluster(cluster)
     refuse_without_slurm(cluster)
-    arrays = trial_arrays(home, sweep, where)  # refuses before it spends
+    arrays = arrays_of(stages, where)  # refuses before it spends
     snapshot = take_snapshot(home, dirty)
-    settings = _for_jobs(sweep, settings)
+    settings = _for_jobs(stages, settings)
     environment = environment_for_jobs()
-    folder = home.sweep(sweep.name)
-    with driving(folder, cluster, take_over) as driver:
-        _claim_all(home, sweep)
+    driven = tuple(stage.address for stage in stages)
+    with driving(folder, cluster, take_over, driven) as driver:
+        claim_all(stages)
         make = partial(Reconciler, home, folder, settings, cluster, snapshot, environment, driver)
         if detach:
-            units = _ready(sweep, home, where, [u for array in arrays.values() for u in array])
-            return Outcome(True, submit_once(make(), units))
+            return Outcome(True, submit_once(make(), _ready(arrays, stages)))
         queue = _Queue(where)
         try:
             with ray_here(cpus=2):
                 failures = run_on_cluster(
-                    sweep, home, make, where, lambda: observe(overview(home, sweep, queue()))
+                    stages, make, where, lambda: observe(overview(stages, queue()))
                 )
         except KeyboardInterrupt:
             return Outcome(True, {})
@@ -102,47 +96,25 @@ class _Queue:
         return self.known
 
 
-def _refuse_unready(home: Home, sweep: Sweep, cluster: str) -> None:
-    """Raise if a tokenizer is to be imported first, or another cluster has a stage in hand."""
-    refuse_held_elsewhere(home, sweep, cluster)
-    for t in sweep.tokenizers:
-        if isinstance(t, ImportedTokenizer) and not is_done(home.tokenizer(t.name)):
-            raise ValueError(
-                f"tokenizer {t.name} is to be imported, not trained, and is not here yet: "
-                f"var-scaling import VQVAE.pth --as {t.name} (SHA-256 {t.sha256})"
-            )
-
-
-def _for_jobs(sweep: Sweep, settings: Settings) -> Settings:
+def _for_jobs(stages: Stages, settings: Settings) -> Settings:
     """What jobs need of the settings: where data lies, whatever their environment says."""
-    trained = [t.data for t in sweep.tokenizers if isinstance(t, TrainedTokenizer)]
-    names = {data.name for data in (*trained, *(trial.data for trial in sweep.trials))}
+    configs = [stage.config for stage in stages]
+    names = {one.data.name for one in configs if isinstance(one, TrainedTokenizer | Trial)}
     roots = {name: settings.data_root(name) for name in sorted(names)}
     data = {**settings.data, **{name: root for name, root in roots.items() if root is not None}}
     return settings.model_copy(update={"data": data, "mlflow": MLflow()})
 
 
-def _claim_all(home: Home, sweep: Sweep) -> None:
-    """Every folder gets its record now: whoever looks sees what is to come."""
-    for t in sweep.tokenizers:
-        claim(home.tokenizer(t.name), "tokenizer.json", t)
-    for trial in sweep.trials:
-        claim(home.trial(sweep.name, trial.name), "trial.json", trial)
-
-
-def _ready(sweep: Sweep, home: Home, where: Cluster, trials: list[Unit]) -> list[Unit]:
+def _ready(arrays: list[Array], stages: Stages) -> list[Unit]:
     """What waits for nothing that is not done."""
-    units = [tokenizer_unit(home, t, where) for t in sweep.tokenizers]
-    ready = [unit for unit in units if not unit.done]
-    encoded = set()
-    for t, data in sweep.token_sets:
-        if is_done(home.tokenizer(t.name)):
-            parts = [u for split in SPLITS for u in token_units(home, t, data, split, where)]
-            ready += [unit for unit in parts if not unit.done]
-            if all(is_done(unit.whole) for unit in parts):
-                encoded.add((t.name, data.name))
-    names = {t.name: (t.tokenizer.name, t.data.name) for t in sweep.trials}
-    return ready + [u for u in trials if names[u.folder.name] in encoded and not u.done]
+    done = {stage.address for stage in stages if is_done(stage.directory)}
+    return [
+        unit
+        for array in arrays
+        if all(need.address in done for need in array.needs)
+        for unit in array.units
+        if not unit.done
+    ]
 
 
 def submit_once(reconciler: Reconciler, units: list[Unit]) -> dict[str, str]:
@@ -163,28 +135,27 @@ def submit_once(reconciler: Reconciler, units: list[Unit]) -> dict[str, str]:
         time.sleep(reconciler.cluster.poll_seconds)
 
 
-def asks_slurm(home: Home, sweep: Sweep) -> bool:
-    """Whether a job may have some stage of `sweep` in hand."""
-    records = [jobs.latest(folder) for folder in stage_folders(home, sweep).values()]
+def asks_slurm(stages: Stages) -> bool:
+    """Whether a job may have one of `stages` in hand."""
+    records = [jobs.latest(folder) for _, folder in work_folders(stages).values()]
     return any(record is not None and record.live for record in records)
 
 
-def cluster_of(home: Home, sweep: Sweep) -> str | None:
-    """The cluster that last had a trial of `sweep`; before any has begun, one of its other stages.
+def cluster_of(stages: Stages) -> str | None:
+    """The cluster that last had one of the trials; before any has begun, one of the other stages.
 
     None where its trials ran on this machine.
     """
-    folders = stage_folders(home, sweep)
-    trials = [home.trial(sweep.name, trial.name) for trial in sweep.trials]
+    trials = [stage.directory for stage in of_kind(stages, TRIAL)]
     begun = any(attempts(folder) or jobs.latest(folder) for folder in trials)
-    known = [jobs.latest(folder) for folder in (trials if begun else folders.values())]
+    folders = trials if begun else [folder for _, folder in work_folders(stages).values()]
+    known = [jobs.latest(folder) for folder in folders]
     there = [record for record in known if record is not None and record.cluster]
     return max(there, key=lambda record: record.time).cluster if there else None
 
 
-def driver_words(home: Home, sweep: Sweep) -> str:
-    """Who drives `sweep` now, and what it has to say."""
-    folder = home.sweep(sweep.name)
+def driver_words(folder: Path) -> str:
+    """Who drives the sweep in `folder` now, and what it has to say."""
     driver: Driver | None = alive(folder)
     if driver is None:
         return ""

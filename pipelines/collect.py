@@ -10,8 +10,10 @@ from pipelines.jobs import JobRecord
 from pipelines.provenance import attempts
 from pipelines.slurm import Queue
 from pipelines.stages.attempt import FAILED, PULSE, pulse_age
-from pipelines.store import Home, in_use, natural, part_folders
-from var_scaling.config import ImportedModel, ImportedTokenizer, SomeTokenizer, Sweep
+from pipelines.stages.graph import Stage, Stages, of_kind
+from pipelines.stages.registry import KINDS, TRIAL
+from pipelines.store import in_use, natural, part_folders
+from var_scaling.config import ImportedTokenizer
 from var_scaling.disk import DONE, is_done, read_json
 from var_scaling.metrics import last_of, read_metrics
 
@@ -47,48 +49,43 @@ class View:
         return self.finished or self.state == "damaged"
 
 
-def overview(home: Home, sweep: Sweep, queue: Queue | None = None) -> list[View]:
-    """Every stage of `sweep`, in the order of need; `queue` is what Slurm says of its jobs."""
-    tokenizers = [_tokenizer_view(home, t, queue) for t in sweep.tokenizers]
-    tokens = [
-        _tokens_view(home.tokens(t.name, data.name, split), queue)
-        for t, data in sweep.token_sets
-        for split in ("train", "validation")
+def overview(stages: Stages, queue: Queue | None = None) -> list[View]:
+    """Every one of `stages`, in the order of need; `queue` is what Slurm says of its jobs."""
+    ordered = [stage for stage in stages if stage.kind != TRIAL]
+    ordered += sorted(of_kind(stages, TRIAL), key=lambda stage: natural(stage.name))
+    return [
+        _VIEWS[stage.kind.name](stage, queue)
+        for stage in sorted(ordered, key=lambda stage: KINDS.index(stage.kind))
     ]
-    trials = [
-        _training_view("trial", trial.name, home.trial(sweep.name, trial.name), trial.steps, queue)
-        for trial in sorted(sweep.trials, key=lambda trial: natural(trial.name))
-    ]
-    return tokenizers + tokens + trials + [_imported_view(home, m) for m in sweep.imported]
 
 
-def _imported_view(home: Home, model: ImportedModel) -> View:
-    folder = home.imported(model.name)
+def _imported_view(stage: Stage, queue: Queue | None) -> View:
+    folder = stage.directory
     line = last_of(read_metrics(folder / "metrics.jsonl"), "validation")
     if not is_done(folder):
-        return View("imported", model.name, "waiting", 0, 0, "", note="not imported yet")
+        return View("imported", stage.name, "waiting", 0, 0, "", note="not imported yet")
     if (found := damage_in(folder)) is not None:
-        return View("imported", model.name, "damaged", 0, 0, "", note=str(found))
+        return View("imported", stage.name, "damaged", 0, 0, "", note=str(found))
     if line is None:
-        return View("imported", model.name, "done", 0, 0, "", note="not evaluated yet")
+        return View("imported", stage.name, "done", 0, 0, "", note="not evaluated yet")
     scored = f"{line['images_scored']:,} images of {line['data']}"
-    return View("imported", model.name, "done", 0, 0, "", line["loss"], note=scored)
+    return View("imported", stage.name, "done", 0, 0, "", line["loss"], note=scored)
 
 
-def _tokenizer_view(home: Home, t: SomeTokenizer, queue: Queue | None) -> View:
-    folder = home.tokenizer(t.name)
-    if isinstance(t, ImportedTokenizer):
-        state, note = state_of(folder, queue)
-        return View("tokenizer", t.name, state, 0, 0, "", note=note or "imported")
-    view = _training_view("tokenizer", t.name, folder, t.steps, queue)
-    scores = last_of(read_metrics(folder / "metrics.jsonl"), "validation")
+def _tokenizer_view(stage: Stage, queue: Queue | None) -> View:
+    if isinstance(stage.config, ImportedTokenizer):
+        state, note = state_of(stage.directory, queue)
+        return View("tokenizer", stage.name, state, 0, 0, "", note=note or "imported")
+    view = _training_view(stage, queue)
+    scores = last_of(read_metrics(stage.directory / "metrics.jsonl"), "validation")
     if not scores:
         return view
     quality = f"PSNR {scores['psnr_db']:.1f} dB, {scores['codes_used_all']:.0%} of codes used"
     return replace(view, note="; ".join(filter(None, (view.note, quality))))
 
 
-def _training_view(kind: str, name: str, folder: Path, steps: int, queue: Queue | None) -> View:
+def _training_view(stage: Stage, queue: Queue | None) -> View:
+    folder, steps = stage.directory, stage.config.steps
     lines = read_metrics(folder / "metrics.jsonl")
     state, note = state_of(folder, queue)
     if state == "running" and not lines:
@@ -103,7 +100,7 @@ def _training_view(kind: str, name: str, folder: Path, steps: int, queue: Queue 
     if loss is None and train:
         loss = train["loss"]
     return View(
-        kind, name, state, done, steps, "steps", loss, rate, seconds, left, note,
+        stage.kind.name, stage.name, state, done, steps, "steps", loss, rate, seconds, left, note,
         **_whereabouts(folder, queue),
     )  # fmt: skip
 
@@ -143,8 +140,8 @@ _WORST = (
 )  # fmt: skip
 
 
-def _tokens_view(folder: Path, queue: Queue | None) -> View:
-    name, parts = f"{folder.parent.name}/{folder.name}", parts_of(folder)
+def _tokens_view(stage: Stage, queue: Queue | None) -> View:
+    name, folder, parts = stage.name, stage.directory, parts_of(stage.directory)
     if not parts or is_done(folder):
         state, note = state_of(folder, queue)
         progress, where = _progress(folder), _whereabouts(folder, queue)
@@ -161,6 +158,12 @@ def _tokens_view(folder: Path, queue: Queue | None) -> View:
     note = "; ".join(filter(None, (f"{ended} of {len(parts)} parts", note)))
     done, total = _together(parts)
     return View("tokens", name, state, done, total, "images", note=note)
+
+
+_VIEWS = {
+    "tokenizer": _tokenizer_view, "tokens": _tokens_view, "trial": _training_view,
+    "imported": _imported_view,
+}  # fmt: skip
 
 
 def _together(parts: list[Path]) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines.store import Busy
@@ -35,20 +35,23 @@ class Driver:
     since: str
     on: str  # "local", or the cluster
     realm: str = ""  # user and process namespace: elsewhere the same number is another process
+    stages: tuple[str, ...] = ()  # the addresses of all that it drives
 
     def __str__(self) -> str:
         return f"pid {self.pid} on {self.host}, on {self.on}, since {self.since}"
 
 
 @contextlib.contextmanager
-def driving(folder: Path, on: str, take_over: bool = False) -> Iterator[Driver]:
+def driving(
+    folder: Path, on: str, take_over: bool = False, stages: tuple[str, ...] = ()
+) -> Iterator[Driver]:
     """Be the one driver of the sweep in `folder`.
 
     Raises Busy, naming the other, unless that one is dead or `take_over`. A driver whose lock was
     taken notices in `still_driving`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    me = _myself(on)
+    me = replace(_myself(on), stages=stages)
     while not _made(folder / LOCK, me):
         other = owner(folder)
         if other is None:

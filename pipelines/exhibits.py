@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pipelines.made import EDITS, SAMPLES, Made, made_in
 from pipelines.measured import Fidelity, fidelities
 from pipelines.speed import machine_of, measurements
-from pipelines.store import IMPORTED, Home
+from pipelines.stages.graph import Stages, of_kind
+from pipelines.stages.registry import TOKENIZER
 from var_scaling.accounting.ledger import model_ledger
 from var_scaling.class_names import called, names_of
-from var_scaling.config import ImportedModel, Sweep, Trial
+from var_scaling.config import ImportedModel, Trial
 from var_scaling.evaluation.rates import Memory, Timing
 from var_scaling.generation.settings import Sampling
 
@@ -38,35 +39,33 @@ class _Model(NamedTuple):
     folder: Path
 
 
-def exhibits(home: Home, sweep: Sweep) -> Exhibits:
+def exhibits(stages: Stages) -> Exhibits:
     """All of it, the largest model first."""
-    models = _models(home, sweep)
+    models = _models(stages)
     with_pictures = [one for one in models if any(made.pictures for made in made_in(one.folder))]
     rest = [one.address for one in with_pictures[_MODELS:]]
     return Exhibits(
         tuple(_shown(one) for one in with_pictures[:_MODELS]),
         f"Of {', '.join(rest)} there are pictures on disk." if rest else "",
-        _filled([*_of_samples(models), *_of_tokenizers(home, sweep)]),
+        _filled([*_of_samples(models), *_of_tokenizers(stages)]),
         _filled([row for one in models for row in _speed_rows(one)]),
     )
 
 
-def folders(home: Home, sweep: Sweep) -> list[Path]:
+def folders(stages: Stages) -> list[Path]:
     """Where something may lie that the report shows."""
-    tokenizers = [home.tokenizer(t.name) for t in sweep.tokenizers]
-    return [*(one.folder for one in _models(home, sweep)), *tokenizers]
+    tokenizers = [stage.directory for stage in of_kind(stages, TOKENIZER)]
+    return [*(one.folder for one in _models(stages)), *tokenizers]
 
 
-def _models(home: Home, sweep: Sweep) -> list[_Model]:
+def _models(stages: Stages) -> list[_Model]:
     """The sweep's models, the largest first."""
-    ours = [
-        _Model(f"{sweep.name}/{one.name}", one, home.trial(sweep.name, one.name))
-        for one in sweep.trials
+    models = [
+        _Model(stage.address, stage.config, stage.directory)
+        for stage in stages
+        if isinstance(stage.config, Trial | ImportedModel)
     ]
-    theirs = [
-        _Model(f"{IMPORTED}/{one.name}", one, home.imported(one.name)) for one in sweep.imported
-    ]
-    return sorted([*ours, *theirs], key=lambda one: -model_ledger(one.record)["params_blocks"])
+    return sorted(models, key=lambda one: -model_ledger(one.record)["params_blocks"])
 
 
 def _shown(model: _Model) -> "Shown":
@@ -151,10 +150,10 @@ def _of_samples(models: Iterable[_Model]) -> Iterator[dict[str, str]]:
                     yield _fidelity_row(model.address, made.name, drawn, one)
 
 
-def _of_tokenizers(home: Home, sweep: Sweep) -> Iterator[dict[str, str]]:
-    for t in sweep.tokenizers:
-        for one in fidelities(home.tokenizer(t.name)):
-            yield _fidelity_row(f"tokenizers/{t.name}", one.images, {}, one)
+def _of_tokenizers(stages: Stages) -> Iterator[dict[str, str]]:
+    for stage in of_kind(stages, TOKENIZER):
+        for one in fidelities(stage.directory):
+            yield _fidelity_row(stage.address, one.images, {}, one)
 
 
 def _fidelity_row(

@@ -7,8 +7,8 @@ import math
 from collections.abc import Iterator
 
 from pipelines.collect import state_of
-from pipelines.store import Home
-from var_scaling.config import SomeTokenizer, Sweep, Tokenizer
+from pipelines.stages.graph import Stage, Stages
+from var_scaling.config import SomeTokenizer, Tokenizer
 from var_scaling.metrics import Line, last_of, read_metrics
 
 FEWEST_USED = 0.5  # share of all codes
@@ -24,18 +24,22 @@ PSNR_DB = {
 }
 
 
-def plain_failures(home: Home, sweep: Sweep) -> tuple[str, ...]:
-    """A sentence for each failed check of `sweep`'s tokenizers and models as they are now."""
-    return (*_of_tokenizers(home, sweep), *_of_trials(home, sweep), *_of_imported(home, sweep))
+def plain_failures(stages: Stages) -> tuple[str, ...]:
+    """A sentence for each failed check of the tokenizers and models as they are now."""
+    return tuple(
+        f"{stage.title} {what}"
+        for stage in stages
+        if stage.kind.name in _CHECKS
+        for what in _CHECKS[stage.kind.name](stage)
+    )
 
 
-def _of_tokenizers(home: Home, sweep: Sweep) -> Iterator[str]:
-    for t in sweep.tokenizers:
-        line = last_of(read_metrics(home.tokenizer(t.name) / "metrics.jsonl"), "validation")
-        if state_of(home.tokenizer(t.name))[0] == "diverged":
-            yield f"tokenizer {t.name} diverged: its tokens are those of noise"
-        elif line is not None:
-            yield from (f"tokenizer {t.name} {what}" for what in _tokenizer_failures(t, line))
+def _of_tokenizer(stage: Stage) -> Iterator[str]:
+    line = last_of(read_metrics(stage.directory / "metrics.jsonl"), "validation")
+    if state_of(stage.directory)[0] == "diverged":
+        yield "diverged: its tokens are those of noise"
+    elif line is not None:
+        yield from _tokenizer_failures(stage.config, line)
 
 
 def _tokenizer_failures(t: SomeTokenizer, line: Line) -> Iterator[str]:
@@ -63,26 +67,21 @@ def _tokenizer_failures(t: SomeTokenizer, line: Line) -> Iterator[str]:
         )
 
 
-def _of_trials(home: Home, sweep: Sweep) -> Iterator[str]:
-    for trial in sweep.trials:
-        folder = home.trial(sweep.name, trial.name)
-        state, why = state_of(folder)
-        if state == "diverged":
-            yield f"trial {trial.name} diverged ({why}): it is no point of any law"
-            continue
-        line = last_of(read_metrics(folder / "metrics.jsonl"), "validation")
-        if state == "done" and line is not None:
-            failures = _model_failures(trial.tokenizer, line)
-            yield from (f"trial {trial.name} {what}" for what in failures)
+def _of_trial(stage: Stage) -> Iterator[str]:
+    state, why = state_of(stage.directory)
+    if state == "diverged":
+        yield f"diverged ({why}): it is no point of any law"
+    elif state == "done":
+        yield from _of_imported(stage)
 
 
-def _of_imported(home: Home, sweep: Sweep) -> Iterator[str]:
-    for model in sweep.imported:
-        folder = home.imported(model.name)
-        line = last_of(read_metrics(folder / "metrics.jsonl"), "validation")
-        if line is not None:
-            failures = _model_failures(model.tokenizer, line)
-            yield from (f"imported {model.name} {what}" for what in failures)
+def _of_imported(stage: Stage) -> Iterator[str]:
+    line = last_of(read_metrics(stage.directory / "metrics.jsonl"), "validation")
+    if line is not None:
+        yield from _model_failures(stage.config.tokenizer, line)
+
+
+_CHECKS = {"tokenizer": _of_tokenizer, "trial": _of_trial, "imported": _of_imported}
 
 
 def _model_failures(t: Tokenizer, line: Line) -> Iterator[str]:

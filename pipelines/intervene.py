@@ -1,36 +1,38 @@
 """What a person does to a sweep on a cluster: end its jobs, have it tried again."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from pipelines import jobs, slurm
 from pipelines.collect import state_of
 from pipelines.driver import LOCK, alive
 from pipelines.stages.attempt import FAILED
-from pipelines.store import Home
-from pipelines.units import stage_folders
-from var_scaling.config import Sweep
-from var_scaling.disk import is_done, read_json
+from pipelines.stages.graph import Stage, Stages
+from pipelines.units import work_folders
+from var_scaling.disk import is_done
 
 
 def cancel(
-    sweep: Sweep, home: Home, only: frozenset[str], forget: bool, tell: Callable[[str], None]
+    stages: Stages, sweep: Path, only: frozenset[str], forget: bool, tell: Callable[[str], None]
 ) -> int:
-    """End the jobs of `sweep`, and what is not submitted yet is not; `forget` asks no Slurm.
+    """End the jobs of the sweep in the folder `sweep`, and submit no more; `forget` asks no Slurm.
 
     Stages that the driver of another sweep waits for are left alone. How many were cancelled.
     """
-    folders = stage_folders(home, sweep)
+    found = {name: at for name, at in work_folders(stages).items() if not at[0].provided}
+    folders = {name: folder for name, (_, folder) in found.items()}
     records = {name: jobs.latest(folder) for name, folder in folders.items()}
-    driver = alive(home.sweep(sweep.name))
+    driver = alive(sweep)
     driven = driver is not None and driver.on != "local"
-    needed = _needed_elsewhere(home, sweep)
+    needed = _needed_elsewhere(sweep)
     wanted = {}
     for name, record in records.items():
+        stage = found[name][0]
         ended = record is not None and not record.live and record.ended in ("failed", "cancelled")
-        if is_done(folders[name]) or ended or not _chosen(name, only):
+        if is_done(folders[name]) or ended or not _chosen(stage, only):
             continue
-        if name in needed:
-            tell(f"{name}: left alone, {needed[name]} needs it")
+        if stage.address in needed:
+            tell(f"{name}: left alone, sweep {needed[stage.address]} needs it")
         elif driven or record is not None:
             wanted[name] = record
     for name in wanted:
@@ -38,8 +40,8 @@ def cancel(
     live = {name: record for name, record in wanted.items() if record is not None and record.live}
     if live and not forget:
         queue = slurm.queue()
-        found = [queue.find(one.job, one.name, one.index) for one in live.values()]
-        slurm.cancel([seen.job for seen in found if seen is not None and seen.active])
+        there = [queue.find(one.job, one.name, one.index) for one in live.values()]
+        slurm.cancel([seen.job for seen in there if seen is not None and seen.active])
     for name in wanted:
         job = live[name].job if name in live else None
         what = f"job {job} {'forgotten' if forget else 'cancelled'}" if job else "not to be started"
@@ -47,35 +49,28 @@ def cancel(
     return len(wanted)
 
 
-def _needed_elsewhere(home: Home, sweep: Sweep) -> dict[str, str]:
-    """Stages of `sweep` that another sweep, being driven now, has in common with it."""
+def _needed_elsewhere(sweep: Path) -> dict[str, str]:
+    """The addresses of stages that other sweeps, driven now, work on, each with that sweep."""
     needed: dict[str, str] = {}
-    for lock in home.root.glob(f"*/{LOCK}"):
-        if lock.parent.name == sweep.name or alive(lock.parent) is None:
-            continue
-        trials = [read_json(path) for path in lock.parent.glob("*/trial.json")]
-        for trial in trials:
-            tokenizer, data = trial["tokenizer"]["name"], trial["data"]["name"]
-            for name in stage_folders(home, sweep):
-                shared = name.startswith(f"tokens {tokenizer}/{data}-")
-                if shared or name == f"tokenizer {tokenizer}":
-                    needed[name] = f"sweep {lock.parent.name}"
+    for lock in sweep.parent.glob(f"*/{LOCK}"):
+        other = alive(lock.parent) if lock.parent != sweep else None
+        if other is not None:
+            needed |= dict.fromkeys(other.stages, lock.parent.name)
     return needed
 
 
-def forgive(
-    sweep: Sweep, home: Home, only: frozenset[str], tell: Callable[[str], None]
-) -> list[str]:
+def forgive(stages: Stages, only: frozenset[str], tell: Callable[[str], None]) -> list[str]:
     """Have what failed or was cancelled tried again; the names of these stages. Raises SlurmAway.
 
     A driver at work takes them up; else the next run does.
     """
-    folders = stage_folders(home, sweep)
-    records = [jobs.latest(folder) for folder in folders.values()]
+    found = work_folders(stages)
+    records = [jobs.latest(folder) for _, folder in found.values()]
     queue = slurm.queue() if any(one is not None and one.live for one in records) else None
     again = []
-    for name, folder in folders.items():
-        if state_of(folder, queue)[0] not in ("failed", "cancelled") or not _chosen(name, only):
+    for name, (stage, folder) in found.items():
+        failed = state_of(folder, queue)[0] in ("failed", "cancelled")
+        if not failed or not _chosen(stage, only):
             continue
         if jobs.latest(folder) is not None:
             jobs.note(folder, "retry")
@@ -85,5 +80,6 @@ def forgive(
     return again
 
 
-def _chosen(name: str, only: frozenset[str]) -> bool:
-    return not only or name.partition(" ")[2] in only
+def _chosen(stage: Stage, only: frozenset[str]) -> bool:
+    """Whether `only` names it; with a stage all its parts are chosen."""
+    return not only or stage.name in only

@@ -13,10 +13,9 @@ from pipelines.settings import Cluster, Settings
 from pipelines.snapshot import Snapshot
 from pipelines.stages.attempt import FAILED, WAIT, Stopped
 from pipelines.stages.context import Place
-from pipelines.stages.stages import run_tokenizer
+from pipelines.stages.graph import Stage
 from pipelines.store import Home, held
-from pipelines.units import Unit, tokenizer_words, trial_words
-from var_scaling.config import ImportedTokenizer
+from pipelines.units import Unit, words_of
 from var_scaling.disk import read_json
 
 _NEVER = 60 * 24 * 365  # minutes: what runs here has no wall time
@@ -80,17 +79,17 @@ def submit(
         raise (Delayed if passing else Refused)(said) from error
 
 
-def run_here(place: Place, folder: Path, words: dict[str, Any], stop: Path) -> str:
-    """Do what `words` say in `folder` by several processes of this machine; how it ended.
+def run_here(stage: Stage, stop: Path, place: Place) -> str:
+    """Run `stage` by several processes of this machine until done, or `stop` exists.
 
     Raises Stopped, or RuntimeError with the error of the process that failed first.
     """
     import submitit
 
-    local, submission = place.settings.local, new_submission()
+    local, submission, folder = place.settings.local, new_submission(), stage.directory
     work = Work(
         str(place.home.root), str(folder), place.settings.model_dump_json(), LOCAL, submission,
-        {**words, "stop": str(stop)},
+        {**words_of(stage), "stop": str(stop)},
     )  # fmt: skip
     with held(folder, wait=WAIT):
         executor = submitit.AutoExecutor(_private(place.home.root / "jobs") / submission, "local")
@@ -116,20 +115,6 @@ def _private(folder: Path) -> Path:
     if folder.stat().st_uid == os.getuid():
         folder.chmod(0o700)
     return folder
-
-
-def tokenize_here(stop: Path, place: Place, t: Any) -> str:
-    """Train a tokenizer by several processes."""
-    folder = place.home.tokenizer(t.name)
-    if isinstance(t, ImportedTokenizer):
-        return run_tokenizer(place, t)
-    return run_here(place, folder, tokenizer_words(t), stop)
-
-
-def train_here(stop: Path, place: Place, sweep: str, trial: Any) -> str:
-    """Train a trial by several processes."""
-    folder = place.home.trial(sweep, trial.name)
-    return run_here(place, folder, trial_words(sweep, trial), stop)
 
 
 def _parameters(

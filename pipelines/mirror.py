@@ -10,6 +10,7 @@ from pipelines import slurm
 from pipelines.address import finished, read_generator
 from pipelines.collect import View, overview
 from pipelines.settings import Settings
+from pipelines.stages.graph import sweep_stages
 from pipelines.store import IMPORTED, Home
 from pipelines.tracking import ENDS, Mirror, database
 from var_scaling.config import ImportedModel, Sweep
@@ -52,8 +53,9 @@ def mirror(
 ) -> None:
     """Bring MLflow to what the disk says; with `follow` again and again until all is at an end."""
     where = settings.mlflow.uri or database(home)
+    stages = sweep_stages(home, sweep)
     while True:
-        views = overview(home, sweep, slurm.look(20))
+        views = overview(stages, slurm.look(20))
         caught_up = attempt(partial(_catch_up, home, sweep, settings, views), tell)
         ended = sum(view.state in ENDS for view in views)
         if caught_up:

@@ -15,6 +15,8 @@ from pipelines.resources import (
 )
 from pipelines.screen import coloured, new_table, short
 from pipelines.settings import Cluster
+from pipelines.stages.graph import Stage, Stages, of_kind
+from pipelines.stages.registry import TOKENIZER, TOKENS
 from var_scaling.accounting import total
 from var_scaling.accounting.ledger import model_ledger, trial_ledger
 from var_scaling.accounting.tokenizer import (
@@ -77,11 +79,13 @@ def _asks(trial: Trial, flops: int, price: Price, cluster: Cluster) -> dict[str,
     }
 
 
-def plan_summary(sweep: Sweep, rows: list[dict[str, Any]], price: Price) -> dict[str, Any]:
+def plan_summary(
+    sweep: Sweep, stages: Stages, rows: list[dict[str, Any]], price: Price
+) -> dict[str, Any]:
     """The whole plan as JSON."""
     before = [
         {"stage": name, "flops": flops, "gpu_hours": price.hours(flops)}
-        for name, flops, _ in preparation(sweep)
+        for name, flops, _ in preparation(stages)
     ]
     hours = sum(one["gpu_hours"] for one in [*before, *rows])
     return {
@@ -104,14 +108,18 @@ def _few(number: float | None) -> str:
 
 
 def plan_table(
-    sweep: Sweep, rows: list[dict[str, Any]], price: Price, cluster: Cluster | None = None
+    sweep: Sweep,
+    stages: Stages,
+    rows: list[dict[str, Any]],
+    price: Price,
+    cluster: Cluster | None = None,
 ) -> Table:
     """The rows as a person reads them; for a cluster what each takes of it."""
     money = ["price"] if price.per_gpu_hour is not None else []
     there = ["GPUs", "at once", "a job", "hours", *money] if cluster is not None else []
     more = [] if there else ["N total", "tokens"]
     caption = (
-        _tokenizers(sweep) + f"\nGPU-hours at {short(price.sustained)}FLOP/s a GPU, sustained: "
+        _tokenizers(stages) + f"\nGPU-hours at {short(price.sustained)}FLOP/s a GPU, sustained: "
         f"{price.assumed}; evaluation not counted"
     )
     if there:
@@ -130,7 +138,7 @@ def plan_table(
         return [short(flops), _few(price.hours(flops)), *(asks + paid if there else [])]
 
     whole = 0
-    for name, flops, asked in preparation(sweep, cluster):
+    for name, flops, asked in preparation(stages, cluster):
         table.add_row(name, *blank, *cost(flops, asked), *[""] * 4)
         whole += flops
     table.add_section()
@@ -166,32 +174,48 @@ def _shown(row: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
-def preparation(sweep: Sweep, cluster: Cluster | None = None) -> list[tuple[str, int, list[str]]]:
+def preparation(stages: Stages, cluster: Cluster | None = None) -> list[tuple[str, int, list[str]]]:
     """What stands before the trials, its FLOPs, and what it takes of a cluster, to be shown."""
     steps = []
-    for t in sweep.tokenizers:
-        if isinstance(t, TrainedTokenizer):
-            flops, asked = tokenizer_train_flops(t, t.steps), [""] * 4
-            if cluster is not None:
-                resources = tokenizer_resources(t, cluster)
-                hours = job_hours(flops, resources.processes, cluster)
-                known = {**resources.as_dict(), "processes": resources.processes, "hours": hours}
-                asked = _shown({**known, "batch": t.batch})
-            steps.append((f"tokenizer {t.name}", flops, asked))
-    for t, data in sweep.token_sets:
-        if data.train_images is not None:
-            crops = max(1, data.crops) if isinstance(data, ImageFiles) else 1
-            flops, asked = data.train_images * crops * encoding_flops(t), [""] * 4
-            if cluster is not None:
-                parts = encoding_parts(t, data, data.train_images, cluster)
-                asked = [f"{parts} jobs", "", "", since(3600 * job_hours(flops, parts, cluster))]
-            steps.append((f"tokens {data.name}", flops, asked))
+    for stage in of_kind(stages, TOKENIZER, TOKENS):
+        known = _PREPARES[stage.kind.name](stage, cluster)
+        if known is not None:
+            steps.append(known)
     return steps
 
 
-def _tokenizers(sweep: Sweep) -> str:
+def _training_cost(stage: Stage, cluster: Cluster | None) -> tuple[str, int, list[str]] | None:
+    t = stage.config
+    if stage.provided or not isinstance(t, TrainedTokenizer):
+        return None
+    flops, asked = tokenizer_train_flops(t, t.steps), [""] * 4
+    if cluster is not None:
+        resources = tokenizer_resources(t, cluster)
+        hours = job_hours(flops, resources.processes, cluster)
+        known = {**resources.as_dict(), "processes": resources.processes, "hours": hours}
+        asked = _shown({**known, "batch": t.batch})
+    return stage.title, flops, asked
+
+
+def _encoding_cost(stage: Stage, cluster: Cluster | None) -> tuple[str, int, list[str]] | None:
+    """Of the training images: those held out are few."""
+    t, data, split = stage.config.tokenizer, stage.config.data, stage.config.split
+    if split != "train" or data.train_images is None:
+        return None
+    crops = max(1, data.crops) if isinstance(data, ImageFiles) else 1
+    flops, asked = data.train_images * crops * encoding_flops(t), [""] * 4
+    if cluster is not None:
+        parts = encoding_parts(t, data, data.train_images, cluster)
+        asked = [f"{parts} jobs", "", "", since(3600 * job_hours(flops, parts, cluster))]
+    return f"tokens {data.name}", flops, asked
+
+
+_PREPARES = {"tokenizer": _training_cost, "tokens": _encoding_cost}
+
+
+def _tokenizers(stages: Stages) -> str:
     lines = []
-    for t in sweep.tokenizers:
+    for t in (stage.config for stage in of_kind(stages, TOKENIZER)):
         sides = ", ".join(map(str, t.pyramid.sides))
         origin = (
             f"imported, SHA-256 {t.sha256[:12]}…"

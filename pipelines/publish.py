@@ -8,6 +8,7 @@ from typing import Any
 from pipelines.exhibits import folders
 from pipelines.health import plain_failures
 from pipelines.made import stamp_of
+from pipelines.stages.graph import Stages, sweep_stages
 from pipelines.store import Home
 from pipelines.units import damaged_stages
 from var_scaling.config import Sweep
@@ -29,12 +30,12 @@ def publish(
     What was made with its models since, pictures and their numbers, is new too: the page shows it.
     Returns what laws.json holds. Raises TableError where there is nothing to fit.
     """
-    folder = home.sweep(sweep.name)
-    damaged = {stage: str(found) for stage, found in damaged_stages(home, sweep).items()}
-    failures = list(plain_failures(home, sweep))
+    folder, stages = home.sweep(sweep.name), sweep_stages(home, sweep)
+    damaged = {stage: str(found) for stage, found in damaged_stages(stages).items()}
+    failures = list(plain_failures(stages))
     wanted = {
         "format": _FORMAT, "results_fingerprint": results_fingerprint, "objective": objective,
-        "made": _made(home, sweep),
+        "made": _made(stages),
     }  # fmt: skip
     warnings = {"damaged": damaged, "failures": failures}
     if not again and (folder / "laws.json").exists() and report_path(home, sweep).exists():
@@ -57,15 +58,15 @@ def publish(
     # PDFs take as long as all the rest: who asks for laws or report gets them, a run does not.
     kinds = ("svg", "png", "pdf") if again else ("svg", "png")
     figures = draw_all(found, report_path(home, sweep).parent, kinds)
-    write_report(report_path(home, sweep), found, figures, facts_of(home, sweep))
+    write_report(report_path(home, sweep), found, figures, facts_of(sweep, stages))
     laws = {**laws_of(found), **wanted, **warnings, "sweep": sweep.name}
     write_json(folder / "laws.json", laws)
     return laws
 
 
-def _made(home: Home, sweep: Sweep) -> dict[str, str] | None:
+def _made(stages: Stages) -> dict[str, str] | None:
     """What the page shows besides laws. No plain value: two reports do not differ in it."""
-    stamp = stamp_of(folders(home, sweep))
+    stamp = stamp_of(folders(stages))
     return None if stamp is None else {"stamp": stamp}
 
 

@@ -7,6 +7,7 @@ from pipelines import screen, screen_laws
 from pipelines.rows import write_results
 from pipelines.screen import console, warn
 from pipelines.settings import load_settings
+from pipelines.stages.graph import refuse_mismatch, sweep_stages
 from pipelines.store import Home
 from var_scaling.config import Sweep
 
@@ -52,9 +53,7 @@ def show(laws: dict[str, Any]) -> None:
 
 def results(at: Home, sweep: Sweep) -> str:
     """Collect the sweep into results.parquet; the fingerprint of what stands there."""
-    from pipelines import orchestrate
-
-    orchestrate.refuse_drift(at, sweep)  # else old losses would stand beside new sizes
+    refuse_mismatch(sweep_stages(at, sweep))  # else old losses would stand beside new sizes
     fingerprint = write_results(at, sweep)
     if fingerprint is None:
         raise ValueError(f"{sweep.name}: no trial has been evaluated yet; `var-scaling run` does")

@@ -6,17 +6,18 @@ from typing import Any
 from analysis.report import Facts
 from pipelines.exhibits import exhibits
 from pipelines.health import plain_failures
-from pipelines.store import Home
+from pipelines.stages.graph import Stages, of_kind
+from pipelines.stages.registry import TOKENIZER, TRIAL
 from var_scaling.config import ImportedTokenizer, Sweep
 from var_scaling.disk import read_json
 from var_scaling.metrics import last_of, read_metrics
 
 
-def facts_of(home: Home, sweep: Sweep) -> Facts:
+def facts_of(sweep: Sweep, stages: Stages) -> Facts:
     """All of it for `sweep` as the disk has it now."""
     tokenizers, pictures = [], {}
-    for t in sweep.tokenizers:
-        folder = home.tokenizer(t.name)
+    for stage in of_kind(stages, TOKENIZER):
+        t, folder = stage.config, stage.directory
         scores = last_of(read_metrics(folder / "metrics.jsonl"), "validation")
         if scores:
             tokenizers.append({
@@ -38,12 +39,12 @@ def facts_of(home: Home, sweep: Sweep) -> Facts:
         title=sweep.name,
         question=sweep.question,
         settings=_settings(sweep),
-        provenance=_provenance(home, sweep),
+        provenance=_provenance(sweep, stages),
         tokenizers=tokenizers,
         pictures=pictures,
         trials=tuple(trial.name for trial in sweep.trials),
-        failures=plain_failures(home, sweep),
-        **exhibits(home, sweep)._asdict(),
+        failures=plain_failures(stages),
+        **exhibits(stages)._asdict(),
     )
 
 
@@ -69,10 +70,10 @@ def _settings(sweep: Sweep) -> dict[str, str]:
     }
 
 
-def _provenance(home: Home, sweep: Sweep) -> dict[str, str]:
+def _provenance(sweep: Sweep, stages: Stages) -> dict[str, str]:
     attempts: list[dict[str, Any]] = []
-    for trial in sweep.trials:
-        path = home.trial(sweep.name, trial.name) / "provenance.json"
+    for stage in of_kind(stages, TRIAL):
+        path = stage.directory / "provenance.json"
         attempts += read_json(path)["attempts"] if path.exists() else []
     if not attempts:
         return {}

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines.settings import Cluster, SettingsError
+from pipelines.stages.graph import Stages, of_kind
+from pipelines.stages.registry import TOKENIZER, TRIAL
 from var_scaling.accounting import total
 from var_scaling.accounting.ledger import trial_ledger
 from var_scaling.accounting.tokenizer import (
@@ -16,7 +18,7 @@ from var_scaling.accounting.tokenizer import (
     tokenizer_parameters,
     tokenizer_train_flops,
 )
-from var_scaling.config import SomeTokenizer, Sweep, TrainedTokenizer, Trial
+from var_scaling.config import SomeTokenizer, TrainedTokenizer, Trial
 from var_scaling.datasets import DeadLeaves, ImageFiles
 
 # Bytes a parameter: weight, gradient, two Adam moments and the bucket in which gradients travel,
@@ -52,9 +54,9 @@ class Resources:
         return asdict(self)
 
 
-def unknown_names(sweep: Sweep, cluster: Cluster) -> list[str]:
-    """What `trial_gpus` names and `sweep` has not: another sweep may, or it is misspelt."""
-    known = {trial.name for trial in sweep.trials} | {t.name for t in sweep.tokenizers}
+def unknown_names(stages: Stages, cluster: Cluster) -> list[str]:
+    """What `trial_gpus` names and a sweep has not: another may, or it is misspelt."""
+    known = {stage.name for stage in of_kind(stages, TRIAL, TOKENIZER)}
     return sorted(set(cluster.trial_gpus) - known)
 
 

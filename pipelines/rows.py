@@ -1,6 +1,7 @@
 """The disk to the results table: one row for each evaluation of each model of a sweep. No torch."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,6 +12,7 @@ from pipelines import measured
 from pipelines.collect import state_of
 from pipelines.damage import LOG, damage_in, status_of
 from pipelines.provenance import attempts, commit_of, lost
+from pipelines.stages.graph import sweep_stages
 from pipelines.store import Home
 from var_scaling.accounting.ledger import model_ledger, trial_ledger
 from var_scaling.config import ImportedModel, Sweep, Trial
@@ -21,9 +23,14 @@ from var_scaling.results import Row, Status
 
 
 def rows_of(home: Home, sweep: Sweep) -> list[Row]:
-    """One row for each evaluation so far of each trial of `sweep`."""
-    trained = [row for trial in sweep.trials for row in _trial_rows(home, sweep, trial)]
-    return trained + [row for model in sweep.imported for row in _imported_rows(home, sweep, model)]
+    """One row for each evaluation so far of each model of `sweep`."""
+    make: dict[str, Callable[..., list[Row]]] = {"trial": _trial_rows, "imported": _imported_rows}
+    return [
+        row
+        for stage in sweep_stages(home, sweep)
+        if stage.kind.name in make
+        for row in make[stage.kind.name](home, sweep, stage.config)
+    ]
 
 
 def _imported_rows(home: Home, sweep: Sweep, model: ImportedModel) -> list[Row]:

@@ -11,6 +11,7 @@ from pipelines.collect import overview, state_of
 from pipelines.damage import Damage
 from pipelines.screen import console, errors, say_error, warn
 from pipelines.settings import Settings
+from pipelines.stages.graph import Stages, refuse_mismatch, sweep_stages
 from pipelines.store import Home
 from var_scaling.config import Sweep
 
@@ -46,35 +47,44 @@ def run(sweep: Sweep, home: Home, settings: Settings, how: Run) -> None:
         raise ValueError(
             "--detach leaves jobs to Slurm; on this machine: nohup var-scaling run … &"
         )
-    orchestrate.refuse_drift(home, sweep)
+    stages = sweep_stages(home, sweep)
+    refuse_mismatch(stages)
     if home.root.exists() and home.root.stat().st_mode & 0o002:
         warn(
             f"{home.root} can be written to by all users, who could change code that runs as you: "
             "chmod o-w"
         )
-    damaged = damaged_stages(home, sweep)
+    damaged = damaged_stages(stages)
     for stage, found in damaged.items():
         (warn if found.by_run else say_error)(f"{stage}: {found}")
-    if all(view.over for view in overview(home, sweep)):
+    if all(view.over for view in overview(stages)):
         _leave_damaged(damaged)
         return
-    where, every = None, 5.0
+    folder, where, every = home.sweep(sweep.name), None, 5.0
     if how.on != "local":
         where = settings.cluster(how.on)
         every = max(every, where.poll_seconds)
-        for name in unknown_names(sweep, where):
+        for name in unknown_names(stages, where):
             warn(f"trial_gpus names {name}, which is no trial and no tokenizer of {sweep.name}")
     with mirror.mirroring(home, sweep, settings, warn, every), screen.progress(console) as observe:
         if where is None:
-            outcome = orchestrate.run(sweep, home, settings, observe, how.take_over)
+            outcome = orchestrate.run(stages, folder, home, settings, observe, how.take_over)
         else:
             outcome = cluster.launch(
-                sweep, home, settings, how.on, how.dirty, how.detach, how.take_over, observe
+                stages,
+                folder,
+                home,
+                settings,
+                how.on,
+                how.dirty,
+                how.detach,
+                how.take_over,
+                observe,
             )
     for stage, why in outcome.failures.items():
         say_error(f"failed {stage}: {why}")
     if how.detach:
-        _say_left(sweep, home, outcome.failures)
+        _say_left(stages, outcome.failures)
     if outcome.interrupted:
         what = "Left; its jobs go on." if where else "Stopped; everything so far is kept."
         console.print(f"{what} To go on: {how.again()}", soft_wrap=True)
@@ -84,7 +94,7 @@ def run(sweep: Sweep, home: Home, settings: Settings, how: Run) -> None:
         errors.print(f"The rest is kept. Once mended, go on with: {mend}", soft_wrap=True)
         raise typer.Exit(1)
     if not how.detach:
-        _leave_damaged(damaged_stages(home, sweep))
+        _leave_damaged(damaged_stages(stages))
 
 
 def _leave_damaged(damaged: dict[str, Damage]) -> None:
@@ -98,9 +108,9 @@ def _leave_damaged(damaged: dict[str, Damage]) -> None:
         raise typer.Exit(1)
 
 
-def _say_left(sweep: Sweep, home: Home, failures: dict[str, str]) -> None:
+def _say_left(stages: Stages, failures: dict[str, str]) -> None:
     """What a detached run has left behind, and what waits for the next."""
-    views = overview(home, sweep, slurm.look(20))
+    views = overview(stages, slurm.look(20))
     submitted = [view for view in views if view.state in ("queued", "running")]
     ended = {name.rpartition(" ")[2] for name in failures}
     waiting = [
@@ -116,16 +126,16 @@ def _say_left(sweep: Sweep, home: Home, failures: dict[str, str]) -> None:
 
 def dry_run(sweep: Sweep, home: Home, settings: Settings, how: Run) -> str:
     """What `run` would do, in lines."""
-    from pipelines import orchestrate
-    from pipelines.units import sweep_units
+    from pipelines.units import arrays_of
 
-    orchestrate.refuse_drift(home, sweep)
+    stages = sweep_stages(home, sweep)
+    refuse_mismatch(stages)
     if how.on == "local":
-        views = [view for view in overview(home, sweep) if not view.over]
+        views = [view for view in overview(stages) if not view.over]
         return "\n".join(f"{v.kind} {v.name}: {v.state}" for v in views) or "nothing: all is done"
     where, lines = settings.cluster(how.on), []
     queue = slurm.look()
-    for unit in sweep_units(home, sweep, where):
+    for unit in (unit for array in arrays_of(stages, where) for unit in array.units):
         state, note = state_of(unit.folder, queue)
         if unit.done or state == "done":
             continue

@@ -19,6 +19,7 @@ from pipelines import measured
 from pipelines.collect import View, overview
 from pipelines.made import Made, made_in
 from pipelines.page import attempt_tags, imported_params, run_name, tokenizer_params, trial_params
+from pipelines.stages.graph import Stage, sweep_stages
 from pipelines.store import IMPORTED, Home, held
 from var_scaling.config import Sweep
 from var_scaling.disk import whole
@@ -76,6 +77,7 @@ class Mirror:
 
     def __init__(self, home: Home, sweep: Sweep, uri: str | None = None):
         self.home, self.sweep, self.uri = home, sweep, uri
+        self.stages = sweep_stages(home, sweep)
         self.client = client(home, uri)
         self._experiments: dict[str, str] = {}
         self._runs: dict[str, str] = {}
@@ -84,34 +86,41 @@ class Mirror:
 
     def catch_up(self, views: list[View] | None = None) -> None:
         """Bring every run of the sweep to what the disk, or `views` of it, says now."""
-        known = overview(self.home, self.sweep) if views is None else views
+        known = overview(self.stages) if views is None else views
         states = {(view.kind, view.name): view.state for view in known}
-        for t in self.sweep.tokenizers:
-            folder, state = self.home.tokenizer(t.name), states["tokenizer", t.name]
-            if state != "waiting":
-                run = self._run("tokenizers", t.name, f"tokenizers/{t.name}", "tokenizer")
-                self._follow(run, folder, state, tokenizer_params(t), ["reconstructions.png"])
-                self._bring(run, made_in(folder))
-        for trial in self.sweep.trials:
-            folder = self.home.trial(self.sweep.name, trial.name)
-            state = states["trial", trial.name]
-            if state != "waiting":
-                address = f"{self.sweep.name}/{trial.name}"
-                run = self._run(self.sweep.name, run_name(trial), address, "trial")
-                self._follow(run, folder, state, trial_params(self.sweep, trial), [])
-                self._bring(run, made_in(folder))
-                if state == "done":  # what is measured later is of the weights at the end
-                    self._tell_columns(run, folder, trial.steps)
-        for model in self.sweep.imported:
-            folder = self.home.imported(model.name)
-            if made := made_in(folder):
-                run = self._run(IMPORTED, model.name, f"{IMPORTED}/{model.name}", "imported")
-                if not self._seen[run]:
-                    self._seen[run] = {"state": "FINISHED"}
-                    self._log_facts(run, imported_params(model), {}, self._seen[run])
-                    self.client.set_terminated(run, "FINISHED")
-                self._bring(run, made)
-                self._tell_columns(run, folder, 0)
+        bring = {
+            "tokenizer": self._bring_tokenizer, "trial": self._bring_trial,
+            "imported": self._bring_imported,
+        }  # fmt: skip
+        for stage in self.stages:
+            state = states[stage.kind.name, stage.name]
+            if state != "waiting" and stage.kind.name in bring:
+                bring[stage.kind.name](stage, state)
+
+    def _bring_tokenizer(self, stage: Stage, state: str) -> None:
+        run = self._run("tokenizers", stage.name, stage.address, "tokenizer")
+        params = tokenizer_params(stage.config)
+        self._follow(run, stage.directory, state, params, ["reconstructions.png"])
+        self._bring(run, made_in(stage.directory))
+
+    def _bring_trial(self, stage: Stage, state: str) -> None:
+        run = self._run(stage.sweep, run_name(stage.config), stage.address, "trial")
+        self._follow(run, stage.directory, state, trial_params(self.sweep, stage.config), [])
+        self._bring(run, made_in(stage.directory))
+        if state == "done":  # what is measured later is of the weights at the end
+            self._tell_columns(run, stage.directory, stage.config.steps)
+
+    def _bring_imported(self, stage: Stage, state: str) -> None:
+        """A model trained elsewhere has a run once something was made with it."""
+        if not (made := made_in(stage.directory)):
+            return
+        run = self._run(IMPORTED, stage.name, stage.address, "imported")
+        if not self._seen[run]:
+            self._seen[run] = {"state": "FINISHED"}
+            self._log_facts(run, imported_params(stage.config), {}, self._seen[run])
+            self.client.set_terminated(run, "FINISHED")
+        self._bring(run, made)
+        self._tell_columns(run, stage.directory, 0)
 
     def publish_law(
         self, scalars: dict[str, float], table: dict[str, list[Any]], files: list[Path]

@@ -15,14 +15,20 @@ from pipelines.resources import (
     trial_resources,
 )
 from pipelines.settings import Cluster
-from pipelines.store import Home, part_folders
+from pipelines.stages.graph import Need, Stage, Stages, of_kind
+from pipelines.stages.registry import (
+    IMPORTED,
+    TOKENIZER,
+    TOKENS,
+    TRIAL,
+    TokenSet,
+    how_to_import,
+)
+from pipelines.store import part_folders
 from var_scaling.accounting.ledger import trial_ledger
 from var_scaling.accounting.tokenizer import encoding_flops
-from var_scaling.config import SomeTokenizer, Sweep, Trial
-from var_scaling.datasets import DeadLeaves, ImageFiles
+from var_scaling.datasets import ImageFiles
 from var_scaling.disk import is_done
-
-SPLITS = ("train", "validation")
 
 
 @dataclass(frozen=True)
@@ -46,41 +52,45 @@ class Unit:
         return ended(self.folder) and not unjoined
 
 
-def tokenizer_unit(home: Home, t: SomeTokenizer, cluster: Cluster) -> Unit:
-    folder = home.tokenizer(t.name)
-    resources = tokenizer_resources(t, cluster)
-    return Unit(f"tokenizer {t.name}", folder, folder, resources, tokenizer_words(t))
+def words_of(stage: Stage) -> dict[str, Any]:
+    """What to do for `stage`, as JSON: see job.py."""
+    config = stage.config.model_dump(mode="json")
+    if stage.kind == TOKENIZER:
+        return {"kind": "tokenizer", "tokenizer": config}
+    if stage.kind == TOKENS:
+        return {"kind": "tokens", **config}
+    return {"kind": "trial", "sweep": stage.sweep, "trial": config}
 
 
-def tokenizer_words(t: SomeTokenizer) -> dict[str, Any]:
-    return {"kind": "tokenizer", "tokenizer": t.model_dump(mode="json")}
+def units_of(stage: Stage, cluster: Cluster) -> list[Unit]:
+    """The jobs of `stage`: of tokens as many as were begun with, or as the rule says."""
+    if stage.provided:
+        return []
+    if stage.kind == TOKENS:
+        return _token_units(stage, cluster)
+    ask = tokenizer_resources if stage.kind == TOKENIZER else trial_resources
+    resources = ask(stage.config, cluster)
+    return [Unit(stage.title, stage.directory, stage.directory, resources, words_of(stage))]
 
 
-def token_units(
-    home: Home, t: SomeTokenizer, data: DeadLeaves | ImageFiles, split: str, cluster: Cluster
-) -> list[Unit]:
-    """One unit, or as many as parts were begun with, or as many as the rule says."""
-    whole = home.tokens(t.name, data.name, split)
-    images = data.train_images if split == "train" else None
-    parts = len(parts_of(whole)) or 1
-    if split == "train" and not parts_of(whole) and not is_done(whole):
+def _token_units(stage: Stage, cluster: Cluster) -> list[Unit]:
+    tokens, whole = stage.config, stage.directory
+    assert isinstance(tokens, TokenSet)
+    t, data = tokens.tokenizer, tokens.data
+    images = data.train_images if tokens.split == "train" else None
+    begun = parts_of(whole)
+    parts = len(begun) or 1
+    if tokens.split == "train" and not begun and not is_done(whole):
         parts = encoding_parts(t, data, images, cluster)
     crops = max(1, data.crops) if isinstance(data, ImageFiles) else 1
     flops = (images or 50_000) * crops * encoding_flops(t) / parts
-    resources = encoding_resources(flops, cluster)
-    words = {
-        "kind": "tokens",
-        "tokenizer": t.model_dump(mode="json"),
-        "data": data.model_dump(mode="json"),
-        "split": split,
-    }
-    name = f"tokens {t.name}/{data.name}-{split}"
+    resources, words = encoding_resources(flops, cluster), words_of(stage)
     if parts == 1:
-        return [Unit(name, whole, whole, resources, {**words, "part": None})]
+        return [Unit(stage.title, whole, whole, resources, {**words, "part": None})]
     folders = part_folders(whole, parts)
     return [
         Unit(
-            f"{name} {number + 1} of {parts}",
+            _part_title(stage, number, parts),
             folder,
             whole,
             resources,
@@ -91,67 +101,76 @@ def token_units(
     ]
 
 
-def trial_unit(home: Home, sweep: Sweep, trial: Trial, cluster: Cluster) -> Unit:
-    folder = home.trial(sweep.name, trial.name)
-    resources = trial_resources(trial, cluster)
-    return Unit(f"trial {trial.name}", folder, folder, resources, trial_words(sweep.name, trial))
+def _part_title(stage: Stage, number: int, of: int) -> str:
+    return f"{stage.title} {number + 1} of {of}"
 
 
-def trial_words(sweep: str, trial: Trial) -> dict[str, Any]:
-    return {"kind": "trial", "sweep": sweep, "trial": trial.model_dump(mode="json")}
+@dataclass(frozen=True)
+class Array:
+    """Units that one submission may hold: they ask Slurm for the same and wait for the same."""
+
+    units: list[Unit]
+    stages: list[Stage]
+    needs: tuple[Need, ...]
 
 
-def trial_arrays(
-    home: Home, sweep: Sweep, cluster: Cluster
-) -> dict[tuple[Resources, str, str], list[Unit]]:
-    """The trials that may share an array: they ask Slurm for the same and wait for the same tokens.
-
-    Largest first.
-    """
-    by_size = sorted(sweep.trials, key=lambda trial: -trial_ledger(trial)["train_flops"])
-    arrays: dict[tuple[Resources, str, str], list[Unit]] = {}
-    for trial in by_size:
-        unit = trial_unit(home, sweep, trial, cluster)
-        asks = replace(unit.resources, at_once=None)  # of no matter to Slurm
-        key = (asks, trial.tokenizer.name, trial.data.name)
-        arrays.setdefault(key, []).append(unit)
-    return arrays
+def arrays_of(stages: Stages, cluster: Cluster) -> list[Array]:
+    """Every unit of `stages`, in the order of need; of trials the largest first."""
+    arrays: dict[tuple[Any, ...], Array] = {}
+    for stage in largest_first(stages):
+        for unit in units_of(stage, cluster):
+            asks = replace(unit.resources, at_once=None)  # of no matter to Slurm
+            key = (asks, *stage.needs) if stage.kind == TRIAL else (stage.address,)
+            array = arrays.setdefault(key, Array([], [], stage.needs))
+            array.units.append(unit)
+            if not array.stages or array.stages[-1] is not stage:
+                array.stages.append(stage)
+    return list(arrays.values())
 
 
-def stage_folders(home: Home, sweep: Sweep) -> dict[str, Path]:
-    """Every folder in which a job of `sweep` may work, by the name of its unit."""
-    folders = {f"tokenizer {t.name}": home.tokenizer(t.name) for t in sweep.tokenizers}
-    for t, data in sweep.token_sets:
-        for split in SPLITS:
-            whole = home.tokens(t.name, data.name, split)
-            name, parts = f"tokens {t.name}/{data.name}-{split}", parts_of(whole)
-            folders[name] = whole
-            for number, part in enumerate(parts):
-                folders[f"{name} {number + 1} of {len(parts)}"] = part
-    for trial in sweep.trials:
-        folders[f"trial {trial.name}"] = home.trial(sweep.name, trial.name)
+def largest_first(stages: Stages) -> list[Stage]:
+    """`stages`, trials behind all others and by what they cost: a grid ends with small ones."""
+    trials = of_kind(stages, TRIAL)
+    by_size = sorted(trials, key=lambda stage: -trial_ledger(stage.config)["train_flops"])
+    return [*of_kind(stages, TOKENIZER, TOKENS, IMPORTED), *by_size]
+
+
+def work_folders(stages: Stages) -> dict[str, tuple[Stage, Path]]:
+    """Every folder in which a job may work, by the name of its unit."""
+    folders: dict[str, tuple[Stage, Path]] = {}
+    for stage in stages:
+        if stage.kind == IMPORTED:
+            continue
+        folders[stage.title] = (stage, stage.directory)
+        parts = parts_of(stage.directory) if stage.kind == TOKENS else []
+        for number, part in enumerate(parts):
+            folders[_part_title(stage, number, len(parts))] = (stage, part)
     return folders
 
 
-def damaged_stages(home: Home, sweep: Sweep) -> dict[str, Damage]:
-    """All finished stages of `sweep` that are damaged, by name; every changed file is read."""
-    folders = stage_folders(home, sweep)
-    for model in sweep.imported:
-        folders[f"imported {model.name}"] = home.imported(model.name)
-        folders[f"tokenizer {model.tokenizer.name}"] = home.tokenizer(model.tokenizer.name)
+def damaged_stages(stages: Stages) -> dict[str, Damage]:
+    """All finished stages that are damaged, by name; every changed file is read."""
+    folders = {name: folder for name, (_, folder) in work_folders(stages).items()}
+    folders |= {stage.title: stage.directory for stage in of_kind(stages, IMPORTED)}
     found = {name: damage_in(folder, thorough=True) for name, folder in folders.items()}
     return {name: one for name, one in found.items() if one is not None}
 
 
 def to_be_retried(unit: Unit) -> bool:
-    """Whether somebody asked to have it tried again."""
+    """Whether a user asked to have it tried again."""
     record = jobs.latest(unit.folder)
     return record is not None and record.again
 
 
-def refuse_held_elsewhere(home: Home, sweep: Sweep, where: str) -> None:
-    """Raise ValueError if a job of another cluster than `where` has a stage of `sweep` in hand."""
-    for name, folder in stage_folders(home, sweep).items():
+def refuse_unready(stages: Stages, where: str) -> None:
+    """Raise ValueError if an imported tokenizer that is needed is not here, or if a job of another
+    cluster than `where` has one of `stages` in hand.
+    """
+    needed = {need.address for stage in stages if not stage.provided for need in stage.needs}
+    for stage in stages:
+        if stage.provided and stage.address in needed and not is_done(stage.directory):
+            raise ValueError(how_to_import(stage.config))
+    for name, (_, folder) in work_folders(stages).items():
         record = jobs.latest(folder)
         if record is not None and record.live and record.cluster != where and not is_done(folder):
             raise ValueError(
@@ -159,11 +178,3 @@ def refuse_held_elsewhere(home: Home, sweep: Sweep, where: str) -> None:
                 f"--on {record.cluster}, or `var-scaling cancel` it first "
                 "(with --forget where that cluster is no more)"
             )
-
-
-def sweep_units(home: Home, sweep: Sweep, cluster: Cluster) -> list[Unit]:
-    """Every unit of `sweep`, in the order of need."""
-    units = [tokenizer_unit(home, t, cluster) for t in sweep.tokenizers]
-    for t, data in sweep.token_sets:
-        units += [unit for split in SPLITS for unit in token_units(home, t, data, split, cluster)]
-    return units + [unit for array in trial_arrays(home, sweep, cluster).values() for unit in array]

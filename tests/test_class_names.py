@@ -17,6 +17,7 @@ from pipelines.judge import read_class_map
 from pipelines.sample_request import Asked, plan_set, read_classes
 from pipelines.settings import Settings
 from pipelines.stages.context import Place, StopFile
+from pipelines.stages.graph import sweep_stages
 from pipelines.stages.stages import description, run_tokenizer, run_tokens, run_trial
 from pipelines.store import Home
 from var_scaling.class_names import brief, keep_names, names_of, read_names
@@ -240,7 +241,7 @@ def test_an_edit_takes_a_name_and_records_it(eight, command, tmp_path):
     code, _, said = command(*words, "--class", "dog")
     assert (code, "--class dog: 'dog' names 2 classes (5 dog, 6 dog)" in said) == (2, True)
     sweep = Sweep(name="grid", question="?", trials=(trial(),))
-    ((caption, _),) = exhibits(eight, sweep).made[0].pictures
+    ((caption, _),) = exhibits(sweep_stages(eight, sweep)).made[0].pictures
     assert "in-paint, class 1 airplane, guidance" in caption
 
 

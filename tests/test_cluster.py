@@ -14,6 +14,7 @@ from pipelines.collect import overview
 from pipelines.settings import Settings
 from pipelines.slurm import SlurmAway
 from pipelines.stages.context import Place, StopFile
+from pipelines.stages.graph import sweep_stages
 from pipelines.stages.stages import run_tokenizer, run_tokens
 from pipelines.store import Home
 from var_scaling.config import Sweep
@@ -96,7 +97,9 @@ def test_tokens_encoded_in_parts_are_those_encoded_at_once(tmp_path, monkeypatch
     whole = [home.tokens(t.name, data.name, "train") for home in homes]
     for number in (2, 0, 3):
         run_tokens(place[1], t, data, "train", (number, 4))
-    view = next(v for v in overview(homes[1], one_trial(t)) if v.name.endswith("leaves-train"))
+    view = next(
+        v for v in overview(sweep_stages(homes[1], one_trial(t))) if v.name.endswith("leaves-train")
+    )
     assert (view.state, view.note) == ("waiting", "3 of 4 parts")
     run_tokens(place[1], t, data, "train", (1, 4))
     for name in ("tokens.npy", "labels.npy", "done.json"):

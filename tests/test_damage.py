@@ -17,6 +17,7 @@ from pipelines.rows import rows_of
 from pipelines.settings import Settings
 from pipelines.stages import stages
 from pipelines.stages.context import Place, StopFile
+from pipelines.stages.graph import sweep_stages
 from pipelines.store import Home
 from pipelines.sweeps import find_sweep
 from var_scaling.disk import DONE, file_sha256, read_json, write_json
@@ -201,7 +202,7 @@ PLACES = [
 @pytest.mark.parametrize("damage", [flip_bit, cut_short])
 @pytest.mark.parametrize(("address", "file", "state"), PLACES)
 def test_status_names_the_damaged_file_and_the_repair(home, address, file, state, damage):
-    assert {view.state for view in overview(home, SWEEP)} == {"done"}
+    assert {view.state for view in overview(sweep_stages(home, SWEEP))} == {"done"}
     folder = home.root / address
     damage(folder / file, *([3] if file == "done.json" and damage is flip_bit else []))
     shown = json.loads(command(home, "status", "smoke", "--json"))["stages"]
@@ -214,21 +215,23 @@ def test_status_names_the_damaged_file_and_the_repair(home, address, file, state
 
 def test_a_copy_of_a_home_with_new_times_is_not_damaged(smoke, tmp_path):
     shutil.copytree(smoke, tmp_path / "home", copy_function=shutil.copyfile)
-    assert {view.state for view in overview(Home(tmp_path / "home"), SWEEP)} == {"done"}
+    assert {view.state for view in overview(sweep_stages(Home(tmp_path / "home"), SWEEP))} == {
+        "done"
+    }
 
 
 def test_a_home_of_a_version_that_recorded_no_files_is_read(home):
     for marker in home.root.rglob(DONE):
         kept = {k: v for k, v in read_json(marker).items() if k not in ("files", "seconds")}
         write_json(marker, kept)
-    assert {view.state for view in overview(home, SWEEP)} == {"done"}
+    assert {view.state for view in overview(sweep_stages(home, SWEEP))} == {"done"}
     flip_bit(home.trial("smoke", "d2") / "weights.safetensors")
-    (view,) = (one for one in overview(home, SWEEP) if one.state != "done")
+    (view,) = (one for one in overview(sweep_stages(home, SWEEP)) if one.state != "done")
     assert (view.name, view.state) == ("d2", "damaged")
     flip_bit(home.trial("smoke", "d2") / "weights.safetensors")
     log = home.trial("smoke", "d3") / "metrics.jsonl"
     log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
-    (view,) = (one for one in overview(home, SWEEP) if one.state != "done")
+    (view,) = (one for one in overview(sweep_stages(home, SWEEP)) if one.state != "done")
     assert view.state == "to repair"
     assert "the evaluation after step 120 is missing" in view.note
 

@@ -13,6 +13,7 @@ from pipelines import cli
 from pipelines.address import imported_sweep
 from pipelines.damage import mark_done
 from pipelines.health import PSNR_DB, plain_failures
+from pipelines.stages.graph import sweep_stages
 from pipelines.store import Home
 from pipelines.sweeps import find_sweep, known_sweeps
 from var_scaling.config import TrainedTokenizer
@@ -44,7 +45,7 @@ def change(folder: Path, **values) -> None:
 
 
 def found(home: Home) -> list[str]:
-    return list(plain_failures(home, SWEEP))
+    return list(plain_failures(sweep_stages(home, SWEEP)))
 
 
 def test_a_healthy_sweep_has_no_remark(home):
@@ -133,7 +134,7 @@ def test_an_imported_model_is_judged_too(files, tmp_path):
     home = Home(tmp_path)
     log = MetricsLog(home.imported("it") / "metrics.jsonl")
     log("validation", 0, {"loss": 2.0, "loss_no_label": 1.9})
-    (failure,) = plain_failures(home, imported_sweep(home))
+    (failure,) = plain_failures(sweep_stages(home, imported_sweep(home)))
     assert failure.startswith("imported it is worse with the class than without")
 
 

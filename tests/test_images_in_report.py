@@ -15,6 +15,7 @@ from pipelines import publish
 from pipelines.exhibits import exhibits, folders
 from pipelines.made import stamp_of
 from pipelines.report_facts import facts_of
+from pipelines.stages.graph import sweep_stages
 from var_scaling.disk import write_json
 from var_scaling.generation.sets import Rejection
 from var_scaling.generation.settings import Sampling
@@ -27,7 +28,7 @@ def test_the_largest_models_come_first_and_the_rest_is_named(home):
         samples(home, name, "d10")
     samples(home, of="d4")
     edit(home, of="d2")
-    found = exhibits(home, SWEEP)
+    found = exhibits(sweep_stages(home, SWEEP))
     assert [made.name for made in found.made] == ["s/d10", "s/d4", "s/d2"]
     first = [caption for caption, _ in found.made[0].pictures]
     assert first[0] == (
@@ -52,7 +53,7 @@ def test_the_largest_models_come_first_and_the_rest_is_named(home):
 )
 def test_captions_say_what_was_asked_for(home, changes, said):
     samples(home, **changes)
-    (made,) = exhibits(home, SWEEP).made
+    (made,) = exhibits(sweep_stages(home, SWEEP)).made
     assert said in made.pictures[0][0]
 
 
@@ -62,7 +63,7 @@ def test_pictures_and_tables_stand_in_the_page(home, few, tmp_path):
     looked(chosen, fd_seeded=1.5, kd_seeded=-0.25, kd_seeded_std=0.011)
     looked(samples(home, of="d4"), fid=12.25)
     timed(home.trial("s", "d4"))
-    facts = replace(FACTS, **exhibits(home, SWEEP)._asdict())
+    facts = replace(FACTS, **exhibits(sweep_stages(home, SWEEP))._asdict())
     page = written(tmp_path, few, facts=facts)
     assert_sound(page)
     assert page.count('src="data:image/png;base64,') == 4
@@ -84,7 +85,7 @@ def test_pictures_and_tables_stand_in_the_page(home, few, tmp_path):
 
 
 def test_a_page_without_pictures_has_no_section_for_them(home, few, tmp_path):
-    facts = replace(FACTS, **exhibits(home, SWEEP)._asdict())
+    facts = replace(FACTS, **exhibits(sweep_stages(home, SWEEP))._asdict())
     page = written(tmp_path, few, facts=facts)
     assert 'id="samples"' not in page
     assert 'id="speed"' not in page
@@ -93,7 +94,7 @@ def test_a_page_without_pictures_has_no_section_for_them(home, few, tmp_path):
 def test_a_picture_that_would_weigh_too_much_is_shrunk_and_says_so(home, few, tmp_path):
     noise = Image.effect_noise((1000, 2000), 90)
     noise.save(samples(home) / "grid.png")
-    facts = replace(FACTS, **exhibits(home, SWEEP)._asdict())
+    facts = replace(FACTS, **exhibits(sweep_stages(home, SWEEP))._asdict())
     page = written(tmp_path, few, facts=facts)
     assert page.count('src="data:image/jpeg;base64,') == 1
     assert 'width="800" height="1600"' in page
@@ -111,7 +112,7 @@ def test_new_pictures_make_the_page_and_the_mirror_old(home):
     samples(home)
     with pytest.raises((TableError, FileNotFoundError)):  # it wants to write the page anew
         publish.publish(home, SWEEP, "r", again=False)
-    new = {**laws, "made": {"stamp": stamp_of(folders(home, SWEEP))}}
+    new = {**laws, "made": {"stamp": stamp_of(folders(sweep_stages(home, SWEEP)))}}
     assert publish.mirrored(home, SWEEP, laws)
     assert not publish.mirrored(home, SWEEP, new)
-    assert facts_of(home, SWEEP).made[0].name == "s/d2"
+    assert facts_of(SWEEP, sweep_stages(home, SWEEP)).made[0].name == "s/d2"

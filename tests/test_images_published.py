@@ -19,6 +19,7 @@ from pipelines.measured import Fidelity, note_fidelity
 from pipelines.mirror import mirror_model
 from pipelines.settings import Settings
 from pipelines.speed import Measured, note_measured
+from pipelines.stages.graph import sweep_stages
 from pipelines.store import Home, claim
 from pipelines.tracking import Mirror, client
 from var_scaling.config import ImportedModel, Model, Sweep
@@ -292,7 +293,7 @@ def test_a_tokenizers_numbers_come_to_its_run_by_way_of_a_model_over_it(home):
     mirror = Mirror(home, SWEEP)
     (run,) = mirror.client.search_runs([mirror._experiment("tokenizers")])
     assert run.data.metrics["fidelity/reconstructions/fd_seeded"] == 2.5
-    (row,) = exhibits(home, SWEEP).fidelity
+    (row,) = exhibits(sweep_stages(home, SWEEP)).fidelity
     assert row["model"] == "tokenizers/t"
     mirror_model(home, Settings(), "tokenizers/unused", pytest.fail)
 

@@ -10,10 +10,10 @@ from conftest import CLASSES, SMALL, bring, images, trial, var_scaling, var_stat
 from PIL import Image
 
 from pipelines.address import imported_sweep
-from pipelines.orchestrate import refuse_drift
 from pipelines.rows import rows_of, write_results
 from pipelines.settings import Settings
 from pipelines.stages.context import Place, StopFile
+from pipelines.stages.graph import refuse_mismatch, sweep_stages
 from pipelines.stages.stages import run_tokenizer, run_tokens, run_trial
 from pipelines.store import Drift, Home
 from var_scaling.config import Model
@@ -69,7 +69,7 @@ def test_imported_models_are_evaluated_and_become_points_of_a_law(files, tmp_pat
     at_home = imported_sweep(at)
     other = at_home.imported[0].model_copy(update={"sha256": "f" * 64})
     with pytest.raises(Drift, match="sha256"):
-        refuse_drift(at, at_home.model_copy(update={"imported": (other,)}))
+        refuse_mismatch(sweep_stages(at, at_home.model_copy(update={"imported": (other,)})))
     path = at.imported("d3") / "metrics.jsonl"
     path.write_text(path.read_text().replace('"data": "pictures"', '"data": "others"'))
     with pytest.raises(ValueError, match="d3 on others in tokens of d1; d1, d2 on pictures in"):

@@ -20,6 +20,7 @@ from pipelines.provenance import attempts, code_version
 from pipelines.rows import rows_of
 from pipelines.settings import Local, Settings, SettingsError, load_settings
 from pipelines.stages.context import Place, StopFile, local_seat
+from pipelines.stages.graph import sweep_stages
 from pipelines.store import Busy, Drift, Home, claim, held, in_use
 from pipelines.sweeps import find_sweep
 from var_scaling.disk import whole, write_json
@@ -155,7 +156,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path):
     assert "To go on: var-scaling run smoke" in said
     assert "Traceback" not in said
     assert list((home / "tokenizers/tiny-smoke/checkpoint").glob("step-*.pt"))
-    stages = overview(Home(home), find_sweep("smoke"))
+    stages = overview(sweep_stages(Home(home), find_sweep("smoke")))
     assert {stage.state for stage in stages} <= {"stopped", "waiting", "done"}
 
 
@@ -270,7 +271,7 @@ def test_a_diverged_trial_has_a_row_that_says_so(tmp_path):
     write_json(home.tokens("tiny-smoke", t.data.name, "train") / "manifest.json", {"images": 4000})
     (row,) = rows_of(home, sweep)
     assert (row.status, row.step, row.val_loss, row.train_loss) == ("diverged", 5, None, 9.0)
-    assert "loss = nan at step 6" in overview(home, sweep)[3].note
+    assert "loss = nan at step 6" in overview(sweep_stages(home, sweep))[3].note
     (folder / "metrics.jsonl").unlink()  # diverged before its first line
     (row,) = rows_of(home, sweep)
     assert (row.status, row.step) == ("diverged", 0)

@@ -5,9 +5,11 @@ from conftest import trial
 
 from pipelines.resources import encoding_parts, memory_bytes, trial_resources
 from pipelines.settings import Cluster, Settings, SettingsError, load_settings
+from pipelines.stages.graph import of_kind, sweep_stages
+from pipelines.stages.registry import TOKENS, TRIAL
 from pipelines.store import Home, part_folders
 from pipelines.sweeps import find_sweep
-from pipelines.units import token_units, trial_arrays
+from pipelines.units import arrays_of, units_of
 
 H100 = Cluster(partition="gpu", nodes=8)
 BOX = Cluster(partition="main", device="cpu", poll_seconds=1)
@@ -57,24 +59,27 @@ def test_a_model_that_fits_no_gpu_is_refused_before_anything_is_spent():
 
 
 def test_trials_that_ask_slurm_for_the_same_share_an_array(tmp_path):
-    arrays = trial_arrays(Home(tmp_path), find_sweep("imagenet256"), H100)
-    alone = {
-        key[0].processes: [unit.folder.name for unit in units] for key, units in arrays.items()
-    }
+    trials = of_kind(sweep_stages(Home(tmp_path), find_sweep("imagenet256")), TRIAL)
+    arrays = [array.units for array in arrays_of(trials, H100)]
+    alone = {units[0].resources.processes: [u.folder.name for u in units] for units in arrays}
     assert alone[1] == ["d16", "d14", "d12", "d10", "d8", "d6"]
-    at_once = {u.folder.name: u.resources.at_once for units in arrays.values() for u in units}
+    at_once = {u.folder.name: u.resources.at_once for units in arrays for u in units}
     assert at_once["d16"] < at_once["d6"]
 
 
 def test_encoding_is_spread_over_about_an_hour_each_and_stays_as_it_was_begun(tmp_path):
-    sweep = find_sweep("imagenet256")
-    t, data = sweep.token_sets[0]
+    home = Home(tmp_path)
+    (stage,) = (
+        stage
+        for stage in of_kind(sweep_stages(home, find_sweep("imagenet256")), TOKENS)
+        if stage.config.split == "train"
+    )
+    t, data = stage.config.tokenizer, stage.config.data
     parts = encoding_parts(t, data, data.train_images, H100)
     assert 2 <= parts <= 16
-    home = Home(tmp_path)
-    assert len(token_units(home, t, data, "train", H100)) == parts
-    part_folders(home.tokens(t.name, data.name, "train"), of=3)[0].mkdir(parents=True)
-    assert len(token_units(home, t, data, "train", H100)) == 3
+    assert len(units_of(stage, H100)) == parts
+    part_folders(stage.directory, of=3)[0].mkdir(parents=True)
+    assert len(units_of(stage, H100)) == 3
 
 
 def test_the_estimate_of_memory_covers_what_a_block_keeps():

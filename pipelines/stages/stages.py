@@ -12,6 +12,8 @@ from pipelines.damage import LOG, WEIGHTS, ended, mark_done, status_of
 from pipelines.repair import evaluate_tokenizer_again, evaluate_trial_again
 from pipelines.stages.attempt import WAIT, Attempt, Stopped, at_work
 from pipelines.stages.context import Place
+from pipelines.stages.graph import Stage
+from pipelines.stages.registry import SPLITS, TOKENIZER, TOKENS, TRIAL, how_to_import
 from pipelines.store import Home, claim, held, part_folders, weights_of
 from var_scaling.class_names import CLASSES, keep_names
 from var_scaling.config import ImportedTokenizer, SomeTokenizer, TrainedTokenizer, Trial
@@ -19,8 +21,18 @@ from var_scaling.datasets import DeadLeaves, ImageFiles
 from var_scaling.disk import DONE, file_sha256, is_done, read_json, write_json
 from var_scaling.metrics import read_metrics
 
-_SPLITS = ("train", "validation")
 _TOKENS = ("manifest.json", "tokens.npy", "labels.npy")
+
+
+def run_stage(stage: Stage, place: Place) -> str:
+    """What a stage of that kind does; how it ended. Raises what that raises."""
+    config = stage.config
+    if stage.kind == TOKENIZER:
+        return run_tokenizer(place, config)
+    if stage.kind == TOKENS:
+        return run_tokens(place, config.tokenizer, config.data, config.split)
+    assert stage.kind == TRIAL
+    return run_trial(place, stage.sweep, config)
 
 
 def run_tokenizer(place: Place, t: SomeTokenizer) -> str:
@@ -31,10 +43,7 @@ def run_tokenizer(place: Place, t: SomeTokenizer) -> str:
     folder = place.home.tokenizer(t.name)
     with at_work(folder, place.seat, place.wish) as attempt:
         if isinstance(t, ImportedTokenizer) and not is_done(folder):
-            raise ValueError(
-                f"tokenizer {t.name} is to be imported, not trained, and is not here yet: "
-                f"var-scaling import VQVAE.pth --as {t.name} (SHA-256 {t.sha256})"
-            )
+            raise ValueError(how_to_import(t))
         if place.seat.first:
             claim(folder, "tokenizer.json", t)
         if ended(folder):
@@ -49,7 +58,7 @@ def run_tokenizer(place: Place, t: SomeTokenizer) -> str:
             evaluate_tokenizer_again(place, t, held_out, perceptual, attempt)
             return "done"
         attempt.begin(facts)
-        training, held_out = (_source(place, t.data, split, folder) for split in _SPLITS)
+        training, held_out = (_source(place, t.data, split, folder) for split in SPLITS)
         if place.seat.first:
             keep_names(folder, training.classes, t.data.name)
         with place.world() as world:

@@ -1,0 +1,150 @@
+"""A sweep expanded into stages: each directory once, behind what it needs, none by its name."""
+
+from pathlib import Path
+
+import pytest
+from conftest import images, tokenizer, trial
+
+from pipelines import driver, intervene, jobs
+from pipelines.settings import Cluster
+from pipelines.stages.graph import Need, refuse_mismatch, sweep_stages
+from pipelines.stages.registry import TOKENS
+from pipelines.store import Drift, Home, claim
+from pipelines.sweeps import find_sweep
+from pipelines.units import arrays_of, largest_first, refuse_unready, units_of, work_folders
+from var_scaling.config import ImportedModel, ImportedTokenizer, Sweep
+
+BOX = Cluster(partition="main", device="cpu", poll_seconds=1)
+BROUGHT = ImportedTokenizer(name="brought", sha256="a" * 64)
+
+
+def sweep_of(*trials, imported=(), name="s") -> Sweep:
+    return Sweep(name=name, question="?", trials=trials, imported=imported)
+
+
+def test_a_sweep_has_each_directory_once_behind_what_it_needs(tmp_path):
+    home = Home(tmp_path)
+    one, two = (trial(name=name) for name in ("b", "a"))
+    stages = sweep_stages(home, sweep_of(one, two))
+    t, data = one.tokenizer.name, one.data.name
+    tokens = [f"tokens/{t}/{data}-{split}" for split in ("train", "validation")]
+    assert [stage.address for stage in stages] == [f"tokenizers/{t}", *tokens, "s/b", "s/a"]
+    assert [stage.directory for stage in stages] == [tmp_path / s.address for s in stages]
+    place = {stage.address: number for number, stage in enumerate(stages)}
+    for number, stage in enumerate(stages):
+        assert all(place[need.address] < number for need in stage.needs)
+    assert stages[-1].needs == tuple(Need(each) for each in (f"tokenizers/{t}", *tokens))
+
+
+@pytest.mark.parametrize("name", ["smoke", "quickstart", "imagenet256"])
+def test_it_names_the_directories_that_the_home_has(name, tmp_path):
+    home, sweep = Home(tmp_path), find_sweep(name)
+    wanted = {home.tokenizer(each.tokenizer.name) for each in sweep.trials}
+    wanted |= {
+        home.tokens(each.tokenizer.name, each.data.name, split)
+        for each in sweep.trials
+        for split in ("train", "validation")
+    }
+    wanted |= {home.trial(sweep.name, each.name) for each in sweep.trials}
+    assert {stage.directory for stage in sweep_stages(home, sweep)} == wanted
+
+
+def test_what_is_imported_must_be_there_and_is_never_run(tmp_path):
+    home = Home(tmp_path)
+    model = ImportedModel(
+        name="theirs", tokenizer=BROUGHT, model=trial().model, classes=10, sha256="b" * 64
+    )
+    stages = sweep_stages(home, sweep_of(imported=(model,)))
+    assert [(stage.title, stage.provided) for stage in stages] == [
+        ("tokenizer brought", True), ("imported theirs", True),
+    ]  # fmt: skip
+    assert [units_of(stage, BOX) for stage in stages] == [[], []]
+    refuse_unready(stages, "local")  # no trial needs it
+    # A tokenizer that an imported model and a trial share is trained for the trial.
+    own = trial()
+    shared = model.model_copy(update={"tokenizer": own.tokenizer})
+    for sweep in (sweep_of(own, imported=(shared,)), sweep_of(own)):
+        assert not sweep_stages(home, sweep)[0].provided
+
+
+def test_a_trial_over_a_tokenizer_that_is_not_here_is_refused_before_anything_runs(tmp_path):
+    brought = BROUGHT.model_copy(update={"pyramid": tokenizer().pyramid, "multipliers": (1, 2, 2)})
+    over = trial(tokenizer=brought, data=images(side=brought.side))
+    stages = sweep_stages(Home(tmp_path), sweep_of(over))
+    with pytest.raises(ValueError, match=r"var-scaling import VQVAE.pth --as brought"):
+        refuse_unready(stages, "local")
+
+
+def test_a_directory_of_another_config_is_refused_and_only_that(tmp_path):
+    home, one = Home(tmp_path), trial()
+    stages = sweep_stages(home, sweep_of(one))
+    refuse_mismatch(stages)
+    claim(stages[-1].directory, "trial.json", one.model_copy(update={"seed": 7}))
+    with pytest.raises(Drift, match="seed: recorded 7, wanted 0"):
+        refuse_mismatch(stages)
+    refuse_mismatch(stages[:-1])
+
+
+def test_trials_that_wait_for_the_same_share_an_array_and_go_largest_first(tmp_path):
+    home = Home(tmp_path)
+    small, large = trial(name="small"), trial(name="large", steps=500)
+    stages = sweep_stages(home, sweep_of(small, large))
+    assert [stage.name for stage in largest_first(stages)][-2:] == ["large", "small"]
+    arrays = arrays_of(stages, BOX)
+    names = [[unit.name for unit in array.units] for array in arrays]
+    alone = [[stage.title] for stage in stages if stage.name not in ("small", "large")]
+    assert names == [*alone, ["trial large", "trial small"]]
+    assert arrays[-1].needs == stages[-1].needs
+
+
+def test_each_part_of_tokens_has_a_folder_and_belongs_to_its_stage(tmp_path):
+    stages = sweep_stages(Home(tmp_path), sweep_of(trial()))
+    tokens = stages[1]
+    assert tokens.kind == TOKENS
+    (tokens.directory / "parts" / "000-of-003").mkdir(parents=True)
+    found = work_folders(stages)
+    parts = [f"{tokens.title} {number} of 3" for number in (1, 2, 3)]
+    assert list(found)[:5] == [stages[0].title, tokens.title, *parts]
+    assert all(found[name][0] is tokens for name in parts)
+
+
+def cancelled(stages, sweep: Path, *only: str) -> list[str]:
+    said: list[str] = []
+    intervene.cancel(stages, sweep, frozenset(only), True, said.append)
+    return said
+
+
+def submitted(folder: Path) -> None:
+    resources = {"nodes": 1, "processes_per_node": 1, "minutes": 5}
+    facts = {"submission": "x", "cluster": "box", "index": None, "code": "c"}
+    jobs.note(folder, "submitting", **facts, resources=resources)
+
+
+def test_a_name_that_begins_like_another_is_not_taken_for_it(tmp_path):
+    """Tokens of `leaves` in use elsewhere once kept those of `leaves-big` from being cancelled."""
+    home = Home(tmp_path)
+    mine = sweep_stages(home, sweep_of(trial(data=images(name="leaves-big")), name="mine"))
+    other = sweep_stages(home, sweep_of(trial(), name="other"))
+    for stage in mine:
+        submitted(stage.directory)
+    driven = tuple(stage.address for stage in other)
+    with driver.driving(home.sweep("other"), "box", stages=driven):
+        said = cancelled(mine, home.sweep("mine"))
+    shared = {stage.address for stage in mine} & set(driven)
+    assert shared == {mine[0].address}  # the tokenizer alone
+    assert [line for line in said if "left alone" in line] == [
+        f"{mine[0].title}: left alone, sweep other needs it"
+    ]
+    assert len(said) == len(mine)
+
+
+def test_only_names_a_stage_with_all_its_parts(tmp_path):
+    home = Home(tmp_path)
+    stages = sweep_stages(home, sweep_of(trial()))
+    tokens = stages[1]
+    for part in ("000-of-002", "001-of-002"):
+        submitted(tokens.directory / "parts" / part)
+    said = cancelled(stages, home.sweep("s"), tokens.name)
+    assert [line.partition(":")[0] for line in said] == [
+        f"{tokens.title} 1 of 2", f"{tokens.title} 2 of 2",
+    ]  # fmt: skip
