@@ -79,13 +79,25 @@ def part_folders(tokens: Path, of: int) -> list[Path]:
     return [tokens / "parts" / f"{number:03d}-of-{of:03d}" for number in range(of)]
 
 
+def has_results(folder: Path) -> bool:
+    """Whether another config would lose something: an end, a checkpoint, a metric, a shard."""
+    metrics = folder / "metrics.jsonl"
+    if (folder / DONE).exists() or (metrics.exists() and metrics.stat().st_size > 0):
+        return True
+    manifest = folder / "manifest.json"
+    shards = read_json(manifest).get("shards_crc32") if manifest.exists() else None
+    return bool(shards) or any(folder.glob("checkpoint/step-*.pt"))
+
+
 def claim(folder: Path, file: str, record: Record) -> None:
-    """Make `folder` the home of `record`, or raise Drift if it is already the home of another."""
-    path = folder / file
-    refuse(path, drift(path, record))
-    if not path.exists():
+    """Make `folder` the home of `record`. Raises Drift if there are results of another."""
+    path, text = folder / file, record.model_dump_json(indent=1) + "\n"
+    bound = has_results(folder)
+    if bound:
+        refuse(path, drift(path, record))
+    if not path.exists() or (not bound and path.read_text() != text):
         with whole(path) as beside:
-            beside.write_text(record.model_dump_json(indent=1) + "\n")
+            beside.write_text(text)
 
 
 def refuse(path: Path, lines: list[str]) -> None:

@@ -1,18 +1,22 @@
 """A sweep expanded into stages: each directory once, behind what it needs, none by its name."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from conftest import images, tokenizer, trial
 
-from pipelines import driver, intervene, jobs
-from pipelines.settings import Cluster
+from pipelines import driver, intervene, jobs, orchestrate
+from pipelines.settings import Cluster, Settings
+from pipelines.stages.context import Place, StopFile
 from pipelines.stages.graph import Need, refuse_mismatch, sweep_stages
-from pipelines.stages.registry import TOKENS
-from pipelines.store import Drift, Home, claim
+from pipelines.stages.registry import SPLITS, TOKENS
+from pipelines.stages.stages import run_tokenizer, run_tokens, run_trial
+from pipelines.store import Drift, Home, claim, held
 from pipelines.sweeps import find_sweep
 from pipelines.units import arrays_of, largest_first, refuse_unready, units_of, work_folders
 from var_scaling.config import ImportedModel, ImportedTokenizer, Sweep
+from var_scaling.datasets import ImageFiles
 
 BOX = Cluster(partition="main", device="cpu", poll_seconds=1)
 BROUGHT = ImportedTokenizer(name="brought", sha256="a" * 64)
@@ -80,9 +84,42 @@ def test_a_directory_of_another_config_is_refused_and_only_that(tmp_path):
     stages = sweep_stages(home, sweep_of(one))
     refuse_mismatch(stages)
     claim(stages[-1].directory, "trial.json", one.model_copy(update={"seed": 7}))
+    refuse_mismatch(stages)  # it failed before its first step, say: nothing would be lost
+    (stages[-1].directory / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(Drift, match="seed: recorded 7, wanted 0"):
         refuse_mismatch(stages)
     refuse_mismatch(stages[:-1])
+
+
+@pytest.mark.parametrize("left", ["checkpoint/step-1.pt", "done.json", "job", "lock"])
+def test_what_would_be_lost_binds_a_directory(left, tmp_path):
+    home, one = Home(tmp_path), trial()
+    stages = sweep_stages(home, sweep_of(one))
+    folder = stages[-1].directory
+    claim(folder, "trial.json", one.model_copy(update={"seed": 7}))
+    with ExitStack() as stack:
+        if left == "job":
+            submitted(folder)
+        elif left == "lock":
+            stack.enter_context(held(folder))
+        else:
+            (folder / left).parent.mkdir(exist_ok=True)
+            (folder / left).write_text('{"status": "done"}')
+        with pytest.raises(Drift, match="seed: recorded 7, wanted 0"):
+            refuse_mismatch(stages)
+
+
+def test_a_trial_that_failed_before_its_first_step_runs_with_what_was_mended(tmp_path):
+    """Its first config could not be trained here; the advice was to change it."""
+    home, one = Home(tmp_path), trial()
+    place = Place(home, Settings(), StopFile(tmp_path / "stop"))
+    with pytest.raises((OSError, ValueError)):  # there are no tokens yet
+        run_trial(place, "s", one.model_copy(update={"batch": 4}))
+    run_tokenizer(place, one.tokenizer)
+    for split in SPLITS:
+        run_tokens(place, one.tokenizer, one.data, split)
+    refuse_mismatch(sweep_stages(home, sweep_of(one)))
+    assert run_trial(place, "s", one) == "done"
 
 
 def test_trials_that_wait_for_the_same_share_an_array_and_go_largest_first(tmp_path):
@@ -148,3 +185,24 @@ def test_only_names_a_stage_with_all_its_parts(tmp_path):
     assert [line.partition(":")[0] for line in said] == [
         f"{tokens.title} 1 of 2", f"{tokens.title} 2 of 2",
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_each_stage_that_failed_by_itself_is_named_and_no_other(tmp_path):
+    """Two trials fail with one text; what waits for a tokenizer that failed did not fail itself."""
+    home, place = Home(tmp_path), Place(Home(tmp_path), Settings(), StopFile(tmp_path / "no"))
+    one = trial(name="a")
+    run_tokenizer(place, one.tokenizer)
+    for split in SPLITS:
+        run_tokens(place, one.tokenizer, one.data, split)
+    tokens = home.tokens(one.tokenizer.name, one.data.name, "train") / "tokens.npy"
+    content = bytearray(tokens.read_bytes())
+    content[-1] ^= 1
+    tokens.write_bytes(content)
+    nowhere = ImageFiles(name="nowhere", side=16, classes=8)
+    lost = trial(name="c", data=nowhere, tokenizer=tokenizer(name="lost", data=nowhere))
+    stages = sweep_stages(home, sweep_of(one, trial(name="b"), lost))
+    outcome = orchestrate.run(stages, home.sweep("s"), home, Settings(), lambda views: None)
+    assert set(outcome.failures) == {"tokenizer lost", "trial a", "trial b"}
+    assert outcome.failures["trial a"] == outcome.failures["trial b"]
+    assert "nowhere" in outcome.failures["tokenizer lost"]

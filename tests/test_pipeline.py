@@ -191,7 +191,9 @@ def test_an_error_of_several_processes_here_is_reported(smoke, tmp_path):
 
 
 def test_a_folder_of_another_record_is_refused_with_the_difference(tmp_path):
-    claim(tmp_path / "d2", "trial.json", trial())
+    claim(tmp_path / "d2", "trial.json", trial(batch=4))
+    claim(tmp_path / "d2", "trial.json", trial())  # nothing was lost by it
+    (tmp_path / "d2" / "metrics.jsonl").write_text("{}\n")
     claim(tmp_path / "d2", "trial.json", trial())
     with pytest.raises(Drift, match=r"batch: recorded 8, wanted 16\n.*name of its own"):
         claim(tmp_path / "d2", "trial.json", trial(batch=16))
@@ -322,6 +324,7 @@ def test_a_record_with_newer_fields_at_their_defaults_is_no_drift(tmp_path):
     old = json.loads(trial().model_dump_json())
     del old["precision"], old["tokenizer"]["weight_average"]
     write_json(tmp_path / "trial.json", old)
+    write_json(tmp_path / "done.json", {"status": "done"})
     claim(tmp_path, "trial.json", trial())
     with pytest.raises(Drift, match="precision"):
         claim(tmp_path, "trial.json", trial(precision="bf16"))

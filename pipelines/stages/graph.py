@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipelines import jobs
 from pipelines.stages.registry import KINDS, TOKENIZER, TRIAL, StageKind, is_damaged, kind_of
-from pipelines.store import Home, claim, refuse
+from pipelines.store import Home, claim, has_results, in_use, refuse
 from var_scaling.config import ImportedTokenizer, Sweep
 from var_scaling.record import Record, difference
 
@@ -83,10 +84,19 @@ def of_kind(stages: Stages, *kinds: StageKind) -> Stages:
 
 
 def refuse_mismatch(stages: Stages) -> None:
-    """Raise Drift if a directory belongs to another config; nothing is written."""
+    """Raise Drift if a directory belongs to another config; nothing is written.
+
+    What failed before its first step left nothing to lose: its directory is free for any config.
+    """
     for stage in stages:
-        if not is_damaged(stage.config_path):
+        if _is_bound(stage.directory) and not is_damaged(stage.config_path):
             refuse(stage.config_path, stage.kind.mismatch(stage.config_path, stage.config))
+
+
+def _is_bound(directory: Path) -> bool:
+    record = jobs.latest(directory)
+    live = record is not None and record.live
+    return has_results(directory) or in_use(directory) or live
 
 
 def claim_all(stages: Stages) -> None:

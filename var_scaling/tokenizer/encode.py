@@ -109,8 +109,8 @@ def _begin(
     The names of the classes are noted, and not compared: older caches have none.
     """
     path = folder / "manifest.json"
-    if path.exists():
-        manifest: dict[str, Any] = read_json(path)
+    manifest: dict[str, Any] = read_json(path) if path.exists() else {}
+    if manifest.get("shards_crc32"):  # else another attempt failed before its first shard
         refuse_other(folder, manifest, description)
         tokens = np.load(folder / "tokens.npy", mmap_mode="r")
         noted = manifest["shards_crc32"]
