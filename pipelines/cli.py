@@ -27,7 +27,7 @@ from pipelines import (
 from pipelines import plan as planning
 from pipelines.arguments import RUNS, AsJson, Detach, Dirty, HomeFolder, Only, SweepName
 from pipelines.cli_fit import sweep_of
-from pipelines.collect import View, overview
+from pipelines.collect import SweepState, View, overview
 from pipelines.published import publish_and_show
 from pipelines.running import Run
 from pipelines.screen import console, errors, say_error
@@ -139,10 +139,11 @@ def status(
     sweep, at = sweep_of(name, Home(home)), Home(home)
     stages = sweep_stages(at, sweep)
     refuse_mismatch(stages)
+    state = SweepState(stages)
 
     def look() -> tuple[list[View], str]:
         queue = slurm.look() if cluster.asks_slurm(stages) else None
-        return overview(stages, queue), cluster.driver_words(at.sweep(sweep.name))
+        return state.look(queue), cluster.driver_words(at.sweep(sweep.name))
 
     if watch and as_json:
         raise ValueError("--watch or --json: JSON is of one look")

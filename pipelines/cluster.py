@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from pipelines import jobs, slurm
-from pipelines.collect import overview
+from pipelines.collect import SweepState
 from pipelines.driver import Driver, alive, driving
 from pipelines.orchestrate import Observe, Outcome, run_on_cluster
 from pipelines.provenance import attempts
@@ -60,12 +60,10 @@ def launch(
         make = partial(Reconciler, home, folder, settings, cluster, snapshot, environment, driver)
         if detach:
             return Outcome(True, submit_once(make(), _ready(arrays, stages)))
-        queue = _Queue(where)
+        queue, state = _Queue(where), SweepState(stages)
         try:
             with ray_here(cpus=2):
-                failures = run_on_cluster(
-                    stages, make, where, lambda: observe(overview(stages, queue()))
-                )
+                failures = run_on_cluster(stages, make, where, lambda: observe(state.look(queue())))
         except KeyboardInterrupt:
             return Outcome(True, {})
     return Outcome(False, failures)

@@ -7,15 +7,15 @@ from typing import Any
 from pipelines import jobs
 from pipelines.damage import damage_in, status_of
 from pipelines.jobs import JobRecord
+from pipelines.log_end import latest_line, latest_lines
 from pipelines.provenance import attempts
 from pipelines.slurm import Queue
 from pipelines.stages.attempt import FAILED, PULSE, pulse_age
 from pipelines.stages.graph import Stage, Stages, of_kind
-from pipelines.stages.registry import KINDS, TRIAL
+from pipelines.stages.registry import IMPORTED, KINDS, TRIAL
 from pipelines.store import in_use, natural, part_folders
 from var_scaling.config import ImportedTokenizer
 from var_scaling.disk import DONE, is_done, read_json
-from var_scaling.metrics import last_of, read_metrics
 
 
 @dataclass(frozen=True)
@@ -49,19 +49,36 @@ class View:
         return self.finished or self.state == "damaged"
 
 
+class SweepState:
+    """The views of stages, look after look: what has finished is read once."""
+
+    def __init__(self, stages: Stages):
+        trials = sorted(of_kind(stages, TRIAL), key=lambda stage: natural(stage.name))
+        others = [stage for stage in stages if stage.kind != TRIAL]
+        self.stages = sorted([*others, *trials], key=lambda stage: KINDS.index(stage.kind))
+        self._finished: dict[str, View] = {}
+
+    def look(self, queue: Queue | None = None) -> list[View]:
+        """Every stage in the order of need; `queue` is what Slurm says of its jobs."""
+        return [self._view(stage, queue) for stage in self.stages]
+
+    def _view(self, stage: Stage, queue: Queue | None) -> View:
+        if (known := self._finished.get(stage.address)) is not None:
+            return known
+        view = _VIEWS[stage.kind.name](stage, queue)
+        if view.finished and stage.kind != IMPORTED:  # those may still be evaluated
+            self._finished[stage.address] = view
+        return view
+
+
 def overview(stages: Stages, queue: Queue | None = None) -> list[View]:
-    """Every one of `stages`, in the order of need; `queue` is what Slurm says of its jobs."""
-    ordered = [stage for stage in stages if stage.kind != TRIAL]
-    ordered += sorted(of_kind(stages, TRIAL), key=lambda stage: natural(stage.name))
-    return [
-        _VIEWS[stage.kind.name](stage, queue)
-        for stage in sorted(ordered, key=lambda stage: KINDS.index(stage.kind))
-    ]
+    """One look at `stages`."""
+    return SweepState(stages).look(queue)
 
 
 def _imported_view(stage: Stage, queue: Queue | None) -> View:
     folder = stage.directory
-    line = last_of(read_metrics(folder / "metrics.jsonl"), "validation")
+    line = latest_line(folder / "metrics.jsonl", "validation")
     if not is_done(folder):
         return View("imported", stage.name, "waiting", 0, 0, "", note="not imported yet")
     if (found := damage_in(folder)) is not None:
@@ -77,7 +94,7 @@ def _tokenizer_view(stage: Stage, queue: Queue | None) -> View:
         state, note = state_of(stage.directory, queue)
         return View("tokenizer", stage.name, state, 0, 0, "", note=note or "imported")
     view = _training_view(stage, queue)
-    scores = last_of(read_metrics(stage.directory / "metrics.jsonl"), "validation")
+    scores = latest_line(stage.directory / "metrics.jsonl", "validation")
     if not scores:
         return view
     quality = f"PSNR {scores['psnr_db']:.1f} dB, {scores['codes_used_all']:.0%} of codes used"
@@ -86,12 +103,12 @@ def _tokenizer_view(stage: Stage, queue: Queue | None) -> View:
 
 def _training_view(stage: Stage, queue: Queue | None) -> View:
     folder, steps = stage.directory, stage.config.steps
-    lines = read_metrics(folder / "metrics.jsonl")
+    lines = latest_lines(folder / "metrics.jsonl", ("train", "validation"))
     state, note = state_of(folder, queue)
     if state == "running" and not lines:
         note = _reading(folder)
-    train, scores = last_of(lines, "train"), last_of(lines, "validation")
-    logged = max((line["step"] for line in lines), default=0)
+    train, scores = lines.get("train"), lines.get("validation")
+    logged = max((line["step"] for line in lines.values()), default=0)
     done = max(logged, _pulse(folder)) if state == "running" else logged
     rate = train["images_per_second"] if train else None
     seconds = train["seconds"] if train else None

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.log_end import latest_line
 from var_scaling.disk import DONE, Damaged, file_sha256, is_done, read_json, write_json
-from var_scaling.metrics import last_of, read_metrics
 
 LOG = "metrics.jsonl"
 WEIGHTS = "weights.safetensors"
@@ -128,7 +128,7 @@ def _lost_end(folder: Path) -> str:
     if "files" in marker or record is None or not trained:
         return ""
     steps = read_json(record).get("steps")
-    line = last_of(read_metrics(folder / LOG), "validation")
+    line = latest_line(folder / LOG, "validation")
     if steps is None or (line is not None and line["step"] == steps):
         return ""
     reached = "none" if line is None else f"the last at step {line['step']:,}"

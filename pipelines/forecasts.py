@@ -14,6 +14,7 @@ from analysis.forecast import Forecast, ForecastError, Outcome, Run, Target, fre
 from analysis.seal import sealed, unsealed
 from analysis.table import Table, load_results
 from pipelines.damage import LOG, damage_in
+from pipelines.log_end import latest_line
 from pipelines.provenance import code_version
 from pipelines.published import results
 from pipelines.rows import rows_of
@@ -21,7 +22,6 @@ from pipelines.store import Drift, Home, drift, held, natural
 from pipelines.targets import SIZES, begun_at, caveats, find_target, refuse_unlike, sizes_of
 from var_scaling.config import ImportedModel, Sweep, Trial
 from var_scaling.disk import is_done, read_json, write_json
-from var_scaling.metrics import last_of, read_metrics
 
 METRICS = ("val_loss", "val_loss_last", "val_error", "val_error_last")
 _OUTCOMES = "outcomes.json"
@@ -182,7 +182,7 @@ def _outcome(home: Home, path: Path) -> Outcome:
         said = "the run is another than was foretold: " + "; ".join(unlike[:3])
         return Outcome(path.name, "void", said, forecast)
     if not is_done(folder):
-        line = last_of(read_metrics(folder / "metrics.jsonl"), "train")
+        line = latest_line(folder / "metrics.jsonl", "train")
         said = f"at step {line['step']:,} of {trial.steps:,}" if line else "not begun"
         return Outcome(path.name, "waiting", said, forecast)
     found = damage_in(folder)
@@ -197,7 +197,7 @@ def _graded(home: Home, path: Path, forecast: Forecast, trial: Trial) -> Outcome
     folder = home.trial(target.sweep, target.trial)
     alone = Sweep(name=target.sweep, question="What was foretold?", trials=(trial,))
     ends = [row for row in rows_of(home, alone) if row.step == row.steps and row.status == "done"]
-    line = last_of(read_metrics(folder / "metrics.jsonl"), "validation")
+    line = latest_line(folder / "metrics.jsonl", "validation")
     if not ends or line is None:
         return Outcome(path.name, "diverged", "the run ended without a score", forecast)
     ended, frozen = line["time_ms"] / 1000, datetime.fromisoformat(forecast.time).timestamp()

@@ -7,9 +7,10 @@ import math
 from collections.abc import Iterator
 
 from pipelines.collect import state_of
+from pipelines.log_end import latest_line
 from pipelines.stages.graph import Stage, Stages
 from var_scaling.config import SomeTokenizer, Tokenizer
-from var_scaling.metrics import Line, last_of, read_metrics
+from var_scaling.metrics import Line
 
 FEWEST_USED = 0.5  # share of all codes
 LEAST_PERPLEXITY = 4.0  # of a scale's codes, where the scale has as many tokens
@@ -35,7 +36,7 @@ def plain_failures(stages: Stages) -> tuple[str, ...]:
 
 
 def _of_tokenizer(stage: Stage) -> Iterator[str]:
-    line = last_of(read_metrics(stage.directory / "metrics.jsonl"), "validation")
+    line = latest_line(stage.directory / "metrics.jsonl", "validation")
     if state_of(stage.directory)[0] == "diverged":
         yield "diverged: its tokens are those of noise"
     elif line is not None:
@@ -76,7 +77,7 @@ def _of_trial(stage: Stage) -> Iterator[str]:
 
 
 def _of_imported(stage: Stage) -> Iterator[str]:
-    line = last_of(read_metrics(stage.directory / "metrics.jsonl"), "validation")
+    line = latest_line(stage.directory / "metrics.jsonl", "validation")
     if line is not None:
         yield from _model_failures(stage.config.tokenizer, line)
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from pipelines.log_end import latest_line
 from pipelines.speed import SPEED as SPEED
 from pipelines.speed import speed_columns
 from pipelines.store import held
 from var_scaling.disk import read_json, write_json
-from var_scaling.metrics import last_of, read_metrics
 from var_scaling.record import Record, explain
 
 FIDELITY = "fidelity.json"
@@ -83,7 +83,7 @@ def alike(found: list[Fidelity], one: Fidelity) -> list[Fidelity]:
 
 def has_row(folder: Path) -> bool:
     """Whether results tables have a row of the model in `folder`: one that was evaluated."""
-    return last_of(read_metrics(folder / "metrics.jsonl"), "validation") is not None
+    return latest_line(folder / "metrics.jsonl", "validation") is not None
 
 
 def columns(folder: Path) -> dict[str, Any]:

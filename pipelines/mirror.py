@@ -27,7 +27,7 @@ def mirroring(
     ended = threading.Event()
     said: set[str] = set()
 
-    catch_up = partial(_catch_up, home, sweep, settings)
+    mirror = _Connected(home, sweep, settings.mlflow.uri)
 
     def once(text: str) -> None:
         if text not in said:
@@ -36,7 +36,7 @@ def mirroring(
 
     def follow() -> None:
         while not ended.wait(every):
-            attempt(catch_up, once)
+            attempt(mirror.catch_up, once)
 
     thread = threading.Thread(target=follow, name="mlflow mirror", daemon=True)
     thread.start()
@@ -45,7 +45,20 @@ def mirroring(
     finally:
         ended.set()
         thread.join()
-        attempt(catch_up, once)
+        attempt(mirror.catch_up, once)
+
+
+class _Connected:
+    """One mirror for many looks, made anew after an error: what it had found may be gone."""
+
+    def __init__(self, home: Home, sweep: Sweep, uri: str | None):
+        self._make = partial(Mirror, home, sweep, uri)
+        self._mirror: Mirror | None = None
+
+    def catch_up(self) -> None:
+        mirror, self._mirror = self._mirror or self._make(), None
+        mirror.catch_up()
+        self._mirror = mirror
 
 
 def mirror(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import launch
-from pipelines.collect import View, overview
+from pipelines.collect import SweepState, View
 from pipelines.damage import ended
 from pipelines.driver import driving
 from pipelines.ray_session import ray_here
@@ -48,13 +48,14 @@ def run(
     sweep, ValueError if a cluster has a stage in hand or an imported tokenizer is not here.
     """
     refuse_unready(stages, "local")
+    state = SweepState(stages)
     driver = driving(folder, "local", take_over, tuple(stage.address for stage in stages))
     with driver, ray_here(settings.local.cpus):
         stop_file = folder / STOP
         stop_file.unlink(missing_ok=True)
         with asking_to_stop(stop_file):
             place = Place(home, settings, StopFile(stop_file), local_seat(settings.local))
-            failures = _run_graph(stages, place, stop_file, lambda: observe(overview(stages)))
+            failures = _run_graph(stages, place, stop_file, lambda: observe(state.look()))
         interrupted = stop_file.exists()
         stop_file.unlink(missing_ok=True)
         return Outcome(interrupted, failures)

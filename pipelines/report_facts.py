@@ -6,11 +6,11 @@ from typing import Any
 from analysis.report import Facts
 from pipelines.exhibits import exhibits
 from pipelines.health import plain_failures
+from pipelines.log_end import latest_line
 from pipelines.stages.graph import Stages, of_kind
 from pipelines.stages.registry import TOKENIZER, TRIAL
 from var_scaling.config import ImportedTokenizer, Sweep
 from var_scaling.disk import read_json
-from var_scaling.metrics import last_of, read_metrics
 
 
 def facts_of(sweep: Sweep, stages: Stages) -> Facts:
@@ -18,7 +18,7 @@ def facts_of(sweep: Sweep, stages: Stages) -> Facts:
     tokenizers, pictures = [], {}
     for stage in of_kind(stages, TOKENIZER):
         t, folder = stage.config, stage.directory
-        scores = last_of(read_metrics(folder / "metrics.jsonl"), "validation")
+        scores = latest_line(folder / "metrics.jsonl", "validation")
         if scores:
             tokenizers.append({
                 "tokenizer": t.name,

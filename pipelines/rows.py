@@ -11,13 +11,14 @@ import pyarrow.parquet as pq
 from pipelines import measured
 from pipelines.collect import state_of
 from pipelines.damage import LOG, damage_in, status_of
+from pipelines.log_end import latest_line
 from pipelines.provenance import attempts, commit_of, lost
 from pipelines.stages.graph import sweep_stages
 from pipelines.store import Home
 from var_scaling.accounting.ledger import model_ledger, trial_ledger
 from var_scaling.config import ImportedModel, Sweep, Trial
 from var_scaling.disk import DONE, read_json, whole
-from var_scaling.metrics import Line, last_of, read_metrics
+from var_scaling.metrics import Line, read_metrics
 from var_scaling.recipe import Optimiser
 from var_scaling.results import Row, Status
 
@@ -36,7 +37,7 @@ def rows_of(home: Home, sweep: Sweep) -> list[Row]:
 def _imported_rows(home: Home, sweep: Sweep, model: ImportedModel) -> list[Row]:
     """The latest evaluation of a model that was trained elsewhere: how is not known here."""
     folder = home.imported(model.name)
-    line = last_of(read_metrics(folder / "metrics.jsonl"), "validation")
+    line = latest_line(folder / "metrics.jsonl", "validation")
     if line is None:
         return []
     unknown: dict[str, Any] = {
@@ -79,7 +80,7 @@ def _refuse_other_cuts(home: Home, sweep: Sweep) -> None:
     """The same images cut in another way are other images. What is not recorded is not compared."""
     cuts: dict[str, list[str]] = {}
     for model in sweep.imported:
-        line = last_of(read_metrics(home.imported(model.name) / "metrics.jsonl"), "validation")
+        line = latest_line(home.imported(model.name) / "metrics.jsonl", "validation")
         if line is not None and "cut" in line:
             said = ", ".join(f"{name} {value:g}" for name, value in line["cut"].items())
             cuts.setdefault(said, []).append(model.name)

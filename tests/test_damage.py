@@ -13,6 +13,7 @@ from pipelines import cli
 from pipelines.address import read_tokenizer
 from pipelines.collect import overview
 from pipelines.damage import damage_in, mark_done
+from pipelines.log_end import latest_line
 from pipelines.rows import rows_of
 from pipelines.settings import Settings
 from pipelines.stages import stages
@@ -21,7 +22,6 @@ from pipelines.stages.graph import sweep_stages
 from pipelines.store import Home
 from pipelines.sweeps import find_sweep
 from var_scaling.disk import DONE, file_sha256, read_json, write_json
-from var_scaling.metrics import last_of, read_metrics
 from var_scaling.tokenizer.cache import CacheError
 from var_scaling.weights import WeightsError
 
@@ -263,7 +263,7 @@ def test_the_final_evaluation_of_a_trial_is_computed_again(home, smoke, damage):
     intact = smoke / "smoke" / "d3" / "metrics.jsonl"
     if damage is change_a_digit:
         assert numbers(log) == numbers(intact)
-    (again, first) = (last_of(read_metrics(path), "validation") for path in (log, intact))
+    (again, first) = (latest_line(path, "validation") for path in (log, intact))
     clock = ("time_ms", "seconds", "images_per_second", "flops_per_second")
     assert {k: v for k, v in again.items() if k not in clock} == {
         k: v for k, v in first.items() if k not in clock
@@ -284,8 +284,7 @@ def test_the_final_evaluation_of_a_tokenizer_is_computed_again(home, smoke, dama
     damage(folder / "metrics.jsonl")
     assert stages.run_tokenizer(place(home), read_tokenizer(folder)) == "done"
     (again, first) = (
-        last_of(read_metrics(path / TOKENIZER / "metrics.jsonl"), "validation")
-        for path in (home.root, smoke)
+        latest_line(path / TOKENIZER / "metrics.jsonl", "validation") for path in (home.root, smoke)
     )
     for name in ("psnr_db", "codes_used_all", "perplexity_per_scale", "images_seen"):
         assert again[name] == first[name]

@@ -35,14 +35,10 @@ def read_metrics(path: Path) -> list[Line]:
     whole = text[: text.rfind(b"\n") + 1]  # a last line without its end is still being written
     lines: dict[tuple[str, int], Line] = {}
     for written in whole.splitlines():
-        with suppress(ValueError, KeyError):  # two machines may have written into one another
+        with suppress(ValueError, KeyError, TypeError):  # two wrote into one another
             line = json.loads(written)
             lines[line["kind"], line["step"]] = line
     return sorted(lines.values(), key=lambda line: (line["step"], line["kind"]))
-
-
-def last_of(lines: list[Line], kind: str) -> Line | None:
-    return next((line for line in reversed(lines) if line["kind"] == kind), None)
 
 
 def _cut_torn_line(path: Path) -> None:

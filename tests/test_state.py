@@ -1,0 +1,95 @@
+"""The state of a sweep, look after look: the end of each log, and what has finished only once."""
+
+import json
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+from conftest import trial
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines import log_end
+from pipelines.collect import SweepState, overview
+from pipelines.log_end import latest_line, latest_lines
+from pipelines.stages.graph import sweep_stages
+from pipelines.store import Home
+from var_scaling.config import Sweep
+from var_scaling.disk import write_json
+from var_scaling.metrics import MetricsLog, read_metrics
+
+KINDS = ("train", "validation")
+
+
+@given(
+    lines=st.lists(st.tuples(st.sampled_from((*KINDS, "other")), st.integers(0, 40)), max_size=30),
+    block=st.integers(1, 200),
+    torn=st.sampled_from(["", '{"kind": "train", "st', '{"kind": "validation", "step": 9}']),
+)
+def test_the_end_of_a_log_has_the_last_line_of_each_kind(tmp_path_factory, lines, block, torn):
+    path = tmp_path_factory.mktemp("log") / "metrics.jsonl"
+    written = [
+        {"kind": kind, "step": k, "said": "é" * size} for k, (kind, size) in enumerate(lines)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in written) + torn)
+    wanted = {line["kind"]: line for line in written if line["kind"] in KINDS}
+    with patch.object(log_end, "_BLOCK", block):
+        assert latest_lines(path, KINDS) == wanted
+
+
+def test_two_machines_that_wrote_into_one_another_hide_no_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"kind": "train", "step": 1}\n{"kind": "tra{"kind"\n[1]\n7\n')
+    assert latest_line(path, "train") == {"kind": "train", "step": 1}
+    assert latest_line(path, "validation") is None
+    assert latest_line(tmp_path / "none.jsonl", "train") is None
+
+
+def test_of_a_long_log_only_the_end_is_read(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path)
+    for step in range(1, 2000):
+        log("train", step, {"loss": 1.0})
+    log("validation", 1999, {"loss": 2.0})
+    with patch.object(log_end.json, "loads", wraps=json.loads) as parsed:
+        found = latest_lines(path, KINDS)
+    assert parsed.call_count == 2
+    assert [found[kind]["step"] for kind in KINDS] == [1999, 1999]
+    assert found["validation"] == read_metrics(path)[-1]
+
+
+@pytest.fixture
+def home(tmp_path) -> Home:
+    return Home(tmp_path)
+
+
+def logged(folder: Path, step: int, loss: float) -> None:
+    rate = {"images_per_second": 5.0, "seconds": float(step)}
+    MetricsLog(folder / "metrics.jsonl")("train", step, {"loss": loss, **rate})
+
+
+def test_what_has_finished_is_read_once_and_what_runs_at_each_look(home):
+    stages = sweep_stages(
+        home, Sweep(name="s", question="?", trials=(trial(name="d1"), trial(name="d10")))
+    )
+    one, two = (stage.directory for stage in stages[-2:])
+    state = SweepState(stages)
+    logged(one, 12, 3.0)
+    write_json(one / "done.json", {"status": "done"})
+    logged(two, 3, 4.0)
+    first = state.look()
+    assert [(view.name, view.state) for view in first[-2:]] == [("d1", "done"), ("d10", "waiting")]
+    logged(two, 6, 3.5)
+    (one / "metrics.jsonl").unlink()
+    second = state.look()
+    assert second[-2] is first[-2]
+    assert (second[-1].done, second[-1].loss) == (6, 3.5)
+    assert overview(stages)[-2].loss is None  # a fresh look sees the disk as it is
+
+
+def test_after_a_resume_the_step_is_the_one_it_is_at(home):
+    stages = sweep_stages(home, Sweep(name="s", question="?", trials=(trial(),)))
+    folder = stages[-1].directory
+    for step in (3, 6, 9, 4):  # the last checkpoint was of step 3
+        logged(folder, step, 1.0)
+    assert overview(stages)[-1].done == 4
