@@ -129,10 +129,19 @@ def arrays_of(stages: Stages, cluster: Cluster) -> list[Array]:
 
 
 def largest_first(stages: Stages) -> list[Stage]:
-    """`stages`, trials behind all others and by what they cost: a grid ends with small ones."""
-    trials = of_kind(stages, TRIAL)
-    by_size = sorted(trials, key=lambda stage: -trial_ledger(stage.config)["train_flops"])
-    return [*of_kind(stages, TOKENIZER, TOKENS, IMPORTED), *by_size]
+    """Each stage behind all that it needs; of trials at one depth the largest first, so that a
+    grid ends with small ones.
+    """
+    depth: dict[str, int] = {}
+    for stage in stages:
+        below = [depth.get(need.address, 0) for need in stage.needs]
+        depth[stage.address] = 1 + max(below, default=0)
+
+    def place(stage: Stage) -> tuple[int, int]:
+        cost = trial_ledger(stage.config)["train_flops"] if stage.kind == TRIAL else 0
+        return depth[stage.address], -cost
+
+    return sorted(stages, key=place)
 
 
 def work_folders(stages: Stages) -> dict[str, tuple[Stage, Path]]:

@@ -1,6 +1,7 @@
 """A sweep expanded into stages: each directory once, behind what it needs, none by its name."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,17 @@ def test_trials_that_wait_for_the_same_share_an_array_and_go_largest_first(tmp_p
     alone = [[stage.title] for stage in stages if stage.name not in ("small", "large")]
     assert names == [*alone, ["trial large", "trial small"]]
     assert arrays[-1].needs == stages[-1].needs
+
+
+def test_a_stage_comes_behind_what_it_needs_however_large_it_is(tmp_path):
+    """As a trial does that goes on from the checkpoint of a smaller one."""
+    home = Home(tmp_path)
+    stages = sweep_stages(home, sweep_of(trial(name="parent"), trial(name="branch", steps=500)))
+    *before, parent, branch = stages
+    branch = replace(branch, needs=(*branch.needs, Need(parent.address, step=6)))
+    assert largest_first((*before, parent, branch))[-2:] == [parent, branch]
+    arrays = arrays_of((*before, parent, branch), BOX)
+    assert [array.units[0].name for array in arrays[-2:]] == ["trial parent", "trial branch"]
 
 
 def test_each_part_of_tokens_has_a_folder_and_belongs_to_its_stage(tmp_path):
