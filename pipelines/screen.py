@@ -39,6 +39,7 @@ _COLOURS = {
     "cancelled": "red", "damaged": "red", "to repair": "yellow",
 }  # fmt: skip
 _ENDED = ("done", "damaged", "diverged", "failed", "cancelled", "imported")
+_LISTED = 50  # stages of one kind and state that a table lists
 _HEARTBEAT = 20.0  # seconds between lines where there is no terminal to redraw
 
 
@@ -74,14 +75,17 @@ def new_table(*columns: str, title: str = "", caption: str = "") -> Table:
 
 
 def status_table(sweep: Sweep, views: list[View], driver: str = "") -> Table:
-    """`driver`: who drives it now, and what it has to say."""
+    """`driver`: who drives it now, and what it has to say.
+
+    Many stages of one kind and state, of which there is nothing else to say, are one line.
+    """
     jobs = any(view.job for view in views)
     where = ("attempt", "job", "node") if jobs else ()
     table = new_table(
         "stage", "name", "state", "step", "", "loss", "images/s", "left", *where, "",
         title=sweep.name, caption=driver,
     )  # fmt: skip
-    for view in views:
+    for view in _gathered(views):
         whereabouts = (str(view.attempt or ""), view.job, view.node) if jobs else ()
         table.add_row(
             view.kind, view.name, coloured(view.state),
@@ -91,6 +95,33 @@ def status_table(sweep: Sweep, views: list[View], driver: str = "") -> Table:
             since(view.seconds_left), *whereabouts, view.note,
         )  # fmt: skip
     return table
+
+
+def _gathered(views: list[View]) -> list[View]:
+    """`views`, those of one kind that are all done or waiting as one where they are many."""
+    groups: dict[tuple[str, str], list[View]] = {}
+    for view in views:
+        if view.state in ("done", "waiting") and not view.note:
+            groups.setdefault((view.kind, view.state), []).append(view)
+    lines: list[View] = []
+    for view in views:
+        group = groups.get((view.kind, view.state), [])
+        if len(group) <= _LISTED or view.note:
+            lines.append(view)
+        elif view is group[0]:
+            lines.append(_together(group))
+    return lines
+
+
+def _together(group: list[View]) -> View:
+    """The stages of `group` as one, of which each is in `status --json`."""
+    first, losses = group[0], [view.loss for view in group if view.loss is not None]
+    note = f"loss {min(losses):.4f}–{max(losses):.4f}; " if losses else ""
+    done, total = sum(view.done for view in group), sum(view.total for view in group)
+    return View(
+        first.kind, f"{len(group):,} of them", first.state, done, total, first.unit,
+        note=f"{note}each: --json",
+    )  # fmt: skip
 
 
 def watch(sweep: Sweep, look: Callable[[], tuple[list[View], str]], every: float = 5.0) -> None:

@@ -9,8 +9,8 @@ from conftest import trial
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines import log_end
-from pipelines.collect import SweepState, overview
+from pipelines import log_end, screen
+from pipelines.collect import SweepState, View, overview
 from pipelines.log_end import latest_line, latest_lines
 from pipelines.stages.graph import sweep_stages
 from pipelines.store import Home
@@ -93,3 +93,29 @@ def test_after_a_resume_the_step_is_the_one_it_is_at(home):
     for step in (3, 6, 9, 4):  # the last checkpoint was of step 3
         logged(folder, step, 1.0)
     assert overview(stages)[-1].done == 4
+
+
+def shown(views: list[View]) -> str:
+    sweep = Sweep(name="s", question="?", trials=(trial(),))
+    with screen.console.capture() as said:
+        screen.console.print(screen.status_table(sweep, views), width=120)
+    return said.get()
+
+
+def test_many_finished_trials_are_one_line_and_what_needs_a_look_is_not_among_them():
+    def view(number: int, state: str = "done", note: str = "") -> View:
+        loss = 3 + number / 1000 if state == "done" else None
+        return View("trial", f"d{number}", state, 12, 12, "steps", loss, note=note)
+
+    few = shown([view(number) for number in range(50)])
+    assert "d49" in few
+    others = [view(900, "failed", "out of memory"), view(901, "running"), view(902, note="look")]
+    many = shown([*(view(number) for number in range(500)), *others])
+    assert "500 of them" in many
+    assert "each: --json" in many
+    assert "6,000/6,000" in many
+    assert "3.0000–3.4990" in many
+    assert "d499" not in many
+    for name in ("d900", "out of memory", "d901", "d902", "look"):
+        assert name in many
+    assert many.count("trial ") == 4
