@@ -167,8 +167,9 @@ def trained_here(smoke: Path, home: Path, name: str, **local) -> str:
     settings = Settings(local=Local(**local))
     stop = home / "stop"
     place = Place(Home(home), settings, StopFile(stop), local_seat(settings.local))
-    one = next(trial for trial in find_sweep("smoke").trials if trial.name == name)
-    return launch.train_here(stop, place, "smoke", one)
+    stages = sweep_stages(Home(home), find_sweep("smoke"))
+    (one,) = (stage for stage in stages if stage.title == f"trial {name}")
+    return launch.run_here(one, stop, place)
 
 
 @pytest.mark.slow
