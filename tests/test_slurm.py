@@ -86,6 +86,7 @@ def test_out_of_time_it_saves_and_queues_up_again(site, undisturbed):
     assert row_of(site, "d3").lost_flops == 0  # it was told, and saved
 
 
+@pytest.mark.thorough
 def test_a_time_out_without_a_warning_is_submitted_again(site, undisturbed):
     driver, job = site.begin("d3")
     site.box.run("scontrol", "update", f"jobid={job}", "endtime=now+2seconds")
