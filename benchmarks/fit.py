@@ -91,7 +91,7 @@ def nine_starts(N: Array, D: Array, L: Array) -> list[Array]:
 
 def best_of(objective: Callable[[Array], tuple[float, Array]], starts: list[Array]) -> float:
     """The least objective that L-BFGS-B reaches from `starts`, to about 1e-6 of the optimum."""
-    close = {"maxiter": 5000, "maxfun": 20000, "ftol": 1e-10, "gtol": 1e-8, "maxcor": 20}
+    close = {"maxiter": 5000, "maxfun": 20000, "ftol": 1e-10, "gtol": 1e-8}
 
     # The objective is about 1e-3: L-BFGS-B's tolerances are made for about 1.
     def scaled(theta: Array) -> tuple[float, Array]:
