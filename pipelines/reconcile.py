@@ -137,8 +137,9 @@ class Reconciler:
 
     def _settled(self, unit: Unit) -> bool:
         """Whether what was first noticed a while ago is still so."""
-        since = self.unsettled.setdefault(unit.name, time.time())
-        if time.time() - since < _SETTLES * self.cluster.poll_seconds:
+        now = time.time()  # once: what is first noticed now has not settled, however slow this is
+        since = self.unsettled.setdefault(unit.name, now)
+        if now - since < _SETTLES * self.cluster.poll_seconds:
             return False
         del self.unsettled[unit.name]
         return True
