@@ -138,3 +138,20 @@ def test_under_autocast_the_blocks_sum_in_half_and_the_head_in_full():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         module(torch.tensor([0, 1, 2]), shown())
     assert kinds == [(torch.bfloat16, torch.bfloat16), torch.float32]
+
+
+@pytest.mark.parametrize("model", VARIANTS)
+@pytest.mark.parametrize("half", [False, True])
+def test_the_forward_is_one_graph(model, half, monkeypatch):
+    """torch 2.11 splits the graph at `is_autocast_available`, which 2.13 can trace: measured on a
+    GPU, the compiled step took twice as long (LOG.md). So it must not be asked at all."""
+
+    def asked(kind: str) -> bool:
+        raise AssertionError(f"is_autocast_available({kind!r}) within the forward")
+
+    monkeypatch.setattr(torch.amp, "is_autocast_available", asked)
+    module, labels = awake(model), torch.tensor([0, 1, 2])
+    torch.compiler.reset()
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+        assert torch.equal(compiled(labels, shown()), module(labels, shown()))
