@@ -36,13 +36,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from var_scaling.accounting import total
-from var_scaling.accounting.transformer import var_training_flops
-from var_scaling.config import ImportedTokenizer, Model, Tokenizer, Trial
+from var_scaling.config import ImportedTokenizer, Tokenizer
 from var_scaling.datasets import DeadLeaves
 from var_scaling.evaluation.bench import Bench, matmul_peak
 from var_scaling.evaluation.memory import out_of_memory
-from var_scaling.ladder import paper_rung
-from var_scaling.models.var import VAR
+from var_scaling.experiment import Trial
+from var_scaling.models.var.accounting import var_training_flops
+from var_scaling.models.var.config import VarModel, paper_rung
+from var_scaling.models.var.model import VAR
 from var_scaling.pyramid import PAPER_256, Pyramid
 from var_scaling.recipe import Optimiser
 from var_scaling.tokenizer.quantizer import Quantizer
@@ -178,7 +179,7 @@ def trial_of(scale: Scale, depth: int, t: ImportedTokenizer, batch: int) -> Tria
         data=DeadLeaves(
             name="none", classes=CLASSES, side=16 * scale.sides[-1], train_images=10**6
         ),
-        model=Model(depth=depth, gamma_init=rung.model.gamma_init, drop_path_per_depth=0.0),
+        model=VarModel(depth=depth, gamma_init=rung.model.gamma_init, drop_path_per_depth=0.0),
         optimiser=rung.optimiser,
         batch=batch,
         steps=10_000,
@@ -395,23 +396,25 @@ def time_kernels(scale: Scale, depth: int, t: Any, quantizer: Quantizer, report:
 def time_sampling(scale: Scale, depth: int, t: Any, device: torch.device, report: Report) -> None:
     """Whole samples, as `sample` draws them: noise, transformer, filters, decoder, pixels."""
     try:
+        from var_scaling.experiment.sample_set import Request
         from var_scaling.generation.sample import sample
-        from var_scaling.generation.settings import Request, Sampling
+        from var_scaling.models.var.config import VarSampling
         from var_scaling.tokenizer.model import MultiScaleVQVAE
     except ImportError as error:
         report.add("skipped", {"what": "sampling", "why": str(error)})
         return
-    model = VAR(trial_of(scale, depth, t, 1).model, t, CLASSES, 0).to(device).eval()
+    spec = trial_of(scale, depth, t, 1).spec
+    model = VAR(spec.config, t, CLASSES, 0).to(device).eval()
     tokenizer = MultiScaleVQVAE(t, 0).to(device).eval()
     for precision in ("fp32", scale.precision):
         for batch in (1, 8):
-            sampling = Sampling(guidance=1.5, precision=precision)
+            sampling = VarSampling(guidance=1.5, precision=precision)
             asked = [Request(number % CLASSES, number) for number in range(batch)]
             seconds: list[float] = []
             deadline = time.perf_counter() + min(4.0, report.left() / 8)
             while time.perf_counter() < deadline or len(seconds) < 3:
                 began = time.perf_counter()
-                list(sample(model, tokenizer, asked, sampling, 0, batch))
+                list(sample(spec, model, tokenizer, asked, sampling, 0, batch))
                 settle(device)
                 seconds.append(time.perf_counter() - began)
             typical = median(seconds[1:])

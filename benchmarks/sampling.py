@@ -23,14 +23,15 @@ import torch
 from torch import Tensor
 
 from var_scaling.accounting import total
-from var_scaling.accounting.transformer import var_forward_flops
-from var_scaling.config import ImportedTokenizer, Model
-from var_scaling.generation import walk as walking
-from var_scaling.generation.choose import guided
+from var_scaling.config import ImportedTokenizer
+from var_scaling.experiment.sample_set import Request
 from var_scaling.generation.sample import noise_of
-from var_scaling.generation.settings import Request, Sampling
 from var_scaling.models.layers import autocast_dtype, full_precision
-from var_scaling.models.var import VAR
+from var_scaling.models.logits import guided
+from var_scaling.models.var import sampler as walking
+from var_scaling.models.var.accounting import var_forward_flops
+from var_scaling.models.var.config import VarModel, VarSampling
+from var_scaling.models.var.model import VAR
 from var_scaling.pyramid import PAPER_256, Pyramid
 from var_scaling.tokenizer.quantizer import Quantizer
 from var_scaling.training.optim import arithmetic
@@ -146,7 +147,7 @@ class Run(NamedTuple):
     steps: list[walking.Drawn]
 
 
-def run(way: type, model: VAR, quantizer: Quantizer, batch: int, sampling: Sampling) -> Run:
+def run(way: type, model: VAR, quantizer: Quantizer, batch: int, sampling: VarSampling) -> Run:
     """One batch drawn by the sampler's own walk, with `way` for its transformer."""
     device, spent = model.pos_start.device, list[float]()
 
@@ -175,7 +176,7 @@ def run(way: type, model: VAR, quantizer: Quantizer, batch: int, sampling: Sampl
     return Run(sum(spent), clock() - began, steps)
 
 
-def outspoken(config: Model, t: ImportedTokenizer) -> tuple[VAR, Quantizer]:
+def outspoken(config: VarModel, t: ImportedTokenizer) -> tuple[VAR, Quantizer]:
     """Random weights by which classes and blocks show in the tokens: at the usual start none do."""
     torch.manual_seed(0)
     model, quantizer = VAR(config, t, CLASSES, seed=0), Quantizer(t)
@@ -203,11 +204,11 @@ def compare(side: int, batch: int, asked: argparse.Namespace) -> None:
     """One grid and batch: first that all draw the same, then the seconds, taking turns."""
     t = ImportedTokenizer(name="paper", sha256="0" * 64, pyramid=Pyramid(sides=PYRAMIDS[side]))
     config, device = (
-        Model(depth=asked.depth, width_per_depth=asked.width),
+        VarModel(depth=asked.depth, width_per_depth=asked.width),
         torch.device(asked.device),
     )
     model, quantizer = (module.to(device) for module in outspoken(config, t))
-    sampling = Sampling(guidance=asked.guidance, precision=asked.precision)
+    sampling = VarSampling(guidance=asked.guidance, precision=asked.precision)
     gflops = total(var_forward_flops(config, t)) / 1e9
     print(
         f"\n{side} × {side}, batch {batch}: {t.pyramid.length} tokens, {gflops:.3g} GFLOPs a pass"

@@ -8,8 +8,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipelines.damage import LOG, WEIGHTS, damage_in
 from pipelines.store import IMPORTED, Home
-from var_scaling.config import AnyTokenizer, ImportedModel, SomeTokenizer, Sweep, Trial
+from var_scaling.config import AnyTokenizer, SomeTokenizer
 from var_scaling.disk import Damaged, is_done
+from var_scaling.experiment import ImportedModel, Sweep, Trial
 
 Found = TypeVar("Found")
 

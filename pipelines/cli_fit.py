@@ -15,7 +15,7 @@ from pipelines.published import publish_and_show, results, show
 from pipelines.screen import console
 from pipelines.store import IMPORTED, Home
 from pipelines.sweeps import find_sweep
-from var_scaling.config import Sweep
+from var_scaling.experiment import Sweep
 
 app = typer.Typer()
 

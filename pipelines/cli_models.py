@@ -55,10 +55,11 @@ def import_weights(
     screen.say(f"in a sweep: ImportedTokenizer({said})")
     if found.model:
         m = found.model.model
-        kind = "shared AdaLN" if m.shared_adaln else "AdaLN in each block"
+        settings = m.model_dump(exclude={"family", "depth"}, exclude_defaults=True)
+        other = "".join(f", {field}={value!r}" for field, value in settings.items())
         screen.say(
-            f"imported/{name}: depth {m.depth}, width {m.width}, {m.heads} heads, {kind}, "
-            f"{found.model.classes:,} classes"
+            f"imported/{name}: {found.model.family.name}, depth {m.depth}, width {m.width}, "
+            f"{m.heads} heads{other}, {found.model.classes:,} classes"
         )
         if not (Home(home).imported(name) / CLASSES).exists():
             screen.warn(

@@ -101,7 +101,7 @@ def sample(
     from pipelines.sample_folder import STRIPS
     from pipelines.sample_request import Asked, plan_set, read_part
     from pipelines.stages.context import Place, StopFile, local_seat
-    from var_scaling.generation.sets import CHUNK
+    from var_scaling.experiment.sample_set import CHUNK
 
     if constant_guidance and guidance and "," in guidance:
         raise ValueError(f"--guidance {guidance} says it for each scale: no --constant-guidance")

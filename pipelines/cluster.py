@@ -21,8 +21,9 @@ from pipelines.stages.graph import Stages, claim_all, of_kind
 from pipelines.stages.registry import TRIAL
 from pipelines.store import Home
 from pipelines.units import Array, Unit, arrays_of, refuse_unready, work_folders
-from var_scaling.config import TrainedTokenizer, Trial
+from var_scaling.config import TrainedTokenizer
 from var_scaling.disk import is_done
+from var_scaling.experiment import Trial
 
 # What must not reach a job from the shell that submits: it describes another job, or Ray.
 _OTHERS = ("RAY_", "SBATCH_", "SRUN_",

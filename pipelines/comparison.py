@@ -9,8 +9,8 @@ from pipelines.publish import report_path
 from pipelines.screen import new_table
 from pipelines.store import Home
 from pipelines.sweeps import find_sweep
-from var_scaling.config import Sweep
 from var_scaling.disk import read_json
+from var_scaling.experiment import Sweep
 
 if TYPE_CHECKING:
     from analysis.against import Difference

@@ -6,18 +6,19 @@ Shapes: h, w height and width of the picture.
 import hashlib
 import re
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 from pydantic import NonNegativeInt, PositiveInt
 
-from pipelines.guidance import fitting, never_without
+from pipelines.sampling_record import fitting, never_without, sampling_of
 from var_scaling.class_names import Names, class_number
-from var_scaling.config import ImportedModel, Trial
 from var_scaling.data.decode import Undecodable, decode
+from var_scaling.experiment import ImportedModel, Trial
 from var_scaling.generation.blend import Window, feather_in, missed_share, read_window
 from var_scaling.generation.edit import Scene, scene_to_enlarge, scene_to_paint
 from var_scaling.generation.masks import (
@@ -28,7 +29,7 @@ from var_scaling.generation.masks import (
     open_mask,
     read_box,
 )
-from var_scaling.generation.settings import Sampling
+from var_scaling.models.registry import AnySampling
 from var_scaling.recipe import Sha256
 from var_scaling.record import Name, Record
 
@@ -52,7 +53,7 @@ class EditSet(Record):
     blank: bool = False  # whether the hole was emptied before the picture was encoded
     count: PositiveInt
     seed: NonNegativeInt
-    sampling: Sampling
+    sampling: AnySampling
     weights_sha256: Sha256
     tokenizer_sha256: Sha256
 
@@ -75,7 +76,7 @@ class Asked:
     count: int = 4
     seed: int = 0
     name: str | None = None
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: Mapping[str, Any] = field(default_factory=dict)  # those settings that were given
 
     @property
     def kind(self) -> Kind:
@@ -130,11 +131,17 @@ def plan_edit(
     tokenizer_sha256: str,
 ) -> Plan:
     """Check everything that can be before a weight is read. Raises ValueError, OSError."""
+    if not record.family.edits:
+        raise ValueError(
+            f"{record.name} is a {record.family.name} model: it cannot keep some tokens and draw "
+            "the others, so it edits no picture"
+        )
     kind, t = asked.kind, record.tokenizer
     label = _label(asked, record, names)
     no_class = "it pulls towards a class: say which, with --class N"
-    sampling = fitting(asked.sampling, record, None if asked.label is not None else no_class)
-    sampling.steps(t.pyramid.scales)
+    given = sampling_of(record.family, asked.sampling)
+    sampling = fitting(given, record, None if asked.label is not None else no_class)
+    record.family.frames(record.spec, sampling)  # raises where a list has another length
     content = asked.image.read_bytes()
     picture_hw3 = np.asarray(_decoded(asked.image, content))
     height, width = picture_hw3.shape[:2]

@@ -24,9 +24,9 @@ from pipelines.stages.context import Place
 from pipelines.store import held
 from var_scaling.class_names import Names, brief, named, names_of
 from var_scaling.disk import DONE, read_json, write_json
+from var_scaling.experiment.sample_set import Request
 from var_scaling.generation.blend import fade_in, faded, overlay
 from var_scaling.generation.edit import edited, encoded
-from var_scaling.generation.settings import Request
 from var_scaling.pyramid import Pyramid
 from var_scaling.tokenizer.autoencoder import to_pixels
 
@@ -93,7 +93,14 @@ def _make(
     done = edit.count - len(missing)
     tell(f"editing {edit.name}", done, edit.count)
     for part in edited(
-        loaded.model, loaded.tokenizer, plan.scene, requests, edit.sampling, edit.seed, batch
+        loaded.record.spec,
+        loaded.model,
+        loaded.tokenizer,
+        plan.scene,
+        requests,
+        edit.sampling,
+        edit.seed,
+        batch,
     ):
         for request, image_HH3 in zip(part.requests, part.images_BWW3.numpy(), strict=True):
             pictures = [image_HH3]

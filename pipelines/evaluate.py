@@ -8,9 +8,10 @@ from pipelines.loaded import load_generator
 from pipelines.provenance import code_version
 from pipelines.stages.stages import Place, description, run_tokens
 from var_scaling.class_names import order_doubt
-from var_scaling.config import ImportedModel, Tokenizer, Trial
+from var_scaling.config import Tokenizer
 from var_scaling.datasets import DeadLeaves, ImageFiles, as_seen
 from var_scaling.disk import read_json
+from var_scaling.experiment import ImportedModel, Trial
 from var_scaling.metrics import Line, MetricsLog
 
 Tell = Callable[[str, int, int], None]
@@ -51,13 +52,14 @@ def evaluate_model(place: Place, address: str, images: Images, tell: Tell) -> Li
     labels = LABELS[:1] if ours and ours.label_drop == 0 else LABELS
     with arithmetic(ours.precision if ours else "fp32", place.device()):
         scores = evaluate(
+            generator.spec,
             loaded.model,
             loaded.tokenizer.quantize,
             cache,
             labels,
             lambda done, of: tell(f"scoring {address}", done, of),
         )
-    spent = evaluation_flops(generator.model, t, cache.images, labels)
+    spent = evaluation_flops(generator.spec, cache.images, labels)
     line = {**scores, "data": data.name, "evaluation_flops": spent}
     if isinstance(data, ImageFiles):
         line["cut"] = {"enlarge": data.enlarge, "validation_share": data.validation_share}

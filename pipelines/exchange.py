@@ -12,9 +12,10 @@ from pipelines.damage import mark_done
 from pipelines.provenance import note_attempt
 from pipelines.store import Home, claim, drift, held, refuse, weights_of
 from var_scaling.class_names import keep_names, names_of, read_names
-from var_scaling.config import ImportedModel, ImportedTokenizer, SomeTokenizer
+from var_scaling.config import ImportedTokenizer, SomeTokenizer
 from var_scaling.disk import file_sha256, is_done, whole, write_json
-from var_scaling.models import released
+from var_scaling.experiment import ImportedModel
+from var_scaling.models.var import published
 from var_scaling.pyramid import PAPER_256, Pyramid
 from var_scaling.record import Name, Record, difference
 from var_scaling.weights import (
@@ -54,14 +55,14 @@ def import_released(
     """
     _refuse_name(name)
     tokenizer_part, var_part = _sorted([_read(path, say) for path in files])
-    pyramid = released.pyramid_of(var_part.path, var_part.var) if var_part else None
+    pyramid = published.pyramid_of(var_part.path, var_part.var) if var_part else None
     if sides is not None:
         if pyramid is not None and pyramid.sides != sides:
             raise WeightsError(f"{files[-1]} tells of sides {pyramid.sides}, --sides of {sides}")
         pyramid = Pyramid(sides=sides)
     assert tokenizer_part.tokenizer is not None
     if pyramid is None:
-        scales = released.scales_of(tokenizer_part.tokenizer)
+        scales = published.scales_of(tokenizer_part.tokenizer)
         if "pos_1LC" in (var_part.var or {} if var_part else {}) or scales not in (None, 10):
             raise WeightsError(
                 f"{files[-1]}: does not tell its scales' sides; give --sides 1,2,3,..."
@@ -70,15 +71,20 @@ def import_released(
         say(f"the file does not tell its scales' sides; taken as {_told(pyramid)} (else --sides)")
     say("taken as the released code has it, for no file tells: half of phi kept, no cosine lookup")
     sha256 = file_sha256(tokenizer_part.path)
-    t, tokenizer_state = released.read_tokenizer(
+    t, tokenizer_state = published.read_tokenizer(
         tokenizer_part.path, tokenizer_part.tokenizer, name, sha256, pyramid
     )
     known = _same(home, t)
     t = known or t
     model, var_state = None, None
     if var_part is not None and var_part.var is not None:
-        model, var_state = released.read_var(
-            var_part.path, var_part.var, name, file_sha256(var_part.path), t
+        spec, var_state = published.read_var(var_part.path, var_part.var, t)
+        model = ImportedModel(
+            name=name,
+            tokenizer=t,
+            model=spec.config,
+            classes=spec.classes,
+            sha256=file_sha256(var_part.path),
         )
         if is_done(home.imported(name)):
             path = home.imported(name) / "model.json"
@@ -108,7 +114,7 @@ def export_released(home: Home, address: str, out: Path) -> str:
     state = load_tensors(*weights_of(folder))
     if (folder / "tokenizer.json").exists():
         t = read_tokenizer(folder)
-        _save_pth(released.released_tokenizer_state(t, state), out)
+        _save_pth(published.released_tokenizer_state(t, state), out)
         return (
             f"VQVAE(vocab_size={t.codes}, z_channels={t.code_channels}, ch={t.channels}, "
             f"share_quant_resi={t.phi_convolutions}, quant_resi={t.phi_strength}, "
@@ -116,18 +122,18 @@ def export_released(home: Home, address: str, out: Path) -> str:
             f".load_state_dict(torch.load({out.name!r}), strict=True)"
         )
     generator = read_generator(folder)
-    m = generator.model
+    form = generator.family.published
+    if form is None:
+        raise ValueError(
+            f"{address} is a {generator.family.name} model: nobody has published weights of its "
+            "kind, so there is no format to export it to"
+        )
+    exported, call = form.export(generator.spec, state)
     names = names_of(folder, generator.classes)
     if names is not None:
         write_json(names_beside(out), {"names": list(names)})
-    _save_pth(released.released_var_state(m, generator.tokenizer, state), out)
-    return (
-        f"VAR(vae, num_classes={generator.classes}, depth={m.depth}, embed_dim={m.width}, "
-        f"num_heads={m.heads}, mlp_ratio={m.mlp_ratio}, norm_eps=1e-6, "
-        f"shared_aln={m.shared_adaln}, attn_l2_norm={m.normalised_attention}, "
-        f"patch_nums={generator.tokenizer.pyramid.sides})"
-        f".load_state_dict(torch.load({out.name!r}), strict=True)"
-    )
+    _save_pth(exported, out)
+    return f"{call}.load_state_dict(torch.load({out.name!r}), strict=True)"
 
 
 def names_beside(out: Path) -> Path:
@@ -144,12 +150,12 @@ def _refuse_name(name: str) -> None:
         ) from error
 
 
-def _read(path: Path, say: Say) -> released.Parts:
+def _read(path: Path, say: Say) -> published.Parts:
     say(f"reading {path}")
-    return released.parts_of(path, read_file(path))
+    return published.parts_of(path, read_file(path))
 
 
-def _sorted(parts: list[released.Parts]) -> tuple[released.Parts, released.Parts | None]:
+def _sorted(parts: list[published.Parts]) -> tuple[published.Parts, published.Parts | None]:
     """(the one with the VQVAE, the one with the VAR), which may be the same."""
     tokenizers = [part for part in parts if part.tokenizer is not None]
     models = [part for part in parts if part.var is not None]

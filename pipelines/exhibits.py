@@ -1,6 +1,5 @@
 """What the report shows of what was made with a sweep's models: pictures, fidelity, speed."""
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,11 +9,11 @@ from pipelines.measured import Fidelity, fidelities
 from pipelines.speed import machine_of, measurements
 from pipelines.stages.graph import Stages, of_kind
 from pipelines.stages.registry import TOKENIZER
-from var_scaling.accounting.ledger import model_ledger
 from var_scaling.class_names import called, names_of
-from var_scaling.config import ImportedModel, Trial
 from var_scaling.evaluation.rates import Memory, Timing
-from var_scaling.generation.settings import Sampling
+from var_scaling.experiment import ImportedModel, Trial
+from var_scaling.experiment.ledger import model_ledger
+from var_scaling.models.registry import sampling_from
 
 if TYPE_CHECKING:
     from analysis.report import Made as Shown
@@ -115,29 +114,10 @@ def _caption(made: Made, picture: Path, model: _Model) -> str:
 
 def _how(asked: dict[str, Any]) -> str:
     """How images were drawn, and by whom chosen."""
-    how = _words(asked["sampling"], asked["seed"])
+    how = f"{sampling_from(asked['sampling']).describe()}, seed {asked['seed']}"
     if rejection := asked.get("rejection"):
         how += f", the best {rejection['rate']:.3g} by {rejection['classifier']}"
     return how
-
-
-def _words(sampling: dict[str, Any], seed: int) -> str:
-    """Guidance and seed, and whatever else is not as it is when nothing is said."""
-    asked, usual = Sampling.model_validate_json(json.dumps(sampling)), Sampling()
-    guidance = "no guidance"
-    if asked.guidance:
-        rises = asked.rising and not isinstance(asked.guidance, tuple)
-        guidance = f"guidance {_plain(asked.guidance)}" + ", rising from 0" * rises
-    other = [
-        f"{name} {_plain(value)}"
-        for name, value in asked
-        if name not in ("guidance", "rising") and value != getattr(usual, name)
-    ]
-    return ", ".join([guidance, *other, f"seed {seed}"])
-
-
-def _plain(value: Any) -> str:
-    return " ".join(map(_plain, value)) if isinstance(value, tuple) else str(value)
 
 
 def _of_samples(models: Iterable[_Model]) -> Iterator[dict[str, str]]:

@@ -20,8 +20,8 @@ from pipelines.published import results
 from pipelines.rows import rows_of
 from pipelines.store import Drift, Home, drift, held, natural
 from pipelines.targets import SIZES, begun_at, caveats, find_target, refuse_unlike, sizes_of
-from var_scaling.config import ImportedModel, Sweep, Trial
 from var_scaling.disk import is_done, read_json, write_json
+from var_scaling.experiment import ImportedModel, Sweep, Trial
 
 METRICS = ("val_loss", "val_loss_last", "val_error", "val_error_last")
 _OUTCOMES = "outcomes.json"

@@ -18,8 +18,9 @@ from pipelines.settings import Settings
 from pipelines.stages.attempt import Stopped, Superseded
 from pipelines.stages.context import Place, Seat, StopFile, local_seat
 from pipelines.store import Home
-from var_scaling.config import AnyTokenizer, Trial
+from var_scaling.config import AnyTokenizer
 from var_scaling.datasets import Data
+from var_scaling.experiment import Trial
 
 if TYPE_CHECKING:
     from var_scaling.training.loop import Wish

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.stages.context import Place
 from var_scaling.class_names import Names, called, class_number
-from var_scaling.generation.sets import Rejection
+from var_scaling.experiment.sample_set import Rejection
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -26,11 +26,11 @@ from pipelines.sample_end import images_of
 from pipelines.sample_folder import RECORD, SAMPLES, SampleFolder, recorded
 from pipelines.stages.context import Place
 from pipelines.store import weights_of
-from var_scaling.config import Trial
 from var_scaling.data.decode import Undecodable, decode
 from var_scaling.data.order import spread_rows
 from var_scaling.data.tree import is_image, read_tree
 from var_scaling.disk import DONE, is_done
+from var_scaling.experiment import Trial
 
 SPLITS = ("train", "validation")
 

@@ -8,11 +8,13 @@ from pipelines.address import finished, read_generator
 from pipelines.stages.context import Place
 from pipelines.store import drift, refuse, weights_of
 from var_scaling.class_names import names_of
-from var_scaling.config import ImportedModel, Trial
 from var_scaling.disk import is_done
+from var_scaling.experiment import ImportedModel, Trial
 
 if TYPE_CHECKING:
-    from var_scaling.models.var import VAR
+    import torch
+    from torch import nn
+
     from var_scaling.tokenizer.model import MultiScaleVQVAE
 
 
@@ -23,10 +25,14 @@ class Loaded:
     address: str
     folder: Path
     record: Trial | ImportedModel
-    model: "VAR"
+    model: "nn.Module"
     tokenizer: "MultiScaleVQVAE"
     weights_sha256: str
     tokenizer_sha256: str
+
+    @property
+    def device(self) -> "torch.device":
+        return self.tokenizer.quantize.embedding.weight.device
 
     @property
     def names(self) -> tuple[str, ...] | None:
@@ -46,13 +52,12 @@ def load_generator(place: Place, address: str) -> Loaded:
     path = home / "tokenizer.json"
     refuse(path, drift(path, record.tokenizer))
 
-    from var_scaling.models.var import VAR
     from var_scaling.tokenizer.model import load_tokenizer
     from var_scaling.weights import load_weights
 
     device = place.device()
     weights, tokenizer_weights = weights_of(folder), weights_of(home)
-    model = VAR(record.model, record.tokenizer, record.classes, seed=0)
+    model = record.family.build(record.spec, seed=0)
     load_weights(model, *weights)
     return Loaded(
         address,

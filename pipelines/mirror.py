@@ -13,7 +13,7 @@ from pipelines.settings import Settings
 from pipelines.stages.graph import sweep_stages
 from pipelines.store import IMPORTED, Home
 from pipelines.tracking import ENDS, Mirror, database
-from var_scaling.config import ImportedModel, Sweep
+from var_scaling.experiment import ImportedModel, Sweep
 
 _EVERY = 5.0  # seconds between two looks at the disk
 _FOLLOWS = 15.0  # the same of a mirror that follows what it does not drive

@@ -17,8 +17,8 @@ from pipelines.forecasts import finished_runs
 from pipelines.plan import Price
 from pipelines.store import Home
 from pipelines.targets import find_target, rate_rule, sizes_of
-from var_scaling.config import Sweep, Trial
 from var_scaling.datasets import ImageFiles
+from var_scaling.experiment import Sweep, Trial
 
 
 @dataclass(frozen=True)
@@ -151,12 +151,12 @@ def _of_depth(sweep: Sweep, depth: int) -> Trial:
         )
     if rule is None:
         raise ValueError(f"--depths {depth}: the peak rates of the trials follow no one rule")
-    width = first.model.model_copy(update={"depth": depth}).width
+    width = first.model.at_depth(depth).width
     return _rung(first, depth, rule[1] / width if rule[0] == "rate x width" else rule[1])
 
 
 def _rung(trial: Trial, depth: int, rate: float) -> Trial:
-    model = trial.model.model_copy(update={"depth": depth})
+    model = trial.model.at_depth(depth)
     optimiser = trial.optimiser.model_copy(update={"learning_rate": float(rate)})
     changes = {"name": f"d{depth}", "model": model, "optimiser": optimiser, "seed": 0}
     return trial.model_copy(update=changes)

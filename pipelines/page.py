@@ -6,8 +6,9 @@ from typing import Any
 
 from pipelines.provenance import attempts
 from pipelines.rows import schedule_class
-from var_scaling.accounting.ledger import model_ledger, trial_ledger
-from var_scaling.config import ImportedModel, ImportedTokenizer, SomeTokenizer, Sweep, Trial
+from var_scaling.config import ImportedTokenizer, SomeTokenizer
+from var_scaling.experiment import ImportedModel, Sweep, Trial
+from var_scaling.experiment.ledger import model_ledger, trial_ledger
 
 
 def run_name(trial: Trial) -> str:
@@ -18,7 +19,7 @@ def run_name(trial: Trial) -> str:
 def trial_facts(trial: Trial) -> dict[str, Any]:
     """What tells one trial of a sweep from another, besides its name."""
     return {
-        "family": trial.family,
+        "family": trial.family.name,
         "depth": trial.model.depth,
         "width": trial.model.width,
         "seed": trial.seed,
@@ -51,7 +52,7 @@ def imported_params(model: ImportedModel) -> dict[str, Any]:
     """What is known of a model that was trained elsewhere: its shape and its file."""
     ledger = model_ledger(model)
     return {
-        "family": model.family,
+        "family": model.family.name,
         "depth": model.model.depth,
         "width": model.model.width,
         "tokenizer": model.tokenizer.name,

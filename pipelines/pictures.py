@@ -20,15 +20,12 @@ def grid(rows: Sequence[Row], title: str) -> np.ndarray:
     return _sheet(rows, title, ())
 
 
-def strips(rows: Sequence[Row], sides: Sequence[int], title: str) -> np.ndarray:
-    """The same, each row one image as it comes about: after each scale, and whole at the end.
-
-    The columns bear the scales' sides. The last scale's is the whole image.
-    """
+def strips(rows: Sequence[Row], frames: Sequence[str], title: str) -> np.ndarray:
+    """The same, each row one image as it comes about: after each of `frames`, the last whole."""
     for name, images in rows:
-        if len(images) != len(sides):
-            raise ValueError(f"{name}: {len(images)} images for {len(sides)} scales")
-    *first, last = (f"{side}x{side}" for side in sides)
+        if len(images) != len(frames):
+            raise ValueError(f"{name}: {len(images)} images for {len(frames)} frames")
+    *first, last = frames
     return _sheet(rows, title, (*first, f"{last}: whole"))
 
 

@@ -18,14 +18,15 @@ from pipelines.settings import Cluster
 from pipelines.stages.graph import Stage, Stages, of_kind
 from pipelines.stages.registry import TOKENIZER, TOKENS
 from var_scaling.accounting import total
-from var_scaling.accounting.ledger import model_ledger, trial_ledger
 from var_scaling.accounting.tokenizer import (
     encoding_flops,
     tokenizer_parameters,
     tokenizer_train_flops,
 )
-from var_scaling.config import ImportedTokenizer, Sweep, TrainedTokenizer, Trial
+from var_scaling.config import ImportedTokenizer, TrainedTokenizer
 from var_scaling.datasets import ImageFiles
+from var_scaling.experiment import Sweep, Trial
+from var_scaling.experiment.ledger import model_ledger, trial_ledger
 
 
 @dataclass(frozen=True)

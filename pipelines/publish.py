@@ -11,8 +11,8 @@ from pipelines.made import stamp_of
 from pipelines.stages.graph import Stages, sweep_stages
 from pipelines.store import Home
 from pipelines.units import damaged_stages
-from var_scaling.config import Sweep
 from var_scaling.disk import read_json, write_json
+from var_scaling.experiment import Sweep
 
 _FORMAT = 2  # of laws.json, as analysis.export writes it
 

@@ -9,7 +9,7 @@ from pipelines.screen import console, warn
 from pipelines.settings import load_settings
 from pipelines.stages.graph import refuse_mismatch, sweep_stages
 from pipelines.store import Home
-from var_scaling.config import Sweep
+from var_scaling.experiment import Sweep
 
 
 def publish_and_show(

@@ -12,8 +12,9 @@ from pipelines.provenance import code_version
 from pipelines.stages.attempt import Attempt
 from pipelines.stages.context import Place
 from pipelines.store import weights_of
-from var_scaling.config import TrainedTokenizer, Trial
+from var_scaling.config import TrainedTokenizer
 from var_scaling.disk import DONE, read_json, write_json
+from var_scaling.experiment import Trial
 from var_scaling.metrics import Line, read_metrics
 
 
@@ -21,12 +22,11 @@ def evaluate_trial_again(
     place: Place, trial: Trial, quantizer: Any, held_out: Any, attempt: Attempt
 ) -> None:
     """Log what the weights of `trial` score on `held_out`. Raises WeightsError."""
-    from var_scaling.models.var import VAR
     from var_scaling.training.trial import held_out_scores, progress_of
     from var_scaling.weights import load_weights
 
     with place.world() as world:
-        model = VAR(trial.model, trial.tokenizer, trial.classes, trial.seed)
+        model = trial.family.build(trial.spec, trial.seed)
         load_weights(model, *weights_of(attempt.folder))
         model, quantizer = model.to(world.device), quantizer.to(world.device)
         scores = held_out_scores(trial, model, quantizer, held_out, trial.steps, world)

@@ -9,8 +9,9 @@ from pipelines.health import plain_failures
 from pipelines.log_end import latest_line
 from pipelines.stages.graph import Stages, of_kind
 from pipelines.stages.registry import TOKENIZER, TRIAL
-from var_scaling.config import ImportedTokenizer, Sweep
+from var_scaling.config import ImportedTokenizer
 from var_scaling.disk import read_json
+from var_scaling.experiment import Sweep
 
 
 def facts_of(sweep: Sweep, stages: Stages) -> Facts:

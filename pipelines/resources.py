@@ -12,23 +12,19 @@ from pipelines.settings import Cluster, SettingsError
 from pipelines.stages.graph import Stages, of_kind
 from pipelines.stages.registry import TOKENIZER, TRIAL
 from var_scaling.accounting import total
-from var_scaling.accounting.ledger import trial_ledger
 from var_scaling.accounting.tokenizer import (
     encoding_flops,
     tokenizer_parameters,
     tokenizer_train_flops,
 )
-from var_scaling.config import SomeTokenizer, TrainedTokenizer, Trial
+from var_scaling.config import SomeTokenizer, TrainedTokenizer
 from var_scaling.datasets import DeadLeaves, ImageFiles
+from var_scaling.experiment import Trial
+from var_scaling.experiment.ledger import trial_ledger
 
 # Bytes a parameter: weight, gradient, two Adam moments and the bucket in which gradients travel,
 # four each; at half precision a copy of the weight besides.
 _STATE, _HALF_COPY = 20, 2
-# Bytes that a block keeps for the backward pass, by token and channel. Measured with saved-tensor
-# hooks at d6 and d10, 680 tokens: 87 and 91 in fp32, 37 and 43 in bf16 (on a CPU; on a GPU more of
-# autocast stays in fp32, hence the margin).
-_KEPT, _KEPT_HALF = 100, 60
-_LOGITS = 12  # bytes a token and code: logits, their float copy, their gradient
 _USABLE = 0.85  # of a GPU's memory; the rest is workspace and fragments
 # By pixel and base channel: 205 measured in fp32 for the autoencoder; its judges by estimate.
 _TOKENIZER_IMAGE = 300
@@ -166,10 +162,8 @@ def memory_bytes(trial: Trial) -> tuple[float, float]:
     """(for weights and their optimiser, for each image in a pass): an estimate of one GPU's use."""
     parameters = trial_ledger(trial)["params_total"]
     half = trial.precision in ("bf16", "fp16")
-    tokens = trial.tokenizer.pyramid.length
-    blocks = tokens * trial.model.depth * trial.model.width * (_KEPT_HALF if half else _KEPT)
-    logits = tokens * trial.tokenizer.codes * _LOGITS
-    return parameters * (_STATE + _HALF_COPY * half), blocks + logits
+    image = trial.family.training_bytes(trial.spec, trial.precision)
+    return parameters * (_STATE + _HALF_COPY * half), image
 
 
 def _usable(cluster: Cluster) -> float:

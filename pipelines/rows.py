@@ -15,9 +15,9 @@ from pipelines.log_end import latest_line
 from pipelines.provenance import attempts, commit_of, lost
 from pipelines.stages.graph import sweep_stages
 from pipelines.store import Home
-from var_scaling.accounting.ledger import model_ledger, trial_ledger
-from var_scaling.config import ImportedModel, Sweep, Trial
 from var_scaling.disk import DONE, read_json, whole
+from var_scaling.experiment import ImportedModel, Sweep, Trial
+from var_scaling.experiment.ledger import model_ledger, trial_ledger
 from var_scaling.metrics import Line, read_metrics
 from var_scaling.recipe import Optimiser
 from var_scaling.results import Row, Status
@@ -100,7 +100,7 @@ def _identity(sweep: Sweep, thing: Trial | ImportedModel) -> dict[str, Any]:
     return {
         "sweep": sweep.name,
         "trial": thing.name,
-        "family": thing.family,
+        "family": thing.family.name,
         "depth": thing.model.depth,
         "width": thing.model.width,
         "heads": thing.model.heads,
@@ -173,7 +173,7 @@ def _row(
         precision=trial.precision,
         learning_rate=trial.optimiser.learning_rate,
         schedule=schedule_class(trial.optimiser),
-        unique_tokens=images * trial.tokenizer.pyramid.length if images else None,
+        unique_tokens=images * trial.family.sequence_length(trial.spec) if images else None,
         epochs=step * trial.batch / images if images else None,
         train_loss=reached[-1] if reached else None,
         seconds=line["seconds"],

@@ -13,7 +13,7 @@ from pipelines.screen import console, errors, say_error, warn
 from pipelines.settings import Settings
 from pipelines.stages.graph import Stages, refuse_mismatch, sweep_stages
 from pipelines.store import Home
-from var_scaling.config import Sweep
+from var_scaling.experiment import Sweep
 
 
 @dataclass(frozen=True)

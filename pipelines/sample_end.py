@@ -15,8 +15,7 @@ from pipelines.pictures import grid, strips
 from pipelines.sample_folder import STRIPS, Made, SampleFolder
 from var_scaling.class_names import Names, brief, named
 from var_scaling.disk import DONE, is_done, read_json, whole, write_json
-from var_scaling.generation.sets import NONE, SampleSet
-from var_scaling.generation.settings import Request
+from var_scaling.experiment.sample_set import NONE, Request, SampleSet
 
 if TYPE_CHECKING:
     from pipelines.loaded import Loaded
@@ -102,8 +101,9 @@ def write_strips(at: SampleFolder, loaded: "Loaded", count: int) -> None:
 
     wanted = at.wanted
     requests = [Request(one["class"], one["index"]) for one in images_of(at.folder)[:count]]
+    spec = loaded.record.spec
     drawn = sample(
-        loaded.model, loaded.tokenizer, requests, wanted.sampling, wanted.seed, 1, strips=True
+        spec, loaded.model, loaded.tokenizer, requests, wanted.sampling, wanted.seed, 1, strips=True
     )
     rows = []
     for part in drawn:
@@ -112,8 +112,8 @@ def write_strips(at: SampleFolder, loaded: "Loaded", count: int) -> None:
             f"{_class_name(wanted, part.requests[0].label, loaded.names)} #{part.requests[0].index}"
         )
         rows.append((name, list(part.strips_BKWW3[0].numpy())))
-    sides = loaded.record.tokenizer.pyramid.sides
-    _save(at.folder / STRIPS, strips(rows, sides, _title(wanted, loaded.address)))
+    frames = loaded.record.family.frames(spec, wanted.sampling)
+    _save(at.folder / STRIPS, strips(rows, frames, _title(wanted, loaded.address)))
 
 
 def _put_in_images(at: SampleFolder, accepted: Iterable[Request]) -> None:
@@ -217,14 +217,8 @@ def _manifest(
 
 def _title(wanted: SampleSet, address: str) -> str:
     """What a picture says of itself."""
-    sampling = wanted.sampling
-    weights = sampling.guidance if isinstance(sampling.guidance, tuple) else (sampling.guidance,)
-    said = ",".join(f"{weight:g}" for weight in weights)
-    if sampling.rising and not isinstance(sampling.guidance, tuple) and sampling.guidance:
-        said = f"0 to {said}"
-    smooth = ", smooth" if sampling.smooth else ""
     kept = f", best {wanted.rejection.rate:.0%}" if wanted.rejection else ""
-    return f"{address}  guidance {said}, seed {wanted.seed}{smooth}{kept}"
+    return f"{address}  {wanted.sampling.describe()}, seed {wanted.seed}{kept}"
 
 
 def _class_name(wanted: SampleSet, label: int, names: Names | None) -> str:

@@ -19,8 +19,7 @@ from PIL import Image
 
 from pipelines.store import Drift, drift, read_record, refuse
 from var_scaling.disk import DONE, is_done, read_json, whole
-from var_scaling.generation.sets import SampleSet
-from var_scaling.generation.settings import Request
+from var_scaling.experiment.sample_set import Request, SampleSet
 
 RECORD, SAMPLES, STRIPS = "sampling.json", "samples", "strips.png"
 _READERS = 8  # files read at a time: a network disk answers late, not slowly

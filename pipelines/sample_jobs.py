@@ -21,10 +21,9 @@ from pipelines.store import part_folders
 from pipelines.units import Unit
 from var_scaling.accounting import total
 from var_scaling.accounting.tokenizer import decoding_flops
-from var_scaling.accounting.transformer import var_sampling_flops
-from var_scaling.config import ImportedModel, Trial
 from var_scaling.disk import DONE, is_done, read_json, write_json
-from var_scaling.generation.sets import SampleSet
+from var_scaling.experiment import ImportedModel, Trial
+from var_scaling.experiment.sample_set import SampleSet
 
 # Of what a cluster sustains in training, which is mostly products of large matrices: an assumption.
 # A job that takes longer than it asked for goes back into the queue and goes on.
@@ -42,9 +41,7 @@ def sample_units(
 ) -> list[Unit]:
     """One unit a part; as few as there are chunks."""
     parts = min(parts, plan.wanted.chunks)
-    steps = plan.wanted.sampling.steps(record.tokenizer.pyramid.scales)
-    guided = any(at.guidance for at in steps)
-    image = total(var_sampling_flops(record.model, record.tokenizer, guided))
+    image = total(record.family.sampling_flops(record.spec, plan.wanted.sampling.guided))
     image += decoding_flops(record.tokenizer)
     resources = encoding_resources(_SLOWER * image * plan.wanted.drawn / parts, cluster)
     folders = job_folders(plan, parts)

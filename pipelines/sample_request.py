@@ -1,20 +1,20 @@
 """What set of samples is asked for: a person's words to one record. No torch but to reject."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pipelines.address import finished, read_generator
-from pipelines.guidance import fitting, never_without
 from pipelines.judge import load_judge, read_class_map, rejection_by
 from pipelines.sample_folder import SAMPLES
+from pipelines.sampling_record import fitting, never_without, sampling_of
 from pipelines.stages.context import Place
 from var_scaling.class_names import PREFIX, Names, alike, class_number, names_of
-from var_scaling.config import ImportedModel, Trial
 from var_scaling.disk import DONE, read_json
-from var_scaling.generation.sets import NONE, SampleSet
-from var_scaling.generation.settings import Sampling
+from var_scaling.experiment import ImportedModel, Trial
+from var_scaling.experiment.sample_set import NONE, SampleSet
 
 _FEW = 16  # classes: so many are all sampled where nothing is said
 _MOST = 10_000_000  # images drawn for one set; its folder is listed and its marks are read as one
@@ -28,7 +28,7 @@ class Asked:
     count: int = 8
     seed: int = 0
     name: str = "default"
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: Mapping[str, Any] = field(default_factory=dict)  # those settings that were given
     reject: float | None = None
     classifier: str | None = None
     class_map: Path | None = None
@@ -54,7 +54,8 @@ def plan_set(place: Place, address: str, asked: Asked) -> Plan:
     _refuse_never_learnt(record, labels)
     if asked.count < 1:
         raise ValueError(f"--count {asked.count}: wanted 1 or more images of each class")
-    asked.sampling.steps(record.tokenizer.pyramid.scales)
+    sampling = sampling_of(record.family, asked.sampling)
+    record.family.frames(record.spec, sampling)  # raises where a list has another length
     rejection, classifier = None, asked.classifier
     if asked.reject is None and (classifier or asked.class_map):
         raise ValueError("--classifier and --class-map say how to --reject: at which rate?")
@@ -81,7 +82,7 @@ def plan_set(place: Place, address: str, asked: Asked) -> Plan:
         classes=labels,
         model_classes=record.classes,
         count=asked.count,
-        sampling=fitting(asked.sampling, record, no_class),
+        sampling=fitting(sampling, record, no_class),
         rejection=rejection,
         weights_sha256=read_json(folder / DONE)["weights_sha256"],
         tokenizer_sha256=read_json(tokenizer / DONE)["weights_sha256"],

@@ -28,8 +28,7 @@ from pipelines.stages.attempt import Stopped
 from pipelines.stages.context import Place
 from pipelines.store import Drift
 from var_scaling.disk import DONE, is_done, write_json
-from var_scaling.generation.sets import SampleSet
-from var_scaling.generation.settings import Request
+from var_scaling.experiment.sample_set import Request, SampleSet
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +62,7 @@ class Ready:
             return [None] * len(labels)
         from var_scaling.generation.reject import scored
 
-        device = self.loaded.model.pos_start.device
+        device = self.loaded.device
         outputs = self.wanted.rejection.outputs
         return list(scored(self.judge.probabilities, images_BWW3.to(device), labels, outputs))
 
@@ -147,8 +146,9 @@ def draw(
             raise Stopped(f"{title}: {done:,} of {total:,} images are on disk")
         wanted, loaded = at.wanted, ready.loaded
         drawn = sample(
-            loaded.model, loaded.tokenizer, requests, wanted.sampling, wanted.seed, batch
-        )
+            loaded.record.spec, loaded.model, loaded.tokenizer, requests, wanted.sampling,
+            wanted.seed, batch,
+        )  # fmt: skip
         for part in drawn:
             marks.note(writers.settle())
             labels = [request.label for request in part.requests]

@@ -4,12 +4,6 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
-from pydantic_core import ErrorDetails
-
-from var_scaling.generation.settings import Sampling
-
-_OTHER_KIND = ("tuple_type", "float_type", "int_type")  # pydantic's names of faults
 
 Guidance = Annotated[
     str | None,
@@ -30,27 +24,18 @@ def read_sampling(
     smooth: bool,
     precision: str | None,
     rising: bool = True,
-) -> Sampling:
-    """The record; what was not said is not among its `model_fields_set`. Raises ValueError."""
-    said: dict[str, Any] = {
+) -> dict[str, Any]:
+    """The settings that were given, by the names of the sampling record. Raises ValueError."""
+    given: dict[str, Any] = {
         "guidance": _values("--guidance", guidance, float),
         "top_k": _values("--top-k", top_k, int),
         "top_p": _values("--top-p", top_p, float),
         "temperature": _values("--temperature", temperature, float),
         "precision": precision,
+        "smooth": True if smooth else None,
+        "rising": None if rising else False,
     }
-    given = {name: value for name, value in said.items() if value is not None}
-    try:
-        return Sampling(**given, smooth=smooth, rising=rising)
-    except ValidationError as error:
-        # Of a field that may be one thing or another, pydantic complains for both.
-        faults = [fault for fault in error.errors() if fault["type"] not in _OTHER_KIND]
-        lines = [f"--{_option(fault)} {fault['input']}: {fault['msg']}" for fault in faults]
-        raise ValueError("\n".join(lines)) from error
-
-
-def _option(fault: ErrorDetails) -> str:
-    return str(fault["loc"][0]).replace("_", "-")
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _values(option: str, text: str | None, read: Callable[[str], float]) -> Any:

@@ -14,7 +14,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from pipelines.collect import View, since
-from var_scaling.config import Sweep
+from var_scaling.experiment import Sweep
 from var_scaling.text import printable
 
 

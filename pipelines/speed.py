@@ -14,14 +14,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipelines.guidance import fitting
 from pipelines.loaded import load_generator
 from pipelines.provenance import code_version
+from pipelines.sampling_record import fitting
 from pipelines.stages.context import Place
 from pipelines.store import held
 from var_scaling.disk import read_json, write_json
 from var_scaling.evaluation.rates import Machine, MatmulPeak, SamplingSpeed, TrainingSpeed
-from var_scaling.generation.settings import Sampling
 from var_scaling.recipe import Precision
 from var_scaling.record import Record, explain
 
@@ -60,9 +59,11 @@ def measure_speed(place: Place, address: str, asked: Asked, tell: Tell) -> Measu
     """Time the model at `address`, and write its speed.json. Raises ValueError, Drift, Busy."""
     measurements(place.home.root / address)  # what cannot be read shows before the work
     loaded = load_generator(place, address)
-    said = Sampling() if asked.guidance is None else Sampling(guidance=asked.guidance)
+    family = loaded.record.family
+    said = family.sampling() if asked.guidance is None else family.sampling(guidance=asked.guidance)
     guidance = fitting(said, loaded.record, None).guidance
-    assert isinstance(guidance, float)
+    if isinstance(guidance, tuple):
+        raise ValueError(f"a {family.name} model has a list of guidance: give one, --guidance G")
     import torch
 
     from var_scaling.evaluation.bench import Bench, matmul_peak
@@ -70,7 +71,7 @@ def measure_speed(place: Place, address: str, asked: Asked, tell: Tell) -> Measu
 
     torch.set_num_threads(place.seat.threads)
     device = place.device()
-    subject = Subject(loaded.model, loaded.tokenizer, loaded.record.tokenizer)
+    subject = Subject(loaded.record.spec, loaded.model, loaded.tokenizer)
     bench = Bench(device, asked.seconds)
     precisions = asked.precisions or (("fp32",) if device.type == "cpu" else ("fp32", "bf16"))
     ways = [(p, weight) for p in precisions for weight in dict.fromkeys((0.0, guidance))]

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 import sweeps
 from pipelines.store import IMPORTED
-from var_scaling.config import Sweep
+from var_scaling.experiment import Sweep
 from var_scaling.record import explain
 
 

@@ -6,10 +6,10 @@ from typing import Any
 from pipelines.collect import state_of
 from pipelines.store import Home, drift, refuse
 from pipelines.sweeps import choose, find_sweep
-from var_scaling.accounting.ledger import trial_ledger
-from var_scaling.config import ImportedModel, Sweep, Trial
 from var_scaling.datasets import DeadLeaves, ImageFiles, as_seen
 from var_scaling.disk import is_done
+from var_scaling.experiment import ImportedModel, Sweep, Trial
+from var_scaling.experiment.ledger import trial_ledger
 from var_scaling.metrics import read_metrics
 from var_scaling.record import difference
 
@@ -141,7 +141,7 @@ def _settings(trial: Trial) -> dict[str, Any]:
     model = trial.model.model_dump(exclude={"depth"})
     data = trial.data.model_dump(exclude={"name", "kind"})
     return {
-        "tokens_seen": trial.images_seen * trial.tokenizer.pyramid.length,
+        "tokens_seen": trial.images_seen * trial.family.sequence_length(trial.spec),
         "batch": trial.batch,
         "precision": trial.precision,
         "label_drop": trial.label_drop,

@@ -21,8 +21,8 @@ from pipelines.made import Made, made_in
 from pipelines.page import attempt_tags, imported_params, run_name, tokenizer_params, trial_params
 from pipelines.stages.graph import Stage, sweep_stages
 from pipelines.store import IMPORTED, Home, held
-from var_scaling.config import Sweep
 from var_scaling.disk import whole
+from var_scaling.experiment import Sweep
 from var_scaling.metrics import Line, read_metrics
 
 _BATCH = 900  # MLflow takes at most 1,000 metrics a call

@@ -25,10 +25,10 @@ from pipelines.stages.registry import (
     how_to_import,
 )
 from pipelines.store import part_folders
-from var_scaling.accounting.ledger import trial_ledger
 from var_scaling.accounting.tokenizer import encoding_flops
 from var_scaling.datasets import ImageFiles
 from var_scaling.disk import is_done
+from var_scaling.experiment.ledger import trial_ledger
 
 
 @dataclass(frozen=True)

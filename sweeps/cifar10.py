@@ -1,8 +1,9 @@
 """A law on real photographs: CIFAR-10 at 32 pixels, on a CPU, in under an hour."""
 
-from var_scaling.config import Sweep, Trial
 from var_scaling.datasets import ImageFiles
-from var_scaling.ladder import tiny_model, tiny_optimiser, tiny_tokenizer
+from var_scaling.experiment import Sweep, Trial
+from var_scaling.ladder import tiny_optimiser, tiny_tokenizer
+from var_scaling.models.var.config import tiny_var
 
 _images = ImageFiles(
     name="cifar10", side=32, classes=10, train_images=50_000, crops=2, enlarge=1.125, flip=True
@@ -20,7 +21,7 @@ sweep = Sweep(
             name=f"d{depth}",
             tokenizer=_tokenizer,
             data=_images,
-            model=tiny_model(depth),
+            model=tiny_var(depth),
             optimiser=tiny_optimiser(8 * depth),
             batch=32,
             steps=2_000,

@@ -1,8 +1,9 @@
 """The paper's grid at 256 pixels: depths 6 to 30 for the law, the published recipes for quality."""
 
-from var_scaling.config import Sweep, Trial
 from var_scaling.datasets import ImageFiles
-from var_scaling.ladder import paper_rung, paper_tokenizer
+from var_scaling.experiment import Sweep, Trial
+from var_scaling.ladder import paper_tokenizer
+from var_scaling.models.var.config import paper_rung
 
 _IMAGES = 1_281_167  # ImageNet-1k, train
 

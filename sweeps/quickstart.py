@@ -1,8 +1,9 @@
 """A law on a laptop: six sizes over 2.3 decades of N, one pass over images made here."""
 
-from var_scaling.config import Sweep, Trial
 from var_scaling.datasets import DeadLeaves
-from var_scaling.ladder import tiny_model, tiny_optimiser, tiny_tokenizer
+from var_scaling.experiment import Sweep, Trial
+from var_scaling.ladder import tiny_optimiser, tiny_tokenizer
+from var_scaling.models.var.config import tiny_var
 
 
 def grid(name: str, seed: int) -> Sweep:
@@ -18,7 +19,7 @@ def grid(name: str, seed: int) -> Sweep:
             name=f"d{depth}",
             tokenizer=tokenizer,
             data=images,
-            model=tiny_model(depth),
+            model=tiny_var(depth),
             optimiser=tiny_optimiser(8 * depth),
             batch=32,
             steps=2_500,

@@ -4,9 +4,11 @@ Needs weights for LPIPS under [weights] in var-scaling.toml. Real ones judge as 
 ones in their shape (README) show that everything runs, and nothing more.
 """
 
-from var_scaling.config import Sweep, TrainedTokenizer, Trial
+from var_scaling.config import TrainedTokenizer
 from var_scaling.datasets import ImageFiles
-from var_scaling.ladder import tiny_model, tiny_optimiser
+from var_scaling.experiment import Sweep, Trial
+from var_scaling.ladder import tiny_optimiser
+from var_scaling.models.var.config import tiny_var
 from var_scaling.pyramid import Pyramid
 from var_scaling.recipe import Codebook, Critic, Losses, Optimiser
 
@@ -50,7 +52,7 @@ sweep = Sweep(
             name=f"d{depth}",
             tokenizer=_tokenizer,
             data=_images,
-            model=tiny_model(depth),
+            model=tiny_var(depth),
             optimiser=tiny_optimiser(8 * depth),
             batch=32,
             steps=100,

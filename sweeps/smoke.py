@@ -1,7 +1,8 @@
 """Everything once, in about a minute: four sizes, too short to believe."""
 
 from sweeps.quickstart import grid
-from var_scaling.config import Sweep, TrainedTokenizer
+from var_scaling.config import TrainedTokenizer
+from var_scaling.experiment import Sweep
 
 
 def _short() -> Sweep:

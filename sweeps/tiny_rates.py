@@ -1,7 +1,7 @@
 """Is the rate rule of the tiny ladder near the optimum of each width? A wrong rate fakes a law."""
 
 from sweeps.quickstart import grid
-from var_scaling.config import Sweep
+from var_scaling.experiment import Sweep
 from var_scaling.ladder import tiny_optimiser
 
 _CONSTANTS = (0.125, 0.25, 0.5, 1.0)

@@ -13,11 +13,14 @@ import pytest
 from filelock import FileLock
 
 from pipelines import jobs
-from var_scaling.config import ImportedTokenizer, Model, TrainedTokenizer, Trial
+from var_scaling.config import ImportedTokenizer, TrainedTokenizer
 from var_scaling.datasets import DeadLeaves
 from var_scaling.disk import read_json, write_json
+from var_scaling.experiment import Trial
 from var_scaling.ladder import tiny_optimiser
 from var_scaling.metrics import read_metrics
+from var_scaling.models.base import ModelSpec
+from var_scaling.models.var.config import VarModel
 from var_scaling.pyramid import Pyramid
 from var_scaling.recipe import Codebook, Optimiser
 
@@ -55,7 +58,7 @@ def trial(**changes) -> Trial:
         "name": "d2",
         "tokenizer": tokenizer(),
         "data": images(),
-        "model": Model(depth=2, width_per_depth=8, gamma_init=1e-1, drop_path_per_depth=0.1),
+        "model": VarModel(depth=2, width_per_depth=8, gamma_init=1e-1, drop_path_per_depth=0.1),
         "optimiser": tiny_optimiser(16),
         "batch": 8,
         "steps": 12,
@@ -200,19 +203,20 @@ SMALL = ImportedTokenizer(
 CLASSES = 3
 
 
-def var_state(model: Model, t: ImportedTokenizer = SMALL) -> dict:
-    from var_scaling.models import released
-    from var_scaling.models.var import VAR
+def var_state(model: VarModel, t: ImportedTokenizer = SMALL) -> dict:
+    from var_scaling.models.var.model import VAR
+    from var_scaling.models.var.published import ReleasedVar
 
-    return released.released_var_state(model, t, VAR(model, t, CLASSES, seed=0).state_dict())
+    state = VAR(model, t, CLASSES, seed=0).state_dict()
+    return ReleasedVar().export(ModelSpec(model, t, CLASSES), state)[0]
 
 
 @pytest.fixture(scope="session")
 def vqvae_state() -> dict:
-    from var_scaling.models import released
+    from var_scaling.models.var import published
     from var_scaling.tokenizer.model import MultiScaleVQVAE
 
-    return released.released_tokenizer_state(SMALL, MultiScaleVQVAE(SMALL, seed=1).state_dict())
+    return published.released_tokenizer_state(SMALL, MultiScaleVQVAE(SMALL, seed=1).state_dict())
 
 
 @pytest.fixture
@@ -222,7 +226,7 @@ def files(tmp_path, vqvae_state) -> tuple[Path, Path]:
 
     paths = tmp_path / "vqvae.pth", tmp_path / "var.pth"
     torch.save(vqvae_state, paths[0])
-    torch.save(var_state(Model(depth=2, width_per_depth=8)), paths[1])
+    torch.save(var_state(VarModel(depth=2, width_per_depth=8)), paths[1])
     return paths
 
 

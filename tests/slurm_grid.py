@@ -1,7 +1,7 @@
 """The sweep that the tests run on Slurm: two trials to look at, one long enough to be disturbed."""
 
 from sweeps.smoke import sweep as smoke
-from var_scaling.config import Sweep
+from var_scaling.experiment import Sweep
 
 _tokenizer = smoke.trials[0].tokenizer
 _images = _tokenizer.data.model_copy(

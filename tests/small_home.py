@@ -9,9 +9,9 @@ from pipelines.damage import mark_done
 from pipelines.settings import Settings
 from pipelines.stages.context import Place, StopFile
 from pipelines.store import Home
-from var_scaling.config import Trial
 from var_scaling.disk import file_sha256
-from var_scaling.models.var import VAR
+from var_scaling.experiment import Trial
+from var_scaling.models.var.model import VAR
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.weights import save_weights
 

@@ -8,7 +8,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from var_scaling.accounting import total
-from var_scaling.accounting.ledger import trial_ledger
 from var_scaling.accounting.tokenizer import (
     critic_layers,
     tokenizer_flops,
@@ -17,15 +16,17 @@ from var_scaling.accounting.tokenizer import (
     tokenizer_training_flops,
     vgg_layers,
 )
-from var_scaling.accounting.transformer import (
+from var_scaling.config import Tokenizer
+from var_scaling.experiment.ledger import trial_ledger
+from var_scaling.models.var.accounting import (
     var_block_parameters,
     var_forward_flops,
     var_parameters,
     var_sampling_flops,
     var_training_flops,
 )
-from var_scaling.config import Model, Tokenizer
-from var_scaling.models.var import VAR
+from var_scaling.models.var.config import VarModel
+from var_scaling.models.var.model import VAR
 from var_scaling.pyramid import PAPER_512, Pyramid
 from var_scaling.recipe import Codebook, Critic, Losses, Optimiser
 from var_scaling.results import Row
@@ -77,7 +78,7 @@ GOLDEN = [
 
 @pytest.mark.parametrize(("depth", "own", "shared", "forward", "attention", "sampling"), GOLDEN)
 def test_the_papers_models(depth, own, shared, forward, attention, sampling):
-    model, other = Model(depth=depth), Model(depth=depth, shared_adaln=True)
+    model, other = VarModel(depth=depth), VarModel(depth=depth, shared_adaln=True)
     assert total(var_parameters(model, PAPER, 1000)) == own
     assert total(var_parameters(other, PAPER, 1000)) == shared
     assert var_block_parameters(model) == 73_728 * depth**3
@@ -91,7 +92,7 @@ def test_the_papers_models(depth, own, shared, forward, attention, sampling):
 
 def test_the_papers_model_at_512_pixels():
     large = PAPER.model_copy(update={"pyramid": Pyramid(sides=PAPER_512)})
-    model = Model(depth=36, shared_adaln=True)
+    model = VarModel(depth=36, shared_adaln=True)
     assert (large.side, large.pyramid.length) == (512, 2240)
     assert total(var_parameters(model, large, 1000)) == 2_353_893_904
     assert round(total(var_forward_flops(model, large, dense=True)) / 1e9) == 11_981
@@ -124,8 +125,10 @@ def test_flops_of_the_papers_tokenizer():
 
 
 MODELS = [
-    Model(depth=2, width_per_depth=8),
-    Model(depth=3, width_per_depth=4, shared_adaln=True, normalised_attention=False, mlp_ratio=2),
+    VarModel(depth=2, width_per_depth=8),
+    VarModel(
+        depth=3, width_per_depth=4, shared_adaln=True, normalised_attention=False, mlp_ratio=2
+    ),
 ]
 TOKENIZERS = [
     tokenizer(),
@@ -191,9 +194,9 @@ def test_tokenizer_flops_equal_the_counters(t):
 def test_the_counter_agrees_at_the_papers_size(depth):
     """On torch's meta device: shapes and counts, no numbers."""
     with torch.device("meta"):
-        module = VAR(Model(depth=depth), PAPER, 1000, seed=0)
+        module = VAR(VarModel(depth=depth), PAPER, 1000, seed=0)
         shown, labels = torch.randn(1, 679, 32), torch.zeros(1, dtype=torch.int64)
-        forward = var_forward_flops(Model(depth=depth), PAPER, dense=True)
+        forward = var_forward_flops(VarModel(depth=depth), PAPER, dense=True)
         assert counted_flops(lambda: module(labels, shown)) == total(forward)
 
 
@@ -208,8 +211,8 @@ def test_the_counter_agrees_with_the_papers_tokenizer():
 
 
 def test_the_block_causal_mask_saves_what_it_forbids():
-    dense = var_forward_flops(Model(depth=16), PAPER, dense=True)
-    model = var_forward_flops(Model(depth=16), PAPER)
+    dense = var_forward_flops(VarModel(depth=16), PAPER, dense=True)
+    model = var_forward_flops(VarModel(depth=16), PAPER)
     assert model["attention_scores"] * 680**2 == dense["attention_scores"] * 286_434
     assert {**dense, "attention_scores": 0} == {**model, "attention_scores": 0}
 

@@ -21,9 +21,9 @@ from pipelines.stages.graph import sweep_stages
 from pipelines.stages.stages import description, run_tokenizer, run_tokens, run_trial
 from pipelines.store import Home
 from var_scaling.class_names import brief, keep_names, names_of, read_names
-from var_scaling.config import Sweep
 from var_scaling.datasets import ImageFiles
 from var_scaling.disk import DONE, read_json, write_json
+from var_scaling.experiment import Sweep
 from var_scaling.tokenizer.cache import open_cache
 
 PLANES = ("10", "airplane", "automobile")  # sorted as folders are

@@ -17,7 +17,7 @@ from pipelines.stages.context import Place, StopFile
 from pipelines.stages.graph import sweep_stages
 from pipelines.stages.stages import run_tokenizer, run_tokens
 from pipelines.store import Home
-from var_scaling.config import Sweep
+from var_scaling.experiment import Sweep
 
 
 def test_status_of_a_hundred_trials_is_quick_and_knows_no_torch(tmp_path):

@@ -9,8 +9,9 @@ from pydantic import ValidationError
 
 import sweeps
 from pipelines.sweeps import SweepError, find_sweep, known_sweeps
-from var_scaling.config import ImportedTokenizer, Model, Sweep, TrainedTokenizer, Trial
-from var_scaling.ladder import paper_rung
+from var_scaling.config import ImportedTokenizer, TrainedTokenizer
+from var_scaling.experiment import Sweep, Trial
+from var_scaling.models.var.config import VarModel, paper_rung
 from var_scaling.recipe import Optimiser
 from var_scaling.record import difference, explain
 
@@ -39,13 +40,13 @@ def test_importing_a_sweep_twice_gives_the_same_record():
 
 
 def test_a_bad_value_is_named_with_what_is_allowed():
-    assert "depth = 0: Input should be greater than 0" in explained(Model, depth=0)
+    assert "depth = 0: Input should be greater than 0" in explained(VarModel, depth=0)
     text = explained(Optimiser, learning_rate=1e-3, betas=(0.9, 1.0))
     assert "betas.1 = 1.0: Input should be less than 1" in text
 
 
 def test_an_unknown_field_is_answered_with_the_known_ones():
-    text = explained(Model, depth=2, hieght=3)
+    text = explained(VarModel, depth=2, hieght=3)
     assert "hieght: no such field; allowed: adaln_init, depth" in text
 
 
@@ -57,7 +58,7 @@ def test_an_unknown_nested_field_names_its_own_siblings():
 
 
 def test_strings_are_not_numbers():
-    assert "depth = '2'" in explained(Model, depth="2")
+    assert "depth = '2'" in explained(VarModel, depth="2")
 
 
 def test_images_of_another_side_than_the_tokenizers_are_refused():
@@ -151,7 +152,10 @@ def test_a_sweep_file_of_ones_own_is_found_by_path(tmp_path):
     [
         ("x = 1\n", "defines no `sweep"),
         ("import nothing_of_that_name\n", "line 1: ModuleNotFoundError"),
-        ("from var_scaling.config import Model\n\nModel(depth=-1)\n", "line 3:\ndepth = -1"),
+        (
+            "from var_scaling.models.var.config import VarModel\n\nVarModel(depth=-1)\n",
+            "line 3:\ndepth = -1",
+        ),
         ("sweep = (\n", "SyntaxError"),
     ],
 )

@@ -13,14 +13,15 @@ from PIL import Image
 
 from pipelines import cli, mirror
 from pipelines.store import Home, claim
-from var_scaling.config import ImportedModel
 from var_scaling.data.decode import decode
 from var_scaling.disk import DONE, read_json, write_json
+from var_scaling.experiment import ImportedModel
+from var_scaling.experiment.sample_set import Request
 from var_scaling.generation.blend import Window
 from var_scaling.generation.edit import edited, encoded, scene_to_enlarge, scene_to_paint
 from var_scaling.generation.masks import Box, box_hole
-from var_scaling.generation.settings import Request, Sampling
-from var_scaling.models.var import VAR
+from var_scaling.models.var.config import VarSampling
+from var_scaling.models.var.model import VAR
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.weights import file_sha256, save_weights
 
@@ -113,8 +114,8 @@ def test_the_tokens_that_are_kept_are_the_pictures_own_at_every_scale(kind, smoo
         scene = scene_to_paint(noise(21, 27), box_hole(box, 27, 21, outpaint), T, outpaint)
     own_L = encoded(models[1], scene.square_HH3)[0]
     requests = [Request(TRIALS[0].classes, index) for index in range(3)]
-    sampling = Sampling(guidance=0.0, smooth=smooth)
-    found = list(edited(*models, scene, requests, sampling, seed=0, batch=2))
+    sampling = VarSampling(guidance=0.0, smooth=smooth)
+    found = list(edited(TRIALS[0].spec, *models, scene, requests, sampling, seed=0, batch=2))
     ids_BL = torch.cat([part.ids_BL for part in found])
     kept = torch.stack([part.all() for part in scene.keep_L.split(T.pyramid.lengths)])
     assert kept.tolist() == [True, kind == "super-resolve", False]

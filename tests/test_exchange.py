@@ -7,18 +7,18 @@ from conftest import CLASSES, SMALL, bring, tokenizer, var_state
 from pipelines.address import read_generator
 from pipelines.exchange import export_released
 from pipelines.store import Drift, Home
-from var_scaling.config import Model
 from var_scaling.disk import DONE
-from var_scaling.models import released
+from var_scaling.models.var import published
+from var_scaling.models.var.config import VarModel
 from var_scaling.weights import WeightsError
 
 
 @pytest.mark.parametrize(
     "model",
     [
-        Model(depth=2, width_per_depth=8),
-        Model(depth=1, width_per_depth=8, shared_adaln=True, mlp_ratio=2),
-        Model(depth=3, width_per_depth=4, normalised_attention=False),
+        VarModel(depth=2, width_per_depth=8),
+        VarModel(depth=1, width_per_depth=8, shared_adaln=True, mlp_ratio=2),
+        VarModel(depth=3, width_per_depth=4, normalised_attention=False),
     ],
     ids=["adaln in each block", "shared adaln", "plain attention"],
 )
@@ -43,7 +43,7 @@ def test_in_out_and_in_again_is_the_identity(model, files, tmp_path, vqvae_state
 
 
 def test_a_checkpoint_of_the_released_trainer_holds_both(files, tmp_path, vqvae_state):
-    model = Model(depth=2, width_per_depth=8)
+    model = VarModel(depth=2, width_per_depth=8)
     whole = {"epoch": 3, "trainer": {"vae_local": vqvae_state, "var_wo_ddp": var_state(model)}}
     torch.save(whole, tmp_path / "ar-ckpt-best.pth")
     found = bring(tmp_path / "home", tmp_path / "ar-ckpt-best.pth")
@@ -53,13 +53,13 @@ def test_a_checkpoint_of_the_released_trainer_holds_both(files, tmp_path, vqvae_
 def test_a_second_model_uses_the_tokenizer_that_is_here(files, tmp_path):
     home = tmp_path / "home"
     first = bring(home, *files, name="one")
-    torch.save(var_state(Model(depth=3, width_per_depth=8)), files[1])
+    torch.save(var_state(VarModel(depth=3, width_per_depth=8)), files[1])
     second = bring(home, *files, name="two")
     assert (first.reused, second.reused) == (False, True)
     assert second.model.tokenizer == first.tokenizer
     assert [path.name for path in (home / "tokenizers").iterdir()] == ["one"]
     assert bring(home, *files, name="two").model == second.model  # again: nothing changes
-    torch.save(var_state(Model(depth=4, width_per_depth=8)), files[1])
+    torch.save(var_state(VarModel(depth=4, width_per_depth=8)), files[1])
     with pytest.raises(Drift, match=r"model.depth: recorded 3, wanted 4"):
         bring(home, *files, name="two")
 
@@ -114,10 +114,10 @@ def test_a_var_that_does_not_fit_is_refused(files, tmp_path):
     with pytest.raises(WeightsError, match=r"sides \(1, 2\), --sides of \(1, 3\)"):
         bring(home, *files, sides=(1, 3))
     other = SMALL.model_copy(update={"codes": 8})
-    torch.save(var_state(Model(depth=2, width_per_depth=8), t=other), files[1])
+    torch.save(var_state(VarModel(depth=2, width_per_depth=8), t=other), files[1])
     with pytest.raises(WeightsError, match="predicts 8 codes of 4 channels; tokenizer it has 16"):
         bring(home, *files)
-    bare = var_state(Model(depth=2, width_per_depth=8))
+    bare = var_state(VarModel(depth=2, width_per_depth=8))
     del bare["lvl_1L"]
     torch.save(bare, files[1])
     with pytest.raises(WeightsError, match="does not tell its scales' sides; give --sides"):
@@ -128,7 +128,7 @@ def test_a_var_that_does_not_fit_is_refused(files, tmp_path):
 
 def test_only_what_the_released_code_can_hold_goes_out(tmp_path):
     with pytest.raises(WeightsError, match="norm_groups = 1, channels = 8; the released"):
-        released.released_tokenizer_state(tokenizer(), {})
+        published.released_tokenizer_state(tokenizer(), {})
     with pytest.raises(ValueError, match="nothing finished is here"):
         export_released(Home(tmp_path), "imported/x", tmp_path / "x.pth")
     with pytest.raises(ValueError, match="name it as SWEEP/TRIAL"):
@@ -147,7 +147,7 @@ def test_only_what_the_released_code_can_hold_goes_out(tmp_path):
     ],
 )
 def test_a_sidecar_that_would_change_the_model_is_refused(change, files, tmp_path):
-    torch.save({**var_state(Model(depth=2, width_per_depth=8)), **change}, files[1])
+    torch.save({**var_state(VarModel(depth=2, width_per_depth=8)), **change}, files[1])
     with pytest.raises(WeightsError, match=r"not what follows|not known: foo|lvl_1L does"):
         bring(tmp_path / "home", *files)
 
@@ -181,13 +181,13 @@ def test_a_vqvae_that_counted_other_scales_comes_in_with_those_of_its_var(files,
 
 
 def test_tied_tensors_come_in_and_a_failed_import_leaves_its_name_free(files, tmp_path):
-    state = var_state(Model(depth=2, width_per_depth=8))
+    state = var_state(VarModel(depth=2, width_per_depth=8))
     state["blocks.1.attn.q_bias"] = state["blocks.0.attn.q_bias"]
     torch.save(state, files[1])
     bring(tmp_path / "home", *files)
     folder = tmp_path / "home" / "imported" / "it"
     (folder / DONE).unlink()  # as if killed before the mark
-    torch.save(var_state(Model(depth=3, width_per_depth=8)), files[1])
+    torch.save(var_state(VarModel(depth=3, width_per_depth=8)), files[1])
     assert bring(tmp_path / "home", *files).model.model.depth == 3
     assert read_generator(folder).model.depth == 3
 

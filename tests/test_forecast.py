@@ -15,12 +15,13 @@ from pipelines import forecasts
 from pipelines.cli import app
 from pipelines.forecasts import foretell, graded, score_all
 from pipelines.store import Drift, Home, claim
-from var_scaling.accounting.ledger import trial_ledger
-from var_scaling.config import Model, Sweep
 from var_scaling.datasets import ImageFiles
 from var_scaling.disk import read_json, write_json
+from var_scaling.experiment import Sweep
+from var_scaling.experiment.ledger import trial_ledger
 from var_scaling.ladder import tiny_optimiser
 from var_scaling.metrics import MetricsLog
+from var_scaling.models.var.config import VarModel
 
 SIZES = 1152.0 * np.arange(1, 7) ** 3
 NOISE = 0.003 * np.random.default_rng(1).standard_normal(6)
@@ -134,7 +135,7 @@ def test_another_format_is_refused_by_its_number():
 
 
 def rung(depth: int, **changes):
-    model = Model(depth=depth, width_per_depth=8, drop_path_per_depth=0.0)
+    model = VarModel(depth=depth, width_per_depth=8, drop_path_per_depth=0.0)
     optimiser = tiny_optimiser(8 * depth)
     return trial(**{"name": f"d{depth}", "model": model, "optimiser": optimiser, **changes})
 
@@ -246,7 +247,9 @@ def test_too_few_finished_runs_are_refused(tmp_path):
 def other(tmp_path, one) -> str:
     """Another sweep, in a file of its own: its trial's address."""
     record = Sweep(name="big", question="?", trials=(one,)).model_dump_json()
-    code = f"from var_scaling.config import Sweep\nsweep = Sweep.model_validate_json({record!r})\n"
+    code = (
+        f"from var_scaling.experiment import Sweep\nsweep = Sweep.model_validate_json({record!r})\n"
+    )
     (tmp_path / "big.py").write_text(code)
     return f"{tmp_path / 'big.py'}/{one.name}"
 
@@ -319,7 +322,9 @@ def test_a_foretold_run_that_diverged_is_said_to_have(home):
 
 def test_the_command_speaks_tables_and_json_and_ends_with_1_for_a_tampered_file(home, tmp_path):
     record = sweep().model_dump_json()
-    code = f"from var_scaling.config import Sweep\nsweep = Sweep.model_validate_json({record!r})\n"
+    code = (
+        f"from var_scaling.experiment import Sweep\nsweep = Sweep.model_validate_json({record!r})\n"
+    )
     (tmp_path / "s.py").write_text(code)
     place = [str(tmp_path / "s.py"), "--home", str(home.root)]
     said = CliRunner().invoke(app, ["forecast", *place, "--at", "d4"], catch_exceptions=False)

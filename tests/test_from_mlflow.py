@@ -16,17 +16,18 @@ from pipelines.rows import arrow_table, rows_of, schedule_class, write_results
 from pipelines.speed import Measured, note_measured
 from pipelines.store import Home, claim
 from pipelines.tracking import Mirror
-from var_scaling.config import Model, Sweep
 from var_scaling.disk import write_json
 from var_scaling.evaluation.rates import Machine, SamplingSpeed, Timing
+from var_scaling.experiment import Sweep
 from var_scaling.metrics import MetricsLog
+from var_scaling.models.var.config import VarModel
 from var_scaling.recipe import Optimiser
 
 SWEEP = Sweep(
     name="s",
     question="?",
     trials=tuple(
-        trial(name=f"d{depth}", seed=depth, model=Model(depth=depth, width_per_depth=8))
+        trial(name=f"d{depth}", seed=depth, model=VarModel(depth=depth, width_per_depth=8))
         for depth in (1, 2, 3)
     ),
 )

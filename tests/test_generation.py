@@ -6,21 +6,22 @@ from conftest import tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from var_scaling.config import Model
-from var_scaling.generation.choose import chosen, filtered, guided, mixed
+from var_scaling.experiment.sample_set import Request
 from var_scaling.generation.sample import noise_of, sample
-from var_scaling.generation.settings import Request, Sampling
-from var_scaling.generation.walk import CachedVAR, Kept, walk
-from var_scaling.models.var import VAR
+from var_scaling.models.base import Kept, ModelSpec
+from var_scaling.models.logits import chosen, filtered, guided, mixed
+from var_scaling.models.var.config import VarModel, VarSampling
+from var_scaling.models.var.model import VAR
+from var_scaling.models.var.sampler import CachedVAR, walk
 from var_scaling.pyramid import Pyramid
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 
 CLASSES = 8
 CPU = torch.device("cpu")
 VARIANTS = [
-    Model(depth=2, width_per_depth=8),
-    Model(depth=2, width_per_depth=8, shared_adaln=True),
-    Model(depth=3, width_per_depth=16, normalised_attention=False),
+    VarModel(depth=2, width_per_depth=8),
+    VarModel(depth=2, width_per_depth=8, shared_adaln=True),
+    VarModel(depth=3, width_per_depth=16, normalised_attention=False),
 ]
 
 
@@ -32,9 +33,17 @@ def restless(module: torch.nn.Module) -> torch.nn.Module:
     return module.eval().requires_grad_(False)
 
 
-def pair(model: Model = VARIANTS[0], sides=(1, 2, 4)):
+def pair(model: VarModel = VARIANTS[0], sides=(1, 2, 4)):
     t = tokenizer(pyramid=Pyramid(sides=sides))
     return restless(VAR(model, t, CLASSES, seed=0)), restless(MultiScaleVQVAE(t))
+
+
+def spec_of(module: VAR, vqvae: MultiScaleVQVAE) -> ModelSpec:
+    return ModelSpec(module.config, tokenizer(pyramid=vqvae.quantize.pyramid), module.classes)
+
+
+def drawn_from(module: VAR, vqvae: MultiScaleVQVAE, *words, **more):
+    return sample(spec_of(module, vqvae), module, vqvae, *words, **more)
 
 
 def requests(count: int) -> list[Request]:
@@ -52,7 +61,7 @@ def test_cached_logits_are_those_of_the_full_forward(model, guidance):
     """Which scales are guided, and so which rows run, shows in no logit."""
     module, vqvae = pair(model)
     asked = requests(5)
-    sampling = Sampling(guidance=guidance)
+    sampling = VarSampling(guidance=guidance)
     steps = drawn_by(module, vqvae, asked, sampling)
     ids_BL = torch.cat([step.ids_BS for step in steps], 1)
     shown = vqvae.quantize.teacher_input(ids_BL)
@@ -80,7 +89,7 @@ def test_no_row_is_computed_without_weight():
         (1.5, [8, 10, 10]),
     ):
         seen.clear()
-        drawn_by(module, vqvae, requests(5), Sampling(guidance=guidance))
+        drawn_by(module, vqvae, requests(5), VarSampling(guidance=guidance))
         assert seen == rows, guidance
 
 
@@ -88,19 +97,23 @@ def test_adaln_is_computed_once_an_image():
     module, vqvae = pair()
     calls: list[int] = []
     module.blocks[1].ada_lin.register_forward_hook(lambda *ignored: calls.append(1))
-    drawn_by(module, vqvae, requests(5), Sampling())
+    drawn_by(module, vqvae, requests(5), VarSampling())
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(guidance=0), Sampling(smooth=True)])
+@pytest.mark.parametrize(
+    "sampling", [VarSampling(), VarSampling(guidance=0), VarSampling(smooth=True)]
+)
 def test_a_sample_is_the_same_in_any_company(sampling):
     """Bit for bit, alone, in threes, in sixteens, backwards: tokens and images."""
     module, vqvae = pair(sides=(1, 2, 3, 4))
     asked = requests(16)
-    alone = list(sample(module, vqvae, asked, sampling, 7, batch=1, strips=True))
+    alone = list(drawn_from(module, vqvae, asked, sampling, 7, batch=1, strips=True))
     for order, batch in ((asked, 3), (asked, 16), (asked[::-1], 5)):
         found = {}
-        for part in sample(module, vqvae, order, sampling, 7, batch=batch, strips=True):
+        for part in sample(
+            spec_of(module, vqvae), module, vqvae, order, sampling, 7, batch=batch, strips=True
+        ):
             rows = zip(part.ids_BL, part.images_BWW3, part.strips_BKWW3, strict=True)
             found |= dict(zip(part.requests, rows, strict=True))
         for part in alone:
@@ -115,7 +128,15 @@ def test_seed_class_and_index_each_make_another_sample():
     module, vqvae = pair(sides=(1, 2, 3, 4))
 
     def ids(seed: int, label: int, index: int):
-        (found,) = sample(module, vqvae, [Request(label, index)], Sampling(), seed, batch=1)
+        (found,) = sample(
+            spec_of(module, vqvae),
+            module,
+            vqvae,
+            [Request(label, index)],
+            VarSampling(),
+            seed,
+            batch=1,
+        )
         return found.ids_BL
 
     first = ids(0, 1, 0)
@@ -127,9 +148,9 @@ def test_the_mode_of_the_model_plays_no_part():
     """The released sampler drops paths if it is called on a model left in training mode."""
     module, vqvae = pair()
     asked = requests(3)
-    quiet = drawn_by(module, vqvae, asked, Sampling())
+    quiet = drawn_by(module, vqvae, asked, VarSampling())
     module.train()
-    loud = drawn_by(module, vqvae, asked, Sampling())
+    loud = drawn_by(module, vqvae, asked, VarSampling())
     assert module.training
     assert all(torch.equal(a.logits_BSV, b.logits_BSV) for a, b in zip(quiet, loud, strict=True))
 
@@ -141,14 +162,14 @@ def test_kept_tokens_are_kept_exactly(smooth):
     generator = torch.Generator().manual_seed(0)
     given = torch.randint(32, (4, 21), generator=generator)
     mask = torch.rand(4, 21, generator=generator) < 0.5
-    steps = drawn_by(module, vqvae, asked, Sampling(smooth=smooth), Kept(given, mask))
+    steps = drawn_by(module, vqvae, asked, VarSampling(smooth=smooth), Kept(given, mask))
     ids = torch.cat([step.ids_BS for step in steps], 1)
     chose = torch.cat([step.chosen_BS for step in steps], 1)
     assert torch.equal(ids[mask], given[mask])
     assert torch.equal(ids[~mask], chose[~mask])
     assert not torch.equal(chose[mask], given[mask])
     everything = Kept(given, torch.ones_like(mask))
-    steps = drawn_by(module, vqvae, asked, Sampling(smooth=smooth), everything)
+    steps = drawn_by(module, vqvae, asked, VarSampling(smooth=smooth), everything)
     torch.testing.assert_close(steps[-1].f_BZHH, vqvae.quantize.decode(given))
 
 
@@ -156,7 +177,7 @@ def test_one_scale_is_guided_as_the_last():
     """A pyramid of one scale: k / (K - 1) has no value there."""
     module, vqvae = pair(sides=(4,))
     asked = requests(3)
-    (step,) = drawn_by(module, vqvae, asked, Sampling(guidance=2.0))
+    (step,) = drawn_by(module, vqvae, asked, VarSampling(guidance=2.0))
     labels = torch.tensor([request.label for request in asked])
     shown = vqvae.quantize.teacher_input(step.ids_BS)
     nobody = torch.full_like(labels, CLASSES)
@@ -212,14 +233,19 @@ def test_top_p_counts_every_tie_at_the_kth_place():
         torch.testing.assert_close(shares, alone.softmax(-1).sort(-1).values)
 
 
+def mixture(logits, uniform, k: int, scales: int, codes):
+    at = VarSampling(smooth=True).at(k, scales)
+    return mixed(logits, uniform, at.sharpening, at.tau, codes)
+
+
 def test_a_mixture_is_an_average_of_allowed_codes_and_almost_one_of_them_at_the_end():
     codes = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     logits = torch.tensor([[[0.0, 1.0, -torch.inf, 2.0, 0.5]]])
     uniform = torch.rand(1, 1, 5, generator=torch.Generator().manual_seed(1))
-    sharp = mixed(logits, uniform, Sampling(smooth=True).at(9, 10), codes)
+    sharp = mixture(logits, uniform, 9, 10, codes)
     assert (sharp - codes).norm(dim=-1).min() < 1e-3
-    soft = mixed(logits, uniform, Sampling(smooth=True).at(0, 10), codes)
-    without = mixed(logits, uniform, Sampling(smooth=True).at(0, 10), codes.index_fill(
+    soft = mixture(logits, uniform, 0, 10, codes)
+    without = mixture(logits, uniform, 0, 10, codes.index_fill(
         0, torch.tensor([2]), 1e6
     ))  # fmt: skip
     assert torch.equal(soft, without)
@@ -228,7 +254,7 @@ def test_a_mixture_is_an_average_of_allowed_codes_and_almost_one_of_them_at_the_
 def test_a_random_number_of_0_spoils_no_mixture():
     codes = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
     logits = torch.tensor([[[-torch.inf, 1.0, -torch.inf]]])
-    found = mixed(logits, torch.zeros(1, 1, 3), Sampling(smooth=True).at(0, 3), codes)
+    found = mixture(logits, torch.zeros(1, 1, 3), 0, 3, codes)
     assert torch.equal(found[0], codes[1:2])
 
 
@@ -236,30 +262,40 @@ def test_a_random_number_of_0_spoils_no_mixture():
 def test_settings_that_leave_no_finite_logits_are_said_so(extreme):
     module, vqvae = pair()
     with pytest.raises(ValueError, match=r"the logits of scale \d are not finite"):
-        drawn_by(module, vqvae, requests(2), Sampling(rising=False, **extreme))
+        drawn_by(module, vqvae, requests(2), VarSampling(rising=False, **extreme))
 
 
 # Settings ----------------------------------------------------------------------------------------
 
 
 def test_guidance_grows_from_nothing_to_its_value():
-    steps = Sampling(guidance=1.5).steps(4)
+    steps = VarSampling(guidance=1.5).steps(4)
     assert [at.guidance for at in steps] == [0, 0.5, 1.0, 1.5]
-    assert [at.guidance for at in Sampling(guidance=2.0, rising=False).steps(3)] == [2, 2, 2]
-    assert [at.guidance for at in Sampling(guidance=(0, 4, 1)).steps(3)] == [0, 4, 1]
-    released = [at.tau for at in Sampling(smooth=True).steps(3)]
+    assert [at.guidance for at in VarSampling(guidance=2.0, rising=False).steps(3)] == [2, 2, 2]
+    assert [at.guidance for at in VarSampling(guidance=(0, 4, 1)).steps(3)] == [0, 4, 1]
+    released = [at.tau for at in VarSampling(smooth=True).steps(3)]
     assert released == pytest.approx([0.27, 0.27 * 0.525, 0.27 * 0.05])
 
 
 def test_a_list_of_another_length_is_refused():
     with pytest.raises(ValueError, match=r"top_k = \[1, 2\]: 2 values, but the model has 3 scales"):
-        Sampling(top_k=(1, 2)).steps(3)
+        VarSampling(top_k=(1, 2)).steps(3)
 
 
 def test_a_class_that_the_model_does_not_know_is_refused_before_anything_is_drawn():
     module, vqvae = pair()
     with pytest.raises(ValueError, match="classes 9, 12: the model knows 0 to 7, and 8 for none"):
-        next(sample(module, vqvae, [Request(n, 0) for n in (8, 12, 9)], Sampling(), 0, batch=2))
+        next(
+            sample(
+                spec_of(module, vqvae),
+                module,
+                vqvae,
+                [Request(n, 0) for n in (8, 12, 9)],
+                VarSampling(),
+                0,
+                batch=2,
+            )
+        )
 
 
 def test_the_cache_lies_still():

@@ -16,8 +16,9 @@ from pipelines.stages.stages import run_tokenizer, run_tokens, run_trial
 from pipelines.store import Drift, Home, claim, held
 from pipelines.sweeps import find_sweep
 from pipelines.units import arrays_of, largest_first, refuse_unready, units_of, work_folders
-from var_scaling.config import ImportedModel, ImportedTokenizer, Sweep
+from var_scaling.config import ImportedTokenizer
 from var_scaling.datasets import ImageFiles
+from var_scaling.experiment import ImportedModel, Sweep
 
 BOX = Cluster(partition="main", device="cpu", poll_seconds=1)
 BROUGHT = ImportedTokenizer(name="brought", sha256="a" * 64)

@@ -75,10 +75,10 @@ def test_the_results_row_knows_its_units():
     assert not {"host", "colour", "path"} & set(results.Row.model_fields)
 
 
-def test_one_trial_is_read_in_under_2000_lines():
-    """Everything of ours that training a trial can reach, from its entry in the stages."""
-    graph = grimp.build_graph("var_scaling", "pipelines")
-    entry = "var_scaling.training.trial"
-    reached = {entry, *graph.find_upstream_modules(entry)}
+def test_one_trial_is_read_in_under_2800_lines():
+    """Everything of ours that training a VAR can reach: the trainer, the network, the objective."""
+    graph = grimp.build_graph("var_scaling", "pipelines", exclude_type_checking_imports=True)
+    entries = {"var_scaling.training.trial", "var_scaling.models.var.objective"}
+    reached = entries.union(*(graph.find_upstream_modules(entry) for entry in entries))
     files = [ROOT / (name.replace(".", "/") + ".py") for name in reached]
-    assert sum(path.read_text().count("\n") for path in files if path.exists()) < 2000
+    assert sum(path.read_text().count("\n") for path in files if path.exists()) < 2800

@@ -17,8 +17,8 @@ from pipelines.made import stamp_of
 from pipelines.report_facts import facts_of
 from pipelines.stages.graph import sweep_stages
 from var_scaling.disk import write_json
-from var_scaling.generation.sets import Rejection
-from var_scaling.generation.settings import Sampling
+from var_scaling.experiment.sample_set import Rejection
+from var_scaling.models.var.config import VarSampling
 
 # The report --------------------------------------------------------------------------------------
 
@@ -45,10 +45,10 @@ def test_the_largest_models_come_first_and_the_rest_is_named(home):
     [
         ({"classes": (8,)}, "3 without a class, guidance 1.5"),
         ({"classes": (5,)}, "3 of class 5"),
-        ({"sampling": Sampling(guidance=2.0, rising=False)}, "guidance 2.0, seed"),
-        ({"sampling": Sampling(guidance=(0.0, 1.0, 2.0))}, "guidance 0.0 1.0 2.0, seed"),
-        ({"sampling": Sampling(guidance=0.0)}, "classes, no guidance, seed"),
-        ({"sampling": Sampling(top_k=0, smooth=True)}, "top_k 0, smooth True, seed"),
+        ({"sampling": VarSampling(guidance=2.0, rising=False)}, "guidance 2.0, seed"),
+        ({"sampling": VarSampling(guidance=(0.0, 1.0, 2.0))}, "guidance 0.0 1.0 2.0, seed"),
+        ({"sampling": VarSampling(guidance=0.0)}, "classes, no guidance, seed"),
+        ({"sampling": VarSampling(top_k=0, smooth=True)}, "top_k 0, smooth, seed"),
     ],
 )
 def test_captions_say_what_was_asked_for(home, changes, said):

@@ -22,7 +22,6 @@ from pipelines.speed import Measured, note_measured
 from pipelines.stages.graph import sweep_stages
 from pipelines.store import Home, claim
 from pipelines.tracking import Mirror, client
-from var_scaling.config import ImportedModel, Model, Sweep
 from var_scaling.disk import write_json
 from var_scaling.evaluation.rates import (
     Machine,
@@ -32,11 +31,12 @@ from var_scaling.evaluation.rates import (
     Timing,
     TrainingSpeed,
 )
-from var_scaling.generation.sets import SampleSet
-from var_scaling.generation.settings import Sampling
+from var_scaling.experiment import ImportedModel, Sweep
+from var_scaling.experiment.sample_set import SampleSet
+from var_scaling.models.var.config import VarModel, VarSampling
 
 TRIALS = tuple(
-    trial(name=f"d{depth}", model=Model(depth=depth, width_per_depth=8)) for depth in (2, 10, 4)
+    trial(name=f"d{depth}", model=VarModel(depth=depth, width_per_depth=8)) for depth in (2, 10, 4)
 )
 SWEEP = Sweep(name="s", question="?", trials=TRIALS)
 SHA = "a" * 64
@@ -82,7 +82,7 @@ def samples(home: Home, name: str = "default", of: str = "d2", **changes) -> Pat
     """A set as `sample` leaves it."""
     folder = home.trial("s", of) / "samples" / name
     asked = {"seed": 7, "classes": tuple(range(8)), "model_classes": 8, "count": 3}
-    wanted = SampleSet(name=name, **{**asked, "sampling": Sampling(), **HASHES, **changes})
+    wanted = SampleSet(name=name, **{**asked, "sampling": VarSampling(), **HASHES, **changes})
     claim(folder, "sampling.json", wanted)
     picture(folder / "grid.png")
     picture(folder / "strips.png", "blue")
@@ -93,7 +93,7 @@ def samples(home: Home, name: str = "default", of: str = "d2", **changes) -> Pat
 def edit(home: Home, name: str = "leaf", of: str = "d2") -> Path:
     folder = home.trial("s", of) / "edits" / name
     picture(folder / "sheet.png", "green")
-    asked = {"kind": "in-paint", "label": 3, "seed": 1, "sampling": Sampling().model_dump()}
+    asked = {"kind": "in-paint", "label": 3, "seed": 1, "sampling": VarSampling().model_dump()}
     write_json(folder / "edit.json", asked)
     write_json(folder / "done.json", {})
     return folder
@@ -300,7 +300,11 @@ def test_a_tokenizers_numbers_come_to_its_run_by_way_of_a_model_over_it(home):
 
 def test_an_imported_model_has_a_run_once_something_was_made_with_it(home):
     model = ImportedModel(
-        name="it", model=Model(depth=2, width_per_depth=8), tokenizer=SMALL, classes=3, sha256=SHA
+        name="it",
+        model=VarModel(depth=2, width_per_depth=8),
+        tokenizer=SMALL,
+        classes=3,
+        sha256=SHA,
     )
     folder = home.imported("it")
     claim(folder, "model.json", model)

@@ -16,7 +16,7 @@ from pipelines.stages.context import Place, StopFile
 from pipelines.stages.graph import refuse_mismatch, sweep_stages
 from pipelines.stages.stages import run_tokenizer, run_tokens, run_trial
 from pipelines.store import Drift, Home
-from var_scaling.config import Model
+from var_scaling.models.var.config import VarModel
 
 
 def picture_folder(root: Path, side: int) -> None:
@@ -37,7 +37,7 @@ def test_imported_models_are_evaluated_and_become_points_of_a_law(files, tmp_pat
     picture_folder(data / "pictures", SMALL.side + 4)
     assert var_scaling("evaluate", "imported/d1", home=home).returncode == 2
     for depth in (1, 2, 3):
-        torch.save(var_state(Model(depth=depth, width_per_depth=8)), files[1])
+        torch.save(var_state(VarModel(depth=depth, width_per_depth=8)), files[1])
         bring(home, *files, name=f"d{depth}")
     words = ("evaluate", "imported/d1", "--data", "pictures", "--json")
     done = var_scaling(*words, home=home, VAR_SCALING_DATA=str(data))

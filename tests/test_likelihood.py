@@ -7,25 +7,27 @@ from conftest import tokenizer, trial
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from var_scaling.accounting.transformer import var_forward_flops
 from var_scaling.evaluation.likelihood import LABELS, evaluate, evaluation_flops
-from var_scaling.models.var import VAR
+from var_scaling.models.var.accounting import var_forward_flops
+from var_scaling.models.var.model import VAR
 from var_scaling.tokenizer.cache import TokenCache
+
+SPEC = trial().spec
 
 
 def test_evaluation_is_a_function_and_independent_of_batches(quantizer, token_cache):
     model = VAR(trial().model, tokenizer(), 8, seed=0).train()
     cache = token_cache(30)
-    first = evaluate(model, quantizer, cache)
-    assert evaluate(model, quantizer, cache) == first
+    first = evaluate(SPEC, model, quantizer, cache)
+    assert evaluate(SPEC, model, quantizer, cache) == first
     assert model.training
-    again = evaluate(model, quantizer, cache, batch=7)
+    again = evaluate(SPEC, model, quantizer, cache, batch=7)
     assert again["loss"] == pytest.approx(first["loss"], rel=1e-6)
     assert again["error"] == pytest.approx(first["error"])
 
 
 def test_evaluation_weighs_every_token_alike(quantizer, token_cache):
-    scores = evaluate(VAR(trial().model, tokenizer(), 8, seed=0), quantizer, token_cache(30))
+    scores = evaluate(SPEC, VAR(trial().model, tokenizer(), 8, seed=0), quantizer, token_cache(30))
     lengths = np.array([1, 4, 16])
     assert scores["loss"] == pytest.approx(np.average(scores["loss_per_scale"], weights=lengths))
     assert scores["loss_last"] == pytest.approx(scores["loss_per_scale"][-1])
@@ -37,18 +39,18 @@ def test_one_pass_scores_every_setting_and_knows_its_price(quantizer, token_cach
     model, cache = VAR(trial().model, tokenizer(), 8, seed=0), token_cache(30)
     with torch.no_grad():
         model.class_emb.weight[8] += 3  # so that being told nothing is something else
-    both = evaluate(model, quantizer, cache, LABELS)
-    assert {k: both[k] for k in evaluate(model, quantizer, cache)} == evaluate(
-        model, quantizer, cache
+    both = evaluate(SPEC, model, quantizer, cache, LABELS)
+    assert {k: both[k] for k in evaluate(SPEC, model, quantizer, cache)} == evaluate(
+        SPEC, model, quantizer, cache
     )
     nobody = TokenCache(cache.tokens, np.full(30, 8), 1, {})
-    told_none = evaluate(model, quantizer, nobody)
+    told_none = evaluate(SPEC, model, quantizer, nobody)
     assert both["loss_no_label"] == told_none["loss"] != both["loss"]
     assert both["error_no_label_per_scale"] == told_none["error_per_scale"]
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        evaluate(model, quantizer, cache, LABELS)
+        evaluate(SPEC, model, quantizer, cache, LABELS)
     walk = counter.get_flop_counts()["Global"][torch.ops.aten.convolution]
-    spent = evaluation_flops(trial().model, tokenizer(), 30, LABELS)
+    spent = evaluation_flops(SPEC, 30, LABELS)
     masked = sum(  # the counter sees every pair, the ledger those that the mask allows
         30 * 2 * (var_forward_flops(trial().model, tokenizer(), dense)["attention_scores"])
         * (1 if dense else -1) for dense in (True, False)

@@ -21,10 +21,10 @@ from pipelines.rows import write_results
 from pipelines.settings import Settings
 from pipelines.stages.stages import run_tokens
 from pipelines.store import Home
-from var_scaling.config import Model
 from var_scaling.datasets import DeadLeaves, ImageFiles
 from var_scaling.disk import read_json
 from var_scaling.evaluation.extractors import seeded_extractor
+from var_scaling.models.var.config import VarModel
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -67,7 +67,7 @@ def imported(files, tmp_path, monkeypatch) -> Home:
     """A home with the imported model `it`, and images called pictures."""
     picture_folder(tmp_path / "data" / "pictures")
     monkeypatch.setenv("VAR_SCALING_DATA", str(tmp_path / "data"))
-    torch.save(var_state(Model(depth=1, width_per_depth=8)), files[1])
+    torch.save(var_state(VarModel(depth=1, width_per_depth=8)), files[1])
     bring(tmp_path / "home", *files)
     return Home(tmp_path / "home")
 
@@ -181,7 +181,7 @@ def test_a_damaged_survey_is_refused(command, imported):
 
 def test_no_law_rests_on_models_scored_on_different_cuts(command, imported, files):
     bring(imported.root, *files, name="other")
-    torch.save(var_state(Model(depth=2, width_per_depth=8)), files[1])
+    torch.save(var_state(VarModel(depth=2, width_per_depth=8)), files[1])
     bring(imported.root, *files, name="second")
     scores(command, imported, "--data", "pictures", "--enlarge", "1.5")
     scores(command, imported, "--data", "pictures", "--enlarge", "1.0", address="imported/second")

@@ -21,8 +21,9 @@ from pipelines.cli import app
 from pipelines.next_runs import Wishes, advise, candidate_trials, numbers, whole_numbers
 from pipelines.plan import Price
 from pipelines.store import Home
-from var_scaling.config import Sweep
-from var_scaling.ladder import paper_rung, tiny_optimiser
+from var_scaling.experiment import Sweep
+from var_scaling.ladder import tiny_optimiser
+from var_scaling.models.var.config import paper_rung
 
 SIZES = 1152.0 * np.arange(1, 7) ** 3
 LENGTHS = np.array([1e7, 4e7, 1.6e8])
@@ -316,7 +317,9 @@ def test_lengths_need_a_law_that_knows_them(home):
 
 def test_the_command_says_what_to_run_next(home, tmp_path):
     record = sweep(depths=range(1, 6)).model_dump_json()
-    code = f"from var_scaling.config import Sweep\nsweep = Sweep.model_validate_json({record!r})\n"
+    code = (
+        f"from var_scaling.experiment import Sweep\nsweep = Sweep.model_validate_json({record!r})\n"
+    )
     (tmp_path / "s.py").write_text(code)
     words = ["next", str(tmp_path / "s.py"), "--home", str(home.root), "--at", "d5"]
     words += ["--law", "pure", "--depths", "1-7", "--budget"]

@@ -28,7 +28,7 @@ def test_scales_tile_the_positions_without_gap_or_overlap(sides):
 
 @given(SIDES)
 def test_visible_pairs_are_those_of_the_mask(sides):
-    from var_scaling.models.var import block_causal_mask
+    from var_scaling.models.var.model import block_causal_mask
 
     pyramid = Pyramid(sides=sides[:3])
     assert pyramid.visible_pairs == int(block_causal_mask(pyramid).sum())

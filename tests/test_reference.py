@@ -13,9 +13,11 @@ from test_reference_numbers import DECAYS
 
 from pipelines.exchange import export_released, import_released
 from pipelines.store import Home, weights_of
-from var_scaling.config import Model, Tokenizer
-from var_scaling.models import released
-from var_scaling.models.var import VAR
+from var_scaling.config import Tokenizer
+from var_scaling.models.base import ModelSpec
+from var_scaling.models.var import published
+from var_scaling.models.var.config import VarModel
+from var_scaling.models.var.model import VAR
 from var_scaling.pyramid import Pyramid
 from var_scaling.recipe import Optimiser
 from var_scaling.tokenizer.model import MultiScaleVQVAE
@@ -121,7 +123,7 @@ def test_the_tokenizers_training_step(model, settings, io):
 @pytest.mark.parametrize("name", ["var", "var_saln"])
 def test_logits_losses_and_gradients(name, record, settings, io):
     v = {**settings["var"], **settings[name]}
-    config = Model(
+    config = VarModel(
         depth=v["depth"],
         width_per_depth=v["embed_dim"] // v["depth"],
         mlp_ratio=int(v["mlp_ratio"]),
@@ -216,12 +218,12 @@ def shown(state: dict[str, torch.Tensor], ours: set[str]) -> dict:
 def test_an_export_has_the_names_shapes_and_types_of_the_released_files():
     paper = Tokenizer(name="paper")
     with torch.device("meta"):
-        vqvae, var = MultiScaleVQVAE(paper), VAR(Model(depth=16), paper, 1000, seed=0)
+        vqvae, var = MultiScaleVQVAE(paper), VAR(VarModel(depth=16), paper, 1000, seed=0)
     state = vqvae.state_dict()
-    exported = released.released_tokenizer_state(paper, state)
+    exported = published.released_tokenizer_state(paper, state)
     assert shown(exported, set(state)) == listed("state_dict_vqvae_v4096_z32_ch160.tsv")
     state = var.state_dict()
-    exported = released.released_var_state(Model(depth=16), paper, state)
+    exported = published.ReleasedVar().export(ModelSpec(VarModel(depth=16), paper, 1000), state)[0]
     assert shown(exported, set(state)) == listed("state_dict_var_d16.tsv")
 
 

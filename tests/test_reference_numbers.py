@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from reference_numbers import formula_state, images, numbers, some, uniform
 
-from var_scaling.config import Model, Tokenizer
-from var_scaling.generation.choose import filtered
-from var_scaling.generation.settings import Sampling
-from var_scaling.generation.walk import walk
-from var_scaling.models.var import VAR
+from var_scaling.config import Tokenizer
+from var_scaling.models.logits import filtered
+from var_scaling.models.var.config import VarModel, VarSampling
+from var_scaling.models.var.model import VAR
+from var_scaling.models.var.sampler import walk
 from var_scaling.pyramid import Pyramid
 from var_scaling.recipe import Optimiser
 from var_scaling.tokenizer.model import MultiScaleVQVAE
@@ -56,7 +56,7 @@ def model() -> MultiScaleVQVAE:
 
 @pytest.fixture(scope="module", params=KINDS)
 def transformer(request) -> tuple[VAR, dict]:
-    config = Model(depth=2, width_per_depth=64, shared_adaln=KINDS[request.param])
+    config = VarModel(depth=2, width_per_depth=64, shared_adaln=KINDS[request.param])
     assert config.heads == 2
     module = VAR(config, T, CLASSES, seed=0)
     by_formula(module, request.param)
@@ -119,7 +119,7 @@ def test_logits_losses_and_gradients(model, transformer):
 @torch.no_grad()
 def test_greedy_guided_sampling_draws_the_same_tokens(model, transformer):
     module, wanted = transformer
-    greedy = Sampling(guidance=1.5, top_k=1, top_p=0)
+    greedy = VarSampling(guidance=1.5, top_k=1, top_p=0)
     drawn = list(walk(module, model.quantize, LABELS, greedy, lambda purpose, k, shape: torch.full(
         (2, *shape), 0.5
     )))  # fmt: skip

@@ -10,12 +10,12 @@ from test_reference import model as model
 from test_reference import record as record
 from test_reference import settings as settings
 
-from var_scaling.config import Model
-from var_scaling.generation.choose import filtered
 from var_scaling.generation.kept import kept_positions
-from var_scaling.generation.settings import Sampling
-from var_scaling.generation.walk import Kept, walk
-from var_scaling.models.var import VAR
+from var_scaling.models.base import Kept
+from var_scaling.models.logits import filtered
+from var_scaling.models.var.config import VarModel, VarSampling
+from var_scaling.models.var.model import VAR
+from var_scaling.models.var.sampler import walk
 
 pytestmark = [
     pytest.mark.reference,
@@ -23,7 +23,7 @@ pytestmark = [
         not (FOLDER / "config.json").exists(), reason=f"no reference arrays at {FOLDER}"
     ),
 ]
-GREEDY = Sampling(guidance=1.5, top_k=1, top_p=0)
+GREEDY = VarSampling(guidance=1.5, top_k=1, top_p=0)
 
 
 def halves(purpose: str, k: int, shape: tuple[int, ...]) -> torch.Tensor:
@@ -33,7 +33,7 @@ def halves(purpose: str, k: int, shape: tuple[int, ...]) -> torch.Tensor:
 @pytest.fixture(scope="module", params=["var", "var_saln"])
 def transformer(request, settings, record):
     v = {**settings["var"], **settings[request.param]}
-    config = Model(
+    config = VarModel(
         depth=v["depth"],
         width_per_depth=v["embed_dim"] // v["depth"],
         shared_adaln=v["shared_aln"],

@@ -87,7 +87,7 @@ def test_the_estimate_of_memory_covers_what_a_block_keeps():
     import torch
     from torch.nn import functional as F
 
-    from var_scaling.models.var import VAR
+    from var_scaling.models.var.model import VAR
 
     t = trial(model=trial().model.model_copy(update={"depth": 4, "width_per_depth": 32}))
     model = VAR(t.model, t.tokenizer, t.classes, 0)

@@ -22,9 +22,9 @@ from pipelines.sampling import How, sample_set
 from pipelines.stages.attempt import Stopped
 from pipelines.store import Drift
 from var_scaling.disk import DONE, is_done, read_json, write_json
+from var_scaling.experiment.sample_set import CHUNK, Rejection, Request, SampleSet
 from var_scaling.generation.reject import accept
-from var_scaling.generation.sets import CHUNK, Rejection, SampleSet
-from var_scaling.generation.settings import Request, Sampling
+from var_scaling.models.var.config import VarSampling
 from var_scaling.weights import WeightsError, file_sha256, load_tensors, save_tensors
 
 HASH = "0" * 64
@@ -33,7 +33,7 @@ HASH = "0" * 64
 def record(**changes) -> SampleSet:
     fields = {
         "name": "s", "seed": 0, "classes": (0, 2, 5), "model_classes": 8, "count": 50,
-        "sampling": Sampling(), "weights_sha256": HASH, "tokenizer_sha256": HASH,
+        "sampling": VarSampling(), "weights_sha256": HASH, "tokenizer_sha256": HASH,
     }  # fmt: skip
     return SampleSet(**{**fields, **changes})
 
@@ -140,7 +140,7 @@ def test_another_set_of_the_same_name_is_refused_and_a_smaller_one(home):
     with pytest.raises(Drift, match=r"seed: recorded 0, wanted 1"):
         make(home, asked(home, count=2, seed=1))
     with pytest.raises(Drift, match=r"sampling.guidance: recorded 1.5, wanted 2.0"):
-        make(home, asked(home, count=3, sampling=Sampling(guidance=2.0)))
+        make(home, asked(home, count=3, sampling={"guidance": 2.0}))
     with pytest.raises(Drift, match="has 2 images of each class already"):
         make(home, asked(home, count=1))
 

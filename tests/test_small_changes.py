@@ -19,13 +19,13 @@ from pipelines.stages import stages
 from pipelines.store import Home, claim
 from pipelines.tracking import Mirror
 from var_scaling.accounting import total
-from var_scaling.accounting.transformer import var_training_flops
-from var_scaling.config import Sweep
 from var_scaling.data.decode import square
 from var_scaling.data.order import batch_rows
 from var_scaling.data.sources import DeadLeavesSource, open_source
 from var_scaling.datasets import ImageFiles
 from var_scaling.disk import is_done, read_json, write_json
+from var_scaling.experiment import Sweep
+from var_scaling.models.var.accounting import var_training_flops
 from var_scaling.tokenizer import cache, encode
 from var_scaling.tokenizer.cache import TokenCache, describe, open_cache
 from var_scaling.tokenizer.encode import write_cache

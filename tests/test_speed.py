@@ -16,9 +16,7 @@ from typer.testing import CliRunner
 from pipelines.cli_speed import app
 from pipelines.speed import Measured, measurements, note_measured, speed_columns
 from var_scaling.accounting import total
-from var_scaling.accounting.sampling import sampled_flops
-from var_scaling.accounting.transformer import var_sampling_flops, var_training_flops
-from var_scaling.config import ImportedTokenizer, Model
+from var_scaling.config import ImportedTokenizer
 from var_scaling.disk import read_json, write_json
 from var_scaling.evaluation.bench import Bench, matmul_peak
 from var_scaling.evaluation.memory import Watermark, lacking
@@ -31,9 +29,11 @@ from var_scaling.evaluation.rates import (
     TrainingSpeed,
 )
 from var_scaling.evaluation.speed import Subject, sampling_speeds, training_speeds
-from var_scaling.generation.settings import Sampling
-from var_scaling.generation.walk import CachedVAR
-from var_scaling.models.var import VAR
+from var_scaling.models.base import ModelSpec
+from var_scaling.models.var.accounting import sampled_flops, var_sampling_flops, var_training_flops
+from var_scaling.models.var.config import VarModel, VarSampling
+from var_scaling.models.var.model import VAR
+from var_scaling.models.var.sampler import CachedVAR
 from var_scaling.pyramid import Pyramid
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 
@@ -44,11 +44,11 @@ PEAKS = {"fp32": MatmulPeak(precision="fp32", side=256, flops_per_second=1e9)}
 
 def subject(sides=(1, 2, 4), **changes) -> Subject:
     t = tokenizer(pyramid=Pyramid(sides=sides))
-    model = VAR(Model(depth=2, width_per_depth=8, **changes), t, CLASSES, seed=0)
+    spec = ModelSpec(VarModel(depth=2, width_per_depth=8, **changes), t, CLASSES)
     return Subject(
-        model.eval().requires_grad_(False),
+        spec,
+        VAR(spec.config, t, CLASSES, seed=0).eval().requires_grad_(False),
         MultiScaleVQVAE(t).eval().requires_grad_(False),
-        t,
     )
 
 
@@ -67,24 +67,29 @@ def ticking(step: float = 1.0) -> Bench:
 )
 def test_the_flops_of_sampling_are_those_that_torch_counts(weights, shared):
     one = subject(shared_adaln=shared)
-    pyramid, labels = one.t.pyramid, torch.arange(5)
+    pyramid, labels = one.spec.tokenizer.pyramid, torch.arange(5)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         cached = CachedVAR(one.model, pyramid, labels, list(weights))
         for k, length in enumerate(pyramid.lengths):
             cached.logits(k, torch.zeros(5, length, 4) if k else None)
     untold = len(cached.cond_RC) - 5
-    assert sampled_flops(one.model.config, one.t, weights, 5, untold) == counter.get_total_flops()
+    assert (
+        sampled_flops(one.model.config, one.spec.tokenizer, weights, 5, untold)
+        == counter.get_total_flops()
+    )
 
 
 def test_without_guidance_the_flops_are_the_ledgers_and_with_it_less_than_twice_that():
     one = subject()
     config = one.model.config
-    once, twice = (total(var_sampling_flops(config, one.t, guided)) for guided in (False, True))
-    assert sampled_flops(config, one.t, (0, 0, 0), 7, 0) == 7 * once
-    assert 7 * once < sampled_flops(config, one.t, (0, 1, 2), 7, 1) < 7 * twice
+    once, twice = (
+        total(var_sampling_flops(config, one.spec.tokenizer, guided)) for guided in (False, True)
+    )
+    assert sampled_flops(config, one.spec.tokenizer, (0, 0, 0), 7, 0) == 7 * once
+    assert 7 * once < sampled_flops(config, one.spec.tokenizer, (0, 1, 2), 7, 1) < 7 * twice
     # A lone image is spared nothing but a second embedding of what it is shown.
-    embedded = 2 * 20 * one.t.code_channels * config.width
-    assert sampled_flops(config, one.t, (0, 1, 2), 1, 1) == twice - embedded
+    embedded = 2 * 20 * one.spec.tokenizer.code_channels * config.width
+    assert sampled_flops(config, one.spec.tokenizer, (0, 1, 2), 1, 1) == twice - embedded
 
 
 # Timing ------------------------------------------------------------------------------------------
@@ -96,14 +101,14 @@ def test_a_rate_is_work_over_median_seconds():
     assert row.whole == Timing.of([1.0, 1.0, 1.0])
     assert row.images_per_second == 2.0
     weights = (0, 0.75, 1.5)
-    flops = sampled_flops(one.model.config, one.t, weights, 2, 1)
+    flops = sampled_flops(one.model.config, one.spec.tokenizer, weights, 2, 1)
     assert row.model_flops == flops < row.computed_flops
-    assert row.computed_flops == sampled_flops(one.model.config, one.t, weights, 2, 3)
+    assert row.computed_flops == sampled_flops(one.model.config, one.spec.tokenizer, weights, 2, 3)
     assert row.transformer_mfu == pytest.approx(flops / 1e9)
     (step,) = training_speeds(one, ["fp32"], [3], PEAKS, ticking(0.5))
     assert step.step.median_seconds == 0.5
     assert step.tokens_per_second == 3 * 21 / 0.5
-    assert step.model_flops == 3 * total(var_training_flops(one.model.config, one.t))
+    assert step.model_flops == 3 * total(var_training_flops(one.model.config, one.spec.tokenizer))
     assert step.mfu == pytest.approx(step.model_flops / 0.5 / 1e9)
 
 
@@ -146,9 +151,9 @@ def test_the_benchmark_compares_ways_that_draw_the_same(monkeypatch):
     t = ImportedTokenizer(
         name="t", sha256="0" * 64, codes=64, code_channels=4, pyramid=Pyramid(sides=(1, 2, 3))
     )
-    model, quantizer = benchmark.outspoken(Model(depth=2, width_per_depth=16), t)
+    model, quantizer = benchmark.outspoken(VarModel(depth=2, width_per_depth=16), t)
     for guidance in (0.0, 1.5):
-        sampling = Sampling(guidance=guidance)
+        sampling = VarSampling(guidance=guidance)
         drawn = [
             benchmark.run(way, model, quantizer, 3, sampling).steps
             for way in benchmark.WAYS.values()

@@ -14,8 +14,8 @@ from pipelines.collect import SweepState, View, overview
 from pipelines.log_end import latest_line, latest_lines
 from pipelines.stages.graph import sweep_stages
 from pipelines.store import Home
-from var_scaling.config import Sweep
 from var_scaling.disk import write_json
+from var_scaling.experiment import Sweep
 from var_scaling.metrics import MetricsLog, read_metrics
 
 KINDS = ("train", "validation")

@@ -16,7 +16,7 @@ from test_tokenizer_training import EVERYTHING, run
 from var_scaling.config import TrainedTokenizer
 from var_scaling.evaluation.likelihood import LABELS, evaluate
 from var_scaling.metrics import MetricsLog
-from var_scaling.models.var import VAR
+from var_scaling.models.var.model import VAR
 from var_scaling.recipe import Codebook
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.training.loop import Wish
@@ -42,7 +42,7 @@ def scores(world: World) -> dict:
     """Of random weights on 30 images in batches of 4, so that the last is short."""
     model = VAR(trial().model, tokenizer(), 8, seed=0)
     quantizer = MultiScaleVQVAE(tokenizer()).quantize
-    return evaluate(model, quantizer, random_cache(30), LABELS, batch=4, world=world)
+    return evaluate(trial().spec, model, quantizer, random_cache(30), LABELS, batch=4, world=world)
 
 
 def wishes_differ(world: World):

@@ -12,8 +12,8 @@ from pipelines import jobs
 from pipelines.mirror import attempt
 from pipelines.store import Home, claim
 from pipelines.tracking import Mirror
-from var_scaling.config import Sweep
 from var_scaling.disk import write_json
+from var_scaling.experiment import Sweep
 from var_scaling.metrics import MetricsLog
 
 SWEEP = Sweep(name="s", question="?", trials=(trial(),))

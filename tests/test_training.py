@@ -9,7 +9,7 @@ import torch
 from conftest import goes_on, numbers, stops_after, tokenizer, trial
 
 from var_scaling.metrics import MetricsLog, read_metrics
-from var_scaling.models.var import VAR
+from var_scaling.models.var.model import VAR
 from var_scaling.recipe import Optimiser
 from var_scaling.tokenizer.cache import TokenCache
 from var_scaling.training import checkpoint

@@ -6,14 +6,14 @@ import pytest
 import torch
 from conftest import tokenizer
 
-from var_scaling.config import Model
-from var_scaling.models.var import VAR, block_causal_mask, drop_path_factors
+from var_scaling.models.var.config import VarModel
+from var_scaling.models.var.model import VAR, block_causal_mask, drop_path_factors
 from var_scaling.pyramid import Pyramid
 
 T = tokenizer()
 
 
-def awake(model: Model) -> VAR:
+def awake(model: VarModel) -> VAR:
     """A model whose every part has a say: at the start, gammas and head are near zero."""
     module = VAR(model, T, 8, seed=0)
     generator = torch.Generator().manual_seed(1)
@@ -28,9 +28,9 @@ def shown(seed: int = 0) -> torch.Tensor:
 
 
 VARIANTS = [
-    Model(depth=2, width_per_depth=8),
-    Model(depth=2, width_per_depth=8, shared_adaln=True),
-    Model(depth=2, width_per_depth=8, normalised_attention=False),
+    VarModel(depth=2, width_per_depth=8),
+    VarModel(depth=2, width_per_depth=8, shared_adaln=True),
+    VarModel(depth=2, width_per_depth=8, normalised_attention=False),
 ]
 
 
@@ -78,7 +78,7 @@ def test_an_image_does_not_depend_on_its_batch():
 
 
 def test_init_has_the_stated_deviations():
-    model = Model(depth=4, width_per_depth=64)
+    model = VarModel(depth=4, width_per_depth=64)
     module = VAR(model, T, 1000, seed=0)
     std = math.sqrt(1 / (3 * model.width))
     block, gammas = module.blocks[1], 2 * model.width
@@ -110,7 +110,7 @@ def test_init_is_a_function_of_the_seed_and_leaves_the_global_generator_alone():
 
 
 def test_drop_path_drops_more_with_depth_never_the_first_and_keeps_the_mean():
-    model = Model(depth=4, width_per_depth=8, drop_path_per_depth=0.1)
+    model = VarModel(depth=4, width_per_depth=8, drop_path_per_depth=0.1)
     factors = drop_path_factors(model, 20_000, torch.Generator().manual_seed(0))
     dropped = (factors == 0).float().mean((1, 2))
     torch.testing.assert_close(dropped, torch.linspace(0, 0.4, 4), rtol=0, atol=0.01)

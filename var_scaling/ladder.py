@@ -1,22 +1,9 @@
 """Depth to everything else: the rules by which a grid of models grows, argued."""
 
-from dataclasses import dataclass
-
-from var_scaling.config import Model, TrainedTokenizer
+from var_scaling.config import TrainedTokenizer
 from var_scaling.datasets import DeadLeaves, ImageFiles
 from var_scaling.pyramid import PAPER_256, Pyramid
-from var_scaling.recipe import Codebook, Critic, Losses, Optimiser, Precision
-
-
-def tiny_model(depth: int, width_per_depth: int = 8) -> Model:
-    """A rung of a ladder that a CPU can climb: width 8 d, so N = 1,152 d³ in the blocks.
-
-    64 d is far too coarse below depth 4. Tiny models train for one pass over endless data, so
-    nothing is dropped. AdaLN gammas start near, not at, zero, as the paper's do.
-    """
-    return Model(
-        depth=depth, width_per_depth=width_per_depth, drop_path_per_depth=0.0, gamma_init=1e-3
-    )
+from var_scaling.recipe import Codebook, Critic, Losses, Optimiser
 
 
 def tiny_optimiser(width: int, constant: float = 0.25) -> Optimiser:
@@ -71,46 +58,6 @@ def tiny_tokenizer(
         steps=steps,
         seed=seed,
     )
-
-
-@dataclass(frozen=True)
-class PaperRung:
-    """What the released recipe fixes at a depth (VAR.md 2.1)."""
-
-    model: Model
-    optimiser: Optimiser
-    batch: int
-    epochs: int
-    precision: Precision = "fp16"
-
-    def steps(self, images: int) -> int:
-        """Updates of `epochs` epochs, as many each as the released trainer makes: its last batch is
-        filled up. Ours straddles two passes instead, so the images seen are a little more.
-        """
-        return self.epochs * -(-images // self.batch)
-
-
-# Depth: batch, epochs, rate per 256 images, gamma init, final rate, final decay, shared AdaLN.
-_PUBLISHED = {
-    16: (768, 200, 1e-4, 1e-3, 0.1, 0.05, False),
-    20: (768, 250, 1e-4, 1e-3, 0.1, 0.05, False),
-    24: (768, 350, 8e-5, 1e-4, 0.01, 0.05, False),
-    30: (1024, 350, 8e-5, 1e-5, 0.01, 0.08, False),
-    36: (768, 350, 8e-5, 5e-6, 0.01, 0.08, True),  # at 512 pixels
-}
-
-
-def paper_rung(depth: int) -> PaperRung:
-    """The released recipe at `depth`: exact at 16, 20, 24, 30 and 36, the nearest smaller between.
-
-    Below 16 nothing is published; there it is that of 16. Peak rate = rate per 256 images × batch /
-    256, as the released trainer has it. Warm-up 2 % of the steps, `lin0`, drop path 0.1 d / 24.
-    """
-    base = max((d for d in _PUBLISHED if d <= depth), default=16)
-    batch, epochs, rate, gamma, final, decay, shared = _PUBLISHED[base]
-    optimiser = Optimiser(learning_rate=rate * batch / 256, final=final, final_weight_decay=decay)
-    model = Model(depth=depth, gamma_init=gamma, shared_adaln=shared)
-    return PaperRung(model, optimiser, batch, epochs)
 
 
 def paper_tokenizer(

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 from pipelines import jobs
 from pipelines.stages.registry import KINDS, TOKENIZER, TRIAL, StageKind, is_damaged, kind_of
 from pipelines.store import Home, claim, has_results, in_use, refuse
-from var_scaling.config import ImportedTokenizer, Sweep
+from var_scaling.config import ImportedTokenizer
+from var_scaling.experiment import Sweep
 from var_scaling.record import Record, difference
 
 

@@ -7,15 +7,10 @@ from typing import Any, Literal
 
 from pipelines.damage import damage_in
 from pipelines.store import Home, drift
-from var_scaling.config import (
-    AnyTokenizer,
-    ImportedModel,
-    ImportedTokenizer,
-    TrainedTokenizer,
-    Trial,
-)
+from var_scaling.config import AnyTokenizer, ImportedTokenizer, TrainedTokenizer
 from var_scaling.datasets import Data, as_seen
 from var_scaling.disk import read_json
+from var_scaling.experiment import ImportedModel, Trial
 from var_scaling.record import Record, difference
 
 Split = Literal["train", "validation"]

@@ -16,9 +16,10 @@ from pipelines.stages.graph import Stage
 from pipelines.stages.registry import SPLITS, TOKENIZER, TOKENS, TRIAL, how_to_import
 from pipelines.store import Home, claim, held, part_folders, weights_of
 from var_scaling.class_names import CLASSES, keep_names
-from var_scaling.config import ImportedTokenizer, SomeTokenizer, TrainedTokenizer, Trial
+from var_scaling.config import ImportedTokenizer, SomeTokenizer, TrainedTokenizer
 from var_scaling.datasets import DeadLeaves, ImageFiles
 from var_scaling.disk import DONE, file_sha256, is_done, read_json, write_json
+from var_scaling.experiment import Trial
 from var_scaling.metrics import read_metrics
 
 _TOKENS = ("manifest.json", "tokens.npy", "labels.npy")

@@ -1,4 +1,4 @@
-"""Exact parameters and FLOPs, by component, in integers. Nothing else in the project counts.
+"""Exact parameters and FLOPs, by component, in integers. Only this and the families count.
 
 Conventions. A multiply-add is 2 FLOPs; matrix products and convolutions are counted, element-wise
 work is not. `dense` counts the L² attention pairs that one masked product computes (what torch's
@@ -7,6 +7,12 @@ Backward costs twice forward, less the gradient of inputs that need none.
 """
 
 Count = dict[str, int]
+
+# What counts are given by, whatever the family; one that a family lacks counts 0.
+COMPONENTS = ("embedding", "attention", "mlp", "adaln", "head")
+FLOP_COMPONENTS = (
+    "embedding", "attention_projections", "attention_scores", "mlp", "adaln", "head",
+)  # fmt: skip
 
 
 def total(count: Count) -> int:

@@ -1,6 +1,6 @@
 """How fast a model samples and learns on this machine: timed, never judged.
 
-Shapes: B images, S tokens of a scale, L of the pyramid, Z code channels, V codes.
+Shapes: B images, L tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -9,13 +9,9 @@ from functools import partial
 from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import nn
 
 from var_scaling.accounting import total
-from var_scaling.accounting.sampling import sampled_flops
-from var_scaling.accounting.transformer import var_training_flops
-from var_scaling.config import Tokenizer
 from var_scaling.evaluation.bench import Bench
 from var_scaling.evaluation.memory import Watermark, lacking, out_of_memory
 from var_scaling.evaluation.rates import (
@@ -24,10 +20,10 @@ from var_scaling.evaluation.rates import (
     TrainingSpeed,
     utilisation,
 )
+from var_scaling.experiment.sample_set import Request
 from var_scaling.generation.sample import rendered, sample
-from var_scaling.generation.settings import Request, Sampling
-from var_scaling.generation.walk import CachedVAR
-from var_scaling.models.var import VAR, drop_path_factors
+from var_scaling.models.base import Batch, ModelFamily, ModelSpec, SamplingRecord, StepDraws
+from var_scaling.models.registry import family_of
 from var_scaling.recipe import Optimiser, Precision
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.training.optim import Descent, arithmetic
@@ -38,11 +34,15 @@ _OPTIMISER = Optimiser(learning_rate=1e-4)  # any: the steps lead nowhere
 
 @dataclass(frozen=True)
 class Subject:
-    """What is timed: a model, the tokenizer below it, and that one's record."""
+    """What is timed: a network, what it is built from, and the tokenizer below it."""
 
-    model: VAR
+    spec: ModelSpec
+    model: nn.Module
     tokenizer: MultiScaleVQVAE
-    t: Tokenizer
+
+    @property
+    def family(self) -> ModelFamily:
+        return family_of(self.spec.config)
 
 
 # Sampling ----------------------------------------------------------------------------------------
@@ -60,14 +60,13 @@ def sampling_speeds(
     A batch that does not fit into memory, or that by the batch before it would take too long, is a
     row without numbers that says so.
     """
-    model, t = subject.model, subject.t
+    family, spec = subject.family, subject.spec
     for precision, guidance in ways:
         an_image = 0.0
         for batch in sorted(batches):
-            sampling = Sampling(guidance=guidance, precision=precision)
-            weights = [at.guidance for at in sampling.steps(t.pyramid.scales)]
+            sampling = family.sampling(guidance=guidance, precision=precision)
             missing = bench.refused(an_image * batch) or lacking(
-                _sampling_bytes(model, t, weights, batch), bench.device
+                family.sampling_bytes(spec, sampling, batch), bench.device
             )
             row = SamplingSpeed(
                 precision=precision, guidance=guidance, batch=batch, missing=missing
@@ -80,30 +79,27 @@ def sampling_speeds(
 
 
 def _cell(
-    subject: Subject, sampling: Sampling, batch: int, peaks: Peaks, bench: Bench
+    subject: Subject, sampling: SamplingRecord, batch: int, peaks: Peaks, bench: Bench
 ) -> SamplingSpeed:
-    model, tokenizer, t = subject.model, subject.tokenizer, subject.t
-    weights = [at.guidance for at in sampling.steps(t.pyramid.scales)]
-    asked = [Request(number % model.classes, number) for number in range(batch)]
+    family, spec = subject.family, subject.spec
+    model, tokenizer = subject.model, subject.tokenizer
+    asked = [Request(number % spec.classes, number) for number in range(batch)]
     labels_B = torch.tensor([request.label for request in asked], device=bench.device)
     blank_BZHH = tokenizer.quantize.blank(batch)
-    shown = [blank_BZHH.new_zeros(batch, S, t.code_channels) for S in t.pyramid.lengths]
     watermark = Watermark(bench.device)
     whole = bench.timed(
-        lambda: list(sample(model, tokenizer, asked, sampling, 0, batch)), share=1 / 2
+        lambda: list(sample(spec, model, tokenizer, asked, sampling, 0, batch)), share=1 / 2
     )
     memory = watermark.read()
     with arithmetic(sampling.precision, bench.device):
-        cached = _walked(model, t, labels_B, weights, shown)
-        first_rows = len(cached.cond_RC)
-        del cached
         transformer = bench.timed(
-            lambda: _walked(model, t, labels_B, weights, shown), share=1 / 4, warm=True
+            lambda: family.network_passes(spec, model, tokenizer.quantize, labels_B, sampling),
+            share=1 / 4,
+            warm=True,
         )
     decoder = bench.timed(lambda: rendered(tokenizer, blank_BZHH), share=1 / 4, warm=True)
     needed, computed = (
-        sampled_flops(model.config, t, weights, batch, untold)
-        for untold in (int(any(weights)), first_rows - batch)
+        family.batch_flops(spec, sampling, batch, computed) for computed in (False, True)
     )
     assert isinstance(sampling.guidance, float)
     return SamplingSpeed(
@@ -123,24 +119,6 @@ def _cell(
     )
 
 
-@torch.no_grad()
-def _walked(
-    model: VAR, t: Tokenizer, labels_B: Tensor, weights: list[float], shown: list[Tensor]
-) -> CachedVAR:
-    """The transformer's part of a sample: what it is shown changes no second of it."""
-    cached = CachedVAR(model, t.pyramid, labels_B, weights)
-    for k, shown_BSZ in enumerate(shown):
-        cached.logits(k, shown_BSZ if k else None)
-    return cached
-
-
-def _sampling_bytes(model: VAR, t: Tokenizer, weights: list[float], batch: int) -> int:
-    """Less than what a batch takes: keys and values, and the finest logits with their order."""
-    rows = 2 * batch if any(weights[1:]) else batch
-    wide = 2 * model.config.depth * model.config.width * t.pyramid.length  # a half's 2 bytes each
-    return rows * wide * 2 + batch * t.pyramid.lengths[-1] * t.codes * (4 + 8)
-
-
 # Training ----------------------------------------------------------------------------------------
 
 
@@ -152,12 +130,14 @@ def training_speeds(
     bench: Bench,
 ) -> Iterator[TrainingSpeed]:
     """Training steps of another model of its sizes, which itself stays as it is."""
-    model, t = subject.model, subject.t
+    family, spec = subject.family, subject.spec
     for precision in precisions:
         an_image = 0.0
+        # Weights, gradients and AdamW's averages; of an estimate with a margin, half at the least.
+        weights = 16 * sum(p.numel() for p in subject.model.parameters())
+        activations = family.training_bytes(spec, precision) / 2
         for images in sorted(micro_batches):
-            needed = 16 * sum(p.numel() for p in model.parameters())  # gradients, AdamW's averages
-            needed += images * t.pyramid.length * t.codes * 4
+            needed = weights + round(images * activations)
             missing = bench.refused(an_image * images) or lacking(needed, bench.device)
             row = TrainingSpeed(precision=precision, micro_batch=images, missing=missing)
             if missing is None:
@@ -170,35 +150,31 @@ def training_speeds(
 def _steps(
     subject: Subject, precision: Precision, images: int, peaks: Peaks, bench: Bench
 ) -> TrainingSpeed:
-    model, t = subject.model, subject.t
+    family, spec, t = subject.family, subject.spec, subject.spec.tokenizer
     watermark = Watermark(bench.device)
-    learner = VAR(model.config, t, model.classes, seed=0).to(bench.device)
+    learner = family.build(spec, seed=0).to(bench.device)
     descent = Descent(learner, _OPTIMISER, steps=1, precision=precision)
     generator = torch.Generator().manual_seed(0)
     ids_BL = torch.randint(t.codes, (images, t.pyramid.length), generator=generator)
-    labels_B = torch.randint(model.classes, (images,), generator=generator).to(bench.device)
-    kept = drop_path_factors(model.config, images, generator)
-    keep_D2B = None if kept is None else kept.to(bench.device)
-    ids_BL = ids_BL.to(bench.device)
+    labels_B = torch.randint(spec.classes, (images,), generator=generator)
+    batch = Batch(ids_BL.to(bench.device), labels_B.to(bench.device))
+    draws = StepDraws(seed=0, step=0, images=images, share=slice(0, images))
 
     def step() -> None:
         with arithmetic(precision, bench.device):
-            with torch.no_grad(), torch.autocast(bench.device.type, enabled=False):
-                shown_BLZ = subject.tokenizer.quantize.teacher_input(ids_BL)
-            logits_BLV = learner(labels_B, shown_BLZ, keep_D2B)
-            loss = F.cross_entropy(logits_BLV.flatten(0, 1).float(), ids_BL.flatten())
+            loss = family.loss(spec, learner, subject.tokenizer.quantize, batch, draws)
         descent.backward(descent.scale(loss))
         descent.step(0)
 
     timing = bench.timed(step)
     seconds = timing.median_seconds
-    flops = images * total(var_training_flops(model.config, t))
+    flops = images * total(family.training_flops(spec))
     return TrainingSpeed(
         precision=precision,
         micro_batch=images,
         step=timing,
         images_per_second=images / seconds,
-        tokens_per_second=images * t.pyramid.length / seconds,
+        tokens_per_second=images * family.sequence_length(spec) / seconds,
         model_flops=flops,
         mfu=utilisation(flops, seconds, peaks.get(precision)),
         memory=watermark.read(),

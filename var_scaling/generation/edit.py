@@ -1,7 +1,7 @@
 """A picture edited by a model: some of its tokens kept, the others drawn anew around them.
 
 In-painting, out-painting and class-conditional editing keep the tokens outside a hole; super-
-resolution keeps the coarse scales whole (VAR.md 1.2, "Editing").
+resolution keeps the coarse scales whole (arXiv 2404.02905, section 5.3).
 
 The encoder sees the whole window, so a kept token also tells of what was in the hole, as in the
 released demo: it looks around itself, and its norms look everywhere. Measured on CIFAR-10, 60 to
@@ -16,9 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from var_scaling.config import Tokenizer
+from var_scaling.experiment.sample_set import Request
 from var_scaling.generation.blend import Window, centred_window, to_square, window_for
 from var_scaling.generation.kept import (
     coarse_positions,
@@ -27,9 +28,7 @@ from var_scaling.generation.kept import (
     scales_shown_by,
 )
 from var_scaling.generation.sample import Sampled, sample
-from var_scaling.generation.settings import Request, Sampling
-from var_scaling.generation.walk import Kept
-from var_scaling.models.var import VAR
+from var_scaling.models.base import Kept, ModelSpec, SamplingRecord
 from var_scaling.tokenizer.autoencoder import to_unit
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.training.optim import arithmetic
@@ -87,11 +86,12 @@ def encoded(tokenizer: MultiScaleVQVAE, square_HH3: np.ndarray) -> Tensor:
 
 
 def edited(
-    model: VAR,
+    spec: ModelSpec,
+    model: nn.Module,
     tokenizer: MultiScaleVQVAE,
     scene: Scene,
     requests: Sequence[Request],
-    sampling: Sampling,
+    sampling: SamplingRecord,
     seed: int,
     batch: int,
 ) -> Iterator[Sampled]:
@@ -101,7 +101,7 @@ def edited(
     """
     ids_1L = encoded(tokenizer, scene.square_HH3)
     kept = Kept(ids_1L, scene.keep_L.to(ids_1L.device)[None])
-    return sample(model, tokenizer, requests, sampling, seed, batch, kept)
+    return sample(spec, model, tokenizer, requests, sampling, seed, batch, kept)
 
 
 def _without(picture_hw3: np.ndarray, hole_hw: np.ndarray, window: Window) -> np.ndarray:

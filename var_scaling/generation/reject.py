@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from var_scaling.generation.settings import Request
+from var_scaling.experiment.sample_set import Request
 
 
 class Accepted(NamedTuple):

@@ -1,17 +1,17 @@
 """Images asked for to images: each hangs on the seed, its class and its number, on nothing else.
 
-Shapes: B images, L tokens, K scales, Z code channels, H side of the grid, W side of the images.
+Shapes: B images, L tokens, K frames, Z code channels, H side of the grid, W side of the images.
 """
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from var_scaling.generation.settings import Request, Sampling
-from var_scaling.generation.walk import Kept, Noise, walk
-from var_scaling.models.var import VAR
+from var_scaling.experiment.sample_set import Request
+from var_scaling.models.base import Kept, ModelSpec, Noise, SamplingRecord
+from var_scaling.models.registry import family_of
 from var_scaling.randomness import seed_for
 from var_scaling.tokenizer.autoencoder import to_pixels
 from var_scaling.tokenizer.model import MultiScaleVQVAE
@@ -22,17 +22,18 @@ class Sampled(NamedTuple):
     """A batch of what was asked for; on the processor."""
 
     requests: tuple[Request, ...]
-    ids_BL: Tensor
+    ids_BL: Tensor | None  # None where the family draws no tokens
     images_BWW3: Tensor  # uint8
-    strips_BKWW3: Tensor | None  # uint8: what each scale, with those before it, decodes to
+    strips_BKWW3: Tensor | None  # uint8: what each frame decodes to
 
 
 @torch.no_grad()
 def sample(
-    model: VAR,
+    spec: ModelSpec,
+    model: nn.Module,
     tokenizer: MultiScaleVQVAE,
     requests: Sequence[Request],
-    sampling: Sampling,
+    sampling: SamplingRecord,
     seed: int,
     batch: int,
     kept: Kept | None = None,
@@ -43,12 +44,13 @@ def sample(
     A sample is a function of seed, class, index and settings. On one thread of a processor that
     holds bit for bit, whatever the batch and the order (measured, LOG.md); on several, and on a
     GPU, matrix products of another batch may round otherwise. `kept` (one row) is kept of every
-    image. Raises ValueError for a class that the model does not know, or settings for another
-    number of scales.
+    image. Raises ValueError for a class that the model does not know, or settings that do not fit
+    it.
     """
-    device = model.pos_start.device
-    sampling.steps(tokenizer.quantize.pyramid.scales)
-    _refuse_unknown(requests, model.classes)
+    family, quantizer = family_of(spec.config), tokenizer.quantize
+    device = quantizer.embedding.weight.device
+    family.frames(spec, sampling)
+    _refuse_unknown(requests, spec.classes)
     for start in range(0, len(requests), batch):
         part = tuple(requests[start : start + batch])
         labels_B = torch.tensor([request.label for request in part], device=device)
@@ -56,14 +58,15 @@ def sample(
         given = None if kept is None else Kept(*(_repeated(each, len(part)) for each in kept))
         ids, grids = [], []
         with arithmetic(sampling.precision, device):
-            for drawn in walk(model, tokenizer.quantize, labels_B, sampling, noise, given):
-                ids.append(drawn.ids_BS.cpu())
-                grids.append(drawn.f_BZHH)
+            for frame in family.sample(spec, model, quantizer, labels_B, sampling, noise, given):
+                if frame.ids_BN is not None:
+                    ids.append(frame.ids_BN.cpu())
+                grids.append(frame.grid_BZHH)
         images = rendered(tokenizer, grids[-1])
         shown = [rendered(tokenizer, grid) for grid in grids] if strips else None
         yield Sampled(
             part,
-            torch.cat(ids, dim=1),
+            torch.cat(ids, dim=1) if ids else None,
             images,
             torch.stack(shown, dim=1) if shown is not None else None,
         )

@@ -1,23 +1,20 @@
-"""Train one VAR on cached tokens: everything a trial touches comes in by argument.
+"""Train one model on cached tokens: everything a trial touches comes in by argument.
 
-Shapes: B images, L tokens, D depth, Z code channels.
+Shapes: B images, L tokens.
 """
 
 from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from var_scaling.accounting import total
-from var_scaling.accounting.transformer import var_training_flops
-from var_scaling.config import Trial
 from var_scaling.data.order import batch_rows
 from var_scaling.evaluation.likelihood import LABELS, evaluate, evaluation_flops
+from var_scaling.experiment import Trial
 from var_scaling.metrics import Line
-from var_scaling.models.var import VAR, drop_path_factors
-from var_scaling.randomness import seed_for
+from var_scaling.models.base import Batch, StepDraws
 from var_scaling.tokenizer.cache import TokenCache
 from var_scaling.tokenizer.quantizer import Quantizer
 from var_scaling.training.loop import (
@@ -45,13 +42,13 @@ def train(
     save_every: float,
     heed: Heed,
     world: World,
-) -> VAR:
+) -> nn.Module:
     """The trained model. Resumes bitwise.
 
     Raises Diverged, Interrupted if `heed` says STOP, ValueError if the batch does not divide among
     the world's processes.
     """
-    model = VAR(trial.model, trial.tokenizer, trial.classes, trial.seed).to(world.device)
+    model = trial.family.build(trial.spec, trial.seed).to(world.device)
     quantizer = quantizer.to(world.device)
     descent = Descent(model, trial.optimiser, trial.steps, trial.precision)
     net = world.wrap(model)
@@ -96,7 +93,7 @@ def train(
 
 def held_out_scores(
     trial: Trial,
-    model: VAR,
+    model: nn.Module,
     quantizer: Quantizer,
     held_out: TokenCache,
     done: int,
@@ -108,8 +105,8 @@ def held_out_scores(
     """
     settings = LABELS if done == trial.steps and trial.label_drop > 0 else LABELS[:1]
     with arithmetic(trial.precision, world.device):
-        scores = evaluate(model, quantizer, held_out, settings, world=world)
-    spent = evaluation_flops(trial.model, trial.tokenizer, held_out.images, settings)
+        scores = evaluate(trial.spec, model, quantizer, held_out, settings, world=world)
+    spent = evaluation_flops(trial.spec, held_out.images, settings)
     return {**scores, "evaluation_flops": spent}
 
 
@@ -121,37 +118,30 @@ def batch_loss(
     step: int,
     share: slice,
 ) -> torch.Tensor:
-    """Mean cross entropy over the tokens of `share` of the global batch `step`, labels dropped.
+    """Mean training loss of `share` of the global batch `step`, classes dropped.
 
     What is drawn is drawn for the whole batch: how many processes share it changes nothing.
     """
     rows, epochs = batch_rows(training.images, trial.batch, trial.seed, step)
     ids_BL, labels_B = training.batch(rows[share], epochs[share])
-    dropped_B = torch.rand(trial.batch, generator=_generator(trial, "label drop", step))[share]
+    draws = StepDraws(trial.seed, step, trial.batch, share)
+    generator = torch.Generator().manual_seed(draws.seed_of("label drop"))
+    dropped_B = torch.rand(trial.batch, generator=generator)[share]
     labels_B = labels_B.where(dropped_B >= trial.label_drop, torch.tensor(trial.classes))
-    keep_D2B = drop_path_factors(trial.model, trial.batch, _generator(trial, "drop path", step))
     device = quantizer.embedding.weight.device
-    ids_BL, labels_B = ids_BL.to(device), labels_B.to(device)
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        shown_BLZ = quantizer.teacher_input(ids_BL)
-    kept = None if keep_D2B is None else keep_D2B[:, :, share].to(device)
-    logits_BLV = model(labels_B, shown_BLZ, kept)
-    return F.cross_entropy(logits_BLV.flatten(0, 1).float(), ids_BL.flatten())
+    batch = Batch(ids_BL.to(device), labels_B.to(device))
+    return trial.family.loss(trial.spec, model, quantizer, batch, draws)
 
 
 def progress_of(trial: Trial, done: int, seconds: float) -> Line:
     """How far a trial is after `done` steps, in the units that a law or a budget is stated in."""
     images = done * trial.batch
-    flops = total(var_training_flops(trial.model, trial.tokenizer))
+    flops = total(trial.family.training_flops(trial.spec))
     return {
         "images_seen": images,
-        "tokens_seen": images * trial.tokenizer.pyramid.length,
+        "tokens_seen": images * trial.family.sequence_length(trial.spec),
         "train_flops": images * flops,
         "seconds": seconds,
         "images_per_second": images / seconds if seconds > 0 else 0.0,
         "flops_per_second": images * flops / seconds if seconds > 0 else 0.0,
     }
-
-
-def _generator(trial: Trial, purpose: str, step: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed_for(trial.seed, purpose, step))

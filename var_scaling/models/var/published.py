@@ -1,4 +1,4 @@
-"""The released code's checkpoints (VAR.md 1.1, 1.2): read into our records, written for its loader.
+"""The released code's checkpoints: read into our records, written for its loader.
 
 Parameters have the same names there and here. The file has more beside: sidecar buffers that follow
 from the settings, dropped on the way in and made anew on the way out.
@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from var_scaling.config import ImportedModel, ImportedTokenizer, Model, Tokenizer
-from var_scaling.models.var import VAR, block_causal_mask
+from var_scaling.config import ImportedTokenizer, Tokenizer
+from var_scaling.models.base import ModelSpec, PublishedFormat
+from var_scaling.models.var.config import VarModel
+from var_scaling.models.var.model import VAR, block_causal_mask
 from var_scaling.pyramid import PAPER_256, PAPER_512, Pyramid
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.weights import State, WeightsError, as_tensors, listed, refuse_mismatch
@@ -89,9 +91,9 @@ def read_tokenizer(
 
 
 def read_var(
-    path: Path, state: State, name: str, sha256: str, tokenizer: ImportedTokenizer
-) -> tuple[ImportedModel, State]:
-    """The record and the weights of a released VAR over `tokenizer`. Raises WeightsError."""
+    path: Path, state: State, tokenizer: ImportedTokenizer
+) -> tuple[ModelSpec[VarModel], State]:
+    """What a released VAR over `tokenizer` is built from, and its weights. Raises WeightsError."""
     depth = max(1, _count(state, r"blocks\.(\d+)\..*"))
     width = _size(state, 64 * depth, ("head.weight", 1), ("word_embed.weight", 0), ("pos_1LC", 2))
     codes = _size(state, tokenizer.codes, ("head.weight", 0), ("head.bias", 0))
@@ -109,22 +111,18 @@ def read_var(
             f"has {tokenizer.codes:,} of {tokenizer.code_channels}"
         )
     hidden = _size(state, 4 * width, *((f"blocks.{k}.ffn.fc1.weight", 0) for k in range(depth)))
-    record = ImportedModel(
-        name=name,
-        sha256=sha256,
-        tokenizer=tokenizer,
-        classes=max(1, _size(state, 1001, ("class_emb.weight", 0)) - 1),
-        model=Model(
-            depth=depth,
-            width_per_depth=width // depth,
-            mlp_ratio=max(1, hidden // width),
-            shared_adaln=any(name.startswith("shared_ada_lin") for name in state),
-            normalised_attention=normalised,
-        ),
+    model = VarModel(
+        depth=depth,
+        width_per_depth=width // depth,
+        mlp_ratio=max(1, hidden // width),
+        shared_adaln=any(name.startswith("shared_ada_lin") for name in state),
+        normalised_attention=normalised,
     )
+    classes = max(1, _size(state, 1001, ("class_emb.weight", 0)) - 1)
     with torch.device("meta"):
-        wanted = VAR(record.model, tokenizer, record.classes, seed=0)
-    return record, _checked(path, state, wanted, _var_sidecars(record.model, tokenizer.pyramid))
+        wanted = VAR(model, tokenizer, classes, seed=0)
+    weights = _checked(path, state, wanted, _var_sidecars(model, tokenizer.pyramid))
+    return ModelSpec(model, tokenizer, classes), weights
 
 
 def pyramid_of(path: Path, var: State | None) -> Pyramid | None:
@@ -154,16 +152,26 @@ def released_tokenizer_state(t: Tokenizer, state: State) -> State:
     return {**state, **_tokenizer_sidecars(t)}
 
 
-def released_var_state(model: Model, tokenizer: Tokenizer, state: State) -> State:
-    """`state` as the released code's VAR takes it, strictly."""
-    return {**state, **_var_sidecars(model, tokenizer.pyramid)}
+class ReleasedVar(PublishedFormat):
+    """The released code's VAR."""
+
+    def export(self, spec: ModelSpec, state: State) -> tuple[State, str]:
+        """`state` as the released code takes it, strictly, and the call that loads it."""
+        m: VarModel = spec.config
+        call = (
+            f"VAR(vae, num_classes={spec.classes}, depth={m.depth}, embed_dim={m.width}, "
+            f"num_heads={m.heads}, mlp_ratio={m.mlp_ratio}, norm_eps=1e-6, "
+            f"shared_aln={m.shared_adaln}, attn_l2_norm={m.normalised_attention}, "
+            f"patch_nums={spec.tokenizer.pyramid.sides})"
+        )
+        return {**state, **_var_sidecars(m, spec.tokenizer.pyramid)}, call
 
 
 def _tokenizer_sidecars(t: Tokenizer) -> State:
     return {_HITS: torch.zeros(t.pyramid.scales, t.codes)}
 
 
-def _var_sidecars(model: Model, pyramid: Pyramid) -> State:
+def _var_sidecars(model: VarModel, pyramid: Pyramid) -> State:
     mask_LL = block_causal_mask(pyramid)
     bias_LL = torch.zeros(mask_LL.shape).masked_fill(~mask_LL, -torch.inf)
     zeros = {

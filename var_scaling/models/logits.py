@@ -6,8 +6,6 @@ Shapes: B images, S tokens of a scale, V codes, C code channels.
 import torch
 from torch import Tensor
 
-from var_scaling.generation.settings import AtScale
-
 
 def guided(told_BSV: Tensor, untold_BSV: Tensor, weight: float) -> Tensor:
     """Classifier-free guidance (Ho and Salimans 2022): (1 + t) × told - t × untold the class."""
@@ -56,11 +54,14 @@ def chosen(logits_BSV: Tensor, uniform_BS: Tensor) -> Tensor:
     return torch.searchsorted(sums_BSV, at_BS1, right=True)[..., 0]
 
 
-def mixed(logits_BSV: Tensor, uniform_BSV: Tensor, at: AtScale, codes_VC: Tensor) -> Tensor:
-    """Code vectors (B, S, C) averaged by a Gumbel softmax (Jang et al. 2017) of filtered logits."""
-    assert at.tau is not None
+def mixed(
+    logits_BSV: Tensor, uniform_BSV: Tensor, sharpening: float, tau: float, codes_VC: Tensor
+) -> Tensor:
+    """Code vectors (B, S, C) averaged by a Gumbel softmax (Jang et al. 2017) of filtered logits:
+    these times `sharpening`, at temperature `tau`.
+    """
     least = torch.finfo(uniform_BSV.dtype).tiny  # a 0 would forbid a code, and may be the last
     gumbel_BSV = -(-uniform_BSV.clamp_min(least).log()).log()
-    weights_BSV = ((logits_BSV * at.sharpening + gumbel_BSV) / at.tau).softmax(-1)
+    weights_BSV = ((logits_BSV * sharpening + gumbel_BSV) / tau).softmax(-1)
     # One by one: a product over the whole batch would round by its size.
     return torch.stack([weights_SV @ codes_VC for weights_SV in weights_BSV])

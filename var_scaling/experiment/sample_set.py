@@ -5,12 +5,13 @@ prefix is balanced, a larger set begins with a smaller one, and anybody may draw
 """
 
 import math
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from var_scaling.generation.settings import Request, Sampling
+from var_scaling.models.registry import AnySampling
 from var_scaling.recipe import Sha256
 from var_scaling.record import Name, Record
 
@@ -18,6 +19,17 @@ CHUNK = 64  # requests
 NONE = "none"  # what the class of those told none is called
 
 Labels = Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One image to be: the class it is to show (the number of classes: none), and which of those.
+
+    With a seed and the settings it says all that the image hangs on.
+    """
+
+    label: int
+    index: int
 
 
 class Rejection(Record):
@@ -37,7 +49,7 @@ class SampleSet(Record):
     classes: Labels  # rising
     model_classes: PositiveInt  # that many the model knows; as a label: none
     count: PositiveInt  # images of each class
-    sampling: Sampling
+    sampling: AnySampling
     rejection: Rejection | None = None
     weights_sha256: Sha256
     tokenizer_sha256: Sha256

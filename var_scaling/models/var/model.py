@@ -1,4 +1,4 @@
-"""The VAR transformer (arXiv 2404.02905; VAR.md 1.2), with the released parameter names.
+"""The VAR transformer (arXiv 2404.02905), with the released parameter names.
 
 Shapes: B images, L tokens of the whole pyramid, S of the first scale, C width, Z code channels,
 V codes, D depth.
@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from var_scaling.config import Model, Tokenizer
+from var_scaling.config import Tokenizer
 from var_scaling.models.layers import (
     Block,
     ModulatedNorm,
@@ -17,6 +17,7 @@ from var_scaling.models.layers import (
     autocast_dtype,
     full_precision,
 )
+from var_scaling.models.var.config import VarModel
 from var_scaling.pyramid import Pyramid
 from var_scaling.randomness import seed_for
 
@@ -27,7 +28,7 @@ class VAR(nn.Module):
     Labels are taken as given; index `classes` means none. Dropping labels is the trainer's act.
     """
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, classes: int, seed: int):
+    def __init__(self, model: VarModel, tokenizer: Tokenizer, classes: int, seed: int):
         super().__init__()
         self.config = model
         self.classes = classes
@@ -38,7 +39,7 @@ class VAR(nn.Module):
             self._build(model, tokenizer, classes)
             self._init_weights()
 
-    def _build(self, model: Model, tokenizer: Tokenizer, classes: int) -> None:
+    def _build(self, model: VarModel, tokenizer: Tokenizer, classes: int) -> None:
         pyramid, width = tokenizer.pyramid, model.width
         self.pos_start = nn.Parameter(torch.empty(1, pyramid.lengths[0], width))
         self.pos_1LC = nn.Parameter(torch.empty(1, pyramid.length, width))
@@ -82,7 +83,7 @@ class VAR(nn.Module):
         return self.head(self.head_nm(x_BLC.float(), cond_BC))
 
     def _init_weights(self) -> None:
-        """Standard deviations of VAR.md 1.2, relative to sqrt(1 / 3C); every bias 0."""
+        """The released standard deviations, relative to sqrt(1 / 3C); every bias 0."""
         config, std = self.config, math.sqrt(1 / (3 * self.config.width))
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
@@ -111,7 +112,7 @@ def block_causal_mask(pyramid: Pyramid) -> Tensor:
     return levels_L[:, None] >= levels_L[None, :]
 
 
-def drop_path_factors(model: Model, images: int, generator: torch.Generator) -> Tensor | None:
+def drop_path_factors(model: VarModel, images: int, generator: torch.Generator) -> Tensor | None:
     """(D, 2, B) factors for `VAR.forward`; None where no block drops. Block 0 never drops."""
     if model.drop_path == 0:
         return None

@@ -1,27 +1,20 @@
 """What a trial costs: the columns of the results row that follow from its record alone."""
 
-from var_scaling.accounting import total
+from var_scaling.accounting import COMPONENTS, FLOP_COMPONENTS, total
 from var_scaling.accounting.tokenizer import decoding_flops, encoding_flops
-from var_scaling.accounting.transformer import (
-    var_block_parameters,
-    var_forward_flops,
-    var_parameters,
-    var_sampling_flops,
-    var_training_flops,
-)
-from var_scaling.config import ImportedModel, Trial
+from var_scaling.experiment.trial import ImportedModel, Trial
 
 
 def model_ledger(thing: Trial | ImportedModel) -> dict[str, int]:
     """Parameters, and FLOPs of one image; units in the names. Known without any training."""
-    model, tokenizer = thing.model, thing.tokenizer
-    parameters = var_parameters(model, tokenizer, thing.classes)
+    family, spec, tokenizer = thing.family, thing.spec, thing.tokenizer
+    parameters = family.parameters(spec)
     return {
         "params_total": total(parameters),
-        "params_blocks": var_block_parameters(model),
-        **{f"params_{component}": count for component, count in parameters.items()},
-        "forward_flops": total(var_forward_flops(model, tokenizer)),
-        "sampling_flops": total(var_sampling_flops(model, tokenizer)),
+        "params_blocks": family.block_parameters(spec),
+        **{f"params_{component}": parameters.get(component, 0) for component in COMPONENTS},
+        "forward_flops": total(family.forward_flops(spec)),
+        "sampling_flops": total(family.sampling_flops(spec)),
         "encoding_flops": encoding_flops(tokenizer),
         "decoding_flops": decoding_flops(tokenizer),
     }
@@ -29,16 +22,17 @@ def model_ledger(thing: Trial | ImportedModel) -> dict[str, int]:
 
 def trial_ledger(trial: Trial) -> dict[str, int]:
     """All of it, and what the whole training takes, under each convention of counting."""
-    images, length = trial.images_seen, trial.tokenizer.pyramid.length
+    family, spec = trial.family, trial.spec
+    images, length = trial.images_seen, family.sequence_length(spec)
     known = model_ledger(trial)
-    flops = var_training_flops(trial.model, trial.tokenizer)
-    dense = total(var_training_flops(trial.model, trial.tokenizer, dense=True))
+    flops = family.training_flops(spec)
+    dense = total(family.training_flops(spec, dense=True))
     return {
         **known,
         "tokens_seen": images * length,
         "images_seen": images,
         "train_flops": images * total(flops),
-        **{f"train_flops_{component}": images * count for component, count in flops.items()},
+        **{f"train_flops_{name}": images * flops.get(name, 0) for name in FLOP_COMPONENTS},
         "train_flops_dense_mask": images * dense,
         "train_flops_6n_total": 6 * known["params_total"] * images * length,
         "train_flops_6n_blocks": 6 * known["params_blocks"] * images * length,

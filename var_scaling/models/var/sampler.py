@@ -1,7 +1,7 @@
-"""VAR's own part of sampling: from scale to scale with a static cache of keys and values.
+"""VAR's sampler: from scale to scale with a static cache of keys and values.
 
-All that knows the model's family is here. Shapes: B images, R rows that go through the blocks, S
-tokens of a scale, L of the pyramid, C width, Z code channels, H side of the grid, V codes.
+Shapes: B images, R rows that go through the blocks, S tokens of a scale, L of the pyramid, C width,
+Z code channels, H side of the grid, V codes.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,24 +11,14 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from var_scaling.generation.choose import chosen, filtered, guided, mixed
-from var_scaling.generation.settings import AtScale, Sampling
+from var_scaling.models.base import Kept, Noise
 from var_scaling.models.layers import Block, autocast_dtype, full_precision, modulate
-from var_scaling.models.var import VAR
+from var_scaling.models.logits import chosen, filtered, guided, mixed
+from var_scaling.models.var.accounting import FEWEST_ROWS
+from var_scaling.models.var.config import AtScale, VarSampling
+from var_scaling.models.var.model import VAR
 from var_scaling.pyramid import Pyramid
 from var_scaling.tokenizer.quantizer import Quantizer
-
-# A processor's matrix product of fewer rows takes another path, and rounds otherwise (LOG.md).
-_FEWEST_ROWS = 4
-# Uniform numbers in [0, 1), float32 (B, *shape), by purpose and scale.
-Noise = Callable[[str, int, tuple[int, ...]], Tensor]
-
-
-class Kept(NamedTuple):
-    """Tokens that are given, not drawn."""
-
-    ids_BL: Tensor
-    mask_BL: Tensor  # bool, True where they are kept
 
 
 class Drawn(NamedTuple):
@@ -46,7 +36,7 @@ def walk(
     model: VAR,
     quantizer: Quantizer,
     labels_B: Tensor,
-    sampling: Sampling,
+    sampling: VarSampling,
     noise: Noise,
     kept: Kept | None = None,
 ) -> Iterator[Drawn]:
@@ -77,6 +67,18 @@ def walk(
         yield Drawn(k, logits_BSV, chosen_BS, ids_BS, f_BZHH)
 
 
+@torch.no_grad()
+def passes_alone(model: VAR, quantizer: Quantizer, labels_B: Tensor, sampling: VarSampling) -> None:
+    """The transformer's part of a sample: what it is shown changes no second of it."""
+    pyramid = quantizer.pyramid
+    blank_BZHH = quantizer.blank(len(labels_B))
+    channels = blank_BZHH.shape[1]
+    inputs = [blank_BZHH.new_zeros(len(labels_B), S, channels) for S in pyramid.lengths]
+    cached = CachedVAR(model, pyramid, labels_B, sampling.weights(pyramid.scales))
+    for k, shown_BSZ in enumerate(inputs):
+        cached.logits(k, shown_BSZ if k else None)
+
+
 def _grown(quantizer: Quantizer, f_BZHH: Tensor, vectors_BSZ: Tensor, k: int) -> Tensor:
     """The grid after scale `k`; on a processor one by one, for convolutions round by the batch."""
     if f_BZHH.device.type != "cpu":
@@ -101,7 +103,8 @@ def _codes(
     if at.tau is None:
         return ids_BS, quantizer.embedding(ids_BS)
     uniform_BSV = noise("mixture", k, (tokens, codes))
-    return ids_BS, mixed(allowed_BSV, uniform_BSV, at, quantizer.embedding.weight)
+    codes_VZ = quantizer.embedding.weight
+    return ids_BS, mixed(allowed_BSV, uniform_BSV, at.sharpening, at.tau, codes_VZ)
 
 
 class CachedVAR:
@@ -110,7 +113,7 @@ class CachedVAR:
     Rows are the images, told their class, and behind them the same told none, for as long as
     guidance still has weight. What those told none see at the first scale is the same for all, so
     there it is one row. It stands there a few times, and without guidance too, so that even one
-    image's first token goes through in `_FEWEST_ROWS`: then no batch rounds it otherwise.
+    image's first token goes through in `FEWEST_ROWS`: then no batch rounds it otherwise.
     """
 
     def __init__(self, model: VAR, pyramid: Pyramid, labels_B: Tensor, guidance: list[float]):
@@ -120,7 +123,7 @@ class CachedVAR:
         rows = 2 * self.images if self.guided_until > 0 else self.images
         # Row i of the finer scales is this row of the first.
         self.row_R = torch.arange(rows, device=labels_B.device).clamp_max(self.images)
-        nobody = labels_B.new_full((_FEWEST_ROWS - 1,), model.classes)
+        nobody = labels_B.new_full((FEWEST_ROWS - 1,), model.classes)
         with full_precision(labels_B.device):
             self.cond_RC = model.class_emb(torch.cat([labels_B, nobody]))
         kind = autocast_dtype(labels_B.device)

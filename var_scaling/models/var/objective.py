@@ -1,0 +1,53 @@
+"""VAR's objective: cross entropy of each token given the class and all coarser scales.
+
+Shapes: B images, L tokens of the whole pyramid, K scales, Z code channels, V codes.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from var_scaling.models.base import Batch, ModelSpec, StepDraws
+from var_scaling.models.var.config import VarModel
+from var_scaling.models.var.model import drop_path_factors
+from var_scaling.tokenizer.quantizer import Quantizer
+
+
+def training_loss(
+    spec: ModelSpec[VarModel],
+    network: nn.Module,
+    quantizer: Quantizer,
+    batch: Batch,
+    draws: StepDraws,
+) -> Tensor:
+    """Mean cross entropy over the tokens of `batch`; the residual branches dropped by image."""
+    generator = torch.Generator().manual_seed(draws.seed_of("drop path"))
+    keep_D2B = drop_path_factors(spec.config, draws.images, generator)
+    if keep_D2B is not None:
+        keep_D2B = keep_D2B[:, :, draws.share].to(batch.labels_B.device)
+    with torch.no_grad():
+        shown_BLZ = _teacher_input(quantizer, batch.ids_BL)
+    logits_BLV = network(batch.labels_B, shown_BLZ, keep_D2B)
+    return F.cross_entropy(logits_BLV.flatten(0, 1).float(), batch.ids_BL.flatten())
+
+
+def scale_sums(
+    spec: ModelSpec[VarModel], network: nn.Module, quantizer: Quantizer, batch: Batch
+) -> list[Tensor]:
+    """Cross entropy in nats and top-1 errors, each summed by scale: two of (B, K) float64."""
+    shown_BLZ = _teacher_input(quantizer, batch.ids_BL)
+    logits_BLV = network(batch.labels_B, shown_BLZ)
+    loss_BL = F.cross_entropy(logits_BLV.movedim(-1, 1).float(), batch.ids_BL, reduction="none")
+    error_BL = logits_BLV.argmax(-1) != batch.ids_BL
+    lengths = list(spec.tokenizer.pyramid.lengths)
+    return [_sums(values_BL, lengths) for values_BL in (loss_BL, error_BL)]
+
+
+def _teacher_input(quantizer: Quantizer, ids_BL: Tensor) -> Tensor:
+    with torch.autocast(ids_BL.device.type, enabled=False):
+        return quantizer.teacher_input(ids_BL)
+
+
+def _sums(values_BL: Tensor, lengths: list[int]) -> Tensor:
+    parts = values_BL.double().split(lengths, dim=1)
+    return torch.stack([part.sum(1) for part in parts], dim=1)
