@@ -14,7 +14,6 @@ from analysis.schema import (
     STATUSES,
     UNKNOWN_ELSEWHERE,
     VARIABLES,
-    Column,
     absent,
     breaks,
     lists,
@@ -22,6 +21,7 @@ from analysis.schema import (
     texts,
     tight,
 )  # fmt: skip
+from var_scaling.results import Column
 
 _ENDS = {"finished": "done", "completed": "done", "killed": "running", "scheduled": "waiting"}
 # What tells one run from another: some people give one name to all seeds of a model.
@@ -92,8 +92,9 @@ def _refuse_columns(frame: pd.DataFrame, where: str) -> None:
 def _bad_numbers(frame: pd.DataFrame) -> pd.Series:
     """For each row why it cannot be used, or "": a score, variable or step that is no number > 0.
 
-    What is absent is bad in a table of ours, of a model trained here; in any other the row stays
-    for what it does have, if that is a score and a variable.
+    What is absent is bad in a table of ours, of a model trained here, but for a score that no row
+    of its family has; in any other the row stays for what it does have, if that is a score and a
+    variable.
     """
     reasons = pd.Series("", index=frame.index)
     ours = _is_ours(frame)
@@ -102,6 +103,8 @@ def _bad_numbers(frame: pd.DataFrame) -> pd.Series:
         forgiven = gone
         if ours:
             forgiven = gone & (frame.status == "imported") & (name in UNKNOWN_ELSEWHERE)
+            if name in SCORES[1:]:  # of some families no row has it; a loss is of all
+                forgiven |= gone & ~(~gone).groupby(frame.family).transform("any")
         bad = (~np.isfinite(values) | (values <= 0)) & ~forgiven
         for i in frame.index[bad & (reasons == "")]:
             reasons[i] = f"{name} is not a positive number: {_shown(frame[name][i], gone[i])}"

@@ -217,10 +217,10 @@ def _by_objective(finals: pd.DataFrame, metric: str, size: str) -> dict[str, Fit
 
 
 def _scales(finals: pd.DataFrame, size: str, objective: str, said: list[str]) -> dict[int, Fit]:
-    known = finals.dropna(subset=[size, "val_loss_per_scale"])
+    known = finals.dropna(subset=[size, "val_loss_parts"])
     if known.empty:
         return {}
-    losses = np.stack([np.asarray(row, dtype=float) for row in known.val_loss_per_scale])
+    losses = np.stack([np.asarray(row, dtype=float) for row in known.val_loss_parts])
     found = {}
     for k in range(losses.shape[1]):
         with _noting(said, f"loss of scale {k + 1}"):

@@ -7,10 +7,11 @@ from typing import TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from pipelines.damage import LOG, WEIGHTS, damage_in
-from pipelines.store import IMPORTED, Home
+from pipelines.store import IMPORTED, Home, refuse_old
 from var_scaling.config import AnyTokenizer, SomeTokenizer
 from var_scaling.disk import Damaged, is_done
 from var_scaling.experiment import ImportedModel, Sweep, Trial
+from var_scaling.record import Record, explain
 
 Found = TypeVar("Found")
 
@@ -40,15 +41,15 @@ def read_generator(folder: Path) -> Trial | ImportedModel:
     if (folder / "tokenizer.json").exists():
         raise ValueError(f"{folder} is a tokenizer; a model is named SWEEP/TRIAL or imported/NAME")
     if (folder / "model.json").exists():
-        return _read_record(folder / "model.json", ImportedModel.model_validate_json)
-    return _read_record(folder / "trial.json", Trial.model_validate_json)
+        return _read_record(folder / "model.json", ImportedModel.model_validate_json, ImportedModel)
+    return _read_record(folder / "trial.json", Trial.model_validate_json, Trial)
 
 
 def imported_models(home: Home) -> tuple[ImportedModel, ...]:
     """All models that were imported into `home`, by name."""
     found = sorted((home.root / "imported").glob("*/model.json"))
     return tuple(
-        _read_record(path, ImportedModel.model_validate_json)
+        _read_record(path, ImportedModel.model_validate_json, ImportedModel)
         for path in found
         if is_done(path.parent)
     )
@@ -63,10 +64,15 @@ def imported_sweep(home: Home) -> Sweep:
     return Sweep(name=IMPORTED, question=question, trials=(), imported=models)
 
 
-def _read_record(path: Path, read: Callable[[bytes], Found]) -> Found:
+def _read_record(
+    path: Path, read: Callable[[bytes], Found], kind: type[Record] | None = None
+) -> Found:
     try:
+        if kind is not None:
+            refuse_old(path, kind)
         return read(path.read_bytes())
     except FileNotFoundError as error:
         raise ValueError(f"{path.parent}: no model is here") from error
     except ValidationError as error:
-        raise ValueError(f"{path} is no record that this version reads: {error}") from error
+        said = explain(error, kind or Record)
+        raise ValueError(f"{path} is no record that this version reads:\n{said}") from error

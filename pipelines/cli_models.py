@@ -110,8 +110,9 @@ def evaluate(
     if as_json:
         print(json.dumps(scores))
     else:
-        sides = read_generator(at.root / address).tokenizer.pyramid.sides
-        screen.console.print(screen.evaluation_table(address, scores, sides))
+        record = read_generator(at.root / address)
+        what = record.family.validation(record.spec)
+        screen.console.print(screen.evaluation_table(address, scores, what))
 
 
 def _numbers(text: str | None) -> tuple[int, ...] | None:

@@ -40,6 +40,7 @@ By = Literal["light", "alpha"]
 class EditSet(Record):
     """All that the pictures of an edit hang on. Pixels are those of the upright picture."""
 
+    format: Literal[2] = 2  # of the record on disk; 1 had no `sampling.family`
     name: Name
     kind: Kind
     image_sha256: Sha256  # of the file

@@ -196,7 +196,11 @@ def _graded(home: Home, path: Path, forecast: Forecast, trial: Trial) -> Outcome
     target = forecast.target
     folder = home.trial(target.sweep, target.trial)
     alone = Sweep(name=target.sweep, question="What was foretold?", trials=(trial,))
-    ends = [row for row in rows_of(home, alone) if row.step == row.steps and row.status == "done"]
+    ends = [
+        row
+        for row in rows_of(home, alone)
+        if row["step"] == row["steps"] and row["status"] == "done"
+    ]
     line = latest_line(folder / "metrics.jsonl", "validation")
     if not ends or line is None:
         return Outcome(path.name, "diverged", "the run ended without a score", forecast)

@@ -1,9 +1,10 @@
 """The disk to the results table: one row for each evaluation of each model of a sweep. No torch."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,7 +21,7 @@ from var_scaling.experiment import ImportedModel, Sweep, Trial
 from var_scaling.experiment.ledger import model_ledger, trial_ledger
 from var_scaling.metrics import Line, read_metrics
 from var_scaling.recipe import Optimiser
-from var_scaling.results import Row, Status
+from var_scaling.results import COLUMNS, Row, Status, make_row, scores_in
 
 
 def rows_of(home: Home, sweep: Sweep) -> list[Row]:
@@ -40,34 +41,24 @@ def _imported_rows(home: Home, sweep: Sweep, model: ImportedModel) -> list[Row]:
     line = latest_line(folder / "metrics.jsonl", "validation")
     if line is None:
         return []
-    unknown: dict[str, Any] = {
-        name: None
-        for name in Row.model_fields
-        if name in _OF_TRAINING or name.endswith("_seen") or name.startswith("train_")
-    }
-    known: dict[str, Any] = dict(model_ledger(model))
     return [
-        Row(
-            **_identity(sweep, model),
-            **unknown,
-            **known,
-            **_scores(line),
-            **measured.columns(folder),
-            data=line["data"],
-            seconds=None,
-            images_per_second=None,
-            attempts=None,
-            lost_seconds=None,
-            lost_flops=None,
-            status="imported",
-            commit=line["commit"],
+        make_row(
+            {
+                **_identity(sweep, model),
+                **model_ledger(model),
+                **_scores(line),
+                **measured.columns(folder),
+                "data": line["data"],
+                "status": "imported",
+                "commit": line["commit"],
+            }
         )
     ]
 
 
 def _refuse_unlike(rows: list[Row]) -> None:
     """Nats a token of other tokens, or of other images, are no points of one law."""
-    scored = sorted({f"{row.data} in tokens of {row.tokenizer}" for row in rows})
+    scored = sorted({_scored_what(row) for row in rows})
     if len(scored) > 1:
         raise ValueError(
             "these models were scored on different things, which no law compares: "
@@ -93,7 +84,11 @@ def _refuse_other_cuts(home: Home, sweep: Sweep) -> None:
 
 
 def _scored_on(rows: list[Row], what: str) -> list[str]:
-    return sorted({row.trial for row in rows if f"{row.data} in tokens of {row.tokenizer}" == what})
+    return sorted({row["trial"] for row in rows if _scored_what(row) == what})
+
+
+def _scored_what(row: Row) -> str:
+    return f"{row['data']} in tokens of {row['tokenizer']}"
 
 
 def _identity(sweep: Sweep, thing: Trial | ImportedModel) -> dict[str, Any]:
@@ -105,16 +100,14 @@ def _identity(sweep: Sweep, thing: Trial | ImportedModel) -> dict[str, Any]:
         "width": thing.model.width,
         "heads": thing.model.heads,
         "tokenizer": thing.tokenizer.name,
+        "loss_unit": thing.family.validation(thing.spec).loss_unit,
     }
 
 
-def _scores(line: Line) -> dict[str, Any]:
-    """What an evaluation found, by the names of the results row; None where it did not look."""
-    scores: dict[str, Any] = {f"val_{name}": line.get(name) for name in _SCORES}
-    for name in _PER_SCALE:
-        scores[f"val_{name}"] = tuple(line[name]) if name in line else None
+def _scores(line: Line) -> Row:
+    """What an evaluation found, and what that took."""
     images, spent = line.get("images_scored"), line.get("evaluation_flops")
-    return {**scores, "val_images": images, "evaluation_flops": spent}
+    return {**scores_in(line), "val_images": images, "evaluation_flops": spent}
 
 
 def _trial_rows(home: Home, sweep: Sweep, trial: Trial) -> list[Row]:
@@ -163,25 +156,27 @@ def _row(
     grown = [key for key in ledger if key.endswith("_seen") or key.startswith("train_flops")]
     ledger.update({key: ledger[key] * step // trial.steps for key in grown})
     reached = [loss for at, loss in train_losses.items() if at <= step]
-    return Row(
-        **_identity(sweep, trial),
-        seed=trial.seed,
-        data=trial.data.name,
-        step=step,
-        steps=trial.steps,
-        batch=trial.batch,
-        precision=trial.precision,
-        learning_rate=trial.optimiser.learning_rate,
-        schedule=schedule_class(trial.optimiser),
-        unique_tokens=images * trial.family.sequence_length(trial.spec) if images else None,
-        epochs=step * trial.batch / images if images else None,
-        train_loss=reached[-1] if reached else None,
-        seconds=line["seconds"],
-        images_per_second=line["images_per_second"],
-        status=status,
-        **known,
-        **ledger,
-        **_scores(line),
+    return make_row(
+        {
+            **_identity(sweep, trial),
+            "seed": trial.seed,
+            "data": trial.data.name,
+            "step": step,
+            "steps": trial.steps,
+            "batch": trial.batch,
+            "precision": trial.precision,
+            "learning_rate": trial.optimiser.learning_rate,
+            "schedule": schedule_class(trial.optimiser),
+            "unique_tokens": images * trial.family.sequence_length(trial.spec) if images else None,
+            "epochs": step * trial.batch / images if images else None,
+            "train_loss": reached[-1] if reached else None,
+            "seconds": line["seconds"],
+            "images_per_second": line["images_per_second"],
+            "status": status,
+            **known,
+            **ledger,
+            **_scores(line),
+        }
     )
 
 
@@ -199,17 +194,6 @@ def schedule_class(optimiser: Optimiser) -> str:
         bend = "bend" if optimiser.decay == "two_slopes" else "plateau"
         words.append(f"{bend} {optimiser.plateau}")
     return ", ".join([*words, f"{optimiser.decay} to {optimiser.final}"])
-
-
-_OF_TRAINING = (
-    "seed", "step", "steps", "batch", "precision", "learning_rate", "schedule", "epochs",
-    "unique_tokens",
-)  # fmt: skip
-_SCORES = (
-    "loss", "loss_last", "error", "error_last", "loss_stderr", "error_stderr",
-    "loss_no_label", "loss_no_label_last", "error_no_label", "error_no_label_last",
-)  # fmt: skip
-_PER_SCALE = ("loss_per_scale", "error_per_scale")
 
 
 def _row_status(folder: Path) -> tuple[Status, str | None]:
@@ -236,24 +220,22 @@ def write_results(home: Home, sweep: Sweep) -> str | None:
         _refuse_other_cuts(home, sweep)
     with whole(home.sweep(sweep.name) / "results.parquet") as beside:
         pq.write_table(arrow_table(rows), beside)
-    text = "".join(row.model_dump_json() for row in rows)
+    text = json.dumps(rows)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def arrow_table(rows: list[Row]) -> pa.Table:
     """One type a column, whatever is in it. FLOPs are float64: those of a d16 overflow int64."""
-    types = {name: _arrow_type(name, field.annotation) for name, field in Row.model_fields.items()}
-    records = [row.model_dump() for row in rows]
-    for name in (name for name, kind in types.items() if kind == pa.float64()):
-        for record in records:
-            record[name] = None if record[name] is None else float(record[name])
+    types = {column.name: _ARROW[column.kind] for column in COLUMNS}
+    records = [
+        {name: float(value) if value is not None and types[name] == pa.float64() else value
+         for name, value in row.items()}
+        for row in rows
+    ]  # fmt: skip
     return pa.Table.from_pylist(records, schema=pa.schema(types))
 
 
-def _arrow_type(name: str, annotation: Any) -> pa.DataType:
-    kinds = {annotation, *get_args(annotation)}
-    if float in kinds or "flops" in name:
-        return pa.float64()
-    if int in kinds:
-        return pa.int64()
-    return pa.list_(pa.float64()) if name.endswith("_per_scale") else pa.string()
+_ARROW = {
+    "text": pa.string(), "whole": pa.int64(), "number": pa.float64(),
+    "list": pa.list_(pa.float64()),
+}  # fmt: skip

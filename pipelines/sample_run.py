@@ -146,7 +146,7 @@ def on_cluster(place: Place, plan: Plan, how: How, launch: Launch, tell: Tell) -
         raise ValueError(others)
     if in_use(plan.folder):
         raise Busy(f"{plan.folder} is being drawn by a process of this machine")
-    snapshot = take_snapshot(place.home, launch.dirty)
+    snapshot = take_snapshot(place.home, launch.dirty, [record.model.family])
     settings = place.settings.model_copy(update={"mlflow": MLflow()})
     with driving(plan.folder, launch.cluster, launch.take_over) as driver:
         at.claim()

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from pipelines.collect import View, since
 from var_scaling.experiment import Sweep
+from var_scaling.models.base import Validation
 from var_scaling.text import printable
 
 
@@ -226,24 +227,26 @@ def short(number: float) -> str:
     return f"{number:.0f}"
 
 
-def evaluation_table(name: str, scores: dict[str, Any], sides: tuple[int, ...]) -> Table:
-    """Loss and error, whole and per scale, for each thing that the model was told."""
+def evaluation_table(name: str, scores: dict[str, Any], what: Validation) -> Table:
+    """Each score, whole and by part, for each thing that the model was told."""
     images = f"{scores['images_scored']:,} images"
     flops = f"{short(scores['evaluation_flops'])}FLOPs"
+    errors = ", error as a share of tokens" if "error" in what.scores else ""
     table = new_table(
-        "", "all", "± s.e.", *(f"{side}²" for side in sides),
+        "", "all", "± s.e.", *(what.parts if len(what.parts) > 1 else ()),
         title=f"{name} on {images} of {scores['data']}",
-        caption=f"loss in nats a token, error as a share of tokens; {flops}",
+        caption=f"loss in {what.loss_unit}{errors}; {flops}",
     )  # fmt: skip
     for suffix, told in (("", "true label"), ("_no_label", "no label")):
-        for what in ("loss", "error"):
-            key = f"{what}{suffix}"
+        for score in what.scores:
+            key = f"{score}{suffix}"
             if key in scores:
                 stderr = scores[f"{key}_stderr"]
+                parts = scores[f"{key}_parts"] if len(what.parts) > 1 else ()
                 table.add_row(
-                    f"{what}, {told}", f"{scores[key]:.4f}",
+                    f"{score}, {told}", f"{scores[key]:.4f}",
                     "–" if stderr is None else f"{stderr:.4f}",
-                    *(f"{value:.3f}" for value in scores[f"{key}_per_scale"]),
+                    *(f"{value:.3f}" for value in parts),
                 )  # fmt: skip
     return table
 

@@ -5,9 +5,11 @@ import os
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.modules import copy_into, fingerprint, sources
 from pipelines.provenance import ROOMS, SNAPSHOT
 from pipelines.store import Home
 
@@ -24,10 +26,10 @@ class Snapshot:
     code: str  # the commit; with + and a hash where files differ from it
 
 
-def take_snapshot(home: Home, dirty: bool) -> Snapshot:
-    """The code under `home`/code, written once a version. Raises DirtyTree unless `dirty`.
+def take_snapshot(home: Home, dirty: bool, families: Iterable[str] = ()) -> Snapshot:
+    """The code under `home`/code, written once a version, with the modules of `families`.
 
-    With `dirty` the difference from the commit is kept beside it as a patch.
+    Raises DirtyTree unless `dirty`; with it the difference from the commit is kept as a patch.
     """
     if (ROOT / SNAPSHOT).exists():  # this is one already
         return Snapshot(ROOT, json.loads((ROOT / SNAPSHOT).read_text())["code"])
@@ -40,9 +42,13 @@ def take_snapshot(home: Home, dirty: bool) -> Snapshot:
         )
     tree = _tree_as_is() if changed else "HEAD"
     code = f"{commit}+{_git('rev-parse', '--short=8', tree)}" if changed else commit
+    modules = sources(families)
+    if modules:
+        code += f"+modules-{fingerprint(modules)}"
     folder = home.root / "code" / code.replace("+", "-")
     if not (folder / SNAPSHOT).exists():
-        _write(folder, tree, code, _git("diff", "--binary", "HEAD", tree) if changed else None)
+        patch = _git("diff", "--binary", "HEAD", tree) if changed else None
+        _write(folder, tree, code, patch, modules)
     return Snapshot(folder, code)
 
 
@@ -55,7 +61,9 @@ def _tree_as_is() -> str:
         return _git("write-tree", **index)
 
 
-def _write(folder: Path, tree: str, code: str, patch: str | None) -> None:
+def _write(
+    folder: Path, tree: str, code: str, patch: str | None, modules: tuple[Path, ...]
+) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         beside = Path(scratch) / folder.name
@@ -63,6 +71,7 @@ def _write(folder: Path, tree: str, code: str, patch: str | None) -> None:
         _git("archive", "--format=tar", "-o", str(archive), tree, *ROOMS)
         with tarfile.open(archive) as tar:
             tar.extractall(beside, filter="data")
+        copy_into(beside, modules)
         if patch is not None:
             (beside / "changes.patch").write_text(patch + "\n")
         (beside / SNAPSHOT).write_text(json.dumps({"code": code}) + "\n")

@@ -1,6 +1,7 @@
 """What lies where under --home, who may write there, and what stage it is in."""
 
 import fcntl
+import json
 import os
 import re
 import socket
@@ -119,10 +120,28 @@ def drift(path: Path, record: Record) -> list[str]:
 
 def read_record(path: Path, kind: type[Record]) -> Any:
     """The record in `path` as JSON, fields that came later at their defaults. Raises Drift."""
+    refuse_old(path, kind)
     try:
         return kind.model_validate_json(path.read_bytes()).model_dump(mode="json")
     except ValidationError as error:
         raise Drift(f"{path} is no record this version reads:\n{explain(error, kind)}") from error
+
+
+def refuse_old(path: Path, kind: type[Record]) -> None:
+    """Raise Drift, in one sentence, if the record in `path` is of another format than `kind`'s."""
+    field = kind.model_fields.get("format")
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError:
+        return  # no JSON at all: whoever reads it says so
+    if field is None or not isinstance(content, dict):
+        return
+    found = content.get("format", 1)
+    if found != field.default:
+        raise Drift(
+            f"{path} has format {found} and this version of the code reads format {field.default}: "
+            "use the version that wrote it, or another --home"
+        )
 
 
 def weights_of(folder: Path) -> tuple[Path, str]:

@@ -3,17 +3,19 @@
 import importlib
 import importlib.util
 import pkgutil
+import sys
 import traceback
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import ModuleType
 
 from pydantic import ValidationError
 
 import sweeps
+from pipelines.modules import share_paths
 from pipelines.store import IMPORTED
 from var_scaling.experiment import Sweep
-from var_scaling.record import explain
+from var_scaling.record import Record, explain
 
 
 class SweepError(ValueError):
@@ -66,6 +68,7 @@ def _load(name: str) -> Sweep:
     sweep = getattr(module, "sweep", None)
     if not isinstance(sweep, Sweep):
         raise SweepError(f"{name} defines no `sweep = Sweep(...)`")
+    share_paths(each.model.family for each in (*sweep.trials, *sweep.imported))
     if sweep.name == IMPORTED:
         raise SweepError(f"{name}: {IMPORTED!r} is the name of what was imported")
     return sweep
@@ -82,6 +85,9 @@ def _from_file(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    folder = str(path.resolve().parent)  # where modules of the user's own may lie
+    if folder not in sys.path:
+        sys.path.append(folder)
     spec.loader.exec_module(module)
     return module
 
@@ -98,6 +104,11 @@ def _own_line(error: BaseException) -> str:
 
 def explained(error: ValidationError) -> str:
     """What is wrong with a record, field by field."""
-    from var_scaling import config
+    return explain(error, next(_records_named(error.title, Record), Sweep))
 
-    return explain(error, getattr(config, error.title, Sweep))
+
+def _records_named(title: str, kind: type[Record]) -> Iterator[type[Record]]:
+    if kind.__name__ == title:
+        yield kind
+    for each in kind.__subclasses__():
+        yield from _records_named(title, each)

@@ -62,7 +62,7 @@ def rows(seeds=2, rates=(1e-3,), noise=0.004):
                         "train_flops": 6 * size * tokens, "epochs": 1.0,
                         "val_loss": loss, "val_loss_last": 1.1 * loss, "val_error": 0.12 * loss,
                         "val_error_last": 0.14 * loss, "status": "done",
-                        "val_loss_per_scale": [0.7 * loss, 0.9 * loss, loss**1.1, loss**1.2],
+                        "val_loss_parts": [0.7 * loss, 0.9 * loss, loss**1.1, loss**1.2],
                     })  # fmt: skip
     return pd.DataFrame(found)
 

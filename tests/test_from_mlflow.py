@@ -46,7 +46,7 @@ def line(step: int, depth: int) -> dict:
     if step == 12:
         scores |= {"loss_no_label": 3.5, "error_no_label": 0.95}
     clock = {"seconds": step / 3, "images_per_second": 24.0, "tokens_seen": step * 8 * 21}
-    lists = {"loss_per_scale": [3.0, 2.5, 1 / 3], "error_per_scale": [0.9, 0.8, 0.7]}
+    lists = {"loss_parts": [3.0, 2.5, 1 / 3], "error_parts": [0.9, 0.8, 0.7]}
     return {**scores, **lists, **clock, "images_scored": 100, "evaluation_flops": 10**9}
 
 
@@ -108,7 +108,7 @@ def test_the_table_from_mlflow_is_the_table_from_disk(home, mirror):
     found = from_mlflow(mirror.client, "s")
     for ours, other in ((disk.finals, found.finals), (disk.rows, found.rows)):
         shared = [name for name in BY_NAME if other[name].notna().any()]
-        assert {*OURS, "val_loss_per_scale", "train_loss", "commit", "attempts"} <= set(shared)
+        assert {*OURS, "val_loss_parts", "train_loss", "commit", "attempts"} <= set(shared)
         assert {name for name in (*NUMBERS, *WORDS) if name in shared} == MEASURED
         for name in sorted(MEASURED):  # of the end of one run alone
             assert other[name].notna().tolist().count(True) == 1

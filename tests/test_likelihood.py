@@ -29,8 +29,8 @@ def test_evaluation_is_a_function_and_independent_of_batches(quantizer, token_ca
 def test_evaluation_weighs_every_token_alike(quantizer, token_cache):
     scores = evaluate(SPEC, VAR(trial().model, tokenizer(), 8, seed=0), quantizer, token_cache(30))
     lengths = np.array([1, 4, 16])
-    assert scores["loss"] == pytest.approx(np.average(scores["loss_per_scale"], weights=lengths))
-    assert scores["loss_last"] == pytest.approx(scores["loss_per_scale"][-1])
+    assert scores["loss"] == pytest.approx(np.average(scores["loss_parts"], weights=lengths))
+    assert scores["loss_last"] == pytest.approx(scores["loss_parts"][-1])
     assert scores["loss"] == pytest.approx(np.log(32), rel=0.02)  # untrained: uniform over 32 codes
     assert 0.9 < scores["error"] <= 1
 
@@ -46,7 +46,7 @@ def test_one_pass_scores_every_setting_and_knows_its_price(quantizer, token_cach
     nobody = TokenCache(cache.tokens, np.full(30, 8), 1, {})
     told_none = evaluate(SPEC, model, quantizer, nobody)
     assert both["loss_no_label"] == told_none["loss"] != both["loss"]
-    assert both["error_no_label_per_scale"] == told_none["error_per_scale"]
+    assert both["error_no_label_parts"] == told_none["error_parts"]
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         evaluate(SPEC, model, quantizer, cache, LABELS)
     walk = counter.get_flop_counts()["Global"][torch.ops.aten.convolution]

@@ -111,7 +111,7 @@ def test_logits_losses_and_gradients(model, transformer):
     losses = F.cross_entropy(logits.movedim(-1, 1), ids, reduction="none")
     check_close(losses.mean().item(), wanted["loss"])
     parts = losses.split(list(T.pyramid.lengths), dim=1)
-    check_close(torch.stack([part.mean() for part in parts]).detach(), wanted["loss_per_scale"])
+    check_close(torch.stack([part.mean() for part in parts]).detach(), wanted["loss_parts"])
     losses.mean().backward()
     check_gradient_norms(module, wanted)
 

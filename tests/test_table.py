@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from analysis.schema import BY_NAME, OURS, SCHEMA, SCORES, VARIABLES
 from analysis.table import TableError, check, complete, load_results, load_table
-from var_scaling.results import Row
+from var_scaling.results import make_row
 
 
 def ours(**changes) -> pd.DataFrame:
@@ -27,7 +27,7 @@ def ours(**changes) -> pd.DataFrame:
                 "tokens_seen": step * 30, "params_total": 2 * n, "params_blocks": n,
                 "train_flops": 6 * n * step * 30, "val_loss": loss, "val_loss_last": loss * 1.1,
                 "val_error": 0.3 + loss / 10, "val_error_last": 0.3 + loss / 9, "status": "done",
-                "val_loss_per_scale": [loss, loss + 1],
+                "val_loss_parts": [loss, loss + 1],
             })  # fmt: skip
     return pd.DataFrame(rows).assign(**changes)
 
@@ -42,10 +42,34 @@ def theirs(**changes) -> pd.DataFrame:
 # The schema ---------------------------------------------------------------------------------------
 
 
-def test_the_schema_has_just_the_columns_of_a_results_row():
+def test_the_columns_have_names_of_their_own_and_those_of_our_tables_are_among_them():
     assert [column.name for column in SCHEMA] == list(dict.fromkeys(BY_NAME))
-    assert set(BY_NAME) == set(Row.model_fields)
     assert set(OURS) <= set(BY_NAME)
+    assert all(column.meaning for column in SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"val_losss": 1.0}, "val_losss: no such columns"),
+        ({"depth": 1.5}, "depth = 1.5: wanted whole"),
+        ({"depth": True}, "depth = True: wanted whole"),
+        ({"trial": 3}, "trial = 3: wanted text"),
+        ({"val_loss_parts": [1, "x"]}, "wanted list"),
+        ({"val_loss": "3.1"}, "val_loss = '3.1': wanted number"),
+    ],
+)
+def test_a_row_takes_no_value_without_a_column_and_none_of_another_kind(values, message):
+    with pytest.raises(ValueError, match=message):
+        make_row(values)
+
+
+def test_a_row_has_every_column_and_none_where_nothing_is_known():
+    row = make_row({"depth": 2, "train_flops": 10**30, "val_loss_parts": (1.0, 2)})
+    assert list(row) == list(BY_NAME)
+    assert {name for name, value in row.items() if value is not None} == {
+        "depth", "train_flops", "val_loss_parts",
+    }  # fmt: skip
 
 
 def test_a_number_has_a_unit_or_is_a_plain_one():
@@ -159,14 +183,12 @@ def test_a_row_that_lacks_a_score_stays_for_the_others():
 
 
 def test_an_odd_value_where_none_is_needed_is_unknown_and_noted():
-    found = check(
-        theirs(depth=["six", "8", 10, -1], val_loss_per_scale=["[1, 2.5]", "?", "", None])
-    )
+    found = check(theirs(depth=["six", "8", 10, -1], val_loss_parts=["[1, 2.5]", "?", "", None]))
     assert found.rows.depth.tolist()[1:3] == [8, 10]
     assert found.rows.depth.isna().tolist() == [True, False, False, True]
     assert "depth of 2 rows is taken for unknown: 'six'" in found.notes
-    assert found.rows.val_loss_per_scale.tolist() == [[1, 2.5], None, None, None]
-    assert "val_loss_per_scale of 1 rows is taken for unknown: '?'" in found.notes
+    assert found.rows.val_loss_parts.tolist() == [[1, 2.5], None, None, None]
+    assert "val_loss_parts of 1 rows is taken for unknown: '?'" in found.notes
 
 
 def test_a_strangers_words_for_the_end_are_understood_and_others_are_not_guessed():
@@ -228,7 +250,7 @@ def test_every_kind_of_file_is_the_same_table(tmp_path):
     tables = [load_table(path) for path in sorted(tmp_path.iterdir())]
     assert len(tables) == 5
     assert {table.fingerprint for table in tables} == {check(frame).fingerprint}
-    assert all(len(table.finals.val_loss_per_scale[0]) == 2 for table in tables)
+    assert all(len(table.finals.val_loss_parts[0]) == 2 for table in tables)
     assert load_results(tmp_path / "t.csv").source == str(tmp_path / "t.csv")
 
 

@@ -34,7 +34,7 @@ def log_lines(home: Home, steps) -> None:
     log = MetricsLog(home.trial("s", "d2") / "metrics.jsonl")
     for step in steps:
         log("train", step, {"loss": 1.0 / step, "seconds": 1.0, "images_per_second": 8.0})
-        log("validation", step, {"loss": 2.0 / step, "loss_per_scale": [1.0, 2.0, 3.0]})
+        log("validation", step, {"loss": 2.0 / step, "loss_parts": [1.0, 2.0, 3.0]})
     log.close()
 
 
@@ -49,7 +49,7 @@ def test_replayed_twice_it_is_there_once(home):
         mirror.catch_up()
         mirror.catch_up()
     assert logged(mirror, "train/loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
-    assert logged(mirror, "val/loss_per_scale/k3") == [(1, 3.0), (2, 3.0), (3, 3.0)]
+    assert logged(mirror, "val/loss_parts/k3") == [(1, 3.0), (2, 3.0), (3, 3.0)]
 
 
 def test_lines_written_again_after_a_resume_count_once(home):

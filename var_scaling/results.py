@@ -1,94 +1,165 @@
-"""One results row: the contract between making and understanding."""
+"""The columns of the results table, once: what is made, understood, logged and documented of a run.
 
-from typing import Literal
+A column is one entry of COLUMNS, and the code that computes its value: an entry made by `_score` is
+taken from the validation lines of metrics.jsonl, all others by name from what pipelines.rows knows.
+No torch, no pandas.
+"""
 
-from var_scaling.record import Name, Record
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from var_scaling.accounting import COMPONENTS, FLOP_COMPONENTS
 
 Status = Literal["done", "running", "diverged", "failed", "waiting", "imported", "damaged"]
+Row = dict[str, Any]  # a value, or None, for each of COLUMNS
+Kind = Literal["text", "whole", "number", "list"]  # whole: integers where all are known and integer
+Sign = Literal["any", "not negative", "positive", "share"]
 
 
-class Row(Record):
-    """One evaluation of one trial. Losses in nats a token, errors as shares of tokens, FLOPs of the
-    whole training so far; forward, sampling (guided), encoding and decoding FLOPs are of one image.
-    None where nothing was measured, or where nobody here knows: how an imported model was trained.
+@dataclass(frozen=True)
+class Column:
+    """One column. `need`: a table has at least one of the scores and one of the variables."""
+
+    name: str
+    meaning: str
+    unit: str = ""  # "": a name, or a plain count
+    kind: Kind = "number"
+    sign: Sign = "not negative"
+    need: Literal["score", "variable", ""] = ""
+    score: str = ""  # what the validation line calls it; "": it comes from elsewhere
+
+
+def _flops(name: str, meaning: str) -> Column:
+    """FLOPs outgrow 64-bit integers, so they are floating-point numbers."""
+    return Column(name, meaning, "FLOP")
+
+
+def _score(
+    score: str, meaning: str, unit: str = "", kind: Kind = "number", sign: Sign = "not negative",
+    need: Literal["score", ""] = "",
+) -> Column:  # fmt: skip
+    """What the validation line of metrics.jsonl calls `score` is the column val_`score`."""
+    return Column(f"val_{score}", meaning, unit, kind, sign, need, score)
+
+
+def _count(name: str, meaning: str, unit: str = "", sign: Sign = "not negative") -> Column:
+    return Column(name, meaning, unit, "whole", sign)
+
+
+def _text(name: str, meaning: str) -> Column:
+    return Column(name, meaning, kind="text", sign="any")
+
+
+COLUMNS: tuple[Column, ...] = (
+    _text("sweep", "the question that the run belongs to"),
+    _text("trial", "the run's name"),
+    _text("family", "kind of model: var, ar, dit, ..."),
+    _count("depth", "blocks", "blocks", "positive"),
+    _count("width", "model width", "channels", "positive"),
+    _count("heads", "attention heads", "heads", "positive"),
+    _count("seed", "seed of the run", "", "any"),
+    _text("tokenizer", "whose tokens the scores are of"),
+    _text("data", "whose images the scores are of"),
+    _count("step", "updates done when this row was measured", "updates", "positive"),
+    _count("steps", "updates of the whole training; a row is its end where step = steps", "updates",
+           "positive"),
+    _count("batch", "global batch", "images", "positive"),
+    _text("precision", "arithmetic of training"),
+    Column("learning_rate", "peak learning rate", sign="positive"),
+    _text("schedule", "runs of one class differ in peak rate and length alone"),
+    _count("images_seen", "training images so far, repeats counted", "images"),
+    Column("tokens_seen", "training tokens so far, repeats counted: D", "tokens", "whole",
+           "positive", "variable"),
+    _count("unique_tokens", "different tokens of the training set: U", "tokens", "positive"),
+    Column("epochs", "passes over the training set so far"),
+    Column("params_total", "all parameters: N", "parameters", "whole", "positive", "variable"),
+    Column("params_blocks", "weights of the blocks: N", "parameters", "whole", "positive",
+           "variable"),
+    *(_count(f"params_{part}", f"parameters of {part}", "parameters")
+      for part in COMPONENTS),
+    _flops("forward_flops", "forward pass over one image"),
+    _flops("sampling_flops", "guided sampling of one image"),
+    _flops("encoding_flops", "the tokenizer's encoding of one image"),
+    _flops("decoding_flops", "the tokenizer's decoding of one image"),
+    Column("train_flops", "training so far, forward and backward: C", "FLOP", "number",
+           "positive", "variable"),
+    *(_flops(f"train_flops_{part}", f"training so far, of {part.replace('_', ' ')}")
+      for part in FLOP_COMPONENTS),
+    _flops("train_flops_dense_mask", "training so far, were no pair of tokens masked"),
+    _flops("train_flops_6n_total", "6 x params_total x tokens_seen"),
+    _flops("train_flops_6n_blocks", "6 x params_blocks x tokens_seen"),
+    Column("train_loss", "training loss, last logged", "nats/token"),
+    _text("loss_unit", "unit of the losses: only losses of one unit are compared"),
+    _score("loss", "held-out loss", "nats/token", "number", "positive", "score"),
+    _score("loss_last", "held-out loss, last scale", "nats/token", "number", "positive", "score"),
+    _score("error", "held-out token error", "share", "number", "share", "score"),
+    _score("error_last", "held-out token error, last scale", "share", "number", "share", "score"),
+    _score("loss_stderr", "standard error of val_loss, clustered by image", "nats/token"),
+    _score("error_stderr", "standard error of val_error, clustered by image", "share"),
+    _score("loss_parts", "held-out loss of each part (VAR: scale)", "nats/token", "list"),
+    _score("error_parts", "held-out token error of each part", "share", "list", "share"),
+    _score("loss_no_label", "val_loss where no label is given", "nats/token"),
+    _score("loss_no_label_last", "val_loss_last where no label is given", "nats/token"),
+    _score("error_no_label", "val_error where no label is given", "share", sign="share"),
+    _score("error_no_label_last", "val_error_last where no label is given", "share",
+           sign="share"),
+    _count("val_images", "held-out images scored", "images"),
+    _flops("evaluation_flops", "this evaluation"),
+    Column("fid", "Fréchet inception distance"),
+    Column("inception_score", "inception score"),
+    Column("kid", "kernel inception distance", sign="any"),
+    Column("fidelity_precision", "share of samples among the real images", "share", sign="share"),
+    Column("fidelity_recall", "share of real images among the samples", "share", sign="share"),
+    Column("fd_seeded", "Fréchet distance by the small seeded extractor: compares with its like"),
+    _count("fidelity_samples", "samples that FID and its kin are of", "images", "positive"),
+    _text("fidelity_set", "the samples that FID and its kin are of"),
+    _text("fidelity_reference", "what the samples were compared with"),
+    _text("speed_machine", "where the next five were measured"),
+    Column("sampling_images_per_second", "guided if the model can be, at the best batch",
+           "images/s"),
+    Column("sampling_latency_seconds", "of one such sample alone", "s"),
+    _count("sampling_peak_memory_bytes", "most GPU memory then", "bytes"),
+    Column("training_tokens_per_second", "training, measured apart from any run", "tokens/s"),
+    Column("training_mfu", "model FLOPs of training over the machine's measured peak", "share",
+           sign="not negative"),
+    Column("seconds", "wall time of training so far", "s"),
+    Column("images_per_second", "speed of training", "images/s"),
+    _count("attempts", "lives of the training"),
+    Column("lost_seconds", "training after a last checkpoint", "s"),
+    _flops("lost_flops", "training after a last checkpoint"),
+    _text("status", "done, running, diverged, failed, waiting, imported or damaged"),
+    _text("commit", "version of the code"),
+    _text("damage", "which files of the run are damaged, and how to repair it"),
+)  # fmt: skip
+
+
+def make_row(values: Mapping[str, Any]) -> Row:
+    """One evaluation of one model: `values` by column; None where nothing is known.
+
+    Raises ValueError for a value without a column, or of another kind than its column's.
     """
+    unknown = sorted(values.keys() - {column.name for column in COLUMNS})
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)}: no such columns in var_scaling.results.COLUMNS")
+    row = {column.name: values.get(column.name) for column in COLUMNS}
+    for column in COLUMNS:
+        value = row[column.name]
+        if value is not None and not _fits(value, column.kind):
+            raise ValueError(f"{column.name} = {value!r}: wanted {column.kind}")
+    return row
 
-    sweep: Name
-    trial: Name
-    family: str
-    depth: int
-    width: int
-    heads: int
-    seed: int | None
-    tokenizer: Name
-    data: Name
-    step: int | None
-    steps: int | None
-    batch: int | None
-    precision: str | None
-    learning_rate: float | None
-    schedule: str | None  # of the rate; runs of one class differ in its peak and length alone
-    images_seen: int | None
-    tokens_seen: int | None
-    unique_tokens: int | None  # in the training set
-    epochs: float | None  # passes over the training images so far
-    params_total: int
-    params_blocks: int
-    params_embedding: int
-    params_attention: int
-    params_mlp: int
-    params_adaln: int
-    params_head: int
-    forward_flops: int
-    sampling_flops: int
-    encoding_flops: int
-    decoding_flops: int
-    train_flops: int | None
-    train_flops_embedding: int | None
-    train_flops_attention_projections: int | None
-    train_flops_attention_scores: int | None
-    train_flops_mlp: int | None
-    train_flops_adaln: int | None
-    train_flops_head: int | None
-    train_flops_dense_mask: int | None
-    train_flops_6n_total: int | None
-    train_flops_6n_blocks: int | None
-    train_loss: float | None
-    val_loss: float | None
-    val_loss_last: float | None
-    val_error: float | None
-    val_error_last: float | None
-    val_loss_stderr: float | None
-    val_error_stderr: float | None
-    val_loss_per_scale: tuple[float, ...] | None
-    val_error_per_scale: tuple[float, ...] | None
-    val_loss_no_label: float | None
-    val_loss_no_label_last: float | None
-    val_error_no_label: float | None
-    val_error_no_label_last: float | None
-    val_images: int | None
-    evaluation_flops: int | None  # of this evaluation
-    fid: float | None = None  # of samples, as all until fidelity_reference
-    inception_score: float | None = None
-    kid: float | None = None
-    fidelity_precision: float | None = None  # `precision` is that of the arithmetic
-    fidelity_recall: float | None = None
-    fd_seeded: float | None = None  # as FID, but of the small seeded extractor
-    fidelity_samples: int | None = None
-    # Which samples: the largest set; of equals `default`, else the one last measured.
-    fidelity_set: str | None = None
-    fidelity_reference: str | None = None  # what they were compared with, all of them
-    speed_machine: str | None = None  # that last measured on; what follows is of it alone
-    sampling_images_per_second: float | None = None  # most guidance, best batch
-    sampling_latency_seconds: float | None = None  # of one image alone
-    sampling_peak_memory_bytes: int | None = None
-    training_tokens_per_second: float | None = None
-    training_mfu: float | None = None  # share of the machine's measured peak
-    seconds: float | None
-    images_per_second: float | None
-    attempts: int | None  # lives of the training, each from where the last was saved
-    lost_seconds: float | None  # of training after a last checkpoint: in no other column
-    lost_flops: int | None
-    status: Status  # damaged: the log that the scores are read from is not what was written
-    commit: str | None
-    damage: str | None = None  # which files of the finished trial are damaged, and how to repair it
+
+def scores_in(line: Mapping[str, Any]) -> Row:
+    """The columns that a validation line has values for."""
+    return {c.name: line[c.score] for c in COLUMNS if c.score and c.score in line}
+
+
+def _fits(value: Any, kind: Kind) -> bool:
+    if kind == "text":
+        return isinstance(value, str)
+    if kind == "list":
+        return isinstance(value, list | tuple) and all(_fits(one, "number") for one in value)
+    if kind == "whole":
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -82,5 +82,5 @@ def _summary(name: str, sums_IP: np.ndarray, what: Validation) -> Line:
         name: float(per_image.mean()),
         **last,
         f"{name}_stderr": stderr,
-        f"{name}_per_scale": (sums_IP.mean(0) / sizes).tolist(),
+        f"{name}_parts": (sums_IP.mean(0) / sizes).tolist(),
     }

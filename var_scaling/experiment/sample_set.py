@@ -7,7 +7,7 @@ prefix is balanced, a larger set begins with a smaller one, and anybody may draw
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -44,6 +44,7 @@ class Rejection(Record):
 class SampleSet(Record):
     """All that the images of a set hang on."""
 
+    format: Literal[2] = 2  # of the record on disk; 1 had no `sampling.family`
     name: Name
     seed: NonNegativeInt
     classes: Labels  # rising

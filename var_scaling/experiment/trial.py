@@ -15,6 +15,7 @@ from var_scaling.record import Name, Record
 class Generator(Record):
     """A generator of images, and the tokenizer between its tokens and pixels."""
 
+    format: Literal[2] = 2  # of the record on disk; 1 had no `model.family`
     name: Name
     tokenizer: AnyTokenizer
     model: AnyModel

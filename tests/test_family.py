@@ -1,0 +1,322 @@
+"""A family of a user's own, in one module: every command takes it, in other processes too.
+
+The module is this file. The model is a unigram: at each position a table of logits over the codes,
+for each class. It has neither attention nor scales, and draws all tokens at once.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import images, tokenizer
+from torch import nn
+
+from pipelines.cli import main
+from pipelines.modules import copy_into, fingerprint, sources
+from pipelines.sweeps import SweepError, find_sweep
+from var_scaling.experiment import Sweep, Trial
+from var_scaling.models.base import Frame, ModelFamily, ModelRecord, SamplingRecord, Validation
+from var_scaling.models.logits import chosen
+from var_scaling.models.registry import family_named
+from var_scaling.recipe import Optimiser
+
+# The family ---------------------------------------------------------------------------------------
+
+
+class UnigramModel(ModelRecord):
+    family: Literal["test_family"] = "test_family"
+    rank: int = 4  # of the logits: class and position vectors of so many channels
+
+    @property
+    def width(self) -> int:
+        return self.rank * self.depth
+
+
+class UnigramSampling(SamplingRecord):
+    family: Literal["test_family"] = "test_family"
+    temperature: float = 1.0
+
+
+class Unigram(nn.Module):
+    def __init__(self, spec):
+        super().__init__()
+        t, width = spec.tokenizer, spec.config.width
+        self.classes = nn.Embedding(spec.classes + 1, width)
+        self.places = nn.Parameter(torch.zeros(t.pyramid.length, width))
+        self.head = nn.Linear(width, t.codes)
+
+    def forward(self, labels_B):
+        return self.head(torch.tanh(self.classes(labels_B)[:, None] + self.places))
+
+
+class UnigramFamily(ModelFamily[UnigramModel, UnigramSampling]):
+    name = "unigram"
+    config = UnigramModel
+    sampling = UnigramSampling
+
+    def check(self, spec):
+        if spec.tokenizer.codes > 4096:
+            raise ValueError(f"{spec.tokenizer.codes} codes are too many for a table")
+
+    def sequence_length(self, spec):
+        return spec.tokenizer.pyramid.length
+
+    def parameters(self, spec):
+        width, codes = spec.config.width, spec.tokenizer.codes
+        rows = spec.classes + 1 + self.sequence_length(spec)
+        return {"embedding": rows * width, "head": (width + 1) * codes}
+
+    def block_parameters(self, spec):
+        return spec.config.width * spec.tokenizer.codes
+
+    def forward_flops(self, spec, dense=False):
+        return {"head": 2 * self.sequence_length(spec) * self.block_parameters(spec)}
+
+    def training_flops(self, spec, dense=False):
+        return {"head": 3 * self.forward_flops(spec)["head"]}
+
+    def sampling_flops(self, spec, guided=True):
+        return self.forward_flops(spec)
+
+    def batch_flops(self, spec, sampling, images, computed=False):
+        return images * self.forward_flops(spec)["head"]
+
+    def training_bytes(self, spec, precision):
+        return 12.0 * self.sequence_length(spec) * spec.tokenizer.codes
+
+    def sampling_bytes(self, spec, sampling, images):
+        return 4 * images * self.sequence_length(spec) * spec.tokenizer.codes
+
+    def validation(self, spec):
+        return Validation("nats/token", ("all",), (self.sequence_length(spec),))
+
+    def frames(self, spec, sampling):
+        return ("whole",)
+
+    def build(self, spec, seed):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return Unigram(spec)
+
+    def loss(self, spec, network, quantizer, batch, draws):
+        logits_BLV = network(batch.labels_B)
+        return F.cross_entropy(logits_BLV.flatten(0, 1).float(), batch.ids_BL.flatten())
+
+    def validate(self, spec, network, quantizer, batch):
+        logits_BVL = network(batch.labels_B).movedim(-1, 1).float()
+        loss_BL = F.cross_entropy(logits_BVL, batch.ids_BL, reduction="none")
+        error_BL = logits_BVL.argmax(1) != batch.ids_BL
+        return [each.double().sum(1, keepdim=True) for each in (loss_BL, error_BL)]
+
+    def sample(self, spec, network, quantizer, labels_B, sampling, noise, kept=None):
+        logits_BLV = network(labels_B).float() / sampling.temperature
+        ids_BL = chosen(logits_BLV, noise("token", 0, logits_BLV.shape[1:2]))
+        grids = [quantizer.decode(ids_1L) for ids_1L in ids_BL.split(1)]
+        yield Frame(torch.cat(grids), ids_BL)
+
+    def network_passes(self, spec, network, quantizer, labels_B, sampling):
+        network(labels_B)
+
+
+FAMILY = UnigramFamily()
+
+
+def unigram(depth: int) -> Trial:
+    return Trial(
+        name=f"u{depth}",
+        tokenizer=tokenizer(steps=20),
+        data=images(),
+        model=UnigramModel(depth=depth),
+        optimiser=Optimiser(learning_rate=0.05),
+        batch=8,
+        steps=12,
+        evaluations=2,
+    )
+
+
+SWEEP = Sweep(name="toy", question="Does any family fit?", trials=(unigram(1), unigram(2)))
+
+# The tests ----------------------------------------------------------------------------------------
+
+MINE = "from test_family import SWEEP as sweep\n"
+
+
+def command(*words: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+    """In a process of its own."""
+    code = "from pipelines.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)],
+        capture_output=True, text=True, timeout=300, env={**os.environ, **(env or {})},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory) -> Path:
+    """A home in which the sweep has run: trained by Ray's workers, which import this file."""
+    folder = tmp_path_factory.mktemp("toy")
+    (folder / "toy.py").write_text(MINE)
+    here = str(Path(__file__).parent)
+    done = command("run", folder / "toy.py", "--home", folder / "runs", env={"PYTHONPATH": here})
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def called(capsys, monkeypatch, *words: object) -> tuple[int, str]:
+    """In this process."""
+    monkeypatch.setattr(sys, "argv", ["var-scaling", *map(str, words)])
+    with pytest.raises(SystemExit) as left:
+        main()
+    said = capsys.readouterr()
+    return int(left.value.code or 0), said.out + said.err
+
+
+def test_plan_counts_a_family_of_ones_own(toy):
+    code = f"""
+import sys
+sys.argv = ["var-scaling", "plan", "{toy}/toy.py", "--json"]
+from pipelines.cli import main
+main()
+"""
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    rows = {row["trial"]: row for row in json.loads(done.stdout)["trials"]}
+    # 8 classes and none, 21 positions; 32 codes: width 4 and 8.
+    assert rows["u1"]["params_total"] == (9 + 21) * 4 + 5 * 32
+    assert rows["u2"]["params_total"] == (9 + 21) * 8 + 9 * 32
+
+
+def test_run_leaves_results_of_the_family_and_its_losses_fall(toy):
+    rows = pd.read_parquet(toy / "runs" / "toy" / "results.parquet")
+    assert set(rows.family) == {"unigram"}
+    assert set(rows.status) == {"done"}
+    ends = rows[rows.step == rows.steps].set_index("trial")
+    starts = rows[rows.step < rows.steps].set_index("trial")
+    assert (ends.val_loss < starts.val_loss).all()
+    assert ends.val_loss_last.isna().all()
+    assert ends.heads.isna().all()
+    assert ends.params_attention.eq(0).all()
+
+
+def test_evaluate_finds_the_numbers_of_the_training(toy, capsys, monkeypatch):
+    rows = pd.read_parquet(toy / "runs" / "toy" / "results.parquet")
+    wanted = rows[(rows.step == rows.steps) & (rows.trial == "u2")].iloc[0]
+    code, said = called(capsys, monkeypatch, "evaluate", "toy/u2", "--home", toy / "runs", "--json")
+    assert code == 0, said
+    scores = json.loads(said[said.index("{") : said.rindex("}") + 1])
+    assert scores["loss"] == pytest.approx(wanted.val_loss, rel=1e-6)
+
+
+def test_sample_draws_with_the_settings_of_the_family_and_refuses_others(toy, capsys, monkeypatch):
+    words = ("sample", "toy/u1", "--home", toy / "runs", "--count", 2, "--strips", 1)
+    code, said = called(capsys, monkeypatch, *words, "--temperature", "0.5")
+    assert code == 0, said
+    folder = toy / "runs" / "toy" / "u1" / "samples" / "default"
+    assert len(list((folder / "images").rglob("*.png"))) == 16
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["set"]["sampling"] == {
+        "family": "test_family", "guidance": 0.0, "precision": "fp32", "temperature": 0.5,
+    }  # fmt: skip
+    code, said = called(capsys, monkeypatch, *words, "--name", "other", "--top-k", "5")
+    assert code == 2
+    assert "--top-k: a unigram model is sampled without that; it has guidance, precision" in said
+
+
+def test_speed_times_the_family(toy, capsys, monkeypatch):
+    words = ("speed", "toy/u1", "--home", toy / "runs", "--batches", "1", "--seconds", "0.05")
+    code, said = called(capsys, monkeypatch, *words)
+    assert code == 0, said
+    (found,) = json.loads((toy / "runs" / "toy" / "u1" / "speed.json").read_text())["measured"]
+    assert found["sampling"][0]["images_per_second"] > 0
+    assert found["training"][0]["tokens_per_second"] > 0
+
+
+def test_what_a_family_does_not_declare_is_refused_in_words(toy, capsys, monkeypatch):
+    picture = next((toy / "runs" / "toy").rglob("*.png"))
+    words = ("edit", "toy/u1", picture, "--in-paint", "25%,25%,75%,75%", "--home", toy / "runs")
+    code, said = called(capsys, monkeypatch, *words)
+    assert code == 2
+    assert "u1 is a unigram model: it cannot keep some tokens" in said
+    out = toy / "out.pth"
+    code, said = called(capsys, monkeypatch, "export", "toy/u1", out, "--home", toy / "runs")
+    assert code == 2
+    assert "toy/u1 is a unigram model: nobody has published weights of its kind" in said
+    assert not out.exists()
+
+
+def test_report_and_a_second_process_know_the_family(toy):
+    env = {"PYTHONPATH": str(Path(__file__).parent)}
+    done = command("report", toy / "toy.py", "--home", toy / "runs", env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (toy / "runs" / "toy" / "report" / "index.html").read_text()
+    assert "unigram" in page
+    again = command("run", toy / "toy.py", "--home", toy / "runs", env=env)
+    assert again.returncode == 0, again.stdout + again.stderr
+
+
+def test_a_process_that_cannot_import_the_family_says_what_to_do(toy):
+    done = command("sample", "toy/u1", "--home", toy / "runs", env={"PYTHONPATH": ""})
+    assert done.returncode == 2
+    assert "No module named 'test_family': a family is one of var" in done.stderr
+    assert "put its folder on PYTHONPATH" in done.stderr
+
+
+def test_a_module_beside_the_sweep_is_found_and_shared(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "beside.py").write_text(
+        "from test_family import FAMILY, UnigramModel as Other, SWEEP\n"
+        "class Model(Other):\n    family: str = 'beside'\n"
+    )
+    (tmp_path / "mine.py").write_text(
+        "from beside import Model, SWEEP\n"
+        "trial = SWEEP.trials[0].model_copy(update={'model': Model(depth=1)})\n"
+        "sweep = SWEEP.model_copy(update={'trials': (trial,)})\n"
+    )
+    sweep = find_sweep(str(tmp_path / "mine.py"))
+    assert os.environ["PYTHONPATH"] == str(tmp_path)
+    assert sources(["var", sweep.trials[0].model.family]) == (tmp_path / "beside.py",)
+    before = fingerprint([tmp_path / "beside.py"])
+    (tmp_path / "code").mkdir()
+    copy_into(tmp_path / "code", [tmp_path / "beside.py"])
+    assert (tmp_path / "code" / "beside.py").exists()
+    (tmp_path / "beside.py").write_text("# changed\n")
+    assert fingerprint([tmp_path / "beside.py"]) != before
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"family": "no_such_module", "depth": 1}, "No module named 'no_such_module'"),
+        ({"family": "json", "depth": 1}, "module json has no FAMILY"),
+        ({"depth": 1}, "`family` is missing"),
+        ({"family": "test_family", "depth": 1, "width": 3}, "model.width = 3: no such field; al"),
+        ({"family": "test_family", "depth": 0}, "model.depth = 0: Input should be greater than 0"),
+    ],
+)
+def test_a_model_that_no_family_reads_is_refused_in_words(tmp_path, model, message):
+    record = json.loads(SWEEP.model_dump_json())
+    record["trials"][0]["model"] = model
+    code = "from var_scaling.experiment import Sweep\n"
+    code += f"sweep = Sweep.model_validate_json({json.dumps(record)!r})\n"
+    (tmp_path / "wrong.py").write_text(code)
+    with pytest.raises(SweepError, match=message.replace("(", r"\(")):
+        find_sweep(str(tmp_path / "wrong.py"))
+
+
+def test_a_tokenizer_that_the_family_cannot_work_on_is_refused():
+    many = unigram(1).tokenizer.model_copy(update={"codes": 8192})
+    with pytest.raises(ValueError, match="8192 codes are too many for a table"):
+        unigram(1).model_copy(update={"tokenizer": many})
+
+
+def test_a_family_is_looked_up_once():
+    assert family_named("var") is family_named("var")
+    assert family_named("var").name == "var"
