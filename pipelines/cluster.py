@@ -10,6 +10,7 @@ from pathlib import Path
 from pipelines import jobs, slurm
 from pipelines.collect import SweepState
 from pipelines.driver import Driver, alive, driving
+from pipelines.modules import named_in
 from pipelines.orchestrate import Observe, Outcome, run_on_cluster
 from pipelines.provenance import attempts
 from pipelines.ray_session import ray_here
@@ -17,7 +18,7 @@ from pipelines.reconcile import NOTE, Reconciler
 from pipelines.settings import Cluster, MLflow, Settings, SettingsError
 from pipelines.slurm import Queue
 from pipelines.snapshot import take_snapshot
-from pipelines.stages.graph import Stages, claim_all, families_of, of_kind
+from pipelines.stages.graph import Stages, claim_all, of_kind
 from pipelines.stages.registry import TRIAL
 from pipelines.store import Home
 from pipelines.units import Array, Unit, arrays_of, refuse_unready, work_folders
@@ -52,7 +53,7 @@ def launch(
     where = settings.cluster(cluster)
     refuse_without_slurm(cluster)
     arrays = arrays_of(stages, where)  # refuses before it spends
-    snapshot = take_snapshot(home, dirty, families_of(stages))
+    snapshot = take_snapshot(home, dirty, named_in(stage.config for stage in stages))
     settings = _for_jobs(stages, settings)
     environment = environment_for_jobs()
     driven = tuple(stage.address for stage in stages)

@@ -24,7 +24,6 @@ from pipelines.settings import FILE, Cluster, Settings
 from pipelines.snapshot import ROOT
 from pipelines.store import Home
 from pipelines.sweeps import known_sweeps
-from var_scaling.datasets import ImageFiles
 
 _GB = 1e9
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
@@ -61,7 +60,7 @@ def _data(settings: Settings) -> Iterator[Finding]:
         yield Finding("VAR_SCALING_DATA", False, said)
     for sweep in known_sweeps():
         for trial in sweep.trials:
-            if isinstance(trial.data, ImageFiles):
+            if trial.data.reads_files:
                 wanted.setdefault(trial.data.name, sweep.name)
     for name, sweep_name in wanted.items():
         root = settings.data_root(name)

@@ -9,7 +9,7 @@ from pipelines.provenance import code_version
 from pipelines.stages.stages import Place, description, run_tokens
 from var_scaling.class_names import order_doubt
 from var_scaling.config import Tokenizer
-from var_scaling.datasets import DeadLeaves, ImageFiles, as_seen
+from var_scaling.datasets import DataRecord, ImageFiles
 from var_scaling.disk import read_json
 from var_scaling.experiment import ImportedModel, Trial
 from var_scaling.metrics import Line, MetricsLog
@@ -61,8 +61,8 @@ def evaluate_model(place: Place, address: str, images: Images, tell: Tell) -> Li
         )
     spent = evaluation_flops(generator.spec, cache.images, labels)
     line = {**scores, "data": data.name, "evaluation_flops": spent}
-    if isinstance(data, ImageFiles):
-        line["cut"] = {"enlarge": data.enlarge, "validation_share": data.validation_share}
+    if cut := data.cut():
+        line["cut"] = cut
     if doubt is not None:
         line["class_order"] = doubt
     if ours is None:
@@ -72,14 +72,12 @@ def evaluate_model(place: Place, address: str, images: Images, tell: Tell) -> Li
     return line
 
 
-def _data_of(
-    generator: Trial | ImportedModel, images: Images, address: str
-) -> DeadLeaves | ImageFiles:
+def _data_of(generator: Trial | ImportedModel, images: Images, address: str) -> DataRecord:
     """The record of the images that are asked for: the trial's own, or files of another name."""
     said = {"enlarge": images.enlarge, "validation_share": images.validation_share}
     asked = {name: value for name, value in said.items() if value is not None}
     if isinstance(generator, Trial) and images.name in (None, generator.data.name):
-        if asked and isinstance(generator.data, DeadLeaves):
+        if asked and not generator.data.cut():
             options = ", ".join(f"--{name.replace('_', '-')}" for name in asked)
             raise ValueError(f"{options}: {generator.data.name} are made images, which no file has")
         return generator.data.model_copy(update=asked)
@@ -91,13 +89,13 @@ def _data_of(
     return usual.model_copy(update=asked)
 
 
-def _tokens_of(place: Place, t: Tokenizer, data: DeadLeaves | ImageFiles) -> Path:
+def _tokens_of(place: Place, t: Tokenizer, data: DataRecord) -> Path:
     """Where the tokens of exactly these images are, or will be.
 
     Those of sweeps lie at a place by name; where other images of that name lie there, or nothing
     yet, the place has the record's hash in its name.
     """
-    usual, wanted = place.home.tokens(t.name, data.name, "validation"), as_seen(data, "validation")
+    usual, wanted = place.home.tokens(t.name, data.name, "validation"), data.as_seen("validation")
     manifest = usual / "manifest.json"
     if manifest.exists() and read_json(manifest).get("data") == wanted.model_dump(mode="json"):
         return usual

@@ -209,7 +209,7 @@ def _graded(home: Home, path: Path, forecast: Forecast, trial: Trial) -> Outcome
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(ended))
         said = f"the run had ended at {when}, before it was foretold at {forecast.time}"
         return Outcome(path.name, "void", said, forecast)
-    measured = {m: value for m in METRICS if (value := getattr(ends[-1], m)) is not None}
+    measured = {m: value for m in METRICS if (value := ends[-1][m]) is not None}
     try:
         return Outcome(path.name, "graded", "", forecast, score(forecast, measured))
     except ForecastError as error:

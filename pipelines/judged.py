@@ -13,7 +13,6 @@ from PIL import Image
 
 from pipelines.address import finished, read_generator, read_tokenizer
 from pipelines.references import (
-    AnyData,
     Batch,
     Cut,
     batches_of,
@@ -29,6 +28,7 @@ from pipelines.store import weights_of
 from var_scaling.data.decode import Undecodable, decode
 from var_scaling.data.order import spread_rows
 from var_scaling.data.tree import is_image, read_tree
+from var_scaling.datasets import DataRecord
 from var_scaling.disk import DONE, is_done
 from var_scaling.experiment import Trial
 
@@ -45,7 +45,7 @@ class Judged:
     rebuilt: bool  # by a tokenizer
     count: int
     side: int
-    data: AnyData | None  # what the model learnt, if that is known
+    data: DataRecord | None  # what the model learnt, if that is known
     real: tuple[str, str] | None  # the name and split of the data to compare with, if none is said
     batches: Callable[[], Iterator[Batch]]
 
@@ -73,7 +73,7 @@ def judged(
     )
 
 
-def data_and_split(against: str, own: AnyData | None) -> tuple[str, str]:
+def data_and_split(against: str, own: DataRecord | None) -> tuple[str, str]:
     """`imagenet-train` as name and split; `train` alone is of the data `own`. Raises ValueError."""
     name, dash, split = against.rpartition("-")
     if split not in SPLITS or (dash and not name):

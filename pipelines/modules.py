@@ -1,23 +1,36 @@
-"""Families in modules of the user's own: where they lie, and how other processes find them."""
+"""Modules of the user's own, with a family or a dataset: where they lie, and who finds them."""
 
 import hashlib
+import importlib
 import os
 import shutil
-import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from var_scaling.models.registry import FAMILIES, family_named
-
-
-def sources(families: Iterable[str]) -> tuple[Path, ...]:
-    """The file, or the package's folder, of each family that is not one of this project's."""
-    return tuple(dict.fromkeys(_source(name) for name in families if name not in FAMILIES))
+from var_scaling.datasets import KINDS
+from var_scaling.models.registry import FAMILIES
 
 
-def share_paths(families: Iterable[str]) -> None:
+def named_in(things: Iterable[Any]) -> list[str]:
+    """The families and kinds of data in records of trials, models and tokenizers, each once."""
+    names = []
+    for thing in things:
+        names += [thing.model.family] if hasattr(thing, "model") else []
+        data = [getattr(one, "data", None) for one in (thing, getattr(thing, "tokenizer", None))]
+        names += [each.kind for each in data if each is not None]
+    return list(dict.fromkeys(names))
+
+
+def sources(names: Iterable[str]) -> tuple[Path, ...]:
+    """The file, or the package's folder, of each that is not one of this project's."""
+    own = (name for name in names if name not in FAMILIES and name not in KINDS)
+    return tuple(dict.fromkeys(_source(name) for name in own))
+
+
+def share_paths(names: Iterable[str]) -> None:
     """Let the processes that this one starts import the same modules, ours before theirs."""
-    folders = [str(source.parent) for source in sources(families)]
+    folders = [str(source.parent) for source in sources(names)]
     known = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
     if new := [folder for folder in dict.fromkeys(folders) if folder not in known]:
         os.environ["PYTHONPATH"] = os.pathsep.join([*known, *new])
@@ -46,8 +59,7 @@ def fingerprint(modules: Iterable[Path]) -> str:
 
 
 def _source(name: str) -> Path:
-    family_named(name)  # raises, in words, where it cannot be imported
-    file = sys.modules[name].__file__
+    file = importlib.import_module(name).__file__  # the record could be read, so it is there
     assert file is not None
     whole = Path(file).resolve()
     if name.count(".") == 0 and whole.name != "__init__.py":

@@ -17,7 +17,6 @@ from pipelines.forecasts import finished_runs
 from pipelines.plan import Price
 from pipelines.store import Home
 from pipelines.targets import find_target, rate_rule, sizes_of
-from var_scaling.datasets import ImageFiles
 from var_scaling.experiment import Sweep, Trial
 
 
@@ -166,7 +165,7 @@ def _notes(trials: list[Trial]) -> tuple[str, ...]:
     repeating = []
     for trial in trials:
         data, images = trial.data, trial.data.train_images
-        crops = max(1, data.crops) if isinstance(data, ImageFiles) else 1
+        crops = data.views("train")
         if images is not None and trial.images_seen > images * crops:
             repeating.append(trial.name)
     if not repeating:

@@ -24,7 +24,6 @@ from var_scaling.accounting.tokenizer import (
     tokenizer_train_flops,
 )
 from var_scaling.config import ImportedTokenizer, TrainedTokenizer
-from var_scaling.datasets import ImageFiles
 from var_scaling.experiment import Sweep, Trial
 from var_scaling.experiment.ledger import model_ledger, trial_ledger
 
@@ -203,7 +202,7 @@ def _encoding_cost(stage: Stage, cluster: Cluster | None) -> tuple[str, int, lis
     t, data, split = stage.config.tokenizer, stage.config.data, stage.config.split
     if split != "train" or data.train_images is None:
         return None
-    crops = max(1, data.crops) if isinstance(data, ImageFiles) else 1
+    crops = data.views("train")
     flops, asked = data.train_images * crops * encoding_flops(t), [""] * 4
     if cluster is not None:
         parts = encoding_parts(t, data, data.train_images, cluster)

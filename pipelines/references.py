@@ -19,11 +19,11 @@ from pipelines.provenance import code_version
 from pipelines.stages.attempt import WAIT
 from pipelines.stages.context import Place
 from pipelines.store import held
+from var_scaling.data.dataset import ImageDataset, open_images
 from var_scaling.data.listing import DataError, list_images
 from var_scaling.data.loader import in_order
 from var_scaling.data.order import spread_rows
-from var_scaling.data.sources import Source, open_source
-from var_scaling.datasets import DeadLeaves, ImageFiles, as_seen
+from var_scaling.datasets import DataRecord, ImageFiles, Reading, record_of
 from var_scaling.disk import DONE, file_sha256, is_done, read_json, write_json
 from var_scaling.evaluation.archives import Foreign, load_statistics, save_statistics
 from var_scaling.evaluation.extractors import Extractor
@@ -33,7 +33,6 @@ MOST = 50_000  # images of a reference: as many as samples are made for a FID th
 _BATCH = 64  # images that are looked at together
 _WORTH = 1000  # images from which on starting worker processes to read them pays
 
-AnyData = DeadLeaves | ImageFiles
 Tell = Callable[[str, int, int], None]
 Batch = tuple[np.ndarray, Tensor]  # rows (B,), images uint8 (B, W, W, 3)
 
@@ -61,7 +60,9 @@ class Reference:
     sha256: str  # of the file that holds them
 
 
-def real_data(place: Place, name: str, split: str, side: int, own: AnyData | None, cut: Cut) -> Any:
+def real_data(
+    place: Place, name: str, split: str, side: int, own: DataRecord | None, cut: Cut
+) -> Any:
     """The record of the real images called `name`, cut to `side`.
 
     That is `own` where it bears the name, made images that a tokenizer here was trained on, or
@@ -78,27 +79,19 @@ def real_data(place: Place, name: str, split: str, side: int, own: AnyData | Non
         listing = list_images(root, split, share)
         classes = len(listing.classes) if listing.classes else int(listing.labels.max()) + 1
         data = ImageFiles(name=name, side=side, classes=classes, validation_share=share)
-    if isinstance(data, ImageFiles):
-        # No crop but the centre, no mirror: a reference shows each image once, as it is.
-        return as_seen(data, "validation").model_copy(update={"side": side, **cut.said})
-    if side != data.side or cut.said:
-        options = ", ".join(f"--{one.replace('_', '-')}" for one in cut.said)
-        raise ValueError(
-            f"{name} are made at {data.side} px: they cannot be had at {side} px, nor cut otherwise"
-            + (f" ({options})" if options else "")
-        )
-    return data
+    return data.cut_to(side, cut.said)  # a reference shows each image once, as it is
 
 
-def _made_here(place: Place, name: str) -> DeadLeaves | None:
+def _made_here(place: Place, name: str) -> DataRecord | None:
     """The made images of that name that a tokenizer here learnt. Raises ValueError if several did,
     of different images.
     """
     found = {}
     for path in sorted((place.home.root / "tokenizers").glob("*/tokenizer.json")):
         data = read_json(path).get("data", {})
-        if data.get("kind") == "dead_leaves" and data.get("name") == name:
-            found[path.parent.name] = DeadLeaves.model_validate_json(json.dumps(data))
+        kind = data.get("kind")
+        if kind and data.get("name") == name and not record_of(kind).reads_files:
+            found[path.parent.name] = record_of(kind).model_validate_json(json.dumps(data))
     if len(set(found.values())) > 1:
         raise ValueError(
             f"{name}: the tokenizers {', '.join(found)} learnt different images of that name; "
@@ -107,15 +100,18 @@ def _made_here(place: Place, name: str) -> DeadLeaves | None:
     return next(iter(found.values()), None)
 
 
-def real_images(place: Place, data: AnyData, split: str) -> Source:
+def real_images(place: Place, data: DataRecord, split: str) -> ImageDataset:
     """The images of a record that `real_data` gave. Raises DataError."""
     survey, root = place.home.survey(data.name, split), place.settings.data_root(data.name)
     tell = place.tell or (lambda what, done, total: None)
     with held(survey, wait=WAIT) if root else nullcontext():
-        return open_source(data, split, root, survey, _readers(place, data, _WORTH), tell)
+        reading = Reading(root, survey, _readers(place, data, _WORTH), tell)
+        return open_images(data, split, reading)
 
 
-def batches_of(place: Place, source: Source, data: AnyData, rows: np.ndarray) -> Iterator[Batch]:
+def batches_of(
+    place: Place, source: ImageDataset, data: DataRecord, rows: np.ndarray
+) -> Iterator[Batch]:
     """The images of `rows`, each under its place among them."""
     return read_batches(
         lambda chosen: source.images(rows[chosen], np.zeros_like(chosen)),
@@ -139,9 +135,9 @@ def readers(place: Place, count: int) -> int:
     return place.seat.workers if count >= _WORTH else 0
 
 
-def _readers(place: Place, data: AnyData, count: int) -> int:
+def _readers(place: Place, data: DataRecord, count: int) -> int:
     """As many, but none for images that are made: that costs less than passing them on."""
-    return readers(place, count) if isinstance(data, ImageFiles) else 0
+    return readers(place, count) if data.reads_files else 0
 
 
 def gather(
@@ -156,7 +152,7 @@ def gather(
 
 
 def reference_of(
-    place: Place, data: AnyData, split: str, extractor: Extractor, images: int, tell: Tell
+    place: Place, data: DataRecord, split: str, extractor: Extractor, images: int, tell: Tell
 ) -> Reference:
     """Statistics of at most `images` of `data`'s `split`, spread evenly; kept, and used again.
 
@@ -166,8 +162,8 @@ def reference_of(
     source = real_images(place, data, split)
     rows = spread_rows(source.rows, images)
     name = f"{data.name}-{split}"
-    if isinstance(data, ImageFiles) and data.enlarge != 1:
-        name += f"-x{data.enlarge:g}"
+    if (enlarge := data.cut().get("enlarge", 1)) != 1:
+        name += f"-x{enlarge:g}"
     if len(rows) < min(source.rows, MOST) or len(rows) > MOST:  # not the usual choice
         name += f"-{len(rows)}"
     fingerprint = {

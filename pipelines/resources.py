@@ -18,7 +18,7 @@ from var_scaling.accounting.tokenizer import (
     tokenizer_train_flops,
 )
 from var_scaling.config import SomeTokenizer, TrainedTokenizer
-from var_scaling.datasets import DeadLeaves, ImageFiles
+from var_scaling.datasets import DataRecord
 from var_scaling.experiment import Trial
 from var_scaling.experiment.ledger import trial_ledger
 
@@ -83,15 +83,13 @@ def tokenizer_resources(t: SomeTokenizer, cluster: Cluster) -> Resources:
     return _job(processes, None, flops, cluster)
 
 
-def encoding_parts(
-    t: SomeTokenizer, data: DeadLeaves | ImageFiles, images: int | None, cluster: Cluster
-) -> int:
+def encoding_parts(t: SomeTokenizer, data: DataRecord, images: int | None, cluster: Cluster) -> int:
     """Among how many jobs the encoding of `images` images of `data` is spread."""
     if cluster.encoding_jobs is not None:
         return cluster.encoding_jobs
     if images is None:
         return 1
-    crops = max(1, data.crops) if isinstance(data, ImageFiles) else 1
+    crops = data.views("train")
     hours = images * crops * encoding_flops(t) / cluster.sustained / 3600
     most = min(cluster.array_parallelism, cluster.nodes * cluster.workers_per_node)
     return max(1, min(most, math.ceil(hours / _PART_HOURS)))

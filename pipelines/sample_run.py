@@ -12,6 +12,7 @@ from pathlib import Path
 from pipelines.address import read_generator
 from pipelines.cluster import environment_for_jobs, refuse_without_slurm, submit_once
 from pipelines.driver import driving
+from pipelines.modules import named_in
 from pipelines.reconcile import Reconciler
 from pipelines.sample_end import ended
 from pipelines.sample_folder import STRIPS, SampleFolder, refuse_other
@@ -146,7 +147,7 @@ def on_cluster(place: Place, plan: Plan, how: How, launch: Launch, tell: Tell) -
         raise ValueError(others)
     if in_use(plan.folder):
         raise Busy(f"{plan.folder} is being drawn by a process of this machine")
-    snapshot = take_snapshot(place.home, launch.dirty, [record.model.family])
+    snapshot = take_snapshot(place.home, launch.dirty, named_in([record]))
     settings = place.settings.model_copy(update={"mlflow": MLflow()})
     with driving(plan.folder, launch.cluster, launch.take_over) as driver:
         at.claim()

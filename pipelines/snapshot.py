@@ -26,8 +26,8 @@ class Snapshot:
     code: str  # the commit; with + and a hash where files differ from it
 
 
-def take_snapshot(home: Home, dirty: bool, families: Iterable[str] = ()) -> Snapshot:
-    """The code under `home`/code, written once a version, with the modules of `families`.
+def take_snapshot(home: Home, dirty: bool, modules: Iterable[str] = ()) -> Snapshot:
+    """The code under `home`/code, written once a version, with `modules` of the user's own.
 
     Raises DirtyTree unless `dirty`; with it the difference from the commit is kept as a patch.
     """
@@ -42,13 +42,13 @@ def take_snapshot(home: Home, dirty: bool, families: Iterable[str] = ()) -> Snap
         )
     tree = _tree_as_is() if changed else "HEAD"
     code = f"{commit}+{_git('rev-parse', '--short=8', tree)}" if changed else commit
-    modules = sources(families)
-    if modules:
-        code += f"+modules-{fingerprint(modules)}"
+    own = sources(modules)
+    if own:
+        code += f"+modules-{fingerprint(own)}"
     folder = home.root / "code" / code.replace("+", "-")
     if not (folder / SNAPSHOT).exists():
         patch = _git("diff", "--binary", "HEAD", tree) if changed else None
-        _write(folder, tree, code, patch, modules)
+        _write(folder, tree, code, patch, own)
     return Snapshot(folder, code)
 
 
@@ -61,9 +61,7 @@ def _tree_as_is() -> str:
         return _git("write-tree", **index)
 
 
-def _write(
-    folder: Path, tree: str, code: str, patch: str | None, modules: tuple[Path, ...]
-) -> None:
+def _write(folder: Path, tree: str, code: str, patch: str | None, own: tuple[Path, ...]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         beside = Path(scratch) / folder.name
@@ -71,7 +69,7 @@ def _write(
         _git("archive", "--format=tar", "-o", str(archive), tree, *ROOMS)
         with tarfile.open(archive) as tar:
             tar.extractall(beside, filter="data")
-        copy_into(beside, modules)
+        copy_into(beside, own)
         if patch is not None:
             (beside / "changes.patch").write_text(patch + "\n")
         (beside / SNAPSHOT).write_text(json.dumps({"code": code}) + "\n")

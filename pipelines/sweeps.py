@@ -12,7 +12,7 @@ from types import ModuleType
 from pydantic import ValidationError
 
 import sweeps
-from pipelines.modules import share_paths
+from pipelines.modules import named_in, share_paths
 from pipelines.store import IMPORTED
 from var_scaling.experiment import Sweep
 from var_scaling.record import Record, explain
@@ -68,7 +68,7 @@ def _load(name: str) -> Sweep:
     sweep = getattr(module, "sweep", None)
     if not isinstance(sweep, Sweep):
         raise SweepError(f"{name} defines no `sweep = Sweep(...)`")
-    share_paths(each.model.family for each in (*sweep.trials, *sweep.imported))
+    share_paths(named_in((*sweep.trials, *sweep.imported)))
     if sweep.name == IMPORTED:
         raise SweepError(f"{name}: {IMPORTED!r} is the name of what was imported")
     return sweep

@@ -6,7 +6,6 @@ from typing import Any
 from pipelines.collect import state_of
 from pipelines.store import Home, drift, refuse
 from pipelines.sweeps import choose, find_sweep
-from var_scaling.datasets import DeadLeaves, ImageFiles, as_seen
 from var_scaling.disk import is_done
 from var_scaling.experiment import ImportedModel, Sweep, Trial
 from var_scaling.experiment.ledger import trial_ledger
@@ -65,7 +64,7 @@ def refuse_unlike(used: list[Trial | ImportedModel], scored_on: set[str], target
         lines = difference(theirs, target.tokenizer.model_dump(mode="json"))
         found += [f"tokenizer.{line}" for line in lines]
         if isinstance(one, Trial):
-            images = difference(_held_out(one.data), _held_out(target.data))
+            images = difference(one.data.held_out(), target.data.held_out())
             found += [f"held-out images, {line}" for line in images]
             if _anonymous(one) == _anonymous(target):
                 raise ValueError(
@@ -80,14 +79,6 @@ def refuse_unlike(used: list[Trial | ImportedModel], scored_on: set[str], target
             f"losses of {target.name} will be of other tokens or images than those of the runs, "
             "which no law compares:\n  " + "\n  ".join(lines[:6]) + more
         )
-
-
-def _held_out(data: DeadLeaves | ImageFiles) -> dict[str, Any]:
-    """`data` as far as its held-out images hang on it. What is made here hangs on no name."""
-    seen = as_seen(data, "validation").model_dump(mode="json")
-    if isinstance(data, DeadLeaves):
-        del seen["name"], seen["train_images"]
-    return seen
 
 
 def _anonymous(trial: Trial) -> dict[str, Any]:

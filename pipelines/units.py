@@ -26,7 +26,6 @@ from pipelines.stages.registry import (
 )
 from pipelines.store import part_folders
 from var_scaling.accounting.tokenizer import encoding_flops
-from var_scaling.datasets import ImageFiles
 from var_scaling.disk import is_done
 from var_scaling.experiment.ledger import trial_ledger
 
@@ -82,7 +81,7 @@ def _token_units(stage: Stage, cluster: Cluster) -> list[Unit]:
     parts = len(begun) or 1
     if tokens.split == "train" and not begun and not is_done(whole):
         parts = encoding_parts(t, data, images, cluster)
-    crops = max(1, data.crops) if isinstance(data, ImageFiles) else 1
+    crops = data.views("train")
     flops = (images or 50_000) * crops * encoding_flops(t) / parts
     resources, words = encoding_resources(flops, cluster), words_of(stage)
     if parts == 1:

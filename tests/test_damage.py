@@ -272,8 +272,8 @@ def test_the_final_evaluation_of_a_trial_is_computed_again(home, smoke, damage):
     assert damage_in(folder) is None
     repaired = read_json(folder / DONE)["repaired"]
     assert [list(one["files"]) for one in repaired] == [["metrics.jsonl"]]
-    rows = [row for row in rows_of(home, SWEEP) if row.trial == "d3"]
-    assert (rows[-1].status, rows[-1].step, rows[-1].damage) == ("done", 120, None)
+    rows = [row for row in rows_of(home, SWEEP) if row["trial"] == "d3"]
+    assert (rows[-1]["status"], rows[-1]["step"], rows[-1]["damage"]) == ("done", 120, None)
     assert stages.run_trial(place(home), "smoke", trial) == "done"  # nothing is left to repair
     assert len(read_json(folder / DONE)["repaired"]) == 1
 

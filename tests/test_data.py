@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from var_scaling.data.dataset import open_images
 from var_scaling.data.dead_leaves import DeadLeavesSource
 from var_scaling.data.decode import Undecodable, decode, square
 from var_scaling.data.listing import DataError, list_images
 from var_scaling.data.order import batch_rows
-from var_scaling.data.sources import open_source
-from var_scaling.datasets import ImageFiles
+from var_scaling.datasets import ImageFiles, Reading
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -200,7 +200,7 @@ def record(**changes) -> ImageFiles:
 
 def opened(root, tmp_path, split="train", workers=0, **changes):
     survey = tmp_path / "survey" / split
-    return open_source(record(**changes), split, root, survey, workers, silent)
+    return open_images(record(**changes), split, Reading(root, survey, workers, silent))
 
 
 def test_a_hostile_folder_is_read_or_listed_never_crashed_on(tmp_path):
@@ -243,14 +243,15 @@ def test_a_survey_is_made_once_and_refuses_other_files(tmp_path):
     folder_of(root)
     seen = []
     survey = tmp_path / "survey"
-    args = (record(), "train", root, survey, 0, lambda *words: seen.append(words))
-    open_source(*args)
+    reading = Reading(root, survey, 0, lambda *words: seen.append(words))
+    args = (record(), "train", reading)
+    open_images(*args)
     first = len(seen)
-    assert open_source(*args).rows == 6
+    assert open_images(*args).rows == 6
     assert len(seen) == first
     (root / "train" / "dog" / "new.png").write_bytes(encoded(Image.new("RGB", (4, 4))))
     with pytest.raises(DataError, match="changed since they were surveyed"):
-        open_source(*args)
+        open_images(*args)
 
 
 def test_what_is_missing_gets_its_own_message(tmp_path):

@@ -11,9 +11,9 @@ from small_home import ADDRESS, small_home
 from typer.testing import CliRunner
 
 from pipelines import cli
+from var_scaling.data.dataset import open_images
 from var_scaling.data.decode import FORMATS, Undecodable, decode
-from var_scaling.data.sources import open_source
-from var_scaling.datasets import ImageFiles
+from var_scaling.datasets import ImageFiles, Reading
 from var_scaling.generation.masks import open_mask
 
 EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
@@ -78,7 +78,9 @@ def test_an_eps_named_cat_jpg_starts_nothing_where_images_are_surveyed(tmp_path,
             (tmp_path / "pets" / name / f"{i}.png").write_bytes(as_format("PNG"))
     (tmp_path / "pets" / "cat" / "cat.jpg").write_bytes(EPS)
     data = ImageFiles(name="pets", side=16, classes=2, validation_share=0.01)
-    open_source(data, "train", tmp_path / "pets", tmp_path / "survey", 0, lambda *told: None)
+    open_images(
+        data, "train", Reading(tmp_path / "pets", tmp_path / "survey", 0, lambda *told: None)
+    )
     rejected = (tmp_path / "survey" / "rejected.csv").read_text()
     assert 'cat/cat.jpg,cat,"not an image format' in rejected
     assert "it looks like EPS" in rejected

@@ -95,7 +95,8 @@ class UnigramFamily(ModelFamily[UnigramModel, UnigramSampling]):
         return 4 * images * self.sequence_length(spec) * spec.tokenizer.codes
 
     def validation(self, spec):
-        return Validation("nats/token", ("all",), (self.sequence_length(spec),))
+        scores = ("loss", "error", "top5")  # the last has no column of the results table
+        return Validation("nats/token", ("all",), (self.sequence_length(spec),), scores)
 
     def frames(self, spec, sampling):
         return ("whole",)
@@ -113,7 +114,8 @@ class UnigramFamily(ModelFamily[UnigramModel, UnigramSampling]):
         logits_BVL = network(batch.labels_B).movedim(-1, 1).float()
         loss_BL = F.cross_entropy(logits_BVL, batch.ids_BL, reduction="none")
         error_BL = logits_BVL.argmax(1) != batch.ids_BL
-        return [each.double().sum(1, keepdim=True) for each in (loss_BL, error_BL)]
+        missed_BL = ~(logits_BVL.topk(5, dim=1).indices == batch.ids_BL[:, None]).any(1)
+        return [each.double().sum(1, keepdim=True) for each in (loss_BL, error_BL, missed_BL)]
 
     def sample(self, spec, network, quantizer, labels_B, sampling, noise, kept=None):
         logits_BLV = network(labels_B).float() / sampling.temperature
@@ -203,6 +205,31 @@ def test_run_leaves_results_of_the_family_and_its_losses_fall(toy):
     assert ends.val_loss_last.isna().all()
     assert ends.heads.isna().all()
     assert ends.params_attention.eq(0).all()
+
+
+def test_a_column_of_the_results_is_one_entry(toy):
+    code = f"""
+import sys
+from var_scaling import results
+column = results.score_column("top5", "share of tokens not among the likeliest 5", sign="share")
+results.COLUMNS += (column,)
+sys.argv = ["var-scaling", "fit", "{toy}/toy.py", "--home", "{toy}/runs"]
+from pipelines.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+from analysis.table import load_table
+from pathlib import Path
+rows = load_table(Path("{toy}/runs/toy/results.parquet")).rows
+print("found", rows.val_top5.dtype, bool((rows.val_top5 < rows.val_error).all()))
+"""
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert "found float64 True" in done.stdout, done.stderr
+    done = command("fit", toy / "toy.py", "--home", toy / "runs", env=env)
+    assert done.returncode == 0, done.stderr
+    assert "val_top5" not in pd.read_parquet(toy / "runs" / "toy" / "results.parquet")
 
 
 def test_evaluate_finds_the_numbers_of_the_training(toy, capsys, monkeypatch):

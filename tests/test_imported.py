@@ -53,10 +53,10 @@ def test_imported_models_are_evaluated_and_become_points_of_a_law(files, tmp_pat
         path = at.imported(f"d{depth}") / "metrics.jsonl"
         path.write_text(json.dumps(line) + "\n")
     rows = rows_of(at, imported_sweep(at))
-    assert [row.trial for row in rows] == ["d1", "d2", "d3"]
-    assert {row.status for row in rows} == {"imported"}
-    assert {row.train_flops for row in rows} == {None}
-    assert rows[0].params_blocks == 18 * 8**2
+    assert [row["trial"] for row in rows] == ["d1", "d2", "d3"]
+    assert {row["status"] for row in rows} == {"imported"}
+    assert {row["train_flops"] for row in rows} == {None}
+    assert rows[0]["params_blocks"] == 18 * 8**2
     done = var_scaling("fit", "imported", "--json", home=home)
     assert done.returncode == 0, done.stderr
     laws = json.loads(done.stdout)

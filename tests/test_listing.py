@@ -17,9 +17,9 @@ from pipelines.references import Cut
 from pipelines.settings import Settings
 from pipelines.stages.context import Place, StopFile
 from pipelines.store import Home
+from var_scaling.data.dataset import open_images
 from var_scaling.data.listing import DataError, fingerprint, list_images
-from var_scaling.data.sources import open_source
-from var_scaling.datasets import ImageFiles
+from var_scaling.datasets import ImageFiles, Reading
 
 
 def encoded(shade: int) -> bytes:
@@ -54,7 +54,9 @@ def found(root, split="train", share=0.0) -> list[tuple[str, str]]:
 
 def opened(root, tmp_path, split="train", **changes):
     data = ImageFiles(**{"name": "pets", "side": 8, "classes": 2, **changes})
-    return open_source(data, split, root, tmp_path / "survey" / split, 0, lambda *words: None)
+    return open_images(
+        data, split, Reading(root, tmp_path / "survey" / split, 0, lambda *words: None)
+    )
 
 
 # Folders ------------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from pipelines import cli, screen
 from pipelines.stages.attempt import FAILED
 from pipelines.store import Home
-from var_scaling.data.sources import open_source
-from var_scaling.datasets import ImageFiles
+from var_scaling.data.dataset import open_images
+from var_scaling.datasets import ImageFiles, Reading
 from var_scaling.disk import write_json
 from var_scaling.text import cell, printable
 
@@ -149,7 +149,9 @@ def test_rejected_csv_holds_no_formula(tmp_path):
             Image.new("RGB", (8, 8)).save(tmp_path / "pets" / name / f"{i}.png")
     (tmp_path / "pets" / "=class" / "=cmd|' C calc'!A0.png").write_bytes(b"")
     data = ImageFiles(name="pets", side=8, classes=2, validation_share=0.01)
-    open_source(data, "train", tmp_path / "pets", tmp_path / "survey", 0, lambda *said: None)
+    open_images(
+        data, "train", Reading(tmp_path / "pets", tmp_path / "survey", 0, lambda *said: None)
+    )
     with open(tmp_path / "survey" / "rejected.csv", newline="") as file:
         rows = list(csv.reader(file))
     assert rows == [

@@ -273,11 +273,16 @@ def test_a_diverged_trial_has_a_row_that_says_so(tmp_path):
     )
     write_json(home.tokens("tiny-smoke", t.data.name, "train") / "manifest.json", {"images": 4000})
     (row,) = rows_of(home, sweep)
-    assert (row.status, row.step, row.val_loss, row.train_loss) == ("diverged", 5, None, 9.0)
+    assert (row["status"], row["step"], row["val_loss"], row["train_loss"]) == (
+        "diverged",
+        5,
+        None,
+        9.0,
+    )
     assert "loss = nan at step 6" in overview(sweep_stages(home, sweep))[3].note
     (folder / "metrics.jsonl").unlink()  # diverged before its first line
     (row,) = rows_of(home, sweep)
-    assert (row.status, row.step) == ("diverged", 0)
+    assert (row["status"], row["step"]) == ("diverged", 0)
 
 
 def test_a_trial_cannot_take_the_place_of_something_else(tmp_path):

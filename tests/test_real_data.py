@@ -8,9 +8,9 @@ import torch
 from conftest import goes_on, numbers, stops_after
 
 from sweeps.rehearsal import sweep as rehearsal
+from var_scaling.data.dataset import open_images
 from var_scaling.data.order import batch_rows, spread_rows
-from var_scaling.data.sources import open_source
-from var_scaling.datasets import ImageFiles
+from var_scaling.datasets import ImageFiles, Reading
 from var_scaling.metrics import MetricsLog
 from var_scaling.tokenizer.perceptual import Perceptual
 from var_scaling.training.loop import Interrupted
@@ -25,7 +25,7 @@ def opened(name: str, folder: str, classes: int, tmp_path: Path):
         pytest.skip(f"no {DATA / folder}")
     record = ImageFiles(name=name, side=32, classes=classes)
     root = DATA / folder
-    return open_source(record, "validation", root, tmp_path, 2, lambda *words: None)
+    return open_images(record, "validation", Reading(root, tmp_path, 2, lambda *words: None))
 
 
 def test_cifar10_is_read_from_parquet(tmp_path):
@@ -63,8 +63,8 @@ def test_the_rehearsals_tokenizer_with_all_its_losses_resumes_bitwise(tmp_path, 
     if not (DATA / t.data.name).exists():
         pytest.skip(f"no {DATA / t.data.name}")
     source = {
-        split: open_source(
-            t.data, split, DATA / t.data.name, tmp_path / split, 2, lambda *words: None
+        split: open_images(
+            t.data, split, Reading(DATA / t.data.name, tmp_path / split, 2, lambda *words: None)
         )
         for split in ("train", "validation")
     }

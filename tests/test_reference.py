@@ -141,7 +141,7 @@ def test_logits_losses_and_gradients(name, record, settings, io):
     losses = F.cross_entropy(logits.movedim(-1, 1), ids, reduction="none")
     assert_close(losses, wanted["loss_per_token"])
     parts = losses.split(list(record.pyramid.lengths), dim=1)
-    assert_close(torch.stack([part.mean() for part in parts]), wanted["loss_parts"])
+    assert_close(torch.stack([part.mean() for part in parts]), wanted["loss_per_scale"])
     assert_close(losses.mean(), wanted["loss"])
     assert_close(parts[-1].mean(), wanted["loss_tail"])
     right = (logits.argmax(-1) == ids).float() * 100

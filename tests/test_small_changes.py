@@ -19,10 +19,11 @@ from pipelines.stages import stages
 from pipelines.store import Home, claim
 from pipelines.tracking import Mirror
 from var_scaling.accounting import total
+from var_scaling.data.dataset import open_images
+from var_scaling.data.dead_leaves import DeadLeavesSource
 from var_scaling.data.decode import square
 from var_scaling.data.order import batch_rows
-from var_scaling.data.sources import DeadLeavesSource, open_source
-from var_scaling.datasets import ImageFiles
+from var_scaling.datasets import ImageFiles, Reading
 from var_scaling.disk import is_done, read_json, write_json
 from var_scaling.experiment import Sweep
 from var_scaling.models.var.accounting import var_training_flops
@@ -102,7 +103,7 @@ def source(tmp_path):
 
     def opened(split: str, **settings):
         data = ImageFiles(name="pets", side=16, classes=2, **settings)
-        return open_source(data, split, tmp_path / "pets", tmp_path / split, 0, silent)
+        return open_images(data, split, Reading(tmp_path / "pets", tmp_path / split, 0, silent))
 
     return opened
 
@@ -344,9 +345,9 @@ def test_lost_flops_are_those_of_the_lost_steps(tmp_path):
     (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     (row,) = rows_of(home, Sweep(name="s", question="?", trials=(one,)))
     a_step = one.batch * total(var_training_flops(one.model, one.tokenizer))
-    assert row.train_flops == 12 * a_step
-    assert row.lost_flops == 7 * a_step
-    assert (row.attempts, row.lost_seconds, row.commit) == (3, 1.5, "c")
+    assert row["train_flops"] == 12 * a_step
+    assert row["lost_flops"] == 7 * a_step
+    assert (row["attempts"], row["lost_seconds"], row["commit"]) == (3, 1.5, "c")
 
 
 def test_mlflow_shows_when_a_number_was_measured(tmp_path):

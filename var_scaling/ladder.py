@@ -1,7 +1,7 @@
 """Depth to everything else: the rules by which a grid of models grows, argued."""
 
 from var_scaling.config import TrainedTokenizer
-from var_scaling.datasets import DeadLeaves, ImageFiles
+from var_scaling.datasets import DataRecord, ImageFiles
 from var_scaling.pyramid import PAPER_256, Pyramid
 from var_scaling.recipe import Codebook, Critic, Losses, Optimiser
 
@@ -25,7 +25,7 @@ def tiny_optimiser(width: int, constant: float = 0.25) -> Optimiser:
 
 def tiny_tokenizer(
     name: str,
-    data: DeadLeaves | ImageFiles,
+    data: DataRecord,
     sides: tuple[int, ...],
     codes: int,
     steps: int,

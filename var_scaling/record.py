@@ -3,10 +3,11 @@
 import hashlib
 import json
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, ValidationInfo
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 # A name becomes a folder and a column of a table, so it is kept to what both can hold.
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
@@ -94,3 +95,44 @@ def _records_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [kind for part in typing.get_args(annotation) for kind in _records_in(part)]
+
+
+def read_as(
+    value: Any, info: ValidationInfo, tag: str, record_of: Callable[[str], type[Record]]
+) -> Any:
+    """For a BeforeValidator: `value` as the record that its field `tag` leads to.
+
+    So a field may hold records of kinds that are not known here. Raises ValueError.
+    """
+    if isinstance(value, Record):
+        name = getattr(value, tag, None)
+    elif isinstance(value, Mapping):
+        name = value.get(tag)
+    else:
+        return value
+    if not isinstance(name, str):
+        raise ValueError(f"`{tag}` is missing: it says which record this is")
+    wanted = record_of(name)
+    if isinstance(value, Record):
+        if not isinstance(value, wanted):
+            raise ValueError(f"{tag} {name} has {wanted.__name__}, not {type(value).__name__}")
+        return value
+    try:
+        if info.mode == "json":
+            return wanted.model_validate_json(json.dumps(value))
+        return wanted.model_validate(value)
+    except ValidationError as error:
+        raise _with_fields(error, wanted) from error
+
+
+def _with_fields(error: ValidationError, wanted: type[Record]) -> ValidationError:
+    """The error with the allowed fields in its words: outside nobody knows this record."""
+    lines = []
+    for item in error.errors():
+        said = item["msg"]
+        if item["type"] == "extra_forbidden":
+            allowed = ", ".join(_fields_at(wanted, item["loc"][:-1]))
+            said = f"no such field; allowed: {allowed}"
+        kind: Any = PydanticCustomError("nested_record", "{said}", {"said": said})
+        lines.append(InitErrorDetails(type=kind, loc=item["loc"], input=item["input"]))
+    return ValidationError.from_exception_data(error.title, lines)

@@ -1,8 +1,8 @@
 """The columns of the results table, once: what is made, understood, logged and documented of a run.
 
-A column is one entry of COLUMNS, and the code that computes its value: an entry made by `_score` is
-taken from the validation lines of metrics.jsonl, all others by name from what pipelines.rows knows.
-No torch, no pandas.
+A column is one entry of COLUMNS, and the code that computes its value: an entry by `score_column`
+is taken from the validation lines of metrics.jsonl, all others by name from what pipelines.rows
+knows. No torch, no pandas.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ def _flops(name: str, meaning: str) -> Column:
     return Column(name, meaning, "FLOP")
 
 
-def _score(
+def score_column(
     score: str, meaning: str, unit: str = "", kind: Kind = "number", sign: Sign = "not negative",
     need: Literal["score", ""] = "",
 ) -> Column:  # fmt: skip
@@ -91,18 +91,20 @@ COLUMNS: tuple[Column, ...] = (
     _flops("train_flops_6n_blocks", "6 x params_blocks x tokens_seen"),
     Column("train_loss", "training loss, last logged", "nats/token"),
     _text("loss_unit", "unit of the losses: only losses of one unit are compared"),
-    _score("loss", "held-out loss", "nats/token", "number", "positive", "score"),
-    _score("loss_last", "held-out loss, last scale", "nats/token", "number", "positive", "score"),
-    _score("error", "held-out token error", "share", "number", "share", "score"),
-    _score("error_last", "held-out token error, last scale", "share", "number", "share", "score"),
-    _score("loss_stderr", "standard error of val_loss, clustered by image", "nats/token"),
-    _score("error_stderr", "standard error of val_error, clustered by image", "share"),
-    _score("loss_parts", "held-out loss of each part (VAR: scale)", "nats/token", "list"),
-    _score("error_parts", "held-out token error of each part", "share", "list", "share"),
-    _score("loss_no_label", "val_loss where no label is given", "nats/token"),
-    _score("loss_no_label_last", "val_loss_last where no label is given", "nats/token"),
-    _score("error_no_label", "val_error where no label is given", "share", sign="share"),
-    _score("error_no_label_last", "val_error_last where no label is given", "share",
+    score_column("loss", "held-out loss", "nats/token", "number", "positive", "score"),
+    score_column("loss_last", "held-out loss, last scale", "nats/token", "number",
+                 "positive", "score"),
+    score_column("error", "held-out token error", "share", "number", "share", "score"),
+    score_column("error_last", "held-out token error, last scale", "share", "number",
+                 "share", "score"),
+    score_column("loss_stderr", "standard error of val_loss, clustered by image", "nats/token"),
+    score_column("error_stderr", "standard error of val_error, clustered by image", "share"),
+    score_column("loss_parts", "held-out loss of each part (VAR: scale)", "nats/token", "list"),
+    score_column("error_parts", "held-out token error of each part", "share", "list", "share"),
+    score_column("loss_no_label", "val_loss where no label is given", "nats/token"),
+    score_column("loss_no_label_last", "val_loss_last where no label is given", "nats/token"),
+    score_column("error_no_label", "val_error where no label is given", "share", sign="share"),
+    score_column("error_no_label_last", "val_error_last where no label is given", "share",
            sign="share"),
     _count("val_images", "held-out images scored", "images"),
     _flops("evaluation_flops", "this evaluation"),

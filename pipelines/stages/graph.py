@@ -1,6 +1,5 @@
 """A sweep expanded into its stages, once: all that plans, shows, runs or ends them walks these."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +9,6 @@ from pipelines.stages.registry import KINDS, TOKENIZER, TRIAL, StageKind, is_dam
 from pipelines.store import Home, claim, has_results, in_use, refuse
 from var_scaling.config import ImportedTokenizer
 from var_scaling.experiment import Sweep
-from var_scaling.experiment.trial import Generator
 from var_scaling.record import Record, difference
 
 
@@ -100,12 +98,6 @@ def _is_bound(directory: Path) -> bool:
     record = jobs.latest(directory)
     live = record is not None and record.live
     return has_results(directory) or in_use(directory) or live
-
-
-def families_of(stages: Iterable[Stage]) -> list[str]:
-    """The families of the models in `stages`, each once, as their records name them."""
-    models = (stage.config.model for stage in stages if isinstance(stage.config, Generator))
-    return list(dict.fromkeys(model.family for model in models))
 
 
 def claim_all(stages: Stages) -> None:

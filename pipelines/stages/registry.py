@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pipelines.damage import damage_in
 from pipelines.store import Home, drift
 from var_scaling.config import AnyTokenizer, ImportedTokenizer, TrainedTokenizer
-from var_scaling.datasets import Data, as_seen
+from var_scaling.datasets import Data
 from var_scaling.disk import read_json
 from var_scaling.experiment import ImportedModel, Trial
 from var_scaling.record import Record, difference
@@ -87,7 +87,7 @@ def _tokens_mismatch(path: Path, tokens: TokenSet) -> list[str]:
     """Only what the images of this split depend on counts: validation images are never cropped."""
     if not path.exists():
         return []
-    wanted = as_seen(tokens.data, tokens.split).model_dump(mode="json")
+    wanted = tokens.data.as_seen(tokens.split).model_dump(mode="json")
     return difference(read_json(path)["data"], wanted)
 
 

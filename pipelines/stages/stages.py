@@ -17,7 +17,7 @@ from pipelines.stages.registry import SPLITS, TOKENIZER, TOKENS, TRIAL, how_to_i
 from pipelines.store import Home, claim, held, part_folders, weights_of
 from var_scaling.class_names import CLASSES, keep_names
 from var_scaling.config import ImportedTokenizer, SomeTokenizer, TrainedTokenizer
-from var_scaling.datasets import DeadLeaves, ImageFiles
+from var_scaling.datasets import DataRecord, Reading
 from var_scaling.disk import DONE, file_sha256, is_done, read_json, write_json
 from var_scaling.experiment import Trial
 from var_scaling.metrics import read_metrics
@@ -72,7 +72,7 @@ def run_tokenizer(place: Place, t: SomeTokenizer) -> str:
                 attempt.log(),
                 place.seat.save_every,
                 attempt.heed,
-                _decoders(place, t.data),
+                _readers(place, t.data),
                 folder / "reconstructions.png",
                 world,
             )
@@ -83,7 +83,7 @@ def run_tokenizer(place: Place, t: SomeTokenizer) -> str:
 def run_tokens(
     place: Place,
     t: SomeTokenizer,
-    data: DeadLeaves | ImageFiles,
+    data: DataRecord,
     split: str,
     part: tuple[int, int] | None = None,
     whole: Path | None = None,
@@ -114,7 +114,7 @@ def run_tokens(
                     model.to(place.device()),
                     source,
                     content,
-                    _decoders(place, data),
+                    _readers(place, data),
                     _Progress(folder, place),
                     attempt.stop,
                     part,
@@ -208,28 +208,26 @@ def _perceptual(place: Place, t: TrainedTokenizer) -> Any:
     return load_perceptual(place.settings.weights.lpips, t.losses.perceptual_sha256)
 
 
-def _source(place: Place, data: DeadLeaves | ImageFiles, split: str, folder: Path) -> Any:
-    from var_scaling.data.sources import open_source
+def _source(place: Place, data: DataRecord, split: str, folder: Path) -> Any:
+    from var_scaling.data.dataset import open_images
 
     survey, root = place.home.survey(data.name, split), place.settings.data_root(data.name)
     alone = held(survey, wait=WAIT) if root else nullcontext()
     with alone:
-        progress = _Progress(folder, place)
-        return open_source(data, split, root, survey, _decoders(place, data), progress)
+        reading = Reading(root, survey, _readers(place, data), _Progress(folder, place))
+        return open_images(data, split, reading)
 
 
-def description(
-    home: Home, t: SomeTokenizer, data: DeadLeaves | ImageFiles, split: str
-) -> dict[str, Any]:
+def description(home: Home, t: SomeTokenizer, data: DataRecord, split: str) -> dict[str, Any]:
     from var_scaling.tokenizer.cache import describe
 
     weights = read_json(home.tokenizer(t.name) / DONE)["weights_sha256"]
     return describe(t, weights, data, split)
 
 
-def _decoders(place: Place, data: DeadLeaves | ImageFiles) -> int:
-    """Worker processes that decode files; made images cost less than passing them on."""
-    return place.seat.workers if isinstance(data, ImageFiles) else 0
+def _readers(place: Place, data: DataRecord) -> int:
+    """Processes that read files; made images cost less than passing them on."""
+    return place.seat.workers if data.reads_files else 0
 
 
 class _Progress:

@@ -1,20 +1,17 @@
-"""The images of one split, by row: made here, or read from disk after one look at every file."""
+"""Image files as a dataset, after one look at every file."""
 
 import csv
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from var_scaling.class_names import called
-from var_scaling.data.dead_leaves import DeadLeavesSource
 from var_scaling.data.decode import Undecodable, decode, square
 from var_scaling.data.listing import DataError, Listing, fingerprint, list_images
 from var_scaling.data.loader import in_order
 from var_scaling.data.tree import OTHER_SUFFIXES
-from var_scaling.datasets import DeadLeaves, ImageFiles
+from var_scaling.datasets import ImageFiles, Progress, Reading
 from var_scaling.disk import DONE, file_sha256, is_done, read_json, whole, write_json
 from var_scaling.randomness import seed_for
 from var_scaling.text import cell, one_line
@@ -22,33 +19,13 @@ from var_scaling.text import cell, one_line
 REJECTED_SHARE = 0.01  # more than this undecodable: the data is broken, not a few files
 _CHUNK = 256
 
-Progress = Callable[[str, int, int], None]  # what, done, total
 
-
-class Source(Protocol):
-    rows: int
-    labels: np.ndarray  # (rows,) int64
-    classes: list[str] | None  # their names, by number; None where labels are bare numbers
-
-    def images(self, rows: np.ndarray, epochs: np.ndarray) -> np.ndarray:
-        """uint8 (n, side, side, 3) of `rows`, each as epoch `epochs` sees it."""
-        ...
-
-
-def open_source(
-    data: DeadLeaves | ImageFiles,
-    split: str,
-    root: Path | None,
-    survey: Path,
-    workers: int,
-    progress: Progress,
-) -> Source:
+def open_files(data: ImageFiles, split: str, reading: Reading) -> "FileSource":
     """The images of `data`'s `split` ("train" or "validation"). Raises DataError.
 
-    Image files lie under `root` and are surveyed once, into the folder `survey`.
+    The files lie under `reading.root` and are surveyed once, into the folder `reading.survey`.
     """
-    if isinstance(data, DeadLeaves):
-        return DeadLeavesSource(data, split)
+    root, survey, workers, progress = reading
     if root is None:
         raise DataError(
             f'data {data.name!r} has no path: put [data] {data.name} = "/path" into '

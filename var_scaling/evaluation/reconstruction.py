@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from var_scaling.config import Tokenizer
+from var_scaling.data.dataset import ImageDataset
 from var_scaling.data.order import spread_rows
-from var_scaling.data.sources import Source
 from var_scaling.disk import whole
 from var_scaling.metrics import Line
 from var_scaling.tokenizer.autoencoder import to_pixels, to_unit
@@ -32,7 +32,7 @@ class Reconstruction(NamedTuple):
 def reconstruct(
     t: Tokenizer,
     model: MultiScaleVQVAE,
-    held_out: Source,
+    held_out: ImageDataset,
     device: torch.device,
     perceptual: Perceptual | None,
 ) -> Reconstruction:
@@ -76,7 +76,7 @@ def reconstruct(
     return Reconstruction(scores, np.stack([originals, to_pixels(rebuilt.cpu()).numpy()]))
 
 
-def _read(held_out: Source, rows: np.ndarray) -> Tensor:
+def _read(held_out: ImageDataset, rows: np.ndarray) -> Tensor:
     return to_unit(torch.from_numpy(held_out.images(rows, np.zeros_like(rows))))
 
 

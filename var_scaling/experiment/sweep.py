@@ -6,7 +6,7 @@ from typing import Self
 from pydantic import model_validator
 
 from var_scaling.config import SomeTokenizer, TrainedTokenizer
-from var_scaling.datasets import DeadLeaves, ImageFiles
+from var_scaling.datasets import DataRecord
 from var_scaling.experiment.trial import ImportedModel, Trial
 from var_scaling.record import Name, Record, difference
 
@@ -24,7 +24,7 @@ class Sweep(Record):
         return tuple({trial.tokenizer.name: trial.tokenizer for trial in self.trials}.values())
 
     @property
-    def token_sets(self) -> tuple[tuple[SomeTokenizer, DeadLeaves | ImageFiles], ...]:
+    def token_sets(self) -> tuple[tuple[SomeTokenizer, DataRecord], ...]:
         """Each (tokenizer, data) whose tokens some trial reads."""
         pairs = {(t.tokenizer.name, t.data.name): (t.tokenizer, t.data) for t in self.trials}
         return tuple(pairs.values())

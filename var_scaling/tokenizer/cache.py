@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from var_scaling.config import Tokenizer
-from var_scaling.datasets import DeadLeaves, ImageFiles, as_seen
+from var_scaling.datasets import DataRecord
 from var_scaling.disk import is_done, read_json
 from var_scaling.record import difference
 
@@ -45,24 +45,18 @@ class TokenCache:
         return ids, torch.from_numpy(self.labels[rows])
 
 
-def describe(
-    tokenizer: Tokenizer, weights: str, data: DeadLeaves | ImageFiles, split: str
-) -> dict[str, Any]:
+def describe(tokenizer: Tokenizer, weights: str, data: DataRecord, split: str) -> dict[str, Any]:
     """What the tokens are of; `weights` is the SHA-256 of the tokenizer's. Compared on opening."""
     return {
         "format": 1,
         "tokenizer": tokenizer.name,
         "tokenizer_weights_sha256": weights,
-        "data": as_seen(data, split).model_dump(mode="json"),
+        "data": data.as_seen(split).model_dump(mode="json"),
         "split": split,
-        "crops": crops_of(data, split),
+        "crops": data.views(split),
         "tokens_per_image": tokenizer.pyramid.length,
         "codes": tokenizer.codes,
     }
-
-
-def crops_of(data: DeadLeaves | ImageFiles, split: str) -> int:
-    return max(1, data.crops) if isinstance(data, ImageFiles) and split == "train" else 1
 
 
 def open_cache(folder: Path, expected: dict[str, Any], check: bool = True) -> TokenCache:

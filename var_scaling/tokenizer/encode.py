@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from var_scaling.data.dataset import ImageDataset
 from var_scaling.data.loader import in_order
-from var_scaling.data.sources import Progress, Source
+from var_scaling.datasets import Progress
 from var_scaling.disk import read_json, whole, write_json
 from var_scaling.tokenizer.autoencoder import to_unit
 from var_scaling.tokenizer.cache import SHARD, checksum, refuse_other
@@ -22,7 +23,7 @@ Part = tuple[int, int]  # which of how many
 def write_cache(
     folder: Path,
     model: MultiScaleVQVAE,
-    source: Source,
+    source: ImageDataset,
     description: dict[str, Any],
     workers: int,
     progress: Progress,
@@ -72,7 +73,7 @@ def rows_of_part(rows: int, part: Part | None) -> range:
     return range(min(rows, first * SHARD), min(rows, last * SHARD))
 
 
-def join_parts(folder: Path, parts: list[Path], source: Source, description: dict) -> None:
+def join_parts(folder: Path, parts: list[Path], source: ImageDataset, description: dict) -> None:
     """Make one cache in `folder` of the finished `parts`, in order. Doing it twice is no harm."""
     manifests = [read_json(path / "manifest.json") for path in parts]
     for number, (path, manifest) in enumerate(zip(parts, manifests, strict=True)):
@@ -91,12 +92,14 @@ def join_parts(folder: Path, parts: list[Path], source: Source, description: dic
     _write_labels(folder, source)
 
 
-def _content(description: dict[str, Any], source: Source, part: Part | None) -> dict[str, Any]:
+def _content(
+    description: dict[str, Any], source: ImageDataset, part: Part | None
+) -> dict[str, Any]:
     content = {"images": source.rows, "labels_crc32": zlib.crc32(source.labels.tobytes())}
     return {**description, **content, **({} if part is None else {"part": list(part)})}
 
 
-def _write_labels(folder: Path, source: Source) -> None:
+def _write_labels(folder: Path, source: ImageDataset) -> None:
     with whole(folder / "labels.npy") as beside, open(beside, "wb") as file:
         np.save(file, source.labels)
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from var_scaling.accounting.tokenizer import tokenizer_train_flops
 from var_scaling.config import TrainedTokenizer
+from var_scaling.data.dataset import ImageDataset
 from var_scaling.data.loader import in_order
 from var_scaling.data.order import batch_rows, spread_rows
-from var_scaling.data.sources import Source
 from var_scaling.evaluation.reconstruction import draw_sheet, reconstruct
 from var_scaling.metrics import Line
 from var_scaling.randomness import seed_for
@@ -41,8 +41,8 @@ _EVALUATIONS = 5
 
 def train_tokenizer(
     t: TrainedTokenizer,
-    training: Source,
-    held_out: Source,
+    training: ImageDataset,
+    held_out: ImageDataset,
     perceptual: Perceptual | None,
     folder: Path,
     log: Log,
@@ -97,7 +97,7 @@ def train_tokenizer(
 
 
 def _batches(
-    t: TrainedTokenizer, training: Source, start: int, share: slice, workers: int
+    t: TrainedTokenizer, training: ImageDataset, start: int, share: slice, workers: int
 ) -> Iterator[np.ndarray]:
     """This process's images of every step from `start` on, read ahead by `workers`."""
     orders = (batch_rows(training.rows, t.batch, t.seed, step) for step in range(start, t.steps))
@@ -128,7 +128,7 @@ class _Learner:
         assert isinstance(self.average.average, MultiScaleVQVAE)
         return self.average.average
 
-    def start_codes(self, training: Source) -> None:
+    def start_codes(self, training: ImageDataset) -> None:
         """K-means on the features of some images: the same on every process."""
         wanted = self.t.codebook.k_means_images
         if wanted == 0:

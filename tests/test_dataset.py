@@ -1,0 +1,133 @@
+"""A dataset of a user's own, in one module: every command takes it, in other processes too.
+
+The module is this file. The images are stripes: the class says how wide they are.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import tokenizer, trial
+
+from pipelines.modules import named_in
+from pipelines.sweeps import SweepError, find_sweep
+from var_scaling.data.dataset import open_images
+from var_scaling.datasets import DataRecord, Reading
+from var_scaling.experiment import Sweep
+from var_scaling.pyramid import Pyramid
+from var_scaling.recipe import Codebook, Losses
+
+READING = Reading(None, Path("unused"), 0, lambda *words: None)
+
+
+class Stripes(DataRecord):
+    kind: Literal["test_dataset"] = "test_dataset"
+    train_images: int = 256
+    validation_images: int = 64
+    classes_too_many: bool = False  # a fault, for the test of it
+
+    def open(self, split: str, reading: Reading) -> "StripeImages":
+        return StripeImages(self, split)
+
+
+class StripeImages:
+    classes: ClassVar[list[str]] = ["wide", "narrow"]
+
+    def __init__(self, data: Stripes, split: str):
+        self.data, self.first = data, 0 if split == "train" else data.train_images
+        self.rows = data.train_images if split == "train" else data.validation_images
+        self.labels = np.arange(self.rows, dtype=np.int64) % (2 + data.classes_too_many)
+
+    def images(self, rows: np.ndarray, epochs: np.ndarray) -> np.ndarray:
+        side = self.data.side
+        widths = np.where(self.labels[rows] == 0, 8, 4)
+        phases = (self.first + rows) * 7 % side
+        x = np.arange(side)[None, :] + phases[:, None]
+        dark = x // widths[:, None] % 2 == 0
+        pixels = np.where(dark[:, None, :, None], 40, 210).astype(np.uint8)
+        return np.broadcast_to(pixels, (len(rows), side, side, 3)).copy()
+
+
+DATASET = Stripes
+DATA = Stripes(name="stripes", side=16, classes=2)
+T = tokenizer(
+    name="stripes", data=DATA, steps=8, losses=Losses(),
+    codebook=Codebook(starts_at=2, k_means_images=64), pyramid=Pyramid(sides=(1, 2, 4)),
+)  # fmt: skip
+SWEEP = Sweep(
+    name="striped",
+    question="Does any dataset fit?",
+    trials=(trial(tokenizer=T, data=DATA, steps=6),),
+)
+
+
+def command(folder: Path, *words: object) -> subprocess.CompletedProcess:
+    """In a process of its own."""
+    (folder / "striped.py").write_text("from test_dataset import SWEEP as sweep\n")
+    code = "from pipelines.cli import main; main()"
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)],
+        capture_output=True, text=True, timeout=300, env=env, cwd=folder,
+    )  # fmt: skip
+
+
+def test_a_sweep_on_a_dataset_of_ones_own_is_planned_run_and_scored(tmp_path):
+    plan = command(tmp_path, "plan", "striped.py", "--json")
+    assert plan.returncode == 0, plan.stderr
+    assert json.loads(plan.stdout)["before"][1]["stage"] == "tokens stripes"
+    done = command(tmp_path, "run", "striped.py", "--home", "runs")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = pd.read_parquet(tmp_path / "runs" / "striped" / "results.parquet")
+    assert set(rows.data) == {"stripes"}
+    assert rows.val_images.iloc[-1] == 64
+    assert rows.unique_tokens.iloc[-1] == 256 * 21
+    manifest = tmp_path / "runs" / "tokens" / "stripes" / "stripes-train" / "manifest.json"
+    described = json.loads(manifest.read_text())
+    assert described["data"]["kind"] == "test_dataset"
+    assert described["classes"] == ["wide", "narrow"]
+    scored = command(tmp_path, "evaluate", "striped/d2", "--home", "runs", "--json")
+    assert scored.returncode == 0, scored.stderr
+    found = json.loads(scored.stdout)["loss"]
+    assert found == pytest.approx(rows.val_loss.iloc[-1], rel=1e-6)
+    drawn = command(tmp_path, "sample", "striped/d2", "--home", "runs", "--count", 16)
+    assert drawn.returncode == 0, drawn.stderr
+    near = command(tmp_path, "fidelity", "striped/d2", "--home", "runs", "--images", 32, "--json")
+    assert near.returncode == 0, near.stderr
+    assert json.loads(near.stdout)["reference"].startswith("stripes")
+
+
+def test_its_module_travels_with_the_sweep():
+    assert named_in(SWEEP.trials) == ["var", "test_dataset"]
+
+
+def test_labels_that_are_no_classes_are_refused_when_the_images_are_opened():
+    wrong = DATA.model_copy(update={"classes_too_many": True})
+    with pytest.raises(ValueError, match="stripes: labels from 0 to 2, of 2 classes"):
+        open_images(wrong, "train", READING)
+    assert open_images(DATA, "train", READING).rows == 256
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "no_such_module"}, "No module named 'no_such_module'"),
+        ({"kind": "json"}, "module json has no DATASET"),
+        ({"colour": 1}, "data.colour = 1: no such field; allowed: classes, classes_too_many, kind"),
+        ({"side": "16"}, "data.side = '16'"),
+    ],
+)
+def test_data_that_no_record_reads_is_refused_in_words(tmp_path, changes, message):
+    record = json.loads(SWEEP.model_dump_json())
+    record["trials"][0]["data"] |= changes
+    code = "from var_scaling.experiment import Sweep\n"
+    code += f"sweep = Sweep.model_validate_json({json.dumps(record)!r})\n"
+    (tmp_path / "wrong.py").write_text(code)
+    with pytest.raises(SweepError, match=message):
+        find_sweep(str(tmp_path / "wrong.py"))
