@@ -1,15 +1,15 @@
 """What we learned: a run table, laws fitted to it, figures and a report. Loads no torch."""
 
-from analysis.certify import certify
-from analysis.choice import choose
-from analysis.fit import Fit, NotConverged, fit_law
-from analysis.intervals import Interval, interval, prediction_interval
-from analysis.laws import FLOOR, LAWS, LOGIT, PURE, REPEATED, SURFACE, Law
-from analysis.paper import paper_table
-from analysis.points import FitError
+from analysis.comparison.var_paper import paper_table
+from analysis.fitting.fit import Fit, NotConverged, fit_law
+from analysis.fitting.laws import FLOOR, LAWS, LOGIT, PURE, REPEATED, SURFACE, Law
+from analysis.fitting.points import FitError
+from analysis.fitting.verify import certify
+from analysis.selection.select import choose
 from analysis.study import METRICS, Study, study
-from analysis.table import Table, TableError, load_results, load_table
-from analysis.uncertainty import Bootstrap, bootstrap, seed_noise
+from analysis.table.table import Table, TableError, load_results, load_table
+from analysis.uncertainty.bootstrap import Bootstrap, bootstrap, seed_noise
+from analysis.uncertainty.intervals import Interval, interval, prediction_interval
 
 __all__ = [
     "FLOOR",

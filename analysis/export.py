@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis.intervals import Interval
 from analysis.study import METRICS, VARIABLES, Finding, Study
+from analysis.uncertainty.intervals import Interval
 
 FORMAT = 2
 

@@ -9,18 +9,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from analysis.allocation import Approaches, approaches
-from analysis.choice import Candidate, Choice, choose
-from analysis.conventions import Convention, by_convention
-from analysis.fit import Fit, fit_law
-from analysis.frontier import Frontier, frontier
-from analysis.holdout import HeldOut
-from analysis.intervals import Interval, interval
-from analysis.laws import PURE
-from analysis.objectives import OBJECTIVES
-from analysis.points import FitError
-from analysis.table import Table
-from analysis.uncertainty import SeedNoise, bootstrap, scheme_for, seed_noise
+from analysis.compute_optimal.allocation import Approaches, approaches
+from analysis.compute_optimal.frontier import Frontier, frontier
+from analysis.fitting.fit import Fit, fit_law
+from analysis.fitting.laws import PURE
+from analysis.fitting.objectives import OBJECTIVES
+from analysis.fitting.points import FitError
+from analysis.selection.counting import Convention, by_convention
+from analysis.selection.holdout import HeldOut
+from analysis.selection.select import Candidate, Choice, choose
+from analysis.table.table import Table
+from analysis.uncertainty.bootstrap import SeedNoise, bootstrap, scheme_for, seed_noise
+from analysis.uncertainty.intervals import Interval, interval
 
 # Column: (symbol, what, unit). The paper's four (VAR, Eq. 3-4 and Fig. 5-6).
 METRICS = {
@@ -79,7 +79,9 @@ class Study:
     rolled: dict[str, tuple[HeldOut, ...]]  # by law, of L_mean in N
     allocation: Approaches | None  # approaches 1, 2 and 3 of L_mean
     refused: tuple[str, ...]
-    forecasts: tuple[Any, ...] = field(default=())  # analysis.forecast: frozen, and scored if it is
+    forecasts: tuple[Any, ...] = field(
+        default=()
+    )  # analysis.forecasting.forecast: frozen, and scored if it is
 
     def get(self, metric: str, variable: str, law: str) -> Finding | None:
         for finding in self.findings:

@@ -26,10 +26,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.optimize import minimize, nnls
 
-from analysis.fit import Fit, fit_law
-from analysis.laws import SURFACE
-from analysis.search import solve
-from analysis.uncertainty import bootstrap
+from analysis.fitting.fit import Fit, fit_law
+from analysis.fitting.laws import SURFACE
+from analysis.fitting.search import solve
+from analysis.uncertainty.bootstrap import bootstrap
 
 Array = NDArray[np.float64]
 

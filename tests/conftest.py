@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from pipelines import jobs
+from pipelines.workspace import job_log as jobs
 from var_scaling.config import ImportedTokenizer, TrainedTokenizer
 from var_scaling.datasets import DeadLeaves
 from var_scaling.disk import read_json, write_json
@@ -26,7 +26,7 @@ from var_scaling.recipe import Codebook, Optimiser
 
 pytest_plugins = ["slurm_site"]  # its fixtures
 TIMES = ("time_ms", "seconds", "images_per_second", "flops_per_second")
-COMMAND = [sys.executable, "-m", "pipelines.cli"]
+COMMAND = [sys.executable, "-m", "pipelines.cli.main"]
 
 
 def images(**changes) -> DeadLeaves:
@@ -231,7 +231,7 @@ def files(tmp_path, vqvae_state) -> tuple[Path, Path]:
 
 
 def bring(home: Path, *paths: Path, name: str = "it", sides=None):
-    from pipelines.exchange import import_released
-    from pipelines.store import Home
+    from pipelines.checkpoints.convert import import_released
+    from pipelines.workspace.store import Home
 
     return import_released(Home(home), list(paths), name, sides, lambda text: None)

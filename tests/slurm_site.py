@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from conftest import COMMAND, numbers
 
-from pipelines import jobs
-from pipelines.store import held
+from pipelines.workspace import job_log as jobs
+from pipelines.workspace.store import held
 
 SWEEP = str(Path(__file__).parent / "slurm_grid.py")
 SETTINGS = """

@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 from conftest import tokenizer, trial
 
-from pipelines.damage import mark_done
-from pipelines.settings import Settings
 from pipelines.stages.context import Place, StopFile
-from pipelines.store import Home
+from pipelines.workspace.damage import mark_done
+from pipelines.workspace.settings import Settings
+from pipelines.workspace.store import Home
 from var_scaling.disk import file_sha256
 from var_scaling.experiment import Trial
 from var_scaling.models.var.model import VAR

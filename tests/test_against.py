@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from test_report import assert_sound, frame
 
-from analysis.against import difference, write_difference
 from analysis.export import laws_of
+from analysis.report.compare import difference, write_difference
 from analysis.study import study
-from analysis.table import check
+from analysis.table.table import check
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_one_law_serves_two_tables_of_one_law_at_the_rate_of_the_test():
         y = (2e-4 * n) ** -0.2 * np.exp(np.random.default_rng(seed).normal(0, 0.004, 7))
         return {"fit": {"law": "pure", "floor_fixed_at": None}, "x": n.tolist(), "y": y.tolist()}
 
-    from analysis.one_law import one_law_for_both
+    from analysis.comparison.one_law import one_law_for_both
 
     low = sum(one_law_for_both(law(2 * k), law(2 * k + 1)).p < 0.1 for k in range(60))
     assert 1 <= low <= 14

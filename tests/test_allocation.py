@@ -8,13 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.allocation import approaches, optimal
-from analysis.cost import Cost, cost_of, six_nd
-from analysis.fit import fit_law
-from analysis.isoflop import isoflops, vertices
-from analysis.laws import FLOOR, SURFACE
-from analysis.optimum import AllocationError, optimum
-from analysis.parabola import (
+from analysis.compute_optimal.allocation import approaches, optimal
+from analysis.compute_optimal.cost import Cost, cost_of, six_nd
+from analysis.compute_optimal.isoflop import isoflops, vertices
+from analysis.compute_optimal.parabola import (
     IsoFlopError,
     NoInteriorMinimum,
     NotIsoFlop,
@@ -23,7 +20,10 @@ from analysis.parabola import (
     TooWide,
     parabola,
 )
-from analysis.uncertainty import bootstrap
+from analysis.compute_optimal.surface_optimum import AllocationError, optimum
+from analysis.fitting.fit import fit_law
+from analysis.fitting.laws import FLOOR, SURFACE
+from analysis.uncertainty.bootstrap import bootstrap
 
 CHINCHILLA = Path("/work/shared/data/laws/chinchilla_fig4.csv")
 TRUE = {"A": 400.0, "alpha": 0.34, "B": 410.0, "beta": 0.28, "E": 1.8}

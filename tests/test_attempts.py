@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import driver
-from pipelines.provenance import attempts, lost
 from pipelines.stages.attempt import FAILED, PULSE, Attempt, Stopped, Superseded, at_work
 from pipelines.stages.context import Seat
-from pipelines.store import Busy
+from pipelines.workspace import driver_lock as driver
+from pipelines.workspace.provenance import attempts, lost
+from pipelines.workspace.store import Busy
 from var_scaling.disk import write_json
 from var_scaling.training.loop import Wish
 
@@ -115,7 +115,7 @@ def test_who_was_interrupted_has_not_failed(tmp_path):
 
 
 def test_a_signal_asks_and_a_second_word_is_not_lost():
-    from pipelines.job import _Signals
+    from pipelines.execution.slurm.worker import _Signals
 
     before = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM)}
     try:

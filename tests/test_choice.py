@@ -6,11 +6,11 @@ import pytest
 from scipy import integrate, stats
 
 from analysis import FLOOR, PURE, REPEATED, SURFACE, FitError, fit_law
-from analysis.choice import aicc, choose, curvature_of
-from analysis.conventions import by_convention, spread
-from analysis.holdout import CutRefused, HeldOut, leave_largest_out, rolling
-from analysis.influence import influence
-from analysis.verdict import Evidence, verdict_of
+from analysis.selection.counting import by_convention, spread
+from analysis.selection.holdout import CutRefused, HeldOut, leave_largest_out, rolling
+from analysis.selection.influence import influence
+from analysis.selection.select import aicc, choose, curvature_of
+from analysis.selection.verdict import Evidence, verdict_of
 
 SIZES = 1e6 * np.arange(1, 13.0) ** 3
 

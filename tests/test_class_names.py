@@ -11,15 +11,16 @@ from conftest import CLASSES, SMALL, bring, tokenizer, trial
 from PIL import Image
 from small_home import ADDRESS, place_in, small_home
 
-from pipelines import cli, sample_end
-from pipelines.exhibits import exhibits
-from pipelines.judge import read_class_map
-from pipelines.sample_request import Asked, plan_set, read_classes
-from pipelines.settings import Settings
+from pipelines.cli import main as cli
+from pipelines.report.images import exhibits
+from pipelines.sampling import finalize as sample_end
+from pipelines.sampling.rejection import read_class_map
+from pipelines.sampling.request import Asked, plan_set, read_classes
 from pipelines.stages.context import Place, StopFile
 from pipelines.stages.graph import sweep_stages
 from pipelines.stages.stages import description, run_tokenizer, run_tokens, run_trial
-from pipelines.store import Home
+from pipelines.workspace.settings import Settings
+from pipelines.workspace.store import Home
 from var_scaling.class_names import brief, keep_names, names_of, read_names
 from var_scaling.datasets import ImageFiles
 from var_scaling.disk import DONE, read_json, write_json
@@ -44,7 +45,7 @@ def picture_folder(root: Path, names=PLANES, side: int = 16, splits=("train", "v
 @pytest.fixture
 def command(monkeypatch, capsys):
     """The command line in this process: exit code, stdout, stderr; nothing goes to MLflow."""
-    monkeypatch.setattr("pipelines.mirror.mirror_model", lambda *words: None)
+    monkeypatch.setattr("pipelines.tracking.sync.mirror_model", lambda *words: None)
 
     def call(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["var-scaling", *map(str, words)])

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from conftest import COMMAND, images, submitting, tokenizer, trial
 
-from pipelines import jobs
-from pipelines.collect import overview
-from pipelines.settings import Settings
-from pipelines.slurm import SlurmAway
+from pipelines.execution.slurm.slurm import SlurmAway
+from pipelines.execution.status import overview
 from pipelines.stages.context import Place, StopFile
 from pipelines.stages.graph import sweep_stages
 from pipelines.stages.stages import run_tokenizer, run_tokens
-from pipelines.store import Home
+from pipelines.workspace import job_log as jobs
+from pipelines.workspace.settings import Settings
+from pipelines.workspace.store import Home
 from var_scaling.experiment import Sweep
 
 
@@ -38,7 +38,7 @@ def test_status_of_a_hundred_trials_is_quick_and_knows_no_torch(tmp_path):
     )
     (tmp_path / "squeue").chmod(0o755)
     code = (
-        "import sys\nfrom pipelines import cli\n"
+        "import sys\nfrom pipelines.cli import main as cli\n"
         f"sys.argv = ['v', 'status', {str(tmp_path / 'many.py')!r}, '--home', {str(home)!r},"
         " '--json']\n"
         "try:\n    cli.main()\nexcept SystemExit as end:\n    assert not end.code\n"
@@ -74,7 +74,7 @@ def test_asked_for_a_cluster_that_cannot_be_it_says_why(tmp_path):
 
 
 def test_slurm_that_is_not_there_is_away(monkeypatch):
-    from pipelines import slurm
+    from pipelines.execution.slurm import slurm
 
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(SlurmAway, match="squeue is not on this machine"):

@@ -8,7 +8,7 @@ from conftest import images, tokenizer, trial
 from pydantic import ValidationError
 
 import sweeps
-from pipelines.sweeps import SweepError, find_sweep, known_sweeps
+from pipelines.workspace.sweeps import SweepError, find_sweep, known_sweeps
 from var_scaling.config import ImportedTokenizer, TrainedTokenizer
 from var_scaling.experiment import Sweep, Trial
 from var_scaling.models.var.config import VarModel, paper_rung

@@ -9,18 +9,18 @@ import pytest
 from conftest import bring, numbers
 from typer.testing import CliRunner
 
-from pipelines import cli
-from pipelines.address import read_tokenizer
-from pipelines.collect import overview
-from pipelines.damage import damage_in, mark_done
-from pipelines.log_end import latest_line
-from pipelines.rows import rows_of
-from pipelines.settings import Settings
+from pipelines.cli import main as cli
+from pipelines.execution.status import overview
+from pipelines.results.table import rows_of
 from pipelines.stages import stages
 from pipelines.stages.context import Place, StopFile
 from pipelines.stages.graph import sweep_stages
-from pipelines.store import Home
-from pipelines.sweeps import find_sweep
+from pipelines.workspace.address import read_tokenizer
+from pipelines.workspace.damage import damage_in, mark_done
+from pipelines.workspace.log_end import latest_line
+from pipelines.workspace.settings import Settings
+from pipelines.workspace.store import Home
+from pipelines.workspace.sweeps import find_sweep
 from var_scaling.disk import DONE, file_sha256, read_json, write_json
 from var_scaling.tokenizer.cache import CacheError
 from var_scaling.weights import WeightsError

@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 from conftest import tokenizer, trial
 
-from pipelines.modules import named_in
-from pipelines.sweeps import SweepError, find_sweep
+from pipelines.workspace.modules import named_in
+from pipelines.workspace.sweeps import SweepError, find_sweep
 from var_scaling.data.dataset import open_images
 from var_scaling.datasets import DataRecord, Reading
 from var_scaling.experiment import Sweep
@@ -70,7 +70,7 @@ SWEEP = Sweep(
 def command(folder: Path, *words: object) -> subprocess.CompletedProcess:
     """In a process of its own."""
     (folder / "striped.py").write_text("from test_dataset import SWEEP as sweep\n")
-    code = "from pipelines.cli import main; main()"
+    code = "from pipelines.cli.main import main; main()"
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, words)],

@@ -10,7 +10,7 @@ from PIL import Image, features
 from small_home import ADDRESS, small_home
 from typer.testing import CliRunner
 
-from pipelines import cli
+from pipelines.cli import main as cli
 from var_scaling.data.dataset import open_images
 from var_scaling.data.decode import FORMATS, Undecodable, decode
 from var_scaling.datasets import ImageFiles, Reading

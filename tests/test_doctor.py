@@ -8,10 +8,12 @@ from threading import Thread
 import pytest
 from conftest import COMMAND
 
-from pipelines import doctor, doctor_cluster, finding
-from pipelines.doctor import examine
-from pipelines.settings import Cluster, Local, MLflow, Settings, SettingsError, Weights
-from pipelines.store import Home
+from pipelines.execution import checks as finding
+from pipelines.execution import doctor
+from pipelines.execution.doctor import examine
+from pipelines.execution.slurm import doctor as doctor_cluster
+from pipelines.workspace.settings import Cluster, Local, MLflow, Settings, SettingsError, Weights
+from pipelines.workspace.store import Home
 
 HEALTHY = Cluster(
     partition="main", gpus_per_node=2, device="cpu", wall_hours=1, cpus_per_gpu=1,

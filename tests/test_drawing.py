@@ -9,17 +9,17 @@ from matplotlib.colors import to_hex, to_rgb
 from scipy import stats
 from test_figures import SIZES, isoflop_rows
 
-from analysis.axes import round_numbers, symbol, tick
-from analysis.drawing import FEW, SINGLE, by_size, few, ordered, sheet, size_key
-from analysis.figures import (
+from analysis.fitting.fit import fit_law
+from analysis.fitting.laws import FLOOR, PURE, SURFACE
+from analysis.plots.all_figures import (
     law_band,
     law_figure,
 )
-from analysis.figures_allocation import LOOKS
-from analysis.fit import fit_law
-from analysis.intervals import prediction_interval
-from analysis.law_drawing import LAW_LOOKS, numbers
-from analysis.laws import FLOOR, PURE, SURFACE
+from analysis.plots.allocation import LOOKS
+from analysis.plots.axes import round_numbers, symbol, tick
+from analysis.plots.law_panel import LAW_LOOKS, numbers
+from analysis.plots.style import FEW, SINGLE, by_size, few, ordered, sheet, size_key
+from analysis.uncertainty.intervals import prediction_interval
 
 # Viénot, Brettel and Mollon 1999 in linear RGB, as in Machado et al. 2009, Table 1, severity 1.
 DEUTERANOPIA = np.array([

@@ -10,8 +10,8 @@ from test_editing import folder_of, noise, picture
 from test_editing import home as home
 from test_editing import models as models
 
-from pipelines.edit_request import name_for
-from pipelines.edit_sheet import sheet
+from pipelines.editing.request import name_for
+from pipelines.editing.sheet import sheet
 
 # Refused in words --------------------------------------------------------------------------------
 

@@ -11,8 +11,9 @@ import torch
 from conftest import tokenizer, trial
 from PIL import Image
 
-from pipelines import cli, mirror
-from pipelines.store import Home, claim
+from pipelines.cli import main as cli
+from pipelines.tracking import sync as mirror
+from pipelines.workspace.store import Home, claim
 from var_scaling.data.decode import decode
 from var_scaling.disk import DONE, read_json, write_json
 from var_scaling.experiment import ImportedModel
@@ -290,7 +291,7 @@ def test_an_edit_that_failed_before_its_first_result_does_not_keep_the_name(
     command, home, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as failing:
-        failing.setattr("pipelines.editing.edited", lambda *told: [][0])
+        failing.setattr("pipelines.editing.edit.edited", lambda *told: [][0])
         with pytest.raises(IndexError):
             boxed(command, tmp_path, "failed", "--class", 1)
     assert boxed(command, tmp_path, "failed", "--class", 2).code == 0
@@ -312,7 +313,7 @@ def test_more_results_go_on_with_those_that_are_there(command, home, tmp_path, m
     folder = folder_of(home, "more")
     before = written(folder)
     with monkeypatch.context() as failing:  # a larger count is no more than a wish
-        failing.setattr("pipelines.editing.edited", lambda *told: [][0])
+        failing.setattr("pipelines.editing.edit.edited", lambda *told: [][0])
         with pytest.raises(IndexError):
             boxed(command, tmp_path, "more", "--count", 300)
     assert boxed(command, tmp_path, "more", "--count", 3).code == 0

@@ -4,9 +4,9 @@ import pytest
 import torch
 from conftest import CLASSES, SMALL, bring, tokenizer, var_state
 
-from pipelines.address import read_generator
-from pipelines.exchange import export_released
-from pipelines.store import Drift, Home
+from pipelines.checkpoints.convert import export_released
+from pipelines.workspace.address import read_generator
+from pipelines.workspace.store import Drift, Home
 from var_scaling.disk import DONE
 from var_scaling.models.var import published
 from var_scaling.models.var.config import VarModel

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from conftest import images, tokenizer
 from torch import nn
 
-from pipelines.cli import main
-from pipelines.modules import copy_into, fingerprint, sources
-from pipelines.sweeps import SweepError, find_sweep
+from pipelines.cli.main import main
+from pipelines.workspace.modules import copy_into, fingerprint, sources
+from pipelines.workspace.sweeps import SweepError, find_sweep
 from var_scaling.experiment import Sweep, Trial
 from var_scaling.models.base import Frame, ModelFamily, ModelRecord, SamplingRecord, Validation
 from var_scaling.models.logits import chosen
@@ -152,7 +152,7 @@ MINE = "from test_family import SWEEP as sweep\n"
 
 def command(*words: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
     """In a process of its own."""
-    code = "from pipelines.cli import main; main()"
+    code = "from pipelines.cli.main import main; main()"
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, words)],
         capture_output=True, text=True, timeout=300, env={**os.environ, **(env or {})},
@@ -183,7 +183,7 @@ def test_plan_counts_a_family_of_ones_own(toy):
     code = f"""
 import sys
 sys.argv = ["var-scaling", "plan", "{toy}/toy.py", "--json"]
-from pipelines.cli import main
+from pipelines.cli.main import main
 main()
 """
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
@@ -214,12 +214,12 @@ from var_scaling import results
 column = results.score_column("top5", "share of tokens not among the likeliest 5", sign="share")
 results.COLUMNS += (column,)
 sys.argv = ["var-scaling", "fit", "{toy}/toy.py", "--home", "{toy}/runs"]
-from pipelines.cli import main
+from pipelines.cli.main import main
 try:
     main()
 except SystemExit as end:
     assert not end.code, end.code
-from analysis.table import load_table
+from analysis.table.table import load_table
 from pathlib import Path
 rows = load_table(Path("{toy}/runs/toy/results.parquet")).rows
 print("found", rows.val_top5.dtype, bool((rows.val_top5 < rows.val_error).all()))

@@ -12,20 +12,23 @@ from conftest import CLASSES, SMALL, bring
 from PIL import Image
 from typer.testing import CliRunner
 
-from pipelines import cli, measured, mirror, references
-from pipelines.cli_fidelity import cautions
-from pipelines.fidelity import Asked, measure_fidelity
-from pipelines.measured import Fidelity, alike, fidelities, has_row, note_fidelity
-from pipelines.references import Cut, real_data, real_images, reference_of
-from pipelines.rows import write_results
-from pipelines.sample_request import Asked as SampleRequest
-from pipelines.sample_request import plan_set
-from pipelines.sampling import How, sample_set
-from pipelines.settings import Settings, Weights, load_settings
-from pipelines.speed import Measured, note_measured
+from pipelines.cli import main as cli
+from pipelines.cli.fidelity import cautions
+from pipelines.evaluation import reference_stats as references
+from pipelines.evaluation import scores as measured
+from pipelines.evaluation.fid import Asked, measure_fidelity
+from pipelines.evaluation.reference_stats import Cut, real_data, real_images, reference_of
+from pipelines.evaluation.scores import Fidelity, alike, fidelities, has_row, note_fidelity
+from pipelines.evaluation.throughput import Measured, note_measured
+from pipelines.results.table import write_results
+from pipelines.sampling.draw import How, sample_set
+from pipelines.sampling.request import Asked as SampleRequest
+from pipelines.sampling.request import plan_set
 from pipelines.stages.attempt import Stopped
 from pipelines.stages.context import Place, StopFile
-from pipelines.store import Home
+from pipelines.tracking import sync as mirror
+from pipelines.workspace.settings import Settings, Weights, load_settings
+from pipelines.workspace.store import Home
 from sweeps.smoke import sweep
 from var_scaling.data.dead_leaves import DeadLeavesSource
 from var_scaling.data.decode import square

@@ -12,12 +12,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from analysis import figures_allocation, figures_checks, figures_compute
-from analysis.allocation import approaches
-from analysis.axes import symbol
-from analysis.choice import choose
-from analysis.drawing import DOUBLE, SINGLE
-from analysis.figures import (
+from analysis.compute_optimal.allocation import approaches
+from analysis.compute_optimal.frontier import frontier
+from analysis.fitting.fit import fit_law
+from analysis.fitting.laws import FLOOR
+from analysis.fitting.points import FitError
+from analysis.forecasting.forecast import Graded, Outcome
+from analysis.plots import allocation as figures_allocation
+from analysis.plots import compute as figures_compute
+from analysis.plots import diagnostics as figures_checks
+from analysis.plots.all_figures import (
     CAPTIONS,
     FIGURES,
     allocation_figure,
@@ -28,15 +32,13 @@ from analysis.figures import (
     isoflop_figure,
     law_figure,
 )
-from analysis.figures_checks import Dot
-from analysis.fit import fit_law
-from analysis.forecast import Graded, Outcome
-from analysis.frontier import frontier
-from analysis.intervals import Interval
-from analysis.laws import FLOOR
-from analysis.points import FitError
+from analysis.plots.axes import symbol
+from analysis.plots.diagnostics import Dot
+from analysis.plots.style import DOUBLE, SINGLE
+from analysis.selection.select import choose
 from analysis.study import METRICS, Study, study
-from analysis.table import check
+from analysis.table.table import check
+from analysis.uncertainty.intervals import Interval
 
 SIZES = 73_728.0 * np.arange(2, 8) ** 3
 
@@ -97,7 +99,7 @@ def graded():
 @pytest.fixture(scope="module")
 def full() -> Study:
     """A study that carries every figure; what no figure shows is left out, as it takes long."""
-    module, choosing = import_module("analysis.study"), import_module("analysis.choice")
+    module, choosing = import_module("analysis.study"), import_module("analysis.selection.select")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("bootstrap", "approaches"):
             patch.setattr(module, name, refusing)
@@ -228,7 +230,7 @@ def test_a_legend_in_a_panel_stays_inside_it_and_covers_no_point(name, figures):
 
 def test_the_same_study_twice_is_the_same_files(full, tmp_path, monkeypatch):
     few_of_them = {"holdout": FIGURES["holdout"]}
-    monkeypatch.setattr(import_module("analysis.figures"), "FIGURES", few_of_them)
+    monkeypatch.setattr(import_module("analysis.plots.all_figures"), "FIGURES", few_of_them)
     for folder in ("one", "two"):
         drawn = draw_all(full, tmp_path / folder)
         assert drawn == {name: tmp_path / folder / f"{name}.svg" for name in few_of_them}
@@ -241,7 +243,7 @@ def test_drawing_leaves_the_callers_style_alone_and_needs_no_pyplot(full):
     before = dict(mpl.rcParams)
     FIGURES["holdout"](full)
     assert dict(mpl.rcParams) == before
-    sources = Path(import_module("analysis.figures").__file__).parent.glob("*.py")
+    sources = Path(import_module("analysis.plots.all_figures").__file__).parent.glob("*.py")
     assert not [path.name for path in sources if "pyplot" in path.read_text()]
 
 

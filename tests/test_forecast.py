@@ -9,12 +9,12 @@ import pytest
 from conftest import images, tokenizer, trial
 from typer.testing import CliRunner
 
-from analysis.forecast import ForecastError, Run, Target, freeze, score
-from analysis.seal import Tampered, sealed, unsealed
-from pipelines import forecasts
-from pipelines.cli import app
-from pipelines.forecasts import foretell, graded, score_all
-from pipelines.store import Drift, Home, claim
+from analysis.forecasting.forecast import ForecastError, Run, Target, freeze, score
+from analysis.forecasting.seal import Tampered, sealed, unsealed
+from pipelines.cli.main import app
+from pipelines.planning import forecasts
+from pipelines.planning.forecasts import foretell, graded, score_all
+from pipelines.workspace.store import Drift, Home, claim
 from var_scaling.datasets import ImageFiles
 from var_scaling.disk import read_json, write_json
 from var_scaling.experiment import Sweep

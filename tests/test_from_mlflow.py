@@ -8,14 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import trial
 
-from analysis.from_mlflow import from_mlflow
-from analysis.schema import BY_NAME, OURS
-from analysis.table import TableError, load_results, load_table
-from pipelines.measured import NUMBERS, WORDS, Fidelity, note_fidelity
-from pipelines.rows import arrow_table, rows_of, schedule_class, write_results
-from pipelines.speed import Measured, note_measured
-from pipelines.store import Home, claim
-from pipelines.tracking import Mirror
+from analysis.table.mlflow import from_mlflow
+from analysis.table.schema import BY_NAME, OURS
+from analysis.table.table import TableError, load_results, load_table
+from pipelines.evaluation.scores import NUMBERS, WORDS, Fidelity, note_fidelity
+from pipelines.evaluation.throughput import Measured, note_measured
+from pipelines.results.table import arrow_table, rows_of, schedule_class, write_results
+from pipelines.tracking.mlflow import Mirror
+from pipelines.workspace.store import Home, claim
 from var_scaling.disk import write_json
 from var_scaling.evaluation.rates import Machine, SamplingSpeed, Timing
 from var_scaling.experiment import Sweep

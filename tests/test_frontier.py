@@ -6,10 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.band import band, centred
-from analysis.cost import CostError, cost_of, six_nd
-from analysis.frontier import FrontierError, MixedSchedules, frontier, non_dominated, run_ends
-from analysis.laws import FLOOR, PURE
+from analysis.compute_optimal.cost import CostError, cost_of, six_nd
+from analysis.compute_optimal.frontier import (
+    FrontierError,
+    MixedSchedules,
+    frontier,
+    non_dominated,
+    run_ends,
+)
+from analysis.compute_optimal.frontier_band import band, centred
+from analysis.fitting.laws import FLOOR, PURE
 
 SIZES = np.geomspace(1e6, 1e9, 10)
 

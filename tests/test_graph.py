@@ -7,15 +7,24 @@ from pathlib import Path
 import pytest
 from conftest import images, tokenizer, trial
 
-from pipelines import driver, intervene, jobs, orchestrate
-from pipelines.settings import Cluster, Settings
+from pipelines.execution import control as intervene
+from pipelines.execution import local as orchestrate
+from pipelines.execution.tasks import (
+    arrays_of,
+    largest_first,
+    refuse_unready,
+    units_of,
+    work_folders,
+)
 from pipelines.stages.context import Place, StopFile
 from pipelines.stages.graph import Need, refuse_mismatch, sweep_stages
 from pipelines.stages.registry import SPLITS, TOKENS
 from pipelines.stages.stages import run_tokenizer, run_tokens, run_trial
-from pipelines.store import Drift, Home, claim, held
-from pipelines.sweeps import find_sweep
-from pipelines.units import arrays_of, largest_first, refuse_unready, units_of, work_folders
+from pipelines.workspace import driver_lock as driver
+from pipelines.workspace import job_log as jobs
+from pipelines.workspace.settings import Cluster, Settings
+from pipelines.workspace.store import Drift, Home, claim, held
+from pipelines.workspace.sweeps import find_sweep
 from var_scaling.config import ImportedTokenizer
 from var_scaling.datasets import ImageFiles
 from var_scaling.experiment import ImportedModel, Sweep

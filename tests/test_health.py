@@ -9,13 +9,13 @@ import pytest
 from conftest import bring
 from typer.testing import CliRunner
 
-from pipelines import cli
-from pipelines.address import imported_sweep
-from pipelines.damage import mark_done
-from pipelines.health import PSNR_DB, plain_failures
+from pipelines.cli import main as cli
+from pipelines.results.health import PSNR_DB, plain_failures
 from pipelines.stages.graph import sweep_stages
-from pipelines.store import Home
-from pipelines.sweeps import find_sweep, known_sweeps
+from pipelines.workspace.address import imported_sweep
+from pipelines.workspace.damage import mark_done
+from pipelines.workspace.store import Home
+from pipelines.workspace.sweeps import find_sweep, known_sweeps
 from var_scaling.config import TrainedTokenizer
 from var_scaling.disk import DONE, read_json, write_json
 from var_scaling.metrics import MetricsLog, read_metrics

@@ -9,7 +9,7 @@ import grimp
 import pytest
 from pydantic import BaseModel
 
-from pipelines import settings
+from pipelines.workspace import settings
 from var_scaling import config, datasets, recipe, results
 
 ROOT = Path(__file__).parent.parent
@@ -57,7 +57,7 @@ def test_what_only_looks_imports_no_torch(words, tmp_path):
     code = (
         "import sys\n"
         f"sys.argv = ['var-scaling', *{words!r}]\n"
-        "from pipelines import cli\n"
+        "from pipelines.cli import main as cli\n"
         "try:\n    cli.main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
         "heavy = ('torch', 'ray', 'mlflow', 'pandas', 'scipy')\n"
         "print('heavy:', [name for name in heavy if name in sys.modules])\n"

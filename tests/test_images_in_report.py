@@ -10,11 +10,11 @@ from test_images_published import few as few
 from test_images_published import home as home
 from test_report import FACTS, assert_sound, written
 
-from analysis.table import TableError
-from pipelines import publish
-from pipelines.exhibits import exhibits, folders
-from pipelines.made import stamp_of
-from pipelines.report_facts import facts_of
+from analysis.table.table import TableError
+from pipelines.report import publish
+from pipelines.report.facts import facts_of
+from pipelines.report.images import exhibits, folders
+from pipelines.results.artifacts import stamp_of
 from pipelines.stages.graph import sweep_stages
 from var_scaling.disk import write_json
 from var_scaling.experiment.sample_set import Rejection

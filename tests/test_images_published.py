@@ -12,16 +12,16 @@ from PIL import Image
 from test_report import frame
 
 from analysis.study import study
-from analysis.table import check
-from pipelines.exhibits import exhibits
-from pipelines.made import made_in
-from pipelines.measured import Fidelity, note_fidelity
-from pipelines.mirror import mirror_model
-from pipelines.settings import Settings
-from pipelines.speed import Measured, note_measured
+from analysis.table.table import check
+from pipelines.evaluation.scores import Fidelity, note_fidelity
+from pipelines.evaluation.throughput import Measured, note_measured
+from pipelines.report.images import exhibits
+from pipelines.results.artifacts import made_in
 from pipelines.stages.graph import sweep_stages
-from pipelines.store import Home, claim
-from pipelines.tracking import Mirror, client
+from pipelines.tracking.mlflow import Mirror, client
+from pipelines.tracking.sync import mirror_model
+from pipelines.workspace.settings import Settings
+from pipelines.workspace.store import Home, claim
 from var_scaling.disk import write_json
 from var_scaling.evaluation.rates import (
     Machine,

@@ -9,13 +9,13 @@ import torch
 from conftest import CLASSES, SMALL, bring, images, trial, var_scaling, var_state
 from PIL import Image
 
-from pipelines.address import imported_sweep
-from pipelines.rows import rows_of, write_results
-from pipelines.settings import Settings
+from pipelines.results.table import rows_of, write_results
 from pipelines.stages.context import Place, StopFile
 from pipelines.stages.graph import refuse_mismatch, sweep_stages
 from pipelines.stages.stages import run_tokenizer, run_tokens, run_trial
-from pipelines.store import Drift, Home
+from pipelines.workspace.address import imported_sweep
+from pipelines.workspace.settings import Settings
+from pipelines.workspace.store import Drift, Home
 from var_scaling.models.var.config import VarModel
 
 

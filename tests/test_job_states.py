@@ -11,12 +11,15 @@ from test_reconcile import Scripted, seen, twice
 from test_reconcile import unit as unit  # a fixture
 from typer.testing import CliRunner
 
-from pipelines import cli, jobs, launch, slurm
-from pipelines.collect import state_of
-from pipelines.settings import Settings
-from pipelines.slurm import Queue, Seen
-from pipelines.snapshot import Snapshot
-from pipelines.store import Home
+from pipelines.cli import main as cli
+from pipelines.execution.slurm import slurm
+from pipelines.execution.slurm import submit as launch
+from pipelines.execution.slurm.slurm import Queue, Seen
+from pipelines.execution.status import state_of
+from pipelines.workspace import job_log as jobs
+from pipelines.workspace.settings import Settings
+from pipelines.workspace.snapshot import Snapshot
+from pipelines.workspace.store import Home
 from var_scaling.disk import write_json
 
 # As squeue's and sacct's manuals list them, up to Slurm 24.11.
@@ -158,7 +161,7 @@ def test_an_sbatch_that_greets_in_latin_1_is_not_taken_for_a_refusal(tmp_path, u
 
 
 def test_git_s_words_may_be_in_any_encoding(programs):
-    from pipelines import provenance
+    from pipelines.workspace import provenance
 
     program(programs, "git", b"caf\xe9\n")
     assert provenance._git(Path("/"), "log") == "caf�"
@@ -168,7 +171,7 @@ def test_git_s_words_may_be_in_any_encoding(programs):
 
 
 def test_a_job_of_an_older_submission_is_turned_away(tmp_path, unit, capsys):
-    from pipelines.job import Work
+    from pipelines.execution.slurm.worker import Work
 
     submitting(unit.folder, submission="old")
     submitting(unit.folder, submission="new")
@@ -184,7 +187,7 @@ def test_a_job_of_an_older_submission_is_turned_away(tmp_path, unit, capsys):
 
 
 def test_a_job_without_a_ledger_works(tmp_path):
-    from pipelines.job import Work
+    from pipelines.execution.slurm.worker import Work
 
     write_json(tmp_path / "trial.json", {})
     assert Work(str(tmp_path), str(tmp_path), "{}", "box", "s", {})._wanted() is True

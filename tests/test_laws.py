@@ -7,13 +7,13 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from analysis import search, solver
-from analysis.fit import Fit, NotConverged, fit_law
-from analysis.laws import FLOOR, LAWS, LOGIT, PURE, REPEATED, SURFACE, Law
-from analysis.objectives import OBJECTIVES
-from analysis.points import FitError
-from analysis.search import solve
-from analysis.seeds import seeds as starting_points
+from analysis.fitting import search, solver
+from analysis.fitting.fit import Fit, NotConverged, fit_law
+from analysis.fitting.initialization import seeds as starting_points
+from analysis.fitting.laws import FLOOR, LAWS, LOGIT, PURE, REPEATED, SURFACE, Law
+from analysis.fitting.objectives import OBJECTIVES
+from analysis.fitting.points import FitError
+from analysis.fitting.search import solve
 
 SIZES = 1152.0 * np.arange(1, 13) ** 3
 QUICK = settings(max_examples=15, deadline=None, derandomize=True, phases=[Phase.generate])

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines.judged import judged
-from pipelines.references import Cut
-from pipelines.settings import Settings
+from pipelines.evaluation.image_sets import judged
+from pipelines.evaluation.reference_stats import Cut
 from pipelines.stages.context import Place, StopFile
-from pipelines.store import Home
+from pipelines.workspace.settings import Settings
+from pipelines.workspace.store import Home
 from var_scaling.data.dataset import open_images
 from var_scaling.data.listing import DataError, fingerprint, list_images
 from var_scaling.datasets import ImageFiles, Reading

@@ -13,9 +13,10 @@ from PIL import Image
 from rich.progress import Task
 from typer.testing import CliRunner
 
-from pipelines import cli, screen
+from pipelines.cli import main as cli
+from pipelines.cli.terminal import console as screen
 from pipelines.stages.attempt import FAILED
-from pipelines.store import Home
+from pipelines.workspace.store import Home
 from var_scaling.data.dataset import open_images
 from var_scaling.datasets import ImageFiles, Reading
 from var_scaling.disk import write_json
@@ -55,7 +56,7 @@ def test_plan_shows_a_question_as_it_is(sweep, tmp_path):
 
 
 def test_the_list_of_sweeps_shows_a_question_as_it_is(monkeypatch, sweep):
-    from pipelines.sweeps import find_sweep
+    from pipelines.workspace.sweeps import find_sweep
 
     monkeypatch.setattr(cli, "known_sweeps", lambda: [find_sweep(str(sweep))])
     shown = "".join(said("sweeps").split())

@@ -11,10 +11,10 @@ from scipy import stats
 from scipy.interpolate import CubicSpline
 
 from analysis import FLOOR, LOGIT, PURE, SURFACE, FitError
-from analysis.joint import best_shift, union_of
-from analysis.multiplier import Family, multiplier, multiplier_of_tables
-from analysis.objectives import HUBER, SQUARES
-from analysis.separate import size_for
+from analysis.comparison.compute_multiplier import Family, multiplier, multiplier_of_tables
+from analysis.comparison.joint_fit import best_shift, union_of
+from analysis.comparison.separate import size_for
+from analysis.fitting.objectives import HUBER, SQUARES
 
 A_COMPUTE, B_COMPUTE = np.geomspace(1e6, 1e9, 7), np.geomspace(2e6, 3e9, 7)
 

@@ -13,14 +13,14 @@ from conftest import SMALL, bring, tokenizer, trial, var_state
 from PIL import Image
 from small_home import place_in, small_home
 
-from pipelines import cli
-from pipelines.address import imported_sweep, read_tokenizer
-from pipelines.fidelity import Asked, measure_fidelity
-from pipelines.references import Cut, real_data, reference_of
-from pipelines.rows import write_results
-from pipelines.settings import Settings
+from pipelines.cli import main as cli
+from pipelines.evaluation.fid import Asked, measure_fidelity
+from pipelines.evaluation.reference_stats import Cut, real_data, reference_of
+from pipelines.results.table import write_results
 from pipelines.stages.stages import run_tokens
-from pipelines.store import Home
+from pipelines.workspace.address import imported_sweep, read_tokenizer
+from pipelines.workspace.settings import Settings
+from pipelines.workspace.store import Home
 from var_scaling.datasets import DeadLeaves, ImageFiles
 from var_scaling.disk import read_json
 from var_scaling.evaluation.extractors import seeded_extractor
@@ -47,7 +47,7 @@ def picture_folder(root: Path, side: int = 24, splits=("train", "val"), count: i
 @pytest.fixture
 def command(monkeypatch, capsys):
     """The command line in this process: exit code, stdout, stderr."""
-    monkeypatch.setattr("pipelines.mirror.mirror_model", lambda *words: None)
+    monkeypatch.setattr("pipelines.tracking.sync.mirror_model", lambda *words: None)
 
     def call(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["var-scaling", *map(str, words)])
@@ -279,14 +279,14 @@ def test_plan_reckons_with_what_it_is_told(command, tmp_path):
 
 
 def test_report_speaks_json_when_asked(command, smoke, monkeypatch):
-    monkeypatch.setattr("pipelines.publish.publish", lambda *words, again: {})
+    monkeypatch.setattr("pipelines.report.publish.publish", lambda *words, again: {})
     code, out, err = command("report", "smoke", "--json", "--home", smoke)
     assert code == 0, err
     assert json.loads(out) == {"report": str(smoke / "smoke" / "report" / "index.html")}
 
 
 def test_retry_does_not_send_elsewhere_what_another_driver_takes_up(command, tmp_path, monkeypatch):
-    from pipelines import driver
+    from pipelines.workspace import driver_lock as driver
 
     home = Home(tmp_path / "home")
     with driver.driving(home.sweep("smoke"), "local", False):

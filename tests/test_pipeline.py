@@ -13,16 +13,16 @@ import pandas as pd
 import pytest
 from conftest import COMMAND, tokenizer, trial, var_scaling
 
-from pipelines import launch
-from pipelines.address import read_generator
-from pipelines.collect import overview
-from pipelines.provenance import attempts, code_version
-from pipelines.rows import rows_of
-from pipelines.settings import Local, Settings, SettingsError, load_settings
+from pipelines.execution.slurm import submit as launch
+from pipelines.execution.status import overview
+from pipelines.results.table import rows_of
 from pipelines.stages.context import Place, StopFile, local_seat
 from pipelines.stages.graph import sweep_stages
-from pipelines.store import Busy, Drift, Home, claim, held, in_use
-from pipelines.sweeps import find_sweep
+from pipelines.workspace.address import read_generator
+from pipelines.workspace.provenance import attempts, code_version
+from pipelines.workspace.settings import Local, Settings, SettingsError, load_settings
+from pipelines.workspace.store import Busy, Drift, Home, claim, held, in_use
+from pipelines.workspace.sweeps import find_sweep
 from var_scaling.disk import whole, write_json
 from var_scaling.metrics import MetricsLog, read_metrics
 
@@ -325,7 +325,7 @@ def test_tokenizer_records_are_told_apart_by_fingerprint():
 
 
 def test_a_record_with_newer_fields_at_their_defaults_is_no_drift(tmp_path):
-    from pipelines.store import claim
+    from pipelines.workspace.store import claim
 
     old = json.loads(trial().model_dump_json())
     del old["precision"], old["tokenizer"]["weight_average"]

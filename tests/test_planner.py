@@ -11,16 +11,16 @@ from scipy import stats
 from test_forecast import finish, rung, sweep
 from typer.testing import CliRunner
 
-from analysis import design
-from analysis.fit import fit_law
-from analysis.intervals import prediction_interval
-from analysis.laws import FLOOR, PURE, SURFACE
-from analysis.planner import Candidate, plan
-from analysis.points import FitError
-from pipelines.cli import app
-from pipelines.next_runs import Wishes, advise, candidate_trials, numbers, whole_numbers
-from pipelines.plan import Price
-from pipelines.store import Home
+from analysis.fitting.fit import fit_law
+from analysis.fitting.laws import FLOOR, PURE, SURFACE
+from analysis.fitting.points import FitError
+from analysis.forecasting import design
+from analysis.forecasting.planner import Candidate, plan
+from analysis.uncertainty.intervals import prediction_interval
+from pipelines.cli.main import app
+from pipelines.planning.cost import Price
+from pipelines.planning.next_runs import Wishes, advise, candidate_trials, numbers, whole_numbers
+from pipelines.workspace.store import Home
 from var_scaling.experiment import Sweep
 from var_scaling.ladder import tiny_optimiser
 from var_scaling.models.var.config import paper_rung

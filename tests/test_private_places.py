@@ -9,12 +9,13 @@ import psutil
 import pytest
 from conftest import trial
 
-from pipelines import cli, launch
-from pipelines.resources import trial_resources
-from pipelines.settings import Cluster, Settings
-from pipelines.snapshot import Snapshot
-from pipelines.store import Home
-from pipelines.units import Unit
+from pipelines.cli import main as cli
+from pipelines.execution.slurm import submit as launch
+from pipelines.execution.slurm.resources import trial_resources
+from pipelines.execution.tasks import Unit
+from pipelines.workspace.settings import Cluster, Settings
+from pipelines.workspace.snapshot import Snapshot
+from pipelines.workspace.store import Home
 from var_scaling.training import distributed
 
 BOX = Cluster(partition="main", device="cpu", poll_seconds=1)
@@ -64,7 +65,7 @@ def test_pickles_lie_where_nobody_else_writes(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("mode", "warned"), [(0o777, True), (0o755, False)])
 def test_run_warns_of_a_home_that_all_may_write_to(smoke, monkeypatch, capsys, mode, warned):
-    monkeypatch.setattr("pipelines.cli.publish_and_show", lambda *words, **options: None)
+    monkeypatch.setattr("pipelines.cli.main.publish_and_show", lambda *words, **options: None)
     monkeypatch.setattr(sys, "argv", ["var-scaling", "run", "smoke", "--home", str(smoke)])
     before = stat.S_IMODE(smoke.stat().st_mode)
     smoke.chmod(mode)

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from scipy.optimize import minimize
 
-from analysis.certify import certify
-from analysis.fit import Fit, fit_law
-from analysis.laws import SURFACE
-from analysis.uncertainty import Bootstrap, bootstrap
+from analysis.fitting.fit import Fit, fit_law
+from analysis.fitting.laws import SURFACE
+from analysis.fitting.verify import certify
+from analysis.uncertainty.bootstrap import Bootstrap, bootstrap
 
 TABLE = Path(__file__).parents[2] / "shared/data/laws/chinchilla_fig4.csv"
 pytestmark = pytest.mark.skipif(not TABLE.exists(), reason="the published points are not here")

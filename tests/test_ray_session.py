@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import cli, ray_session
-from pipelines.ray_session import RayNotStarted, ray_here
+from pipelines.cli import main as cli
+from pipelines.execution import ray_session
+from pipelines.execution.ray_session import RayNotStarted, ray_here
 
 OTHER = 65534  # a user id without rights
 ATTACK = Path(__file__).with_name("ray_attack.py")
@@ -81,7 +82,7 @@ import json, os, sys, tempfile
 from pathlib import Path
 sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parent.parent)]!r}
 tempfile.tempdir = {str(place)!r}
-from pipelines import ray_session
+from pipelines.execution import ray_session
 start = ray_session._init
 def without_token(folder, cpus):
     os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -111,7 +112,7 @@ def test_what_a_killed_run_left_goes_with_the_next_start(place):
 import sys, tempfile, time
 sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
 tempfile.tempdir = {str(place)!r}
-from pipelines.ray_session import ray_here
+from pipelines.execution.ray_session import ray_here
 with ray_here(1):
     print("started", flush=True)
     time.sleep(600)

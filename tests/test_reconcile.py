@@ -6,16 +6,18 @@ from pathlib import Path
 import pytest
 from conftest import submitting, trial
 
-from pipelines import driver, jobs, launch
-from pipelines.collect import state_of
-from pipelines.reconcile import Reconciler
-from pipelines.resources import trial_resources
-from pipelines.settings import Cluster, Settings
-from pipelines.slurm import Queue, Seen
-from pipelines.snapshot import Snapshot
+from pipelines.execution.reconcile import Reconciler
+from pipelines.execution.slurm import submit as launch
+from pipelines.execution.slurm.resources import trial_resources
+from pipelines.execution.slurm.slurm import Queue, Seen
+from pipelines.execution.status import state_of
+from pipelines.execution.tasks import Unit
 from pipelines.stages.attempt import FAILED
-from pipelines.store import Home, held
-from pipelines.units import Unit
+from pipelines.workspace import driver_lock as driver
+from pipelines.workspace import job_log as jobs
+from pipelines.workspace.settings import Cluster, Settings
+from pipelines.workspace.snapshot import Snapshot
+from pipelines.workspace.store import Home, held
 from var_scaling.disk import write_json
 
 BOX = Cluster(partition="main", device="cpu", poll_seconds=1)
@@ -196,7 +198,7 @@ def test_what_is_nobodys_fault_is_never_held_against_a_stage(tmp_path, unit, sta
 
 
 def test_active_by_accounts_alone_is_a_runaway_and_not_waited_for(tmp_path, unit, monkeypatch):
-    from pipelines import slurm
+    from pipelines.execution.slurm import slurm
 
     submitting(unit.folder)
     jobs.note(unit.folder, "submitted", submission="s", job="7")

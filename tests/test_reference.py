@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from test_reference_numbers import DECAYS
 
-from pipelines.exchange import export_released, import_released
-from pipelines.store import Home, weights_of
+from pipelines.checkpoints.convert import export_released, import_released
+from pipelines.workspace.store import Home, weights_of
 from var_scaling.config import Tokenizer
 from var_scaling.models.base import ModelSpec
 from var_scaling.models.var import published

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from test_laws import SIZES, grid, surface
 
-from analysis.certify import certify
-from analysis.fit import fit_law
-from analysis.laws import FLOOR, LOGIT, PURE, REPEATED, SURFACE
-from analysis.objectives import Objective
-from analysis.points import FitError
+from analysis.fitting.fit import fit_law
+from analysis.fitting.laws import FLOOR, LOGIT, PURE, REPEATED, SURFACE
+from analysis.fitting.objectives import Objective
+from analysis.fitting.points import FitError
+from analysis.fitting.verify import certify
 
 GOOD = 1.5 + 8 * SIZES**-0.25
 

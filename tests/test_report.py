@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.checklist import UNKNOWN, checklist
-from analysis.forecast import Outcome, Run, Target, freeze, score
-from analysis.latex import escape, law_table, symbol
-from analysis.report import SECTIONS, Facts, write_report
+from analysis.forecasting.forecast import Outcome, Run, Target, freeze, score
+from analysis.report.checklist import UNKNOWN, checklist
+from analysis.report.html import SECTIONS, Facts, write_report
+from analysis.report.latex import escape, law_table, symbol
+from analysis.report.text import verdicts, warnings
 from analysis.study import study
-from analysis.table import check
-from analysis.words import verdicts, warnings
+from analysis.table.table import check
 
 FACTS = Facts(title="title", question="question?", settings={}, provenance={})
 ITEMS = [

@@ -3,13 +3,13 @@
 import pytest
 from conftest import trial
 
-from pipelines.resources import encoding_parts, memory_bytes, trial_resources
-from pipelines.settings import Cluster, Settings, SettingsError, load_settings
+from pipelines.execution.slurm.resources import encoding_parts, memory_bytes, trial_resources
+from pipelines.execution.tasks import arrays_of, units_of
 from pipelines.stages.graph import of_kind, sweep_stages
 from pipelines.stages.registry import TOKENS, TRIAL
-from pipelines.store import Home, part_folders
-from pipelines.sweeps import find_sweep
-from pipelines.units import arrays_of, units_of
+from pipelines.workspace.settings import Cluster, Settings, SettingsError, load_settings
+from pipelines.workspace.store import Home, part_folders
+from pipelines.workspace.sweeps import find_sweep
 
 H100 = Cluster(partition="gpu", nodes=8)
 BOX = Cluster(partition="main", device="cpu", poll_seconds=1)

@@ -14,15 +14,15 @@ import pytest
 from PIL import Image
 from small_home import ADDRESS, place_in, small_home
 
-from pipelines import sample_processes
-from pipelines.sample_end import end_set, read_image
-from pipelines.sample_folder import Life, SampleFolder
-from pipelines.sample_processes import ProcessFailed
-from pipelines.sample_request import Asked, plan_set
-from pipelines.sample_run import here, other_split
-from pipelines.sampling import How, sample_set
+from pipelines.sampling import processes as sample_processes
+from pipelines.sampling.draw import How, sample_set
+from pipelines.sampling.finalize import end_set, read_image
+from pipelines.sampling.processes import ProcessFailed
+from pipelines.sampling.request import Asked, plan_set
+from pipelines.sampling.run import here, other_split
+from pipelines.sampling.store import Life, SampleFolder
 from pipelines.stages.context import Seat
-from pipelines.store import Busy, Drift, held, in_use
+from pipelines.workspace.store import Busy, Drift, held, in_use
 from var_scaling.disk import DONE, is_done, read_json, write_json
 
 QUIET = How(), lambda done: False, lambda *said: None
@@ -70,7 +70,7 @@ def test_a_larger_count_that_was_not_reached_can_be_taken_back(home, monkeypatch
     make(home, plan)
     before = pictures(plan)
     with monkeypatch.context() as broken:
-        broken.setattr("pipelines.sampling.make_ready", failing)
+        broken.setattr("pipelines.sampling.draw.make_ready", failing)
         with pytest.raises(RuntimeError):
             make(home, larger)
     assert is_done(plan.folder)  # nothing was drawn: nothing was given up

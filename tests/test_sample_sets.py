@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from small_home import ADDRESS, place_in, small_home
 
-from pipelines.sample_export import export_npz
-from pipelines.sample_folder import SampleFolder
-from pipelines.sample_request import Asked, plan_set
-from pipelines.sampling import How, sample_set
+from pipelines.sampling.draw import How, sample_set
+from pipelines.sampling.export import export_npz
+from pipelines.sampling.request import Asked, plan_set
+from pipelines.sampling.store import SampleFolder
 from pipelines.stages.attempt import Stopped
-from pipelines.store import Drift
+from pipelines.workspace.store import Drift
 from var_scaling.disk import DONE, is_done, read_json, write_json
 from var_scaling.experiment.sample_set import CHUNK, Rejection, Request, SampleSet
 from var_scaling.generation.reject import accept

@@ -16,13 +16,14 @@ from conftest import COMMAND, bring, tokenizer, trial
 from rich.console import Console
 from small_home import ADDRESS, place_in, small_home
 
-from pipelines import cli, jobs
-from pipelines.sample_jobs import job_folders, sample_units
-from pipelines.sample_request import Asked, plan_set, read_classes, read_part
-from pipelines.sampling import How
-from pipelines.screen_images import counting
-from pipelines.settings import Cluster
-from pipelines.store import held
+from pipelines.cli import main as cli
+from pipelines.cli.terminal.images import counting
+from pipelines.sampling.draw import How
+from pipelines.sampling.jobs import job_folders, sample_units
+from pipelines.sampling.request import Asked, plan_set, read_classes, read_part
+from pipelines.workspace import job_log as jobs
+from pipelines.workspace.settings import Cluster
+from pipelines.workspace.store import held
 from var_scaling.disk import DONE, is_done, read_json, write_json
 
 MIRRORED: list[str] = []  # addresses, one for each time
@@ -37,7 +38,9 @@ def home(tmp_path_factory):
 def _alone_and_quick(home, monkeypatch):
     """No sets of another test; no waiting for the disk, nor for MLflow."""
     MIRRORED.clear()
-    monkeypatch.setattr("pipelines.mirror.mirror_model", lambda *told: MIRRORED.append(told[2]))
+    monkeypatch.setattr(
+        "pipelines.tracking.sync.mirror_model", lambda *told: MIRRORED.append(told[2])
+    )
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     shutil.rmtree(home.root / ADDRESS / "samples", ignore_errors=True)
 
@@ -321,7 +324,7 @@ def test_a_job_a_part_and_no_more_than_chunks(home):
 
 
 def test_a_job_without_guidance_asks_for_less(home, monkeypatch):
-    monkeypatch.setattr("pipelines.sample_jobs.encoding_resources", lambda flops, cluster: flops)
+    monkeypatch.setattr("pipelines.sampling.jobs.encoding_resources", lambda flops, cluster: flops)
     plan, flops = plan_set(place_in(home), ADDRESS, Asked(count=1)), []
     for guidance in (1.5, (0.0, 0.0, 0.1), 0.0, (0.0,) * 3):
         sampling = plan.wanted.sampling.model_copy(update={"guidance": guidance})
@@ -333,7 +336,7 @@ def test_a_job_without_guidance_asks_for_less(home, monkeypatch):
 
 
 def test_a_set_in_the_hands_of_a_job_is_not_submitted_twice(home):
-    from pipelines.sample_jobs import others_at_it
+    from pipelines.sampling.jobs import others_at_it
 
     plan, units = units_of(home, 25, 2)
     jobs.note(
@@ -346,10 +349,10 @@ def test_a_set_in_the_hands_of_a_job_is_not_submitted_twice(home):
 
 
 def test_a_job_draws_its_part_and_the_last_ends_the_set(home):
-    from pipelines.sample_jobs import run
+    from pipelines.sampling.jobs import run
 
     plan, units = units_of(home, 9, 2)
-    from pipelines.sample_folder import SampleFolder
+    from pipelines.sampling.store import SampleFolder
 
     SampleFolder(plan.folder, plan.wanted).claim()
     place = place_in(home)

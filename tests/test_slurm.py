@@ -14,7 +14,7 @@ import pytest
 from conftest import COMMAND
 from slurm_site import row_of, unharmed
 
-from pipelines.provenance import attempts
+from pipelines.workspace.provenance import attempts
 
 pytestmark = pytest.mark.slurm
 

@@ -6,7 +6,7 @@ import signal
 import pytest
 from slurm_site import row_of, unharmed
 
-from pipelines import jobs
+from pipelines.workspace import job_log as jobs
 
 pytestmark = pytest.mark.slurm
 

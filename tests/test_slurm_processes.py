@@ -12,8 +12,8 @@ import pytest
 from conftest import numbers
 from slurm_site import SETTINGS, Site, copy_of, unharmed
 
-from pipelines.provenance import attempts
-from pipelines.tracking import quiet_environment
+from pipelines.tracking.mlflow import quiet_environment
+from pipelines.workspace.provenance import attempts
 
 pytestmark = pytest.mark.slurm
 

@@ -10,10 +10,10 @@ from conftest import COMMAND
 from slurm_site import Site
 from small_home import ADDRESS, place_in, small_home
 
-from pipelines import jobs
-from pipelines.provenance import attempts
-from pipelines.sample_request import Asked, plan_set
-from pipelines.sampling import How, sample_set
+from pipelines.sampling.draw import How, sample_set
+from pipelines.sampling.request import Asked, plan_set
+from pipelines.workspace import job_log as jobs
+from pipelines.workspace.provenance import attempts
 from var_scaling.disk import is_done, read_json
 
 pytestmark = pytest.mark.slurm

@@ -12,12 +12,12 @@ from PIL import Image
 from scipy import stats
 from small_home import place_in, small_home
 
-from analysis.forecast import Run, Target, freeze
-from pipelines import exchange
-from pipelines.rows import rows_of
+from analysis.forecasting.forecast import Run, Target, freeze
+from pipelines.checkpoints import convert as exchange
+from pipelines.results.table import rows_of
 from pipelines.stages import stages
-from pipelines.store import Home, claim
-from pipelines.tracking import Mirror
+from pipelines.tracking.mlflow import Mirror
+from pipelines.workspace.store import Home, claim
 from var_scaling.accounting import total
 from var_scaling.data.dataset import open_images
 from var_scaling.data.dead_leaves import DeadLeavesSource

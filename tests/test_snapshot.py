@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import snapshot
-from pipelines.snapshot import DirtyTree, take_snapshot
-from pipelines.store import Home
+from pipelines.workspace import snapshot
+from pipelines.workspace.snapshot import DirtyTree, take_snapshot
+from pipelines.workspace.store import Home
 
 
 def git(folder: Path, *words: str) -> None:

@@ -13,8 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from pipelines.cli_speed import app
-from pipelines.speed import Measured, measurements, note_measured, speed_columns
+from pipelines.cli.speed import app
+from pipelines.evaluation.throughput import Measured, measurements, note_measured, speed_columns
 from var_scaling.accounting import total
 from var_scaling.config import ImportedTokenizer
 from var_scaling.disk import read_json, write_json

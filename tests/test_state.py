@@ -9,11 +9,12 @@ from conftest import trial
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines import log_end, screen
-from pipelines.collect import SweepState, View, overview
-from pipelines.log_end import latest_line, latest_lines
+from pipelines.cli.terminal import console as screen
+from pipelines.execution.status import SweepState, View, overview
 from pipelines.stages.graph import sweep_stages
-from pipelines.store import Home
+from pipelines.workspace import log_end
+from pipelines.workspace.log_end import latest_line, latest_lines
+from pipelines.workspace.store import Home
 from var_scaling.disk import write_json
 from var_scaling.experiment import Sweep
 from var_scaling.metrics import MetricsLog, read_metrics

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.schema import BY_NAME, OURS, SCHEMA, SCORES, VARIABLES
-from analysis.table import TableError, check, complete, load_results, load_table
+from analysis.table.schema import BY_NAME, OURS, SCHEMA, SCORES, VARIABLES
+from analysis.table.table import TableError, check, complete, load_results, load_table
 from var_scaling.results import make_row
 
 

@@ -8,10 +8,10 @@ from urllib.request import urlopen
 import pytest
 from conftest import COMMAND, trial
 
-from pipelines import jobs
-from pipelines.mirror import attempt
-from pipelines.store import Home, claim
-from pipelines.tracking import Mirror
+from pipelines.tracking.mlflow import Mirror
+from pipelines.tracking.sync import attempt
+from pipelines.workspace import job_log as jobs
+from pipelines.workspace.store import Home, claim
 from var_scaling.disk import write_json
 from var_scaling.experiment import Sweep
 from var_scaling.metrics import MetricsLog

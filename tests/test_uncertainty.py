@@ -5,10 +5,10 @@ import pytest
 from scipy import stats
 
 from analysis import FLOOR, LOGIT, PURE, SURFACE, FitError, fit_law
-from analysis.certify import certify
-from analysis.coverage import _batched, coverage, coverage_of_depths
-from analysis.intervals import covers, covers_at, interval, prediction_interval
-from analysis.uncertainty import bootstrap, scheme_for, seed_noise
+from analysis.fitting.verify import certify
+from analysis.uncertainty.bootstrap import bootstrap, scheme_for, seed_noise
+from analysis.uncertainty.coverage import _batched, coverage, coverage_of_depths
+from analysis.uncertainty.intervals import covers, covers_at, interval, prediction_interval
 
 SIZES = 1152.0 * np.arange(1, 9) ** 3
 TRUE = {"A": 2e-4**-0.2, "alpha": 0.2, "E": 1.5}

@@ -1,8 +1,8 @@
 """The columns of the results table, once: what is made, understood, logged and documented of a run.
 
 A column is one entry of COLUMNS, and the code that computes its value: an entry by `score_column`
-is taken from the validation lines of metrics.jsonl, all others by name from what pipelines.rows
-knows. No torch, no pandas.
+is taken from the validation lines of metrics.jsonl, all others by name from what
+pipelines.results.table knows. No torch, no pandas.
 """
 
 from collections.abc import Mapping

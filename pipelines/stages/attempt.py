@@ -14,10 +14,10 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.damage import mark_done
-from pipelines.provenance import note_attempt, revise_attempt
 from pipelines.stages.context import Seat
-from pipelines.store import held
+from pipelines.workspace.damage import mark_done
+from pipelines.workspace.provenance import note_attempt, revise_attempt
+from pipelines.workspace.store import held
 from var_scaling.disk import read_json, write_json
 from var_scaling.metrics import Line, MetricsLog
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from pipelines.settings import Local, Settings
-from pipelines.store import Home
+from pipelines.workspace.settings import Local, Settings
+from pipelines.workspace.store import Home
 
 if TYPE_CHECKING:
     from var_scaling.training.loop import Wish

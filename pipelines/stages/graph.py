@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipelines import jobs
 from pipelines.stages.registry import KINDS, TOKENIZER, TRIAL, StageKind, is_damaged, kind_of
-from pipelines.store import Home, claim, has_results, in_use, refuse
+from pipelines.workspace import job_log as jobs
+from pipelines.workspace.store import Home, claim, has_results, in_use, refuse
 from var_scaling.config import ImportedTokenizer
 from var_scaling.experiment import Sweep
 from var_scaling.record import Record, difference

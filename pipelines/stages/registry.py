@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines.damage import damage_in
-from pipelines.store import Home, drift
+from pipelines.workspace.damage import damage_in
+from pipelines.workspace.store import Home, drift
 from var_scaling.config import AnyTokenizer, ImportedTokenizer, TrainedTokenizer
 from var_scaling.datasets import Data
 from var_scaling.disk import read_json

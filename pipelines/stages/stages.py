@@ -3,26 +3,42 @@
 Each may be called again at any time: done is not redone, half-done goes on, drift is refused.
 """
 
+import json
 from contextlib import nullcontext
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from pipelines.damage import LOG, WEIGHTS, ended, mark_done, status_of
-from pipelines.repair import evaluate_tokenizer_again, evaluate_trial_again
+from pydantic import TypeAdapter
+
 from pipelines.stages.attempt import WAIT, Attempt, Stopped, at_work
 from pipelines.stages.context import Place
 from pipelines.stages.graph import Stage
 from pipelines.stages.registry import SPLITS, TOKENIZER, TOKENS, TRIAL, how_to_import
-from pipelines.store import Home, claim, held, part_folders, weights_of
+from pipelines.stages.repair import evaluate_tokenizer_again, evaluate_trial_again
+from pipelines.workspace.damage import LOG, WEIGHTS, ended, mark_done, status_of
+from pipelines.workspace.store import Home, claim, held, part_folders, weights_of
 from var_scaling.class_names import CLASSES, keep_names
-from var_scaling.config import ImportedTokenizer, SomeTokenizer, TrainedTokenizer
-from var_scaling.datasets import DataRecord, Reading
+from var_scaling.config import AnyTokenizer, ImportedTokenizer, SomeTokenizer, TrainedTokenizer
+from var_scaling.datasets import Data, DataRecord, Reading
 from var_scaling.disk import DONE, file_sha256, is_done, read_json, write_json
 from var_scaling.experiment import Trial
 from var_scaling.metrics import read_metrics
 
 _TOKENS = ("manifest.json", "tokens.npy", "labels.npy")
+
+
+def run(place: Place, words: dict[str, Any]) -> str:
+    """What a job was given as JSON (execution.tasks.words_of). Raises what the stage raises."""
+    if words["kind"] == TRIAL.name:
+        trial = Trial.model_validate_json(json.dumps(words["trial"]))
+        return run_trial(place, words["sweep"], trial)
+    t: Any = TypeAdapter(AnyTokenizer).validate_json(json.dumps(words["tokenizer"]))
+    if words["kind"] == TOKENIZER.name:
+        return run_tokenizer(place, t)
+    data: Any = TypeAdapter(Data).validate_json(json.dumps(words["data"]))
+    part = tuple(words["part"]) if words["part"] else None
+    return run_tokens(place, t, data, words["split"], part)
 
 
 def run_stage(stage: Stage, place: Place) -> str:

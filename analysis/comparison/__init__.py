@@ -1,0 +1,1 @@
+"""Two groups of runs compared: compute multipliers, joint fits, the paper's own laws."""

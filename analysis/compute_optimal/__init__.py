@@ -1,0 +1,1 @@
+"""Compute frontiers, IsoFLOP parabolas and the optimal allocation of compute."""

@@ -1,0 +1,1 @@
+"""Power laws fitted to points: laws, objectives, solver, certificate."""

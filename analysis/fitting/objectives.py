@@ -1,0 +1,76 @@
+"""What a fit minimises: a sum over points of a loss of log residuals, brought to order one."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+_WIDTHS = (
+    np.inf, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6, 3e-7, 1e-7, 3e-8,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A sum of Huber losses of width `delta`; least squares and least absolute are its two ends.
+
+    Divided by `delta` where it is finite, so that the slope of a far point is one, whatever the
+    width. Least absolute deviations are approached through Huber losses of falling width, down to
+    `delta`; a single fit then goes on to the optimum itself (analysis.fitting.vertex).
+    """
+
+    name: str
+    delta: float
+
+    def __post_init__(self) -> None:
+        if not self.delta > 0:
+            raise ValueError(f"delta = {self.delta}: the width of a loss must be positive")
+
+    def widths(self, near: bool) -> tuple[float, ...]:
+        """The widths to go through, the last being the objective's own.
+
+        A narrow loss has its optimum among kinks that Newton's method finds only from nearby.
+        """
+        narrower = (width for width in _WIDTHS if width > self.delta)
+        return (*(width for width in narrower if not near or width < 1e-3), self.delta)
+
+    def value(self, residual: Array) -> Array:
+        """The loss of each residual in its own units: r², Huber's r²/2 or δ(|r| - δ/2), or |r|."""
+        size = np.abs(residual)
+        if np.isinf(self.delta):
+            return residual**2
+        if self.name == "absolute":
+            return size
+        return np.where(size <= self.delta, residual**2 / 2, self.delta * (size - self.delta / 2))
+
+
+HUBER = Objective("huber", 1e-3)
+SQUARES = Objective("squares", np.inf)
+ABSOLUTE = Objective("absolute", 1e-6)
+OBJECTIVES = {objective.name: objective for objective in (HUBER, SQUARES, ABSOLUTE)}
+
+
+def objective_of(given: str | Objective) -> Objective:
+    """The objective of that name. Raises ValueError."""
+    if isinstance(given, Objective):
+        return given
+    if given not in OBJECTIVES:
+        raise ValueError(f"objective {given!r}: one of {', '.join(OBJECTIVES)}")
+    return OBJECTIVES[given]
+
+
+def scaled(residual: Array, width: float) -> tuple[Array, Array, Array, Array]:
+    """Value, first and second derivative, and the weight that majorises, of the scaled loss."""
+    if np.isinf(width):
+        return residual**2, 2 * residual, np.full_like(residual, 2), np.full_like(residual, 2)
+    size = np.abs(residual)
+    inside = size <= width
+    return (
+        np.where(inside, residual**2 / (2 * width), size - width / 2),
+        np.where(inside, residual / width, np.sign(residual)),
+        np.where(inside, 1 / width, 0.0),
+        1 / np.maximum(size, width),
+    )

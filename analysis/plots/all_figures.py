@@ -1,0 +1,108 @@
+"""Every figure of a study, drawn to files: print sizes, log-log, safe for the colour-blind."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from analysis.plots.allocation import allocation, allocation_figure, isoflop, isoflop_figure
+from analysis.plots.compute import curves, frontier_figure, laws_in_compute, rates
+from analysis.plots.diagnostics import (
+    conventions,
+    dots_figure,
+    forecasts,
+    holdout,
+    holdout_figure,
+    influence,
+    objectives,
+)
+from analysis.plots.law_panel import law_band, law_figure
+from analysis.plots.laws import above_the_floor, laws_in_parameters, residuals, scales
+from analysis.plots.style import save
+from analysis.study import Study
+
+__all__ = [
+    "CAPTIONS",
+    "FIGURES",
+    "above_the_floor",
+    "allocation",
+    "allocation_figure",
+    "conventions",
+    "curves",
+    "dots_figure",
+    "draw_all",
+    "forecasts",
+    "frontier_figure",
+    "holdout",
+    "holdout_figure",
+    "influence",
+    "isoflop",
+    "isoflop_figure",
+    "law_band",
+    "law_figure",
+    "laws_in_compute",
+    "laws_in_parameters",
+    "objectives",
+    "rates",
+    "residuals",
+    "scales",
+]
+
+FIGURES: dict[str, Callable[[Study], Figure | None]] = {
+    draw.__name__: draw
+    for draw in (
+        laws_in_parameters, above_the_floor, residuals, laws_in_compute, scales, conventions,
+        objectives, isoflop, allocation, holdout, influence, curves, rates, forecasts,
+    )
+}  # fmt: skip
+CAPTIONS = {
+    "laws_in_parameters": "Score of each run at its end against the weights of the block matrices "
+    "(left) and all parameters (right). Dashed: a pure power law; solid: with a fitted floor E, "
+    "where the fit wants one; dotted: beyond the data. Bands: 95 % of the law itself, pointwise "
+    "and linearised (t quantile, residual variance); in brackets: the 95 % profile interval of α.",
+    "above_the_floor": "What lies above the fitted floor E, against the same two counts: by the "
+    "law, a straight line. E is taken as known, so the scatter about the line is too small.",
+    "residuals": "What each law in N leaves, in per cent of what it predicts; lines join the means "
+    "of sizes. Grey, where sizes were run with several seeds: ± 2 standard deviations of runs that "
+    "differ in seed alone.",
+    "laws_in_compute": "Thin lines: each run's held-out score against the training FLOPs spent so "
+    "far, dark for small and bright for large models. Points: the frontier; hollow where a size "
+    "was still the best when it stopped, or was the smallest or largest, so C_min is at most that. "
+    "Bands and brackets: 95 % by a bootstrap over runs, centred on the fit.",
+    "scales": "Final held-out loss of each scale, coarse (1) to fine, with its own pure power law "
+    "in N.",
+    "conventions": "The exponent of the pure law under every counting of parameters (circles) and "
+    "of training FLOPs at the end of runs (squares), with 95 % profile intervals.",
+    "objectives": "The exponent of the pure law in N under each objective of the fit, with 95 % "
+    "profile intervals; an arrow: no end.",
+    "isoflop": "Loss against size at one budget each, with the parabola and its minimum (star, "
+    "with its 95 % Fieller interval).",
+    "allocation": "The best size (left) and number of tokens (right) for a budget by three "
+    "approaches. Triangles: frontier points that are no mere bound; squares: minima of the "
+    "parabolas with 95 % intervals; band: 95 % of the surface's optimum by a bootstrap over runs.",
+    "holdout": "Each law fitted up to a cut and asked for every larger run: the relative error "
+    "against how far beyond the cut the run is. Large symbols, joined: the largest size.",
+    "influence": "How the exponent of the law in N changes when one run is left out and the rest "
+    "is fitted again; the run that matters most by its name.",
+    "curves": "Held-out loss and error of each run against the training tokens it has seen.",
+    "rates": "Final held-out loss against the peak learning rate, a line for each size; a ring: "
+    "its best.",
+    "forecasts": "Forecasts frozen before a run ended, with their 95 % intervals of a new run, "
+    "relative to what was then measured. Filled: the law that was quoted.",
+}
+
+
+def draw_all(
+    study: Study, folder: Path, kinds: tuple[str, ...] = ("svg", "png", "pdf")
+) -> dict[str, Path]:
+    """Every figure that the study carries, in all `kinds`; returns the path of each SVG by name.
+
+    The same study twice is the same files, byte by byte.
+    """
+    drawn = {}
+    for name, draw in FIGURES.items():
+        figure = draw(study)
+        if figure is not None:
+            save(figure, folder, name, kinds)
+            drawn[name] = folder / f"{name}.svg"
+    return drawn

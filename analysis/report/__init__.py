@@ -1,0 +1,1 @@
+"""The report: texts, tables and figures on one page."""

@@ -1,0 +1,1 @@
+"""Which law, which counting, which points: held-out error, influence, verdict."""

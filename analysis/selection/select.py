@@ -1,0 +1,257 @@
+"""Which law: all candidates side by side, what speaks for each, and a verdict that may be "none".
+
+All candidates predict L, so their residuals of log L, and what rests on them, can be compared.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import optimize, special, stats
+
+from analysis.fitting.fit import Fit, fit_law
+from analysis.fitting.laws import FLOOR, LOGIT, PURE, Law
+from analysis.fitting.objectives import SQUARES, Objective, objective_of
+from analysis.fitting.points import FitError
+from analysis.selection.holdout import HeldOut, leave_largest_out, rolling
+from analysis.selection.influence import Influence, influence
+from analysis.selection.verdict import Evidence, Verdict, remarks, verdict_of
+from analysis.uncertainty.intervals import Interval, interval
+
+_EXACT = 1e-12  # log residual: below it all laws are equally true
+LIKELIHOODS = {
+    "squares": "Gaussian log L, its variance fitted",
+    "absolute": "Laplace log L, its width fitted",
+    "huber": "log L with density exp(-Huber(r) / s) / Z(s), s fitted",
+}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One law as it does on these points."""
+
+    name: str  # "pure", "floor", "floor fixed", "logit"
+    fit: Fit
+    aicc: float | None  # None where n - k - 1 < 1; only differences mean something
+    r2: float  # of log L, the same for all laws; fit.r2 is of the law's own straight line
+    E_interval: Interval | None
+    held_out: HeldOut | None  # the largest size, predicted from the others
+    rolled: tuple[HeldOut, ...]  # the runs above each cut, predicted from those below
+    rolling_error: float | None  # mean |relative error|, over the cuts that all candidates carry
+    influence: tuple[Influence, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """A row of the table that shows the candidates side by side; NaN where there is none."""
+        held, span, nan = self.held_out, self.E_interval, float("nan")
+        return {
+            "law": self.name,
+            **self.fit.values,
+            "E_low": span.low if span else nan,
+            "E_high": span.high if span else nan,
+            "r": self.fit.r,
+            "r2_log_loss": self.r2,
+            "rms_relative_error": self.fit.rms_relative_error,
+            "aicc": nan if self.aicc is None else self.aicc,
+            "leave_largest_out": held.relative_error if held else nan,
+            "rolling_error": nan if self.rolling_error is None else self.rolling_error,
+            "largest_influence": max((each.distance for each in self.influence), default=nan),
+        }
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """The quadratic term of log L in log x, by least squares: above zero, it flattens out."""
+
+    coefficient: float
+    standard_error: float
+    t: float
+    p: float  # two-sided, of no curvature
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The candidates, the test of curvature, and the verdict."""
+
+    candidates: tuple[Candidate, ...]
+    refused: tuple[str, ...]  # candidates that these points cannot carry, with the reason
+    curvature: Curvature | None
+    likelihood: str  # of AICc
+    rolled: int  # predictions behind each rolling error
+    judgement: Verdict
+
+    @property
+    def preferred(self) -> str | None:
+        """Pure or floor, by its name; None where the data cannot tell."""
+        return self.judgement.preferred
+
+    @property
+    def verdict(self) -> str:
+        """In words, with the reasons."""
+        return self.judgement.words
+
+    def get(self, name: str) -> Candidate | None:
+        return next((each for each in self.candidates if each.name == name), None)
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [candidate.as_dict() for candidate in self.candidates]
+
+
+def choose(
+    x: ArrayLike,
+    y: ArrayLike,
+    objective: str | Objective = SQUARES,
+    fixed_floor: float | None = None,
+    *,
+    error_rate: bool = False,
+) -> Choice:
+    """Compare a pure power law with one above a floor on points x, y, each (n,), in any units.
+
+    `fixed_floor`: also the law above this given E. `error_rate`: y is a share of errors, so also
+    the law in the odds (LAWS.md §2). Raises FitError where not even the pure law can be fitted.
+    """
+    objective = objective_of(objective)
+    wanted: list[tuple[str, Law, float | None]] = [("pure", PURE, None), ("floor", FLOOR, None)]
+    if fixed_floor is not None:
+        wanted.append(("floor fixed", FLOOR, fixed_floor))
+    if error_rate:
+        wanted.append(("logit", LOGIT, None))
+    fits: dict[str, Fit] = {}
+    refused = []
+    for name, law, floor in wanted:
+        try:
+            fits[name] = fit_law(law, x, y, objective, floor=floor)
+        except FitError as error:
+            if name == "pure":
+                raise
+            refused.append(f"{name}: {error}")
+    rolled = {name: _rolled(fit) for name, fit in fits.items()}
+    errors, shared = _rolling_errors(rolled)
+    candidates = {
+        name: _candidate(name, fit, rolled[name], errors[name]) for name, fit in fits.items()
+    }
+    curvature = curvature_of(x, y)
+    evidence = {name: _evidence(candidate) for name, candidate in candidates.items()}
+    least = float(np.min(np.asarray(y, dtype=float)))
+    bend = None if curvature is None else (curvature.t, curvature.p)
+    verdict = verdict_of(evidence["pure"], evidence.get("floor"), bend, least, tuple(refused))
+    return Choice(
+        candidates=tuple(candidates.values()),
+        refused=tuple(refused),
+        curvature=curvature,
+        likelihood=LIKELIHOODS[objective.name],
+        rolled=shared,
+        judgement=replace(verdict, remarks=remarks(evidence)),
+    )
+
+
+def aicc(fit: Fit) -> float | None:
+    """Akaike's criterion, corrected for few points (Hurvich and Tsai 1989); None where n - k < 2.
+
+    The likelihood is the one whose optimum the objective finds (LIKELIHOODS), so k counts its
+    width too. Constants are left out for squares, n log(RSS / n), and for absolute,
+    2 n log(Σ|r| / n); the correction is exact for Gaussian straight lines only.
+    """
+    n, k = fit.points, fit.free + 1
+    if n - k < 2:
+        return None
+    weights = fit.given.weights
+    if fit.objective.name == "absolute":
+        width = float(np.mean(weights * np.abs(fit.residuals)))
+        misfit = 2 * n * np.log(max(width, _EXACT))
+    elif np.isinf(fit.objective.delta):
+        misfit = n * np.log(max(float(np.mean(weights * fit.residuals**2)), _EXACT**2))
+    else:
+        loss = max(float(np.mean(weights * fit.objective.value(fit.residuals))), _EXACT**2)
+        misfit = n * _least_huber(loss, fit.objective.delta)
+    return float(misfit + 2 * k + 2 * k * (k + 1) / (n - k - 1))
+
+
+def _least_huber(loss: float, delta: float) -> float:
+    """-2 log likelihood a point of the mean Huber loss, at its best width s."""
+
+    def misfit(log_s: float) -> float:
+        s = np.exp(log_s)
+        middle = np.sqrt(2 * np.pi * s) * special.erf(delta / np.sqrt(2 * s))
+        tails = 2 * s / delta * np.exp(-(delta**2) / (2 * s))
+        return float(2 * np.log(middle + tails) + 2 * loss / s)
+
+    around = np.log(loss)  # s is between the mean loss (Laplace) and twice it (Gauss)
+    return float(optimize.minimize_scalar(misfit, bounds=(around - 1, around + 2)).fun)
+
+
+def curvature_of(x: ArrayLike, y: ArrayLike) -> Curvature | None:
+    """Least squares of log y on 1, u, u², u = log x centred. None below 4 points or 3 sizes."""
+    u = np.log(np.asarray(x, dtype=float))
+    v = np.log(np.asarray(y, dtype=float))
+    freedom = len(u) - 3
+    if freedom < 1 or len(np.unique(u)) < 3:
+        return None
+    u = u - u.mean()
+    line = np.column_stack([np.ones_like(u), u])
+    bend = u**2 - line @ np.linalg.lstsq(line, u**2, rcond=None)[0]
+    coefficient = float(bend @ v / (bend @ bend))
+    left = v - line @ np.linalg.lstsq(line, v, rcond=None)[0] - coefficient * bend
+    variance = max(float(left @ left) / freedom, _EXACT**2)
+    error = float(np.sqrt(variance / (bend @ bend)))
+    t = coefficient / error
+    return Curvature(coefficient, error, t, float(2 * stats.t.sf(abs(t), freedom)))
+
+
+def _rolled(fit: Fit) -> tuple[HeldOut, ...]:
+    """Each run above each cut that can carry the law."""
+    cuts = rolling(
+        fit.law, fit.given.x, fit.given.y, fit.objective, floor=fit.floor, intervals=False
+    )
+    return tuple(each for each in cuts if isinstance(each, HeldOut))
+
+
+def _rolling_errors(rolled: dict[str, tuple[HeldOut, ...]]) -> tuple[dict[str, float | None], int]:
+    """Mean |relative error| of each, over the (cut, point) pairs that all of them could predict.
+
+    A candidate that no cut can carry has none, and does not narrow the others' pairs.
+    """
+    found = {
+        name: {(each.cut, each.points): abs(each.relative_error) for each in held}
+        for name, held in rolled.items()
+    }
+    able = [set(errors) for errors in found.values() if errors]
+    shared = set.intersection(*able) if able else set()
+    mean = {
+        name: float(np.mean([errors[pair] for pair in shared])) if errors and shared else None
+        for name, errors in found.items()
+    }
+    return mean, len(shared)
+
+
+def _candidate(
+    name: str, fit: Fit, rolled: tuple[HeldOut, ...], rolling_error: float | None
+) -> Candidate:
+    log_y = np.log(fit.given.y)
+    spread = float(np.sum((log_y - log_y.mean()) ** 2))
+    held = leave_largest_out(fit.law, fit.given.x, fit.given.y, fit.objective, floor=fit.floor)
+    free_floor = fit.law.floor and fit.floor is None
+    return Candidate(
+        name=name,
+        fit=fit,
+        aicc=aicc(fit),
+        r2=1 - float(np.sum(fit.residuals**2)) / spread if spread > 0 else float("nan"),
+        E_interval=interval(fit, "E") if free_floor else None,
+        held_out=held,
+        rolled=rolled,
+        rolling_error=rolling_error,
+        influence=influence(fit) if fit.points > fit.free + 1 else (),
+    )
+
+
+def _evidence(candidate: Candidate) -> Evidence:
+    held, span = candidate.held_out, candidate.E_interval
+    return Evidence(
+        aicc=candidate.aicc,
+        held_out=held.relative_error if held else None,
+        rolling=candidate.rolling_error,
+        scatter=candidate.fit.rms_relative_error,
+        E=candidate.fit.E,
+        E_span=(span.low, span.high) if span else None,
+        r=candidate.fit.r,
+    )

@@ -1,0 +1,1 @@
+"""A run table: its columns, reading and checking it, also from MLflow."""

@@ -1,0 +1,1 @@
+"""How certain a law is: bootstrap, intervals, coverage."""

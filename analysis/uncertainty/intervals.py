@@ -1,0 +1,204 @@
+"""Intervals by one principle: the values that the data do not reject.
+
+For least squares the test is the F test of the profile: the parameter is held at a value, the rest
+is fitted again, and the value stays as long as the sum of squares rises by no more than the F
+quantile allows. A prediction is held by an imaginary point: one that counts beyond measure for the
+law itself, one that counts as a run for a new run; for a straight line that is exactly the
+textbook's prediction interval. For the other objectives the critical rise is found by simulation
+from the fit (smoothed residuals, seeded). Measured coverage: docs/laws.md.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from analysis.fitting.fit import Fit
+from analysis.fitting.points import FitError
+from analysis.fitting.search import solve
+from analysis.fitting.terms import Points
+from analysis.uncertainty.profile import (
+    SIMULATIONS,
+    Problem,
+    Rise,
+    critical_rise,
+    crossings,
+    standard_error,
+)
+
+Array = NDArray[np.float64]
+
+_LEAST_LOOK = 0.02  # of the least loss: a first guess of how far to look for the ends of E
+PINNED = 1e6  # weight of an imaginary point that the law must go through
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A range, its nominal level, how it was found, and what it rests on."""
+
+    low: float
+    high: float
+    level: float
+    method: str
+    basis: str
+
+
+def interval(fit: Fit, name: str, level: float = 0.95) -> Interval:
+    """The profile interval of one of the law's parameters, in its own units.
+
+    Infinite on a side where nothing is rejected; a floor's low end is 0 where no floor is needed.
+    Raises FitError where the fit has no points to spare, or that parameter was fixed.
+    """
+    rise, allowed, error = _test_of(fit, name, level)
+    logarithmic = name in {coefficient for coefficient, _ in fit.law.powers} | {"R_star"}
+    best = np.log(fit[name]) if logarithmic else fit[name]
+    low, high = crossings(rise, best, error, allowed, 0.0 if name == "E" else -np.inf)
+    if logarithmic:
+        low, high = np.exp(low), np.exp(high)
+    return Interval(float(low), float(high), level, _method(fit), basis(fit))
+
+
+def _test_of(fit: Fit, name: str, level: float) -> tuple[Rise, float, float]:
+    """How far the objective rises at values of `name`, how far it may, and a standard error."""
+    _refuse_flags(fit)
+    if name not in fit.values or (name == "E" and fit.floor is not None):
+        raise FitError(f"{name} is not a fitted parameter of {fit.law.formula}")
+    problem, column, to_theta = held_problem(fit, name)
+    critical = critical_rise(fit, problem, column, level)
+
+    def rise(values: Array) -> Array:
+        start = np.repeat(problem.theta[None], len(values), 0)
+        start[:, column] = to_theta(values)
+        held = solve(
+            problem.points,
+            problem.weights,
+            start[None],
+            fit.objective,
+            problem.log_floor,
+            (column,),
+        )
+        return held.objective - problem.objective
+
+    error = standard_error(fit, problem, column)
+    if name == "E":  # of log E; where E is nothing that says nothing
+        error = max(error * fit.E, _LEAST_LOOK * float(fit.given.y.min()))
+    return rise, critical * problem.objective, error
+
+
+def prediction_interval(
+    fit: Fit, x: ArrayLike | Sequence[ArrayLike], level: float = 0.95, new_run: bool = True
+) -> Interval:
+    """Of L at one `x`: what a new run there would measure, or (`new_run` False) the law itself.
+
+    A new run is taken to scatter as the fitted ones do. Raises FitError as `interval` does.
+    """
+    rise, allowed, best = _test_at(fit, x, level, new_run)
+    error = max(float(np.sqrt(np.mean(fit.residuals**2))), 1e-9)
+    low, high = crossings(rise, best, error, allowed, -np.inf)
+    height = fit.given.points.height
+    kind = "of a new run" if new_run else "of the law"
+    return Interval(
+        float(np.exp(low + height)), float(np.exp(high + height)), level,
+        f"{_method(fit)}, {kind}", basis(fit),
+    )  # fmt: skip
+
+
+def _test_at(
+    fit: Fit, x: ArrayLike | Sequence[ArrayLike], level: float, new_run: bool
+) -> tuple[Rise, float, float]:
+    """How far the objective rises at values of centred log L at `x`, how far it may, and log L̂."""
+    _refuse_flags(fit)
+    predicted = np.atleast_1d(fit.predict(x))
+    if predicted.shape != (1,):
+        raise FitError(f"one x at a time: its shape is {predicted.shape}")
+    problem = Problem.of(fit)
+    weight = 1.0 if new_run else PINNED
+    points = with_point(fit, x)
+    weights = np.append(problem.weights[0], weight)[None]
+
+    def rise(values: Array) -> Array:
+        z = np.column_stack([np.repeat(problem.points.z[None], len(values), 0), values])
+        start = np.repeat(problem.theta[None], len(values), 0)
+        held = solve(replace(points, z=z), weights, start[None], fit.objective, problem.log_floor)
+        return held.objective - problem.objective
+
+    best = float(np.log(predicted[0]) - problem.points.height)
+    critical = critical_rise(fit, problem, None, level, points, weight, best)
+    return rise, critical * problem.objective, best
+
+
+def covers(fit: Fit, name: str, value: float, level: float = 0.95) -> bool:
+    """Whether `interval(fit, name, level)` holds `value`, without looking for its ends."""
+    rise, allowed, _ = _test_of(fit, name, level)
+    logarithmic = name in {coefficient for coefficient, _ in fit.law.powers} | {"R_star"}
+    return bool(rise(np.log([value]) if logarithmic else np.array([value]))[0] <= allowed)
+
+
+def covers_at(
+    fit: Fit, x: ArrayLike | Sequence[ArrayLike], value: float, level: float = 0.95,
+    new_run: bool = True,
+) -> bool:  # fmt: skip
+    """Whether `prediction_interval(fit, x, level, new_run)` holds `value`."""
+    rise, allowed, _ = _test_at(fit, x, level, new_run)
+    return bool(rise(np.array([np.log(value) - fit.given.points.height]))[0] <= allowed)
+
+
+def basis(fit: Fit) -> str:
+    """What an interval rests on, to be printed beside it."""
+    sizes = ", ".join(
+        f"{count} {variable if variable != 'x' else 'sizes'}"
+        for variable, count in zip(fit.law.variables, fit.given.sizes, strict=True)
+    )
+    decades = ", ".join(f"{each:.1f}" for each in fit.given.decades)
+    return f"{fit.points} points, {sizes}, {decades} decades"
+
+
+def held_problem(fit: Fit, name: str) -> tuple[Problem, int, Callable[[Array], Array]]:
+    """The problem in which `name` is a column of θ, that column, and what θ is of a value."""
+    height = fit.given.points.height
+    for k, (coefficient, exponent) in enumerate(fit.law.powers):
+        if name == exponent:
+            return Problem.of(fit), 2 * k + 1, lambda values: values
+        if name == coefficient:  # log A stands in θ where log x is not centred
+            points = fit.given.points
+            centres = points.centres
+            logs = tuple(log + centre for log, centre in zip(points.logs, centres, strict=True))
+            theta = fit.theta.copy()
+            for j, centre in enumerate(centres):
+                theta[2 * j] += theta[2 * j + 1] * centre
+            raw = replace(points, logs=logs, centres=(0.0,) * len(centres))
+            return Problem.of(fit, raw, theta), 2 * k, lambda values: values - height
+    if name == "R_star":
+        return Problem.of(fit), len(fit.theta) - 1, lambda values: values
+
+    def log_floor(values: Array) -> Array:
+        with np.errstate(divide="ignore"):
+            return np.asarray(np.log(np.maximum(values, 0)) - height)
+
+    return Problem.of(fit), 2 * len(fit.law.powers), log_floor
+
+
+def with_point(fit: Fit, x: ArrayLike | Sequence[ArrayLike]) -> Points:
+    """The fit's points and one more at `x`; its z is to be given."""
+    points = fit.given.points
+    added = [np.atleast_1d(each) for each in fit.law.arrays(x)]
+    logs = tuple(
+        np.append(log, np.log(more) - centre)
+        for log, more, centre in zip(points.logs, added, points.centres, strict=False)
+    )
+    repeats = points.repeats
+    if repeats is not None:
+        repeats = (np.append(repeats[0], np.log(added[1])), np.append(repeats[1], np.log(added[2])))
+    return replace(points, logs=logs, repeats=repeats)
+
+
+def _method(fit: Fit) -> str:
+    if np.isinf(fit.objective.delta):
+        return f"profile, F(1, {fit.points - fit.free})"
+    return f"profile, critical value of {SIMULATIONS} simulations"
+
+
+def _refuse_flags(fit: Fit) -> None:
+    if not fit.certificate.converged:
+        raise FitError("the fit did not converge: no interval can be built on it")

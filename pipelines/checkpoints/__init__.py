@@ -1,0 +1,1 @@
+"""Weights in and out: published checkpoints, and finished models loaded for use."""

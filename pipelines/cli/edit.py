@@ -1,0 +1,141 @@
+"""The verb that edits a picture: fill a hole in it, paint around it, give it detail."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from pipelines.cli.models import Model
+from pipelines.cli.options import (
+    RUNS,
+    AsJson,
+    Guidance,
+    HomeFolder,
+    Precision,
+    Smooth,
+    Temperature,
+    TopK,
+    TopP,
+    read_sampling,
+)
+from pipelines.cli.terminal import console as screen
+from pipelines.workspace.settings import load_settings
+from pipelines.workspace.store import Home
+from var_scaling.class_names import called
+
+if TYPE_CHECKING:
+    from pipelines.editing.edit import Outcome
+
+app = typer.Typer()
+
+
+@app.command()
+def edit(
+    address: Model,
+    image: Annotated[
+        Path, typer.Argument(help="a picture of any size", exists=True, dir_okay=False)
+    ],
+    in_paint: Annotated[
+        str | None,
+        typer.Option(help="fill this box: left,top,right,bottom in pixels, or 25%,0%,75%,50%"),
+    ] = None,
+    out_paint: Annotated[
+        str | None, typer.Option(help="keep this box, and paint all around it")
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            help="fill what is white, or transparent, in this picture", exists=True, dir_okay=False
+        ),
+    ] = None,
+    super_resolve: Annotated[
+        bool, typer.Option("--super-resolve", help="give detail to a small picture")
+    ] = False,
+    label: Annotated[
+        str | None,
+        typer.Option(
+            "--class", help="what to paint, by number or name; without it by the picture alone"
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="how many results")] = 4,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    name: Annotated[str | None, typer.Option(help="of the edit; else the file's")] = None,
+    window: Annotated[
+        str | None, typer.Option(help="the square that the model sees: left,top,size in pixels")
+    ] = None,
+    feather: Annotated[
+        int | None, typer.Option(help="pixels over which the new fades in; else window / 32")
+    ] = None,
+    blank: Annotated[
+        bool,
+        typer.Option("--blank", help="empty the hole first: else its rim knows what was there"),
+    ] = False,
+    mask_by: Annotated[
+        Literal["light", "alpha"] | None, typer.Option(help="what of a mask counts")
+    ] = None,
+    keep_scales: Annotated[
+        int | None, typer.Option(help="coarse scales to keep of a small picture; else by its size")
+    ] = None,
+    guidance: Guidance = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    temperature: Temperature = None,
+    smooth: Smooth = False,
+    precision: Precision = None,
+    home: HomeFolder = RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Fill a hole in a picture, paint around a part of it, or give detail to a small one.
+
+    Without --class it goes by the picture alone, with it the new is to show that class. Outside
+    the hole each pixel of kept-*.png is the picture's own, in 8-bit RGB as it is displayed, also
+    where the file has 16 bits or CMYK. To paint beyond a picture's edge, set it on a larger canvas
+    first. A larger --count goes on with the same results.
+    """
+    sampling = read_sampling(guidance, top_k, top_p, temperature, smooth, precision)
+    from pipelines.editing.edit import edit_picture
+    from pipelines.editing.request import Asked
+    from pipelines.stages.context import Place, StopFile, local_seat
+
+    at, settings = Home(home), load_settings()
+    asked = Asked(
+        image, in_paint, out_paint, mask, super_resolve, mask_by, window, keep_scales, feather,
+        blank, label, count, seed, name, sampling,
+    )  # fmt: skip
+    with screen.steps(f"editing {image.name}") as tell:
+        seat = local_seat(settings.local)
+        place = Place(at, settings, StopFile(at.root / "stop"), seat, tell)
+        made = edit_picture(place, address, asked, tell)
+    # A window that was asked for leaves out of a small picture what it was to leave out.
+    if made.missed > 0 and not (super_resolve and window):
+        left, top, size = made.edit.window
+        what = "the picture lies outside, and is not in the result"
+        if not super_resolve:
+            what = "what was to be painted lies outside, and is as it was"
+        screen.warn(
+            f"the model sees {size} × {size} px from x {left}, y {top}: {made.missed:.0%} of {what}"
+        )
+    if as_json:
+        manifest = json.loads((made.folder / "manifest.json").read_text())
+        print(json.dumps({"folder": str(made.folder), **manifest}))
+    else:
+        _say(made, label is not None)
+    if made.anew:
+        from pipelines.tracking.sync import mirror_model
+
+        mirror_model(at, settings, address, screen.warn)
+
+
+def _say(made: "Outcome", by_class: bool) -> None:
+    told = "by the picture alone"
+    if by_class:
+        weights = made.edit.sampling.guidance
+        listed = weights if isinstance(weights, tuple) else (weights,)
+        which = called(made.edit.label, made.names)
+        told = f"class {which}, guidance {', '.join(f'{weight:g}' for weight in listed)}"
+    again = "" if made.anew else "; made before, nothing was redone"
+    tokens = f"{made.kept} tokens kept, {made.drawn} drawn"
+    results = f"{made.edit.count} result{'s' * (made.edit.count > 1)}"
+    screen.say(f"{made.edit.name}: {results}, {told}; {tokens}{again}")
+    screen.say(str(made.folder / "sheet.png"))

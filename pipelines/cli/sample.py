@@ -1,0 +1,192 @@
+"""The verb that draws samples of a model: here, by several processes, in parts, on a cluster."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipelines.cli.models import Model
+from pipelines.cli.options import (
+    RUNS,
+    Detach,
+    Dirty,
+    Guidance,
+    HomeFolder,
+    Precision,
+    Smooth,
+    Temperature,
+    TopK,
+    TopP,
+    read_sampling,
+)
+from pipelines.cli.terminal import console as screen
+from pipelines.cli.terminal.images import counting
+from pipelines.workspace.settings import load_settings
+from pipelines.workspace.store import Home
+from var_scaling.disk import DONE
+
+if TYPE_CHECKING:
+    from pipelines.sampling.run import Outcome
+
+app = typer.Typer()
+
+
+@app.command()
+def sample(
+    address: Model,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            help="0,1,5-8 or names or all or none; name:10 is the class named 10; else all of "
+            "at most 16"
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option(help="images of each class")] = 8,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    name: Annotated[str, typer.Option(help="of the set")] = "default",
+    guidance: Guidance = None,
+    constant_guidance: Annotated[
+        bool, typer.Option("--constant-guidance", help="the same at all scales")
+    ] = False,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    temperature: Temperature = None,
+    smooth: Smooth = False,
+    precision: Precision = None,
+    reject: Annotated[
+        float | None,
+        typer.Option(help="of more candidates keep this share, of which a classifier is surest"),
+    ] = None,
+    classifier: Annotated[
+        str | None,
+        typer.Option(help="a ResNet's file, or extractor; else that of var-scaling.toml"),
+    ] = None,
+    class_map: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON: the classifier's output for each class, a list or by number or name",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
+    strips: Annotated[int, typer.Option(min=0, help="show so many images scale by scale")] = 0,
+    npz: Annotated[
+        Path | None,
+        typer.Option(help="write all to one file too, for OpenAI's evaluator", dir_okay=False),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="images at a time; changes speed, no image")
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="of this machine")] = 1,
+    part: Annotated[
+        str | None, typer.Option(help="2/8: only the second of eight parts; others do the rest")
+    ] = None,
+    on: Annotated[str, typer.Option("--on", help="local, or a cluster of var-scaling.toml")] = (
+        "local"
+    ),
+    jobs: Annotated[int, typer.Option(min=1, help="on a cluster: among how many")] = 1,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="on a cluster: what failed or was cancelled too")
+    ] = False,
+    detach: Detach = False,
+    dirty: Dirty = False,
+    take_over: Annotated[bool, typer.Option("--take-over", help="break another's lock")] = False,
+    home: HomeFolder = RUNS,
+) -> None:
+    """Draw images: a folder of PNGs with a grid and a manifest. Run it again to go on.
+
+    An image hangs on model, settings, seed, class and index alone: a larger --count goes on with
+    the same images (with --reject: the same candidates, of which others may be kept), and any
+    number of processes, parts or jobs makes the same files.
+    """
+    from pipelines.sampling.request import Asked, plan_set, read_part
+    from pipelines.sampling.store import STRIPS
+    from pipelines.stages.context import Place, StopFile, local_seat
+    from var_scaling.experiment.sample_set import CHUNK
+
+    if constant_guidance and guidance and "," in guidance:
+        raise ValueError(f"--guidance {guidance} says it for each scale: no --constant-guidance")
+    sampling = read_sampling(
+        guidance, top_k, top_p, temperature, smooth, precision, not constant_guidance
+    )
+    this_part = read_part(part) if part else None
+    _refuse_mixture(part, processes, on, jobs, detach or retry or take_over)
+    if npz is not None and detach:
+        raise ValueError("--npz is written at the end, for which --detach does not wait")
+    at, settings = Home(home), load_settings()
+    place = Place(at, settings, StopFile(at.root / "stop"), local_seat(settings.local))
+    asked = Asked(classes, count, seed, name, sampling, reject, classifier, class_map)
+    plan = plan_set(place, address, asked)
+    from pipelines.sampling.draw import How
+    from pipelines.sampling.jobs import others_at_it
+    from pipelines.sampling.run import Launch, here, on_cluster, other_split
+
+    how, done, strips_file = How(batch, strips, this_part), plan.folder / DONE, plan.folder / STRIPS
+    before = _written(done), _written(strips_file)
+    if processes > plan.wanted.chunks:
+        screen.warn(
+            f"chunks of {CHUNK} images are shared out, and this set has {plan.wanted.chunks}: so "
+            f"many processes draw it, not {processes}"
+        )
+    with counting(screen.console) as tell:
+        if on == "local":
+            split = other_split(plan.folder, this_part) if this_part else ""
+            for warning in filter(None, (others_at_it(plan, [], on), split)):
+                screen.warn(warning)
+            outcome = here(place, plan, how, processes, tell)
+        else:
+            launched = Launch(on, jobs, retry, detach, dirty, take_over)
+            outcome = on_cluster(place, plan, how, launched, tell)
+    _leave_unless_done(outcome, detach, on != "local" and not retry)
+    if outcome.missing:
+        screen.say(outcome.missing)
+        if npz is not None or strips:
+            screen.warn("--npz and --strips: nothing is written before then. Ask again at the end")
+        return
+    if strips or _written(done) != before[0]:
+        from pipelines.tracking.sync import mirror_model
+
+        mirror_model(at, settings, address, screen.warn)
+    if strips and _written(strips_file) == before[1]:
+        screen.warn(f"no job drew strips; the same words without --on {on} draw them here")
+    if npz is not None:  # the last: where it cannot be written, all else is done
+        from pipelines.sampling.export import export_npz
+
+        export_npz(plan.folder, npz)
+        screen.say(str(npz))
+    images = plan.wanted.images
+    screen.say(f"{images:,} image{'s' * (images > 1)} in {plan.folder / 'images'}")
+    screen.say(str(plan.folder / "grid.png"))
+    if strips and strips_file.exists():
+        screen.say(str(strips_file))
+
+
+def _leave_unless_done(outcome: "Outcome", detach: bool, may_retry: bool) -> None:
+    """Say what stopped or failed and how to go on, and leave; return if nothing did."""
+    again = "var-scaling " + shlex.join(sys.argv[1:])
+    for unit, why in outcome.failures.items():
+        screen.say_error(f"failed {unit}: {why}")
+    if outcome.stopped is not None:
+        screen.say(f"{outcome.stopped}. To go on: {again}")
+        raise typer.Exit(0 if detach else 130)
+    if outcome.failures:
+        again += " --retry" if may_retry else ""
+        screen.say_error(f"The rest is kept. Once mended, go on with: {again}")
+        raise typer.Exit(1)
+
+
+def _written(path: Path) -> int:
+    """When it was; 0: it is not there."""
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def _refuse_mixture(part: str | None, processes: int, on: str, jobs: int, theirs: bool) -> None:
+    """Raise ValueError for options that do not go together."""
+    if part and processes > 1:
+        raise ValueError("--part is one process's share: start as many as there are parts")
+    if on != "local" and (part or processes > 1):
+        raise ValueError("--on CLUSTER --jobs N makes parts of its own; no --part, no --processes")
+    if on == "local" and (jobs > 1 or theirs):
+        raise ValueError("--jobs, --retry, --detach and --take-over are about --on CLUSTER")

@@ -1,0 +1,265 @@
+"""What a person sees in the terminal: tables, progress, paths."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID
+from rich.table import Column, Table
+from rich.text import Text
+
+from pipelines.execution.status import View, since
+from var_scaling.experiment import Sweep
+from var_scaling.models.base import Validation
+from var_scaling.text import printable
+
+
+class LiteralConsole(Console):
+    """Shows text as it is: brackets are no markup, colons no emoji, and control characters, which
+    may stand in any name, question or message of a user, are spelt out.
+    """
+
+    def __init__(self, **options: Any):
+        super().__init__(markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
+_WIDE = None if sys.stdout.isatty() else 150  # a file or a pipe has no width to fit
+console = LiteralConsole(width=_WIDE)
+errors = LiteralConsole(stderr=True, width=_WIDE)
+
+_COLOURS = {
+    "done": "green", "running": "cyan", "queued": "yellow", "failed": "red", "diverged": "red",
+    "cancelled": "red", "damaged": "red", "to repair": "yellow",
+}  # fmt: skip
+_ENDED = ("done", "damaged", "diverged", "failed", "cancelled", "imported")
+_LISTED = 50  # stages of one kind and state that a table lists
+_HEARTBEAT = 20.0  # seconds between lines where there is no terminal to redraw
+
+
+def warn(text: str) -> None:
+    say_error(text, "yellow")
+
+
+def say_error(text: str, colour: str = "red") -> None:
+    errors.print(text, style=colour, soft_wrap=True, highlight=False)
+
+
+def say(text: str) -> None:
+    console.print(text, soft_wrap=True, highlight=False)
+
+
+def sweeps_table(found: list[Sweep]) -> Table:
+    table = new_table("sweep", "question", "trials", "depths", "images")
+    for sweep in found:
+        depths = sorted({trial.model.depth for trial in sweep.trials})
+        data = ", ".join(sorted({trial.data.name for trial in sweep.trials}))
+        span = f"{depths[0]}–{depths[-1]}" if len(depths) > 1 else str(depths[0])
+        table.add_row(sweep.name, sweep.question, str(len(sweep.trials)), span, data)
+    return table
+
+
+def new_table(*columns: str, title: str = "", caption: str = "") -> Table:
+    """A table whose long words are folded: of a path cut short with "…" there is no use."""
+    return Table(
+        *(Column(header, overflow="fold") for header in columns),
+        title=title, caption=caption, box=SIMPLE_HEAD, title_justify="left",
+        caption_justify="left", pad_edge=False, padding=(0, 1),
+    )  # fmt: skip
+
+
+def status_table(sweep: Sweep, views: list[View], driver: str = "") -> Table:
+    """`driver`: who drives it now, and what it has to say.
+
+    Many stages of one kind and state, of which there is nothing else to say, are one line.
+    """
+    jobs = any(view.job for view in views)
+    where = ("attempt", "job", "node") if jobs else ()
+    table = new_table(
+        "stage", "name", "state", "step", "", "loss", "images/s", "left", *where, "",
+        title=sweep.name, caption=driver,
+    )  # fmt: skip
+    for view in _gathered(views):
+        whereabouts = (str(view.attempt or ""), view.job, view.node) if jobs else ()
+        table.add_row(
+            view.kind, view.name, coloured(view.state),
+            f"{view.done:,}/{view.total:,}" if view.total else "", _share(view),
+            "" if view.loss is None else f"{view.loss:.4f}",
+            "" if view.images_per_second is None else f"{view.images_per_second:,.0f}",
+            since(view.seconds_left), *whereabouts, view.note,
+        )  # fmt: skip
+    return table
+
+
+def _gathered(views: list[View]) -> list[View]:
+    """`views`, those of one kind that are all done or waiting as one where they are many."""
+    groups: dict[tuple[str, str], list[View]] = {}
+    for view in views:
+        if view.state in ("done", "waiting") and not view.note:
+            groups.setdefault((view.kind, view.state), []).append(view)
+    lines: list[View] = []
+    for view in views:
+        group = groups.get((view.kind, view.state), [])
+        if len(group) <= _LISTED or view.note:
+            lines.append(view)
+        elif view is group[0]:
+            lines.append(_together(group))
+    return lines
+
+
+def _together(group: list[View]) -> View:
+    """The stages of `group` as one, of which each is in `status --json`."""
+    first, losses = group[0], [view.loss for view in group if view.loss is not None]
+    note = f"loss {min(losses):.4f}–{max(losses):.4f}; " if losses else ""
+    done, total = sum(view.done for view in group), sum(view.total for view in group)
+    return View(
+        first.kind, f"{len(group):,} of them", first.state, done, total, first.unit,
+        note=f"{note}each: --json",
+    )  # fmt: skip
+
+
+def watch(sweep: Sweep, look: Callable[[], tuple[list[View], str]], every: float = 5.0) -> None:
+    """The status table, drawn anew until every stage has ended, or Ctrl-C."""
+    with Live(console=console, auto_refresh=False, screen=False) as live:
+        while True:
+            views, driver = look()
+            live.update(status_table(sweep, views, driver), refresh=True)
+            if all(view.state in _ENDED for view in views):
+                return
+            time.sleep(every)
+
+
+@contextmanager
+def progress(console: Console) -> Iterator[Callable[[list[View]], None]]:
+    """Bars that follow the stages on a terminal; elsewhere a line when a stage changes state."""
+    if not console.is_terminal:
+        yield _Lines(console)
+        return
+    with said_bars(console) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def observe(views: list[View]) -> None:
+            for view in views:
+                if view.state == "waiting":
+                    continue
+                name = f"{view.kind} {view.name}"
+                if name not in tasks:
+                    tasks[name] = bars.add_task(name, said="", total=view.total or None)
+                total = view.total or None
+                bars.update(tasks[name], completed=view.done, total=total, said=_said(view))
+
+        yield observe
+
+
+class _Description(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{printable(task.description):34}")
+
+
+class _Said(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(printable(task.fields["said"]))
+
+
+def said_bars(console: Console) -> Progress:
+    """Bars with a word behind each: its field `said`."""
+    return Progress(
+        _Description(),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        _Said(),
+        console=console,
+    )
+
+
+class _Lines:
+    """Progress where lines are all there is: a log file, CI."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.states: dict[str, str] = {}
+        self.spoke = time.monotonic()
+
+    def __call__(self, views: list[View]) -> None:
+        beat = time.monotonic() - self.spoke > _HEARTBEAT
+        for view in views:
+            name = f"{view.kind} {view.name}"
+            changed = self.states.get(name, "waiting") != view.state
+            if changed or (beat and view.state == "running"):
+                self.states[name] = view.state
+                self.spoke = time.monotonic()
+                self.console.print(
+                    f"{name:34} {view.state:9} {_share(view):>8} {_said(view)}",
+                    soft_wrap=True, highlight=False,
+                )  # fmt: skip
+
+
+def _said(view: View) -> str:
+    parts = [
+        "" if view.loss is None else f"loss {view.loss:.3f}",
+        "" if view.images_per_second is None else f"{view.images_per_second:,.0f} images/s",
+        f"{since(view.seconds_left)} left" if view.seconds_left else "",
+        view.note,
+    ]
+    return "  ".join(filter(None, parts))
+
+
+def _share(view: View) -> str:
+    return f"{view.done / view.total:.0%}" if view.total else ""
+
+
+def coloured(state: str) -> Text:
+    return Text(state, style=_COLOURS.get(state, ""))
+
+
+def short(number: float) -> str:
+    """A large number as people say it: 2.4 M, 61 T, 1.2e21."""
+    for size, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {letter}" if number < 1e18 else f"{number:.2e}"
+    return f"{number:.0f}"
+
+
+def evaluation_table(name: str, scores: dict[str, Any], what: Validation) -> Table:
+    """Each score, whole and by part, for each thing that the model was told."""
+    images = f"{scores['images_scored']:,} images"
+    flops = f"{short(scores['evaluation_flops'])}FLOPs"
+    errors = ", error as a share of tokens" if "error" in what.scores else ""
+    table = new_table(
+        "", "all", "± s.e.", *(what.parts if len(what.parts) > 1 else ()),
+        title=f"{name} on {images} of {scores['data']}",
+        caption=f"loss in {what.loss_unit}{errors}; {flops}",
+    )  # fmt: skip
+    for suffix, told in (("", "true label"), ("_no_label", "no label")):
+        for score in what.scores:
+            key = f"{score}{suffix}"
+            if key in scores:
+                stderr = scores[f"{key}_stderr"]
+                parts = scores[f"{key}_parts"] if len(what.parts) > 1 else ()
+                table.add_row(
+                    f"{score}, {told}", f"{scores[key]:.4f}",
+                    "–" if stderr is None else f"{stderr:.4f}",
+                    *(f"{value:.3f}" for value in parts),
+                )  # fmt: skip
+    return table
+
+
+@contextmanager
+def steps(title: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for one long piece of work after the other; nothing where there is no terminal."""
+    if not console.is_terminal:
+        yield lambda what, done, total: None
+        return
+    columns = (_Description(), BarColumn(bar_width=28), MofNCompleteColumn())
+    with Progress(*columns, console=console) as bars:
+        task = bars.add_task(title, total=None)
+        yield lambda what, done, total: bars.update(
+            task, description=what, completed=done, total=total
+        )

@@ -1,0 +1,86 @@
+"""The laws on a terminal: tables, what could not be fitted, verdicts, and where the report is."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.table import Table
+
+from pipelines.cli.terminal.console import new_table
+
+if TYPE_CHECKING:
+    from analysis.report.compare import Difference
+
+
+def law_tables(laws: dict[str, Any]) -> Group:
+    """The laws as the paper states them: the raw loss, then what lies above a fitted floor."""
+    title = f"{laws['sweep']}: {laws['sizes']} sizes, {laws['decades']:.1f} decades of N"
+    raw = new_table(
+        "raw: L = (β x)^-α", "α [95 %]", "β", "r", "R²", "largest foretold", title=title
+    )  # fmt: skip
+    reducible = new_table(
+        "reducible: L = E + (β x)^-α", "E [95 %]", "α [95 %]", "β", "r", "R²", "largest foretold",
+        caption=f"objective: {laws['objective']}; intervals by profile; r and R² of log(L − E) on "
+        "log x; foretold: from the smaller sizes, less what was measured",
+    )  # fmt: skip
+    for law in laws["laws"]:
+        fit, values = law["fit"], law["fit"]["values"]
+        cells = [
+            f"{values['alpha']:.4f} {_interval(law['intervals']['alpha'], '.3f')}",
+            _number(fit["paper_beta"], ".2e"),
+            _number(fit["r"], ".4f"),
+            _number(fit["r2"], ".4f"),
+            f"{law['held_out']['relative_error']:+.1%}" if law["held_out"] else "",
+        ]
+        if fit["law"] == "floor":
+            floor = f"{values['E']:.3f} {_interval(law['intervals']['E'], '.2f')}"
+            reducible.add_row(law["label"], floor, *cells)
+        elif fit["law"] == "pure":
+            raw.add_row(law["label"], *cells)
+    return Group(raw, reducible)
+
+
+def verdicts(laws: dict[str, Any]) -> list[str]:
+    """What the data say of a floor, a line for each metric in N."""
+    size = laws["size"]
+    symbols = {law["metric"]: law["label"] for law in laws["laws"] if law["variable"] == size}
+    return [
+        f"{symbols[choice['metric']]}: {choice['verdict']}"
+        for choice in laws["choices"]
+        if choice["variable"] == size and choice["metric"] in symbols
+    ]
+
+
+def gathered(refused: list[str]) -> list[str]:
+    """Refusals for one reason in one line: `LAW, form: reason` to `LAW, LAW: reason`."""
+    laws: dict[str, list[str]] = {}
+    for line in refused:
+        law, _, reason = line.partition(": ")
+        named = law.removesuffix(", pure").removesuffix(", floor").removesuffix(", logit")
+        laws.setdefault(reason, []).append(named)
+    return [f"{', '.join(dict.fromkeys(names))}: {reason}" for reason, names in laws.items()]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else f"{value:{form}}"
+
+
+def _interval(interval: dict[str, float | None], form: str) -> str:
+    low, high = interval["low"], interval["high"]  # None where there is no end
+    ends = "−∞" if low is None else f"{low:{form}}", "∞" if high is None else f"{high:{form}}"
+    return f"[{ends[0]}, {ends[1]}]"
+
+
+def say_paths(console: Console, published: dict[str, Path], sweep: str) -> None:
+    for what, path in published.items():
+        console.print(f"{what:8} {path}", soft_wrap=True, highlight=False)
+    console.print(f"compare  var-scaling ui {sweep}   (the runs side by side, in MLflow)")
+
+
+def difference_table(found: "Difference") -> Table:
+    """The laws of both, side by side."""
+    columns = found.rows()
+    table = new_table(*columns, title=" against ".join(found.names))
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
+    return table

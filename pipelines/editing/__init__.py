@@ -1,0 +1,1 @@
+"""Edits of pictures as resumable work on disk."""

@@ -1,0 +1,1 @@
+"""Scores of finished models: likelihood, FID and its kin, throughput."""

@@ -1,0 +1,145 @@
+"""FID and its kin of a set of samples, of what a tokenizer gives back, or of a folder of images."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+
+from pipelines.evaluation.image_sets import Judged, data_and_split, judged
+from pipelines.evaluation.reference_stats import (
+    MOST,
+    Cut,
+    Reference,
+    Tell,
+    gather,
+    given_reference,
+    real_data,
+    reference_of,
+)
+from pipelines.evaluation.scores import Fidelity, fidelities, note_fidelity
+from pipelines.stages.context import Place
+from pipelines.workspace.provenance import code_version
+from var_scaling.evaluation.extractors import (
+    INCEPTION,
+    Extractor,
+    inception_extractor,
+    seeded_extractor,
+)
+from var_scaling.evaluation.fidelity import compare
+
+ENOUGH = 10_000  # samples; of fewer, FID is biased by more than models differ (arXiv 1911.07023)
+# Images of a split of the inception score. Of as many, drawn from 250 equal classes and each sure,
+# it comes to 188 instead of 250, and of 50 images to 44.
+ENOUGH_A_SPLIT = 500
+
+ExtractorName = Literal["inception", "seeded"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be measured, in a person's words."""
+
+    set: str | None = None
+    extractor: ExtractorName | None = None  # None: Inception where its weights are named
+    against: str | None = None  # NAME-train or NAME-validation
+    reference: Path | None = None
+    images: int | None = None  # of a reference that is gathered here, and of reconstructions
+
+    @property
+    def most(self) -> int:
+        return MOST if self.images is None else self.images
+
+    cut: Cut = field(default_factory=Cut)
+
+
+class Found(NamedTuple):
+    title: str
+    fidelity: Fidelity
+    kept_in: Path | None  # the folder; None: one of the user's, in which nothing is written
+
+
+def measure_fidelity(place: Place, address: str, asked: Asked, tell: Tell) -> Found:
+    """Every score of the images at `address` that the extractor allows, kept beside them.
+
+    Raises ValueError (of it WeightsError, StatisticsError, DataError, Drift).
+    """
+    torch.set_num_threads(place.seat.threads)
+    images = judged(place, address, asked.set, asked.against, asked.most, asked.cut)
+    wanted = _wanted(address, images, asked)
+    if images.folder is not None:
+        fidelities(images.folder)  # what cannot be read shows before the work
+    extractor = _extractor(place, asked.extractor)
+    began = time.monotonic()
+    reference = _reference(place, images, wanted, extractor, asked, tell)
+    gathered = gather(extractor, images.batches(), images.count, f"looking at {address}", tell)
+    line = compare(gathered, reference.statistics, extractor)
+    found = Fidelity(
+        images=images.called,
+        set=images.set,
+        scores={name: value for name, value in line.items() if isinstance(value, float)},
+        samples=line["fake_images"],
+        references=line.get("real_images"),
+        counts={name: line[name] for name in _COUNTS if name in line},
+        extractor=extractor.name,
+        extractor_sha256=extractor.sha256,
+        reference=reference.name,
+        reference_sha256=reference.sha256,
+        commit=code_version(),
+        time=time.strftime("%FT%TZ", time.gmtime()),
+        seconds=round(time.monotonic() - began, 3),
+        device=place.seat.device,
+    )
+    if images.folder is not None:
+        note_fidelity(images.folder, found)
+    return Found(f"{address}, {images.called}", found, images.folder)
+
+
+_COUNTS = ("kid_subset_size", "fake_features", "real_features")
+
+
+def _extractor(place: Place, name: ExtractorName | None) -> Extractor:
+    path = place.settings.weights.inception
+    chosen = name or (INCEPTION if path else "seeded")
+    made = inception_extractor(path) if chosen == INCEPTION else seeded_extractor()
+    return made.to(place.device())
+
+
+def _wanted(address: str, images: Judged, asked: Asked) -> tuple[str, str] | None:
+    """Name and split of the data to compare with; None: a file says it. Raises ValueError."""
+    if asked.reference is not None:
+        if asked.against is not None and not images.rebuilt:  # there it says which images
+            raise ValueError("--against or --reference: one thing to compare with, not two")
+        theirs = [f"--{name.replace('_', '-')}" for name in asked.cut.said]
+        theirs += [] if asked.images is None else ["--images"]
+        if theirs and not images.rebuilt:
+            raise ValueError(
+                f"{', '.join(theirs)}: what --reference holds was gathered elsewhere, and cannot "
+                "be had otherwise"
+            )
+        return None
+    if asked.against is not None:
+        return data_and_split(asked.against, images.data)
+    if images.real is None:
+        raise ValueError(
+            f"{address}: what it is to be like is not known here: --against NAME-train, or "
+            "--reference FILE.npz"
+        )
+    return images.real
+
+
+def _reference(
+    place: Place,
+    images: Judged,
+    wanted: tuple[str, str] | None,
+    extractor: Extractor,
+    asked: Asked,
+    tell: Tell,
+) -> Reference:
+    if wanted is None:
+        assert asked.reference is not None
+        return given_reference(asked.reference, extractor)
+    name, split = wanted
+    data = real_data(place, name, split, images.side, images.data, asked.cut)
+    return reference_of(place, data, split, extractor, asked.most, tell)

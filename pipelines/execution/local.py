@@ -1,0 +1,186 @@
+"""Ray's door: the stages of a sweep as a graph of tasks, run as this machine's resources allow."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipelines.execution.ray_session import ray_here
+from pipelines.execution.slurm import submit as launch
+from pipelines.execution.status import SweepState, View
+from pipelines.execution.tasks import Unit, arrays_of, largest_first, refuse_unready, to_be_retried
+from pipelines.stages.attempt import Stopped
+from pipelines.stages.context import Place, StopFile, asking_to_stop, local_seat
+from pipelines.stages.graph import Stage, Stages
+from pipelines.stages.registry import TOKENS
+from pipelines.stages.stages import run_stage
+from pipelines.workspace.damage import ended
+from pipelines.workspace.driver_lock import driving
+from pipelines.workspace.settings import Cluster, Settings
+from pipelines.workspace.store import Home
+
+STOP = "stop"  # a file that asks the stages of a sweep on this machine to stop
+Observe = Callable[[list[View]], None]
+Work = Callable[[Place], str]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended; `failures` maps a stage to the error that stopped it."""
+
+    interrupted: bool
+    failures: dict[str, str]
+
+
+def run(
+    stages: Stages,
+    folder: Path,
+    home: Home,
+    settings: Settings,
+    observe: Observe,
+    take_over: bool = False,
+) -> Outcome:
+    """Bring `stages` of the sweep in `folder` to their end: what is half done goes on.
+
+    `observe` is given the state of every stage about twice a second. Ctrl-C or SIGTERM asks the
+    stages to save and stop; a second one ends them at once. Raises Busy if another driver runs this
+    sweep, ValueError if a cluster has a stage in hand or an imported tokenizer is not here.
+    """
+    refuse_unready(stages, "local")
+    state = SweepState(stages)
+    driver = driving(folder, "local", take_over, tuple(stage.address for stage in stages))
+    with driver, ray_here(settings.local.cpus):
+        stop_file = folder / STOP
+        stop_file.unlink(missing_ok=True)
+        with asking_to_stop(stop_file):
+            place = Place(home, settings, StopFile(stop_file), local_seat(settings.local))
+            failures = _run_graph(stages, place, stop_file, lambda: observe(state.look()))
+        interrupted = stop_file.exists()
+        stop_file.unlink(missing_ok=True)
+        return Outcome(interrupted, failures)
+
+
+def run_on_cluster(
+    stages: Stages,
+    reconciler: Callable[[], Any],
+    cluster: Cluster,
+    look: Callable[[], None],
+) -> dict[str, str]:
+    """The same on a cluster: one actor sees all jobs through, each array behind what it needs.
+
+    `reconciler` makes the actor's Reconciler. Returns why, by unit, for each that is not done. Ends
+    at once on Ctrl-C: the jobs are Slurm's, and go on.
+    """
+    import ray
+
+    # No retry of a submission: it would submit twice.
+    actor = ray.remote(num_cpus=0, max_concurrency=1000)(_Door).remote(reconciler)
+    units: dict[str, Unit] = {}
+    ends: dict[str, list[Any]] = {}  # by address: how its arrays end
+    waiting = []
+    for array in arrays_of(stages, cluster):
+        units |= {unit.name: unit for unit in array.units}
+        needs = [end for need in array.needs for end in ends.get(need.address, [])]
+        waiting.append(actor.see_through.remote(array.units, *needs))
+        for stage in array.stages:
+            ends.setdefault(stage.address, []).append(waiting[-1])
+    failures: dict[str, str] = {}
+    while waiting:
+        ready, waiting = ray.wait(waiting, num_returns=1, timeout=min(5.0, cluster.poll_seconds))
+        look()
+        for task in ready:
+            failures |= ray.get(task)
+        for name in [name for name in failures if to_be_retried(units[name])]:
+            del failures[name]
+            waiting.append(actor.see_through.remote([units[name]]))
+    return failures
+
+
+class _Door:
+    """The actor around a Reconciler, which knows no Ray."""
+
+    def __init__(self, reconciler: Callable[[], Any]):
+        self.reconciler = reconciler()
+
+    async def see_through(self, units: list[Unit], *needs: dict[str, str]) -> dict[str, str]:
+        return dict(await self.reconciler.see_through(units, *needs))
+
+
+def _run_graph(
+    stages: Stages, place: Place, stop_file: Path, look: Callable[[], None]
+) -> dict[str, str]:
+    """Run every unfinished stage behind those it needs; returns the errors of those that failed.
+
+    What others need goes to Ray at once. The rest follow one by one as others end, largest first:
+    Ray would start tasks that wait for the same thing in an order of its own.
+    """
+    import ray
+
+    local = place.settings.local
+    tasks: dict[Any, Stage] = {}
+    by_address: dict[str, Any] = {}
+
+    def submit(stage: Stage) -> Any:
+        work, cpus = _work_of(stage, place, stop_file)
+        needs = [by_address[need.address] for need in stage.needs if need.address in by_address]
+        # A killed worker's stage is started again: stages go on from the disk.
+        task = ray.remote(num_cpus=cpus, max_retries=2)(_after).remote(work, place, *needs)
+        tasks[task] = stage
+        by_address[stage.address] = task
+        return task
+
+    needed = {need.address for stage in stages for need in stage.needs}
+    open_stages = [
+        stage
+        for stage in largest_first(stages)
+        if not stage.provided and not ended(stage.directory)
+    ]
+    waiting = [submit(stage) for stage in open_stages if stage.address in needed]
+    queue = [stage for stage in open_stages if stage.address not in needed]
+    slots = max(1, local.cpus // (place.seat.threads * local.processes))
+    errors: dict[str, str] = {}
+    while waiting or queue:
+        while queue and len(waiting) < slots and not stop_file.exists():
+            waiting.append(submit(queue.pop(0)))
+        if not waiting:
+            break  # asked to stop before the queue was empty
+        ready, waiting = ray.wait(waiting, num_returns=1, timeout=0.5)
+        look()
+        for task in ready:
+            error = _error_of(task)
+            if error is not None:
+                errors[tasks[task].address] = error
+    # Ray hands a need's error to all that need it: they did not fail by themselves.
+    by_itself = [
+        stage
+        for stage in tasks.values()
+        if stage.address in errors and not any(need.address in errors for need in stage.needs)
+    ]
+    return {stage.title: errors[stage.address] for stage in by_itself}
+
+
+def _work_of(stage: Stage, place: Place, stop_file: Path) -> tuple[Work, int]:
+    """What to call with a place, and the CPUs that it takes: several processes for a training."""
+    local, threads = place.settings.local, place.seat.threads
+    if stage.kind == TOKENS or local.processes == 1:
+        return partial(run_stage, stage), threads
+    work = partial(launch.run_here, stage, stop_file)
+    return work, min(local.cpus, threads * local.processes)
+
+
+def _after(work: Work, place: Place, *needs: str) -> str:
+    """Do `work`. Ray's only dependency is an argument: `needs` are what other tasks returned."""
+    return work(place)
+
+
+def _error_of(task: Any) -> str | None:
+    """Why `task` failed; None if it did not, or was asked to stop."""
+    import ray
+
+    try:
+        ray.get(task)
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error
+        return None if isinstance(cause, Stopped) else f"{type(cause).__name__}: {cause}"
+    return None

@@ -1,0 +1,259 @@
+"""What is wanted of a cluster against what is there: units of a sweep, seen through to their end.
+
+The disk is asked first: a unit is done when its folder says so, whatever Slurm thinks. A job that
+ended without a word is submitted again for as long as it got further; one that left an error, or
+that somebody cancelled, waits for `retry`.
+"""
+
+import asyncio
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from pipelines.execution.slurm import slurm
+from pipelines.execution.slurm import submit as launch
+from pipelines.execution.slurm.slurm import Queue, Seen, SlurmAway
+from pipelines.execution.slurm.submit import Refused
+from pipelines.execution.tasks import Unit
+from pipelines.stages.attempt import FAILED, pulse_age
+from pipelines.workspace import job_log as jobs
+from pipelines.workspace.driver_lock import Driver, still_driving
+from pipelines.workspace.job_log import JobRecord
+from pipelines.workspace.settings import Cluster, Settings
+from pipelines.workspace.snapshot import Snapshot
+from pipelines.workspace.store import Home, in_use
+from var_scaling.disk import is_done, read_json
+
+NOTE = "driver.note"  # what the driver has to say to whoever looks
+_NO_FAULT = frozenset(("PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "REVOKED"))  # of the stage
+_LONGEST = 300.0  # seconds between two tries of sbatch
+_FRUITLESS = 3  # ends without a word in a row, none of them further than the one before
+_SUBMITS = 60.0  # seconds that sbatch may take
+_SETTLES = 2.0  # polls between the end of a job and a verdict: files may come later than the news
+
+
+class Reconciler:
+    """Sees units through on one cluster: attaches to what runs, submits what is missing."""
+
+    def __init__(
+        self,
+        home: Home,
+        sweep: Path,
+        settings: Settings,
+        cluster: str,
+        snapshot: Snapshot,
+        environment: dict[str, str],
+        driver: Driver,
+    ):
+        self.home, self.sweep, self.settings, self.name = home, sweep, settings, cluster
+        self.cluster: Cluster = settings.cluster(cluster)
+        self.snapshot, self.environment, self.driver = snapshot, environment, driver
+        self.queue: Queue | None = None
+        self.accounts: Queue | None = None
+        self.names: list[str] = []
+        self.unsettled: dict[str, float] = {}  # units whose job has ended, and since when
+        self.asked: dict[str, float] = {}  # submissions of this driver, and when sbatch returned
+        self.notes: dict[str, str] = {}  # what there is to say, by whom or what it is about
+        self.not_before, self.patience = 0.0, 0.0  # when sbatch is tried again; how long it waits
+        self.at_most: int | None = None  # jobs in one array, where a limit has shown itself
+
+    async def see_through(self, units: list[Unit], *needs: dict[str, str]) -> dict[str, str]:
+        """Come back when every unit has ended: why, by name, for each that is not done.
+
+        `needs` are what the units that these wait for came to. Raises Busy if another driver took
+        over.
+        """
+        lacking = [name for need in needs for name in need]
+        if lacking:
+            return {unit.name: f"needs {', '.join(lacking)}" for unit in units}
+        failed: dict[str, str] = {}
+        open_units = list(units)
+        while open_units:
+            failed |= self.step(open_units)
+            open_units = [u for u in open_units if not u.done and u.name not in failed]
+            if open_units:
+                await asyncio.sleep(self.cluster.poll_seconds)
+        self.step([unit for unit in units if unit.done])  # the ledgers hear how it ended
+        return failed
+
+    def step(self, units: list[Unit]) -> dict[str, str]:
+        """Look once and submit what is to be submitted: why, by name, for each that has failed."""
+        still_driving(self.sweep, self.driver)
+        self._look()
+        records = [jobs.latest(unit.folder) for unit in units]
+        self.names = [record.name for record in records if record is not None and record.live]
+        self.accounts = None
+        failed, missing = {}, []
+        for unit in units:
+            verdict = self._judge(unit)
+            if verdict == "submit":
+                missing.append(unit)
+            elif verdict is not None:
+                failed[unit.name] = verdict
+        if missing and time.time() >= self.not_before:
+            failed |= self._submit(missing[: self.at_most])
+        return failed
+
+    def _look(self) -> None:
+        """Ask Slurm, unless another array of this driver just did."""
+        if self.queue is not None and time.time() - self.queue.at < self.cluster.poll_seconds / 2:
+            return
+        try:
+            self.queue = slurm.queue()
+        except SlurmAway as error:
+            self._say("Slurm", f"it does not answer, its jobs go on: {error}")
+        else:
+            self._say("Slurm", "")
+
+    def _judge(self, unit: Unit) -> str | None:
+        """None: wait, or done; "submit"; else why it failed."""
+        record = jobs.latest(unit.folder)
+        if unit.done:
+            if record is not None and record.live:
+                self._note_end(unit, record, "done", "")
+            return None
+        if is_done(unit.folder) and (record is None or record.ended == "done"):
+            return "submit" if self._settled(unit) else None  # nobody joined the parts
+        if record is not None and record.ended in ("failed", "cancelled") and not record.again:
+            return record.reason
+        if record is None or not record.live or record.again:
+            return None if at_work_here(unit.folder) else "submit"
+        queue = self.queue
+        if queue is None or queue.at <= self._known_from(record):
+            return None  # nothing is known yet
+        seen = queue.find(record.job, record.name, record.index)
+        if seen is None:
+            seen = self._accounted(record)
+        if seen is not None and record.job is None:
+            jobs.note(unit.folder, "submitted", submission=record.submission, job=seen.job)
+            record = replace(record, job=seen.job)
+        if seen is not None and seen.active:
+            self.unsettled.pop(unit.name, None)
+            self._say(unit.name, seen.remark)
+            return None
+        if record.job is None:
+            self._note_end(unit, record, "never submitted", "")
+            return "submit"
+        return self._conclude(unit, record, seen) if self._settled(unit) else None
+
+    def _settled(self, unit: Unit) -> bool:
+        """Whether what was first noticed a while ago is still so."""
+        now = time.time()  # once: what is first noticed now has not settled, however slow this is
+        since = self.unsettled.setdefault(unit.name, now)
+        if now - since < _SETTLES * self.cluster.poll_seconds:
+            return False
+        del self.unsettled[unit.name]
+        return True
+
+    def _known_from(self, record: JobRecord) -> float:
+        """When Slurm knows of `record`, if it ever does: sbatch of another driver may still run."""
+        if record.job is not None or record.submission in self.asked:
+            return self.asked.get(record.submission, record.time)
+        return record.time + _SUBMITS
+
+    def _conclude(self, unit: Unit, record: JobRecord, seen: Seen | None) -> str | None:
+        """What to do about a job that is over while its unit is not done."""
+        how = seen.state if seen is not None else "GONE"
+        failure = unit.folder / FAILED
+        left = read_json(failure) if failure.exists() else None
+        if left is not None and left["life"].rpartition(".")[0] == record.job:
+            reason = left["error"] + (f" (rank {left['rank']})" if left["rank"] else "")
+            return self._note_end(unit, record, "failed", reason)
+        if how == "CANCELLED":
+            return self._note_end(unit, record, "cancelled", f"job {record.job} was cancelled")
+        if how == "OUT_OF_MEMORY":
+            reason = f"job {record.job} ran out of memory: raise memory_gb_per_gpu"
+            return self._note_end(unit, record, "failed", reason)
+        reached = progress_in(unit.folder)
+        fruitless = record.fruitless
+        if how not in _NO_FAULT:
+            fruitless = fruitless + 1 if reached <= record.progress else 0
+        if fruitless >= _FRUITLESS:
+            last = launch.last_words(self.home, record)
+            reason = (
+                f"its job ended {fruitless} times ({how} at last) without a word or any progress"
+            )
+            return self._note_end(
+                unit, record, "failed", f"{reason}; its log ends: {last}", fruitless
+            )
+        self._note_end(unit, record, how, "", fruitless)
+        return "submit"
+
+    def _note_end(
+        self, unit: Unit, record: JobRecord, how: str, reason: str, fruitless: int = 0
+    ) -> str:
+        jobs.note(
+            unit.folder, "ended", submission=record.submission, how=how, reason=reason,
+            fruitless=fruitless, progress=progress_in(unit.folder),
+        )  # fmt: skip
+        return reason
+
+    def _accounted(self, record: JobRecord) -> Seen | None:
+        """What the accounts say of a job that the queue has forgotten; asked once for all."""
+        if self.accounts is None:
+            self.accounts = Queue(slurm.accounts(self.names), time.time())
+        seen = self.accounts.find(record.job, record.name, record.index)
+        return None if seen is None or seen.active else seen  # active by accounts alone: a runaway
+
+    def _submit(self, units: list[Unit]) -> dict[str, str]:
+        """One array of `units`, noted before and after: why, by name, for each refused."""
+        submission = jobs.new_submission()
+        for index, unit in enumerate(units):
+            jobs.note(
+                unit.folder, "submitting", submission=submission, cluster=self.name,
+                index=index if len(units) > 1 else None, code=self.snapshot.code,
+                resources=unit.resources.as_dict(),
+            )  # fmt: skip
+        try:
+            ids = launch.submit(
+                units, submission, self.home, self.settings, self.name, self.snapshot,
+                self.environment,
+            )  # fmt: skip
+        except launch.Delayed as error:
+            self.asked[submission] = time.time()
+            if isinstance(error, launch.TooMany):
+                self.at_most = max(1, len(units) // 2)
+            self.patience = min(_LONGEST, max(self.cluster.poll_seconds, 2 * self.patience))
+            self.not_before = time.time() + self.patience
+            self._say("sbatch", f"{error}; tried again in {self.patience:.0f} s")
+            return {}  # the next look finds out whether it went through all the same
+        except Refused as error:
+            for unit in units:
+                record = jobs.latest(unit.folder)
+                assert record is not None
+                self._note_end(unit, record, "failed", str(error))
+            return {unit.name: str(error) for unit in units}
+        self.patience = 0.0
+        self._say("sbatch", "")
+        for unit, job in zip(units, ids, strict=True):
+            record = jobs.latest(unit.folder)
+            jobs.note(unit.folder, "submitted", submission=submission, job=job)
+            if record is not None and record.ended == "cancelled":  # while sbatch was at it
+                with suppress(SlurmAway):  # then the job itself finds out as it starts
+                    slurm.cancel([job])
+        return {}
+
+    def _say(self, about: str, text: str) -> None:
+        """Leave a note for those who look at the sweep; no text takes it back."""
+        before = dict(self.notes)
+        self.notes.pop(about, None)
+        if text:
+            self.notes[about] = text
+        if self.notes != before:
+            said = "\n".join(f"{about}: {text}" for about, text in self.notes.items())
+            (self.sweep / NOTE).write_text(said)
+
+
+def at_work_here(folder: Path) -> bool:
+    """Whether a run without Slurm is at it: by its lock, or by a sign of life."""
+    age = pulse_age(folder)
+    return in_use(folder) or (jobs.latest(folder) is None and age is not None and age < 60)
+
+
+def progress_in(folder: Path) -> int:
+    """How far the stage in `folder` has come, in whatever counts there; only ever compared."""
+    steps = [int(path.stem.rpartition("-")[2]) for path in folder.glob("checkpoint/step-*.pt")]
+    shards = [len(read_json(one)["shards_crc32"]) for one in folder.glob("manifest.json")]
+    images = [read_json(one)["done"] for one in folder.glob("drawn.json")]
+    return max([0, *steps, *shards, *images])

@@ -1,0 +1,1 @@
+"""All that knows Slurm: submission, states of jobs, resources, what a job does on its node."""

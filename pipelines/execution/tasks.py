@@ -1,0 +1,189 @@
+"""What one job of a cluster does: a stage of a sweep or a part of one, and what it asks for."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipelines.execution.slurm.resources import (
+    Resources,
+    encoding_parts,
+    encoding_resources,
+    tokenizer_resources,
+    trial_resources,
+)
+from pipelines.execution.status import parts_of
+from pipelines.stages.graph import Need, Stage, Stages, of_kind
+from pipelines.stages.registry import (
+    IMPORTED,
+    TOKENIZER,
+    TOKENS,
+    TRIAL,
+    TokenSet,
+    how_to_import,
+)
+from pipelines.workspace import job_log as jobs
+from pipelines.workspace.damage import Damage, damage_in, ended
+from pipelines.workspace.settings import Cluster
+from pipelines.workspace.store import part_folders
+from var_scaling.accounting.tokenizer import encoding_flops
+from var_scaling.disk import is_done
+from var_scaling.experiment.ledger import trial_ledger
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A job to be: it works in `folder`, and is not needed once `whole`, or that, is done."""
+
+    name: str  # "tokenizer ch160", "tokens imagenet-train 3 of 16", "trial d16"
+    folder: Path
+    whole: Path
+    resources: Resources
+    words: dict[str, Any]  # what to do, as JSON: see words_of
+    # All those of which this is the first. Who makes the last part joins them; where that one did
+    # not live to do it, the first is not done either.
+    parts: tuple[Path, ...] = ()
+
+    @property
+    def done(self) -> bool:
+        if ended(self.whole):
+            return True
+        unjoined = bool(self.parts) and all(is_done(part) for part in self.parts)
+        return ended(self.folder) and not unjoined
+
+
+def words_of(stage: Stage) -> dict[str, Any]:
+    """What to do for `stage`, as JSON: for `run` of the module that it names."""
+    words = {"module": "pipelines.stages.stages", "kind": stage.kind.name}
+    config = stage.config.model_dump(mode="json")
+    if stage.kind == TOKENIZER:
+        return {**words, "tokenizer": config}
+    if stage.kind == TOKENS:
+        return {**words, **config}
+    return {**words, "sweep": stage.sweep, "trial": config}
+
+
+def units_of(stage: Stage, cluster: Cluster) -> list[Unit]:
+    """The jobs of `stage`: of tokens as many as were begun with, or as the rule says."""
+    if stage.provided:
+        return []
+    if stage.kind == TOKENS:
+        return _token_units(stage, cluster)
+    ask = tokenizer_resources if stage.kind == TOKENIZER else trial_resources
+    resources = ask(stage.config, cluster)
+    return [Unit(stage.title, stage.directory, stage.directory, resources, words_of(stage))]
+
+
+def _token_units(stage: Stage, cluster: Cluster) -> list[Unit]:
+    tokens, whole = stage.config, stage.directory
+    assert isinstance(tokens, TokenSet)
+    t, data = tokens.tokenizer, tokens.data
+    images = data.train_images if tokens.split == "train" else None
+    begun = parts_of(whole)
+    parts = len(begun) or 1
+    if tokens.split == "train" and not begun and not is_done(whole):
+        parts = encoding_parts(t, data, images, cluster)
+    crops = data.views("train")
+    flops = (images or 50_000) * crops * encoding_flops(t) / parts
+    resources, words = encoding_resources(flops, cluster), words_of(stage)
+    if parts == 1:
+        return [Unit(stage.title, whole, whole, resources, {**words, "part": None})]
+    folders = part_folders(whole, parts)
+    return [
+        Unit(
+            _part_title(stage, number, parts),
+            folder,
+            whole,
+            resources,
+            {**words, "part": [number, parts]},
+            tuple(folders) if number == 0 else (),
+        )
+        for number, folder in enumerate(folders)
+    ]
+
+
+def _part_title(stage: Stage, number: int, of: int) -> str:
+    return f"{stage.title} {number + 1} of {of}"
+
+
+@dataclass(frozen=True)
+class Array:
+    """Units that one submission may hold: they ask Slurm for the same and wait for the same."""
+
+    units: list[Unit]
+    stages: list[Stage]
+    needs: tuple[Need, ...]
+
+
+def arrays_of(stages: Stages, cluster: Cluster) -> list[Array]:
+    """Every unit of `stages`, in the order of need; of trials the largest first."""
+    arrays: dict[tuple[Any, ...], Array] = {}
+    for stage in largest_first(stages):
+        for unit in units_of(stage, cluster):
+            asks = replace(unit.resources, at_once=None)  # of no matter to Slurm
+            key = (asks, *stage.needs) if stage.kind == TRIAL else (stage.address,)
+            array = arrays.setdefault(key, Array([], [], stage.needs))
+            array.units.append(unit)
+            if not array.stages or array.stages[-1] is not stage:
+                array.stages.append(stage)
+    return list(arrays.values())
+
+
+def largest_first(stages: Stages) -> list[Stage]:
+    """Each stage behind all that it needs; of trials at one depth the largest first, so that a
+    grid ends with small ones.
+    """
+    depth: dict[str, int] = {}
+    for stage in stages:
+        below = [depth.get(need.address, 0) for need in stage.needs]
+        depth[stage.address] = 1 + max(below, default=0)
+
+    def place(stage: Stage) -> tuple[int, int]:
+        cost = trial_ledger(stage.config)["train_flops"] if stage.kind == TRIAL else 0
+        return depth[stage.address], -cost
+
+    return sorted(stages, key=place)
+
+
+def work_folders(stages: Stages) -> dict[str, tuple[Stage, Path]]:
+    """Every folder in which a job may work, by the name of its unit."""
+    folders: dict[str, tuple[Stage, Path]] = {}
+    for stage in stages:
+        if stage.kind == IMPORTED:
+            continue
+        folders[stage.title] = (stage, stage.directory)
+        parts = parts_of(stage.directory) if stage.kind == TOKENS else []
+        for number, part in enumerate(parts):
+            folders[_part_title(stage, number, len(parts))] = (stage, part)
+    return folders
+
+
+def damaged_stages(stages: Stages) -> dict[str, Damage]:
+    """All finished stages that are damaged, by name; every changed file is read."""
+    folders = {name: folder for name, (_, folder) in work_folders(stages).items()}
+    folders |= {stage.title: stage.directory for stage in of_kind(stages, IMPORTED)}
+    found = {name: damage_in(folder, thorough=True) for name, folder in folders.items()}
+    return {name: one for name, one in found.items() if one is not None}
+
+
+def to_be_retried(unit: Unit) -> bool:
+    """Whether a user asked to have it tried again."""
+    record = jobs.latest(unit.folder)
+    return record is not None and record.again
+
+
+def refuse_unready(stages: Stages, where: str) -> None:
+    """Raise ValueError if an imported tokenizer that is needed is not here, or if a job of another
+    cluster than `where` has one of `stages` in hand.
+    """
+    needed = {need.address for stage in stages if not stage.provided for need in stage.needs}
+    for stage in stages:
+        if stage.provided and stage.address in needed and not is_done(stage.directory):
+            raise ValueError(how_to_import(stage.config))
+    for name, (_, folder) in work_folders(stages).items():
+        record = jobs.latest(folder)
+        if record is not None and record.live and record.cluster != where and not is_done(folder):
+            raise ValueError(
+                f"{name} is in the hands of job {record.job} on {record.cluster}: run with "
+                f"--on {record.cluster}, or `var-scaling cancel` it first "
+                "(with --forget where that cluster is no more)"
+            )

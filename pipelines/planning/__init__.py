@@ -1,0 +1,1 @@
+"""What a sweep will cost, what it will find, what to run next."""

@@ -1,0 +1,37 @@
+"""What differs between the laws of one sweep and those of another, as a page."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.report.publish import report_path
+from pipelines.workspace.store import Home
+from pipelines.workspace.sweeps import find_sweep
+from var_scaling.disk import read_json
+from var_scaling.experiment import Sweep
+
+if TYPE_CHECKING:
+    from analysis.report.compare import Difference
+
+
+def laws_at(home: Home, other: str) -> dict[str, Any]:
+    """The laws.json of a sweep of this home, of a folder, or the file itself. Raises ValueError."""
+    path = Path(other)
+    if path.suffix != ".json":
+        inside = path / "laws.json"
+        path = inside if inside.exists() else home.sweep(find_sweep(other).name) / "laws.json"
+    if not path.exists():
+        raise ValueError(f"{path}: no laws there yet; `var-scaling fit {other}` makes them")
+    laws: dict[str, Any] = read_json(path)
+    if laws.get("format") != 2:
+        raise ValueError(f"{path}: written by an older version; `var-scaling fit` writes it anew")
+    return laws
+
+
+def compare(home: Home, sweep: Sweep, other: dict[str, Any]) -> tuple[Path, "Difference"]:
+    """Write the page beside the sweep's report; its path and what it says."""
+    from analysis.report.compare import difference, write_difference
+
+    found = difference(laws_at(home, str(home.sweep(sweep.name) / "laws.json")), other)
+    path = report_path(home, sweep).with_name(f"against-{other['sweep']}.html")
+    write_difference(path, found)
+    return path, found

@@ -1,0 +1,68 @@
+"""A law from anyone's table: a file, or an MLflow experiment; the report goes beside it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.workspace.settings import load_settings
+from pipelines.workspace.store import Home
+from var_scaling.disk import write_json
+
+_FILES = (".csv", ".tsv", ".parquet", ".csv.gz")
+_MLFLOW = "mlflow:"
+
+
+def is_table(name: str) -> bool:
+    return name.startswith(_MLFLOW) or name.endswith(_FILES)
+
+
+def fit_table(
+    name: str,
+    home: Home,
+    objective: str,
+    columns: Sequence[str],
+    made: str | None,
+    out: Path | None,
+    progress: Callable[[str, int, int], None],
+) -> tuple[Path, dict[str, Any]]:
+    """Fit every law that the table carries, and write figures, laws.json and the report.
+
+    Returns the report's path and what laws.json holds. Raises TableError.
+    """
+    from analysis.export import laws_of
+    from analysis.plots.all_figures import draw_all
+    from analysis.report.html import Facts, write_report
+    from analysis.study import study
+    from analysis.table.table import complete, load_table
+
+    renamed = dict(_pair(each) for each in columns)
+    if name.startswith(_MLFLOW):
+        table, title = _from_mlflow(name.removeprefix(_MLFLOW), home, renamed), name
+    else:
+        table, title = load_table(Path(name), renamed), Path(name).name
+    if made is not None:
+        table = complete(table, made)
+    found = study(table, objective, progress=progress)
+    base = Path(f"{Path(title.replace(':', '-')).stem}-laws")
+    folder = out or (base if name.startswith(_MLFLOW) else Path(name).parent / base)
+    figures = draw_all(found, folder)
+    facts = Facts(title=title, question=f"The laws of {name}", settings={}, provenance={})
+    page = folder / "index.html"
+    write_report(page, found, figures, facts)
+    laws = {**laws_of(found), "sweep": title}
+    write_json(folder / "laws.json", laws)
+    return page, laws
+
+
+def _pair(given: str) -> tuple[str, str]:
+    theirs, equals, ours = given.rpartition("=")
+    if not equals or not theirs or not ours:
+        raise ValueError(f"--column {given!r}: THEIRS=OURS, as in 'Model Size=params_total'")
+    return theirs, ours
+
+
+def _from_mlflow(experiment: str, home: Home, renamed: dict[str, str]) -> Any:
+    from analysis.table.mlflow import from_mlflow
+    from pipelines.tracking.mlflow import client
+
+    return from_mlflow(client(home, load_settings().mlflow.uri), experiment, renamed)

@@ -1,0 +1,88 @@
+"""What the report says besides the laws, read from the home: settings, provenance, pictures."""
+
+import json
+from typing import Any
+
+from analysis.report.html import Facts
+from pipelines.report.images import exhibits
+from pipelines.results.health import plain_failures
+from pipelines.stages.graph import Stages, of_kind
+from pipelines.stages.registry import TOKENIZER, TRIAL
+from pipelines.workspace.log_end import latest_line
+from var_scaling.config import ImportedTokenizer
+from var_scaling.disk import read_json
+from var_scaling.experiment import Sweep
+
+
+def facts_of(sweep: Sweep, stages: Stages) -> Facts:
+    """All of it for `sweep` as the disk has it now."""
+    tokenizers, pictures = [], {}
+    for stage in of_kind(stages, TOKENIZER):
+        t, folder = stage.config, stage.directory
+        scores = latest_line(folder / "metrics.jsonl", "validation")
+        if scores:
+            tokenizers.append({
+                "tokenizer": t.name,
+                "images": "imported" if isinstance(t, ImportedTokenizer) else t.data.name,
+                "scales": " ".join(map(str, t.pyramid.sides)),
+                "codes": f"{t.codes:,}",
+                "PSNR (dB)": f"{scores['psnr_db']:.2f}",
+                "SSIM": "–" if scores.get("ssim") is None else f"{scores['ssim']:.3f}",
+                "LPIPS": "–" if scores.get("lpips") is None else f"{scores['lpips']:.4f}",
+                "codes used": f"{scores['codes_used_all']:.0%}",
+                "used by scale": " ".join(f"{share:.0%}" for share in scores["used_per_scale"]),
+                "perplexity by scale": " ".join(f"{p:.0f}" for p in scores["perplexity_per_scale"]),
+            })  # fmt: skip
+        if (folder / "reconstructions.png").exists():
+            caption = f"{t.name}: held-out images, each over its reconstruction"
+            pictures[caption] = folder / "reconstructions.png"
+    return Facts(
+        title=sweep.name,
+        question=sweep.question,
+        settings=_settings(sweep),
+        provenance=_provenance(sweep, stages),
+        tokenizers=tokenizers,
+        pictures=pictures,
+        trials=tuple(trial.name for trial in sweep.trials),
+        failures=plain_failures(stages),
+        **exhibits(stages)._asdict(),
+    )
+
+
+def _settings(sweep: Sweep) -> dict[str, str]:
+    method = {"scored on": "held-out tokens, labels kept, at the end of each trial; no smoothing"}
+    elsewhere = {
+        f"imported {model.name}": f"SHA-256 {model.sha256}; how it was trained is not known here"
+        for model in sweep.imported
+    }
+    if not sweep.trials:
+        return {**elsewhere, **method}
+    first = sweep.trials[0]
+    rates = sorted({trial.optimiser.learning_rate for trial in sweep.trials})
+    return {
+        "trials": str(len(sweep.trials)),
+        "images": json.dumps(first.data.model_dump(mode="json")),
+        "global batch": ", ".join(sorted({str(trial.batch) for trial in sweep.trials})),
+        "precision": ", ".join(sorted({trial.precision for trial in sweep.trials})),
+        "peak learning rate": f"{rates[0]:.3g} to {rates[-1]:.3g}",
+        "optimiser (first trial)": json.dumps(first.optimiser.model_dump(mode="json")),
+        **elsewhere,
+        **method,
+    }
+
+
+def _provenance(sweep: Sweep, stages: Stages) -> dict[str, str]:
+    attempts: list[dict[str, Any]] = []
+    for stage in of_kind(stages, TRIAL):
+        path = stage.directory / "provenance.json"
+        attempts += read_json(path)["attempts"] if path.exists() else []
+    if not attempts:
+        return {}
+    packages = {json.dumps(attempt["packages"]) for attempt in attempts}
+    return {
+        "code": ", ".join(sorted({str(attempt["commit"]) for attempt in attempts})),
+        "machines": ", ".join(sorted({f"{a['host']} ({a['platform']})" for a in attempts})),
+        "attempts": f"{len(attempts)} over {len(sweep.trials)} trials",
+        "packages": "; ".join(sorted(packages)),
+        "sweep fingerprint": sweep.fingerprint(),
+    }

@@ -1,0 +1,1 @@
+"""From the disk to the results table, and what was made of each model."""

@@ -1,0 +1,1 @@
+"""Sets of samples as resumable work on disk."""

@@ -1,0 +1,192 @@
+"""One call of `sample`, here or on a cluster: who may do it, how it is stopped, how it ended."""
+
+import asyncio
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pipelines.execution.cluster import environment_for_jobs, refuse_without_slurm, submit_once
+from pipelines.execution.reconcile import Reconciler
+from pipelines.execution.tasks import Unit
+from pipelines.sampling.draw import How, Tell, asked_to_stop, sample_set
+from pipelines.sampling.finalize import ended
+from pipelines.sampling.jobs import forgive, images_drawn, others_at_it, sample_units
+from pipelines.sampling.processes import ProcessFailed, sample_set_by
+from pipelines.sampling.request import Plan
+from pipelines.sampling.store import STRIPS, SampleFolder, refuse_other
+from pipelines.stages.attempt import Stopped
+from pipelines.stages.context import Place, StopFile, asking_to_stop
+from pipelines.workspace.address import read_generator
+from pipelines.workspace.driver_lock import driving
+from pipelines.workspace.modules import named_in
+from pipelines.workspace.settings import MLflow
+from pipelines.workspace.snapshot import take_snapshot
+from pipelines.workspace.store import Busy, held, in_use
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How it ended: done, unless one of these says otherwise."""
+
+    stopped: str | None = None  # asked to stop, or left: what to know
+    failures: dict[str, str] = field(default_factory=dict)  # by unit
+    missing: str | None = None  # this part is done, the set is not
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What is said about a cluster."""
+
+    cluster: str
+    jobs: int
+    retry: bool
+    detach: bool
+    dirty: bool
+    take_over: bool
+
+
+def here(place: Place, plan: Plan, how: How, processes: int, tell: Tell) -> Outcome:
+    """Draw on this machine. Raises Busy, Drift, ValueError, OSError."""
+    refuse_other(plan.folder, plan.wanted)
+    mine = "" if how.part is None else f"-{how.part[0] + 1}-of-{how.part[1]}"
+    with _alone(plan.folder, how.part):
+        stop_file = plan.folder / f"stop{mine}"
+        stop_file.unlink(missing_ok=True)
+        place = replace(place, wish=StopFile(stop_file))
+        try:
+            with asking_to_stop(stop_file):
+                if processes > 1:
+                    left = sample_set_by(processes, place, plan, how, stop_file, tell)
+                else:
+                    left = sample_set(place, plan, how, lambda done: asked_to_stop(place), tell)
+        except Stopped as error:
+            return Outcome(stopped=str(error))
+        except ProcessFailed as error:
+            return Outcome(failures={plan.wanted.name: str(error)})
+        finally:
+            stop_file.unlink(missing_ok=True)
+    if not left:
+        return Outcome()
+    if how.part is None:
+        lost = f"{plan.folder} does not keep what is written: {len(left):,} of its chunks, twice"
+        return Outcome(failures={plan.wanted.name: lost})
+    others = f"{len(left):,} of {plan.wanted.chunks:,} chunks are still missing"
+    return Outcome(missing=f"This part is done; {others}. Whoever draws the last ends the set.")
+
+
+@contextmanager
+def _alone(folder: Path, part: tuple[int, int] | None) -> Iterator[None]:
+    """Be the one who draws the set here; or the one at this part, beside those at others.
+
+    Raises Busy, naming the owner.
+    """
+    if part is None:
+        with held(folder):
+            yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    mine = f"{part[0] + 1}-of-{part[1]}"
+    with open(folder / "lock", "a+") as lock, held(folder, file=f"lock-{mine}"):
+        if not _locked(lock.fileno(), fcntl.LOCK_SH):
+            lock.seek(0)
+            raise Busy(f"{folder} is in use by {lock.read().strip() or 'another process'}")
+        lock.truncate(0)
+        lock.write(f"pid {os.getpid()} on {socket.gethostname()}, which draws part {mine}\n")
+        lock.flush()
+        yield
+
+
+def other_split(folder: Path, part: tuple[int, int]) -> str:
+    """Which part of another number of parts is being drawn on this machine; "" if none."""
+    for path in sorted(folder.glob("lock-*-of-*")):
+        other = path.name.removeprefix("lock-").replace("-of-", "/")
+        if other.endswith(f"/{part[1]}"):
+            continue
+        with open(path, "a+") as lock:
+            if not _locked(lock.fileno(), fcntl.LOCK_SH):
+                return (
+                    f"part {other} of this set is being drawn: some of its chunks are those of "
+                    f"part {part[0] + 1}/{part[1]} too, and both draw them. Begin all parts with "
+                    "the same number behind the stroke"
+                )
+    return ""
+
+
+def _locked(descriptor: int, how: int) -> bool:
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def on_cluster(place: Place, plan: Plan, how: How, launch: Launch, tell: Tell) -> Outcome:
+    """Draw as an array of jobs: what is done stays, what runs is attached to.
+
+    Killing this driver ends no job. Raises Busy, Drift, DirtyTree, ValueError, SettingsError.
+    """
+    where = place.settings.cluster(launch.cluster)
+    refuse_other(plan.folder, plan.wanted)
+    at = SampleFolder(plan.folder, plan.wanted)
+    if ended(at):
+        if how.strips and not (plan.folder / STRIPS).exists():
+            raise ValueError(
+                f"{plan.folder} is done, so no job is left to draw strips: the same words without "
+                f"--on {launch.cluster} draw them here"
+            )
+        return Outcome()
+    refuse_without_slurm(launch.cluster)
+    record = read_generator(place.home.root / plan.address)
+    units = sample_units(plan, how, launch.jobs, record, where)
+    others = others_at_it(plan, units, launch.cluster)
+    if others:
+        raise ValueError(others)
+    if in_use(plan.folder):
+        raise Busy(f"{plan.folder} is being drawn by a process of this machine")
+    snapshot = take_snapshot(place.home, launch.dirty, named_in([record]))
+    settings = place.settings.model_copy(update={"mlflow": MLflow()})
+    with driving(plan.folder, launch.cluster, launch.take_over) as driver:
+        at.claim()
+        if launch.retry:
+            forgive(units)
+        reconciler = Reconciler(
+            place.home, plan.folder, settings, launch.cluster, snapshot, environment_for_jobs(),
+            driver,
+        )  # fmt: skip
+        if launch.detach:
+            missing = [unit for unit in units if not unit.done]
+            failures = _with_logs(place, units, submit_once(reconciler, missing))
+            return Outcome(None if failures else _LEFT, failures)
+        try:
+            failures = asyncio.run(_see_through(reconciler, units, plan, tell))
+        except KeyboardInterrupt:
+            return Outcome(stopped=_LEFT)
+    return Outcome(failures=_with_logs(place, units, failures))
+
+
+_LEFT = "Left; its jobs go on"
+
+
+def _with_logs(place: Place, units: list[Unit], failures: dict[str, str]) -> dict[str, str]:
+    """The same, and where a unit's output is."""
+    where = {unit.name: unit.folder.relative_to(place.home.root) for unit in units}
+    return {
+        name: f"{why} (var-scaling logs {where[name]})" if name in where else why
+        for name, why in failures.items()
+    }
+
+
+async def _see_through(
+    reconciler: Reconciler, units: list[Unit], plan: Plan, tell: Tell
+) -> dict[str, str]:
+    """Why, by unit, for each that is not done; the disk says meanwhile how far they are."""
+    seen = asyncio.create_task(reconciler.see_through(units))
+    title, total = f"samples {plan.wanted.name}", plan.wanted.drawn
+    while not seen.done():
+        tell(title, min(total, images_drawn(units)), total)
+        await asyncio.wait([seen], timeout=min(1.0, reconciler.cluster.poll_seconds))
+    return seen.result()

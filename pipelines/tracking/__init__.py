@@ -1,0 +1,1 @@
+"""The mirror of a home in MLflow, and its server."""
