@@ -14,7 +14,8 @@ from analysis.table.table import TableError, load_results, load_table
 from pipelines.evaluation.scores import NUMBERS, WORDS, Fidelity, note_fidelity
 from pipelines.evaluation.throughput import Measured, note_measured
 from pipelines.results.table import arrow_table, rows_of, schedule_class, write_results
-from pipelines.tracking.mlflow import Mirror
+from pipelines.tracking.mirror import Mirror
+from pipelines.tracking.mlflow import MLflowTracker
 from pipelines.workspace.store import Home, claim
 from var_scaling.disk import write_json
 from var_scaling.evaluation.rates import Machine, SamplingSpeed, Timing
@@ -97,7 +98,7 @@ def home(tmp_path_factory) -> Home:
 
 @pytest.fixture(scope="module")
 def mirror(home) -> Mirror:
-    mirror = Mirror(home, SWEEP)
+    mirror = Mirror(home, SWEEP, MLflowTracker(home))
     mirror.catch_up()
     return mirror
 
@@ -105,7 +106,7 @@ def mirror(home) -> Mirror:
 def test_the_table_from_mlflow_is_the_table_from_disk(home, mirror):
     disk = load_results(home.sweep("s") / "results.parquet")
     mirror.publish_law({"law/x/alpha": 0.1}, {"law": ["x"], "alpha": [0.1]}, [])
-    found = from_mlflow(mirror.client, "s")
+    found = from_mlflow(mirror.tracker.client, "s")
     for ours, other in ((disk.finals, found.finals), (disk.rows, found.rows)):
         shared = [name for name in BY_NAME if other[name].notna().any()]
         assert {*OURS, "val_loss_parts", "train_loss", "commit", "attempts"} <= set(shared)
@@ -124,14 +125,14 @@ def test_the_table_from_mlflow_is_the_table_from_disk(home, mirror):
 
 def test_an_experiment_that_is_not_there_or_empty_is_told_apart(mirror):
     with pytest.raises(TableError, match=r"no MLflow experiment 'none'; there are: Default, s"):
-        from_mlflow(mirror.client, "none")
-    mirror.client.create_experiment("void")
+        from_mlflow(mirror.tracker.client, "none")
+    mirror.tracker.client.create_experiment("void")
     with pytest.raises(TableError, match="void: holds no run"):
-        from_mlflow(mirror.client, "void")
+        from_mlflow(mirror.tracker.client, "void")
 
 
 def test_a_strangers_experiment_is_read_by_their_names(mirror):
-    client = mirror.client
+    client = mirror.tracker.client
     place = client.create_experiment("theirs")
     for size in (1e6, 2e6):
         run = client.create_run(place, run_name="gpt").info.run_id

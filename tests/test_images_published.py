@@ -18,7 +18,8 @@ from pipelines.evaluation.throughput import Measured, note_measured
 from pipelines.report.images import exhibits
 from pipelines.results.artifacts import made_in
 from pipelines.stages.graph import sweep_stages
-from pipelines.tracking.mlflow import Mirror, client
+from pipelines.tracking.mirror import Mirror
+from pipelines.tracking.mlflow import MLflowTracker, client
 from pipelines.tracking.sync import mirror_model
 from pipelines.workspace.settings import Settings
 from pipelines.workspace.store import Home, claim
@@ -138,7 +139,7 @@ def later(path: Path, seconds: float = 60) -> None:
 def run_of(mirror: Mirror, name: str = "d2"):
     (found,) = [
         run
-        for run in mirror.client.search_runs([mirror._experiment("s")])
+        for run in mirror.tracker.client.search_runs([mirror.tracker.experiment("s")])
         if run.data.tags["var_scaling.address"] == f"s/{name}"
     ]
     return found
@@ -146,19 +147,20 @@ def run_of(mirror: Mirror, name: str = "d2"):
 
 def artifacts(mirror: Mirror, place: str, name: str = "d2") -> list[str]:
     run = run_of(mirror, name).info.run_id
-    return [one.path for one in mirror.client.list_artifacts(run, place)]
+    folder = mirror.tracker.home.root / "mlartifacts" / "s" / run / "artifacts"
+    return sorted(str(path.relative_to(folder)) for path in (folder / place).glob("*"))
 
 
 def caught_up(home: Home) -> tuple[Mirror, list[str]]:
     """A mirror that has caught up, and what it had to upload for it, without reconstructions."""
-    mirror, sent = Mirror(home, SWEEP), []
-    send = mirror.client.log_artifact
+    mirror, sent = Mirror(home, SWEEP, MLflowTracker(home)), []
+    send = mirror.tracker.artifact
 
-    def log_artifact(run: str, file: str, place: str | None = None) -> None:
-        sent.append(f"{place}/{Path(file).name}")
+    def artifact(run: str, file: Path, place: str = "") -> None:
+        sent.append(f"{place or None}/{file.name}")
         send(run, file, place)
 
-    mirror.client.log_artifact = log_artifact
+    mirror.tracker.artifact = artifact
     mirror.catch_up()
     return mirror, sent
 
@@ -195,7 +197,7 @@ def test_what_is_made_after_a_run_has_ended_comes_to_it_once(home):
     mirror.catch_up()
     again, sent = caught_up(home)
     assert sent == []
-    history = again.client.get_metric_history(run.info.run_id, "fidelity/default/fd_seeded")
+    history = again.tracker.client.get_metric_history(run.info.run_id, "fidelity/default/fd_seeded")
     assert [point.value for point in history] == [1.5]
 
 
@@ -276,8 +278,8 @@ def test_a_verb_brings_its_own_model_and_a_fault_is_a_warning(home, empty_databa
     samples(home)
     said: list[str] = []
     mirror_model(home, Settings(), "s/d2", said.append)
-    mirror = Mirror(home, SWEEP)
-    assert len(mirror.client.search_runs([mirror._experiment("s")])) == 1
+    mirror = Mirror(home, SWEEP, MLflowTracker(home))
+    assert len(mirror.tracker.client.search_runs([mirror.tracker.experiment("s")])) == 1
     assert len(artifacts(mirror, "samples/default")) == 2
     mirror_model(home, Settings(), "s/nothing", said.append)
     assert len(said) == 1
@@ -290,8 +292,8 @@ def test_a_tokenizers_numbers_come_to_its_run_by_way_of_a_model_over_it(home):
     write_json(folder / "done.json", {"status": "done"})
     looked(folder, fd_seeded=2.5)
     mirror_model(home, Settings(), "tokenizers/t", pytest.fail)
-    mirror = Mirror(home, SWEEP)
-    (run,) = mirror.client.search_runs([mirror._experiment("tokenizers")])
+    mirror = Mirror(home, SWEEP, MLflowTracker(home))
+    (run,) = mirror.tracker.client.search_runs([mirror.tracker.experiment("tokenizers")])
     assert run.data.metrics["fidelity/reconstructions/fd_seeded"] == 2.5
     (row,) = exhibits(sweep_stages(home, SWEEP)).fidelity
     assert row["model"] == "tokenizers/t"
@@ -311,14 +313,14 @@ def test_an_imported_model_has_a_run_once_something_was_made_with_it(home):
     (folder / "weights.safetensors").touch()
     write_json(folder / "done.json", {"status": "done"})
     sweep = Sweep(name="imported", question="?", trials=(), imported=(model,))
-    Mirror(home, sweep).catch_up()
+    Mirror(home, sweep, MLflowTracker(home)).catch_up()
     names = [one.name for one in client(home).search_experiments()]
     assert "imported" not in names
     timed(folder)
     for _ in range(2):
         mirror_model(home, Settings(), "imported/it", pytest.fail)
-    mirror = Mirror(home, sweep)
-    (run,) = mirror.client.search_runs([mirror._experiment("imported")])
+    mirror = Mirror(home, sweep, MLflowTracker(home))
+    (run,) = mirror.tracker.client.search_runs([mirror.tracker.experiment("imported")])
     assert run.info.status == "FINISHED"
     assert run.data.params["sha256"] == SHA
     assert run.data.metrics["training_mfu"] == 0.5

@@ -16,7 +16,8 @@ from analysis.forecasting.forecast import Run, Target, freeze
 from pipelines.checkpoints import convert as exchange
 from pipelines.results.table import rows_of
 from pipelines.stages import stages
-from pipelines.tracking.mlflow import Mirror
+from pipelines.tracking.mirror import Mirror
+from pipelines.tracking.mlflow import MLflowTracker
 from pipelines.workspace.store import Home, claim
 from var_scaling.accounting import total
 from var_scaling.data.dataset import open_images
@@ -363,11 +364,12 @@ def test_mlflow_shows_when_a_number_was_measured(tmp_path):
         for kind in ("train", "validation")
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    mirror = Mirror(home, Sweep(name="s", question="?", trials=(one,)))
+    sweep = Sweep(name="s", question="?", trials=(one,))
+    mirror = Mirror(home, sweep, MLflowTracker(home))
     mirror.catch_up()
-    (run,) = mirror.client.search_runs([mirror._experiment("s")])
+    (run,) = mirror.tracker.client.search_runs([mirror.tracker.experiment("s")])
     for name in ("train/loss", "val/loss"):
-        history = mirror.client.get_metric_history(run.info.run_id, name)
+        history = mirror.tracker.client.get_metric_history(run.info.run_id, name)
         assert [(m.step, m.timestamp) for m in history] == [
             (1, began + 1000), (2, began + 2000), (5, began + 5000),
         ]  # fmt: skip

@@ -8,7 +8,8 @@ from urllib.request import urlopen
 import pytest
 from conftest import COMMAND, trial
 
-from pipelines.tracking.mlflow import Mirror
+from pipelines.tracking.mirror import Mirror
+from pipelines.tracking.mlflow import MLflowTracker
 from pipelines.tracking.sync import attempt
 from pipelines.workspace import job_log as jobs
 from pipelines.workspace.store import Home, claim
@@ -39,13 +40,15 @@ def log_lines(home: Home, steps) -> None:
 
 
 def logged(mirror: Mirror, name: str) -> list[tuple[int, float]]:
-    (run,) = mirror.client.search_runs([mirror._experiment("s")])
-    return [(m.step, m.value) for m in mirror.client.get_metric_history(run.info.run_id, name)]
+    (run,) = mirror.tracker.client.search_runs([mirror.tracker.experiment("s")])
+    return [
+        (m.step, m.value) for m in mirror.tracker.client.get_metric_history(run.info.run_id, name)
+    ]
 
 
 def test_replayed_twice_it_is_there_once(home):
     for _ in range(2):
-        mirror = Mirror(home, SWEEP)
+        mirror = Mirror(home, SWEEP, MLflowTracker(home))
         mirror.catch_up()
         mirror.catch_up()
     assert logged(mirror, "train/loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
@@ -53,19 +56,19 @@ def test_replayed_twice_it_is_there_once(home):
 
 
 def test_lines_written_again_after_a_resume_count_once(home):
-    Mirror(home, SWEEP).catch_up()
+    Mirror(home, SWEEP, MLflowTracker(home)).catch_up()
     log_lines(home, range(2, 6))
-    mirror = Mirror(home, SWEEP)
+    mirror = Mirror(home, SWEEP, MLflowTracker(home))
     mirror.catch_up()
     assert [step for step, _ in logged(mirror, "train/loss")] == [1, 2, 3, 4, 5]
 
 
 def test_a_run_says_how_it_ended_and_what_it_was(home):
-    mirror = Mirror(home, SWEEP)
+    mirror = Mirror(home, SWEEP, MLflowTracker(home))
     mirror.catch_up()
 
     def run():
-        (found,) = mirror.client.search_runs([mirror._experiment("s")])
+        (found,) = mirror.tracker.client.search_runs([mirror.tracker.experiment("s")])
         return found
 
     assert run().info.status == "KILLED"  # nobody works on it, and it is not at its end
@@ -80,13 +83,13 @@ def test_a_run_says_how_it_ended_and_what_it_was(home):
 def test_what_slurm_does_to_a_trial_is_what_its_run_says(home):
     """Preempted or queued it is RUNNING, crashed FAILED, cancelled KILLED, tried again RUNNING."""
     folder = home.trial("s", "d2")
-    mirror = Mirror(home, SWEEP)
+    mirror = Mirror(home, SWEEP, MLflowTracker(home))
 
     def status(note: str = "", **facts) -> str:
         if note:
             jobs.note(folder, note, **facts)
         mirror.catch_up()
-        (found,) = mirror.client.search_runs([mirror._experiment("s")])
+        (found,) = mirror.tracker.client.search_runs([mirror.tracker.experiment("s")])
         return str(found.info.status)
 
     asked = {"cluster": "box", "index": None, "code": "c", "resources": {}}
@@ -100,11 +103,13 @@ def test_what_slurm_does_to_a_trial_is_what_its_run_says(home):
 
 
 def test_the_law_is_published_once_however_often(home):
-    mirror = Mirror(home, SWEEP)
+    mirror = Mirror(home, SWEEP, MLflowTracker(home))
     for _ in range(2):
         mirror.publish_law({"law/x/alpha": 0.1}, {"law": ["x"], "alpha": [0.1]}, [])
-    (run,) = mirror.client.search_runs([mirror._experiment("s")], "tags.kind = 'law'")
-    history = mirror.client.get_metric_history(run.info.run_id, "law/x/alpha")
+    (run,) = mirror.tracker.client.search_runs(
+        [mirror.tracker.experiment("s")], "tags.kind = 'law'"
+    )
+    history = mirror.tracker.client.get_metric_history(run.info.run_id, "law/x/alpha")
     assert [m.value for m in history] == [0.1]
 
 
@@ -113,9 +118,11 @@ def test_a_dead_server_costs_a_line_not_a_run(home):
     elsewhere.root.mkdir()
     (elsewhere.root / "mlflow.db").write_text("no database")
     said: list[str] = []
-    assert not attempt(lambda: Mirror(elsewhere, SWEEP).catch_up(), said.append)
+    assert not attempt(
+        lambda: Mirror(elsewhere, SWEEP, MLflowTracker(elsewhere)).catch_up(), said.append
+    )
     assert "MLflow mirror: DatabaseError" in said[0]
-    assert attempt(lambda: Mirror(home, SWEEP).catch_up(), said.append)
+    assert attempt(lambda: Mirror(home, SWEEP, MLflowTracker(home)).catch_up(), said.append)
     assert len(said) == 1
 
 

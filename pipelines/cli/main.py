@@ -174,7 +174,8 @@ def ui(
     if uri is not None and port is not None:
         raise ValueError(f"--port {port}: MLflow is served at {uri}, as var-scaling.toml says")
     if uri is not None:
-        screen.say(tracking.Mirror(at, sweep_of(name, Home(home)), uri).url(uri) if name else uri)
+        shown = sweep_of(name, at).name if name else None
+        screen.say(tracking.MLflowTracker(at, uri).url(shown, uri) if shown else uri)
         return
     if not (at.root / "mlflow.db").exists():
         raise ValueError(f"{at.root}: nothing has been logged here yet; `var-scaling run` does")
@@ -182,7 +183,8 @@ def ui(
     base = f"http://127.0.0.1:{port}"
     pages = {"all experiments": base}
     if name:
-        pages = {"compare": tracking.Mirror(at, sweep_of(name, Home(home))).url(base), **pages}
+        shown = sweep_of(name, at).name
+        pages = {"compare": tracking.MLflowTracker(at).url(shown, base), **pages}
     with serve.server(at, port) as server:
         for what, url in pages.items():
             console.print(f"{what}: {url}", soft_wrap=True, highlight=False)

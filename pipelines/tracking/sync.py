@@ -4,12 +4,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 
 from pipelines.execution.slurm import slurm
 from pipelines.execution.status import View, overview
 from pipelines.stages.graph import sweep_stages
-from pipelines.tracking.mlflow import ENDS, Mirror, database
+from pipelines.tracking.mirror import ENDS, Mirror
+from pipelines.tracking.tracker import Tracker, open_tracker
 from pipelines.workspace.address import finished, read_generator
 from pipelines.workspace.settings import Settings
 from pipelines.workspace.store import IMPORTED, Home
@@ -27,7 +27,7 @@ def mirroring(
     ended = threading.Event()
     said: set[str] = set()
 
-    mirror = _Connected(home, sweep, settings.mlflow.uri)
+    mirror = _Connected(home, sweep, settings)
 
     def once(text: str) -> None:
         if text not in said:
@@ -46,37 +46,59 @@ def mirroring(
         ended.set()
         thread.join()
         attempt(mirror.catch_up, once)
+        mirror.close()
 
 
 class _Connected:
     """One mirror for many looks, made anew after an error: what it had found may be gone."""
 
-    def __init__(self, home: Home, sweep: Sweep, uri: str | None):
-        self._make = partial(Mirror, home, sweep, uri)
+    def __init__(self, home: Home, sweep: Sweep, settings: Settings):
+        self._home, self._sweep, self._settings = home, sweep, settings
         self._mirror: Mirror | None = None
 
     def catch_up(self) -> None:
-        mirror, self._mirror = self._mirror or self._make(), None
-        mirror.catch_up()
+        mirror, self._mirror = self._mirror, None
+        if mirror is None:
+            tracker = open_tracker(self._home, self._settings)
+            mirror = Mirror(self._home, self._sweep, tracker)
+        try:
+            mirror.catch_up()
+        except BaseException:
+            mirror.tracker.close()
+            raise
         self._mirror = mirror
+
+    def close(self) -> None:
+        if self._mirror is not None:
+            self._mirror.tracker.close()
 
 
 def mirror(
     home: Home, sweep: Sweep, settings: Settings, follow: bool, tell: Callable[[str], None]
 ) -> None:
     """Bring MLflow to what the disk says; with `follow` again and again until all is at an end."""
-    where = settings.mlflow.uri or database(home)
     stages = sweep_stages(home, sweep)
     while True:
         views = overview(stages, slurm.look(20))
-        caught_up = attempt(partial(_catch_up, home, sweep, settings, views), tell)
+        where: list[str] = []
+
+        def bring(views: list[View] = views, where: list[str] = where) -> None:
+            with tracking(home, settings) as tracker:
+                where.append(tracker.where)
+                Mirror(home, sweep, tracker).catch_up(views)
+
+        caught_up = attempt(bring, tell)
         ended = sum(view.state in ENDS for view in views)
         if caught_up:
-            tell(f"{sweep.name}: {ended} of {len(views)} stages at an end, all mirrored in {where}")
+            at_an_end = f"{ended} of {len(views)} stages at an end"
+            tell(f"{sweep.name}: {at_an_end}, all mirrored in {where[0]}")
         if caught_up and (not follow or all(view.finished for view in views)):
             return
         if not follow:
-            raise ValueError(f"{where} could not be brought up to date; nothing is lost: try again")
+            raise ValueError(
+                f"{''.join(where) or 'the tracker'} could not be brought up to date; nothing is "
+                "lost: try again"
+            )
         time.sleep(_FOLLOWS)
 
 
@@ -88,7 +110,8 @@ def mirror_model(home: Home, settings: Settings, address: str, warn: Callable[[s
 
     def bring() -> None:
         if sweep := _around(home, address):
-            _catch_up(home, sweep, settings)
+            with tracking(home, settings) as tracker:
+                Mirror(home, sweep, tracker).catch_up()
 
     attempt(bring, warn)
 
@@ -113,10 +136,14 @@ def _around(home: Home, address: str) -> Sweep | None:
     return Sweep(name=folder.parent.name, question="", trials=(record,))
 
 
-def _catch_up(
-    home: Home, sweep: Sweep, settings: Settings, views: list[View] | None = None
-) -> None:
-    Mirror(home, sweep, settings.mlflow.uri).catch_up(views)
+@contextmanager
+def tracking(home: Home, settings: Settings) -> Iterator[Tracker]:
+    """The tracker that the settings name, for the time of the block."""
+    tracker = open_tracker(home, settings)
+    try:
+        yield tracker
+    finally:
+        tracker.close()
 
 
 def attempt(work: Callable[[], None], warn: Callable[[str], None]) -> bool:

@@ -91,6 +91,14 @@ class MLflow(BaseModel):
     uri: str | None = None
 
 
+class Tracking(BaseModel):
+    """Where runs are shown, if not in MLflow: a module with `open_tracker(home)`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    module: str | None = None
+
+
 class Weights(BaseModel):
     """Files of other people's weights that some losses and scores need; never downloaded."""
 
@@ -122,6 +130,7 @@ class Settings(BaseModel):
     local: Local = Local()
     weights: Weights = Weights()
     mlflow: MLflow = MLflow()
+    tracking: Tracking = Tracking()
     clusters: dict[str, Cluster] = {}
 
     def cluster(self, name: str) -> Cluster:

@@ -7,7 +7,7 @@ from pipelines.cli.terminal import console as screen
 from pipelines.cli.terminal import laws as screen_laws
 from pipelines.cli.terminal.console import console, warn
 from pipelines.results.table import collect_results
-from pipelines.workspace.settings import load_settings
+from pipelines.workspace.settings import Settings, load_settings
 from pipelines.workspace.store import Home
 from var_scaling.experiment import Sweep
 
@@ -32,8 +32,8 @@ def publish_and_show(
     if not publish.mirrored(at, sweep, laws) or again:
         from pipelines.tracking import sync as mirror
 
-        uri = load_settings().mlflow.uri
-        if mirror.attempt(lambda: _mirror_all(at, sweep, laws, uri), warn):
+        settings = load_settings()
+        if mirror.attempt(lambda: _mirror_all(at, sweep, laws, settings), warn):
             publish.note_mirrored(at, sweep, laws)
     if as_json:
         print(json.dumps(laws))
@@ -51,12 +51,14 @@ def show(laws: dict[str, Any]) -> None:
         console.print(f"not fitted: {why}", soft_wrap=True, highlight=False)
 
 
-def _mirror_all(at: Home, sweep: Sweep, laws: dict[str, Any], uri: str | None) -> None:
+def _mirror_all(at: Home, sweep: Sweep, laws: dict[str, Any], settings: Settings) -> None:
     from pipelines.report import publish
-    from pipelines.tracking import mlflow as tracking
+    from pipelines.tracking.mirror import Mirror
+    from pipelines.tracking.sync import tracking
 
-    mirror = tracking.Mirror(at, sweep, uri)
-    mirror.catch_up()
     folder = at.sweep(sweep.name)
     files = [*sorted((folder / "report").iterdir()), folder / "results.parquet"]
-    mirror.publish_law(publish.law_scalars(laws), publish.law_columns(laws), files)
+    with tracking(at, settings) as tracker:
+        mirror = Mirror(at, sweep, tracker)
+        mirror.catch_up()
+        mirror.publish_law(publish.law_scalars(laws), publish.law_columns(laws), files)
