@@ -59,6 +59,7 @@ COLUMNS: tuple[Column, ...] = (
     _count("width", "model width", "channels", "positive"),
     _count("heads", "attention heads", "heads", "positive"),
     _count("seed", "seed of the run", "", "any"),
+    _text("start", "TRIAL@STEP whose checkpoint it started from: no run independent of that one"),
     _text("tokenizer", "whose tokens the scores are of"),
     _text("data", "whose images the scores are of"),
     _count("step", "updates done when this row was measured", "updates", "positive"),

@@ -160,6 +160,7 @@ def _row(
         {
             **_identity(sweep, trial),
             "seed": trial.seed,
+            "start": f"{trial.start.trial.name}@{trial.start.step}" if trial.start else None,
             "data": trial.data.name,
             "step": step,
             "steps": trial.steps,

@@ -96,8 +96,10 @@ def _trial_directory(home: Home, sweep: str, trial: Any) -> Path:
 
 
 def _trial_needs(trial: Trial) -> tuple[tuple[Record, int | None], ...]:
+    """Its tokens, and the checkpoint that it starts from."""
     tokens = [TokenSet(tokenizer=trial.tokenizer, data=trial.data, split=split) for split in SPLITS]
-    return ((trial.tokenizer, None), *((one, None) for one in tokens))
+    start = [(trial.start.trial, trial.start.step)] if trial.start is not None else []
+    return ((trial.tokenizer, None), *((one, None) for one in tokens), *start)
 
 
 def _imported_directory(home: Home, sweep: str, model: Any) -> Path:

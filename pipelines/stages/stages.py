@@ -23,8 +23,10 @@ from var_scaling.config import AnyTokenizer, ImportedTokenizer, SomeTokenizer, T
 from var_scaling.datasets import Data, DataRecord, Reading
 from var_scaling.disk import DONE, file_sha256, is_done, read_json, write_json
 from var_scaling.experiment import Trial
+from var_scaling.experiment.trial import Start
 from var_scaling.metrics import read_metrics
 
+KEPT = "kept"  # the folder of checkpoints for other trials to start from
 _TOKENS = ("manifest.json", "tokens.npy", "labels.npy")
 
 
@@ -180,6 +182,8 @@ def run_trial(place: Place, sweep: str, trial: Trial) -> str:
                     place.seat.save_every,
                     attempt.heed,
                     world,
+                    folder / KEPT,
+                    None if trial.start is None else _checkpoint(place, sweep, trial.start),
                 )
         except Diverged as error:
             if place.seat.first:
@@ -187,6 +191,16 @@ def run_trial(place: Place, sweep: str, trial: Trial) -> str:
             return "diverged"
         _keep(model, attempt, "trial.json", {})
         return "done"
+
+
+def _checkpoint(place: Place, sweep: str, start: Start) -> Path:
+    """The file of a checkpoint that another trial kept. Raises ValueError where it is not there."""
+    from var_scaling.training.checkpoint import name_of
+
+    path = place.home.trial(sweep, start.trial.name) / KEPT / name_of(start.step)
+    if not path.exists():
+        raise ValueError(f"{path}: {start.trial.name} has kept no checkpoint after {start.step}")
+    return path
 
 
 def _keep(model: Any, attempt: Attempt, record: str, facts: dict[str, Any]) -> None:

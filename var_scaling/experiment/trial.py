@@ -40,7 +40,12 @@ class ImportedModel(Generator):
 
 
 class Trial(Generator):
-    """One training run. Two trials with equal records give equal numbers."""
+    """One training run. Two trials with equal records give equal numbers.
+
+    `keep_steps`: after these its checkpoint is kept, for other trials to start from. With `start`
+    the training goes on from such a checkpoint, weights, optimizer and all, as if its own first
+    steps had been those of the other trial: images, FLOPs and seconds count from there.
+    """
 
     data: Data
     optimiser: Optimiser
@@ -50,6 +55,8 @@ class Trial(Generator):
     evaluations: Annotated[int, Field(ge=1, le=64)] = 6
     precision: Precision = "fp32"
     seed: NonNegativeInt = 0
+    keep_steps: tuple[PositiveInt, ...] = ()
+    start: "Start | None" = None
 
     @property
     def classes(self) -> int:
@@ -79,6 +86,44 @@ class Trial(Generator):
         return self
 
     @model_validator(mode="after")
+    def _kept_steps_are_steps(self) -> Self:
+        if list(self.keep_steps) != sorted({k for k in self.keep_steps if k <= self.steps}):
+            raise ValueError(
+                f"keep_steps = {list(self.keep_steps)}: wanted rising steps up to {self.steps}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _starts_from_its_like(self) -> Self:
+        if self.start is None:
+            return self
+        trunk, step = self.start.trial, self.start.step
+        unlike = [
+            name
+            for name in ("model", "tokenizer", "classes", "batch")
+            if getattr(self, name) != getattr(trunk, name)
+        ]
+        if unlike:
+            raise ValueError(f"start: {trunk.name} has another {' and another '.join(unlike)}")
+        if trunk.name == self.name:
+            raise ValueError(f"start: {trunk.name} cannot start from itself; give one another name")
+        if step not in trunk.keep_steps:
+            raise ValueError(f"start: {trunk.name} has no step {step} among its keep_steps")
+        if step >= self.steps:
+            raise ValueError(f"start: step {step} is not before the last of steps = {self.steps}")
+        return self
+
+    @model_validator(mode="after")
     def _tokens_fit_model(self) -> Self:
         self.family.check(self.spec)
         return self
+
+
+class Start(Record):
+    """Another trial's checkpoint after a step."""
+
+    trial: Trial
+    step: PositiveInt
+
+
+Trial.model_rebuild()

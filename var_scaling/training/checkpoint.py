@@ -21,13 +21,32 @@ def save(folder: Path, step: int, state: State) -> None:
 
     A later one is left alone: it is damaged, or a newer attempt's, which must not lose it.
     """
-    last = folder / f"step-{step:09d}.pt"
-    with whole(last) as beside:
-        torch.save({"format": FORMAT, "step": step, **state}, beside)
+    last = folder / name_of(step)
+    write(last, step, state)
     before = [path for path in sorted(folder.glob("step-*.pt")) if path < last]
     torn = folder.glob(".step-*")  # by writers that were killed
     for path in [*before[:-1], *torn]:
         path.unlink(missing_ok=True)
+
+
+def name_of(step: int) -> str:
+    return f"step-{step:09d}.pt"
+
+
+def write(path: Path, step: int, state: State) -> None:
+    """Write the state after `step` steps, whole or not at all."""
+    with whole(path) as beside:
+        torch.save({"format": FORMAT, "step": step, **state}, beside)
+
+
+def read(path: Path) -> State:
+    """The checkpoint in `path`. Raises ValueError if it is absent, damaged or of another kind."""
+    try:
+        state = _read(path)
+    except _DAMAGE as error:
+        raise ValueError(f"{path}: no checkpoint to start from: {error}") from error
+    _refuse_format(path, state)
+    return state
 
 
 def latest(folder: Path, set_aside: bool = True) -> State | None:
@@ -43,10 +62,14 @@ def latest(folder: Path, set_aside: bool = True) -> State | None:
             if set_aside and path.exists():
                 path.rename(path.with_suffix(".torn"))
             continue
-        if state["format"] != FORMAT:
-            raise ValueError(f"{path}: format {state['format']}; this code reads {FORMAT}")
+        _refuse_format(path, state)
         return state
     return None
+
+
+def _refuse_format(path: Path, state: State) -> None:
+    if state["format"] != FORMAT:
+        raise ValueError(f"{path}: format {state['format']}; this code reads {FORMAT}")
 
 
 def _read(path: Path) -> State:

@@ -101,8 +101,9 @@ class Stopwatch:
 class Journal:
     """What a training keeps of itself in `folder` and `log`: lines, checkpoints, the time spent.
 
-    `progress(done, seconds)` is added to every line. Only the first process of `world` writes;
-    RuntimeError if not all find the same checkpoint.
+    `progress(done, seconds)` is added to every line. A training that has no checkpoint of its own
+    begins with the state in the file `start`, if one is given. Only the first process of `world`
+    writes; RuntimeError if not all find the same checkpoint.
     """
 
     def __init__(
@@ -112,9 +113,12 @@ class Journal:
         progress: Callable[[int, float], Line],
         save_every: float,
         world: World,
+        start: Path | None = None,
     ):
         self.folder, self.log, self.progress, self.writes = folder, log, progress, world.first
         self.resumed = checkpoint.latest(folder, set_aside=world.first)
+        if self.resumed is None and start is not None:
+            self.resumed = checkpoint.read(start)
         begun = self.resumed or {"step": 0, "seconds": 0.0, "window": None}
         self.start: int = begun["step"]
         if (last := world.most(self.start)) != -world.most(-self.start):
@@ -129,9 +133,16 @@ class Journal:
     def save(self, done: int, state: checkpoint.State) -> None:
         """Write `state` and all that is needed to go on from it as if nothing had happened."""
         if self.writes:
-            spent = {"seconds": self.watch.lap(), "window": self.window.sums}
-            checkpoint.save(self.folder, done, {**state, **spent})
+            checkpoint.save(self.folder, done, self._whole(state))
         self.watch.saved()
+
+    def keep(self, path: Path, done: int, state: checkpoint.State) -> None:
+        """Write the same for other trainings to start from; it stays."""
+        if self.writes:
+            checkpoint.write(path, done, self._whole(state))
+
+    def _whole(self, state: checkpoint.State) -> checkpoint.State:
+        return {**state, "seconds": self.watch.lap(), "window": self.window.sums}
 
 
 def log_steps(steps: int, lines: int = 200) -> frozenset[int]:

@@ -17,6 +17,7 @@ from var_scaling.metrics import Line
 from var_scaling.models.base import Batch, StepDraws
 from var_scaling.tokenizer.cache import TokenCache
 from var_scaling.tokenizer.quantizer import Quantizer
+from var_scaling.training.checkpoint import State, name_of
 from var_scaling.training.loop import (
     Heed,
     Interrupted,
@@ -42,8 +43,13 @@ def train(
     save_every: float,
     heed: Heed,
     world: World,
+    kept: Path | None = None,
+    start: Path | None = None,
 ) -> nn.Module:
     """The trained model. Resumes bitwise.
+
+    The checkpoints of `trial.keep_steps` are written into the folder `kept`; `start` is the file
+    with that of `trial.start`.
 
     Raises Diverged, Interrupted if `heed` says STOP, ValueError if the batch does not divide among
     the world's processes.
@@ -53,7 +59,7 @@ def train(
     descent = Descent(model, trial.optimiser, trial.steps, trial.precision)
     net = world.wrap(model)
     passes, share = world.passes(trial.batch), trial.batch // world.size
-    journal = Journal(folder, log, partial(progress_of, trial), save_every, world)
+    journal = Journal(folder, log, partial(progress_of, trial), save_every, world, start)
     if journal.resumed:
         model.load_state_dict(journal.resumed["model"])
         descent.restore(journal.resumed["descent"])
@@ -75,6 +81,9 @@ def train(
         refuse_non_finite({"held-out loss": scores["loss"]}, done, trial.steps)
         journal.note("validation", done, scores)
 
+    def state() -> State:
+        return {"model": model.state_dict(), "descent": descent.state()}
+
     for done, stats in updates(update, journal.start, trial.steps):
         journal.window.add(stats)
         if done in logged:
@@ -83,9 +92,12 @@ def train(
         if done in evaluated:
             with journal.watch.paused():
                 look(done)
+        if done in trial.keep_steps and kept is not None:
+            with journal.watch.paused():
+                journal.keep(kept / name_of(done), done, state())
         wish = world.most(heed(done))
         if done < trial.steps and (journal.watch.save_is_due() or wish >= Wish.SAVE):
-            journal.save(done, {"model": model.state_dict(), "descent": descent.state()})
+            journal.save(done, state())
             if wish == Wish.STOP:
                 raise Interrupted(f"{trial.name} stopped after step {done} of {trial.steps}")
     return model

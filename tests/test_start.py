@@ -1,0 +1,127 @@
+"""A trial that starts from another's checkpoint at a step: a stage that needs a stage at a step."""
+
+import json
+
+import pandas as pd
+import pytest
+from conftest import tokenizer, trial
+from pydantic import ValidationError
+from safetensors.torch import load_file
+
+from pipelines.execution.tasks import largest_first
+from pipelines.results.table import write_results
+from pipelines.stages.context import Place, StopFile
+from pipelines.stages.graph import Need, sweep_stages
+from pipelines.stages.stages import run_stage
+from pipelines.workspace.settings import Settings
+from pipelines.workspace.store import Drift, Home
+from var_scaling.experiment import Sweep, Trial
+from var_scaling.experiment.trial import Start
+from var_scaling.metrics import read_metrics
+
+T = tokenizer(steps=6)
+TRUNK = trial(name="trunk", tokenizer=T, keep_steps=(4, 8), label_drop=0.5)
+
+
+def branch(name: str, step: int, **changes) -> Trial:
+    start = Start(trial=TRUNK, step=step)
+    return TRUNK.model_copy(update={"name": name, "keep_steps": (), "start": start, **changes})
+
+
+SAME, LONG = branch("same", 4), branch("long", 8, steps=16)
+SWEEP = Sweep(name="branches", question="?", trials=(LONG, SAME, TRUNK))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Home:
+    """The sweep, run stage by stage; each behind what it needs."""
+    home = Home(tmp_path_factory.mktemp("branches"))
+    place = Place(home, Settings(), StopFile(home.root / "stop"))
+    for stage in largest_first(sweep_stages(home, SWEEP)):
+        assert run_stage(stage, place) == "done"
+    write_results(home, SWEEP)
+    return home
+
+
+def test_a_branch_is_a_stage_behind_its_trunk_at_a_step(tmp_path):
+    stages = {stage.name: stage for stage in sweep_stages(Home(tmp_path), SWEEP)}
+    assert Need("branches/trunk", 8) in stages["long"].needs
+    assert Need("branches/trunk", 4) in stages["same"].needs
+    order = [stage.name for stage in largest_first(tuple(stages.values()))]
+    assert order.index("trunk") < order.index("long")
+    # Alone it brings its trunk with it.
+    alone = sweep_stages(Home(tmp_path), SWEEP.model_copy(update={"trials": (LONG,)}))
+    assert "branches/trunk" in {stage.address for stage in alone}
+
+
+def test_a_branch_with_the_settings_of_its_trunk_ends_with_the_same_bits(home):
+    trunk, same = (
+        load_file(home.trial("branches", name) / "weights.safetensors")
+        for name in ("trunk", "same")
+    )
+    assert all(trunk[name].equal(same[name]) for name in trunk)
+
+
+def test_a_branch_logs_its_own_steps_and_counts_those_of_its_trunk(home):
+    lines = read_metrics(home.trial("branches", "long") / "metrics.jsonl")
+    assert min(line["step"] for line in lines) == 9
+    assert lines[-1]["images_seen"] == 16 * 8
+    rows = pd.read_parquet(home.sweep("branches") / "results.parquet").set_index("trial")
+    starts = rows.start.fillna("").to_dict()
+    assert starts == {"trunk": "", "same": "trunk@4", "long": "trunk@8"}
+
+
+def test_what_was_kept_stays_and_another_trunk_is_another_trial(home):
+    kept = home.trial("branches", "trunk") / "kept"
+    assert sorted(path.name for path in kept.iterdir()) == [
+        "step-000000004.pt", "step-000000008.pt",
+    ]  # fmt: skip
+    other = TRUNK.model_copy(update={"seed": 5})
+    changed = LONG.model_copy(update={"start": Start(trial=other, step=8)})
+    place = Place(home, Settings(), StopFile(home.root / "stop"))
+    alone = Sweep(name="branches", question="?", trials=(changed,))
+    (stage,) = [one for one in sweep_stages(home, alone) if one.name == "long"]
+    with pytest.raises(Drift, match=r"start\.trial\.seed: recorded 0, wanted 5"):
+        run_stage(stage, place)
+
+
+def test_a_checkpoint_that_is_gone_is_named(home):
+    late = branch("late", 8)
+    (stage,) = [
+        one
+        for one in sweep_stages(home, Sweep(name="branches", question="?", trials=(late,)))
+        if one.name == "late"
+    ]
+    place = Place(home, Settings(), StopFile(home.root / "stop"))
+    path = home.trial("branches", "trunk") / "kept" / "step-000000008.pt"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match=r"step-000000008.pt: no checkpoint to start from"):
+        run_stage(stage, place)
+    path.unlink()
+    with pytest.raises(ValueError, match="trunk has kept no checkpoint after 8"):
+        run_stage(stage, place)
+    path.write_bytes(whole)
+    assert run_stage(stage, place) == "done"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"start": Start(trial=TRUNK, step=5)}, "trunk has no step 5 among its keep_steps"),
+        ({"steps": 8}, "step 8 is not before the last of steps = 8"),
+        ({"batch": 4}, "trunk has another batch"),
+        ({"name": "trunk"}, "trunk cannot start from itself"),
+        ({"keep_steps": (4, 99)}, r"keep_steps = \[4, 99\]: wanted rising steps up to 16"),
+        ({"keep_steps": (8, 4)}, r"keep_steps = \[8, 4\]: wanted rising steps up to 16"),
+    ],
+)
+def test_a_start_that_cannot_be_is_refused_in_words(changes, message):
+    with pytest.raises(ValidationError, match=message):
+        LONG.model_copy(update=changes)
+
+
+def test_the_record_of_a_branch_comes_back_from_json():
+    text = LONG.model_dump_json()
+    assert Trial.model_validate_json(text) == LONG
+    assert json.loads(text)["start"]["step"] == 8
