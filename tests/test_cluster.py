@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import COMMAND, images, submitting, tokenizer, trial
 
-from pipelines.execution.slurm.slurm import SlurmAway
+from pipelines.execution.backend import Away
 from pipelines.execution.status import overview
 from pipelines.stages.context import Place, StopFile
 from pipelines.stages.graph import sweep_stages
@@ -77,7 +77,7 @@ def test_slurm_that_is_not_there_is_away(monkeypatch):
     from pipelines.execution.slurm import slurm
 
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(SlurmAway, match="squeue is not on this machine"):
+    with pytest.raises(Away, match="squeue is not on this machine"):
         slurm.queue()
     assert slurm.look() is None
 

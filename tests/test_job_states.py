@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 from conftest import submitting
-from test_reconcile import Scripted, seen, twice
+from test_reconcile import BOX, Scripted, seen, twice
 from test_reconcile import unit as unit  # a fixture
 from typer.testing import CliRunner
 
 from pipelines.cli import main as cli
+from pipelines.execution.backend import Away, Delayed, Queue
 from pipelines.execution.slurm import slurm
 from pipelines.execution.slurm import submit as launch
-from pipelines.execution.slurm.slurm import Queue, Seen
 from pipelines.execution.status import state_of
 from pipelines.workspace import job_log as jobs
 from pipelines.workspace.settings import Settings
@@ -47,7 +47,7 @@ def test_an_active_job_is_never_submitted_again(tmp_path, unit, state):
     assert twice(reconciler, unit) == {}
     assert reconciler.taken == []
     assert jobs.latest(unit.folder).live
-    assert seen("7", state)["7"].unknown is (state == UNKNOWN)
+    assert ("not known here" in seen("7", state)["7"].remark) is (state == UNKNOWN)
     there = state_of(unit.folder, Queue(seen("7", state), time.time()))[0]
     assert there == ("running" if state in ("RUNNING", "COMPLETING") else "queued")
 
@@ -102,12 +102,12 @@ def test_squeue_is_understood_whatever_other_jobs_are_called(programs):
     others = b"".join(b"%d|%b|PENDING||Priority\n" % (10 + k, n) for k, n in enumerate(NAMES))
     program(programs, "squeue", others + b"7_3|var-scaling-s|RUNNING|n1|None\n" + others)
     found = slurm.queue()
-    assert found.find("7_3", "var-scaling-s", 3) == Seen(
+    assert found.find("7_3", "var-scaling-s", 3) == slurm.seen_of(
         "7_3", "var-scaling-s", "RUNNING", "n1", ""
     )
     for job in ("10", "11", "12", "14", "15"):
         assert found.jobs[job].state == "PENDING", job
-        assert found.jobs[job].reason == "Priority"
+        assert found.jobs[job].note == "Priority"
     assert found.jobs["12"].name == "a|b||RUNNING|n9|None"
 
 
@@ -115,7 +115,7 @@ def test_sacct_is_understood_whatever_other_jobs_are_called(programs):
     others = b"".join(b"%d|%b|COMPLETED|n1\n" % (10 + k, n) for k, n in enumerate(NAMES))
     program(programs, "sacct", others + b"7_3|var-scaling-s|CANCELLED by 1000|n1\n8|x||\n")
     found = slurm.accounts(["var-scaling-s"])
-    assert found["7_3"] == Seen("7_3", "var-scaling-s", "CANCELLED", "n1", "")
+    assert found["7_3"] == slurm.seen_of("7_3", "var-scaling-s", "CANCELLED", "n1", "")
     assert found["10"].state == "COMPLETED"
     assert "8" not in found  # no state at all
 
@@ -137,7 +137,7 @@ def test_what_slurm_complains_of_may_be_in_any_encoding(programs, said):
     program(programs, "scontrol", said)
     with open(programs / "scontrol", "a") as file:
         file.write("exit 1\n")
-    with pytest.raises(slurm.SlurmAway, match="scontrol"):
+    with pytest.raises(Away, match="scontrol"):
         slurm.partition("main")
 
 
@@ -155,8 +155,8 @@ def test_an_sbatch_that_greets_in_latin_1_is_not_taken_for_a_refusal(tmp_path, u
 
     monkeypatch.setattr(submitit.AutoExecutor, "__init__", submit)
     home = Home(tmp_path)
-    settings = Settings(clusters={"box": Scripted(tmp_path).cluster})
-    with pytest.raises(launch.Delayed):
+    settings = Settings(clusters={"box": BOX})
+    with pytest.raises(Delayed):
         launch.submit([unit], "s", home, settings, "box", Snapshot(tmp_path, "c"), {})
 
 

@@ -10,6 +10,7 @@ import pytest
 from conftest import trial
 
 from pipelines.cli import main as cli
+from pipelines.execution.backend import Refused
 from pipelines.execution.slurm import submit as launch
 from pipelines.execution.slurm.resources import trial_resources
 from pipelines.execution.tasks import Unit
@@ -56,7 +57,7 @@ def test_pickles_lie_where_nobody_else_writes(tmp_path, monkeypatch):
         for mode in (None, 0o777):
             if mode is not None:
                 (tmp_path / "jobs").chmod(mode)
-            with pytest.raises(launch.Refused):
+            with pytest.raises(Refused):
                 launch.submit([unit], "s", home, settings, "box", Snapshot(tmp_path, "c"), {})
     finally:
         os.umask(mask)

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 from conftest import submitting, trial
 
+from pipelines.execution.backend import Delayed, Queue, Refused, Seen, TooMany
 from pipelines.execution.reconcile import Reconciler
 from pipelines.execution.slurm import submit as launch
+from pipelines.execution.slurm.backend import SlurmBackend
 from pipelines.execution.slurm.resources import trial_resources
-from pipelines.execution.slurm.slurm import Queue, Seen
+from pipelines.execution.slurm.slurm import seen_of
 from pipelines.execution.status import state_of
 from pipelines.execution.tasks import Unit
 from pipelines.stages.attempt import FAILED
@@ -41,8 +43,8 @@ class Scripted(Reconciler):
         with driver.driving(folder, "box") as me:
             pass
         write_json(folder / driver.LOCK, vars(me))
-        settings = Settings(clusters={"box": BOX.model_copy(update={"poll_seconds": 1e-6})})
-        super().__init__(home, folder, settings, "box", Snapshot(tmp_path, "c"), {}, me)
+        backend = SlurmBackend(home, Settings(), "box", Snapshot(tmp_path, "c"), {})
+        super().__init__(folder, backend, "box", "c", 1e-6, me)
         self.says, self.taken, self.later = queue, [], 1
 
     def _look(self) -> None:
@@ -68,7 +70,7 @@ def unit(tmp_path) -> Unit:
 
 
 def seen(job: str, state: str, name: str = "var-scaling-s") -> dict[str, Seen]:
-    return {job: Seen(job, name, state, "n1", "")}
+    return {job: seen_of(job, name, state, "n1", "")}
 
 
 def twice(reconciler: Reconciler, unit: Unit) -> dict[str, str]:
@@ -267,7 +269,7 @@ def array(tmp_path: Path, size: int) -> list[Unit]:
 
 
 def test_more_than_may_be_submitted_goes_in_smaller_arrays(tmp_path, monkeypatch):
-    sbatch = Sbatch(launch.TooMany("MaxSubmitJob"), launch.TooMany("MaxSubmitJob"))
+    sbatch = Sbatch(TooMany("MaxSubmitJob"), TooMany("MaxSubmitJob"))
     monkeypatch.setattr(launch, "submit", sbatch)
     monkeypatch.setattr(Scripted, "_submit", Reconciler._submit)
     reconciler, units = Scripted(tmp_path, {}), array(tmp_path, 8)
@@ -278,7 +280,7 @@ def test_more_than_may_be_submitted_goes_in_smaller_arrays(tmp_path, monkeypatch
 
 
 def test_what_slurm_refuses_for_good_is_a_failure_in_its_words(tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "submit", Sbatch(launch.Refused("Invalid account")))
+    monkeypatch.setattr(launch, "submit", Sbatch(Refused("Invalid account")))
     monkeypatch.setattr(Scripted, "_submit", Reconciler._submit)
     reconciler, units = Scripted(tmp_path, {}), array(tmp_path, 2)
     assert reconciler.step(units) == {unit.name: "Invalid account" for unit in units}
@@ -286,7 +288,7 @@ def test_what_slurm_refuses_for_good_is_a_failure_in_its_words(tmp_path, monkeyp
 
 
 def test_a_silent_slurmctld_is_asked_again_less_and_less_often(tmp_path, monkeypatch):
-    sbatch = Sbatch(*[launch.Delayed("Unable to contact")] * 3)
+    sbatch = Sbatch(*[Delayed("Unable to contact")] * 3)
     monkeypatch.setattr(launch, "submit", sbatch)
     monkeypatch.setattr(Scripted, "_submit", Reconciler._submit)
     reconciler, units = Scripted(tmp_path, {}), array(tmp_path, 1)

@@ -28,7 +28,7 @@ from pipelines.cli.terminal import console as screen
 from pipelines.cli.terminal.console import console, errors, say_error
 from pipelines.cli.terminal.plan import plan_table
 from pipelines.cli.terminal.publish import publish_and_show
-from pipelines.execution.slurm.slurm import SlurmAway
+from pipelines.execution.backend import Away
 from pipelines.execution.status import SweepState, View, overview
 from pipelines.planning import cost as planning
 from pipelines.stages.graph import refuse_mismatch, sweep_stages
@@ -204,13 +204,13 @@ app.add_typer(cli_speed.app)
 
 def main() -> None:
     """The console script: what a person can mend is said in a line, not in a traceback."""
-    codes = [(Drift, 3), (Busy, 4), (ValueError, 2), (OSError, 1), (SlurmAway, 1)]
+    codes = [(Drift, 3), (Busy, 4), (ValueError, 2), (OSError, 1), (Away, 1)]
     try:
         app()
     except KeyboardInterrupt:
         errors.print("Stopped at once; what was saved is kept.")
         sys.exit(130)
-    except (Drift, Busy, ValueError, OSError, SlurmAway) as error:
+    except (Drift, Busy, ValueError, OSError, Away) as error:
         said = explained(error) if isinstance(error, ValidationError) else str(error)
         say_error(f"error: {said}")
         sys.exit(next(code for kind, code in codes if isinstance(error, kind)))

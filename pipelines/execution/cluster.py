@@ -7,11 +7,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from pipelines.execution.backend import Queue
 from pipelines.execution.local import Observe, Outcome, run_on_cluster
 from pipelines.execution.ray_session import ray_here
 from pipelines.execution.reconcile import NOTE, Reconciler
 from pipelines.execution.slurm import slurm
-from pipelines.execution.slurm.slurm import Queue
+from pipelines.execution.slurm.backend import SlurmBackend
 from pipelines.execution.status import SweepState
 from pipelines.execution.tasks import Array, Unit, arrays_of, refuse_unready, work_folders
 from pipelines.stages.graph import Stages, claim_all, of_kind
@@ -60,7 +61,10 @@ def launch(
     driven = tuple(stage.address for stage in stages)
     with driving(folder, cluster, take_over, driven) as driver:
         claim_all(stages)
-        make = partial(Reconciler, home, folder, settings, cluster, snapshot, environment, driver)
+        backend = SlurmBackend(home, settings, cluster, snapshot, environment)
+        make = partial(
+            Reconciler, folder, backend, cluster, snapshot.code, where.poll_seconds, driver
+        )
         if detach:
             return Outcome(True, submit_once(make(), _ready(arrays, stages)))
         queue, state = _Queue(where), SweepState(stages)
@@ -127,13 +131,13 @@ def submit_once(reconciler: Reconciler, units: list[Unit]) -> dict[str, str]:
     arrays: dict[object, list[Unit]] = {}
     for unit in units:
         asks = replace(unit.resources, at_once=None)
-        arrays.setdefault((asks, unit.words["kind"]), []).append(unit)
+        arrays.setdefault((asks, unit.words["module"], unit.words.get("kind")), []).append(unit)
     while True:
         for array in arrays.values():
             failures |= reconciler.step(array)
         if not reconciler.unsettled:
             return failures | {about: text for about, text in reconciler.notes.items() if text}
-        time.sleep(reconciler.cluster.poll_seconds)
+        time.sleep(reconciler.poll_seconds)
 
 
 def asks_slurm(stages: Stages) -> bool:

@@ -61,7 +61,7 @@ def _needed_elsewhere(sweep: Path) -> dict[str, str]:
 
 
 def forgive(stages: Stages, only: frozenset[str], tell: Callable[[str], None]) -> list[str]:
-    """Have what failed or was cancelled tried again; the names of these stages. Raises SlurmAway.
+    """Have what failed or was cancelled tried again; the names of these stages. Raises Away.
 
     A driver at work takes them up; else the next run does.
     """

@@ -1,8 +1,8 @@
 """What is wanted of a cluster against what is there: units of a sweep, seen through to their end.
 
-The disk is asked first: a unit is done when its folder says so, whatever Slurm thinks. A job that
-ended without a word is submitted again for as long as it got further; one that left an error, or
-that somebody cancelled, waits for `retry`.
+The disk is asked first: a unit is done when its folder says so, whatever the backend thinks. A job
+that ended without a word is submitted again for as long as it got further; one that left an error,
+or that somebody cancelled, waits for `retry`.
 """
 
 import asyncio
@@ -11,44 +11,48 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from pipelines.execution.slurm import slurm
-from pipelines.execution.slurm import submit as launch
-from pipelines.execution.slurm.slurm import Queue, Seen, SlurmAway
-from pipelines.execution.slurm.submit import Refused
+from pipelines.execution.backend import (
+    Away,
+    Backend,
+    Delayed,
+    Queue,
+    Refused,
+    Seen,
+    TooMany,
+)
 from pipelines.execution.tasks import Unit
 from pipelines.stages.attempt import FAILED, pulse_age
 from pipelines.workspace import job_log as jobs
 from pipelines.workspace.driver_lock import Driver, still_driving
 from pipelines.workspace.job_log import JobRecord
-from pipelines.workspace.settings import Cluster, Settings
-from pipelines.workspace.snapshot import Snapshot
-from pipelines.workspace.store import Home, in_use
+from pipelines.workspace.store import in_use
 from var_scaling.disk import is_done, read_json
 
 NOTE = "driver.note"  # what the driver has to say to whoever looks
-_NO_FAULT = frozenset(("PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "REVOKED"))  # of the stage
-_LONGEST = 300.0  # seconds between two tries of sbatch
+_LONGEST = 300.0  # seconds between two tries to submit
 _FRUITLESS = 3  # ends without a word in a row, none of them further than the one before
-_SUBMITS = 60.0  # seconds that sbatch may take
+_SUBMITS = 60.0  # seconds that a submission may take
 _SETTLES = 2.0  # polls between the end of a job and a verdict: files may come later than the news
 
 
 class Reconciler:
-    """Sees units through on one cluster: attaches to what runs, submits what is missing."""
+    """Sees units through on one backend: attaches to what runs, submits what is missing.
+
+    `cluster` is what the ledgers call the backend, `code` the version that its jobs run, `sweep`
+    the folder that `driver` drives.
+    """
 
     def __init__(
         self,
-        home: Home,
         sweep: Path,
-        settings: Settings,
+        backend: Backend,
         cluster: str,
-        snapshot: Snapshot,
-        environment: dict[str, str],
+        code: str,
+        poll_seconds: float,
         driver: Driver,
     ):
-        self.home, self.sweep, self.settings, self.name = home, sweep, settings, cluster
-        self.cluster: Cluster = settings.cluster(cluster)
-        self.snapshot, self.environment, self.driver = snapshot, environment, driver
+        self.sweep, self.backend, self.name = sweep, backend, cluster
+        self.code, self.poll_seconds, self.driver = code, poll_seconds, driver
         self.queue: Queue | None = None
         self.accounts: Queue | None = None
         self.names: list[str] = []
@@ -73,7 +77,7 @@ class Reconciler:
             failed |= self.step(open_units)
             open_units = [u for u in open_units if not u.done and u.name not in failed]
             if open_units:
-                await asyncio.sleep(self.cluster.poll_seconds)
+                await asyncio.sleep(self.poll_seconds)
         self.step([unit for unit in units if unit.done])  # the ledgers hear how it ended
         return failed
 
@@ -96,15 +100,15 @@ class Reconciler:
         return failed
 
     def _look(self) -> None:
-        """Ask Slurm, unless another array of this driver just did."""
-        if self.queue is not None and time.time() - self.queue.at < self.cluster.poll_seconds / 2:
+        """Ask the backend, unless another array of this driver just did."""
+        if self.queue is not None and time.time() - self.queue.at < self.poll_seconds / 2:
             return
         try:
-            self.queue = slurm.queue()
-        except SlurmAway as error:
-            self._say("Slurm", f"it does not answer, its jobs go on: {error}")
+            self.queue = self.backend.queue()
+        except Away as error:
+            self._say(self.backend.name, f"it does not answer, its jobs go on: {error}")
         else:
-            self._say("Slurm", "")
+            self._say(self.backend.name, "")
 
     def _judge(self, unit: Unit) -> str | None:
         """None: wait, or done; "submit"; else why it failed."""
@@ -141,36 +145,36 @@ class Reconciler:
         """Whether what was first noticed a while ago is still so."""
         now = time.time()  # once: what is first noticed now has not settled, however slow this is
         since = self.unsettled.setdefault(unit.name, now)
-        if now - since < _SETTLES * self.cluster.poll_seconds:
+        if now - since < _SETTLES * self.poll_seconds:
             return False
         del self.unsettled[unit.name]
         return True
 
     def _known_from(self, record: JobRecord) -> float:
-        """When Slurm knows of `record`, if it ever does: sbatch of another driver may still run."""
+        """When `record` is known there, if ever: another driver's submission may be on its way."""
         if record.job is not None or record.submission in self.asked:
             return self.asked.get(record.submission, record.time)
         return record.time + _SUBMITS
 
     def _conclude(self, unit: Unit, record: JobRecord, seen: Seen | None) -> str | None:
         """What to do about a job that is over while its unit is not done."""
-        how = seen.state if seen is not None else "GONE"
+        how, end = (seen.state, seen.end) if seen is not None else ("GONE", "other")
         failure = unit.folder / FAILED
         left = read_json(failure) if failure.exists() else None
         if left is not None and left["life"].rpartition(".")[0] == record.job:
             reason = left["error"] + (f" (rank {left['rank']})" if left["rank"] else "")
             return self._note_end(unit, record, "failed", reason)
-        if how == "CANCELLED":
+        if end == "cancelled":
             return self._note_end(unit, record, "cancelled", f"job {record.job} was cancelled")
-        if how == "OUT_OF_MEMORY":
+        if end == "out of memory":
             reason = f"job {record.job} ran out of memory: raise memory_gb_per_gpu"
             return self._note_end(unit, record, "failed", reason)
         reached = progress_in(unit.folder)
         fruitless = record.fruitless
-        if how not in _NO_FAULT:
+        if end != "no fault":
             fruitless = fruitless + 1 if reached <= record.progress else 0
         if fruitless >= _FRUITLESS:
-            last = launch.last_words(self.home, record)
+            last = self.backend.last_words(record)
             reason = (
                 f"its job ended {fruitless} times ({how} at last) without a word or any progress"
             )
@@ -192,7 +196,7 @@ class Reconciler:
     def _accounted(self, record: JobRecord) -> Seen | None:
         """What the accounts say of a job that the queue has forgotten; asked once for all."""
         if self.accounts is None:
-            self.accounts = Queue(slurm.accounts(self.names), time.time())
+            self.accounts = Queue(self.backend.accounts(self.names), time.time())
         seen = self.accounts.find(record.job, record.name, record.index)
         return None if seen is None or seen.active else seen  # active by accounts alone: a runaway
 
@@ -202,21 +206,18 @@ class Reconciler:
         for index, unit in enumerate(units):
             jobs.note(
                 unit.folder, "submitting", submission=submission, cluster=self.name,
-                index=index if len(units) > 1 else None, code=self.snapshot.code,
+                index=index if len(units) > 1 else None, code=self.code,
                 resources=unit.resources.as_dict(),
             )  # fmt: skip
         try:
-            ids = launch.submit(
-                units, submission, self.home, self.settings, self.name, self.snapshot,
-                self.environment,
-            )  # fmt: skip
-        except launch.Delayed as error:
+            ids = self.backend.submit(units, submission)
+        except Delayed as error:
             self.asked[submission] = time.time()
-            if isinstance(error, launch.TooMany):
+            if isinstance(error, TooMany):
                 self.at_most = max(1, len(units) // 2)
-            self.patience = min(_LONGEST, max(self.cluster.poll_seconds, 2 * self.patience))
+            self.patience = min(_LONGEST, max(self.poll_seconds, 2 * self.patience))
             self.not_before = time.time() + self.patience
-            self._say("sbatch", f"{error}; tried again in {self.patience:.0f} s")
+            self._say(self.backend.submits_with, f"{error}; tried again in {self.patience:.0f} s")
             return {}  # the next look finds out whether it went through all the same
         except Refused as error:
             for unit in units:
@@ -225,13 +226,13 @@ class Reconciler:
                 self._note_end(unit, record, "failed", str(error))
             return {unit.name: str(error) for unit in units}
         self.patience = 0.0
-        self._say("sbatch", "")
+        self._say(self.backend.submits_with, "")
         for unit, job in zip(units, ids, strict=True):
             record = jobs.latest(unit.folder)
             jobs.note(unit.folder, "submitted", submission=submission, job=job)
-            if record is not None and record.ended == "cancelled":  # while sbatch was at it
-                with suppress(SlurmAway):  # then the job itself finds out as it starts
-                    slurm.cancel([job])
+            if record is not None and record.ended == "cancelled":  # while it was submitted
+                with suppress(Away):  # then the job itself finds out as it starts
+                    self.backend.cancel([job])
         return {}
 
     def _say(self, about: str, text: str) -> None:
@@ -246,7 +247,7 @@ class Reconciler:
 
 
 def at_work_here(folder: Path) -> bool:
-    """Whether a run without Slurm is at it: by its lock, or by a sign of life."""
+    """Whether a run on this machine is at it: by its lock, or by a sign of life."""
     age = pulse_age(folder)
     return in_use(folder) or (jobs.latest(folder) is None and age is not None and age < 60)
 

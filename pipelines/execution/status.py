@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.execution.slurm.slurm import Queue
+from pipelines.execution.backend import Queue
 from pipelines.stages.attempt import FAILED, PULSE, pulse_age
 from pipelines.stages.graph import Stage, Stages, of_kind
 from pipelines.stages.registry import IMPORTED, KINDS, TRIAL
@@ -232,12 +232,10 @@ def _state_of_job(folder: Path, record: JobRecord, queue: Queue | None) -> tuple
     age = pulse_age(folder)
     seen = _seen(record, queue)
     if seen is not None and seen.active:
-        if seen.state in ("RUNNING", "COMPLETING"):
+        if seen.phase == "running":
             silent = age is not None and age > _SILENT
             return "running", f"no sign of life for {since(age)}" if silent else ""
-        if seen.unknown:
-            return "queued", seen.remark
-        return "queued", seen.reason if seen.state == "PENDING" else seen.state.lower()
+        return "queued", seen.note
     if age is not None and age < _FRESH:
         return "running", ""
     if (folder / FAILED).exists():
@@ -246,7 +244,7 @@ def _state_of_job(folder: Path, record: JobRecord, queue: Queue | None) -> tuple
         return "queued", "Slurm was not asked or does not answer"
     if seen is None and record.job is None and queue.at - record.time < _SUBMITTED:
         return "queued", "being submitted"
-    if seen is not None and seen.state == "CANCELLED":
+    if seen is not None and seen.end == "cancelled":
         return "cancelled", f"job {record.job} was cancelled"
     how = f"ended ({seen.state.lower()})" if seen is not None else "is gone"
     return "stopped", f"its job {how}: the driver, or the next run, goes on"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipelines.execution.cluster import environment_for_jobs, refuse_without_slurm, submit_once
 from pipelines.execution.reconcile import Reconciler
+from pipelines.execution.slurm.backend import SlurmBackend
 from pipelines.execution.tasks import Unit
 from pipelines.sampling.draw import How, Tell, asked_to_stop, sample_set
 from pipelines.sampling.finalize import ended
@@ -153,10 +154,12 @@ def on_cluster(place: Place, plan: Plan, how: How, launch: Launch, tell: Tell) -
         at.claim()
         if launch.retry:
             forgive(units)
+        backend = SlurmBackend(
+            place.home, settings, launch.cluster, snapshot, environment_for_jobs()
+        )
         reconciler = Reconciler(
-            place.home, plan.folder, settings, launch.cluster, snapshot, environment_for_jobs(),
-            driver,
-        )  # fmt: skip
+            plan.folder, backend, launch.cluster, snapshot.code, where.poll_seconds, driver
+        )
         if launch.detach:
             missing = [unit for unit in units if not unit.done]
             failures = _with_logs(place, units, submit_once(reconciler, missing))
@@ -188,5 +191,5 @@ async def _see_through(
     title, total = f"samples {plan.wanted.name}", plan.wanted.drawn
     while not seen.done():
         tell(title, min(total, images_drawn(units)), total)
-        await asyncio.wait([seen], timeout=min(1.0, reconciler.cluster.poll_seconds))
+        await asyncio.wait([seen], timeout=min(1.0, reconciler.poll_seconds))
     return seen.result()

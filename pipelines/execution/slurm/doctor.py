@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipelines.execution.backend import Away
 from pipelines.execution.checks import TORCH, Finding, ask, complaint, facts, torch_sees
 from pipelines.execution.slurm import slurm
 from pipelines.workspace.settings import FILE, Cluster, Settings
@@ -48,7 +49,7 @@ def look(home: Home, settings: Settings, cluster: Cluster) -> Iterator[Finding]:
                 yield Finding(f"partition {name}", False, said)
                 return
             yield _partition(name, cluster)
-    except slurm.SlurmAway as error:
+    except Away as error:
         said = f"{error}; no job can be submitted until it answers: tell whoever runs the cluster"
         yield Finding("Slurm", False, said)
         return
@@ -91,15 +92,15 @@ def _setup(cluster: Cluster) -> Finding:
 
 
 def _partitions() -> list[str]:
-    """Raises SlurmAway."""
+    """Raises Away."""
     answer = ask("sinfo", "-a", "-h", "-o", "%R")
     if answer.returncode:
-        raise slurm.SlurmAway(f"sinfo: {complaint(answer)}")
+        raise Away(f"sinfo: {complaint(answer)}")
     return answer.stdout.split()
 
 
 def _partition(name: str, cluster: Cluster) -> Finding:
-    """Raises SlurmAway."""
+    """Raises Away."""
     settings = slurm.partition(name)
     state, longest = settings["State"], settings["MaxTime"]
     nodes = min(int(n) for n in (settings["TotalNodes"], settings["MaxNodes"]) if n.isdigit())

@@ -10,7 +10,8 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+
+from pipelines.execution.backend import Away, End, Phase, Queue, Seen
 
 # The states in which a job is over (squeue and sacct, JOB STATE CODES). Any other state, known here
 # or not, is that of a job that may still run: submitted again it would run twice.
@@ -36,65 +37,36 @@ HOPELESS = frozenset(
         "QOSMaxWallDurationPerJobLimit", "QOSMaxNodePerJobLimit", "QOSMaxGRESPerJob",
     )
 )  # fmt: skip
+_END: dict[str, End] = {
+    "CANCELLED": "cancelled", "OUT_OF_MEMORY": "out of memory", "PREEMPTED": "no fault",
+    "NODE_FAIL": "no fault", "BOOT_FAIL": "no fault", "REVOKED": "no fault",
+}  # fmt: skip
 _SECONDS = 20.0  # after which a silent slurmctld counts as away
 
 
-class SlurmAway(RuntimeError):
-    """Slurm does not answer: nothing is known, so nothing may be concluded."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One job as Slurm has it."""
-
-    job: str
-    name: str
-    state: str
-    node: str
-    reason: str
-
-    @property
-    def active(self) -> bool:
-        return self.state not in ENDED
-
-    @property
-    def unknown(self) -> bool:
-        """Whether this version does not know the state."""
-        return self.state not in ENDED and self.state not in ACTIVE
-
-    @property
-    def remark(self) -> str:
-        """What is to be said of it while it is active, or nothing."""
-        if self.unknown:
-            return f"job {self.job} is in a state not known here, {self.state}: taken as active"
-        if self.reason in HOPELESS:
-            return f"job {self.job} waits for what may never be: {self.reason}"
-        return ""
-
-
-@dataclass(frozen=True)
-class Queue:
-    """All of this user's jobs that Slurm remembers, by id and by name."""
-
-    jobs: dict[str, Seen]
-    at: float
-
-    def find(self, job: str | None, name: str, index: int | None) -> Seen | None:
-        """The job of that id and name; without an id, the one of that name (and array index)."""
-        if job is not None:
-            seen = self.jobs.get(job)
-            return seen if seen is not None and seen.name == name else None
-        ends = "" if index is None else f"_{index}"
-        named = [s for s in self.jobs.values() if s.name == name and s.job.endswith(ends)]
-        return named[0] if named else None
+def seen_of(job: str, name: str, state: str, node: str, reason: str) -> Seen:
+    """A job as squeue and sacct tell of it."""
+    known = state in ENDED or state in ACTIVE
+    remark = ""
+    if not known:
+        remark = f"job {job} is in a state not known here, {state}: taken as active"
+    elif state in ACTIVE and reason in HOPELESS:
+        remark = f"job {job} waits for what may never be: {reason}"
+    note = reason if state == "PENDING" else state.lower() if known else remark
+    phase: Phase = "queued"
+    if state in ENDED:
+        phase = "ended"
+    elif state in ("RUNNING", "COMPLETING"):
+        phase = "running"
+    return Seen(job, name, state, node, phase, _END.get(state, "other"), note, remark)
 
 
 def queue(seconds: float = _SECONDS) -> Queue:
-    """What squeue knows now. Raises SlurmAway."""
+    """What squeue knows now. Raises Away."""
     text = _ask("squeue", "--me", "-r", "-h", "-t", "all", "-o", "%i|%j|%T|%N|%r", seconds=seconds)
     jobs = {}
     for job, name, state, node, reason in _fields(text, 5):
-        jobs[job] = Seen(job, name, state, node, "" if reason == "None" else reason)
+        jobs[job] = seen_of(job, name, state, node, "" if reason == "None" else reason)
     return Queue(jobs, time.time())
 
 
@@ -114,7 +86,7 @@ def look(seconds: float = 1.0) -> Queue | None:
     """The queue, or None where there is no Slurm or it is silent."""
     try:
         return queue(seconds)
-    except SlurmAway:
+    except Away:
         return None
 
 
@@ -126,16 +98,16 @@ def accounts(names: Iterable[str], seconds: float = _SECONDS) -> dict[str, Seen]
     words = ["-X", "-n", "-P", "--name", wanted, "-S", "now-90days"]
     try:
         text = _ask("sacct", *words, "-o", "JobID,JobName,State,NodeList", seconds=seconds)
-    except SlurmAway:
+    except Away:
         return {}  # switched off on many clusters; the disk decides then
     found = {}
     for job, name, state, node in _fields(text, 4):
-        found[job] = Seen(job, name, state.split()[0].rstrip("+"), node, "")
+        found[job] = seen_of(job, name, state.split()[0].rstrip("+"), node, "")
     return found
 
 
 def cancel(jobs: list[str]) -> None:
-    """Ask Slurm to end `jobs`. Raises SlurmAway."""
+    """Ask Slurm to end `jobs`. Raises Away."""
     if jobs:
         _ask("scancel", *jobs)
 
@@ -152,10 +124,10 @@ def node_address(node: str) -> str:
 
 
 def partition(name: str) -> dict[str, str]:
-    """The partition's settings; empty if there is none of that name. Raises SlurmAway."""
+    """The partition's settings; empty if there is none of that name. Raises Away."""
     try:
         text = _ask("scontrol", "show", "partition", name, "-o", seconds=5)
-    except SlurmAway as error:
+    except Away as error:
         if "not found" in str(error):
             return {}
         raise
@@ -170,10 +142,10 @@ def _ask(*words: str, seconds: float = _SECONDS) -> str:
             check=False, env={**os.environ, "SLURM_TIME_FORMAT": "standard"},
         )  # fmt: skip
     except FileNotFoundError as error:
-        raise SlurmAway(f"{words[0]} is not on this machine: submit from a login node") from error
+        raise Away(f"{words[0]} is not on this machine: submit from a login node") from error
     except subprocess.TimeoutExpired as error:
-        raise SlurmAway(f"{words[0]} did not answer within {seconds:g} s") from error
+        raise Away(f"{words[0]} did not answer within {seconds:g} s") from error
     if done.returncode:
         said = done.stderr.strip() or done.stdout.strip() or done.returncode
-        raise SlurmAway(f"{words[0]}: {said}")
+        raise Away(f"{words[0]}: {said}")
     return done.stdout

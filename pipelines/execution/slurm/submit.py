@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipelines.execution.backend import Delayed, Refused, TooMany
 from pipelines.execution.slurm.worker import LOCAL, Work
 from pipelines.execution.tasks import Unit, words_of
 from pipelines.stages.attempt import FAILED, WAIT, Stopped
@@ -25,18 +26,6 @@ _PASSING = (
     "temporarily", "Zero Bytes",
 )  # fmt: skip
 _TOO_MANY = "MaxSubmitJob"  # in QOSMaxSubmitJobPerUserLimit and its like
-
-
-class Delayed(RuntimeError):
-    """Slurm did not take the jobs now; nobody knows whether it did after all."""
-
-
-class TooMany(Delayed):
-    """More jobs at a time than this user may have: fewer, or later."""
-
-
-class Refused(RuntimeError):
-    """Slurm will never take these jobs as they are; the message is sbatch's."""
 
 
 def submit(
