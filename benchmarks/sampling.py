@@ -4,7 +4,7 @@
 
 without a cache: at every scale a full forward over all tokens up to it, always doubled.
 as released: keys and values cached, but grown by torch.cat; AdaLN computed anew at every scale; the
-    half that is told no class runs at every scale for every image (VAR.md 1.2).
+    half that is told no class runs at every scale for every image (arXiv 2404.02905).
 + AdaLN once, + still cache: the same with these parts of ours, one after the other. All that is
     left to ours then are the rows that guidance does not need.
 

@@ -39,7 +39,7 @@ from var_scaling.training.tokenizer import _Learner
 PAPER = Tokenizer(name="paper")
 
 
-# VAR.md, section 3, counted on the released classes: depth, parameters, those with shared AdaLN,
+# Counted on the released classes: depth, parameters, those with shared AdaLN,
 # forward GFLOPs over every pair, the share of attention scores in % of them, sampling GFLOPs.
 GOLDEN = [
     (6, 18_492_580, 14_071_204, 20.9, 20.4, 38.7),

@@ -92,7 +92,7 @@ def test_the_last_evaluation_is_at_the_end():
 
 @pytest.mark.parametrize(
     ("depth", "batch", "epochs", "peak", "gamma", "final", "decay", "shared"),
-    [  # VAR.md 2.1; peak = rate per 256 images x batch / 256
+    [  # the released trainer's; peak = rate per 256 images x batch / 256
         (16, 768, 200, 3e-4, 1e-3, 0.1, 0.05, False),
         (20, 768, 250, 3e-4, 1e-3, 0.1, 0.05, False),
         (24, 768, 350, 2.4e-4, 1e-4, 0.01, 0.05, False),

@@ -15,7 +15,7 @@ SIDES = st.lists(st.integers(1, 20), min_size=1, max_size=6, unique=True).map(
 def test_the_papers_pyramid_has_680_tokens_and_286434_visible_pairs():
     paper = Pyramid(sides=PAPER_256)
     assert (paper.length, paper.scales, paper.side) == (680, 10, 16)
-    assert paper.visible_pairs == 286_434  # LAWS.md, section 3
+    assert paper.visible_pairs == 286_434  # of the paper's pyramid, block-causal
 
 
 @given(SIDES)

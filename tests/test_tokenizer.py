@@ -76,7 +76,7 @@ def test_one_scale_is_a_plain_vqvae():
 
 @pytest.mark.parametrize(
     ("scales", "chosen"),
-    [  # VAR.md 1.1: exact ties are decided by float64 rounding
+    [  # exact ties are decided by float64 rounding
         (5, [0, 1, 2, 2, 3]),
         (7, [0, 0, 1, 2, 2, 3, 3]),
         (10, [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]),

@@ -19,7 +19,7 @@ from var_scaling.record import Name, Record
 
 
 class Tokenizer(Record):
-    """A multi-scale residual VQVAE (VAR.md 1.1): all that its modules are built from."""
+    """A multi-scale residual VQVAE (arXiv 2404.02905): all that its modules are built from."""
 
     name: Name
     pyramid: Pyramid = Pyramid(sides=PAPER_256)

@@ -10,7 +10,7 @@ def tiny_optimiser(width: int, constant: float = 0.25) -> Optimiser:
     """Warm-up, stable, decay; the rate falls as 1 / width.
 
     One rate for all widths fakes a law: too low for the small models it steepens the exponent,
-    too high for the large ones it bends it (TINY.md). Of the constants 1/8, 1/4, 1/2 and 1, 1/4 is
+    too high for the large ones it bends it (LOG.md). Of the constants 1/8, 1/4, 1/2 and 1, 1/4 is
     best at each of depths 1, 3 and 5: `var-scaling run tiny_rates` shows it.
     """
     return Optimiser(
@@ -63,10 +63,10 @@ def tiny_tokenizer(
 def paper_tokenizer(
     name: str, data: ImageFiles, images: int, sides: tuple[int, ...] = PAPER_256
 ) -> TrainedTokenizer:
-    """The released tokenizer's shape, and the recipe of VAR.md 2.2 made multi-scale.
+    """The released tokenizer's shape, and the published VQGAN recipe made multi-scale.
 
     Ours differs in its critic (patches, without a pretrained network); in its codes: moving
-    averages after k-means, because gradients leave four codes in five unused (TINY.md); and in its
+    averages after k-means, because gradients leave four codes in five unused; and in its
     start, which is torch's own, phi the identity.
     """
     batch, epochs = 768, 250

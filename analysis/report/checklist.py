@@ -24,7 +24,7 @@ _STARTS = "from variable projection over a grid of exponents"
 
 @dataclass(frozen=True)
 class Item:
-    """One line of the checklist of LAWS.md §3."""
+    """One line of the checklist: what a reader needs to judge a fit."""
 
     name: str
     value: str
@@ -32,7 +32,7 @@ class Item:
 
 
 def checklist(study: Study, provenance: Mapping[str, str] | None = None) -> tuple[Item, ...]:
-    """All items, in LAWS.md's order. `provenance`: what is known besides the table; "code" is read.
+    """All items, in a fixed order. `provenance`: what is known besides the table; "code" is read.
 
     An item is missing where neither the table nor the study knows it; what was only assumed of a
     stranger's table is said, and is missing too.

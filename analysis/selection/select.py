@@ -108,7 +108,7 @@ def choose(
     """Compare a pure power law with one above a floor on points x, y, each (n,), in any units.
 
     `fixed_floor`: also the law above this given E. `error_rate`: y is a share of errors, so also
-    the law in the odds (LAWS.md §2). Raises FitError where not even the pure law can be fitted.
+    the law in the odds. Raises FitError where not even the pure law can be fitted.
     """
     objective = objective_of(objective)
     wanted: list[tuple[str, Law, float | None]] = [("pure", PURE, None), ("floor", FLOOR, None)]

@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of the tokenizer (VAR.md 1.1) and of the networks that judge it."""
+"""Parameters and FLOPs of the tokenizer (arXiv 2404.02905) and of the networks that judge it."""
 
 from collections import Counter
 from collections.abc import Iterator

@@ -12,7 +12,7 @@ from torch import Tensor
 from var_scaling.generation.masks import EditError
 from var_scaling.pyramid import Pyramid
 
-# A scale of no more tokens is kept whole: VAR's demo_zero_shot_edit.ipynb (VAR.md 1.2).
+# A scale of no more tokens is kept whole: the released demo_zero_shot_edit.ipynb.
 _KEPT_WHOLE = 3
 
 

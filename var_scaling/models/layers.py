@@ -1,4 +1,4 @@
-"""What a VAR block is made of (VAR.md 1.2), with the released parameter names.
+"""What a VAR block is made of (arXiv 2404.02905), with the released parameter names.
 
 Shapes: B images, L tokens, C width, N heads.
 """

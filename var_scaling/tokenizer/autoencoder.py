@@ -1,4 +1,4 @@
-"""Encoder and decoder of the VQVAE (VAR.md 1.1), with the released parameter names.
+"""Encoder and decoder of the VQVAE (arXiv 2404.02905), with the released parameter names.
 
 Shapes: B images, W width, H side. Level 0 is the finest.
 """

@@ -1,6 +1,6 @@
 """Keep every code in use: moving averages of what it is asked for, k-means, restarts.
 
-Gradient descent from a uniform start leaves four codes in five unused at small scale (TINY.md:
+Gradient descent from a uniform start leaves four codes in five unused at small scale (measured:
 19 % of 1,024 used against 100 %). Shapes: N vectors, C code channels, V codes.
 """
 
@@ -42,7 +42,7 @@ class CodebookUpkeep:
     def start(self, f_BCHH: Tensor | None) -> None:
         """Codes by k-means of what the scales see of `f`, then of the residuals they leave.
 
-        Without `f` they are drawn uniformly from ± C^-0.5 / 36 (VAR.md 2.2).
+        Without `f` they are drawn uniformly from ± C^-0.5 / 36 (arXiv 2404.02905).
         """
         if f_BCHH is None:
             bound = self.codes_VC.shape[1] ** -0.5 / 36

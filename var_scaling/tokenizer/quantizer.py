@@ -1,4 +1,4 @@
-"""The multi-scale residual quantizer (VAR.md 1.1): two steps, `view` and `grow`, carry it.
+"""The multi-scale residual quantizer (arXiv 2404.02905): two steps, `view` and `grow`, carry it.
 
 Shapes: B images, C code channels, H side of the full grid, S tokens of a scale, L of all, V codes.
 """

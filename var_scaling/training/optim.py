@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from var_scaling.recipe import Optimiser, Precision
 
-# Besides every vector and bias (VAR.md 2.1); matched as parts of a parameter's name.
+# Besides every vector and bias (arXiv 2404.02905); matched as parts of a parameter's name.
 _NOT_DECAYED = (
     "pos_start", "pos_1LC", "lvl_embed", "scale_mul", "ada_gss", "quantize.embedding",
 )  # fmt: skip
