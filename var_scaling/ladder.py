@@ -63,7 +63,7 @@ def tiny_tokenizer(
 def paper_tokenizer(
     name: str, data: ImageFiles, images: int, sides: tuple[int, ...] = PAPER_256
 ) -> TrainedTokenizer:
-    """The released tokenizer's shape, and the published VQGAN recipe made multi-scale.
+    """The released tokenizer's shape, and a VQGAN recipe made multi-scale.
 
     Ours differs in its critic (patches, without a pretrained network); in its codes: moving
     averages after k-means, because gradients leave four codes in five unused; and in its
