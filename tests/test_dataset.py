@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from conftest import tokenizer, trial
 
+from pipelines.cli.main import main
 from pipelines.workspace.modules import named_in
 from pipelines.workspace.sweeps import SweepError, find_sweep
 from var_scaling.data.dataset import open_images
@@ -67,9 +68,18 @@ SWEEP = Sweep(
 )
 
 
+def called(capsys, monkeypatch, *words: object) -> str:
+    """What a command prints, in this process."""
+    monkeypatch.setattr(sys, "argv", ["var-scaling", *map(str, words)])
+    with pytest.raises(SystemExit) as left:
+        main()
+    said = capsys.readouterr()
+    assert not left.value.code, said.err
+    return said.out
+
+
 def command(folder: Path, *words: object) -> subprocess.CompletedProcess:
     """In a process of its own."""
-    (folder / "striped.py").write_text("from test_dataset import SWEEP as sweep\n")
     code = "from pipelines.cli.main import main; main()"
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     return subprocess.run(
@@ -78,10 +88,12 @@ def command(folder: Path, *words: object) -> subprocess.CompletedProcess:
     )  # fmt: skip
 
 
-def test_a_sweep_on_a_dataset_of_ones_own_is_planned_run_and_scored(tmp_path):
-    plan = command(tmp_path, "plan", "striped.py", "--json")
-    assert plan.returncode == 0, plan.stderr
-    assert json.loads(plan.stdout)["before"][1]["stage"] == "tokens stripes"
+def test_a_sweep_on_a_dataset_of_ones_own_is_planned_run_and_scored(tmp_path, capsys, monkeypatch):
+    (tmp_path / "striped.py").write_text("from test_dataset import SWEEP as sweep\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    plan = json.loads(called(capsys, monkeypatch, "plan", "striped.py", "--json"))
+    assert plan["before"][1]["stage"] == "tokens stripes"
     done = command(tmp_path, "run", "striped.py", "--home", "runs")
     assert done.returncode == 0, done.stdout + done.stderr
     rows = pd.read_parquet(tmp_path / "runs" / "striped" / "results.parquet")
@@ -92,15 +104,12 @@ def test_a_sweep_on_a_dataset_of_ones_own_is_planned_run_and_scored(tmp_path):
     described = json.loads(manifest.read_text())
     assert described["data"]["kind"] == "test_dataset"
     assert described["classes"] == ["wide", "narrow"]
-    scored = command(tmp_path, "evaluate", "striped/d2", "--home", "runs", "--json")
-    assert scored.returncode == 0, scored.stderr
-    found = json.loads(scored.stdout)["loss"]
-    assert found == pytest.approx(rows.val_loss.iloc[-1], rel=1e-6)
-    drawn = command(tmp_path, "sample", "striped/d2", "--home", "runs", "--count", 16)
-    assert drawn.returncode == 0, drawn.stderr
-    near = command(tmp_path, "fidelity", "striped/d2", "--home", "runs", "--images", 32, "--json")
-    assert near.returncode == 0, near.stderr
-    assert json.loads(near.stdout)["reference"].startswith("stripes")
+    model = ("striped/d2", "--home", "runs")
+    scored = json.loads(called(capsys, monkeypatch, "evaluate", *model, "--json"))
+    assert scored["loss"] == pytest.approx(rows.val_loss.iloc[-1], rel=1e-6)
+    called(capsys, monkeypatch, "sample", *model, "--count", 16)
+    near = called(capsys, monkeypatch, "fidelity", *model, "--images", 32, "--json")
+    assert json.loads(near)["reference"].startswith("stripes")
 
 
 def test_its_module_travels_with_the_sweep():

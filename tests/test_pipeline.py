@@ -308,7 +308,7 @@ def test_data_is_found_by_settings_then_by_environment(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[locl]\n", "locl: no such field; allowed: clusters, data, local, mlflow, weights"),
+        ("[locl]\n", "locl: no such field; allowed: clusters, data, local, mlflow, tracking"),
         ("[local]\ncpus = 0\n", "local.cpus = 0: Input should be greater than or equal to 1"),
         ("cpus = ", "not TOML"),
     ],
