@@ -1,6 +1,7 @@
 """A trial that starts from another's checkpoint at a step: a stage that needs a stage at a step."""
 
 import json
+import sys
 
 import pandas as pd
 import pytest
@@ -8,6 +9,7 @@ from conftest import tokenizer, trial
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from pipelines.cli.main import main
 from pipelines.execution.tasks import largest_first
 from pipelines.results.table import write_results
 from pipelines.stages.context import Place, StopFile
@@ -125,3 +127,22 @@ def test_the_record_of_a_branch_comes_back_from_json():
     text = LONG.model_dump_json()
     assert Trial.model_validate_json(text) == LONG
     assert json.loads(text)["start"]["step"] == 8
+
+
+@pytest.mark.parametrize("verb", ["status", "run", "fit"])
+def test_an_old_home_is_refused_in_one_sentence(tmp_path, capsys, monkeypatch, verb):
+    """Format 1 had no `format`, and the family beside the model."""
+    old = Home(tmp_path / "old")
+    path = old.trial("smoke", "d1") / "trial.json"
+    path.parent.mkdir(parents=True)
+    record = json.loads(TRUNK.model_dump_json())
+    del record["format"], record["model"]["family"]
+    path.write_text(json.dumps({**record, "family": "var"}))
+    (path.parent / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')
+    monkeypatch.setattr(sys, "argv", ["var-scaling", verb, "smoke", "--home", str(old.root)])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 3
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.endswith("use the version that wrote it, or another --home")
+    assert "has format 1 and this version of the code reads format 2" in said
