@@ -25,7 +25,7 @@ from torch import Tensor
 from var_scaling.accounting import total
 from var_scaling.config import ImportedTokenizer
 from var_scaling.experiment.sample_set import Request
-from var_scaling.generation.sample import noise_of
+from var_scaling.generation.sample import RequestDraws
 from var_scaling.models.layers import autocast_dtype, full_precision
 from var_scaling.models.logits import guided
 from var_scaling.models.var import sampler as walking
@@ -170,7 +170,7 @@ def run(way: type, model: VAR, quantizer: Quantizer, batch: int, sampling: VarSa
 
     requests = [Request(number, 0) for number in range(batch)]
     labels_B = torch.arange(batch, device=device)
-    noise, began = noise_of(0, requests, device), clock()
+    noise, began = RequestDraws(0, requests, device), clock()
     with patch.object(walking, "CachedVAR", Timed), arithmetic(sampling.precision, device):
         steps = list(walking.walk(model, quantizer, labels_B, sampling, noise))
     return Run(sum(spent), clock() - began, steps)

@@ -111,16 +111,16 @@ class UnigramFamily(ModelFamily[UnigramModel, UnigramSampling]):
         logits_BLV = network(batch.labels_B)
         return F.cross_entropy(logits_BLV.flatten(0, 1).float(), batch.ids_BL.flatten())
 
-    def validate(self, spec, network, quantizer, batch):
+    def validate(self, spec, network, quantizer, batch, rows):
         logits_BVL = network(batch.labels_B).movedim(-1, 1).float()
         loss_BL = F.cross_entropy(logits_BVL, batch.ids_BL, reduction="none")
         error_BL = logits_BVL.argmax(1) != batch.ids_BL
         missed_BL = ~(logits_BVL.topk(5, dim=1).indices == batch.ids_BL[:, None]).any(1)
         return [each.double().sum(1, keepdim=True) for each in (loss_BL, error_BL, missed_BL)]
 
-    def sample(self, spec, network, quantizer, labels_B, sampling, noise, kept=None):
+    def sample(self, spec, network, quantizer, labels_B, sampling, draws, kept=None):
         logits_BLV = network(labels_B).float() / sampling.temperature
-        ids_BL = chosen(logits_BLV, noise("token", 0, logits_BLV.shape[1:2]))
+        ids_BL = chosen(logits_BLV, draws.uniform("token", 0, logits_BLV.shape[1:2]))
         grids = [quantizer.decode(ids_1L) for ids_1L in ids_BL.split(1)]
         yield Frame(torch.cat(grids), ids_BL)
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from var_scaling.experiment.sample_set import Request
-from var_scaling.generation.sample import noise_of, sample
+from var_scaling.generation.sample import RequestDraws, sample
 from var_scaling.models.base import Kept, ModelSpec
 from var_scaling.models.logits import chosen, filtered, guided, mixed
 from var_scaling.models.var.config import VarModel, VarSampling
@@ -52,7 +52,7 @@ def requests(count: int) -> list[Request]:
 
 def drawn_by(module, vqvae, asked, sampling, kept=None):
     labels = torch.tensor([request.label for request in asked])
-    return list(walk(module, vqvae.quantize, labels, sampling, noise_of(0, asked, CPU), kept))
+    return list(walk(module, vqvae.quantize, labels, sampling, RequestDraws(0, asked, CPU), kept))
 
 
 @pytest.mark.parametrize("model", VARIANTS)

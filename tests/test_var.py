@@ -6,8 +6,9 @@ import pytest
 import torch
 from conftest import tokenizer
 
+from var_scaling.models.layers import drop_path_factors
 from var_scaling.models.var.config import VarModel
-from var_scaling.models.var.model import VAR, block_causal_mask, drop_path_factors
+from var_scaling.models.var.model import VAR, block_causal_mask
 from var_scaling.pyramid import Pyramid
 
 T = tokenizer()
@@ -111,7 +112,9 @@ def test_init_is_a_function_of_the_seed_and_leaves_the_global_generator_alone():
 
 def test_drop_path_drops_more_with_depth_never_the_first_and_keeps_the_mean():
     model = VarModel(depth=4, width_per_depth=8, drop_path_per_depth=0.1)
-    factors = drop_path_factors(model, 20_000, torch.Generator().manual_seed(0))
+    factors = drop_path_factors(
+        model.drop_path, model.depth, 20_000, torch.Generator().manual_seed(0)
+    )
     dropped = (factors == 0).float().mean((1, 2))
     torch.testing.assert_close(dropped, torch.linspace(0, 0.4, 4), rtol=0, atol=0.01)
     torch.testing.assert_close(factors.mean((1, 2)), torch.ones(4), rtol=0, atol=0.02)

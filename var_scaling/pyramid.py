@@ -13,19 +13,20 @@ PAPER_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
 
 
 class Pyramid(Record):
-    """Token maps of growing side, coarse to fine; positions run row by row, scale after scale.
+    """Token maps coarse to fine; positions run row by row, scale after scale.
 
-    One scale alone is a plain VQVAE's grid.
+    One scale alone is a plain VQVAE's grid. The same side again gives each position a residual
+    code more (RQ-VAE, arXiv 2203.01941).
     """
 
     sides: tuple[int, ...]
 
     @model_validator(mode="after")
-    def _sides_grow(self) -> Self:
+    def _sides_never_shrink(self) -> Self:
         if not self.sides or self.sides[0] < 1:
             raise ValueError("needs at least one side, each at least 1")
-        if any(low >= high for low, high in zip(self.sides, self.sides[1:], strict=False)):
-            raise ValueError("sides must grow strictly, e.g. (1, 2, 3, 4)")
+        if any(low > high for low, high in zip(self.sides, self.sides[1:], strict=False)):
+            raise ValueError("sides must not shrink, e.g. (1, 2, 3, 4)")
         return self
 
     @property

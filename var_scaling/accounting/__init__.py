@@ -8,6 +8,10 @@ Backward costs twice forward, less the gradient of inputs that need none.
 
 Count = dict[str, int]
 
+# A processor's matrix product of fewer rows takes another path, and rounds otherwise (LOG.md): so
+# samplers let no fewer rows through.
+FEWEST_ROWS = 4
+
 # What counts are given by, whatever the family; one that a family lacks counts 0.
 COMPONENTS = ("embedding", "attention", "mlp", "adaln", "head")
 FLOP_COMPONENTS = (

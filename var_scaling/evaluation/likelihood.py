@@ -1,6 +1,7 @@
 """The validation loss, and the error where a family has one, on held-out images, whole and by part.
 
-Classes are never dropped and nothing is random, so the result is a function of weights and tokens.
+Classes are never dropped, and what a family draws it draws from the image's number alone, so the
+result is a function of weights and tokens.
 
 Shapes: B images of a batch, I of the cache, N scores, P parts of an image.
 """
@@ -48,28 +49,35 @@ def evaluate(
     was_training = model.training
     model.eval()
     names = [f"{score}{_SUFFIX[told]}" for told in labels for score in what.scores]
+    scored = np.arange(0, cache.images, what.every)
     sums_NIP = torch.zeros(
-        len(names), cache.images, len(what.parts), dtype=torch.float64, device=world.device
+        len(names), len(scored), len(what.parts), dtype=torch.float64, device=world.device
     )
-    for start in range(0, cache.images, batch)[world.rank :: world.size]:
-        rows = np.arange(start, min(start + batch, cache.images))
+    for start in range(0, len(scored), batch)[world.rank :: world.size]:
+        rows = scored[start : start + batch]
         ids_BL, labels_B = (part.to(device) for part in cache.batch(rows, np.zeros_like(rows)))
         found: list[Tensor] = []
         for told in labels:
             shown_B = labels_B if told == "true" else torch.full_like(labels_B, spec.classes)
-            found += family.validate(spec, model, quantizer, Batch(ids_BL, shown_B))
+            shown = Batch(ids_BL, shown_B)
+            found += family.validate(spec, model, quantizer, shown, rows.tolist())
         sums_NIP[:, start : start + len(rows)] = torch.stack(found)
-        progress(int(rows[-1]) + 1, cache.images)
+        progress(start + len(rows), len(scored))
     model.train(was_training)
     scores: Line = {}
     for name, sums_IP in zip(names, world.sum(sums_NIP).cpu().numpy(), strict=True):
         scores |= _summary(name, sums_IP, what)
-    return {**scores, "images_scored": cache.images}
+    return {**scores, "images_scored": len(scored)}
 
 
 def evaluation_flops(spec: ModelSpec, images: int, labels: Sequence[str]) -> int:
-    """What `evaluate` costs: one forward an image for each thing that the model is told."""
-    return images * len(labels) * total(family_of(spec.config).forward_flops(spec))
+    """What `evaluate` costs on a cache of so many images: the forwards over those that it scores,
+    once for each thing that the model is told.
+    """
+    family = family_of(spec.config)
+    what = family.validation(spec)
+    forwards = len(range(0, images, what.every)) * what.passes * len(labels)
+    return forwards * total(family.forward_flops(spec))
 
 
 def _summary(name: str, sums_IP: np.ndarray, what: Validation) -> Line:

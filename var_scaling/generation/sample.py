@@ -3,14 +3,15 @@
 Shapes: B images, L tokens, K frames, Z code channels, H side of the grid, W side of the images.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from var_scaling.experiment.sample_set import Request
-from var_scaling.models.base import Kept, ModelSpec, Noise, SamplingRecord
+from var_scaling.models.base import Kept, ModelSpec, SamplingRecord
 from var_scaling.models.registry import family_of
 from var_scaling.randomness import seed_for
 from var_scaling.tokenizer.autoencoder import to_pixels
@@ -54,11 +55,11 @@ def sample(
     for start in range(0, len(requests), batch):
         part = tuple(requests[start : start + batch])
         labels_B = torch.tensor([request.label for request in part], device=device)
-        noise = noise_of(seed, part, device)
+        draws = RequestDraws(seed, part, device)
         given = None if kept is None else Kept(*(_repeated(each, len(part)) for each in kept))
         ids, grids = [], []
         with arithmetic(sampling.precision, device):
-            for frame in family.sample(spec, model, quantizer, labels_B, sampling, noise, given):
+            for frame in family.sample(spec, model, quantizer, labels_B, sampling, draws, given):
                 if frame.ids_BN is not None:
                     ids.append(frame.ids_BN.cpu())
                 grids.append(frame.grid_BZHH)
@@ -72,17 +73,28 @@ def sample(
         )
 
 
-def noise_of(seed: int, requests: Sequence[Request], device: torch.device) -> Noise:
-    """The random numbers of each request, drawn on the processor: the same on every device."""
+@dataclass(frozen=True)
+class RequestDraws:
+    """The random numbers of each request, drawn on the CPU: the same on every device."""
 
-    def noise(purpose: str, k: int, shape: tuple[int, ...]) -> Tensor:
-        rows = [
-            torch.rand(shape, generator=_generator(seed, purpose, request, k))
-            for request in requests
-        ]
-        return torch.stack(rows).to(device)
+    seed: int
+    requests: Sequence[Request]
+    device: torch.device
 
-    return noise
+    def uniform(self, purpose: str, step: int, shape: tuple[int, ...]) -> Tensor:
+        return self._drawn(torch.rand, purpose, step, shape)
+
+    def normal(self, purpose: str, step: int, shape: tuple[int, ...]) -> Tensor:
+        return self._drawn(torch.randn, purpose, step, shape)
+
+    def _drawn(
+        self, draw: Callable[..., Tensor], purpose: str, step: int, shape: tuple[int, ...]
+    ) -> Tensor:
+        rows = []
+        for request in self.requests:
+            place = seed_for(self.seed, f"sample {purpose}", request.label, request.index, step)
+            rows.append(draw(shape, generator=torch.Generator().manual_seed(place)))
+        return torch.stack(rows).to(self.device)
 
 
 @torch.no_grad()
@@ -91,11 +103,6 @@ def rendered(tokenizer: MultiScaleVQVAE, f_BZHH: Tensor) -> Tensor:
     with arithmetic("fp32", f_BZHH.device):
         images = [to_pixels(tokenizer.render(grid_1ZHH)) for grid_1ZHH in f_BZHH.split(1)]
     return torch.cat(images).cpu()
-
-
-def _generator(seed: int, purpose: str, request: Request, k: int) -> torch.Generator:
-    place = seed_for(seed, f"sample {purpose}", request.label, request.index, k)
-    return torch.Generator().manual_seed(place)
 
 
 def _repeated(row_1L: Tensor, images: int) -> Tensor:

@@ -10,9 +10,9 @@ the tokenizer's grid.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 from pydantic import PositiveInt
 
@@ -28,8 +28,16 @@ if TYPE_CHECKING:
     from var_scaling.tokenizer.quantizer import Quantizer
     from var_scaling.weights import State
 
-# Uniform numbers in [0, 1), float32 (B, *shape), by purpose and step of the sampler.
-Noise = Callable[[str, int, tuple[int, ...]], "Tensor"]
+
+class SampleDraws(Protocol):
+    """The random numbers of a batch of samples, float32 (B, *shape): a function of each sample's
+    seed, class and index, the purpose, and the step of the sampler.
+    """
+
+    def uniform(self, purpose: str, step: int, shape: tuple[int, ...]) -> Tensor:
+        """Numbers in [0, 1)."""
+
+    def normal(self, purpose: str, step: int, shape: tuple[int, ...]) -> Tensor: ...
 
 
 class ModelRecord(Record):
@@ -116,6 +124,8 @@ class Validation:
     sizes: tuple[int, ...]  # terms of the mean in each part, such as its tokens
     scores: tuple[str, ...] = ("loss", "error")  # what `validate` returns sums of
     last_part: bool = False  # whether the last part's scores are reported on their own
+    every: int = 1  # one image in so many is scored
+    passes: int = 1  # forwards over each scored image
 
 
 @dataclass(frozen=True)
@@ -134,6 +144,60 @@ class StepDraws:
     def seed_of(self, purpose: str) -> int:
         """The seed of a generator for one purpose."""
         return seed_for(self.seed, purpose, self.step)
+
+    def uniform(self, purpose: str) -> Tensor:
+        """A number in [0, 1) for each image of the share, (B,)."""
+        import torch
+
+        generator = torch.Generator().manual_seed(self.seed_of(purpose))
+        return torch.rand(self.images, generator=generator)[self.share]
+
+    def normal(self, purpose: str, shape: tuple[int, ...]) -> Tensor:
+        """(B, *shape) normal numbers. Each image has its own seed, so none is drawn for others."""
+        return normals(self.seed, purpose, self.step, range(self.images)[self.share], shape)
+
+
+def normals(
+    seed: int, purpose: str, step: int, places: Sequence[int], shape: tuple[int, ...]
+) -> Tensor:
+    """(B, *shape) normal float32 numbers, on the CPU, from one seed for each of `places`."""
+    import torch
+
+    return _drawn(torch.randn, seed, purpose, step, places, shape)
+
+
+def uniforms(
+    seed: int, purpose: str, step: int, places: Sequence[int], shape: tuple[int, ...]
+) -> Tensor:
+    """The same in [0, 1)."""
+    import torch
+
+    return _drawn(torch.rand, seed, purpose, step, places, shape)
+
+
+def _drawn(
+    draw: Callable[..., Tensor],
+    seed: int,
+    purpose: str,
+    step: int,
+    places: Sequence[int],
+    shape: tuple[int, ...],
+) -> Tensor:
+    import torch
+
+    generator, numbers_BX = torch.Generator(), torch.empty(len(places), *shape)
+    for numbers_X, place in zip(numbers_BX, places, strict=True):
+        generator.manual_seed(seed_for(seed, purpose, step, place))
+        draw(shape, generator=generator, out=numbers_X)
+    return numbers_BX
+
+
+@dataclass(frozen=True)
+class LatentStatistics:
+    """Mean and standard deviation of each channel of the grid that the tokens stand for, (Z,)."""
+
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
 
 
 class Batch(NamedTuple):
@@ -250,11 +314,25 @@ class ModelFamily(ABC, Generic[M, S]):
     ) -> Tensor:
         """The training loss, a float32 scalar: the mean over the images of `batch`."""
 
+    def normalize(self, network: nn.Module, latents: LatentStatistics | None) -> None:
+        """Give a new network the statistics of its training data, None where the token cache has
+        none. Most families need none. Raises ValueError, in words, where they are needed.
+        """
+
     @abstractmethod
     def validate(
-        self, spec: ModelSpec[M], network: nn.Module, quantizer: Quantizer, batch: Batch
+        self,
+        spec: ModelSpec[M],
+        network: nn.Module,
+        quantizer: Quantizer,
+        batch: Batch,
+        rows: Sequence[int],
     ) -> list[Tensor]:
-        """For each of the scores of `validation` each image's sums by part, (B, P) each."""
+        """For each of the scores of `validation` each image's sums by part, (B, P) each.
+
+        `rows`: which images of the validation split these are. A family that needs random numbers
+        draws them from these alone.
+        """
 
     @abstractmethod
     def sample(
@@ -264,7 +342,7 @@ class ModelFamily(ABC, Generic[M, S]):
         quantizer: Quantizer,
         labels_B: Tensor,
         sampling: S,
-        noise: Noise,
+        draws: SampleDraws,
         kept: Kept | None = None,
     ) -> Iterator[Frame]:
         """Draw a batch, frame by frame. Runs in the precision of the caller.

@@ -1,4 +1,5 @@
-"""What a VAR block is made of (arXiv 2404.02905), with the released parameter names.
+"""Layers that more than one family is made of; VAR's block (arXiv 2404.02905) with the released
+parameter names.
 
 Shapes: B images, L tokens, C width, N heads.
 """
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 _LARGEST_SCALE = math.log(100.0)  # of the learned attention temperature
 # Takes the keys and values of the positions at hand, gives those of all that they may see.
 Memory = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Rotate = Callable[[Tensor], Tensor]  # of queries and keys (B, N, L, C / N), by their positions
 
 
 class Attention(nn.Module):
@@ -32,7 +34,11 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(
-        self, x_BLC: Tensor, mask_LL: Tensor | None, memory: Memory | None = None
+        self,
+        x_BLC: Tensor,
+        mask_LL: Tensor | None,
+        memory: Memory | None = None,
+        rotate: Rotate | None = None,
     ) -> Tensor:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x_BLC, self.mat_qkv.weight, bias)
@@ -43,6 +49,8 @@ class Attention(nn.Module):
             scale = 1.0
         else:
             scale = 0.25 / math.sqrt(q.shape[-1])  # the released code's extra 0.25
+        if rotate is not None:
+            q, k = rotate(q), rotate(k)
         if memory is not None:
             k, v = memory(k, v)
         h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_LL, scale=scale)
@@ -125,10 +133,11 @@ class Block(nn.Module):
         mask_LL: Tensor | None,
         keep_2B11: Tensor | Sequence[float],
         memory: Memory | None = None,
+        rotate: Rotate | None = None,
     ) -> Tensor:
         """`parts` are those of the condition; `keep` scales each residual."""
         gamma1, gamma2, scale1, scale2, shift1, shift2 = parts_B61C.unbind(1)
-        h = gamma1 * self.attn(modulate(x_BLC, scale1, shift1), mask_LL, memory)
+        h = gamma1 * self.attn(modulate(x_BLC, scale1, shift1), mask_LL, memory, rotate)
         x_BLC = x_BLC + keep_2B11[0] * h
         h = gamma2 * self.ffn(modulate(x_BLC, scale2, shift2))
         return x_BLC + keep_2B11[1] * h
@@ -144,3 +153,49 @@ class ModulatedNorm(nn.Module):
     def forward(self, x_BLC: Tensor, cond_BC: Tensor) -> Tensor:
         scale, shift = self.ada_lin(cond_BC).unbind(1)
         return modulate(x_BLC, scale, shift)
+
+
+def init_adaln_transformer(
+    module: nn.Module, width: int, gamma_init: float, adaln_init: float, head_init: float
+) -> None:
+    """VAR's initial weights (arXiv 2404.02905, as released) of a module with `blocks`, `head_nm`
+    and `head`: standard deviations relative to sqrt(1 / 3C), every bias 0.
+    """
+    std = math.sqrt(1 / (3 * width))
+    for name, parameter in module.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        elif not name.endswith("scale_mul_1H11"):
+            nn.init.normal_(parameter, std=std)
+    head, head_nm, blocks = module.head, module.head_nm, module.blocks
+    assert isinstance(head, nn.Linear)
+    assert isinstance(head_nm, ModulatedNorm)
+    assert isinstance(blocks, nn.ModuleList)
+    nn.init.normal_(head.weight, std=std * head_init)
+    head_nm.ada_lin.weight.data.mul_(adaln_init)
+    gammas = 2 * width  # the first two of the six chunks
+    for block in blocks:
+        assert isinstance(block, Block)
+        block.attn.proj.weight.data.div_(math.sqrt(2 * len(blocks)))
+        block.ffn.fc2.weight.data.div_(math.sqrt(2 * len(blocks)))
+        if hasattr(block, "ada_gss"):
+            nn.init.normal_(block.ada_gss, std=width**-0.5)
+            block.ada_gss.data[:, :, :2].mul_(gamma_init)
+            block.ada_gss.data[:, :, 2:].mul_(adaln_init)
+        else:
+            block.ada_lin.weight.data[:gammas].mul_(gamma_init)
+            block.ada_lin.weight.data[gammas:].mul_(adaln_init)
+
+
+def drop_path_factors(
+    rate: float, depth: int, images: int, generator: torch.Generator
+) -> Tensor | None:
+    """(D, 2, B): 0 where an image's residual branch is dropped, else 1 / kept share.
+
+    The rate grows linearly from 0 at the first block to `rate` at the last; None where it is 0.
+    """
+    if rate == 0:
+        return None
+    rates = torch.linspace(0, rate, depth)[:, None, None]
+    kept = torch.rand(depth, 2, images, generator=generator) >= rates
+    return kept / (1 - rates)

@@ -10,7 +10,11 @@ from pydantic import BeforeValidator, SerializeAsAny, TypeAdapter, ValidationInf
 from var_scaling.models.base import ModelFamily, ModelRecord, SamplingRecord
 from var_scaling.record import read_as
 
-FAMILIES = {"var": "var_scaling.models.var.family"}
+FAMILIES = {
+    "var": "var_scaling.models.var.family",
+    "ar": "var_scaling.models.ar.family",
+    "dit": "var_scaling.models.dit.family",
+}
 
 
 @cache

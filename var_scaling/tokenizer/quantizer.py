@@ -53,7 +53,7 @@ class Quantizer(nn.Module):
     def view(self, f_BCHH: Tensor, k: int) -> Tensor:
         """What scale k sees of the full grid: its area-resize to that scale's side."""
         side = self.pyramid.sides[k]
-        if k == self.pyramid.scales - 1:
+        if side == self.pyramid.side:
             return f_BCHH
         return F.interpolate(f_BCHH, size=(side, side), mode="area")
 
@@ -64,7 +64,7 @@ class Quantizer(nn.Module):
     def add(self, f_BCHH: Tensor, vectors_BSC: Tensor, k: int) -> Tensor:
         """The same, of code vectors, which sampling may mix."""
         h = rearrange(vectors_BSC, "b (y x) c -> b c y x", x=self.pyramid.sides[k]).contiguous()
-        if k < self.pyramid.scales - 1:
+        if self.pyramid.sides[k] < self.pyramid.side:
             full = self.pyramid.side
             h = F.interpolate(h, size=(full, full), mode="bicubic", align_corners=False)
         return f_BCHH + self.phi(h, k)

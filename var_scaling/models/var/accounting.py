@@ -7,9 +7,6 @@ from var_scaling.config import Tokenizer
 from var_scaling.models.var.config import VarModel
 from var_scaling.recipe import Precision
 
-# A processor's matrix product of fewer rows takes another path, and rounds otherwise (LOG.md): so
-# the sampler lets the first token of at least so many rows through.
-FEWEST_ROWS = 4
 # Bytes that a block keeps for the backward pass, by token and channel. Measured with saved-tensor
 # hooks at d6 and d10, 680 tokens: 87 and 91 in fp32, 37 and 43 in bf16 (on a CPU; on a GPU more of
 # autocast stays in fp32, hence the margin).

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from var_scaling.accounting import Count
+from var_scaling.accounting import FEWEST_ROWS, Count
 from var_scaling.models.base import (
     Batch,
     Frame,
     Kept,
     ModelFamily,
     ModelSpec,
-    Noise,
     PublishedFormat,
+    SampleDraws,
     StepDraws,
     Validation,
 )
@@ -60,7 +60,7 @@ class VarFamily(ModelFamily[VarModel, VarSampling]):
         self, spec: Spec, sampling: VarSampling, images: int, computed: bool = False
     ) -> int:
         weights = sampling.weights(spec.tokenizer.pyramid.scales)
-        untold = accounting.FEWEST_ROWS - 1 if computed else int(any(weights))
+        untold = FEWEST_ROWS - 1 if computed else int(any(weights))
         return accounting.sampled_flops(spec.config, spec.tokenizer, weights, images, untold)
 
     def training_bytes(self, spec: Spec, precision: Precision) -> float:
@@ -104,7 +104,12 @@ class VarFamily(ModelFamily[VarModel, VarSampling]):
         return training_loss(spec, network, quantizer, batch, draws)
 
     def validate(
-        self, spec: Spec, network: nn.Module, quantizer: Quantizer, batch: Batch
+        self,
+        spec: Spec,
+        network: nn.Module,
+        quantizer: Quantizer,
+        batch: Batch,
+        rows: Sequence[int],
     ) -> list[Tensor]:
         from var_scaling.models.var.objective import scale_sums
 
@@ -117,14 +122,14 @@ class VarFamily(ModelFamily[VarModel, VarSampling]):
         quantizer: Quantizer,
         labels_B: Tensor,
         sampling: VarSampling,
-        noise: Noise,
+        draws: SampleDraws,
         kept: Kept | None = None,
     ) -> Iterator[Frame]:
         from var_scaling.models.var.model import VAR
         from var_scaling.models.var.sampler import walk
 
         assert isinstance(network, VAR)
-        for drawn in walk(network, quantizer, labels_B, sampling, noise, kept):
+        for drawn in walk(network, quantizer, labels_B, sampling, draws, kept):
             yield Frame(drawn.f_BZHH, drawn.ids_BS)
 
     def network_passes(

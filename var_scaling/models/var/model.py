@@ -4,8 +4,6 @@ Shapes: B images, L tokens of the whole pyramid, S of the first scale, C width, 
 V codes, D depth.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +14,7 @@ from var_scaling.models.layers import (
     Modulation,
     autocast_dtype,
     full_precision,
+    init_adaln_transformer,
 )
 from var_scaling.models.var.config import VarModel
 from var_scaling.pyramid import Pyramid
@@ -37,7 +36,9 @@ class VAR(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(seed, "model init"))
             self._build(model, tokenizer, classes)
-            self._init_weights()
+            init_adaln_transformer(
+                self, model.width, model.gamma_init, model.adaln_init, model.head_init
+            )
 
     def _build(self, model: VarModel, tokenizer: Tokenizer, classes: int) -> None:
         pyramid, width = tokenizer.pyramid, model.width
@@ -82,40 +83,8 @@ class VAR(nn.Module):
             x_BLC = block(x_BLC, block.parts(cond), self.mask_LL, keep_2B[:, :, None, None])
         return self.head(self.head_nm(x_BLC.float(), cond_BC))
 
-    def _init_weights(self) -> None:
-        """The released standard deviations, relative to sqrt(1 / 3C); every bias 0."""
-        config, std = self.config, math.sqrt(1 / (3 * self.config.width))
-        for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(parameter)
-            elif not name.endswith("scale_mul_1H11"):
-                nn.init.normal_(parameter, std=std)
-        nn.init.normal_(self.head.weight, std=std * config.head_init)
-        self.head_nm.ada_lin.weight.data.mul_(config.adaln_init)
-        gammas = 2 * config.width  # the first two of the six chunks
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            block.attn.proj.weight.data.div_(math.sqrt(2 * config.depth))
-            block.ffn.fc2.weight.data.div_(math.sqrt(2 * config.depth))
-            if config.shared_adaln:
-                nn.init.normal_(block.ada_gss, std=config.width**-0.5)
-                block.ada_gss.data[:, :, :2].mul_(config.gamma_init)
-                block.ada_gss.data[:, :, 2:].mul_(config.adaln_init)
-            else:
-                block.ada_lin.weight.data[:gammas].mul_(config.gamma_init)
-                block.ada_lin.weight.data[gammas:].mul_(config.adaln_init)
-
 
 def block_causal_mask(pyramid: Pyramid) -> Tensor:
     """(L, L), True where the row's position may see the column's: its own scale and all coarser."""
     levels_L = torch.tensor(pyramid.levels)
     return levels_L[:, None] >= levels_L[None, :]
-
-
-def drop_path_factors(model: VarModel, images: int, generator: torch.Generator) -> Tensor | None:
-    """(D, 2, B) factors for `VAR.forward`; None where no block drops. Block 0 never drops."""
-    if model.drop_path == 0:
-        return None
-    rates = torch.linspace(0, model.drop_path, model.depth)[:, None, None]
-    kept = torch.rand(model.depth, 2, images, generator=generator) >= rates
-    return kept / (1 - rates)

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from var_scaling.models.base import Batch, ModelSpec, StepDraws
+from var_scaling.models.layers import drop_path_factors
 from var_scaling.models.var.config import VarModel
-from var_scaling.models.var.model import drop_path_factors
 from var_scaling.tokenizer.quantizer import Quantizer
 
 
@@ -22,7 +22,7 @@ def training_loss(
 ) -> Tensor:
     """Mean cross entropy over the tokens of `batch`; the residual branches dropped by image."""
     generator = torch.Generator().manual_seed(draws.seed_of("drop path"))
-    keep_D2B = drop_path_factors(spec.config, draws.images, generator)
+    keep_D2B = drop_path_factors(spec.config.drop_path, spec.config.depth, draws.images, generator)
     if keep_D2B is not None:
         keep_D2B = keep_D2B[:, :, draws.share].to(batch.labels_B.device)
     with torch.no_grad():

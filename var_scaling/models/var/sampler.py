@@ -11,10 +11,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from var_scaling.models.base import Kept, Noise
+from var_scaling.accounting import FEWEST_ROWS
+from var_scaling.models.base import Kept, SampleDraws
 from var_scaling.models.layers import Block, autocast_dtype, full_precision, modulate
 from var_scaling.models.logits import chosen, filtered, guided, mixed
-from var_scaling.models.var.accounting import FEWEST_ROWS
 from var_scaling.models.var.config import AtScale, VarSampling
 from var_scaling.models.var.model import VAR
 from var_scaling.pyramid import Pyramid
@@ -37,7 +37,7 @@ def walk(
     quantizer: Quantizer,
     labels_B: Tensor,
     sampling: VarSampling,
-    noise: Noise,
+    draws: SampleDraws,
     kept: Kept | None = None,
 ) -> Iterator[Drawn]:
     """Draw one scale after another. Runs in the precision of whoever asks for the next.
@@ -56,7 +56,7 @@ def walk(
             shown = rearrange(quantizer.view(f_BZHH, k), "b z y x -> b (y x) z").contiguous()
         logits_BSV = cached.logits(k, shown)
         with full_precision(device):
-            chosen_BS, vectors_BSZ = _codes(quantizer, logits_BSV, at, k, noise)
+            chosen_BS, vectors_BSZ = _codes(quantizer, logits_BSV, at, k, draws)
             ids_BS = chosen_BS
             if givens is not None:
                 given_BS, mask_BS = givens[0][k], givens[1][k]
@@ -88,7 +88,7 @@ def _grown(quantizer: Quantizer, f_BZHH: Tensor, vectors_BSZ: Tensor, k: int) ->
 
 
 def _codes(
-    quantizer: Quantizer, logits_BSV: Tensor, at: AtScale, k: int, noise: Noise
+    quantizer: Quantizer, logits_BSV: Tensor, at: AtScale, k: int, draws: SampleDraws
 ) -> tuple[Tensor, Tensor]:
     """Ids (B, S), and the code vectors (B, S, Z) that the finer scales are shown."""
     warmed_BSV = logits_BSV / at.temperature
@@ -99,10 +99,10 @@ def _codes(
         )
     allowed_BSV = filtered(warmed_BSV, at.top_k, at.top_p)
     _, tokens, codes = logits_BSV.shape
-    ids_BS = chosen(allowed_BSV, noise("token", k, (tokens,)))
+    ids_BS = chosen(allowed_BSV, draws.uniform("token", k, (tokens,)))
     if at.tau is None:
         return ids_BS, quantizer.embedding(ids_BS)
-    uniform_BSV = noise("mixture", k, (tokens, codes))
+    uniform_BSV = draws.uniform("mixture", k, (tokens, codes))
     codes_VZ = quantizer.embedding.weight
     return ids_BS, mixed(allowed_BSV, uniform_BSV, at.sharpening, at.tau, codes_VZ)
 

@@ -1,0 +1,1 @@
+"""The raster autoregressive baseline: next-token prediction over one map of tokens."""

@@ -1,0 +1,121 @@
+"""AR's records: the transformer's shape, how it is sampled from, published and tiny sizes."""
+
+from typing import Literal, Self
+
+from pydantic import NonNegativeInt, PositiveInt, model_validator
+
+from var_scaling.models.base import ModelRecord, SamplingRecord
+from var_scaling.recipe import NonNegativeFloat, PositiveFloat, Share
+
+_FRAMES = 8  # of a sample in the making, at most
+
+
+class ArModel(ModelRecord):
+    """A raster autoregressive transformer: it predicts one token after another, row by row.
+
+    `block`: "adaln" is VAR's block, the class by AdaLN; "llama" is LlamaGen's (arXiv 2406.06525):
+    RMSNorm, SwiGLU, no biases, the class as a prefix token. `embedding`: tokens enter as a linear
+    map of their code vectors, or by a learned table.
+    """
+
+    family: Literal["ar"] = "ar"
+    width_per_depth: PositiveInt = 64
+    fixed_width: PositiveInt | None = None  # in place of width_per_depth x depth
+    fixed_heads: PositiveInt | None = None  # in place of one for each layer of depth
+    block: Literal["adaln", "llama"] = "adaln"
+    positions: Literal["learned", "rotary"] = "learned"
+    embedding: Literal["codes", "table"] = "codes"
+    mlp_ratio: PositiveInt = 4  # of the adaln block
+    hidden_multiple: PositiveInt = 256  # the llama block's 8/3 x width is rounded up to one
+    drop_path_per_depth: NonNegativeFloat = 0.1 / 24
+    normalised_attention: bool = True  # of the adaln block
+    gamma_init: NonNegativeFloat = 1e-3  # AdaLN rows that scale a block's output
+    adaln_init: NonNegativeFloat = 0.5
+    head_init: NonNegativeFloat = 0.02
+
+    @property
+    def width(self) -> int:
+        return self.fixed_width or self.width_per_depth * self.depth
+
+    @property
+    def heads(self) -> int:
+        return self.fixed_heads or self.depth
+
+    @property
+    def hidden(self) -> int:
+        """Channels between the two layers of the MLP."""
+        if self.block == "adaln":
+            return self.mlp_ratio * self.width
+        return -(-(8 * self.width // 3) // self.hidden_multiple) * self.hidden_multiple
+
+    @property
+    def drop_path(self) -> float:
+        """Drop rate of the last block; the rate grows linearly from 0 at the first."""
+        return self.drop_path_per_depth * self.depth
+
+    def at_depth(self, depth: int) -> "ArModel":
+        if self.fixed_width or self.fixed_heads:
+            raise ValueError("fixed_width and fixed_heads: such a model has no ladder of depths")
+        return self.model_copy(update={"depth": depth})
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
+        if self.positions == "rotary" and self.width // self.heads % 4:
+            raise ValueError(
+                f"positions = rotary: {self.width // self.heads} channels a head; rows and columns "
+                "turn pairs of channels, so they must be a multiple of 4"
+            )
+        if self.drop_path >= 1:
+            raise ValueError(
+                f"drop_path_per_depth x depth = {self.drop_path:.3g} must stay below 1"
+            )
+        return self
+
+
+class ArSampling(SamplingRecord):
+    """How an AR model is sampled from. LlamaGen's guidance of 2.0 is 1.0 here."""
+
+    family: Literal["ar"] = "ar"
+    guidance: NonNegativeFloat = 1.0
+    top_k: NonNegativeInt = 0  # 0: all
+    top_p: Share = 0.0  # 0: all
+    temperature: PositiveFloat = 1.0
+
+
+def frame_rows(side: int) -> tuple[int, ...]:
+    """How many rows of the grid each frame shows."""
+    frames = min(side, _FRAMES)
+    return tuple(side * (number + 1) // frames for number in range(frames))
+
+
+def tiny_ar(depth: int, width_per_depth: int = 8) -> ArModel:
+    """A size that a CPU can train: width 8 d, the same blocks as `tiny_var`, nothing dropped."""
+    return ArModel(depth=depth, width_per_depth=width_per_depth, drop_path_per_depth=0.0)
+
+
+# Layers, width, heads of LlamaGen (arXiv 2406.06525, table 1).
+_LLAMAGEN = {
+    "B": (12, 768, 12),
+    "L": (24, 1024, 16),
+    "XL": (36, 1280, 20),
+    "XXL": (48, 1536, 24),
+    "3B": (24, 3200, 32),
+}
+
+
+def llamagen(size: str) -> ArModel:
+    """A published LlamaGen: "B", "L", "XL", "XXL" or "3B". Its tokenizer has 16,384 codes."""
+    if size not in _LLAMAGEN:
+        raise ValueError(f"LlamaGen {size}: the sizes are {', '.join(_LLAMAGEN)}")
+    depth, width, heads = _LLAMAGEN[size]
+    return ArModel(
+        depth=depth,
+        fixed_width=width,
+        fixed_heads=heads,
+        block="llama",
+        positions="rotary",
+        embedding="table",
+        drop_path_per_depth=0.0,
+    )

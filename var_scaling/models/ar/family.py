@@ -1,0 +1,152 @@
+"""AR as a family: what the rest of the program needs of it. No torch on import."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from var_scaling.accounting import Count
+from var_scaling.models.ar import accounting
+from var_scaling.models.ar.config import ArModel, ArSampling, frame_rows
+from var_scaling.models.base import (
+    Batch,
+    Frame,
+    Kept,
+    ModelFamily,
+    ModelSpec,
+    SampleDraws,
+    StepDraws,
+    Validation,
+)
+from var_scaling.recipe import Precision
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from var_scaling.models.ar.model import AR
+    from var_scaling.tokenizer.quantizer import Quantizer
+
+Spec = ModelSpec[ArModel]
+
+
+class ArFamily(ModelFamily[ArModel, ArSampling]):
+    """Next-token prediction in raster order over the tokens of a one-scale tokenizer.
+
+    A tokenizer whose scales all have the same side has residual codes at each position: these are
+    read position by position.
+    """
+
+    name = "ar"
+    config = ArModel
+    sampling = ArSampling
+
+    def check(self, spec: Spec) -> None:
+        pyramid = spec.tokenizer.pyramid
+        if len(set(pyramid.sides)) > 1:
+            raise ValueError(
+                "model.family = ar: predicts the tokens of one map; tokenizer "
+                f"{spec.tokenizer.name} has scales {', '.join(map(str, pyramid.sides))}: use "
+                f"sides=({pyramid.side},), or the same side again for residual codes"
+            )
+
+    def sequence_length(self, spec: Spec) -> int:
+        return spec.tokenizer.pyramid.length
+
+    def parameters(self, spec: Spec) -> Count:
+        return accounting.ar_parameters(spec.config, spec.tokenizer, spec.classes)
+
+    def block_parameters(self, spec: Spec) -> int:
+        return accounting.ar_block_parameters(spec.config)
+
+    def forward_flops(self, spec: Spec, dense: bool = False) -> Count:
+        return accounting.ar_forward_flops(spec.config, spec.tokenizer, dense)
+
+    def training_flops(self, spec: Spec, dense: bool = False) -> Count:
+        return accounting.ar_training_flops(spec.config, spec.tokenizer, dense)
+
+    def sampling_flops(self, spec: Spec, guided: bool = True) -> Count:
+        runs = 2 if guided else 1
+        return {name: runs * flops for name, flops in self.forward_flops(spec).items()}
+
+    def batch_flops(
+        self, spec: Spec, sampling: ArSampling, images: int, computed: bool = False
+    ) -> int:
+        guided = sampling.guided
+        return accounting.ar_batch_flops(spec.config, spec.tokenizer, guided, images, computed)
+
+    def training_bytes(self, spec: Spec, precision: Precision) -> float:
+        return accounting.ar_training_bytes(spec.config, spec.tokenizer, precision)
+
+    def sampling_bytes(self, spec: Spec, sampling: ArSampling, images: int) -> int:
+        guided = sampling.guided
+        return accounting.ar_sampling_bytes(spec.config, spec.tokenizer, guided, images)
+
+    def validation(self, spec: Spec) -> Validation:
+        pyramid = spec.tokenizer.pyramid
+        names = tuple(f"level {level + 1}" for level in range(pyramid.scales))
+        return Validation("nats/token", names, pyramid.lengths)
+
+    def frames(self, spec: Spec, sampling: ArSampling) -> tuple[str, ...]:
+        return tuple(f"{rows} rows" for rows in frame_rows(spec.tokenizer.pyramid.side))
+
+    def build(self, spec: Spec, seed: int) -> AR:
+        from var_scaling.models.ar.model import AR
+
+        return AR(spec.config, spec.tokenizer, spec.classes, seed)
+
+    def loss(
+        self,
+        spec: Spec,
+        network: nn.Module,
+        quantizer: Quantizer,
+        batch: Batch,
+        draws: StepDraws,
+    ) -> Tensor:
+        from var_scaling.models.ar.objective import training_loss
+
+        return training_loss(spec, network, quantizer, batch, draws)
+
+    def validate(
+        self,
+        spec: Spec,
+        network: nn.Module,
+        quantizer: Quantizer,
+        batch: Batch,
+        rows: Sequence[int],
+    ) -> list[Tensor]:
+        from var_scaling.models.ar.objective import level_sums
+
+        return level_sums(spec, network, quantizer, batch)
+
+    def sample(
+        self,
+        spec: Spec,
+        network: nn.Module,
+        quantizer: Quantizer,
+        labels_B: Tensor,
+        sampling: ArSampling,
+        draws: SampleDraws,
+        kept: Kept | None = None,
+    ) -> Iterator[Frame]:
+        from var_scaling.models.ar.model import AR
+        from var_scaling.models.ar.sampler import sample_tokens
+
+        assert isinstance(network, AR)
+        yield from sample_tokens(network, quantizer, labels_B, sampling, draws)
+
+    def network_passes(
+        self,
+        spec: Spec,
+        network: nn.Module,
+        quantizer: Quantizer,
+        labels_B: Tensor,
+        sampling: ArSampling,
+    ) -> None:
+        from var_scaling.models.ar.model import AR
+        from var_scaling.models.ar.sampler import passes_alone
+
+        assert isinstance(network, AR)
+        passes_alone(network, quantizer, labels_B, sampling)
+
+
+FAMILY = ArFamily()

@@ -1,0 +1,212 @@
+"""The AR transformer: logits of each token given the class and all tokens before it.
+
+Shapes: B images, T tokens of an image in raster order, I of them that are fed back (T - 1 in
+training), C width, N heads, Z code channels, V codes, D depth.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from var_scaling.config import Tokenizer
+from var_scaling.models.ar.accounting import has_levels
+from var_scaling.models.ar.config import ArModel
+from var_scaling.models.layers import (
+    Block,
+    Memory,
+    ModulatedNorm,
+    Rotate,
+    autocast_dtype,
+    full_precision,
+    init_adaln_transformer,
+)
+from var_scaling.randomness import seed_for
+from var_scaling.tokenizer.quantizer import Quantizer
+
+_LLAMA_STD = 0.02  # LlamaGen's initial standard deviation; its head starts at 0
+
+
+class AR(nn.Module):
+    """Labels are taken as given; index `classes` is the null class.
+
+    With AdaLN and learned positions the parameters have VAR's names: for a single token the two
+    are the same network.
+    """
+
+    def __init__(self, model: ArModel, tokenizer: Tokenizer, classes: int, seed: int):
+        super().__init__()
+        self.config = model
+        self.classes = classes
+        self.tokens = tokenizer.pyramid.length
+        self.levels = tokenizer.pyramid.scales
+        self.mask_TT: Tensor
+        self.angles_TP: Tensor | None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_for(seed, "model init"))
+            self._build(model, tokenizer, classes)
+            if model.block == "adaln":
+                init_adaln_transformer(
+                    self, model.width, model.gamma_init, model.adaln_init, model.head_init
+                )
+            else:
+                self._init_llama()
+
+    def _build(self, model: ArModel, tokenizer: Tokenizer, classes: int) -> None:
+        width, adaln = model.width, model.block == "adaln"
+        if adaln:
+            self.pos_start = nn.Parameter(torch.empty(1, 1, width))
+        if model.positions == "learned":
+            self.pos_1LC = nn.Parameter(torch.empty(1, self.tokens, width))
+        if has_levels(model, tokenizer):
+            self.lvl_embed = nn.Embedding(self.levels, width)
+        self.class_emb = nn.Embedding(classes + 1, width)
+        self.word_embed: nn.Module
+        if model.embedding == "codes":
+            self.word_embed = nn.Linear(tokenizer.code_channels, width)
+        else:
+            self.word_embed = nn.Embedding(tokenizer.codes, width)
+        self.blocks = nn.ModuleList(
+            Block(width, model.heads, model.mlp_ratio, False, model.normalised_attention)
+            if adaln
+            else LlamaBlock(width, model.heads, model.hidden)
+            for _ in range(model.depth)
+        )
+        self.head_nm = ModulatedNorm(width) if adaln else nn.RMSNorm(width, eps=1e-5)
+        self.head = nn.Linear(width, tokenizer.codes, bias=adaln)
+        mask_TT = torch.ones(self.tokens, self.tokens, dtype=torch.bool).tril()
+        self.register_buffer("mask_TT", mask_TT, persistent=False)
+        angles = None
+        if model.positions == "rotary":
+            angles = rotary_angles(tokenizer.pyramid.side, self.levels, width // model.heads)
+        self.register_buffer("angles_TP", angles, persistent=False)
+
+    def forward(self, labels_B: Tensor, previous: Tensor, keep_D2B: Tensor | None = None) -> Tensor:
+        """Teacher-forced logits (B, T, V), in raster order.
+
+        `previous` is what `inputs_of` makes of the first T - 1 tokens. `keep` holds the factor of
+        each image's residual branches.
+        """
+        with full_precision(labels_B.device):
+            cond_BC = self.class_emb(labels_B)
+            x_BTC = torch.cat([self.first(cond_BC), self.word_embed(previous)], dim=1)
+            x_BTC = x_BTC + self.places(slice(0, self.tokens))
+        if keep_D2B is None:
+            keep_D2B = x_BTC.new_ones(self.config.depth, 2, len(labels_B))
+        kind = autocast_dtype(labels_B.device)
+        x_BTC, cond, keep_D2B = x_BTC.to(kind), cond_BC.to(kind), keep_D2B.to(kind)
+        rotate = self.rotation(slice(0, self.tokens))
+        for block, keep_2B in zip(self.blocks, keep_D2B, strict=True):
+            assert isinstance(block, Block | LlamaBlock)
+            keep_2B11 = keep_2B[:, :, None, None]
+            x_BTC = block(x_BTC, block.parts(cond), self.mask_TT, keep_2B11, None, rotate)
+        return self.read(x_BTC, cond_BC)
+
+    def first(self, cond_BC: Tensor) -> Tensor:
+        """What stands before the first token, (B, 1, C)."""
+        return (
+            cond_BC[:, None] + self.pos_start if self.config.block == "adaln" else cond_BC[:, None]
+        )
+
+    def places(self, here: slice) -> Tensor | float:
+        """Learned embeddings (t, C) of the positions `here`, and of their residual levels."""
+        added: Tensor | float = 0.0
+        if hasattr(self, "pos_1LC"):
+            added = self.pos_1LC[0, here]
+        if hasattr(self, "lvl_embed"):
+            levels_T = torch.arange(self.tokens, device=self.mask_TT.device) % self.levels
+            added = added + self.lvl_embed(levels_T[here])
+        return added
+
+    def rotation(self, here: slice) -> Rotate | None:
+        if self.angles_TP is None:
+            return None
+        angles_TP = self.angles_TP[here]
+        return lambda x_BNTc: rotated(x_BNTc, angles_TP)
+
+    def read(self, x_BTC: Tensor, cond_BC: Tensor) -> Tensor:
+        if self.config.block == "adaln":
+            return self.head(self.head_nm(x_BTC.float(), cond_BC))
+        return self.head(self.head_nm(x_BTC.float()))
+
+    def _init_llama(self) -> None:
+        for parameter in self.parameters():
+            if parameter.ndim > 1:  # the norms' weights stay 1
+                nn.init.normal_(parameter, std=_LLAMA_STD)
+        nn.init.zeros_(self.head.weight)
+
+
+class LlamaBlock(nn.Module):
+    """Attention and SwiGLU behind RMSNorm, without biases; the class is not asked here."""
+
+    def __init__(self, width: int, heads: int, hidden: int):
+        super().__init__()
+        self.heads = heads
+        self.attention_norm = nn.RMSNorm(width, eps=1e-5)
+        self.wqkv = nn.Linear(width, 3 * width, bias=False)
+        self.wo = nn.Linear(width, width, bias=False)
+        self.ffn_norm = nn.RMSNorm(width, eps=1e-5)
+        self.w1 = nn.Linear(width, hidden, bias=False)
+        self.w3 = nn.Linear(width, hidden, bias=False)
+        self.w2 = nn.Linear(hidden, width, bias=False)
+
+    def parts(self, cond_BC: Tensor) -> Tensor:
+        """The condition does not change this block."""
+        return cond_BC[:, :0]
+
+    def forward(
+        self,
+        x_BTC: Tensor,
+        parts: Tensor,
+        mask_TT: Tensor | None,
+        keep_2B11: Tensor | tuple[float, float],
+        memory: Memory | None = None,
+        rotate: Rotate | None = None,
+    ) -> Tensor:
+        qkv = self.wqkv(self.attention_norm(x_BTC))
+        q, k, v = rearrange(qkv, "b t (three n c) -> three b n t c", three=3, n=self.heads)
+        if rotate is not None:
+            q, k = rotate(q), rotate(k)
+        if memory is not None:
+            k, v = memory(k, v)
+        h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_TT)
+        x_BTC = x_BTC + keep_2B11[0] * self.wo(rearrange(h, "b n t c -> b t (n c)"))
+        h = self.ffn_norm(x_BTC)
+        return x_BTC + keep_2B11[1] * self.w2(F.silu(self.w1(h)) * self.w3(h))
+
+
+def inputs_of(model: ArModel, quantizer: Quantizer, ids_BI: Tensor) -> Tensor:
+    """What the network takes of the tokens (B, I): the ids, or their code vectors (B, I, Z)."""
+    return quantizer.embedding(ids_BI) if model.embedding == "codes" else ids_BI
+
+
+def raster(ids_BL: Tensor, levels: int) -> Tensor:
+    """The tokens as the model reads them: position by position, its residual codes together."""
+    return rearrange(ids_BL, "b (k p) -> b (p k)", k=levels)
+
+
+def from_raster(values_BT: Tensor, levels: int) -> Tensor:
+    """The tokenizer's order again: level by level."""
+    return rearrange(values_BT, "b (p k) -> b (k p)", k=levels)
+
+
+def rotary_angles(side: int, levels: int, head_width: int) -> Tensor:
+    """(T, P) angles for P pairs of channels: half of them by the row, half by the column of the
+    token that is fed in at each position (rotary embedding, arXiv 2104.09864, in two dimensions).
+
+    The first input is the class, which is not turned.
+    """
+    pairs = head_width // 4
+    speeds_P = 10_000.0 ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
+    fed_T = torch.arange(side * side * levels - 1) // levels
+    rows, columns = fed_T // side, fed_T % side
+    turned = torch.cat([rows[:, None] * speeds_P, columns[:, None] * speeds_P], dim=1)
+    return torch.cat([turned.new_zeros(1, 2 * pairs), turned]).float()
+
+
+def rotated(x_BNTc: Tensor, angles_TP: Tensor) -> Tensor:
+    """Each pair of neighbouring channels turned by its angle."""
+    one, other = x_BNTc.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = angles_TP.cos(), angles_TP.sin()
+    turned = torch.stack([one * cos - other * sin, one * sin + other * cos], dim=-1)
+    return turned.flatten(-2).to(x_BNTc.dtype)

@@ -1,0 +1,1 @@
+"""The diffusion baseline: a transformer that denoises the tokenizer's grid."""

@@ -1,0 +1,174 @@
+"""DiT as a family: what the rest of the program needs of it. No torch on import."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from var_scaling.accounting import Count
+from var_scaling.models.base import (
+    Batch,
+    Frame,
+    Kept,
+    LatentStatistics,
+    ModelFamily,
+    ModelSpec,
+    SampleDraws,
+    StepDraws,
+    Validation,
+)
+from var_scaling.models.dit import accounting
+from var_scaling.models.dit.config import BINS, DitModel, DitSampling, times_of
+from var_scaling.recipe import Precision
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from var_scaling.models.dit.model import DiT
+    from var_scaling.tokenizer.quantizer import Quantizer
+
+Spec = ModelSpec[DitModel]
+
+
+class DitFamily(ModelFamily[DitModel, DitSampling]):
+    """Diffusion in the space of the tokenizer's grid, normalised per channel."""
+
+    name = "dit"
+    config = DitModel
+    sampling = DitSampling
+
+    def check(self, spec: Spec) -> None:
+        side, patch = spec.tokenizer.pyramid.side, spec.config.patch
+        if side % patch:
+            dividing = [number for number in range(1, side + 1) if side % number == 0]
+            raise ValueError(
+                f"model.patch = {patch}: does not divide the grid side {side}; use "
+                f"{', '.join(map(str, dividing[:-1]))} or {dividing[-1]}"
+            )
+
+    def sequence_length(self, spec: Spec) -> int:
+        return accounting.positions(spec.config, spec.tokenizer)
+
+    def parameters(self, spec: Spec) -> Count:
+        return accounting.dit_parameters(spec.config, spec.tokenizer, spec.classes)
+
+    def block_parameters(self, spec: Spec) -> int:
+        return accounting.dit_block_parameters(spec.config)
+
+    def forward_flops(self, spec: Spec, dense: bool = False) -> Count:
+        return accounting.dit_forward_flops(spec.config, spec.tokenizer)
+
+    def training_flops(self, spec: Spec, dense: bool = False) -> Count:
+        return accounting.dit_training_flops(spec.config, spec.tokenizer)
+
+    def sampling_flops(self, spec: Spec, guided: bool = True) -> Count:
+        steps = min(DitSampling().steps, spec.config.schedule_steps)
+        runs = steps * (2 if guided else 1)
+        return {name: runs * flops for name, flops in self.forward_flops(spec).items()}
+
+    def batch_flops(
+        self, spec: Spec, sampling: DitSampling, images: int, computed: bool = False
+    ) -> int:
+        return accounting.dit_batch_flops(spec.config, spec.tokenizer, sampling, images, computed)
+
+    def training_bytes(self, spec: Spec, precision: Precision) -> float:
+        return accounting.dit_training_bytes(spec.config, spec.tokenizer, precision)
+
+    def sampling_bytes(self, spec: Spec, sampling: DitSampling, images: int) -> int:
+        return accounting.dit_sampling_bytes(spec.config, spec.tokenizer, sampling, images)
+
+    def validation(self, spec: Spec) -> Validation:
+        """The squared error of the prediction, in bins of time; an eighth of the images, each at
+        one time in every bin, cost as much as one forward over all.
+        """
+        numbers = spec.tokenizer.code_channels * spec.tokenizer.pyramid.side**2
+        names = tuple(f"t {number / BINS:g}-{(number + 1) / BINS:g}" for number in range(BINS))
+        unit = f"squared error of {spec.config.prediction}"
+        return Validation(unit, names, (numbers,) * BINS, ("loss",), every=BINS, passes=BINS)
+
+    def frames(self, spec: Spec, sampling: DitSampling) -> tuple[str, ...]:
+        times_of(spec.config, sampling.steps)  # raises where there are too many steps
+        return tuple(f"step {step}" for step in sampling.frame_steps())
+
+    def build(self, spec: Spec, seed: int) -> DiT:
+        from var_scaling.models.dit.model import DiT
+
+        return DiT(spec.config, spec.tokenizer, spec.classes, seed)
+
+    def normalize(self, network: nn.Module, latents: LatentStatistics | None) -> None:
+        from var_scaling.models.dit.model import DiT
+
+        assert isinstance(network, DiT)
+        if latents is None:
+            raise ValueError(
+                "dit: needs the mean and deviation of each channel, and the token cache's "
+                "manifest.json has none; it is of an earlier version: delete the folder of the "
+                "tokens to have them made again"
+            )
+        for buffer_Z, values in (
+            (network.latent_mean_Z, latents.mean),
+            (network.latent_deviation_Z, latents.deviation),
+        ):
+            buffer_Z.copy_(buffer_Z.new_tensor(values))
+
+    def loss(
+        self,
+        spec: Spec,
+        network: nn.Module,
+        quantizer: Quantizer,
+        batch: Batch,
+        draws: StepDraws,
+    ) -> Tensor:
+        from var_scaling.models.dit.objective import training_loss
+
+        return training_loss(spec, network, quantizer, batch, draws)
+
+    def validate(
+        self,
+        spec: Spec,
+        network: nn.Module,
+        quantizer: Quantizer,
+        batch: Batch,
+        rows: Sequence[int],
+    ) -> list[Tensor]:
+        from var_scaling.models.dit.objective import bin_sums
+
+        return bin_sums(spec, network, quantizer, batch, rows)
+
+    def sample(
+        self,
+        spec: Spec,
+        network: nn.Module,
+        quantizer: Quantizer,
+        labels_B: Tensor,
+        sampling: DitSampling,
+        draws: SampleDraws,
+        kept: Kept | None = None,
+    ) -> Iterator[Frame]:
+        from var_scaling.models.dit.model import DiT
+        from var_scaling.models.dit.sampler import denoise
+
+        assert isinstance(network, DiT)
+        yield from denoise(network, labels_B, _shape(spec), sampling, draws)
+
+    def network_passes(
+        self,
+        spec: Spec,
+        network: nn.Module,
+        quantizer: Quantizer,
+        labels_B: Tensor,
+        sampling: DitSampling,
+    ) -> None:
+        from var_scaling.models.dit.model import DiT
+        from var_scaling.models.dit.sampler import passes_alone
+
+        assert isinstance(network, DiT)
+        passes_alone(network, labels_B, _shape(spec), sampling)
+
+
+def _shape(spec: Spec) -> tuple[int, int, int]:
+    side = spec.tokenizer.pyramid.side
+    return spec.tokenizer.code_channels, side, side
+
+
+FAMILY = DitFamily()
