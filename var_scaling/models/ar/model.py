@@ -90,7 +90,7 @@ class AR(nn.Module):
         with full_precision(labels_B.device):
             cond_BC = self.class_emb(labels_B)
             x_BTC = torch.cat([self.first(cond_BC), self.word_embed(previous)], dim=1)
-            x_BTC = x_BTC + self.places(slice(0, self.tokens))
+            x_BTC = self.placed(x_BTC, slice(0, self.tokens))
         if keep_D2B is None:
             keep_D2B = x_BTC.new_ones(self.config.depth, 2, len(labels_B))
         kind = autocast_dtype(labels_B.device)
@@ -108,15 +108,14 @@ class AR(nn.Module):
             cond_BC[:, None] + self.pos_start if self.config.block == "adaln" else cond_BC[:, None]
         )
 
-    def places(self, here: slice) -> Tensor | float:
-        """Learned embeddings (t, C) of the positions `here`, and of their residual levels."""
-        added: Tensor | float = 0.0
-        if hasattr(self, "pos_1LC"):
-            added = self.pos_1LC[0, here]
+    def placed(self, x_BtC: Tensor, here: slice) -> Tensor:
+        """`x` with the learned embeddings of the positions `here` and of their residual levels."""
         if hasattr(self, "lvl_embed"):
-            levels_T = torch.arange(self.tokens, device=self.mask_TT.device) % self.levels
-            added = added + self.lvl_embed(levels_T[here])
-        return added
+            levels_T = torch.arange(self.tokens, device=x_BtC.device) % self.levels
+            x_BtC = x_BtC + self.lvl_embed(levels_T[here])
+        if hasattr(self, "pos_1LC"):
+            x_BtC = x_BtC + self.pos_1LC[:, here]
+        return x_BtC
 
     def rotation(self, here: slice) -> Rotate | None:
         if self.angles_TP is None:

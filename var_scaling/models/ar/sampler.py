@@ -98,7 +98,7 @@ class CachedAR:
                 x_R1C = network.first(self.cond_RC)
             else:
                 x_R1C = network.word_embed(previous[torch.arange(rows) % self.images])
-            x_R1C = x_R1C + network.places(here)
+            x_R1C = network.placed(x_R1C, here)
         x_R1C = x_R1C.to(self.cache.dtype)
         rotate = network.rotation(here)
         for number, (block, parts) in enumerate(zip(self.blocks, self.parts, strict=True)):
