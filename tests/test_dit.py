@@ -12,7 +12,7 @@ from var_scaling.experiment import Trial
 from var_scaling.experiment.sample_set import Request
 from var_scaling.generation.sample import sample
 from var_scaling.ladder import tiny_optimiser
-from var_scaling.models.base import Batch, LatentStatistics, ModelSpec, StepDraws
+from var_scaling.models.base import Batch, ModelSpec, StepDraws
 from var_scaling.models.dit.config import DitModel, DitSampling, published_dit, times_of, tiny_dit
 from var_scaling.models.dit.diffusion import (
     Schedule,
@@ -26,6 +26,7 @@ from var_scaling.models.dit.model import DiT
 from var_scaling.models.dit.objective import variance_bound
 from var_scaling.models.dit.sampler import estimates
 from var_scaling.models.registry import family_named
+from var_scaling.tokenizer.cache import LatentStatistics
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 
 CLASSES = 5

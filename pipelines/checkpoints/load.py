@@ -40,8 +40,9 @@ class Loaded:
         return names_of(self.folder, self.record.classes)
 
 
-def load_generator(place: Place, address: str) -> Loaded:
-    """The model at `address` (SWEEP/TRIAL or imported/NAME). Raises ValueError, Drift, and
+def load_generator(place: Place, address: str, raw: bool = False) -> Loaded:
+    """The model at `address` (SWEEP/TRIAL or imported/NAME), `raw`: with the last weights where its
+    own are an average. Raises ValueError, Drift, and
     WeightsError if a file of weights is not the one that was recorded.
     """
     folder = finished(place.home, address)
@@ -56,7 +57,7 @@ def load_generator(place: Place, address: str) -> Loaded:
     from var_scaling.weights import load_weights
 
     device = place.device()
-    weights, tokenizer_weights = weights_of(folder), weights_of(home)
+    weights, tokenizer_weights = weights_of(folder, raw), weights_of(home)
     model = record.family.build(record.spec, seed=0)
     load_weights(model, *weights)
     return Loaded(

@@ -6,7 +6,14 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.options import RUNS, AsJson, Enlarge, HomeFolder, ValidationShare
+from pipelines.cli.options import (
+    RUNS,
+    AsJson,
+    Enlarge,
+    HomeFolder,
+    RawWeights,
+    ValidationShare,
+)
 from pipelines.cli.terminal import console as screen
 from pipelines.workspace.address import read_generator
 from pipelines.workspace.settings import load_settings
@@ -92,6 +99,7 @@ def evaluate(
     ] = None,
     enlarge: Enlarge = None,
     validation_share: ValidationShare = None,
+    raw_weights: RawWeights = False,
     home: HomeFolder = RUNS,
     as_json: AsJson = False,
 ) -> None:
@@ -104,7 +112,7 @@ def evaluate(
         images = Images(data, enlarge, validation_share)
         seat = local_seat(settings.local)  # as in training: then the numbers agree
         place = Place(at, settings, StopFile(at.root / "stop"), seat, tell)
-        scores = evaluate_model(place, address, images, tell)
+        scores = evaluate_model(place, address, images, tell, raw_weights)
     if "class_order" in scores:
         screen.warn(scores["class_order"])
     if as_json:

@@ -1,6 +1,7 @@
 """What several commands take, and the settings of a sample as a person writes them."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,6 +50,19 @@ TopP = Annotated[str | None, typer.Option(help="draw from this share of probabil
 Temperature = Annotated[str | None, typer.Option(help="below 1 bolder, above 1 more varied")]
 Smooth = Annotated[bool, typer.Option("--smooth", help="mix codes: rounder shapes, for pictures")]
 Precision = Annotated[str | None, typer.Option(help="fp32, tf32, bf16 or fp16")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="any setting of the model's family by its name, such as steps=25 or sampler=sde for "
+        "dit; may be repeated",
+        metavar="NAME=VALUE",
+    ),
+]
+RawWeights = Annotated[
+    bool,
+    typer.Option("--raw-weights", help="the last weights of a model whose own are an average"),
+]
 
 
 def read_sampling(
@@ -59,6 +73,7 @@ def read_sampling(
     smooth: bool,
     precision: str | None,
     rising: bool = True,
+    named: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """The settings that were given, by the names of the sampling record. Raises ValueError."""
     given: dict[str, Any] = {
@@ -70,7 +85,26 @@ def read_sampling(
         "smooth": True if smooth else None,
         "rising": None if rising else False,
     }
-    return {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in given.items() if value is not None}
+    for text in named or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name or not value:
+            raise ValueError(f"--set {text}: wanted NAME=VALUE, such as steps=25")
+        if name in given:
+            raise ValueError(f"--set {text}: {name} is given twice")
+        given[name] = _value(value)
+    return given
+
+
+def _value(text: str) -> Any:
+    """A number, true or false, several with commas between them, or the text itself."""
+    parts = []
+    for part in text.split(","):
+        try:
+            parts.append(json.loads(part))
+        except ValueError:
+            parts.append(part)
+    return parts[0] if len(parts) == 1 else tuple(parts)
 
 
 def _values(option: str, text: str | None, read: Callable[[str], float]) -> Any:

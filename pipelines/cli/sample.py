@@ -15,6 +15,8 @@ from pipelines.cli.options import (
     Guidance,
     HomeFolder,
     Precision,
+    RawWeights,
+    Set,
     Smooth,
     Temperature,
     TopK,
@@ -55,6 +57,8 @@ def sample(
     temperature: Temperature = None,
     smooth: Smooth = False,
     precision: Precision = None,
+    settings_of_family: Set = None,
+    raw_weights: RawWeights = False,
     reject: Annotated[
         float | None,
         typer.Option(help="of more candidates keep this share, of which a classifier is surest"),
@@ -109,15 +113,16 @@ def sample(
     if constant_guidance and guidance and "," in guidance:
         raise ValueError(f"--guidance {guidance} says it for each scale: no --constant-guidance")
     sampling = read_sampling(
-        guidance, top_k, top_p, temperature, smooth, precision, not constant_guidance
-    )
+        guidance, top_k, top_p, temperature, smooth, precision, not constant_guidance,
+        settings_of_family,
+    )  # fmt: skip
     this_part = read_part(part) if part else None
     _refuse_mixture(part, processes, on, jobs, detach or retry or take_over)
     if npz is not None and detach:
         raise ValueError("--npz is written at the end, for which --detach does not wait")
     at, settings = Home(home), load_settings()
     place = Place(at, settings, StopFile(at.root / "stop"), local_seat(settings.local))
-    asked = Asked(classes, count, seed, name, sampling, reject, classifier, class_map)
+    asked = Asked(classes, count, seed, name, sampling, reject, classifier, class_map, raw_weights)
     plan = plan_set(place, address, asked)
     from pipelines.sampling.draw import How
     from pipelines.sampling.jobs import others_at_it

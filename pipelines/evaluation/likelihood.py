@@ -27,14 +27,18 @@ class Images:
     validation_share: float | None = None  # None: as the model's own images, or 0
 
 
-def evaluate_model(place: Place, address: str, images: Images, tell: Tell) -> Line:
+def evaluate_model(
+    place: Place, address: str, images: Images, tell: Tell, raw: bool = False
+) -> Line:
     """Loss and error of the model at `address`, told the true label and, if it learnt to, none.
+
+    `raw`: of the last weights, where the model's own are an average.
 
     A trial of our own is scored on its own data unless `images` has a name. For an imported model
     the result is kept, for its sweep's results table. `class_order` says, where it is there, why
     the order of the classes is not known to be the model's. Raises ValueError, Drift, DataError.
     """
-    loaded = load_generator(place, address)
+    loaded = load_generator(place, address, raw)
     generator, t = loaded.record, loaded.record.tokenizer
     data = _data_of(generator, images, address)
     tokens = _tokens_of(place, t, data)

@@ -72,7 +72,7 @@ def make_ready(place: Place, plan: Plan) -> Ready:
     import torch
 
     torch.set_num_threads(place.drawing_threads())
-    loaded, wanted = load_generator(place, plan.address), plan.wanted
+    loaded, wanted = load_generator(place, plan.address, plan.raw), plan.wanted
     judge = load_judge(place, plan.classifier) if wanted.rejection else None
     found = [("weights", wanted.weights_sha256, loaded.weights_sha256)]
     found += [("tokenizer", wanted.tokenizer_sha256, loaded.tokenizer_sha256)]

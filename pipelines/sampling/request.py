@@ -11,6 +11,7 @@ from pipelines.sampling.settings import fitting, never_without, sampling_of
 from pipelines.sampling.store import SAMPLES
 from pipelines.stages.context import Place
 from pipelines.workspace.address import finished, read_generator
+from pipelines.workspace.store import weights_of
 from var_scaling.class_names import PREFIX, Names, alike, class_number, names_of
 from var_scaling.disk import DONE, read_json
 from var_scaling.experiment import ImportedModel, Trial
@@ -32,6 +33,7 @@ class Asked:
     reject: float | None = None
     classifier: str | None = None
     class_map: Path | None = None
+    raw: bool = False  # the last weights of a model whose own are an average
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,12 @@ class Plan:
     folder: Path
     wanted: SampleSet
     classifier: str | None  # as named, for whoever draws
+
+    @property
+    def raw(self) -> bool:
+        """Whether the set is of the last weights of a model whose own are an average."""
+        marker = read_json(self.folder.parents[1] / DONE)
+        return self.wanted.weights_sha256 == marker.get("raw_weights_sha256")
 
 
 def plan_set(place: Place, address: str, asked: Asked) -> Plan:
@@ -84,7 +92,7 @@ def plan_set(place: Place, address: str, asked: Asked) -> Plan:
         count=asked.count,
         sampling=fitting(sampling, record, no_class),
         rejection=rejection,
-        weights_sha256=read_json(folder / DONE)["weights_sha256"],
+        weights_sha256=weights_of(folder, asked.raw)[1],
         tokenizer_sha256=read_json(tokenizer / DONE)["weights_sha256"],
     )
     if wanted.drawn > _MOST:

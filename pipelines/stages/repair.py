@@ -22,14 +22,19 @@ def evaluate_trial_again(
     place: Place, trial: Trial, quantizer: Any, held_out: Any, attempt: Attempt
 ) -> None:
     """Log what the weights of `trial` score on `held_out`. Raises WeightsError."""
-    from var_scaling.training.trial import held_out_scores, progress_of
+    from var_scaling.training.trial import Trained, held_out_scores, progress_of
     from var_scaling.weights import load_weights
 
     with place.world() as world:
-        model = trial.family.build(trial.spec, trial.seed)
-        load_weights(model, *weights_of(attempt.folder))
-        model, quantizer = model.to(world.device), quantizer.to(world.device)
-        scores = held_out_scores(trial, model, quantizer, held_out, trial.steps, world)
+
+        def loaded(raw: bool) -> Any:
+            model = trial.family.build(trial.spec, trial.seed)
+            load_weights(model, *weights_of(attempt.folder, raw))
+            return model.to(world.device)
+
+        trained = Trained(loaded(False), loaded(True) if trial.weight_average > 0 else None)
+        quantizer = quantizer.to(world.device)
+        scores = held_out_scores(trial, trained, quantizer, held_out, trial.steps, world)
     seconds = _seconds_of(attempt, trial.steps)
     _note(attempt, trial.steps, {**scores, **progress_of(trial, trial.steps, seconds)})
 

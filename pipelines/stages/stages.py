@@ -16,7 +16,7 @@ from pipelines.stages.context import Place
 from pipelines.stages.graph import Stage
 from pipelines.stages.registry import SPLITS, TOKENIZER, TOKENS, TRIAL, how_to_import
 from pipelines.stages.repair import evaluate_tokenizer_again, evaluate_trial_again
-from pipelines.workspace.damage import LOG, WEIGHTS, ended, mark_done, status_of
+from pipelines.workspace.damage import LOG, RAW_WEIGHTS, WEIGHTS, ended, mark_done, status_of
 from pipelines.workspace.store import Home, claim, held, part_folders, weights_of
 from var_scaling.class_names import CLASSES, keep_names
 from var_scaling.config import AnyTokenizer, ImportedTokenizer, SomeTokenizer, TrainedTokenizer
@@ -115,7 +115,7 @@ def run_tokens(
     parts = [] if part is None else part_folders(whole, part[1])
     folder = whole if part is None else parts[part[0]]
     with at_work(folder, place.seat, place.wish) as attempt:
-        from var_scaling.tokenizer.encode import join_parts, write_cache
+        from var_scaling.tokenizer.encode import join_parts, note_latents, write_cache
         from var_scaling.tokenizer.model import load_tokenizer
         from var_scaling.training.optim import arithmetic
 
@@ -123,13 +123,13 @@ def run_tokens(
             return "done"
         source = _source(place, data, split, folder)
         content = description(place.home, t, data, split)
+        model = load_tokenizer(t, *weights_of(place.home.tokenizer(t.name))).to(place.device())
         if not is_done(folder):
             attempt.begin({})
-            model = load_tokenizer(t, *weights_of(place.home.tokenizer(t.name)))
             with arithmetic("fp32", place.device()):  # tokens must not hang on what ran before
                 complete = write_cache(
                     folder,
-                    model.to(place.device()),
+                    model,
                     source,
                     content,
                     _readers(place, data),
@@ -139,9 +139,12 @@ def run_tokens(
                 )
             if not complete:
                 raise Stopped(f"encoding {folder.name} stopped with its shards on disk")
+            if part is None:
+                note_latents(whole, model.quantize)
             attempt.finish({"status": "done"}, _TOKENS)
         if parts and all(is_done(one) for one in parts):
             join_parts(whole, parts, source, content)
+            note_latents(whole, model.quantize)
             mark_done(whole, {"status": "done"}, _TOKENS)
         return "done"
 
@@ -172,7 +175,7 @@ def run_trial(place: Place, sweep: str, trial: Trial) -> str:
             keep_names(folder, training.manifest.get("classes"), trial.data.name)
         try:
             with place.world() as world:
-                model = train(
+                trained = train(
                     trial,
                     tokenizer.quantize,
                     training,
@@ -189,7 +192,7 @@ def run_trial(place: Place, sweep: str, trial: Trial) -> str:
             if place.seat.first:
                 attempt.finish({"status": "diverged", "reason": str(error)}, ("trial.json", LOG))
             return "diverged"
-        _keep(model, attempt, "trial.json", {})
+        _keep(trained.model, attempt, "trial.json", {}, trained.raw)
         return "done"
 
 
@@ -203,7 +206,9 @@ def _checkpoint(place: Place, sweep: str, start: Start) -> Path:
     return path
 
 
-def _keep(model: Any, attempt: Attempt, record: str, facts: dict[str, Any]) -> None:
+def _keep(
+    model: Any, attempt: Attempt, record: str, facts: dict[str, Any], raw: Any = None
+) -> None:
     """The weights, the marker that they are all there, and no checkpoint any more."""
     from var_scaling.training.checkpoint import clear
     from var_scaling.weights import save_weights
@@ -211,13 +216,18 @@ def _keep(model: Any, attempt: Attempt, record: str, facts: dict[str, Any]) -> N
     if not attempt.seat.first:
         return
     attempt.check()
-    weights = attempt.folder / WEIGHTS
+    weights, kept = attempt.folder / WEIGHTS, [WEIGHTS]
     save_weights(model, weights)
     last = read_metrics(attempt.folder / LOG)[-1]
     marker = {"status": "done", "weights_sha256": file_sha256(weights), **facts}
+    if raw is not None:
+        save_weights(raw, attempt.folder / RAW_WEIGHTS)
+        marker["raw_weights_sha256"] = file_sha256(attempt.folder / RAW_WEIGHTS)
+        kept.append(RAW_WEIGHTS)
     marker["seconds"] = last["seconds"]
-    known = [CLASSES] if (attempt.folder / CLASSES).exists() else []
-    attempt.finish(marker, (WEIGHTS, record, LOG, *known))
+    if (attempt.folder / CLASSES).exists():
+        kept.append(CLASSES)
+    attempt.finish(marker, (*kept, record, LOG))
     clear(attempt.folder / "checkpoint")
 
 

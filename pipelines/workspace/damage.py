@@ -14,6 +14,7 @@ from var_scaling.disk import DONE, Damaged, file_sha256, is_done, read_json, wri
 
 LOG = "metrics.jsonl"
 WEIGHTS = "weights.safetensors"
+RAW_WEIGHTS = "weights-raw.safetensors"  # the last ones, where WEIGHTS are an average
 _RECORDS = ("trial.json", "tokenizer.json")
 _ALWAYS = 2**20  # bytes; files up to this length are hashed at every look
 _QUICK = 64 * 2**20  # bytes; longer files are hashed only by a thorough look

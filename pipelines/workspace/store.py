@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from pipelines.workspace.damage import RAW_WEIGHTS, WEIGHTS
 from var_scaling.disk import DONE, Damaged, read_json, whole
 from var_scaling.record import Record, difference, explain
 
@@ -144,12 +145,22 @@ def refuse_old(path: Path, kind: type[Record]) -> None:
         )
 
 
-def weights_of(folder: Path) -> tuple[Path, str]:
-    """The weights of the finished stage in `folder`, and the SHA-256 that they must have."""
+def weights_of(folder: Path, raw: bool = False) -> tuple[Path, str]:
+    """The weights of the finished stage in `folder`, and the SHA-256 that they must have.
+
+    `raw`: the last ones, of a training that keeps an average of its weights. Raises ValueError
+    where there are none.
+    """
     marker = read_json(folder / DONE)
     if "weights_sha256" not in marker:
         raise Damaged(f"{folder / DONE} is damaged: it records no hash of the weights")
-    return folder / "weights.safetensors", str(marker["weights_sha256"])
+    if not raw:
+        return folder / WEIGHTS, str(marker["weights_sha256"])
+    if "raw_weights_sha256" not in marker:
+        raise ValueError(
+            f"{folder}: has no raw weights beside its own: it was not trained with weight_average"
+        )
+    return folder / RAW_WEIGHTS, str(marker["raw_weights_sha256"])
 
 
 @contextmanager

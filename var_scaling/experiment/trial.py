@@ -45,6 +45,9 @@ class Trial(Generator):
     `keep_steps`: after these its checkpoint is kept, for other trials to start from. With `start`
     the training goes on from such a checkpoint, weights, optimizer and all, as if its own first
     steps had been those of the other trial: images, FLOPs and seconds count from there.
+
+    With `weight_average` the model is the moving average (EMA) of the weights; the last weights,
+    called raw, are kept beside it, and both are scored.
     """
 
     data: Data
@@ -52,6 +55,7 @@ class Trial(Generator):
     batch: PositiveInt  # global, however many processes
     steps: PositiveInt
     label_drop: ProperShare = 0.1
+    weight_average: ProperShare = 0.0  # decay a step of the averaged weights; 0: the last ones
     evaluations: Annotated[int, Field(ge=1, le=64)] = 6
     precision: Precision = "fp32"
     seed: NonNegativeInt = 0
@@ -100,7 +104,7 @@ class Trial(Generator):
         trunk, step = self.start.trial, self.start.step
         unlike = [
             name
-            for name in ("model", "tokenizer", "classes", "batch")
+            for name in ("model", "tokenizer", "classes", "batch", "weight_average")
             if getattr(self, name) != getattr(trunk, name)
         ]
         if unlike:

@@ -10,7 +10,7 @@ the tokenizer's grid.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
@@ -25,6 +25,7 @@ from var_scaling.record import Record
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from var_scaling.tokenizer.cache import LatentStatistics
     from var_scaling.tokenizer.quantizer import Quantizer
     from var_scaling.weights import State
 
@@ -144,60 +145,6 @@ class StepDraws:
     def seed_of(self, purpose: str) -> int:
         """The seed of a generator for one purpose."""
         return seed_for(self.seed, purpose, self.step)
-
-    def uniform(self, purpose: str) -> Tensor:
-        """A number in [0, 1) for each image of the share, (B,)."""
-        import torch
-
-        generator = torch.Generator().manual_seed(self.seed_of(purpose))
-        return torch.rand(self.images, generator=generator)[self.share]
-
-    def normal(self, purpose: str, shape: tuple[int, ...]) -> Tensor:
-        """(B, *shape) normal numbers. Each image has its own seed, so none is drawn for others."""
-        return normals(self.seed, purpose, self.step, range(self.images)[self.share], shape)
-
-
-def normals(
-    seed: int, purpose: str, step: int, places: Sequence[int], shape: tuple[int, ...]
-) -> Tensor:
-    """(B, *shape) normal float32 numbers, on the CPU, from one seed for each of `places`."""
-    import torch
-
-    return _drawn(torch.randn, seed, purpose, step, places, shape)
-
-
-def uniforms(
-    seed: int, purpose: str, step: int, places: Sequence[int], shape: tuple[int, ...]
-) -> Tensor:
-    """The same in [0, 1)."""
-    import torch
-
-    return _drawn(torch.rand, seed, purpose, step, places, shape)
-
-
-def _drawn(
-    draw: Callable[..., Tensor],
-    seed: int,
-    purpose: str,
-    step: int,
-    places: Sequence[int],
-    shape: tuple[int, ...],
-) -> Tensor:
-    import torch
-
-    generator, numbers_BX = torch.Generator(), torch.empty(len(places), *shape)
-    for numbers_X, place in zip(numbers_BX, places, strict=True):
-        generator.manual_seed(seed_for(seed, purpose, step, place))
-        draw(shape, generator=generator, out=numbers_X)
-    return numbers_BX
-
-
-@dataclass(frozen=True)
-class LatentStatistics:
-    """Mean and standard deviation of each channel of the grid that the tokens stand for, (Z,)."""
-
-    mean: tuple[float, ...]
-    deviation: tuple[float, ...]
 
 
 class Batch(NamedTuple):

@@ -26,6 +26,14 @@ class CacheError(ValueError):
 
 
 @dataclass(frozen=True)
+class LatentStatistics:
+    """Mean and standard deviation of each channel of the grid that the tokens stand for, (Z,)."""
+
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class TokenCache:
     """The tokens of one split, memory-mapped, and the label of each image."""
 
@@ -85,6 +93,14 @@ def open_cache(folder: Path, expected: dict[str, Any], check: bool = True) -> To
         labels_crc32 = zlib.crc32(labels.tobytes())
         _refuse_damaged(folder / "labels.npy", labels_crc32, manifest["labels_crc32"])
     return TokenCache(tokens, labels, manifest["crops"], manifest)
+
+
+def latent_statistics(manifest: dict[str, Any]) -> LatentStatistics | None:
+    """What the manifest has of the grid's channels; None where it is of an earlier version."""
+    noted = manifest.get("latents")
+    if noted is None:
+        return None
+    return LatentStatistics(tuple(noted["mean"]), tuple(noted["deviation"]))
 
 
 def _refuse_damaged(path: Path, found: int, noted: int, where: str = "") -> None:

@@ -10,13 +10,16 @@ import torch
 
 from var_scaling.data.dataset import ImageDataset
 from var_scaling.data.loader import in_order
+from var_scaling.data.order import spread_rows
 from var_scaling.datasets import Progress
 from var_scaling.disk import read_json, whole, write_json
 from var_scaling.tokenizer.autoencoder import to_unit
 from var_scaling.tokenizer.cache import SHARD, checksum, refuse_other
 from var_scaling.tokenizer.model import MultiScaleVQVAE
+from var_scaling.tokenizer.quantizer import Quantizer
 
 _BATCH = 256
+_STATISTICS_ROWS = 16_384  # a channel's deviation is then known to a fraction of a percent
 Part = tuple[int, int]  # which of how many
 
 
@@ -61,6 +64,28 @@ def write_cache(
                 return False
     _write_labels(folder, source)
     return True
+
+
+@torch.inference_mode()
+def note_latents(folder: Path, quantizer: Quantizer) -> None:
+    """Note in the manifest the mean and deviation of each channel of what the tokens stand for.
+
+    Over _STATISTICS_ROWS rows, evenly spread, all of them where there are no more. Summed in
+    float64 in a fixed order, so that they are a function of the tokens.
+    """
+    tokens = np.load(folder / "tokens.npy", mmap_mode="r")
+    device = quantizer.embedding.weight.device
+    sums_2Z = torch.zeros(2, quantizer.embedding.weight.shape[1], dtype=torch.float64)
+    rows = spread_rows(len(tokens), _STATISTICS_ROWS)
+    for part in np.array_split(rows, -(-len(rows) // _BATCH)):
+        ids_BL = torch.from_numpy(tokens[part].astype(np.int64)).to(device)
+        grid_BZHH = quantizer.decode(ids_BL).double().cpu()
+        sums_2Z += torch.stack([grid_BZHH.sum((0, 2, 3)), grid_BZHH.square().sum((0, 2, 3))])
+    mean_Z, square_Z = sums_2Z / (len(rows) * quantizer.pyramid.side**2)
+    deviation_Z = (square_Z - mean_Z.square()).clamp_min(0).sqrt()
+    manifest = read_json(folder / "manifest.json")
+    noted = {"mean": mean_Z.tolist(), "deviation": deviation_Z.tolist(), "rows": len(rows)}
+    write_json(folder / "manifest.json", {**manifest, "latents": noted})
 
 
 def rows_of_part(rows: int, part: Part | None) -> range:

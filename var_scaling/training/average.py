@@ -1,4 +1,4 @@
-"""What a tokenizer keeps: its weights, averaged over the steps."""
+"""Weights averaged over the steps of a training."""
 
 import torch
 from torch import nn

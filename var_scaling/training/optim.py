@@ -129,7 +129,7 @@ class Descent:
         """
         set_rates(self.optimizer, self.config, step, self.steps)
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf)
         if self.scaler.is_enabled():
             found = self._scaled_step(norm)
         else:

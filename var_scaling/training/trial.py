@@ -5,6 +5,7 @@ Shapes: B images, L tokens.
 
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -15,8 +16,9 @@ from var_scaling.evaluation.likelihood import LABELS, evaluate, evaluation_flops
 from var_scaling.experiment import Trial
 from var_scaling.metrics import Line
 from var_scaling.models.base import Batch, StepDraws
-from var_scaling.tokenizer.cache import TokenCache
+from var_scaling.tokenizer.cache import TokenCache, latent_statistics
 from var_scaling.tokenizer.quantizer import Quantizer
+from var_scaling.training.average import WeightAverage
 from var_scaling.training.checkpoint import State, name_of
 from var_scaling.training.loop import (
     Heed,
@@ -33,6 +35,13 @@ from var_scaling.training.optim import Descent, arithmetic
 from var_scaling.training.world import World, exchanging
 
 
+class Trained(NamedTuple):
+    """A model, and where its weights are an average the last ones too."""
+
+    model: nn.Module
+    raw: nn.Module | None = None
+
+
 def train(
     trial: Trial,
     quantizer: Quantizer,
@@ -45,7 +54,7 @@ def train(
     world: World,
     kept: Path | None = None,
     start: Path | None = None,
-) -> nn.Module:
+) -> Trained:
     """The trained model. Resumes bitwise.
 
     The checkpoints of `trial.keep_steps` are written into the folder `kept`; `start` is the file
@@ -54,7 +63,14 @@ def train(
     Raises Diverged, Interrupted if `heed` says STOP, ValueError if the batch does not divide among
     the world's processes.
     """
-    model = trial.family.build(trial.spec, trial.seed).to(world.device)
+    model = trial.family.build(trial.spec, trial.seed)
+    trial.family.normalize(model, latent_statistics(training.manifest))
+    model = model.to(world.device)
+    average = None
+    if trial.weight_average > 0:
+        spare = trial.family.build(trial.spec, trial.seed).to(world.device)
+        average = WeightAverage(model, spare, trial.weight_average)
+    trained = Trained(model) if average is None else Trained(average.average, model)
     quantizer = quantizer.to(world.device)
     descent = Descent(model, trial.optimiser, trial.steps, trial.precision)
     net = world.wrap(model)
@@ -63,6 +79,8 @@ def train(
     if journal.resumed:
         model.load_state_dict(journal.resumed["model"])
         descent.restore(journal.resumed["descent"])
+        if average is not None:
+            average.average.load_state_dict(journal.resumed["average"])
     logged, evaluated = log_steps(trial.steps), frozenset(trial.evaluation_steps)
 
     def update(step: int) -> Stats:
@@ -74,15 +92,19 @@ def train(
                 loss = loss * ((rows.stop - rows.start) / share)
                 descent.backward(descent.scale(loss))
             losses.append(loss.detach())
-        return world.means({"loss": torch.stack(losses).sum(), **descent.step(step)})
+        stats = world.means({"loss": torch.stack(losses).sum(), **descent.step(step)})
+        if average is not None:
+            average.update(step)
+        return stats
 
     def look(done: int) -> None:
-        scores = held_out_scores(trial, model, quantizer, held_out, done, world)
+        scores = held_out_scores(trial, trained, quantizer, held_out, done, world)
         refuse_non_finite({"held-out loss": scores["loss"]}, done, trial.steps)
         journal.note("validation", done, scores)
 
     def state() -> State:
-        return {"model": model.state_dict(), "descent": descent.state()}
+        averaged = {} if average is None else {"average": average.average.state_dict()}
+        return {"model": model.state_dict(), "descent": descent.state(), **averaged}
 
     for done, stats in updates(update, journal.start, trial.steps):
         journal.window.add(stats)
@@ -100,26 +122,34 @@ def train(
             journal.save(done, state())
             if wish == Wish.STOP:
                 raise Interrupted(f"{trial.name} stopped after step {done} of {trial.steps}")
-    return model
+    return trained
 
 
 def held_out_scores(
     trial: Trial,
-    model: nn.Module,
+    trained: Trained,
     quantizer: Quantizer,
     held_out: TokenCache,
     done: int,
     world: World,
 ) -> Line:
-    """What is logged of `model` after `done` steps: a function of its weights and the tokens.
+    """What is logged of `trained` after `done` steps: a function of its weights and the tokens.
 
-    At the end of a trial that dropped labels it is scored without the class too.
+    At the end of a trial that dropped labels it is scored without the class too, and the raw
+    weights of one that averages are scored besides.
     """
-    settings = LABELS if done == trial.steps and trial.label_drop > 0 else LABELS[:1]
-    with arithmetic(trial.precision, world.device):
-        scores = evaluate(trial.spec, model, quantizer, held_out, settings, world=world)
+    at_end = done == trial.steps
+    settings = LABELS if at_end and trial.label_drop > 0 else LABELS[:1]
     spent = evaluation_flops(trial.spec, held_out.images, settings)
-    return {**scores, "evaluation_flops": spent}
+    raw: Line = {}
+    with arithmetic(trial.precision, world.device):
+        scores = evaluate(trial.spec, trained.model, quantizer, held_out, settings, world=world)
+        if at_end and trained.raw is not None:
+            found = evaluate(trial.spec, trained.raw, quantizer, held_out, world=world)
+            names = trial.family.validation(trial.spec).scores
+            raw = {f"{name}_raw": found[name] for name in names}
+            spent += evaluation_flops(trial.spec, held_out.images, LABELS[:1])
+    return {**scores, **raw, "evaluation_flops": spent}
 
 
 def batch_loss(

@@ -10,7 +10,6 @@ from var_scaling.models.base import (
     Batch,
     Frame,
     Kept,
-    LatentStatistics,
     ModelFamily,
     ModelSpec,
     SampleDraws,
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from var_scaling.models.dit.model import DiT
+    from var_scaling.tokenizer.cache import LatentStatistics
     from var_scaling.tokenizer.quantizer import Quantizer
 
 Spec = ModelSpec[DitModel]

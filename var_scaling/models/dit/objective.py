@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from var_scaling.models.base import Batch, ModelSpec, StepDraws, normals, uniforms
+from var_scaling.models.base import Batch, ModelSpec, StepDraws
 from var_scaling.models.dit.config import BINS, DitModel
 from var_scaling.models.dit.diffusion import Schedule, on_path
 from var_scaling.models.dit.model import DiT
+from var_scaling.models.draws import normal_of, normals, uniform_of, uniforms
 from var_scaling.tokenizer.quantizer import Quantizer
 
 _SEED = 0  # of validation: the same noise for all models
@@ -29,8 +30,8 @@ def training_loss(
     model = spec.config
     clean_BZHH = latents_of(network, quantizer, batch)
     device = clean_BZHH.device
-    noise_BZHH = draws.normal("noise", tuple(clean_BZHH.shape[1:])).to(device)
-    t_B = draws.uniform("time").to(device)
+    noise_BZHH = normal_of(draws, "noise", tuple(clean_BZHH.shape[1:])).to(device)
+    t_B = uniform_of(draws, "time").to(device)
     if model.prediction == "velocity":
         x_BZHH = on_path(clean_BZHH, noise_BZHH, t_B)
         predicted_BZHH = network(x_BZHH, t_B, batch.labels_B)
