@@ -6,7 +6,7 @@ from analysis.fitting.laws import FLOOR, LAWS, LOGIT, PURE, REPEATED, SURFACE, L
 from analysis.fitting.points import FitError
 from analysis.fitting.verify import certify
 from analysis.selection.select import choose
-from analysis.study import METRICS, Study, study
+from analysis.study import METRICS, Study, studies, study
 from analysis.table.table import Table, TableError, load_results, load_table
 from analysis.uncertainty.bootstrap import Bootstrap, bootstrap, seed_noise
 from analysis.uncertainty.intervals import Interval, interval, prediction_interval
@@ -38,5 +38,6 @@ __all__ = [
     "paper_table",
     "prediction_interval",
     "seed_noise",
+    "studies",
     "study",
 ]

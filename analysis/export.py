@@ -1,6 +1,7 @@
 """A study as plain JSON: what laws.json holds, for scripts, MLflow and a later comparison."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +11,20 @@ from analysis.study import METRICS, VARIABLES, Finding, Study
 from analysis.uncertainty.intervals import Interval
 
 FORMAT = 2
+
+
+def laws_of_all(studies: Mapping[str, Study]) -> dict[str, Any]:
+    """What laws.json holds: the laws of the one study, or those of each under "groups"."""
+    if list(studies) == [""]:
+        return laws_of(studies[""])
+    groups = {label: laws_of(study) for label, study in studies.items()}
+    return {"format": FORMAT, "objective": next(iter(groups.values()))["objective"],
+            "groups": groups}  # fmt: skip
+
+
+def groups_of(laws: Mapping[str, Any]) -> dict[str, Any]:
+    """The laws of each group of a laws.json, under "" where there is but one."""
+    return dict(laws["groups"]) if "groups" in laws else {"": laws}
 
 
 def laws_of(study: Study) -> dict[str, Any]:

@@ -83,11 +83,40 @@ class Study:
         default=()
     )  # analysis.forecasting.forecast: frozen, and scored if it is
 
+    def unit(self, metric: str) -> str:
+        """Of the metric, as the table has it."""
+        units = self.table.rows.loss_unit.dropna().unique()
+        known = metric.startswith("val_loss") and len(units) == 1
+        return str(units[0]) if known else METRICS[metric][2]
+
     def get(self, metric: str, variable: str, law: str) -> Finding | None:
         for finding in self.findings:
             if (finding.metric, finding.variable, finding.fit.law.name) == (metric, variable, law):
                 return finding
         return None
+
+
+def studies(
+    table: Table,
+    objective: str = "squares",
+    forecasts: tuple[Any, ...] = (),
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> dict[str, Study]:
+    """A study of each of the table's groups: laws are of one family, never of several pooled.
+
+    A forecast belongs to the group that has its runs.
+    """
+    found = {}
+    for label, part in table.groups.items():
+        trials = set(part.rows.trial)
+        own = tuple(one for one in forecasts if trials & _runs_behind(one))
+        found[label] = study(part, objective, own if label else forecasts, progress)
+    return found
+
+
+def _runs_behind(outcome: Any) -> set[str]:
+    forecast = outcome.forecast
+    return {run.trial for run in forecast.runs} if forecast else set()
 
 
 def study(
@@ -100,7 +129,13 @@ def study(
 
     Least squares unless told otherwise: sweeps have few sizes and no outliers, and there it is 10
     to 17 % sharper than a Huber loss (docs/laws.md); `objectives` of the result shows all three.
+    Raises ValueError for a table of several groups: `studies` fits each.
     """
+    if len(table.groups) > 1:
+        raise ValueError(
+            f"{table.source}: {len(table.groups)} groups whose losses are no points of one law: "
+            f"{'; '.join(table.groups)}. Fit each of table.groups, or use studies(table)"
+        )
     said: list[str] = []
     finals = table.finals
     size = "params_total" if finals.params_blocks.isna().all() else "params_blocks"
@@ -223,6 +258,8 @@ def _scales(finals: pd.DataFrame, size: str, objective: str, said: list[str]) ->
     if known.empty:
         return {}
     losses = np.stack([np.asarray(row, dtype=float) for row in known.val_loss_parts])
+    if losses.shape[1] == 1:  # the whole
+        return {}
     found = {}
     for k in range(losses.shape[1]):
         with _noting(said, f"loss of scale {k + 1}"):

@@ -74,6 +74,17 @@ def _settings_of_the_test_alone(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.fixture
+def one_thread():
+    """A product of matrices on several threads rounds by how they share it (LOG.md)."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def random_cache(images: int, seed: int = 0, t: TrainedTokenizer | None = None):
     """A cache of random tokens, as if an encoder had written them."""
     from var_scaling.tokenizer.cache import TokenCache

@@ -20,6 +20,7 @@ from var_scaling.models.var.model import VAR
 from var_scaling.pyramid import Pyramid
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES, CPU = 5, torch.device("cpu")
 ONE = tokenizer(pyramid=Pyramid(sides=(4,)))
 TWO = tokenizer(pyramid=Pyramid(sides=(4, 4)))  # two residual codes at each position

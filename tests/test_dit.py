@@ -29,6 +29,7 @@ from var_scaling.models.registry import family_named
 from var_scaling.tokenizer.cache import LatentStatistics
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = 5
 T = tokenizer()  # grid side 4, 4 channels
 FAMILY = family_named("dit")

@@ -1,5 +1,7 @@
 """On any clone: the numbers that the released code comes to, from weights made by a formula."""
 
+from types import SimpleNamespace
+
 import pytest
 import reference_numbers
 import torch
@@ -120,9 +122,8 @@ def test_logits_losses_and_gradients(model, transformer):
 def test_greedy_guided_sampling_draws_the_same_tokens(model, transformer):
     module, wanted = transformer
     greedy = VarSampling(guidance=1.5, top_k=1, top_p=0)
-    drawn = list(walk(module, model.quantize, LABELS, greedy, lambda purpose, k, shape: torch.full(
-        (2, *shape), 0.5
-    )))  # fmt: skip
+    halves = SimpleNamespace(uniform=lambda purpose, k, shape: torch.full((2, *shape), 0.5))
+    drawn = list(walk(module, model.quantize, LABELS, greedy, halves))
     assert torch.cat([step.ids_BS for step in drawn], 1).tolist() == wanted["greedy_ids"]
     image = (model.render(drawn[-1].f_BZHH).clamp(-1, 1) + 1) / 2
     check_close(torch.tensor(some(image)), wanted["greedy_image"])

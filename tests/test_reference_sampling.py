@@ -26,8 +26,12 @@ pytestmark = [
 GREEDY = VarSampling(guidance=1.5, top_k=1, top_p=0)
 
 
-def halves(purpose: str, k: int, shape: tuple[int, ...]) -> torch.Tensor:
-    return torch.full((4, *shape), 0.5)
+class Halves:
+    """Draws that are one half throughout."""
+
+    @staticmethod
+    def uniform(purpose: str, step: int, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.full((4, *shape), 0.5)
 
 
 @pytest.fixture(scope="module", params=["var", "var_saln"])
@@ -51,7 +55,7 @@ def as_image(model, f_hat):
 @torch.no_grad()
 def test_greedy_guided_sampling(model, transformer):
     module, wanted = transformer
-    drawn = list(walk(module, model.quantize, wanted["labels"], GREEDY, halves))
+    drawn = list(walk(module, model.quantize, wanted["labels"], GREEDY, Halves))
     for step in drawn:
         assert torch.equal(step.ids_BS, wanted[f"ar_idx_{step.k}"])
         assert_close(step.logits_BSV, wanted[f"ar_guided_logits_{step.k}"])
@@ -67,7 +71,7 @@ def test_painting_in_and_out(kind, model, io, transformer):
     module, wanted = transformer
     mask_BL = kept_positions(wanted[f"{kind}_mask"].bool(), model.quantize.pyramid)[None]
     kept = Kept(io["idx_all"], mask_BL.expand(4, -1))
-    drawn = list(walk(module, model.quantize, wanted["labels"], GREEDY, halves, kept))
+    drawn = list(walk(module, model.quantize, wanted["labels"], GREEDY, Halves, kept))
     chosen = torch.cat([step.chosen_BS for step in drawn], 1)
     assert torch.equal(chosen, wanted[f"{kind}_idx_all"])
     ids = torch.cat([step.ids_BS for step in drawn], 1)

@@ -172,7 +172,7 @@ def run(folder, quantizer, token_cache, heed=goes_on, save_every=1e9, t=None, wo
     caches = token_cache(50, seed=1), token_cache(20, seed=2)
     try:
         words = (folder / "checkpoint", log, save_every, heed, world or World())
-        return train(t, quantizer, *caches, *words)
+        return train(t, quantizer, *caches, *words).model
     finally:
         log.close()
 

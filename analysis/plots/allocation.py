@@ -48,7 +48,7 @@ def isoflop(study: Study) -> Figure | None:
     found = study.allocation
     if found is None or not found.isoflops.parabolas:
         return None
-    return isoflop_figure(found.isoflops)
+    return isoflop_figure(found.isoflops, ylabel=f"$L$ ({study.unit('val_loss')})")
 
 
 @styled

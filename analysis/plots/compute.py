@@ -56,7 +56,7 @@ def laws_in_compute(study: Study) -> Figure | None:
         ]
         laws |= {fit.law.name for fit in fits}
         draw_frontier(panel, study.frontiers[metric], fits)
-        panel.set(ylabel=metric_label(metric), xlabel=COMPUTE)
+        panel.set(ylabel=metric_label(study, metric), xlabel=COMPUTE)
         key_inside(panel)
         logarithmic(panel)
     finish(panels, len(found))
@@ -153,7 +153,7 @@ def curves(study: Study) -> Figure | None:
     for panel, metric in zip(panels.flat, found, strict=True):
         draw_runs(panel, rows, "tokens_seen", metric, study.size, looks)
         logarithmic(panel)
-        panel.set(xlabel=TOKENS, ylabel=metric_label(metric))
+        panel.set(xlabel=TOKENS, ylabel=metric_label(study, metric))
     size_key(figure, looks, "$N$", marked=False)
     return figure
 
@@ -175,7 +175,7 @@ def rates(study: Study) -> Figure | None:
         best = mean.nsmallest(1)
         panel.plot(best.index, best, "o", ms=8, mfc="none", mew=0.8, color=look.colour)
     panel.set(xscale="log", yscale="log", xlabel="peak learning rate")
-    panel.set_ylabel(metric_label("val_loss"))
+    panel.set_ylabel(metric_label(study, "val_loss"))
     logarithmic(panel)
     size_key(figure, looks, "$N$")
     return figure

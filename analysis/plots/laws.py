@@ -67,7 +67,7 @@ def _law_grid(study: Study, metrics: list[str], above: bool) -> Figure:
                        transform=panel.transAxes)  # fmt: skip
             continue
         seeds += _law_panel(panel, study, drawn[metric, size], above)
-        panel.set_ylabel(metric_label(metric, " − $E$" if above else ""))
+        panel.set_ylabel(metric_label(study, metric, " − $E$" if above else ""))
         panel.set_xlabel(SIZES[size])
     finish(panels, len(cells))
     laws = {f.fit.law.name for findings in drawn.values() for f in findings}
@@ -83,8 +83,13 @@ def _findings(study: Study, metric: str, size: str, above: bool) -> list[Finding
     return [floor] if above else [study.get(metric, size, "pure"), floor]
 
 
-def metric_label(metric: str, less: str = "") -> str:
-    name, what, unit = METRICS[metric]
+def part_word(study: Study) -> str:
+    """What the parts of the loss are called: a table with a last scale has scales."""
+    return "scale" if study.table.rows.val_loss_last.notna().any() else "part"
+
+
+def metric_label(study: Study, metric: str, less: str = "") -> str:
+    name, what, unit = *METRICS[metric][:2], study.unit(metric)
     return f"{what}\n{symbol(name)}{less} ({unit})"
 
 
@@ -195,12 +200,12 @@ def scales(study: Study) -> Figure | None:
         x = np.asarray(fit.given.x, dtype=float)
         panel.plot(x, fit.given.y, look.marker, color=look.colour, ms=3.2, zorder=3)
         draw_law(panel, fit, look=look, band=False)
-        said = f"scale {number}: α = {signed(fit.alpha, '.3f')}"
+        said = f"{part_word(study)} {number}: α = {signed(fit.alpha, '.3f')}"
         handles.append(
             Line2D([], [], color=look.colour, ls=look.line, marker=look.marker, ms=3.2, label=said)
         )
     panel.set(xscale="log", yscale="log", xlabel=SIZES[study.size])
-    panel.set_ylabel("$L_k$, loss of scale $k$ (nats/token)")
+    panel.set_ylabel(f"$L_k$, loss of {part_word(study)} $k$ ({study.unit('val_loss')})")
     logarithmic(panel)
     low, high = panel.get_ylim()
     set_ticks(panel.yaxis, low, high, most=6)

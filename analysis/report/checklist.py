@@ -125,7 +125,8 @@ def _split(study: Study) -> str | None:
 
 def _metric(study: Study) -> str | None:
     used = dict.fromkeys(finding.metric for finding in study.findings)
-    return "; ".join("{}: {} ({})".format(*METRICS[metric]) for metric in used) or None
+    said = (f"{METRICS[m][0]}: {METRICS[m][1]} ({study.unit(m)})" for m in used)
+    return "; ".join(said) or None
 
 
 def _checkpoint(study: Study) -> str:

@@ -121,6 +121,12 @@ def difference(laws_a: Laws, laws_b: Laws) -> Difference:
                 f"laws.json has format {one.get('format')}, this reads {FORMAT}: "
                 "`var-scaling report` writes it anew"
             )
+        if "groups" in one:
+            raise ValueError(
+                f"{_name(one, 'a report')} has laws of several groups "
+                f"({'; '.join(one['groups'])}): two reports are compared where each has one; make "
+                "a sweep of each family"
+            )
     keyed_a, keyed_b = _by_key(laws_a), _by_key(laws_b)
     runs_a, runs_b = _runs(laws_a), _runs(laws_b)
     both = [key for key in keyed_a if key in keyed_b]

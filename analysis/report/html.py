@@ -79,7 +79,7 @@ def write_report(path: Path, study: Study, figures: Mapping[str, Path], facts: F
     A section of which the study knows nothing is not there.
     """
     templates = environment()
-    drawn = {name: _figure(name, svg) for name, svg in figures.items()}
+    drawn = {name: figure_of(name, svg) for name, svg in figures.items()}
     placed = {name for *_, names in SECTIONS for name in names}
     context: dict[str, Any] = {
         "study": study, "facts": facts, "METRICS": METRICS, "VARIABLES": VARIABLES,
@@ -89,7 +89,7 @@ def write_report(path: Path, study: Study, figures: Mapping[str, Path], facts: F
         "unmeasured": unmeasured(study), "checklist": checklist(study, facts.provenance),
         "beside": paper.paper_table(study.findings), "paper_note": paper.NOTE,
         "cuts": _cuts(study), "pictures": [(c, inlined(p)) for c, p in facts.pictures.items()],
-        "made": [_with_pictures(one) for one in facts.made],
+        "made": [shown_pictures(one) for one in facts.made],
     }  # fmt: skip
     sections = []
     for anchor, title, names in SECTIONS:
@@ -218,15 +218,17 @@ def _run_ids(study: Study) -> dict[str, str]:
     return {name: f"run-{place}" for place, name in enumerate(names, start=1)}
 
 
-def _figure(name: str, svg: Path) -> dict[str, Any]:
-    """Our own figure, from its <svg> on; its ids are made its own, for many share the page."""
-    text, anchor = svg.read_text(encoding="utf-8"), re.sub(r"[^\w-]+", "-", name)
+def figure_of(name: str, svg: Path, room: str = "") -> dict[str, Any]:
+    """Our own figure, from its <svg> on; its ids are made its own, for many share the page;
+    `room` tells figures of one name apart.
+    """
+    text, anchor = svg.read_text(encoding="utf-8"), re.sub(r"[^\w-]+", "-", room + name)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{anchor}-", text[text.index("<svg") :])
     caption = CAPTIONS.get(name, name.replace("_", " "))
     text = text.replace("<svg", f'<svg role="img" aria-label="{escape(caption)}"', 1)
     return {"anchor": anchor, "svg": Markup(text), "caption": caption}
 
 
-def _with_pictures(made: Made) -> dict[str, Any]:
+def shown_pictures(made: Made) -> dict[str, Any]:
     pictures = [(caption, inlined(png)) for caption, png in made.pictures]
     return {"name": made.name, "pictures": pictures, "unshown": made.unshown}

@@ -15,8 +15,7 @@ STATUSES = ("done", "running", "diverged", "failed", "waiting", "imported", "dam
 # A table with all of these is one of ours: there, a row that lacks a number is no row.
 OURS = (
     "sweep", "trial", "family", "depth", "width", "seed", "step", "steps", "learning_rate",
-    "tokens_seen", "params_total", "params_blocks", "train_flops", "val_loss", "val_loss_last",
-    "val_error", "val_error_last", "status",
+    "tokens_seen", "params_total", "params_blocks", "train_flops", "val_loss", "status",
 )  # fmt: skip
 UNKNOWN_ELSEWHERE = ("step", "steps", "tokens_seen", "train_flops")  # how it was trained
 

@@ -16,6 +16,7 @@ from analysis.table.schema import BY_NAME, SCHEMA, SCORES, VARIABLES
 from analysis.table.validate import Checked, TableError, checked
 
 _SIZES = ("params_total", "params_blocks")
+_COMPARABLE = ("family", "loss_unit", "tokenizer", "data")
 _BY_SIZE = ("params_blocks", "params_total", "tokens_seen", "train_flops")  # the first known
 
 
@@ -47,6 +48,32 @@ class Table:
         known = [name for name in _BY_SIZE if ended[name].notna().any()]
         order = [*known[:1], "seed"]
         return ended.sort_values(order, kind="stable").reset_index(drop=True)
+
+    @property
+    def groups(self) -> dict[str, "Table"]:
+        """The rows whose scores can be points of one law: of one family, one unit of the loss, one
+        tokenizer and one set of images. By the family's name, and whatever else tells them apart.
+
+        One table under the name "" where there is but one, or nothing is known of these.
+        """
+        known = [name for name in _COMPARABLE if self.rows[name].notna().any()]
+        if not known:
+            return {"": self}
+        keys = self.rows[known].fillna("unknown").astype(str)
+        if len(keys.drop_duplicates()) == 1:
+            return {"": self}
+        # Of a family with several groups, what tells them apart; of others the name is enough.
+        first = keys[known[0]]
+        labels = first.copy()
+        for name in known[1:]:
+            tells = keys.groupby(first)[name].transform("nunique") > 1
+            labels = labels.where(~tells, labels + ", " + keys[name])
+        return {
+            label: replace(
+                self, rows=self.rows[labels == label].reset_index(drop=True), dropped=(), notes=()
+            )
+            for label in dict.fromkeys(labels)
+        }
 
     @cached_property
     def fingerprint(self) -> str:

@@ -26,6 +26,7 @@ from pipelines.planning.targets import (
     begun_at,
     caveats,
     find_target,
+    like_target,
     refuse_unlike,
     sizes_of,
 )
@@ -86,11 +87,11 @@ def _forecast(
 ) -> Forecast:
     owner, trial = find_target(sweep, at)
     begun = begun_at(home, owner, trial)
-    ends = table.finals
-    runs = [_run(row) for row in ends.to_dict("records")]
     things: tuple[Trial | ImportedModel, ...] = (*sweep.trials, *sweep.imported)
-    named = {one.name: one for one in things}
-    used = [named[run.trial] for run in runs]
+    finished = set(table.finals.trial)
+    used = like_target([one for one in things if one.name in finished], trial)
+    ends = table.finals[table.finals.trial.isin({one.name for one in used})]
+    runs = [_run(row) for row in ends.to_dict("records")]
     refuse_unlike(used, set(ends["data"]), trial)
     trained = [one for one in used if isinstance(one, Trial)]
     return freeze(

@@ -15,7 +15,7 @@ from analysis.forecasting.planner import Candidate, Plan, plan
 from analysis.selection.select import choose
 from pipelines.planning.cost import Price
 from pipelines.planning.forecasts import finished_runs
-from pipelines.planning.targets import find_target, rate_rule, sizes_of
+from pipelines.planning.targets import find_target, like_target, rate_rule, sizes_of
 from pipelines.workspace.store import Home
 from var_scaling.experiment import Sweep, Trial
 
@@ -47,13 +47,18 @@ class Advice:
 def advise(home: Home, sweep: Sweep, wishes: Wishes, price: Price | None = None) -> Advice:
     """Which runs narrow the interval at the target most. Raises ValueError, in words."""
     ends = finished_runs(home, sweep).finals
+    _, goal = find_target(sweep, wishes.at)
+    alike = {one.name for one in like_target([*sweep.trials, *sweep.imported], goal)}
+    sweep = sweep.model_copy(
+        update={"trials": tuple(trial for trial in sweep.trials if trial.name in alike)}
+    )
+    ends = ends[ends.trial.isin(alike)]
     law = _law(wishes, ends)
     variables = _variables(law, wishes.variable)
     known = ends.dropna(subset=[*variables, wishes.metric])
     columns = tuple(known[name].to_numpy(dtype=float) for name in variables)
     y = known[wishes.metric].to_numpy(dtype=float)
     fit = fit_law(law, columns if len(columns) > 1 else columns[0], y, OBJECTIVE)
-    _, goal = find_target(sweep, wishes.at)
     target = tuple(sizes_of(goal)[name] for name in variables)
     trials = candidate_trials(sweep, frozenset(ends["trial"]), wishes)
     candidates = [_candidate(trial, variables, price) for trial in trials]

@@ -1,6 +1,7 @@
 """The run that is asked about: found by its name, comparable or not, and in what it is unlike."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from pipelines.execution.status import state_of
@@ -12,6 +13,7 @@ from var_scaling.experiment.ledger import trial_ledger
 from var_scaling.metrics import read_metrics
 from var_scaling.record import difference
 
+AnyModelOfSweep = Trial | ImportedModel
 SIZES = ("params_blocks", "params_total", "train_flops", "tokens_seen")
 
 
@@ -51,6 +53,22 @@ def begun_at(home: Home, sweep: str, trial: Trial) -> int | None:
     if not lines and not (folder / "provenance.json").exists():
         return None
     return max((int(line["step"]) for line in lines), default=0)
+
+
+def like_target(things: Sequence[AnyModelOfSweep], target: Trial) -> list[AnyModelOfSweep]:
+    """Those of the target's family, and where there are such, on its tokenizer and images too.
+
+    A law is of one family. Raises ValueError where there is none of it.
+    """
+    family = [one for one in things if one.model.family == target.model.family]
+    if things and not family:
+        there = sorted({one.family.name for one in things})
+        raise ValueError(
+            f"{target.name} is a {target.family.name}, and the finished runs are "
+            f"{', '.join(there)}: a law is of one family"
+        )
+    same = [one for one in family if one.tokenizer == target.tokenizer]
+    return same or family
 
 
 def refuse_unlike(used: list[Trial | ImportedModel], scored_on: set[str], target: Trial) -> None:
@@ -93,7 +111,7 @@ def caveats(used: list[Trial], target: Trial, begun: int | None) -> tuple[str, .
     wanted = _settings(target)
     known = [_settings(trial) for trial in used]
     for name, value in wanted.items():
-        values = list(dict.fromkeys(settings[name] for settings in known))
+        values = list(dict.fromkeys(settings.get(name) for settings in known))
         if values and value not in values:
             theirs = ", ".join(map(_shown, values[:4])) + (", …" if len(values) > 4 else "")
             said.append(f"{name} is {_shown(value)}, of the runs {theirs}")

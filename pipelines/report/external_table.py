@@ -29,10 +29,10 @@ def fit_table(
 
     Returns the report's path and what laws.json holds. Raises TableError.
     """
-    from analysis.export import laws_of
-    from analysis.plots.all_figures import draw_all
-    from analysis.report.html import Facts, write_report
-    from analysis.study import study
+    from analysis.export import laws_of_all
+    from analysis.report.html import Facts
+    from analysis.report.pages import write_pages
+    from analysis.study import studies
     from analysis.table.table import complete, load_table
 
     renamed = dict(_pair(each) for each in columns)
@@ -42,14 +42,12 @@ def fit_table(
         table, title = load_table(Path(name), renamed), Path(name).name
     if made is not None:
         table = complete(table, made)
-    found = study(table, objective, progress=progress)
+    found = studies(table, objective, progress=progress)
     base = Path(f"{Path(title.replace(':', '-')).stem}-laws")
     folder = out or (base if name.startswith(_MLFLOW) else Path(name).parent / base)
-    figures = draw_all(found, folder)
     facts = Facts(title=title, question=f"The laws of {name}", settings={}, provenance={})
-    page = folder / "index.html"
-    write_report(page, found, figures, facts)
-    laws = {**laws_of(found), "sweep": title}
+    page = write_pages(folder, found, facts, ("svg", "png", "pdf"))
+    laws = {**laws_of_all(found), "sweep": title}
     write_json(folder / "laws.json", laws)
     return page, laws
 

@@ -43,10 +43,9 @@ def publish(
         known = {"damaged": {}, "failures": [], **laws}
         if all(known.get(key) == value for key, value in (wanted | warnings).items()):
             return laws
-    from analysis.export import laws_of
-    from analysis.plots.all_figures import draw_all
-    from analysis.report.html import write_report
-    from analysis.study import study
+    from analysis.export import laws_of_all
+    from analysis.report.pages import write_pages
+    from analysis.study import studies
     from analysis.table.table import load_results
     from pipelines.planning.forecasts import graded
     from pipelines.report.facts import facts_of
@@ -54,12 +53,11 @@ def publish(
     table = load_results(folder / "results.parquet")
     beneath = [f"{s}: {what}" for s, what in damaged.items() if not s.startswith("trial ")]
     table = replace(table, notes=(*table.notes, *beneath))  # of a trial its rows say it
-    found = study(table, objective, tuple(graded(home, sweep)), progress)
+    found = studies(table, objective, tuple(graded(home, sweep)), progress)
     # PDFs take as long as all the rest: who asks for laws or report gets them, a run does not.
     kinds = ("svg", "png", "pdf") if again else ("svg", "png")
-    figures = draw_all(found, report_path(home, sweep).parent, kinds)
-    write_report(report_path(home, sweep), found, figures, facts_of(sweep, stages))
-    laws = {**laws_of(found), **wanted, **warnings, "sweep": sweep.name}
+    write_pages(report_path(home, sweep).parent, found, facts_of(sweep, stages), kinds)
+    laws = {**laws_of_all(found), **wanted, **warnings, "sweep": sweep.name}
     write_json(folder / "laws.json", laws)
     return laws
 
@@ -88,9 +86,10 @@ def paths(home: Home, sweep: Sweep) -> dict[str, Path]:
 def law_scalars(laws: dict[str, Any]) -> dict[str, float]:
     """The numbers of the laws by name, as MLflow metrics."""
     scalars: dict[str, float | None] = {}
-    for law in laws["laws"]:
+    for group, law in _all_laws(laws):
         fit = law["fit"]
-        base = f"law/{law['symbol']}_of_{law['variable_symbol']}/{fit['law']}"
+        of = f"law/{group}/" if group else "law/"
+        base = f"{of}{law['symbol']}_of_{law['variable_symbol']}/{fit['law']}".replace(",", "")
         interval = law["intervals"]["alpha"]
         scalars |= {
             f"{base}/alpha": fit["values"]["alpha"],
@@ -106,19 +105,27 @@ def law_scalars(laws: dict[str, Any]) -> dict[str, float]:
 
 def law_columns(laws: dict[str, Any]) -> dict[str, list[Any]]:
     """The laws as a table, one column a list."""
-    found = laws["laws"]
-    return {
-        "law": [law["label"] for law in found],
-        "form": [law["fit"]["formula"] for law in found],
-        "alpha": [law["fit"]["values"]["alpha"] for law in found],
-        "alpha_low": [law["intervals"]["alpha"]["low"] for law in found],
-        "alpha_high": [law["intervals"]["alpha"]["high"] for law in found],
-        "beta": [law["fit"]["paper_beta"] for law in found],
-        "E": [law["fit"]["values"].get("E", 0.0) for law in found],
-        "r": [law["fit"]["r"] for law in found],
-        "r2": [law["fit"]["r2"] for law in found],
-        "points": [law["fit"]["points"] for law in found],
+    found = _all_laws(laws)
+    groups = {"of": [group for group, _ in found]} if "groups" in laws else {}
+    return groups | {
+        "law": [law["label"] for _, law in found],
+        "form": [law["fit"]["formula"] for _, law in found],
+        "alpha": [law["fit"]["values"]["alpha"] for _, law in found],
+        "alpha_low": [law["intervals"]["alpha"]["low"] for _, law in found],
+        "alpha_high": [law["intervals"]["alpha"]["high"] for _, law in found],
+        "beta": [law["fit"]["paper_beta"] for _, law in found],
+        "E": [law["fit"]["values"].get("E", 0.0) for _, law in found],
+        "r": [law["fit"]["r"] for _, law in found],
+        "r2": [law["fit"]["r2"] for _, law in found],
+        "points": [law["fit"]["points"] for _, law in found],
     }
+
+
+def _all_laws(laws: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Every law with the group of runs that it is of."""
+    from analysis.export import groups_of
+
+    return [(group, law) for group, one in groups_of(laws).items() for law in one["laws"]]
 
 
 def mirrored(home: Home, sweep: Sweep, laws: dict[str, Any]) -> bool:

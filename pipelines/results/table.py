@@ -238,11 +238,15 @@ def write_results(home: Home, sweep: Sweep) -> str | None:
 
 
 def arrow_table(rows: list[Row]) -> pa.Table:
-    """One type a column, whatever is in it. FLOPs are float64: those of a d16 overflow int64."""
-    types = {column.name: _ARROW[column.kind] for column in COLUMNS}
+    """One type a column, whatever is in it. FLOPs are float64: those of a d16 overflow int64.
+
+    A score that no row has, such as a token error where no family has tokens, is no column.
+    """
+    there = [c for c in COLUMNS if not c.score or any(row[c.name] is not None for row in rows)]
+    types = {column.name: _ARROW[column.kind] for column in there}
     records = [
-        {name: float(value) if value is not None and types[name] == pa.float64() else value
-         for name, value in row.items()}
+        {name: float(row[name]) if row[name] is not None and kind == pa.float64() else row[name]
+         for name, kind in types.items()}
         for row in rows
     ]  # fmt: skip
     return pa.Table.from_pylist(records, schema=pa.schema(types))

@@ -44,11 +44,15 @@ def publish_and_show(
 
 def show(laws: dict[str, Any]) -> None:
     """Tables, verdicts and what was not fitted, as laws.json has them."""
-    console.print(screen_laws.law_tables(laws))
-    for verdict in screen_laws.verdicts(laws):
-        console.print(verdict, soft_wrap=True, highlight=False)
-    for why in screen_laws.gathered(laws["refused"]):
-        console.print(f"not fitted: {why}", soft_wrap=True, highlight=False)
+    from analysis.export import groups_of
+
+    for group, found in groups_of(laws).items():
+        title = f"{laws['sweep']}, {group}" if group else laws["sweep"]
+        console.print(screen_laws.law_tables({**found, "sweep": title}))
+        for verdict in screen_laws.verdicts(found):
+            console.print(verdict, soft_wrap=True, highlight=False)
+        for why in screen_laws.gathered(found["refused"]):
+            console.print(f"not fitted: {why}", soft_wrap=True, highlight=False)
 
 
 def _mirror_all(at: Home, sweep: Sweep, laws: dict[str, Any], settings: Settings) -> None:
@@ -57,7 +61,8 @@ def _mirror_all(at: Home, sweep: Sweep, laws: dict[str, Any], settings: Settings
     from pipelines.tracking.sync import tracking
 
     folder = at.sweep(sweep.name)
-    files = [*sorted((folder / "report").iterdir()), folder / "results.parquet"]
+    report = sorted(path for path in (folder / "report").iterdir() if path.is_file())
+    files = [*report, folder / "results.parquet"]
     with tracking(at, settings) as tracker:
         mirror = Mirror(at, sweep, tracker)
         mirror.catch_up()

@@ -1,0 +1,82 @@
+"""The pages of a report: one where all runs are of one family, else one each and an overview."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from markupsafe import Markup
+
+from analysis.plots.all_figures import draw_all
+from analysis.report.embed import inlined
+from analysis.report.html import Facts, environment, figure_of, shown_pictures, write_report
+from analysis.report.text import verdicts
+from analysis.study import METRICS, VARIABLES, Study
+
+# What stands on the overview besides the laws: anchor and title, as on the page of one family.
+_SHARED = (
+    ("samples", "Samples"),
+    ("fidelity", "Fidelity"),
+    ("speed", "Speed"),
+    ("tokenizer", "Tokenizers"),
+)
+_FIGURE = "laws_in_parameters"
+
+
+def write_pages(
+    folder: Path, studies: Mapping[str, Study], facts: Facts, kinds: tuple[str, ...]
+) -> Path:
+    """Draw every figure in all `kinds`, write every page; returns the one to open first."""
+    index = folder / "index.html"
+    if list(studies) == [""]:
+        write_report(index, studies[""], draw_all(studies[""], folder, kinds), facts)
+        return index
+    groups = []
+    for label, study in studies.items():
+        place = folder / slug(label)
+        figures = draw_all(study, place, kinds)
+        trials = set(study.table.rows.trial)
+        own = Facts(
+            title=f"{facts.title}: {label}",
+            question=facts.question,
+            settings=facts.settings,
+            provenance=facts.provenance,
+            trials=tuple(name for name in facts.trials if name in trials),
+        )
+        write_report(place / "index.html", study, figures, own)
+        svg = figures.get(_FIGURE)
+        groups.append({
+            "label": label,
+            "page": f"{place.name}/index.html",
+            "runs": len(study.table.finals),
+            "verdicts": verdicts(study),
+            "refused": study.refused,
+            "figure": None if svg is None else figure_of(_FIGURE, svg, f"{place.name}-"),
+        })  # fmt: skip
+    measured = {name for study in studies.values() for name in study.table.rows.trial}
+    context = {
+        "facts": facts,
+        "made": [shown_pictures(one) for one in facts.made],
+        "pictures": [(caption, inlined(png)) for caption, png in facts.pictures.items()],
+    }
+    templates = environment()
+    sections = []
+    for anchor, title in _SHARED:
+        body = templates.get_template(f"{anchor}.html.j2").render(**context).strip()
+        if body:
+            sections.append((anchor, title, Markup(body)))
+    page = templates.get_template("overview.html.j2").render(
+        **context,
+        groups=groups,
+        sections=sections,
+        absent=[name for name in facts.trials if name not in measured],
+        METRICS=METRICS,
+        VARIABLES=VARIABLES,
+    )
+    index.parent.mkdir(parents=True, exist_ok=True)
+    index.write_text(page, encoding="utf-8")
+    return index
+
+
+def slug(label: str) -> str:
+    """A group's label as the name of a folder."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", label).strip("-.") or "group"

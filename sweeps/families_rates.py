@@ -1,0 +1,72 @@
+"""The best learning rate of each family and size, found with the same budget for all.
+
+Everything else is what `families` compares: the images, the tokenizers and the models of each
+family are defined here. The table of what came out is in docs/families.md.
+"""
+
+from var_scaling.config import TrainedTokenizer
+from var_scaling.datasets import DeadLeaves
+from var_scaling.experiment import Sweep, Trial
+from var_scaling.ladder import tiny_optimiser, tiny_tokenizer
+from var_scaling.models.ar.config import tiny_ar
+from var_scaling.models.base import ModelRecord
+from var_scaling.models.dit.config import tiny_dit
+from var_scaling.models.var.config import tiny_var
+
+CONSTANTS = (0.125, 0.25, 0.5, 1.0)  # rate = constant / width
+DEPTHS = (2, 4, 6)
+STEPS = 2_500
+
+images = DeadLeaves(
+    name="dead-leaves-0", side=16, train_images=80_000, validation_images=4_096, seed=0
+)
+# Bits of an image: 30 x 7 = 210, 16 x 13 = 208, 16 x 2 x 7 = 224.
+multi_scale = tiny_tokenizer("multi-scale", images, sides=(1, 2, 3, 4), codes=128, steps=2_400)
+residual = tiny_tokenizer("residual", images, sides=(4, 4), codes=128, steps=2_400)
+
+
+def _one_scale() -> TrainedTokenizer:
+    """8,192 codes of 16 vectors an image: k-means needs many more vectors than codes, and a moving
+    average over more steps, for a code is asked for once in 16 steps.
+    """
+    t = tiny_tokenizer("one-scale", images, sides=(4,), codes=8_192, steps=2_400)
+    codebook = t.codebook.model_copy(update={"k_means_images": 4_096, "decay": 0.99})
+    return t.model_copy(update={"codebook": codebook})
+
+
+one_scale = _one_scale()
+
+
+def family_trial(
+    name: str, model: ModelRecord, tokenizer: TrainedTokenizer, constant: float
+) -> Trial:
+    """One run of a family; only DiT averages its weights, as published, and keeps both."""
+    return Trial(
+        name=name,
+        tokenizer=tokenizer,
+        data=images,
+        model=model,
+        optimiser=tiny_optimiser(model.width, constant),
+        batch=32,
+        steps=STEPS,
+        weight_average=0.995 if model.family == "dit" else 0.0,
+    )
+
+
+ARMS = {
+    "var": (tiny_var, multi_scale),
+    "ar": (tiny_ar, one_scale),
+    "ar-residual": (tiny_ar, residual),
+    "dit": (tiny_dit, multi_scale),
+}
+
+sweep = Sweep(
+    name="families_rates",
+    question="Which constant in rate = constant / width is best for each family and size?",
+    trials=tuple(
+        family_trial(f"{arm}-d{depth}-c{constant:g}", build(depth), tokenizer, constant)
+        for arm, (build, tokenizer) in ARMS.items()
+        for depth in DEPTHS
+        for constant in CONSTANTS
+    ),
+)
