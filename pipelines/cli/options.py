@@ -86,14 +86,23 @@ def read_sampling(
         "rising": None if rising else False,
     }
     given = {name: value for name, value in given.items() if value is not None}
+    others = named_settings(named)
+    if twice := sorted(given.keys() & others.keys()):
+        raise ValueError(f"--set {twice[0]}: is given twice, once by its own option")
+    return given | others
+
+
+def named_settings(named: Sequence[str] | None) -> dict[str, Any]:
+    """What --set says, each NAME=VALUE. Raises ValueError."""
+    found: dict[str, Any] = {}
     for text in named or ():
         name, equals, value = text.partition("=")
         if not equals or not name or not value:
             raise ValueError(f"--set {text}: wanted NAME=VALUE, such as steps=25")
-        if name in given:
+        if name in found:
             raise ValueError(f"--set {text}: {name} is given twice")
-        given[name] = _value(value)
-    return given
+        found[name] = _value(value)
+    return found
 
 
 def _value(text: str) -> Any:

@@ -6,7 +6,7 @@ import typer
 from rich.table import Table
 
 from pipelines.cli.models import Model
-from pipelines.cli.options import RUNS, AsJson, HomeFolder
+from pipelines.cli.options import RUNS, AsJson, HomeFolder, Set, named_settings
 from pipelines.cli.terminal import console as screen
 from pipelines.workspace.settings import load_settings
 from pipelines.workspace.store import Home
@@ -37,11 +37,12 @@ def speed(
         float | None,
         typer.Option(
             min=0,
-            help="at the last scale, rising from 0; 0 is measured too; else 1.5, and 0 alone for a "
-            "model that always learnt with a class",
+            help="of VAR at the last scale, rising from 0; 0 is measured too; else the family's "
+            "usual one, and 0 alone for a model that always learnt with a class",
             show_default=False,
         ),
     ] = None,
+    settings_of_family: Set = None,
     seconds: Annotated[
         float, typer.Option(min=0.001, help="that a row of the table may take, about")
     ] = 2.0,
@@ -67,6 +68,7 @@ def speed(
         guidance,
         _sizes("--micro-batches", micro_batches) if training else (),
         seconds,
+        named_settings(settings_of_family),
     )
     at, settings = Home(home), load_settings()
     with screen.steps(f"timing {address}") as tell:
@@ -90,7 +92,8 @@ def speed_tables(address: str, found: "Measured") -> list[Table]:
         "memory", title=f"{address} on {machine.name}{threads}: sampling", caption=_NOTE,
     )  # fmt: skip
     for row in found.sampling:
-        way = (row.precision, f"{row.guidance:g}", str(row.batch))
+        guidance = ", ".join(filter(None, (f"{row.guidance:g}", row.settings)))
+        way = (row.precision, guidance, str(row.batch))
         if row.whole is None or row.transformer is None or row.decoder is None:
             sampling.add_row(*way, "–", row.missing)
             continue

@@ -7,15 +7,15 @@ what no later one measured again. Reading it needs no torch.
 import json
 import platform
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from pipelines.checkpoints.load import load_generator
-from pipelines.sampling.settings import fitting
+from pipelines.sampling.settings import fitting, sampling_of
 from pipelines.stages.context import Place
 from pipelines.workspace.provenance import code_version
 from pipelines.workspace.store import held
@@ -53,6 +53,7 @@ class Asked:
     guidance: float | None  # and without; None: the usual one, or 0 where that can do nothing
     micro_batches: tuple[int, ...]  # of training; none: no training
     seconds: float
+    settings: Mapping[str, Any] = field(default_factory=dict)  # others of the sampling record
 
 
 def measure_speed(place: Place, address: str, asked: Asked, tell: Tell) -> Measured:
@@ -60,8 +61,11 @@ def measure_speed(place: Place, address: str, asked: Asked, tell: Tell) -> Measu
     measurements(place.home.root / address)  # what cannot be read shows before the work
     loaded = load_generator(place, address)
     family = loaded.record.family
-    said = family.sampling() if asked.guidance is None else family.sampling(guidance=asked.guidance)
-    guidance = fitting(said, loaded.record, None).guidance
+    given = dict(asked.settings)
+    if asked.guidance is not None:
+        given["guidance"] = asked.guidance
+    usual = sampling_of(family, given)
+    guidance = fitting(usual, loaded.record, None).guidance
     if isinstance(guidance, tuple):
         raise ValueError(f"a {family.name} model has a list of guidance: give one, --guidance G")
     import torch
@@ -82,7 +86,7 @@ def measure_speed(place: Place, address: str, asked: Asked, tell: Tell) -> Measu
         peaks[precision] = matmul_peak(precision, bench)
     tell("sampling", 0, cells)
     sampling = []
-    for row in sampling_speeds(subject, ways, asked.batches, peaks, bench):
+    for row in sampling_speeds(subject, ways, asked.batches, peaks, bench, usual):
         sampling.append(row)
         tell("sampling", len(sampling), cells)
     training = []
@@ -133,17 +137,19 @@ def _left(one: Measured, found: Measured) -> Measured | None:
         return one
     if (one.weights_sha256, one.tokenizer_sha256) != (found.weights_sha256, found.tokenizer_sha256):
         return None
-    ways = {(row.precision, row.guidance, row.batch) for row in found.sampling}
+    ways = {_way(row) for row in found.sampling}
     steps = {(row.precision, row.micro_batch) for row in found.training}
     rows = {
-        "sampling": tuple(
-            row for row in one.sampling if (row.precision, row.guidance, row.batch) not in ways
-        ),
+        "sampling": tuple(row for row in one.sampling if _way(row) not in ways),
         "training": tuple(
             row for row in one.training if (row.precision, row.micro_batch) not in steps
         ),
     }
     return one.model_copy(update=rows) if any(rows.values()) else None
+
+
+def _way(row: SamplingSpeed) -> tuple[str, float, str, int]:
+    return row.precision, row.guidance, row.settings, row.batch
 
 
 def machine_of(one: Measured, between: str) -> str:
@@ -156,8 +162,9 @@ def machine_of(one: Measured, between: str) -> str:
 def speed_columns(folder: Path) -> dict[str, Any]:
     """The results row's columns, of the machine last measured on; absent is absent.
 
-    Sampling is that with the most guidance: images/s of the best precision and batch, with the
-    memory of that row, and the least latency of one image. Training is the row with most tokens/s.
+    Sampling is that with the most guidance and no other unusual setting: images/s of the best
+    precision and batch, with the memory of that row, and the least latency of one image. Training
+    is the row with most tokens/s.
     """
     found = measurements(folder)
     if not found:
@@ -166,6 +173,7 @@ def speed_columns(folder: Path) -> dict[str, Any]:
     here = [one for one in found if _key(one) == _key(last)]
     sampling = [row for one in here for row in one.sampling]
     columns: dict[str, Any] = {"speed_machine": machine_of(last, ", ")}
+    sampling = [row for row in sampling if not row.settings] or sampling
     most = max((row.guidance for row in sampling), default=0.0)
     guided = [row for row in sampling if row.guidance == most and row.images_per_second]
     if guided:

@@ -166,7 +166,7 @@ def _speed_rows(model: _Model) -> Iterator[dict[str, str]]:
                 **known,
                 "work": "sampling",
                 "precision": row.precision,
-                "guidance": f"{row.guidance:g}",
+                "guidance": ", ".join(filter(None, (f"{row.guidance:g}", row.settings))),
                 "batch": str(row.batch),
                 **_timed(row.whole, row.images_per_second, row.missing),
                 "MFU": _share(row.transformer_mfu),

@@ -135,7 +135,9 @@ def _speeds(made: Made) -> dict[str, float]:
         base = f"{made.room}{_key(machine_of(one, ' '))}"
         rows: dict[str, dict[str, float | None]] = {}
         for row in one.sampling:
-            rows[f"{base}/sampling/{row.precision}/guidance-{row.guidance:g}/batch-{row.batch}"] = {
+            way = f"{row.precision}/guidance-{row.guidance:g}"
+            way += f"/{_key(row.settings)}" if row.settings else ""
+            rows[f"{base}/sampling/{way}/batch-{row.batch}"] = {
                 "images_per_second": row.images_per_second,
                 "latency_seconds": row.whole.median_seconds if row.whole else None,
                 "transformer_mfu": row.transformer_mfu,

@@ -66,6 +66,7 @@ class SamplingSpeed(Record):
     precision: Precision  # of the transformer; the decoder always runs in fp32
     guidance: float
     batch: int
+    settings: str = ""  # others that are not the family's usual ones, in words
     missing: str | None = None
     whole: Timing | None = None
     transformer: Timing | None = None  # without filters

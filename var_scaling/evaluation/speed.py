@@ -54,22 +54,30 @@ def sampling_speeds(
     batches: Sequence[int],
     peaks: Peaks,
     bench: Bench,
+    usual: SamplingRecord | None = None,
 ) -> Iterator[SamplingSpeed]:
-    """Each of `ways` (precision, guidance) at each batch, the larger after the smaller.
+    """Each of `ways` (precision, guidance) at each batch, the larger after the smaller; all else
+    as in `usual`, or as the family has it.
 
     A batch that does not fit into memory, or that by the batch before it would take too long, is a
     row without numbers that says so.
     """
     family, spec = subject.family, subject.spec
+    usual = usual or family.sampling()
+    family.frames(spec, usual)  # raises where the settings do not fit the model
     for precision, guidance in ways:
         an_image = 0.0
+        sampling = usual.model_copy(update={"guidance": guidance, "precision": precision})
         for batch in sorted(batches):
-            sampling = family.sampling(guidance=guidance, precision=precision)
             missing = bench.refused(an_image * batch) or lacking(
                 family.sampling_bytes(spec, sampling, batch), bench.device
             )
             row = SamplingSpeed(
-                precision=precision, guidance=guidance, batch=batch, missing=missing
+                precision=precision,
+                guidance=guidance,
+                batch=batch,
+                settings=sampling.besides(),
+                missing=missing,
             )
             if missing is None:
                 row = _or_missing(row, partial(_cell, subject, sampling, batch, peaks, bench))
@@ -106,6 +114,7 @@ def _cell(
         precision=sampling.precision,
         guidance=sampling.guidance,
         batch=batch,
+        settings=sampling.besides(),
         whole=whole,
         transformer=transformer,
         decoder=decoder,

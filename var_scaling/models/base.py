@@ -84,14 +84,20 @@ class SamplingRecord(Record):
 
     def describe(self) -> str:
         """The guidance, and every other setting that is not the default: for titles and tables."""
+        return ", ".join([self._guidance_words(), *self._others()])
+
+    def besides(self) -> str:
+        """The settings other than guidance and precision that are not the default."""
+        return ", ".join(self._others("precision"))
+
+    def _others(self, *without: str) -> list[str]:
         fields = type(self).model_fields
-        other = [
+        return [
             name if value is True else f"{name} {_plain(value)}"
             for name, value in self
-            if name not in ("family", "guidance", *self._said_with_guidance)
+            if name not in ("family", "guidance", *self._said_with_guidance, *without)
             and value != fields[name].default
         ]
-        return ", ".join([self._guidance_words(), *other])
 
     _said_with_guidance: ClassVar[tuple[str, ...]] = ()  # fields that `_guidance_words` tells of
 

@@ -1,0 +1,354 @@
+"""VAR, AR and DiT through the whole program: the same commands, the same promises."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import numbers, stops_after
+from safetensors.torch import load_file
+from three_families import MULTI_SCALE, ONE_SCALE, RESIDUAL, family_trial, trials
+
+from pipelines.cli.main import main
+from var_scaling.disk import read_json, write_json
+from var_scaling.metrics import MetricsLog, read_metrics
+from var_scaling.models.ar.config import ArModel
+from var_scaling.models.dit.config import DitModel, tiny_dit
+from var_scaling.tokenizer.cache import LatentStatistics, TokenCache, latent_statistics
+from var_scaling.tokenizer.model import MultiScaleVQVAE
+from var_scaling.training.loop import Interrupted
+from var_scaling.training.trial import Trained, train
+from var_scaling.training.world import World
+
+HERE = Path(__file__).parent
+LLAMA = ArModel(
+    depth=2, width_per_depth=8, block="llama", positions="rotary", embedding="table",
+    hidden_multiple=8,
+)  # fmt: skip
+TRAINED = {
+    **{trial.name: trial for trial in trials(2)},
+    "llama": family_trial("llama", LLAMA, ONE_SCALE),
+    "averaged var": trials(2)[0].model_copy(update={"weight_average": 0.9}),
+    "noise": family_trial(
+        "noise",
+        DitModel(depth=2, width_per_depth=8, patch=2, prediction="epsilon", learned_variance=True),
+        MULTI_SCALE,
+    ),
+}
+
+# Training -----------------------------------------------------------------------------------------
+
+
+def cache_of(t, images: int, seed: int) -> TokenCache:
+    generator = np.random.default_rng(seed)
+    tokens = generator.integers(t.codes, size=(images, t.pyramid.length)).astype(np.uint16)
+    channels = t.code_channels
+    latents = {"mean": [0.1] * channels, "deviation": [0.5] * channels}
+    return TokenCache(tokens, np.arange(images) % 8, 1, {"latents": latents})
+
+
+def trained(folder: Path, name: str, heed=lambda done: 0, world=None) -> Trained:
+    trial, log = TRAINED[name], MetricsLog(folder / "metrics.jsonl")
+    quantizer = MultiScaleVQVAE(trial.tokenizer).quantize.requires_grad_(False)
+    caches = cache_of(trial.tokenizer, 50, 1), cache_of(trial.tokenizer, 40, 2)
+    try:
+        words = (folder / "checkpoint", log, 1e9, heed, world or World())
+        return train(trial, quantizer, *caches, *words)
+    finally:
+        log.close()
+
+
+def same(one: Trained, other: Trained) -> bool:
+    pairs = [(one.model, other.model)]
+    if one.raw is not None:
+        pairs.append((one.raw, other.raw))
+    return all(
+        torch.equal(value, b.state_dict()[name])
+        for a, b in pairs
+        for name, value in a.state_dict().items()
+    )
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_an_interrupted_training_ends_bitwise_where_an_undisturbed_one_does(name, tmp_path):
+    whole = trained(tmp_path / "whole", name)
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            trained(tmp_path / "torn", name, stops_after(3))
+    torn = trained(tmp_path / "torn", name)
+    assert same(whole, torn)
+    lines = numbers(tmp_path / "whole" / "metrics.jsonl")
+    assert lines == numbers(tmp_path / "torn" / "metrics.jsonl")
+    assert lines[-1]["loss"] < lines[0]["loss"] * 1.5
+
+
+WORKER = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+import test_families as tests
+from var_scaling.training import distributed
+from var_scaling.weights import save_weights
+home, rank = Path(sys.argv[1]), int(sys.argv[2])
+world = distributed.join(rank, 2, torch.device("cpu"), home / "meeting.json", "127.0.0.1")
+for name in tests.TRAINED:
+    found = tests.trained(home / f"rank{rank}" / name, name, world=world)
+    save_weights(found.model, home / f"rank{rank}" / f"{name}.safetensors")
+distributed.leave(world)
+"""
+
+
+def test_two_processes_train_what_one_does(tmp_path):
+    """The same rows and the same noise; numbers equal to rounding."""
+    env = {**os.environ, "PYTHONPATH": str(HERE)}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(tmp_path), str(rank)],
+            env=env, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    said = [worker.communicate(timeout=200)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], said
+    for name in TRAINED:
+        alone = trained(tmp_path / "alone" / name, name)
+        ranks = [load_file(tmp_path / f"rank{rank}" / f"{name}.safetensors") for rank in (0, 1)]
+        for key, value in alone.model.state_dict().items():
+            assert torch.equal(ranks[0][key], ranks[1][key])
+            if key.endswith("qkv.bias"):  # a key's has no gradient but rounding
+                continue
+            torch.testing.assert_close(ranks[0][key], value, rtol=1e-3, atol=2e-4, msg=key)
+        mine = read_metrics(tmp_path / "alone" / name / "metrics.jsonl")[-1]
+        theirs = read_metrics(tmp_path / "rank0" / name / "metrics.jsonl")[-1]
+        assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-4)
+
+
+def test_the_average_is_that_of_the_weights_of_every_step(tmp_path):
+    """Kept by hand: the decay grows to its limit, as for a tokenizer."""
+    found = trained(tmp_path, "averaged var")
+    assert found.raw is not None
+    assert not same(Trained(found.model), Trained(found.raw))
+    last = read_metrics(tmp_path / "metrics.jsonl")[-1]
+    assert last["loss_raw"] != last["loss"]
+    # With an average that follows at once, the two are one.
+    at_once = TRAINED["averaged var"].model_copy(update={"weight_average": 1e-9})
+    log = MetricsLog(tmp_path / "once.jsonl")
+    quantizer = MultiScaleVQVAE(MULTI_SCALE).quantize.requires_grad_(False)
+    caches = cache_of(MULTI_SCALE, 50, 1), cache_of(MULTI_SCALE, 40, 2)
+    one = train(at_once, quantizer, *caches, tmp_path / "c", log, 1e9, lambda done: 0, World())
+    log.close()
+    assert one.raw is not None
+    for name, value in one.model.state_dict().items():
+        torch.testing.assert_close(value, one.raw.state_dict()[name])
+    plain = trained(tmp_path / "plain", "var-d2")
+    assert same(Trained(one.raw), plain)  # an average changes no step
+
+
+# Tokenizers ---------------------------------------------------------------------------------------
+
+
+def test_a_second_residual_code_brings_the_grid_nearer():
+    vqvae = MultiScaleVQVAE(RESIDUAL, seed=0).requires_grad_(False)
+    vqvae.quantize.embedding.weight.copy_(0.3 * torch.randn(RESIDUAL.codes, RESIDUAL.code_channels))
+    f_BCHH = 0.3 * torch.randn(20, RESIDUAL.code_channels, 4, 4)
+    ids_BL = vqvae.quantize.encode(f_BCHH)
+    assert ids_BL.shape == (20, 32)
+    one, two = (
+        vqvae.quantize.grow(vqvae.quantize.blank(20), vqvae.quantize.scales_of(ids_BL)[0], 0),
+        vqvae.quantize.decode(ids_BL),
+    )
+    assert (two - f_BCHH).square().mean() < 0.8 * (one - f_BCHH).square().mean()
+
+
+# The commands -------------------------------------------------------------------------------------
+
+
+def command(*words: object) -> subprocess.CompletedProcess:
+    """In a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "pipelines.cli.main", *map(str, words)],
+        capture_output=True, text=True, timeout=300,
+        env={**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent}"},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """Where `run` has trained all of the sweep."""
+    home = tmp_path_factory.mktemp("three") / "runs"
+    done = command("run", HERE / "three_families.py", "--home", home)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return home
+
+
+def called(capsys, monkeypatch, *words: object) -> tuple[int, str]:
+    """In this process."""
+    monkeypatch.setattr(sys, "argv", ["var-scaling", *map(str, words)])
+    with pytest.raises(SystemExit) as left:
+        main()
+    said = capsys.readouterr()
+    return int(left.value.code or 0), said.out + said.err
+
+
+def test_run_leaves_a_row_of_each_family_and_no_score_that_it_lacks(home):
+    rows = pd.read_parquet(home / "three" / "results.parquet")
+    assert (rows.status == "done").all()
+    ends = rows[rows.step == rows.steps].set_index("trial")
+    assert set(ends.family) == {"var", "ar", "dit"}
+    assert ends.val_loss.notna().all()
+    assert ends.val_error.notna().tolist() == (ends.family != "dit").tolist()
+    assert ends.val_loss_raw.notna().tolist() == (ends.family == "dit").tolist()
+    assert dict(ends.val_loss_parts.map(len)) == {
+        name: {"var": 3, "ar": 1, "residual": 2, "dit": 8}[name.split("-")[0]]
+        for name in ends.index
+    }
+    assert ends.loc["dit-d1"].val_images * 8 >= ends.loc["var-d1"].val_images
+
+
+def test_each_family_has_laws_of_its_own(home):
+    laws = read_json(home / "three" / "laws.json")
+    assert list(laws["groups"]) == ["var", "ar, one-scale", "ar, residual", "dit"]
+    page = (home / "three" / "report" / "index.html").read_text()
+    for group in ("var", "ar-one-scale", "ar-residual", "dit"):
+        assert f'href="{group}/index.html"' in page
+        own = (home / "three" / "report" / group / "index.html").read_text()
+        assert f"three: {group.replace('ar-', 'ar, ')}" in own
+    assert (
+        "squared error of velocity"
+        in (home / "three" / "report" / "dit" / "index.html").read_text()
+    )
+
+
+@pytest.mark.parametrize("name", ["var-d2", "ar-d2", "residual-d2", "dit-d2"])
+def test_evaluate_gives_the_score_of_the_training(name, home, capsys, monkeypatch):
+    code, said = called(capsys, monkeypatch, "evaluate", f"three/{name}", "--home", home, "--json")
+    assert code == 0, said
+    trained_to = read_metrics(home / "three" / name / "metrics.jsonl")[-1]
+    found = json.loads(said.splitlines()[-1])
+    assert found["loss"] == pytest.approx(trained_to["loss"], rel=1e-6)
+    if name.startswith("dit"):
+        code, said = called(
+            capsys, monkeypatch, "evaluate", f"three/{name}", "--home", home, "--json",
+            "--raw-weights",
+        )  # fmt: skip
+        raw = json.loads(said.splitlines()[-1])
+        assert raw["loss"] == pytest.approx(trained_to["loss_raw"], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ar-d2", "residual-d2", "dit-d2"])
+def test_sample_strips_and_distance(name, home, capsys, monkeypatch):
+    words = ("--home", home, "--classes", "0-3", "--count", 3)
+    code, said = called(capsys, monkeypatch, "sample", f"three/{name}", *words, "--strips", 2)
+    assert code == 0, said
+    folder = home / "three" / name / "samples" / "default"
+    assert len(list((folder / "images").glob("*/*.png"))) == 12
+    assert (folder / "strips.png").exists()
+    code, said = called(
+        capsys, monkeypatch, "fidelity", f"three/{name}", "--home", home, "--extractor", "seeded"
+    )
+    assert code == 0, said
+
+
+def test_a_family_has_its_own_settings(home, capsys, monkeypatch):
+    words = ("--home", home, "--classes", "0", "--count", 1, "--name", "few")
+    code, said = called(
+        capsys, monkeypatch, "sample", "three/dit-d1", *words, "--set", "steps=3",
+        "--set", "sampler=sde", "--set", "interval=0.2,0.8",
+    )  # fmt: skip
+    assert code == 0, said
+    record = read_json(home / "three" / "dit-d1" / "samples" / "few" / "sampling.json")
+    assert record["sampling"] == {
+        "family": "dit", "guidance": 0.5, "precision": "fp32", "steps": 3, "sampler": "sde",
+        "interval": [0.2, 0.8],
+    }  # fmt: skip
+    code, said = called(capsys, monkeypatch, "sample", "three/ar-d1", *words, "--set", "steps=3")
+    assert code == 2
+    assert "--steps: a ar model is sampled without that; it has guidance, precision, top_k" in said
+
+
+def test_raw_weights_are_sampled_too(home, capsys, monkeypatch):
+    words = ("--home", home, "--classes", "0", "--count", 1, "--name", "raw", "--raw-weights")
+    code, said = called(capsys, monkeypatch, "sample", "three/dit-d1", *words)
+    assert code == 0, said
+    folder = home / "three" / "dit-d1"
+    record = read_json(folder / "samples" / "raw" / "sampling.json")
+    assert record["weights_sha256"] == read_json(folder / "done.json")["raw_weights_sha256"]
+    code, said = called(capsys, monkeypatch, "sample", "three/ar-d1", *words)
+    assert code == 2
+    assert "has no raw weights beside its own" in said
+
+
+@pytest.mark.parametrize("name", ["ar-d1", "dit-d1"])
+def test_speed(name, home, capsys, monkeypatch):
+    words = ("--home", home, "--seconds", 0.01, "--batches", 1, "--micro-batches", 4)
+    more = ("--set", "steps=2") if name.startswith("dit") else ()
+    code, said = called(capsys, monkeypatch, "speed", f"three/{name}", *words, *more, "--json")
+    assert code == 0, said
+    (row, guided) = json.loads(said.splitlines()[-1])["sampling"]
+    assert row["settings"] == ("steps 2" if more else "")
+    assert guided["model_flops"] > row["model_flops"] > 0
+
+
+# Refusals -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ar-d1", "dit-d1"])
+def test_an_edit_is_refused_in_words(name, home, capsys, monkeypatch, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    code, said = called(
+        capsys, monkeypatch, "edit", f"three/{name}", tmp_path / "a.png", "--in-paint", "2,2,8,8",
+        "--home", home,
+    )  # fmt: skip
+    assert code == 2
+    assert "edit" in said
+    assert name.split("-")[0] in said
+
+
+def test_guidance_of_a_model_that_always_had_a_class_is_refused(
+    home, capsys, monkeypatch, tmp_path
+):
+    runs = shutil.copytree(home, tmp_path / "runs")
+    record = runs / "three" / "dit-d1" / "trial.json"
+    write_json(record, {**read_json(record), "label_drop": 0.0})
+    marker = runs / "three" / "dit-d1" / "done.json"
+    files = read_json(marker)
+    del files["files"]["trial.json"]
+    write_json(marker, files)
+    words = ("--home", runs, "--count", 1, "--classes", "0", "--name", "g", "--guidance", "1")
+    code, said = called(capsys, monkeypatch, "sample", "three/dit-d1", *words)
+    assert code == 2
+    assert "label_drop = 0" in said
+
+
+def test_a_dit_on_tokens_of_an_earlier_version_says_what_to_do(tmp_path):
+    trial, cache = family_trial("dit", tiny_dit(1), MULTI_SCALE), cache_of(MULTI_SCALE, 16, 0)
+    quantizer = MultiScaleVQVAE(MULTI_SCALE).quantize
+    old = TokenCache(cache.tokens, cache.labels, 1, {})
+    words = (tmp_path, lambda *words: None, 1e9, lambda done: 0, World())
+    with pytest.raises(ValueError, match="delete the folder of the tokens to have them made again"):
+        train(trial, quantizer, old, old, *words)
+
+
+def test_latent_statistics_are_those_of_the_decoded_tokens(home):
+    folder = home / "tokens" / MULTI_SCALE.name / "leaves-train"
+    noted = latent_statistics(read_json(folder / "manifest.json"))
+    assert isinstance(noted, LatentStatistics)
+    from pipelines.workspace.store import weights_of
+    from var_scaling.tokenizer.model import load_tokenizer
+
+    vqvae = load_tokenizer(MULTI_SCALE, *weights_of(home / "tokenizers" / MULTI_SCALE.name))
+    tokens = torch.from_numpy(np.load(folder / "tokens.npy").astype(np.int64))
+    grid = vqvae.quantize.decode(tokens).double().movedim(1, 0).flatten(1)
+    np.testing.assert_allclose(noted.mean, grid.mean(1).numpy(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(noted.deviation, grid.std(1, correction=0).numpy(), rtol=1e-4)
+    weights = load_file(home / "three" / "dit-d1" / "weights.safetensors")
+    np.testing.assert_allclose(weights["latent_deviation_Z"].numpy(), noted.deviation, rtol=1e-6)

@@ -1,0 +1,45 @@
+"""A sweep of two sizes of each family, on images and tokenizers so small that it takes seconds."""
+
+from conftest import images, tokenizer
+
+from var_scaling.experiment import Sweep, Trial
+from var_scaling.ladder import tiny_optimiser
+from var_scaling.models.ar.config import tiny_ar
+from var_scaling.models.base import ModelRecord
+from var_scaling.models.dit.config import tiny_dit
+from var_scaling.models.var.config import tiny_var
+from var_scaling.pyramid import Pyramid
+
+MULTI_SCALE = tokenizer(steps=20)
+ONE_SCALE = tokenizer(name="one-scale", pyramid=Pyramid(sides=(4,)), codes=64, steps=20)
+RESIDUAL = tokenizer(name="residual", pyramid=Pyramid(sides=(4, 4)), steps=20)
+
+
+def family_trial(name: str, model: ModelRecord, t, **changes) -> Trial:
+    settings = {
+        "name": f"{name}-d{model.depth}",
+        "tokenizer": t,
+        "data": images(),
+        "model": model,
+        "optimiser": tiny_optimiser(model.width),
+        "batch": 8,
+        "steps": 12,
+        "evaluations": 2,
+    }
+    return Trial(**{**settings, **changes})
+
+
+def trials(depth: int) -> tuple[Trial, ...]:
+    return (
+        family_trial("var", tiny_var(depth), MULTI_SCALE),
+        family_trial("ar", tiny_ar(depth), ONE_SCALE),
+        family_trial("residual", tiny_ar(depth), RESIDUAL),
+        family_trial("dit", tiny_dit(depth), MULTI_SCALE, weight_average=0.9),
+    )
+
+
+sweep = Sweep(
+    name="three",
+    question="Does everything take every family?",
+    trials=(*trials(1), *trials(2)),
+)
