@@ -45,9 +45,12 @@ TRAINED = {
 # Training -----------------------------------------------------------------------------------------
 
 
-def cache_of(t, images: int, seed: int) -> TokenCache:
+def cache_of(t, images: int, seed: int, features: bool = False) -> TokenCache:
     generator = np.random.default_rng(seed)
     tokens = generator.integers(t.codes, size=(images, t.pyramid.length)).astype(np.uint16)
+    if features:
+        side = t.pyramid.side
+        tokens = generator.normal(size=(images, t.code_channels, side, side)).astype(np.float16)
     channels = t.code_channels
     latents = {"mean": [0.1] * channels, "deviation": [0.5] * channels}
     return TokenCache(tokens, np.arange(images) % 8, 1, {"latents": latents})
@@ -56,7 +59,8 @@ def cache_of(t, images: int, seed: int) -> TokenCache:
 def trained(folder: Path, name: str, heed=lambda done: 0, world=None) -> Trained:
     trial, log = TRAINED[name], MetricsLog(folder / "metrics.jsonl")
     quantizer = MultiScaleVQVAE(trial.tokenizer).quantize.requires_grad_(False)
-    caches = cache_of(trial.tokenizer, 50, 1), cache_of(trial.tokenizer, 40, 2)
+    features = trial.family.reads(trial.model) == "features"
+    caches = (cache_of(trial.tokenizer, n, n, features) for n in (50, 40))
     try:
         words = (folder / "checkpoint", log, 1e9, heed, world or World())
         return train(trial, quantizer, *caches, *words)
@@ -141,7 +145,7 @@ def test_the_average_is_that_of_the_weights_of_every_step(tmp_path):
     at_once = TRAINED["averaged var"].model_copy(update={"weight_average": 1e-9})
     log = MetricsLog(tmp_path / "once.jsonl")
     quantizer = MultiScaleVQVAE(MULTI_SCALE).quantize.requires_grad_(False)
-    caches = cache_of(MULTI_SCALE, 50, 1), cache_of(MULTI_SCALE, 40, 2)
+    caches = (cache_of(MULTI_SCALE, n, n) for n in (50, 40))
     one = train(at_once, quantizer, *caches, tmp_path / "c", log, 1e9, lambda done: 0, World())
     log.close()
     assert one.raw is not None
@@ -204,9 +208,12 @@ def test_run_leaves_a_row_of_each_family_and_no_score_that_it_lacks(home):
     assert set(ends.family) == {"var", "ar", "dit"}
     assert ends.val_loss.notna().all()
     assert ends.val_error.notna().tolist() == (ends.family != "dit").tolist()
-    assert ends.val_loss_raw.notna().tolist() == (ends.family == "dit").tolist()
+    assert [name for name in ends.index if pd.notna(ends.val_loss_raw[name])] == [
+        "dit-d1",
+        "dit-d2",
+    ]
     assert dict(ends.val_loss_parts.map(len)) == {
-        name: {"var": 3, "ar": 1, "residual": 2, "dit": 8}[name.split("-")[0]]
+        name: {"var": 3, "ar": 1, "residual": 2, "dit": 8, "features": 8}[name.split("-")[0]]
         for name in ends.index
     }
     assert ends.loc["dit-d1"].val_images * 8 >= ends.loc["var-d1"].val_images
@@ -226,7 +233,7 @@ def test_each_family_has_laws_of_its_own(home):
     )
 
 
-@pytest.mark.parametrize("name", ["var-d2", "ar-d2", "residual-d2", "dit-d2"])
+@pytest.mark.parametrize("name", ["var-d2", "ar-d2", "residual-d2", "dit-d2", "features-d2"])
 def test_evaluate_gives_the_score_of_the_training(name, home, capsys, monkeypatch):
     code, said = called(capsys, monkeypatch, "evaluate", f"three/{name}", "--home", home, "--json")
     assert code == 0, said
@@ -242,7 +249,7 @@ def test_evaluate_gives_the_score_of_the_training(name, home, capsys, monkeypatc
         assert raw["loss"] == pytest.approx(trained_to["loss_raw"], rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["ar-d2", "residual-d2", "dit-d2"])
+@pytest.mark.parametrize("name", ["ar-d2", "residual-d2", "dit-d2", "features-d2"])
 def test_sample_strips_and_distance(name, home, capsys, monkeypatch):
     words = ("--home", home, "--classes", "0-3", "--count", 3)
     code, said = called(capsys, monkeypatch, "sample", f"three/{name}", *words, "--strips", 2)
@@ -351,4 +358,11 @@ def test_latent_statistics_are_those_of_the_decoded_tokens(home):
     np.testing.assert_allclose(noted.mean, grid.mean(1).numpy(), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(noted.deviation, grid.std(1, correction=0).numpy(), rtol=1e-4)
     weights = load_file(home / "three" / "dit-d1" / "weights.safetensors")
+    features = home / "tokens" / MULTI_SCALE.name / "leaves-train-features"
+    grids = np.load(features / "features.npy")
+    assert grids.shape == (600, MULTI_SCALE.code_channels, 4, 4)
+    assert grids.dtype == np.float16
+    of_features = latent_statistics(read_json(features / "manifest.json"))
+    spread = grids.astype(np.float64).std((0, 2, 3))
+    np.testing.assert_allclose(of_features.deviation, spread, rtol=1e-4)
     np.testing.assert_allclose(weights["latent_deviation_Z"].numpy(), noted.deviation, rtol=1e-6)

@@ -15,6 +15,9 @@ ONE_SCALE = tokenizer(name="one-scale", pyramid=Pyramid(sides=(4,)), codes=64, s
 RESIDUAL = tokenizer(name="residual", pyramid=Pyramid(sides=(4, 4)), steps=20)
 
 
+F = {"latents": "unquantized"}
+
+
 def family_trial(name: str, model: ModelRecord, t, **changes) -> Trial:
     settings = {
         "name": f"{name}-d{model.depth}",
@@ -35,6 +38,7 @@ def trials(depth: int) -> tuple[Trial, ...]:
         family_trial("ar", tiny_ar(depth), ONE_SCALE),
         family_trial("residual", tiny_ar(depth), RESIDUAL),
         family_trial("dit", tiny_dit(depth), MULTI_SCALE, weight_average=0.9),
+        family_trial("features", tiny_dit(depth).model_copy(update=F), MULTI_SCALE),
     )
 
 

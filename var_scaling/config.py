@@ -17,6 +17,8 @@ from var_scaling.recipe import (
 )
 from var_scaling.record import Name, Record
 
+CacheKind = Literal["tokens", "features"]  # of encoded images: ids, or the grid not quantised
+
 
 class Tokenizer(Record):
     """A multi-scale residual VQVAE (arXiv 2404.02905): all that its modules are built from."""

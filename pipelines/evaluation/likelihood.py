@@ -8,7 +8,7 @@ from pipelines.checkpoints.load import load_generator
 from pipelines.stages.stages import Place, description, run_tokens
 from pipelines.workspace.provenance import code_version
 from var_scaling.class_names import order_doubt
-from var_scaling.config import Tokenizer
+from var_scaling.config import CacheKind, Tokenizer
 from var_scaling.datasets import DataRecord, ImageFiles
 from var_scaling.disk import read_json
 from var_scaling.experiment import ImportedModel, Trial
@@ -41,14 +41,15 @@ def evaluate_model(
     loaded = load_generator(place, address, raw)
     generator, t = loaded.record, loaded.record.tokenizer
     data = _data_of(generator, images, address)
-    tokens = _tokens_of(place, t, data)
-    run_tokens(place, t, data, "validation", whole=tokens)
+    kind = generator.family.reads(generator.model)
+    tokens = _tokens_of(place, t, data, kind)
+    run_tokens(place, t, data, "validation", whole=tokens, cache=kind)
 
     from var_scaling.evaluation.likelihood import LABELS, evaluate, evaluation_flops
     from var_scaling.tokenizer.cache import open_cache
     from var_scaling.training.optim import arithmetic
 
-    cache = open_cache(tokens, description(place.home, t, data, "validation"))
+    cache = open_cache(tokens, description(place.home, t, data, "validation", kind))
     ours = generator if isinstance(generator, Trial) else None
     doubt = None
     if ours is None or data.name != ours.data.name:
@@ -93,13 +94,14 @@ def _data_of(generator: Trial | ImportedModel, images: Images, address: str) -> 
     return usual.model_copy(update=asked)
 
 
-def _tokens_of(place: Place, t: Tokenizer, data: DataRecord) -> Path:
+def _tokens_of(place: Place, t: Tokenizer, data: DataRecord, kind: CacheKind) -> Path:
     """Where the tokens of exactly these images are, or will be.
 
     Those of sweeps lie at a place by name; where other images of that name lie there, or nothing
     yet, the place has the record's hash in its name.
     """
-    usual, wanted = place.home.tokens(t.name, data.name, "validation"), data.as_seen("validation")
+    usual = place.home.tokens(t.name, data.name, "validation", kind)
+    wanted = data.as_seen("validation")
     manifest = usual / "manifest.json"
     if manifest.exists() and read_json(manifest).get("data") == wanted.model_dump(mode="json"):
         return usual

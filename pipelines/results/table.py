@@ -113,7 +113,8 @@ def _scores(line: Line) -> Row:
 def _trial_rows(home: Home, sweep: Sweep, trial: Trial) -> list[Row]:
     folder = home.trial(sweep.name, trial.name)
     lines = read_metrics(folder / "metrics.jsonl")
-    tokens = home.tokens(trial.tokenizer.name, trial.data.name, "train")
+    kind = trial.family.reads(trial.model)
+    tokens = home.tokens(trial.tokenizer.name, trial.data.name, "train", kind)
     status, damage = _row_status(folder)
     known_tokens = (tokens / "manifest.json").exists() and damage_in(tokens) is None
     images = read_json(tokens / "manifest.json").get("images") if known_tokens else None

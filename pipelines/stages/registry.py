@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pipelines.workspace.damage import damage_in
 from pipelines.workspace.store import Home, drift
-from var_scaling.config import AnyTokenizer, ImportedTokenizer, TrainedTokenizer
+from var_scaling.config import AnyTokenizer, CacheKind, ImportedTokenizer, TrainedTokenizer
 from var_scaling.datasets import Data
 from var_scaling.disk import read_json
 from var_scaling.experiment import ImportedModel, Trial
@@ -18,11 +18,14 @@ SPLITS: tuple[Split, ...] = ("train", "validation")
 
 
 class TokenSet(Record):
-    """The tokens of one split of some images: the config of a stage that encodes them."""
+    """The tokens of one split of some images, or the features that they are made of: the config
+    of a stage that encodes them.
+    """
 
     tokenizer: AnyTokenizer
     data: Data
     split: Split
+    cache: CacheKind = "tokens"
 
 
 @dataclass(frozen=True)
@@ -72,11 +75,11 @@ def _tokenizer_directory(home: Home, sweep: str, t: Any) -> Path:
 
 
 def _tokens_name(tokens: TokenSet) -> str:
-    return f"{tokens.tokenizer.name}/{tokens.data.name}-{tokens.split}"
+    return Home.cache_name(tokens.tokenizer.name, tokens.data.name, tokens.split, tokens.cache)
 
 
 def _tokens_directory(home: Home, sweep: str, tokens: TokenSet) -> Path:
-    return home.tokens(tokens.tokenizer.name, tokens.data.name, tokens.split)
+    return home.tokens(tokens.tokenizer.name, tokens.data.name, tokens.split, tokens.cache)
 
 
 def _needs_tokenizer(config: Any) -> tuple[tuple[Record, int | None], ...]:
@@ -97,7 +100,15 @@ def _trial_directory(home: Home, sweep: str, trial: Any) -> Path:
 
 def _trial_needs(trial: Trial) -> tuple[tuple[Record, int | None], ...]:
     """Its tokens, and the checkpoint that it starts from."""
-    tokens = [TokenSet(tokenizer=trial.tokenizer, data=trial.data, split=split) for split in SPLITS]
+    tokens = [
+        TokenSet(
+            tokenizer=trial.tokenizer,
+            data=trial.data,
+            split=split,
+            cache=trial.family.reads(trial.model),
+        )
+        for split in SPLITS
+    ]
     start = [(trial.start.trial, trial.start.step)] if trial.start is not None else []
     return ((trial.tokenizer, None), *((one, None) for one in tokens), *start)
 

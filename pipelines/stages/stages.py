@@ -19,7 +19,13 @@ from pipelines.stages.repair import evaluate_tokenizer_again, evaluate_trial_aga
 from pipelines.workspace.damage import LOG, RAW_WEIGHTS, WEIGHTS, ended, mark_done, status_of
 from pipelines.workspace.store import Home, claim, held, part_folders, weights_of
 from var_scaling.class_names import CLASSES, keep_names
-from var_scaling.config import AnyTokenizer, ImportedTokenizer, SomeTokenizer, TrainedTokenizer
+from var_scaling.config import (
+    AnyTokenizer,
+    CacheKind,
+    ImportedTokenizer,
+    SomeTokenizer,
+    TrainedTokenizer,
+)
 from var_scaling.datasets import Data, DataRecord, Reading
 from var_scaling.disk import DONE, file_sha256, is_done, read_json, write_json
 from var_scaling.experiment import Trial
@@ -27,7 +33,6 @@ from var_scaling.experiment.trial import Start
 from var_scaling.metrics import read_metrics
 
 KEPT = "kept"  # the folder of checkpoints for other trials to start from
-_TOKENS = ("manifest.json", "tokens.npy", "labels.npy")
 
 
 def run(place: Place, words: dict[str, Any]) -> str:
@@ -40,7 +45,7 @@ def run(place: Place, words: dict[str, Any]) -> str:
         return run_tokenizer(place, t)
     data: Any = TypeAdapter(Data).validate_json(json.dumps(words["data"]))
     part = tuple(words["part"]) if words["part"] else None
-    return run_tokens(place, t, data, words["split"], part)
+    return run_tokens(place, t, data, words["split"], part, cache=words["cache"])
 
 
 def run_stage(stage: Stage, place: Place) -> str:
@@ -49,7 +54,7 @@ def run_stage(stage: Stage, place: Place) -> str:
     if stage.kind == TOKENIZER:
         return run_tokenizer(place, config)
     if stage.kind == TOKENS:
-        return run_tokens(place, config.tokenizer, config.data, config.split)
+        return run_tokens(place, config.tokenizer, config.data, config.split, cache=config.cache)
     assert stage.kind == TRIAL
     return run_trial(place, stage.sweep, config)
 
@@ -105,16 +110,18 @@ def run_tokens(
     split: str,
     part: tuple[int, int] | None = None,
     whole: Path | None = None,
+    cache: CacheKind = "tokens",
 ) -> str:
     """Encode `data`'s `split`, or one `part` (which, of how many), with the trained `t`.
 
     `whole`: the folder, where it is not that of the sweeps. Who ends the last part joins them.
     Raises Stopped, DataError or CacheError.
     """
-    whole = whole or place.home.tokens(t.name, data.name, split)
+    whole = whole or place.home.tokens(t.name, data.name, split, cache)
     parts = [] if part is None else part_folders(whole, part[1])
     folder = whole if part is None else parts[part[0]]
     with at_work(folder, place.seat, place.wish) as attempt:
+        from var_scaling.tokenizer.cache import array_file
         from var_scaling.tokenizer.encode import join_parts, note_latents, write_cache
         from var_scaling.tokenizer.model import load_tokenizer
         from var_scaling.training.optim import arithmetic
@@ -122,7 +129,8 @@ def run_tokens(
         if is_done(whole):
             return "done"
         source = _source(place, data, split, folder)
-        content = description(place.home, t, data, split)
+        content = description(place.home, t, data, split, cache)
+        files = ("manifest.json", array_file(content), "labels.npy")
         model = load_tokenizer(t, *weights_of(place.home.tokenizer(t.name))).to(place.device())
         if not is_done(folder):
             attempt.begin({})
@@ -141,11 +149,11 @@ def run_tokens(
                 raise Stopped(f"encoding {folder.name} stopped with its shards on disk")
             if part is None:
                 note_latents(whole, model.quantize)
-            attempt.finish({"status": "done"}, _TOKENS)
+            attempt.finish({"status": "done"}, files)
         if parts and all(is_done(one) for one in parts):
             join_parts(whole, parts, source, content)
             note_latents(whole, model.quantize)
-            mark_done(whole, {"status": "done"}, _TOKENS)
+            mark_done(whole, {"status": "done"}, files)
         return "done"
 
 
@@ -236,8 +244,10 @@ def _tokens(place: Place, trial: Trial, split: str) -> Any:
     from var_scaling.tokenizer.cache import open_cache
 
     t, home = trial.tokenizer, place.home
-    folder = home.tokens(t.name, trial.data.name, split)
-    return open_cache(folder, description(home, t, trial.data, split), check=place.seat.first)
+    kind = trial.family.reads(trial.model)
+    folder = home.tokens(t.name, trial.data.name, split, kind)
+    expected = description(home, t, trial.data, split, kind)
+    return open_cache(folder, expected, check=place.seat.first)
 
 
 def _perceptual(place: Place, t: TrainedTokenizer) -> Any:
@@ -258,11 +268,13 @@ def _source(place: Place, data: DataRecord, split: str, folder: Path) -> Any:
         return open_images(data, split, reading)
 
 
-def description(home: Home, t: SomeTokenizer, data: DataRecord, split: str) -> dict[str, Any]:
+def description(
+    home: Home, t: SomeTokenizer, data: DataRecord, split: str, kind: CacheKind = "tokens"
+) -> dict[str, Any]:
     from var_scaling.tokenizer.cache import describe
 
     weights = read_json(home.tokenizer(t.name) / DONE)["weights_sha256"]
-    return describe(t, weights, data, split)
+    return describe(t, weights, data, split, kind)
 
 
 def _readers(place: Place, data: DataRecord) -> int:

@@ -52,8 +52,13 @@ class Home:
     def tokenizer(self, name: str) -> Path:
         return self.root / "tokenizers" / name
 
-    def tokens(self, tokenizer: str, data: str, split: str) -> Path:
-        return self.root / "tokens" / tokenizer / f"{data}-{split}"
+    def tokens(self, tokenizer: str, data: str, split: str, kind: str = "tokens") -> Path:
+        """Of the cache of one split: tokens, or features."""
+        return self.root / "tokens" / self.cache_name(tokenizer, data, split, kind)
+
+    @staticmethod
+    def cache_name(tokenizer: str, data: str, split: str, kind: str) -> str:
+        return f"{tokenizer}/{data}-{split}" + (f"-{kind}" if kind != "tokens" else "")
 
     def imported(self, name: str) -> Path:
         return self.trial(IMPORTED, name)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, 
 from pydantic import PositiveInt
 
 from var_scaling.accounting import Count
-from var_scaling.config import Tokenizer
+from var_scaling.config import CacheKind, Tokenizer
 from var_scaling.randomness import seed_for
 from var_scaling.recipe import NonNegativeFloat, Precision
 from var_scaling.record import Record
@@ -156,7 +156,7 @@ class StepDraws:
 class Batch(NamedTuple):
     """Images as tokens, on the device of the network. Class dropout has been applied."""
 
-    ids_BL: Tensor
+    ids_BL: Tensor  # int64; where the family reads features, the grids (B, Z, H, H) in float32
     labels_B: Tensor
 
 
@@ -189,6 +189,10 @@ class ModelFamily(ABC, Generic[M, S]):
     config: type[M]
     sampling: type[S]
     edits: bool = False  # whether tokens can be kept while the others are drawn
+
+    def reads(self, config: M) -> CacheKind:
+        """What the model is trained on: tokens, or the features before they are quantised."""
+        return "tokens"
 
     def check(self, spec: ModelSpec[M]) -> None:
         """Raise ValueError, in words, where the model cannot work on the tokenizer's tokens."""

@@ -1,7 +1,8 @@
-"""Every image encoded once: token ids on disk, memory-mapped, checked whenever they are opened.
+"""Every image encoded once: arrays on disk, memory-mapped, checked whenever they are opened.
 
-`tokens.npy` holds one row per (image, crop): uint16 (rows × crops, L), row r's crops together.
-Written by encode.py in shards, each noted with its checksum.
+`tokens.npy` holds one row per (image, crop): uint16 (rows × crops, L), row r's crops together. For
+models that are not trained on tokens `features.npy` holds the grid before it is quantised instead:
+float16 (rows × crops, Z, H, H). Written by encode.py in shards, each noted with its checksum.
 """
 
 import zlib
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from var_scaling.config import Tokenizer
+from var_scaling.config import CacheKind, Tokenizer
 from var_scaling.datasets import DataRecord
 from var_scaling.disk import is_done, read_json
 from var_scaling.record import difference
@@ -37,7 +38,7 @@ class LatentStatistics:
 class TokenCache:
     """The tokens of one split, memory-mapped, and the label of each image."""
 
-    tokens: np.ndarray  # (images × crops, L) uint16
+    tokens: np.ndarray  # (images × crops, L) uint16; features: (images × crops, Z, H, H) float16
     labels: np.ndarray  # (images,) int64
     crops: int
     manifest: dict[str, Any]
@@ -47,15 +48,22 @@ class TokenCache:
         return len(self.labels)
 
     def batch(self, rows: np.ndarray, epochs: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """(ids (n, L), labels (n,)), int64: each image under the crop that its epoch picks."""
+        """(ids (n, L), labels (n,)), int64: each image under the crop that its epoch picks.
+
+        Of features, the grids (n, Z, H, H) in float32.
+        """
         places = rows * self.crops + epochs % self.crops
-        ids = torch.from_numpy(self.tokens[places].astype(np.int64))
-        return ids, torch.from_numpy(self.labels[rows])
+        kind = np.float32 if self.tokens.dtype == np.float16 else np.int64
+        return torch.from_numpy(self.tokens[places].astype(kind)), torch.from_numpy(
+            self.labels[rows]
+        )
 
 
-def describe(tokenizer: Tokenizer, weights: str, data: DataRecord, split: str) -> dict[str, Any]:
+def describe(
+    tokenizer: Tokenizer, weights: str, data: DataRecord, split: str, kind: CacheKind = "tokens"
+) -> dict[str, Any]:
     """What the tokens are of; `weights` is the SHA-256 of the tokenizer's. Compared on opening."""
-    return {
+    content = {
         "format": 1,
         "tokenizer": tokenizer.name,
         "tokenizer_weights_sha256": weights,
@@ -65,6 +73,22 @@ def describe(tokenizer: Tokenizer, weights: str, data: DataRecord, split: str) -
         "tokens_per_image": tokenizer.pyramid.length,
         "codes": tokenizer.codes,
     }
+    if kind == "features":
+        side = tokenizer.pyramid.side
+        content |= {"kind": kind, "features_per_image": [tokenizer.code_channels, side, side]}
+    return content
+
+
+def array_file(content: dict[str, Any]) -> str:
+    """The file with the rows of a cache that is described so."""
+    return f"{content.get('kind', 'tokens')}.npy"
+
+
+def row_of(content: dict[str, Any]) -> tuple[tuple[int, ...], type[np.generic]]:
+    """Shape and type of a row."""
+    if content.get("kind") == "features":
+        return tuple(content["features_per_image"]), np.float16
+    return (content["tokens_per_image"],), np.uint16
 
 
 def open_cache(folder: Path, expected: dict[str, Any], check: bool = True) -> TokenCache:
@@ -77,18 +101,19 @@ def open_cache(folder: Path, expected: dict[str, Any], check: bool = True) -> To
     try:
         manifest = read_json(folder / "manifest.json")
         refuse_other(folder, manifest, expected)
-        tokens, labels = np.load(folder / "tokens.npy", "r"), np.load(folder / "labels.npy")
+        file = folder / array_file(expected)
+        tokens, labels = np.load(file, "r"), np.load(folder / "labels.npy")
     except CacheError:
         raise
     except (OSError, ValueError, EOFError) as error:
         raise CacheError(f"{folder}: missing or damaged: {error}; {_MAKE_ANEW}") from error
     rows, shards = manifest["images"] * manifest["crops"], manifest["shards_crc32"]
     shapes = (tokens.shape, labels.shape, len(shards))
-    if shapes != ((rows, manifest["tokens_per_image"]), (manifest["images"],), -(-rows // SHARD)):
+    if shapes != ((rows, *row_of(manifest)[0]), (manifest["images"],), -(-rows // SHARD)):
         raise CacheError(f"{folder}: damaged: {rows} rows recorded, found {shapes}; {_MAKE_ANEW}")
     for number, noted in enumerate(shards if check else ()):
         where = f" in shard {number} (rows from {number * SHARD})"
-        _refuse_damaged(folder / "tokens.npy", checksum(tokens, number), noted, where)
+        _refuse_damaged(file, checksum(tokens, number), noted, where)
     if check:
         labels_crc32 = zlib.crc32(labels.tobytes())
         _refuse_damaged(folder / "labels.npy", labels_crc32, manifest["labels_crc32"])

@@ -14,7 +14,7 @@ from var_scaling.data.order import spread_rows
 from var_scaling.datasets import Progress
 from var_scaling.disk import read_json, whole, write_json
 from var_scaling.tokenizer.autoencoder import to_unit
-from var_scaling.tokenizer.cache import SHARD, checksum, refuse_other
+from var_scaling.tokenizer.cache import SHARD, array_file, checksum, refuse_other, row_of
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.tokenizer.quantizer import Quantizer
 
@@ -39,7 +39,8 @@ def write_cache(
     crops = description["crops"]
     mine = rows_of_part(source.rows * crops, part)
     manifest = _begin(folder, _content(description, source, part), source.classes, len(mine))
-    tokens = np.lib.format.open_memmap(folder / "tokens.npy", mode="r+")
+    tokens = np.lib.format.open_memmap(folder / array_file(description), mode="r+")
+    encoded = model.features if description.get("kind") == "features" else model.encode
     shards: list[int] = manifest["shards_crc32"]
     starts = mine[len(shards) * SHARD :: SHARD]
     batch = min(_BATCH, model.images_at_once)
@@ -52,8 +53,8 @@ def write_cache(
     images = in_order(lambda r: source.images(r // crops, r % crops), batches, workers)
     for chosen, pixels in zip(batches, images, strict=True):
         with torch.inference_mode():
-            ids = model.encode(to_unit(torch.from_numpy(pixels)).to(device)).cpu()
-        tokens[chosen - mine.start] = ids.numpy().astype(np.uint16)
+            found = encoded(to_unit(torch.from_numpy(pixels)).to(device)).cpu()
+        tokens[chosen - mine.start] = found.numpy().astype(tokens.dtype)
         done = int(chosen[-1]) + 1 - mine.start
         progress(f"encoding {folder.name}", done, len(mine))
         if done % SHARD == 0 or done == len(mine):
@@ -73,17 +74,20 @@ def note_latents(folder: Path, quantizer: Quantizer) -> None:
     Over _STATISTICS_ROWS rows, evenly spread, all of them where there are no more. Summed in
     float64 in a fixed order, so that they are a function of the tokens.
     """
-    tokens = np.load(folder / "tokens.npy", mmap_mode="r")
+    manifest = read_json(folder / "manifest.json")
+    tokens = np.load(folder / array_file(manifest), mmap_mode="r")
     device = quantizer.embedding.weight.device
     sums_2Z = torch.zeros(2, quantizer.embedding.weight.shape[1], dtype=torch.float64)
     rows = spread_rows(len(tokens), _STATISTICS_ROWS)
     for part in np.array_split(rows, -(-len(rows) // _BATCH)):
-        ids_BL = torch.from_numpy(tokens[part].astype(np.int64)).to(device)
-        grid_BZHH = quantizer.decode(ids_BL).double().cpu()
+        if tokens.dtype == np.float16:
+            grid_BZHH = torch.from_numpy(tokens[part].astype(np.float64))
+        else:
+            ids_BL = torch.from_numpy(tokens[part].astype(np.int64)).to(device)
+            grid_BZHH = quantizer.decode(ids_BL).double().cpu()
         sums_2Z += torch.stack([grid_BZHH.sum((0, 2, 3)), grid_BZHH.square().sum((0, 2, 3))])
     mean_Z, square_Z = sums_2Z / (len(rows) * quantizer.pyramid.side**2)
     deviation_Z = (square_Z - mean_Z.square()).clamp_min(0).sqrt()
-    manifest = read_json(folder / "manifest.json")
     noted = {"mean": mean_Z.tolist(), "deviation": deviation_Z.tolist(), "rows": len(rows)}
     write_json(folder / "manifest.json", {**manifest, "latents": noted})
 
@@ -104,12 +108,13 @@ def join_parts(folder: Path, parts: list[Path], source: ImageDataset, descriptio
     for number, (path, manifest) in enumerate(zip(parts, manifests, strict=True)):
         refuse_other(path, manifest, _content(description, source, (number, len(parts))))
     rows = source.rows * description["crops"]
-    shape = (rows, description["tokens_per_image"])
-    with whole(folder / "tokens.npy") as beside:
-        tokens = np.lib.format.open_memmap(beside, mode="w+", dtype=np.uint16, shape=shape)
+    shape, kind = row_of(description)
+    file = array_file(description)
+    with whole(folder / file) as beside:
+        tokens = np.lib.format.open_memmap(beside, mode="w+", dtype=kind, shape=(rows, *shape))
         for number, path in enumerate(parts):
             mine = rows_of_part(rows, (number, len(parts)))
-            tokens[mine.start : mine.stop] = np.load(path / "tokens.npy", mmap_mode="r")
+            tokens[mine.start : mine.stop] = np.load(path / file, mmap_mode="r")
         tokens.flush()
     shards = [crc for manifest in manifests for crc in manifest["shards_crc32"]]
     content = {**_content(description, source, None), "classes": source.classes}
@@ -140,15 +145,15 @@ def _begin(
     manifest: dict[str, Any] = read_json(path) if path.exists() else {}
     if manifest.get("shards_crc32"):  # else another attempt failed before its first shard
         refuse_other(folder, manifest, description)
-        tokens = np.load(folder / "tokens.npy", mmap_mode="r")
+        tokens = np.load(folder / array_file(description), mmap_mode="r")
         noted = manifest["shards_crc32"]
         good = [crc for number, crc in enumerate(noted) if checksum(tokens, number) == crc]
         manifest["shards_crc32"] = noted if good == noted else []
         return manifest
     folder.mkdir(parents=True, exist_ok=True)
-    shape = (rows, description["tokens_per_image"])
+    shape, kind = row_of(description)
     np.lib.format.open_memmap(
-        folder / "tokens.npy", mode="w+", dtype=np.uint16, shape=shape
+        folder / array_file(description), mode="w+", dtype=kind, shape=(rows, *shape)
     ).flush()
     manifest = {**description, "classes": classes, "shards_crc32": []}
     write_json(path, manifest)

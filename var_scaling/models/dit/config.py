@@ -23,6 +23,7 @@ class DitModel(ModelRecord):
     width_per_depth: PositiveInt = 64
     fixed_width: PositiveInt | None = None  # in place of width_per_depth x depth
     fixed_heads: PositiveInt | None = None  # in place of one for each layer of depth
+    latents: Literal["quantized", "unquantized"] = "quantized"  # what the tokens stand for, or f
     patch: PositiveInt = 1  # side of the squares of the grid that become one position
     mlp_ratio: PositiveInt = 4
     time_channels: Annotated[int, Field(ge=2, multiple_of=2)] = 256

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from var_scaling.accounting import Count
+from var_scaling.config import CacheKind
 from var_scaling.models.base import (
     Batch,
     Frame,
@@ -36,6 +37,9 @@ class DitFamily(ModelFamily[DitModel, DitSampling]):
     name = "dit"
     config = DitModel
     sampling = DitSampling
+
+    def reads(self, config: DitModel) -> CacheKind:
+        return "tokens" if config.latents == "quantized" else "features"
 
     def check(self, spec: Spec) -> None:
         side, patch = spec.tokenizer.pyramid.side, spec.config.patch
@@ -84,6 +88,8 @@ class DitFamily(ModelFamily[DitModel, DitSampling]):
         numbers = spec.tokenizer.code_channels * spec.tokenizer.pyramid.side**2
         names = tuple(f"t {number / BINS:g}-{(number + 1) / BINS:g}" for number in range(BINS))
         unit = f"squared error of {spec.config.prediction}"
+        if spec.config.latents == "unquantized":  # of another grid: no point of the same law
+            unit += " of features"
         return Validation(unit, names, (numbers,) * BINS, ("loss",), every=BINS, passes=BINS)
 
     def frames(self, spec: Spec, sampling: DitSampling) -> tuple[str, ...]:

@@ -119,8 +119,9 @@ def bin_sums(
 
 @torch.no_grad()
 def latents_of(network: nn.Module, quantizer: Quantizer, batch: Batch) -> Tensor:
-    """What the tokens stand for, normalised per channel, (B, Z, H, H)."""
+    """What the tokens stand for, or the features, normalised per channel, (B, Z, H, H)."""
     inner = network.module if hasattr(network, "module") else network  # within several processes
     assert isinstance(inner, DiT)
     with torch.autocast(batch.ids_BL.device.type, enabled=False):
-        return inner.normalized(quantizer.decode(batch.ids_BL))
+        features = batch.ids_BL.is_floating_point()
+        return inner.normalized(batch.ids_BL if features else quantizer.decode(batch.ids_BL))
