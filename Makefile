@@ -21,10 +21,10 @@ quickstart: setup
 test: setup
 	$(BIN)/pytest -n 2 --dist worksteal
 
-# On a real Slurm that the tests start, and what takes too long for every change. Each of the two
-# workers has a cluster of its own.
+# On a real Slurm that the tests start, published sizes, and what takes too long for every change.
+# Each of the two workers has a cluster of its own.
 test-slurm: setup
-	$(BIN)/pytest -m "(slurm or slow) and not thorough" -n 2 --dist worksteal --timeout 600
+	$(BIN)/pytest -m "(slurm or slow or golden) and not thorough" -n 2 --dist worksteal --timeout 600
 
 # What CI has no time for: the same claims at full length, or by the longer way round.
 test-thorough: setup

@@ -15,7 +15,7 @@ from var_scaling.models.var.config import tiny_var
 
 CONSTANTS = (0.125, 0.25, 0.5, 1.0)  # rate = constant / width
 DEPTHS = (2, 4, 6)
-STEPS = 2_500
+STEPS = 1_200
 
 images = DeadLeaves(
     name="dead-leaves-0", side=16, train_images=80_000, validation_images=4_096, seed=0
