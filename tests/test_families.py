@@ -15,7 +15,10 @@ from conftest import numbers, stops_after
 from safetensors.torch import load_file
 from three_families import MULTI_SCALE, ONE_SCALE, RESIDUAL, family_trial, trials
 
+from analysis.study import studies, study
+from analysis.table.table import Table, check
 from pipelines.cli.main import main
+from pipelines.planning.targets import like_target
 from var_scaling.disk import read_json, write_json
 from var_scaling.metrics import MetricsLog, read_metrics
 from var_scaling.models.ar.config import ArModel
@@ -275,7 +278,7 @@ def test_a_family_has_its_own_settings(home, capsys, monkeypatch):
     }  # fmt: skip
     code, said = called(capsys, monkeypatch, "sample", "three/ar-d1", *words, "--set", "steps=3")
     assert code == 2
-    assert "--steps: a ar model is sampled without that; it has guidance, precision, top_k" in said
+    assert "--steps: the family ar has no such setting; it has guidance, precision, top_k" in said
 
 
 def test_raw_weights_are_sampled_too(home, capsys, monkeypatch):
@@ -364,3 +367,59 @@ def test_latent_statistics_are_those_of_the_decoded_tokens(home):
     spread = grids.astype(np.float64).std((0, 2, 3))
     np.testing.assert_allclose(of_features.deviation, spread, rtol=1e-4)
     np.testing.assert_allclose(weights["latent_deviation_Z"].numpy(), noted.deviation, rtol=1e-6)
+
+
+# Laws ---------------------------------------------------------------------------------------------
+
+
+def table_of(**columns) -> Table:
+    rows = pd.DataFrame(
+        {
+            "trial": [f"t{number}" for number in range(8)],
+            "params_blocks": 1000.0 * 2.0 ** np.arange(8),
+            "val_loss": 5.0 * 0.9 ** np.arange(8),
+            "step": 10,
+            "steps": 10,
+        }
+    )
+    return check(rows.assign(**columns))
+
+
+def test_rows_are_grouped_by_what_their_losses_are_of():
+    assert list(table_of().groups) == [""]
+    assert list(table_of(family="var", tokenizer="a").groups) == [""]
+    halves = ["var"] * 4 + ["dit"] * 4
+    assert list(table_of(family=halves, tokenizer="a").groups) == ["var", "dit"]
+    found = table_of(family=halves, tokenizer=["a"] * 4 + ["b", "b", "c", "c"]).groups
+    assert {label: len(part.rows) for label, part in found.items()} == {
+        "var": 4, "dit, b": 2, "dit, c": 2,
+    }  # fmt: skip
+    # One unit of the loss more is one group more.
+    units = ["nats/token"] * 4 + ["squared error"] * 4
+    assert list(table_of(family="dit", loss_unit=units).groups) == [
+        "dit, nats/token", "dit, squared error",
+    ]  # fmt: skip
+
+
+def test_no_law_is_fitted_to_several_families():
+    mixed = table_of(family=["var"] * 4 + ["dit"] * 4)
+    with pytest.raises(
+        ValueError, match="2 groups whose losses are no points of one law: var; dit"
+    ):
+        study(mixed)
+    each = studies(mixed)
+    assert list(each) == ["var", "dit"]
+    assert [one.get("val_loss", "params_blocks", "pure").fit.points for one in each.values()] == [
+        4, 4,
+    ]  # fmt: skip
+
+
+def test_a_forecast_rests_on_runs_of_the_targets_family():
+    things = [*trials(1), *trials(2)]
+    target = family_trial("ar", ArModel(depth=5, width_per_depth=8), ONE_SCALE)
+    assert [one.name for one in like_target(things, target)] == ["ar-d1", "ar-d2"]
+    others = [one for one in things if one.model.family == "dit"]
+    with pytest.raises(
+        ValueError, match="ar-d5 is of the family ar, and the finished runs are dit"
+    ):
+        like_target(others, target)

@@ -253,7 +253,7 @@ def test_sample_draws_with_the_settings_of_the_family_and_refuses_others(toy, ca
     }  # fmt: skip
     code, said = called(capsys, monkeypatch, *words, "--name", "other", "--top-k", "5")
     assert code == 2
-    assert "--top-k: a unigram model is sampled without that; it has guidance, precision" in said
+    assert "--top-k: the family unigram has no such setting; it has guidance, precision" in said
 
 
 def test_speed_times_the_family(toy, capsys, monkeypatch):

@@ -43,7 +43,10 @@ ValidationShare = Annotated[
 # Of a sample: one value, or one for each step of the sampler, with commas.
 Guidance = Annotated[
     str | None,
-    typer.Option(help="pull towards the class at the last scale, rising from 0; or 0,0.5,1,..."),
+    typer.Option(
+        help="g of c + g (c - u), conditional c and unconditional u; of var at the last scale, "
+        "rising from 0, or 0,0.5,1,... one for each"
+    ),
 ]
 TopK = Annotated[str | None, typer.Option(help="draw from the k likeliest codes; 0: from all")]
 TopP = Annotated[str | None, typer.Option(help="draw from this share of probability; 0: all")]

@@ -50,7 +50,7 @@ def sample(
     name: Annotated[str, typer.Option(help="of the set")] = "default",
     guidance: Guidance = None,
     constant_guidance: Annotated[
-        bool, typer.Option("--constant-guidance", help="the same at all scales")
+        bool, typer.Option("--constant-guidance", help="of var: the same at all scales")
     ] = False,
     top_k: TopK = None,
     top_p: TopP = None,
@@ -75,7 +75,7 @@ def sample(
             dir_okay=False,
         ),
     ] = None,
-    strips: Annotated[int, typer.Option(min=0, help="show so many images scale by scale")] = 0,
+    strips: Annotated[int, typer.Option(min=0, help="show how so many images come about")] = 0,
     npz: Annotated[
         Path | None,
         typer.Option(help="write all to one file too, for OpenAI's evaluator", dir_okay=False),

@@ -64,7 +64,7 @@ def like_target(things: Sequence[AnyModelOfSweep], target: Trial) -> list[AnyMod
     if things and not family:
         there = sorted({one.family.name for one in things})
         raise ValueError(
-            f"{target.name} is a {target.family.name}, and the finished runs are "
+            f"{target.name} is of the family {target.family.name}, and the finished runs are "
             f"{', '.join(there)}: a law is of one family"
         )
     same = [one for one in family if one.tokenizer == target.tokenizer]

@@ -57,7 +57,7 @@ def _line(fault: ErrorDetails, family: ModelFamily) -> str:
     if fault["type"] == "extra_forbidden":
         fields = [name for name in family.sampling.model_fields if name != "family"]
         return (
-            f"--{_option(fault)}: a {family.name} model is sampled without that; it has "
+            f"--{_option(fault)}: the family {family.name} has no such setting; it has "
             f"{', '.join(fields)}"
         )
     return f"--{_option(fault)} {fault['input']}: {fault['msg']}"

@@ -1,0 +1,99 @@
+"""Training steps of VAR, AR and DiT at one width, in turn: the share of the matmul peak of each.
+
+    python benchmarks/families.py [--depth 6] [--batch 32] [--rounds 15]
+
+The families are timed in turn within each round, so that what else the machine does meets all
+three; quoted are medians, and the ratio of each round to VAR's of the same round.
+"""
+
+import argparse
+import time
+from statistics import median
+
+import torch
+
+from var_scaling.accounting import total
+from var_scaling.config import Tokenizer
+from var_scaling.evaluation.bench import Bench, matmul_peak
+from var_scaling.ladder import tiny_optimiser
+from var_scaling.models.ar.config import tiny_ar
+from var_scaling.models.base import Batch, ModelRecord, ModelSpec, StepDraws
+from var_scaling.models.dit.config import tiny_dit
+from var_scaling.models.registry import family_of
+from var_scaling.models.var.config import tiny_var
+from var_scaling.pyramid import Pyramid
+from var_scaling.tokenizer.quantizer import Quantizer
+from var_scaling.training.optim import Descent
+
+CLASSES = 8
+
+
+class Subject:
+    """A family at one size, ready to take training steps on random tokens."""
+
+    def __init__(self, name: str, model: ModelRecord, t: Tokenizer, batch: int):
+        self.name, self.family = name, family_of(model)
+        self.spec = ModelSpec(model, t, CLASSES)
+        torch.manual_seed(0)
+        self.network = self.family.build(self.spec, seed=0)
+        self.quantizer = Quantizer(t).requires_grad_(False)
+        self.descent = Descent(self.network, tiny_optimiser(model.width), 1, "fp32")
+        ids_BL = torch.randint(t.codes, (batch, t.pyramid.length))
+        self.batch = Batch(ids_BL, torch.randint(CLASSES, (batch,)))
+        self.draws = StepDraws(seed=0, step=0, images=batch, share=slice(0, batch))
+        self.flops = batch * total(self.family.training_flops(self.spec))
+
+    def seconds(self) -> float:
+        """Of one step: loss, backward, AdamW."""
+        began = time.perf_counter()
+        loss = self.family.loss(self.spec, self.network, self.quantizer, self.batch, self.draws)
+        self.descent.backward(loss)
+        self.descent.step(0)
+        return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--depth", type=int, default=6)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=15)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    scales = Tokenizer(
+        name="scales", pyramid=Pyramid(sides=(1, 2, 3, 4)), codes=128, code_channels=8
+    )
+    levels = scales.model_copy(update={"pyramid": Pyramid(sides=(4, 4))})
+    one = scales.model_copy(update={"pyramid": Pyramid(sides=(4,)), "codes": 8192})
+    subjects = [
+        Subject("var", tiny_var(asked.depth), scales, asked.batch),
+        Subject("ar, two levels", tiny_ar(asked.depth), levels, asked.batch),
+        Subject("ar, 8,192 codes", tiny_ar(asked.depth), one, asked.batch),
+        Subject("dit", tiny_dit(asked.depth), scales, asked.batch),
+    ]
+    for subject in subjects:
+        subject.seconds()
+    found: dict[str, list[float]] = {subject.name: [] for subject in subjects}
+    for _ in range(asked.rounds):
+        for subject in subjects:
+            found[subject.name].append(subject.seconds())
+    peak = matmul_peak("fp32", Bench(torch.device("cpu"), 0.5)).flops_per_second
+    first = subjects[0]
+    print(f"depth {asked.depth}, batch {asked.batch}, 1 thread, peak {peak / 1e9:.0f} GFLOP/s")
+    print(f"{'family':16} {'GFLOP':>7} {'ms':>7} {'share of peak':>14} {'against var, paired':>20}")
+    for subject in subjects:
+        seconds = found[subject.name]
+        shares = [
+            (subject.flops / mine) / (first.flops / var)
+            for mine, var in zip(seconds, found[first.name], strict=True)
+        ]
+        middle = median(seconds)
+        print(
+            f"{subject.name:16} {subject.flops / 1e9:7.2f} {1e3 * middle:7.1f} "
+            f"{subject.flops / middle / peak:14.1%} {median(shares):20.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
