@@ -377,3 +377,9 @@ def test_a_cache_without_statistics_is_refused():
 def test_wrong_settings_are_refused(build, words):
     with pytest.raises(ValueError, match=words):
         build()
+
+
+def test_a_channel_that_never_changes_is_refused():
+    statistics = LatentStatistics((0.0,) * 4, (1.0, 0.0, 1.0, 1.0))
+    with pytest.raises(ValueError, match="channels 1 of the grid are the same in all images"):
+        FAMILY.normalize(DiT(model_of(), T, CLASSES, seed=0), statistics)

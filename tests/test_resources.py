@@ -10,6 +10,7 @@ from pipelines.stages.registry import TOKENS, TRIAL
 from pipelines.workspace.settings import Cluster, Settings, SettingsError, load_settings
 from pipelines.workspace.store import Home, part_folders
 from pipelines.workspace.sweeps import find_sweep
+from var_scaling.experiment.ledger import trial_ledger
 
 H100 = Cluster(partition="gpu", nodes=8)
 BOX = Cluster(partition="main", device="cpu", poll_seconds=1)
@@ -133,3 +134,8 @@ def test_a_wrong_cluster_is_refused_with_file_key_and_what_is_allowed(tmp_path, 
 def test_an_unknown_cluster_names_those_there_are():
     with pytest.raises(SettingsError, match=r"no \[clusters.b\] .* there is local, a"):
         Settings(clusters={"a": BOX}).cluster("b")
+
+
+def test_averaged_weights_take_four_bytes_more():
+    plain, averaged = (memory_bytes(trial(weight_average=decay))[0] for decay in (0.0, 0.999))
+    assert averaged - plain == 4 * trial_ledger(trial())["params_total"]

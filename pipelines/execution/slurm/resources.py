@@ -24,7 +24,7 @@ from var_scaling.experiment.ledger import trial_ledger
 
 # Bytes a parameter: weight, gradient, two Adam moments and the bucket in which gradients travel,
 # four each; at half precision a copy of the weight besides.
-_STATE, _HALF_COPY = 20, 2
+_STATE, _HALF_COPY, _AVERAGE = 20, 2, 4
 _USABLE = 0.85  # of a GPU's memory; the rest is workspace and fragments
 # By pixel and base channel: 205 measured in fp32 for the autoencoder; its judges by estimate.
 _TOKENIZER_IMAGE = 300
@@ -161,7 +161,8 @@ def memory_bytes(trial: Trial) -> tuple[float, float]:
     parameters = trial_ledger(trial)["params_total"]
     half = trial.precision in ("bf16", "fp16")
     image = trial.family.training_bytes(trial.spec, trial.precision)
-    return parameters * (_STATE + _HALF_COPY * half), image
+    average = _AVERAGE if trial.weight_average > 0 else 0
+    return parameters * (_STATE + _HALF_COPY * half + average), image
 
 
 def _usable(cluster: Cluster) -> float:

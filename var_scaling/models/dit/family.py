@@ -111,6 +111,12 @@ class DitFamily(ModelFamily[DitModel, DitSampling]):
                 "manifest.json has none; it is of an earlier version: delete the folder of the "
                 "tokens to have them made again"
             )
+        still = [str(z) for z, deviation in enumerate(latents.deviation) if deviation == 0]
+        if still:
+            raise ValueError(
+                f"dit: channels {', '.join(still)} of the grid are the same in all images, so "
+                "they cannot be normalised: the tokenizer has collapsed; train another"
+            )
         for buffer_Z, values in (
             (network.latent_mean_Z, latents.mean),
             (network.latent_deviation_Z, latents.deviation),
