@@ -34,7 +34,7 @@ def test_the_largest_models_come_first_and_the_rest_is_named(home):
     assert first[0] == (
         "s/d10, samples default: 3 of each of 8 classes, guidance 1.5, rising from 0, seed 7"
     )
-    assert "scale by scale" in first[1]
+    assert "came about" in first[1]
     assert found.made[0].unshown == "Also on disk: samples/b."
     (sheet,) = found.made[2].pictures
     assert sheet[0].startswith("s/d2, edit leaf: in-paint, class 3, guidance 1.5")

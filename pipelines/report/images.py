@@ -102,7 +102,7 @@ def _caption(made: Made, picture: Path, model: _Model) -> str:
         return f"edit {made.name}: {asked['kind']}, {told}, {how}"
     what = f"samples {made.name}: "
     if picture.stem == "strips":
-        what += "some of them scale by scale, each scale with those before it; "
+        what += "how some of them came about, from left to right; "
     many = len(asked["classes"])
     told = "without a class"
     if many > 1:

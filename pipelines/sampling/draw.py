@@ -44,7 +44,7 @@ class How:
     """What can be chosen about a set that changes no image: on a processor not one bit."""
 
     batch: int | None = None
-    strips: int = 0  # images to be shown scale by scale
+    strips: int = 0  # images to be shown as they come about
     part: tuple[int, int] | None = None  # which of how many; None: all
 
 

@@ -96,7 +96,7 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def write_strips(at: SampleFolder, loaded: "Loaded", count: int) -> None:
-    """The first `count` images, each drawn once more, to be shown scale by scale."""
+    """The first `count` images, each drawn once more, to be shown as it comes about."""
     from var_scaling.generation.sample import sample
 
     wanted = at.wanted

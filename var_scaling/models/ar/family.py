@@ -87,7 +87,7 @@ class ArFamily(ModelFamily[ArModel, ArSampling]):
         return Validation("nats/token", names, pyramid.lengths)
 
     def frames(self, spec: Spec, sampling: ArSampling) -> tuple[str, ...]:
-        return tuple(f"{rows} rows" for rows in frame_rows(spec.tokenizer.pyramid.side))
+        return tuple(f"row {rows}" for rows in frame_rows(spec.tokenizer.pyramid.side))
 
     def build(self, spec: Spec, seed: int) -> AR:
         from var_scaling.models.ar.model import AR
