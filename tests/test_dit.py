@@ -383,3 +383,19 @@ def test_a_channel_that_never_changes_is_refused():
     statistics = LatentStatistics((0.0,) * 4, (1.0, 0.0, 1.0, 1.0))
     with pytest.raises(ValueError, match="channels 1 of the grid are the same in all images"):
         FAMILY.normalize(DiT(model_of(), T, CLASSES, seed=0), statistics)
+
+
+def test_a_learned_variance_at_its_least_is_that_of_the_posterior():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(100, 2, dtype=torch.float64, generator=generator)
+    steps = [torch.randn(100, 2, dtype=torch.float64, generator=generator) for _ in range(10)]
+    learned = DitModel(depth=1, prediction="epsilon", learned_variance=True)
+    predict = exact(EPSILON)
+
+    def both(x: torch.Tensor, t: float) -> torch.Tensor:
+        return torch.cat([predict(x, t), torch.full_like(x, -1.0)], dim=1)
+
+    sampling = DitSampling(steps=10, sampler="sde")
+    *_, fixed = estimates(EPSILON, predict, x, sampling, steps.__getitem__)
+    *_, least = estimates(learned, both, x, sampling, steps.__getitem__)
+    torch.testing.assert_close(fixed, least, rtol=1e-6, atol=1e-8)
