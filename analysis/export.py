@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis.selection.rates import rate_sweeps
 from analysis.study import METRICS, VARIABLES, Finding, Study
 from analysis.uncertainty.intervals import Interval
 
@@ -40,6 +41,11 @@ def laws_of(study: Study) -> dict[str, Any]:
         "choices": [
             {"metric": metric, "variable": variable, "verdict": choice.verdict}
             for (metric, variable), choice in study.choices.items()
+        ],
+        "rates": [
+            {"size": each.size, "width": each.width, "losses": list(each.losses.items()),
+             "best": each.best, "constant": each.constant, "at_edge": each.at_edge}
+            for each in rate_sweeps(study.table.finals, study.size)
         ],
         "noise": {metric: asdict(noise) for metric, noise in study.noise.items()},
         "refused": list(study.refused),

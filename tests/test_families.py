@@ -15,6 +15,9 @@ from conftest import numbers, stops_after
 from safetensors.torch import load_file
 from three_families import MULTI_SCALE, ONE_SCALE, RESIDUAL, family_trial, trials
 
+from analysis.export import laws_of
+from analysis.report.text import warnings
+from analysis.selection.rates import rate_sweeps
 from analysis.study import studies, study
 from analysis.table.table import Table, check
 from pipelines.cli.main import main
@@ -423,3 +426,24 @@ def test_a_forecast_rests_on_runs_of_the_targets_family():
         ValueError, match="ar-d5 is of the family ar, and the finished runs are dit"
     ):
         like_target(others, target)
+
+
+def test_the_best_rate_of_each_size_and_whether_it_is_at_the_edge():
+    losses = {(1000.0, 0.1): 3.0, (1000.0, 0.2): 2.0, (1000.0, 0.4): 2.5, (8000.0, 0.1): 1.5,
+              (8000.0, 0.2): 1.6, (8000.0, 0.4): 1.7}  # fmt: skip
+    sizes, rates = zip(*losses, strict=True)
+    table = check(
+        pd.DataFrame(
+            {
+                "trial": [f"t{n}" for n in range(6)], "params_blocks": sizes, "width": 8,
+                "learning_rate": rates, "val_loss": list(losses.values()), "step": 9, "steps": 9,
+            }
+        )
+    )  # fmt: skip
+    small, large = rate_sweeps(table.finals, "params_blocks")
+    assert (small.best, small.at_edge, small.constant) == (0.2, False, 1.6)
+    assert small.relative(0.4) == pytest.approx(0.25)
+    assert (large.best, large.at_edge) == (0.1, True)
+    said = warnings(study(table))
+    assert any("The best rate of N = 8,000 is 0.1, at the edge" in one for one in said)
+    assert [one["at_edge"] for one in laws_of(study(table))["rates"]] == [False, True]

@@ -19,6 +19,7 @@ from analysis.report.embed import inlined
 from analysis.report.latex import law_table
 from analysis.report.text import unmeasured, verdicts, warnings
 from analysis.selection.influence import influence
+from analysis.selection.rates import rate_sweeps
 from analysis.study import METRICS, VARIABLES, Finding, Study
 
 # Of each section: its anchor, its title, and the figures that stand in it.
@@ -88,7 +89,8 @@ def write_report(path: Path, study: Study, figures: Mapping[str, Path], facts: F
         "verdicts": verdicts(study), "warnings": (*facts.failures, *warnings(study, facts.trials)),
         "unmeasured": unmeasured(study), "checklist": checklist(study, facts.provenance),
         "beside": paper.paper_table(study.findings), "paper_note": paper.NOTE,
-        "cuts": _cuts(study), "pictures": [(c, inlined(p)) for c, p in facts.pictures.items()],
+        "cuts": _cuts(study), "rates": rate_sweeps(study.table.finals, study.size),
+        "pictures": [(c, inlined(p)) for c, p in facts.pictures.items()],
         "made": [shown_pictures(one) for one in facts.made],
     }  # fmt: skip
     sections = []

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.report.format import exponent, significant
+from analysis.report.format import exponent, significant, size
+from analysis.selection.rates import rate_sweeps
 from analysis.selection.select import Choice
 from analysis.study import METRICS, VARIABLES, Finding, Study
 
@@ -129,6 +130,12 @@ def _sizes(finals: pd.DataFrame) -> list[str]:
     rates = finals.groupby(known[0]).learning_rate.nunique().max() if known else 0
     if rates > 1:
         found.append("Sizes have several learning rates: the laws pool them, good ones and bad.")
+        edges = [each for each in rate_sweeps(finals, known[0]) if each.at_edge]
+        found += [
+            f"The best rate of N = {size(each.size)} is {significant(each.best)}, at the edge of "
+            "those tried: one beyond may be better."
+            for each in edges
+        ]
     return found
 
 

@@ -51,6 +51,16 @@ def verdicts(laws: dict[str, Any]) -> list[str]:
     ]
 
 
+def best_rates(laws: dict[str, Any]) -> list[str]:
+    """A line for each size that was run with several learning rates."""
+    return [
+        f"N = {one['size']:,.0f}: best of {len(one['losses'])} rates {one['best']:.3g}"
+        + (f" = {one['constant']:.3g} / width" if one["constant"] is not None else "")
+        + (", at the edge of those tried" if one["at_edge"] else "")
+        for one in laws.get("rates", [])
+    ]
+
+
 def gathered(refused: list[str]) -> list[str]:
     """Refusals for one reason in one line: `LAW, form: reason` to `LAW, LAW: reason`."""
     laws: dict[str, list[str]] = {}

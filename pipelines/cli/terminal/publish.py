@@ -51,6 +51,8 @@ def show(laws: dict[str, Any]) -> None:
         console.print(screen_laws.law_tables({**found, "sweep": title}))
         for verdict in screen_laws.verdicts(found):
             console.print(verdict, soft_wrap=True, highlight=False)
+        for rate in screen_laws.best_rates(found):
+            console.print(rate, soft_wrap=True, highlight=False)
         for why in screen_laws.gathered(found["refused"]):
             console.print(f"not fitted: {why}", soft_wrap=True, highlight=False)
 
