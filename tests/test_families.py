@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import numbers, stops_after
 from safetensors.torch import load_file
-from three_families import MULTI_SCALE, ONE_SCALE, RESIDUAL, family_trial, trials
+from three_families import MULTI_SCALE, ONE_SCALE, PLAIN, RESIDUAL, family_trial, trials
 
 from analysis.export import laws_of
 from analysis.report.text import warnings
@@ -23,6 +23,8 @@ from analysis.table.table import Table, check
 from pipelines.cli.main import main
 from pipelines.planning.targets import like_target
 from var_scaling.disk import read_json, write_json
+from var_scaling.experiment import Sweep
+from var_scaling.experiment.scoring import Scoring
 from var_scaling.metrics import MetricsLog, read_metrics
 from var_scaling.models.ar.config import ArModel
 from var_scaling.models.dit.config import DitModel, tiny_dit
@@ -305,6 +307,47 @@ def test_speed(name, home, capsys, monkeypatch):
     (row, guided) = json.loads(said.splitlines()[-1])["sampling"]
     assert row["settings"] == ("steps 2" if more else "")
     assert guided["model_flops"] > row["model_flops"] > 0
+
+
+def test_a_sweep_draws_and_scores_samples_of_its_trials(home):
+    plain = [path.parents[2].name for path in (home / "three").glob("*/scores/plain/done.json")]
+    assert sorted(plain) == sorted(trial.name for trial in (*trials(1), *trials(2)))
+    raw = [path.parents[2].name for path in (home / "three").glob("*/scores/plain-raw/done.json")]
+    assert sorted(raw) == ["dit-d1", "dit-d2"]
+    assert [path.parents[2].name for path in (home / "three").glob("*/scores/few/done.json")] == [
+        "dit-d2"
+    ]
+    done = read_json(home / "three" / "ar-d1" / "scores" / "plain" / "done.json")
+    folder = home / "three" / "ar-d1" / "samples" / "plain"
+    (found,) = read_json(folder / "fidelity.json")["measured"]
+    assert done["distance"] == found["scores"]["fd_seeded"] > 0
+    assert (found["reference"], found["samples"]) == ("leaves-validation", 16)
+    assert len(list((folder / "images").glob("*/*.png"))) == 16
+    floors = sorted((home / "tokenizers").glob("*/floors/leaves-seeded-16/done.json"))
+    assert [path.parents[2].name for path in floors] == ["one-scale", "residual", "t"]
+    for path in floors:
+        floor = read_json(path)
+        assert floor["distance"] > floor["distance_of_images"] > 0
+
+
+@pytest.mark.parametrize(
+    ("scorings", "words"),
+    [
+        ((Scoring(name="a", sampling=PLAIN, count=1),) * 2, "a, a: each needs a name of its own"),
+        (
+            (Scoring(name="a", sampling=PLAIN, count=1, only=("d9",)),),
+            "a is only of d9: no trial",
+        ),
+    ],
+)
+def test_scorings_that_cannot_be_are_refused(scorings, words):
+    with pytest.raises(ValueError, match=words):
+        Sweep(name="s", question="?", trials=trials(1), scorings=scorings)
+
+
+def test_a_scoring_has_one_record_for_each_family():
+    with pytest.raises(ValueError, match="var, var: one of each family"):
+        Scoring(name="a", sampling=(PLAIN[0], PLAIN[0]), count=1)
 
 
 # Refusals -----------------------------------------------------------------------------------------

@@ -3,11 +3,12 @@
 from conftest import images, tokenizer
 
 from var_scaling.experiment import Sweep, Trial
+from var_scaling.experiment.scoring import Scoring
 from var_scaling.ladder import tiny_optimiser
-from var_scaling.models.ar.config import tiny_ar
+from var_scaling.models.ar.config import ArSampling, tiny_ar
 from var_scaling.models.base import ModelRecord
-from var_scaling.models.dit.config import tiny_dit
-from var_scaling.models.var.config import tiny_var
+from var_scaling.models.dit.config import DitSampling, tiny_dit
+from var_scaling.models.var.config import VarSampling, tiny_var
 from var_scaling.pyramid import Pyramid
 
 MULTI_SCALE = tokenizer(steps=20)
@@ -15,6 +16,7 @@ ONE_SCALE = tokenizer(name="one-scale", pyramid=Pyramid(sides=(4,)), codes=64, s
 RESIDUAL = tokenizer(name="residual", pyramid=Pyramid(sides=(4, 4)), steps=20)
 
 
+PLAIN = (VarSampling(guidance=0), ArSampling(guidance=0), DitSampling(guidance=0, steps=5))
 F = {"latents": "unquantized"}
 
 
@@ -46,4 +48,9 @@ sweep = Sweep(
     name="three",
     question="Does everything take every family?",
     trials=(*trials(1), *trials(2)),
+    scorings=(
+        Scoring(name="plain", sampling=PLAIN, count=2),
+        Scoring(name="plain-raw", sampling=PLAIN, count=2, raw=True),
+        Scoring(name="few", sampling=(DitSampling(steps=2),), count=2, only=("dit-d2",)),
+    ),
 )

@@ -70,9 +70,21 @@ def measure_fidelity(place: Place, address: str, asked: Asked, tell: Tell) -> Fo
     wanted = _wanted(address, images, asked)
     if images.folder is not None:
         fidelities(images.folder)  # what cannot be read shows before the work
-    extractor = _extractor(place, asked.extractor)
-    began = time.monotonic()
+    extractor = extractor_named(place, asked.extractor)
     reference = _reference(place, images, wanted, extractor, asked, tell)
+    return compared(place, address, images, reference, extractor, tell)
+
+
+def compared(
+    place: Place,
+    address: str,
+    images: Judged,
+    reference: Reference,
+    extractor: Extractor,
+    tell: Tell,
+) -> Found:
+    """Every score of `images` against `reference`, kept beside them."""
+    began = time.monotonic()
     gathered = gather(extractor, images.batches(), images.count, f"looking at {address}", tell)
     line = compare(gathered, reference.statistics, extractor)
     found = Fidelity(
@@ -99,7 +111,7 @@ def measure_fidelity(place: Place, address: str, asked: Asked, tell: Tell) -> Fo
 _COUNTS = ("kid_subset_size", "fake_features", "real_features")
 
 
-def _extractor(place: Place, name: ExtractorName | None) -> Extractor:
+def extractor_named(place: Place, name: ExtractorName | None) -> Extractor:
     path = place.settings.weights.inception
     chosen = name or (INCEPTION if path else "seeded")
     made = inception_extractor(path) if chosen == INCEPTION else seeded_extractor()

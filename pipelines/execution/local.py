@@ -13,7 +13,7 @@ from pipelines.execution.tasks import Unit, arrays_of, largest_first, refuse_unr
 from pipelines.stages.attempt import Stopped
 from pipelines.stages.context import Place, StopFile, asking_to_stop, local_seat
 from pipelines.stages.graph import Stage, Stages
-from pipelines.stages.registry import TOKENS
+from pipelines.stages.registry import SCORE, TOKENS
 from pipelines.stages.stages import run_stage
 from pipelines.workspace.damage import ended
 from pipelines.workspace.driver_lock import driving
@@ -130,7 +130,8 @@ def _run_graph(
         by_address[stage.address] = task
         return task
 
-    needed = {need.address for stage in stages for need in stage.needs}
+    # What samples need waits in line with the rest: else all trials would go to Ray at once.
+    needed = {need.address for stage in stages if stage.kind != SCORE for need in stage.needs}
     open_stages = [
         stage
         for stage in largest_first(stages)

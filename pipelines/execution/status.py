@@ -177,9 +177,22 @@ def _tokens_view(stage: Stage, queue: Queue | None) -> View:
     return View("tokens", name, state, done, total, "images", note=note)
 
 
+def _scoring_view(stage: Stage, queue: Queue | None) -> View:
+    """Samples or reconstructions: how many there are, and once done their distance."""
+    folder = stage.directory
+    state, note = state_of(folder, queue)
+    progress = _progress(folder)
+    if is_done(folder):
+        note = note or f"distance {read_json(folder / DONE)['distance']:.3f}"
+    return View(
+        stage.kind.name, stage.name, state, progress["done"], progress["total"], "images",
+        note=note, **_whereabouts(folder, queue),
+    )  # fmt: skip
+
+
 _VIEWS = {
     "tokenizer": _tokenizer_view, "tokens": _tokens_view, "trial": _training_view,
-    "imported": _imported_view,
+    "imported": _imported_view, "floor": _scoring_view, "score": _scoring_view,
 }  # fmt: skip
 
 

@@ -14,7 +14,9 @@ from pipelines.execution.slurm.resources import (
 from pipelines.execution.status import parts_of
 from pipelines.stages.graph import Need, Stage, Stages, of_kind
 from pipelines.stages.registry import (
+    FLOOR,
     IMPORTED,
+    SCORE,
     TOKENIZER,
     TOKENS,
     TRIAL,
@@ -27,7 +29,7 @@ from pipelines.workspace.settings import Cluster
 from pipelines.workspace.store import part_folders
 from var_scaling.accounting.tokenizer import encoding_flops
 from var_scaling.disk import is_done
-from var_scaling.experiment.ledger import trial_ledger
+from var_scaling.experiment.ledger import scoring_flops, trial_ledger
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,9 @@ class Unit:
 
 def words_of(stage: Stage) -> dict[str, Any]:
     """What to do for `stage`, as JSON: for `run` of the module that it names."""
-    words = {"module": "pipelines.stages.stages", "kind": stage.kind.name}
+    words = {"module": stage.kind.module, "kind": stage.kind.name}
+    if stage.kind in (FLOOR, SCORE):
+        return {**words, "sweep": stage.sweep, "config": stage.config.model_dump_json()}
     config = stage.config.model_dump(mode="json")
     if stage.kind == TOKENIZER:
         return {**words, "tokenizer": config}
@@ -68,6 +72,9 @@ def units_of(stage: Stage, cluster: Cluster) -> list[Unit]:
         return []
     if stage.kind == TOKENS:
         return _token_units(stage, cluster)
+    if stage.kind in (FLOOR, SCORE):
+        resources = encoding_resources(scoring_flops(stage.config), cluster)
+        return [Unit(stage.title, stage.directory, stage.directory, resources, words_of(stage))]
     ask = tokenizer_resources if stage.kind == TOKENIZER else trial_resources
     resources = ask(stage.config, cluster)
     return [Unit(stage.title, stage.directory, stage.directory, resources, words_of(stage))]

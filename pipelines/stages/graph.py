@@ -4,7 +4,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipelines.stages.registry import KINDS, TOKENIZER, TRIAL, StageKind, is_damaged, kind_of
+from pipelines.stages.registry import (
+    FLOOR,
+    KINDS,
+    SCORE,
+    TOKENIZER,
+    TRIAL,
+    StageKind,
+    is_damaged,
+    kind_of,
+)
 from pipelines.workspace import job_log as jobs
 from pipelines.workspace.store import Home, claim, has_results, in_use, refuse
 from var_scaling.config import ImportedTokenizer
@@ -71,6 +80,10 @@ def sweep_stages(home: Home, sweep: Sweep) -> Stages:
         add(trial, provided=False)
     for model in sweep.imported:
         add(model, provided=True)
+    for floor in sweep.floors:
+        add(floor, provided=False)
+    for score in sweep.scored_sets:
+        add(score, provided=False)
     return tuple(sorted(found.values(), key=lambda stage: KINDS.index(stage.kind)))
 
 
@@ -105,6 +118,6 @@ def claim_all(stages: Stages) -> None:
 
     Tokens get theirs as they are encoded: their manifest lists shards.
     """
-    for stage in of_kind(stages, TOKENIZER, TRIAL):
+    for stage in of_kind(stages, TOKENIZER, TRIAL, FLOOR, SCORE):
         if not stage.provided:
             claim(stage.directory, stage.kind.config_file, stage.config)

@@ -11,6 +11,7 @@ from var_scaling.config import AnyTokenizer, CacheKind, ImportedTokenizer, Train
 from var_scaling.datasets import Data
 from var_scaling.disk import read_json
 from var_scaling.experiment import ImportedModel, Trial
+from var_scaling.experiment.scoring import Floor, ScoredSet
 from var_scaling.record import Record, difference
 
 Split = Literal["train", "validation"]
@@ -39,6 +40,7 @@ class StageKind:
     requires: Callable[[Any], tuple[tuple[Record, int | None], ...]]  # at a step; None: finished
     config_file: str  # records what the directory belongs to
     mismatch: Callable[[Path, Any], list[str]]  # how that file differs from the config
+    module: str = "pipelines.stages.stages"  # whose `run` does it
 
 
 def kind_of(config: Record) -> StageKind:
@@ -117,6 +119,19 @@ def _imported_directory(home: Home, sweep: str, model: Any) -> Path:
     return home.imported(model.name)
 
 
+def _floor_directory(home: Home, sweep: str, floor: Floor) -> Path:
+    name = f"{floor.data.name}-{floor.extractor}-{floor.images}"
+    return home.tokenizer(floor.tokenizer.name) / "floors" / name
+
+
+def _score_directory(home: Home, sweep: str, score: ScoredSet) -> Path:
+    return home.trial(sweep, score.trial.name) / "scores" / score.scoring.name
+
+
+def _needs_trial(score: ScoredSet) -> tuple[tuple[Record, int | None], ...]:
+    return ((score.trial, None),)
+
+
 TOKENIZER = StageKind(
     "tokenizer", (TrainedTokenizer, ImportedTokenizer), _by_name, _tokenizer_directory,
     _needs_nothing, "tokenizer.json", drift,
@@ -130,4 +145,11 @@ IMPORTED = StageKind(
     "imported", (ImportedModel,), _by_name, _imported_directory, _needs_tokenizer, "model.json",
     drift,
 )  # fmt: skip
-KINDS = (TOKENIZER, TOKENS, TRIAL, IMPORTED)  # in the order of need
+_SCORING = "pipelines.evaluation.scoring"
+FLOOR = StageKind(
+    "floor", (Floor,), _by_name, _floor_directory, _needs_tokenizer, "floor.json", drift, _SCORING
+)
+SCORE = StageKind(
+    "score", (ScoredSet,), _by_name, _score_directory, _needs_trial, "score.json", drift, _SCORING
+)
+KINDS = (TOKENIZER, TOKENS, TRIAL, IMPORTED, FLOOR, SCORE)  # in the order of need

@@ -5,6 +5,7 @@ Each may be called again at any time: done is not redone, half-done goes on, dri
 
 import json
 from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -55,8 +56,10 @@ def run_stage(stage: Stage, place: Place) -> str:
         return run_tokenizer(place, config)
     if stage.kind == TOKENS:
         return run_tokens(place, config.tokenizer, config.data, config.split, cache=config.cache)
-    assert stage.kind == TRIAL
-    return run_trial(place, stage.sweep, config)
+    if stage.kind == TRIAL:
+        return run_trial(place, stage.sweep, config)
+    words = {"kind": stage.kind.name, "sweep": stage.sweep, "config": config.model_dump_json()}
+    return str(import_module(stage.kind.module).run(place, words))
 
 
 def run_tokenizer(place: Place, t: SomeTokenizer) -> str:

@@ -2,6 +2,7 @@
 
 from var_scaling.accounting import COMPONENTS, FLOP_COMPONENTS, total
 from var_scaling.accounting.tokenizer import decoding_flops, encoding_flops
+from var_scaling.experiment.scoring import Floor, ScoredSet
 from var_scaling.experiment.trial import ImportedModel, Trial
 
 
@@ -37,3 +38,13 @@ def trial_ledger(trial: Trial) -> dict[str, int]:
         "train_flops_6n_total": 6 * known["params_total"] * images * length,
         "train_flops_6n_blocks": 6 * known["params_blocks"] * images * length,
     }
+
+
+def scoring_flops(config: ScoredSet | Floor) -> int:
+    """What drawing a set of samples, or reconstructing images, takes; the extractor apart."""
+    if isinstance(config, Floor):
+        each = encoding_flops(config.tokenizer) + decoding_flops(config.tokenizer)
+        return config.images * each
+    trial, images = config.trial, config.scoring.count * config.trial.classes
+    drawing = trial.family.batch_flops(trial.spec, config.sampling, images)
+    return drawing + images * decoding_flops(trial.tokenizer)

@@ -7,6 +7,7 @@ from pydantic import model_validator
 
 from var_scaling.config import SomeTokenizer, TrainedTokenizer
 from var_scaling.datasets import DataRecord
+from var_scaling.experiment.scoring import Floor, ScoredSet, Scoring
 from var_scaling.experiment.trial import ImportedModel, Trial
 from var_scaling.record import Name, Record, difference
 
@@ -18,6 +19,7 @@ class Sweep(Record):
     question: str
     trials: tuple[Trial, ...]
     imported: tuple[ImportedModel, ...] = ()  # points of the same law, trained elsewhere
+    scorings: tuple[Scoring, ...] = ()  # samples that are drawn of the trials, and scored
 
     @property
     def tokenizers(self) -> tuple[SomeTokenizer, ...]:
@@ -28,6 +30,42 @@ class Sweep(Record):
         """Each (tokenizer, data) whose tokens some trial reads."""
         pairs = {(t.tokenizer.name, t.data.name): (t.tokenizer, t.data) for t in self.trials}
         return tuple(pairs.values())
+
+    @property
+    def scored_sets(self) -> tuple[ScoredSet, ...]:
+        """Every set of samples that is drawn and scored."""
+        return tuple(
+            ScoredSet(trial=trial, scoring=scoring)
+            for scoring in self.scorings
+            for trial in self.trials
+            if scoring.sampling_of(trial) is not None
+        )
+
+    @property
+    def floors(self) -> tuple[Floor, ...]:
+        """Of each tokenizer, for each extractor and number of samples that is used with it."""
+        found = {}
+        for one in self.scored_sets:
+            trial, scoring = one.trial, one.scoring
+            floor = Floor(
+                tokenizer=trial.tokenizer,
+                data=trial.data,
+                images=scoring.count * trial.classes,
+                extractor=scoring.extractor,
+            )
+            found[floor.name] = floor
+        return tuple(found.values())
+
+    @model_validator(mode="after")
+    def _scorings_have_names_of_their_own(self) -> Self:
+        names = [one.name for one in self.scorings]
+        if len(set(names)) < len(names):
+            raise ValueError(f"scorings: {', '.join(names)}: each needs a name of its own")
+        known = {trial.name for trial in self.trials}
+        for one in self.scorings:
+            if missing := [name for name in one.only if name not in known]:
+                raise ValueError(f"scorings: {one.name} is only of {', '.join(missing)}: no trial")
+        return self
 
     @model_validator(mode="after")
     def _asks_something(self) -> Self:

@@ -1,0 +1,148 @@
+"""What a sweep's scorings ask for, as stages: draw a set of samples and compare it with images held
+out; compare a tokenizer's reconstructions with the same images.
+"""
+
+from time import monotonic
+from typing import Any
+
+from pipelines.sampling.request import Asked as AskedSamples
+from pipelines.sampling.request import plan_set
+from pipelines.stages.attempt import Attempt, Stopped, at_work
+from pipelines.stages.context import Place
+from pipelines.stages.registry import FLOOR
+from pipelines.workspace.damage import ended
+from pipelines.workspace.store import claim, held
+from var_scaling.disk import write_json
+from var_scaling.experiment.scoring import Floor, ScoredSet
+
+_WAIT = 24 * 3600.0  # seconds, while another process draws the same set
+
+
+def run(place: Place, words: dict[str, Any]) -> str:
+    """What a stage does that is given as JSON. Returns "done"; raises Stopped, ValueError."""
+    if words["kind"] == FLOOR.name:
+        return _run_floor(place, Floor.model_validate_json(words["config"]))
+    return _run_score(place, words["sweep"], ScoredSet.model_validate_json(words["config"]))
+
+
+def _run_score(place: Place, sweep: str, config: ScoredSet) -> str:
+    trial, scoring = config.trial, config.scoring
+    folder = place.home.trial(sweep, trial.name) / "scores" / scoring.name
+    with at_work(folder, place.seat, place.wish) as attempt:
+        claim(folder, "score.json", config)
+        if ended(folder):
+            return "done"
+        attempt.begin({})
+        address = f"{sweep}/{trial.name}"
+        given = config.sampling.model_dump(exclude={"family"}, exclude_unset=False)
+        guided = config.sampling.guided
+        if not guided:  # said or not, there is none: a model without null labels is sampled so
+            given["guidance"] = 0.0
+        plan = plan_set(
+            place,
+            address,
+            AskedSamples(
+                classes="all",
+                count=scoring.count,
+                seed=scoring.seed,
+                name=scoring.name,
+                sampling=given,
+                raw=scoring.raw,
+            ),
+        )
+        from pipelines.sampling.draw import How, sample_set
+
+        tell = _Progress(attempt, place)
+        with held(plan.folder, wait=_WAIT):
+            left = sample_set(place, plan, How(), attempt.stop, tell)
+        if left:
+            raise RuntimeError(f"{plan.folder} does not keep what is written")
+        found = _compared(place, address, scoring.name, config, tell)
+        attempt.finish({"status": "done", **found}, ("score.json",))
+    return "done"
+
+
+def _run_floor(place: Place, floor: Floor) -> str:
+    t = floor.tokenizer
+    name = f"{floor.data.name}-{floor.extractor}-{floor.images}"
+    folder = place.home.tokenizer(t.name) / "floors" / name
+    with at_work(folder, place.seat, place.wish) as attempt:
+        claim(folder, "floor.json", floor)
+        if ended(folder):
+            return "done"
+        attempt.begin({})
+        from pipelines.evaluation.fid import compared, extractor_named
+        from pipelines.evaluation.image_sets import Judged, judged
+        from pipelines.evaluation.reference_stats import (
+            MOST,
+            Cut,
+            batches_of,
+            real_data,
+            real_images,
+            reference_of,
+        )
+        from var_scaling.data.order import spread_rows
+
+        tell, address = _Progress(attempt, place), f"tokenizers/{t.name}"
+        against = f"{floor.data.name}-train"
+        rebuilt = judged(place, address, None, against, floor.images, Cut())
+        extractor = extractor_named(place, floor.extractor)
+        data = real_data(place, floor.data.name, "validation", t.side, floor.data, Cut())
+        reference = reference_of(place, data, "validation", extractor, MOST, tell)
+        found = compared(place, address, rebuilt, reference, extractor, tell).fidelity
+        source = real_images(place, data, "train")
+        rows = spread_rows(source.rows, floor.images)
+        real = Judged(
+            called=f"images of {against}",
+            folder=None,
+            set=None,
+            rebuilt=False,
+            count=len(rows),
+            side=t.side,
+            data=floor.data,
+            real=None,
+            batches=lambda: batches_of(place, source, data, rows),
+        )
+        itself = compared(place, against, real, reference, extractor, tell).fidelity
+        distances = {"distance": _distance(found), "distance_of_images": _distance(itself)}
+        kept = {"reference": reference.name, "extractor_sha256": extractor.sha256}
+        attempt.finish({"status": "done", **distances, **kept}, ("floor.json",))
+    return "done"
+
+
+def _compared(
+    place: Place, address: str, name: str, config: ScoredSet, tell: "_Progress"
+) -> dict[str, Any]:
+    from pipelines.evaluation.fid import Asked, measure_fidelity
+
+    against = f"{config.trial.data.name}-validation"
+    asked = Asked(set=name, extractor=config.scoring.extractor, against=against)
+    found = measure_fidelity(place, address, asked, tell).fidelity
+    return {
+        "distance": _distance(found),
+        "samples": found.samples,
+        "reference": found.reference,
+        "extractor_sha256": found.extractor_sha256,
+    }
+
+
+def _distance(found: Any) -> float:
+    """The Fréchet distance, whichever network looked."""
+    return float(found.scores["fid"] if "fid" in found.scores else found.scores["fd_seeded"])
+
+
+class _Progress:
+    """Leaves how far a stage has come, at most twice a second, and asks whether to stop."""
+
+    def __init__(self, attempt: Attempt, place: Place):
+        self.attempt, self.place, self.written = attempt, place, 0.0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if monotonic() - self.written > 0.5 or done >= total:
+            self.written = monotonic()
+            progress = {"what": what, "done": done, "total": total}
+            write_json(self.attempt.folder / "progress.json", progress)
+            if self.place.tell is not None:
+                self.place.tell(what, done, total)
+        if self.attempt.stop(done) and done < total:
+            raise Stopped(f"{what} stopped; run again to go on")
