@@ -323,6 +323,16 @@ def test_a_sweep_draws_and_scores_samples_of_its_trials(home):
     assert done["distance"] == found["scores"]["fd_seeded"] > 0
     assert (found["reference"], found["samples"]) == ("leaves-validation", 16)
     assert len(list((folder / "images").glob("*/*.png"))) == 16
+    rows = pd.read_parquet(home / "three" / "images.parquet").set_index(["trial", "set"])
+    assert len(rows) == 13
+    assert rows.distance["ar-d1", "plain"] == done["distance"]
+    assert rows.floor.notna().all()
+    assert rows.bits_per_image["residual-d1", "plain"] == 32 * 5
+    assert rows.raw["dit-d1", "plain-raw"]
+    assert rows.averaged["dit-d1", "plain"]
+    assert rows.settings["dit-d2", "few"] == "guidance 0.5, steps 2"
+    steps = rows.sampling_flops["dit-d2", "plain"] / rows.sampling_flops["dit-d2", "few"]
+    assert steps == pytest.approx(5 / (2 * 2))  # guided: two passes a step
     floors = sorted((home / "tokenizers").glob("*/floors/leaves-seeded-16/done.json"))
     assert [path.parents[2].name for path in floors] == ["one-scale", "residual", "t"]
     for path in floors:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from pipelines.evaluation import scores as measured
 from pipelines.execution.status import state_of
+from pipelines.results.images import write_images
 from pipelines.stages.graph import refuse_mismatch, sweep_stages
 from pipelines.workspace.damage import LOG, damage_in, status_of
 from pipelines.workspace.log_end import latest_line
@@ -234,6 +235,7 @@ def write_results(home: Home, sweep: Sweep) -> str | None:
         _refuse_other_cuts(home, sweep)
     with whole(home.sweep(sweep.name) / "results.parquet") as beside:
         pq.write_table(arrow_table(rows), beside)
+    write_images(home.sweep(sweep.name), sweep_stages(home, sweep))
     text = json.dumps(rows)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
