@@ -1,0 +1,193 @@
+"""How much more compute one family needs than another for images as good: compute multipliers.
+
+A curve is one family's score (a distance, smaller is better) against what it costs, over its sizes.
+Between two sizes the logarithm of the cost is taken to be linear in that of the score; beyond what
+was measured nothing is said. The multiplier of B against A is C_B / C_A at equal score: 2 means
+that B needs twice the compute of A.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import permutations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+_LEVELS = 9  # scores at which a multiplier is taken, evenly spread in their logarithm
+_RESAMPLES = 2000
+_ALMOST = 1e-9
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One family's sizes: cost of each, and the mean logarithm of its runs' scores."""
+
+    arm: str
+    cost: Floats  # rising, one for each size
+    log_score: Floats
+    runs: NDArray[np.int64]  # of each size
+
+    @property
+    def best(self) -> float:
+        return float(np.exp(self.log_score.min()))
+
+    @property
+    def worst(self) -> float:
+        return float(np.exp(self.log_score.max()))
+
+    def log_cost_at(self, log_scores: Floats, means: Floats | None = None) -> Floats:
+        """Log cost of each score on the curve; NaN beyond the scores that it has.
+
+        Where a larger size is no better than a smaller one, the smaller stands.
+        """
+        given = self.log_score if means is None else means
+        falling = np.minimum.accumulate(given)
+        falling = falling - _ALMOST * np.arange(len(falling))  # each strictly better than before
+        return np.interp(-log_scores, -falling, np.log(self.cost), left=np.nan, right=np.nan)
+
+
+@dataclass(frozen=True)
+class Multiplier:
+    """Compute of `arm` over that of `against` at equal score; None where it cannot be told."""
+
+    arm: str
+    against: str
+    value: float | None
+    low: float | None
+    high: float | None
+    level: float
+    scores: tuple[float, float] | None  # worst and best of the scores that both reached
+    said: str
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether the interval leaves out 1."""
+        return self.low is not None and self.high is not None and not self.low <= 1 <= self.high
+
+
+def curves(rows: pd.DataFrame, score: str, cost: str, arm: str = "arm") -> dict[str, Curve]:
+    """The curve of each arm. Runs of one size are those of equal cost.
+
+    Raises ValueError where a score or cost is no positive number.
+    """
+    wrong = rows[~(rows[score] > 0) | ~(rows[cost] > 0)]
+    if len(wrong):
+        row = wrong.iloc[0]
+        raise ValueError(
+            f"{row['trial']}: {score} = {row[score]:g}, {cost} = {row[cost]:g}: a curve needs "
+            "positive numbers"
+        )
+    found = {}
+    for name, runs in rows.groupby(arm, sort=False):
+        sizes = np.log(runs[score]).groupby(runs[cost])
+        means = sizes.mean()
+        found[str(name)] = Curve(
+            str(name),
+            means.index.to_numpy(dtype=float),
+            means.to_numpy(dtype=float),
+            sizes.size().to_numpy(dtype=np.int64),
+        )
+    return found
+
+
+def spread(rows: pd.DataFrame, score: str, cost: str, arm: str = "arm") -> tuple[float, int]:
+    """Standard deviation of log scores between runs of one arm and size, pooled over all, and its
+    degrees of freedom. Raises ValueError where no size was run twice.
+    """
+    logs = np.log(rows[score])
+    groups = logs.groupby([rows[arm], rows[cost]])
+    free = int((groups.size() - 1).sum())
+    if free < 1:
+        raise ValueError("no size was run with several seeds: nothing is known of their spread")
+    return float(np.sqrt(((logs - groups.transform("mean")) ** 2).sum() / free)), free
+
+
+def multiplier(
+    of: Curve,
+    against: Curve,
+    deviation: float,
+    free: int,
+    level: float = 0.95,
+    resamples: int = _RESAMPLES,
+    seed: int = 0,
+) -> Multiplier:
+    """The geometric mean of C_of / C_against over the scores that both reached, with an interval.
+
+    The interval is that of resampled means: each size's mean moves by the spread of runs, which is
+    itself only known to `free` degrees of freedom. Its coverage is simulated in the tests.
+    """
+    worst = min(of.worst, against.worst)
+    best = max(of.best, against.best)
+    if not best < worst:
+        ahead, behind = (of, against) if of.best < against.best else (against, of)
+        said = (
+            f"not reached: {behind.arm} comes to {behind.best:.3g} at best, and {ahead.arm} is "
+            f"never worse than {ahead.worst:.3g}"
+        )
+        return Multiplier(of.arm, against.arm, None, None, None, level, None, said)
+    grid = np.linspace(np.log(worst), np.log(best), _LEVELS)
+    inner = grid[1:-1]  # at the ends a curve may begin a hair later than the grid
+    point = float(np.mean(of.log_cost_at(inner) - against.log_cost_at(inner)))
+    generator = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(resamples):
+        sigma = deviation * np.sqrt(free / generator.chisquare(free))
+        moved = [
+            curve.log_score
+            + sigma / np.sqrt(curve.runs) * generator.standard_normal(len(curve.runs))
+            for curve in (of, against)
+        ]
+        ratios = of.log_cost_at(inner, moved[0]) - against.log_cost_at(inner, moved[1])
+        known = ratios[np.isfinite(ratios)]
+        if len(known):
+            drawn.append(float(known.mean()))
+    ends = (1 - level) / 2
+    low, high = np.exp(np.quantile(drawn, [ends, 1 - ends]))
+    value = float(np.exp(point))
+    said = f"{of.arm} needs {value:.2f} x the compute of {against.arm} ({low:.2f} to {high:.2f})"
+    return Multiplier(
+        of.arm, against.arm, value, float(low), float(high), level, (worst, best), said
+    )
+
+
+def multipliers(
+    rows: pd.DataFrame, score: str, cost: str, arm: str = "arm", level: float = 0.95
+) -> tuple[Multiplier, ...]:
+    """Of every arm against every other, in the order of `rows`."""
+    found = curves(rows, score, cost, arm)
+    deviation, free = spread(rows, score, cost, arm)
+    return tuple(
+        multiplier(found[one], found[other], deviation, free, level)
+        for one, other in permutations(found, 2)
+    )
+
+
+def unequal_grounds(rows: pd.DataFrame, arm: str = "arm") -> tuple[str, ...]:
+    """In what the arms differ besides the model, a sentence each; none: they are on one ground."""
+    said = []
+    for column, what in (
+        ("data", "images"),
+        ("samples", "counts of samples"),
+        ("reference", "references"),
+        ("extractor", "feature networks"),
+        ("guidance", "strengths of guidance"),
+    ):
+        values = rows.groupby(arm, sort=False)[column].unique()
+        flat = sorted({str(one) for each in values for one in each})
+        if len(flat) > 1:
+            said.append(f"{what} differ: {', '.join(flat)}")
+    budgets = _budgets(rows, arm)
+    if len(budgets) > 1:
+        said.append(f"sizes have other budgets: {'; '.join(budgets)}")
+    return tuple(said)
+
+
+def _budgets(rows: pd.DataFrame, arm: str) -> Sequence[str]:
+    """The range of training FLOPs of each arm, where the largest differ by more than 10 %."""
+    most = rows.groupby(arm, sort=False).train_flops.max()
+    if most.max() <= 1.1 * most.min():
+        return []
+    return [f"{name} up to {flops:.2g} FLOPs" for name, flops in most.items()]
