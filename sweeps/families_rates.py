@@ -60,6 +60,9 @@ ARMS = {
     "dit": (tiny_dit, multi_scale),
 }
 
+# Peak rate times width: what this sweep found best over its sizes (docs/families.md).
+RATES = {"var": 0.25, "ar": 0.25, "ar-residual": 0.25, "dit": 0.25}
+
 sweep = Sweep(
     name="families_rates",
     question="Which constant in rate = constant / width is best for each family and size?",

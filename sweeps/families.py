@@ -1,0 +1,50 @@
+"""VAR, AR and DiT on equal terms: equal images, tokenizers of equal recipe, equal training FLOPs.
+
+At each depth every arm may spend what VAR spends on 2,500 steps of 32 images. Learning rates are
+those of `families_rates`. All samples are drawn without guidance and without filters.
+"""
+
+from sweeps.families_rates import ARMS, RATES, family_trial
+from var_scaling.accounting import total
+from var_scaling.experiment import Sweep, Trial
+from var_scaling.experiment.scoring import Scoring
+from var_scaling.models.ar.config import ArSampling
+from var_scaling.models.dit.config import DitSampling
+from var_scaling.models.var.config import VarSampling
+
+SEEDS = {2: 3, 3: 3, 4: 3, 6: 1}  # depth: runs
+VAR_STEPS = 2_500
+UNGUIDED = (
+    VarSampling(guidance=0, top_k=0, top_p=0),
+    ArSampling(guidance=0),
+    DitSampling(guidance=0, steps=25),
+)
+
+
+def _step_flops(trial: Trial) -> int:
+    return trial.batch * total(trial.family.training_flops(trial.spec))
+
+
+def _trial(arm: str, depth: int, seed: int) -> Trial:
+    build, tokenizer = ARMS[arm]
+    trial = family_trial(f"{arm}-d{depth}-s{seed}", build(depth), tokenizer, RATES[arm])
+    first, scales = ARMS["var"]
+    budget = VAR_STEPS * _step_flops(family_trial("var", first(depth), scales, RATES["var"]))
+    steps = round(budget / _step_flops(trial))
+    return trial.model_copy(update={"steps": steps, "seed": seed})
+
+
+sweep = Sweep(
+    name="families",
+    question="Which family makes the best images of the same compute?",
+    trials=tuple(
+        _trial(arm, depth, seed)
+        for arm in ARMS
+        for depth, runs in SEEDS.items()
+        for seed in range(runs)
+    ),
+    scorings=(
+        Scoring(name="unguided", sampling=UNGUIDED, count=256),
+        Scoring(name="unguided-raw", sampling=UNGUIDED, count=256, raw=True),
+    ),
+)
