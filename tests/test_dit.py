@@ -129,15 +129,15 @@ def test_the_error_falls_in_proportion_to_the_step(model):
 
 def test_velocity_and_noise_convert_into_each_other():
     generator = torch.Generator().manual_seed(0)
-    clean, noise = torch.randn(2, 1000, 3, generator=generator)
+    clean, noise = torch.randn(2, 1000, 3, dtype=torch.float64, generator=generator)
     for t in (0.01, 0.3, 0.9, 0.99):
-        x = on_path(clean, noise, torch.full((1000,), t))
+        x = on_path(clean, noise, torch.full((1000,), t, dtype=torch.float64))
         velocity = noise - clean
         epsilon = epsilon_of_velocity(velocity, x, t)
         torch.testing.assert_close(epsilon, noise, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(clean_of_velocity(velocity, x, t), clean, atol=1e-5, rtol=1e-5)
-        back = velocity_of_epsilon(epsilon.double(), x.double(), t).float()
-        torch.testing.assert_close(back, velocity, atol=1e-4, rtol=1e-4)
+        back = velocity_of_epsilon(epsilon, x, t)
+        torch.testing.assert_close(back, velocity, atol=1e-5, rtol=1e-5)
 
 
 def test_a_schedules_steps_are_spread_over_all_of_it():
