@@ -4,7 +4,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.comparison.families import curves, multiplier, multipliers, spread, unequal_grounds
+from analysis.comparison.families import (
+    curves,
+    multiplier,
+    multipliers,
+    spread,
+    unequal_grounds,
+    with_arms,
+)
+from analysis.report.families import sets_compared
 
 SIZES = {2: 3, 3: 3, 4: 3, 6: 1}  # depth: runs
 
@@ -92,3 +100,20 @@ def test_a_score_that_is_no_positive_number_is_refused():
     rows.loc[3, "distance"] = -0.1
     with pytest.raises(ValueError, match=r"distance = -0\.1"):
         curves(rows, "distance", "train_flops")
+
+
+def test_the_report_says_the_multiplier_once_and_what_is_unequal(tmp_path):
+    rows = table(2.0, noise=0.01, seed=3).assign(
+        family=lambda frame: frame.arm.map({"A": "var", "B": "dit"}), tokenizer="t", raw=False,
+        set="plain", depth=2, params_total=1000, images_seen=80_000, sampling_flops=1e6,
+        bits_per_image=210.0, floor=0.5, loss_unit="x",
+    )  # fmt: skip
+    (found,) = sets_compared(rows, tmp_path, ("svg",))
+    (sentence,) = found.sentences
+    assert sentence.startswith("dit needs ")
+    assert float(sentence.split()[2]) == pytest.approx(2.0, rel=0.2)
+    assert found.cautions == ()
+    assert [row["arm"] for row in found.table] == ["var"] * 4 + ["dit"] * 4
+    assert (tmp_path / "families_plain.svg").exists()
+    raw = rows.assign(raw=rows.family == "dit")
+    assert set(with_arms(raw).arm) == {"var", "dit, raw weights"}

@@ -333,6 +333,11 @@ def test_a_sweep_draws_and_scores_samples_of_its_trials(home):
     assert rows.settings["dit-d2", "few"] == "guidance 0.5, steps 2"
     steps = rows.sampling_flops["dit-d2", "plain"] / rows.sampling_flops["dit-d2", "few"]
     assert steps == pytest.approx(5 / (2 * 2))  # guided: two passes a step
+    page = (home / "three" / "report" / "index.html").read_text()
+    assert "Samples “plain”" in page
+    assert "Samples “few”" not in page  # of one arm there is nothing to compare
+    assert "No multiplier of compute: no size was run with several seeds" in page
+    assert (home / "three" / "report" / "families_plain.png").exists()
     floors = sorted((home / "tokenizers").glob("*/floors/leaves-seeded-16/done.json"))
     assert [path.parents[2].name for path in floors] == ["one-scale", "residual", "t"]
     for path in floors:

@@ -68,6 +68,19 @@ class Multiplier:
         return self.low is not None and self.high is not None and not self.low <= 1 <= self.high
 
 
+def with_arms(rows: pd.DataFrame) -> pd.DataFrame:
+    """`rows` of images.parquet with a column `arm`: the family, where it has several its tokenizer
+    and what its loss is of, and whether the last weights of a model that averages its own drew
+    them.
+    """
+    arm = rows.family
+    for column in ("tokenizer", "loss_unit"):
+        several = rows.groupby("family")[column].transform("nunique") > 1
+        arm = arm.where(~several, arm + ", " + rows[column])
+    arm = arm.where(~rows.raw, arm + ", raw weights")
+    return rows.assign(arm=arm)
+
+
 def curves(rows: pd.DataFrame, score: str, cost: str, arm: str = "arm") -> dict[str, Curve]:
     """The curve of each arm. Runs of one size are those of equal cost.
 

@@ -4,10 +4,12 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import pandas as pd
 from markupsafe import Markup
 
 from analysis.plots.all_figures import draw_all
 from analysis.report.embed import inlined
+from analysis.report.families import sets_compared
 from analysis.report.html import Facts, environment, figure_of, shown_pictures, write_report
 from analysis.report.text import verdicts
 from analysis.study import METRICS, VARIABLES, Study
@@ -23,9 +25,16 @@ _FIGURE = "laws_in_parameters"
 
 
 def write_pages(
-    folder: Path, studies: Mapping[str, Study], facts: Facts, kinds: tuple[str, ...]
+    folder: Path,
+    studies: Mapping[str, Study],
+    facts: Facts,
+    kinds: tuple[str, ...],
+    images: pd.DataFrame | None = None,
 ) -> Path:
-    """Draw every figure in all `kinds`, write every page; returns the one to open first."""
+    """Draw every figure in all `kinds`, write every page; returns the one to open first.
+
+    `images`: the scored samples, as images.parquet has them.
+    """
     index = folder / "index.html"
     if list(studies) == [""]:
         write_report(index, studies[""], draw_all(studies[""], folder, kinds), facts)
@@ -60,6 +69,9 @@ def write_pages(
     }
     templates = environment()
     sections = []
+    if images is not None and (compared := sets_compared(images, folder, kinds)):
+        body = templates.get_template("families.html.j2").render(compared=compared).strip()
+        sections.append(("families", "Families compared", Markup(body)))
     for anchor, title in _SHARED:
         body = templates.get_template(f"{anchor}.html.j2").render(**context).strip()
         if body:

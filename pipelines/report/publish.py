@@ -43,6 +43,8 @@ def publish(
         known = {"damaged": {}, "failures": [], **laws}
         if all(known.get(key) == value for key, value in (wanted | warnings).items()):
             return laws
+    import pandas as pd
+
     from analysis.export import laws_of_all
     from analysis.report.pages import write_pages
     from analysis.study import studies
@@ -56,7 +58,9 @@ def publish(
     found = studies(table, objective, tuple(graded(home, sweep)), progress)
     # PDFs take as long as all the rest: who asks for laws or report gets them, a run does not.
     kinds = ("svg", "png", "pdf") if again else ("svg", "png")
-    write_pages(report_path(home, sweep).parent, found, facts_of(sweep, stages), kinds)
+    scored = folder / "images.parquet"
+    images = pd.read_parquet(scored) if scored.exists() else None
+    write_pages(report_path(home, sweep).parent, found, facts_of(sweep, stages), kinds, images)
     laws = {**laws_of_all(found), **wanted, **warnings, "sweep": sweep.name}
     write_json(folder / "laws.json", laws)
     return laws
