@@ -20,6 +20,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from statistics import linear_regression, median
@@ -32,6 +33,7 @@ import torch
 from var_scaling.accounting import total
 from var_scaling.config import ImportedTokenizer
 from var_scaling.evaluation.bench import Bench, matmul_peak
+from var_scaling.evaluation.rates import MatmulPeak, SamplingSpeed
 from var_scaling.evaluation.speed import Subject, sampling_speeds
 from var_scaling.models.ar.config import ArModel, ArSampling
 from var_scaling.models.base import ModelRecord, ModelSpec, SamplingRecord
@@ -52,7 +54,7 @@ CLASSES = 1000
 
 def ways(depth: int, width: int, steps: list[int]) -> dict[str, tuple[ModelRecord, SamplingRecord]]:
     """Name: model and how it is sampled, all without guidance and filters."""
-    shape = {"depth": depth, "width_per_depth": width}
+    shape: dict[str, Any] = {"depth": depth, "width_per_depth": width}
     return {
         "var": (VarModel(**shape), VarSampling(guidance=0.0, top_k=0, top_p=0.0)),
         "ar": (ArModel(**shape), ArSampling(guidance=0.0)),
@@ -108,10 +110,7 @@ def measure(asked: argparse.Namespace, device: torch.device, report: Report) -> 
         for turn in range(asked.rounds):
             for name, (model, sampling) in ways_there.items():
                 here = subject(model, grid, asked.channels, device)
-                for speed in sampling_speeds(
-                    here, [(asked.precision, 0.0)], asked.batches, {asked.precision: peak}, bench,
-                    sampling,
-                ):  # fmt: skip
+                for speed in _speeds(here, asked, peak, bench, sampling):
                     row: dict[str, Any] = {
                         "family": name, "grid": grid, "batch": speed.batch, "round": turn,
                         "parameters": total(here.family.parameters(here.spec)),
@@ -130,6 +129,19 @@ def measure(asked: argparse.Namespace, device: torch.device, report: Report) -> 
                     report.save()
                     print("  ".join(f"{k} {_short(v)}" for k, v in row.items()), flush=True)
         spent = time.monotonic() - began
+
+
+def _speeds(
+    here: Subject,
+    asked: argparse.Namespace,
+    peak: MatmulPeak,
+    bench: Bench,
+    sampling: SamplingRecord,
+) -> Iterator[SamplingSpeed]:
+    """Each batch on its own: on a GPU a larger one is not left out for what a smaller one took."""
+    for batch in asked.batches:
+        ways = [(asked.precision, 0.0)]
+        yield from sampling_speeds(here, ways, [batch], {asked.precision: peak}, bench, sampling)
 
 
 def tables(rows: list[dict[str, Any]]) -> list[str]:
