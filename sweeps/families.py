@@ -7,7 +7,7 @@ those of `families_rates`. All samples are drawn without guidance and without fi
 from sweeps.families_rates import ARMS, RATES, family_trial
 from var_scaling.accounting import total
 from var_scaling.experiment import Sweep, Trial
-from var_scaling.experiment.scoring import Scoring
+from var_scaling.experiment.scoring import ExtractorName, Scoring
 from var_scaling.models.ar.config import ArSampling
 from var_scaling.models.dit.config import DitSampling
 from var_scaling.models.var.config import VarSampling
@@ -19,6 +19,7 @@ UNGUIDED = (
     ArSampling(guidance=0),
     DitSampling(guidance=0, steps=25),
 )
+NETWORKS: tuple[ExtractorName, ...] = ("seeded", "classifier")
 
 
 def _step_flops(trial: Trial) -> int:
@@ -44,7 +45,7 @@ sweep = Sweep(
         for seed in range(runs)
     ),
     scorings=(
-        Scoring(name="unguided", sampling=UNGUIDED, count=256),
-        Scoring(name="unguided-raw", sampling=UNGUIDED, count=256, raw=True),
+        Scoring(name="unguided", sampling=UNGUIDED, count=256, extractors=NETWORKS),
+        Scoring(name="unguided-raw", sampling=UNGUIDED, count=256, extractors=NETWORKS, raw=True),
     ),
 )

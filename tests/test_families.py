@@ -310,21 +310,32 @@ def test_speed(name, home, capsys, monkeypatch):
 
 
 def test_a_sweep_draws_and_scores_samples_of_its_trials(home):
-    plain = [path.parents[2].name for path in (home / "three").glob("*/scores/plain/done.json")]
-    assert sorted(plain) == sorted(trial.name for trial in (*trials(1), *trials(2)))
-    raw = [path.parents[2].name for path in (home / "three").glob("*/scores/plain-raw/done.json")]
-    assert sorted(raw) == ["dit-d1", "dit-d2"]
-    assert [path.parents[2].name for path in (home / "three").glob("*/scores/few/done.json")] == [
-        "dit-d2"
-    ]
-    done = read_json(home / "three" / "ar-d1" / "scores" / "plain" / "done.json")
+    def scored(name: str) -> list[str]:
+        found = (home / "three").glob(f"*/scores/{name}/done.json")
+        return sorted(path.parents[2].name for path in found)
+
+    everyone = sorted(trial.name for trial in (*trials(1), *trials(2)))
+    assert scored("plain-seeded") == scored("plain-classifier") == everyone
+    assert scored("plain-raw-seeded") == ["dit-d1", "dit-d2"]
+    assert scored("few-seeded") == ["dit-d2"]
+    done = read_json(home / "three" / "ar-d1" / "scores" / "plain-seeded" / "done.json")
     folder = home / "three" / "ar-d1" / "samples" / "plain"
-    (found,) = read_json(folder / "fidelity.json")["measured"]
+    both = {one["extractor"]: one for one in read_json(folder / "fidelity.json")["measured"]}
+    assert set(both) == {"seeded", "classifier"}
+    found = both["seeded"]
     assert done["distance"] == found["scores"]["fd_seeded"] > 0
+    assert both["classifier"]["scores"]["fd_classifier"] > 0
+    network = read_json(home / "networks" / "leaves" / "done.json")
+    assert both["classifier"]["extractor_sha256"] == network["weights_sha256"]
+    assert network["accuracy"] > 0.25  # of 8 classes
     assert (found["reference"], found["samples"]) == ("leaves-validation", 16)
     assert len(list((folder / "images").glob("*/*.png"))) == 16
-    rows = pd.read_parquet(home / "three" / "images.parquet").set_index(["trial", "set"])
-    assert len(rows) == 13
+    rows = pd.read_parquet(home / "three" / "images.parquet")
+    assert len(rows) == 23
+    looked = rows[rows.extractor == "classifier"]
+    assert set(looked.extractor_sha256) == {network["weights_sha256"]}
+    assert looked.floor.notna().all()
+    rows = rows[rows.extractor == "seeded"].set_index(["trial", "set"])
     assert rows.distance["ar-d1", "plain"] == done["distance"]
     assert rows.floor.notna().all()
     assert rows.bits_per_image["residual-d1", "plain"] == 32 * 5

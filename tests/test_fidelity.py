@@ -297,14 +297,16 @@ def test_too_few_features_are_refused():
 def test_what_is_not_known_is_absent():
     real, fake = gathered(normal(30, 4)), gathered(normal(20, 4, seed=1))
     few = gathered(normal(20, 4, seed=1), keep=3)
-    names = {"fd_made", "score_made", "score_made_std", "fake_images"}
+    names = {"fd_made", "fd_made_stderr", "score_made", "score_made_std", "fake_images"}
     known = compare(fake, real, looking(4))
     assert set(known) == names | {
         "real_images", "kd_made", "kd_made_std", "kid_subset_size", "precision_made",
         "recall_made", "fake_features", "real_features",
     }  # fmt: skip
     assert (known["fake_images"], known["real_images"], known["kid_subset_size"]) == (20, 30, 20)
-    assert not {"precision_made", "recall_made"} & set(compare(few, real, looking(4)))
+    assert not {"fd_made_stderr", "precision_made", "recall_made"} & set(
+        compare(few, real, looking(4))
+    )
     equal = compare(fake, gathered(normal(20, 4)), looking(4))  # KID of one subset has no spread
     assert "kd_made" in equal
     assert "kd_made_std" not in equal

@@ -49,7 +49,7 @@ sweep = Sweep(
     question="Does everything take every family?",
     trials=(*trials(1), *trials(2)),
     scorings=(
-        Scoring(name="plain", sampling=PLAIN, count=2),
+        Scoring(name="plain", sampling=PLAIN, count=2, extractors=("seeded", "classifier")),
         Scoring(name="plain-raw", sampling=PLAIN, count=2, raw=True),
         Scoring(name="few", sampling=(DitSampling(steps=2),), count=2, only=("dit-d2",)),
     ),

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -11,6 +11,7 @@ from pipelines.cli.options import RUNS, AsJson, Enlarge, HomeFolder, ValidationS
 from pipelines.cli.terminal import console as screen
 from pipelines.workspace.settings import load_settings
 from pipelines.workspace.store import Home
+from var_scaling.experiment.scoring import ExtractorName
 
 if TYPE_CHECKING:
     from pipelines.evaluation.scores import Fidelity
@@ -36,7 +37,7 @@ def fidelity(
         str | None, typer.Option("--set", help="of samples; else default", show_default=False)
     ] = None,
     extractor: Annotated[
-        Literal["inception", "seeded"] | None,
+        ExtractorName | None,
         typer.Option(help="what looks; else Inception where var-scaling.toml names its weights"),
     ] = None,
     against: Annotated[
@@ -109,13 +110,11 @@ def fidelity(
 
 
 def fidelity_table(found: "Fidelity") -> Table:
-    """Each number under its right name, and its spread."""
+    """Each number under its right name; its standard error, or spread over splits or subsets."""
     table = screen.new_table("", "", "±")
-    for name, value in found.scores.items():
-        if not name.endswith("_std"):
-            spread = found.scores.get(f"{name}_std")
-            shown = "" if spread is None else f"{spread:.2g}"
-            table.add_row(_CALLED.get(name, name), f"{value:.5g}", shown)
+    for name, (value, spread) in found.with_spreads.items():
+        shown = "" if spread is None else f"{spread:.2g}"
+        table.add_row(_CALLED.get(name, name), f"{value:.5g}", shown)
     return table
 
 

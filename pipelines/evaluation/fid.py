@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -20,7 +20,11 @@ from pipelines.evaluation.reference_stats import (
 )
 from pipelines.evaluation.scores import Fidelity, fidelities, note_fidelity
 from pipelines.stages.context import Place
+from pipelines.workspace.damage import WEIGHTS
 from pipelines.workspace.provenance import code_version
+from var_scaling.datasets import DataRecord
+from var_scaling.disk import DONE, is_done, read_json
+from var_scaling.evaluation.classifier import CLASSIFIER, classifier_extractor
 from var_scaling.evaluation.extractors import (
     INCEPTION,
     Extractor,
@@ -28,13 +32,12 @@ from var_scaling.evaluation.extractors import (
     seeded_extractor,
 )
 from var_scaling.evaluation.fidelity import compare
+from var_scaling.experiment.scoring import ExtractorName
 
 ENOUGH = 10_000  # samples; of fewer, FID is biased by more than models differ (arXiv 1911.07023)
 # Images of a split of the inception score. Of as many, drawn from 250 equal classes and each sure,
 # it comes to 188 instead of 250, and of 50 images to 44.
 ENOUGH_A_SPLIT = 500
-
-ExtractorName = Literal["inception", "seeded"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def measure_fidelity(place: Place, address: str, asked: Asked, tell: Tell) -> Fo
     wanted = _wanted(address, images, asked)
     if images.folder is not None:
         fidelities(images.folder)  # what cannot be read shows before the work
-    extractor = extractor_named(place, asked.extractor)
+    extractor = extractor_named(place, asked.extractor, images.data)
     reference = _reference(place, images, wanted, extractor, asked, tell)
     return compared(place, address, images, reference, extractor, tell)
 
@@ -86,7 +89,8 @@ def compared(
     """Every score of `images` against `reference`, kept beside them."""
     began = time.monotonic()
     gathered = gather(extractor, images.batches(), images.count, f"looking at {address}", tell)
-    line = compare(gathered, reference.statistics, extractor)
+    strata = None if images.classes_N is None else torch.from_numpy(images.classes_N)
+    line = compare(gathered, reference.statistics, extractor, strata)
     found = Fidelity(
         images=images.called,
         set=images.set,
@@ -111,11 +115,28 @@ def compared(
 _COUNTS = ("kid_subset_size", "fake_features", "real_features")
 
 
-def extractor_named(place: Place, name: ExtractorName | None) -> Extractor:
+def extractor_named(place: Place, name: ExtractorName | None, data: DataRecord | None) -> Extractor:
+    """The network that looks; "classifier" is the one that learnt the classes of `data`."""
     path = place.settings.weights.inception
     chosen = name or (INCEPTION if path else "seeded")
+    if chosen == CLASSIFIER:
+        return _classifier(place, data).to(place.device())
     made = inception_extractor(path) if chosen == INCEPTION else seeded_extractor()
     return made.to(place.device())
+
+
+def _classifier(place: Place, data: DataRecord | None) -> Extractor:
+    if data is None:
+        raise ValueError(
+            "classifier: whose classes? It is trained on the images that a model here learnt"
+        )
+    folder = place.home.network(data.name)
+    if not is_done(folder):
+        raise ValueError(
+            f"classifier: none has learnt the classes of {data.name}; a sweep with a scoring whose "
+            'extractors have "classifier" trains it'
+        )
+    return classifier_extractor(folder / WEIGHTS, read_json(folder / DONE)["weights_sha256"])
 
 
 def _wanted(address: str, images: Judged, asked: Asked) -> tuple[str, str] | None:

@@ -48,6 +48,7 @@ class Judged:
     data: DataRecord | None  # what the model learnt, if that is known
     real: tuple[str, str] | None  # the name and split of the data to compare with, if none is said
     batches: Callable[[], Iterator[Batch]]
+    classes_N: np.ndarray | None = None  # of each image, where each class has a fixed number
 
 
 def judged(
@@ -89,7 +90,8 @@ def _samples(place: Place, address: str, name: str) -> Judged:
     record = read_generator(finished(place.home, address))
     folder = place.home.root / address / SAMPLES / name
     _refuse_unfinished(address, folder)
-    files = [folder / image["file"] for image in images_of(folder)]
+    images = images_of(folder)
+    files = [folder / image["file"] for image in images]
     data = record.data if isinstance(record, Trial) else None
     return Judged(
         called=f"set {name}",
@@ -101,6 +103,7 @@ def _samples(place: Place, address: str, name: str) -> Judged:
         data=data,
         real=(data.name, "train") if data else None,
         batches=_reading(place, files, record.tokenizer.side),
+        classes_N=np.array([image["class"] for image in images]),
     )
 
 

@@ -17,6 +17,7 @@ from var_scaling.disk import read_json, write_json
 from var_scaling.record import Record, explain
 
 FIDELITY = "fidelity.json"
+_SPREADS = ("_std", "_stderr")  # how the names of spreads end
 _FORMAT = 1  # of fidelity.json
 _WAIT = 30.0  # seconds, while another process writes its lines
 # Column of the results row: what an extractor calls it.
@@ -52,6 +53,21 @@ class Fidelity(Record):
     time: str  # UTC
     seconds: float
     device: str
+
+    @property
+    def with_spreads(self) -> dict[str, tuple[float, float | None]]:
+        """Each score, and its standard error, or its spread over splits or subsets."""
+        spreads = {
+            name.removesuffix(end): value
+            for name, value in self.scores.items()
+            for end in _SPREADS
+            if name.endswith(end)
+        }
+        return {
+            name: (value, spreads.get(name))
+            for name, value in self.scores.items()
+            if not name.endswith(_SPREADS)
+        }
 
 
 def fidelities(folder: Path) -> list[Fidelity]:

@@ -1,5 +1,5 @@
 """What a sweep's scorings ask for, as stages: draw a set of samples and compare it with images held
-out; compare a tokenizer's reconstructions with the same images.
+out; compare a tokenizer's reconstructions with the same images; train a network that looks.
 """
 
 from time import monotonic
@@ -9,11 +9,11 @@ from pipelines.sampling.request import Asked as AskedSamples
 from pipelines.sampling.request import plan_set
 from pipelines.stages.attempt import Attempt, Stopped, at_work
 from pipelines.stages.context import Place
-from pipelines.stages.registry import FLOOR
-from pipelines.workspace.damage import ended
+from pipelines.stages.registry import FLOOR, NETWORK, SPLITS
+from pipelines.workspace.damage import WEIGHTS, ended
 from pipelines.workspace.store import claim, held
-from var_scaling.disk import write_json
-from var_scaling.experiment.scoring import Floor, ScoredSet
+from var_scaling.disk import file_sha256, write_json
+from var_scaling.experiment.scoring import FeatureNetwork, Floor, ScoredSet
 
 _WAIT = 24 * 3600.0  # seconds, while another process draws the same set
 
@@ -22,12 +22,14 @@ def run(place: Place, words: dict[str, Any]) -> str:
     """What a stage does that is given as JSON. Returns "done"; raises Stopped, ValueError."""
     if words["kind"] == FLOOR.name:
         return _run_floor(place, Floor.model_validate_json(words["config"]))
+    if words["kind"] == NETWORK.name:
+        return _run_network(place, FeatureNetwork.model_validate_json(words["config"]))
     return _run_score(place, words["sweep"], ScoredSet.model_validate_json(words["config"]))
 
 
 def _run_score(place: Place, sweep: str, config: ScoredSet) -> str:
     trial, scoring = config.trial, config.scoring
-    folder = place.home.trial(sweep, trial.name) / "scores" / scoring.name
+    folder = place.home.trial(sweep, trial.name) / "scores" / f"{scoring.name}-{config.extractor}"
     with at_work(folder, place.seat, place.wish) as attempt:
         claim(folder, "score.json", config)
         if ended(folder):
@@ -64,8 +66,7 @@ def _run_score(place: Place, sweep: str, config: ScoredSet) -> str:
 
 def _run_floor(place: Place, floor: Floor) -> str:
     t = floor.tokenizer
-    name = f"{floor.data.name}-{floor.extractor}-{floor.images}"
-    folder = place.home.tokenizer(t.name) / "floors" / name
+    folder = place.home.tokenizer(t.name) / "floors" / floor.of_tokenizer
     with at_work(folder, place.seat, place.wish) as attempt:
         claim(folder, "floor.json", floor)
         if ended(folder):
@@ -86,7 +87,7 @@ def _run_floor(place: Place, floor: Floor) -> str:
         tell, address = _Progress(attempt, place), f"tokenizers/{t.name}"
         against = f"{floor.data.name}-train"
         rebuilt = judged(place, address, None, against, floor.images, Cut())
-        extractor = extractor_named(place, floor.extractor)
+        extractor = extractor_named(place, floor.extractor, floor.data)
         data = real_data(place, floor.data.name, "validation", t.side, floor.data, Cut())
         reference = reference_of(place, data, "validation", extractor, MOST, tell)
         found = compared(place, address, rebuilt, reference, extractor, tell).fidelity
@@ -104,9 +105,32 @@ def _run_floor(place: Place, floor: Floor) -> str:
             batches=lambda: batches_of(place, source, data, rows),
         )
         itself = compared(place, against, real, reference, extractor, tell).fidelity
-        distances = {"distance": _distance(found), "distance_of_images": _distance(itself)}
+        distances = {**_distance(found), "distance_of_images": _distance(itself)["distance"]}
         kept = {"reference": reference.name, "extractor_sha256": extractor.sha256}
         attempt.finish({"status": "done", **distances, **kept}, ("floor.json",))
+    return "done"
+
+
+def _run_network(place: Place, config: FeatureNetwork) -> str:
+    folder = place.home.network(config.data.name)
+    with at_work(folder, place.seat, place.wish) as attempt:
+        claim(folder, "network.json", config)
+        if ended(folder):
+            return "done"
+        attempt.begin({})
+        import torch
+
+        from pipelines.evaluation.reference_stats import real_images
+        from var_scaling.evaluation.classifier import train_classifier
+        from var_scaling.weights import save_weights
+
+        torch.set_num_threads(place.seat.threads)
+        training, held_out = (real_images(place, config.data, split) for split in SPLITS)
+        tell = _Progress(attempt, place)
+        network, right = train_classifier(config, training, held_out, place.device(), tell)
+        save_weights(network, folder / WEIGHTS)
+        found = {"accuracy": right, "weights_sha256": file_sha256(folder / WEIGHTS)}
+        attempt.finish({"status": "done", **found}, ("network.json", WEIGHTS))
     return "done"
 
 
@@ -116,19 +140,25 @@ def _compared(
     from pipelines.evaluation.fid import Asked, measure_fidelity
 
     against = f"{config.trial.data.name}-validation"
-    asked = Asked(set=name, extractor=config.scoring.extractor, against=against)
+    asked = Asked(set=name, extractor=config.extractor, against=against)
     found = measure_fidelity(place, address, asked, tell).fidelity
     return {
-        "distance": _distance(found),
+        **_distance(found),
         "samples": found.samples,
         "reference": found.reference,
         "extractor_sha256": found.extractor_sha256,
     }
 
 
-def _distance(found: Any) -> float:
-    """The Fréchet distance, whichever network looked."""
-    return float(found.scores["fid"] if "fid" in found.scores else found.scores["fd_seeded"])
+def _distance(found: Any) -> dict[str, float | None]:
+    """The Fréchet distance, whichever network looked, and its standard error if it has one."""
+    from var_scaling.evaluation.extractors import metric_name
+
+    name = metric_name("fid", found.extractor)
+    return {
+        "distance": found.scores[name],
+        "distance_stderr": found.scores.get(f"{name}_stderr"),
+    }
 
 
 class _Progress:

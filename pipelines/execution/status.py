@@ -7,7 +7,7 @@ from typing import Any
 from pipelines.execution.backend import Queue
 from pipelines.stages.attempt import FAILED, PULSE, pulse_age
 from pipelines.stages.graph import Stage, Stages, of_kind
-from pipelines.stages.registry import IMPORTED, KINDS, TRIAL
+from pipelines.stages.registry import IMPORTED, KINDS, NETWORK, TRIAL
 from pipelines.workspace import job_log as jobs
 from pipelines.workspace.damage import damage_in, status_of
 from pipelines.workspace.job_log import JobRecord
@@ -178,21 +178,25 @@ def _tokens_view(stage: Stage, queue: Queue | None) -> View:
 
 
 def _scoring_view(stage: Stage, queue: Queue | None) -> View:
-    """Samples or reconstructions: how many there are, and once done their distance."""
+    """Samples, reconstructions or a network that looks: how far they are, then what came out."""
     folder = stage.directory
     state, note = state_of(folder, queue)
     progress = _progress(folder)
     if is_done(folder):
-        note = note or f"distance {read_json(folder / DONE)['distance']:.3f}"
+        found = read_json(folder / DONE)
+        name = "distance" if "distance" in found else "accuracy"
+        note = note or f"{name} {found[name]:.3f}"
+    unit = "steps" if stage.kind == NETWORK else "images"
     return View(
-        stage.kind.name, stage.name, state, progress["done"], progress["total"], "images",
+        stage.kind.name, stage.name, state, progress["done"], progress["total"], unit,
         note=note, **_whereabouts(folder, queue),
     )  # fmt: skip
 
 
 _VIEWS = {
     "tokenizer": _tokenizer_view, "tokens": _tokens_view, "trial": _training_view,
-    "imported": _imported_view, "floor": _scoring_view, "score": _scoring_view,
+    "imported": _imported_view, "network": _scoring_view, "floor": _scoring_view,
+    "score": _scoring_view,
 }  # fmt: skip
 
 

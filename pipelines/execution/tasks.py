@@ -16,6 +16,7 @@ from pipelines.stages.graph import Need, Stage, Stages, of_kind
 from pipelines.stages.registry import (
     FLOOR,
     IMPORTED,
+    NETWORK,
     SCORE,
     TOKENIZER,
     TOKENS,
@@ -56,7 +57,7 @@ class Unit:
 def words_of(stage: Stage) -> dict[str, Any]:
     """What to do for `stage`, as JSON: for `run` of the module that it names."""
     words = {"module": stage.kind.module, "kind": stage.kind.name}
-    if stage.kind in (FLOOR, SCORE):
+    if stage.kind in (NETWORK, FLOOR, SCORE):
         return {**words, "sweep": stage.sweep, "config": stage.config.model_dump_json()}
     config = stage.config.model_dump(mode="json")
     if stage.kind == TOKENIZER:
@@ -72,7 +73,7 @@ def units_of(stage: Stage, cluster: Cluster) -> list[Unit]:
         return []
     if stage.kind == TOKENS:
         return _token_units(stage, cluster)
-    if stage.kind in (FLOOR, SCORE):
+    if stage.kind in (NETWORK, FLOOR, SCORE):
         resources = encoding_resources(scoring_flops(stage.config), cluster)
         return [Unit(stage.title, stage.directory, stage.directory, resources, words_of(stage))]
     ask = tokenizer_resources if stage.kind == TOKENIZER else trial_resources

@@ -140,12 +140,9 @@ def _fidelity_row(
     address: str, images: str, drawn: dict[str, str], found: Fidelity
 ) -> dict[str, str]:
     of = "" if found.references is None else f", {found.references:,} images"
-    spreads = {name for name in found.scores if name.endswith("_std")}
     scores = {
-        _HEADINGS.get(name, name): f"{value:.4g}"
-        + (f" ± {found.scores[f'{name}_std']:.2g}" if f"{name}_std" in spreads else "")
-        for name, value in found.scores.items()
-        if name not in spreads
+        _HEADINGS.get(name, name): f"{value:.4g}" + ("" if spread is None else f" ± {spread:.2g}")
+        for name, (value, spread) in found.with_spreads.items()
     }
     return {
         "model": address,

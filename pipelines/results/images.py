@@ -34,9 +34,12 @@ IMAGE_COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "settings": (pa.string(), "of the sampler, in words"),
     "samples": (pa.int64(), "images compared"),
     "extractor": (pa.string(), "network whose features are compared"),
+    "extractor_sha256": (pa.string(), "of its weights"),
     "reference": (pa.string(), "what they are compared with"),
     "distance": (pa.float64(), "Fréchet distance of the samples"),
+    "distance_stderr": (pa.float64(), "its standard error, as samples of the model are redrawn"),
     "floor": (pa.float64(), "the same of as many reconstructions by the tokenizer"),
+    "floor_stderr": (pa.float64(), "its standard error, as images are redrawn"),
     "floor_of_images": (pa.float64(), "the same of as many training images themselves"),
     "bits_per_image": (pa.float64(), "that the tokens of an image can hold"),
     "params_total": (pa.int64(), "all parameters"),
@@ -66,7 +69,7 @@ def image_rows(stages: Stages) -> list[dict[str, Any]]:
         if not is_done(stage.directory) or status_of(stage.directory) != "done":
             continue
         config, found = stage.config, read_json(stage.directory / DONE)
-        key = (config.trial.tokenizer.name, config.scoring.extractor, found["samples"])
+        key = (config.trial.tokenizer.name, config.extractor, found["samples"])
         rows.append(_row(stage.sweep, config, found, floors.get(key, {})))
     return rows
 
@@ -111,10 +114,13 @@ def _row(
         "guidance": _guidance(sampling),
         "settings": sampling.describe(),
         "samples": found["samples"],
-        "extractor": scoring.extractor,
+        "extractor": config.extractor,
+        "extractor_sha256": found["extractor_sha256"],
         "reference": found["reference"],
         "distance": found["distance"],
+        "distance_stderr": found["distance_stderr"],
         "floor": floor.get("distance"),
+        "floor_stderr": floor.get("distance_stderr"),
         "floor_of_images": floor.get("distance_of_images"),
         "bits_per_image": bits_per_image(trial.tokenizer),
         "params_total": ledger["params_total"],

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from pipelines.stages.registry import (
     FLOOR,
     KINDS,
+    NETWORK,
     SCORE,
     TOKENIZER,
     TRIAL,
@@ -118,6 +119,6 @@ def claim_all(stages: Stages) -> None:
 
     Tokens get theirs as they are encoded: their manifest lists shards.
     """
-    for stage in of_kind(stages, TOKENIZER, TRIAL, FLOOR, SCORE):
+    for stage in of_kind(stages, TOKENIZER, TRIAL, NETWORK, FLOOR, SCORE):
         if not stage.provided:
             claim(stage.directory, stage.kind.config_file, stage.config)

@@ -11,7 +11,7 @@ from var_scaling.config import AnyTokenizer, CacheKind, ImportedTokenizer, Train
 from var_scaling.datasets import Data
 from var_scaling.disk import read_json
 from var_scaling.experiment import ImportedModel, Trial
-from var_scaling.experiment.scoring import Floor, ScoredSet
+from var_scaling.experiment.scoring import FeatureNetwork, Floor, ScoredSet
 from var_scaling.record import Record, difference
 
 Split = Literal["train", "validation"]
@@ -120,16 +120,28 @@ def _imported_directory(home: Home, sweep: str, model: Any) -> Path:
 
 
 def _floor_directory(home: Home, sweep: str, floor: Floor) -> Path:
-    name = f"{floor.data.name}-{floor.extractor}-{floor.images}"
-    return home.tokenizer(floor.tokenizer.name) / "floors" / name
+    return home.tokenizer(floor.tokenizer.name) / "floors" / floor.of_tokenizer
+
+
+def _floor_needs(floor: Floor) -> tuple[tuple[Record, int | None], ...]:
+    return (*_needs_tokenizer(floor), *_network(floor.extractor, floor.data))
 
 
 def _score_directory(home: Home, sweep: str, score: ScoredSet) -> Path:
-    return home.trial(sweep, score.trial.name) / "scores" / score.scoring.name
+    name = f"{score.scoring.name}-{score.extractor}"
+    return home.trial(sweep, score.trial.name) / "scores" / name
 
 
-def _needs_trial(score: ScoredSet) -> tuple[tuple[Record, int | None], ...]:
-    return ((score.trial, None),)
+def _score_needs(score: ScoredSet) -> tuple[tuple[Record, int | None], ...]:
+    return ((score.trial, None), *_network(score.extractor, score.trial.data))
+
+
+def _network(extractor: str, data: Any) -> tuple[tuple[Record, int | None], ...]:
+    return ((FeatureNetwork(data=data), None),) if extractor == "classifier" else ()
+
+
+def _network_directory(home: Home, sweep: str, network: FeatureNetwork) -> Path:
+    return home.network(network.data.name)
 
 
 TOKENIZER = StageKind(
@@ -146,10 +158,14 @@ IMPORTED = StageKind(
     drift,
 )  # fmt: skip
 _SCORING = "pipelines.evaluation.scoring"
+NETWORK = StageKind(
+    "network", (FeatureNetwork,), _by_name, _network_directory, _needs_nothing, "network.json",
+    drift, _SCORING,
+)  # fmt: skip
 FLOOR = StageKind(
-    "floor", (Floor,), _by_name, _floor_directory, _needs_tokenizer, "floor.json", drift, _SCORING
+    "floor", (Floor,), _by_name, _floor_directory, _floor_needs, "floor.json", drift, _SCORING
 )
 SCORE = StageKind(
-    "score", (ScoredSet,), _by_name, _score_directory, _needs_trial, "score.json", drift, _SCORING
+    "score", (ScoredSet,), _by_name, _score_directory, _score_needs, "score.json", drift, _SCORING
 )
-KINDS = (TOKENIZER, TOKENS, TRIAL, IMPORTED, FLOOR, SCORE)  # in the order of need
+KINDS = (TOKENIZER, TOKENS, TRIAL, IMPORTED, NETWORK, FLOOR, SCORE)  # in the order of need

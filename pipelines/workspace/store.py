@@ -19,7 +19,7 @@ from var_scaling.record import Record, difference, explain
 
 _TAKEN = (
     "tokenizers", "tokens", "images", "references", "code", "jobs", "mlartifacts", "mlflow.db",
-    "mlflow.lock",
+    "mlflow.lock", "networks",
 )  # fmt: skip
 _TAKEN_IN_SWEEP = (
     "report",
@@ -69,6 +69,10 @@ class Home:
     def reference(self, name: str) -> Path:
         """Statistics that samples are compared with."""
         return self.root / "references" / name
+
+    def network(self, data: str) -> Path:
+        """The classifier of the images of that name, whose features are compared."""
+        return self.root / "networks" / data
 
     def sweep(self, name: str) -> Path:
         if name in _TAKEN:

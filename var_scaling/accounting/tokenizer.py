@@ -11,6 +11,8 @@ from var_scaling.recipe import Critic
 # VGG-16 up to the last activation that LPIPS looks at: widths by stage, a halving between two.
 VGG_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
+CLASSIFIER_STAGES = (32, 64, 128)  # widths of the feature network that learns classes
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -216,3 +218,15 @@ def _quantizer(t: Tokenizer) -> Iterator[Layer]:
     held = t.phi_convolutions or pyramid.scales
     if t.phi_strength > 0:
         yield Layer("quantizer", held * phi.parameters, pyramid.scales * phi.flops, phi.backward)
+
+
+def classifier_flops(side: int) -> int:
+    """FLOPs of the convolutions of one image's forward through evaluation.classifier."""
+    flops, before = 2 * 9 * 3 * CLASSIFIER_STAGES[0] * side**2, CLASSIFIER_STAGES[0]
+    for width in CLASSIFIER_STAGES:
+        if width != before:
+            side = (side + 1) // 2
+            flops += 2 * before * width * side**2  # the shortcut
+        flops += 2 * 9 * (before + width) * width * side**2
+        before = width
+    return flops

@@ -1,8 +1,8 @@
 """What a trial costs: the columns of the results row that follow from its record alone."""
 
 from var_scaling.accounting import COMPONENTS, FLOP_COMPONENTS, total
-from var_scaling.accounting.tokenizer import decoding_flops, encoding_flops
-from var_scaling.experiment.scoring import Floor, ScoredSet
+from var_scaling.accounting.tokenizer import classifier_flops, decoding_flops, encoding_flops
+from var_scaling.experiment.scoring import FeatureNetwork, Floor, ScoredSet
 from var_scaling.experiment.trial import ImportedModel, Trial
 
 
@@ -40,8 +40,12 @@ def trial_ledger(trial: Trial) -> dict[str, int]:
     }
 
 
-def scoring_flops(config: ScoredSet | Floor) -> int:
-    """What drawing a set of samples, or reconstructing images, takes; the extractor apart."""
+def scoring_flops(config: ScoredSet | Floor | FeatureNetwork) -> int:
+    """What drawing a set of samples, reconstructing images, or training a feature network takes;
+    looking at the images apart.
+    """
+    if isinstance(config, FeatureNetwork):
+        return 3 * config.steps * config.batch * classifier_flops(config.data.side)
     if isinstance(config, Floor):
         each = encoding_flops(config.tokenizer) + decoding_flops(config.tokenizer)
         return config.images * each

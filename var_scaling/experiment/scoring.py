@@ -1,22 +1,53 @@
 """Which samples a sweep draws of its models, and what they are compared with. No torch."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from var_scaling.config import AnyTokenizer
 from var_scaling.datasets import Data
 from var_scaling.experiment.trial import Trial
 from var_scaling.models.base import SamplingRecord
 from var_scaling.models.registry import AnySampling
+from var_scaling.recipe import PositiveFloat
 from var_scaling.record import Name, Record
 
-ExtractorName = Literal["inception", "seeded"]
+ExtractorName = Literal["inception", "seeded", "classifier"]
+
+
+class FeatureNetwork(Record):
+    """A small residual network that learns to name the classes of a data set's training images, and
+    whose features are then compared ("classifier"): the config of a stage.
+    """
+
+    data: Data
+    most_steps: PositiveInt = 1_000
+    most_passes: PositiveInt = 20  # over the training images, where their number is known
+    batch: PositiveInt = 64
+    learning_rate: PositiveFloat = 2e-3
+    seed: NonNegativeInt = 0
+
+    @property
+    def name(self) -> str:
+        return self.data.name
+
+    @property
+    def steps(self) -> int:
+        images = self.data.train_images
+        if images is None:
+            return self.most_steps
+        return min(self.most_steps, max(1, self.most_passes * images // self.batch))
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> Self:
+        if self.data.classes < 2:
+            raise ValueError(f"classifier: the images of {self.data.name} are all of one class")
+        return self
 
 
 class Scoring(Record):
     """A set of samples of each trial whose family has settings here, and its distance to real
-    images: those held out, as the trial's data has them.
+    images: those held out, as the trial's data has them; a distance for each feature network.
     """
 
     name: Name  # of the set of samples
@@ -24,7 +55,7 @@ class Scoring(Record):
     count: PositiveInt  # images of each class
     seed: NonNegativeInt = 0
     raw: bool = False  # the last weights of the trials that average theirs, and of no others
-    extractor: ExtractorName = "seeded"
+    extractors: Annotated[tuple[ExtractorName, ...], Field(min_length=1)] = ("seeded",)
     only: tuple[Name, ...] = ()  # trials; none named: all
 
     @model_validator(mode="after")
@@ -40,16 +71,33 @@ class Scoring(Record):
             return None
         return next((one for one in self.sampling if one.family == trial.model.family), None)
 
+    def scored_sets(self, trial: Trial) -> "tuple[ScoredSet, ...]":
+        """One for each feature network; what other trials and networks are told is left out, so
+        that a change there binds no result of this one.
+        """
+        sampling = self.sampling_of(trial)
+        if sampling is None:
+            return ()
+        alone = self.model_copy(update={"sampling": (sampling,), "only": ()})
+        return tuple(
+            ScoredSet(trial=trial, scoring=alone.model_copy(update={"extractors": (one,)}))
+            for one in self.extractors
+        )
+
 
 class ScoredSet(Record):
-    """One set of samples of one trial, and its distance: the config of a stage."""
+    """One set of samples of one trial, and its distance by one network: the config of a stage."""
 
     trial: Trial
-    scoring: Scoring
+    scoring: Scoring  # for this family and one extractor
+
+    @property
+    def extractor(self) -> ExtractorName:
+        return self.scoring.extractors[0]
 
     @property
     def name(self) -> str:
-        return f"{self.trial.name}/{self.scoring.name}"
+        return f"{self.trial.name}/{self.scoring.name}-{self.extractor}"
 
     @property
     def sampling(self) -> SamplingRecord:
@@ -70,5 +118,10 @@ class Floor(Record):
     extractor: ExtractorName
 
     @property
+    def of_tokenizer(self) -> str:
+        """Its name among the floors of its tokenizer."""
+        return f"{self.data.name}-{self.extractor}-{self.images}"
+
+    @property
     def name(self) -> str:
-        return f"{self.tokenizer.name}/{self.data.name}-{self.extractor}-{self.images}"
+        return f"{self.tokenizer.name}/{self.of_tokenizer}"

@@ -35,10 +35,10 @@ class Sweep(Record):
     def scored_sets(self) -> tuple[ScoredSet, ...]:
         """Every set of samples that is drawn and scored."""
         return tuple(
-            ScoredSet(trial=trial, scoring=scoring)
+            one
             for scoring in self.scorings
             for trial in self.trials
-            if scoring.sampling_of(trial) is not None
+            for one in scoring.scored_sets(trial)
         )
 
     @property
@@ -51,7 +51,7 @@ class Sweep(Record):
                 tokenizer=trial.tokenizer,
                 data=trial.data,
                 images=scoring.count * trial.classes,
-                extractor=scoring.extractor,
+                extractor=one.extractor,
             )
             found[floor.name] = floor
         return tuple(found.values())

@@ -1,0 +1,125 @@
+"""A small residual network that learns the classes of a data set, and looks at samples afterwards.
+
+It is trained once by one recipe (experiment.scoring.FeatureNetwork) on the images that the models
+learnt, and known by the hash of its weights. Its features are the averages of all its stages, not
+of the last alone: that one tells classes apart and little else.
+
+Shapes: B images, W side of the images, C channels, H side of a map, K classes.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from var_scaling.accounting.tokenizer import CLASSIFIER_STAGES
+from var_scaling.data.dataset import ImageDataset
+from var_scaling.evaluation.extractors import Extractor
+from var_scaling.evaluation.frozen import load_frozen
+from var_scaling.experiment.scoring import FeatureNetwork
+from var_scaling.randomness import seed_for
+from var_scaling.training.optim import arithmetic
+from var_scaling.weights import load_tensors
+
+CLASSIFIER = "classifier"
+_GROUPS = 8  # of the normalisation, which knows no batch: the same image, the same features
+_WEIGHT_DECAY = 0.05
+_JUDGED = 2_048  # images held out of which the accuracy is told
+_BATCH = 256  # of them at a time
+
+
+class SmallResNet(nn.Module):
+    """Images (B, 3, W, W) in 0 … 255 to features (B, D) and logits (B, K)."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        first = CLASSIFIER_STAGES[0]
+        self.stem = nn.Conv2d(3, first, 3, padding=1)
+        widths = (first, *CLASSIFIER_STAGES)
+        self.stages = nn.ModuleList(
+            _Block(before, after) for before, after in zip(widths, CLASSIFIER_STAGES, strict=False)
+        )
+        self.out = nn.Linear(CLASSIFIER_STAGES[-1], classes)
+
+    def forward(self, images_B3WW: Tensor) -> tuple[Tensor, Tensor]:
+        h_BCHH, looks = self.stem(images_B3WW / 127.5 - 1), []
+        for stage in self.stages:
+            h_BCHH = stage(h_BCHH)
+            looks.append(h_BCHH.mean((2, 3)))
+        return torch.cat(looks, dim=1), self.out(looks[-1])
+
+
+class _Block(nn.Module):
+    """x + two convolutions of x (arXiv 1512.03385); a wider one halves the map."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        stride = 1 if before == after else 2
+        self.conv1 = nn.Conv2d(before, after, 3, stride, padding=1)
+        self.norm1 = nn.GroupNorm(_GROUPS, after)
+        self.conv2 = nn.Conv2d(after, after, 3, padding=1)
+        self.norm2 = nn.GroupNorm(_GROUPS, after)
+        self.shortcut = nn.Identity() if before == after else nn.Conv2d(before, after, 1, stride)
+
+    def forward(self, x_BCHH: Tensor) -> Tensor:
+        h_BCHH = F.relu(self.norm1(self.conv1(x_BCHH)))
+        return F.relu(self.shortcut(x_BCHH) + self.norm2(self.conv2(h_BCHH)))
+
+
+def train_classifier(
+    config: FeatureNetwork,
+    training: ImageDataset,
+    held_out: ImageDataset,
+    device: torch.device,
+    tell: Callable[[str, int, int], None],
+) -> tuple[SmallResNet, float]:
+    """The trained network, on `device`, and the share of images held out that it names rightly.
+
+    AdamW, a rate that falls by a cosine; float32. `tell` may raise to stop it: what was learnt is
+    lost then, it takes a minute or two.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(config.seed, "feature network"))
+        network = SmallResNet(config.data.classes).to(device)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=config.learning_rate, weight_decay=_WEIGHT_DECAY
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
+    draw = np.random.default_rng(config.seed)
+    with arithmetic("fp32", device):
+        for step in range(config.steps):
+            rows = draw.integers(training.rows, size=config.batch)
+            logits_BK = network(_images(training, rows, device))[1]
+            loss = F.cross_entropy(logits_BK, torch.from_numpy(training.labels[rows]).to(device))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            tell(f"network {config.name}", step + 1, config.steps)
+        right = 0
+        rows = np.arange(min(held_out.rows, _JUDGED))
+        with torch.no_grad():
+            for start in range(0, len(rows), _BATCH):
+                chosen = rows[start : start + _BATCH]
+                named = network(_images(held_out, chosen, device))[1].argmax(1).cpu().numpy()
+                right += int((named == held_out.labels[chosen]).sum())
+    return network, right / len(rows)
+
+
+def classifier_extractor(path: Path, sha256: str) -> Extractor:
+    """The network in `path`. Raises WeightsError where it is not the one of that hash."""
+    state = load_tensors(path, sha256)
+    network = SmallResNet(len(state["out.bias"]))
+    load_frozen(path, state, network)
+    smallest = 2 ** (len(CLASSIFIER_STAGES) - 1)
+    width = sum(CLASSIFIER_STAGES)
+    return Extractor(CLASSIFIER, sha256, width, network.out.out_features, smallest, network)
+
+
+def _images(source: ImageDataset, rows: np.ndarray, device: torch.device) -> Tensor:
+    """Float32 (B, 3, W, W), each as the first epoch sees it."""
+    images_BWW3 = torch.from_numpy(source.images(rows, np.zeros_like(rows)))
+    return images_BWW3.to(device).movedim(3, 1).float()
