@@ -4,15 +4,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.comparison.conditions import (
+    conditions,
+    of_pairs,
+    order_in_words,
+    places,
+    robustness,
+)
 from analysis.comparison.families import (
+    UnequalGrounds,
     curves,
     multiplier,
     multipliers,
     spread,
     unequal_grounds,
-    with_arms,
 )
-from analysis.report.families import sets_compared
+from analysis.report.families import families_shown
 
 SIZES = {2: 3, 3: 3, 4: 3, 6: 1}  # depth: runs
 
@@ -32,6 +39,7 @@ def table(factor: float, noise: float = 0.0, seed: int = 0, **changes) -> pd.Dat
                         "arm": arm, "trial": f"{arm}-d{depth}-s{run}", "distance": score,
                         "train_flops": flops, "data": "leaves", "samples": 2048,
                         "reference": "leaves-validation", "extractor": "seeded", "guidance": 0.0,
+                        "extractor_sha256": "e", "tokenizer_recipe": "r",
                     }
                 )  # fmt: skip
     return pd.DataFrame(rows).assign(**changes)
@@ -102,18 +110,101 @@ def test_a_score_that_is_no_positive_number_is_refused():
         curves(rows, "distance", "train_flops")
 
 
-def test_the_report_says_the_multiplier_once_and_what_is_unequal(tmp_path):
-    rows = table(2.0, noise=0.01, seed=3).assign(
-        family=lambda frame: frame.arm.map({"A": "var", "B": "dit"}), tokenizer="t", raw=False,
-        set="plain", depth=2, params_total=1000, images_seen=80_000, sampling_flops=1e6,
-        bits_per_image=210.0, floor=0.5, loss_unit="x",
+FAMILIES = {"A": "var", "B": "dit"}
+
+
+def scored(factor: float = 2.0, **changes) -> pd.DataFrame:
+    """Rows as images.parquet has them."""
+    rows = table(factor, noise=0.01, seed=3).assign(
+        family=lambda frame: frame.arm.map(FAMILIES), tokenizer="t", raw=False, chooses=False,
+        set="plain", depth=2, params_total=1000, images_seen=80_000, epochs=1.0,
+        sampling_flops=1e6, bits_per_image=210.0, floor=0.5, loss_unit="x", distance_stderr=0.01,
+        settings="no guidance", sweep="s", seed=0,
     )  # fmt: skip
-    (found,) = sets_compared(rows, tmp_path, ("svg",))
-    (sentence,) = found.sentences
+    rows = rows.assign(
+        train_flops_dense_mask=rows.train_flops * 1.1, train_flops_6n_total=rows.train_flops * 0.9
+    )
+    return rows.drop(columns="arm").assign(**changes)
+
+
+def raw_of(rows: pd.DataFrame, factor: float) -> pd.DataFrame:
+    """The last weights of DiT in a set of their own, `factor` times as far away."""
+    own = rows[rows.family == "dit"]
+    return own.assign(raw=True, set="plain-raw", distance=own.distance * factor)
+
+
+def test_the_section_begins_with_what_can_be_cited(tmp_path):
+    shown = families_shown(scored(), tmp_path, ("svg",))
+    (sentence,) = shown.first.sentences
     assert sentence.startswith("dit needs ")
     assert float(sentence.split()[2]) == pytest.approx(2.0, rel=0.2)
-    assert found.cautions == ()
-    assert [row["arm"] for row in found.table] == ["var"] * 4 + ["dit"] * 4
-    assert (tmp_path / "families_plain.svg").exists()
-    raw = rows.assign(raw=rows.family == "dit")
-    assert set(with_arms(raw).arm) == {"var", "dit, raw weights"}
+    assert shown.order == "var < dit"
+    assert shown.first.cautions == ()
+    assert shown.undetermined == ()
+    assert shown.partial == ""
+    assert [row["arm"] for row in shown.first.table] == ["var"] * 4 + ["dit"] * 4
+    assert (tmp_path / "families_plain-seeded-network.svg").exists()
+    (row,) = shown.currencies
+    assert row["pair"] == "dit over var"
+    assert row["training FLOPs"].startswith("2")
+    assert "in all 3 ways" in shown.holds
+
+
+def test_networks_and_last_weights_are_conditions_of_their_own(tmp_path):
+    rows = scored()
+    both = pd.concat([rows, rows.assign(extractor="classifier"), raw_of(rows, 0.5)])
+    found = conditions(both)
+    assert [one.name for one in found] == [
+        "plain, seeded network",
+        "plain, last weights, seeded network",
+        "plain, classifier network",
+    ]
+    assert set(found[1].rows.arm) == {"var", "dit"}
+    assert found[1].rows[found[1].rows.arm == "dit"].raw.all()
+    held = robustness(found)
+    assert held.order.tolist() == ["var < dit"] * 3 + ["dit < var"] * 3 + ["var < dit"] * 3
+    assert held.as_first.tolist() == [True] * 3 + [False] * 3 + [True] * 3
+    shown = families_shown(both, tmp_path, ("svg",), unscored=("var-d6/plain-seeded",))
+    assert shown.holds == "The order of the arms is that of the first row in 6 of 9 ways."
+    assert shown.partial.startswith("Not finished: 1 sets of samples are not scored yet (var-d6/")
+    assert len(shown.rest) == 2
+
+
+def test_settings_are_chosen_by_other_samples_than_those_reported():
+    rows = scored()
+    grid = []
+    for settings, guidance, lucky in (("g 0", 0.0, 1.0), ("g 1", 1.0, 0.8), ("g 2", 2.0, 1.5)):
+        drawn = rows.assign(settings=settings, guidance=guidance, distance=rows.distance * lucky)
+        grid.append(drawn.assign(set=f"report {settings}"))
+        # In what chooses, DiT is best with g 2: that must be followed, though the rest says g 1.
+        other = np.where(rows.family == "dit", 0.1, 1.0) if settings == "g 2" else 1.0
+        grid.append(drawn.assign(set=f"choose {settings}", chooses=True, distance=lambda f, o=other:
+                                 f.distance * o))  # fmt: skip
+    best = conditions(pd.concat(grid))[-1]
+    assert best.set == "best of the grid"
+    assert best.settings == {"var": "g 1", "dit": "g 2"}
+    assert not best.rows.chooses.any()
+
+
+def test_other_rulers_are_refused_unless_asked_for(tmp_path):
+    rows = scored()
+    rows.loc[rows.family == "dit", "data"] = "other-leaves"
+    (condition,) = conditions(rows)
+    with pytest.raises(UnequalGrounds, match="images differ: leaves, other-leaves"):
+        of_pairs(condition)
+    (asked,) = of_pairs(condition, unequal=True)
+    assert asked.value == pytest.approx(2.0, rel=0.2)
+    shown = families_shown(rows, tmp_path, ("svg",))
+    assert shown.first.sentences[0].startswith("Not compared, for the arms were measured by")
+    assert "images differ: leaves, other-leaves" in shown.first.cautions
+    drawn = (tmp_path / "families_plain-seeded-network.svg").read_text()
+    assert "Not equal: images differ" in drawn
+
+
+def test_a_tie_is_called_one():
+    rows = table(1.0, noise=0.05, seed=2)
+    (condition,) = conditions(scored().assign(distance=rows.distance.to_numpy()))
+    assert places(condition)[0].ties_next
+    assert "≈" in order_in_words(places(condition))
+    low, high = places(condition)[0].low, places(condition)[0].high
+    assert low < places(condition)[0].distance < high

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import numbers, stops_after
+from PIL import Image
 from safetensors.torch import load_file
 from three_families import MULTI_SCALE, ONE_SCALE, PLAIN, RESIDUAL, family_trial, trials
 
@@ -345,10 +346,15 @@ def test_a_sweep_draws_and_scores_samples_of_its_trials(home):
     steps = rows.sampling_flops["dit-d2", "plain"] / rows.sampling_flops["dit-d2", "few"]
     assert steps == pytest.approx(5 / (2 * 2))  # guided: two passes a step
     page = (home / "three" / "report" / "index.html").read_text()
-    assert "Samples “plain”" in page
-    assert "Samples “few”" not in page  # of one arm there is nothing to compare
+    assert "Samples “plain, seeded network”" in page
+    assert "plain, last weights, classifier network" not in page  # drawn for the seeded one alone
+    assert "plain, last weights, seeded network" in page
+    assert "Samples “few" not in page  # of one arm there is nothing to compare
     assert "No multiplier of compute: no size was run with several seeds" in page
-    assert (home / "three" / "report" / "families_plain.png").exists()
+    report = home / "three" / "report"
+    assert (report / "families_plain-seeded-network.png").exists()
+    with Image.open(report / "families_samples.png") as picture:
+        assert picture.width > picture.height / 2
     floors = sorted((home / "tokenizers").glob("*/floors/leaves-seeded-16/done.json"))
     assert [path.parents[2].name for path in floors] == ["one-scale", "residual", "t"]
     for path in floors:
@@ -381,8 +387,6 @@ def test_a_scoring_has_one_record_for_each_family():
 
 @pytest.mark.parametrize("name", ["ar-d1", "dit-d1"])
 def test_an_edit_is_refused_in_words(name, home, capsys, monkeypatch, tmp_path):
-    from PIL import Image
-
     Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
     code, said = called(
         capsys, monkeypatch, "edit", f"three/{name}", tmp_path / "a.png", "--in-paint", "2,2,8,8",

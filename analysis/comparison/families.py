@@ -69,15 +69,13 @@ class Multiplier:
 
 
 def with_arms(rows: pd.DataFrame) -> pd.DataFrame:
-    """`rows` of images.parquet with a column `arm`: the family, where it has several its tokenizer
-    and what its loss is of, and whether the last weights of a model that averages its own drew
-    them.
+    """`rows` of images.parquet with a column `arm`: the family, and where it has several, its
+    tokenizer and what its loss is of.
     """
     arm = rows.family
     for column in ("tokenizer", "loss_unit"):
         several = rows.groupby("family")[column].transform("nunique") > 1
         arm = arm.where(~several, arm + ", " + rows[column])
-    arm = arm.where(~rows.raw, arm + ", raw weights")
     return rows.assign(arm=arm)
 
 
@@ -178,24 +176,44 @@ def multipliers(
     )
 
 
+# What must be equal for a distance to mean the same, and what may differ if it is said.
+_SAME = (
+    ("data", "images"),
+    ("samples", "counts of samples"),
+    ("reference", "references"),
+    ("extractor", "feature networks"),
+    ("extractor_sha256", "weights of the feature network"),
+)
+_SAID = (("guidance", "strengths of guidance"), ("tokenizer_recipe", "recipes of tokenizers"))
+
+
+class UnequalGrounds(ValueError):
+    """The arms were measured by different rulers; the message says in what they differ."""
+
+
+def refuse_unequal(rows: pd.DataFrame, arm: str = "arm") -> None:
+    """Raise UnequalGrounds where distances of the arms do not mean the same."""
+    if said := _differences(rows, arm, _SAME):
+        raise UnequalGrounds("; ".join(said))
+
+
 def unequal_grounds(rows: pd.DataFrame, arm: str = "arm") -> tuple[str, ...]:
     """In what the arms differ besides the model, a sentence each; none: they are on one ground."""
-    said = []
-    for column, what in (
-        ("data", "images"),
-        ("samples", "counts of samples"),
-        ("reference", "references"),
-        ("extractor", "feature networks"),
-        ("guidance", "strengths of guidance"),
-    ):
-        values = rows.groupby(arm, sort=False)[column].unique()
-        flat = sorted({str(one) for each in values for one in each})
-        if len(flat) > 1:
-            said.append(f"{what} differ: {', '.join(flat)}")
+    said = _differences(rows, arm, _SAME + _SAID)
     budgets = _budgets(rows, arm)
     if len(budgets) > 1:
         said.append(f"sizes have other budgets: {'; '.join(budgets)}")
     return tuple(said)
+
+
+def _differences(rows: pd.DataFrame, arm: str, columns: Sequence[tuple[str, str]]) -> list[str]:
+    said = []
+    for column, what in columns:
+        values = rows.groupby(arm, sort=False)[column].unique()
+        flat = sorted({str(one) for each in values for one in each})
+        if len(flat) > 1:
+            said.append(f"{what} differ: {', '.join(one[:40] for one in flat)}")
+    return said
 
 
 def _budgets(rows: pd.DataFrame, arm: str) -> Sequence[str]:

@@ -1,9 +1,12 @@
 """Figures of several families beside each other: distance of samples against what they cost."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from numpy.typing import NDArray
 
 from analysis.comparison.families import curves
 from analysis.plots.axes import logarithmic
@@ -17,9 +20,10 @@ COSTS = {
 
 
 @styled
-def families(rows: pd.DataFrame, score: str = "distance") -> Figure:
-    """Each run of each arm (column `arm`), a line through the means of its sizes; dashed, the
-    distance of its tokenizer's reconstructions.
+def families(rows: pd.DataFrame, score: str = "distance", cautions: Sequence[str] = ()) -> Figure:
+    """Each run of each arm (column `arm`), a line through the means of its sizes; dotted, the
+    distance of its tokenizer's reconstructions. `cautions`, in what the arms differ besides the
+    model, stand below the figure.
     """
     figure, (panels,) = sheet(DOUBLE, 2.9, 1, len(COSTS), sharey=True)
     looks = few(list(dict.fromkeys(rows.arm)))
@@ -35,8 +39,26 @@ def families(rows: pd.DataFrame, score: str = "distance") -> Figure:
     panels[0].set_ylabel("Fréchet distance of samples")
     for panel in panels:
         logarithmic(panel)
+    if cautions:
+        figure.supxlabel("\n".join(f"Not equal: {one}" for one in cautions), fontsize=6)
     key_above(figure, [
         Line2D([], [], color=look.colour, ls=look.line, marker=look.marker, label=arm)
         for arm, look in looks.items()
     ])  # fmt: skip
+    return figure
+
+
+@styled
+def beside(samples: Mapping[str, NDArray[np.uint8]]) -> Figure:
+    """Samples of each arm, uint8 (K, n, W, W, 3): a row for each of K classes, n images wide."""
+    figure, (panels,) = sheet(DOUBLE, 0.0, 1, len(samples))
+    tallest = 0.0
+    for panel, (arm, images) in zip(panels, samples.items(), strict=True):
+        classes, count, side = images.shape[:3]
+        sheet_of = images.transpose(0, 2, 1, 3, 4).reshape(classes * side, count * side, 3)
+        panel.imshow(sheet_of, interpolation="nearest")
+        panel.set_axis_off()
+        panel.set_title(arm)
+        tallest = max(tallest, classes / count)
+    figure.set_figheight(DOUBLE / len(samples) * tallest + 0.4)
     return figure

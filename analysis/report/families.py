@@ -1,13 +1,25 @@
-"""The section of a report that sets families beside each other, a part for each set of samples."""
+"""The section of a report that sets families beside each other.
 
-from collections.abc import Iterator
+It begins with what can be cited: a figure, a sentence for each pair, what could not be determined.
+Behind that: whether it holds under every condition, every currency, and each set in numbers.
+"""
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from analysis.comparison.families import multipliers, unequal_grounds, with_arms
+from analysis.comparison.conditions import (
+    CURRENCIES,
+    Condition,
+    conditions,
+    of_pairs,
+    order_in_words,
+    places,
+    robustness,
+)
+from analysis.comparison.families import Multiplier, UnequalGrounds, unequal_grounds
 from analysis.plots.families import families
 from analysis.plots.style import save
 from analysis.report.format import significant
@@ -16,55 +28,159 @@ from analysis.report.html import figure_of
 _CAPTION = (
     "Fréchet distance of each run's samples to images held out, against its training FLOPs and the "
     "FLOPs of one sample. Lines: geometric means over seeds of one size. Dotted: as many "
-    "reconstructions by the arm's tokenizer."
+    "reconstructions by the arm's tokenizer. Samples: {}."
 )
 
 
 @dataclass(frozen=True)
-class SetCompared:
-    """What is shown of one set of samples."""
+class ConditionShown:
+    """One condition in numbers."""
 
     name: str
-    sentences: tuple[str, ...]  # one for each pair of arms, the better one first
-    cautions: tuple[str, ...]  # in what the arms differ besides the model
+    anchor: str
+    settings: str
+    sentences: tuple[str, ...]
+    cautions: tuple[str, ...]
     table: list[dict[str, str]]
     figure: dict[str, Any]
 
 
-def sets_compared(images: pd.DataFrame, folder: Path, kinds: tuple[str, ...]) -> list[SetCompared]:
-    """Each set of samples that several arms have, drawn into `folder`."""
-    return list(_sets(with_arms(images), folder, kinds))
+@dataclass(frozen=True)
+class FamiliesShown:
+    """What the section has; `first` is the main condition."""
+
+    first: ConditionShown
+    order: str
+    undetermined: tuple[str, ...]
+    partial: str
+    holds: str
+    robustness: list[dict[str, str]]
+    currencies: list[dict[str, str]]
+    rest: tuple[ConditionShown, ...]
 
 
-def _sets(rows: pd.DataFrame, folder: Path, kinds: tuple[str, ...]) -> Iterator[SetCompared]:
-    for name, own in rows.groupby("set", sort=False):
-        if own.arm.nunique() < 2:
+def families_shown(
+    images: pd.DataFrame, folder: Path, kinds: tuple[str, ...], unscored: tuple[str, ...] = ()
+) -> FamiliesShown | None:
+    """All of it, drawn into `folder`; None where no two arms were scored alike.
+
+    `unscored`: the sets of samples that the sweep asks for and has not scored yet.
+    """
+    found = conditions(images)
+    if not found:
+        return None
+    shown = tuple(_shown(one, folder, kinds) for one in found)
+    placed, table = places(found[0]), robustness(found)
+    return FamiliesShown(
+        first=shown[0],
+        order=order_in_words(placed),
+        undetermined=_undetermined(found[0]),
+        partial=_partial(unscored),
+        holds=_holds(table),
+        robustness=[
+            {
+                "condition": str(row["condition"]), "FLOPs counted as": str(row["counted"]),
+                "order": str(row["order"]), "as the first": "yes" if row["as_first"] else "no",
+            }
+            for row in table.to_dict("records")
+        ],
+        currencies=_currencies(found[0]),
+        rest=shown[1:],
+    )  # fmt: skip
+
+
+def comparison_scalars(images: pd.DataFrame) -> dict[str, float]:
+    """The multipliers of training FLOPs under each condition, by name: for a tracker."""
+    scalars: dict[str, float] = {}
+    for condition in conditions(images):
+        try:
+            pairs = of_pairs(condition)
+        except ValueError:
             continue
-        drawn = f"families_{name}"
-        save(families(own), folder, drawn, kinds)
-        yield SetCompared(
-            str(name),
-            _sentences(own),
-            unequal_grounds(own),
-            _table(own),
-            figure_of(drawn, folder / f"{drawn}.svg") | {"caption": _CAPTION},
-        )
+        for one in pairs:
+            if one.value is None or one.low is None or one.high is None:
+                continue
+            base = f"families/{condition.name}/{one.arm} over {one.against}".replace(",", "")
+            scalars |= {base: one.value, f"{base}/low": one.low, f"{base}/high": one.high}
+    return scalars
 
 
-def _sentences(rows: pd.DataFrame) -> tuple[str, ...]:
-    """Of each pair the multiplier that is at least 1, or why there is none."""
+def _shown(condition: Condition, folder: Path, kinds: tuple[str, ...]) -> ConditionShown:
+    drawn = "families_" + condition.name.replace(", ", "-").replace(" ", "-")
+    cautions = unequal_grounds(condition.rows)
+    save(families(condition.rows, cautions=cautions), folder, drawn, kinds)
+    how = "; ".join(f"{arm}: {words}" for arm, words in condition.settings.items())
+    return ConditionShown(
+        name=condition.name,
+        anchor=drawn,
+        settings=how,
+        sentences=_sentences(condition),
+        cautions=cautions,
+        table=_table(condition.rows),
+        figure=figure_of(drawn, folder / f"{drawn}.svg") | {"caption": _CAPTION.format(how)},
+    )
+
+
+def _sentences(condition: Condition) -> tuple[str, ...]:
+    """One for each pair whose multiplier is known, the better arm last."""
     try:
-        found = multipliers(rows, "distance", "train_flops")
+        pairs = of_pairs(condition)
+    except UnequalGrounds as error:
+        return (f"Not compared, for the arms were measured by different rulers: {error}.",)
     except ValueError as error:
         return (f"No multiplier of compute: {error}.",)
-    said = []
-    for one in found:
-        mirrored = (one.value or 0.0) < 1 if one.value is not None else one.arm > one.against
-        if mirrored:
-            continue
-        apart = "" if one.told_apart or one.value is None else "; these runs cannot tell them apart"
-        said.append(f"{one.said}{apart}.")
-    return tuple(said)
+    return tuple(_in_words(one) for one in pairs if one.value is not None)
+
+
+def _in_words(one: Multiplier) -> str:
+    apart = "" if one.told_apart else "; these runs cannot tell them apart"
+    return f"{one.said}{apart}."
+
+
+def _undetermined(condition: Condition) -> tuple[str, ...]:
+    try:
+        return tuple(f"{one.said}." for one in of_pairs(condition) if one.value is None)
+    except ValueError:
+        return ()  # the sentences say it
+
+
+def _partial(unscored: tuple[str, ...]) -> str:
+    if not unscored:
+        return ""
+    some = ", ".join(unscored[:4]) + (" …" if len(unscored) > 4 else "")
+    return f"Not finished: {len(unscored)} sets of samples are not scored yet ({some})."
+
+
+def _holds(table: pd.DataFrame) -> str:
+    same, count = int(table.as_first.sum()), len(table)
+    if same == count:
+        return f"The order of the arms is the same in all {count} ways to sample, look and count."
+    return f"The order of the arms is that of the first row in {same} of {count} ways."
+
+
+def _currencies(condition: Condition) -> list[dict[str, str]]:
+    """A row for each pair, a column for each currency: how much more the first arm needs."""
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for cost, called in CURRENCIES.items():
+        try:
+            pairs = {(one.arm, one.against): one for one in of_pairs(condition, cost)}
+        except ValueError:
+            return []
+        for (arm, against), one in pairs.items():
+            key = (arm, against) if (against, arm) not in rows else (against, arm)
+            row = rows.setdefault(key, {"pair": f"{key[0]} over {key[1]}"})
+            row[called] = _ratio(one, turned=key != (arm, against))
+    empty = dict.fromkeys(CURRENCIES.values(), "–")
+    return [{"pair": row["pair"], **empty, **row} for row in rows.values()]
+
+
+def _ratio(one: Multiplier, turned: bool) -> str:
+    if one.value is None or one.low is None or one.high is None:
+        return "not reached"
+    value, low, high = one.value, one.low, one.high
+    if turned:
+        value, low, high = 1 / value, 1 / high, 1 / low
+    return f"{value:.2g} ({low:.2g} to {high:.2g})"
 
 
 def _table(rows: pd.DataFrame) -> list[dict[str, str]]:
@@ -73,16 +189,19 @@ def _table(rows: pd.DataFrame) -> list[dict[str, str]]:
     for _, runs in rows.groupby(["arm", "train_flops"], sort=False):
         first, distance = runs.iloc[0], float(runs.distance.mean())
         floor = None if pd.isna(first.floor) else float(first.floor)
+        error = runs.distance_stderr.mean()
         shown.append({
             "arm": str(first.arm),
             "depth": str(first.depth),
             "runs": str(len(runs)),
             "parameters": f"{first.params_total:,}",
             "images seen": f"{first.images_seen:,}",
+            "epochs": significant(float(first.epochs), 3),
             "training FLOPs": significant(float(first.train_flops), 3),
             "FLOPs of a sample": significant(float(first.sampling_flops), 3),
             "bits an image": f"{first.bits_per_image:.0f}",
             "distance": significant(distance, 4),
+            "± of sampling": "–" if pd.isna(error) else significant(float(error), 2),
             "reconstructions": significant(floor, 4),
             "above them": significant(None if floor is None else distance - floor, 3),
         })  # fmt: skip

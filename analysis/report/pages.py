@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -9,7 +10,7 @@ from markupsafe import Markup
 
 from analysis.plots.all_figures import draw_all
 from analysis.report.embed import inlined
-from analysis.report.families import sets_compared
+from analysis.report.families import families_shown
 from analysis.report.html import Facts, environment, figure_of, shown_pictures, write_report
 from analysis.report.text import verdicts
 from analysis.study import METRICS, VARIABLES, Study
@@ -24,17 +25,23 @@ _SHARED = (
 _FIGURE = "laws_in_parameters"
 
 
+@dataclass(frozen=True)
+class Scored:
+    """The scored samples of a sweep."""
+
+    images: pd.DataFrame  # as images.parquet has them
+    unscored: tuple[str, ...] = ()  # sets that the sweep asks for and has not scored
+    side_by_side: Mapping[str, Path] = field(default_factory=dict)  # caption: PNG
+
+
 def write_pages(
     folder: Path,
     studies: Mapping[str, Study],
     facts: Facts,
     kinds: tuple[str, ...],
-    images: pd.DataFrame | None = None,
+    scored: Scored | None = None,
 ) -> Path:
-    """Draw every figure in all `kinds`, write every page; returns the one to open first.
-
-    `images`: the scored samples, as images.parquet has them.
-    """
+    """Draw every figure in all `kinds`, write every page; returns the one to open first."""
     index = folder / "index.html"
     if list(studies) == [""]:
         write_report(index, studies[""], draw_all(studies[""], folder, kinds), facts)
@@ -69,8 +76,11 @@ def write_pages(
     }
     templates = environment()
     sections = []
-    if images is not None and (compared := sets_compared(images, folder, kinds)):
-        body = templates.get_template("families.html.j2").render(compared=compared).strip()
+    shown = scored and families_shown(scored.images, folder, kinds, scored.unscored)
+    if scored is not None and shown is not None:
+        beside = [(caption, inlined(png)) for caption, png in scored.side_by_side.items()]
+        template = templates.get_template("families.html.j2")
+        body = template.render(shown=shown, side_by_side=beside).strip()
         sections.append(("families", "Families compared", Markup(body)))
     for anchor, title in _SHARED:
         body = templates.get_template(f"{anchor}.html.j2").render(**context).strip()

@@ -7,9 +7,12 @@ from typing import Any
 
 from pipelines.execution.tasks import damaged_stages
 from pipelines.report.images import folders
+from pipelines.report.side_by_side import side_by_side
 from pipelines.results.artifacts import stamp_of
 from pipelines.results.health import plain_failures
-from pipelines.stages.graph import Stages, sweep_stages
+from pipelines.stages.graph import Stages, of_kind, sweep_stages
+from pipelines.stages.registry import SCORE
+from pipelines.workspace.damage import ended
 from pipelines.workspace.store import Home
 from var_scaling.disk import read_json, write_json
 from var_scaling.experiment import Sweep
@@ -46,7 +49,8 @@ def publish(
     import pandas as pd
 
     from analysis.export import laws_of_all
-    from analysis.report.pages import write_pages
+    from analysis.report.families import comparison_scalars
+    from analysis.report.pages import Scored, write_pages
     from analysis.study import studies
     from analysis.table.table import load_results
     from pipelines.planning.forecasts import graded
@@ -58,12 +62,20 @@ def publish(
     found = studies(table, objective, tuple(graded(home, sweep)), progress)
     # PDFs take as long as all the rest: who asks for laws or report gets them, a run does not.
     kinds = ("svg", "png", "pdf") if again else ("svg", "png")
-    scored = folder / "images.parquet"
-    images = pd.read_parquet(scored) if scored.exists() else None
-    write_pages(report_path(home, sweep).parent, found, facts_of(sweep, stages), kinds, images)
-    laws = {**laws_of_all(found), **wanted, **warnings, "sweep": sweep.name}
+    report, path = report_path(home, sweep).parent, folder / "images.parquet"
+    scored, families = None, {}
+    if path.exists():
+        images = pd.read_parquet(path)
+        scored = Scored(images, _unscored(stages), side_by_side(home, images, report))
+        families = {"families": comparison_scalars(images)}
+    write_pages(report, found, facts_of(sweep, stages), kinds, scored)
+    laws = {**laws_of_all(found), **wanted, **warnings, "sweep": sweep.name, **families}
     write_json(folder / "laws.json", laws)
     return laws
+
+
+def _unscored(stages: Stages) -> tuple[str, ...]:
+    return tuple(stage.name for stage in of_kind(stages, SCORE) if not ended(stage.directory))
 
 
 def _made(stages: Stages) -> dict[str, str] | None:
@@ -104,6 +116,7 @@ def law_scalars(laws: dict[str, Any]) -> dict[str, float]:
             f"{base}/r2": fit["r2"],
             f"{base}/beta": fit["paper_beta"],
         }
+    scalars |= laws.get("families", {})
     return {name: value for name, value in scalars.items() if value is not None}
 
 

@@ -1,5 +1,7 @@
 """The scored samples of a sweep as a table: one row for each set of each trial. No torch."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from pipelines.stages.graph import Stages, of_kind
 from pipelines.stages.registry import FLOOR, SCORE
 from pipelines.workspace.damage import status_of
 from var_scaling.accounting.tokenizer import decoding_flops, encoding_flops
-from var_scaling.config import Tokenizer
+from var_scaling.config import ImportedTokenizer, SomeTokenizer, Tokenizer
 from var_scaling.disk import DONE, is_done, read_json, whole
 from var_scaling.experiment.ledger import trial_ledger
 from var_scaling.experiment.scoring import ScoredSet
@@ -23,11 +25,14 @@ IMAGE_COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "family": (pa.string(), "kind of model"),
     "loss_unit": (pa.string(), "what its loss is of: it tells arms of a family apart"),
     "tokenizer": (pa.string(), "what it is trained on"),
+    "tokenizer_recipe": (pa.string(), "how it was trained, codes and scales apart: equal or not"),
     "data": (pa.string(), "images that it is trained on; those held out are the reference"),
     "depth": (pa.int64(), "blocks"),
     "width": (pa.int64(), "channels"),
     "seed": (pa.int64(), "of the training"),
     "set": (pa.string(), "the set of samples"),
+    "chooses": (pa.bool_(), "whether the set serves to choose settings, and is not reported"),
+    "sampling_seed": (pa.int64(), "of the samples"),
     "raw": (pa.bool_(), "whether of the last weights of a model that averages its own"),
     "averaged": (pa.bool_(), "whether of averaged weights"),
     "guidance": (pa.float64(), "g of c + g (c - u); 0: none"),
@@ -104,11 +109,14 @@ def _row(
         "family": trial.family.name,
         "loss_unit": trial.family.validation(trial.spec).loss_unit,
         "tokenizer": trial.tokenizer.name,
+        "tokenizer_recipe": _recipe(trial.tokenizer),
         "data": trial.data.name,
         "depth": trial.model.depth,
         "width": trial.model.width,
         "seed": trial.seed,
         "set": scoring.name,
+        "chooses": scoring.chooses,
+        "sampling_seed": scoring.seed,
         "raw": scoring.raw,
         "averaged": trial.weight_average > 0 and not scoring.raw,
         "guidance": _guidance(sampling),
@@ -134,6 +142,14 @@ def _row(
         "sampling_flops": drawing / found["samples"],
         "decoding_flops": float(decoding_flops(trial.tokenizer)),
     }
+
+
+def _recipe(t: SomeTokenizer) -> str:
+    """A hash of all that a tokenizer was trained by, but for what tells the families' apart."""
+    if isinstance(t, ImportedTokenizer):
+        return t.sha256[:12]
+    own = t.model_dump(mode="json", exclude={"name", "pyramid", "codes", "codebook"})
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _guidance(sampling: SamplingRecord) -> float:

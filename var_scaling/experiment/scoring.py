@@ -55,6 +55,7 @@ class Scoring(Record):
     count: PositiveInt  # images of each class
     seed: NonNegativeInt = 0
     raw: bool = False  # the last weights of the trials that average theirs, and of no others
+    chooses: bool = False  # serves to choose settings: a comparison reports other sets, not this
     extractors: Annotated[tuple[ExtractorName, ...], Field(min_length=1)] = ("seeded",)
     only: tuple[Name, ...] = ()  # trials; none named: all
 
