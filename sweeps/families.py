@@ -6,9 +6,11 @@ those of `families_rates`. All samples are drawn without guidance and without fi
 
 from sweeps.families_rates import ARMS, RATES, family_trial
 from var_scaling.accounting import total
+from var_scaling.config import TrainedTokenizer
 from var_scaling.experiment import Sweep, Trial
 from var_scaling.experiment.scoring import ExtractorName, Scoring
 from var_scaling.models.ar.config import ArSampling
+from var_scaling.models.base import ModelRecord
 from var_scaling.models.dit.config import DitSampling
 from var_scaling.models.var.config import VarSampling
 
@@ -22,16 +24,19 @@ UNGUIDED = (
 NETWORKS: tuple[ExtractorName, ...] = ("seeded", "classifier")
 
 
-def _step_flops(trial: Trial) -> int:
+def step_flops(trial: Trial) -> int:
+    """Of one step of a run, backward counted."""
     return trial.batch * total(trial.family.training_flops(trial.spec))
 
 
-def _trial(arm: str, depth: int, seed: int) -> Trial:
-    build, tokenizer = ARMS[arm]
-    trial = family_trial(f"{arm}-d{depth}-s{seed}", build(depth), tokenizer, RATES[arm])
+def budgeted(
+    name: str, arm: str, model: ModelRecord, tokenizer: TrainedTokenizer, seed: int
+) -> Trial:
+    """A run that may spend what VAR of its depth spends in VAR_STEPS."""
+    trial = family_trial(name, model, tokenizer, RATES[arm])
     first, scales = ARMS["var"]
-    budget = VAR_STEPS * _step_flops(family_trial("var", first(depth), scales, RATES["var"]))
-    steps = round(budget / _step_flops(trial))
+    of_var = family_trial("var", first(model.depth), scales, RATES["var"])
+    steps = round(VAR_STEPS * step_flops(of_var) / step_flops(trial))
     return trial.model_copy(update={"steps": steps, "seed": seed})
 
 
@@ -39,8 +44,8 @@ sweep = Sweep(
     name="families",
     question="Which family makes the best images of the same compute?",
     trials=tuple(
-        _trial(arm, depth, seed)
-        for arm in ARMS
+        budgeted(f"{arm}-d{depth}-s{seed}", arm, build(depth), tokenizer, seed)
+        for arm, (build, tokenizer) in ARMS.items()
         for depth, runs in SEEDS.items()
         for seed in range(runs)
     ),

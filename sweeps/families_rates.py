@@ -16,25 +16,36 @@ from var_scaling.models.var.config import tiny_var
 CONSTANTS = (0.125, 0.25, 0.5, 1.0)  # rate = constant / width
 DEPTHS = (2, 4, 6)
 STEPS = 1_200
+TOKENIZER_STEPS = 2_400
+CODES = 8_192  # of AR on one scale
 
 images = DeadLeaves(
     name="dead-leaves-0", side=16, train_images=80_000, validation_images=4_096, seed=0
 )
-# Bits of an image: 30 x 7 = 210, 16 x 13 = 208, 16 x 2 x 7 = 224.
-multi_scale = tiny_tokenizer("multi-scale", images, sides=(1, 2, 3, 4), codes=128, steps=2_400)
-residual = tiny_tokenizer("residual", images, sides=(4, 4), codes=128, steps=2_400)
 
 
-def _one_scale() -> TrainedTokenizer:
-    """8,192 codes of 16 vectors an image: k-means needs many more vectors than codes, and a moving
-    average over more steps, for a code is asked for once in 16 steps.
+def scales_tokenizer(steps: int) -> TrainedTokenizer:
+    """VAR's, of 30 x 7 = 210 bits an image, trained for so many steps."""
+    name = "multi-scale" if steps == TOKENIZER_STEPS else f"multi-scale-{steps}"
+    return tiny_tokenizer(name, images, sides=(1, 2, 3, 4), codes=128, steps=steps)
+
+
+def one_scale_tokenizer(codes: int) -> TrainedTokenizer:
+    """AR's, of 16 tokens an image. Of 8,192 codes (16 x 13 = 208 bits) k-means needs many more
+    vectors than codes, and a moving average over more steps: a code is asked for once in 16.
     """
-    t = tiny_tokenizer("one-scale", images, sides=(4,), codes=8_192, steps=2_400)
+    name = "one-scale" if codes == CODES else f"one-scale-{codes}"
+    t = tiny_tokenizer(name, images, sides=(4,), codes=codes, steps=TOKENIZER_STEPS)
+    if codes < CODES:
+        return t
     codebook = t.codebook.model_copy(update={"k_means_images": 4_096, "decay": 0.99})
     return t.model_copy(update={"codebook": codebook})
 
 
-one_scale = _one_scale()
+multi_scale = scales_tokenizer(TOKENIZER_STEPS)
+one_scale = one_scale_tokenizer(CODES)
+# 16 x 2 x 7 = 224 bits an image.
+residual = tiny_tokenizer("residual", images, sides=(4, 4), codes=128, steps=TOKENIZER_STEPS)
 
 
 def family_trial(

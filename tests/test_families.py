@@ -357,6 +357,9 @@ def test_a_sweep_draws_and_scores_samples_of_its_trials(home):
         assert picture.width > picture.height / 2
     floors = sorted((home / "tokenizers").glob("*/floors/leaves-seeded-16/done.json"))
     assert [path.parents[2].name for path in floors] == ["one-scale", "residual", "t"]
+    features = home / "tokenizers" / "t" / "floors" / "leaves-seeded-16-features" / "done.json"
+    assert rows.floor["features-d1", "plain"] == read_json(features)["distance"]
+    assert rows.floor["features-d1", "plain"] != rows.floor["dit-d1", "plain"]
     for path in floors:
         floor = read_json(path)
         assert floor["distance"] > floor["distance_of_images"] > 0

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from analysis.comparison.families import curves
 from analysis.plots.axes import logarithmic
-from analysis.plots.style import DOUBLE, few, key_above, sheet, styled
+from analysis.plots.style import DOUBLE, SINGLE, Look, few, key_above, sheet, styled
 
 # Column: axis label.
 COSTS = {
@@ -41,11 +41,42 @@ def families(rows: pd.DataFrame, score: str = "distance", cautions: Sequence[str
         logarithmic(panel)
     if cautions:
         figure.supxlabel("\n".join(f"Not equal: {one}" for one in cautions), fontsize=6)
-    key_above(figure, [
+    key_above(figure, _keys(looks))
+    return figure
+
+
+@styled
+def frontier(rows: pd.DataFrame) -> Figure:
+    """Distance of samples against what one of them costs, each model with each of its settings; a
+    line through those of an arm that none of its others beats in both.
+    """
+    figure, ((panel,),) = sheet(SINGLE, 2.7, 1, 1)
+    looks = few(list(dict.fromkeys(rows.arm)))
+    for arm, own in rows.groupby("arm", sort=False):
+        look = looks[arm]
+        means = np.exp(
+            np.log(own.distance).groupby([own.depth, own.settings, own.sampling_flops]).mean()
+        ).reset_index()
+        panel.plot(
+            means.sampling_flops, means.distance, look.marker, color=look.colour, ms=3, alpha=0.5
+        )
+        best = means.sort_values("sampling_flops")
+        best = best[best.distance < best.distance.cummin().shift(fill_value=np.inf)]
+        panel.plot(best.sampling_flops, best.distance, color=look.colour, ls=look.line, lw=1.1)
+    panel.set(
+        xscale="log", yscale="log", xlabel="FLOPs of one sample",
+        ylabel="Fréchet distance of samples",
+    )  # fmt: skip
+    logarithmic(panel)
+    key_above(figure, _keys(looks), columns=2)
+    return figure
+
+
+def _keys(looks: Mapping[str, Look]) -> list[Line2D]:
+    return [
         Line2D([], [], color=look.colour, ls=look.line, marker=look.marker, label=arm)
         for arm, look in looks.items()
-    ])  # fmt: skip
-    return figure
+    ]
 
 
 @styled

@@ -19,8 +19,13 @@ from analysis.comparison.conditions import (
     places,
     robustness,
 )
-from analysis.comparison.families import Multiplier, UnequalGrounds, unequal_grounds
-from analysis.plots.families import families
+from analysis.comparison.families import (
+    Multiplier,
+    UnequalGrounds,
+    unequal_grounds,
+    with_arms,
+)
+from analysis.plots.families import families, frontier
 from analysis.plots.style import save
 from analysis.report.format import significant
 from analysis.report.html import figure_of
@@ -56,6 +61,7 @@ class FamiliesShown:
     holds: str
     robustness: list[dict[str, str]]
     currencies: list[dict[str, str]]
+    frontier: dict[str, Any] | None  # of every setting, where models were sampled in several ways
     rest: tuple[ConditionShown, ...]
 
 
@@ -85,6 +91,7 @@ def families_shown(
             for row in table.to_dict("records")
         ],
         currencies=_currencies(found[0]),
+        frontier=_frontier(images, found[0].extractor, folder, kinds),
         rest=shown[1:],
     )  # fmt: skip
 
@@ -119,6 +126,21 @@ def _shown(condition: Condition, folder: Path, kinds: tuple[str, ...]) -> Condit
         table=_table(condition.rows),
         figure=figure_of(drawn, folder / f"{drawn}.svg") | {"caption": _CAPTION.format(how)},
     )
+
+
+def _frontier(
+    images: pd.DataFrame, extractor: str, folder: Path, kinds: tuple[str, ...]
+) -> dict[str, Any] | None:
+    rows = with_arms(images)
+    rows = rows[(rows.extractor == extractor) & ~rows.chooses & ~rows.raw]
+    if rows.groupby("trial").settings.nunique().max() < 2:
+        return None
+    save(frontier(rows), folder, "families_frontier", kinds)
+    caption = (
+        "Every model with every setting it was sampled by: means over seeds. Lines: what no other "
+        "of the same arm beats in both."
+    )
+    return figure_of("families_frontier", folder / "families_frontier.svg") | {"caption": caption}
 
 
 def _sentences(condition: Condition) -> tuple[str, ...]:

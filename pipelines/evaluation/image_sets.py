@@ -6,10 +6,12 @@ Shapes: B images, W their side.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from pipelines.evaluation.reference_stats import (
     Batch,
@@ -25,12 +27,16 @@ from pipelines.sampling.store import RECORD, SAMPLES, SampleFolder, recorded
 from pipelines.stages.context import Place
 from pipelines.workspace.address import finished, read_generator, read_tokenizer
 from pipelines.workspace.store import weights_of
+from var_scaling.config import CacheKind
 from var_scaling.data.decode import Undecodable, decode
 from var_scaling.data.order import spread_rows
 from var_scaling.data.tree import is_image, read_tree
 from var_scaling.datasets import DataRecord
 from var_scaling.disk import DONE, is_done
 from var_scaling.experiment import Trial
+
+if TYPE_CHECKING:
+    from var_scaling.tokenizer.model import MultiScaleVQVAE
 
 SPLITS = ("train", "validation")
 
@@ -52,10 +58,17 @@ class Judged:
 
 
 def judged(
-    place: Place, address: str, name: str | None, against: str | None, images: int, cut: Cut
+    place: Place,
+    address: str,
+    name: str | None,
+    against: str | None,
+    images: int,
+    cut: Cut,
+    cache: CacheKind = "tokens",
 ) -> Judged:
     """What is at `address`: SWEEP/TRIAL or imported/NAME (its set `name`), tokenizers/NAME (the
-    reconstructions of at most `images` images of `against`), or a folder of images.
+    reconstructions of at most `images` images of `against`, through tokens, or through the features
+    before they are quantised), or a folder of images.
 
     Raises ValueError, DataError, Drift.
     """
@@ -65,7 +78,7 @@ def judged(
     if name is not None:
         raise ValueError(f"--set {name}: only a model has sets of samples; {address} is none")
     if (home / "tokenizer.json").exists():
-        return _reconstructions(place, address, against, images, cut)
+        return _reconstructions(place, address, against, images, cut, cache)
     if Path(address).is_dir():
         return _folder(place, Path(address))
     raise ValueError(
@@ -127,7 +140,7 @@ def _refuse_unfinished(address: str, folder: Path) -> None:
 
 
 def _reconstructions(
-    place: Place, address: str, against: str | None, images: int, cut: Cut
+    place: Place, address: str, against: str | None, images: int, cut: Cut, cache: CacheKind
 ) -> Judged:
     folder = finished(place.home, address)
     t = read_tokenizer(folder)
@@ -142,6 +155,11 @@ def _reconstructions(
     source = real_images(place, data, split)
     rows = spread_rows(source.rows, images)
 
+    def again(model: "MultiScaleVQVAE", images_B3WW: Tensor) -> Tensor:
+        if cache == "features":
+            return model.render(model.features(images_B3WW)).clamp(-1, 1)
+        return model.decode(model.encode(images_B3WW))
+
     def batches() -> Iterator[Batch]:
         from var_scaling.tokenizer.autoencoder import to_pixels, to_unit
         from var_scaling.tokenizer.model import load_tokenizer
@@ -152,7 +170,7 @@ def _reconstructions(
         for numbers, originals in batches_of(place, source, data, rows):
             parts = to_unit(originals).to(device).split(model.images_at_once)
             with torch.no_grad(), arithmetic("fp32", device):
-                rebuilt = torch.cat([to_pixels(model.decode(model.encode(p))) for p in parts])
+                rebuilt = torch.cat([to_pixels(again(model, p)) for p in parts])
             yield numbers, rebuilt
 
     return Judged(

@@ -86,7 +86,7 @@ def _run_floor(place: Place, floor: Floor) -> str:
 
         tell, address = _Progress(attempt, place), f"tokenizers/{t.name}"
         against = f"{floor.data.name}-train"
-        rebuilt = judged(place, address, None, against, floor.images, Cut())
+        rebuilt = judged(place, address, None, against, floor.images, Cut(), floor.cache)
         extractor = extractor_named(place, floor.extractor, floor.data)
         data = real_data(place, floor.data.name, "validation", t.side, floor.data, Cut())
         reference = reference_of(place, data, "validation", extractor, MOST, tell)

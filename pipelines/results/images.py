@@ -63,9 +63,12 @@ IMAGE_COLUMNS: dict[str, tuple[pa.DataType, str]] = {
 def image_rows(stages: Stages) -> list[dict[str, Any]]:
     """A row for each set that has been scored; sets that have not are left out."""
     floors = {
-        (stage.config.tokenizer.name, stage.config.extractor, stage.config.images): read_json(
-            stage.directory / DONE
-        )
+        (
+            stage.config.tokenizer.name,
+            stage.config.extractor,
+            stage.config.images,
+            stage.config.cache,
+        ): read_json(stage.directory / DONE)
         for stage in of_kind(stages, FLOOR)
         if is_done(stage.directory)
     }
@@ -74,7 +77,9 @@ def image_rows(stages: Stages) -> list[dict[str, Any]]:
         if not is_done(stage.directory) or status_of(stage.directory) != "done":
             continue
         config, found = stage.config, read_json(stage.directory / DONE)
-        key = (config.trial.tokenizer.name, config.extractor, found["samples"])
+        trial = config.trial
+        reads = trial.family.reads(trial.model)
+        key = (trial.tokenizer.name, config.extractor, found["samples"], reads)
         rows.append(_row(stage.sweep, config, found, floors.get(key, {})))
     return rows
 

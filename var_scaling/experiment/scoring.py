@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from var_scaling.config import AnyTokenizer
+from var_scaling.config import AnyTokenizer, CacheKind
 from var_scaling.datasets import Data
 from var_scaling.experiment.trial import Trial
 from var_scaling.models.base import SamplingRecord
@@ -110,18 +110,20 @@ class ScoredSet(Record):
 class Floor(Record):
     """The distance of a tokenizer's reconstructions to images held out, beside that of the images
     that it reconstructs: the config of a stage. No sample of a model on it is nearer than its
-    reconstructions, but by chance.
+    reconstructions, but by chance. `cache`: through the tokens, or the features before them.
     """
 
     tokenizer: AnyTokenizer
     data: Data
     images: PositiveInt
     extractor: ExtractorName
+    cache: CacheKind = "tokens"
 
     @property
     def of_tokenizer(self) -> str:
         """Its name among the floors of its tokenizer."""
-        return f"{self.data.name}-{self.extractor}-{self.images}"
+        features = "-features" if self.cache == "features" else ""
+        return f"{self.data.name}-{self.extractor}-{self.images}{features}"
 
     @property
     def name(self) -> str:

@@ -52,6 +52,7 @@ class Sweep(Record):
                 data=trial.data,
                 images=scoring.count * trial.classes,
                 extractor=one.extractor,
+                cache=trial.family.reads(trial.model),
             )
             found[floor.name] = floor
         return tuple(found.values())
