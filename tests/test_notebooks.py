@@ -1,4 +1,6 @@
-"""Notebooks hold few cells, no `def`, no outputs, and run on what `smoke` left."""
+"""Notebooks hold few cells, no `def`, no outputs, and run on what `smoke` left, that of families on
+made tables.
+"""
 
 import os
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 from conftest import tokenizer, trial
 from nbclient import NotebookClient
 from small_home import small_home
+from test_compare_families import scored
 
 from var_scaling.data import order
 from var_scaling.pyramid import Pyramid
@@ -38,7 +41,9 @@ RUNS = [
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
-def test_a_notebook_runs_on_the_smoke_results(path, smoke, monkeypatch):
+def test_a_notebook_runs_on_the_smoke_results(path, smoke, monkeypatch, tmp_path):
+    scored().to_parquet(tmp_path / "images.parquet")
+    monkeypatch.setitem(os.environ, "VAR_SCALING_IMAGES", str(tmp_path / "images.parquet"))
     monkeypatch.setitem(os.environ, "VAR_SCALING_RESULTS", str(smoke / "smoke/results.parquet"))
     monkeypatch.setitem(os.environ, "VAR_SCALING_HOME", str(smoke))
     monkeypatch.setitem(os.environ, "VAR_SCALING_SWEEP", "smoke")
