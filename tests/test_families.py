@@ -365,6 +365,29 @@ def test_a_sweep_draws_and_scores_samples_of_its_trials(home):
         assert floor["distance"] > floor["distance_of_images"] > 0
 
 
+@pytest.mark.slow
+def test_a_comparison_cut_short_is_partial_and_ends_as_an_undisturbed_one(home, tmp_path):
+    """What a stop during the scores leaves: some are there, one set is half drawn, one is not."""
+    again = tmp_path / "runs"
+    shutil.copytree(home, again)
+    trials_there = again / "three"
+    for place in ("ar-d2/scores/plain-seeded", "ar-d2/scores/plain-classifier", "ar-d2/samples"):
+        shutil.rmtree(trials_there / place)
+    for place in ("dit-d2/scores/plain-seeded", "dit-d2/samples/plain"):
+        (trials_there / place / "done.json").unlink()
+    done = command("report", HERE / "three_families.py", "--home", again)
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (trials_there / "report" / "index.html").read_text()
+    assert "Not finished: 3 sets of samples are not scored yet (ar-d2/plain-seeded" in page
+    partial = pd.read_parquet(trials_there / "images.parquet")
+    whole = pd.read_parquet(home / "three" / "images.parquet")
+    assert len(partial) == len(whole) - 3
+    done = command("run", HERE / "three_families.py", "--home", again)
+    assert done.returncode == 0, done.stdout + done.stderr
+    pd.testing.assert_frame_equal(pd.read_parquet(trials_there / "images.parquet"), whole)
+    assert "Not finished" not in (trials_there / "report" / "index.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("scorings", "words"),
     [
