@@ -119,7 +119,8 @@ def scored(factor: float = 2.0, **changes) -> pd.DataFrame:
         family=lambda frame: frame.arm.map(FAMILIES), tokenizer="t", raw=False, chooses=False,
         set="plain", depth=2, params_total=1000, images_seen=80_000, epochs=1.0,
         sampling_flops=1e6, bits_per_image=210.0, floor=0.5, loss_unit="x", distance_stderr=0.01,
-        settings="no guidance", sweep="s", seed=0,
+        settings="no guidance", sweep="s", seed=0, latency_seconds=np.nan,
+        images_per_second=np.nan,
     )  # fmt: skip
     rows = rows.assign(
         train_flops_dense_mask=rows.train_flops * 1.1, train_flops_6n_total=rows.train_flops * 0.9
@@ -208,3 +209,13 @@ def test_a_tie_is_called_one():
     assert "≈" in order_in_words(places(condition))
     low, high = places(condition)[0].low, places(condition)[0].high
     assert low < places(condition)[0].distance < high
+
+
+def test_where_samples_were_timed_the_section_has_their_frontier(tmp_path):
+    assert families_shown(scored(), tmp_path, ("svg",)).frontier is None
+    timed = scored(latency_seconds=lambda rows: rows.train_flops * 1e-12, images_per_second=90.0)
+    shown = families_shown(timed, tmp_path, ("svg",))
+    assert shown.frontier is not None
+    drawn = (tmp_path / "families_frontier.svg").read_text()
+    assert "seconds of one sample alone" in drawn
+    assert "seconds an image, best batch" in drawn

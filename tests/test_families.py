@@ -22,13 +22,14 @@ from analysis.selection.rates import rate_sweeps
 from analysis.study import studies, study
 from analysis.table.table import Table, check
 from pipelines.cli.main import main
+from pipelines.evaluation.throughput import sampling_columns
 from pipelines.planning.targets import like_target
 from var_scaling.disk import read_json, write_json
 from var_scaling.experiment import Sweep
 from var_scaling.experiment.scoring import Scoring
 from var_scaling.metrics import MetricsLog, read_metrics
-from var_scaling.models.ar.config import ArModel
-from var_scaling.models.dit.config import DitModel, tiny_dit
+from var_scaling.models.ar.config import ArModel, ArSampling
+from var_scaling.models.dit.config import DitModel, DitSampling, tiny_dit
 from var_scaling.tokenizer.cache import LatentStatistics, TokenCache, latent_statistics
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.training.loop import Interrupted
@@ -308,6 +309,12 @@ def test_speed(name, home, capsys, monkeypatch):
     (row, guided) = json.loads(said.splitlines()[-1])["sampling"]
     assert row["settings"] == ("steps 2" if more else "")
     assert guided["model_flops"] > row["model_flops"] > 0
+    sampling = ArSampling() if name == "ar-d1" else DitSampling(steps=2)
+    timed = sampling_columns(home / "three" / name, sampling)
+    assert timed["latency_seconds"] > 0
+    assert (
+        sampling_columns(home / "three" / name, sampling.model_copy(update={"guidance": 9})) == {}
+    )
 
 
 def test_a_sweep_draws_and_scores_samples_of_its_trials(home):

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
@@ -45,31 +46,43 @@ def families(rows: pd.DataFrame, score: str = "distance", cautions: Sequence[str
     return figure
 
 
+# What a sample costs, by column: axis label.
+PRICES = {
+    "sampling_flops": "FLOPs of one sample",
+    "latency_seconds": "seconds of one sample alone",
+    "seconds_per_image": "seconds an image, best batch",
+}
+
+
 @styled
 def frontier(rows: pd.DataFrame) -> Figure:
     """Distance of samples against what one of them costs, each model with each of its settings; a
-    line through those of an arm that none of its others beats in both.
+    line through those of an arm that none of its others beats in both. A panel for each price that
+    was measured of at least two arms.
     """
-    figure, ((panel,),) = sheet(SINGLE, 2.7, 1, 1)
+    rows = rows.assign(seconds_per_image=1 / rows.images_per_second)
+    prices = [name for name in PRICES if rows[rows[name].notna()].arm.nunique() > 1]
+    wide = DOUBLE if len(prices) > 1 else SINGLE
+    figure, (panels,) = sheet(wide, 2.7, 1, len(prices), sharey=True)
     looks = few(list(dict.fromkeys(rows.arm)))
-    for arm, own in rows.groupby("arm", sort=False):
-        look = looks[arm]
-        means = np.exp(
-            np.log(own.distance).groupby([own.depth, own.settings, own.sampling_flops]).mean()
-        ).reset_index()
-        panel.plot(
-            means.sampling_flops, means.distance, look.marker, color=look.colour, ms=3, alpha=0.5
-        )
-        best = means.sort_values("sampling_flops")
-        best = best[best.distance < best.distance.cummin().shift(fill_value=np.inf)]
-        panel.plot(best.sampling_flops, best.distance, color=look.colour, ls=look.line, lw=1.1)
-    panel.set(
-        xscale="log", yscale="log", xlabel="FLOPs of one sample",
-        ylabel="Fréchet distance of samples",
-    )  # fmt: skip
-    logarithmic(panel)
-    key_above(figure, _keys(looks), columns=2)
+    for panel, price in zip(panels, prices, strict=True):
+        for arm, own in rows[rows[price].notna()].groupby("arm", sort=False):
+            _settings_of(panel, own, price, looks[arm])
+        panel.set(xscale="log", yscale="log", xlabel=PRICES[price])
+        logarithmic(panel)
+    panels[0].set_ylabel("Fréchet distance of samples")
+    key_above(figure, _keys(looks), columns=2 if wide == SINGLE else 4)
     return figure
+
+
+def _settings_of(panel: Axes, own: pd.DataFrame, price: str, look: Look) -> None:
+    """Means over seeds of each size and setting of one arm, and the line of the best."""
+    sizes = own.assign(log=np.log(own.distance)).groupby(["depth", "settings"])
+    means = sizes.agg(price=(price, "median"), log=("log", "mean")).sort_values("price")
+    distance = np.exp(means["log"])
+    panel.plot(means.price, distance, look.marker, color=look.colour, ms=3, alpha=0.5)
+    best = distance < distance.cummin().shift(fill_value=np.inf)
+    panel.plot(means.price[best], distance[best], color=look.colour, ls=look.line, lw=1.1)
 
 
 def _keys(looks: Mapping[str, Look]) -> list[Line2D]:

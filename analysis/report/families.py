@@ -133,7 +133,8 @@ def _frontier(
 ) -> dict[str, Any] | None:
     rows = with_arms(images)
     rows = rows[(rows.extractor == extractor) & ~rows.chooses & ~rows.raw]
-    if rows.groupby("trial").settings.nunique().max() < 2:
+    several = rows.groupby("trial").settings.nunique().max() > 1
+    if not several and rows.latency_seconds.isna().all():
         return None
     save(frontier(rows), folder, "families_frontier", kinds)
     caption = (

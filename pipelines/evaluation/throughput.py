@@ -21,6 +21,7 @@ from pipelines.workspace.provenance import code_version
 from pipelines.workspace.store import held
 from var_scaling.disk import read_json, write_json
 from var_scaling.evaluation.rates import Machine, MatmulPeak, SamplingSpeed, TrainingSpeed
+from var_scaling.models.base import SamplingRecord
 from var_scaling.recipe import Precision
 from var_scaling.record import Record, explain
 
@@ -189,6 +190,23 @@ def speed_columns(folder: Path) -> dict[str, Any]:
         columns["training_tokens_per_second"] = fastest.tokens_per_second
         columns["training_mfu"] = fastest.mfu
     return {name: value for name, value in columns.items() if value is not None}
+
+
+def sampling_columns(folder: Path, sampling: SamplingRecord) -> dict[str, Any]:
+    """Of the model in `folder` so sampled, on the machine last measured on: the latency of one
+    image, and images/s of the best batch; empty where it was not timed so.
+    """
+    asked = sampling.precision, sampling.guidance, sampling.besides()
+    for one in reversed(measurements(folder)):
+        rows = [row for row in one.sampling if _way(row)[:3] == asked and row.whole is not None]
+        if rows:
+            alone = [row.whole.median_seconds for row in rows if row.batch == 1 and row.whole]
+            return {
+                "latency_seconds": min(alone, default=None),
+                "images_per_second": max(row.images_per_second or 0.0 for row in rows),
+                "speed_machine": machine_of(one, ", "),
+            }
+    return {}
 
 
 def _key(one: Measured) -> tuple[str, int]:

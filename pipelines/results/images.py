@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.evaluation.throughput import sampling_columns
 from pipelines.stages.graph import Stages, of_kind
 from pipelines.stages.registry import FLOOR, SCORE
 from pipelines.workspace.damage import status_of
@@ -57,6 +58,9 @@ IMAGE_COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "encoding_flops": (pa.float64(), "of encoding every training image that was seen, apart"),
     "sampling_flops": (pa.float64(), "of one sample, so drawn, without the decoder"),
     "decoding_flops": (pa.float64(), "of decoding one sample"),
+    "latency_seconds": (pa.float64(), "of one image so drawn, where `speed` timed it"),
+    "images_per_second": (pa.float64(), "the same of the best batch"),
+    "speed_machine": (pa.string(), "where that was timed"),
 }
 
 
@@ -80,7 +84,8 @@ def image_rows(stages: Stages) -> list[dict[str, Any]]:
         trial = config.trial
         reads = trial.family.reads(trial.model)
         key = (trial.tokenizer.name, config.extractor, found["samples"], reads)
-        rows.append(_row(stage.sweep, config, found, floors.get(key, {})))
+        timed = sampling_columns(stage.directory.parents[1], config.sampling)
+        rows.append({**_row(stage.sweep, config, found, floors.get(key, {})), **timed})
     return rows
 
 
