@@ -17,7 +17,7 @@ from var_scaling.models.base import ModelRecord
 from var_scaling.models.dit.config import tiny_dit
 from var_scaling.models.var.config import tiny_var
 
-SEEDS = {2: 2, 4: 2, 6: 1}  # depth: runs
+SEEDS = {2: 2, 3: 2, 4: 1}  # depth: runs
 VAR_STEPS = 2_000
 
 _images = ImageFiles(
@@ -26,7 +26,7 @@ _images = ImageFiles(
 
 
 def _tokenizer(name: str, sides: tuple[int, ...]) -> TrainedTokenizer:
-    return tiny_tokenizer(name, _images, sides=sides, codes=256, steps=3_000)
+    return tiny_tokenizer(name, _images, sides=sides, codes=256, steps=1_500)
 
 
 # Bits of an image: 130 x 8 = 1,040 and 128 x 8 = 1,024.
