@@ -6,6 +6,7 @@ Rows are those of images.parquet: one for each set of samples of each trial and 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations, pairwise
 
 import numpy as np
 import pandas as pd
@@ -57,13 +58,25 @@ class Condition:
 
 @dataclass(frozen=True)
 class Placed:
-    """An arm at the largest budget that all arms reached, with an interval of 95 %."""
+    """An arm at the largest budget that all arms reached."""
 
     arm: str
     distance: float
-    low: float | None
-    high: float | None
-    ties_next: bool  # whether the next arm cannot be told from it
+    spread: float  # of the logarithm of the distance, as seeds differ; NaN: not known
+    times: float  # the spread that a half interval of 95 % is wide
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 %; None where no size was run twice."""
+        if not np.isfinite(self.spread):
+            return None
+        width = float(np.exp(self.times * self.spread))
+        return self.distance / width, self.distance * width
+
+    def told_from(self, other: "Placed") -> bool:
+        """Whether the difference is larger than chance allows (95 %, this pair alone)."""
+        apart = abs(np.log(self.distance / other.distance))
+        return bool(apart > self.times * np.hypot(self.spread, other.spread))
 
 
 def conditions(images: pd.DataFrame) -> tuple[Condition, ...]:
@@ -117,38 +130,44 @@ def places(condition: Condition, cost: str = "train_flops") -> tuple[Placed, ...
     """
     found = curves(condition.rows, "distance", cost)
     budget = min(float(one.cost.max()) for one in found.values())
-    reached = [one for one in found.values() if one.cost.min() <= budget]
     try:
         deviation, free = spread(condition.rows, "distance", cost)
     except ValueError:
         deviation, free = float("nan"), 1
-    factor = float(student.ppf((1 + _LEVEL) / 2, free))
-    scored = sorted((_log_score(one, budget), one) for one in reached) if reached else []
-    placed = []
-    for number, (log_score, one) in enumerate(scored):
-        error = deviation / np.sqrt(_runs_at(one, budget))
-        half = factor * error
-        ties = False
-        if number + 1 < len(scored):
-            after, other = scored[number + 1]
-            apart = factor * np.hypot(error, deviation / np.sqrt(_runs_at(other, budget)))
-            ties = not after - log_score > apart
-        known = np.isfinite(half)
-        low, high = (
-            (float(np.exp(log_score - half)), float(np.exp(log_score + half)))
-            if known
-            else (None, None)
+    times = float(student.ppf((1 + _LEVEL) / 2, free))
+    placed = [
+        Placed(
+            one.arm,
+            float(np.exp(_log_score(one, budget))),
+            deviation / float(np.sqrt(_runs_at(one, budget))),
+            times,
         )
-        placed.append(Placed(one.arm, float(np.exp(log_score)), low, high, ties))
-    return tuple(placed)
+        for one in found.values()
+        if one.cost.min() <= budget
+    ]
+    return tuple(sorted(placed, key=lambda one: one.distance))
 
 
 def order_in_words(placed: tuple[Placed, ...]) -> str:
     """The best first: "dit < ar ≈ var"; ≈ where two neighbours cannot be told apart."""
     words = []
-    for one in placed:
-        words += [one.arm, "≈" if one.ties_next else "<"]
-    return " ".join(words[:-1])
+    for one, after in pairwise(placed):
+        words += [one.arm, "<" if one.told_from(after) else "≈"]
+    return " ".join([*words, *(one.arm for one in placed[-1:])])
+
+
+def reversals(first: tuple[Placed, ...], other: tuple[Placed, ...]) -> tuple[tuple[str, str], ...]:
+    """Pairs of arms (nearer in `first`, nearer in `other`) that both tell apart, in opposite
+    order.
+    """
+    there = {one.arm: one for one in other}
+    return tuple(
+        (one.arm, against.arm)
+        for one, against in combinations(first, 2)
+        if one.arm in there and against.arm in there and one.told_from(against)
+        if there[against.arm].distance < there[one.arm].distance
+        if there[one.arm].told_from(there[against.arm])
+    )
 
 
 def of_pairs(
@@ -174,24 +193,24 @@ def of_pairs(
 
 
 def robustness(found: tuple[Condition, ...]) -> pd.DataFrame:
-    """One row for each condition and way to count FLOPs: the order, and whether it is the first's.
+    """One row for each condition and way to count FLOPs, against the first.
 
-    Columns: condition, counted, order, as_first.
+    Columns: condition, counted, order, reversed: the pairs of arms that both tell apart in opposite
+    ways, as tuples (nearer in the first row, nearer in this).
     """
     rows = []
+    first: tuple[Placed, ...] = ()
     for condition in found:
         for cost in FLOPS:
             placed = places(condition, cost)
+            first = first or placed
             rows.append({
                 "condition": condition.name,
                 "counted": CURRENCIES[cost],
                 "order": order_in_words(placed),
-                "arms": tuple(one.arm for one in placed),
+                "reversed": reversals(first, placed),
             })  # fmt: skip
-    table = pd.DataFrame(rows, columns=["condition", "counted", "order", "arms"])
-    first = table.arms.iloc[0] if len(table) else ()
-    same = [arms == tuple(one for one in first if one in arms) for arms in table.arms]
-    return table.drop(columns="arms").assign(as_first=same)
+    return pd.DataFrame(rows, columns=["condition", "counted", "order", "reversed"])
 
 
 def _log_score(curve: Curve, cost: float) -> float:

@@ -21,23 +21,24 @@ COSTS = {
 
 
 @styled
-def families(rows: pd.DataFrame, score: str = "distance", cautions: Sequence[str] = ()) -> Figure:
+def families(rows: pd.DataFrame, network: str = "", cautions: Sequence[str] = ()) -> Figure:
     """Each run of each arm (column `arm`), a line through the means of its sizes; dotted, the
-    distance of its tokenizer's reconstructions. `cautions`, in what the arms differ besides the
-    model, stand below the figure.
+    distance of its tokenizer's reconstructions. `network`: that looks. `cautions`, in what the arms
+    differ besides the model, stand below the figure.
     """
     figure, (panels,) = sheet(DOUBLE, 2.9, 1, len(COSTS), sharey=True)
     looks = few(list(dict.fromkeys(rows.arm)))
     for panel, (cost, label) in zip(panels, COSTS.items(), strict=True):
-        for arm, curve in curves(rows, score, cost).items():
+        for arm, curve in curves(rows, "distance", cost).items():
             look, runs = looks[arm], rows[rows.arm == arm]
-            panel.plot(runs[cost], runs[score], look.marker, color=look.colour, ms=3.2, alpha=0.6)
+            panel.plot(runs[cost], runs.distance, look.marker, color=look.colour, ms=3.2, alpha=0.6)
             panel.plot(curve.cost, np.exp(curve.log_score), color=look.colour, ls=look.line, lw=1.1)
             floor = runs.floor.dropna()
             if len(floor):
                 panel.axhline(float(floor.iloc[0]), color=look.colour, lw=0.7, ls=(0, (1, 2)))
         panel.set(xscale="log", yscale="log", xlabel=label)
-    panels[0].set_ylabel("Fréchet distance of samples")
+    of = f" ({network} network)" if network else ""
+    panels[0].set_ylabel(f"Fréchet distance of samples{of}")
     for panel in panels:
         logarithmic(panel)
     if cautions:

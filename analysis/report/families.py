@@ -4,6 +4,7 @@ It begins with what can be cited: a figure, a sentence for each pair, what could
 Behind that: whether it holds under every condition, every currency, and each set in numbers.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class FamiliesShown:
     """What the section has; `first` is the main condition."""
 
     first: ConditionShown
-    order: str
+    orders: list[dict[str, str]]  # of the first set of samples, by each network
     undetermined: tuple[str, ...]
     partial: str
     holds: str
@@ -76,17 +77,22 @@ def families_shown(
     if not found:
         return None
     shown = tuple(_shown(one, folder, kinds) for one in found)
-    placed, table = places(found[0]), robustness(found)
+    table = robustness(found)
+    same = [one for one in found if (one.set, one.weights) == (found[0].set, found[0].weights)]
     return FamiliesShown(
         first=shown[0],
-        order=order_in_words(placed),
+        orders=[
+            {"network that looks": one.extractor, "nearest to real images first": order_in_words(
+                places(one))}
+            for one in same
+        ],
         undetermined=_undetermined(found[0]),
         partial=_partial(unscored),
         holds=_holds(table),
         robustness=[
             {
                 "condition": str(row["condition"]), "FLOPs counted as": str(row["counted"]),
-                "order": str(row["order"]), "as the first": "yes" if row["as_first"] else "no",
+                "order": str(row["order"]), "reversed against the first": _pairs(row["reversed"]),
             }
             for row in table.to_dict("records")
         ],
@@ -115,7 +121,7 @@ def comparison_scalars(images: pd.DataFrame) -> dict[str, float]:
 def _shown(condition: Condition, folder: Path, kinds: tuple[str, ...]) -> ConditionShown:
     drawn = "families_" + condition.name.replace(", ", "-").replace(" ", "-")
     cautions = unequal_grounds(condition.rows)
-    save(families(condition.rows, cautions=cautions), folder, drawn, kinds)
+    save(families(condition.rows, condition.extractor, cautions), folder, drawn, kinds)
     how = "; ".join(f"{arm}: {words}" for arm, words in condition.settings.items())
     return ConditionShown(
         name=condition.name,
@@ -175,10 +181,22 @@ def _partial(unscored: tuple[str, ...]) -> str:
 
 
 def _holds(table: pd.DataFrame) -> str:
-    same, count = int(table.as_first.sum()), len(table)
-    if same == count:
-        return f"The order of the arms is the same in all {count} ways to sample, look and count."
-    return f"The order of the arms is that of the first row in {same} of {count} ways."
+    """Whether any way to sample, look or count turns a pair round."""
+    turned = table[table.reversed.map(len) > 0]
+    if turned.empty:
+        return (
+            f"In none of {len(table)} ways to sample, look and count are two arms that can be told "
+            "apart in the opposite order."
+        )
+    pairs = dict.fromkeys(pair for row in turned.reversed for pair in row)
+    return (
+        f"It does not hold: {len(turned)} of {len(table)} ways to sample, look and count turn "
+        f"pairs round that can be told apart ({_pairs(pairs)})."
+    )
+
+
+def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
+    return "; ".join(f"{one} and {other}" for one, other in pairs) or "–"
 
 
 def _currencies(condition: Condition) -> list[dict[str, str]]:
