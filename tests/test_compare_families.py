@@ -137,16 +137,16 @@ def raw_of(rows: pd.DataFrame, factor: float) -> pd.DataFrame:
 
 def test_the_section_begins_with_what_can_be_cited(tmp_path):
     shown = families_shown(scored(), tmp_path, ("svg",))
-    (sentence,) = shown.first.sentences
+    (sentence,) = shown.heads[0].sentences
     assert sentence.startswith("dit needs ")
     assert float(sentence.split()[2]) == pytest.approx(2.0, rel=0.2)
     assert shown.orders == [
         {"network that looks": "seeded", "nearest to real images first": "var < dit"}
     ]
-    assert shown.first.cautions == ()
-    assert shown.undetermined == ()
+    assert shown.heads[0].cautions == ()
+    assert shown.heads[0].undetermined == ()
     assert shown.partial == ""
-    assert [row["arm"] for row in shown.first.table] == ["var"] * 4 + ["dit"] * 4
+    assert [row["arm"] for row in shown.heads[0].table] == ["var"] * 4 + ["dit"] * 4
     assert (tmp_path / "families_plain-seeded-network.svg").exists()
     (row,) = shown.currencies
     assert row["pair"] == "dit over var"
@@ -173,7 +173,8 @@ def test_networks_and_last_weights_are_conditions_of_their_own(tmp_path):
     assert shown.holds.startswith("It does not hold: 3 of 9 ways")
     assert "(var and dit)" in shown.holds
     assert shown.partial.startswith("Not finished: 1 sets of samples are not scored yet (var-d6/")
-    assert len(shown.rest) == 2
+    assert [one.name for one in shown.heads] == [found[0].name, found[2].name]
+    assert [one.name for one in shown.rest] == [found[1].name]
 
 
 def test_settings_are_chosen_by_other_samples_than_those_reported():
@@ -201,8 +202,8 @@ def test_other_rulers_are_refused_unless_asked_for(tmp_path):
     (asked,) = of_pairs(condition, unequal=True)
     assert asked.value == pytest.approx(2.0, rel=0.2)
     shown = families_shown(rows, tmp_path, ("svg",))
-    assert shown.first.sentences[0].startswith("Not compared, for the arms were measured by")
-    assert "images differ: leaves, other-leaves" in shown.first.cautions
+    assert shown.heads[0].sentences[0].startswith("Not compared, for the arms were measured by")
+    assert "images differ: leaves, other-leaves" in shown.heads[0].cautions
     drawn = (tmp_path / "families_plain-seeded-network.svg").read_text()
     assert "Not equal: images differ" in drawn
 

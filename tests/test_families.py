@@ -354,6 +354,7 @@ def test_a_sweep_draws_and_scores_samples_of_its_trials(home):
     assert steps == pytest.approx(5 / (2 * 2))  # guided: two passes a step
     page = (home / "three" / "report" / "index.html").read_text()
     assert "Samples “plain, seeded network”" in page
+    assert "By the condition “plain, classifier network”" in page
     assert "plain, last weights, classifier network" not in page  # drawn for the seeded one alone
     assert "plain, last weights, seeded network" in page
     assert "Samples “few" not in page  # of one arm there is nothing to compare

@@ -45,7 +45,8 @@ class ConditionShown:
     name: str
     anchor: str
     settings: str
-    sentences: tuple[str, ...]
+    sentences: tuple[str, ...]  # of the pairs whose multiplier is known
+    undetermined: tuple[str, ...]
     cautions: tuple[str, ...]
     table: list[dict[str, str]]
     figure: dict[str, Any]
@@ -53,11 +54,10 @@ class ConditionShown:
 
 @dataclass(frozen=True)
 class FamiliesShown:
-    """What the section has; `first` is the main condition."""
+    """What the section has. `heads`: the main set of samples, as each network sees it."""
 
-    first: ConditionShown
+    heads: tuple[ConditionShown, ...]
     orders: list[dict[str, str]]  # of the first set of samples, by each network
-    undetermined: tuple[str, ...]
     partial: str
     holds: str
     robustness: list[dict[str, str]]
@@ -76,17 +76,17 @@ def families_shown(
     found = conditions(images)
     if not found:
         return None
-    shown = tuple(_shown(one, folder, kinds) for one in found)
+    shown = {one.name: _shown(one, folder, kinds) for one in found}
     table = robustness(found)
-    same = [one for one in found if (one.set, one.weights) == (found[0].set, found[0].weights)]
+    main = [one for one in found if (one.set, one.weights) == (found[0].set, found[0].weights)]
+    heads = tuple(shown.pop(one.name) for one in main)
     return FamiliesShown(
-        first=shown[0],
+        heads=heads,
         orders=[
             {"network that looks": one.extractor, "nearest to real images first": order_in_words(
                 places(one))}
-            for one in same
+            for one in main
         ],
-        undetermined=_undetermined(found[0]),
         partial=_partial(unscored),
         holds=_holds(table),
         robustness=[
@@ -98,7 +98,7 @@ def families_shown(
         ],
         currencies=_currencies(found[0]),
         frontier=_frontier(images, found[0].extractor, folder, kinds),
-        rest=shown[1:],
+        rest=tuple(shown.values()),
     )  # fmt: skip
 
 
@@ -128,6 +128,7 @@ def _shown(condition: Condition, folder: Path, kinds: tuple[str, ...]) -> Condit
         anchor=drawn,
         settings=how,
         sentences=_sentences(condition),
+        undetermined=_undetermined(condition),
         cautions=cautions,
         table=_table(condition.rows),
         figure=figure_of(drawn, folder / f"{drawn}.svg") | {"caption": _CAPTION.format(how)},
