@@ -119,7 +119,7 @@ def scored(factor: float = 2.0, **changes) -> pd.DataFrame:
     rows = table(factor, noise=0.01, seed=3).assign(
         family=lambda frame: frame.arm.map(FAMILIES), tokenizer="t", raw=False, chooses=False,
         set="plain", depth=2, params_total=1000, images_seen=80_000, epochs=1.0,
-        sampling_flops=1e6, bits_per_image=210.0, floor=0.5, loss_unit="x", distance_stderr=0.01,
+        sampling_flops=1e6, bits_per_image=210.0, floor=0.05, loss_unit="x", distance_stderr=0.01,
         settings="no guidance", sweep="s", seed=0, latency_seconds=np.nan,
         images_per_second=np.nan,
     )  # fmt: skip
@@ -151,7 +151,7 @@ def test_the_section_begins_with_what_can_be_cited(tmp_path):
     (row,) = shown.currencies
     assert row["pair"] == "dit over var"
     assert row["training FLOPs"].startswith("2")
-    assert shown.holds.startswith("In none of 3 ways")
+    assert shown.holds.startswith("In none of 4 ways")
 
 
 def test_networks_and_last_weights_are_conditions_of_their_own(tmp_path):
@@ -166,11 +166,14 @@ def test_networks_and_last_weights_are_conditions_of_their_own(tmp_path):
     assert set(found[1].rows.arm) == {"var", "dit"}
     assert found[1].rows[found[1].rows.arm == "dit"].raw.all()
     held = robustness(found)
-    assert held.order.tolist() == ["var < dit"] * 3 + ["dit < var"] * 3 + ["var < dit"] * 3
+    assert held.order.tolist() == ["var < dit"] * 4 + ["dit < var"] * 4 + ["var < dit"] * 4
     turned = (("var", "dit"),)
-    assert held.reversed.tolist() == [()] * 3 + [turned] * 3 + [()] * 3
+    assert held.reversed.tolist() == [()] * 4 + [turned] * 4 + [()] * 4
+    assert held.measure.tolist() == (["distance"] * 3 + ["above reconstructions"]) * 3
+    below = robustness(conditions(rows.assign(floor=9.0)))  # no sample is above such a floor
+    assert set(below.measure) == {"distance"}
     shown = families_shown(both, tmp_path, ("svg",), unscored=("var-d6/plain-seeded",))
-    assert shown.holds.startswith("It does not hold: 3 of 9 ways")
+    assert shown.holds.startswith("It does not hold: 4 of 12 ways")
     assert "(var and dit)" in shown.holds
     assert shown.partial.startswith("Not finished: 1 sets of samples are not scored yet (var-d6/")
     assert [one.name for one in shown.heads] == [found[0].name, found[2].name]

@@ -31,7 +31,13 @@ CURRENCIES = {
     "images_seen": "images seen",
     "sampling_flops": "FLOPs of one sample",
 }
-FLOPS = ("train_flops", "train_flops_dense_mask", "train_flops_6n_total")
+# Ways to count and to measure under which an order is looked at: cost, measure, column.
+_MEASURES = (
+    ("train_flops", "distance", "distance"),
+    ("train_flops_dense_mask", "distance", "distance"),
+    ("train_flops_6n_total", "distance", "distance"),
+    ("train_flops", "above reconstructions", "above"),
+)
 _LEVEL = 0.95
 
 
@@ -81,7 +87,7 @@ class Placed:
 
 def conditions(images: pd.DataFrame) -> tuple[Condition, ...]:
     """Every condition under which at least two arms were scored, in the order of `images`."""
-    rows = with_arms(images)
+    rows = with_arms(images).assign(above=images.distance - images.floor)
     found = [
         one
         for extractor, own in rows.groupby("extractor", sort=False)
@@ -122,16 +128,18 @@ def best_of_grid(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts) if parts else rows.iloc[:0]
 
 
-def places(condition: Condition, cost: str = "train_flops") -> tuple[Placed, ...]:
-    """The arms by their distance at the largest `cost` that all of them reached, the best first.
+def places(
+    condition: Condition, cost: str = "train_flops", score: str = "distance"
+) -> tuple[Placed, ...]:
+    """The arms by their `score` at the largest `cost` that all of them reached, the best first.
 
     Between two sizes the logarithms are taken to be linear. The interval is that of the seeds, from
     their pooled spread and the runs of the nearest size; none where no size was run twice.
     """
-    found = curves(condition.rows, "distance", cost)
+    found = curves(condition.rows, score, cost)
     budget = min(float(one.cost.max()) for one in found.values())
     try:
-        deviation, free = spread(condition.rows, "distance", cost)
+        deviation, free = spread(condition.rows, score, cost)
     except ValueError:
         deviation, free = float("nan"), 1
     times = float(student.ppf((1 + _LEVEL) / 2, free))
@@ -193,24 +201,29 @@ def of_pairs(
 
 
 def robustness(found: tuple[Condition, ...]) -> pd.DataFrame:
-    """One row for each condition and way to count FLOPs, against the first.
+    """One row for each condition, way to count FLOPs and measure, against the first.
 
-    Columns: condition, counted, order, reversed: the pairs of arms that both tell apart in opposite
-    ways, as tuples (nearer in the first row, nearer in this).
+    Columns: condition, counted, measure, order, reversed: the pairs of arms that both tell apart in
+    opposite ways, as tuples (nearer in the first row, nearer in this). "Above reconstructions" is
+    the distance less that of the arm's tokenizer; it is left out where one is not above it.
     """
     rows = []
     first: tuple[Placed, ...] = ()
     for condition in found:
-        for cost in FLOPS:
-            placed = places(condition, cost)
+        for cost, measure, score in _MEASURES:
+            try:
+                placed = places(condition, cost, score)
+            except ValueError:
+                continue
             first = first or placed
             rows.append({
                 "condition": condition.name,
                 "counted": CURRENCIES[cost],
+                "measure": measure,
                 "order": order_in_words(placed),
                 "reversed": reversals(first, placed),
             })  # fmt: skip
-    return pd.DataFrame(rows, columns=["condition", "counted", "order", "reversed"])
+    return pd.DataFrame(rows, columns=["condition", "counted", "measure", "order", "reversed"])
 
 
 def _log_score(curve: Curve, cost: float) -> float:

@@ -91,8 +91,11 @@ def families_shown(
         holds=_holds(table),
         robustness=[
             {
-                "condition": str(row["condition"]), "FLOPs counted as": str(row["counted"]),
-                "order": str(row["order"]), "reversed against the first": _pairs(row["reversed"]),
+                "condition": str(row["condition"]),
+                "FLOPs counted as": str(row["counted"]),
+                "measure": str(row["measure"]),
+                "order": str(row["order"]),
+                "reversed against the first": _pairs(row["reversed"]),
             }
             for row in table.to_dict("records")
         ],
