@@ -74,10 +74,10 @@ def test_the_results_row_knows_its_units():
     assert not {"host", "colour", "path"} & names
 
 
-def test_one_trial_is_read_in_under_2950_lines():
+def test_one_trial_is_read_in_under_2800_lines():
     """Everything of ours that training a VAR can reach: the trainer, the network, the objective."""
     graph = grimp.build_graph("var_scaling", "pipelines", exclude_type_checking_imports=True)
     entries = {"var_scaling.training.trial", "var_scaling.models.var.objective"}
     reached = entries.union(*(graph.find_upstream_modules(entry) for entry in entries))
     files = [ROOT / (name.replace(".", "/") + ".py") for name in reached]
-    assert sum(path.read_text().count("\n") for path in files if path.exists()) < 2950
+    assert sum(path.read_text().count("\n") for path in files if path.exists()) < 2800

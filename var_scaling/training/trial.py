@@ -13,7 +13,7 @@ from torch import nn
 from var_scaling.accounting import total
 from var_scaling.data.order import batch_rows
 from var_scaling.evaluation.likelihood import LABELS, evaluate, evaluation_flops
-from var_scaling.experiment import Trial
+from var_scaling.experiment.trial import Trial
 from var_scaling.metrics import Line
 from var_scaling.models.base import Batch, StepDraws
 from var_scaling.tokenizer.cache import TokenCache, latent_statistics
