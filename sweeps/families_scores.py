@@ -39,16 +39,25 @@ def _others() -> tuple[Trial, ...]:
 
 
 def _guided(guidance: float) -> tuple[Scoring, Scoring]:
-    """The set that serves to choose, and the one that is reported."""
+    """The set that serves to choose, and the one that is reported; without guidance of all."""
     sampling = tuple(one.model_copy(update={"guidance": guidance}) for one in UNGUIDED)
-    name = f"g{guidance:g}"
-    main = tuple(trial.name for trial in _main)
-    return (
-        Scoring(
-            name=f"choose-{name}", sampling=sampling, count=64, seed=1, chooses=True, only=main
-        ),
-        Scoring(name=name, sampling=sampling, count=256, extractors=NETWORKS, only=main),
+    choosing = Scoring(
+        name=f"choose-g{guidance:g}",
+        sampling=sampling,
+        count=64,
+        seed=1,
+        chooses=True,
+        extractors=NETWORKS,
+        only=_names(_main),
     )
+    reported = Scoring(
+        name=f"g{guidance:g}",
+        sampling=sampling,
+        count=256,
+        extractors=NETWORKS,
+        only=_names(_main) if guidance else (),
+    )
+    return choosing, reported
 
 
 def _names(trials: tuple[Trial, ...]) -> tuple[str, ...]:
