@@ -222,6 +222,18 @@ def test_a_tie_is_called_one():
     assert reversals(placed, tuple(reversed(placed))) == ()
 
 
+def test_arms_of_one_size_whose_steps_were_rounded_are_at_one_budget():
+    rows = scored()
+    rows = rows[rows.train_flops == rows.train_flops.min()]
+    rows.loc[rows.family == "dit", "train_flops"] *= 1.002
+    (condition,) = conditions(rows)
+    assert [one.arm for one in places(condition)] == ["var", "dit"]
+    rows.loc[rows.family == "dit", "train_flops"] *= 2
+    (condition,) = conditions(rows)
+    assert [one.arm for one in places(condition)] == ["var"]
+    assert len(robustness((condition,)).counted) == 2  # the others count it as before
+
+
 def test_where_samples_were_timed_the_section_has_their_frontier(tmp_path):
     assert families_shown(scored(), tmp_path, ("svg",)).frontier is None
     timed = scored(latency_seconds=lambda rows: rows.train_flops * 1e-12, images_per_second=90.0)

@@ -39,6 +39,7 @@ _MEASURES = (
     ("train_flops", "above reconstructions", "above"),
 )
 _LEVEL = 0.95
+_EQUAL = 1.05  # costs that differ by less are equal: steps are whole
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def places(
             times,
         )
         for one in found.values()
-        if one.cost.min() <= budget
+        if one.cost.min() <= _EQUAL * budget
     ]
     return tuple(sorted(placed, key=lambda one: one.distance))
 
@@ -214,6 +215,8 @@ def robustness(found: tuple[Condition, ...]) -> pd.DataFrame:
             try:
                 placed = places(condition, cost, score)
             except ValueError:
+                continue
+            if len(placed) < 2:  # one size each, of other cost
                 continue
             first = first or placed
             rows.append({
