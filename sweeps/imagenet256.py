@@ -5,25 +5,25 @@ from var_scaling.experiment import Sweep, Trial
 from var_scaling.ladder import paper_tokenizer
 from var_scaling.models.var.config import paper_rung
 
-_IMAGES = 1_281_167  # ImageNet-1k, train
+IMAGES = 1_281_167  # ImageNet-1k, train
 
 # Sixteen crops an image in the cache, of which each epoch takes the next: 28 GB of tokens.
-_images = ImageFiles(
-    name="imagenet", side=256, classes=1000, train_images=_IMAGES, crops=16, enlarge=1.125
+images = ImageFiles(
+    name="imagenet", side=256, classes=1000, train_images=IMAGES, crops=16, enlarge=1.125
 )
-_tokenizer = paper_tokenizer("vqvae-ch160", _images, _IMAGES)
+tokenizer = paper_tokenizer("vqvae-ch160", images, IMAGES)
 
 
 def _trial(depth: int) -> Trial:
     rung = paper_rung(depth)
     return Trial(
         name=f"d{depth}",
-        tokenizer=_tokenizer,
-        data=_images,
+        tokenizer=tokenizer,
+        data=images,
         model=rung.model,
         optimiser=rung.optimiser,
         batch=rung.batch,
-        steps=rung.steps(_IMAGES),
+        steps=rung.steps(IMAGES),
         precision=rung.precision,
         evaluations=10,
     )

@@ -7,40 +7,35 @@ of the side that are not quantised (arXiv 2212.09748 has a KL autoencoder of tha
 LlamaGen's dropout of .1 in the blocks is not built.
 """
 
+from sweeps.imagenet256 import IMAGES, images, tokenizer
+from sweeps.imagenet256 import sweep as grid
 from var_scaling.config import TrainedTokenizer
-from var_scaling.datasets import ImageFiles
 from var_scaling.experiment import Sweep, Trial
 from var_scaling.experiment.scoring import Scoring
 from var_scaling.ladder import paper_tokenizer
 from var_scaling.models.ar.config import ArSampling, llamagen
 from var_scaling.models.dit.config import DitSampling, published_dit
-from var_scaling.models.var.config import VarSampling, paper_rung
+from var_scaling.models.var.config import VarSampling
 from var_scaling.pyramid import Pyramid
 from var_scaling.recipe import Codebook, Optimiser
 
-_IMAGES = 1_281_167  # ImageNet-1k, train
 _BATCH = 256  # of LlamaGen and DiT
 _LLAMAGEN_EPOCHS = 300
 _DIT_STEPS = {"S": 400_000, "B": 400_000, "L": 400_000, "XL": 7_000_000}
 
-_images = ImageFiles(
-    name="imagenet", side=256, classes=1000, train_images=_IMAGES, crops=16, enlarge=1.125
-)
-
 
 def _plain(name: str, **changes: object) -> TrainedTokenizer:
     """A tokenizer of one scale by the recipe of VAR's."""
-    return paper_tokenizer(name, _images, _IMAGES, sides=(16,)).model_copy(update=changes)
+    return paper_tokenizer(name, images, IMAGES, sides=(16,)).model_copy(update=changes)
 
 
-_scales = paper_tokenizer("vqvae-ch160", _images, _IMAGES)
 _one_scale = _plain("vqvae-16384", codes=16_384, code_channels=8)
 _features = _plain(
     "features-8x",
     pyramid=Pyramid(sides=(32,)),
     multipliers=(1, 2, 4, 4),
     code_channels=4,
-    codebook=Codebook(starts_at=_scales.steps - 1),  # an autoencoder until then, as for DiT
+    codebook=Codebook(starts_at=tokenizer.steps - 1),  # an autoencoder until then, as for DiT
 )
 
 _llamagen = Optimiser(learning_rate=1e-4, clip=1.0, warm_up=0.0, plateau=1.0, final=1.0)
@@ -56,30 +51,15 @@ _dit = Optimiser(
 )
 
 
-def _var(depth: int) -> Trial:
-    rung = paper_rung(depth)
-    return Trial(
-        name=f"var-d{depth}",
-        tokenizer=_scales,
-        data=_images,
-        model=rung.model,
-        optimiser=rung.optimiser,
-        batch=rung.batch,
-        steps=rung.steps(_IMAGES),
-        precision=rung.precision,
-        evaluations=10,
-    )
-
-
 def _ar(size: str) -> Trial:
     return Trial(
         name=f"llamagen-{size.lower()}",
         tokenizer=_one_scale,
-        data=_images,
+        data=images,
         model=llamagen(size),
         optimiser=_llamagen,
         batch=_BATCH,
-        steps=_LLAMAGEN_EPOCHS * -(-_IMAGES // _BATCH),
+        steps=_LLAMAGEN_EPOCHS * -(-IMAGES // _BATCH),
         precision="bf16",
         evaluations=10,
     )
@@ -90,7 +70,7 @@ def _diffusion(size: str) -> Trial:
     return Trial(
         name=f"dit-{size.lower()}-2",
         tokenizer=_features,
-        data=_images,
+        data=images,
         model=model,
         optimiser=_dit,
         batch=_BATCH,
@@ -117,7 +97,11 @@ sweep = Sweep(
     name="imagenet256_families",
     question="Do the paper's claims hold against AR and DiT, each with its published settings?",
     trials=(
-        *(_var(depth) for depth in (16, 20, 24, 30)),
+        *(
+            trial.model_copy(update={"name": f"var-{trial.name}"})
+            for trial in grid.trials
+            if trial.model.depth in (16, 20, 24, 30)
+        ),
         *(_ar(size) for size in ("B", "L", "XL", "XXL")),
         *(_diffusion(size) for size in ("S", "B", "L", "XL")),
     ),

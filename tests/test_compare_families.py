@@ -37,7 +37,8 @@ def table(factor: float, noise: float = 0.0, seed: int = 0, **changes) -> pd.Dat
                 score *= np.exp(noise * generator.standard_normal())
                 rows.append(
                     {
-                        "arm": arm, "trial": f"{arm}-d{depth}-s{run}", "distance": score,
+                        "arm": arm, "depth": depth, "width": 8 * depth,
+                        "trial": f"{arm}-d{depth}-s{run}", "distance": score,
                         "train_flops": flops, "data": "leaves", "samples": 2048,
                         "reference": "leaves-validation", "extractor": "seeded", "guidance": 0.0,
                         "extractor_sha256": "e", "tokenizer_recipe": "r",
@@ -74,11 +75,11 @@ def test_a_larger_size_that_is_no_better_is_passed_over():
 
 
 def test_the_spread_is_that_of_runs_of_one_size():
-    deviation, free = spread(table(2.0, noise=0.05, seed=1), "distance", "train_flops")
+    deviation, free = spread(table(2.0, noise=0.05, seed=1), "distance")
     assert free == 12
     assert 0.025 < deviation < 0.1
     with pytest.raises(ValueError, match="no size was run with several seeds"):
-        spread(table(2.0).drop_duplicates(["arm", "train_flops"]), "distance", "train_flops")
+        spread(table(2.0).drop_duplicates(["arm", "train_flops"]), "distance")
 
 
 @pytest.mark.slow
@@ -88,7 +89,7 @@ def test_the_interval_holds_the_multiplier_as_often_as_it_says(noise):
     for seed in range(simulations):
         rows = table(2.0, noise=noise, seed=seed)
         found = curves(rows, "distance", "train_flops")
-        deviation, free = spread(rows, "distance", "train_flops")
+        deviation, free = spread(rows, "distance")
         one = multiplier(found["B"], found["A"], deviation, free, resamples=300, seed=seed)
         covered += one.low <= 2.0 <= one.high
     assert 0.92 <= covered / simulations <= 0.975
@@ -118,8 +119,10 @@ def scored(factor: float = 2.0, **changes) -> pd.DataFrame:
     """Rows as images.parquet has them."""
     rows = table(factor, noise=0.01, seed=3).assign(
         family=lambda frame: frame.arm.map(FAMILIES), tokenizer="t", raw=False, chooses=False,
-        set="plain", depth=2, params_total=1000, images_seen=80_000, epochs=1.0,
-        sampling_flops=1e6, bits_per_image=210.0, floor=0.05, loss_unit="x", distance_stderr=0.01,
+        set="plain", averaged=lambda frame: frame.family == "dit", sampling_seed=0,
+        params_total=lambda frame: 1000 * frame.depth, images_seen=80_000, epochs=1.0,
+        sampling_flops=lambda frame: 1e6 * frame.depth, bits_per_image=210.0,
+        floor=0.05, loss_unit="x", distance_stderr=0.01,
         settings="no guidance", sweep="s", seed=0, latency_seconds=np.nan,
         images_per_second=np.nan,
     )  # fmt: skip
@@ -151,7 +154,7 @@ def test_the_section_begins_with_what_can_be_cited(tmp_path):
     (row,) = shown.currencies
     assert row["pair"] == "dit over var"
     assert row["training FLOPs"].startswith("2")
-    assert shown.holds.startswith("In none of 4 ways")
+    assert shown.holds.startswith("None of the 3 other ways")
 
 
 def test_networks_and_last_weights_are_conditions_of_their_own(tmp_path):
@@ -173,7 +176,7 @@ def test_networks_and_last_weights_are_conditions_of_their_own(tmp_path):
     below = robustness(conditions(rows.assign(floor=9.0)))  # no sample is above such a floor
     assert set(below.measure) == {"distance"}
     shown = families_shown(both, tmp_path, ("svg",), unscored=("var-d6/plain-seeded",))
-    assert shown.holds.startswith("It does not hold: 4 of 12 ways")
+    assert shown.holds.startswith("The first row does not hold: 4 of the 11 other ways")
     assert "(var and dit)" in shown.holds
     assert shown.partial.startswith("Not finished: 1 sets of samples are not scored yet (var-d6/")
     assert [one.name for one in shown.heads] == [found[0].name, found[2].name]
@@ -188,8 +191,8 @@ def test_settings_are_chosen_by_other_samples_than_those_reported():
         grid.append(drawn.assign(set=f"report {settings}"))
         # In what chooses, DiT is best with g 2: that must be followed, though the rest says g 1.
         other = np.where(rows.family == "dit", 0.1, 1.0) if settings == "g 2" else 1.0
-        grid.append(drawn.assign(set=f"choose {settings}", chooses=True, distance=lambda f, o=other:
-                                 f.distance * o))  # fmt: skip
+        grid.append(drawn.assign(set=f"choose {settings}", chooses=True, sampling_seed=1,
+                                 distance=lambda f, o=other: f.distance * o))  # fmt: skip
     best = conditions(pd.concat(grid))[-1]
     assert best.set == "best of the grid"
     assert best.settings == {"var": "g 1", "dit": "g 2"}
@@ -232,6 +235,45 @@ def test_arms_of_one_size_whose_steps_were_rounded_are_at_one_budget():
     (condition,) = conditions(rows)
     assert [one.arm for one in places(condition)] == ["var"]
     assert len(robustness((condition,)).counted) == 2  # the others count it as before
+
+
+def test_a_first_size_that_is_not_the_worst_loses_no_pair():
+    rows = table(1.0, noise=1e-6)
+    rows.loc[(rows.arm == "A") & (rows.depth == 3), "distance"] *= 2
+    for one in multipliers(rows, "distance", "train_flops"):
+        assert one.value is None or np.isfinite(one.value)
+    rows = scored().assign(distance=rows.distance.to_numpy())
+    assert len(of_pairs(conditions(rows)[0])) == 1
+
+
+def test_a_cost_that_does_not_grow_with_size_is_no_currency(tmp_path):
+    with pytest.raises(ValueError, match="images_seen does not grow with the size"):
+        curves(scored().assign(arm="A"), "distance", "images_seen")
+    (row,) = families_shown(scored(), tmp_path, ("svg",)).currencies
+    assert row["images seen"] == "–"
+
+
+def test_last_weights_are_not_mixed_with_averaged_ones():
+    rows = scored()
+    some = raw_of(rows, 0.5).iloc[:3]
+    assert [one.weights for one in conditions(pd.concat([rows, some]))] == ["as published"]
+    twice = pd.concat([rows, raw_of(rows, 0.5), raw_of(rows, 0.5).assign(set="again-raw")])
+    last = conditions(twice)[1].rows
+    assert len(last) == len(rows)
+
+
+def test_distances_by_other_weights_of_a_network_have_no_order(tmp_path):
+    rows = scored()
+    rows.loc[rows.family == "dit", "extractor_sha256"] = "another"
+    shown = families_shown(rows, tmp_path, ("svg",))
+    assert shown.orders[0]["nearest to real images first"].startswith("not compared: weights of")
+    assert shown.robustness == []
+    assert "cannot be told" in shown.holds
+
+
+def test_a_table_of_an_earlier_version_says_so():
+    with pytest.raises(ValueError, match="has no chooses, averaged: it is of an earlier version"):
+        conditions(scored().drop(columns=["chooses", "averaged"]))
 
 
 def test_where_samples_were_timed_the_section_has_their_frontier(tmp_path):

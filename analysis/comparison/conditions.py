@@ -38,6 +38,10 @@ _MEASURES = (
     ("train_flops_6n_total", "distance", "distance"),
     ("train_flops", "above reconstructions", "above"),
 )
+_NEEDED = (
+    "family", "tokenizer", "tokenizer_recipe", "loss_unit", "set", "chooses", "raw", "averaged",
+    "settings", "extractor", "extractor_sha256", "sampling_seed", "distance", "floor",
+)  # fmt: skip
 _LEVEL = 0.95
 _EQUAL = 1.05  # costs that differ by less are equal: steps are whole
 
@@ -87,7 +91,15 @@ class Placed:
 
 
 def conditions(images: pd.DataFrame) -> tuple[Condition, ...]:
-    """Every condition under which at least two arms were scored, in the order of `images`."""
+    """Every condition under which at least two arms were scored, in the order of `images`.
+
+    Raises ValueError where `images` lacks a column.
+    """
+    if missing := [name for name in _NEEDED if name not in images]:
+        raise ValueError(
+            f"images.parquet has no {', '.join(missing)}: it is of an earlier version, or no such "
+            "table; `var-scaling run` scores and writes it anew"
+        )
     rows = with_arms(images).assign(above=images.distance - images.floor)
     found = [
         one
@@ -102,45 +114,67 @@ def _of_network(extractor: str, rows: pd.DataFrame) -> Iterator[Condition]:
     last = shown[shown.raw]
     for name, own in shown[~shown.raw].groupby("set", sort=False):
         yield Condition(str(name), extractor, "as published", own)
-        beside = last.merge(own[["trial", "settings", "samples"]].drop_duplicates())
-        if len(beside):
-            kept = own[~own.trial.isin(beside.trial)]
-            both = pd.concat([kept, beside]).reset_index(drop=True)
-            order = pd.Categorical(both.arm, categories=list(dict.fromkeys(own.arm)), ordered=True)
-            both = both.iloc[np.argsort(order.codes, kind="stable")]
-            yield Condition(str(name), extractor, "last", both)
+        swapped = _last_weights(own, last)
+        if len(swapped):
+            yield Condition(str(name), extractor, "last", swapped)
     chosen = best_of_grid(rows)
     if len(chosen):
         yield Condition("best of the grid", extractor, "as published", chosen)
 
 
+def _last_weights(own: pd.DataFrame, last: pd.DataFrame) -> pd.DataFrame:
+    """`own` with the last weights in place of averaged ones; an arm of which some run has none is
+    left out. Empty where no arm has any.
+    """
+    same = own[["trial", "settings", "samples"]].drop_duplicates()
+    beside = last.merge(same).drop_duplicates("trial")  # one set of each run
+    parts = []
+    for _, runs in own.groupby("arm", sort=False):
+        if not runs.averaged.any():
+            parts.append(runs)
+        elif runs.trial.isin(beside.trial).all():
+            parts.append(beside[beside.trial.isin(runs.trial)])
+    return pd.concat(parts) if len(beside) and parts else own.iloc[:0]
+
+
 def best_of_grid(rows: pd.DataFrame) -> pd.DataFrame:
     """Of each arm the sets with the settings that its choosing sets (column `chooses`) found best:
-    least mean logarithm of the distance over its trials. Other sets, of other seeds, are returned:
-    what chose is not what is reported.
+    least mean logarithm of the distance over the trials that all settings have. Sets of other seeds
+    are returned, one of each run: what chose is not what is reported.
     """
     parts = []
     for _, own in rows[~rows.raw].groupby("arm", sort=False):
         grid = own[own.chooses]
+        settings = grid.groupby("trial").settings.nunique()
+        common = settings.index[settings == grid.settings.nunique()]
+        grid = grid[grid.trial.isin(common)]
         if grid.empty:
             continue
         best = np.log(grid.distance).groupby(grid.settings).mean().idxmin()
-        parts.append(own[~own.chooses & (own.settings == best)])
+        fresh = ~own.chooses & ~own.sampling_seed.isin(grid.sampling_seed)
+        parts.append(own[fresh & (own.settings == best)].drop_duplicates("trial"))
     return pd.concat(parts) if parts else rows.iloc[:0]
 
 
 def places(
-    condition: Condition, cost: str = "train_flops", score: str = "distance"
+    condition: Condition,
+    cost: str = "train_flops",
+    score: str = "distance",
+    unequal: bool = False,
 ) -> tuple[Placed, ...]:
     """The arms by their `score` at the largest `cost` that all of them reached, the best first.
 
     Between two sizes the logarithms are taken to be linear. The interval is that of the seeds, from
-    their pooled spread and the runs of the nearest size; none where no size was run twice.
+    their pooled spread and the runs of the nearest size; none where no size was run twice. Raises
+    UnequalGrounds where arms were not measured on one ground, unless `unequal`; ValueError where a
+    score is no positive number.
     """
+    if not unequal:
+        refuse_unequal(condition.rows)
     found = curves(condition.rows, score, cost)
     budget = min(float(one.cost.max()) for one in found.values())
     try:
-        deviation, free = spread(condition.rows, score, cost)
+        deviation, free = spread(condition.rows, score)
     except ValueError:
         deviation, free = float("nan"), 1
     times = float(student.ppf((1 + _LEVEL) / 2, free))
@@ -171,12 +205,20 @@ def reversals(first: tuple[Placed, ...], other: tuple[Placed, ...]) -> tuple[tup
     """
     there = {one.arm: one for one in other}
     return tuple(
+        (one, against)
+        for one, against in _told_pairs(first, other)
+        if there[against].distance < there[one].distance
+    )
+
+
+def _told_pairs(first: tuple[Placed, ...], other: tuple[Placed, ...]) -> list[tuple[str, str]]:
+    there = {one.arm: one for one in other}
+    return [
         (one.arm, against.arm)
         for one, against in combinations(first, 2)
         if one.arm in there and against.arm in there and one.told_from(against)
-        if there[against.arm].distance < there[one.arm].distance
         if there[one.arm].told_from(there[against.arm])
-    )
+    ]
 
 
 def of_pairs(
@@ -204,9 +246,10 @@ def of_pairs(
 def robustness(found: tuple[Condition, ...]) -> pd.DataFrame:
     """One row for each condition, way to count FLOPs and measure, against the first.
 
-    Columns: condition, counted, measure, order, reversed: the pairs of arms that both tell apart in
-    opposite ways, as tuples (nearer in the first row, nearer in this). "Above reconstructions" is
-    the distance less that of the arm's tokenizer; it is left out where one is not above it.
+    Columns: condition, counted, measure, order, told (how many pairs both rows tell apart),
+    reversed (those in opposite order: nearer in the first row, nearer in this). "Above
+    reconstructions" is the distance less that of the arm's tokenizer; left out where one is not
+    above it, or not known.
     """
     rows = []
     first: tuple[Placed, ...] = ()
@@ -224,9 +267,11 @@ def robustness(found: tuple[Condition, ...]) -> pd.DataFrame:
                 "counted": CURRENCIES[cost],
                 "measure": measure,
                 "order": order_in_words(placed),
+                "told": len(_told_pairs(first, placed)),
                 "reversed": reversals(first, placed),
             })  # fmt: skip
-    return pd.DataFrame(rows, columns=["condition", "counted", "measure", "order", "reversed"])
+    columns = ["condition", "counted", "measure", "order", "told", "reversed"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _log_score(curve: Curve, cost: float) -> float:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 _LEVELS = 9  # scores at which a multiplier is taken, evenly spread in their logarithm
 _RESAMPLES = 2000
 _ALMOST = 1e-9
+_SIZE = ("depth", "width", "train_flops")  # equal in runs that differ by their seed alone
 
 Floats = NDArray[np.float64]
 
@@ -36,7 +37,8 @@ class Curve:
 
     @property
     def worst(self) -> float:
-        return float(np.exp(self.log_score.max()))
+        """Of the smallest size: where a larger one is worse still, the smallest stands."""
+        return float(np.exp(self.log_score[0]))
 
     def log_cost_at(self, log_scores: Floats, means: Floats | None = None) -> Floats:
         """Log cost of each score on the curve; NaN beyond the scores that it has.
@@ -80,9 +82,10 @@ def with_arms(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def curves(rows: pd.DataFrame, score: str, cost: str, arm: str = "arm") -> dict[str, Curve]:
-    """The curve of each arm. Runs of one size are those of equal cost.
+    """The curve of each arm. Runs of one size have equal depth, width and training FLOPs.
 
-    Raises ValueError where a score or cost is no positive number.
+    Raises ValueError where a score or cost is no positive number, or a cost does not grow with
+    size: then it buys nothing.
     """
     wrong = rows[~(rows[score] > 0) | ~(rows[cost] > 0)]
     if len(wrong):
@@ -93,23 +96,27 @@ def curves(rows: pd.DataFrame, score: str, cost: str, arm: str = "arm") -> dict[
         )
     found = {}
     for name, runs in rows.groupby(arm, sort=False):
-        sizes = np.log(runs[score]).groupby(runs[cost])
-        means = sizes.mean()
+        sizes = runs.assign(log=np.log(runs[score])).groupby(list(_SIZE))
+        means = sizes.agg(cost=(cost, "mean"), log=("log", "mean"), runs=("log", "size"))
+        means = means.sort_index(level="train_flops", kind="stable")
+        costs = means["cost"].to_numpy(dtype=float)
+        if not (np.diff(costs) > 0).all():
+            raise ValueError(f"{name}: {cost} does not grow with the size of the model")
         found[str(name)] = Curve(
             str(name),
-            means.index.to_numpy(dtype=float),
-            means.to_numpy(dtype=float),
-            sizes.size().to_numpy(dtype=np.int64),
+            costs,
+            means["log"].to_numpy(dtype=float),
+            means["runs"].to_numpy(dtype=np.int64),
         )
     return found
 
 
-def spread(rows: pd.DataFrame, score: str, cost: str, arm: str = "arm") -> tuple[float, int]:
+def spread(rows: pd.DataFrame, score: str, arm: str = "arm") -> tuple[float, int]:
     """Standard deviation of log scores between runs of one arm and size, pooled over all, and its
     degrees of freedom. Raises ValueError where no size was run twice.
     """
     logs = np.log(rows[score])
-    groups = logs.groupby([rows[arm], rows[cost]])
+    groups = logs.groupby([rows[name] for name in (arm, *_SIZE)])
     free = int((groups.size() - 1).sum())
     if free < 1:
         raise ValueError("no size was run with several seeds: nothing is known of their spread")
@@ -155,6 +162,9 @@ def multiplier(
         known = ratios[np.isfinite(ratios)]
         if len(known):
             drawn.append(float(known.mean()))
+    if not np.isfinite(point) or not drawn:
+        said = f"not to be told: {of.arm} and {against.arm} have no distance in common"
+        return Multiplier(of.arm, against.arm, None, None, None, level, None, said)
     ends = (1 - level) / 2
     low, high = np.exp(np.quantile(drawn, [ends, 1 - ends]))
     value = float(np.exp(point))
@@ -169,7 +179,7 @@ def multipliers(
 ) -> tuple[Multiplier, ...]:
     """Of every arm against every other, in the order of `rows`."""
     found = curves(rows, score, cost, arm)
-    deviation, free = spread(rows, score, cost, arm)
+    deviation, free = spread(rows, score, arm)
     return tuple(
         multiplier(found[one], found[other], deviation, free, level)
         for one, other in permutations(found, 2)

@@ -1,6 +1,7 @@
 """Figures of several families beside each other: distance of samples against what they cost."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 import pandas as pd
@@ -29,10 +30,14 @@ def families(rows: pd.DataFrame, network: str = "", cautions: Sequence[str] = ()
     figure, (panels,) = sheet(DOUBLE, 2.9, 1, len(COSTS), sharey=True)
     looks = few(list(dict.fromkeys(rows.arm)))
     for panel, (cost, label) in zip(panels, COSTS.items(), strict=True):
-        for arm, curve in curves(rows, "distance", cost).items():
-            look, runs = looks[arm], rows[rows.arm == arm]
+        for arm, runs in rows.groupby("arm", sort=False):
+            look = looks[arm]
             panel.plot(runs[cost], runs.distance, look.marker, color=look.colour, ms=3.2, alpha=0.6)
-            panel.plot(curve.cost, np.exp(curve.log_score), color=look.colour, ls=look.line, lw=1.1)
+            with suppress(ValueError):  # a cost that does not grow with size has no line
+                (curve,) = curves(runs, "distance", cost).values()
+                panel.plot(
+                    curve.cost, np.exp(curve.log_score), color=look.colour, ls=look.line, lw=1.1
+                )
             floor = runs.floor.dropna()
             if len(floor):
                 panel.axhline(float(floor.iloc[0]), color=look.colour, lw=0.7, ls=(0, (1, 2)))

@@ -23,6 +23,7 @@ from analysis.comparison.conditions import (
 from analysis.comparison.families import (
     Multiplier,
     UnequalGrounds,
+    refuse_unequal,
     unequal_grounds,
     with_arms,
 )
@@ -36,6 +37,9 @@ _CAPTION = (
     "FLOPs of one sample. Lines: geometric means over seeds of one size. Dotted: as many "
     "reconstructions by the arm's tokenizer. Samples: {}."
 )
+
+
+_PAIRS = 4  # that a sentence names
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,7 @@ def families_shown(
     return FamiliesShown(
         heads=heads,
         orders=[
-            {"network that looks": one.extractor, "nearest to real images first": order_in_words(
-                places(one))}
+            {"network that looks": one.extractor, "nearest to real images first": _order(one)}
             for one in main
         ],
         partial=_partial(unscored),
@@ -143,6 +146,10 @@ def _frontier(
 ) -> dict[str, Any] | None:
     rows = with_arms(images)
     rows = rows[(rows.extractor == extractor) & ~rows.chooses & ~rows.raw]
+    try:
+        refuse_unequal(rows)
+    except UnequalGrounds:
+        return None
     several = rows.groupby("trial").settings.nunique().max() > 1
     if not several and rows.latency_seconds.isna().all():
         return None
@@ -184,23 +191,35 @@ def _partial(unscored: tuple[str, ...]) -> str:
     return f"Not finished: {len(unscored)} sets of samples are not scored yet ({some})."
 
 
+def _order(condition: Condition) -> str:
+    try:
+        return order_in_words(places(condition))
+    except ValueError as error:
+        return f"not compared: {error}"
+
+
 def _holds(table: pd.DataFrame) -> str:
-    """Whether any way to sample, look or count turns a pair round."""
-    turned = table[table.reversed.map(len) > 0]
-    if turned.empty:
+    """Whether any way to sample, look or count turns a pair of the first row round."""
+    others = table.iloc[1:]
+    if others.empty or not others.told.sum():
         return (
-            f"In none of {len(table)} ways to sample, look and count are two arms that can be told "
-            "apart in the opposite order."
+            "Whether the order holds under other ways to sample, look and count cannot be told: in "
+            "none of them are two arms told apart that the first row tells apart."
         )
+    turned = others[others.reversed.map(len) > 0]
+    against = f"the {len(others)} other ways to sample, look and count"
+    if turned.empty:
+        return f"None of {against} turns a pair of the first row round that both tell apart."
     pairs = dict.fromkeys(pair for row in turned.reversed for pair in row)
     return (
-        f"It does not hold: {len(turned)} of {len(table)} ways to sample, look and count turn "
-        f"pairs round that can be told apart ({_pairs(pairs)})."
+        f"The first row does not hold: {len(turned)} of {against} turn pairs round that both tell "
+        f"apart ({_pairs(pairs)})."
     )
 
 
 def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
-    return "; ".join(f"{one} and {other}" for one, other in pairs) or "–"
+    words = [f"{one} and {other}" for one, other in pairs]
+    return "; ".join(words[:_PAIRS]) + " …" * (len(words) > _PAIRS) or "–"
 
 
 def _currencies(condition: Condition) -> list[dict[str, str]]:
@@ -210,7 +229,7 @@ def _currencies(condition: Condition) -> list[dict[str, str]]:
         try:
             pairs = {(one.arm, one.against): one for one in of_pairs(condition, cost)}
         except ValueError:
-            return []
+            continue  # a currency in which sizes do not differ, or nothing is known of the spread
         for (arm, against), one in pairs.items():
             key = (arm, against) if (against, arm) not in rows else (against, arm)
             row = rows.setdefault(key, {"pair": f"{key[0]} over {key[1]}"})

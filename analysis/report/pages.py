@@ -76,12 +76,8 @@ def write_pages(
     }
     templates = environment()
     sections = []
-    shown = scored and families_shown(scored.images, folder, kinds, scored.unscored)
-    if scored is not None and shown is not None:
-        beside = [(caption, inlined(png)) for caption, png in scored.side_by_side.items()]
-        template = templates.get_template("families.html.j2")
-        body = template.render(shown=shown, side_by_side=beside).strip()
-        sections.append(("families", "Families compared", Markup(body)))
+    if scored is not None:
+        sections += _compared(scored, folder, kinds)
     for anchor, title in _SHARED:
         body = templates.get_template(f"{anchor}.html.j2").render(**context).strip()
         if body:
@@ -97,6 +93,22 @@ def write_pages(
     index.parent.mkdir(parents=True, exist_ok=True)
     index.write_text(page, encoding="utf-8")
     return index
+
+
+def _compared(
+    scored: Scored, folder: Path, kinds: tuple[str, ...]
+) -> list[tuple[str, str, Markup]]:
+    """The section of families, or why there is none: laws and pages do not hang on it."""
+    title = ("families", "Families compared")
+    try:
+        shown = families_shown(scored.images, folder, kinds, scored.unscored)
+    except ValueError as error:
+        return [(*title, Markup("<p class='note'>Not compared: {}</p>").format(error))]
+    if shown is None:
+        return []
+    beside = [(caption, inlined(png)) for caption, png in scored.side_by_side.items()]
+    template = environment().get_template("families.html.j2")
+    return [(*title, Markup(template.render(shown=shown, side_by_side=beside).strip()))]
 
 
 def slug(label: str) -> str:

@@ -1,6 +1,7 @@
 """From results to what people look at: laws.json, figures, report, the law run in MLflow."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,11 +64,13 @@ def publish(
     # PDFs take as long as all the rest: who asks for laws or report gets them, a run does not.
     kinds = ("svg", "png", "pdf") if again else ("svg", "png")
     report, path = report_path(home, sweep).parent, folder / "images.parquet"
-    scored, families = None, {}
+    scored, families = None, dict[str, Any]()
     if path.exists():
-        images = pd.read_parquet(path)
-        scored = Scored(images, _unscored(stages), side_by_side(home, images, report))
-        families = {"families": comparison_scalars(images)}
+        images, beside = pd.read_parquet(path), {}
+        with suppress(ValueError):  # the page says why families cannot be compared
+            families = {"families": comparison_scalars(images)}
+            beside = side_by_side(home, images, report)
+        scored = Scored(images, _unscored(stages), beside)
     write_pages(report, found, facts_of(sweep, stages), kinds, scored)
     laws = {**laws_of_all(found), **wanted, **warnings, "sweep": sweep.name, **families}
     write_json(folder / "laws.json", laws)

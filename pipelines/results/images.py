@@ -63,6 +63,8 @@ IMAGE_COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "speed_machine": (pa.string(), "where that was timed"),
 }
 
+_RULER = ("reference", "extractor_sha256")
+
 
 def image_rows(stages: Stages) -> list[dict[str, Any]]:
     """A row for each set that has been scored; sets that have not are left out."""
@@ -85,16 +87,21 @@ def image_rows(stages: Stages) -> list[dict[str, Any]]:
         reads = trial.family.reads(trial.model)
         key = (trial.tokenizer.name, config.extractor, found["samples"], reads)
         timed = sampling_columns(stage.directory.parents[1], config.sampling)
-        rows.append({**_row(stage.sweep, config, found, floors.get(key, {})), **timed})
+        floor = floors.get(key, {})
+        if any(floor.get(name) != found[name] for name in _RULER):
+            floor = {}  # measured by another network, or against other images
+        rows.append({**_row(stage.sweep, config, found, floor), **timed})
     return rows
 
 
 def write_images(folder: Path, stages: Stages) -> Path | None:
-    """Write images.parquet of a sweep into its folder; None where nothing has been scored."""
-    rows = image_rows(stages)
+    """Write images.parquet of a sweep into its folder; None, and no file, where nothing has been
+    scored.
+    """
+    rows, path = image_rows(stages), folder / "images.parquet"
     if not rows:
+        path.unlink(missing_ok=True)
         return None
-    path = folder / "images.parquet"
     schema = pa.schema({name: kind for name, (kind, _) in IMAGE_COLUMNS.items()})
     with whole(path) as beside:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), beside)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from var_scaling.accounting.tokenizer import CLASSIFIER_STAGES
 from var_scaling.data.dataset import ImageDataset
+from var_scaling.data.order import spread_rows
 from var_scaling.evaluation.extractors import Extractor
 from var_scaling.evaluation.frozen import load_frozen
 from var_scaling.experiment.scoring import FeatureNetwork
@@ -100,7 +101,7 @@ def train_classifier(
             schedule.step()
             tell(f"network {config.name}", step + 1, config.steps)
         right = 0
-        rows = np.arange(min(held_out.rows, _JUDGED))
+        rows = spread_rows(held_out.rows, _JUDGED)
         with torch.no_grad():
             for start in range(0, len(rows), _BATCH):
                 chosen = rows[start : start + _BATCH]
