@@ -83,16 +83,27 @@ def test_the_spread_is_that_of_runs_of_one_size():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("noise", [0.01, 0.03])
-def test_the_interval_holds_the_multiplier_as_often_as_it_says(noise):
-    covered, simulations = 0, 400
+@pytest.mark.parametrize(("factor", "noise"), [(2.0, 0.01), (6.5, 0.067), (2.0, 0.133)])
+def test_the_interval_holds_the_multiplier_as_often_as_it_says(factor, noise):
+    covered, told, simulations = 0, 0, 400
     for seed in range(simulations):
-        rows = table(2.0, noise=noise, seed=seed)
+        rows = table(factor, noise=noise, seed=seed)
         found = curves(rows, "distance", "train_flops")
         deviation, free = spread(rows, "distance")
-        one = multiplier(found["B"], found["A"], deviation, free, resamples=300, seed=seed)
-        covered += one.low <= 2.0 <= one.high
-    assert 0.92 <= covered / simulations <= 0.975
+        one = multiplier(found["B"], found["A"], deviation, free, resamples=200, seed=seed)
+        if one.value is None or one.narrow:  # said in the report
+            continue
+        told += 1
+        covered += one.low <= factor <= one.high
+    assert told > simulations / 2
+    assert 0.92 <= covered / told <= 0.975
+
+
+def test_a_factor_of_arms_that_hardly_overlap_is_marked():
+    rows = table(15.0, noise=0.05, seed=3)
+    one = {(m.arm, m.against): m for m in multipliers(rows, "distance", "train_flops")}["B", "A"]
+    assert one.narrow
+    assert "the true factor may be larger" in one.said
 
 
 def test_grounds_that_differ_are_told():

@@ -7,16 +7,18 @@ that B needs twice the compute of A.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.stats import t as student
 
 _LEVELS = 9  # scores at which a multiplier is taken, evenly spread in their logarithm
 _RESAMPLES = 2000
 _ALMOST = 1e-9
+_NARROW = 2  # spreads of seeds
 _SIZE = ("depth", "width", "train_flops")  # equal in runs that differ by their seed alone
 
 Floats = NDArray[np.float64]
@@ -40,15 +42,19 @@ class Curve:
         """Of the smallest size: where a larger one is worse still, the smallest stands."""
         return float(np.exp(self.log_score[0]))
 
-    def log_cost_at(self, log_scores: Floats, means: Floats | None = None) -> Floats:
+    def log_cost_at(self, log_scores: Floats) -> Floats:
         """Log cost of each score on the curve; NaN beyond the scores that it has.
 
         Where a larger size is no better than a smaller one, the smaller stands.
         """
-        given = self.log_score if means is None else means
-        falling = np.minimum.accumulate(given)
+        falling = np.minimum.accumulate(self.log_score)
         falling = falling - _ALMOST * np.arange(len(falling))  # each strictly better than before
         return np.interp(-log_scores, -falling, np.log(self.cost), left=np.nan, right=np.nan)
+
+    def moved(self, deviation: float, generator: np.random.Generator) -> "Curve":
+        """The curve of other runs: each mean moves as means of runs that spread so far do."""
+        noise = generator.standard_normal(len(self.runs)) / np.sqrt(self.runs)
+        return replace(self, log_score=self.log_score + deviation * noise)
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,7 @@ class Multiplier:
     level: float
     scores: tuple[float, float] | None  # worst and best of the scores that both reached
     said: str
+    narrow: bool = False  # they have so little in common that the value is drawn towards 1
 
     @property
     def told_apart(self) -> bool:
@@ -134,44 +141,48 @@ def multiplier(
 ) -> Multiplier:
     """The geometric mean of C_of / C_against over the scores that both reached, with an interval.
 
-    The interval is that of resampled means: each size's mean moves by the spread of runs, which is
-    itself only known to `free` degrees of freedom. Its coverage is simulated in the tests.
+    The interval is Student's of `free` degrees of freedom, with the standard deviation of resampled
+    curves: each size's mean moves by the spread of runs. Its coverage is simulated in the tests.
+    Where the distances in common span less than two such spreads, runs overlap by chance, and then
+    their multiplier is too near 1: `narrow`.
     """
-    worst = min(of.worst, against.worst)
-    best = max(of.best, against.best)
-    if not best < worst:
+    point = _log_ratio(of, against)
+    if point is None:
         ahead, behind = (of, against) if of.best < against.best else (against, of)
         said = (
             f"not reached: {behind.arm} comes to {behind.best:.3g} at best, and {ahead.arm} is "
             f"never worse than {ahead.worst:.3g}"
         )
         return Multiplier(of.arm, against.arm, None, None, None, level, None, said)
-    grid = np.linspace(np.log(worst), np.log(best), _LEVELS)
-    inner = grid[1:-1]  # at the ends a curve may begin a hair later than the grid
-    point = float(np.mean(of.log_cost_at(inner) - against.log_cost_at(inner)))
     generator = np.random.default_rng(seed)
     drawn = []
     for _ in range(resamples):
-        sigma = deviation * np.sqrt(free / generator.chisquare(free))
-        moved = [
-            curve.log_score
-            + sigma / np.sqrt(curve.runs) * generator.standard_normal(len(curve.runs))
-            for curve in (of, against)
-        ]
-        ratios = of.log_cost_at(inner, moved[0]) - against.log_cost_at(inner, moved[1])
-        known = ratios[np.isfinite(ratios)]
-        if len(known):
-            drawn.append(float(known.mean()))
-    if not np.isfinite(point) or not drawn:
-        said = f"not to be told: {of.arm} and {against.arm} have no distance in common"
-        return Multiplier(of.arm, against.arm, None, None, None, level, None, said)
-    ends = (1 - level) / 2
-    low, high = np.exp(np.quantile(drawn, [ends, 1 - ends]))
-    value = float(np.exp(point))
+        ratio = _log_ratio(of.moved(deviation, generator), against.moved(deviation, generator))
+        if ratio is not None:
+            drawn.append(ratio)
+    half = float(student.ppf((1 + level) / 2, free)) * float(np.std(drawn))
+    low, value, high = (float(np.exp(point + times * half)) for times in (-1, 0, 1))
+    worst, best = _common(of, against)
     said = f"{of.arm} needs {value:.2f} x the compute of {against.arm} ({low:.2f} to {high:.2f})"
-    return Multiplier(
-        of.arm, against.arm, value, float(low), float(high), level, (worst, best), said
-    )
+    narrow = bool(np.log(worst / best) < _NARROW * deviation)
+    if narrow:
+        said += "; the distances that both reached hardly differ: the true factor may be larger"
+    return Multiplier(of.arm, against.arm, value, low, high, level, (worst, best), said, narrow)
+
+
+def _common(of: Curve, against: Curve) -> tuple[float, float]:
+    """Worst and best of the scores that both reached; the best is worse where they share none."""
+    return min(of.worst, against.worst), max(of.best, against.best)
+
+
+def _log_ratio(of: Curve, against: Curve) -> float | None:
+    """Mean log of C_of / C_against over the scores that both reached; None where there are none."""
+    worst, best = _common(of, against)
+    if not best < worst:
+        return None
+    inner = np.linspace(np.log(worst), np.log(best), _LEVELS)[1:-1]  # at the ends rounding decides
+    ratio = float(np.mean(of.log_cost_at(inner) - against.log_cost_at(inner)))
+    return ratio if np.isfinite(ratio) else None
 
 
 def multipliers(
