@@ -6,6 +6,7 @@ import pytest
 
 from analysis.comparison.conditions import (
     conditions,
+    crossed,
     of_pairs,
     order_in_words,
     places,
@@ -133,7 +134,7 @@ def scored(factor: float = 2.0, **changes) -> pd.DataFrame:
         set="plain", averaged=lambda frame: frame.family == "dit", sampling_seed=0,
         params_total=lambda frame: 1000 * frame.depth, images_seen=80_000, epochs=1.0,
         sampling_flops=lambda frame: 1e6 * frame.depth, bits_per_image=210.0,
-        floor=0.05, loss_unit="x", distance_stderr=0.01,
+        floor=0.05, floor_stderr=0.001, loss_unit="x", distance_stderr=0.01,
         settings="no guidance", sweep="s", seed=0, latency_seconds=np.nan,
         images_per_second=np.nan,
     )  # fmt: skip
@@ -234,6 +235,30 @@ def test_a_tie_is_called_one():
     low, high = first.interval
     assert low < first.distance < high
     assert reversals(placed, tuple(reversed(placed))) == ()
+
+
+def test_curves_that_cross_are_told(tmp_path):
+    rows = scored(3.0)
+    last = (rows.family == "dit") & (rows.depth == 6)
+    rows.loc[last, "distance"] *= 0.6
+    (condition,) = conditions(rows)
+    (pair,) = of_pairs(condition)
+    assert pair.arm == "dit"
+    assert crossed(pair, places(condition))
+    (sentence,) = families_shown(rows, tmp_path, ("svg",)).heads[0].sentences
+    assert sentence.endswith("the curves cross.")
+    (straight,) = conditions(scored(3.0))
+    assert not crossed(of_pairs(straight)[0], places(straight))
+
+
+def test_the_error_of_a_floor_counts_where_it_is_subtracted():
+    (condition,) = conditions(scored(3.0))
+    (sure,) = conditions(scored(3.0, floor_stderr=0.0))
+    (vague,) = conditions(scored(3.0, floor_stderr=1.0))
+    assert places(sure, score="distance") == places(vague, score="distance")
+    assert order_in_words(places(sure, score="above")) == "var < dit"
+    assert order_in_words(places(vague, score="above")) == "var ≈ dit"
+    assert order_in_words(places(condition, score="above")) == "var < dit"
 
 
 def test_arms_of_one_size_whose_steps_were_rounded_are_at_one_budget():

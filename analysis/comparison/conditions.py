@@ -41,6 +41,7 @@ _MEASURES = (
 _NEEDED = (
     "family", "tokenizer", "tokenizer_recipe", "loss_unit", "set", "chooses", "raw", "averaged",
     "settings", "extractor", "extractor_sha256", "sampling_seed", "distance", "floor",
+    "floor_stderr",
 )  # fmt: skip
 _LEVEL = 0.95
 _EQUAL = 1.05  # costs that differ by less are equal: steps are whole
@@ -165,9 +166,9 @@ def places(
     """The arms by their `score` at the largest `cost` that all of them reached, the best first.
 
     Between two sizes the logarithms are taken to be linear. The interval is that of the seeds, from
-    their pooled spread and the runs of the nearest size; none where no size was run twice. Raises
-    UnequalGrounds where arms were not measured on one ground, unless `unequal`; ValueError where a
-    score is no positive number.
+    their pooled spread and the runs of the nearest size; none where no size was run twice. "above"
+    has the error of the floor besides. Raises UnequalGrounds where arms were not measured on one
+    ground, unless `unequal`; ValueError where a score is no positive number.
     """
     if not unequal:
         refuse_unequal(condition.rows)
@@ -178,17 +179,29 @@ def places(
     except ValueError:
         deviation, free = float("nan"), 1
     times = float(student.ppf((1 + _LEVEL) / 2, free))
-    placed = [
-        Placed(
-            one.arm,
-            float(np.exp(_log_score(one, budget))),
-            deviation / float(np.sqrt(_runs_at(one, budget))),
-            times,
-        )
-        for one in found.values()
-        if one.cost.min() <= _EQUAL * budget
-    ]
+    errors = condition.rows.groupby("arm").floor_stderr.max()
+    floors = {str(arm): float(error) for arm, error in errors.items() if score == "above"}
+    placed = []
+    for one in found.values():
+        if one.cost.min() > _EQUAL * budget:
+            continue
+        distance = float(np.exp(_log_score(one, budget)))
+        of_floor = float(np.nan_to_num(floors.get(one.arm, 0.0))) / distance
+        of_runs = deviation / float(np.sqrt(_runs_at(one, budget)))
+        placed.append(Placed(one.arm, distance, float(np.hypot(of_runs, of_floor)), times))
     return tuple(sorted(placed, key=lambda one: one.distance))
+
+
+def crossed(one: Multiplier, placed: tuple[Placed, ...]) -> bool:
+    """Whether the arm that needs more compute is the nearer one at the largest budget of `places`,
+    and both can be told: their curves cross.
+    """
+    there = {each.arm: each for each in placed}
+    if one.value is None or not one.told_apart or not {one.arm, one.against} <= set(there):
+        return False
+    more, less = (one.arm, one.against) if one.value > 1 else (one.against, one.arm)
+    nearer = there[more].distance < there[less].distance
+    return nearer and there[more].told_from(there[less])
 
 
 def order_in_words(placed: tuple[Placed, ...]) -> str:

@@ -14,7 +14,9 @@ import pandas as pd
 from analysis.comparison.conditions import (
     CURRENCIES,
     Condition,
+    Placed,
     conditions,
+    crossed,
     of_pairs,
     order_in_words,
     places,
@@ -169,12 +171,19 @@ def _sentences(condition: Condition) -> tuple[str, ...]:
         return (f"Not compared, for the arms were measured by different rulers: {error}.",)
     except ValueError as error:
         return (f"No multiplier of compute: {error}.",)
-    return tuple(_in_words(one) for one in pairs if one.value is not None)
+    placed = places(condition)
+    return tuple(_in_words(one, placed) for one in pairs if one.value is not None)
 
 
-def _in_words(one: Multiplier) -> str:
+def _in_words(one: Multiplier, placed: tuple[Placed, ...]) -> str:
     apart = "" if one.told_apart else "; these runs cannot tell them apart"
-    return f"{one.said}{apart}."
+    crosses = ""
+    if crossed(one, placed):
+        crosses = (
+            " – over smaller budgets. At the largest that all arms reached it is nearer: the "
+            "curves cross"
+        )
+    return f"{one.said}{apart}{crosses}."
 
 
 def _undetermined(condition: Condition) -> tuple[str, ...]:
