@@ -18,7 +18,7 @@ from pipelines.execution.tasks import (
 )
 from pipelines.stages.context import Place, StopFile
 from pipelines.stages.graph import Need, refuse_mismatch, sweep_stages
-from pipelines.stages.registry import SPLITS, TOKENS
+from pipelines.stages.registry import SPLITS, TOKENIZER, TOKENS
 from pipelines.stages.stages import run_tokenizer, run_tokens, run_trial
 from pipelines.workspace import driver_lock as driver
 from pipelines.workspace import job_log as jobs
@@ -28,6 +28,8 @@ from pipelines.workspace.sweeps import find_sweep
 from var_scaling.config import ImportedTokenizer
 from var_scaling.datasets import ImageFiles
 from var_scaling.experiment import ImportedModel, Sweep
+from var_scaling.experiment.scoring import Scoring
+from var_scaling.models.var.config import VarSampling
 
 BOX = Cluster(partition="main", device="cpu", poll_seconds=1)
 BROUGHT = ImportedTokenizer(name="brought", sha256="a" * 64)
@@ -228,3 +230,37 @@ def test_each_stage_that_failed_by_itself_is_named_and_no_other(tmp_path):
     assert set(outcome.failures) == {"tokenizer lost", "trial a", "trial b"}
     assert outcome.failures["trial a"] == outcome.failures["trial b"]
     assert "nowhere" in outcome.failures["tokenizer lost"]
+
+
+def test_of_networks_that_look_at_one_set_the_first_draws_it_and_the_rest_wait(tmp_path):
+    scoring = Scoring(
+        name="plain",
+        sampling=(VarSampling(guidance=0),),
+        count=1,
+        extractors=("seeded", "classifier"),
+    )
+    sweep = sweep_of(trial(name="a"), trial(name="b")).model_copy(update={"scorings": (scoring,)})
+    stages = {stage.address: stage for stage in sweep_stages(Home(tmp_path), sweep)}
+    for name in ("a", "b"):
+        first, then = (stages[f"s/{name}/scores/plain-{network}"] for network in scoring.extractors)
+        assert Need(first.address) not in first.needs
+        assert Need(first.address) in then.needs
+        assert Need(f"networks/{first.config.trial.data.name}") in then.needs
+
+
+def test_a_stage_starts_when_what_it_needs_has_ended_and_never_without_it(tmp_path):
+    home = Home(tmp_path)
+    stages = {stage.address: stage for stage in sweep_stages(home, sweep_of(trial(name="a")))}
+    queue = largest_first(tuple(stages.values()))
+    taken, without = [], set()
+    first = orchestrate._next(queue, (), without)
+    assert first.kind == TOKENIZER
+    assert orchestrate._next(queue, [first], without) is None
+    assert len(queue) == 3  # all wait
+    while (stage := orchestrate._next(queue, (), without)) is not None:
+        taken.append(stage.name)
+        if stage.address.endswith("-train"):
+            without.add(stage.address)  # it failed
+    assert "a" not in taken
+    assert queue == []
+    assert "s/a" in without

@@ -1,6 +1,6 @@
 """Ray's door: the stages of a sweep as a graph of tasks, run as this machine's resources allow."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from pipelines.execution.tasks import Unit, arrays_of, largest_first, refuse_unr
 from pipelines.stages.attempt import Stopped
 from pipelines.stages.context import Place, StopFile, asking_to_stop, local_seat
 from pipelines.stages.graph import Stage, Stages
-from pipelines.stages.registry import SCORE, TOKENS
+from pipelines.stages.registry import TOKENS
 from pipelines.stages.stages import run_stage
 from pipelines.workspace.damage import ended
 from pipelines.workspace.driver_lock import driving
@@ -112,53 +112,57 @@ def _run_graph(
 ) -> dict[str, str]:
     """Run every unfinished stage behind those it needs; returns the errors of those that failed.
 
-    What others need goes to Ray at once. The rest follow one by one as others end, largest first:
-    Ray would start tasks that wait for the same thing in an order of its own.
+    Ray is given a stage when all that it needs has ended and a slot is free, largest first: tasks
+    that only wait would hold slots, and Ray would start them in an order of its own.
     """
     import ray
 
     local = place.settings.local
-    tasks: dict[Any, Stage] = {}
-    by_address: dict[str, Any] = {}
-
-    def submit(stage: Stage) -> Any:
-        work, cpus = _work_of(stage, place, stop_file)
-        needs = [by_address[need.address] for need in stage.needs if need.address in by_address]
-        # A killed worker's stage is started again: stages go on from the disk.
-        task = ray.remote(num_cpus=cpus, max_retries=2)(_after).remote(work, place, *needs)
-        tasks[task] = stage
-        by_address[stage.address] = task
-        return task
-
-    # What samples need waits in line with the rest: else all trials would go to Ray at once.
-    needed = {need.address for stage in stages if stage.kind != SCORE for need in stage.needs}
-    open_stages = [
+    slots = max(1, local.cpus // (place.seat.threads * local.processes))
+    queue = [
         stage
         for stage in largest_first(stages)
         if not stage.provided and not ended(stage.directory)
     ]
-    waiting = [submit(stage) for stage in open_stages if stage.address in needed]
-    queue = [stage for stage in open_stages if stage.address not in needed]
-    slots = max(1, local.cpus // (place.seat.threads * local.processes))
+    running: dict[Any, Stage] = {}
     errors: dict[str, str] = {}
-    while waiting or queue:
-        while queue and len(waiting) < slots and not stop_file.exists():
-            waiting.append(submit(queue.pop(0)))
-        if not waiting:
-            break  # asked to stop before the queue was empty
-        ready, waiting = ray.wait(waiting, num_returns=1, timeout=0.5)
+    without: set[str] = set()  # stages that failed, or lack one that did
+    while running or queue:
+        while len(running) < slots and not stop_file.exists():
+            stage = _next(queue, running.values(), without)
+            if stage is None:
+                break
+            work, cpus = _work_of(stage, place, stop_file)
+            # A killed worker's stage is started again: stages go on from the disk.
+            task = ray.remote(num_cpus=cpus, max_retries=2)(_do).remote(work, place)
+            running[task] = stage
+        if not running:
+            break  # asked to stop, or nothing left that can be run
+        ready, _ = ray.wait(list(running), num_returns=1, timeout=0.5)
         look()
         for task in ready:
-            error = _error_of(task)
+            stage, error = running.pop(task), _error_of(task)
             if error is not None:
-                errors[tasks[task].address] = error
-    # Ray hands a need's error to all that need it: they did not fail by themselves.
-    by_itself = [
-        stage
-        for stage in tasks.values()
-        if stage.address in errors and not any(need.address in errors for need in stage.needs)
-    ]
-    return {stage.title: errors[stage.address] for stage in by_itself}
+                errors[stage.title] = error
+                without.add(stage.address)
+    return errors
+
+
+def _next(queue: list[Stage], running: Iterable[Stage], without: set[str]) -> Stage | None:
+    """Take the first stage out of `queue` that waits for nothing; None where all of them do.
+
+    Those that lack a stage that failed leave the queue: they did not fail by themselves.
+    """
+    open_ones = {stage.address for stage in (*queue, *running)}
+    for stage in list(queue):
+        needs = {need.address for need in stage.needs}
+        if needs & without:
+            queue.remove(stage)
+            without.add(stage.address)
+        elif not needs & open_ones:
+            queue.remove(stage)
+            return stage
+    return None
 
 
 def _work_of(stage: Stage, place: Place, stop_file: Path) -> tuple[Work, int]:
@@ -170,8 +174,8 @@ def _work_of(stage: Stage, place: Place, stop_file: Path) -> tuple[Work, int]:
     return work, min(local.cpus, threads * local.processes)
 
 
-def _after(work: Work, place: Place, *needs: str) -> str:
-    """Do `work`. Ray's only dependency is an argument: `needs` are what other tasks returned."""
+def _do(work: Work, place: Place) -> str:
+    """Ray takes functions alone, and `work` is one with its arguments."""
     return work(place)
 
 

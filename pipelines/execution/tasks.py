@@ -28,7 +28,7 @@ from pipelines.workspace import job_log as jobs
 from pipelines.workspace.damage import Damage, damage_in, ended
 from pipelines.workspace.settings import Cluster
 from pipelines.workspace.store import part_folders
-from var_scaling.accounting.tokenizer import encoding_flops
+from var_scaling.accounting.tokenizer import encoding_flops, tokenizer_train_flops
 from var_scaling.disk import is_done
 from var_scaling.experiment.ledger import scoring_flops, trial_ledger
 
@@ -137,8 +137,8 @@ def arrays_of(stages: Stages, cluster: Cluster) -> list[Array]:
 
 
 def largest_first(stages: Stages) -> list[Stage]:
-    """Each stage behind all that it needs; of trials at one depth the largest first, so that a
-    grid ends with small ones.
+    """Each stage behind all that it needs; at one depth the largest first, so that a grid ends with
+    small ones.
     """
     depth: dict[str, int] = {}
     for stage in stages:
@@ -146,10 +146,18 @@ def largest_first(stages: Stages) -> list[Stage]:
         depth[stage.address] = 1 + max(below, default=0)
 
     def place(stage: Stage) -> tuple[int, int]:
-        cost = trial_ledger(stage.config)["train_flops"] if stage.kind == TRIAL else 0
-        return depth[stage.address], -cost
+        return depth[stage.address], -_flops(stage)
 
     return sorted(stages, key=place)
+
+
+def _flops(stage: Stage) -> int:
+    """What it takes; of tokens and what is imported 0."""
+    if stage.kind == TRIAL:
+        return int(trial_ledger(stage.config)["train_flops"])
+    if stage.kind == TOKENIZER and not stage.provided:
+        return tokenizer_train_flops(stage.config, stage.config.steps)
+    return scoring_flops(stage.config) if stage.kind in (NETWORK, FLOOR, SCORE) else 0
 
 
 def work_folders(stages: Stages) -> dict[str, tuple[Stage, Path]]:

@@ -1,6 +1,6 @@
 """A sweep expanded into its stages, once: all that plans, shows, runs or ends them walks these."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,8 +83,13 @@ def sweep_stages(home: Home, sweep: Sweep) -> Stages:
         add(model, provided=True)
     for floor in sweep.floors:
         add(floor, provided=False)
+    drawn: dict[tuple[str, str], str] = {}  # which stage draws each set of samples
     for score in sweep.scored_sets:
-        add(score, provided=False)
+        address = add(score, provided=False)
+        first = drawn.setdefault((score.trial.name, score.scoring.name), address)
+        if first != address:  # it looks at what that one draws, instead of waiting for a lock
+            stage = found[address]
+            found[address] = replace(stage, needs=(*stage.needs, Need(first)))
     return tuple(sorted(found.values(), key=lambda stage: KINDS.index(stage.kind)))
 
 
