@@ -26,7 +26,7 @@ _images = ImageFiles(
 
 
 def _tokenizer(name: str, sides: tuple[int, ...]) -> TrainedTokenizer:
-    return tiny_tokenizer(name, _images, sides=sides, codes=256, steps=1_500)
+    return tiny_tokenizer(name, _images, sides=sides, codes=256, steps=3_000)
 
 
 # Bits of an image: 130 x 8 = 1,040 and 128 x 8 = 1,024.

@@ -16,7 +16,7 @@ from var_scaling.models.var.config import tiny_var
 CONSTANTS = (0.125, 0.25, 0.5, 1.0)  # rate = constant / width
 DEPTHS = (2, 4, 6)
 STEPS = 1_200
-TOKENIZER_STEPS = 2_400
+TOKENIZER_STEPS = 9_600  # reconstructions are then as near as other images (docs/families.md)
 CODES = 8_192  # of AR on one scale
 
 images = DeadLeaves(

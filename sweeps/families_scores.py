@@ -19,7 +19,7 @@ DEPTH, SEEDS = 4, 2
 GUIDANCE = (0.0, 0.5, 1.5, 3.0)
 DIT_STEPS = (2, 5, 10, 50)  # besides the 25 of the other sets
 CODEBOOKS = (128, 1_024)  # besides the 8,192 of `ar`
-TOKENIZER_STEPS = (900, 4_800)  # besides the 2,400 of the others
+TOKENIZER_STEPS = (900, 2_400)  # besides the 9,600 of the others
 
 
 def _others() -> tuple[Trial, ...]:
