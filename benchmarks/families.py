@@ -23,7 +23,7 @@ from var_scaling.models.registry import family_of
 from var_scaling.models.var.config import tiny_var
 from var_scaling.pyramid import Pyramid
 from var_scaling.tokenizer.quantizer import Quantizer
-from var_scaling.training.optim import Descent
+from var_scaling.training.optim import ScheduledOptimizer
 
 CLASSES = 8
 
@@ -37,7 +37,7 @@ class Subject:
         torch.manual_seed(0)
         self.network = self.family.build(self.spec, seed=0)
         self.quantizer = Quantizer(t).requires_grad_(False)
-        self.descent = Descent(self.network, tiny_optimiser(model.width), 1, "fp32")
+        self.optimizer = ScheduledOptimizer(self.network, tiny_optimiser(model.width), 1, "fp32")
         ids_BL = torch.randint(t.codes, (batch, t.pyramid.length))
         self.batch = Batch(ids_BL, torch.randint(CLASSES, (batch,)))
         self.draws = StepDraws(seed=0, step=0, images=batch, share=slice(0, batch))
@@ -47,8 +47,8 @@ class Subject:
         """Of one step: loss, backward, AdamW."""
         began = time.perf_counter()
         loss = self.family.loss(self.spec, self.network, self.quantizer, self.batch, self.draws)
-        self.descent.backward(loss)
-        self.descent.step(0)
+        self.optimizer.backward(loss)
+        self.optimizer.step(0)
         return time.perf_counter() - began
 
 

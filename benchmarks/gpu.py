@@ -48,7 +48,7 @@ from var_scaling.pyramid import PAPER_256, Pyramid
 from var_scaling.recipe import Optimiser
 from var_scaling.tokenizer.quantizer import Quantizer
 from var_scaling.training.loop import updates
-from var_scaling.training.optim import Descent, adamw, arithmetic
+from var_scaling.training.optim import ScheduledOptimizer, adamw, precision_context
 from var_scaling.training.trial import batch_loss
 
 CLASSES = 1000
@@ -192,11 +192,11 @@ def our_steps(
 ) -> Iterator[Any]:
     """The trainer's own loop, step by step."""
     model = VAR(trial.model, trial.tokenizer, CLASSES, 0).to(device)
-    descent = Descent(model, trial.optimiser, trial.steps, trial.precision)
+    optimizer = ScheduledOptimizer(model, trial.optimiser, trial.steps, trial.precision)
     net: Any = torch.compile(model, dynamic=False) if compiled else model
 
     def update(step: int) -> dict[str, Tensor]:
-        with arithmetic(trial.precision, device):
+        with precision_context(trial.precision, device):
             loss = batch_loss(
                 trial,
                 net,
@@ -205,8 +205,8 @@ def our_steps(
                 step,
                 slice(0, trial.batch),  # type: ignore[arg-type]
             )
-        descent.backward(descent.scale(loss))
-        return {"loss": loss.detach(), **descent.step(step)}
+        optimizer.backward(optimizer.scale(loss))
+        return {"loss": loss.detach(), **optimizer.step(step)}
 
     yield from updates(update, 0, trial.steps)
 
@@ -275,7 +275,7 @@ def losses_agree(scale: Scale, depth: int, t: Any, quantizer: Quantizer, report:
     ids = tokens.ids_NL.flatten()
 
     def run(net: nn.Module, precision: Any, here: torch.device) -> tuple[float, Tensor]:
-        with arithmetic(precision, here):
+        with precision_context(precision, here):
             logits = net(tokens.labels_N.to(here), shown.to(here)).float().cpu().flatten(0, 1)
         return float(F.cross_entropy(logits, ids)), logits
 

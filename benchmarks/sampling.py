@@ -34,7 +34,7 @@ from var_scaling.models.var.config import VarModel, VarSampling
 from var_scaling.models.var.model import VAR
 from var_scaling.pyramid import PAPER_256, Pyramid
 from var_scaling.tokenizer.quantizer import Quantizer
-from var_scaling.training.optim import arithmetic
+from var_scaling.training.optim import precision_context
 
 # R rows: the images and, behind them, the same told no class. L tokens so far, S of this scale.
 PYRAMIDS = {4: (1, 2, 3, 4), 8: (1, 2, 3, 4, 6, 8), 16: PAPER_256}
@@ -171,7 +171,7 @@ def run(way: type, model: VAR, quantizer: Quantizer, batch: int, sampling: VarSa
     requests = [Request(number, 0) for number in range(batch)]
     labels_B = torch.arange(batch, device=device)
     noise, began = RequestDraws(0, requests, device), clock()
-    with patch.object(walking, "CachedVAR", Timed), arithmetic(sampling.precision, device):
+    with patch.object(walking, "CachedVAR", Timed), precision_context(sampling.precision, device):
         steps = list(walking.walk(model, quantizer, labels_B, sampling, noise))
     return Run(sum(spent), clock() - began, steps)
 

@@ -193,16 +193,16 @@ def submitting(folder: Path, submission: str = "s", cluster: str = "box", index=
 
 def stops_after(count: int):
     """STOP from the `count`-th look on, counted from 0; before it GO_ON."""
-    from var_scaling.training.loop import Wish
+    from var_scaling.training.loop import Signal
 
     looks = iter(range(10**9))
-    return lambda done: Wish.STOP if next(looks) >= count else Wish.GO_ON
+    return lambda done: Signal.STOP if next(looks) >= count else Signal.CONTINUE
 
 
 def goes_on(done: int):
-    from var_scaling.training.loop import Wish
+    from var_scaling.training.loop import Signal
 
-    return Wish.GO_ON
+    return Signal.CONTINUE
 
 
 # Released checkpoints in miniature: the released names and shapes, random weights ----------------

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from conftest import tokenizer, trial
 
-from pipelines.stages.context import Place, StopFile
+from pipelines.stages.context import RunContext, StopFile
 from pipelines.workspace.damage import mark_done
 from pipelines.workspace.settings import Settings
 from pipelines.workspace.store import Home
@@ -29,8 +29,8 @@ def small_home(root: Path, wanted: Trial | None = None) -> Home:
     return home
 
 
-def place_in(home: Home, settings: Settings | None = None) -> Place:
-    return Place(home, settings or Settings(), StopFile(home.root / "stop"))
+def context_in(home: Home, settings: Settings | None = None) -> RunContext:
+    return RunContext(home, settings or Settings(), StopFile(home.root / "stop"))
 
 
 def _finish(folder: Path, file: str, record, module: torch.nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""One driver of a sweep, one newest attempt at a stage: locks, signs of life, errors, signals."""
+"""One driver of a sweep, one newest attempt at a stage: locks, heartbeats, errors, signals."""
 
 import json
 import os
@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.stages.attempt import FAILED, PULSE, Attempt, Stopped, Superseded, at_work
-from pipelines.stages.context import Seat
+from pipelines.stages.attempt import FAILED, HEARTBEAT, Attempt, Stopped, Superseded, at_work
+from pipelines.stages.context import ProcessContext
 from pipelines.workspace import driver_lock as driver
 from pipelines.workspace.provenance import attempts, lost
 from pipelines.workspace.store import Busy
 from var_scaling.disk import write_json
-from var_scaling.training.loop import Wish
+from var_scaling.training.loop import Signal
 
 
 def test_of_two_drivers_the_second_is_told_of_the_first(tmp_path):
@@ -66,30 +66,30 @@ def test_a_driver_elsewhere_is_dead_after_two_minutes_of_silence(tmp_path, chang
 # Attempts --------------------------------------------------------------------------------------
 
 
-def goes_on() -> Wish:
-    return Wish.GO_ON
+def goes_on() -> Signal:
+    return Signal.CONTINUE
 
 
 def test_the_newest_attempt_counts_and_the_older_notices(tmp_path):
-    old, new = (Attempt(tmp_path, Seat(alone=False), goes_on) for _ in range(2))
+    old, new = (Attempt(tmp_path, ProcessContext(alone=False), goes_on) for _ in range(2))
     old.begin({})
     note = old.log()
     note("train", 1, {"loss": 1.0})
     new.begin({})
-    for act in (lambda: old.heed(2), lambda: note("train", 2, {}), lambda: old.finish({})):
-        with pytest.raises(Superseded, match="attempt 2 is at it now"):
+    for act in (lambda: old.poll_signal(2), lambda: note("train", 2, {}), lambda: old.finish({})):
+        with pytest.raises(Superseded, match="superseded by attempt 2"):
             act()
-    assert new.heed(1) == Wish.GO_ON
+    assert new.poll_signal(1) == Signal.CONTINUE
     assert not (tmp_path / "done.json").exists()
 
 
 def test_what_a_killed_attempt_did_in_vain_is_counted(tmp_path):
-    first, second = (Attempt(tmp_path, Seat(), goes_on) for _ in range(2))
+    first, second = (Attempt(tmp_path, ProcessContext(), goes_on) for _ in range(2))
     first.begin({"job": "1"})
-    first.heed(41)
-    write_json(tmp_path / PULSE, {"step": 100, "seconds_per_step": 0.5, "time": 0.0})
+    first.poll_signal(41)
+    write_json(tmp_path / HEARTBEAT, {"step": 100, "seconds_per_step": 0.5, "time": 0.0})
     second.begin({"job": "2"})
-    second.heed(81)  # it went on from step 80
+    second.poll_signal(81)  # it went on from step 80
     assert lost(tmp_path) == (20, 10.0)
     assert attempts(tmp_path)[0]["reached"] == 100
     assert "lost_steps" not in attempts(tmp_path)[1]
@@ -97,19 +97,21 @@ def test_what_a_killed_attempt_did_in_vain_is_counted(tmp_path):
 
 def test_of_several_processes_the_first_to_fail_is_the_cause(tmp_path):
     for rank, said in ((1, "the cause"), (0, "a connection was closed")):
-        seat = Seat(rank=rank, size=2, alone=False, life="7.0")
-        with pytest.raises(ValueError, match=said), at_work(tmp_path, seat, goes_on):
+        process = ProcessContext(rank=rank, world_size=2, alone=False, restart_id="7.0")
+        with pytest.raises(ValueError, match=said), at_work(tmp_path, process, goes_on):
             raise ValueError(said)
     left = json.loads((tmp_path / FAILED).read_text())
     assert (left["error"], left["rank"]) == ("ValueError: the cause", 1)
-    with at_work(tmp_path, Seat(alone=False, life="7.1"), goes_on):  # its next life starts afresh
+    with at_work(
+        tmp_path, ProcessContext(alone=False, restart_id="7.1"), goes_on
+    ):  # its next life starts afresh
         assert not (tmp_path / FAILED).exists()
 
 
 def test_who_was_interrupted_has_not_failed(tmp_path):
     from var_scaling.training.loop import Interrupted
 
-    with pytest.raises(Stopped), at_work(tmp_path, Seat(), goes_on):
+    with pytest.raises(Stopped), at_work(tmp_path, ProcessContext(), goes_on):
         raise Interrupted("asked to")
     assert not (tmp_path / FAILED).exists()
 
@@ -121,10 +123,10 @@ def test_a_signal_asks_and_a_second_word_is_not_lost():
     try:
         signals = _Signals()
         os.kill(os.getpid(), signal.SIGTERM)
-        assert [signals(), signals()] == [Wish.SAVE, Wish.GO_ON]
+        assert [signals(), signals()] == [Signal.CHECKPOINT, Signal.CONTINUE]
         os.kill(os.getpid(), signal.SIGUSR2)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert [signals(), signals()] == [Wish.STOP, Wish.STOP]
+        assert [signals(), signals()] == [Signal.STOP, Signal.STOP]
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

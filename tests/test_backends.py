@@ -23,7 +23,7 @@ from pipelines.execution.slurm.backend import SlurmBackend
 from pipelines.execution.slurm.resources import trial_resources
 from pipelines.execution.tasks import Unit
 from pipelines.stages.attempt import at_work
-from pipelines.stages.context import Place, Seat, StopFile
+from pipelines.stages.context import ProcessContext, RunContext, StopFile
 from pipelines.workspace import driver_lock
 from pipelines.workspace import job_log as jobs
 from pipelines.workspace.settings import Settings
@@ -44,10 +44,10 @@ SETTINGS = Settings.model_validate(
 )  # fmt: skip
 
 
-def run(place: Place, words: dict[str, Any]) -> str:
+def run(context: RunContext, words: dict[str, Any]) -> str:
     """What a task does: it succeeds, fails, waits, or dies the first time without a word."""
     folder = Path(words["folder"])
-    with at_work(folder, place.seat, place.wish):
+    with at_work(folder, context.process, context.requested_signal):
         lives = len(list(folder.glob("life-*")))
         (folder / f"life-{lives}").touch()
         if words["does"] == "dies once" and lives == 0:
@@ -114,8 +114,11 @@ class Processes:
 
 def as_job(root: str, job: str, words: str) -> None:
     """In a process of `Processes`."""
-    seat = Seat(alone=False, life=f"{job}.0", facts={"job": job})
-    run(Place(Home(Path(root)), Settings(), StopFile(Path(root) / "stop"), seat), json.loads(words))
+    process = ProcessContext(alone=False, restart_id=f"{job}.0", facts={"job": job})
+    run(
+        RunContext(Home(Path(root)), Settings(), StopFile(Path(root) / "stop"), process),
+        json.loads(words),
+    )
 
 
 @pytest.fixture(params=["processes", pytest.param("slurm", marks=pytest.mark.slurm)])

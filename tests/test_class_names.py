@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from conftest import CLASSES, SMALL, bring, tokenizer, trial
 from PIL import Image
-from small_home import ADDRESS, place_in, small_home
+from small_home import ADDRESS, context_in, small_home
 
 from pipelines.cli import main as cli
 from pipelines.report.images import exhibits
 from pipelines.sampling import finalize as sample_end
 from pipelines.sampling.rejection import read_class_map
 from pipelines.sampling.request import Asked, plan_set, read_classes
-from pipelines.stages.context import Place, StopFile
+from pipelines.stages.context import RunContext, StopFile
 from pipelines.stages.graph import sweep_stages
 from pipelines.stages.stages import description, run_tokenizer, run_tokens, run_trial
 from pipelines.workspace.settings import Settings
@@ -61,18 +61,18 @@ def command(monkeypatch, capsys):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Place:
+def trained(tmp_path_factory) -> RunContext:
     """A home in which a tokenizer and the trial s/d2 learnt three classes of a folder."""
     root = tmp_path_factory.mktemp("names")
     picture_folder(root / "data" / "sky")
     settings = Settings(data={"sky": root / "data" / "sky"})
-    place = Place(Home(root / "home"), settings, StopFile(root / "stop"))
+    context = RunContext(Home(root / "home"), settings, StopFile(root / "stop"))
     one = its_trial()
-    run_tokenizer(place, one.tokenizer)
+    run_tokenizer(context, one.tokenizer)
     for split in ("train", "validation"):
-        run_tokens(place, one.tokenizer, one.data, split)
-    assert run_trial(place, "s", one) == "done"
-    return place
+        run_tokens(context, one.tokenizer, one.data, split)
+    assert run_trial(context, "s", one) == "done"
+    return context
 
 
 def its_trial():
@@ -105,17 +105,17 @@ def test_tokens_of_an_older_version_have_no_names_and_still_open(trained, tmp_pa
         write_json(path, manifest)
         expected = description(home, one.tokenizer, one.data, split)
         assert open_cache(path.parent, expected).images == 24
-    place = Place(home, trained.settings, StopFile(tmp_path / "stop"))
-    assert run_trial(place, "s", one) == "done"
+    context = RunContext(home, trained.settings, StopFile(tmp_path / "stop"))
+    assert run_trial(context, "s", one) == "done"
     assert names_of(home.trial("s", "d2"), 3) is None
 
 
 def test_parts_of_tokens_come_together_with_their_names(trained, tmp_path):
     home = Home(tmp_path / "home")
     shutil.copytree(trained.home.root / "tokenizers", home.root / "tokenizers")
-    place, one = Place(home, trained.settings, StopFile(tmp_path / "stop")), its_trial()
+    context, one = RunContext(home, trained.settings, StopFile(tmp_path / "stop")), its_trial()
     for part in (0, 1):
-        run_tokens(place, one.tokenizer, one.data, "train", (part, 2))
+        run_tokens(context, one.tokenizer, one.data, "train", (part, 2))
     folders = home.tokens("t", "sky", "train"), trained.home.tokens("t", "sky", "train")
     assert read_json(folders[0] / "manifest.json") == read_json(folders[1] / "manifest.json")
 
@@ -176,12 +176,12 @@ def test_unknown_and_ambiguous_names_are_refused_with_what_is_near(text, message
 
 
 def test_models_without_names_take_numbers_alone(tmp_path):
-    place = place_in(small_home(tmp_path))
-    assert plan_set(place, ADDRESS, Asked(classes="1,3")).wanted.classes == (1, 3)
+    context = context_in(small_home(tmp_path))
+    assert plan_set(context, ADDRESS, Asked(classes="1,3")).wanted.classes == (1, 3)
     with pytest.raises(ValueError, match=r"'cat' is no class.*No names .* made images have none"):
-        plan_set(place, ADDRESS, Asked(classes="cat"))
-    keep_names(place.home.root / ADDRESS, EIGHT, "d")
-    assert plan_set(place, ADDRESS, Asked(classes="cat")).wanted.classes == (3,)
+        plan_set(context, ADDRESS, Asked(classes="cat"))
+    keep_names(context.home.root / ADDRESS, EIGHT, "d")
+    assert plan_set(context, ADDRESS, Asked(classes="cat")).wanted.classes == (3,)
 
 
 def test_a_class_map_may_go_by_name(tmp_path):

@@ -11,7 +11,7 @@ from conftest import COMMAND, images, submitting, tokenizer, trial
 
 from pipelines.execution.backend import Away
 from pipelines.execution.status import overview
-from pipelines.stages.context import Place, StopFile
+from pipelines.stages.context import RunContext, StopFile
 from pipelines.stages.graph import sweep_stages
 from pipelines.stages.stages import run_tokenizer, run_tokens
 from pipelines.workspace import job_log as jobs
@@ -89,19 +89,19 @@ def test_tokens_encoded_in_parts_are_those_encoded_at_once(tmp_path, monkeypatch
     monkeypatch.setattr(cache, "SHARD", 64)
     t, data = tokenizer(), images()
     homes = [Home(tmp_path / name) for name in ("whole", "parts")]
-    place = [Place(home, Settings(), StopFile(tmp_path / "stop")) for home in homes]
-    run_tokenizer(place[0], t)
+    context = [RunContext(home, Settings(), StopFile(tmp_path / "stop")) for home in homes]
+    run_tokenizer(context[0], t)
     homes[1].tokenizer(t.name).parent.mkdir(parents=True)
     homes[1].tokenizer(t.name).symlink_to(homes[0].tokenizer(t.name))
-    run_tokens(place[0], t, data, "train")
+    run_tokens(context[0], t, data, "train")
     whole = [home.tokens(t.name, data.name, "train") for home in homes]
     for number in (2, 0, 3):
-        run_tokens(place[1], t, data, "train", (number, 4))
+        run_tokens(context[1], t, data, "train", (number, 4))
     view = next(
         v for v in overview(sweep_stages(homes[1], one_trial(t))) if v.name.endswith("leaves-train")
     )
     assert (view.state, view.note) == ("waiting", "3 of 4 parts")
-    run_tokens(place[1], t, data, "train", (1, 4))
+    run_tokens(context[1], t, data, "train", (1, 4))
     for name in ("tokens.npy", "labels.npy", "done.json"):
         assert (whole[0] / name).read_bytes() == (whole[1] / name).read_bytes()
     manifests = [json.loads((folder / "manifest.json").read_text()) for folder in whole]

@@ -13,7 +13,7 @@ from pipelines.cli import main as cli
 from pipelines.execution.status import overview
 from pipelines.results.table import rows_of
 from pipelines.stages import stages
-from pipelines.stages.context import Place, StopFile
+from pipelines.stages.context import RunContext, StopFile
 from pipelines.stages.graph import sweep_stages
 from pipelines.workspace.address import read_tokenizer
 from pipelines.workspace.damage import damage_in, mark_done
@@ -36,8 +36,8 @@ def home(smoke, tmp_path) -> Home:
     return Home(tmp_path / "home")
 
 
-def place(home: Home) -> Place:
-    return Place(home, Settings(), StopFile(home.root / "stop"))
+def context(home: Home) -> RunContext:
+    return RunContext(home, Settings(), StopFile(home.root / "stop"))
 
 
 def command(home: Home, *words: str) -> str:
@@ -72,7 +72,7 @@ def test_a_trial_does_not_train_on_damaged_tokenizer_weights(home):
     recorded, found = flip_bit(home.root / TOKENIZER / "weights.safetensors")
     begin_anew(home, home.trial("smoke", "d1"))
     with pytest.raises(WeightsError) as refused:
-        stages.run_trial(place(home), "smoke", SWEEP.trials[0])
+        stages.run_trial(context(home), "smoke", SWEEP.trials[0])
     for part in (f"{TOKENIZER}/weights.safetensors", recorded, found):
         assert part in str(refused.value)
     assert not (home.trial("smoke", "d1") / DONE).exists()
@@ -83,7 +83,7 @@ def test_no_image_is_encoded_with_damaged_weights(home):
     t, data = SWEEP.token_sets[0]
     begin_anew(home, home.tokens(t.name, data.name, "validation"))
     with pytest.raises(WeightsError, match=f"{found}.*{recorded}"):
-        stages.run_tokens(place(home), t, data, "validation")
+        stages.run_tokens(context(home), t, data, "validation")
 
 
 @pytest.mark.parametrize("damage", [flip_bit, cut_short])
@@ -124,7 +124,7 @@ def test_weights_cut_short_are_refused_in_words(home):
     mark_done(weights.parent, marker, ())
     begin_anew(home, home.trial("smoke", "d1"))
     with pytest.raises(WeightsError, match="damaged, or no safetensors file"):
-        stages.run_trial(place(home), "smoke", SWEEP.trials[0])
+        stages.run_trial(context(home), "smoke", SWEEP.trials[0])
 
 
 # Tokens -------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def test_a_trial_does_not_train_on_damaged_tokens(home, file, damage):
     damage(folder / file)
     begin_anew(home, home.trial("smoke", "d1"))
     with pytest.raises(CacheError, match=f"{folder}.*delete the folder"):
-        stages.run_trial(place(home), "smoke", SWEEP.trials[0])
+        stages.run_trial(context(home), "smoke", SWEEP.trials[0])
 
 
 def test_the_first_process_of_a_job_alone_computes_the_checksums(home, monkeypatch):
@@ -259,7 +259,7 @@ def test_the_final_evaluation_of_a_trial_is_computed_again(home, smoke, damage):
     trial = next(one for one in SWEEP.trials if one.name == "d3")
     log = folder / "metrics.jsonl"
     damage(log)
-    assert stages.run_trial(place(home), "smoke", trial) == "done"
+    assert stages.run_trial(context(home), "smoke", trial) == "done"
     intact = smoke / "smoke" / "d3" / "metrics.jsonl"
     if damage is change_a_digit:
         assert numbers(log) == numbers(intact)
@@ -274,7 +274,7 @@ def test_the_final_evaluation_of_a_trial_is_computed_again(home, smoke, damage):
     assert [list(one["files"]) for one in repaired] == [["metrics.jsonl"]]
     rows = [row for row in rows_of(home, SWEEP) if row["trial"] == "d3"]
     assert (rows[-1]["status"], rows[-1]["step"], rows[-1]["damage"]) == ("done", 120, None)
-    assert stages.run_trial(place(home), "smoke", trial) == "done"  # nothing is left to repair
+    assert stages.run_trial(context(home), "smoke", trial) == "done"  # nothing is left to repair
     assert len(read_json(folder / DONE)["repaired"]) == 1
 
 
@@ -282,7 +282,7 @@ def test_the_final_evaluation_of_a_trial_is_computed_again(home, smoke, damage):
 def test_the_final_evaluation_of_a_tokenizer_is_computed_again(home, smoke, damage):
     folder = home.root / TOKENIZER
     damage(folder / "metrics.jsonl")
-    assert stages.run_tokenizer(place(home), read_tokenizer(folder)) == "done"
+    assert stages.run_tokenizer(context(home), read_tokenizer(folder)) == "done"
     (again, first) = (
         latest_line(path / TOKENIZER / "metrics.jsonl", "validation") for path in (home.root, smoke)
     )
@@ -298,7 +298,7 @@ def test_no_evaluation_is_computed_from_damaged_weights(home):
     trial = next(one for one in SWEEP.trials if one.name == "d3")
     assert damage_in(folder).by_run is False
     before = (folder / "metrics.jsonl").read_bytes()
-    assert stages.run_trial(place(home), "smoke", trial) == "done"
+    assert stages.run_trial(context(home), "smoke", trial) == "done"
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 

@@ -66,13 +66,13 @@ def cache_of(t, images: int, seed: int, features: bool = False) -> TokenCache:
     return TokenCache(tokens, np.arange(images) % 8, 1, {"latents": latents})
 
 
-def trained(folder: Path, name: str, heed=lambda done: 0, world=None) -> Trained:
+def trained(folder: Path, name: str, poll_signal=lambda done: 0, world=None) -> Trained:
     trial, log = TRAINED[name], MetricsLog(folder / "metrics.jsonl")
     quantizer = MultiScaleVQVAE(trial.tokenizer).quantize.requires_grad_(False)
     features = trial.family.reads(trial.model) == "features"
     caches = (cache_of(trial.tokenizer, n, n, features) for n in (50, 40))
     try:
-        words = (folder / "checkpoint", log, 1e9, heed, world or World())
+        words = (folder / "checkpoint", log, 1e9, poll_signal, world or World())
         return train(trial, quantizer, *caches, *words)
     finally:
         log.close()

@@ -7,7 +7,7 @@ from conftest import images
 from test_fidelity import gathered
 
 from pipelines.evaluation.scoring import run
-from pipelines.stages.context import Place, StopFile, local_seat
+from pipelines.stages.context import RunContext, StopFile, local_process
 from pipelines.stages.registry import NETWORK
 from pipelines.workspace.settings import Settings
 from pipelines.workspace.store import Home
@@ -69,11 +69,13 @@ def test_a_stage_trains_it_once(tmp_path):
     config = FeatureNetwork(data=images(), most_steps=20)
     words = {"kind": NETWORK.name, "config": config.model_dump_json()}
     settings = Settings()
-    place = Place(home, settings, StopFile(tmp_path / "stop"), local_seat(settings.local), None)
-    assert run(place, words) == "done"
+    context = RunContext(
+        home, settings, StopFile(tmp_path / "stop"), local_process(settings.local), None
+    )
+    assert run(context, words) == "done"
     done = read_json(home.network("leaves") / "done.json")
     before = (home.network("leaves") / "weights.safetensors").stat().st_mtime_ns
-    assert run(place, words) == "done"
+    assert run(context, words) == "done"
     assert (home.network("leaves") / "weights.safetensors").stat().st_mtime_ns == before
     extractor = classifier_extractor(
         home.network("leaves") / "weights.safetensors", done["weights_sha256"]

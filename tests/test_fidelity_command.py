@@ -25,7 +25,7 @@ from pipelines.sampling.draw import How, sample_set
 from pipelines.sampling.request import Asked as SampleRequest
 from pipelines.sampling.request import plan_set
 from pipelines.stages.attempt import Stopped
-from pipelines.stages.context import Place, StopFile
+from pipelines.stages.context import RunContext, StopFile
 from pipelines.tracking import sync as mirror
 from pipelines.workspace.settings import Settings, Weights, load_settings
 from pipelines.workspace.store import Home
@@ -48,27 +48,27 @@ DATA = sweep.trials[0].data
 TRAIN = f"{DATA.name}-train-200"
 
 
-def tell(what: str, done: int, total: int) -> None:
+def report_progress(what: str, done: int, total: int) -> None:
     assert done <= total
 
 
-def place_in(home, settings=None) -> Place:
-    return Place(Home(home), settings or Settings(), StopFile(home / "stop"))
+def context_in(home, settings=None) -> RunContext:
+    return RunContext(Home(home), settings or Settings(), StopFile(home / "stop"))
 
 
-def drawn(place: Place, address: str, stop=lambda done: False, **asked):
+def drawn(context: RunContext, address: str, stop=lambda done: False, **asked):
     """A finished set of samples; its folder."""
-    plan = plan_set(place, address, SampleRequest(**asked))
-    assert sample_set(place, plan, How(), stop, tell) == []
+    plan = plan_set(context, address, SampleRequest(**asked))
+    assert sample_set(context, plan, How(), stop, report_progress) == []
     return plan.folder
 
 
 @pytest.fixture(scope="module")
-def place(smoke):
+def context(smoke):
     """`smoke`, with a set of 40 samples of its second model."""
-    place = place_in(smoke)
-    drawn(place, "smoke/d2", count=5)
-    return place
+    context = context_in(smoke)
+    drawn(context, "smoke/d2", count=5)
+    return context
 
 
 def gathered(images: np.ndarray) -> Statistics:
@@ -94,9 +94,9 @@ def leaves(split: str, count: int) -> np.ndarray:
 # A set of samples ---------------------------------------------------------------------------------
 
 
-def test_the_numbers_are_those_of_the_core_on_the_same_images(place):
-    found = measure_fidelity(place, "smoke/d2", FEW, tell)
-    folder = place.home.root / "smoke" / "d2" / "samples" / "default"
+def test_the_numbers_are_those_of_the_core_on_the_same_images(context):
+    found = measure_fidelity(context, "smoke/d2", FEW, report_progress)
+    folder = context.home.root / "smoke" / "d2" / "samples" / "default"
     files = sorted((folder / "images").glob("*/*.png"), key=lambda path: (path.stem, path.parent))
     fake = gathered(np.stack([np.asarray(Image.open(path)) for path in files]))
     line = compare(fake, gathered(leaves("train", 200)), seeded_extractor())
@@ -108,95 +108,101 @@ def test_the_numbers_are_those_of_the_core_on_the_same_images(place):
     assert (found.fidelity.reference, found.kept_in) == (TRAIN, folder)
 
 
-def test_measured_again_it_stands_once_and_the_reference_is_used_again(place, monkeypatch):
-    folder = place.home.root / "smoke" / "d2" / "samples" / "default"
-    first = measure_fidelity(place, "smoke/d2", FEW, tell).fidelity
+def test_measured_again_it_stands_once_and_the_reference_is_used_again(context, monkeypatch):
+    folder = context.home.root / "smoke" / "d2" / "samples" / "default"
+    first = measure_fidelity(context, "smoke/d2", FEW, report_progress).fidelity
     monkeypatch.setattr(references, "save_statistics", None)  # gathering anew would call it
-    again = measure_fidelity(place, "smoke/d2", FEW, tell).fidelity
+    again = measure_fidelity(context, "smoke/d2", FEW, report_progress).fidelity
     assert again.scores == first.scores
     assert [one for one in fidelities(folder) if one.reference == TRAIN] == [again]
     monkeypatch.undo()
-    measure_fidelity(place, "smoke/d2", replace(FEW, against="validation"), tell)
+    measure_fidelity(context, "smoke/d2", replace(FEW, against="validation"), report_progress)
     assert len(fidelities(folder)) == 2
 
 
-def test_statistics_of_other_images_are_refused_under_the_same_name(place):
-    measure_fidelity(place, "smoke/d2", FEW, tell)
+def test_statistics_of_other_images_are_refused_under_the_same_name(context):
+    measure_fidelity(context, "smoke/d2", FEW, report_progress)
     other = DATA.model_copy(update={"seed": 77})
     with pytest.raises(StatisticsError, match=r"'seed': 2(.|\n)*'seed': 77(.|\n)*Move .* away"):
-        reference_of(place, other, "train", seeded_extractor(), 200, tell)
+        reference_of(context, other, "train", seeded_extractor(), 200, report_progress)
 
 
-def test_statistics_from_elsewhere_serve_for_what_they_hold(place, tmp_path):
-    ours = measure_fidelity(place, "smoke/d2", FEW, tell).fidelity
-    kept = next(place.home.reference(f"{TRAIN}-16px-seeded").glob("*.npz"))
+def test_statistics_from_elsewhere_serve_for_what_they_hold(context, tmp_path):
+    ours = measure_fidelity(context, "smoke/d2", FEW, report_progress).fidelity
+    kept = next(context.home.reference(f"{TRAIN}-16px-seeded").glob("*.npz"))
     with np.load(kept) as arrays:
         np.savez(tmp_path / "adm.npz", mu=arrays["mu"], sigma=arrays["sigma"], mu_s=np.ones(7))
     asked = Asked(reference=tmp_path / "adm.npz")
-    theirs = measure_fidelity(place, "smoke/d2", asked, tell).fidelity
+    theirs = measure_fidelity(context, "smoke/d2", asked, report_progress).fidelity
     assert theirs.scores["fd_seeded"] == pytest.approx(ours.scores["fd_seeded"], rel=1e-9)
     assert "kd_seeded" not in theirs.scores
     head = file_sha256(tmp_path / "adm.npz")[:8]
     assert (theirs.reference, theirs.references) == (f"adm.npz {head}", None)
     # What we wrote ourselves says all, wherever it lies.
-    whole = measure_fidelity(place, "smoke/d2", Asked(reference=kept), tell).fidelity
+    whole = measure_fidelity(context, "smoke/d2", Asked(reference=kept), report_progress).fidelity
     assert whole.scores == ours.scores
     (tmp_path / "torn.npz").write_bytes(kept.read_bytes()[:900])
     with pytest.raises(StatisticsError, match=r"torn\.npz: damaged"):
-        measure_fidelity(place, "smoke/d2", Asked(reference=tmp_path / "torn.npz"), tell)
+        measure_fidelity(
+            context, "smoke/d2", Asked(reference=tmp_path / "torn.npz"), report_progress
+        )
 
 
-def test_two_files_of_one_name_are_two_references(place, tmp_path):
-    folder = place.home.root / "smoke" / "d2" / "samples" / "default"
+def test_two_files_of_one_name_are_two_references(context, tmp_path):
+    folder = context.home.root / "smoke" / "d2" / "samples" / "default"
     before, found = fidelities(folder), []
     for scale in (1.0, 2.0):
         path = tmp_path / str(scale) / "stats.npz"
         path.parent.mkdir()
         width = seeded_extractor().width
         np.savez(path, mu=np.zeros(width), sigma=scale * np.eye(width))
-        found.append(measure_fidelity(place, "smoke/d2", Asked(reference=path), tell).fidelity)
+        found.append(
+            measure_fidelity(context, "smoke/d2", Asked(reference=path), report_progress).fidelity
+        )
     assert [one for one in fidelities(folder) if one not in before] == found
     assert alike(found, found[0]) == found[:1]
 
 
-def test_a_reference_says_no_more_images_than_there_are(place):
+def test_a_reference_says_no_more_images_than_there_are(context):
     data = DATA.model_copy(update={"name": "few", "validation_images": 12})
     names = [
-        reference_of(place, data, "validation", seeded_extractor(), images, tell).name
+        reference_of(context, data, "validation", seeded_extractor(), images, report_progress).name
         for images in (50_000, 12, 13, 11)
     ]
     assert names == ["few-validation"] * 3 + ["few-validation-11"]
 
 
-def test_without_inceptions_weights_the_error_says_which_file_is_wanted(place, tmp_path):
+def test_without_inceptions_weights_the_error_says_which_file_is_wanted(context, tmp_path):
     for weights in (Weights(), Weights(inception=tmp_path / "absent.pth")):
-        without = replace(place, settings=Settings(weights=weights))
+        without = replace(context, settings=Settings(weights=weights))
         with pytest.raises(WeightsError) as error:
-            measure_fidelity(without, "smoke/d2", Asked(extractor="inception"), tell)
+            measure_fidelity(without, "smoke/d2", Asked(extractor="inception"), report_progress)
         for said in (INCEPTION_FILE, "95,628,359 bytes", INCEPTION_SHA256):
             assert said in str(error.value)
     with pytest.raises(WeightsError, match="no such file"):  # a file that is named is wanted
-        measure_fidelity(without, "smoke/d2", Asked(), tell)
+        measure_fidelity(without, "smoke/d2", Asked(), report_progress)
 
 
-def test_a_set_that_is_not_finished_is_no_set(place):
+def test_a_set_that_is_not_finished_is_no_set(context):
     with pytest.raises(Stopped):
-        drawn(place, "smoke/d1", stop=lambda done: done >= 64, count=20)
+        drawn(context, "smoke/d1", stop=lambda done: done >= 64, count=20)
     words = r"1 of 3 chunks.*var-scaling sample smoke/d1 --name default --count 20"
     with pytest.raises(ValueError, match=words):
-        measure_fidelity(place, "smoke/d1", FEW, tell)
+        measure_fidelity(context, "smoke/d1", FEW, report_progress)
     with pytest.raises(ValueError, match="no set of samples 'best'; there is default"):
-        measure_fidelity(place, "smoke/d2", replace(FEW, set="best"), tell)
+        measure_fidelity(context, "smoke/d2", replace(FEW, set="best"), report_progress)
 
 
 # Results ------------------------------------------------------------------------------------------
 
 
-def test_results_have_what_was_found_in_the_largest_set_of_the_finished_model(place, smoke):
-    larger = drawn(place, "smoke/d2", name="larger", count=6)
+def test_results_have_what_was_found_in_the_largest_set_of_the_finished_model(context, smoke):
+    larger = drawn(context, "smoke/d2", name="larger", count=6)
     for name in ("default", "larger"):
-        measure_fidelity(place, "smoke/d2", replace(FEW, set=name), tell)
-    ours = measure_fidelity(place, "smoke/d2", replace(FEW, set="larger"), tell).fidelity
+        measure_fidelity(context, "smoke/d2", replace(FEW, set=name), report_progress)
+    ours = measure_fidelity(
+        context, "smoke/d2", replace(FEW, set="larger"), report_progress
+    ).fidelity
     inception = {
         "images": ours.images,
         "extractor": "inception",
@@ -222,7 +228,7 @@ def test_results_have_what_was_found_in_the_largest_set_of_the_finished_model(pl
             peaks=(), sampling=tuple(rows), training=(learning,),
         ),
     )  # fmt: skip
-    write_results(place.home, sweep)
+    write_results(context.home, sweep)
     table = pq.read_table(smoke / "smoke" / "results.parquet").to_pylist()
     [end] = [row for row in table if row["trial"] == "d2" and row["step"] == row["steps"]]
     assert {name: end[name] for name in measured.columns(smoke / "smoke" / "d2")} == {
@@ -280,33 +286,33 @@ def test_what_would_mislead_is_said(tmp_path, samples, changes, said):
 # A tokenizer, a folder, other data ---------------------------------------------------------------
 
 
-def test_a_tokenizer_that_gives_everything_back_is_at_no_distance(place, monkeypatch):
-    worse = measure_fidelity(place, "tokenizers/tiny-smoke", FEW, tell)
+def test_a_tokenizer_that_gives_everything_back_is_at_no_distance(context, monkeypatch):
+    worse = measure_fidelity(context, "tokenizers/tiny-smoke", FEW, report_progress)
     monkeypatch.setattr(MultiScaleVQVAE, "encode", lambda self, images: images)
     monkeypatch.setattr(MultiScaleVQVAE, "decode", lambda self, images: images)
-    best = measure_fidelity(place, "tokenizers/tiny-smoke", FEW, tell)
+    best = measure_fidelity(context, "tokenizers/tiny-smoke", FEW, report_progress)
     assert best.fidelity.scores["fd_seeded"] == pytest.approx(0, abs=1e-9)
     assert best.fidelity.scores["precision_seeded"] == 1
     assert worse.fidelity.scores["fd_seeded"] > 0.1
     assert best.fidelity.reference == f"{DATA.name}-validation-200"
-    assert fidelities(place.home.tokenizer("tiny-smoke")) == [best.fidelity]
+    assert fidelities(context.home.tokenizer("tiny-smoke")) == [best.fidelity]
 
 
-def test_a_folder_is_judged_where_it_lies_and_left_as_it_is(place, tmp_path):
+def test_a_folder_is_judged_where_it_lies_and_left_as_it_is(context, tmp_path):
     folder = tmp_path / "mine"
     pictures(folder, leaves("validation", 60))
     before = sorted(folder.rglob("*"))
     asked = Asked(images=60, against=f"{DATA.name}-validation")
-    found = measure_fidelity(place, str(folder), asked, tell)
+    found = measure_fidelity(context, str(folder), asked, report_progress)
     assert found.fidelity.scores["fd_seeded"] == pytest.approx(0, abs=1e-9)
     assert found.fidelity.images == "folder mine"
     assert (found.kept_in, sorted(folder.rglob("*"))) == (None, before)
     with pytest.raises(ValueError, match="what it is to be like is not known here"):
-        measure_fidelity(place, str(folder), Asked(), tell)
+        measure_fidelity(context, str(folder), Asked(), report_progress)
     for size, said in (((20, 20), "20 px, but 000.png has 16"), ((16, 18), "crop to squares")):
         Image.new("RGB", size).save(folder / "2" / "odd.jpg")
         with pytest.raises(ValueError, match=said):
-            measure_fidelity(place, str(folder), asked, tell)
+            measure_fidelity(context, str(folder), asked, report_progress)
 
 
 def test_a_reference_shows_each_training_image_once_and_in_the_centre(tmp_path):
@@ -316,19 +322,19 @@ def test_a_reference_shows_each_training_image_once_and_in_the_centre(tmp_path):
         pictures(tmp_path / "data" / split, originals)
         if split == "train":
             centres = [square(Image.fromarray(one), 16, 1.25, None, False) for one in originals]
-    place = place_in(tmp_path / "home", Settings(data={"noise": tmp_path / "data"}))
+    context = context_in(tmp_path / "home", Settings(data={"noise": tmp_path / "data"}))
     own = ImageFiles(name="noise", side=16, classes=3, crops=4, enlarge=1.25, flip=True)
-    data = real_data(place, "noise", "train", 16, own, Cut())
-    found = real_images(place, data, "train").images(np.arange(6), np.arange(6))
+    data = real_data(context, "noise", "train", 16, own, Cut())
+    found = real_images(context, data, "train").images(np.arange(6), np.arange(6))
     assert sorted(found.tolist()) == sorted(np.stack(centres).tolist())
-    assert reference_of(place, data, "train", seeded_extractor(), 50_000, tell).name == (
-        "noise-train-x1.25"
-    )
+    assert reference_of(
+        context, data, "train", seeded_extractor(), 50_000, report_progress
+    ).name == ("noise-train-x1.25")
     # Data that no record here tells of are taken as they lie there.
-    anew = real_data(place, "noise", "validation", 8, None, Cut(validation_share=0.5))
+    anew = real_data(context, "noise", "validation", 8, None, Cut(validation_share=0.5))
     assert (anew.side, anew.classes, anew.enlarge, anew.crops) == (8, 3, 1.0, 0)
     with pytest.raises(ValueError, match=r"no images of that name: put \[data\] other"):
-        real_data(place, "other", "train", 8, None, Cut())
+        real_data(context, "other", "train", 8, None, Cut())
 
 
 def test_an_imported_model_is_compared_with_the_data_that_is_named(files, tmp_path):
@@ -337,11 +343,11 @@ def test_an_imported_model_is_compared_with_the_data_that_is_named(files, tmp_pa
     for split in ("train", "val"):
         pictures(tmp_path / "noise" / split, noise)
     bring(home, *files)
-    place = place_in(home, Settings(data={"noise": tmp_path / "noise"}))
-    folder = drawn(place, "imported/it", count=1)
+    context = context_in(home, Settings(data={"noise": tmp_path / "noise"}))
+    folder = drawn(context, "imported/it", count=1)
     with pytest.raises(ValueError, match="is not known here: --against NAME-train"):
-        measure_fidelity(place, "imported/it", Asked(), tell)
-    found = measure_fidelity(place, "imported/it", Asked(against="noise-train"), tell)
+        measure_fidelity(context, "imported/it", Asked(), report_progress)
+    found = measure_fidelity(context, "imported/it", Asked(against="noise-train"), report_progress)
     assert (found.fidelity.samples, found.fidelity.references) == (CLASSES, 9)
     assert measured.columns(folder.parent.parent)["fidelity_reference"] == "noise-train"
     assert not has_row(folder.parent.parent)  # until it is evaluated
@@ -361,15 +367,17 @@ def test_an_imported_model_is_compared_with_the_data_that_is_named(files, tmp_pa
         ("tokenizers/tiny-smoke", Asked(set="default"), "only a model has sets of samples"),
     ],
 )
-def test_what_cannot_be_measured_is_said_in_words(place, address, asked, said):
+def test_what_cannot_be_measured_is_said_in_words(context, address, asked, said):
     with pytest.raises(ValueError, match=said):
-        measure_fidelity(place, address, asked, tell)
+        measure_fidelity(context, address, asked, report_progress)
 
 
 # The command --------------------------------------------------------------------------------------
 
 
-def test_the_command_says_what_looked_and_prints_what_it_found(place, smoke, tmp_path, monkeypatch):
+def test_the_command_says_what_looked_and_prints_what_it_found(
+    context, smoke, tmp_path, monkeypatch
+):
     brought = []
     monkeypatch.setattr(mirror, "mirror_model", lambda *given: brought.append(given[2]))
     (tmp_path / "one.toml").write_text("[local]\ncpus = 1\n")

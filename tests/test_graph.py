@@ -16,7 +16,7 @@ from pipelines.execution.tasks import (
     units_of,
     work_folders,
 )
-from pipelines.stages.context import Place, StopFile
+from pipelines.stages.context import RunContext, StopFile
 from pipelines.stages.graph import Need, refuse_mismatch, sweep_stages
 from pipelines.stages.registry import SPLITS, TOKENIZER, TOKENS
 from pipelines.stages.stages import run_tokenizer, run_tokens, run_trial
@@ -47,9 +47,9 @@ def test_a_sweep_has_each_directory_once_behind_what_it_needs(tmp_path):
     tokens = [f"tokens/{t}/{data}-{split}" for split in ("train", "validation")]
     assert [stage.address for stage in stages] == [f"tokenizers/{t}", *tokens, "s/b", "s/a"]
     assert [stage.directory for stage in stages] == [tmp_path / s.address for s in stages]
-    place = {stage.address: number for number, stage in enumerate(stages)}
+    context = {stage.address: number for number, stage in enumerate(stages)}
     for number, stage in enumerate(stages):
-        assert all(place[need.address] < number for need in stage.needs)
+        assert all(context[need.address] < number for need in stage.needs)
     assert stages[-1].needs == tuple(Need(each) for each in (f"tokenizers/{t}", *tokens))
 
 
@@ -125,14 +125,14 @@ def test_what_would_be_lost_binds_a_directory(left, tmp_path):
 def test_a_trial_that_failed_before_its_first_step_runs_with_what_was_mended(tmp_path):
     """Its first config could not be trained here; the advice was to change it."""
     home, one = Home(tmp_path), trial()
-    place = Place(home, Settings(), StopFile(tmp_path / "stop"))
+    context = RunContext(home, Settings(), StopFile(tmp_path / "stop"))
     with pytest.raises((OSError, ValueError)):  # there are no tokens yet
-        run_trial(place, "s", one.model_copy(update={"batch": 4}))
-    run_tokenizer(place, one.tokenizer)
+        run_trial(context, "s", one.model_copy(update={"batch": 4}))
+    run_tokenizer(context, one.tokenizer)
     for split in SPLITS:
-        run_tokens(place, one.tokenizer, one.data, split)
+        run_tokens(context, one.tokenizer, one.data, split)
     refuse_mismatch(sweep_stages(home, sweep_of(one)))
-    assert run_trial(place, "s", one) == "done"
+    assert run_trial(context, "s", one) == "done"
 
 
 def test_trials_that_wait_for_the_same_share_an_array_and_go_largest_first(tmp_path):
@@ -214,11 +214,14 @@ def test_only_names_a_stage_with_all_its_parts(tmp_path):
 @pytest.mark.slow
 def test_each_stage_that_failed_by_itself_is_named_and_no_other(tmp_path):
     """Two trials fail with one text; what waits for a tokenizer that failed did not fail itself."""
-    home, place = Home(tmp_path), Place(Home(tmp_path), Settings(), StopFile(tmp_path / "no"))
+    home, context = (
+        Home(tmp_path),
+        RunContext(Home(tmp_path), Settings(), StopFile(tmp_path / "no")),
+    )
     one = trial(name="a")
-    run_tokenizer(place, one.tokenizer)
+    run_tokenizer(context, one.tokenizer)
     for split in SPLITS:
-        run_tokens(place, one.tokenizer, one.data, split)
+        run_tokens(context, one.tokenizer, one.data, split)
     tokens = home.tokens(one.tokenizer.name, one.data.name, "train") / "tokens.npy"
     content = bytearray(tokens.read_bytes())
     content[-1] ^= 1

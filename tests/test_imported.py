@@ -10,7 +10,7 @@ from conftest import CLASSES, SMALL, bring, images, trial, var_scaling, var_stat
 from PIL import Image
 
 from pipelines.results.table import rows_of, write_results
-from pipelines.stages.context import Place, StopFile
+from pipelines.stages.context import RunContext, StopFile
 from pipelines.stages.graph import refuse_mismatch, sweep_stages
 from pipelines.stages.stages import run_tokenizer, run_tokens, run_trial
 from pipelines.workspace.address import imported_sweep
@@ -97,11 +97,11 @@ def test_a_trial_of_our_own_trains_on_an_imported_tokenizer(files, tmp_path):
     home = Home(tmp_path / "home")
     data = images(side=SMALL.side, train_images=40, validation_images=10)
     t = trial(tokenizer=bring(home.root, *files).tokenizer, data=data, steps=2)
-    place = Place(home, Settings(), StopFile(tmp_path / "stop"))
-    assert run_tokenizer(place, t.tokenizer) == "done"
+    context = RunContext(home, Settings(), StopFile(tmp_path / "stop"))
+    assert run_tokenizer(context, t.tokenizer) == "done"
     for split in ("train", "validation"):
-        run_tokens(place, t.tokenizer, data, split)
-    assert run_trial(place, "s", t) == "done"
+        run_tokens(context, t.tokenizer, data, split)
+    assert run_trial(context, "s", t) == "done"
     absent = t.tokenizer.model_copy(update={"name": "absent"})
     with pytest.raises(ValueError, match=r"var-scaling import VQVAE.pth --as absent \(SHA-256"):
-        run_tokenizer(place, absent)
+        run_tokenizer(context, absent)

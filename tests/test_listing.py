@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipelines.evaluation.image_sets import judged
 from pipelines.evaluation.reference_stats import Cut
-from pipelines.stages.context import Place, StopFile
+from pipelines.stages.context import RunContext, StopFile
 from pipelines.workspace.settings import Settings
 from pipelines.workspace.store import Home
 from var_scaling.data.dataset import open_images
@@ -517,8 +517,8 @@ def test_fidelity_counts_the_images_behind_links_and_of_every_suffix(tmp_path):
     plant(tmp_path, "set/a.png", "set/b/c.jpg", "elsewhere/d.png", "set/.hidden/e.png")
     link(tmp_path / "set" / "more", tmp_path / "elsewhere")
     Image.new("RGB", (8, 8)).save(tmp_path / "set" / "f.webp")
-    place = Place(Home(tmp_path / "home"), Settings(), StopFile(tmp_path / "stop"))
-    assert judged(place, str(tmp_path / "set"), None, None, 10, Cut()).count == 4
+    context = RunContext(Home(tmp_path / "home"), Settings(), StopFile(tmp_path / "stop"))
+    assert judged(context, str(tmp_path / "set"), None, None, 10, Cut()).count == 4
     link(tmp_path / "set" / "b" / "back", "..")
     with pytest.raises(DataError, match="is a symbolic link to"):
-        judged(place, str(tmp_path / "set"), None, None, 10, Cut())
+        judged(context, str(tmp_path / "set"), None, None, 10, Cut())

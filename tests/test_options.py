@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import SMALL, bring, tokenizer, trial, var_state
 from PIL import Image
-from small_home import place_in, small_home
+from small_home import context_in, small_home
 
 from pipelines.cli import main as cli
 from pipelines.evaluation.fid import Asked, measure_fidelity
@@ -107,7 +107,7 @@ def test_the_same_request_encodes_nothing_again(command, imported):
 def test_a_sweep_s_tokens_serve_only_the_cut_that_they_are_of(command, imported, monkeypatch):
     own = ImageFiles(name="pictures", side=SMALL.side, classes=3, enlarge=1.5)
     t = read_tokenizer(imported.tokenizer("it"))
-    run_tokens(place_in(imported, settings_of(imported)), t, own, "validation")
+    run_tokens(context_in(imported, settings_of(imported)), t, own, "validation")
     usual = imported.tokens("it", "pictures", "validation")
     same = scores(command, imported, "--data", "pictures", "--enlarge", "1.5")
     assert [path.name for path in usual.parent.iterdir()] == [usual.name]
@@ -196,7 +196,7 @@ def test_no_law_rests_on_models_scored_on_different_cuts(command, imported, file
 
 def test_a_cut_that_is_asked_for_holds_for_a_model_s_own_images_too(tmp_path):
     picture_folder(tmp_path / "data")
-    place = place_in(Home(tmp_path / "home"), Settings(data={"sky": tmp_path / "data"}))
+    place = context_in(Home(tmp_path / "home"), Settings(data={"sky": tmp_path / "data"}))
     own = ImageFiles(name="sky", side=16, classes=3, enlarge=1.25, validation_share=0.1)
     found = real_data(place, "sky", "train", 16, own, Cut(1.5, 0.3))
     assert (found.enlarge, found.validation_share) == (1.5, 0.3)
@@ -206,7 +206,7 @@ def test_a_cut_that_is_asked_for_holds_for_a_model_s_own_images_too(tmp_path):
 
 def test_references_of_two_shares_are_two_references(tmp_path):
     picture_folder(tmp_path / "data", splits=("",), count=20)
-    place = place_in(Home(tmp_path / "home"), Settings(data={"sky": tmp_path / "data"}))
+    place = context_in(Home(tmp_path / "home"), Settings(data={"sky": tmp_path / "data"}))
     found = []
     for share in (0.3, 0.6, 0.3):
         data = real_data(place, "sky", "train", 16, None, Cut(validation_share=share))
@@ -218,7 +218,7 @@ def test_references_of_two_shares_are_two_references(tmp_path):
 
 def test_made_images_of_one_name_are_not_guessed(tmp_path):
     home = Home(tmp_path / "home")
-    place = place_in(home)
+    place = context_in(home)
     for name, seed in (("one", 0), ("two", 1)):
         data = DeadLeaves(name="leaves", side=16, train_images=100, seed=seed)
         folder = home.tokenizer(name)
@@ -243,7 +243,7 @@ def test_what_a_reference_file_holds_cannot_be_had_otherwise(tmp_path, asked, op
     Image.new("RGB", (16, 16)).save(folder / "1.png")
     wanted = Asked(reference=tmp_path / "statistics.npz", **asked)
     with pytest.raises(ValueError, match=f"{option}: what --reference holds was gathered"):
-        measure_fidelity(place_in(Home(tmp_path / "home")), str(folder), wanted, silent)
+        measure_fidelity(context_in(Home(tmp_path / "home")), str(folder), wanted, silent)
 
 
 # Options that would have been dropped -------------------------------------------------------------

@@ -16,7 +16,7 @@ from conftest import COMMAND, tokenizer, trial, var_scaling
 from pipelines.execution.slurm import submit as launch
 from pipelines.execution.status import overview
 from pipelines.results.table import rows_of
-from pipelines.stages.context import Place, StopFile, local_seat
+from pipelines.stages.context import RunContext, StopFile, local_process
 from pipelines.stages.graph import sweep_stages
 from pipelines.workspace.address import read_generator
 from pipelines.workspace.provenance import attempts, code_version
@@ -166,10 +166,10 @@ def trained_here(smoke: Path, home: Path, name: str, **local) -> str:
         shutil.copytree(smoke / part, home / part)
     settings = Settings(local=Local(**local))
     stop = home / "stop"
-    place = Place(Home(home), settings, StopFile(stop), local_seat(settings.local))
+    context = RunContext(Home(home), settings, StopFile(stop), local_process(settings.local))
     stages = sweep_stages(Home(home), find_sweep("smoke"))
     (one,) = (stage for stage in stages if stage.title == f"trial {name}")
-    return launch.run_here(one, stop, place)
+    return launch.run_here(one, stop, context)
 
 
 @pytest.mark.slow

@@ -30,10 +30,10 @@ def listening() -> set[tuple[str, int]]:
 
 def test_processes_of_one_machine_meet_on_loopback(tmp_path):
     before = listening()
-    meeting = tmp_path / "meeting.json"
-    store, address = distributed._meet(0, 1, meeting, "127.0.0.1", 10)
+    rendezvous_file = tmp_path / "meeting.json"
+    store, address = distributed._meet(0, 1, rendezvous_file, "127.0.0.1", 10)
     (new,) = listening() - before
-    said = json.loads(meeting.read_text())
+    said = json.loads(rendezvous_file.read_text())
     assert new == ("127.0.0.1", store.port) == (said["address"], said["port"])
     assert address == "127.0.0.1"
 

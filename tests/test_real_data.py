@@ -72,17 +72,17 @@ def test_the_rehearsals_tokenizer_with_all_its_losses_resumes_bitwise(tmp_path, 
     torch.manual_seed(0)
     vgg = Perceptual().requires_grad_(False)
 
-    def run(name: str, heed=goes_on):
+    def run(name: str, poll_signal=goes_on):
         log = MetricsLog(tmp_path / name / "metrics.jsonl")
         return train_tokenizer(
             t, source["train"], source["validation"], vgg, tmp_path / name / "checkpoint", log,
-            1e9, heed, 0, tmp_path / name / "sheet.png", World(),
+            1e9, poll_signal, 0, tmp_path / name / "sheet.png", World(),
         )  # fmt: skip
 
     undisturbed = run("whole")
     for count in (0, 1):
         with pytest.raises(Interrupted):
-            run("torn", heed=stops_after(count))
+            run("torn", poll_signal=stops_after(count))
     torn = run("torn")
     for (name, one), other in zip(
         undisturbed.state_dict().items(), torn.state_dict().values(), strict=True

@@ -164,7 +164,7 @@ def test_some_ends_wait_for_retry(tmp_path, unit, state, words):
 def test_an_error_is_reported_if_it_is_of_this_job(tmp_path, unit):
     submitting(unit.folder)
     jobs.note(unit.folder, "submitted", submission="s", job="7")
-    failure = {"error": "ValueError: no", "life": "7.2", "rank": 3}
+    failure = {"error": "ValueError: no", "restart_id": "7.2", "rank": 3}
     write_json(unit.folder / FAILED, failure)
     reconciler = Scripted(tmp_path, seen("7", "FAILED"))
     assert twice(reconciler, unit) == {"trial d1": "ValueError: no (rank 3)"}
@@ -174,7 +174,7 @@ def test_an_error_is_reported_if_it_is_of_this_job(tmp_path, unit):
 def test_an_error_of_an_earlier_job_is_not(tmp_path, unit):
     submitting(unit.folder)
     jobs.note(unit.folder, "submitted", submission="s", job="7")
-    write_json(unit.folder / FAILED, {"error": "ValueError: no", "life": "6.0", "rank": 0})
+    write_json(unit.folder / FAILED, {"error": "ValueError: no", "restart_id": "6.0", "rank": 0})
     reconciler = Scripted(tmp_path, seen("7", "NODE_FAIL"))
     assert twice(reconciler, unit) == {}
     assert reconciler.taken == ["trial d1"]

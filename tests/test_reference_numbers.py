@@ -16,7 +16,7 @@ from var_scaling.models.var.sampler import walk
 from var_scaling.pyramid import Pyramid
 from var_scaling.recipe import Optimiser
 from var_scaling.tokenizer.model import MultiScaleVQVAE
-from var_scaling.training.optim import Descent, learning_rate_at, weight_decay_at
+from var_scaling.training.optim import ScheduledOptimizer, learning_rate_at, weight_decay_at
 
 WANTED = numbers()
 T = Tokenizer(
@@ -131,10 +131,10 @@ def test_greedy_guided_sampling_draws_the_same_tokens(model, transformer):
 
 def test_weights_that_do_not_decay_are_those_of_the_released_code(transformer):
     module, wanted = transformer
-    descent = Descent(module, Optimiser(learning_rate=1e-4), 10, "fp32")
+    optimizer = ScheduledOptimizer(module, Optimiser(learning_rate=1e-4), 10, "fp32")
     plain = {
         id(parameter)
-        for group in descent.optimizer.param_groups
+        for group in optimizer.adamw.param_groups
         if not group["decayed"]
         for parameter in group["params"]
     }

@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
-from small_home import ADDRESS, place_in, small_home
+from small_home import ADDRESS, context_in, small_home
 
 from pipelines.sampling import processes as sample_processes
 from pipelines.sampling.draw import How, sample_set
@@ -21,7 +21,7 @@ from pipelines.sampling.processes import ProcessFailed
 from pipelines.sampling.request import Asked, plan_set
 from pipelines.sampling.run import here, other_split
 from pipelines.sampling.store import Life, SampleFolder
-from pipelines.stages.context import Seat
+from pipelines.stages.context import ProcessContext
 from pipelines.workspace.store import Busy, Drift, held, in_use
 from var_scaling.disk import DONE, is_done, read_json, write_json
 
@@ -40,11 +40,11 @@ def _alone_and_quick(home, monkeypatch):
 
 
 def asked(home, count: int = 2, **words):
-    return plan_set(place_in(home), ADDRESS, Asked(count=count, **{"classes": "0-2", **words}))
+    return plan_set(context_in(home), ADDRESS, Asked(count=count, **{"classes": "0-2", **words}))
 
 
 def make(home, plan) -> list[int]:
-    return sample_set(place_in(home), plan, *QUIET)
+    return sample_set(context_in(home), plan, *QUIET)
 
 
 def pictures(plan) -> dict[str, bytes]:
@@ -93,7 +93,7 @@ def test_who_draws_a_count_that_is_no_longer_wanted_does_not_end_the_set(home):
             SampleFolder(larger.folder, larger.wanted).claim()
 
     with pytest.raises(Drift, match="count: recorded 3, wanted 2"):
-        sample_set(place_in(home), plan, How(), lambda done: False, grow)
+        sample_set(context_in(home), plan, How(), lambda done: False, grow)
     assert not is_done(plan.folder)
     assert make(home, larger) == []
 
@@ -143,7 +143,7 @@ def test_of_a_rejected_set_too(home, tmp_path):
 def test_a_disk_that_keeps_nothing_right_is_no_finished_set(home, monkeypatch):
     plan = asked(home)
     monkeypatch.setattr(SampleFolder, "damaged", lambda at, found: list(found)[:1])
-    outcome = here(place_in(home), plan, How(), 1, lambda *said: None)
+    outcome = here(context_in(home), plan, How(), 1, lambda *said: None)
     assert "does not keep what is written: 1 of its chunks, twice" in outcome.failures["default"]
     assert not is_done(plan.folder)
 
@@ -249,7 +249,7 @@ def test_a_part_and_the_whole_are_not_drawn_at_once_but_parts_are(home):
         if met:
             return
         met.append(what)
-        place = place_in(home)
+        place = context_in(home)
         assert in_use(plan.folder)
         with pytest.raises(Busy, match="which draws part 1-of-2"):
             here(place, plan, How(), 1, quiet)
@@ -257,17 +257,17 @@ def test_a_part_and_the_whole_are_not_drawn_at_once_but_parts_are(home):
         assert "part 1/2 of this set is being drawn" in other_split(plan.folder, (1, 3))
         assert other_split(plan.folder, (1, 2)) == ""
 
-    here(place_in(home), plan, How(part=(0, 2)), 1, meet)
+    here(context_in(home), plan, How(part=(0, 2)), 1, meet)
     assert met
     assert is_done(plan.folder) or make(home, plan) == []
     with held(plan.folder), pytest.raises(Busy, match=f"pid {os.getpid()}"):
-        here(place_in(home), plan, How(part=(0, 2)), 1, quiet)
+        here(context_in(home), plan, How(part=(0, 2)), 1, quiet)
     assert other_split(plan.folder, (0, 3)) == ""
 
 
 def test_a_process_that_is_killed_loses_no_more_than_a_while_and_a_batch(home):
     plan = asked(home, 8)
-    place = replace(place_in(home), seat=Seat(save_every=0.0))
+    place = replace(context_in(home), process=ProcessContext(save_every=0.0))
     at, marked = SampleFolder(plan.folder, plan.wanted), []
 
     def look(done: int) -> bool:
@@ -281,7 +281,7 @@ def test_a_process_that_is_killed_loses_no_more_than_a_while_and_a_batch(home):
     other = replace(asked(home, 8, name="other"))
     marked.clear()
     at = SampleFolder(other.folder, other.wanted)
-    sample_set(place_in(home), other, How(batch=6), look, lambda *said: None)
+    sample_set(context_in(home), other, How(batch=6), look, lambda *said: None)
     assert [count for _, count in marked] == [0] * 4  # not after every batch either
 
 
@@ -334,7 +334,7 @@ def test_a_process_leaves_with_the_one_that_started_it(home, tmp_path, monkeypat
 
     def parent() -> None:
         hears, says = context.Pipe(duplex=False)
-        words = (says, place_in(home), asked(home), How(), [0])
+        words = (says, context_in(home), asked(home), How(), [0])
         worker = context.Process(target=sample_processes._work, args=words)
         worker.start()
         worker.join()
@@ -361,7 +361,7 @@ def test_a_worker_tells_on_stderr_where_it_failed(home, monkeypatch, capfd):
     context = multiprocessing.get_context("fork")
     monkeypatch.setattr(sample_processes, "make_ready", failing)
     hears, says = context.Pipe(duplex=False)
-    words = (says, place_in(home), asked(home), How(), [0])
+    words = (says, context_in(home), asked(home), How(), [0])
     worker = context.Process(target=sample_processes._work, args=words)
     worker.start()
     assert hears.recv() == ("failed", "RuntimeError: no GPU")

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from small_home import ADDRESS, place_in, small_home
+from small_home import ADDRESS, context_in, small_home
 
 from pipelines.sampling.draw import How, sample_set
 from pipelines.sampling.export import export_npz
@@ -51,11 +51,11 @@ def _alone_and_quick(home, monkeypatch):
 
 
 def asked(home, count: int = 9, **words):
-    return plan_set(place_in(home), ADDRESS, Asked(count=count, **words))
+    return plan_set(context_in(home), ADDRESS, Asked(count=count, **words))
 
 
-def make(home, plan, how: How = How(), stop=lambda done: False, tell=lambda *said: None):  # noqa: B008
-    return sample_set(place_in(home), plan, how, stop, tell)
+def make(home, plan, how: How = How(), stop=lambda done: False, report_progress=lambda *said: None):  # noqa: B008
+    return sample_set(context_in(home), plan, how, stop, report_progress)
 
 
 def pictures(plan) -> dict[str, bytes]:
@@ -169,7 +169,7 @@ def test_asked_to_stop_it_keeps_every_image_and_goes_on(home, undisturbed):
         make(home, plan, How(batch=5), stop=lambda done: done >= 10)
     assert len(pictures(plan)) == 10
     told = []
-    make(home, plan, How(batch=62), tell=lambda what, done, total: told.append(done))
+    make(home, plan, How(batch=62), report_progress=lambda what, done, total: told.append(done))
     assert told == [10, 72]  # none of the ten was drawn again
     assert pictures(plan) == undisturbed
 
@@ -221,7 +221,7 @@ def test_rubbish_in_the_folder_is_mended(home, undisturbed):
     mark = chunks / "00001.json"
     mark.write_text(mark.read_text()[:80])
     told = []
-    make(home, plan, tell=lambda what, done, total: told.append(done))
+    make(home, plan, report_progress=lambda what, done, total: told.append(done))
     assert told[0] == 62  # the second chunk is unknown, two of the first are no good
     assert pictures(plan) == undisturbed
     assert is_done(plan.folder)

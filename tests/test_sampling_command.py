@@ -14,7 +14,7 @@ import psutil
 import pytest
 from conftest import COMMAND, bring, tokenizer, trial
 from rich.console import Console
-from small_home import ADDRESS, place_in, small_home
+from small_home import ADDRESS, context_in, small_home
 
 from pipelines.cli import main as cli
 from pipelines.cli.terminal.images import counting
@@ -131,7 +131,7 @@ def test_what_cannot_be_is_said_at_once_and_leaves_nothing(home, sample, words, 
 
 def test_a_model_that_was_never_without_a_class(tmp_path):
     own = small_home(tmp_path, trial(tokenizer=tokenizer(), label_drop=0.0))
-    place = place_in(own)
+    place = context_in(own)
     with pytest.raises(ValueError, match="label_drop = 0 and never without a class"):
         plan_set(place, ADDRESS, Asked(classes="none"))
     assert plan_set(place, ADDRESS, Asked()).wanted.sampling.guidance == 0
@@ -140,7 +140,7 @@ def test_a_model_that_was_never_without_a_class(tmp_path):
 @pytest.mark.thorough
 def test_an_imported_model_is_sampled_like_one_of_ours(files, tmp_path):
     bring(tmp_path, *files)
-    plan = plan_set(place_in(small_home(tmp_path)), "imported/it", Asked(count=1))
+    plan = plan_set(context_in(small_home(tmp_path)), "imported/it", Asked(count=1))
     assert plan.folder == tmp_path / "imported" / "it" / "samples" / "default"
     assert plan.wanted.classes == (0, 1, 2)
 
@@ -304,7 +304,7 @@ def test_without_a_terminal_a_line_now_and_then():
 
 
 def units_of(home, count: int, parts: int):
-    plan = plan_set(place_in(home), ADDRESS, Asked(count=count))
+    plan = plan_set(context_in(home), ADDRESS, Asked(count=count))
     return plan, sample_units(plan, How(), parts, trial(), Cluster(partition="p"))
 
 
@@ -325,7 +325,7 @@ def test_a_job_a_part_and_no_more_than_chunks(home):
 
 def test_a_job_without_guidance_asks_for_less(home, monkeypatch):
     monkeypatch.setattr("pipelines.sampling.jobs.encoding_resources", lambda flops, cluster: flops)
-    plan, flops = plan_set(place_in(home), ADDRESS, Asked(count=1)), []
+    plan, flops = plan_set(context_in(home), ADDRESS, Asked(count=1)), []
     for guidance in (1.5, (0.0, 0.0, 0.1), 0.0, (0.0,) * 3):
         sampling = plan.wanted.sampling.model_copy(update={"guidance": guidance})
         changed = replace(plan, wanted=plan.wanted.model_copy(update={"sampling": sampling}))
@@ -355,7 +355,7 @@ def test_a_job_draws_its_part_and_the_last_ends_the_set(home):
     from pipelines.sampling.store import SampleFolder
 
     SampleFolder(plan.folder, plan.wanted).claim()
-    place = place_in(home)
+    place = context_in(home)
     for unit in units:
         assert not is_done(plan.folder)
         assert run(place, unit.words) == "done"

@@ -154,7 +154,7 @@ def test_slurmctld_is_away_for_a_while(site, undisturbed):
         time.sleep(4)  # several polls
         status = json.loads(site.call("status", "--json").stdout)
         states = {stage["name"]: stage["state"] for stage in status["stages"]}
-        assert states["d2"] in ("running", "done")  # by its signs of life
+        assert states["d2"] in ("running", "done")  # by its heartbeats
     finally:
         site.box.start_controller()
     assert site.ends(driver) == 0

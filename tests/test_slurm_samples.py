@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import COMMAND
 from slurm_site import Site
-from small_home import ADDRESS, place_in, small_home
+from small_home import ADDRESS, context_in, small_home
 
 from pipelines.sampling.draw import How, sample_set
 from pipelines.sampling.request import Asked, plan_set
@@ -69,7 +69,7 @@ def pictures(folder: Path) -> dict[str, bytes]:
 def unharmed(samples: Samples) -> None:
     """The set is done, and its files are those that one process draws."""
     assert is_done(samples.set)
-    place = place_in(samples.model)
+    place = context_in(samples.model)
     plan = plan_set(place, ADDRESS, Asked(count=samples.count, name="alone"))
     assert sample_set(place, plan, How(), lambda done: False, lambda *said: None) == []
     assert pictures(samples.set) == pictures(plan.folder)

@@ -10,7 +10,7 @@ import torch
 from conftest import bring, images, random_cache, tokenizer, trial
 from PIL import Image
 from scipy import stats
-from small_home import place_in, small_home
+from small_home import context_in, small_home
 
 from analysis.forecasting.forecast import Run, Target, freeze
 from pipelines.checkpoints import convert as exchange
@@ -242,7 +242,7 @@ class DiskFull(OSError):
 
 def test_a_trial_whose_weights_were_not_written_is_not_done(tmp_path, monkeypatch):
     home = Home(tmp_path / "home")
-    place, t = place_in(home), tokenizer(steps=3)
+    place, t = context_in(home), tokenizer(steps=3)
     one = trial(tokenizer=t, steps=2)
     stages.run_tokenizer(place, t)
     for split in ("train", "validation"):
@@ -292,11 +292,11 @@ def test_tokens_whose_labels_were_not_written_are_not_done(tmp_path, monkeypatch
 
     monkeypatch.setattr(encode, "_write_labels", full)
     with pytest.raises(DiskFull):
-        stages.run_tokens(place_in(home), tokenizer(), images(), "validation")
+        stages.run_tokens(context_in(home), tokenizer(), images(), "validation")
     folder = home.tokens("t", "leaves", "validation")
     assert not is_done(folder)
     monkeypatch.undo()
-    stages.run_tokens(place_in(home), tokenizer(), images(), "validation")
+    stages.run_tokens(context_in(home), tokenizer(), images(), "validation")
     wanted = stages.description(home, tokenizer(), images(), "validation")
     assert open_cache(folder, wanted).images == 100
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from pipelines.cli.main import main
 from pipelines.execution.tasks import largest_first
 from pipelines.results.table import write_results
-from pipelines.stages.context import Place, StopFile
+from pipelines.stages.context import RunContext, StopFile
 from pipelines.stages.graph import Need, sweep_stages
 from pipelines.stages.stages import run_stage
 from pipelines.workspace.settings import Settings
@@ -38,9 +38,9 @@ SWEEP = Sweep(name="branches", question="?", trials=(LONG, SAME, TRUNK))
 def home(tmp_path_factory) -> Home:
     """The sweep, run stage by stage; each behind what it needs."""
     home = Home(tmp_path_factory.mktemp("branches"))
-    place = Place(home, Settings(), StopFile(home.root / "stop"))
+    context = RunContext(home, Settings(), StopFile(home.root / "stop"))
     for stage in largest_first(sweep_stages(home, SWEEP)):
-        assert run_stage(stage, place) == "done"
+        assert run_stage(stage, context) == "done"
     write_results(home, SWEEP)
     return home
 
@@ -80,11 +80,11 @@ def test_what_was_kept_stays_and_another_trunk_is_another_trial(home):
     ]  # fmt: skip
     other = TRUNK.model_copy(update={"seed": 5})
     changed = LONG.model_copy(update={"start": Start(trial=other, step=8)})
-    place = Place(home, Settings(), StopFile(home.root / "stop"))
+    context = RunContext(home, Settings(), StopFile(home.root / "stop"))
     alone = Sweep(name="branches", question="?", trials=(changed,))
     (stage,) = [one for one in sweep_stages(home, alone) if one.name == "long"]
     with pytest.raises(Drift, match=r"start\.trial\.seed: recorded 0, wanted 5"):
-        run_stage(stage, place)
+        run_stage(stage, context)
 
 
 def test_a_checkpoint_that_is_gone_is_named(home):
@@ -94,17 +94,17 @@ def test_a_checkpoint_that_is_gone_is_named(home):
         for one in sweep_stages(home, Sweep(name="branches", question="?", trials=(late,)))
         if one.name == "late"
     ]
-    place = Place(home, Settings(), StopFile(home.root / "stop"))
+    context = RunContext(home, Settings(), StopFile(home.root / "stop"))
     path = home.trial("branches", "trunk") / "kept" / "step-000000008.pt"
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
     with pytest.raises(ValueError, match=r"step-000000008.pt: no checkpoint to start from"):
-        run_stage(stage, place)
+        run_stage(stage, context)
     path.unlink()
     with pytest.raises(ValueError, match="trunk has kept no checkpoint after 8"):
-        run_stage(stage, place)
+        run_stage(stage, context)
     path.write_bytes(whole)
-    assert run_stage(stage, place) == "done"
+    assert run_stage(stage, context) == "done"
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from var_scaling.metrics import MetricsLog
 from var_scaling.models.var.model import VAR
 from var_scaling.recipe import Codebook
 from var_scaling.tokenizer.model import MultiScaleVQVAE
-from var_scaling.training.loop import Wish
+from var_scaling.training.loop import Signal
 from var_scaling.training.trial import train
 from var_scaling.training.world import World
 from var_scaling.weights import save_weights
@@ -30,11 +30,11 @@ def shared_tokenizer() -> TrainedTokenizer:
     return tokenizer(**EVERYTHING, codebook=Codebook(decay=0.9, restart_every=3))
 
 
-def run_trial(folder: Path, world: World, heed=goes_on, checkpoints: Path | None = None):
+def run_trial(folder: Path, world: World, poll_signal=goes_on, checkpoints: Path | None = None):
     log = MetricsLog(folder / "metrics.jsonl")
     quantizer = MultiScaleVQVAE(tokenizer()).quantize.requires_grad_(False)
     caches = random_cache(50, seed=1), random_cache(20, seed=2)
-    words = (checkpoints or folder / "checkpoint", log, 1e9, heed, world)
+    words = (checkpoints or folder / "checkpoint", log, 1e9, poll_signal, world)
     return train(trial(label_drop=0.5), quantizer, *caches, *words).model
 
 
@@ -47,8 +47,8 @@ def scores(world: World) -> dict:
 
 def wishes_differ(world: World):
     """The first process wants a checkpoint after step 2, the second wants to leave after step 5."""
-    wishes = {(0, 2): Wish.SAVE, (1, 5): Wish.STOP}
-    return lambda done: wishes.get((world.rank, done), Wish.GO_ON)
+    wishes = {(0, 2): Signal.CHECKPOINT, (1, 5): Signal.STOP}
+    return lambda done: wishes.get((world.rank, done), Signal.CONTINUE)
 
 
 WORKER = """

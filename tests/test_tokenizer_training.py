@@ -15,7 +15,7 @@ from var_scaling.tokenizer.perceptual import Perceptual, load_perceptual
 from var_scaling.training import checkpoint
 from var_scaling.training.average import WeightAverage
 from var_scaling.training.judges import Judges
-from var_scaling.training.loop import Interrupted, Wish
+from var_scaling.training.loop import Interrupted, Signal
 from var_scaling.training.tokenizer import train_tokenizer
 from var_scaling.training.world import World
 from var_scaling.weights import WeightsError, save_weights
@@ -32,14 +32,14 @@ EVERYTHING = {
 CRITICISED = {**EVERYTHING, "losses": Losses(adversarial=0.4, critic=CRITIC)}
 
 
-def run(folder: Path, t: TrainedTokenizer, vgg=None, heed=goes_on, world=None):
+def run(folder: Path, t: TrainedTokenizer, vgg=None, poll_signal=goes_on, world=None):
     log = MetricsLog(folder / "metrics.jsonl")
     source = {split: DeadLeavesSource(images(), split) for split in ("train", "validation")}
     judge = vgg if t.losses.perceptual > 0 else None
     try:
         return train_tokenizer(
-            t, source["train"], source["validation"], judge, folder / "checkpoint", log, 1e9, heed,
-            0, folder / "sheet.png", world or World(),
+            t, source["train"], source["validation"], judge, folder / "checkpoint", log, 1e9,
+            poll_signal, 0, folder / "sheet.png", world or World(),
         )  # fmt: skip
     finally:
         log.close()
@@ -64,7 +64,7 @@ def test_an_interrupted_tokenizer_ends_bitwise_where_an_undisturbed_one_does(
     whole = run(tmp_path / "whole", t, vgg)
     for count in (0, 2, 2):  # before, across and after the codebook's start, and the critic's
         with pytest.raises(Interrupted):
-            run(tmp_path / "torn", t, vgg, heed=stops_after(count))
+            run(tmp_path / "torn", t, vgg, poll_signal=stops_after(count))
     torn = run(tmp_path / "torn", t, vgg)
     for (name, one), other in zip(
         whole.state_dict().items(), torn.state_dict().values(), strict=True
@@ -80,9 +80,9 @@ def test_an_interrupted_tokenizer_ends_bitwise_where_an_undisturbed_one_does(
 
 
 def test_a_tokenizer_saves_when_wished_and_goes_on(tmp_path):
-    saves = lambda done: Wish.SAVE if done == 6 else Wish.GO_ON  # noqa: E731
+    saves = lambda done: Signal.CHECKPOINT if done == 6 else Signal.CONTINUE  # noqa: E731
     t = tokenizer(**CRITICISED)
-    whole = run(tmp_path, t, heed=saves)
+    whole = run(tmp_path, t, poll_signal=saves)
     assert checkpoint.latest(tmp_path / "checkpoint")["step"] == 6
     went_on = run(tmp_path, t)
     for name, value in went_on.state_dict().items():
@@ -184,7 +184,7 @@ def test_perceptual_weights_come_from_one_file_or_two_and_their_hash_is_the_same
 def test_going_on_with_other_perceptual_weights_is_refused(tmp_path, vgg):
     t = tokenizer(**EVERYTHING)
     with pytest.raises(Interrupted):
-        run(tmp_path, t, vgg, heed=stops_after(2))
+        run(tmp_path, t, vgg, poll_signal=stops_after(2))
     other = Perceptual().requires_grad_(False)
     other.sha256 = "b" * 64
     with pytest.raises(ValueError, match="training began with perceptual weights"):

@@ -102,7 +102,7 @@ def settings(monkeypatch) -> Settings:
 def test_a_tracker_of_ones_own_gets_what_mlflow_would(tmp_path, settings):
     home = trained(tmp_path)
     for _ in range(2):
-        mirror(home, SWEEP, settings, follow=False, tell=print)
+        mirror(home, SWEEP, settings, follow=False, print_line=print)
     run = tmp_path / "csv" / "s-d2"
     rows = list(csv.reader((run / "numbers.csv").read_text().splitlines()))
     losses = [row for row in rows if row[0] == "train/loss"]

@@ -17,13 +17,19 @@ from var_scaling.training.distributed import join
 from var_scaling.training.loop import (
     Diverged,
     Interrupted,
+    Signal,
     Stopwatch,
     Window,
-    Wish,
     log_steps,
     updates,
 )
-from var_scaling.training.optim import Descent, adamw, arithmetic, learning_rate_at, weight_decay_at
+from var_scaling.training.optim import (
+    ScheduledOptimizer,
+    adamw,
+    learning_rate_at,
+    precision_context,
+    weight_decay_at,
+)
 from var_scaling.training.trial import batch_loss, train
 from var_scaling.training.world import World
 
@@ -80,9 +86,9 @@ class Product(torch.nn.Module):
         return (self.weight * torch.tensor(by)).sum()
 
 
-def descent_of(module, precision="fp32", clip=2.0) -> Descent:
+def descent_of(module, precision="fp32", clip=2.0) -> ScheduledOptimizer:
     o = Optimiser(learning_rate=0.1, betas=(0.0, 0.0), weight_decay=0.0, warm_up=0.0, clip=clip)
-    return Descent(module, o, steps=100, precision=precision)
+    return ScheduledOptimizer(module, o, steps=100, precision=precision)
 
 
 def test_a_non_finite_gradient_changes_no_weight():
@@ -95,29 +101,29 @@ def test_a_non_finite_gradient_changes_no_weight():
 
 def test_the_gradient_is_clipped_to_its_norm():
     module = Product(0.0)
-    descent, taken = descent_of(module), []
-    descent.optimizer.register_step_pre_hook(lambda *_: taken.append(module.weight.grad.clone()))
+    optimizer, taken = descent_of(module), []
+    optimizer.adamw.register_step_pre_hook(lambda *_: taken.append(module.weight.grad.clone()))
     module([30.0, 40.0]).backward()
-    assert descent.step(0)["grad_norm"] == pytest.approx(50)
+    assert optimizer.step(0)["grad_norm"] == pytest.approx(50)
     torch.testing.assert_close(taken, [torch.tensor([1.2, 1.6])])
 
 
 def test_a_steps_gradient_is_all_that_came_back_since_the_step_before():
     module = Product(0.0)
-    descent = descent_of(module, clip=1e9)
+    optimizer = descent_of(module, clip=1e9)
     for step in (0, 1):
         for by in ([3.0, 0.0], [0.0, 4.0]):
-            descent.scale(module(by)).backward()
-        assert descent.step(step)["grad_norm"] == pytest.approx(5)
+            optimizer.scale(module(by)).backward()
+        assert optimizer.step(step)["grad_norm"] == pytest.approx(5)
 
 
 def test_half_precision_scales_its_loss_and_backs_off_instead_of_ending():
     module = Product(1.0)
-    descent = descent_of(module, "fp16")
+    optimizer = descent_of(module, "fp16")
 
     def step(by: list[float], number: int):
-        descent.scale(module(by)).backward()
-        return descent.step(number)
+        optimizer.scale(module(by)).backward()
+        return optimizer.step(number)
 
     found = step([3.0, 4.0], 0)
     assert found["grad_norm"] == pytest.approx(5)  # unscaled before it is clipped
@@ -125,9 +131,9 @@ def test_half_precision_scales_its_loss_and_backs_off_instead_of_ending():
     found = step([1.0, 3e38], 1)
     assert found == {"skipped": torch.tensor(1.0)}
     assert torch.equal(module.weight, before)
-    assert descent.scaler.get_scale() == 2**10
+    assert optimizer.scaler.get_scale() == 2**10
     again = descent_of(Product(1.0), "fp16")
-    again.restore(descent.state())
+    again.restore(optimizer.state())
     assert again.scaler.get_scale() == 2**10
     for number in range(2, 14):  # an infinity that no scale takes away is an end after all
         found = step([1.0, float("inf")], number)
@@ -166,12 +172,12 @@ def test_the_last_step_is_always_logged():
 # Trials ---------------------------------------------------------------------------------------
 
 
-def run(folder, quantizer, token_cache, heed=goes_on, save_every=1e9, t=None, world=None):
+def run(folder, quantizer, token_cache, poll_signal=goes_on, save_every=1e9, t=None, world=None):
     log = MetricsLog(folder / "metrics.jsonl")
     t = t or trial()
     caches = token_cache(50, seed=1), token_cache(20, seed=2)
     try:
-        words = (folder / "checkpoint", log, save_every, heed, world or World())
+        words = (folder / "checkpoint", log, save_every, poll_signal, world or World())
         return train(t, quantizer, *caches, *words).model
     finally:
         log.close()
@@ -183,7 +189,7 @@ def test_an_interrupted_trial_ends_bitwise_where_an_undisturbed_one_does(
     whole = run(tmp_path / "whole", quantizer, token_cache)
     for _ in range(3):
         with pytest.raises(Interrupted, match="of 12"):
-            run(tmp_path / "torn", quantizer, token_cache, heed=stops_after(2))
+            run(tmp_path / "torn", quantizer, token_cache, poll_signal=stops_after(2))
     torn = run(tmp_path / "torn", quantizer, token_cache)
     for one, other in zip(whole.parameters(), torn.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -223,11 +229,11 @@ def test_a_trial_killed_between_checkpoints_repeats_its_steps_exactly(
 def test_a_wish_to_save_writes_a_checkpoint_and_training_goes_on(tmp_path, quantizer, token_cache):
     folder, seen = tmp_path / "checkpoint", []
 
-    def heed(done: int) -> Wish:
+    def poll_signal(done: int) -> Signal:
         seen.append((done, [int(path.stem[5:]) for path in sorted(folder.glob("*.pt"))]))
-        return Wish.SAVE if done in (3, 4, 12) else Wish.GO_ON
+        return Signal.CHECKPOINT if done in (3, 4, 12) else Signal.CONTINUE
 
-    whole = run(tmp_path, quantizer, token_cache, heed)
+    whole = run(tmp_path, quantizer, token_cache, poll_signal)
     kept = [[]] * 3 + [[3]] + [[3, 4]] * 8
     assert seen == list(zip(range(1, 13), kept, strict=True))  # told once after every step
     assert checkpoint.latest(folder)["step"] == 4  # the last step needs none
@@ -350,7 +356,7 @@ def test_every_precision_trains_close_to_the_full_one_and_resumes_bitwise(
     t = trial(precision=precision)
     whole = run(tmp_path / "whole", quantizer, token_cache, t=t)
     with pytest.raises(Interrupted):
-        run(tmp_path / "torn", quantizer, token_cache, heed=stops_after(5), t=t)
+        run(tmp_path / "torn", quantizer, token_cache, poll_signal=stops_after(5), t=t)
     torn = run(tmp_path / "torn", quantizer, token_cache, t=t)
     assert all(
         torch.equal(a, b) for a, b in zip(whole.parameters(), torn.parameters(), strict=True)
@@ -379,6 +385,6 @@ def test_the_last_evaluation_asks_without_labels_too(tmp_path, quantizer, token_
 def test_a_precision_ends_with_its_block(precision):
     switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [switch.allow_tf32 for switch in switches]
-    with arithmetic(precision, torch.device("cpu")):
+    with precision_context(precision, torch.device("cpu")):
         assert [switch.allow_tf32 for switch in switches] == [precision != "fp32"] * 2
     assert [switch.allow_tf32 for switch in switches] == before

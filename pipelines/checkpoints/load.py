@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.stages.context import Place
+from pipelines.stages.context import RunContext
 from pipelines.workspace.address import finished, read_generator
 from pipelines.workspace.store import drift, refuse, weights_of
 from var_scaling.class_names import names_of
@@ -40,14 +40,14 @@ class Loaded:
         return names_of(self.folder, self.record.classes)
 
 
-def load_generator(place: Place, address: str, raw: bool = False) -> Loaded:
+def load_generator(context: RunContext, address: str, raw: bool = False) -> Loaded:
     """The model at `address` (SWEEP/TRIAL or imported/NAME), `raw`: with the last weights where its
     own are an average. Raises ValueError, Drift, and
     WeightsError if a file of weights is not the one that was recorded.
     """
-    folder = finished(place.home, address)
+    folder = finished(context.home, address)
     record = read_generator(folder)
-    home = place.home.tokenizer(record.tokenizer.name)
+    home = context.home.tokenizer(record.tokenizer.name)
     if not is_done(home):
         raise ValueError(f"{address}: its tokenizer {record.tokenizer.name} is not in {home}")
     path = home / "tokenizer.json"
@@ -56,7 +56,7 @@ def load_generator(place: Place, address: str, raw: bool = False) -> Loaded:
     from var_scaling.tokenizer.model import load_tokenizer
     from var_scaling.weights import load_weights
 
-    device = place.device()
+    device = context.device()
     weights, tokenizer_weights = weights_of(folder, raw), weights_of(home)
     model = record.family.build(record.spec, seed=0)
     load_weights(model, *weights)

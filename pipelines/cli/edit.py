@@ -96,17 +96,17 @@ def edit(
     sampling = read_sampling(guidance, top_k, top_p, temperature, smooth, precision)
     from pipelines.editing.edit import edit_picture
     from pipelines.editing.request import Asked
-    from pipelines.stages.context import Place, StopFile, local_seat
+    from pipelines.stages.context import RunContext, StopFile, local_process
 
     at, settings = Home(home), load_settings()
     asked = Asked(
         image, in_paint, out_paint, mask, super_resolve, mask_by, window, keep_scales, feather,
         blank, label, count, seed, name, sampling,
     )  # fmt: skip
-    with screen.steps(f"editing {image.name}") as tell:
-        seat = local_seat(settings.local)
-        place = Place(at, settings, StopFile(at.root / "stop"), seat, tell)
-        made = edit_picture(place, address, asked, tell)
+    with screen.steps(f"editing {image.name}") as report_progress:
+        process = local_process(settings.local)
+        context = RunContext(at, settings, StopFile(at.root / "stop"), process, report_progress)
+        made = edit_picture(context, address, asked, report_progress)
     # A window that was asked for leaves out of a small picture what it was to leave out.
     if made.missed > 0 and not (super_resolve and window):
         left, top, size = made.edit.window

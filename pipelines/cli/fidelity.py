@@ -73,7 +73,7 @@ def fidelity(
     from pipelines.evaluation.fid import Asked, measure_fidelity
     from pipelines.evaluation.reference_stats import Cut
     from pipelines.evaluation.scores import has_row
-    from pipelines.stages.context import Place, StopFile, local_seat
+    from pipelines.stages.context import RunContext, StopFile, local_process
 
     at, settings = Home(home), load_settings()
     asked = Asked(name, extractor, against, reference, images, Cut(enlarge, validation_share))
@@ -82,11 +82,11 @@ def fidelity(
             "no [weights] inception in var-scaling.toml: the small seeded network looks. What it "
             "finds is no FID and compares only with its like"
         )
-    with screen.steps(f"fidelity of {address}") as tell:
+    with screen.steps(f"fidelity of {address}") as report_progress:
         # Nothing else runs beside: all processors may look.
-        seat = replace(local_seat(settings.local), threads=settings.local.cpus)
-        place = Place(at, settings, StopFile(at.root / "stop"), seat, tell)
-        found = measure_fidelity(place, address, asked, tell)
+        process = replace(local_process(settings.local), threads=settings.local.cpus)
+        context = RunContext(at, settings, StopFile(at.root / "stop"), process, report_progress)
+        found = measure_fidelity(context, address, asked, report_progress)
     if found.kept_in is not None:
         from pipelines.tracking.sync import mirror_model
 

@@ -105,14 +105,14 @@ def evaluate(
 ) -> None:
     """Held-out loss and error of one model, told each image's class and told none."""
     from pipelines.evaluation.likelihood import Images, evaluate_model
-    from pipelines.stages.context import Place, StopFile, local_seat
+    from pipelines.stages.context import RunContext, StopFile, local_process
 
     at, settings = Home(home), load_settings()
-    with screen.steps(f"evaluating {address}") as tell:
+    with screen.steps(f"evaluating {address}") as report_progress:
         images = Images(data, enlarge, validation_share)
-        seat = local_seat(settings.local)  # as in training: then the numbers agree
-        place = Place(at, settings, StopFile(at.root / "stop"), seat, tell)
-        scores = evaluate_model(place, address, images, tell, raw_weights)
+        process = local_process(settings.local)  # as in training: then the numbers agree
+        context = RunContext(at, settings, StopFile(at.root / "stop"), process, report_progress)
+        scores = evaluate_model(context, address, images, report_progress, raw_weights)
     if "class_order" in scores:
         screen.warn(scores["class_order"])
     if as_json:

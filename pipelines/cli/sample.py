@@ -107,7 +107,7 @@ def sample(
     """
     from pipelines.sampling.request import Asked, plan_set, read_part
     from pipelines.sampling.store import STRIPS
-    from pipelines.stages.context import Place, StopFile, local_seat
+    from pipelines.stages.context import RunContext, StopFile, local_process
     from var_scaling.experiment.sample_set import CHUNK
 
     if constant_guidance and guidance and "," in guidance:
@@ -121,9 +121,9 @@ def sample(
     if npz is not None and detach:
         raise ValueError("--npz is written at the end, for which --detach does not wait")
     at, settings = Home(home), load_settings()
-    place = Place(at, settings, StopFile(at.root / "stop"), local_seat(settings.local))
+    context = RunContext(at, settings, StopFile(at.root / "stop"), local_process(settings.local))
     asked = Asked(classes, count, seed, name, sampling, reject, classifier, class_map, raw_weights)
-    plan = plan_set(place, address, asked)
+    plan = plan_set(context, address, asked)
     from pipelines.sampling.draw import How
     from pipelines.sampling.jobs import others_at_it
     from pipelines.sampling.run import Launch, here, on_cluster, other_split
@@ -135,15 +135,15 @@ def sample(
             f"chunks of {CHUNK} images are shared out, and this set has {plan.wanted.chunks}: so "
             f"many processes draw it, not {processes}"
         )
-    with counting(screen.console) as tell:
+    with counting(screen.console) as report_progress:
         if on == "local":
             split = other_split(plan.folder, this_part) if this_part else ""
             for warning in filter(None, (others_at_it(plan, [], on), split)):
                 screen.warn(warning)
-            outcome = here(place, plan, how, processes, tell)
+            outcome = here(context, plan, how, processes, report_progress)
         else:
             launched = Launch(on, jobs, retry, detach, dirty, take_over)
-            outcome = on_cluster(place, plan, how, launched, tell)
+            outcome = on_cluster(context, plan, how, launched, report_progress)
     _leave_unless_done(outcome, detach, on != "local" and not retry)
     if outcome.missing:
         screen.say(outcome.missing)

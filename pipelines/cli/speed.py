@@ -59,7 +59,7 @@ def speed(
     that does nothing else.
     """
     from pipelines.evaluation.throughput import Asked, measure_speed
-    from pipelines.stages.context import Place, StopFile, local_seat
+    from pipelines.stages.context import RunContext, StopFile, local_process
     from pipelines.tracking.sync import mirror_model
 
     asked = Asked(
@@ -71,10 +71,10 @@ def speed(
         named_settings(settings_of_family),
     )
     at, settings = Home(home), load_settings()
-    with screen.steps(f"timing {address}") as tell:
-        seat = local_seat(settings.local)
-        place = Place(at, settings, StopFile(at.root / "stop"), seat, tell)
-        found = measure_speed(place, address, asked, tell)
+    with screen.steps(f"timing {address}") as report_progress:
+        process = local_process(settings.local)
+        context = RunContext(at, settings, StopFile(at.root / "stop"), process, report_progress)
+        found = measure_speed(context, address, asked, report_progress)
     mirror_model(at, settings, address, screen.warn)
     if as_json:
         print(found.model_dump_json())

@@ -18,7 +18,7 @@ from pipelines.checkpoints.load import Loaded, load_generator
 from pipelines.editing.request import Asked, EditSet, Plan, plan_edit
 from pipelines.editing.sheet import Tile, sheet
 from pipelines.editing.store import MANIFEST, SHEET, EditFolder
-from pipelines.stages.context import Place
+from pipelines.stages.context import RunContext
 from pipelines.workspace.address import finished, read_generator
 from pipelines.workspace.provenance import code_version
 from pipelines.workspace.store import held
@@ -34,7 +34,7 @@ _BATCH = 4  # images at a time: enough to fill a GPU, few enough for one of any 
 _SHOWN = 8  # results on the sheet
 _FORMAT = 1  # of manifest.json
 
-Tell = Callable[[str, int, int], None]
+ReportProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,17 @@ class Outcome:
     names: Names | None = None  # of the model's classes
 
 
-def edit_picture(place: Place, address: str, asked: Asked, tell: Tell) -> Outcome:
+def edit_picture(
+    context: RunContext, address: str, asked: Asked, report_progress: ReportProgress
+) -> Outcome:
     """Make the edit that is `asked` for with the model at `address`, or what is missing of it.
 
     Raises ValueError for what cannot be, before anything is written; Drift if the name is taken
     by another edit; Busy if another process is at it; OSError for files.
     """
-    folder = finished(place.home, address)
+    folder = finished(context.home, address)
     record = read_generator(folder)
-    tokenizer = finished(place.home, f"tokenizers/{record.tokenizer.name}")
+    tokenizer = finished(context.home, f"tokenizers/{record.tokenizer.name}")
     hashes = [read_json(home / DONE)["weights_sha256"] for home in (folder, tokenizer)]
     names = names_of(folder, record.classes)
     plan = plan_edit(asked, record, names, *hashes)
@@ -68,17 +70,22 @@ def edit_picture(place: Place, address: str, asked: Asked, tell: Tell) -> Outcom
         at.refuse_other()
         anew = not at.is_whole()
         if anew:
-            torch.set_num_threads(place.drawing_threads())
-            loaded = load_generator(place, address)
+            torch.set_num_threads(context.drawing_threads())
+            loaded = load_generator(context, address)
             at.claim()
-            _make(at, loaded, plan, asked, place, tell)
+            _make(at, loaded, plan, asked, context, report_progress)
     kept = int(plan.scene.keep_L.sum())
     drawn = record.tokenizer.pyramid.length - kept
     return Outcome(edits, plan.edit, kept, drawn, plan.missed, anew, names)
 
 
 def _make(
-    at: EditFolder, loaded: Loaded, plan: Plan, asked: Asked, place: Place, tell: Tell
+    at: EditFolder,
+    loaded: Loaded,
+    plan: Plan,
+    asked: Asked,
+    context: RunContext,
+    report_progress: ReportProgress,
 ) -> None:
     edit, hole_hw, began = plan.edit, plan.hole_hw, time.time()
     at.keep("original.png", plan.picture_hw3)
@@ -89,9 +96,9 @@ def _make(
     if hole_hw is not None and missing:
         fade_SS = fade_in(hole_hw, plan.scene.window, edit.feather_px)
     requests = [Request(edit.label, index) for index in missing]
-    batch = min(_BATCH, place.seat.at_once or _BATCH)
+    batch = min(_BATCH, context.process.at_once or _BATCH)
     done = edit.count - len(missing)
-    tell(f"editing {edit.name}", done, edit.count)
+    report_progress(f"editing {edit.name}", done, edit.count)
     for part in edited(
         loaded.record.spec,
         loaded.model,
@@ -109,9 +116,9 @@ def _make(
             names = at.names(request.index)
             at.keep_result(request.index, dict(zip(names, pictures, strict=True)))
         done += len(part.requests)
-        tell(f"editing {edit.name}", done, edit.count)
+        report_progress(f"editing {edit.name}", done, edit.count)
     at.keep(SHEET, sheet(_rows(at, loaded, plan, shown_hw3)))
-    write_json(at.folder / MANIFEST, _manifest(at, loaded, plan, asked, place, began))
+    write_json(at.folder / MANIFEST, _manifest(at, loaded, plan, asked, context, began))
     write_json(at.folder / DONE, {"images": edit.count})
 
 
@@ -136,7 +143,7 @@ def _rows(at: EditFolder, loaded: Loaded, plan: Plan, shown_hw3: np.ndarray) -> 
 
 
 def _manifest(
-    at: EditFolder, loaded: Loaded, plan: Plan, asked: Asked, place: Place, began: float
+    at: EditFolder, loaded: Loaded, plan: Plan, asked: Asked, context: RunContext, began: float
 ) -> dict[str, Any]:
     height, width = plan.picture_hw3.shape[:2]
     of_class: dict[str, Any] = {"class": None}
@@ -162,7 +169,7 @@ def _manifest(
             {"index": i, **of_class, "files": list(at.names(i))} for i in range(plan.edit.count)
         ],
         "commit": code_version(),
-        "device": str(place.device()),
+        "device": str(context.device()),
         "started": time.strftime("%F %T %z", time.localtime(began)),
         "seconds": time.time() - began,
     }

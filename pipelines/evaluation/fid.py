@@ -12,14 +12,14 @@ from pipelines.evaluation.reference_stats import (
     MOST,
     Cut,
     Reference,
-    Tell,
+    ReportProgress,
     gather,
     given_reference,
     real_data,
     reference_of,
 )
 from pipelines.evaluation.scores import Fidelity, fidelities, note_fidelity
-from pipelines.stages.context import Place
+from pipelines.stages.context import RunContext
 from pipelines.workspace.damage import WEIGHTS
 from pipelines.workspace.provenance import code_version
 from var_scaling.datasets import DataRecord
@@ -63,32 +63,36 @@ class Found(NamedTuple):
     kept_in: Path | None  # the folder; None: one of the user's, in which nothing is written
 
 
-def measure_fidelity(place: Place, address: str, asked: Asked, tell: Tell) -> Found:
+def measure_fidelity(
+    context: RunContext, address: str, asked: Asked, report_progress: ReportProgress
+) -> Found:
     """Every score of the images at `address` that the extractor allows, kept beside them.
 
     Raises ValueError (of it WeightsError, StatisticsError, DataError, Drift).
     """
-    torch.set_num_threads(place.seat.threads)
-    images = judged(place, address, asked.set, asked.against, asked.most, asked.cut)
+    torch.set_num_threads(context.process.threads)
+    images = judged(context, address, asked.set, asked.against, asked.most, asked.cut)
     wanted = _wanted(address, images, asked)
     if images.folder is not None:
         fidelities(images.folder)  # what cannot be read shows before the work
-    extractor = extractor_named(place, asked.extractor, images.data)
-    reference = _reference(place, images, wanted, extractor, asked, tell)
-    return compared(place, address, images, reference, extractor, tell)
+    extractor = extractor_named(context, asked.extractor, images.data)
+    reference = _reference(context, images, wanted, extractor, asked, report_progress)
+    return compared(context, address, images, reference, extractor, report_progress)
 
 
 def compared(
-    place: Place,
+    context: RunContext,
     address: str,
     images: Judged,
     reference: Reference,
     extractor: Extractor,
-    tell: Tell,
+    report_progress: ReportProgress,
 ) -> Found:
     """Every score of `images` against `reference`, kept beside them."""
     began = time.monotonic()
-    gathered = gather(extractor, images.batches(), images.count, f"looking at {address}", tell)
+    gathered = gather(
+        extractor, images.batches(), images.count, f"looking at {address}", report_progress
+    )
     strata = None if images.classes_N is None else torch.from_numpy(images.classes_N)
     line = compare(gathered, reference.statistics, extractor, strata)
     found = Fidelity(
@@ -105,7 +109,7 @@ def compared(
         commit=code_version(),
         time=time.strftime("%FT%TZ", time.gmtime()),
         seconds=round(time.monotonic() - began, 3),
-        device=place.seat.device,
+        device=context.process.device,
     )
     if images.folder is not None:
         note_fidelity(images.folder, found)
@@ -115,22 +119,24 @@ def compared(
 _COUNTS = ("kid_subset_size", "fake_features", "real_features")
 
 
-def extractor_named(place: Place, name: ExtractorName | None, data: DataRecord | None) -> Extractor:
+def extractor_named(
+    context: RunContext, name: ExtractorName | None, data: DataRecord | None
+) -> Extractor:
     """The network that looks; "classifier" is the one that learnt the classes of `data`."""
-    path = place.settings.weights.inception
+    path = context.settings.weights.inception
     chosen = name or (INCEPTION if path else "seeded")
     if chosen == CLASSIFIER:
-        return _classifier(place, data).to(place.device())
+        return _classifier(context, data).to(context.device())
     made = inception_extractor(path) if chosen == INCEPTION else seeded_extractor()
-    return made.to(place.device())
+    return made.to(context.device())
 
 
-def _classifier(place: Place, data: DataRecord | None) -> Extractor:
+def _classifier(context: RunContext, data: DataRecord | None) -> Extractor:
     if data is None:
         raise ValueError(
             "classifier: whose classes? It is trained on the images that a model here learnt"
         )
-    folder = place.home.network(data.name)
+    folder = context.home.network(data.name)
     if not is_done(folder):
         raise ValueError(
             f"classifier: none has learnt the classes of {data.name}; a sweep with a scoring whose "
@@ -163,16 +169,16 @@ def _wanted(address: str, images: Judged, asked: Asked) -> tuple[str, str] | Non
 
 
 def _reference(
-    place: Place,
+    context: RunContext,
     images: Judged,
     wanted: tuple[str, str] | None,
     extractor: Extractor,
     asked: Asked,
-    tell: Tell,
+    report_progress: ReportProgress,
 ) -> Reference:
     if wanted is None:
         assert asked.reference is not None
         return given_reference(asked.reference, extractor)
     name, split = wanted
-    data = real_data(place, name, split, images.side, images.data, asked.cut)
-    return reference_of(place, data, split, extractor, asked.most, tell)
+    data = real_data(context, name, split, images.side, images.data, asked.cut)
+    return reference_of(context, data, split, extractor, asked.most, report_progress)

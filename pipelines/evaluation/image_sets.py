@@ -24,7 +24,7 @@ from pipelines.evaluation.reference_stats import (
 )
 from pipelines.sampling.finalize import images_of
 from pipelines.sampling.store import RECORD, SAMPLES, SampleFolder, recorded
-from pipelines.stages.context import Place
+from pipelines.stages.context import RunContext
 from pipelines.workspace.address import finished, read_generator, read_tokenizer
 from pipelines.workspace.store import weights_of
 from var_scaling.config import CacheKind
@@ -58,7 +58,7 @@ class Judged:
 
 
 def judged(
-    place: Place,
+    context: RunContext,
     address: str,
     name: str | None,
     against: str | None,
@@ -72,17 +72,17 @@ def judged(
 
     Raises ValueError, DataError, Drift.
     """
-    home = place.home.root / address
+    home = context.home.root / address
     if (home / "trial.json").exists() or (home / "model.json").exists():
-        return _samples(place, address, name or "default")
+        return _samples(context, address, name or "default")
     if name is not None:
         raise ValueError(f"--set {name}: only a model has sets of samples; {address} is none")
     if (home / "tokenizer.json").exists():
-        return _reconstructions(place, address, against, images, cut, cache)
+        return _reconstructions(context, address, against, images, cut, cache)
     if Path(address).is_dir():
-        return _folder(place, Path(address))
+        return _folder(context, Path(address))
     raise ValueError(
-        f"{address}: neither SWEEP/TRIAL, imported/NAME or tokenizers/NAME of {place.home.root}, "
+        f"{address}: neither SWEEP/TRIAL, imported/NAME or tokenizers/NAME of {context.home.root}, "
         "nor a folder of images"
     )
 
@@ -99,9 +99,9 @@ def data_and_split(against: str, own: DataRecord | None) -> tuple[str, str]:
     return own.name, split
 
 
-def _samples(place: Place, address: str, name: str) -> Judged:
-    record = read_generator(finished(place.home, address))
-    folder = place.home.root / address / SAMPLES / name
+def _samples(context: RunContext, address: str, name: str) -> Judged:
+    record = read_generator(finished(context.home, address))
+    folder = context.home.root / address / SAMPLES / name
     _refuse_unfinished(address, folder)
     images = images_of(folder)
     files = [folder / image["file"] for image in images]
@@ -115,7 +115,7 @@ def _samples(place: Place, address: str, name: str) -> Judged:
         side=record.tokenizer.side,
         data=data,
         real=(data.name, "train") if data else None,
-        batches=_reading(place, files, record.tokenizer.side),
+        batches=_reading(context, files, record.tokenizer.side),
         classes_N=np.array([image["class"] for image in images]),
     )
 
@@ -140,9 +140,9 @@ def _refuse_unfinished(address: str, folder: Path) -> None:
 
 
 def _reconstructions(
-    place: Place, address: str, against: str | None, images: int, cut: Cut, cache: CacheKind
+    context: RunContext, address: str, against: str | None, images: int, cut: Cut, cache: CacheKind
 ) -> Judged:
-    folder = finished(place.home, address)
+    folder = finished(context.home, address)
     t = read_tokenizer(folder)
     own = getattr(t, "data", None)
     if against is None and own is None:
@@ -151,8 +151,8 @@ def _reconstructions(
             "NAME-validation"
         )
     name, split = data_and_split(against or "validation", own)
-    data = real_data(place, name, split, t.side, own, cut)
-    source = real_images(place, data, split)
+    data = real_data(context, name, split, t.side, own, cut)
+    source = real_images(context, data, split)
     rows = spread_rows(source.rows, images)
 
     def again(model: "MultiScaleVQVAE", images_B3WW: Tensor) -> Tensor:
@@ -163,13 +163,13 @@ def _reconstructions(
     def batches() -> Iterator[Batch]:
         from var_scaling.tokenizer.autoencoder import to_pixels, to_unit
         from var_scaling.tokenizer.model import load_tokenizer
-        from var_scaling.training.optim import arithmetic
+        from var_scaling.training.optim import precision_context
 
-        device = place.device()
+        device = context.device()
         model = load_tokenizer(t, *weights_of(folder)).to(device)
-        for numbers, originals in batches_of(place, source, data, rows):
+        for numbers, originals in batches_of(context, source, data, rows):
             parts = to_unit(originals).to(device).split(model.images_at_once)
-            with torch.no_grad(), arithmetic("fp32", device):
+            with torch.no_grad(), precision_context("fp32", device):
                 rebuilt = torch.cat([to_pixels(again(model, p)) for p in parts])
             yield numbers, rebuilt
 
@@ -186,7 +186,7 @@ def _reconstructions(
     )
 
 
-def _folder(place: Place, folder: Path) -> Judged:
+def _folder(context: RunContext, folder: Path) -> Judged:
     names = [name for name in read_tree(folder).file_paths() if is_image(name)]
     files = sorted(folder / name for name in names)
     if not files:
@@ -201,11 +201,11 @@ def _folder(place: Place, folder: Path) -> Judged:
         side=side,
         data=None,
         real=None,
-        batches=_reading(place, files, side),
+        batches=_reading(context, files, side),
     )
 
 
-def _reading(place: Place, files: list[Path], side: int) -> Callable[[], Iterator[Batch]]:
+def _reading(context: RunContext, files: list[Path], side: int) -> Callable[[], Iterator[Batch]]:
     """Image files, all of this side, a batch in memory at a time."""
 
     def read(rows: np.ndarray) -> np.ndarray:
@@ -218,7 +218,7 @@ def _reading(place: Place, files: list[Path], side: int) -> Callable[[], Iterato
                 )
         return np.stack(images)
 
-    return lambda: read_batches(read, len(files), readers(place, len(files)))
+    return lambda: read_batches(read, len(files), readers(context, len(files)))
 
 
 def _square(path: Path) -> np.ndarray:

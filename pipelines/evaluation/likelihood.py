@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.checkpoints.load import load_generator
-from pipelines.stages.stages import Place, description, run_tokens
+from pipelines.stages.stages import RunContext, description, run_tokens
 from pipelines.workspace.provenance import code_version
 from var_scaling.class_names import order_doubt
 from var_scaling.config import CacheKind, Tokenizer
@@ -14,7 +14,7 @@ from var_scaling.disk import read_json
 from var_scaling.experiment import ImportedModel, Trial
 from var_scaling.metrics import Line, MetricsLog
 
-Tell = Callable[[str, int, int], None]
+ReportProgress = Callable[[str, int, int], None]
 _ENLARGE = 1.125  # as VAR's recipe cuts images (arXiv 2404.02905)
 
 
@@ -28,7 +28,11 @@ class Images:
 
 
 def evaluate_model(
-    place: Place, address: str, images: Images, tell: Tell, raw: bool = False
+    context: RunContext,
+    address: str,
+    images: Images,
+    report_progress: ReportProgress,
+    raw: bool = False,
 ) -> Line:
     """Loss and error of the model at `address`, told the true label and, if it learnt to, none.
 
@@ -38,31 +42,31 @@ def evaluate_model(
     the result is kept, for its sweep's results table. `class_order` says, where it is there, why
     the order of the classes is not known to be the model's. Raises ValueError, Drift, DataError.
     """
-    loaded = load_generator(place, address, raw)
+    loaded = load_generator(context, address, raw)
     generator, t = loaded.record, loaded.record.tokenizer
     data = _data_of(generator, images, address)
     kind = generator.family.reads(generator.model)
-    tokens = _tokens_of(place, t, data, kind)
-    run_tokens(place, t, data, "validation", whole=tokens, cache=kind)
+    tokens = _tokens_of(context, t, data, kind)
+    run_tokens(context, t, data, "validation", whole=tokens, cache=kind)
 
     from var_scaling.evaluation.likelihood import LABELS, evaluate, evaluation_flops
     from var_scaling.tokenizer.cache import open_cache
-    from var_scaling.training.optim import arithmetic
+    from var_scaling.training.optim import precision_context
 
-    cache = open_cache(tokens, description(place.home, t, data, "validation", kind))
+    cache = open_cache(tokens, description(context.home, t, data, "validation", kind))
     ours = generator if isinstance(generator, Trial) else None
     doubt = None
     if ours is None or data.name != ours.data.name:
         doubt = order_doubt(loaded.names, cache.manifest.get("classes"))
     labels = LABELS[:1] if ours and ours.label_drop == 0 else LABELS
-    with arithmetic(ours.precision if ours else "fp32", place.device()):
+    with precision_context(ours.precision if ours else "fp32", context.device()):
         scores = evaluate(
             generator.spec,
             loaded.model,
             loaded.tokenizer.quantize,
             cache,
             labels,
-            lambda done, of: tell(f"scoring {address}", done, of),
+            lambda done, of: report_progress(f"scoring {address}", done, of),
         )
     spent = evaluation_flops(generator.spec, cache.images, labels)
     line = {**scores, "data": data.name, "evaluation_flops": spent}
@@ -94,13 +98,13 @@ def _data_of(generator: Trial | ImportedModel, images: Images, address: str) -> 
     return usual.model_copy(update=asked)
 
 
-def _tokens_of(place: Place, t: Tokenizer, data: DataRecord, kind: CacheKind) -> Path:
+def _tokens_of(context: RunContext, t: Tokenizer, data: DataRecord, kind: CacheKind) -> Path:
     """Where the tokens of exactly these images are, or will be.
 
     Those of sweeps lie at a place by name; where other images of that name lie there, or nothing
     yet, the place has the record's hash in its name.
     """
-    usual = place.home.tokens(t.name, data.name, "validation", kind)
+    usual = context.home.tokens(t.name, data.name, "validation", kind)
     wanted = data.as_seen("validation")
     manifest = usual / "manifest.json"
     if manifest.exists() and read_json(manifest).get("data") == wanted.model_dump(mode="json"):

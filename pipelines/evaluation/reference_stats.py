@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pipelines.stages.attempt import WAIT
-from pipelines.stages.context import Place
+from pipelines.stages.context import RunContext
 from pipelines.workspace.provenance import code_version
 from pipelines.workspace.store import held
 from var_scaling.data.dataset import ImageDataset, open_images
@@ -33,7 +33,7 @@ MOST = 50_000  # images of a reference: as many as samples are made for a FID th
 _BATCH = 64  # images that are looked at together
 _WORTH = 1000  # images from which on starting worker processes to read them pays
 
-Tell = Callable[[str, int, int], None]
+ReportProgress = Callable[[str, int, int], None]
 Batch = tuple[np.ndarray, Tensor]  # rows (B,), images uint8 (B, W, W, 3)
 
 
@@ -61,16 +61,16 @@ class Reference:
 
 
 def real_data(
-    place: Place, name: str, split: str, side: int, own: DataRecord | None, cut: Cut
+    context: RunContext, name: str, split: str, side: int, own: DataRecord | None, cut: Cut
 ) -> Any:
     """The record of the real images called `name`, cut to `side`.
 
     That is `own` where it bears the name, made images that a tokenizer here was trained on, or
     image files. Raises DataError where there are none, ValueError where they cannot be cut so.
     """
-    data = own if own is not None and own.name == name else _made_here(place, name)
+    data = own if own is not None and own.name == name else _made_here(context, name)
     if data is None:
-        root = place.settings.data_root(name)
+        root = context.settings.data_root(name)
         if root is None:
             raise DataError(
                 f'{name}: no images of that name: put [data] {name} = "/path" into var-scaling.toml'
@@ -82,12 +82,12 @@ def real_data(
     return data.cut_to(side, cut.said)  # a reference shows each image once, as it is
 
 
-def _made_here(place: Place, name: str) -> DataRecord | None:
+def _made_here(context: RunContext, name: str) -> DataRecord | None:
     """The made images of that name that a tokenizer here learnt. Raises ValueError if several did,
     of different images.
     """
     found = {}
-    for path in sorted((place.home.root / "tokenizers").glob("*/tokenizer.json")):
+    for path in sorted((context.home.root / "tokenizers").glob("*/tokenizer.json")):
         data = read_json(path).get("data", {})
         kind = data.get("kind")
         if kind and data.get("name") == name and not record_of(kind).reads_files:
@@ -100,23 +100,23 @@ def _made_here(place: Place, name: str) -> DataRecord | None:
     return next(iter(found.values()), None)
 
 
-def real_images(place: Place, data: DataRecord, split: str) -> ImageDataset:
+def real_images(context: RunContext, data: DataRecord, split: str) -> ImageDataset:
     """The images of a record that `real_data` gave. Raises DataError."""
-    survey, root = place.home.survey(data.name, split), place.settings.data_root(data.name)
-    tell = place.tell or (lambda what, done, total: None)
+    survey, root = context.home.survey(data.name, split), context.settings.data_root(data.name)
+    report_progress = context.report_progress or (lambda what, done, total: None)
     with held(survey, wait=WAIT) if root else nullcontext():
-        reading = Reading(root, survey, _readers(place, data, _WORTH), tell)
+        reading = Reading(root, survey, _readers(context, data, _WORTH), report_progress)
         return open_images(data, split, reading)
 
 
 def batches_of(
-    place: Place, source: ImageDataset, data: DataRecord, rows: np.ndarray
+    context: RunContext, source: ImageDataset, data: DataRecord, rows: np.ndarray
 ) -> Iterator[Batch]:
     """The images of `rows`, each under its place among them."""
     return read_batches(
         lambda chosen: source.images(rows[chosen], np.zeros_like(chosen)),
         len(rows),
-        _readers(place, data, len(rows)),
+        _readers(context, data, len(rows)),
     )
 
 
@@ -130,36 +130,45 @@ def read_batches(
         yield rows, torch.from_numpy(images)
 
 
-def readers(place: Place, count: int) -> int:
+def readers(context: RunContext, count: int) -> int:
     """Worker processes for reading `count` image files."""
-    return place.seat.workers if count >= _WORTH else 0
+    return context.process.workers if count >= _WORTH else 0
 
 
-def _readers(place: Place, data: DataRecord, count: int) -> int:
+def _readers(context: RunContext, data: DataRecord, count: int) -> int:
     """As many, but none for images that are made: that costs less than passing them on."""
-    return readers(place, count) if data.reads_files else 0
+    return readers(context, count) if data.reads_files else 0
 
 
 def gather(
-    extractor: Extractor, batches: Iterable[Batch], count: int, what: str, tell: Tell
+    extractor: Extractor,
+    batches: Iterable[Batch],
+    count: int,
+    what: str,
+    report_progress: ReportProgress,
 ) -> Statistics:
     """What `extractor` makes of `count` images."""
     found = Statistics(extractor)
     for rows, images in batches:
         found.add(extractor(images.to(extractor.device)), rows)
-        tell(what, found.count, count)
+        report_progress(what, found.count, count)
     return found
 
 
 def reference_of(
-    place: Place, data: DataRecord, split: str, extractor: Extractor, images: int, tell: Tell
+    context: RunContext,
+    data: DataRecord,
+    split: str,
+    extractor: Extractor,
+    images: int,
+    report_progress: ReportProgress,
 ) -> Reference:
     """Statistics of at most `images` of `data`'s `split`, spread evenly; kept, and used again.
 
     `data` is what `real_data` gave. Raises StatisticsError where what is kept is of other images,
     or of another extractor.
     """
-    source = real_images(place, data, split)
+    source = real_images(context, data, split)
     rows = spread_rows(source.rows, images)
     name = f"{data.name}-{split}"
     if (enlarge := data.cut().get("enlarge", 1)) != 1:
@@ -173,16 +182,16 @@ def reference_of(
         "of_images": source.rows,
         "files": getattr(source, "files_fingerprint", None),  # made images have none
     }
-    folder = place.home.reference(f"{name}-{data.side}px-{extractor.name}")
+    folder = context.home.reference(f"{name}-{data.side}px-{extractor.name}")
     if _is_cut_otherwise(folder, data.model_dump(mode="json")):
         name = f"{name}-{data.fingerprint()[:8]}"
-        folder = place.home.reference(f"{name}-{data.side}px-{extractor.name}")
+        folder = context.home.reference(f"{name}-{data.side}px-{extractor.name}")
     path = folder / "statistics.npz"
     with held(folder, wait=WAIT):
         if not is_done(folder):
             began = time.monotonic()
-            batches = batches_of(place, source, data, rows)
-            found = gather(extractor, batches, len(rows), f"reference {name}", tell)
+            batches = batches_of(context, source, data, rows)
+            found = gather(extractor, batches, len(rows), f"reference {name}", report_progress)
             save_statistics(path, found, fingerprint)
             said = {"extractor": extractor.name, "extractor_sha256": extractor.sha256}
             seconds = round(time.monotonic() - began, 3)

@@ -8,7 +8,7 @@ from typing import Any
 from pipelines.sampling.request import Asked as AskedSamples
 from pipelines.sampling.request import plan_set
 from pipelines.stages.attempt import Attempt, Stopped, at_work
-from pipelines.stages.context import Place
+from pipelines.stages.context import RunContext
 from pipelines.stages.registry import FLOOR, NETWORK, SPLITS
 from pipelines.workspace.damage import WEIGHTS, ended
 from pipelines.workspace.store import claim, held
@@ -18,19 +18,19 @@ from var_scaling.experiment.scoring import FeatureNetwork, Floor, ScoredSet
 _WAIT = 24 * 3600.0  # seconds, while another process draws the same set
 
 
-def run(place: Place, words: dict[str, Any]) -> str:
+def run(context: RunContext, words: dict[str, Any]) -> str:
     """What a stage does that is given as JSON. Returns "done"; raises Stopped, ValueError."""
     if words["kind"] == FLOOR.name:
-        return _run_floor(place, Floor.model_validate_json(words["config"]))
+        return _run_floor(context, Floor.model_validate_json(words["config"]))
     if words["kind"] == NETWORK.name:
-        return _run_network(place, FeatureNetwork.model_validate_json(words["config"]))
-    return _run_score(place, words["sweep"], ScoredSet.model_validate_json(words["config"]))
+        return _run_network(context, FeatureNetwork.model_validate_json(words["config"]))
+    return _run_score(context, words["sweep"], ScoredSet.model_validate_json(words["config"]))
 
 
-def _run_score(place: Place, sweep: str, config: ScoredSet) -> str:
+def _run_score(context: RunContext, sweep: str, config: ScoredSet) -> str:
     trial, scoring = config.trial, config.scoring
-    folder = place.home.trial(sweep, trial.name) / "scores" / f"{scoring.name}-{config.extractor}"
-    with at_work(folder, place.seat, place.wish) as attempt:
+    folder = context.home.trial(sweep, trial.name) / "scores" / f"{scoring.name}-{config.extractor}"
+    with at_work(folder, context.process, context.requested_signal) as attempt:
         claim(folder, "score.json", config)
         if ended(folder):
             return "done"
@@ -41,7 +41,7 @@ def _run_score(place: Place, sweep: str, config: ScoredSet) -> str:
         if not guided:  # said or not, there is none: a model without null labels is sampled so
             given["guidance"] = 0.0
         plan = plan_set(
-            place,
+            context,
             address,
             AskedSamples(
                 classes="all",
@@ -54,20 +54,20 @@ def _run_score(place: Place, sweep: str, config: ScoredSet) -> str:
         )
         from pipelines.sampling.draw import How, sample_set
 
-        tell = _Progress(attempt, place)
+        report_progress = _Progress(attempt, context)
         with held(plan.folder, wait=_WAIT):
-            left = sample_set(place, plan, How(), attempt.stop, tell)
+            left = sample_set(context, plan, How(), attempt.stop, report_progress)
         if left:
             raise RuntimeError(f"{plan.folder} does not keep what is written")
-        found = _compared(place, address, scoring.name, config, tell)
+        found = _compared(context, address, scoring.name, config, report_progress)
         attempt.finish({"status": "done", **found}, ("score.json",))
     return "done"
 
 
-def _run_floor(place: Place, floor: Floor) -> str:
+def _run_floor(context: RunContext, floor: Floor) -> str:
     t = floor.tokenizer
-    folder = place.home.tokenizer(t.name) / "floors" / floor.of_tokenizer
-    with at_work(folder, place.seat, place.wish) as attempt:
+    folder = context.home.tokenizer(t.name) / "floors" / floor.of_tokenizer
+    with at_work(folder, context.process, context.requested_signal) as attempt:
         claim(folder, "floor.json", floor)
         if ended(folder):
             return "done"
@@ -84,14 +84,14 @@ def _run_floor(place: Place, floor: Floor) -> str:
         )
         from var_scaling.data.order import spread_rows
 
-        tell, address = _Progress(attempt, place), f"tokenizers/{t.name}"
+        report_progress, address = _Progress(attempt, context), f"tokenizers/{t.name}"
         against = f"{floor.data.name}-train"
-        rebuilt = judged(place, address, None, against, floor.images, Cut(), floor.cache)
-        extractor = extractor_named(place, floor.extractor, floor.data)
-        data = real_data(place, floor.data.name, "validation", t.side, floor.data, Cut())
-        reference = reference_of(place, data, "validation", extractor, MOST, tell)
-        found = compared(place, address, rebuilt, reference, extractor, tell).fidelity
-        source = real_images(place, data, "train")
+        rebuilt = judged(context, address, None, against, floor.images, Cut(), floor.cache)
+        extractor = extractor_named(context, floor.extractor, floor.data)
+        data = real_data(context, floor.data.name, "validation", t.side, floor.data, Cut())
+        reference = reference_of(context, data, "validation", extractor, MOST, report_progress)
+        found = compared(context, address, rebuilt, reference, extractor, report_progress).fidelity
+        source = real_images(context, data, "train")
         rows = spread_rows(source.rows, floor.images)
         real = Judged(
             called=f"images of {against}",
@@ -102,18 +102,18 @@ def _run_floor(place: Place, floor: Floor) -> str:
             side=t.side,
             data=floor.data,
             real=None,
-            batches=lambda: batches_of(place, source, data, rows),
+            batches=lambda: batches_of(context, source, data, rows),
         )
-        itself = compared(place, against, real, reference, extractor, tell).fidelity
+        itself = compared(context, against, real, reference, extractor, report_progress).fidelity
         distances = {**_distance(found), "distance_of_images": _distance(itself)["distance"]}
         kept = {"reference": reference.name, "extractor_sha256": extractor.sha256}
         attempt.finish({"status": "done", **distances, **kept}, ("floor.json",))
     return "done"
 
 
-def _run_network(place: Place, config: FeatureNetwork) -> str:
-    folder = place.home.network(config.data.name)
-    with at_work(folder, place.seat, place.wish) as attempt:
+def _run_network(context: RunContext, config: FeatureNetwork) -> str:
+    folder = context.home.network(config.data.name)
+    with at_work(folder, context.process, context.requested_signal) as attempt:
         claim(folder, "network.json", config)
         if ended(folder):
             return "done"
@@ -124,10 +124,12 @@ def _run_network(place: Place, config: FeatureNetwork) -> str:
         from var_scaling.evaluation.classifier import train_classifier
         from var_scaling.weights import save_weights
 
-        torch.set_num_threads(place.seat.threads)
-        training, held_out = (real_images(place, config.data, split) for split in SPLITS)
-        tell = _Progress(attempt, place)
-        network, right = train_classifier(config, training, held_out, place.device(), tell)
+        torch.set_num_threads(context.process.threads)
+        training, held_out = (real_images(context, config.data, split) for split in SPLITS)
+        report_progress = _Progress(attempt, context)
+        network, right = train_classifier(
+            config, training, held_out, context.device(), report_progress
+        )
         save_weights(network, folder / WEIGHTS)
         found = {"accuracy": right, "weights_sha256": file_sha256(folder / WEIGHTS)}
         attempt.finish({"status": "done", **found}, ("network.json", WEIGHTS))
@@ -135,13 +137,13 @@ def _run_network(place: Place, config: FeatureNetwork) -> str:
 
 
 def _compared(
-    place: Place, address: str, name: str, config: ScoredSet, tell: "_Progress"
+    context: RunContext, address: str, name: str, config: ScoredSet, report_progress: "_Progress"
 ) -> dict[str, Any]:
     from pipelines.evaluation.fid import Asked, measure_fidelity
 
     against = f"{config.trial.data.name}-validation"
     asked = Asked(set=name, extractor=config.extractor, against=against)
-    found = measure_fidelity(place, address, asked, tell).fidelity
+    found = measure_fidelity(context, address, asked, report_progress).fidelity
     return {
         **_distance(found),
         "samples": found.samples,
@@ -164,15 +166,15 @@ def _distance(found: Any) -> dict[str, float | None]:
 class _Progress:
     """Leaves how far a stage has come, at most twice a second, and asks whether to stop."""
 
-    def __init__(self, attempt: Attempt, place: Place):
-        self.attempt, self.place, self.written = attempt, place, 0.0
+    def __init__(self, attempt: Attempt, context: RunContext):
+        self.attempt, self.context, self.written = attempt, context, 0.0
 
     def __call__(self, what: str, done: int, total: int) -> None:
         if monotonic() - self.written > 0.5 or done >= total:
             self.written = monotonic()
             progress = {"what": what, "done": done, "total": total}
             write_json(self.attempt.folder / "progress.json", progress)
-            if self.place.tell is not None:
-                self.place.tell(what, done, total)
+            if self.context.report_progress is not None:
+                self.context.report_progress(what, done, total)
         if self.attempt.stop(done) and done < total:
             raise Stopped(f"{what} stopped; run again to go on")

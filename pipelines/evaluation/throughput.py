@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from pipelines.checkpoints.load import load_generator
 from pipelines.sampling.settings import fitting, sampling_of
-from pipelines.stages.context import Place
+from pipelines.stages.context import RunContext
 from pipelines.workspace.provenance import code_version
 from pipelines.workspace.store import held
 from var_scaling.disk import read_json, write_json
@@ -28,7 +28,7 @@ from var_scaling.record import Record, explain
 SPEED = "speed.json"
 _FORMAT = 1
 _LOCK, _WAIT = "speed.lock", 30.0  # seconds, while another process writes its lines
-Tell = Callable[[str, int, int], None]
+ReportProgress = Callable[[str, int, int], None]
 
 
 class Measured(Record):
@@ -57,10 +57,12 @@ class Asked:
     settings: Mapping[str, Any] = field(default_factory=dict)  # others of the sampling record
 
 
-def measure_speed(place: Place, address: str, asked: Asked, tell: Tell) -> Measured:
+def measure_speed(
+    context: RunContext, address: str, asked: Asked, report_progress: ReportProgress
+) -> Measured:
     """Time the model at `address`, and write its speed.json. Raises ValueError, Drift, Busy."""
-    measurements(place.home.root / address)  # what cannot be read shows before the work
-    loaded = load_generator(place, address)
+    measurements(context.home.root / address)  # what cannot be read shows before the work
+    loaded = load_generator(context, address)
     family = loaded.record.family
     given = dict(asked.settings)
     if asked.guidance is not None:
@@ -74,8 +76,8 @@ def measure_speed(place: Place, address: str, asked: Asked, tell: Tell) -> Measu
     from var_scaling.evaluation.bench import Bench, matmul_peak
     from var_scaling.evaluation.speed import Subject, sampling_speeds, training_speeds
 
-    torch.set_num_threads(place.seat.threads)
-    device = place.device()
+    torch.set_num_threads(context.process.threads)
+    device = context.device()
     subject = Subject(loaded.record.spec, loaded.model, loaded.tokenizer)
     bench = Bench(device, asked.seconds)
     precisions = asked.precisions or (("fp32",) if device.type == "cpu" else ("fp32", "bf16"))
@@ -83,17 +85,17 @@ def measure_speed(place: Place, address: str, asked: Asked, tell: Tell) -> Measu
     cells = len(ways) * len(asked.batches) + len(precisions) * len(asked.micro_batches)
     peaks = {}
     for done, precision in enumerate(precisions):
-        tell(f"matrix products in {precision}", done, len(precisions))
+        report_progress(f"matrix products in {precision}", done, len(precisions))
         peaks[precision] = matmul_peak(precision, bench)
-    tell("sampling", 0, cells)
+    report_progress("sampling", 0, cells)
     sampling = []
     for row in sampling_speeds(subject, ways, asked.batches, peaks, bench, usual):
         sampling.append(row)
-        tell("sampling", len(sampling), cells)
+        report_progress("sampling", len(sampling), cells)
     training = []
     for step in training_speeds(subject, precisions, asked.micro_batches, peaks, bench):
         training.append(step)
-        tell("training", len(sampling) + len(training), cells)
+        report_progress("training", len(sampling) + len(training), cells)
     found = Measured(
         machine=_machine(device),
         weights_sha256=loaded.weights_sha256,

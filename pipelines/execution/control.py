@@ -14,7 +14,11 @@ from var_scaling.disk import is_done
 
 
 def cancel(
-    stages: Stages, sweep: Path, only: frozenset[str], forget: bool, tell: Callable[[str], None]
+    stages: Stages,
+    sweep: Path,
+    only: frozenset[str],
+    forget: bool,
+    print_line: Callable[[str], None],
 ) -> int:
     """End the jobs of the sweep in the folder `sweep`, and submit no more; `forget` asks no Slurm.
 
@@ -33,7 +37,7 @@ def cancel(
         if is_done(folders[name]) or ended or not _chosen(stage, only):
             continue
         if stage.address in needed:
-            tell(f"{name}: left alone, sweep {needed[stage.address]} needs it")
+            print_line(f"{name}: left alone, sweep {needed[stage.address]} needs it")
         elif driven or record is not None:
             wanted[name] = record
     for name in wanted:
@@ -46,7 +50,7 @@ def cancel(
     for name in wanted:
         job = live[name].job if name in live else None
         what = f"job {job} {'forgotten' if forget else 'cancelled'}" if job else "not to be started"
-        tell(f"{name}: {what}")
+        print_line(f"{name}: {what}")
     return len(wanted)
 
 
@@ -60,7 +64,7 @@ def _needed_elsewhere(sweep: Path) -> dict[str, str]:
     return needed
 
 
-def forgive(stages: Stages, only: frozenset[str], tell: Callable[[str], None]) -> list[str]:
+def forgive(stages: Stages, only: frozenset[str], print_line: Callable[[str], None]) -> list[str]:
     """Have what failed or was cancelled tried again; the names of these stages. Raises Away.
 
     A driver at work takes them up; else the next run does.
@@ -76,7 +80,7 @@ def forgive(stages: Stages, only: frozenset[str], tell: Callable[[str], None]) -
         if jobs.latest(folder) is not None:
             jobs.note(folder, "retry")
         (folder / FAILED).unlink(missing_ok=True)
-        tell(f"{name}: to be tried again")
+        print_line(f"{name}: to be tried again")
         again.append(name)
     return again
 

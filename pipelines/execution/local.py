@@ -11,7 +11,7 @@ from pipelines.execution.slurm import submit as launch
 from pipelines.execution.status import SweepState, View
 from pipelines.execution.tasks import Unit, arrays_of, largest_first, refuse_unready, to_be_retried
 from pipelines.stages.attempt import Stopped
-from pipelines.stages.context import Place, StopFile, asking_to_stop, local_seat
+from pipelines.stages.context import RunContext, StopFile, asking_to_stop, local_process
 from pipelines.stages.graph import Stage, Stages
 from pipelines.stages.registry import TOKENS
 from pipelines.stages.stages import run_stage
@@ -22,7 +22,7 @@ from pipelines.workspace.store import Home
 
 STOP = "stop"  # a file that asks the stages of a sweep on this machine to stop
 Observe = Callable[[list[View]], None]
-Work = Callable[[Place], str]
+Work = Callable[[RunContext], str]
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ def run(
         stop_file = folder / STOP
         stop_file.unlink(missing_ok=True)
         with asking_to_stop(stop_file):
-            place = Place(home, settings, StopFile(stop_file), local_seat(settings.local))
-            failures = _run_graph(stages, place, stop_file, lambda: observe(state.look()))
+            context = RunContext(home, settings, StopFile(stop_file), local_process(settings.local))
+            failures = _run_graph(stages, context, stop_file, lambda: observe(state.look()))
         interrupted = stop_file.exists()
         stop_file.unlink(missing_ok=True)
         return Outcome(interrupted, failures)
@@ -108,7 +108,7 @@ class _Door:
 
 
 def _run_graph(
-    stages: Stages, place: Place, stop_file: Path, look: Callable[[], None]
+    stages: Stages, context: RunContext, stop_file: Path, look: Callable[[], None]
 ) -> dict[str, str]:
     """Run every unfinished stage behind those it needs; returns the errors of those that failed.
 
@@ -117,8 +117,8 @@ def _run_graph(
     """
     import ray
 
-    local = place.settings.local
-    slots = max(1, local.cpus // (place.seat.threads * local.processes))
+    local = context.settings.local
+    slots = max(1, local.cpus // (context.process.threads * local.processes))
     queue = [
         stage
         for stage in largest_first(stages)
@@ -132,9 +132,9 @@ def _run_graph(
             stage = _next(queue, running.values(), without)
             if stage is None:
                 break
-            work, cpus = _work_of(stage, place, stop_file)
+            work, cpus = _work_of(stage, context, stop_file)
             # A killed worker's stage is started again: stages go on from the disk.
-            task = ray.remote(num_cpus=cpus, max_retries=2)(_do).remote(work, place)
+            task = ray.remote(num_cpus=cpus, max_retries=2)(_do).remote(work, context)
             running[task] = stage
         if not running:
             break  # asked to stop, or nothing left that can be run
@@ -165,18 +165,18 @@ def _next(queue: list[Stage], running: Iterable[Stage], without: set[str]) -> St
     return None
 
 
-def _work_of(stage: Stage, place: Place, stop_file: Path) -> tuple[Work, int]:
+def _work_of(stage: Stage, context: RunContext, stop_file: Path) -> tuple[Work, int]:
     """What to call with a place, and the CPUs that it takes: several processes for a training."""
-    local, threads = place.settings.local, place.seat.threads
+    local, threads = context.settings.local, context.process.threads
     if stage.kind == TOKENS or local.processes == 1:
         return partial(run_stage, stage), threads
     work = partial(launch.run_here, stage, stop_file)
     return work, min(local.cpus, threads * local.processes)
 
 
-def _do(work: Work, place: Place) -> str:
+def _do(work: Work, context: RunContext) -> str:
     """Ray takes functions alone, and `work` is one with its arguments."""
-    return work(place)
+    return work(context)
 
 
 def _error_of(task: Any) -> str | None:

@@ -21,7 +21,7 @@ from pipelines.execution.backend import (
     TooMany,
 )
 from pipelines.execution.tasks import Unit
-from pipelines.stages.attempt import FAILED, pulse_age
+from pipelines.stages.attempt import FAILED, heartbeat_age
 from pipelines.workspace import job_log as jobs
 from pipelines.workspace.driver_lock import Driver, still_driving
 from pipelines.workspace.job_log import JobRecord
@@ -161,7 +161,7 @@ class Reconciler:
         how, end = (seen.state, seen.end) if seen is not None else ("GONE", "other")
         failure = unit.folder / FAILED
         left = read_json(failure) if failure.exists() else None
-        if left is not None and left["life"].rpartition(".")[0] == record.job:
+        if left is not None and left["restart_id"].rpartition(".")[0] == record.job:
             reason = left["error"] + (f" (rank {left['rank']})" if left["rank"] else "")
             return self._note_end(unit, record, "failed", reason)
         if end == "cancelled":
@@ -247,8 +247,8 @@ class Reconciler:
 
 
 def at_work_here(folder: Path) -> bool:
-    """Whether a run on this machine is at it: by its lock, or by a sign of life."""
-    age = pulse_age(folder)
+    """Whether a run on this machine is at it: by its lock, or by a heartbeat."""
+    age = heartbeat_age(folder)
     return in_use(folder) or (jobs.latest(folder) is None and age is not None and age < 60)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.execution.backend import Queue
-from pipelines.stages.attempt import FAILED, PULSE, pulse_age
+from pipelines.stages.attempt import FAILED, HEARTBEAT, heartbeat_age
 from pipelines.stages.graph import Stage, Stages, of_kind
 from pipelines.stages.registry import IMPORTED, KINDS, NETWORK, TRIAL
 from pipelines.workspace import job_log as jobs
@@ -109,7 +109,7 @@ def _training_view(stage: Stage, queue: Queue | None) -> View:
         note = _reading(folder)
     train, scores = lines.get("train"), lines.get("validation")
     logged = max((line["step"] for line in lines.values()), default=0)
-    done = max(logged, _pulse(folder)) if state == "running" else logged
+    done = max(logged, _heartbeat_step(folder)) if state == "running" else logged
     rate = train["images_per_second"] if train else None
     seconds = train["seconds"] if train else None
     left = seconds / logged * (steps - done) if seconds and logged and state == "running" else None
@@ -122,8 +122,8 @@ def _training_view(stage: Stage, queue: Queue | None) -> View:
     )  # fmt: skip
 
 
-def _pulse(folder: Path) -> int:
-    path = folder / PULSE
+def _heartbeat_step(folder: Path) -> int:
+    path = folder / HEARTBEAT
     return int(read_json(path)["step"]) if path.exists() else 0
 
 
@@ -220,7 +220,7 @@ def _reading(folder: Path) -> str:
 
 _SILENT = 600.0  # seconds: longer than an evaluation should take
 _SUBMITTED = 300.0  # seconds after which what was to be submitted never was
-_FRESH = 120.0  # seconds after which a sign of life is an old one
+_FRESH = 120.0  # seconds after which a heartbeat is an old one
 
 
 def state_of(folder: Path, queue: Queue | None = None) -> tuple[str, str]:
@@ -245,13 +245,13 @@ def state_of(folder: Path, queue: Queue | None = None) -> tuple[str, str]:
 
 
 def _state_of_job(folder: Path, record: JobRecord, queue: Queue | None) -> tuple[str, str]:
-    """By Slurm's word; where it does not answer, by the last sign of life."""
-    age = pulse_age(folder)
+    """By Slurm's word; where it does not answer, by the last heartbeat."""
+    age = heartbeat_age(folder)
     seen = _seen(record, queue)
     if seen is not None and seen.active:
         if seen.phase == "running":
             silent = age is not None and age > _SILENT
-            return "running", f"no sign of life for {since(age)}" if silent else ""
+            return "running", f"no heartbeat for {since(age)}" if silent else ""
         return "queued", seen.note
     if age is not None and age < _FRESH:
         return "running", ""

@@ -24,7 +24,7 @@ from pipelines.sampling.store import (
     refuse_other,
 )
 from pipelines.stages.attempt import Stopped
-from pipelines.stages.context import Place
+from pipelines.stages.context import RunContext
 from pipelines.workspace.provenance import code_version
 from pipelines.workspace.store import Drift
 from var_scaling.disk import DONE, is_done, write_json
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _BATCH = {"cpu": 16, "cuda": 64}  # images at a time, where nothing is said
 
 Stop = Callable[[int], bool]  # told how many images are done
-Tell = Callable[[str, int, int], None]
+ReportProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ class Ready:
         return list(scored(self.judge.probabilities, images_BWW3.to(device), labels, outputs))
 
 
-def make_ready(place: Place, plan: Plan) -> Ready:
+def make_ready(context: RunContext, plan: Plan) -> Ready:
     """Load what `plan` needs. Raises Drift where it is not what the record says, ValueError."""
     import torch
 
-    torch.set_num_threads(place.drawing_threads())
-    loaded, wanted = load_generator(place, plan.address, plan.raw), plan.wanted
-    judge = load_judge(place, plan.classifier) if wanted.rejection else None
+    torch.set_num_threads(context.drawing_threads())
+    loaded, wanted = load_generator(context, plan.address, plan.raw), plan.wanted
+    judge = load_judge(context, plan.classifier) if wanted.rejection else None
     found = [("weights", wanted.weights_sha256, loaded.weights_sha256)]
     found += [("tokenizer", wanted.tokenizer_sha256, loaded.tokenizer_sha256)]
     if judge and wanted.rejection:
@@ -84,7 +84,9 @@ def make_ready(place: Place, plan: Plan) -> Ready:
     return Ready(loaded, judge, wanted)
 
 
-def sample_set(place: Place, plan: Plan, how: How, stop: Stop, tell: Tell) -> list[int]:
+def sample_set(
+    context: RunContext, plan: Plan, how: How, stop: Stop, report_progress: ReportProgress
+) -> list[int]:
     """Draw what is missing of the set, or of one part, here; the chunks that others have to draw.
 
     Empty: the set is done. Raises Stopped, with what was drawn on disk; Drift, ValueError, OSError.
@@ -94,18 +96,18 @@ def sample_set(place: Place, plan: Plan, how: How, stop: Stop, tell: Tell) -> li
     there = ended(at)
     if there and not how.strips:
         return []
-    ready = make_ready(place, plan)
+    ready = make_ready(context, plan)
     at.claim()  # not before: a larger count that cannot be drawn undoes no finished set
     chunks = [] if there else chunks_of(plan.wanted, how.part)
     if chunks:
-        draw(place, ready, at, chunks, how.batch, stop, tell)
-    return end(place, ready, at, chunks, how, stop, tell)
+        draw(context, ready, at, chunks, how.batch, stop, report_progress)
+    return end(context, ready, at, chunks, how, stop, report_progress)
 
 
-def asked_to_stop(place: Place) -> bool:
-    from var_scaling.training.loop import Wish
+def stop_requested(context: RunContext) -> bool:
+    from var_scaling.training.loop import Signal
 
-    return place.wish() == Wish.STOP
+    return context.requested_signal() == Signal.STOP
 
 
 def chunks_of(wanted: SampleSet, part: tuple[int, int] | None) -> list[int]:
@@ -115,13 +117,13 @@ def chunks_of(wanted: SampleSet, part: tuple[int, int] | None) -> list[int]:
 
 
 def draw(
-    place: Place,
+    context: RunContext,
     ready: Ready,
     at: SampleFolder,
     chunks: Sequence[int],
     batch: int | None,
     stop: Stop,
-    tell: Tell,
+    report_progress: ReportProgress,
 ) -> None:
     """Draw what is missing of `chunks`. Raises Stopped between two batches, all on disk."""
     from var_scaling.generation.sample import sample
@@ -134,13 +136,13 @@ def draw(
         for request in at.wanted.chunk(chunk)
         if request not in found[chunk]
     ]
-    marks = _Marks(at, found, todo, str(place.device()), place.seat.save_every)
+    marks = _Marks(at, found, todo, str(context.device()), context.process.save_every)
     title, done = f"samples {at.wanted.name}", total - len(todo)
-    tell(title, done, total)
-    batch = batch or place.seat.at_once or _BATCH[place.seat.device]
+    report_progress(title, done, total)
+    batch = batch or context.process.at_once or _BATCH[context.process.device]
     requests = [request for _, request in todo]
     place_in_todo = 0
-    writers = Writers(at, threads=max(1, min(8, place.seat.workers)))
+    writers = Writers(at, threads=max(1, min(8, context.process.workers)))
     try:
         if todo and stop(done):
             raise Stopped(f"{title}: {done:,} of {total:,} images are on disk")
@@ -159,7 +161,7 @@ def draw(
                 writers.add(chunk, request, image, score)
             place_in_todo += len(labels)
             done += len(labels)
-            tell(title, done, total)
+            report_progress(title, done, total)
             if place_in_todo < len(todo) and stop(done):
                 raise Stopped(f"{title}: {done:,} of {total:,} images are on disk")
     finally:
@@ -206,13 +208,13 @@ class _Marks:
 
 
 def end(
-    place: Place,
+    context: RunContext,
     ready: Ready,
     at: SampleFolder,
     chunks: Sequence[int],
     how: How,
     stop: Stop,
-    tell: Tell,
+    report_progress: ReportProgress,
 ) -> list[int]:
     """End the set if nothing is missing; else the chunks that are.
 
@@ -224,7 +226,7 @@ def end(
     again = sorted(set(chunks).intersection(lacking))
     if not again:
         return lacking
-    draw(place, ready, at, again, how.batch, stop, tell)
+    draw(context, ready, at, again, how.batch, stop, report_progress)
     return _end(ready, at, how.strips)
 
 

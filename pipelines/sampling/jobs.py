@@ -15,7 +15,7 @@ from pipelines.sampling.draw import How, chunks_of, draw, end, make_ready
 from pipelines.sampling.request import Plan
 from pipelines.sampling.store import SampleFolder, refuse_changed
 from pipelines.stages.attempt import FAILED, at_work
-from pipelines.stages.context import Place
+from pipelines.stages.context import RunContext
 from pipelines.workspace import job_log as jobs
 from pipelines.workspace.settings import Cluster
 from pipelines.workspace.store import part_folders
@@ -71,13 +71,13 @@ def _words(plan: Plan, how: How, part: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def run(place: Place, words: dict[str, Any]) -> str:
+def run(context: RunContext, words: dict[str, Any]) -> str:
     """What a job does. Returns "done"; raises what `_run_part` raises."""
     wanted = SampleSet.model_validate_json(words["set"])
     plan = Plan(words["address"], Path(words["folder"]), wanted, words["classifier"])
     part = (words["part"][0], words["part"][1])
     how = How(words["batch"], words["strips"], part)
-    return _run_part(place, plan, how, job_folders(plan, part[1]))
+    return _run_part(context, plan, how, job_folders(plan, part[1]))
 
 
 def images_drawn(units: list[Unit]) -> int:
@@ -114,24 +114,24 @@ def others_at_it(plan: Plan, mine: list[Unit], cluster: str) -> str:
     return ""
 
 
-def _run_part(place: Place, plan: Plan, how: How, folders: Sequence[Path]) -> str:
+def _run_part(context: RunContext, plan: Plan, how: How, folders: Sequence[Path]) -> str:
     """A job's part of a set; `folders` are those of the jobs of all parts. Returns "done".
 
     Raises Stopped, Superseded, Drift, ValueError, OSError.
     """
     assert how.part is not None
     folder = folders[how.part[0]]
-    with at_work(folder, place.seat, place.wish) as attempt:
+    with at_work(folder, context.process, context.requested_signal) as attempt:
         at = SampleFolder(plan.folder, plan.wanted)
         refuse_changed(plan.folder, plan.wanted)
         if is_done(plan.folder):
             return "done"
         attempt.begin({})
-        ready = make_ready(place, plan)
+        ready = make_ready(context, plan)
         chunks = chunks_of(plan.wanted, how.part)
-        draw(place, ready, at, chunks, how.batch, attempt.stop, _Drawn(folder))
+        draw(context, ready, at, chunks, how.batch, attempt.stop, _Drawn(folder))
         attempt.finish({"status": "done"})  # what the end draws again is a file or two
-        for chunk in end(place, ready, at, chunks, how, lambda done: False, lambda *said: None):
+        for chunk in end(context, ready, at, chunks, how, lambda done: False, lambda *said: None):
             # Where that part was done, an image of it is lost: it is to be done again.
             (folders[chunk % len(folders)] / DONE).unlink(missing_ok=True)
         return "done"

@@ -16,12 +16,12 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
-from pipelines.sampling.draw import How, Tell, asked_to_stop, draw, end, make_ready
+from pipelines.sampling.draw import How, ReportProgress, draw, end, make_ready, stop_requested
 from pipelines.sampling.finalize import ended
 from pipelines.sampling.request import Plan
 from pipelines.sampling.store import SampleFolder, refuse_other
 from pipelines.stages.attempt import Stopped
-from pipelines.stages.context import Place, StopFile
+from pipelines.stages.context import RunContext, StopFile
 
 _POLL = 0.5  # seconds
 _LEAVES = 60.0  # seconds that a process may take to write what it has and leave
@@ -34,7 +34,12 @@ class ProcessFailed(RuntimeError):
 
 
 def sample_set_by(
-    processes: int, place: Place, plan: Plan, how: How, stop_file: Path, tell: Tell
+    processes: int,
+    context: RunContext,
+    plan: Plan,
+    how: How,
+    stop_file: Path,
+    report_progress: ReportProgress,
 ) -> list[int]:
     """The same as `sample_set`, of a whole set, by so many processes.
 
@@ -47,30 +52,37 @@ def sample_set_by(
     if not ended(at):
         found, lacking = at.look_at_all()
         shares = [lacking[rank::processes] for rank in range(min(processes, len(lacking)))]
-        with _started(place, plan, how, shares, stop_file) as workers:
-            _see_through(workers, plan, len(found), tell, stop_file)
+        with _started(context, plan, how, shares, stop_file) as workers:
+            _see_through(workers, plan, len(found), report_progress, stop_file)
     elif not how.strips:
         return []
-    ready = make_ready(place, plan)
+    ready = make_ready(context, plan)
     at.claim()
-    return end(place, ready, at, lacking, how, lambda done: asked_to_stop(place), tell)
+    return end(
+        context, ready, at, lacking, how, lambda done: stop_requested(context), report_progress
+    )
 
 
 @contextmanager
 def _started(
-    place: Place, plan: Plan, how: How, shares: list[list[int]], stop_file: Path
+    context: RunContext, plan: Plan, how: How, shares: list[list[int]], stop_file: Path
 ) -> Iterator[dict[Connection, SpawnProcess]]:
     """The processes, by the pipe on which each is heard; none is left behind."""
     # A fork would inherit torch's threads and a GPU's context, neither of which lives on in it.
-    context = multiprocessing.get_context("spawn")
+    spawn = multiprocessing.get_context("spawn")
     workers: dict[Connection, SpawnProcess] = {}
     try:
         for rank, chunks in enumerate(shares):
-            hears, says = context.Pipe(duplex=False)
-            seat = replace(place.seat, local=rank, speaks=False)
-            there = replace(place, seat=seat, wish=StopFile(stop_file), tell=None)
+            hears, says = spawn.Pipe(duplex=False)
+            process_context = replace(context.process, local_rank=rank, logs_to_stdout=False)
+            there = replace(
+                context,
+                process=process_context,
+                requested_signal=StopFile(stop_file),
+                report_progress=None,
+            )
             words = (says, there, plan, how, chunks)
-            process = context.Process(target=_work, args=words, name=str(rank + 1), daemon=True)
+            process = spawn.Process(target=_work, args=words, name=str(rank + 1), daemon=True)
             process.start()
             says.close()  # so that its end is seen here
             workers[hears] = process
@@ -85,14 +97,18 @@ def _started(
 
 
 def _see_through(
-    workers: dict[Connection, SpawnProcess], plan: Plan, done: int, tell: Tell, stop_file: Path
+    workers: dict[Connection, SpawnProcess],
+    plan: Plan,
+    done: int,
+    report_progress: ReportProgress,
+    stop_file: Path,
 ) -> None:
     """Hear all of them out. Raises Stopped, or ProcessFailed with the first failure."""
     title, total = f"samples {plan.wanted.name}", plan.wanted.drawn
     reached = dict.fromkeys(workers, 0)
     started: dict[Connection, int] = {}
     failure = None
-    tell(title, done, total)
+    report_progress(title, done, total)
     listening = set(workers)
     while listening:
         for hears in wait(list(listening), _POLL):
@@ -111,7 +127,7 @@ def _see_through(
             if about == "done":
                 started.setdefault(hears, int(said))
                 reached[hears] = int(said) - started[hears]
-                tell(title, done + sum(reached.values()), total)
+                report_progress(title, done + sum(reached.values()), total)
             elif failure is None:
                 failure = f"process {workers[hears].name} of {len(workers)}: {said}"
                 stop_file.touch()
@@ -128,16 +144,16 @@ def _how(code: int) -> str:
     return f"exit code {code}"
 
 
-def _work(says: Connection, place: Place, plan: Plan, how: How, chunks: list[int]) -> None:
+def _work(says: Connection, context: RunContext, plan: Plan, how: How, chunks: list[int]) -> None:
     """What one process does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first one decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     try:
-        at, ready = SampleFolder(plan.folder, plan.wanted), make_ready(place, plan)
+        at, ready = SampleFolder(plan.folder, plan.wanted), make_ready(context, plan)
         at.claim()
         draw(
-            place, ready, at, chunks, how.batch, lambda done: asked_to_stop(place),
+            context, ready, at, chunks, how.batch, lambda done: stop_requested(context),
             lambda what, done, total: says.send(("done", str(done))),
         )  # fmt: skip
     except Stopped:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.stages.context import Place
+from pipelines.stages.context import RunContext
 from var_scaling.class_names import Names, called, class_number
 from var_scaling.experiment.sample_set import Rejection
 
@@ -26,22 +26,22 @@ class Judge:
     probabilities: "Callable[[Tensor], Tensor]"
 
 
-def load_judge(place: Place, which: str | None) -> Judge:
+def load_judge(context: RunContext, which: str | None) -> Judge:
     """The classifier `which`: a file, one of EXTRACTORS, or None: [weights] classifier.
 
     Raises ValueError (WeightsError for a file that cannot be used).
     """
-    which = which or (str(place.settings.weights.classifier or "") or None)
+    which = which or (str(context.settings.weights.classifier or "") or None)
     if which is None:
         raise ValueError(
             "--reject wants a classifier, and none is named: --classifier FILE.pth, a ResNet in "
             'torchvision\'s format, or in var-scaling.toml:\n  [weights]\n  classifier = "FILE.pth"'
         )
     if which in EXTRACTORS:
-        return _extractor(place, which)
+        return _extractor(context, which)
     from var_scaling.evaluation.resnet import load_classifier
 
-    classifier = load_classifier(Path(which)).to(place.device())
+    classifier = load_classifier(Path(which)).to(context.device())
     return Judge(classifier.name, classifier.sha256, classifier.classes, classifier.probabilities)
 
 
@@ -56,7 +56,7 @@ def rejection_by(
             f"{own} Say which output is each class's with --class-map FILE, a JSON list"
         )
     if outputs is not None:
-        beyond = sorted({place for place in outputs if not 0 <= place < judge.outputs})
+        beyond = sorted({context for context in outputs if not 0 <= context < judge.outputs})
         if len(outputs) != model_classes or beyond:
             raise ValueError(
                 f"--class-map: wanted {model_classes:,} outputs, one for each class, from 0 to "
@@ -102,13 +102,13 @@ def _by_class(path: Path, found: dict[str, Any], classes: int, names: Names | No
     return [outputs[number] for number in range(classes)]
 
 
-def _extractor(place: Place, which: str) -> Judge:
+def _extractor(context: RunContext, which: str) -> Judge:
     from var_scaling.evaluation.extractors import inception_extractor, seeded_extractor
 
-    file = place.settings.weights.inception
+    file = context.settings.weights.inception
     known = which == "inception" or (which == "extractor" and file is not None)
     extractor = inception_extractor(file) if known else seeded_extractor()
-    extractor.to(place.device())
+    extractor.to(context.device())
 
     def probabilities(images_BWW3: "Tensor") -> "Tensor":
         return extractor(images_BWW3).logits_BK.double().softmax(-1)

@@ -9,7 +9,7 @@ from typing import Any
 from pipelines.sampling.rejection import load_judge, read_class_map, rejection_by
 from pipelines.sampling.settings import fitting, never_without, sampling_of
 from pipelines.sampling.store import SAMPLES
-from pipelines.stages.context import Place
+from pipelines.stages.context import RunContext
 from pipelines.workspace.address import finished, read_generator
 from pipelines.workspace.store import weights_of
 from var_scaling.class_names import PREFIX, Names, alike, class_number, names_of
@@ -52,11 +52,11 @@ class Plan:
         return self.wanted.weights_sha256 == marker.get("raw_weights_sha256")
 
 
-def plan_set(place: Place, address: str, asked: Asked) -> Plan:
+def plan_set(context: RunContext, address: str, asked: Asked) -> Plan:
     """Check all that can be before the model is loaded. Raises ValueError, OSError."""
-    folder = finished(place.home, address)
+    folder = finished(context.home, address)
     record = read_generator(folder)
-    tokenizer = finished(place.home, f"tokenizers/{record.tokenizer.name}")
+    tokenizer = finished(context.home, f"tokenizers/{record.tokenizer.name}")
     names = names_of(folder, record.classes)
     labels = read_classes(asked.classes, record.classes, names)
     _refuse_never_learnt(record, labels)
@@ -77,7 +77,7 @@ def plan_set(place: Place, address: str, asked: Asked) -> Plan:
             )
         if classifier and Path(classifier).exists():
             classifier = str(Path(classifier).absolute())
-        judge = load_judge(place, classifier)
+        judge = load_judge(context, classifier)
         outputs = None
         if asked.class_map:
             outputs = read_class_map(asked.class_map, record.classes, names)

@@ -13,14 +13,14 @@ from pipelines.execution.cluster import environment_for_jobs, refuse_without_slu
 from pipelines.execution.reconcile import Reconciler
 from pipelines.execution.slurm.backend import SlurmBackend
 from pipelines.execution.tasks import Unit
-from pipelines.sampling.draw import How, Tell, asked_to_stop, sample_set
+from pipelines.sampling.draw import How, ReportProgress, sample_set, stop_requested
 from pipelines.sampling.finalize import ended
 from pipelines.sampling.jobs import forgive, images_drawn, others_at_it, sample_units
 from pipelines.sampling.processes import ProcessFailed, sample_set_by
 from pipelines.sampling.request import Plan
 from pipelines.sampling.store import STRIPS, SampleFolder, refuse_other
 from pipelines.stages.attempt import Stopped
-from pipelines.stages.context import Place, StopFile, asking_to_stop
+from pipelines.stages.context import RunContext, StopFile, asking_to_stop
 from pipelines.workspace.address import read_generator
 from pipelines.workspace.driver_lock import driving
 from pipelines.workspace.modules import named_in
@@ -50,20 +50,24 @@ class Launch:
     take_over: bool
 
 
-def here(place: Place, plan: Plan, how: How, processes: int, tell: Tell) -> Outcome:
+def here(
+    context: RunContext, plan: Plan, how: How, processes: int, report_progress: ReportProgress
+) -> Outcome:
     """Draw on this machine. Raises Busy, Drift, ValueError, OSError."""
     refuse_other(plan.folder, plan.wanted)
     mine = "" if how.part is None else f"-{how.part[0] + 1}-of-{how.part[1]}"
     with _alone(plan.folder, how.part):
         stop_file = plan.folder / f"stop{mine}"
         stop_file.unlink(missing_ok=True)
-        place = replace(place, wish=StopFile(stop_file))
+        context = replace(context, requested_signal=StopFile(stop_file))
         try:
             with asking_to_stop(stop_file):
                 if processes > 1:
-                    left = sample_set_by(processes, place, plan, how, stop_file, tell)
+                    left = sample_set_by(processes, context, plan, how, stop_file, report_progress)
                 else:
-                    left = sample_set(place, plan, how, lambda done: asked_to_stop(place), tell)
+                    left = sample_set(
+                        context, plan, how, lambda done: stop_requested(context), report_progress
+                    )
         except Stopped as error:
             return Outcome(stopped=str(error))
         except ProcessFailed as error:
@@ -125,12 +129,14 @@ def _locked(descriptor: int, how: int) -> bool:
     return True
 
 
-def on_cluster(place: Place, plan: Plan, how: How, launch: Launch, tell: Tell) -> Outcome:
+def on_cluster(
+    context: RunContext, plan: Plan, how: How, launch: Launch, report_progress: ReportProgress
+) -> Outcome:
     """Draw as an array of jobs: what is done stays, what runs is attached to.
 
     Killing this driver ends no job. Raises Busy, Drift, DirtyTree, ValueError, SettingsError.
     """
-    where = place.settings.cluster(launch.cluster)
+    where = context.settings.cluster(launch.cluster)
     refuse_other(plan.folder, plan.wanted)
     at = SampleFolder(plan.folder, plan.wanted)
     if ended(at):
@@ -141,42 +147,42 @@ def on_cluster(place: Place, plan: Plan, how: How, launch: Launch, tell: Tell) -
             )
         return Outcome()
     refuse_without_slurm(launch.cluster)
-    record = read_generator(place.home.root / plan.address)
+    record = read_generator(context.home.root / plan.address)
     units = sample_units(plan, how, launch.jobs, record, where)
     others = others_at_it(plan, units, launch.cluster)
     if others:
         raise ValueError(others)
     if in_use(plan.folder):
         raise Busy(f"{plan.folder} is being drawn by a process of this machine")
-    snapshot = take_snapshot(place.home, launch.dirty, named_in([record]))
-    settings = place.settings.model_copy(update={"mlflow": MLflow()})
+    snapshot = take_snapshot(context.home, launch.dirty, named_in([record]))
+    settings = context.settings.model_copy(update={"mlflow": MLflow()})
     with driving(plan.folder, launch.cluster, launch.take_over) as driver:
         at.claim()
         if launch.retry:
             forgive(units)
         backend = SlurmBackend(
-            place.home, settings, launch.cluster, snapshot, environment_for_jobs()
+            context.home, settings, launch.cluster, snapshot, environment_for_jobs()
         )
         reconciler = Reconciler(
             plan.folder, backend, launch.cluster, snapshot.code, where.poll_seconds, driver
         )
         if launch.detach:
             missing = [unit for unit in units if not unit.done]
-            failures = _with_logs(place, units, submit_once(reconciler, missing))
+            failures = _with_logs(context, units, submit_once(reconciler, missing))
             return Outcome(None if failures else _LEFT, failures)
         try:
-            failures = asyncio.run(_see_through(reconciler, units, plan, tell))
+            failures = asyncio.run(_see_through(reconciler, units, plan, report_progress))
         except KeyboardInterrupt:
             return Outcome(stopped=_LEFT)
-    return Outcome(failures=_with_logs(place, units, failures))
+    return Outcome(failures=_with_logs(context, units, failures))
 
 
 _LEFT = "Left; its jobs go on"
 
 
-def _with_logs(place: Place, units: list[Unit], failures: dict[str, str]) -> dict[str, str]:
+def _with_logs(context: RunContext, units: list[Unit], failures: dict[str, str]) -> dict[str, str]:
     """The same, and where a unit's output is."""
-    where = {unit.name: unit.folder.relative_to(place.home.root) for unit in units}
+    where = {unit.name: unit.folder.relative_to(context.home.root) for unit in units}
     return {
         name: f"{why} (var-scaling logs {where[name]})" if name in where else why
         for name, why in failures.items()
@@ -184,12 +190,12 @@ def _with_logs(place: Place, units: list[Unit], failures: dict[str, str]) -> dic
 
 
 async def _see_through(
-    reconciler: Reconciler, units: list[Unit], plan: Plan, tell: Tell
+    reconciler: Reconciler, units: list[Unit], plan: Plan, report_progress: ReportProgress
 ) -> dict[str, str]:
     """Why, by unit, for each that is not done; the disk says meanwhile how far they are."""
     seen = asyncio.create_task(reconciler.see_through(units))
     title, total = f"samples {plan.wanted.name}", plan.wanted.drawn
     while not seen.done():
-        tell(title, min(total, images_drawn(units)), total)
+        report_progress(title, min(total, images_drawn(units)), total)
         await asyncio.wait([seen], timeout=min(1.0, reconciler.poll_seconds))
     return seen.result()

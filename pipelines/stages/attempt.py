@@ -1,7 +1,7 @@
-"""One life of a stage in its folder: a number that only grows, a pulse, an error that is the cause.
+"""One attempt at a stage: its number, its heartbeat, and the error that ended it.
 
-Where several processes may be at one folder (a node that Slurm took for dead still computes), the
-newest attempt is the right one; an older finds out within a second, and leaves.
+Several processes may work in one folder, for example when Slurm restarts a job while the old node
+still computes. The newest attempt is the valid one; an older one notices within a second and exits.
 """
 
 import json
@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.stages.context import Seat
+from pipelines.stages.context import ProcessContext
 from pipelines.workspace.damage import mark_done
 from pipelines.workspace.provenance import note_attempt, revise_attempt
 from pipelines.workspace.store import held
@@ -22,46 +22,50 @@ from var_scaling.disk import read_json, write_json
 from var_scaling.metrics import Line, MetricsLog
 
 if TYPE_CHECKING:
-    from var_scaling.training.loop import Log, Wish
+    from var_scaling.training.loop import Log, Signal
 
 FAILED = "failed.json"
 OWNER = "attempt.json"
-PULSE = "pulse.json"
-_LOOK = 0.5  # seconds between two looks at who owns the folder
-_PATIENCE = 120.0  # seconds that a disk may be away
-_BEAT = 5.0  # seconds between two signs of life
-# Two sweeps may want the same tokenizer, or the remnant of a killed run may still be at it: the
-# second waits for the first, and then finds the work done.
+HEARTBEAT = "heartbeat.json"
+_OWNER_CHECK = 0.5  # seconds between two checks of who owns the folder
+_DISK_TIMEOUT = 120.0  # seconds for which a disk may fail
+_HEARTBEAT_INTERVAL = 5.0  # seconds
+# Two sweeps may need the same tokenizer, or a killed run may have left a process that still trains
+# it: the second process waits for the first and then finds the stage done.
 WAIT = 24 * 3600.0
 
 
 class Stopped(RuntimeError):
-    """The stage was asked to stop, and did, with all progress on disk."""
+    """The stage stopped on request, with all progress on disk."""
 
 
 class Superseded(RuntimeError):
-    """A newer attempt works in this folder: what this one does no longer counts."""
+    """A newer attempt works in this folder, so this one must not write any more."""
 
 
 class Attempt:
-    """This process at work in `folder`: it may write there for as long as it is the newest."""
+    """This process's attempt in `folder`. It may write there as long as it is the newest one."""
 
-    def __init__(self, folder: Path, seat: Seat, wish: "Callable[[], Wish]"):
-        self.folder, self.seat, self.wish = folder, seat, wish
+    def __init__(
+        self, folder: Path, process: ProcessContext, requested_signal: "Callable[[], Signal]"
+    ):
+        self.folder, self.process, self.requested_signal = folder, process, requested_signal
         self.nonce = f"{socket.gethostname()}-{time.time_ns()}"
         self.begun = False
-        self.looked = self.beaten = 0.0
-        self.blind: float | None = None  # since when the disk does not answer
-        self.began: tuple[int, float] | None = None  # steps done and time at the first pulse
-        self.before: dict[str, Any] | None = None  # the last pulse of the attempt before
+        self.checked = self.last_beat = 0.0
+        self.disk_failing_since: float | None = None
+        self.began: tuple[int, float] | None = None  # steps done, and time, at the first heartbeat
+        self.before: dict[str, Any] | None = None  # the last heartbeat of the previous attempt
 
     def begin(self, facts: dict[str, Any]) -> None:
-        """Become the newest attempt; a process that is not the first only takes part in one."""
-        if self.seat.first:
-            pulse = self.folder / PULSE
-            self.before = read_json(pulse) if pulse.exists() else None
-            number = note_attempt(self.folder, self.seat.threads, {**self.seat.facts, **facts})
-            owner = {"number": number, "nonce": self.nonce, **self.seat.facts}
+        """Become the newest attempt. Processes of rank > 0 take part in that of rank 0."""
+        if self.process.first:
+            heartbeat = self.folder / HEARTBEAT
+            self.before = read_json(heartbeat) if heartbeat.exists() else None
+            number = note_attempt(
+                self.folder, self.process.threads, {**self.process.facts, **facts}
+            )
+            owner = {"number": number, "nonce": self.nonce, **self.process.facts}
             write_json(self.folder / OWNER, owner)
             self.begun = True
 
@@ -71,50 +75,50 @@ class Attempt:
             return
         owner = read_json(self.folder / OWNER)
         if owner["nonce"] != self.nonce:
-            raise Superseded(f"{self.folder}: attempt {owner['number']} is at it now")
+            raise Superseded(f"{self.folder}: superseded by attempt {owner['number']}")
 
-    def heed(self, done: int) -> "Wish":
-        """Between two steps: is it still the one? Leave a sign of life; hear what is wanted."""
+    def poll_signal(self, done: int) -> "Signal":
+        """Between two steps: check ownership, write a heartbeat, return the requested signal."""
         now = time.monotonic()
-        if self.seat.first and now - self.looked > _LOOK:
-            self.looked = now
+        if self.process.first and now - self.checked > _OWNER_CHECK:
+            self.checked = now
             try:
                 self.check()
-                if now - self.beaten > _BEAT:
-                    self.beaten = now
+                if now - self.last_beat > _HEARTBEAT_INTERVAL:
+                    self.last_beat = now
                     self._beat(done, now)
-                self.blind = None
-            except OSError as error:  # a disk may be away for a moment
-                self.blind = self.blind or now
-                if now - self.blind > _PATIENCE:
+                self.disk_failing_since = None
+            except OSError as error:  # a network disk may fail for a moment
+                self.disk_failing_since = self.disk_failing_since or now
+                if now - self.disk_failing_since > _DISK_TIMEOUT:
                     raise
-                print(f"{self.folder}: {error}; going on without a sign of life", flush=True)
-        return self.wish()
+                print(f"{self.folder}: {error}; continuing without a heartbeat", flush=True)
+        return self.requested_signal()
 
     def stop(self, done: int) -> bool:
-        """The same, of a stage that can only go on or leave."""
-        from var_scaling.training.loop import Wish
+        """The same for a stage without checkpoints: whether to stop."""
+        from var_scaling.training.loop import Signal
 
-        return self.heed(done) == Wish.STOP
+        return self.poll_signal(done) == Signal.STOP
 
     def finish(self, marker: dict[str, Any], files: Iterable[str] = ()) -> None:
-        """Mark the folder as done, last of all; `files` are those that results rest on."""
+        """Mark the folder as done. `files`: those whose checksums are recorded."""
         self.check()
         mark_done(self.folder, marker, files)
 
     def log(self) -> "Log":
-        """Where metrics go: metrics.jsonl, and in a job a line each to its output."""
-        if not self.seat.first:
+        """The function that writes metrics to metrics.jsonl and, in a job, to its output."""
+        if not self.process.first:
             return lambda kind, step, values: None
         keep = MetricsLog(self.folder / "metrics.jsonl")
 
         def note(kind: str, step: int, values: Line) -> None:
             self.check()
             keep(kind, step, values)
-            if self.seat.speaks:
+            if self.process.logs_to_stdout:
                 shown = {k: values[k] for k in ("loss", "images_per_second") if k in values}
-                said = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
-                print(f"{time.strftime('%F %T')}  {kind:10} step {step:,}  {said}", flush=True)
+                line = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+                print(f"{time.strftime('%F %T')}  {kind:10} step {step:,}  {line}", flush=True)
 
         return note
 
@@ -125,11 +129,11 @@ class Attempt:
                 self._count_lost(self.before, done - 1)
         steps, seconds = done - self.began[0], now - self.began[1]
         each = seconds / steps if steps else 0.0
-        pulse = {"step": done, "seconds_per_step": each, "time": time.time()}
-        write_json(self.folder / PULSE, pulse)
+        heartbeat = {"step": done, "seconds_per_step": each, "time": time.time()}
+        write_json(self.folder / HEARTBEAT, heartbeat)
 
     def _count_lost(self, before: dict[str, Any], resumed: int) -> None:
-        """What the attempt before did after its last checkpoint: done, and to be done again."""
+        """Record the steps of the previous attempt after its last checkpoint: they are repeated."""
         lost = max(0, before["step"] - resumed)
         seconds = lost * before["seconds_per_step"]
         facts = {"reached": before["step"], "lost_steps": lost, "lost_seconds": seconds}
@@ -137,19 +141,21 @@ class Attempt:
 
 
 @contextmanager
-def at_work(folder: Path, seat: Seat, wish: "Callable[[], Wish]") -> Iterator[Attempt]:
-    """The only one in `folder`, on `seat.threads` threads; an error is left there to be read.
+def at_work(
+    folder: Path, process: ProcessContext, requested_signal: "Callable[[], Signal]"
+) -> Iterator[Attempt]:
+    """Lock `folder`, use `process.threads` threads, and write an error of the block to the folder.
 
-    Raises Stopped where the block was interrupted, Superseded where a newer attempt took over.
+    Raises Stopped if the block was interrupted, Superseded if a newer attempt took over.
     """
     import torch
 
     from var_scaling.training.loop import Interrupted
 
-    torch.set_num_threads(seat.threads)
-    with held(folder, wait=WAIT) if seat.alone else nullcontext():
-        _forget_failure(folder, seat)
-        attempt = Attempt(folder, seat, wish)
+    torch.set_num_threads(process.threads)
+    with held(folder, wait=WAIT) if process.alone else nullcontext():
+        _forget_failure(folder, process)
+        attempt = Attempt(folder, process, requested_signal)
         try:
             yield attempt
         except Interrupted as error:
@@ -157,23 +163,23 @@ def at_work(folder: Path, seat: Seat, wish: "Callable[[], Wish]") -> Iterator[At
         except (Stopped, Superseded):
             raise
         except Exception as error:
-            if seat.size > 1 and _of_another(error):
-                print(f"{error}\na process of this job is gone: it, not this, is the reason")
+            if process.world_size > 1 and _of_another(error):
+                print(f"{error}\na process of this job has ended: see its error")
                 raise
-            attempt.check()  # an error of one that no longer counts is nobody's concern
-            said = {
+            attempt.check()  # errors of a superseded attempt are not recorded
+            failure = {
                 "error": f"{type(error).__name__}: {error}",
                 "traceback": traceback.format_exc(),
-                "life": seat.life,
-                "rank": seat.rank,
+                "restart_id": process.restart_id,
+                "rank": process.rank,
                 "host": socket.gethostname(),
             }
-            _write_first(folder / FAILED, said)
+            _write_first(folder / FAILED, failure)
             raise
 
 
 def _of_another(error: Exception) -> bool:
-    """Whether this only says that another process is gone: if it left no error, it was killed."""
+    """Whether the error only reports that another process of the job has ended."""
     from torch.distributed import DistError
 
     text = str(error)
@@ -182,30 +188,34 @@ def _of_another(error: Exception) -> bool:
 
 
 def _write_first(path: Path, value: dict[str, Any]) -> None:
-    """Write `value` unless another process of the same life has: it failed first, so it is why."""
+    """Write `value`, unless a process of the same restart has: the first error is the cause."""
     with suppress(FileNotFoundError):
-        if read_json(path)["life"] != value["life"]:
+        if read_json(path)["restart_id"] != value["restart_id"]:
             path.unlink()
     beside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     beside.write_text(json.dumps(value, indent=1) + "\n")
     try:
         os.link(beside, path)
     except OSError:
-        if not path.exists():  # not that another was first: a disk without hard links
+        if not path.exists():  # the disk has no hard links; else another process was first
             os.replace(beside, path)
     beside.unlink(missing_ok=True)
 
 
-def _forget_failure(folder: Path, seat: Seat) -> None:
-    """Remove the error of an earlier life; one of this life is another process's, just now."""
+def _forget_failure(folder: Path, process: ProcessContext) -> None:
+    """Remove the error of an earlier restart; one of this restart is another process's."""
     path = folder / FAILED
-    if seat.first and path.exists() and not (seat.life and read_json(path)["life"] == seat.life):
+    if (
+        process.first
+        and path.exists()
+        and not (process.restart_id and read_json(path)["restart_id"] == process.restart_id)
+    ):
         path.unlink(missing_ok=True)
 
 
-def pulse_age(folder: Path) -> float | None:
-    """Seconds since the last sign of life in `folder`."""
+def heartbeat_age(folder: Path) -> float | None:
+    """Seconds since the last heartbeat in `folder`."""
     try:
-        return max(0.0, time.time() - float(read_json(folder / PULSE)["time"]))
+        return max(0.0, time.time() - float(read_json(folder / HEARTBEAT)["time"]))
     except FileNotFoundError:
         return None

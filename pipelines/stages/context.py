@@ -1,4 +1,4 @@
-"""Where and with how much of a machine a stage runs. Nothing here can change what it computes."""
+"""Where a stage runs and with which resources. Nothing here can change its results."""
 
 import signal
 import threading
@@ -13,26 +13,26 @@ from pipelines.workspace.settings import Local, Settings
 from pipelines.workspace.store import Home
 
 if TYPE_CHECKING:
-    from var_scaling.training.loop import Wish
+    from var_scaling.training.loop import Signal
     from var_scaling.training.world import World
 
 
 @dataclass(frozen=True)
-class Seat:
-    """One of the processes that do a stage, and what of its machine it may use."""
+class ProcessContext:
+    """One of the processes that run a stage, and the resources it may use."""
 
     rank: int = 0
-    size: int = 1
-    local: int = 0  # its number among those on the same node
+    world_size: int = 1
+    local_rank: int = 0  # among the processes of the same node
     device: str = "cpu"
     threads: int = 1
     workers: int = 0  # processes that decode images
     at_once: int | None = None
     save_every: float = 20.0
     alone: bool = True  # whether a lock of this machine's kernel keeps others out
-    speaks: bool = False  # whether its output is read by somebody
-    life: str = ""  # tells this life of a job from those before it
-    meeting: Path | None = None  # where the processes find each other
+    logs_to_stdout: bool = False  # whether a user reads its output
+    restart_id: str = ""  # differs between the restarts of one job
+    rendezvous_file: Path | None = None  # where the processes of a job find each other
     address: str = "127.0.0.1"  # of the first one's machine
     facts: dict[str, Any] = field(default_factory=dict)  # for provenance.json
 
@@ -42,22 +42,22 @@ class Seat:
 
 
 class StopFile:
-    """The wish of whoever drives stages on this machine: to stop, once `path` is there."""
+    """Requests a stop as soon as the file `path` exists."""
 
     def __init__(self, path: Path):
         self.path, self.looked, self.found = path, 0.0, False
 
-    def __call__(self) -> "Wish":
-        from var_scaling.training.loop import Wish
+    def __call__(self) -> "Signal":
+        from var_scaling.training.loop import Signal
 
         if not self.found and monotonic() - self.looked > 0.5:
             self.looked, self.found = monotonic(), self.path.exists()
-        return Wish.STOP if self.found else Wish.GO_ON
+        return Signal.STOP if self.found else Signal.CONTINUE
 
 
 @contextmanager
 def asking_to_stop(stop_file: Path) -> Iterator[None]:
-    """Turn the first Ctrl-C or SIGTERM into a word to the stages, and leave the second as it is."""
+    """The first Ctrl-C or SIGTERM asks the stages to stop; a second one acts as usual."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals reach only the main thread
         return
@@ -78,46 +78,51 @@ def asking_to_stop(stop_file: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where and with how much of a machine a stage runs: never part of what it computes."""
+class RunContext:
+    """Home, settings, process and callbacks of a running stage. None of it changes a result."""
 
     home: Home
     settings: Settings
-    wish: "Callable[[], Wish]"
-    seat: Seat = field(default_factory=Seat)
-    tell: Callable[[str, int, int], None] | None = None  # hears what is done, how far, of how much
+    requested_signal: "Callable[[], Signal]"
+    process: ProcessContext = field(default_factory=ProcessContext)
+    report_progress: Callable[[str, int, int], None] | None = None  # (task, done, total)
 
     def drawing_threads(self) -> int:
-        """Threads to draw images with. On several a processor rounds by the batch: so it is one."""
-        return 1 if self.seat.device == "cpu" else self.seat.threads
+        """Threads to sample with; one on a CPU, where more make rounding depend on the batch."""
+        return 1 if self.process.device == "cpu" else self.process.threads
 
     def device(self) -> Any:
         import torch
 
-        if self.seat.device == "cpu":
+        if self.process.device == "cpu":
             return torch.device("cpu")
         if not torch.cuda.is_available():
             raise ValueError('device = "cuda", but torch sees no GPU here')
         # Slurm may show a process all GPUs of its job on the node, or its own alone.
-        return torch.device("cuda", self.seat.local % torch.cuda.device_count())
+        return torch.device("cuda", self.process.local_rank % torch.cuda.device_count())
 
     @contextmanager
     def world(self) -> "Iterator[World]":
-        """The processes that train one stage, met and parted from again."""
+        """The process group of this stage's training, joined and left again."""
         from var_scaling.training.distributed import join, leave
 
-        seat = self.seat
-        assert seat.size == 1 or seat.meeting is not None
+        process = self.process
+        assert process.world_size == 1 or process.rendezvous_file is not None
         world = join(
-            seat.rank, seat.size, self.device(), seat.meeting or Path(), seat.address, seat.at_once
+            process.rank,
+            process.world_size,
+            self.device(),
+            process.rendezvous_file or Path(),
+            process.address,
+            process.at_once,
         )
         yield world
         leave(world)  # not after an error: the others would wait for what never comes
 
 
-def local_seat(local: Local) -> Seat:
+def local_process(local: Local) -> ProcessContext:
     """All that a stage on this machine may use."""
-    return Seat(
+    return ProcessContext(
         device=local.device,
         threads=min(local.cpus, local.threads_per_stage),
         workers=local.cpus,

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from pipelines.stages.attempt import Attempt
-from pipelines.stages.context import Place
+from pipelines.stages.context import RunContext
 from pipelines.workspace.damage import LOG, WEIGHTS, damage_in, noted
 from pipelines.workspace.provenance import code_version
 from pipelines.workspace.store import weights_of
@@ -19,13 +19,13 @@ from var_scaling.metrics import Line, read_metrics
 
 
 def evaluate_trial_again(
-    place: Place, trial: Trial, quantizer: Any, held_out: Any, attempt: Attempt
+    context: RunContext, trial: Trial, quantizer: Any, held_out: Any, attempt: Attempt
 ) -> None:
     """Log what the weights of `trial` score on `held_out`. Raises WeightsError."""
     from var_scaling.training.trial import Trained, held_out_scores, progress_of
     from var_scaling.weights import load_weights
 
-    with place.world() as world:
+    with context.world() as world:
 
         def loaded(raw: bool) -> Any:
             model = trial.family.build(trial.spec, trial.seed)
@@ -40,17 +40,17 @@ def evaluate_trial_again(
 
 
 def evaluate_tokenizer_again(
-    place: Place, t: TrainedTokenizer, held_out: Any, perceptual: Any, attempt: Attempt
+    context: RunContext, t: TrainedTokenizer, held_out: Any, perceptual: Any, attempt: Attempt
 ) -> None:
     """Log how well the tokenizer `t` reconstructs `held_out`. Raises WeightsError."""
     from var_scaling.evaluation.reconstruction import reconstruct
     from var_scaling.tokenizer.model import load_tokenizer
     from var_scaling.training.tokenizer import progress_of
 
-    if not place.seat.first:
+    if not context.process.first:
         return
-    model = load_tokenizer(t, *weights_of(attempt.folder)).to(place.device())
-    scores = reconstruct(t, model, held_out, place.device(), perceptual).scores
+    model = load_tokenizer(t, *weights_of(attempt.folder)).to(context.device())
+    scores = reconstruct(t, model, held_out, context.device(), perceptual).scores
     seconds = _seconds_of(attempt, t.steps)
     _note(attempt, t.steps, {**scores, **progress_of(t, t.steps, seconds)})
 
@@ -65,7 +65,7 @@ def _seconds_of(attempt: Attempt, steps: int) -> float:
 
 
 def _note(attempt: Attempt, steps: int, line: Line) -> None:
-    if not attempt.seat.first:
+    if not attempt.process.first:
         return
     folder = attempt.folder
     found = damage_in(folder)

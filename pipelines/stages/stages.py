@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from pipelines.stages.attempt import WAIT, Attempt, Stopped, at_work
-from pipelines.stages.context import Place
+from pipelines.stages.context import RunContext
 from pipelines.stages.graph import Stage
 from pipelines.stages.registry import SPLITS, TOKENIZER, TOKENS, TRIAL, how_to_import
 from pipelines.stages.repair import evaluate_tokenizer_again, evaluate_trial_again
@@ -36,59 +36,59 @@ from var_scaling.metrics import read_metrics
 KEPT = "kept"  # the folder of checkpoints for other trials to start from
 
 
-def run(place: Place, words: dict[str, Any]) -> str:
+def run(context: RunContext, words: dict[str, Any]) -> str:
     """What a job was given as JSON (execution.tasks.words_of). Raises what the stage raises."""
     if words["kind"] == TRIAL.name:
         trial = Trial.model_validate_json(json.dumps(words["trial"]))
-        return run_trial(place, words["sweep"], trial)
+        return run_trial(context, words["sweep"], trial)
     t: Any = TypeAdapter(AnyTokenizer).validate_json(json.dumps(words["tokenizer"]))
     if words["kind"] == TOKENIZER.name:
-        return run_tokenizer(place, t)
+        return run_tokenizer(context, t)
     data: Any = TypeAdapter(Data).validate_json(json.dumps(words["data"]))
     part = tuple(words["part"]) if words["part"] else None
-    return run_tokens(place, t, data, words["split"], part, cache=words["cache"])
+    return run_tokens(context, t, data, words["split"], part, cache=words["cache"])
 
 
-def run_stage(stage: Stage, place: Place) -> str:
+def run_stage(stage: Stage, context: RunContext) -> str:
     """What a stage of that kind does; how it ended. Raises what that raises."""
     config = stage.config
     if stage.kind == TOKENIZER:
-        return run_tokenizer(place, config)
+        return run_tokenizer(context, config)
     if stage.kind == TOKENS:
-        return run_tokens(place, config.tokenizer, config.data, config.split, cache=config.cache)
+        return run_tokens(context, config.tokenizer, config.data, config.split, cache=config.cache)
     if stage.kind == TRIAL:
-        return run_trial(place, stage.sweep, config)
+        return run_trial(context, stage.sweep, config)
     words = {"kind": stage.kind.name, "sweep": stage.sweep, "config": config.model_dump_json()}
-    return str(import_module(stage.kind.module).run(place, words))
+    return str(import_module(stage.kind.module).run(context, words))
 
 
-def run_tokenizer(place: Place, t: SomeTokenizer) -> str:
+def run_tokenizer(context: RunContext, t: SomeTokenizer) -> str:
     """Train `t` in its folder; an imported one must be there. Returns "done".
 
     Raises Stopped, Diverged, WeightsError, or ValueError that says how to bring an imported one.
     """
-    folder = place.home.tokenizer(t.name)
-    with at_work(folder, place.seat, place.wish) as attempt:
+    folder = context.home.tokenizer(t.name)
+    with at_work(folder, context.process, context.requested_signal) as attempt:
         if isinstance(t, ImportedTokenizer) and not is_done(folder):
             raise ValueError(how_to_import(t))
-        if place.seat.first:
+        if context.process.first:
             claim(folder, "tokenizer.json", t)
         if ended(folder):
             return "done"
         assert isinstance(t, TrainedTokenizer)
         from var_scaling.training.tokenizer import train_tokenizer
 
-        perceptual = _perceptual(place, t)
+        perceptual = _perceptual(context, t)
         facts = {} if perceptual is None else {"perceptual_sha256": perceptual.sha256}
         if is_done(folder):
-            held_out = _source(place, t.data, "validation", folder)
-            evaluate_tokenizer_again(place, t, held_out, perceptual, attempt)
+            held_out = _source(context, t.data, "validation", folder)
+            evaluate_tokenizer_again(context, t, held_out, perceptual, attempt)
             return "done"
         attempt.begin(facts)
-        training, held_out = (_source(place, t.data, split, folder) for split in SPLITS)
-        if place.seat.first:
+        training, held_out = (_source(context, t.data, split, folder) for split in SPLITS)
+        if context.process.first:
             keep_names(folder, training.classes, t.data.name)
-        with place.world() as world:
+        with context.world() as world:
             model = train_tokenizer(
                 t,
                 training,
@@ -96,9 +96,9 @@ def run_tokenizer(place: Place, t: SomeTokenizer) -> str:
                 perceptual,
                 folder / "checkpoint",
                 attempt.log(),
-                place.seat.save_every,
-                attempt.heed,
-                _readers(place, t.data),
+                context.process.save_every,
+                attempt.poll_signal,
+                _readers(context, t.data),
                 folder / "reconstructions.png",
                 world,
             )
@@ -107,7 +107,7 @@ def run_tokenizer(place: Place, t: SomeTokenizer) -> str:
 
 
 def run_tokens(
-    place: Place,
+    context: RunContext,
     t: SomeTokenizer,
     data: DataRecord,
     split: str,
@@ -120,31 +120,33 @@ def run_tokens(
     `whole`: the folder, where it is not that of the sweeps. Who ends the last part joins them.
     Raises Stopped, DataError or CacheError.
     """
-    whole = whole or place.home.tokens(t.name, data.name, split, cache)
+    whole = whole or context.home.tokens(t.name, data.name, split, cache)
     parts = [] if part is None else part_folders(whole, part[1])
     folder = whole if part is None else parts[part[0]]
-    with at_work(folder, place.seat, place.wish) as attempt:
+    with at_work(folder, context.process, context.requested_signal) as attempt:
         from var_scaling.tokenizer.cache import array_file
         from var_scaling.tokenizer.encode import join_parts, note_latents, write_cache
         from var_scaling.tokenizer.model import load_tokenizer
-        from var_scaling.training.optim import arithmetic
+        from var_scaling.training.optim import precision_context
 
         if is_done(whole):
             return "done"
-        source = _source(place, data, split, folder)
-        content = description(place.home, t, data, split, cache)
+        source = _source(context, data, split, folder)
+        content = description(context.home, t, data, split, cache)
         files = ("manifest.json", array_file(content), "labels.npy")
-        model = load_tokenizer(t, *weights_of(place.home.tokenizer(t.name))).to(place.device())
+        model = load_tokenizer(t, *weights_of(context.home.tokenizer(t.name))).to(context.device())
         if not is_done(folder):
             attempt.begin({})
-            with arithmetic("fp32", place.device()):  # tokens must not hang on what ran before
+            with precision_context(
+                "fp32", context.device()
+            ):  # tokens must not hang on what ran before
                 complete = write_cache(
                     folder,
                     model,
                     source,
                     content,
-                    _readers(place, data),
-                    _Progress(folder, place),
+                    _readers(context, data),
+                    _Progress(folder, context),
                     attempt.stop,
                     part,
                 )
@@ -160,11 +162,11 @@ def run_tokens(
         return "done"
 
 
-def run_trial(place: Place, sweep: str, trial: Trial) -> str:
+def run_trial(context: RunContext, sweep: str, trial: Trial) -> str:
     """Train `trial` in its folder. Returns "done" or "diverged"; raises Stopped or CacheError."""
-    folder = place.home.trial(sweep, trial.name)
-    with at_work(folder, place.seat, place.wish) as attempt:
-        if place.seat.first:
+    folder = context.home.trial(sweep, trial.name)
+    with at_work(folder, context.process, context.requested_signal) as attempt:
+        if context.process.first:
             claim(folder, "trial.json", trial)
         if ended(folder):
             return status_of(folder)
@@ -176,16 +178,16 @@ def run_trial(place: Place, sweep: str, trial: Trial) -> str:
         if not repair:
             attempt.begin({})
         t = trial.tokenizer
-        tokenizer = load_tokenizer(t, *weights_of(place.home.tokenizer(t.name)))
-        held_out = _tokens(place, trial, "validation")
+        tokenizer = load_tokenizer(t, *weights_of(context.home.tokenizer(t.name)))
+        held_out = _tokens(context, trial, "validation")
         if repair:
-            evaluate_trial_again(place, trial, tokenizer.quantize, held_out, attempt)
+            evaluate_trial_again(context, trial, tokenizer.quantize, held_out, attempt)
             return "done"
-        training = _tokens(place, trial, "train")
-        if place.seat.first:
+        training = _tokens(context, trial, "train")
+        if context.process.first:
             keep_names(folder, training.manifest.get("classes"), trial.data.name)
         try:
-            with place.world() as world:
+            with context.world() as world:
                 trained = train(
                     trial,
                     tokenizer.quantize,
@@ -193,25 +195,25 @@ def run_trial(place: Place, sweep: str, trial: Trial) -> str:
                     held_out,
                     folder / "checkpoint",
                     attempt.log(),
-                    place.seat.save_every,
-                    attempt.heed,
+                    context.process.save_every,
+                    attempt.poll_signal,
                     world,
                     folder / KEPT,
-                    None if trial.start is None else _checkpoint(place, sweep, trial.start),
+                    None if trial.start is None else _checkpoint(context, sweep, trial.start),
                 )
         except Diverged as error:
-            if place.seat.first:
+            if context.process.first:
                 attempt.finish({"status": "diverged", "reason": str(error)}, ("trial.json", LOG))
             return "diverged"
         _keep(trained.model, attempt, "trial.json", {}, trained.raw)
         return "done"
 
 
-def _checkpoint(place: Place, sweep: str, start: Start) -> Path:
+def _checkpoint(context: RunContext, sweep: str, start: Start) -> Path:
     """The file of a checkpoint that another trial kept. Raises ValueError where it is not there."""
     from var_scaling.training.checkpoint import name_of
 
-    path = place.home.trial(sweep, start.trial.name) / KEPT / name_of(start.step)
+    path = context.home.trial(sweep, start.trial.name) / KEPT / name_of(start.step)
     if not path.exists():
         raise ValueError(f"{path}: {start.trial.name} has kept no checkpoint after {start.step}")
     return path
@@ -224,7 +226,7 @@ def _keep(
     from var_scaling.training.checkpoint import clear
     from var_scaling.weights import save_weights
 
-    if not attempt.seat.first:
+    if not attempt.process.first:
         return
     attempt.check()
     weights, kept = attempt.folder / WEIGHTS, [WEIGHTS]
@@ -242,32 +244,32 @@ def _keep(
     clear(attempt.folder / "checkpoint")
 
 
-def _tokens(place: Place, trial: Trial, split: str) -> Any:
+def _tokens(context: RunContext, trial: Trial, split: str) -> Any:
     """The tokens of `split`, their checksums computed by the first process of a job alone."""
     from var_scaling.tokenizer.cache import open_cache
 
-    t, home = trial.tokenizer, place.home
+    t, home = trial.tokenizer, context.home
     kind = trial.family.reads(trial.model)
     folder = home.tokens(t.name, trial.data.name, split, kind)
     expected = description(home, t, trial.data, split, kind)
-    return open_cache(folder, expected, check=place.seat.first)
+    return open_cache(folder, expected, check=context.process.first)
 
 
-def _perceptual(place: Place, t: TrainedTokenizer) -> Any:
+def _perceptual(context: RunContext, t: TrainedTokenizer) -> Any:
     if t.losses.perceptual == 0:
         return None
     from var_scaling.tokenizer.perceptual import load_perceptual
 
-    return load_perceptual(place.settings.weights.lpips, t.losses.perceptual_sha256)
+    return load_perceptual(context.settings.weights.lpips, t.losses.perceptual_sha256)
 
 
-def _source(place: Place, data: DataRecord, split: str, folder: Path) -> Any:
+def _source(context: RunContext, data: DataRecord, split: str, folder: Path) -> Any:
     from var_scaling.data.dataset import open_images
 
-    survey, root = place.home.survey(data.name, split), place.settings.data_root(data.name)
+    survey, root = context.home.survey(data.name, split), context.settings.data_root(data.name)
     alone = held(survey, wait=WAIT) if root else nullcontext()
     with alone:
-        reading = Reading(root, survey, _readers(place, data), _Progress(folder, place))
+        reading = Reading(root, survey, _readers(context, data), _Progress(folder, context))
         return open_images(data, split, reading)
 
 
@@ -280,23 +282,23 @@ def description(
     return describe(t, weights, data, split, kind)
 
 
-def _readers(place: Place, data: DataRecord) -> int:
+def _readers(context: RunContext, data: DataRecord) -> int:
     """Processes that read files; made images cost less than passing them on."""
-    return place.seat.workers if data.reads_files else 0
+    return context.process.workers if data.reads_files else 0
 
 
 class _Progress:
     """Leaves how far a stage without metrics has come in `folder`, at most twice a second."""
 
-    def __init__(self, folder: Path, place: Place):
-        self.path, self.place = folder / "progress.json", place
+    def __init__(self, folder: Path, context: RunContext):
+        self.path, self.context = folder / "progress.json", context
         self.written = 0.0
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        if not self.place.seat.first:
+        if not self.context.process.first:
             return
         if monotonic() - self.written > 0.5 or done >= total:
             self.written = monotonic()
             write_json(self.path, {"what": what, "done": done, "total": total})
-            if self.place.tell is not None:
-                self.place.tell(what, done, total)
+            if self.context.report_progress is not None:
+                self.context.report_progress(what, done, total)

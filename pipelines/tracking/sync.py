@@ -74,7 +74,7 @@ class _Connected:
 
 
 def mirror(
-    home: Home, sweep: Sweep, settings: Settings, follow: bool, tell: Callable[[str], None]
+    home: Home, sweep: Sweep, settings: Settings, follow: bool, print_line: Callable[[str], None]
 ) -> None:
     """Bring MLflow to what the disk says; with `follow` again and again until all is at an end."""
     stages = sweep_stages(home, sweep)
@@ -87,11 +87,11 @@ def mirror(
                 where.append(tracker.where)
                 Mirror(home, sweep, tracker).catch_up(views)
 
-        caught_up = attempt(bring, tell)
+        caught_up = attempt(bring, print_line)
         ended = sum(view.state in ENDS for view in views)
         if caught_up:
             at_an_end = f"{ended} of {len(views)} stages at an end"
-            tell(f"{sweep.name}: {at_an_end}, all mirrored in {where[0]}")
+            print_line(f"{sweep.name}: {at_an_end}, all mirrored in {where[0]}")
         if caught_up and (not follow or all(view.finished for view in views)):
             return
         if not follow:

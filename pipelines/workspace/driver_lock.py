@@ -1,7 +1,7 @@
 """The one driver of a sweep: a lock that says whose it is, shows life, and can be broken.
 
 Kernel locks do not reach across login nodes on every shared disk; a file made by `link` does. Its
-modification time, by the file server's clock, is the sign of life.
+modification time, by the file server's clock, is the heartbeat.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from var_scaling.disk import read_json
 
 LOCK = "driver.json"
 _BEAT = 5.0
-_DEAD_AFTER = 120.0  # seconds without a sign of life from another machine
+_DEAD_AFTER = 120.0  # seconds without a heartbeat from another machine
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def driving(
             continue  # it left just now
         if not take_over and _alive(folder, other):
             raise Busy(
-                f"{folder} is driven by {other}, last sign of life {_age(folder):.0f} s ago. "
+                f"{folder} is driven by {other}, last heartbeat {_age(folder):.0f} s ago. "
                 "Watch it with `var-scaling status`, stop it there, or put yourself in its place "
                 "with --take-over: its jobs stay"
             )
@@ -139,7 +139,7 @@ def _alive(folder: Path, other: Driver) -> bool:
 
 
 def _age(folder: Path) -> float:
-    """Seconds since the last sign of life, both times by the clock of the disk."""
+    """Seconds since the last heartbeat, both times by the clock of the disk."""
     now = folder / f".now.{uuid.uuid4().hex}"
     now.touch()
     try:

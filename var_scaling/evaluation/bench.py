@@ -10,7 +10,7 @@ import torch
 from var_scaling.evaluation.memory import out_of_memory
 from var_scaling.evaluation.rates import MatmulPeak, Timing
 from var_scaling.recipe import Precision
-from var_scaling.training.optim import arithmetic
+from var_scaling.training.optim import precision_context
 
 _SIDES = (256, 512, 1024, 2048, 4096, 8192, 16384)  # of the products that look for the peak
 _FEWEST = 3  # repeats, where that much time is left
@@ -63,7 +63,7 @@ def matmul_peak(precision: Precision, bench: Bench) -> MatmulPeak:
         kind = _HALVES.get(precision, torch.float32)
         try:
             left, right = (torch.randn(side, side, device=bench.device).to(kind) for _ in "ab")
-            with arithmetic(precision, bench.device):
+            with precision_context(precision, bench.device):
                 least = bench.timed(partial(torch.matmul, left, right), 1 / 8).least_seconds
         except (RuntimeError, MemoryError) as error:
             if not found or not out_of_memory(error):

@@ -22,7 +22,7 @@ from var_scaling.evaluation.extractors import Extractor
 from var_scaling.evaluation.frozen import load_frozen
 from var_scaling.experiment.scoring import FeatureNetwork
 from var_scaling.randomness import seed_for
-from var_scaling.training.optim import arithmetic
+from var_scaling.training.optim import precision_context
 from var_scaling.weights import load_tensors
 
 CLASSIFIER = "classifier"
@@ -75,7 +75,7 @@ def train_classifier(
     training: ImageDataset,
     held_out: ImageDataset,
     device: torch.device,
-    tell: Callable[[str, int, int], None],
+    report_progress: Callable[[str, int, int], None],
 ) -> tuple[SmallResNet, float]:
     """The trained network, on `device`, and the share of images held out that it names rightly.
 
@@ -90,7 +90,7 @@ def train_classifier(
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
     draw = np.random.default_rng(config.seed)
-    with arithmetic("fp32", device):
+    with precision_context("fp32", device):
         for step in range(config.steps):
             rows = draw.integers(training.rows, size=config.batch)
             logits_BK = network(_images(training, rows, device))[1]
@@ -99,7 +99,7 @@ def train_classifier(
             loss.backward()
             optimizer.step()
             schedule.step()
-            tell(f"network {config.name}", step + 1, config.steps)
+            report_progress(f"network {config.name}", step + 1, config.steps)
         right = 0
         rows = spread_rows(held_out.rows, _JUDGED)
         with torch.no_grad():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from var_scaling.disk import file_sha256
 from var_scaling.evaluation.frozen import load_frozen, read_frozen, refuse_images
 from var_scaling.evaluation.inception import OUTPUTS, WIDTH, Inception
-from var_scaling.training.optim import arithmetic
+from var_scaling.training.optim import precision_context
 from var_scaling.weights import WeightsError, tensors_sha256
 
 INCEPTION = "inception"
@@ -72,7 +72,7 @@ class Extractor(nn.Module):
     def forward(self, images_BHH3: Tensor) -> Looks:
         """Raises ValueError for images of another type or shape."""
         refuse_images(images_BHH3, self.smallest_side)
-        with arithmetic("fp32", images_BHH3.device):
+        with precision_context("fp32", images_BHH3.device):
             return Looks(*self.net(images_BHH3.movedim(3, 1).float()))
 
 

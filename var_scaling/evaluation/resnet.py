@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from var_scaling.disk import file_sha256
 from var_scaling.evaluation.frozen import FrozenNorm, load_frozen, read_frozen, refuse_images
-from var_scaling.training.optim import arithmetic
+from var_scaling.training.optim import precision_context
 from var_scaling.weights import State, WeightsError
 
 # Blocks a stage, and whether they are bottlenecks: 1 × 1, 3 × 3, 1 × 1.
@@ -49,7 +49,7 @@ class Classifier(nn.Module):
         the deviation of ImageNet. Float32 throughout. Raises ValueError for other images.
         """
         refuse_images(images_BHH3, smallest_side=1)
-        with arithmetic("fp32", images_BHH3.device):
+        with precision_context("fp32", images_BHH3.device):
             return self.net(prepared(images_BHH3)).softmax(1)
 
 

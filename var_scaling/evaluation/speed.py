@@ -26,7 +26,7 @@ from var_scaling.models.base import Batch, ModelFamily, ModelSpec, SamplingRecor
 from var_scaling.models.registry import family_of
 from var_scaling.recipe import Optimiser, Precision
 from var_scaling.tokenizer.model import MultiScaleVQVAE
-from var_scaling.training.optim import Descent, arithmetic
+from var_scaling.training.optim import ScheduledOptimizer, precision_context
 
 Row = TypeVar("Row", SamplingSpeed, TrainingSpeed)
 _OPTIMISER = Optimiser(learning_rate=1e-4)  # any: the steps lead nowhere
@@ -99,7 +99,7 @@ def _cell(
         lambda: list(sample(spec, model, tokenizer, asked, sampling, 0, batch)), share=1 / 2
     )
     memory = watermark.read()
-    with arithmetic(sampling.precision, bench.device):
+    with precision_context(sampling.precision, bench.device):
         transformer = bench.timed(
             lambda: family.network_passes(spec, model, tokenizer.quantize, labels_B, sampling),
             share=1 / 4,
@@ -162,7 +162,7 @@ def _steps(
     family, spec, t = subject.family, subject.spec, subject.spec.tokenizer
     watermark = Watermark(bench.device)
     learner = family.build(spec, seed=0).to(bench.device)
-    descent = Descent(learner, _OPTIMISER, steps=1, precision=precision)
+    optimizer = ScheduledOptimizer(learner, _OPTIMISER, steps=1, precision=precision)
     generator = torch.Generator().manual_seed(0)
     ids_BL = torch.randint(t.codes, (images, t.pyramid.length), generator=generator)
     labels_B = torch.randint(spec.classes, (images,), generator=generator)
@@ -170,10 +170,10 @@ def _steps(
     draws = StepDraws(seed=0, step=0, images=images, share=slice(0, images))
 
     def step() -> None:
-        with arithmetic(precision, bench.device):
+        with precision_context(precision, bench.device):
             loss = family.loss(spec, learner, subject.tokenizer.quantize, batch, draws)
-        descent.backward(descent.scale(loss))
-        descent.step(0)
+        optimizer.backward(optimizer.scale(loss))
+        optimizer.step(0)
 
     timing = bench.timed(step)
     seconds = timing.median_seconds

@@ -31,7 +31,7 @@ from var_scaling.generation.sample import Sampled, sample
 from var_scaling.models.base import Kept, ModelSpec, SamplingRecord
 from var_scaling.tokenizer.autoencoder import to_unit
 from var_scaling.tokenizer.model import MultiScaleVQVAE
-from var_scaling.training.optim import arithmetic
+from var_scaling.training.optim import precision_context
 
 
 class Scene(NamedTuple):
@@ -81,7 +81,7 @@ def scene_to_enlarge(
 def encoded(tokenizer: MultiScaleVQVAE, square_HH3: np.ndarray) -> Tensor:
     """Ids (1, L) of a uint8 image, on the tokenizer's device, in full float32."""
     device = tokenizer.quantize.embedding.weight.device
-    with arithmetic("fp32", device):
+    with precision_context("fp32", device):
         return tokenizer.encode(to_unit(torch.from_numpy(square_HH3)[None].to(device)))
 
 

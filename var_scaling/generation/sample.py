@@ -16,7 +16,7 @@ from var_scaling.models.registry import family_of
 from var_scaling.randomness import seed_for
 from var_scaling.tokenizer.autoencoder import to_pixels
 from var_scaling.tokenizer.model import MultiScaleVQVAE
-from var_scaling.training.optim import arithmetic
+from var_scaling.training.optim import precision_context
 
 
 class Sampled(NamedTuple):
@@ -58,7 +58,7 @@ def sample(
         draws = RequestDraws(seed, part, device)
         given = None if kept is None else Kept(*(_repeated(each, len(part)) for each in kept))
         ids, grids = [], []
-        with arithmetic(sampling.precision, device):
+        with precision_context(sampling.precision, device):
             for frame in family.sample(spec, model, quantizer, labels_B, sampling, draws, given):
                 if frame.ids_BN is not None:
                     ids.append(frame.ids_BN.cpu())
@@ -100,7 +100,7 @@ class RequestDraws:
 @torch.no_grad()
 def rendered(tokenizer: MultiScaleVQVAE, f_BZHH: Tensor) -> Tensor:
     """uint8 (B, W, W, 3) on the processor; one by one, as convolutions round by the batch too."""
-    with arithmetic("fp32", f_BZHH.device):
+    with precision_context("fp32", f_BZHH.device):
         images = [to_pixels(tokenizer.render(grid_1ZHH)) for grid_1ZHH in f_BZHH.split(1)]
     return torch.cat(images).cpu()
 

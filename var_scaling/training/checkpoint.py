@@ -12,7 +12,7 @@ from var_scaling.disk import whole
 
 # A disk that does not answer is none of these: better to end than to begin anew.
 _DAMAGE = (EOFError, RuntimeError, ValueError, UnpicklingError, BadZipFile, FileNotFoundError)
-FORMAT = 2
+FORMAT = 3
 State = dict[str, Any]
 
 

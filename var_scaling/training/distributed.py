@@ -22,7 +22,7 @@ def join(
     rank: int,
     size: int,
     device: torch.device,
-    meeting: Path,
+    rendezvous_file: Path,
     address: str,
     at_once: int | None = None,
     patience: float = 600.0,
@@ -37,7 +37,7 @@ def join(
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     if size > 1:
-        store, address = _meet(rank, size, meeting, address, patience)
+        store, address = _meet(rank, size, rendezvous_file, address, patience)
         gpu = device if device.type == "cuda" else None
         if address == _HERE and sys.platform == "linux":
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -53,18 +53,20 @@ def join(
 
 
 def _meet(
-    rank: int, size: int, meeting: Path, address: str, patience: float
+    rank: int, size: int, rendezvous_file: Path, address: str, patience: float
 ) -> tuple[dist.TCPStore, str]:
     """What the processes know of each other before they can talk, and the first one's address;
     returns when all are there.
     """
     deadline, limit, port = time.monotonic() + patience, timedelta(seconds=patience), 0
     if rank > 0:
-        while not meeting.exists():
+        while not rendezvous_file.exists():
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{meeting}: not written by process 0 within {patience:g} s")
+                raise TimeoutError(
+                    f"{rendezvous_file}: not written by process 0 within {patience:g} s"
+                )
             time.sleep(0.1)
-        found = read_json(meeting)
+        found = read_json(rendezvous_file)
         address, port = found["address"], found["port"]
     try:
         listens = _listen_here() if rank == 0 and address == _HERE else None
@@ -72,12 +74,12 @@ def _meet(
             address, port, size, rank == 0, limit, wait_for_workers=False, master_listen_fd=listens
         )
         if rank == 0:
-            write_json(meeting, {"address": address, "port": store.port})
+            write_json(rendezvous_file, {"address": address, "port": store.port})
         store.set(f"process {rank}", "here")
         store.wait([f"process {each}" for each in range(size)], limit)
     except dist.DistError as error:
         raise TimeoutError(
-            f"{meeting}: not all {size} processes met at {address} within {patience:g} s"
+            f"{rendezvous_file}: not all {size} processes met at {address} within {patience:g} s"
         ) from error
     return store, address
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from var_scaling.config import TrainedTokenizer
 from var_scaling.tokenizer.critic import PatchCritic, balanced, hinge
 from var_scaling.tokenizer.perceptual import Perceptual
-from var_scaling.training.optim import Descent, arithmetic
+from var_scaling.training.optim import ScheduledOptimizer, precision_context
 from var_scaling.training.world import World
 
 JUDGED = ("adversarial", "adversarial_factor")  # stats of the critic's say in the tokenizer's loss
@@ -28,7 +28,9 @@ class Judges:
         self.critic: PatchCritic | None = None
         if t.losses.critic is not None:
             self.critic = PatchCritic(t.losses.critic, t.seed).to(world.device)
-            self.descent = Descent(self.critic, t.losses.critic.optimiser, t.steps, t.precision)
+            self.optimizer = ScheduledOptimizer(
+                self.critic, t.losses.critic.optimiser, t.steps, t.precision
+            )
             self.net = world.wrap(self.critic)
 
     def terms(self, rebuilt_B3HH: Tensor, images_B3HH: Tensor) -> dict[str, Tensor]:
@@ -74,11 +76,11 @@ class Judges:
 
     def learn(self, images: Tensor, made: Tensor, step: int) -> dict[str, Tensor]:
         """The critic's own update. Real and made go through it together, as one batch."""
-        with arithmetic(self.t.precision, self.world.device):
+        with precision_context(self.t.precision, self.world.device):
             real, fake = self.net(torch.cat([images, made])).float().chunk(2)
             loss = hinge(real, fake)
-        self.descent.backward(self.descent.scale(loss))
-        found = self.descent.step(step)
+        self.optimizer.backward(self.optimizer.scale(loss))
+        found = self.optimizer.step(step)
         named = {f"critic_{name}": value for name, value in found.items()}
         share_right = 0.5 * ((real > 0).float().mean() + (fake < 0).float().mean())
         return {"critic": loss, "critic_right": share_right, **named}
@@ -86,7 +88,7 @@ class Judges:
     def state(self) -> dict[str, object]:
         state: dict[str, object] = {"perceptual_sha256": self._perceptual_sha256()}
         if self.critic is not None:
-            state |= {"critic": self.critic.state_dict(), "descent": self.descent.state()}
+            state |= {"critic": self.critic.state_dict(), "optimizer": self.optimizer.state()}
         return state
 
     def restore(self, state: dict) -> None:
@@ -99,7 +101,7 @@ class Judges:
             )
         if self.critic is not None:
             self.critic.load_state_dict(state["critic"])
-            self.descent.restore(state["descent"])
+            self.optimizer.restore(state["optimizer"])
 
     def _perceptual_sha256(self) -> str | None:
         return self.perceptual.sha256 if self.perceptual else None

@@ -18,15 +18,15 @@ Stats = dict[str, Tensor]
 Log = Callable[[str, int, Line], None]  # kind, steps done, values
 
 
-class Wish(IntEnum):
-    """What those around a training want of it, between two steps."""
+class Signal(IntEnum):
+    """What a training is asked to do between two steps."""
 
-    GO_ON = 0
-    SAVE = 1  # write a checkpoint now, go on
+    CONTINUE = 0
+    CHECKPOINT = 1  # write a checkpoint now, go on
     STOP = 2  # write a checkpoint now, leave
 
 
-Heed = Callable[[int], Wish]  # told how many steps are done
+PollSignal = Callable[[int], Signal]  # given the number of steps done
 
 
 class Diverged(RuntimeError):

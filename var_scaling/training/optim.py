@@ -80,7 +80,9 @@ def weight_decay_at(config: Optimiser, step: int, steps: int) -> float:
 
 
 @contextmanager
-def arithmetic(precision: Precision, device: torch.device, halve: bool = True) -> Iterator[None]:
+def precision_context(
+    precision: Precision, device: torch.device, halve: bool = True
+) -> Iterator[None]:
     """Matrix products within the block run in `precision`; the results of others stay float32.
 
     Without `halve` it is the way back: half precision is then where it was on the way there.
@@ -98,12 +100,12 @@ def arithmetic(precision: Precision, device: torch.device, halve: bool = True) -
             switch.allow_tf32 = allowed
 
 
-class Descent:
+class ScheduledOptimizer:
     """One module's optimiser: its rates by the step, its loss scale, its clipping."""
 
     def __init__(self, module: nn.Module, config: Optimiser, steps: int, precision: Precision):
         self.config, self.steps, self.precision = config, steps, precision
-        self.optimizer = adamw(module, config)
+        self.adamw = adamw(module, config)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.scaler = torch.amp.GradScaler(
             self.parameters[0].device.type,
@@ -118,7 +120,7 @@ class Descent:
 
     def backward(self, scaled: Tensor) -> None:
         """Add `scaled`'s gradients, in the arithmetic of the way there: TF32 or not is a choice."""
-        with arithmetic(self.precision, self.parameters[0].device, halve=False):
+        with precision_context(self.precision, self.parameters[0].device, halve=False):
             scaled.backward()
 
     def step(self, step: int) -> dict[str, Tensor]:
@@ -127,20 +129,20 @@ class Descent:
         Returns the gradient's norm; if it is not finite, no weight changes. In fp16 that happens
         while the loss scale finds its size: then {"skipped": 1} instead, for that is no failure.
         """
-        set_rates(self.optimizer, self.config, step, self.steps)
-        self.scaler.unscale_(self.optimizer)
+        set_rates(self.adamw, self.config, step, self.steps)
+        self.scaler.unscale_(self.adamw)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf)
         if self.scaler.is_enabled():
             found = self._scaled_step(norm)
         else:
             found = {"grad_norm": norm}
             if torch.isfinite(norm):
-                self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+                self.adamw.step()
+        self.adamw.zero_grad(set_to_none=True)
         return found
 
     def _scaled_step(self, norm: Tensor) -> dict[str, Tensor]:
-        self.scaler.step(self.optimizer)
+        self.scaler.step(self.adamw)
         self.scaler.update()
         if self.scaler.get_scale() > _LARGEST_SCALE:
             self.scaler.update(_LARGEST_SCALE)
@@ -152,11 +154,11 @@ class Descent:
 
     @property
     def rate(self) -> float:
-        return float(self.optimizer.param_groups[0]["lr"])
+        return float(self.adamw.param_groups[0]["lr"])
 
     def state(self) -> dict[str, object]:
-        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        return {"optimizer": self.adamw.state_dict(), "scaler": self.scaler.state_dict()}
 
     def restore(self, state: dict[str, dict]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.adamw.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])

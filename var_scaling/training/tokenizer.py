@@ -24,16 +24,16 @@ from var_scaling.tokenizer.perceptual import Perceptual
 from var_scaling.training.average import WeightAverage
 from var_scaling.training.judges import JUDGED, Judges
 from var_scaling.training.loop import (
-    Heed,
     Interrupted,
     Journal,
     Log,
+    PollSignal,
+    Signal,
     Stats,
-    Wish,
     log_steps,
     updates,
 )
-from var_scaling.training.optim import Descent, arithmetic
+from var_scaling.training.optim import ScheduledOptimizer, precision_context
 from var_scaling.training.world import World
 
 _EVALUATIONS = 5
@@ -47,7 +47,7 @@ def train_tokenizer(
     folder: Path,
     log: Log,
     save_every: float,
-    heed: Heed,
+    poll_signal: PollSignal,
     workers: int,
     sheet: Path,
     world: World,
@@ -83,15 +83,15 @@ def train_tokenizer(
     for done, stats in updates(update, journal.start, t.steps):
         journal.window.add(stats)
         if done in logged:
-            rate = {"learning_rate": learner.descent.rate}
+            rate = {"learning_rate": learner.optimizer.rate}
             journal.note("train", done, {**journal.window.take(), **rate})
         if done in evaluated and world.first:
             with journal.watch.paused():
                 look(done)
-        wish = world.most(heed(done))
-        if done < t.steps and (journal.watch.save_is_due() or wish >= Wish.SAVE):
+        signal = world.most(poll_signal(done))
+        if done < t.steps and (journal.watch.save_is_due() or signal >= Signal.CHECKPOINT):
             journal.save(done, {"learner": learner.state()})
-            if wish == Wish.STOP:
+            if signal == Signal.STOP:
                 raise Interrupted(f"{t.name} stopped after step {done} of {t.steps}")
     return learner.best.eval()
 
@@ -112,7 +112,7 @@ class _Learner:
         self.t, self.world = t, world
         self.model = MultiScaleVQVAE(t, t.seed, t.dropout).to(world.device)
         self.upkeep = CodebookUpkeep(self.model.quantize, t.codebook, t.seed, world.rank, world.sum)
-        self.descent = Descent(self.model, t.optimiser, t.steps, t.precision)
+        self.optimizer = ScheduledOptimizer(self.model, t.optimiser, t.steps, t.precision)
         self.judges = Judges(t, perceptual, world)
         self.average = None
         if t.weight_average > 0:
@@ -137,7 +137,7 @@ class _Learner:
             rows = spread_rows(training.rows, wanted)
             pixels = torch.from_numpy(training.images(rows, np.zeros_like(rows)))
             self.model.eval()  # nothing dropped: what is drawn must be a step's own
-            with torch.no_grad(), arithmetic(self.t.precision, self.world.device):
+            with torch.no_grad(), precision_context(self.t.precision, self.world.device):
                 features = [
                     self.model.features(to_unit(part).to(self.world.device)).float()
                     for part in pixels.split(self.model.images_at_once)
@@ -155,7 +155,7 @@ class _Learner:
             mine = range(t.batch)[self.world.share(t.batch)]
             seeds = [seed_for(t.seed, "dropout", step, place) for place in mine]
             self.model.draws.begin(seeds, self.world.device)
-        with arithmetic(t.precision, self.world.device):
+        with precision_context(t.precision, self.world.device):
             quantised = step >= t.codebook.starts_at
             rebuilt, quantized = self.net(images, t.losses.commitment, quantised)
             quantisation, restarted = rebuilt.new_zeros(()), None
@@ -168,15 +168,15 @@ class _Learner:
             say = say_at(t.losses.critic, step, t.steps) if t.losses.critic else 0.0
             if say > 0:
                 scaled, judged = self.judges.pull(
-                    rebuilt, self.descent.scale(reconstruction), self.descent.scale,
+                    rebuilt, self.optimizer.scale(reconstruction), self.optimizer.scale,
                     self.model.decoder.conv_out.weight, say,
                 )  # fmt: skip
-                scaled, stats = scaled + self.descent.scale(quantisation), {**stats, **judged}
+                scaled, stats = scaled + self.optimizer.scale(quantisation), {**stats, **judged}
             else:
-                scaled = self.descent.scale(reconstruction + quantisation)
+                scaled = self.optimizer.scale(reconstruction + quantisation)
         stats["loss"] = reconstruction + quantisation
-        self.descent.backward(scaled)
-        found = self.descent.step(step)
+        self.optimizer.backward(scaled)
+        found = self.optimizer.step(step)
         if float(found.get("skipped", 0)) > 0:  # the scale was too large: so was what it multiplied
             stats = {name: value for name, value in stats.items() if name not in JUDGED}
         stats |= found
@@ -191,7 +191,7 @@ class _Learner:
     def state(self) -> dict[str, object]:
         return {
             "model": self.model.state_dict(),
-            "descent": self.descent.state(),
+            "optimizer": self.optimizer.state(),
             "upkeep": self.upkeep.state(),
             "judges": self.judges.state(),
             "average": self.average.average.state_dict() if self.average else None,
@@ -199,7 +199,7 @@ class _Learner:
 
     def restore(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
-        self.descent.restore(state["descent"])
+        self.optimizer.restore(state["optimizer"])
         self.upkeep.restore(state["upkeep"])
         self.judges.restore(state["judges"])
         if self.average is not None:

@@ -21,17 +21,17 @@ from var_scaling.tokenizer.quantizer import Quantizer
 from var_scaling.training.average import WeightAverage
 from var_scaling.training.checkpoint import State, name_of
 from var_scaling.training.loop import (
-    Heed,
     Interrupted,
     Journal,
     Log,
+    PollSignal,
+    Signal,
     Stats,
-    Wish,
     log_steps,
     refuse_non_finite,
     updates,
 )
-from var_scaling.training.optim import Descent, arithmetic
+from var_scaling.training.optim import ScheduledOptimizer, precision_context
 from var_scaling.training.world import World, exchanging
 
 
@@ -50,7 +50,7 @@ def train(
     folder: Path,
     log: Log,
     save_every: float,
-    heed: Heed,
+    poll_signal: PollSignal,
     world: World,
     kept: Path | None = None,
     start: Path | None = None,
@@ -72,13 +72,13 @@ def train(
         average = WeightAverage(model, spare, trial.weight_average)
     trained = Trained(model) if average is None else Trained(average.average, model)
     quantizer = quantizer.to(world.device)
-    descent = Descent(model, trial.optimiser, trial.steps, trial.precision)
+    optimizer = ScheduledOptimizer(model, trial.optimiser, trial.steps, trial.precision)
     net = world.wrap(model)
     passes, share = world.passes(trial.batch), trial.batch // world.size
     journal = Journal(folder, log, partial(progress_of, trial), save_every, world, start)
     if journal.resumed:
         model.load_state_dict(journal.resumed["model"])
-        descent.restore(journal.resumed["descent"])
+        optimizer.restore(journal.resumed["optimizer"])
         if average is not None:
             average.average.load_state_dict(journal.resumed["average"])
     logged, evaluated = log_steps(trial.steps), frozenset(trial.evaluation_steps)
@@ -87,12 +87,12 @@ def train(
         losses = []
         for rows in passes:
             with exchanging(net, now=rows == passes[-1]):
-                with arithmetic(trial.precision, world.device):
+                with precision_context(trial.precision, world.device):
                     loss = batch_loss(trial, net, quantizer, training, step, rows)
                 loss = loss * ((rows.stop - rows.start) / share)
-                descent.backward(descent.scale(loss))
+                optimizer.backward(optimizer.scale(loss))
             losses.append(loss.detach())
-        stats = world.means({"loss": torch.stack(losses).sum(), **descent.step(step)})
+        stats = world.means({"loss": torch.stack(losses).sum(), **optimizer.step(step)})
         if average is not None:
             average.update(step)
         return stats
@@ -104,12 +104,12 @@ def train(
 
     def state() -> State:
         averaged = {} if average is None else {"average": average.average.state_dict()}
-        return {"model": model.state_dict(), "descent": descent.state(), **averaged}
+        return {"model": model.state_dict(), "optimizer": optimizer.state(), **averaged}
 
     for done, stats in updates(update, journal.start, trial.steps):
         journal.window.add(stats)
         if done in logged:
-            rate = {"learning_rate": descent.rate}
+            rate = {"learning_rate": optimizer.rate}
             journal.note("train", done, {**journal.window.take(), **rate})
         if done in evaluated:
             with journal.watch.paused():
@@ -117,10 +117,10 @@ def train(
         if done in trial.keep_steps and kept is not None:
             with journal.watch.paused():
                 journal.keep(kept / name_of(done), done, state())
-        wish = world.most(heed(done))
-        if done < trial.steps and (journal.watch.save_is_due() or wish >= Wish.SAVE):
+        signal = world.most(poll_signal(done))
+        if done < trial.steps and (journal.watch.save_is_due() or signal >= Signal.CHECKPOINT):
             journal.save(done, state())
-            if wish == Wish.STOP:
+            if signal == Signal.STOP:
                 raise Interrupted(f"{trial.name} stopped after step {done} of {trial.steps}")
     return trained
 
@@ -142,7 +142,7 @@ def held_out_scores(
     settings = LABELS if at_end and trial.label_drop > 0 else LABELS[:1]
     spent = evaluation_flops(trial.spec, held_out.images, settings)
     raw: Line = {}
-    with arithmetic(trial.precision, world.device):
+    with precision_context(trial.precision, world.device):
         scores = evaluate(trial.spec, trained.model, quantizer, held_out, settings, world=world)
         if at_end and trained.raw is not None:
             found = evaluate(trial.spec, trained.raw, quantizer, held_out, world=world)

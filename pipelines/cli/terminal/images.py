@@ -11,11 +11,13 @@ from pipelines.execution.status import since
 
 _EVERY = 20.0  # seconds between lines where there is no terminal to redraw
 
-Tell = Callable[[str, int, int], None]
+ReportProgress = Callable[[str, int, int], None]
 
 
 @contextmanager
-def counting(console: Console, clock: Callable[[], float] = time.monotonic) -> Iterator[Tell]:
+def counting(
+    console: Console, clock: Callable[[], float] = time.monotonic
+) -> Iterator[ReportProgress]:
     """Hears what is made, how many images there are, of how many."""
     speed = _Speed(clock)
     if not console.is_terminal:

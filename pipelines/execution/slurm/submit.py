@@ -11,7 +11,7 @@ from pipelines.execution.backend import Delayed, Refused, TooMany
 from pipelines.execution.slurm.worker import LOCAL, Work
 from pipelines.execution.tasks import Unit, words_of
 from pipelines.stages.attempt import FAILED, WAIT, Stopped
-from pipelines.stages.context import Place
+from pipelines.stages.context import RunContext
 from pipelines.stages.graph import Stage
 from pipelines.workspace.job_log import JobRecord, new_submission
 from pipelines.workspace.settings import Cluster, Settings
@@ -68,20 +68,20 @@ def submit(
         raise (Delayed if passing else Refused)(said) from error
 
 
-def run_here(stage: Stage, stop: Path, place: Place) -> str:
+def run_here(stage: Stage, stop: Path, context: RunContext) -> str:
     """Run `stage` by several processes of this machine until done, or `stop` exists.
 
     Raises Stopped, or RuntimeError with the error of the process that failed first.
     """
     import submitit
 
-    local, submission, folder = place.settings.local, new_submission(), stage.directory
+    local, submission, folder = context.settings.local, new_submission(), stage.directory
     work = Work(
-        str(place.home.root), str(folder), place.settings.model_dump_json(), LOCAL, submission,
+        str(context.home.root), str(folder), context.settings.model_dump_json(), LOCAL, submission,
         {**words_of(stage), "stop": str(stop)},
     )  # fmt: skip
     with held(folder, wait=WAIT):
-        executor = submitit.AutoExecutor(_private(place.home.root / "jobs") / submission, "local")
+        executor = submitit.AutoExecutor(_private(context.home.root / "jobs") / submission, "local")
         gpus = {"gpus_per_node": local.processes} if local.device == "cuda" else {}
         executor.update_parameters(
             timeout_min=_NEVER, tasks_per_node=local.processes, local_stderr_to_stdout=True, **gpus

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.execution.slurm import slurm
 from pipelines.stages.attempt import Stopped, Superseded
-from pipelines.stages.context import Place, Seat, StopFile, local_seat
+from pipelines.stages.context import ProcessContext, RunContext, StopFile, local_process
 from pipelines.workspace import job_log as jobs
 from pipelines.workspace.settings import Settings
 from pipelines.workspace.store import Home
 
 if TYPE_CHECKING:
-    from var_scaling.training.loop import Wish
+    from var_scaling.training.loop import Signal
 
 LOCAL = "local"
 _REQUEUES = 6  # tries, ten seconds apart: slurmctld may be away for a moment
@@ -46,17 +46,17 @@ class Work:
         if not self._wanted():
             return "superseded"
         settings = Settings.model_validate_json(self.settings)
-        place = Place(Home(Path(self.home)), settings, signals, self._seat(settings))
+        context = RunContext(Home(Path(self.home)), settings, signals, self._process(settings))
         try:
-            return self._stage(place)
+            return self._stage(context)
         except Superseded as error:
-            if place.seat.size > 1:
+            if context.process.world_size > 1:
                 raise  # so that srun ends the others, who wait for this one
             print(error, flush=True)
             return "superseded"
         except Stopped as error:
             print(error, flush=True)
-            if place.seat.first and self._wanted():
+            if context.process.first and self._wanted():
                 signals.requeue()
             return "stopped"
 
@@ -71,10 +71,15 @@ class Work:
     def _here(self) -> str:
         """The same as one of several processes on this machine, which nobody requeues."""
         settings = Settings.model_validate_json(self.settings)
-        wish = StopFile(Path(self.words["stop"]))
-        place = Place(Home(Path(self.home)), settings, wish, _seat_here(settings, self.submission))
+        requested_signal = StopFile(Path(self.words["stop"]))
+        context = RunContext(
+            Home(Path(self.home)),
+            settings,
+            requested_signal,
+            _process_here(settings, self.submission),
+        )
         try:
-            return self._stage(place)
+            return self._stage(context)
         except Stopped:
             return "stopped"
 
@@ -84,31 +89,31 @@ class Work:
 
         return DelayedSubmission(self)
 
-    def _stage(self, place: Place) -> str:
+    def _stage(self, context: RunContext) -> str:
         """By the module that the words name: any kind of work is done here."""
-        ended: str = importlib.import_module(self.words["module"]).run(place, self.words)
+        ended: str = importlib.import_module(self.words["module"]).run(context, self.words)
         return ended
 
-    def _seat(self, settings: Settings) -> Seat:
+    def _process(self, settings: Settings) -> ProcessContext:
         cluster = settings.cluster(self.cluster)
         job, life = job_id(), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         node = os.environ.get("SLURMD_NODENAME", "")
         rank, size = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
         many = int(os.environ.get("SLURM_JOB_NUM_NODES", "1")) > 1
         folder = Path(self.home) / "jobs" / self.submission
-        return Seat(
+        return ProcessContext(
             rank=rank,
-            size=size,
-            local=int(os.environ["SLURM_LOCALID"]),
+            world_size=size,
+            local_rank=int(os.environ["SLURM_LOCALID"]),
             device=cluster.device,
             threads=cluster.threads_per_process,
             workers=max(0, cluster.cpus_per_gpu - 1),
             at_once=self.words.get("at_once"),
             save_every=cluster.save_every_seconds,
             alone=False,
-            speaks=rank == 0,
-            life=f"{job}.{life}",
-            meeting=folder / f"meeting-{job}-{life}.json",
+            logs_to_stdout=rank == 0,
+            restart_id=f"{job}.{life}",
+            rendezvous_file=folder / f"meeting-{job}-{life}.json",
             address=slurm.node_address(node) if many and rank == 0 else "127.0.0.1",
             facts={
                 "job": job, "restart": life, "node": node, "cluster": self.cluster,
@@ -118,17 +123,17 @@ class Work:
         )  # fmt: skip
 
 
-def _seat_here(settings: Settings, submission: str) -> Seat:
+def _process_here(settings: Settings, submission: str) -> ProcessContext:
     rank = int(os.environ["SUBMITIT_LOCAL_GLOBALID"])
     return replace(
-        local_seat(settings.local),
+        local_process(settings.local),
         rank=rank,
-        size=settings.local.processes,
-        local=rank,
+        world_size=settings.local.processes,
+        local_rank=rank,
         alone=False,  # the process that started these holds the lock for all
-        speaks=rank == 0,
-        life=submission,
-        meeting=Path(os.environ["SUBMITIT_FOLDER"]) / "meeting.json",
+        logs_to_stdout=rank == 0,
+        restart_id=submission,
+        rendezvous_file=Path(os.environ["SUBMITIT_FOLDER"]) / "meeting.json",
         facts={"processes": settings.local.processes},
     )
 
@@ -152,13 +157,13 @@ class _Signals:
         signal.signal(signal.SIGUSR2, self._stop)
         signal.signal(signal.SIGTERM, self._save)
 
-    def __call__(self) -> "Wish":
-        from var_scaling.training.loop import Wish
+    def __call__(self) -> "Signal":
+        from var_scaling.training.loop import Signal
 
         if self.stop:
-            return Wish.STOP
+            return Signal.STOP
         save, self.save = self.save, False
-        return Wish.SAVE if save else Wish.GO_ON
+        return Signal.CHECKPOINT if save else Signal.CONTINUE
 
     def requeue(self) -> None:
         """Go back into the queue, and end this process; where Slurm will not, simply return."""
