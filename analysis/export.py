@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from analysis.selection.rates import rate_sweeps
-from analysis.study import METRICS, VARIABLES, Finding, Study
+from analysis.study import METRICS, VARIABLES, LawResult, Study
 from analysis.uncertainty.intervals import Interval
 
 FORMAT = 2
@@ -55,7 +55,7 @@ def laws_of(study: Study) -> dict[str, Any]:
     })  # fmt: skip
 
 
-def _law(finding: Finding) -> dict[str, Any]:
+def _law(finding: LawResult) -> dict[str, Any]:
     held = finding.held_out
     return {
         "metric": finding.metric,

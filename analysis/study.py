@@ -38,7 +38,7 @@ ERRORS = ("val_error", "val_error_last")
 
 
 @dataclass(frozen=True)
-class Finding:
+class LawResult:
     """One law of one metric in one variable."""
 
     metric: str
@@ -68,7 +68,7 @@ class Study:
 
     table: Table
     objective: str
-    findings: tuple[Finding, ...]
+    findings: tuple[LawResult, ...]
     choices: dict[tuple[str, str], Choice]  # by metric and variable
     conventions: dict[str, tuple[Convention, ...]]  # by metric
     size: str  # the column of N that the rest is in: weights of the blocks where they are known
@@ -89,7 +89,7 @@ class Study:
         known = metric.startswith("val_loss") and len(units) == 1
         return str(units[0]) if known else METRICS[metric][2]
 
-    def get(self, metric: str, variable: str, law: str) -> Finding | None:
+    def get(self, metric: str, variable: str, law: str) -> LawResult | None:
         for finding in self.findings:
             if (finding.metric, finding.variable, finding.fit.law.name) == (metric, variable, law):
                 return finding
@@ -205,7 +205,7 @@ def _points(
 
 def _finding(
     metric: str, variable: str, candidate: Candidate, trials: tuple[str, ...], seeds: ArrayLike
-) -> Finding:
+) -> LawResult:
     fit = candidate.fit
     intervals = {"alpha": interval(fit, "alpha")}
     if candidate.E_interval is not None:
@@ -220,7 +220,7 @@ def _finding(
         }  # fmt: skip
     except FitError as error:
         resampled = {"method": f"none: {error}", "resamples": 0, "rejected": 0}
-    return Finding(metric, variable, fit, intervals, resampled, candidate.held_out, trials)
+    return LawResult(metric, variable, fit, intervals, resampled, candidate.held_out, trials)
 
 
 def _frontiers(table: Table, size: str, said: list[str]) -> dict[str, Frontier]:
@@ -267,7 +267,7 @@ def _scales(finals: pd.DataFrame, size: str, objective: str, said: list[str]) ->
     return found
 
 
-def _noise(finals: pd.DataFrame, size: str, findings: list[Finding]) -> dict[str, SeedNoise]:
+def _noise(finals: pd.DataFrame, size: str, findings: list[LawResult]) -> dict[str, SeedNoise]:
     found = {}
     for metric in METRICS:
         known = finals.dropna(subset=[size, metric, "seed"])

@@ -42,7 +42,7 @@ from var_scaling.evaluation.bench import Bench, matmul_peak
 from var_scaling.evaluation.memory import out_of_memory
 from var_scaling.experiment import Trial
 from var_scaling.models.var.accounting import var_training_flops
-from var_scaling.models.var.config import VarModel, paper_rung
+from var_scaling.models.var.config import VarModel, paper_recipe
 from var_scaling.models.var.model import VAR
 from var_scaling.pyramid import PAPER_256, Pyramid
 from var_scaling.recipe import Optimiser
@@ -127,12 +127,12 @@ class Released(nn.Module):
         floats = torch.zeros(blocked.shape, device=blocked.device).masked_fill(blocked, -torch.inf)
         self.register_buffer("bias_11LL", floats[None, None], persistent=False)
 
-    def forward(self, labels_B: Tensor, shown_BLZ: Tensor) -> Tensor:
+    def forward(self, labels_B: Tensor, input_BLZ: Tensor) -> Tensor:
         model = self.model
         with torch.autocast(labels_B.device.type, enabled=False):
             cond_BC = model.class_emb(labels_B)
             first = cond_BC.unsqueeze(1).expand(-1, model.pos_start.shape[1], -1) + model.pos_start
-            x_BLC = torch.cat((first, model.word_embed(shown_BLZ.float())), dim=1)
+            x_BLC = torch.cat((first, model.word_embed(input_BLZ.float())), dim=1)
             x_BLC = x_BLC + (model.lvl_embed(model.levels_L[None]) + model.pos_1LC)
         # A small product finds out what autocast works in, as the released code does.
         kind = torch.matmul(x_BLC.new_ones(8, 8), x_BLC.new_ones(8, 8)).dtype
@@ -172,7 +172,7 @@ class Released(nn.Module):
 
 def trial_of(scale: Scale, depth: int, t: ImportedTokenizer, batch: int) -> Trial:
     """A trial of the paper's recipe, without drop path: the released way below has none."""
-    rung = paper_rung(depth)
+    rung = paper_recipe(depth)
     return Trial(
         name=f"d{depth}",
         tokenizer=t,
@@ -231,9 +231,9 @@ def released_steps(
         dropped_B = torch.rand(trial.batch, device=device) < trial.label_drop
         labels_B = torch.where(dropped_B, CLASSES, labels_B)
         with torch.no_grad():
-            shown_BLZ = quantizer.teacher_input(ids_BL)
+            input_BLZ = quantizer.teacher_input(ids_BL)
         with torch.autocast(device.type, dtype=kind):
-            logits_BLV = net(labels_B, shown_BLZ)
+            logits_BLV = net(labels_B, input_BLZ)
             loss = F.cross_entropy(logits_BLV.flatten(0, 1), ids_BL.flatten())
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)

@@ -3,7 +3,7 @@
 from var_scaling.datasets import ImageFiles
 from var_scaling.experiment import Sweep, Trial
 from var_scaling.ladder import paper_tokenizer
-from var_scaling.models.var.config import paper_rung
+from var_scaling.models.var.config import paper_recipe
 
 IMAGES = 1_281_167  # ImageNet-1k, train
 
@@ -15,7 +15,7 @@ tokenizer = paper_tokenizer("vqvae-ch160", images, IMAGES)
 
 
 def _trial(depth: int) -> Trial:
-    rung = paper_rung(depth)
+    rung = paper_recipe(depth)
     return Trial(
         name=f"d{depth}",
         tokenizer=tokenizer,

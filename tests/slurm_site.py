@@ -11,7 +11,7 @@ import pytest
 from conftest import COMMAND, numbers
 
 from pipelines.workspace import job_log as jobs
-from pipelines.workspace.store import held
+from pipelines.workspace.store import file_lock
 
 SWEEP = str(Path(__file__).parent / "slurm_grid.py")
 SETTINGS = """
@@ -111,7 +111,7 @@ def undisturbed(slurm, tmp_path_factory) -> Site:
         common = common.parent
     (common / "undisturbed").mkdir(exist_ok=True)
     site = Site(slurm, common / "undisturbed")
-    with held(common, wait=400, file="undisturbed.lock"):
+    with file_lock(common, wait=400, file="undisturbed.lock"):
         if not (site.root / "ready").exists():
             done = site.run()
             assert done.returncode == 0, done.stdout + done.stderr

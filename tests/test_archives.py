@@ -6,7 +6,7 @@ import torch
 from test_fidelity import gathered, looking, moments, normal, same
 
 from var_scaling.evaluation.archives import (
-    Foreign,
+    ExternalStatistics,
     load_statistics,
     save_arr0,
     save_statistics,
@@ -60,7 +60,7 @@ def test_anyone_reads_our_moments_and_theirs_are_taken_if_asked_for(tmp_path):
     with pytest.raises(StatisticsError, match="no fingerprint"):
         load_statistics(theirs, looking(4), SAID)
     foreign = load_statistics(theirs, looking(4), SAID, foreign=True)
-    assert isinstance(foreign, Foreign)
+    assert isinstance(foreign, ExternalStatistics)
     assert len(foreign.sha256) == 64
     assert frechet_distance(foreign, s) == pytest.approx(0, abs=1e-10)
 

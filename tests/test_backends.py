@@ -21,7 +21,7 @@ from pipelines.execution.backend import Backend, Queue, Seen
 from pipelines.execution.reconcile import Reconciler
 from pipelines.execution.slurm.backend import SlurmBackend
 from pipelines.execution.slurm.resources import trial_resources
-from pipelines.execution.tasks import Unit
+from pipelines.execution.tasks import Task
 from pipelines.stages.attempt import at_work
 from pipelines.stages.context import ProcessContext, RunContext, StopFile
 from pipelines.workspace import driver_lock
@@ -44,17 +44,17 @@ SETTINGS = Settings.model_validate(
 )  # fmt: skip
 
 
-def run(context: RunContext, words: dict[str, Any]) -> str:
+def run(context: RunContext, payload: dict[str, Any]) -> str:
     """What a task does: it succeeds, fails, waits, or dies the first time without a word."""
-    folder = Path(words["folder"])
+    folder = Path(payload["folder"])
     with at_work(folder, context.process, context.requested_signal):
         lives = len(list(folder.glob("life-*")))
         (folder / f"life-{lives}").touch()
-        if words["does"] == "dies once" and lives == 0:
+        if payload["does"] == "dies once" and lives == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        if words["does"] == "fails" and not (folder / "mended").exists():
+        if payload["does"] == "fails" and not (folder / "mended").exists():
             raise ValueError("no such thing")
-        while words["does"] == "waits" and not (folder / "go").exists():
+        while payload["does"] == "waits" and not (folder / "go").exists():
             time.sleep(0.05)
         write_json(folder / "done.json", {"status": "done"})
     return "done"
@@ -84,16 +84,23 @@ class Processes:
     def accounts(self, names: Iterable[str]) -> dict[str, Seen]:
         return {}
 
-    def submit(self, units: list[Unit], submission: str) -> list[str]:
+    def submit(self, tasks: list[Task], submission: str) -> list[str]:
         ids = []
-        for index, unit in enumerate(units):
+        for index, task in enumerate(tasks):
             self.count += 1
             job = f"p{self.count}_{index}"
             code = "import sys, test_backends; test_backends.as_job(*sys.argv[1:])"
-            words = [sys.executable, "-c", code, str(self.home.root), job, json.dumps(unit.words)]
+            payload = [
+                sys.executable,
+                "-c",
+                code,
+                str(self.home.root),
+                job,
+                json.dumps(task.payload),
+            ]
             environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{HERE}"}
             process = subprocess.Popen(
-                words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+                payload, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
             self.started[job] = (f"var-scaling-{submission}", process)
             ids.append(job)
@@ -112,12 +119,12 @@ class Processes:
             process.wait()
 
 
-def as_job(root: str, job: str, words: str) -> None:
+def as_job(root: str, job: str, payload: str) -> None:
     """In a process of `Processes`."""
     process = ProcessContext(alone=False, restart_id=f"{job}.0", facts={"job": job})
     run(
         RunContext(Home(Path(root)), Settings(), StopFile(Path(root) / "stop"), process),
-        json.loads(words),
+        json.loads(payload),
     )
 
 
@@ -143,16 +150,16 @@ def reconciler(backend, tmp_path) -> Iterator[Reconciler]:
         yield Reconciler(folder, backend, "box", "test", 0.5, me)
 
 
-def unit(tmp_path: Path, does: str, name: str = "d1") -> Unit:
+def task(tmp_path: Path, does: str, name: str = "d1") -> Task:
     folder = tmp_path / "s" / name
     folder.mkdir(parents=True, exist_ok=True)
-    words = {"module": "test_backends", "kind": "test", "folder": str(folder), "does": does}
+    payload = {"module": "test_backends", "kind": "test", "folder": str(folder), "does": does}
     asks = trial_resources(trial(), SETTINGS.clusters["box"])
-    return Unit(f"trial {name}", folder, folder, asks, words)
+    return Task(f"trial {name}", folder, folder, asks, payload)
 
 
-def seen_through(reconciler: Reconciler, *units: Unit) -> dict[str, str]:
-    return asyncio.run(asyncio.wait_for(reconciler.see_through(list(units)), 120))
+def seen_through(reconciler: Reconciler, *tasks: Task) -> dict[str, str]:
+    return asyncio.run(asyncio.wait_for(reconciler.run_until_done(list(tasks)), 120))
 
 
 def until(true, seconds: float = 60) -> None:
@@ -162,29 +169,29 @@ def until(true, seconds: float = 60) -> None:
         time.sleep(0.1)
 
 
-def lives(one: Unit) -> int:
+def lives(one: Task) -> int:
     return len(list(one.folder.glob("life-*")))
 
 
 def test_an_array_is_seen_through_and_its_ledgers_say_so(reconciler, tmp_path):
-    units = [unit(tmp_path, "succeeds", f"d{k}") for k in (1, 2)]
-    assert seen_through(reconciler, *units) == {}
-    assert all(is_done(one.folder) for one in units)
-    records = [jobs.latest(one.folder) for one in units]
+    tasks = [task(tmp_path, "succeeds", f"d{k}") for k in (1, 2)]
+    assert seen_through(reconciler, *tasks) == {}
+    assert all(is_done(one.folder) for one in tasks)
+    records = [jobs.latest(one.folder) for one in tasks]
     assert [record.ended for record in records] == ["done", "done"]
     assert records[0].submission == records[1].submission
-    assert seen_through(reconciler, *units) == {}
-    assert [lives(one) for one in units] == [1, 1]
+    assert seen_through(reconciler, *tasks) == {}
+    assert [lives(one) for one in tasks] == [1, 1]
 
 
 def test_what_dies_without_a_word_is_submitted_again(reconciler, tmp_path):
-    one = unit(tmp_path, "dies once")
+    one = task(tmp_path, "dies once")
     assert seen_through(reconciler, one) == {}
     assert lives(one) == 2
 
 
 def test_an_error_is_reported_once_and_waits_for_retry(reconciler, tmp_path):
-    one = unit(tmp_path, "fails")
+    one = task(tmp_path, "fails")
     assert seen_through(reconciler, one) == {"trial d1": "ValueError: no such thing"}
     assert seen_through(reconciler, one) == {"trial d1": "ValueError: no such thing"}
     assert lives(one) == 1
@@ -195,7 +202,7 @@ def test_an_error_is_reported_once_and_waits_for_retry(reconciler, tmp_path):
 
 
 def test_a_driver_that_comes_later_attaches_to_what_runs(reconciler, tmp_path):
-    one = unit(tmp_path, "waits")
+    one = task(tmp_path, "waits")
     assert reconciler.step([one]) == {}
     until(lambda: lives(one))
     later = Reconciler(reconciler.sweep, reconciler.backend, "box", "test", 0.5, reconciler.driver)
@@ -206,7 +213,7 @@ def test_a_driver_that_comes_later_attaches_to_what_runs(reconciler, tmp_path):
 
 
 def test_a_job_that_a_person_ends_is_not_submitted_again(reconciler, tmp_path):
-    one = unit(tmp_path, "waits")
+    one = task(tmp_path, "waits")
     reconciler.step([one])
     until(lambda: lives(one))
     reconciler.backend.cancel([jobs.latest(one.folder).job])

@@ -15,7 +15,7 @@ from pipelines.cli import main as cli
 from pipelines.report.images import exhibits
 from pipelines.sampling import finalize as sample_end
 from pipelines.sampling.rejection import read_class_map
-from pipelines.sampling.request import Asked, plan_set, read_classes
+from pipelines.sampling.request import SampleOptions, plan_set, read_classes
 from pipelines.stages.context import RunContext, StopFile
 from pipelines.stages.graph import sweep_stages
 from pipelines.stages.stages import description, run_tokenizer, run_tokens, run_trial
@@ -177,11 +177,11 @@ def test_unknown_and_ambiguous_names_are_refused_with_what_is_near(text, message
 
 def test_models_without_names_take_numbers_alone(tmp_path):
     context = context_in(small_home(tmp_path))
-    assert plan_set(context, ADDRESS, Asked(classes="1,3")).wanted.classes == (1, 3)
+    assert plan_set(context, ADDRESS, SampleOptions(classes="1,3")).wanted.classes == (1, 3)
     with pytest.raises(ValueError, match=r"'cat' is no class.*No names .* made images have none"):
-        plan_set(context, ADDRESS, Asked(classes="cat"))
+        plan_set(context, ADDRESS, SampleOptions(classes="cat"))
     keep_names(context.home.root / ADDRESS, EIGHT, "d")
-    assert plan_set(context, ADDRESS, Asked(classes="cat")).wanted.classes == (3,)
+    assert plan_set(context, ADDRESS, SampleOptions(classes="cat")).wanted.classes == (3,)
 
 
 def test_a_class_map_may_go_by_name(tmp_path):

@@ -14,7 +14,7 @@ from analysis.comparison.conditions import (
     robustness,
 )
 from analysis.comparison.families import (
-    UnequalGrounds,
+    IncomparableArms,
     curves,
     multiplier,
     multipliers,
@@ -54,7 +54,7 @@ def test_a_known_multiplier_is_recovered(factor):
     both = {(one.arm, one.against): one for one in multipliers(rows, "distance", "train_flops")}
     assert both["B", "A"].value == pytest.approx(factor, rel=1e-3)
     assert both["A", "B"].value == pytest.approx(1 / factor, rel=1e-3)
-    assert both["B", "A"].told_apart == (factor != 1.0)
+    assert both["B", "A"].distinguishable == (factor != 1.0)
 
 
 def test_beyond_what_both_reached_nothing_is_said():
@@ -62,7 +62,7 @@ def test_beyond_what_both_reached_nothing_is_said():
     rows.loc[rows.arm == "B", "distance"] *= 10
     one = multipliers(rows, "distance", "train_flops")[0]
     assert one.value is None
-    assert not one.told_apart
+    assert not one.distinguishable
     assert "not reached: B comes to" in one.said
 
 
@@ -215,7 +215,7 @@ def test_other_rulers_are_refused_unless_asked_for(tmp_path):
     rows = scored()
     rows.loc[rows.family == "dit", "data"] = "other-leaves"
     (condition,) = conditions(rows)
-    with pytest.raises(UnequalGrounds, match="images differ: leaves, other-leaves"):
+    with pytest.raises(IncomparableArms, match="images differ: leaves, other-leaves"):
         of_pairs(condition)
     (asked,) = of_pairs(condition, unequal=True)
     assert asked.value == pytest.approx(2.0, rel=0.2)
@@ -230,7 +230,7 @@ def test_a_tie_is_called_one():
     rows = table(1.0, noise=0.05, seed=2)
     (condition,) = conditions(scored().assign(distance=rows.distance.to_numpy()))
     first, other = placed = places(condition)
-    assert not first.told_from(other)
+    assert not first.distinguishable_from(other)
     assert "≈" in order_in_words(placed)
     low, high = first.interval
     assert low < first.distance < high

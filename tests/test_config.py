@@ -11,7 +11,7 @@ import sweeps
 from pipelines.workspace.sweeps import SweepError, find_sweep, known_sweeps
 from var_scaling.config import ImportedTokenizer, TrainedTokenizer
 from var_scaling.experiment import Sweep, Trial
-from var_scaling.models.var.config import VarModel, paper_rung
+from var_scaling.models.var.config import VarModel, paper_recipe
 from var_scaling.recipe import Optimiser
 from var_scaling.record import difference, explain
 
@@ -101,7 +101,7 @@ def test_the_last_evaluation_is_at_the_end():
     ],
 )
 def test_the_published_recipes(depth, batch, epochs, peak, gamma, final, decay, shared):
-    rung = paper_rung(depth)
+    rung = paper_recipe(depth)
     model, optimiser = rung.model, rung.optimiser
     assert (rung.batch, rung.epochs, rung.precision) == (batch, epochs, "fp16")
     assert optimiser.learning_rate == pytest.approx(peak)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipelines.cli import main as cli
 from pipelines.tracking import sync as mirror
-from pipelines.workspace.store import Home, claim
+from pipelines.workspace.store import Home, init_run_dir
 from var_scaling.data.decode import decode
 from var_scaling.disk import DONE, read_json, write_json
 from var_scaling.experiment import ImportedModel
@@ -62,7 +62,7 @@ def home(tmp_path_factory, models) -> Path:
     places += [(at.imported("it"), "model.json", IMPORTED, models[0])]
     for folder, file, record, model in places:
         folder.mkdir(parents=True)
-        claim(folder, file, record)
+        init_run_dir(folder, file, record)
         save_weights(model, folder / "weights.safetensors")
         hashed = file_sha256(folder / "weights.safetensors")
         write_json(folder / DONE, {"status": "done", "weights_sha256": hashed})

@@ -6,7 +6,7 @@ from conftest import CLASSES, SMALL, bring, tokenizer, var_state
 
 from pipelines.checkpoints.convert import export_released
 from pipelines.workspace.address import read_generator
-from pipelines.workspace.store import Drift, Home
+from pipelines.workspace.store import ConfigMismatchError, Home
 from var_scaling.disk import DONE
 from var_scaling.models.var import published
 from var_scaling.models.var.config import VarModel
@@ -60,7 +60,7 @@ def test_a_second_model_uses_the_tokenizer_that_is_here(files, tmp_path):
     assert [path.name for path in (home / "tokenizers").iterdir()] == ["one"]
     assert bring(home, *files, name="two").model == second.model  # again: nothing changes
     torch.save(var_state(VarModel(depth=4, width_per_depth=8)), files[1])
-    with pytest.raises(Drift, match=r"model.depth: recorded 3, wanted 4"):
+    with pytest.raises(ConfigMismatchError, match=r"model.depth: recorded 3, wanted 4"):
         bring(home, *files, name="two")
 
 

@@ -9,9 +9,9 @@ import torch
 
 from var_scaling.evaluation import fidelity
 from var_scaling.evaluation.archives import (
-    Foreign,
+    ExternalStatistics,
 )
-from var_scaling.evaluation.extractors import Extractor, Looks, seeded_extractor
+from var_scaling.evaluation.extractors import Extractor, ExtractorOutput, seeded_extractor
 from var_scaling.evaluation.fidelity import (
     compare,
     frechet_distance,
@@ -22,8 +22,8 @@ from var_scaling.evaluation.fidelity import (
 from var_scaling.evaluation.statistics import Statistics, StatisticsError, split_of
 
 
-def moments(mean, covariance) -> Foreign:
-    return Foreign(torch.tensor(mean).double(), torch.tensor(covariance).double(), "")
+def moments(mean, covariance) -> ExternalStatistics:
+    return ExternalStatistics(torch.tensor(mean).double(), torch.tensor(covariance).double(), "")
 
 
 def looking(width: int, outputs: int = 4) -> Extractor:
@@ -42,7 +42,7 @@ def gathered(features_ND, rows=None, logits_NK=None, batch=64, **settings) -> St
     found = Statistics(looking(features_ND.shape[1], logits_NK.shape[1]), **settings)
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
-        found.add(Looks(features_ND[part], logits_NK[part]), part)
+        found.add(ExtractorOutput(features_ND[part], logits_NK[part]), part)
     return found
 
 
@@ -198,9 +198,12 @@ def test_statistics_of_two_extractors_do_not_mix():
 def test_what_cannot_be_gathered_is_refused():
     s = Statistics(looking(4))
     with pytest.raises(ValueError, match="not finite"):
-        s.add(Looks(torch.tensor([[1.0, 2, 3, torch.nan]]), torch.zeros(1, 4)), np.array([7]))
+        s.add(
+            ExtractorOutput(torch.tensor([[1.0, 2, 3, torch.nan]]), torch.zeros(1, 4)),
+            np.array([7]),
+        )
     with pytest.raises(ValueError, match=r"wanted \(\(2, 4\), \(2, 4\)\)"):
-        s.add(Looks(torch.zeros(1, 4), torch.zeros(1, 4)), np.array([7, 8]))
+        s.add(ExtractorOutput(torch.zeros(1, 4), torch.zeros(1, 4)), np.array([7, 8]))
     with pytest.raises(StatisticsError, match="at least 2"):
         frechet_distance(s, s)
     with pytest.raises(StatisticsError, match="no images"):
@@ -312,7 +315,7 @@ def test_what_is_not_known_is_absent():
     assert "kd_made_std" not in equal
     one = gathered(normal(20, 4, seed=1), splits=1)
     assert "score_made_std" not in compare(one, real, looking(4))
-    foreign = Foreign(real.mean_D, real.covariance_DD, "its hash")
+    foreign = ExternalStatistics(real.mean_D, real.covariance_DD, "its hash")
     alone = compare(fake, foreign, looking(4))
     assert set(alone) == names | {"real_statistics_sha256"}
     assert alone["fd_made"] == pytest.approx(known["fd_made"], rel=1e-12)

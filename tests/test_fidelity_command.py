@@ -16,14 +16,13 @@ from pipelines.cli import main as cli
 from pipelines.cli.fidelity import cautions
 from pipelines.evaluation import reference_stats as references
 from pipelines.evaluation import scores as measured
-from pipelines.evaluation.fid import Asked, measure_fidelity
+from pipelines.evaluation.fid import FidelityOptions, measure_fidelity
 from pipelines.evaluation.reference_stats import Cut, real_data, real_images, reference_of
 from pipelines.evaluation.scores import Fidelity, alike, fidelities, has_row, note_fidelity
-from pipelines.evaluation.throughput import Measured, note_measured
+from pipelines.evaluation.throughput import BenchmarkResult, note_measured
 from pipelines.results.table import write_results
 from pipelines.sampling.draw import How, sample_set
-from pipelines.sampling.request import Asked as SampleRequest
-from pipelines.sampling.request import plan_set
+from pipelines.sampling.request import SampleOptions, plan_set
 from pipelines.stages.attempt import Stopped
 from pipelines.stages.context import RunContext, StopFile
 from pipelines.tracking import sync as mirror
@@ -43,7 +42,7 @@ from var_scaling.metrics import MetricsLog
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.weights import WeightsError, file_sha256
 
-FEW = Asked(images=200)
+FEW = FidelityOptions(images=200)
 DATA = sweep.trials[0].data
 TRAIN = f"{DATA.name}-train-200"
 
@@ -58,7 +57,7 @@ def context_in(home, settings=None) -> RunContext:
 
 def drawn(context: RunContext, address: str, stop=lambda done: False, **asked):
     """A finished set of samples; its folder."""
-    plan = plan_set(context, address, SampleRequest(**asked))
+    plan = plan_set(context, address, SampleOptions(**asked))
     assert sample_set(context, plan, How(), stop, report_progress) == []
     return plan.folder
 
@@ -132,19 +131,21 @@ def test_statistics_from_elsewhere_serve_for_what_they_hold(context, tmp_path):
     kept = next(context.home.reference(f"{TRAIN}-16px-seeded").glob("*.npz"))
     with np.load(kept) as arrays:
         np.savez(tmp_path / "adm.npz", mu=arrays["mu"], sigma=arrays["sigma"], mu_s=np.ones(7))
-    asked = Asked(reference=tmp_path / "adm.npz")
+    asked = FidelityOptions(reference=tmp_path / "adm.npz")
     theirs = measure_fidelity(context, "smoke/d2", asked, report_progress).fidelity
     assert theirs.scores["fd_seeded"] == pytest.approx(ours.scores["fd_seeded"], rel=1e-9)
     assert "kd_seeded" not in theirs.scores
     head = file_sha256(tmp_path / "adm.npz")[:8]
     assert (theirs.reference, theirs.references) == (f"adm.npz {head}", None)
     # What we wrote ourselves says all, wherever it lies.
-    whole = measure_fidelity(context, "smoke/d2", Asked(reference=kept), report_progress).fidelity
+    whole = measure_fidelity(
+        context, "smoke/d2", FidelityOptions(reference=kept), report_progress
+    ).fidelity
     assert whole.scores == ours.scores
     (tmp_path / "torn.npz").write_bytes(kept.read_bytes()[:900])
     with pytest.raises(StatisticsError, match=r"torn\.npz: damaged"):
         measure_fidelity(
-            context, "smoke/d2", Asked(reference=tmp_path / "torn.npz"), report_progress
+            context, "smoke/d2", FidelityOptions(reference=tmp_path / "torn.npz"), report_progress
         )
 
 
@@ -157,7 +158,9 @@ def test_two_files_of_one_name_are_two_references(context, tmp_path):
         width = seeded_extractor().width
         np.savez(path, mu=np.zeros(width), sigma=scale * np.eye(width))
         found.append(
-            measure_fidelity(context, "smoke/d2", Asked(reference=path), report_progress).fidelity
+            measure_fidelity(
+                context, "smoke/d2", FidelityOptions(reference=path), report_progress
+            ).fidelity
         )
     assert [one for one in fidelities(folder) if one not in before] == found
     assert alike(found, found[0]) == found[:1]
@@ -176,11 +179,13 @@ def test_without_inceptions_weights_the_error_says_which_file_is_wanted(context,
     for weights in (Weights(), Weights(inception=tmp_path / "absent.pth")):
         without = replace(context, settings=Settings(weights=weights))
         with pytest.raises(WeightsError) as error:
-            measure_fidelity(without, "smoke/d2", Asked(extractor="inception"), report_progress)
+            measure_fidelity(
+                without, "smoke/d2", FidelityOptions(extractor="inception"), report_progress
+            )
         for said in (INCEPTION_FILE, "95,628,359 bytes", INCEPTION_SHA256):
             assert said in str(error.value)
     with pytest.raises(WeightsError, match="no such file"):  # a file that is named is wanted
-        measure_fidelity(without, "smoke/d2", Asked(), report_progress)
+        measure_fidelity(without, "smoke/d2", FidelityOptions(), report_progress)
 
 
 def test_a_set_that_is_not_finished_is_no_set(context):
@@ -222,7 +227,7 @@ def test_results_have_what_was_found_in_the_largest_set_of_the_finished_model(co
     learning = TrainingSpeed(precision="fp32", micro_batch=8, step=timing, tokens_per_second=99.0)
     note_measured(
         smoke / "smoke" / "d2",
-        Measured(
+        BenchmarkResult(
             machine=Machine(name="m", device="cpu", threads=1, torch="2"),
             weights_sha256="0", tokenizer_sha256="0", commit=None, time="2020", seconds=1.0,
             peaks=(), sampling=tuple(rows), training=(learning,),
@@ -302,13 +307,13 @@ def test_a_folder_is_judged_where_it_lies_and_left_as_it_is(context, tmp_path):
     folder = tmp_path / "mine"
     pictures(folder, leaves("validation", 60))
     before = sorted(folder.rglob("*"))
-    asked = Asked(images=60, against=f"{DATA.name}-validation")
+    asked = FidelityOptions(images=60, against=f"{DATA.name}-validation")
     found = measure_fidelity(context, str(folder), asked, report_progress)
     assert found.fidelity.scores["fd_seeded"] == pytest.approx(0, abs=1e-9)
     assert found.fidelity.images == "folder mine"
     assert (found.kept_in, sorted(folder.rglob("*"))) == (None, before)
     with pytest.raises(ValueError, match="what it is to be like is not known here"):
-        measure_fidelity(context, str(folder), Asked(), report_progress)
+        measure_fidelity(context, str(folder), FidelityOptions(), report_progress)
     for size, said in (((20, 20), "20 px, but 000.png has 16"), ((16, 18), "crop to squares")):
         Image.new("RGB", size).save(folder / "2" / "odd.jpg")
         with pytest.raises(ValueError, match=said):
@@ -346,8 +351,10 @@ def test_an_imported_model_is_compared_with_the_data_that_is_named(files, tmp_pa
     context = context_in(home, Settings(data={"noise": tmp_path / "noise"}))
     folder = drawn(context, "imported/it", count=1)
     with pytest.raises(ValueError, match="is not known here: --against NAME-train"):
-        measure_fidelity(context, "imported/it", Asked(), report_progress)
-    found = measure_fidelity(context, "imported/it", Asked(against="noise-train"), report_progress)
+        measure_fidelity(context, "imported/it", FidelityOptions(), report_progress)
+    found = measure_fidelity(
+        context, "imported/it", FidelityOptions(against="noise-train"), report_progress
+    )
     assert (found.fidelity.samples, found.fidelity.references) == (CLASSES, 9)
     assert measured.columns(folder.parent.parent)["fidelity_reference"] == "noise-train"
     assert not has_row(folder.parent.parent)  # until it is evaluated
@@ -358,13 +365,21 @@ def test_an_imported_model_is_compared_with_the_data_that_is_named(files, tmp_pa
 @pytest.mark.parametrize(
     ("address", "asked", "said"),
     [
-        ("nowhere/d1", Asked(), "neither SWEEP/TRIAL"),
-        ("smoke/d2", Asked(against="leaves"), "wanted NAME-train or NAME-validation"),
-        ("smoke/d2", Asked(against="-train"), "wanted NAME-train or NAME-validation"),
-        ("smoke/d2", Asked(against="other-train"), "no images of that name"),
-        ("smoke/d2", Asked(against="train", cut=Cut(enlarge=1.1)), "are made at 16 px"),
-        ("smoke/d2", Asked(against="train", reference=Path("any.npz")), "one thing to compare"),
-        ("tokenizers/tiny-smoke", Asked(set="default"), "only a model has sets of samples"),
+        ("nowhere/d1", FidelityOptions(), "neither SWEEP/TRIAL"),
+        ("smoke/d2", FidelityOptions(against="leaves"), "wanted NAME-train or NAME-validation"),
+        ("smoke/d2", FidelityOptions(against="-train"), "wanted NAME-train or NAME-validation"),
+        ("smoke/d2", FidelityOptions(against="other-train"), "no images of that name"),
+        ("smoke/d2", FidelityOptions(against="train", cut=Cut(enlarge=1.1)), "are made at 16 px"),
+        (
+            "smoke/d2",
+            FidelityOptions(against="train", reference=Path("any.npz")),
+            "one thing to compare",
+        ),
+        (
+            "tokenizers/tiny-smoke",
+            FidelityOptions(set="default"),
+            "only a model has sets of samples",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_said_in_words(context, address, asked, said):

@@ -10,11 +10,11 @@ from conftest import images, tokenizer, trial
 from typer.testing import CliRunner
 
 from analysis.forecasting.forecast import ForecastError, Run, Target, freeze, score
-from analysis.forecasting.seal import Tampered, sealed, unsealed
+from analysis.forecasting.seal import ChecksumError, read_with_checksum, save_with_checksum
 from pipelines.cli.main import app
 from pipelines.planning import forecasts
-from pipelines.planning.forecasts import foretell, graded, score_all
-from pipelines.workspace.store import Drift, Home, claim
+from pipelines.planning.forecasts import graded, make_forecasts, score_all
+from pipelines.workspace.store import ConfigMismatchError, Home, init_run_dir
 from var_scaling.datasets import ImageFiles
 from var_scaling.disk import read_json, write_json
 from var_scaling.experiment import Sweep
@@ -110,7 +110,7 @@ def test_a_metric_that_was_not_measured_is_no_grade():
 
 def test_a_sealed_forecast_comes_back_as_it_was():
     made = frozen(runs(sizes=SIZES[:3]))
-    assert unsealed(json.loads(json.dumps(sealed(made)))) == made
+    assert read_with_checksum(json.loads(json.dumps(save_with_checksum(made)))) == made
 
 
 @pytest.mark.parametrize("change", [
@@ -119,16 +119,16 @@ def test_a_sealed_forecast_comes_back_as_it_was():
     lambda inside: inside["target"].update(begun_at=None) or inside["runs"].pop(),
 ])  # fmt: skip
 def test_a_change_anywhere_shows(change):
-    content = sealed(frozen(runs(sizes=SIZES[:3])))
+    content = save_with_checksum(frozen(runs(sizes=SIZES[:3])))
     change(content["forecast"])
-    with pytest.raises(Tampered, match="not that of SHA-256"):
-        unsealed(content)
+    with pytest.raises(ChecksumError, match="not that of SHA-256"):
+        read_with_checksum(content)
 
 
 def test_another_format_is_refused_by_its_number():
     made = replace(frozen(runs(sizes=SIZES[:3])), format=2)
     with pytest.raises(ForecastError, match="format 2: this version reads 1"):
-        unsealed(sealed(made))
+        read_with_checksum(save_with_checksum(made))
 
 
 # On disk ------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def finish(home: Home, owner: Sweep, *names: str, status="done") -> None:
 
 def evaluate(home: Home, owner: Sweep, one, step: int) -> None:
     folder = home.trial(owner.name, one.name)
-    claim(folder, "trial.json", one)
+    init_run_dir(folder, "trial.json", one)
     log = MetricsLog(folder / "metrics.jsonl")
     loss = loss_of(one)
     scores = {"loss": loss, "loss_last": loss + 1, "error": loss / 10, "error_last": loss / 9}
@@ -175,7 +175,7 @@ def home(tmp_path) -> Home:
 
 
 def test_frozen_then_waiting_then_graded(home):
-    (made,) = foretell(home, sweep(), ["d4"], "params_blocks")
+    (made,) = make_forecasts(home, sweep(), ["d4"], "params_blocks")
     assert made.new
     assert made.path.parent == home.root / "s" / "forecasts"
     assert made.forecast.target.begun_at is None
@@ -193,43 +193,43 @@ def test_frozen_then_waiting_then_graded(home):
 
 
 def test_the_same_again_writes_nothing_and_other_content_never_overwrites(home):
-    (first,) = foretell(home, sweep(), ["d4"], "params_blocks", now=1e9)
+    (first,) = make_forecasts(home, sweep(), ["d4"], "params_blocks", now=1e9)
     before = first.path.read_bytes()
-    (again,) = foretell(home, sweep(), ["d4"], "params_blocks", now=1e9 + 60)
+    (again,) = make_forecasts(home, sweep(), ["d4"], "params_blocks", now=1e9 + 60)
     assert (again.path, again.sha256, again.new) == (first.path, first.sha256, False)
     with pytest.raises(ForecastError, match="frozen already and says something else"):
-        foretell(home, sweep(), ["d4"], "train_flops", now=1e9)
+        make_forecasts(home, sweep(), ["d4"], "train_flops", now=1e9)
     assert first.path.read_bytes() == before
-    (later,) = foretell(home, sweep(), ["d4"], "train_flops", now=1e9 + 60)
+    (later,) = make_forecasts(home, sweep(), ["d4"], "train_flops", now=1e9 + 60)
     assert later.new
     assert later.path != first.path
 
 
 def test_a_finished_or_unknown_target_is_refused(home):
     with pytest.raises(ValueError, match="s/d3 is done: its numbers are known"):
-        foretell(home, sweep(), ["d3"], "params_blocks")
+        make_forecasts(home, sweep(), ["d3"], "params_blocks")
     with pytest.raises(ValueError, match="s has no trial d9; there are d1, d2, d3, d4"):
-        foretell(home, sweep(), ["d9"], "params_blocks")
+        make_forecasts(home, sweep(), ["d9"], "params_blocks")
     finish(home, sweep(), "d4", status="diverged")
     with pytest.raises(ValueError, match="s/d4 is diverged"):
-        foretell(home, sweep(), ["d4"], "params_blocks")
+        make_forecasts(home, sweep(), ["d4"], "params_blocks")
 
 
 def test_a_run_evaluated_at_its_end_is_known_even_before_it_is_marked(home):
     evaluate(home, sweep(), rung(4), 12)
     with pytest.raises(ValueError, match="evaluated at its end"):
-        foretell(home, sweep(), ["d4"], "params_blocks")
+        make_forecasts(home, sweep(), ["d4"], "params_blocks")
 
 
 def test_one_bad_target_freezes_nothing(home):
     with pytest.raises(ValueError, match="no trial d9"):
-        foretell(home, sweep(), ["d4", "d9"], "params_blocks")
+        make_forecasts(home, sweep(), ["d4", "d9"], "params_blocks")
     assert graded(home, sweep()) == []
 
 
 def test_a_run_that_has_begun_is_foretold_without_its_rows_and_said_to_have_begun(home):
     evaluate(home, sweep(), rung(4), 6)
-    (begun,) = foretell(home, sweep(), ["d4"], "params_blocks")
+    (begun,) = make_forecasts(home, sweep(), ["d4"], "params_blocks")
     assert begun.forecast.target.begun_at == 6
     assert "d4 had begun: it was at step 6 of 12" in begun.forecast.caveats
     assert {run.trial for run in begun.forecast.runs} == {"d1", "d2", "d3"}
@@ -238,10 +238,10 @@ def test_a_run_that_has_begun_is_foretold_without_its_rows_and_said_to_have_begu
 def test_too_few_finished_runs_are_refused(tmp_path):
     home = Home(tmp_path)
     with pytest.raises(ValueError, match="no trial has been evaluated yet"):
-        foretell(home, sweep(), ["d4"], "params_blocks")
+        make_forecasts(home, sweep(), ["d4"], "params_blocks")
     finish(home, sweep(), "d1", "d2")
     with pytest.raises(ForecastError, match="2 finished runs"):
-        foretell(home, sweep(), ["d4"], "params_blocks")
+        make_forecasts(home, sweep(), ["d4"], "params_blocks")
 
 
 def other(tmp_path, one) -> str:
@@ -257,7 +257,7 @@ def other(tmp_path, one) -> str:
 def test_a_larger_run_of_another_sweep_is_foretold_with_its_differences(home, tmp_path):
     large = images(name="more", train_images=6000)
     at = other(tmp_path, rung(8, steps=24, data=large, optimiser=tiny_optimiser(64, 0.5)))
-    (made,) = foretell(home, sweep(), [at], "params_blocks")
+    (made,) = make_forecasts(home, sweep(), [at], "params_blocks")
     assert made.path.name.startswith("d8@big-")
     assert made.forecast.target.sizes["tokens_seen"] == 24 * 8 * 21
     assert "tokens_seen is 4,032, of the runs 2,016" in made.forecast.caveats
@@ -278,11 +278,11 @@ def test_a_larger_run_of_another_sweep_is_foretold_with_its_differences(home, tm
 def test_what_no_law_compares_is_refused(home, tmp_path, change, message):
     at = other(tmp_path, rung(8, **change))
     with pytest.raises(ValueError, match=message):
-        foretell(home, sweep(), [at], "params_blocks")
+        make_forecasts(home, sweep(), [at], "params_blocks")
 
 
 def test_a_tampered_file_is_named_and_not_graded_and_a_lost_one_is_missed(home):
-    (made,) = foretell(home, sweep(), ["d4"], "params_blocks")
+    (made,) = make_forecasts(home, sweep(), ["d4"], "params_blocks")
     finish(home, sweep(), "d4")
     assert score_all(home, sweep())[0].state == "graded"
     made.path.write_text(made.path.read_text().replace('"commit"', '"comit"'))
@@ -294,7 +294,7 @@ def test_a_tampered_file_is_named_and_not_graded_and_a_lost_one_is_missed(home):
 
 
 def test_a_run_that_ended_before_its_forecast_is_no_outcome(home):
-    foretell(home, sweep(), ["d4"], "params_blocks", now=time.time() + 3600)
+    make_forecasts(home, sweep(), ["d4"], "params_blocks", now=time.time() + 3600)
     finish(home, sweep(), "d4")
     (outcome,) = graded(home, sweep())
     assert outcome.state == "void"
@@ -302,18 +302,18 @@ def test_a_run_that_ended_before_its_forecast_is_no_outcome(home):
 
 
 def test_a_run_of_another_record_is_not_the_one_foretold(home):
-    foretell(home, sweep(), ["d4"], "params_blocks")
+    make_forecasts(home, sweep(), ["d4"], "params_blocks")
     changed = Sweep(name="s", question="?", trials=(rung(4, steps=24),))
     finish(home, changed, "d4")
     (outcome,) = graded(home, sweep())
     assert outcome.state == "void"
     assert "steps: recorded 24, wanted 12" in outcome.said
-    with pytest.raises(Drift):
-        foretell(home, sweep(), ["d4"], "params_blocks")
+    with pytest.raises(ConfigMismatchError):
+        make_forecasts(home, sweep(), ["d4"], "params_blocks")
 
 
 def test_a_foretold_run_that_diverged_is_said_to_have(home):
-    foretell(home, sweep(), ["d4"], "params_blocks")
+    make_forecasts(home, sweep(), ["d4"], "params_blocks")
     folder = home.trial("s", "d4")
     folder.mkdir(parents=True)
     write_json(folder / "done.json", {"status": "diverged", "reason": "nan"})

@@ -12,11 +12,11 @@ from analysis.table.mlflow import from_mlflow
 from analysis.table.schema import BY_NAME, OURS
 from analysis.table.table import TableError, load_results, load_table
 from pipelines.evaluation.scores import NUMBERS, WORDS, Fidelity, note_fidelity
-from pipelines.evaluation.throughput import Measured, note_measured
+from pipelines.evaluation.throughput import BenchmarkResult, note_measured
 from pipelines.results.table import arrow_table, rows_of, schedule_class, write_results
 from pipelines.tracking.mirror import Mirror
 from pipelines.tracking.mlflow import MLflowTracker
-from pipelines.workspace.store import Home, claim
+from pipelines.workspace.store import Home, init_run_dir
 from var_scaling.disk import write_json
 from var_scaling.evaluation.rates import Machine, SamplingSpeed, Timing
 from var_scaling.experiment import Sweep
@@ -66,7 +66,7 @@ def measure(folder) -> None:
     way = {"precision": "fp32", "guidance": 1.5, "whole": timing}
     note_measured(
         folder,
-        Measured(
+        BenchmarkResult(
             machine=Machine(name="m", device="cpu", threads=2, torch="2"), weights_sha256="0",
             tokenizer_sha256="0", commit=None, time="2026", seconds=1.0, peaks=(), training=(),
             sampling=(SamplingSpeed(batch=1, images_per_second=1 / 0.3, **way),),
@@ -81,7 +81,7 @@ def home(tmp_path_factory) -> Home:
     write_json(home.tokens("t", "leaves", "train") / "manifest.json", {"images": 600})
     for t in SWEEP.trials:
         folder = home.trial("s", t.name)
-        claim(folder, "trial.json", t)
+        init_run_dir(folder, "trial.json", t)
         write_json(folder / "provenance.json", {"attempts": [{"commit": "12e45"}]})
         log = MetricsLog(folder / "metrics.jsonl")
         for step in (3, 6, 12)[: 2 if t.name == "d3" else 3]:

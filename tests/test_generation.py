@@ -68,9 +68,9 @@ def test_cached_logits_are_those_of_the_full_forward(model, guidance):
     labels = torch.tensor([request.label for request in asked])
     told = vqvae.quantize.scales_of(module(labels, shown))
     untold = vqvae.quantize.scales_of(module(torch.full_like(labels, CLASSES), shown))
-    for step, told_BSV, untold_BSV in zip(steps, told, untold, strict=True):
+    for step, cond_BSV, uncond_BSV in zip(steps, told, untold, strict=True):
         weight = sampling.at(step.k, 3).guidance
-        wanted = guided(told_BSV, untold_BSV, weight)
+        wanted = guided(cond_BSV, uncond_BSV, weight)
         torch.testing.assert_close(step.logits_BSV, wanted, rtol=1e-4, atol=1e-4)
 
 

@@ -13,7 +13,7 @@ from pipelines.execution.tasks import (
     arrays_of,
     largest_first,
     refuse_unready,
-    units_of,
+    tasks_of,
     work_folders,
 )
 from pipelines.stages.context import RunContext, StopFile
@@ -23,7 +23,7 @@ from pipelines.stages.stages import run_tokenizer, run_tokens, run_trial
 from pipelines.workspace import driver_lock as driver
 from pipelines.workspace import job_log as jobs
 from pipelines.workspace.settings import Cluster, Settings
-from pipelines.workspace.store import Drift, Home, claim, held
+from pipelines.workspace.store import ConfigMismatchError, Home, file_lock, init_run_dir
 from pipelines.workspace.sweeps import find_sweep
 from var_scaling.config import ImportedTokenizer
 from var_scaling.datasets import ImageFiles
@@ -75,7 +75,7 @@ def test_what_is_imported_must_be_there_and_is_never_run(tmp_path):
     assert [(stage.title, stage.provided) for stage in stages] == [
         ("tokenizer brought", True), ("imported theirs", True),
     ]  # fmt: skip
-    assert [units_of(stage, BOX) for stage in stages] == [[], []]
+    assert [tasks_of(stage, BOX) for stage in stages] == [[], []]
     refuse_unready(stages, "local")  # no trial needs it
     # A tokenizer that an imported model and a trial share is trained for the trial.
     own = trial()
@@ -96,10 +96,10 @@ def test_a_directory_of_another_config_is_refused_and_only_that(tmp_path):
     home, one = Home(tmp_path), trial()
     stages = sweep_stages(home, sweep_of(one))
     refuse_mismatch(stages)
-    claim(stages[-1].directory, "trial.json", one.model_copy(update={"seed": 7}))
+    init_run_dir(stages[-1].directory, "trial.json", one.model_copy(update={"seed": 7}))
     refuse_mismatch(stages)  # it failed before its first step, say: nothing would be lost
     (stages[-1].directory / "metrics.jsonl").write_text("{}\n")
-    with pytest.raises(Drift, match="seed: recorded 7, wanted 0"):
+    with pytest.raises(ConfigMismatchError, match="seed: recorded 7, wanted 0"):
         refuse_mismatch(stages)
     refuse_mismatch(stages[:-1])
 
@@ -109,16 +109,16 @@ def test_what_would_be_lost_binds_a_directory(left, tmp_path):
     home, one = Home(tmp_path), trial()
     stages = sweep_stages(home, sweep_of(one))
     folder = stages[-1].directory
-    claim(folder, "trial.json", one.model_copy(update={"seed": 7}))
+    init_run_dir(folder, "trial.json", one.model_copy(update={"seed": 7}))
     with ExitStack() as stack:
         if left == "job":
             submitted(folder)
         elif left == "lock":
-            stack.enter_context(held(folder))
+            stack.enter_context(file_lock(folder))
         else:
             (folder / left).parent.mkdir(exist_ok=True)
             (folder / left).write_text('{"status": "done"}')
-        with pytest.raises(Drift, match="seed: recorded 7, wanted 0"):
+        with pytest.raises(ConfigMismatchError, match="seed: recorded 7, wanted 0"):
             refuse_mismatch(stages)
 
 
@@ -141,7 +141,7 @@ def test_trials_that_wait_for_the_same_share_an_array_and_go_largest_first(tmp_p
     stages = sweep_stages(home, sweep_of(small, large))
     assert [stage.name for stage in largest_first(stages)][-2:] == ["large", "small"]
     arrays = arrays_of(stages, BOX)
-    names = [[unit.name for unit in array.units] for array in arrays]
+    names = [[unit.name for unit in array.tasks] for array in arrays]
     alone = [[stage.title] for stage in stages if stage.name not in ("small", "large")]
     assert names == [*alone, ["trial large", "trial small"]]
     assert arrays[-1].needs == stages[-1].needs
@@ -155,7 +155,7 @@ def test_a_stage_comes_behind_what_it_needs_however_large_it_is(tmp_path):
     branch = replace(branch, needs=(*branch.needs, Need(parent.address, step=6)))
     assert largest_first((*before, parent, branch))[-2:] == [parent, branch]
     arrays = arrays_of((*before, parent, branch), BOX)
-    assert [array.units[0].name for array in arrays[-2:]] == ["trial parent", "trial branch"]
+    assert [array.tasks[0].name for array in arrays[-2:]] == ["trial parent", "trial branch"]
 
 
 def test_each_part_of_tokens_has_a_folder_and_belongs_to_its_stage(tmp_path):

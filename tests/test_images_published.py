@@ -14,7 +14,7 @@ from test_report import frame
 from analysis.study import study
 from analysis.table.table import check
 from pipelines.evaluation.scores import Fidelity, note_fidelity
-from pipelines.evaluation.throughput import Measured, note_measured
+from pipelines.evaluation.throughput import BenchmarkResult, note_measured
 from pipelines.report.images import exhibits
 from pipelines.results.artifacts import made_in
 from pipelines.stages.graph import sweep_stages
@@ -22,7 +22,7 @@ from pipelines.tracking.mirror import Mirror
 from pipelines.tracking.mlflow import MLflowTracker, client
 from pipelines.tracking.sync import mirror_model
 from pipelines.workspace.settings import Settings
-from pipelines.workspace.store import Home, claim
+from pipelines.workspace.store import Home, init_run_dir
 from var_scaling.disk import write_json
 from var_scaling.evaluation.rates import (
     Machine,
@@ -61,7 +61,7 @@ def home(tmp_path, empty_database) -> Home:
 def with_trials(home: Home, empty_database: Path) -> Home:
     for one in TRIALS:
         folder = home.trial("s", one.name)
-        claim(folder, "trial.json", one)
+        init_run_dir(folder, "trial.json", one)
         (folder / "weights.safetensors").touch()
         write_json(folder / "done.json", {"status": "done"})
     shutil.copy(empty_database, home.root / "mlflow.db")
@@ -84,7 +84,7 @@ def samples(home: Home, name: str = "default", of: str = "d2", **changes) -> Pat
     folder = home.trial("s", of) / "samples" / name
     asked = {"seed": 7, "classes": tuple(range(8)), "model_classes": 8, "count": 3}
     wanted = SampleSet(name=name, **{**asked, "sampling": VarSampling(), **HASHES, **changes})
-    claim(folder, "sampling.json", wanted)
+    init_run_dir(folder, "sampling.json", wanted)
     picture(folder / "grid.png")
     picture(folder / "strips.png", "blue")
     write_json(folder / "done.json", {})
@@ -113,7 +113,7 @@ def timed(folder: Path) -> None:
     """As `speed` leaves its rows in `folder`; the larger batch did not fit."""
     half = Timing(median_seconds=0.5, least_seconds=0.4, most_seconds=0.9, repeats=3)
     way = {"precision": "fp32", "guidance": 1.5}
-    note_measured(folder, Measured(
+    note_measured(folder, BenchmarkResult(
         machine=Machine(name="Box (R) 2", device="cpu", threads=1, torch="2"), **HASHES,
         commit=None, time="2026-01-02T03:04:05Z", seconds=2.0,
         peaks=(MatmulPeak(precision="fp32", side=64, flops_per_second=1e9),),
@@ -309,7 +309,7 @@ def test_an_imported_model_has_a_run_once_something_was_made_with_it(home):
         sha256=SHA,
     )
     folder = home.imported("it")
-    claim(folder, "model.json", model)
+    init_run_dir(folder, "model.json", model)
     (folder / "weights.safetensors").touch()
     write_json(folder / "done.json", {"status": "done"})
     sweep = Sweep(name="imported", question="?", trials=(), imported=(model,))

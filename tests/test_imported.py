@@ -15,7 +15,7 @@ from pipelines.stages.graph import refuse_mismatch, sweep_stages
 from pipelines.stages.stages import run_tokenizer, run_tokens, run_trial
 from pipelines.workspace.address import imported_sweep
 from pipelines.workspace.settings import Settings
-from pipelines.workspace.store import Drift, Home
+from pipelines.workspace.store import ConfigMismatchError, Home
 from var_scaling.models.var.config import VarModel
 
 
@@ -68,7 +68,7 @@ def test_imported_models_are_evaluated_and_become_points_of_a_law(files, tmp_pat
     # Nor another model under a known name, nor a law over unlike things.
     at_home = imported_sweep(at)
     other = at_home.imported[0].model_copy(update={"sha256": "f" * 64})
-    with pytest.raises(Drift, match="sha256"):
+    with pytest.raises(ConfigMismatchError, match="sha256"):
         refuse_mismatch(sweep_stages(at, at_home.model_copy(update={"imported": (other,)})))
     path = at.imported("d3") / "metrics.jsonl"
     path.write_text(path.read_text().replace('"data": "pictures"', '"data": "others"'))

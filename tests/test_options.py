@@ -14,7 +14,7 @@ from PIL import Image
 from small_home import context_in, small_home
 
 from pipelines.cli import main as cli
-from pipelines.evaluation.fid import Asked, measure_fidelity
+from pipelines.evaluation.fid import FidelityOptions, measure_fidelity
 from pipelines.evaluation.reference_stats import Cut, real_data, reference_of
 from pipelines.results.table import write_results
 from pipelines.stages.stages import run_tokens
@@ -241,7 +241,7 @@ def test_what_a_reference_file_holds_cannot_be_had_otherwise(tmp_path, asked, op
     folder = tmp_path / "mine"
     folder.mkdir()
     Image.new("RGB", (16, 16)).save(folder / "1.png")
-    wanted = Asked(reference=tmp_path / "statistics.npz", **asked)
+    wanted = FidelityOptions(reference=tmp_path / "statistics.npz", **asked)
     with pytest.raises(ValueError, match=f"{option}: what --reference holds was gathered"):
         measure_fidelity(context_in(Home(tmp_path / "home")), str(folder), wanted, silent)
 

@@ -21,7 +21,14 @@ from pipelines.stages.graph import sweep_stages
 from pipelines.workspace.address import read_generator
 from pipelines.workspace.provenance import attempts, code_version
 from pipelines.workspace.settings import Local, Settings, SettingsError, load_settings
-from pipelines.workspace.store import Busy, Drift, Home, claim, held, in_use
+from pipelines.workspace.store import (
+    Busy,
+    ConfigMismatchError,
+    Home,
+    file_lock,
+    in_use,
+    init_run_dir,
+)
 from pipelines.workspace.sweeps import find_sweep
 from var_scaling.disk import whole, write_json
 from var_scaling.metrics import MetricsLog, read_metrics
@@ -192,12 +199,14 @@ def test_an_error_of_several_processes_here_is_reported(smoke, tmp_path):
 
 
 def test_a_folder_of_another_record_is_refused_with_the_difference(tmp_path):
-    claim(tmp_path / "d2", "trial.json", trial(batch=4))
-    claim(tmp_path / "d2", "trial.json", trial())  # nothing was lost by it
+    init_run_dir(tmp_path / "d2", "trial.json", trial(batch=4))
+    init_run_dir(tmp_path / "d2", "trial.json", trial())  # nothing was lost by it
     (tmp_path / "d2" / "metrics.jsonl").write_text("{}\n")
-    claim(tmp_path / "d2", "trial.json", trial())
-    with pytest.raises(Drift, match=r"batch: recorded 8, wanted 16\n.*name of its own"):
-        claim(tmp_path / "d2", "trial.json", trial(batch=16))
+    init_run_dir(tmp_path / "d2", "trial.json", trial())
+    with pytest.raises(
+        ConfigMismatchError, match=r"batch: recorded 8, wanted 16\n.*name of its own"
+    ):
+        init_run_dir(tmp_path / "d2", "trial.json", trial(batch=16))
 
 
 def test_drift_is_refused_before_anything_runs(smoke, tmp_path):
@@ -214,9 +223,9 @@ def test_drift_is_refused_before_anything_runs(smoke, tmp_path):
 
 
 def test_one_folder_has_one_writer_at_a_time(tmp_path):
-    with held(tmp_path):
+    with file_lock(tmp_path):
         assert in_use(tmp_path)
-        with pytest.raises(Busy, match=f"in use by pid {os.getpid()} on"), held(tmp_path):
+        with pytest.raises(Busy, match=f"in use by pid {os.getpid()} on"), file_lock(tmp_path):
             raise AssertionError("two writers")
     assert not in_use(tmp_path)
 
@@ -325,13 +334,13 @@ def test_tokenizer_records_are_told_apart_by_fingerprint():
 
 
 def test_a_record_with_newer_fields_at_their_defaults_is_no_drift(tmp_path):
-    from pipelines.workspace.store import claim
+    from pipelines.workspace.store import init_run_dir
 
     old = json.loads(trial().model_dump_json())
     del old["precision"], old["tokenizer"]["weight_average"]
     write_json(tmp_path / "trial.json", old)
     write_json(tmp_path / "done.json", {"status": "done"})
-    claim(tmp_path, "trial.json", trial())
-    with pytest.raises(Drift, match="precision"):
-        claim(tmp_path, "trial.json", trial(precision="bf16"))
+    init_run_dir(tmp_path, "trial.json", trial())
+    with pytest.raises(ConfigMismatchError, match="precision"):
+        init_run_dir(tmp_path, "trial.json", trial(precision="bf16"))
     assert read_generator(tmp_path) == trial()

@@ -19,11 +19,17 @@ from analysis.forecasting.planner import Candidate, plan
 from analysis.uncertainty.intervals import prediction_interval
 from pipelines.cli.main import app
 from pipelines.planning.cost import Price
-from pipelines.planning.next_runs import Wishes, advise, candidate_trials, numbers, whole_numbers
+from pipelines.planning.next_runs import (
+    PlanOptions,
+    advise,
+    candidate_trials,
+    numbers,
+    whole_numbers,
+)
 from pipelines.workspace.store import Home
 from var_scaling.experiment import Sweep
 from var_scaling.ladder import tiny_optimiser
-from var_scaling.models.var.config import paper_rung
+from var_scaling.models.var.config import paper_recipe
 
 SIZES = 1152.0 * np.arange(1, 7) ** 3
 LENGTHS = np.array([1e7, 4e7, 1.6e8])
@@ -239,7 +245,7 @@ def test_what_cannot_be_planned_is_refused_in_words():
 
 
 def test_candidates_are_runs_not_made_yet_and_the_sweeps_own_come_first():
-    wishes = Wishes(at="d4", budget=1e18, seeds=2)
+    wishes = PlanOptions(at="d4", budget=1e18, seeds=2)
     found = candidate_trials(sweep(), frozenset({"d1", "d2", "d3"}), wishes)
     names = [one.name for one in found]
     assert names == ["d1-s1", "d1-s2", "d2-s1", "d2-s2", "d3-s1", "d3-s2", "d4", "d4-s1"]
@@ -247,25 +253,26 @@ def test_candidates_are_runs_not_made_yet_and_the_sweeps_own_come_first():
 
 
 def test_a_new_depth_follows_the_rule_of_the_ladder():
-    wishes = Wishes(at="d4", budget=1e18, depths=(5, 7), seeds=1)
+    wishes = PlanOptions(at="d4", budget=1e18, depths=(5, 7), seeds=1)
     five, seven = candidate_trials(sweep(), frozenset(), wishes)
     assert seven.model_copy(update={"name": "d7"}) == rung(7)
     assert five.optimiser == tiny_optimiser(40)
 
 
 def test_where_the_trials_follow_no_rule_a_new_depth_is_refused():
-    wishes = Wishes(at="d4", budget=1e18, depths=(7,))
+    wishes = PlanOptions(at="d4", budget=1e18, depths=(7,))
     mixed = sweep(rung(5, batch=16))
     with pytest.raises(ValueError, match="d1 and d5 differ in more than depth, seed and peak rate"):
         candidate_trials(mixed, frozenset(), wishes)
-    rates = [trial(name=f"d{d}", model=rung(d).model, optimiser=paper_rung(16).optimiser.model_copy(
+    rates = [trial(
+        name=f"d{d}", model=rung(d).model, optimiser=paper_recipe(16).optimiser.model_copy(
         update={"learning_rate": rate})) for d, rate in ((1, 0.1), (2, 0.3))]  # fmt: skip
     with pytest.raises(ValueError, match="peak rates of the trials follow no one rule"):
         candidate_trials(Sweep(name="s", question="?", trials=tuple(rates)), frozenset(), wishes)
 
 
 def test_other_lengths_are_other_runs_and_none_stands_twice():
-    wishes = Wishes(at="d4", budget=1e18, lengths=(0.5, 1, 2), seeds=1)
+    wishes = PlanOptions(at="d4", budget=1e18, lengths=(0.5, 1, 2), seeds=1)
     longer = rung(2, name="d2-x2", steps=24)
     found = candidate_trials(sweep(longer, depths=(2,)), frozenset({"d2-x2"}), wishes)
     assert [(one.name, one.steps) for one in found] == [
@@ -296,7 +303,7 @@ def home(tmp_path) -> Home:
 
 
 def test_the_advice_counts_flops_hours_and_money(home):
-    wishes = Wishes(at="d5", budget=1e10, law="pure", seeds=1)
+    wishes = PlanOptions(at="d5", budget=1e10, law="pure", seeds=1)
     advice = advise(home, sweep(depths=range(1, 6)), wishes, Price(1e6, per_gpu_hour=2.0))
     named = {step.candidate.name: step.candidate for step in advice.plan.ranking}
     assert set(named) == {"d1-s1", "d2-s1", "d3-s1", "d4-s1", "d5"}
@@ -310,9 +317,9 @@ def test_the_advice_counts_flops_hours_and_money(home):
 def test_lengths_need_a_law_that_knows_them(home):
     known = sweep(depths=range(1, 6))
     with pytest.raises(ValueError, match="knows no length; --law surface"):
-        advise(home, known, Wishes(at="d5", budget=1e10, law="pure", lengths=(1, 2)))
+        advise(home, known, PlanOptions(at="d5", budget=1e10, law="pure", lengths=(1, 2)))
     with pytest.raises(FitError, match="the same D = 2016"):
-        advise(home, known, Wishes(at="d5", budget=1e10, lengths=(1, 2)))
+        advise(home, known, PlanOptions(at="d5", budget=1e10, lengths=(1, 2)))
 
 
 def test_the_command_says_what_to_run_next(home, tmp_path):

@@ -13,7 +13,7 @@ from pipelines.cli import main as cli
 from pipelines.execution.backend import Refused
 from pipelines.execution.slurm import submit as launch
 from pipelines.execution.slurm.resources import trial_resources
-from pipelines.execution.tasks import Unit
+from pipelines.execution.tasks import Task
 from pipelines.workspace.settings import Cluster, Settings
 from pipelines.workspace.snapshot import Snapshot
 from pipelines.workspace.store import Home
@@ -50,7 +50,7 @@ def test_pickles_lie_where_nobody_else_writes(tmp_path, monkeypatch):
 
     monkeypatch.setattr(submitit.AutoExecutor, "__init__", executor)
     home = Home(tmp_path)
-    unit = Unit("trial d1", tmp_path / "d1", tmp_path / "d1", trial_resources(trial(), BOX), {})
+    task = Task("trial d1", tmp_path / "d1", tmp_path / "d1", trial_resources(trial(), BOX), {})
     settings = Settings(clusters={"box": BOX})
     mask = os.umask(0)
     try:
@@ -58,7 +58,7 @@ def test_pickles_lie_where_nobody_else_writes(tmp_path, monkeypatch):
             if mode is not None:
                 (tmp_path / "jobs").chmod(mode)
             with pytest.raises(Refused):
-                launch.submit([unit], "s", home, settings, "box", Snapshot(tmp_path, "c"), {})
+                launch.submit([task], "s", home, settings, "box", Snapshot(tmp_path, "c"), {})
     finally:
         os.umask(mask)
     assert seen == [0o700, 0o700]

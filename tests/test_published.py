@@ -108,35 +108,35 @@ def test_a_mean_objective_and_default_tolerances_stop_at_once_and_are_caught(
     points, start, iterations
 ):
     claimed, taken = stopped_at_once(points, start, count=False)
-    claim = certify(SURFACE, *points, claimed)
+    init_run_dir = certify(SURFACE, *points, claimed)
     assert taken <= iterations
-    assert not claim.is_optimum
-    assert claim.excess == pytest.approx(0.15, abs=0.015)
-    assert claim.gradient > 1e-3
-    assert claim.words.startswith("NOT an optimum: 1")
+    assert not init_run_dir.is_optimum
+    assert init_run_dir.excess == pytest.approx(0.15, abs=0.015)
+    assert init_run_dir.gradient > 1e-3
+    assert init_run_dir.words.startswith("NOT an optimum: 1")
 
 
 def test_a_sum_objective_with_default_tolerances_is_caught_too(points):
     claimed, _ = stopped_at_once(points, HOFFMANN, count=True)
-    claim = certify(SURFACE, *points, claimed)
-    assert not claim.is_optimum
-    assert claim.excess > 0.1
+    init_run_dir = certify(SURFACE, *points, claimed)
+    assert not init_run_dir.is_optimum
+    assert init_run_dir.excess > 0.1
 
 
 def test_hoffmanns_point_is_no_optimum_of_the_published_points(points):
-    claim = certify(SURFACE, *points, HOFFMANN)
-    assert not claim.is_optimum
-    assert claim.excess > 0.15
-    assert "NOT an optimum" in claim.words
+    init_run_dir = certify(SURFACE, *points, HOFFMANN)
+    assert not init_run_dir.is_optimum
+    assert init_run_dir.excess > 0.15
+    assert "NOT an optimum" in init_run_dir.words
 
 
 @pytest.mark.parametrize("objective", ["huber", "squares", "absolute"])
 def test_our_own_optimum_passes_as_one(points, objective):
     found = fit_law(SURFACE, *points, objective)
-    claim = certify(SURFACE, *points, found.values, objective)
-    assert claim.is_optimum
-    assert abs(claim.excess) < 1e-9
-    assert claim.words.startswith("an optimum")
+    init_run_dir = certify(SURFACE, *points, found.values, objective)
+    assert init_run_dir.is_optimum
+    assert abs(init_run_dir.excess) < 1e-9
+    assert init_run_dir.words.startswith("an optimum")
 
 
 def test_leaving_out_the_five_highest_losses_is_a_choice_that_moves_beta(fit):

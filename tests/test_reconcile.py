@@ -13,13 +13,13 @@ from pipelines.execution.slurm.backend import SlurmBackend
 from pipelines.execution.slurm.resources import trial_resources
 from pipelines.execution.slurm.slurm import seen_of
 from pipelines.execution.status import state_of
-from pipelines.execution.tasks import Unit
+from pipelines.execution.tasks import Task
 from pipelines.stages.attempt import FAILED
 from pipelines.workspace import driver_lock as driver
 from pipelines.workspace import job_log as jobs
 from pipelines.workspace.settings import Cluster, Settings
 from pipelines.workspace.snapshot import Snapshot
-from pipelines.workspace.store import Home, held
+from pipelines.workspace.store import Home, file_lock
 from var_scaling.disk import write_json
 
 BOX = Cluster(partition="main", device="cpu", poll_seconds=1)
@@ -53,96 +53,96 @@ class Scripted(Reconciler):
     def _accounted(self, record):
         return None
 
-    def _submit(self, units):
-        for unit in units:
+    def _submit(self, tasks):
+        for task in tasks:
             name = f"n{len(self.taken)}"
-            submitting(unit.folder, name)
-            jobs.note(unit.folder, "submitted", submission=name, job=name)
-            self.taken.append(unit.name)
+            submitting(task.folder, name)
+            jobs.note(task.folder, "submitted", submission=name, job=name)
+            self.taken.append(task.name)
         return {}
 
 
 @pytest.fixture
-def unit(tmp_path) -> Unit:
+def task(tmp_path) -> Task:
     folder = tmp_path / "s" / "d1"
     folder.mkdir(parents=True)
-    return Unit("trial d1", folder, folder, trial_resources(trial(), BOX), {})
+    return Task("trial d1", folder, folder, trial_resources(trial(), BOX), {})
 
 
 def seen(job: str, state: str, name: str = "var-scaling-s") -> dict[str, Seen]:
     return {job: seen_of(job, name, state, "n1", "")}
 
 
-def twice(reconciler: Reconciler, unit: Unit) -> dict[str, str]:
+def twice(reconciler: Reconciler, task: Task) -> dict[str, str]:
     """Two looks: the first that finds a job over waits for the disk to settle."""
-    reconciler.step([unit])
-    return reconciler.step([unit])
+    reconciler.step([task])
+    return reconciler.step([task])
 
 
-def test_what_is_done_is_never_submitted(tmp_path, unit):
-    write_json(unit.folder / "done.json", {"status": "done"})
+def test_what_is_done_is_never_submitted(tmp_path, task):
+    write_json(task.folder / "done.json", {"status": "done"})
     reconciler = Scripted(tmp_path, {})
-    assert reconciler.step([unit]) == {}
+    assert reconciler.step([task]) == {}
     assert reconciler.taken == []
 
 
-def test_silence_of_slurm_concludes_nothing(tmp_path, unit):
-    submitting(unit.folder)
-    jobs.note(unit.folder, "submitted", submission="s", job="7")
+def test_silence_of_slurm_concludes_nothing(tmp_path, task):
+    submitting(task.folder)
+    jobs.note(task.folder, "submitted", submission="s", job="7")
     reconciler = Scripted(tmp_path, None)
-    assert twice(reconciler, unit) == {}
+    assert twice(reconciler, task) == {}
     assert reconciler.taken == []
 
 
 @pytest.mark.parametrize("state", ["PENDING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED"])
-def test_a_job_that_lives_is_attached_to(tmp_path, unit, state):
-    submitting(unit.folder)
-    jobs.note(unit.folder, "submitted", submission="s", job="7")
+def test_a_job_that_lives_is_attached_to(tmp_path, task, state):
+    submitting(task.folder)
+    jobs.note(task.folder, "submitted", submission="s", job="7")
     reconciler = Scripted(tmp_path, seen("7", state))
-    assert twice(reconciler, unit) == {}
+    assert twice(reconciler, task) == {}
     assert reconciler.taken == []
 
 
-def test_a_driver_killed_between_asking_and_hearing_finds_its_job_by_name(tmp_path, unit):
-    submitting(unit.folder, index=1)
+def test_a_driver_killed_between_asking_and_hearing_finds_its_job_by_name(tmp_path, task):
+    submitting(task.folder, index=1)
     reconciler = Scripted(tmp_path, {**seen("9_1", "RUNNING"), **seen("9_0", "RUNNING")})
     reconciler.later = 100
-    assert reconciler.step([unit]) == {}
+    assert reconciler.step([task]) == {}
     assert reconciler.taken == []
-    assert jobs.latest(unit.folder).job == "9_1"
+    assert jobs.latest(task.folder).job == "9_1"
 
 
-def test_a_job_that_slurm_never_got_is_submitted_once_sbatch_must_have_returned(tmp_path, unit):
-    submitting(unit.folder)
+def test_a_job_that_slurm_never_got_is_submitted_once_sbatch_must_have_returned(tmp_path, task):
+    submitting(task.folder)
     reconciler = Scripted(tmp_path, {})
-    reconciler.step([unit])
+    reconciler.step([task])
     assert reconciler.taken == []  # another driver may be asking just now
     reconciler.later = 100
-    reconciler.step([unit])
+    reconciler.step([task])
     assert reconciler.taken == ["trial d1"]
 
 
 @pytest.mark.parametrize("state", ["NODE_FAIL", "PREEMPTED", "TIMEOUT", "FAILED", "BOOT_FAIL"])
-def test_a_job_that_died_without_a_word_is_submitted_again(tmp_path, unit, state):
-    submitting(unit.folder)
-    jobs.note(unit.folder, "submitted", submission="s", job="7")
+def test_a_job_that_died_without_a_word_is_submitted_again(tmp_path, task, state):
+    submitting(task.folder)
+    jobs.note(task.folder, "submitted", submission="s", job="7")
     reconciler = Scripted(tmp_path, seen("7", state))
-    twice(reconciler, unit)
+    twice(reconciler, task)
     assert reconciler.taken == ["trial d1"]
 
 
-def test_it_is_given_up_after_three_deaths_without_progress_and_not_with_it(tmp_path, unit):
+def test_it_is_given_up_after_three_deaths_without_progress_and_not_with_it(tmp_path, task):
     reconciler = Scripted(tmp_path, {})
     failed: dict[str, str] = {}
-    reconciler.step([unit])
+    reconciler.step([task])
     for step in (10, 20, 30, 40):  # it gets further each time
-        checkpoint = unit.folder / "checkpoint" / f"step-{step:09d}.pt"
+        checkpoint = task.folder / "checkpoint" / f"step-{step:09d}.pt"
         checkpoint.parent.mkdir(exist_ok=True)
         checkpoint.touch()
-        assert twice(reconciler, unit) == {}
+        assert twice(reconciler, task) == {}
     assert len(reconciler.taken) == 5
     for _ in range(6):
-        failed |= reconciler.step([unit])
+        failed |= reconciler.step([task])
     assert len(reconciler.taken) == 7
     assert "ended 3 times (GONE at last) without a word" in failed["trial d1"]
 
@@ -150,102 +150,102 @@ def test_it_is_given_up_after_three_deaths_without_progress_and_not_with_it(tmp_
 @pytest.mark.parametrize(
     ("state", "words"), [("CANCELLED", "was cancelled"), ("OUT_OF_MEMORY", "memory_gb_per_gpu")]
 )
-def test_some_ends_wait_for_retry(tmp_path, unit, state, words):
-    submitting(unit.folder)
-    jobs.note(unit.folder, "submitted", submission="s", job="7")
+def test_some_ends_wait_for_retry(tmp_path, task, state, payload):
+    submitting(task.folder)
+    jobs.note(task.folder, "submitted", submission="s", job="7")
     reconciler = Scripted(tmp_path, seen("7", state))
-    assert words in twice(reconciler, unit)["trial d1"]
+    assert payload in twice(reconciler, task)["trial d1"]
     assert reconciler.taken == []
-    jobs.note(unit.folder, "retry")
-    reconciler.step([unit])
+    jobs.note(task.folder, "retry")
+    reconciler.step([task])
     assert reconciler.taken == ["trial d1"]
 
 
-def test_an_error_is_reported_if_it_is_of_this_job(tmp_path, unit):
-    submitting(unit.folder)
-    jobs.note(unit.folder, "submitted", submission="s", job="7")
+def test_an_error_is_reported_if_it_is_of_this_job(tmp_path, task):
+    submitting(task.folder)
+    jobs.note(task.folder, "submitted", submission="s", job="7")
     failure = {"error": "ValueError: no", "restart_id": "7.2", "rank": 3}
-    write_json(unit.folder / FAILED, failure)
+    write_json(task.folder / FAILED, failure)
     reconciler = Scripted(tmp_path, seen("7", "FAILED"))
-    assert twice(reconciler, unit) == {"trial d1": "ValueError: no (rank 3)"}
-    assert state_of(unit.folder)[0] == "failed"
+    assert twice(reconciler, task) == {"trial d1": "ValueError: no (rank 3)"}
+    assert state_of(task.folder)[0] == "failed"
 
 
-def test_an_error_of_an_earlier_job_is_not(tmp_path, unit):
-    submitting(unit.folder)
-    jobs.note(unit.folder, "submitted", submission="s", job="7")
-    write_json(unit.folder / FAILED, {"error": "ValueError: no", "restart_id": "6.0", "rank": 0})
+def test_an_error_of_an_earlier_job_is_not(tmp_path, task):
+    submitting(task.folder)
+    jobs.note(task.folder, "submitted", submission="s", job="7")
+    write_json(task.folder / FAILED, {"error": "ValueError: no", "restart_id": "6.0", "rank": 0})
     reconciler = Scripted(tmp_path, seen("7", "NODE_FAIL"))
-    assert twice(reconciler, unit) == {}
+    assert twice(reconciler, task) == {}
     assert reconciler.taken == ["trial d1"]
 
 
-def test_an_id_under_another_name_is_not_our_job(tmp_path, unit):
-    submitting(unit.folder)
-    jobs.note(unit.folder, "submitted", submission="s", job="7")
+def test_an_id_under_another_name_is_not_our_job(tmp_path, task):
+    submitting(task.folder)
+    jobs.note(task.folder, "submitted", submission="s", job="7")
     reconciler = Scripted(tmp_path, seen("7", "RUNNING", name="somebody-elses"))
-    twice(reconciler, unit)
+    twice(reconciler, task)
     assert reconciler.taken == ["trial d1"]
 
 
 @pytest.mark.parametrize("state", ["PREEMPTED", "NODE_FAIL", "BOOT_FAIL"])
-def test_what_is_nobodys_fault_is_never_held_against_a_stage(tmp_path, unit, state):
+def test_what_is_nobodys_fault_is_never_held_against_a_stage(tmp_path, task, state):
     """However often it is preempted before its first save."""
     reconciler = Scripted(tmp_path, {})
-    reconciler.step([unit])
+    reconciler.step([task])
     for number in range(5):
         reconciler.says = seen(f"n{number}", state, name=f"var-scaling-n{number}")
-        assert twice(reconciler, unit) == {}
+        assert twice(reconciler, task) == {}
     assert len(reconciler.taken) == 6
 
 
-def test_active_by_accounts_alone_is_a_runaway_and_not_waited_for(tmp_path, unit, monkeypatch):
+def test_active_by_accounts_alone_is_a_runaway_and_not_waited_for(tmp_path, task, monkeypatch):
     from pipelines.execution.slurm import slurm
 
-    submitting(unit.folder)
-    jobs.note(unit.folder, "submitted", submission="s", job="7")
+    submitting(task.folder)
+    jobs.note(task.folder, "submitted", submission="s", job="7")
     monkeypatch.setattr(slurm, "accounts", lambda names: seen("7", "RUNNING"))
     monkeypatch.setattr(Scripted, "_accounted", Reconciler._accounted)
     reconciler = Scripted(tmp_path, {})
-    twice(reconciler, unit)
+    twice(reconciler, task)
     assert reconciler.taken == ["trial d1"]
 
 
-def test_cancelled_before_it_was_submitted_it_is_not(tmp_path, unit):
-    jobs.note(unit.folder, "cancelled", reason="it was cancelled")
+def test_cancelled_before_it_was_submitted_it_is_not(tmp_path, task):
+    jobs.note(task.folder, "cancelled", reason="it was cancelled")
     reconciler = Scripted(tmp_path, {})
-    assert reconciler.step([unit]) == {"trial d1": "it was cancelled"}
-    assert state_of(unit.folder) == ("cancelled", "it was cancelled")
-    jobs.note(unit.folder, "retry")
-    reconciler.step([unit])
+    assert reconciler.step([task]) == {"trial d1": "it was cancelled"}
+    assert state_of(task.folder) == ("cancelled", "it was cancelled")
+    jobs.note(task.folder, "retry")
+    reconciler.step([task])
     assert reconciler.taken == ["trial d1"]
 
 
-def test_a_stage_that_this_machine_is_at_is_not_submitted(tmp_path, unit):
+def test_a_stage_that_this_machine_is_at_is_not_submitted(tmp_path, task):
     reconciler = Scripted(tmp_path, {})
-    with held(unit.folder):
-        assert reconciler.step([unit]) == {}
+    with file_lock(task.folder):
+        assert reconciler.step([task]) == {}
     assert reconciler.taken == []
 
 
 def test_parts_that_nobody_joined_are_joined_by_one_more_job(tmp_path):
-    whole = tmp_path / "tokens"
-    parts = tuple(whole / "parts" / f"00{k}-of-002" for k in range(2))
+    output_dir = tmp_path / "tokens"
+    parts = tuple(output_dir / "parts" / f"00{k}-of-002" for k in range(2))
     for part in parts:
         part.mkdir(parents=True)
         write_json(part / "done.json", {"status": "done"})
     asks = trial_resources(trial(), BOX)
-    units = [
-        Unit("tokens 1 of 2", parts[0], whole, asks, {}, parts),
-        Unit("tokens 2 of 2", parts[1], whole, asks, {}),
+    tasks = [
+        Task("tokens 1 of 2", parts[0], output_dir, asks, {}, parts),
+        Task("tokens 2 of 2", parts[1], output_dir, asks, {}),
     ]
-    assert [unit.done for unit in units] == [False, True]
+    assert [task.done for task in tasks] == [False, True]
     reconciler = Scripted(tmp_path, {})
-    reconciler.step(units)
-    reconciler.step(units)
+    reconciler.step(tasks)
+    reconciler.step(tasks)
     assert reconciler.taken == ["tokens 1 of 2"]
-    write_json(whole / "done.json", {"status": "done"})
-    assert all(unit.done for unit in units)
+    write_json(output_dir / "done.json", {"status": "done"})
+    assert all(task.done for task in tasks)
 
 
 class Sbatch:
@@ -254,51 +254,51 @@ class Sbatch:
     def __init__(self, *answers):
         self.answers, self.sizes = list(answers), []
 
-    def __call__(self, units, *rest):
-        self.sizes.append(len(units))
+    def __call__(self, tasks, *rest):
+        self.sizes.append(len(tasks))
         answer = self.answers.pop(0) if self.answers else None
         if answer is not None:
             raise answer
-        return [f"{len(self.sizes)}_{k}" for k in range(len(units))]
+        return [f"{len(self.sizes)}_{k}" for k in range(len(tasks))]
 
 
-def array(tmp_path: Path, size: int) -> list[Unit]:
+def array(tmp_path: Path, size: int) -> list[Task]:
     asks = trial_resources(trial(), BOX)
     folders = [tmp_path / "s" / f"d{k}" for k in range(size)]
-    return [Unit(f"trial {f.name}", f, f, asks, {}) for f in folders]
+    return [Task(f"trial {f.name}", f, f, asks, {}) for f in folders]
 
 
 def test_more_than_may_be_submitted_goes_in_smaller_arrays(tmp_path, monkeypatch):
     sbatch = Sbatch(TooMany("MaxSubmitJob"), TooMany("MaxSubmitJob"))
     monkeypatch.setattr(launch, "submit", sbatch)
     monkeypatch.setattr(Scripted, "_submit", Reconciler._submit)
-    reconciler, units = Scripted(tmp_path, {}), array(tmp_path, 8)
+    reconciler, tasks = Scripted(tmp_path, {}), array(tmp_path, 8)
     for _ in range(4):
         reconciler.not_before = 0.0
-        assert reconciler.step(units) == {}
+        assert reconciler.step(tasks) == {}
     assert sbatch.sizes[:3] == [8, 4, 2]
 
 
 def test_what_slurm_refuses_for_good_is_a_failure_in_its_words(tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "submit", Sbatch(Refused("Invalid account")))
     monkeypatch.setattr(Scripted, "_submit", Reconciler._submit)
-    reconciler, units = Scripted(tmp_path, {}), array(tmp_path, 2)
-    assert reconciler.step(units) == {unit.name: "Invalid account" for unit in units}
-    assert reconciler.step(units) == {unit.name: "Invalid account" for unit in units}
+    reconciler, tasks = Scripted(tmp_path, {}), array(tmp_path, 2)
+    assert reconciler.step(tasks) == {task.name: "Invalid account" for task in tasks}
+    assert reconciler.step(tasks) == {task.name: "Invalid account" for task in tasks}
 
 
 def test_a_silent_slurmctld_is_asked_again_less_and_less_often(tmp_path, monkeypatch):
     sbatch = Sbatch(*[Delayed("Unable to contact")] * 3)
     monkeypatch.setattr(launch, "submit", sbatch)
     monkeypatch.setattr(Scripted, "_submit", Reconciler._submit)
-    reconciler, units = Scripted(tmp_path, {}), array(tmp_path, 1)
+    reconciler, tasks = Scripted(tmp_path, {}), array(tmp_path, 1)
     waits = []
     for _ in range(3):
         reconciler.not_before = 0.0
-        reconciler.step(units)
+        reconciler.step(tasks)
         waits.append(reconciler.patience)
     assert waits[1:] == [2 * waits[0], 4 * waits[0]]
     assert "Unable to contact" in (tmp_path / "s" / "driver.note").read_text()
     reconciler.not_before = time.time() + 60
-    reconciler.step(units)
+    reconciler.step(tasks)
     assert len(sbatch.sizes) == 3  # not before its time

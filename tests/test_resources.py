@@ -4,7 +4,7 @@ import pytest
 from conftest import trial
 
 from pipelines.execution.slurm.resources import encoding_parts, memory_bytes, trial_resources
-from pipelines.execution.tasks import arrays_of, units_of
+from pipelines.execution.tasks import arrays_of, tasks_of
 from pipelines.stages.graph import of_kind, sweep_stages
 from pipelines.stages.registry import TOKENS, TRIAL
 from pipelines.workspace.settings import Cluster, Settings, SettingsError, load_settings
@@ -61,7 +61,7 @@ def test_a_model_that_fits_no_gpu_is_refused_before_anything_is_spent():
 
 def test_trials_that_ask_slurm_for_the_same_share_an_array(tmp_path):
     trials = of_kind(sweep_stages(Home(tmp_path), find_sweep("imagenet256")), TRIAL)
-    arrays = [array.units for array in arrays_of(trials, H100)]
+    arrays = [array.tasks for array in arrays_of(trials, H100)]
     alone = {units[0].resources.processes: [u.folder.name for u in units] for units in arrays}
     assert alone[1] == ["d16", "d14", "d12", "d10", "d8", "d6"]
     at_once = {u.folder.name: u.resources.at_once for units in arrays for u in units}
@@ -78,9 +78,9 @@ def test_encoding_is_spread_over_about_an_hour_each_and_stays_as_it_was_begun(tm
     t, data = stage.config.tokenizer, stage.config.data
     parts = encoding_parts(t, data, data.train_images, H100)
     assert 2 <= parts <= 16
-    assert len(units_of(stage, H100)) == parts
+    assert len(tasks_of(stage, H100)) == parts
     part_folders(stage.directory, of=3)[0].mkdir(parents=True)
-    assert len(units_of(stage, H100)) == 3
+    assert len(tasks_of(stage, H100)) == 3
 
 
 def test_the_estimate_of_memory_covers_what_a_block_keeps():

@@ -18,11 +18,11 @@ from pipelines.sampling import processes as sample_processes
 from pipelines.sampling.draw import How, sample_set
 from pipelines.sampling.finalize import end_set, read_image
 from pipelines.sampling.processes import ProcessFailed
-from pipelines.sampling.request import Asked, plan_set
+from pipelines.sampling.request import SampleOptions, plan_set
 from pipelines.sampling.run import here, other_split
 from pipelines.sampling.store import Life, SampleFolder
 from pipelines.stages.context import ProcessContext
-from pipelines.workspace.store import Busy, Drift, held, in_use
+from pipelines.workspace.store import Busy, ConfigMismatchError, file_lock, in_use
 from var_scaling.disk import DONE, is_done, read_json, write_json
 
 QUIET = How(), lambda done: False, lambda *said: None
@@ -40,7 +40,9 @@ def _alone_and_quick(home, monkeypatch):
 
 
 def asked(home, count: int = 2, **words):
-    return plan_set(context_in(home), ADDRESS, Asked(count=count, **{"classes": "0-2", **words}))
+    return plan_set(
+        context_in(home), ADDRESS, SampleOptions(count=count, **{"classes": "0-2", **words})
+    )
 
 
 def make(home, plan) -> list[int]:
@@ -75,13 +77,13 @@ def test_a_larger_count_that_was_not_reached_can_be_taken_back(home, monkeypatch
             make(home, larger)
     assert is_done(plan.folder)  # nothing was drawn: nothing was given up
     (plan.folder / "strips.png").touch()
-    SampleFolder(larger.folder, larger.wanted).claim()
+    SampleFolder(larger.folder, larger.wanted).init_run_dir()
     assert not is_done(plan.folder)
     assert not (plan.folder / "strips.png").exists()  # of another count
     assert make(home, plan) == []
     assert is_done(plan.folder)
     assert pictures(plan) == before
-    with pytest.raises(Drift, match="has 2 images of each class already"):
+    with pytest.raises(ConfigMismatchError, match="has 2 images of each class already"):
         make(home, asked(home, 1))
 
 
@@ -90,9 +92,9 @@ def test_who_draws_a_count_that_is_no_longer_wanted_does_not_end_the_set(home):
 
     def grow(what, done, total):
         if done == total:
-            SampleFolder(larger.folder, larger.wanted).claim()
+            SampleFolder(larger.folder, larger.wanted).init_run_dir()
 
-    with pytest.raises(Drift, match="count: recorded 3, wanted 2"):
+    with pytest.raises(ConfigMismatchError, match="count: recorded 3, wanted 2"):
         sample_set(context_in(home), plan, How(), lambda done: False, grow)
     assert not is_done(plan.folder)
     assert make(home, larger) == []
@@ -184,7 +186,7 @@ def candidates(home, tmp_path) -> SampleFolder:
     words = {"reject": 0.5, "classifier": "seeded", "class_map": tmp_path / "map.json"}
     plan = asked(home, 8, **words)
     at = SampleFolder(plan.folder, plan.wanted)
-    at.claim()
+    at.init_run_dir()
     image = np.zeros((16, 16, 3), np.uint8)
     for chunk in range(plan.wanted.chunks):
         made = {one: at.write(one, image, one.index / 100) for one in plan.wanted.chunk(chunk)}
@@ -260,7 +262,7 @@ def test_a_part_and_the_whole_are_not_drawn_at_once_but_parts_are(home):
     here(context_in(home), plan, How(part=(0, 2)), 1, meet)
     assert met
     assert is_done(plan.folder) or make(home, plan) == []
-    with held(plan.folder), pytest.raises(Busy, match=f"pid {os.getpid()}"):
+    with file_lock(plan.folder), pytest.raises(Busy, match=f"pid {os.getpid()}"):
         here(context_in(home), plan, How(part=(0, 2)), 1, quiet)
     assert other_split(plan.folder, (0, 3)) == ""
 
@@ -313,7 +315,7 @@ def test_where_one_process_fails_the_others_are_asked_to_leave(home, tmp_path, w
     told = []
     said = {"says": "ValueError: no", "dies": "it ended with exit code 1"}[way]
     with pytest.raises(ProcessFailed, match=f"process 1 of 2: {said}"):
-        sample_processes._see_through(
+        sample_processes._run_until_done(
             workers, asked(home), 0, lambda what, done, total: told.append(done), stop
         )
     assert stop.exists()

@@ -17,10 +17,10 @@ from small_home import ADDRESS, context_in, small_home
 
 from pipelines.sampling.draw import How, sample_set
 from pipelines.sampling.export import export_npz
-from pipelines.sampling.request import Asked, plan_set
+from pipelines.sampling.request import SampleOptions, plan_set
 from pipelines.sampling.store import SampleFolder
 from pipelines.stages.attempt import Stopped
-from pipelines.workspace.store import Drift
+from pipelines.workspace.store import ConfigMismatchError
 from var_scaling.disk import DONE, is_done, read_json, write_json
 from var_scaling.experiment.sample_set import CHUNK, Rejection, Request, SampleSet
 from var_scaling.generation.reject import accept
@@ -51,7 +51,7 @@ def _alone_and_quick(home, monkeypatch):
 
 
 def asked(home, count: int = 9, **words):
-    return plan_set(context_in(home), ADDRESS, Asked(count=count, **words))
+    return plan_set(context_in(home), ADDRESS, SampleOptions(count=count, **words))
 
 
 def make(home, plan, how: How = How(), stop=lambda done: False, report_progress=lambda *said: None):  # noqa: B008
@@ -137,11 +137,11 @@ def test_a_set_grows_without_a_change_to_what_was_there(home, undisturbed):
 
 def test_another_set_of_the_same_name_is_refused_and_a_smaller_one(home):
     make(home, asked(home, count=2))
-    with pytest.raises(Drift, match=r"seed: recorded 0, wanted 1"):
+    with pytest.raises(ConfigMismatchError, match=r"seed: recorded 0, wanted 1"):
         make(home, asked(home, count=2, seed=1))
-    with pytest.raises(Drift, match=r"sampling.guidance: recorded 1.5, wanted 2.0"):
+    with pytest.raises(ConfigMismatchError, match=r"sampling.guidance: recorded 1.5, wanted 2.0"):
         make(home, asked(home, count=3, sampling={"guidance": 2.0}))
-    with pytest.raises(Drift, match="has 2 images of each class already"):
+    with pytest.raises(ConfigMismatchError, match="has 2 images of each class already"):
         make(home, asked(home, count=1))
 
 
@@ -155,7 +155,7 @@ def test_weights_that_changed_meanwhile_are_refused(tmp_path):
         make(own, plan)
     done = own.root / ADDRESS / DONE
     write_json(done, {**read_json(done), "weights_sha256": file_sha256(weights)})
-    with pytest.raises(Drift, match=r"its weights had SHA-256 .*; now they have"):
+    with pytest.raises(ConfigMismatchError, match=r"its weights had SHA-256 .*; now they have"):
         make(own, plan)
     assert not plan.folder.exists()  # not claimed for what cannot be drawn
 

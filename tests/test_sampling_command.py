@@ -19,11 +19,11 @@ from small_home import ADDRESS, context_in, small_home
 from pipelines.cli import main as cli
 from pipelines.cli.terminal.images import counting
 from pipelines.sampling.draw import How
-from pipelines.sampling.jobs import job_folders, sample_units
-from pipelines.sampling.request import Asked, plan_set, read_classes, read_part
+from pipelines.sampling.jobs import job_folders, sample_tasks
+from pipelines.sampling.request import SampleOptions, plan_set, read_classes, read_part
 from pipelines.workspace import job_log as jobs
 from pipelines.workspace.settings import Cluster
-from pipelines.workspace.store import held
+from pipelines.workspace.store import file_lock
 from var_scaling.disk import DONE, is_done, read_json, write_json
 
 MIRRORED: list[str] = []  # addresses, one for each time
@@ -133,14 +133,14 @@ def test_a_model_that_was_never_without_a_class(tmp_path):
     own = small_home(tmp_path, trial(tokenizer=tokenizer(), label_drop=0.0))
     place = context_in(own)
     with pytest.raises(ValueError, match="label_drop = 0 and never without a class"):
-        plan_set(place, ADDRESS, Asked(classes="none"))
-    assert plan_set(place, ADDRESS, Asked()).wanted.sampling.guidance == 0
+        plan_set(place, ADDRESS, SampleOptions(classes="none"))
+    assert plan_set(place, ADDRESS, SampleOptions()).wanted.sampling.guidance == 0
 
 
 @pytest.mark.thorough
 def test_an_imported_model_is_sampled_like_one_of_ours(files, tmp_path):
     bring(tmp_path, *files)
-    plan = plan_set(context_in(small_home(tmp_path)), "imported/it", Asked(count=1))
+    plan = plan_set(context_in(small_home(tmp_path)), "imported/it", SampleOptions(count=1))
     assert plan.folder == tmp_path / "imported" / "it" / "samples" / "default"
     assert plan.wanted.classes == (0, 1, 2)
 
@@ -215,7 +215,7 @@ def test_a_part_says_what_others_have_to_draw(home, sample):
 
 def test_a_set_that_another_process_draws_is_left_to_it(home, sample):
     folder = home.root / ADDRESS / "samples" / "default"
-    with held(folder):
+    with file_lock(folder):
         code, said = sample(ADDRESS)
     assert code == 4
     assert f"in use by pid {os.getpid()}" in said
@@ -303,20 +303,20 @@ def test_without_a_terminal_a_line_now_and_then():
 # As jobs -----------------------------------------------------------------------------------------
 
 
-def units_of(home, count: int, parts: int):
-    plan = plan_set(context_in(home), ADDRESS, Asked(count=count))
-    return plan, sample_units(plan, How(), parts, trial(), Cluster(partition="p"))
+def tasks_of(home, count: int, parts: int):
+    plan = plan_set(context_in(home), ADDRESS, SampleOptions(count=count))
+    return plan, sample_tasks(plan, How(), parts, trial(), Cluster(partition="p"))
 
 
 def test_a_job_a_part_and_no_more_than_chunks(home):
-    plan, units = units_of(home, 25, 3)
+    plan, units = tasks_of(home, 25, 3)
     assert [unit.name for unit in units] == [
         f"samples grid/d2/default {number} of 3" for number in (1, 2, 3)
     ]
     assert len({unit.resources for unit in units}) == 1  # one array
     assert [unit.folder for unit in units] == job_folders(plan, 3)
-    assert len(units_of(home, 25, 64)[1]) == plan.wanted.chunks == 4
-    assert units[0].words["part"] == [0, 3]
+    assert len(tasks_of(home, 25, 64)[1]) == plan.wanted.chunks == 4
+    assert units[0].payload["part"] == [0, 3]
     assert not any(unit.done for unit in units)
     for unit in units:
         write_json(unit.folder / DONE, {"status": "done"})
@@ -325,11 +325,11 @@ def test_a_job_a_part_and_no_more_than_chunks(home):
 
 def test_a_job_without_guidance_asks_for_less(home, monkeypatch):
     monkeypatch.setattr("pipelines.sampling.jobs.encoding_resources", lambda flops, cluster: flops)
-    plan, flops = plan_set(context_in(home), ADDRESS, Asked(count=1)), []
+    plan, flops = plan_set(context_in(home), ADDRESS, SampleOptions(count=1)), []
     for guidance in (1.5, (0.0, 0.0, 0.1), 0.0, (0.0,) * 3):
         sampling = plan.wanted.sampling.model_copy(update={"guidance": guidance})
         changed = replace(plan, wanted=plan.wanted.model_copy(update={"sampling": sampling}))
-        (unit,) = sample_units(changed, How(), 1, trial(), Cluster(partition="p"))
+        (unit,) = sample_tasks(changed, How(), 1, trial(), Cluster(partition="p"))
         flops.append(unit.resources)
     guided, some, none, zeros = flops
     assert guided == some > none == zeros
@@ -338,27 +338,27 @@ def test_a_job_without_guidance_asks_for_less(home, monkeypatch):
 def test_a_set_in_the_hands_of_a_job_is_not_submitted_twice(home):
     from pipelines.sampling.jobs import others_at_it
 
-    plan, units = units_of(home, 25, 2)
+    plan, units = tasks_of(home, 25, 2)
     jobs.note(
         units[1].folder, "submitting", submission="s", cluster="box", index=1, code="c",
         resources={},
     )  # fmt: skip
     assert others_at_it(plan, units, "box") == ""
-    for mine, cluster in ((units_of(home, 25, 3)[1], "box"), (units, "moon")):
+    for mine, cluster in ((tasks_of(home, 25, 3)[1], "box"), (units, "moon")):
         assert "attach to it with --on box --jobs 2" in others_at_it(plan, mine, cluster)
 
 
 def test_a_job_draws_its_part_and_the_last_ends_the_set(home):
     from pipelines.sampling.jobs import run
 
-    plan, units = units_of(home, 9, 2)
+    plan, units = tasks_of(home, 9, 2)
     from pipelines.sampling.store import SampleFolder
 
-    SampleFolder(plan.folder, plan.wanted).claim()
+    SampleFolder(plan.folder, plan.wanted).init_run_dir()
     place = context_in(home)
     for unit in units:
         assert not is_done(plan.folder)
-        assert run(place, unit.words) == "done"
+        assert run(place, unit.payload) == "done"
     assert is_done(plan.folder)
     assert all(unit.done for unit in units)
     # Images that are lost before the end make their part undone, whoever notices.
@@ -366,8 +366,8 @@ def test_a_job_draws_its_part_and_the_last_ends_the_set(home):
     (plan.folder / DONE).unlink()
     for name in ("0001/00000.png", "0001/00008.png"):
         (plan.folder / "images" / name).unlink()
-    assert run(place, units[0].words) == "done"
+    assert run(place, units[0].payload) == "done"
     assert [unit.done for unit in units] == [True, False]
-    assert run(place, units[1].words) == "done"
+    assert run(place, units[1].payload) == "done"
     assert is_done(plan.folder)
     assert pictures(plan.folder) == before

@@ -11,7 +11,7 @@ from slurm_site import Site
 from small_home import ADDRESS, context_in, small_home
 
 from pipelines.sampling.draw import How, sample_set
-from pipelines.sampling.request import Asked, plan_set
+from pipelines.sampling.request import SampleOptions, plan_set
 from pipelines.workspace import job_log as jobs
 from pipelines.workspace.provenance import attempts
 from var_scaling.disk import is_done, read_json
@@ -70,7 +70,7 @@ def unharmed(samples: Samples) -> None:
     """The set is done, and its files are those that one process draws."""
     assert is_done(samples.set)
     place = context_in(samples.model)
-    plan = plan_set(place, ADDRESS, Asked(count=samples.count, name="alone"))
+    plan = plan_set(place, ADDRESS, SampleOptions(count=samples.count, name="alone"))
     assert sample_set(place, plan, How(), lambda done: False, lambda *said: None) == []
     assert pictures(samples.set) == pictures(plan.folder)
     assert len(pictures(samples.set)) == 8 * samples.count

@@ -18,7 +18,7 @@ from pipelines.results.table import rows_of
 from pipelines.stages import stages
 from pipelines.tracking.mirror import Mirror
 from pipelines.tracking.mlflow import MLflowTracker
-from pipelines.workspace.store import Home, claim
+from pipelines.workspace.store import Home, init_run_dir
 from var_scaling.accounting import total
 from var_scaling.data.dataset import open_images
 from var_scaling.data.dead_leaves import DeadLeavesSource
@@ -338,7 +338,7 @@ def test_a_forecast_s_interval_is_that_of_a_new_run():
 def test_lost_flops_are_those_of_the_lost_steps(tmp_path):
     home, one = Home(tmp_path), trial()
     folder = home.trial("s", one.name)
-    claim(folder, "trial.json", one)
+    init_run_dir(folder, "trial.json", one)
     lost = [{"commit": "a", "lost_steps": 5, "lost_seconds": 1.5}, {"commit": "b", "lost_steps": 2}]
     write_json(folder / "provenance.json", {"attempts": [*lost, {"commit": "c"}]})
     line = {"kind": "validation", "step": 12, "time_ms": 1, "loss": 1.0, "seconds": 9.0,
@@ -354,7 +354,7 @@ def test_lost_flops_are_those_of_the_lost_steps(tmp_path):
 def test_mlflow_shows_when_a_number_was_measured(tmp_path):
     home, one = Home(tmp_path), trial()
     folder = home.trial("s", one.name)
-    claim(folder, "trial.json", one)
+    init_run_dir(folder, "trial.json", one)
     write_json(folder / "provenance.json", {"attempts": [{"commit": "abc"}]})
     began = 1_600_000_000_000  # in 2020
     speed = {"seconds": 1.0, "images_per_second": 8.0}

@@ -14,12 +14,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from pipelines.cli.speed import app
-from pipelines.evaluation.throughput import Measured, measurements, note_measured, speed_columns
+from pipelines.evaluation.throughput import (
+    BenchmarkResult,
+    measurements,
+    note_measured,
+    speed_columns,
+)
 from var_scaling.accounting import total
 from var_scaling.config import ImportedTokenizer
 from var_scaling.disk import read_json, write_json
 from var_scaling.evaluation.bench import Bench, matmul_peak
-from var_scaling.evaluation.memory import Watermark, lacking
+from var_scaling.evaluation.memory import PeakMemory, lacking
 from var_scaling.evaluation.rates import (
     Machine,
     MatmulPeak,
@@ -233,7 +238,7 @@ def test_a_batch_that_would_take_too_long_is_left_out():
 
 
 def test_the_watermark_sees_what_was_held_and_let_go():
-    watermark = Watermark(CPU)
+    watermark = PeakMemory(CPU)
     torch.ones(64 << 20, dtype=torch.uint8).sum()
     grown = watermark.read().process_growth_bytes
     if grown is None:
@@ -246,7 +251,7 @@ def test_the_watermark_sees_what_was_held_and_let_go():
 
 def measured(
     name="EPYC", time="2026-11-23T00:00:00Z", rate=10.0, memory=None, batches=(1, 8)
-) -> Measured:
+) -> BenchmarkResult:
     timing = Timing.of([2 / rate])
     rows = tuple(
         SamplingSpeed(
@@ -256,7 +261,7 @@ def measured(
         for guidance in (0.0, 1.5) for batch in batches
     )  # fmt: skip
     missing = SamplingSpeed(precision="fp32", guidance=1.5, batch=64, missing="out of memory")
-    return Measured(
+    return BenchmarkResult(
         machine=Machine(name=name, device="cpu", threads=1, torch="2.13"),
         weights_sha256="a",
         tokenizer_sha256="b",
@@ -334,7 +339,7 @@ def command(home, *words: str) -> str:
 def test_the_verb_times_a_model_prints_tables_and_leaves_the_file(tmp_path, files):
     home = tmp_path / "home"
     bring(home, *files, sides=(1, 2))
-    found = Measured.model_validate_json(
+    found = BenchmarkResult.model_validate_json(
         command(home, "--micro-batches", "2", "--json", "--precisions", "tf32,fp32")
     )
     ways = [(row.precision, row.guidance, row.batch) for row in found.sampling]

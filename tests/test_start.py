@@ -16,7 +16,7 @@ from pipelines.stages.context import RunContext, StopFile
 from pipelines.stages.graph import Need, sweep_stages
 from pipelines.stages.stages import run_stage
 from pipelines.workspace.settings import Settings
-from pipelines.workspace.store import Drift, Home
+from pipelines.workspace.store import ConfigMismatchError, Home
 from var_scaling.experiment import Sweep, Trial
 from var_scaling.experiment.trial import Start
 from var_scaling.metrics import read_metrics
@@ -83,7 +83,7 @@ def test_what_was_kept_stays_and_another_trunk_is_another_trial(home):
     context = RunContext(home, Settings(), StopFile(home.root / "stop"))
     alone = Sweep(name="branches", question="?", trials=(changed,))
     (stage,) = [one for one in sweep_stages(home, alone) if one.name == "long"]
-    with pytest.raises(Drift, match=r"start\.trial\.seed: recorded 0, wanted 5"):
+    with pytest.raises(ConfigMismatchError, match=r"start\.trial\.seed: recorded 0, wanted 5"):
         run_stage(stage, context)
 
 

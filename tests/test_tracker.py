@@ -18,7 +18,7 @@ from pipelines.tracking.mlflow import MLflowTracker
 from pipelines.tracking.sync import mirror
 from pipelines.tracking.tracker import Number, open_tracker
 from pipelines.workspace.settings import Settings
-from pipelines.workspace.store import Home, claim
+from pipelines.workspace.store import Home, init_run_dir
 from var_scaling.disk import write_json
 from var_scaling.experiment import Sweep
 from var_scaling.metrics import MetricsLog
@@ -84,7 +84,7 @@ def trained(root: Path) -> Home:
     """A home with a trial that has logged a little, and a picture beside it."""
     home, one = Home(root), SWEEP.trials[0]
     folder = home.trial("s", one.name)
-    claim(folder, "trial.json", one)
+    init_run_dir(folder, "trial.json", one)
     write_json(folder / "provenance.json", {"attempts": [{"commit": "abc"}]})
     log = MetricsLog(folder / "metrics.jsonl")
     for step in (1, 2):

@@ -12,7 +12,7 @@ from pipelines.tracking.mirror import Mirror
 from pipelines.tracking.mlflow import MLflowTracker
 from pipelines.tracking.sync import attempt
 from pipelines.workspace import job_log as jobs
-from pipelines.workspace.store import Home, claim
+from pipelines.workspace.store import Home, init_run_dir
 from var_scaling.disk import write_json
 from var_scaling.experiment import Sweep
 from var_scaling.metrics import MetricsLog
@@ -25,7 +25,7 @@ def home(tmp_path) -> Home:
     """A home in which one trial has logged three lines and saved its attempt."""
     home = Home(tmp_path)
     folder = home.trial("s", "d2")
-    claim(folder, "trial.json", trial())
+    init_run_dir(folder, "trial.json", trial())
     write_json(folder / "provenance.json", {"attempts": [{"commit": "abc"}]})
     log_lines(home, range(1, 4))
     return home

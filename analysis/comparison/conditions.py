@@ -17,7 +17,7 @@ from analysis.comparison.families import (
     Multiplier,
     curves,
     multipliers,
-    refuse_unequal,
+    refuse_incomparable,
     spread,
     with_arms,
 )
@@ -85,7 +85,7 @@ class Placed:
         width = float(np.exp(self.times * self.spread))
         return self.distance / width, self.distance * width
 
-    def told_from(self, other: "Placed") -> bool:
+    def distinguishable_from(self, other: "Placed") -> bool:
         """Whether the difference is larger than chance allows (95 %, this pair alone)."""
         apart = abs(np.log(self.distance / other.distance))
         return bool(apart > self.times * np.hypot(self.spread, other.spread))
@@ -171,7 +171,7 @@ def places(
     ground, unless `unequal`; ValueError where a score is no positive number.
     """
     if not unequal:
-        refuse_unequal(condition.rows)
+        refuse_incomparable(condition.rows)
     found = curves(condition.rows, score, cost)
     budget = min(float(one.cost.max()) for one in found.values())
     try:
@@ -197,18 +197,18 @@ def crossed(one: Multiplier, placed: tuple[Placed, ...]) -> bool:
     and both can be told: their curves cross.
     """
     there = {each.arm: each for each in placed}
-    if one.value is None or not one.told_apart or not {one.arm, one.against} <= set(there):
+    if one.value is None or not one.distinguishable or not {one.arm, one.against} <= set(there):
         return False
     more, less = (one.arm, one.against) if one.value > 1 else (one.against, one.arm)
     nearer = there[more].distance < there[less].distance
-    return nearer and there[more].told_from(there[less])
+    return nearer and there[more].distinguishable_from(there[less])
 
 
 def order_in_words(placed: tuple[Placed, ...]) -> str:
     """The best first: "dit < ar ≈ var"; ≈ where two neighbours cannot be told apart."""
     words = []
     for one, after in pairwise(placed):
-        words += [one.arm, "<" if one.told_from(after) else "≈"]
+        words += [one.arm, "<" if one.distinguishable_from(after) else "≈"]
     return " ".join([*words, *(one.arm for one in placed[-1:])])
 
 
@@ -229,8 +229,8 @@ def _told_pairs(first: tuple[Placed, ...], other: tuple[Placed, ...]) -> list[tu
     return [
         (one.arm, against.arm)
         for one, against in combinations(first, 2)
-        if one.arm in there and against.arm in there and one.told_from(against)
-        if there[one.arm].told_from(there[against.arm])
+        if one.arm in there and against.arm in there and one.distinguishable_from(against)
+        if there[one.arm].distinguishable_from(there[against.arm])
     ]
 
 
@@ -243,7 +243,7 @@ def of_pairs(
     where nothing can be said.
     """
     if not unequal:
-        refuse_unequal(condition.rows)
+        refuse_incomparable(condition.rows)
     found = {(one.arm, one.against): one for one in multipliers(condition.rows, "distance", cost)}
     shown = []
     for (arm, against), one in found.items():

@@ -72,7 +72,7 @@ class Multiplier:
     narrow: bool = False  # they have so little in common that the value is drawn towards 1
 
     @property
-    def told_apart(self) -> bool:
+    def distinguishable(self) -> bool:
         """Whether the interval leaves out 1."""
         return self.low is not None and self.high is not None and not self.low <= 1 <= self.high
 
@@ -208,14 +208,14 @@ _SAME = (
 _SAID = (("guidance", "strengths of guidance"), ("tokenizer_recipe", "recipes of tokenizers"))
 
 
-class UnequalGrounds(ValueError):
+class IncomparableArms(ValueError):
     """The arms were measured by different rulers; the message says in what they differ."""
 
 
-def refuse_unequal(rows: pd.DataFrame, arm: str = "arm") -> None:
+def refuse_incomparable(rows: pd.DataFrame, arm: str = "arm") -> None:
     """Raise UnequalGrounds where distances of the arms do not mean the same."""
     if said := _differences(rows, arm, _SAME):
-        raise UnequalGrounds("; ".join(said))
+        raise IncomparableArms("; ".join(said))
 
 
 def unequal_grounds(rows: pd.DataFrame, arm: str = "arm") -> tuple[str, ...]:

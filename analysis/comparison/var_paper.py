@@ -7,7 +7,7 @@ from typing import Any
 from analysis.fitting.fit import Fit, fit_law
 from analysis.fitting.laws import FLOOR
 from analysis.fitting.points import FitError
-from analysis.study import Finding
+from analysis.study import LawResult
 from analysis.uncertainty.intervals import Interval, interval
 
 NOTE = (
@@ -82,7 +82,7 @@ class Beside:
         }  # fmt: skip
 
 
-def paper_table(findings: Iterable[Finding]) -> tuple[Beside, ...]:
+def paper_table(findings: Iterable[LawResult]) -> tuple[Beside, ...]:
     """Each printed law beside ours, of what a study has found.
 
     Ours is shown raw (E = 0), with E fitted, and with the paper's E where that is below our losses,

@@ -68,7 +68,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Foretold:
+class MetricPrediction:
     """One metric: what each law says, and which of them is quoted, by a rule stated before."""
 
     metric: str
@@ -96,7 +96,7 @@ class Forecast:
     objective: str
     extrapolation: float  # the target's variable over the largest used
     runs: tuple[Run, ...]
-    metrics: tuple[Foretold, ...]
+    metrics: tuple[MetricPrediction, ...]
     caveats: tuple[str, ...]
 
     def says_what(self, other: "Forecast") -> bool:
@@ -135,7 +135,7 @@ def freeze(
     for metric in dict.fromkeys(metric for run in known for metric in run.measured):
         some = [run for run in known if metric in run.measured]
         try:
-            metrics.append(_foretold(metric, some, variable, at, level))
+            metrics.append(_predicted_metric(metric, some, variable, at, level))
         except FitError as error:
             refused.append(f"{metric} is not foretold from {len(some)} finished runs: {error}")
     if not metrics:
@@ -154,14 +154,16 @@ def quoted_law(choice: Choice) -> str:
     return PURE.name if choice.get(FLOOR.name) is None else FLOOR.name
 
 
-def _foretold(metric: str, runs: Sequence[Run], variable: str, at: float, level: float) -> Foretold:
+def _predicted_metric(
+    metric: str, runs: Sequence[Run], variable: str, at: float, level: float
+) -> MetricPrediction:
     """Raises FitError where the runs do not even carry the pure law."""
     x = np.array([run.sizes[variable] for run in runs])
     y = np.array([run.measured[metric] for run in runs])
     choice = choose(x, y, OBJECTIVE)
     predictions = tuple(_prediction(candidate, at, level) for candidate in choice.candidates)
     why = f"{RULE}: {choice.verdict}"
-    return Foretold(metric, quoted_law(choice), why, predictions, choice.refused)
+    return MetricPrediction(metric, quoted_law(choice), why, predictions, choice.refused)
 
 
 def _prediction(candidate: Candidate, at: float, level: float) -> Prediction:
@@ -229,7 +231,7 @@ def score(forecast: Forecast, measured: Mapping[str, float]) -> tuple[Graded, ..
     )
 
 
-def _grade(foretold: Foretold, one: Prediction, measured: float) -> Graded:
+def _grade(foretold: MetricPrediction, one: Prediction, measured: float) -> Graded:
     away = math.log(measured / one.predicted)
     end = one.high if away > 0 else one.low
     half_widths = z = None

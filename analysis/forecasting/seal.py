@@ -9,18 +9,18 @@ from analysis.forecasting.forecast import (
     FORMAT,
     Forecast,
     ForecastError,
-    Foretold,
+    MetricPrediction,
     Prediction,
     Run,
     Target,
 )
 
 
-class Tampered(ForecastError):
+class ChecksumError(ForecastError):
     """The content is not what was frozen."""
 
 
-def sealed(forecast: Forecast) -> dict[str, Any]:
+def save_with_checksum(forecast: Forecast) -> dict[str, Any]:
     """As it goes into a file, plain JSON.
 
     The digest shows a change, not who made it: whoever changes both is found out only where the
@@ -30,19 +30,19 @@ def sealed(forecast: Forecast) -> dict[str, Any]:
     return {"sha256": digest(content), "forecast": content}
 
 
-def unsealed(content: Any) -> Forecast:
+def read_with_checksum(content: Any) -> Forecast:
     """The forecast in `content`. Raises Tampered, or ForecastError for another format."""
     if not isinstance(content, dict) or {"sha256", "forecast"} - content.keys():
-        raise Tampered("it is no sealed forecast")
+        raise ChecksumError("it is no sealed forecast")
     inside = content["forecast"]
     if not isinstance(inside, dict) or digest(inside) != content["sha256"]:
-        raise Tampered(f"its content is not that of SHA-256 {str(content['sha256'])[:12]}…")
+        raise ChecksumError(f"its content is not that of SHA-256 {str(content['sha256'])[:12]}…")
     if inside.get("format") != FORMAT:
         raise ForecastError(f"format {inside.get('format')}: this version reads {FORMAT}")
     try:
         return _forecast(inside)
     except (TypeError, KeyError) as error:
-        raise Tampered(f"it lacks what a forecast has: {error}") from error
+        raise ChecksumError(f"it lacks what a forecast has: {error}") from error
 
 
 def _forecast(inside: dict[str, Any]) -> Forecast:
@@ -63,8 +63,10 @@ def digest(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _metric(inside: dict[str, Any]) -> Foretold:
+def _metric(inside: dict[str, Any]) -> MetricPrediction:
     predictions = tuple(
         Prediction(**{**one, "flags": tuple(one["flags"])}) for one in inside["predictions"]
     )
-    return Foretold(**{**inside, "predictions": predictions, "refused": tuple(inside["refused"])})
+    return MetricPrediction(
+        **{**inside, "predictions": predictions, "refused": tuple(inside["refused"])}
+    )

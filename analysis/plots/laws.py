@@ -25,7 +25,7 @@ from analysis.plots.style import (
     sheet,
     styled,
 )
-from analysis.study import METRICS, Finding, Study
+from analysis.study import METRICS, LawResult, Study
 
 SIZES = {
     "params_blocks": "$N$, weights of the blocks",
@@ -76,7 +76,7 @@ def _law_grid(study: Study, metrics: list[str], above: bool) -> Figure:
     return figure
 
 
-def _findings(study: Study, metric: str, size: str, above: bool) -> list[Finding | None]:
+def _findings(study: Study, metric: str, size: str, above: bool) -> list[LawResult | None]:
     floor = _floor_of(study, metric, size)
     if above and floor is not None and min(floor.y) <= floor.fit.E:
         return [None]  # amid the points: what lies below it has no logarithm
@@ -93,7 +93,7 @@ def metric_label(study: Study, metric: str, less: str = "") -> str:
     return f"{what}\n{symbol(name)}{less} ({unit})"
 
 
-def _law_panel(panel: Axes, study: Study, findings: list[Finding], above: bool) -> list[Any]:
+def _law_panel(panel: Axes, study: Study, findings: list[LawResult], above: bool) -> list[Any]:
     """Points and laws of one metric and count; returns the seeds of the points."""
     first = findings[0]
     offset = first.fit.E if above else 0.0
@@ -108,7 +108,7 @@ def _law_panel(panel: Axes, study: Study, findings: list[Finding], above: bool) 
     return list(seeds)
 
 
-def seeds_of(study: Study, finding: Finding) -> Sequence[Any]:
+def seeds_of(study: Study, finding: LawResult) -> Sequence[Any]:
     """The seed of each point, in the order of the fit; none where they are not known."""
     known = study.table.finals.dropna(subset=[finding.variable, finding.metric])
     if len(known) != finding.fit.points or known.seed.isna().any():
@@ -116,7 +116,7 @@ def seeds_of(study: Study, finding: Finding) -> Sequence[Any]:
     return [int(seed) for seed in known.seed]
 
 
-def _floor_of(study: Study, metric: str, variable: str) -> Finding | None:
+def _floor_of(study: Study, metric: str, variable: str) -> LawResult | None:
     """The law with a floor, where the fit wants one."""
     finding = study.get(metric, variable, "floor")
     return finding if finding is not None and wants_floor(finding.fit) else None

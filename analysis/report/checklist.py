@@ -11,7 +11,7 @@ import pandas as pd
 from analysis.fitting.fit import CONVERGED, Fit
 from analysis.fitting.objectives import OBJECTIVES
 from analysis.report.format import fixed, signed, size
-from analysis.study import METRICS, VARIABLES, Finding, Study
+from analysis.study import METRICS, VARIABLES, LawResult, Study
 
 UNKNOWN = "not known here"
 _OBJECTIVES = {
@@ -194,7 +194,7 @@ def _intervals(study: Study) -> str | None:
 
 def _held_out(study: Study) -> str | None:
     """Of the first metric in its first variable: each law's error at the largest size."""
-    told: list[Finding] = [finding for finding in study.findings if finding.held_out]
+    told: list[LawResult] = [finding for finding in study.findings if finding.held_out]
     first = [f for f in told if (f.metric, f.variable) == (told[0].metric, told[0].variable)]
     errors = [
         f"{each.fit.law.name} {signed(each.held_out.relative_error)}"

@@ -23,9 +23,9 @@ from analysis.comparison.conditions import (
     robustness,
 )
 from analysis.comparison.families import (
+    IncomparableArms,
     Multiplier,
-    UnequalGrounds,
-    refuse_unequal,
+    refuse_incomparable,
     unequal_grounds,
     with_arms,
 )
@@ -149,8 +149,8 @@ def _frontier(
     rows = with_arms(images)
     rows = rows[(rows.extractor == extractor) & ~rows.chooses & ~rows.raw]
     try:
-        refuse_unequal(rows)
-    except UnequalGrounds:
+        refuse_incomparable(rows)
+    except IncomparableArms:
         return None
     several = rows.groupby("trial").settings.nunique().max() > 1
     if not several and rows.latency_seconds.isna().all():
@@ -167,7 +167,7 @@ def _sentences(condition: Condition) -> tuple[str, ...]:
     """One for each pair whose multiplier is known, the better arm last."""
     try:
         pairs = of_pairs(condition)
-    except UnequalGrounds as error:
+    except IncomparableArms as error:
         return (f"Not compared, for the arms were measured by different rulers: {error}.",)
     except ValueError as error:
         return (f"No multiplier of compute: {error}.",)
@@ -176,7 +176,7 @@ def _sentences(condition: Condition) -> tuple[str, ...]:
 
 
 def _in_words(one: Multiplier, placed: tuple[Placed, ...]) -> str:
-    apart = "" if one.told_apart else "; these runs cannot tell them apart"
+    apart = "" if one.distinguishable else "; these runs cannot tell them apart"
     crosses = ""
     if crossed(one, placed):
         crosses = (

@@ -20,7 +20,7 @@ from analysis.report.latex import law_table
 from analysis.report.text import unmeasured, verdicts, warnings
 from analysis.selection.influence import influence
 from analysis.selection.rates import rate_sweeps
-from analysis.study import METRICS, VARIABLES, Finding, Study
+from analysis.study import METRICS, VARIABLES, LawResult, Study
 
 # Of each section: its anchor, its title, and the figures that stand in it.
 SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
@@ -48,7 +48,7 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 
 
 @dataclass(frozen=True)
-class Made:
+class ModelImages:
     """What was made with one model, to be shown."""
 
     name: str
@@ -68,7 +68,7 @@ class Facts:
     pictures: dict[str, Path] = field(default_factory=dict)  # caption: PNG
     trials: tuple[str, ...] = ()  # all that were planned; those without a row are named
     failures: tuple[str, ...] = ()  # what has plainly failed, a sentence each
-    made: tuple[Made, ...] = ()
+    made: tuple[ModelImages, ...] = ()
     unshown: str = ""  # other models with which something was made
     fidelity: list[dict[str, str]] = field(default_factory=list)
     speed: list[dict[str, str]] = field(default_factory=list)
@@ -116,11 +116,11 @@ def environment() -> Environment:
     return found
 
 
-def law_anchor(finding: Finding) -> str:
+def law_anchor(finding: LawResult) -> str:
     return f"law-{finding.metric}-{finding.variable}-{finding.fit.law.name}"
 
 
-def _shown(study: Study, finding: Finding) -> dict[str, Any]:
+def _shown(study: Study, finding: LawResult) -> dict[str, Any]:
     """A law beside what is counted, not fitted: the seeds that its points come from."""
     rows = study.table.rows
     seeds = rows[rows.trial.isin(set(finding.trials))].seed
@@ -131,7 +131,7 @@ def _shown(study: Study, finding: Finding) -> dict[str, Any]:
 
 def _traces(study: Study) -> list[dict[str, Any]]:
     """The points of all laws of one metric in one variable, with what each law makes of them."""
-    pairs: dict[tuple[str, str], list[Finding]] = {}
+    pairs: dict[tuple[str, str], list[LawResult]] = {}
     for finding in study.findings:
         pairs.setdefault((finding.metric, finding.variable), []).append(finding)
     found = []
@@ -151,7 +151,7 @@ def _traces(study: Study) -> list[dict[str, Any]]:
     return found
 
 
-def _influences(study: Study, finding: Finding) -> dict[int, tuple[float, float]]:
+def _influences(study: Study, finding: LawResult) -> dict[int, tuple[float, float]]:
     """By point: how far α moves without it, and its distance; those that can be spared."""
     choice = study.choices.get((finding.metric, finding.variable))
     known = choice.get(finding.fit.law.name) if choice else None
@@ -231,6 +231,6 @@ def figure_of(name: str, svg: Path, room: str = "") -> dict[str, Any]:
     return {"anchor": anchor, "svg": Markup(text), "caption": caption}
 
 
-def shown_pictures(made: Made) -> dict[str, Any]:
+def shown_pictures(made: ModelImages) -> dict[str, Any]:
     pictures = [(caption, inlined(png)) for caption, png in made.pictures]
     return {"name": made.name, "pictures": pictures, "unshown": made.unshown}

@@ -3,7 +3,7 @@ r"""The laws as a LaTeX table for a paper: plain article and booktabs compile it
 import re
 
 from analysis.report import format as shown
-from analysis.study import METRICS, VARIABLES, Finding, Study
+from analysis.study import METRICS, VARIABLES, LawResult, Study
 from analysis.uncertainty.intervals import Interval
 
 _ESCAPED = {
@@ -56,7 +56,7 @@ def symbol(name: str) -> str:
     return rf"{shown_base}_{{\mathrm{{{below}}}}}" if below else shown_base
 
 
-def _cells(finding: Finding) -> tuple[str, ...]:
+def _cells(finding: LawResult) -> tuple[str, ...]:
     fit, held = finding.fit, finding.held_out
     label = f"${symbol(METRICS[finding.metric][0])}({symbol(VARIABLES[finding.variable][0])})$"
     floor = _with_interval(shown.significant(fit.E), finding.intervals.get("E"), "significant")

@@ -8,7 +8,7 @@ import pandas as pd
 from analysis.report.format import exponent, significant, size
 from analysis.selection.rates import rate_sweeps
 from analysis.selection.select import Choice
-from analysis.study import METRICS, VARIABLES, Finding, Study
+from analysis.study import METRICS, VARIABLES, LawResult, Study
 
 _UNFINISHED = ("running", "failed", "waiting")
 _FEW_SIZES = 5
@@ -68,7 +68,7 @@ def _said(study: Study, metric: str, variable: str) -> Said:
     return Said(metric, variable, headline, reasons, _unknown(shown, choice), preferred)
 
 
-def _exponent(finding: Finding) -> str:
+def _exponent(finding: LawResult) -> str:
     given = finding.intervals.get("alpha")
     if given is None:
         return f"exponent {exponent(finding.fit.alpha)}, without an interval"
@@ -76,13 +76,13 @@ def _exponent(finding: Finding) -> str:
     return f"exponent {exponent(finding.fit.alpha)} ({100 * given.level:g}\u00a0%: {ends})"
 
 
-def _above(finding: Finding) -> str:
+def _above(finding: LawResult) -> str:
     given = finding.intervals.get("E")
     ends = f" ({significant(given.low)} to {significant(given.high)})" if given else ""
     return f"above a floor E = {significant(finding.fit.E)}{ends}"
 
 
-def _unknown(shown: Finding, choice: Choice | None) -> tuple[str, ...]:
+def _unknown(shown: LawResult, choice: Choice | None) -> tuple[str, ...]:
     """What these data leave open."""
     found = list(choice.judgement.doubts) if choice else ["no other law could be compared"]
     alpha = shown.intervals.get("alpha")

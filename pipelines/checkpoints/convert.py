@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from pipelines.workspace.address import finished, read_generator, read_tokenizer
 from pipelines.workspace.damage import mark_done
 from pipelines.workspace.provenance import note_attempt
-from pipelines.workspace.store import Home, claim, drift, held, refuse, weights_of
+from pipelines.workspace.store import Home, drift, file_lock, init_run_dir, refuse, weights_of
 from var_scaling.class_names import keep_names, names_of, read_names
 from var_scaling.config import ImportedTokenizer, SomeTokenizer
 from var_scaling.disk import file_sha256, is_done, whole, write_json
@@ -195,13 +195,13 @@ def _readable(folder: Path) -> SomeTokenizer | None:
 
 def _keep(folder: Path, file: str, record: Record, state: State) -> None:
     """Write `record` and its weights into `folder`, the mark last; what was left half-way goes."""
-    with held(folder):
+    with file_lock(folder):
         if is_done(folder):
-            claim(folder, file, record)
+            init_run_dir(folder, file, record)
             return
         for left in (folder / file, *folder.glob(".tmp*"), *folder.glob(".weights*")):
             left.unlink(missing_ok=True)
-        claim(folder, file, record)
+        init_run_dir(folder, file, record)
         note_attempt(folder, threads=1)
         weights = folder / "weights.safetensors"
         save_tensors(state, weights)

@@ -95,11 +95,11 @@ def edit(
     """
     sampling = read_sampling(guidance, top_k, top_p, temperature, smooth, precision)
     from pipelines.editing.edit import edit_picture
-    from pipelines.editing.request import Asked
+    from pipelines.editing.request import EditOptions
     from pipelines.stages.context import RunContext, StopFile, local_process
 
     at, settings = Home(home), load_settings()
-    asked = Asked(
+    asked = EditOptions(
         image, in_paint, out_paint, mask, super_resolve, mask_by, window, keep_scales, feather,
         blank, label, count, seed, name, sampling,
     )  # fmt: skip

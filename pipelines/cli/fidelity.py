@@ -70,13 +70,15 @@ def fidelity(
     like alone. What is found stands beside the images, and in the results of the next fit if the
     model has been evaluated.
     """
-    from pipelines.evaluation.fid import Asked, measure_fidelity
+    from pipelines.evaluation.fid import FidelityOptions, measure_fidelity
     from pipelines.evaluation.reference_stats import Cut
     from pipelines.evaluation.scores import has_row
     from pipelines.stages.context import RunContext, StopFile, local_process
 
     at, settings = Home(home), load_settings()
-    asked = Asked(name, extractor, against, reference, images, Cut(enlarge, validation_share))
+    asked = FidelityOptions(
+        name, extractor, against, reference, images, Cut(enlarge, validation_share)
+    )
     if extractor is None and settings.weights.inception is None:
         screen.warn(
             "no [weights] inception in var-scaling.toml: the small seeded network looks. What it "

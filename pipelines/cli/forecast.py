@@ -41,7 +41,7 @@ def forecast(
     """Foretell runs that are still to come: freeze law and interval in a file, for `score`."""
     from pipelines.planning import forecasts
 
-    found = forecasts.foretell(Home(home), sweep_of(name, Home(home)), at, variable)
+    found = forecasts.make_forecasts(Home(home), sweep_of(name, Home(home)), at, variable)
     if as_json:
         print(json.dumps([_frozen_as_json(one) for one in found]))
         return
@@ -92,7 +92,7 @@ def next_runs(
     """Which runs next: those that narrow the interval at a target most for their FLOPs."""
     from pipelines.planning import next_runs as planning
 
-    wishes = planning.Wishes(
+    wishes = planning.PlanOptions(
         at=at, budget=budget, metric=metric, variable=variable, law=law,
         depths=planning.whole_numbers(depths) if depths else None,
         lengths=planning.numbers(lengths), seeds=seeds,

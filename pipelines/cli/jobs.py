@@ -67,7 +67,7 @@ def retry(
     at_it = driver.alive(at.sweep(sweep.name))
     if on is not None and at_it is not None and at_it.on != on:
         raise ValueError(f"--on {on}: {at_it} is at work, and would take it up there")
-    again = intervene.forgive(stages, frozenset(only or ()), screen.say)
+    again = intervene.reset_failed(stages, frozenset(only or ()), screen.say)
     if not again:
         screen.say(f"{sweep.name}: nothing has failed or was cancelled")
         return

@@ -33,7 +33,7 @@ from pipelines.execution.status import SweepState, View, overview
 from pipelines.planning import cost as planning
 from pipelines.stages.graph import refuse_mismatch, sweep_stages
 from pipelines.workspace.settings import load_settings
-from pipelines.workspace.store import Busy, Drift, Home
+from pipelines.workspace.store import Busy, ConfigMismatchError, Home
 from pipelines.workspace.sweeps import choose, explained, known_sweeps
 
 app = typer.Typer(
@@ -204,13 +204,13 @@ app.add_typer(cli_speed.app)
 
 def main() -> None:
     """The console script: what a person can mend is said in a line, not in a traceback."""
-    codes = [(Drift, 3), (Busy, 4), (ValueError, 2), (OSError, 1), (Away, 1)]
+    codes = [(ConfigMismatchError, 3), (Busy, 4), (ValueError, 2), (OSError, 1), (Away, 1)]
     try:
         app()
     except KeyboardInterrupt:
         errors.print("Stopped at once; what was saved is kept.")
         sys.exit(130)
-    except (Drift, Busy, ValueError, OSError, Away) as error:
+    except (ConfigMismatchError, Busy, ValueError, OSError, Away) as error:
         said = explained(error) if isinstance(error, ValidationError) else str(error)
         say_error(f"error: {said}")
         sys.exit(next(code for kind, code in codes if isinstance(error, kind)))

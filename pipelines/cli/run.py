@@ -138,19 +138,19 @@ def dry_run(sweep: Sweep, home: Home, settings: Settings, how: Run) -> str:
         return "\n".join(f"{v.kind} {v.name}: {v.state}" for v in views) or "nothing: all is done"
     where, lines = settings.cluster(how.on), []
     queue = slurm.look()
-    for unit in (unit for array in arrays_of(stages, where) for unit in array.units):
-        state, note = state_of(unit.folder, queue)
-        if unit.done or state == "done":
+    for task in (task for array in arrays_of(stages, where) for task in array.tasks):
+        state, note = state_of(task.folder, queue)
+        if task.done or state == "done":
             continue
         verb = {
             "running": "attach to", "queued": "attach to", "failed": "leave (retry it)",
             "cancelled": "leave (retry it)",
         }.get(state, "submit")  # fmt: skip
-        asks = unit.resources
+        asks = task.resources
         gpus = f"{asks.gpus_per_node} GPUs" if asks.gpus_per_node else f"{asks.processes} processes"
         passes = f", {asks.at_once} images at once" if asks.at_once else ""
         lines.append(
-            f"{verb} {unit.name}: {asks.nodes} x {gpus}, {asks.minutes} min a job{passes}"
+            f"{verb} {task.name}: {asks.nodes} x {gpus}, {asks.minutes} min a job{passes}"
             + (f"  [{state}: {note}]" if note else "")
         )
     return "\n".join(lines) or "nothing: all is done"

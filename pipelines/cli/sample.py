@@ -105,7 +105,7 @@ def sample(
     the same images (with --reject: the same candidates, of which others may be kept), and any
     number of processes, parts or jobs makes the same files.
     """
-    from pipelines.sampling.request import Asked, plan_set, read_part
+    from pipelines.sampling.request import SampleOptions, plan_set, read_part
     from pipelines.sampling.store import STRIPS
     from pipelines.stages.context import RunContext, StopFile, local_process
     from var_scaling.experiment.sample_set import CHUNK
@@ -122,7 +122,9 @@ def sample(
         raise ValueError("--npz is written at the end, for which --detach does not wait")
     at, settings = Home(home), load_settings()
     context = RunContext(at, settings, StopFile(at.root / "stop"), local_process(settings.local))
-    asked = Asked(classes, count, seed, name, sampling, reject, classifier, class_map, raw_weights)
+    asked = SampleOptions(
+        classes, count, seed, name, sampling, reject, classifier, class_map, raw_weights
+    )
     plan = plan_set(context, address, asked)
     from pipelines.sampling.draw import How
     from pipelines.sampling.jobs import others_at_it

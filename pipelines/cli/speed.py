@@ -13,7 +13,7 @@ from pipelines.workspace.store import Home
 from var_scaling.recipe import Precision
 
 if TYPE_CHECKING:
-    from pipelines.evaluation.throughput import Measured
+    from pipelines.evaluation.throughput import BenchmarkResult
     from var_scaling.evaluation.rates import Memory, Timing
 
 app = typer.Typer()
@@ -58,11 +58,11 @@ def speed(
     batch; what is not measured again stays, unless it was of other weights. Measure on a machine
     that does nothing else.
     """
-    from pipelines.evaluation.throughput import Asked, measure_speed
+    from pipelines.evaluation.throughput import BenchmarkOptions, measure_speed
     from pipelines.stages.context import RunContext, StopFile, local_process
     from pipelines.tracking.sync import mirror_model
 
-    asked = Asked(
+    asked = BenchmarkOptions(
         _sizes("--batches", batches),
         _precisions(precisions),
         guidance,
@@ -83,7 +83,7 @@ def speed(
         screen.console.print(table)
 
 
-def speed_tables(address: str, found: "Measured") -> list[Table]:
+def speed_tables(address: str, found: "BenchmarkResult") -> list[Table]:
     """Sampling, training and the machine's peaks, as a person reads them."""
     machine = found.machine
     threads = "" if machine.device == "cuda" else f", threads: {machine.threads}"

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from pipelines.checkpoints.load import Loaded, load_generator
-from pipelines.editing.request import Asked, EditSet, Plan, plan_edit
+from pipelines.editing.request import EditOptions, EditSet, Plan, plan_edit
 from pipelines.editing.sheet import Tile, sheet
 from pipelines.editing.store import MANIFEST, SHEET, EditFolder
 from pipelines.stages.context import RunContext
 from pipelines.workspace.address import finished, read_generator
 from pipelines.workspace.provenance import code_version
-from pipelines.workspace.store import held
+from pipelines.workspace.store import file_lock
 from var_scaling.class_names import Names, brief, named, names_of
 from var_scaling.disk import DONE, read_json, write_json
 from var_scaling.experiment.sample_set import Request
@@ -51,7 +51,7 @@ class Outcome:
 
 
 def edit_picture(
-    context: RunContext, address: str, asked: Asked, report_progress: ReportProgress
+    context: RunContext, address: str, asked: EditOptions, report_progress: ReportProgress
 ) -> Outcome:
     """Make the edit that is `asked` for with the model at `address`, or what is missing of it.
 
@@ -65,14 +65,14 @@ def edit_picture(
     names = names_of(folder, record.classes)
     plan = plan_edit(asked, record, names, *hashes)
     edits = folder / "edits" / plan.edit.name
-    with held(edits):
+    with file_lock(edits):
         at = EditFolder(edits, plan.edit)
         at.refuse_other()
         anew = not at.is_whole()
         if anew:
             torch.set_num_threads(context.drawing_threads())
             loaded = load_generator(context, address)
-            at.claim()
+            at.init_run_dir()
             _make(at, loaded, plan, asked, context, report_progress)
     kept = int(plan.scene.keep_L.sum())
     drawn = record.tokenizer.pyramid.length - kept
@@ -83,7 +83,7 @@ def _make(
     at: EditFolder,
     loaded: Loaded,
     plan: Plan,
-    asked: Asked,
+    asked: EditOptions,
     context: RunContext,
     report_progress: ReportProgress,
 ) -> None:
@@ -143,7 +143,12 @@ def _rows(at: EditFolder, loaded: Loaded, plan: Plan, shown_hw3: np.ndarray) -> 
 
 
 def _manifest(
-    at: EditFolder, loaded: Loaded, plan: Plan, asked: Asked, context: RunContext, began: float
+    at: EditFolder,
+    loaded: Loaded,
+    plan: Plan,
+    asked: EditOptions,
+    context: RunContext,
+    began: float,
 ) -> dict[str, Any]:
     height, width = plan.picture_hw3.shape[:2]
     of_class: dict[str, Any] = {"class": None}

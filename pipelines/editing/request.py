@@ -60,7 +60,7 @@ class EditSet(Record):
 
 
 @dataclass(frozen=True)
-class Asked:
+class EditOptions:
     """An edit in a person's words; exactly one of the first four is given."""
 
     image: Path
@@ -125,7 +125,7 @@ class Plan:
 
 
 def plan_edit(
-    asked: Asked,
+    asked: EditOptions,
     record: Trial | ImportedModel,
     names: Names | None,
     weights_sha256: str,
@@ -186,7 +186,7 @@ def name_for(image: Path) -> str:
     return name
 
 
-def _label(asked: Asked, record: Trial | ImportedModel, names: Names | None) -> int:
+def _label(asked: EditOptions, record: Trial | ImportedModel, names: Names | None) -> int:
     if asked.label is None:
         if never_without(record):
             raise ValueError(
@@ -203,7 +203,7 @@ def _label(asked: Asked, record: Trial | ImportedModel, names: Names | None) -> 
         ) from error
 
 
-def _hole(asked: Asked, width: int, height: int) -> tuple[np.ndarray, Box | None, str | None]:
+def _hole(asked: EditOptions, width: int, height: int) -> tuple[np.ndarray, Box | None, str | None]:
     if asked.mask is None:
         box = read_box(asked.in_paint or asked.out_paint or "", width, height)
         return box_hole(box, width, height, asked.out_paint is not None), box, None

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines.editing.request import EditSet
-from pipelines.workspace.store import Drift, drift, read_record, refuse
+from pipelines.workspace.store import ConfigMismatchError, drift, read_record, refuse
 from var_scaling.disk import DONE, is_done, read_json, whole, write_json
 
 RECORD, RESULTS, MANIFEST, SHEET = "edit.json", "results.json", "manifest.json", "sheet.png"
@@ -53,12 +53,12 @@ class EditFolder:
         if known.model_copy(update={"count": self.edit.count}) != self.edit:
             refuse(path, drift(path, self.edit))
         if known.count > self.edit.count and is_done(self.folder):
-            raise Drift(
+            raise ConfigMismatchError(
                 f"{self.folder} has {known.count} results already. Ask for --count {known.count} "
                 "or more, or give the new edit a --name of its own"
             )
 
-    def claim(self) -> None:
+    def init_run_dir(self) -> None:
         """Be the home of `edit`; results that no record speaks for are removed. Raises Drift."""
         self.refuse_other()
         path = self.folder / RECORD

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from pipelines.evaluation.image_sets import Judged, data_and_split, judged
+from pipelines.evaluation.image_sets import ImageSet, data_and_split, image_set
 from pipelines.evaluation.reference_stats import (
     MOST,
     Cut,
@@ -41,7 +41,7 @@ ENOUGH_A_SPLIT = 500
 
 
 @dataclass(frozen=True)
-class Asked:
+class FidelityOptions:
     """What is to be measured, in a person's words."""
 
     set: str | None = None
@@ -64,14 +64,14 @@ class Found(NamedTuple):
 
 
 def measure_fidelity(
-    context: RunContext, address: str, asked: Asked, report_progress: ReportProgress
+    context: RunContext, address: str, asked: FidelityOptions, report_progress: ReportProgress
 ) -> Found:
     """Every score of the images at `address` that the extractor allows, kept beside them.
 
     Raises ValueError (of it WeightsError, StatisticsError, DataError, Drift).
     """
     torch.set_num_threads(context.process.threads)
-    images = judged(context, address, asked.set, asked.against, asked.most, asked.cut)
+    images = image_set(context, address, asked.set, asked.against, asked.most, asked.cut)
     wanted = _wanted(address, images, asked)
     if images.folder is not None:
         fidelities(images.folder)  # what cannot be read shows before the work
@@ -83,7 +83,7 @@ def measure_fidelity(
 def compared(
     context: RunContext,
     address: str,
-    images: Judged,
+    images: ImageSet,
     reference: Reference,
     extractor: Extractor,
     report_progress: ReportProgress,
@@ -145,7 +145,7 @@ def _classifier(context: RunContext, data: DataRecord | None) -> Extractor:
     return classifier_extractor(folder / WEIGHTS, read_json(folder / DONE)["weights_sha256"])
 
 
-def _wanted(address: str, images: Judged, asked: Asked) -> tuple[str, str] | None:
+def _wanted(address: str, images: ImageSet, asked: FidelityOptions) -> tuple[str, str] | None:
     """Name and split of the data to compare with; None: a file says it. Raises ValueError."""
     if asked.reference is not None:
         if asked.against is not None and not images.rebuilt:  # there it says which images
@@ -170,10 +170,10 @@ def _wanted(address: str, images: Judged, asked: Asked) -> tuple[str, str] | Non
 
 def _reference(
     context: RunContext,
-    images: Judged,
+    images: ImageSet,
     wanted: tuple[str, str] | None,
     extractor: Extractor,
-    asked: Asked,
+    asked: FidelityOptions,
     report_progress: ReportProgress,
 ) -> Reference:
     if wanted is None:

@@ -42,7 +42,7 @@ SPLITS = ("train", "validation")
 
 
 @dataclass(frozen=True)
-class Judged:
+class ImageSet:
     """Images of one side, to be looked at batch by batch, and what they are to be like."""
 
     called: str  # what they are, beside the address
@@ -57,7 +57,7 @@ class Judged:
     classes_N: np.ndarray | None = None  # of each image, where each class has a fixed number
 
 
-def judged(
+def image_set(
     context: RunContext,
     address: str,
     name: str | None,
@@ -65,7 +65,7 @@ def judged(
     images: int,
     cut: Cut,
     cache: CacheKind = "tokens",
-) -> Judged:
+) -> ImageSet:
     """What is at `address`: SWEEP/TRIAL or imported/NAME (its set `name`), tokenizers/NAME (the
     reconstructions of at most `images` images of `against`, through tokens, or through the features
     before they are quantised), or a folder of images.
@@ -99,14 +99,14 @@ def data_and_split(against: str, own: DataRecord | None) -> tuple[str, str]:
     return own.name, split
 
 
-def _samples(context: RunContext, address: str, name: str) -> Judged:
+def _samples(context: RunContext, address: str, name: str) -> ImageSet:
     record = read_generator(finished(context.home, address))
     folder = context.home.root / address / SAMPLES / name
     _refuse_unfinished(address, folder)
     images = images_of(folder)
     files = [folder / image["file"] for image in images]
     data = record.data if isinstance(record, Trial) else None
-    return Judged(
+    return ImageSet(
         called=f"set {name}",
         folder=folder,
         set=name,
@@ -141,7 +141,7 @@ def _refuse_unfinished(address: str, folder: Path) -> None:
 
 def _reconstructions(
     context: RunContext, address: str, against: str | None, images: int, cut: Cut, cache: CacheKind
-) -> Judged:
+) -> ImageSet:
     folder = finished(context.home, address)
     t = read_tokenizer(folder)
     own = getattr(t, "data", None)
@@ -173,7 +173,7 @@ def _reconstructions(
                 rebuilt = torch.cat([to_pixels(again(model, p)) for p in parts])
             yield numbers, rebuilt
 
-    return Judged(
+    return ImageSet(
         called=f"reconstructions of {name}-{split}",
         folder=folder,
         set=None,
@@ -186,13 +186,13 @@ def _reconstructions(
     )
 
 
-def _folder(context: RunContext, folder: Path) -> Judged:
+def _folder(context: RunContext, folder: Path) -> ImageSet:
     names = [name for name in read_tree(folder).file_paths() if is_image(name)]
     files = sorted(folder / name for name in names)
     if not files:
         raise ValueError(f"{folder}: no image file is in it")
     side = _square(files[0]).shape[0]
-    return Judged(
+    return ImageSet(
         called=f"folder {folder.resolve().name}",
         folder=None,
         set=None,

@@ -47,7 +47,7 @@ def evaluate_model(
     data = _data_of(generator, images, address)
     kind = generator.family.reads(generator.model)
     tokens = _tokens_of(context, t, data, kind)
-    run_tokens(context, t, data, "validation", whole=tokens, cache=kind)
+    run_tokens(context, t, data, "validation", output_dir=tokens, cache=kind)
 
     from var_scaling.evaluation.likelihood import LABELS, evaluate, evaluation_flops
     from var_scaling.tokenizer.cache import open_cache

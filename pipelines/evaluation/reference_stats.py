@@ -18,14 +18,14 @@ from torch import Tensor
 from pipelines.stages.attempt import WAIT
 from pipelines.stages.context import RunContext
 from pipelines.workspace.provenance import code_version
-from pipelines.workspace.store import held
+from pipelines.workspace.store import file_lock
 from var_scaling.data.dataset import ImageDataset, open_images
 from var_scaling.data.listing import DataError, list_images
 from var_scaling.data.loader import in_order
 from var_scaling.data.order import spread_rows
 from var_scaling.datasets import DataRecord, ImageFiles, Reading, record_of
 from var_scaling.disk import DONE, file_sha256, is_done, read_json, write_json
-from var_scaling.evaluation.archives import Foreign, load_statistics, save_statistics
+from var_scaling.evaluation.archives import ExternalStatistics, load_statistics, save_statistics
 from var_scaling.evaluation.extractors import Extractor
 from var_scaling.evaluation.statistics import Statistics, StatisticsError
 
@@ -56,7 +56,7 @@ class Reference:
     """What samples are compared with, under the name that the result bears."""
 
     name: str
-    statistics: Statistics | Foreign
+    statistics: Statistics | ExternalStatistics
     sha256: str  # of the file that holds them
 
 
@@ -104,7 +104,7 @@ def real_images(context: RunContext, data: DataRecord, split: str) -> ImageDatas
     """The images of a record that `real_data` gave. Raises DataError."""
     survey, root = context.home.survey(data.name, split), context.settings.data_root(data.name)
     report_progress = context.report_progress or (lambda what, done, total: None)
-    with held(survey, wait=WAIT) if root else nullcontext():
+    with file_lock(survey, wait=WAIT) if root else nullcontext():
         reading = Reading(root, survey, _readers(context, data, _WORTH), report_progress)
         return open_images(data, split, reading)
 
@@ -187,7 +187,7 @@ def reference_of(
         name = f"{name}-{data.fingerprint()[:8]}"
         folder = context.home.reference(f"{name}-{data.side}px-{extractor.name}")
     path = folder / "statistics.npz"
-    with held(folder, wait=WAIT):
+    with file_lock(folder, wait=WAIT):
         if not is_done(folder):
             began = time.monotonic()
             batches = batches_of(context, source, data, rows)

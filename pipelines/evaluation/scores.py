@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pipelines.evaluation.throughput import SPEED as SPEED
 from pipelines.evaluation.throughput import speed_columns
 from pipelines.workspace.log_end import latest_line
-from pipelines.workspace.store import held
+from pipelines.workspace.store import file_lock
 from var_scaling.disk import read_json, write_json
 from var_scaling.record import Record, explain
 
@@ -75,18 +75,18 @@ def fidelities(folder: Path) -> list[Fidelity]:
     path = folder / FIDELITY
     if not path.exists():
         return []
-    held = read_json(path)
-    if held.get("format") != _FORMAT:
-        raise ValueError(f"{path}: format {held.get('format')}, this version reads {_FORMAT}")
+    file_lock = read_json(path)
+    if file_lock.get("format") != _FORMAT:
+        raise ValueError(f"{path}: format {file_lock.get('format')}, this version reads {_FORMAT}")
     try:
-        return [Fidelity.model_validate(one) for one in held["measured"]]
+        return [Fidelity.model_validate(one) for one in file_lock["measured"]]
     except ValidationError as error:
         raise ValueError(f"{path}: {explain(error, Fidelity)}; move it away") from error
 
 
 def note_fidelity(folder: Path, found: Fidelity) -> None:
     """Add `found`, in place of what the same extractor found against the same reference before."""
-    with held(folder, wait=_WAIT, file="fidelity.lock"):
+    with file_lock(folder, wait=_WAIT, file="fidelity.lock"):
         kept = [one for one in fidelities(folder) if _told_apart(one) != _told_apart(found)]
         entries = [one.model_dump(mode="json") for one in (*kept, found)]
         write_json(folder / FIDELITY, {"format": _FORMAT, "measured": entries})

@@ -5,33 +5,32 @@ out; compare a tokenizer's reconstructions with the same images; train a network
 from time import monotonic
 from typing import Any
 
-from pipelines.sampling.request import Asked as AskedSamples
-from pipelines.sampling.request import plan_set
+from pipelines.sampling.request import SampleOptions, plan_set
 from pipelines.stages.attempt import Attempt, Stopped, at_work
 from pipelines.stages.context import RunContext
 from pipelines.stages.registry import FLOOR, NETWORK, SPLITS
 from pipelines.workspace.damage import WEIGHTS, ended
-from pipelines.workspace.store import claim, held
+from pipelines.workspace.store import file_lock, init_run_dir
 from var_scaling.disk import file_sha256, write_json
-from var_scaling.experiment.scoring import FeatureNetwork, Floor, ScoredSet
+from var_scaling.experiment.scoring import FeatureNetwork, ReconstructionFloor, ScoredSet
 
 _WAIT = 24 * 3600.0  # seconds, while another process draws the same set
 
 
-def run(context: RunContext, words: dict[str, Any]) -> str:
+def run(context: RunContext, payload: dict[str, Any]) -> str:
     """What a stage does that is given as JSON. Returns "done"; raises Stopped, ValueError."""
-    if words["kind"] == FLOOR.name:
-        return _run_floor(context, Floor.model_validate_json(words["config"]))
-    if words["kind"] == NETWORK.name:
-        return _run_network(context, FeatureNetwork.model_validate_json(words["config"]))
-    return _run_score(context, words["sweep"], ScoredSet.model_validate_json(words["config"]))
+    if payload["kind"] == FLOOR.name:
+        return _run_floor(context, ReconstructionFloor.model_validate_json(payload["config"]))
+    if payload["kind"] == NETWORK.name:
+        return _run_network(context, FeatureNetwork.model_validate_json(payload["config"]))
+    return _run_score(context, payload["sweep"], ScoredSet.model_validate_json(payload["config"]))
 
 
 def _run_score(context: RunContext, sweep: str, config: ScoredSet) -> str:
     trial, scoring = config.trial, config.scoring
     folder = context.home.trial(sweep, trial.name) / "scores" / f"{scoring.name}-{config.extractor}"
     with at_work(folder, context.process, context.requested_signal) as attempt:
-        claim(folder, "score.json", config)
+        init_run_dir(folder, "score.json", config)
         if ended(folder):
             return "done"
         attempt.begin({})
@@ -43,7 +42,7 @@ def _run_score(context: RunContext, sweep: str, config: ScoredSet) -> str:
         plan = plan_set(
             context,
             address,
-            AskedSamples(
+            SampleOptions(
                 classes="all",
                 count=scoring.count,
                 seed=scoring.seed,
@@ -55,7 +54,7 @@ def _run_score(context: RunContext, sweep: str, config: ScoredSet) -> str:
         from pipelines.sampling.draw import How, sample_set
 
         report_progress = _Progress(attempt, context)
-        with held(plan.folder, wait=_WAIT):
+        with file_lock(plan.folder, wait=_WAIT):
             left = sample_set(context, plan, How(), attempt.stop, report_progress)
         if left:
             raise RuntimeError(f"{plan.folder} does not keep what is written")
@@ -64,16 +63,16 @@ def _run_score(context: RunContext, sweep: str, config: ScoredSet) -> str:
     return "done"
 
 
-def _run_floor(context: RunContext, floor: Floor) -> str:
+def _run_floor(context: RunContext, floor: ReconstructionFloor) -> str:
     t = floor.tokenizer
     folder = context.home.tokenizer(t.name) / "floors" / floor.of_tokenizer
     with at_work(folder, context.process, context.requested_signal) as attempt:
-        claim(folder, "floor.json", floor)
+        init_run_dir(folder, "floor.json", floor)
         if ended(folder):
             return "done"
         attempt.begin({})
         from pipelines.evaluation.fid import compared, extractor_named
-        from pipelines.evaluation.image_sets import Judged, judged
+        from pipelines.evaluation.image_sets import ImageSet, image_set
         from pipelines.evaluation.reference_stats import (
             MOST,
             Cut,
@@ -86,14 +85,14 @@ def _run_floor(context: RunContext, floor: Floor) -> str:
 
         report_progress, address = _Progress(attempt, context), f"tokenizers/{t.name}"
         against = f"{floor.data.name}-train"
-        rebuilt = judged(context, address, None, against, floor.images, Cut(), floor.cache)
+        rebuilt = image_set(context, address, None, against, floor.images, Cut(), floor.cache)
         extractor = extractor_named(context, floor.extractor, floor.data)
         data = real_data(context, floor.data.name, "validation", t.side, floor.data, Cut())
         reference = reference_of(context, data, "validation", extractor, MOST, report_progress)
         found = compared(context, address, rebuilt, reference, extractor, report_progress).fidelity
         source = real_images(context, data, "train")
         rows = spread_rows(source.rows, floor.images)
-        real = Judged(
+        real = ImageSet(
             called=f"images of {against}",
             folder=None,
             set=None,
@@ -114,7 +113,7 @@ def _run_floor(context: RunContext, floor: Floor) -> str:
 def _run_network(context: RunContext, config: FeatureNetwork) -> str:
     folder = context.home.network(config.data.name)
     with at_work(folder, context.process, context.requested_signal) as attempt:
-        claim(folder, "network.json", config)
+        init_run_dir(folder, "network.json", config)
         if ended(folder):
             return "done"
         attempt.begin({})
@@ -139,10 +138,10 @@ def _run_network(context: RunContext, config: FeatureNetwork) -> str:
 def _compared(
     context: RunContext, address: str, name: str, config: ScoredSet, report_progress: "_Progress"
 ) -> dict[str, Any]:
-    from pipelines.evaluation.fid import Asked, measure_fidelity
+    from pipelines.evaluation.fid import FidelityOptions, measure_fidelity
 
     against = f"{config.trial.data.name}-validation"
-    asked = Asked(set=name, extractor=config.extractor, against=against)
+    asked = FidelityOptions(set=name, extractor=config.extractor, against=against)
     found = measure_fidelity(context, address, asked, report_progress).fidelity
     return {
         **_distance(found),

@@ -18,7 +18,7 @@ from pipelines.checkpoints.load import load_generator
 from pipelines.sampling.settings import fitting, sampling_of
 from pipelines.stages.context import RunContext
 from pipelines.workspace.provenance import code_version
-from pipelines.workspace.store import held
+from pipelines.workspace.store import file_lock
 from var_scaling.disk import read_json, write_json
 from var_scaling.evaluation.rates import Machine, MatmulPeak, SamplingSpeed, TrainingSpeed
 from var_scaling.models.base import SamplingRecord
@@ -31,7 +31,7 @@ _LOCK, _WAIT = "speed.lock", 30.0  # seconds, while another process writes its l
 ReportProgress = Callable[[str, int, int], None]
 
 
-class Measured(Record):
+class BenchmarkResult(Record):
     """What one command measured on one machine."""
 
     machine: Machine
@@ -46,7 +46,7 @@ class Measured(Record):
 
 
 @dataclass(frozen=True)
-class Asked:
+class BenchmarkOptions:
     """Which cells of the table, and about how many seconds each may have."""
 
     batches: tuple[int, ...]
@@ -58,8 +58,8 @@ class Asked:
 
 
 def measure_speed(
-    context: RunContext, address: str, asked: Asked, report_progress: ReportProgress
-) -> Measured:
+    context: RunContext, address: str, asked: BenchmarkOptions, report_progress: ReportProgress
+) -> BenchmarkResult:
     """Time the model at `address`, and write its speed.json. Raises ValueError, Drift, Busy."""
     measurements(context.home.root / address)  # what cannot be read shows before the work
     loaded = load_generator(context, address)
@@ -96,7 +96,7 @@ def measure_speed(
     for step in training_speeds(subject, precisions, asked.micro_batches, peaks, bench):
         training.append(step)
         report_progress("training", len(sampling) + len(training), cells)
-    found = Measured(
+    found = BenchmarkResult(
         machine=_machine(device),
         weights_sha256=loaded.weights_sha256,
         tokenizer_sha256=loaded.tokenizer_sha256,
@@ -111,7 +111,7 @@ def measure_speed(
     return found
 
 
-def measurements(folder: Path) -> list[Measured]:
+def measurements(folder: Path) -> list[BenchmarkResult]:
     """What was measured of the model in `folder`, the latest last. Raises ValueError."""
     path = folder / SPEED
     if not path.exists():
@@ -120,21 +120,21 @@ def measurements(folder: Path) -> list[Measured]:
     if kept.get("format") != _FORMAT:
         raise ValueError(f"{path}: format {kept.get('format')}, this version reads {_FORMAT}")
     try:
-        found = [Measured.model_validate_json(json.dumps(one)) for one in kept["measured"]]
+        found = [BenchmarkResult.model_validate_json(json.dumps(one)) for one in kept["measured"]]
     except ValidationError as error:
-        raise ValueError(f"{path}: {explain(error, Measured)}; move it away") from error
+        raise ValueError(f"{path}: {explain(error, BenchmarkResult)}; move it away") from error
     return sorted(found, key=lambda one: one.time)
 
 
-def note_measured(folder: Path, found: Measured) -> None:
+def note_measured(folder: Path, found: BenchmarkResult) -> None:
     """Add `found`, in place of the same rows of the same machine, and of all of other weights."""
-    with held(folder, wait=_WAIT, file=_LOCK):
+    with file_lock(folder, wait=_WAIT, file=_LOCK):
         others = [left for one in measurements(folder) if (left := _left(one, found))]
         entries = [one.model_dump(mode="json") for one in (*others, found)]
         write_json(folder / SPEED, {"format": _FORMAT, "measured": entries})
 
 
-def _left(one: Measured, found: Measured) -> Measured | None:
+def _left(one: BenchmarkResult, found: BenchmarkResult) -> BenchmarkResult | None:
     """What of `one` is not in `found`: a part measured anew leaves the rest as it was."""
     if _key(one) != _key(found):
         return one
@@ -155,7 +155,7 @@ def _way(row: SamplingSpeed) -> tuple[str, float, str, int]:
     return row.precision, row.guidance, row.settings, row.batch
 
 
-def machine_of(one: Measured, between: str) -> str:
+def machine_of(one: BenchmarkResult, between: str) -> str:
     """A machine by its name, and a processor by its threads too: speed hangs on both."""
     threads = one.machine.threads
     said = f"{between}{threads} thread{'s' * (threads > 1)}"
@@ -211,7 +211,7 @@ def sampling_columns(folder: Path, sampling: SamplingRecord) -> dict[str, Any]:
     return {}
 
 
-def _key(one: Measured) -> tuple[str, int]:
+def _key(one: BenchmarkResult) -> tuple[str, int]:
     return one.machine.name, one.machine.threads
 
 

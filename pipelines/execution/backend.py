@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from pipelines.workspace.job_log import JobRecord
 
 if TYPE_CHECKING:
-    from pipelines.execution.tasks import Unit
+    from pipelines.execution.tasks import Task
 
 Phase = Literal["queued", "running", "ended"]
 # Why a job is over, as far as that matters: ended by a person; for want of memory; by what is no
@@ -90,8 +90,8 @@ class Backend(Protocol):
         """What is remembered of jobs that the queue has forgotten, by id; nothing if nothing is."""
         ...
 
-    def submit(self, units: "list[Unit]", submission: str) -> list[str]:
-        """The ids of one array over `units`, which ask for the same. Raises Delayed or Refused."""
+    def submit(self, tasks: "list[Task]", submission: str) -> list[str]:
+        """The ids of one array over `tasks`, which ask for the same. Raises Delayed or Refused."""
         ...
 
     def cancel(self, jobs: list[str]) -> None:

@@ -25,7 +25,7 @@ print("doctor: torch=" + json.dumps(said))
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """What was looked at, whether it will do (None: who knows), and what to do if not."""
 
     what: str

@@ -14,8 +14,8 @@ from pipelines.execution.reconcile import NOTE, Reconciler
 from pipelines.execution.slurm import slurm
 from pipelines.execution.slurm.backend import SlurmBackend
 from pipelines.execution.status import SweepState
-from pipelines.execution.tasks import Array, Unit, arrays_of, refuse_unready, work_folders
-from pipelines.stages.graph import Stages, claim_all, of_kind
+from pipelines.execution.tasks import Array, Task, arrays_of, refuse_unready, work_folders
+from pipelines.stages.graph import Stages, init_run_dirs, of_kind
 from pipelines.stages.registry import TRIAL
 from pipelines.workspace import job_log as jobs
 from pipelines.workspace.driver_lock import Driver, alive, driving
@@ -60,7 +60,7 @@ def launch(
     environment = environment_for_jobs()
     driven = tuple(stage.address for stage in stages)
     with driving(folder, cluster, take_over, driven) as driver:
-        claim_all(stages)
+        init_run_dirs(stages)
         backend = SlurmBackend(home, settings, cluster, snapshot, environment)
         make = partial(
             Reconciler, folder, backend, cluster, snapshot.code, where.poll_seconds, driver
@@ -110,28 +110,28 @@ def _for_jobs(stages: Stages, settings: Settings) -> Settings:
     return settings.model_copy(update={"data": data, "mlflow": MLflow()})
 
 
-def _ready(arrays: list[Array], stages: Stages) -> list[Unit]:
+def _ready(arrays: list[Array], stages: Stages) -> list[Task]:
     """What waits for nothing that is not done."""
     done = {stage.address for stage in stages if is_done(stage.directory)}
     return [
-        unit
+        task
         for array in arrays
         if all(need.address in done for need in array.needs)
-        for unit in array.units
-        if not unit.done
+        for task in array.tasks
+        if not task.done
     ]
 
 
-def submit_once(reconciler: Reconciler, units: list[Unit]) -> dict[str, str]:
+def submit_once(reconciler: Reconciler, tasks: list[Task]) -> dict[str, str]:
     """Attach to what runs, submit what is missing, each array of equal resources, and leave.
 
     Looks again for as long as a job has ended and it is not yet sure how.
     """
     failures: dict[str, str] = {}
-    arrays: dict[object, list[Unit]] = {}
-    for unit in units:
-        asks = replace(unit.resources, at_once=None)
-        arrays.setdefault((asks, unit.words["module"], unit.words.get("kind")), []).append(unit)
+    arrays: dict[object, list[Task]] = {}
+    for task in tasks:
+        asks = replace(task.resources, at_once=None)
+        arrays.setdefault((asks, task.payload["module"], task.payload.get("kind")), []).append(task)
     while True:
         for array in arrays.values():
             failures |= reconciler.step(array)

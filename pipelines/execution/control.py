@@ -64,7 +64,9 @@ def _needed_elsewhere(sweep: Path) -> dict[str, str]:
     return needed
 
 
-def forgive(stages: Stages, only: frozenset[str], print_line: Callable[[str], None]) -> list[str]:
+def reset_failed(
+    stages: Stages, only: frozenset[str], print_line: Callable[[str], None]
+) -> list[str]:
     """Have what failed or was cancelled tried again; the names of these stages. Raises Away.
 
     A driver at work takes them up; else the next run does.

@@ -17,7 +17,7 @@ from urllib.error import HTTPError
 from urllib.parse import quote, urlsplit
 from urllib.request import urlopen
 
-from pipelines.execution.checks import TORCH, Finding, ask, torch_sees
+from pipelines.execution.checks import TORCH, CheckResult, ask, torch_sees
 from pipelines.execution.slurm import doctor as doctor_cluster
 from pipelines.workspace.provenance import ROOMS, code_version
 from pipelines.workspace.settings import FILE, Cluster, Settings
@@ -29,7 +29,7 @@ _GB = 1e9
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
 
 
-def examine(home: Home, settings: Settings, on: str) -> list[Finding]:
+def examine(home: Home, settings: Settings, on: str) -> list[CheckResult]:
     """Everything that a run needs on `on`. Raises SettingsError where there is no such cluster."""
     cluster = None if on == "local" else settings.cluster(on)
     absent = [p for p in (home.root, *home.root.parents) if not os.path.lexists(p)]
@@ -45,19 +45,19 @@ def examine(home: Home, settings: Settings, on: str) -> list[Finding]:
                 folder.rmdir()
 
 
-def _file(settings: Settings) -> Finding:
+def _file(settings: Settings) -> CheckResult:
     path = Path(os.environ.get("VAR_SCALING_SETTINGS", FILE)).absolute()
     if not path.exists():
-        return Finding("settings", None, f"no {path}: data and clusters would be named there")
+        return CheckResult("settings", None, f"no {path}: data and clusters would be named there")
     named = ", ".join(settings.clusters) or "none; a [clusters.NAME] with its partition adds one"
-    return Finding("settings", True, f"{path}; clusters: {named}")
+    return CheckResult("settings", True, f"{path}; clusters: {named}")
 
 
-def _data(settings: Settings) -> Iterator[Finding]:
+def _data(settings: Settings) -> Iterator[CheckResult]:
     under, wanted = os.environ.get("VAR_SCALING_DATA"), dict.fromkeys(settings.data, "")
     if under and not os.path.isdir(os.path.expanduser(under)):
         said = f"{under}: no such folder; make it, or unset the variable"
-        yield Finding("VAR_SCALING_DATA", False, said)
+        yield CheckResult("VAR_SCALING_DATA", False, said)
     for sweep in known_sweeps():
         for trial in sweep.trials:
             if trial.data.reads_files:
@@ -66,13 +66,13 @@ def _data(settings: Settings) -> Iterator[Finding]:
         root = settings.data_root(name)
         if root is None:
             said = f'not here; {sweep_name} needs it: [data] {name} = "/path" in {FILE}'
-            yield Finding(f"data {name}", None, said)
+            yield CheckResult(f"data {name}", None, said)
         else:
-            yield Finding(f"data {name}", *_images(root, name))
+            yield CheckResult(f"data {name}", *_images(root, name))
     for key, path in settings.weights.files():
         readable = os.access(path, os.R_OK) and path.is_file()
         said = str(path) if readable else f"{path}: no readable file; mend [weights] in {FILE}"
-        yield Finding(f"weights {key}", readable, said)
+        yield CheckResult(f"weights {key}", readable, said)
 
 
 def _images(root: Path, name: str) -> tuple[bool, str]:
@@ -117,7 +117,7 @@ def _first_file(folder: Path, depth: int = 4) -> Path | None:
     return next((path for path in found if path is not None), None)
 
 
-def _home(home: Home) -> Iterator[Finding]:
+def _home(home: Home) -> Iterator[CheckResult]:
     """All that drivers and jobs do to files there: Lustre without -o flock knows no locks."""
     root, step = home.root, "making it"
     probe = root / f".doctor-{uuid.uuid4().hex}"
@@ -135,13 +135,13 @@ def _home(home: Home) -> Iterator[Finding]:
         os.link(other, probe)
     except OSError as error:
         said = f"{root}: {step} fails ({error.strerror}): give --home a folder where it works"
-        yield Finding("home", False, said)
+        yield CheckResult("home", False, said)
         return
     finally:
         for path in (probe, other):
             with contextlib.suppress(OSError):
                 path.unlink()
-    yield Finding("home", True, f"{root} can be written")
+    yield CheckResult("home", True, f"{root} can be written")
     free = shutil.disk_usage(root).free / _GB
     advice = {
         True: "",
@@ -150,15 +150,15 @@ def _home(home: Home) -> Iterator[Finding]:
     }
     good = False if free < 1 else None if free < 50 else True
     said = f"{free:,.1f} GB are free for {root} (a quota may allow less){advice[good]}"
-    yield Finding("disk", good, said)
+    yield CheckResult("disk", good, said)
 
 
-def _mlflow(home: Home, settings: Settings) -> Finding:
+def _mlflow(home: Home, settings: Settings) -> CheckResult:
     if settings.mlflow.uri is not None:
-        return Finding("MLflow", *_answers(settings.mlflow.uri))
+        return CheckResult("MLflow", *_answers(settings.mlflow.uri))
     path = home.root / "mlflow.db"
     if not path.exists():
-        return Finding("MLflow", True, f"{path} will be made")
+        return CheckResult("MLflow", True, f"{path} will be made")
     address = f"file:{quote(str(path))}?mode=ro"
     try:
         with contextlib.closing(sqlite3.connect(address, uri=True, timeout=5)) as database:
@@ -166,11 +166,11 @@ def _mlflow(home: Home, settings: Settings) -> Finding:
     except sqlite3.DatabaseError as error:
         said = str(error)
     if said == "ok":
-        return Finding("MLflow", True, f"{path} is whole")
+        return CheckResult("MLflow", True, f"{path} is whole")
     if "locked" in said:
-        return Finding("MLflow", None, f"{path} is being written to: look again later")
+        return CheckResult("MLflow", None, f"{path} is being written to: look again later")
     mend = "move it away, and `var-scaling mirror SWEEP` fills a new one from the disk"
-    return Finding("MLflow", False, f"{path} cannot be read ({said}): {mend}")
+    return CheckResult("MLflow", False, f"{path} cannot be read ({said}): {mend}")
 
 
 def _answers(uri: str) -> tuple[bool | None, str]:
@@ -191,30 +191,30 @@ def _answers(uri: str) -> tuple[bool | None, str]:
         return False, f"{shown} does not answer ({error}): {mend}"
 
 
-def _code(cluster: Cluster | None) -> Finding:
+def _code(cluster: Cluster | None) -> CheckResult:
     version = code_version()
     if version is None:
         why = ask("git", "-C", str(ROOT), "status").stderr.strip() or "it has no commit"
         said = f"{ROOT} is no git checkout ({why}); jobs of a cluster are given a commit: git clone"
-        return Finding("code", None if cluster is None else False, said)
+        return CheckResult("code", None if cluster is None else False, said)
     if not version.endswith("+"):
-        return Finding("code", True, f"commit {version}")
+        return CheckResult("code", True, f"commit {version}")
     changed = ask("git", "-C", str(ROOT), "status", "--porcelain", "-uall", "--", *ROOMS).stdout
     names = [line[3:] for line in changed.splitlines()]
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     said = f"commit {version.rstrip('+')}, but changed: {', '.join(names[:5])}{more}; commit that, "
-    return Finding("code", None, said + "or a launch on a cluster wants --dirty")
+    return CheckResult("code", None, said + "or a launch on a cluster wants --dirty")
 
 
-def _here(settings: Settings) -> list[Finding]:
+def _here(settings: Settings) -> list[CheckResult]:
     asked, present = settings.local.cpus, _cpus()
     said = f"cpus = {asked}, of {present} here"
     if asked > present:
         said += f": stages would crowd each other; [local] cpus = {present} in {FILE}"
     answer = ask(sys.executable, "-c", TORCH, seconds=120)
     return [
-        Finding("cpus", True if asked <= present else None, said),
-        Finding("torch", *torch_sees(answer, settings.local.device, 0.0)),
+        CheckResult("cpus", True if asked <= present else None, said),
+        CheckResult("torch", *torch_sees(answer, settings.local.device, 0.0)),
     ]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from pipelines.execution.ray_session import ray_here
 from pipelines.execution.slurm import submit as launch
 from pipelines.execution.status import SweepState, View
-from pipelines.execution.tasks import Unit, arrays_of, largest_first, refuse_unready, to_be_retried
+from pipelines.execution.tasks import Task, arrays_of, largest_first, refuse_unready, to_be_retried
 from pipelines.stages.attempt import Stopped
 from pipelines.stages.context import RunContext, StopFile, asking_to_stop, local_process
 from pipelines.stages.graph import Stage, Stages
@@ -75,14 +75,14 @@ def run_on_cluster(
     import ray
 
     # No retry of a submission: it would submit twice.
-    actor = ray.remote(num_cpus=0, max_concurrency=1000)(_Door).remote(reconciler)
-    units: dict[str, Unit] = {}
+    actor = ray.remote(num_cpus=0, max_concurrency=1000)(ReconcilerActor).remote(reconciler)
+    tasks: dict[str, Task] = {}
     ends: dict[str, list[Any]] = {}  # by address: how its arrays end
     waiting = []
     for array in arrays_of(stages, cluster):
-        units |= {unit.name: unit for unit in array.units}
+        tasks |= {task.name: task for task in array.tasks}
         needs = [end for need in array.needs for end in ends.get(need.address, [])]
-        waiting.append(actor.see_through.remote(array.units, *needs))
+        waiting.append(actor.run_until_done.remote(array.tasks, *needs))
         for stage in array.stages:
             ends.setdefault(stage.address, []).append(waiting[-1])
     failures: dict[str, str] = {}
@@ -91,20 +91,20 @@ def run_on_cluster(
         look()
         for task in ready:
             failures |= ray.get(task)
-        for name in [name for name in failures if to_be_retried(units[name])]:
+        for name in [name for name in failures if to_be_retried(tasks[name])]:
             del failures[name]
-            waiting.append(actor.see_through.remote([units[name]]))
+            waiting.append(actor.run_until_done.remote([tasks[name]]))
     return failures
 
 
-class _Door:
+class ReconcilerActor:
     """The actor around a Reconciler, which knows no Ray."""
 
     def __init__(self, reconciler: Callable[[], Any]):
         self.reconciler = reconciler()
 
-    async def see_through(self, units: list[Unit], *needs: dict[str, str]) -> dict[str, str]:
-        return dict(await self.reconciler.see_through(units, *needs))
+    async def run_until_done(self, tasks: list[Task], *needs: dict[str, str]) -> dict[str, str]:
+        return dict(await self.reconciler.run_until_done(tasks, *needs))
 
 
 def _run_graph(

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from pipelines.workspace.store import Busy, held
+from pipelines.workspace.store import Busy, file_lock
 
 _PREFIX = "vs-ray-"
 # The kernel takes at most 107 bytes for the path of a socket. Below the place that is chosen come
@@ -57,7 +57,7 @@ def _private_directory() -> Iterator[Path]:
     _remove_abandoned(place)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
     try:
-        with held(folder):  # while this process lives, the directory is not abandoned
+        with file_lock(folder):  # while this process lives, the directory is not abandoned
             yield folder
     finally:
         _end_processes(folder)
@@ -83,7 +83,7 @@ def _remove_abandoned(place: Path) -> None:
         with suppress(OSError, Busy):  # another run of this user removes it at the same moment
             if folder.is_symlink() or folder.stat().st_uid != os.getuid():
                 continue
-            with held(folder):
+            with file_lock(folder):
                 _end_processes(folder)
                 shutil.rmtree(folder, ignore_errors=True)
 

@@ -20,7 +20,7 @@ from pipelines.execution.backend import (
     Seen,
     TooMany,
 )
-from pipelines.execution.tasks import Unit
+from pipelines.execution.tasks import Task
 from pipelines.stages.attempt import FAILED, heartbeat_age
 from pipelines.workspace import job_log as jobs
 from pipelines.workspace.driver_lock import Driver, still_driving
@@ -62,7 +62,7 @@ class Reconciler:
         self.not_before, self.patience = 0.0, 0.0  # when sbatch is tried again; how long it waits
         self.at_most: int | None = None  # jobs in one array, where a limit has shown itself
 
-    async def see_through(self, units: list[Unit], *needs: dict[str, str]) -> dict[str, str]:
+    async def run_until_done(self, tasks: list[Task], *needs: dict[str, str]) -> dict[str, str]:
         """Come back when every unit has ended: why, by name, for each that is not done.
 
         `needs` are what the units that these wait for came to. Raises Busy if another driver took
@@ -70,31 +70,31 @@ class Reconciler:
         """
         lacking = [name for need in needs for name in need]
         if lacking:
-            return {unit.name: f"needs {', '.join(lacking)}" for unit in units}
+            return {task.name: f"needs {', '.join(lacking)}" for task in tasks}
         failed: dict[str, str] = {}
-        open_units = list(units)
+        open_units = list(tasks)
         while open_units:
             failed |= self.step(open_units)
             open_units = [u for u in open_units if not u.done and u.name not in failed]
             if open_units:
                 await asyncio.sleep(self.poll_seconds)
-        self.step([unit for unit in units if unit.done])  # the ledgers hear how it ended
+        self.step([task for task in tasks if task.done])  # the ledgers hear how it ended
         return failed
 
-    def step(self, units: list[Unit]) -> dict[str, str]:
+    def step(self, tasks: list[Task]) -> dict[str, str]:
         """Look once and submit what is to be submitted: why, by name, for each that has failed."""
         still_driving(self.sweep, self.driver)
         self._look()
-        records = [jobs.latest(unit.folder) for unit in units]
+        records = [jobs.latest(task.folder) for task in tasks]
         self.names = [record.name for record in records if record is not None and record.live]
         self.accounts = None
         failed, missing = {}, []
-        for unit in units:
-            verdict = self._judge(unit)
+        for task in tasks:
+            verdict = self._judge(task)
             if verdict == "submit":
-                missing.append(unit)
+                missing.append(task)
             elif verdict is not None:
-                failed[unit.name] = verdict
+                failed[task.name] = verdict
         if missing and time.time() >= self.not_before:
             failed |= self._submit(missing[: self.at_most])
         return failed
@@ -110,19 +110,19 @@ class Reconciler:
         else:
             self._say(self.backend.name, "")
 
-    def _judge(self, unit: Unit) -> str | None:
+    def _judge(self, task: Task) -> str | None:
         """None: wait, or done; "submit"; else why it failed."""
-        record = jobs.latest(unit.folder)
-        if unit.done:
+        record = jobs.latest(task.folder)
+        if task.done:
             if record is not None and record.live:
-                self._note_end(unit, record, "done", "")
+                self._note_end(task, record, "done", "")
             return None
-        if is_done(unit.folder) and (record is None or record.ended == "done"):
-            return "submit" if self._settled(unit) else None  # nobody joined the parts
+        if is_done(task.folder) and (record is None or record.ended == "done"):
+            return "submit" if self._settled(task) else None  # nobody joined the parts
         if record is not None and record.ended in ("failed", "cancelled") and not record.again:
             return record.reason
         if record is None or not record.live or record.again:
-            return None if at_work_here(unit.folder) else "submit"
+            return None if at_work_here(task.folder) else "submit"
         queue = self.queue
         if queue is None or queue.at <= self._known_from(record):
             return None  # nothing is known yet
@@ -130,24 +130,24 @@ class Reconciler:
         if seen is None:
             seen = self._accounted(record)
         if seen is not None and record.job is None:
-            jobs.note(unit.folder, "submitted", submission=record.submission, job=seen.job)
+            jobs.note(task.folder, "submitted", submission=record.submission, job=seen.job)
             record = replace(record, job=seen.job)
         if seen is not None and seen.active:
-            self.unsettled.pop(unit.name, None)
-            self._say(unit.name, seen.remark)
+            self.unsettled.pop(task.name, None)
+            self._say(task.name, seen.remark)
             return None
         if record.job is None:
-            self._note_end(unit, record, "never submitted", "")
+            self._note_end(task, record, "never submitted", "")
             return "submit"
-        return self._conclude(unit, record, seen) if self._settled(unit) else None
+        return self._conclude(task, record, seen) if self._settled(task) else None
 
-    def _settled(self, unit: Unit) -> bool:
+    def _settled(self, task: Task) -> bool:
         """Whether what was first noticed a while ago is still so."""
         now = time.time()  # once: what is first noticed now has not settled, however slow this is
-        since = self.unsettled.setdefault(unit.name, now)
+        since = self.unsettled.setdefault(task.name, now)
         if now - since < _SETTLES * self.poll_seconds:
             return False
-        del self.unsettled[unit.name]
+        del self.unsettled[task.name]
         return True
 
     def _known_from(self, record: JobRecord) -> float:
@@ -156,20 +156,20 @@ class Reconciler:
             return self.asked.get(record.submission, record.time)
         return record.time + _SUBMITS
 
-    def _conclude(self, unit: Unit, record: JobRecord, seen: Seen | None) -> str | None:
+    def _conclude(self, task: Task, record: JobRecord, seen: Seen | None) -> str | None:
         """What to do about a job that is over while its unit is not done."""
         how, end = (seen.state, seen.end) if seen is not None else ("GONE", "other")
-        failure = unit.folder / FAILED
+        failure = task.folder / FAILED
         left = read_json(failure) if failure.exists() else None
         if left is not None and left["restart_id"].rpartition(".")[0] == record.job:
             reason = left["error"] + (f" (rank {left['rank']})" if left["rank"] else "")
-            return self._note_end(unit, record, "failed", reason)
+            return self._note_end(task, record, "failed", reason)
         if end == "cancelled":
-            return self._note_end(unit, record, "cancelled", f"job {record.job} was cancelled")
+            return self._note_end(task, record, "cancelled", f"job {record.job} was cancelled")
         if end == "out of memory":
             reason = f"job {record.job} ran out of memory: raise memory_gb_per_gpu"
-            return self._note_end(unit, record, "failed", reason)
-        reached = progress_in(unit.folder)
+            return self._note_end(task, record, "failed", reason)
+        reached = progress_in(task.folder)
         fruitless = record.fruitless
         if end != "no fault":
             fruitless = fruitless + 1 if reached <= record.progress else 0
@@ -179,17 +179,17 @@ class Reconciler:
                 f"its job ended {fruitless} times ({how} at last) without a word or any progress"
             )
             return self._note_end(
-                unit, record, "failed", f"{reason}; its log ends: {last}", fruitless
+                task, record, "failed", f"{reason}; its log ends: {last}", fruitless
             )
-        self._note_end(unit, record, how, "", fruitless)
+        self._note_end(task, record, how, "", fruitless)
         return "submit"
 
     def _note_end(
-        self, unit: Unit, record: JobRecord, how: str, reason: str, fruitless: int = 0
+        self, task: Task, record: JobRecord, how: str, reason: str, fruitless: int = 0
     ) -> str:
         jobs.note(
-            unit.folder, "ended", submission=record.submission, how=how, reason=reason,
-            fruitless=fruitless, progress=progress_in(unit.folder),
+            task.folder, "ended", submission=record.submission, how=how, reason=reason,
+            fruitless=fruitless, progress=progress_in(task.folder),
         )  # fmt: skip
         return reason
 
@@ -200,36 +200,36 @@ class Reconciler:
         seen = self.accounts.find(record.job, record.name, record.index)
         return None if seen is None or seen.active else seen  # active by accounts alone: a runaway
 
-    def _submit(self, units: list[Unit]) -> dict[str, str]:
+    def _submit(self, tasks: list[Task]) -> dict[str, str]:
         """One array of `units`, noted before and after: why, by name, for each refused."""
         submission = jobs.new_submission()
-        for index, unit in enumerate(units):
+        for index, task in enumerate(tasks):
             jobs.note(
-                unit.folder, "submitting", submission=submission, cluster=self.name,
-                index=index if len(units) > 1 else None, code=self.code,
-                resources=unit.resources.as_dict(),
+                task.folder, "submitting", submission=submission, cluster=self.name,
+                index=index if len(tasks) > 1 else None, code=self.code,
+                resources=task.resources.as_dict(),
             )  # fmt: skip
         try:
-            ids = self.backend.submit(units, submission)
+            ids = self.backend.submit(tasks, submission)
         except Delayed as error:
             self.asked[submission] = time.time()
             if isinstance(error, TooMany):
-                self.at_most = max(1, len(units) // 2)
+                self.at_most = max(1, len(tasks) // 2)
             self.patience = min(_LONGEST, max(self.poll_seconds, 2 * self.patience))
             self.not_before = time.time() + self.patience
             self._say(self.backend.submits_with, f"{error}; tried again in {self.patience:.0f} s")
             return {}  # the next look finds out whether it went through all the same
         except Refused as error:
-            for unit in units:
-                record = jobs.latest(unit.folder)
+            for task in tasks:
+                record = jobs.latest(task.folder)
                 assert record is not None
-                self._note_end(unit, record, "failed", str(error))
-            return {unit.name: str(error) for unit in units}
+                self._note_end(task, record, "failed", str(error))
+            return {task.name: str(error) for task in tasks}
         self.patience = 0.0
         self._say(self.backend.submits_with, "")
-        for unit, job in zip(units, ids, strict=True):
-            record = jobs.latest(unit.folder)
-            jobs.note(unit.folder, "submitted", submission=submission, job=job)
+        for task, job in zip(tasks, ids, strict=True):
+            record = jobs.latest(task.folder)
+            jobs.note(task.folder, "submitted", submission=submission, job=job)
             if record is not None and record.ended == "cancelled":  # while it was submitted
                 with suppress(Away):  # then the job itself finds out as it starts
                     self.backend.cancel([job])

@@ -34,75 +34,75 @@ from var_scaling.experiment.ledger import scoring_flops, trial_ledger
 
 
 @dataclass(frozen=True)
-class Unit:
+class Task:
     """A job to be: it works in `folder`, and is not needed once `whole`, or that, is done."""
 
     name: str  # "tokenizer ch160", "tokens imagenet-train 3 of 16", "trial d16"
     folder: Path
-    whole: Path
+    output_dir: Path
     resources: Resources
-    words: dict[str, Any]  # what to do, as JSON: see words_of
+    payload: dict[str, Any]  # what to do, as JSON: see words_of
     # All those of which this is the first. Who makes the last part joins them; where that one did
     # not live to do it, the first is not done either.
     parts: tuple[Path, ...] = ()
 
     @property
     def done(self) -> bool:
-        if ended(self.whole):
+        if ended(self.output_dir):
             return True
         unjoined = bool(self.parts) and all(is_done(part) for part in self.parts)
         return ended(self.folder) and not unjoined
 
 
-def words_of(stage: Stage) -> dict[str, Any]:
+def payload_of(stage: Stage) -> dict[str, Any]:
     """What to do for `stage`, as JSON: for `run` of the module that it names."""
-    words = {"module": stage.kind.module, "kind": stage.kind.name}
+    payload = {"module": stage.kind.module, "kind": stage.kind.name}
     if stage.kind in (NETWORK, FLOOR, SCORE):
-        return {**words, "sweep": stage.sweep, "config": stage.config.model_dump_json()}
+        return {**payload, "sweep": stage.sweep, "config": stage.config.model_dump_json()}
     config = stage.config.model_dump(mode="json")
     if stage.kind == TOKENIZER:
-        return {**words, "tokenizer": config}
+        return {**payload, "tokenizer": config}
     if stage.kind == TOKENS:
-        return {**words, **config}
-    return {**words, "sweep": stage.sweep, "trial": config}
+        return {**payload, **config}
+    return {**payload, "sweep": stage.sweep, "trial": config}
 
 
-def units_of(stage: Stage, cluster: Cluster) -> list[Unit]:
+def tasks_of(stage: Stage, cluster: Cluster) -> list[Task]:
     """The jobs of `stage`: of tokens as many as were begun with, or as the rule says."""
     if stage.provided:
         return []
     if stage.kind == TOKENS:
-        return _token_units(stage, cluster)
+        return _token_tasks(stage, cluster)
     if stage.kind in (NETWORK, FLOOR, SCORE):
         resources = encoding_resources(scoring_flops(stage.config), cluster)
-        return [Unit(stage.title, stage.directory, stage.directory, resources, words_of(stage))]
+        return [Task(stage.title, stage.directory, stage.directory, resources, payload_of(stage))]
     ask = tokenizer_resources if stage.kind == TOKENIZER else trial_resources
     resources = ask(stage.config, cluster)
-    return [Unit(stage.title, stage.directory, stage.directory, resources, words_of(stage))]
+    return [Task(stage.title, stage.directory, stage.directory, resources, payload_of(stage))]
 
 
-def _token_units(stage: Stage, cluster: Cluster) -> list[Unit]:
-    tokens, whole = stage.config, stage.directory
+def _token_tasks(stage: Stage, cluster: Cluster) -> list[Task]:
+    tokens, output_dir = stage.config, stage.directory
     assert isinstance(tokens, TokenSet)
     t, data = tokens.tokenizer, tokens.data
     images = data.train_images if tokens.split == "train" else None
-    begun = parts_of(whole)
+    begun = parts_of(output_dir)
     parts = len(begun) or 1
-    if tokens.split == "train" and not begun and not is_done(whole):
+    if tokens.split == "train" and not begun and not is_done(output_dir):
         parts = encoding_parts(t, data, images, cluster)
     crops = data.views("train")
     flops = (images or 50_000) * crops * encoding_flops(t) / parts
-    resources, words = encoding_resources(flops, cluster), words_of(stage)
+    resources, payload = encoding_resources(flops, cluster), payload_of(stage)
     if parts == 1:
-        return [Unit(stage.title, whole, whole, resources, {**words, "part": None})]
-    folders = part_folders(whole, parts)
+        return [Task(stage.title, output_dir, output_dir, resources, {**payload, "part": None})]
+    folders = part_folders(output_dir, parts)
     return [
-        Unit(
+        Task(
             _part_title(stage, number, parts),
             folder,
-            whole,
+            output_dir,
             resources,
-            {**words, "part": [number, parts]},
+            {**payload, "part": [number, parts]},
             tuple(folders) if number == 0 else (),
         )
         for number, folder in enumerate(folders)
@@ -117,7 +117,7 @@ def _part_title(stage: Stage, number: int, of: int) -> str:
 class Array:
     """Units that one submission may hold: they ask Slurm for the same and wait for the same."""
 
-    units: list[Unit]
+    tasks: list[Task]
     stages: list[Stage]
     needs: tuple[Need, ...]
 
@@ -126,11 +126,11 @@ def arrays_of(stages: Stages, cluster: Cluster) -> list[Array]:
     """Every unit of `stages`, in the order of need; of trials the largest first."""
     arrays: dict[tuple[Any, ...], Array] = {}
     for stage in largest_first(stages):
-        for unit in units_of(stage, cluster):
-            asks = replace(unit.resources, at_once=None)  # of no matter to Slurm
+        for task in tasks_of(stage, cluster):
+            asks = replace(task.resources, at_once=None)  # of no matter to Slurm
             key = (asks, *stage.needs) if stage.kind == TRIAL else (stage.address,)
             array = arrays.setdefault(key, Array([], [], stage.needs))
-            array.units.append(unit)
+            array.tasks.append(task)
             if not array.stages or array.stages[-1] is not stage:
                 array.stages.append(stage)
     return list(arrays.values())
@@ -181,9 +181,9 @@ def damaged_stages(stages: Stages) -> dict[str, Damage]:
     return {name: one for name, one in found.items() if one is not None}
 
 
-def to_be_retried(unit: Unit) -> bool:
+def to_be_retried(task: Task) -> bool:
     """Whether a user asked to have it tried again."""
-    record = jobs.latest(unit.folder)
+    record = jobs.latest(task.folder)
     return record is not None and record.again
 
 

@@ -19,7 +19,7 @@ from analysis.forecasting.forecast import (
     freeze,
     score,
 )
-from analysis.forecasting.seal import sealed, unsealed
+from analysis.forecasting.seal import read_with_checksum, save_with_checksum
 from analysis.table.table import Table, load_results
 from pipelines.planning.targets import (
     SIZES,
@@ -34,7 +34,7 @@ from pipelines.results.table import collect_results, rows_of
 from pipelines.workspace.damage import LOG, damage_in
 from pipelines.workspace.log_end import latest_line
 from pipelines.workspace.provenance import code_version
-from pipelines.workspace.store import Drift, Home, drift, held, natural
+from pipelines.workspace.store import ConfigMismatchError, Home, drift, file_lock, natural
 from var_scaling.disk import is_done, read_json, write_json
 from var_scaling.experiment import ImportedModel, Sweep, Trial
 
@@ -62,7 +62,7 @@ def finished_runs(home: Home, sweep: Sweep) -> Table:
     return load_results(home.sweep(sweep.name) / "results.parquet")
 
 
-def foretell(
+def make_forecasts(
     home: Home, sweep: Sweep, at: Sequence[str], variable: str, now: float | None = None
 ) -> list[Frozen]:
     """Freeze what the finished runs of `sweep` say of each target, all of them or none.
@@ -73,12 +73,12 @@ def foretell(
     table = finished_runs(home, sweep)
     made = [_forecast(home, sweep, table, one, variable, now) for one in dict.fromkeys(at)]
     folder = forecasts_folder(home, sweep)
-    with held(folder, wait=10.0):
+    with file_lock(folder, wait=10.0):
         known = _frozen_before(folder)
         found = [_placed(folder, forecast, known, now) for forecast in made]
         for one in found:
             if one.new:
-                write_json(one.path, sealed(one.forecast))
+                write_json(one.path, save_with_checksum(one.forecast))
     return found
 
 
@@ -116,7 +116,7 @@ def _run(row: dict[Any, Any]) -> Run:
 def _placed(folder: Path, made: Forecast, known: list[tuple[Path, Any]], now: float) -> Frozen:
     """`made` and its file, or the one that said the same before. Raises ForecastError."""
     for path, content in known:
-        before = unsealed(content)
+        before = read_with_checksum(content)
         if before.says_what(made):
             return Frozen(before, path, content["sha256"], new=False)
     target = made.target
@@ -125,7 +125,7 @@ def _placed(folder: Path, made: Forecast, known: list[tuple[Path, Any]], now: fl
     path = folder / f"{name}-{when}.json"
     if path.exists():
         raise ForecastError(f"{path} is frozen already and says something else; ask again later")
-    return Frozen(made, path, sealed(made)["sha256"], new=True)
+    return Frozen(made, path, save_with_checksum(made)["sha256"], new=True)
 
 
 def _frozen_before(folder: Path) -> list[tuple[Path, Any]]:
@@ -133,7 +133,7 @@ def _frozen_before(folder: Path) -> list[tuple[Path, Any]]:
     found = []
     for path in _files(folder):
         try:
-            unsealed(content := read_json(path))
+            read_with_checksum(content := read_json(path))
         except ValueError:  # named and counted by `score`
             continue
         found.append((path, content))
@@ -183,7 +183,7 @@ def outcomes_as_json(outcomes: list[Outcome]) -> list[dict[str, Any]]:
 
 def _outcome(home: Home, path: Path) -> Outcome:
     try:
-        forecast = unsealed(read_json(path))
+        forecast = read_with_checksum(read_json(path))
     except ValueError as error:  # no JSON, a changed one, or that of another version
         return Outcome(path.name, "tampered", str(error), None)
     target = forecast.target
@@ -191,7 +191,7 @@ def _outcome(home: Home, path: Path) -> Outcome:
     try:
         trial = Trial.model_validate_json(json.dumps(target.record))
         unlike = drift(folder / "trial.json", trial)
-    except (ValidationError, Drift) as error:
+    except (ValidationError, ConfigMismatchError) as error:
         return Outcome(path.name, "void", f"the run cannot be told: {error}", forecast)
     if unlike:
         said = "the run is another than was foretold: " + "; ".join(unlike[:3])

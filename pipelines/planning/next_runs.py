@@ -21,7 +21,7 @@ from var_scaling.experiment import Sweep, Trial
 
 
 @dataclass(frozen=True)
-class Wishes:
+class PlanOptions:
     """What to choose among, and for what."""
 
     at: str
@@ -44,7 +44,7 @@ class Advice:
     notes: tuple[str, ...]
 
 
-def advise(home: Home, sweep: Sweep, wishes: Wishes, price: Price | None = None) -> Advice:
+def advise(home: Home, sweep: Sweep, wishes: PlanOptions, price: Price | None = None) -> Advice:
     """Which runs narrow the interval at the target most. Raises ValueError, in words."""
     ends = finished_runs(home, sweep).finals
     _, goal = find_target(sweep, wishes.at)
@@ -65,7 +65,7 @@ def advise(home: Home, sweep: Sweep, wishes: Wishes, price: Price | None = None)
     return Advice(fit, target, plan(fit, target, candidates, wishes.budget), _notes(trials))
 
 
-def _law(wishes: Wishes, ends: Any) -> Law:
+def _law(wishes: PlanOptions, ends: Any) -> Law:
     if any(length != 1 for length in wishes.lengths):
         if wishes.law not in (None, SURFACE.name):
             raise ValueError(
@@ -101,7 +101,7 @@ def _candidate(trial: Trial, variables: Sequence[str], price: Price | None) -> C
 # What could be run --------------------------------------------------------------------------------
 
 
-def candidate_trials(sweep: Sweep, finished: frozenset[str], wishes: Wishes) -> list[Trial]:
+def candidate_trials(sweep: Sweep, finished: frozenset[str], wishes: PlanOptions) -> list[Trial]:
     """Runs not made yet, `wishes.seeds` of each depth and length; the sweep's own come first."""
     if not sweep.trials:
         raise ValueError(f"{sweep.name}: models that were trained elsewhere are no runs to repeat")
@@ -147,7 +147,9 @@ def _kind(trial: Trial) -> str:
 def _of_depth(sweep: Sweep, depth: int) -> Trial:
     """A trial of another depth, by the rule of the sweep's. Raises ValueError without one."""
     first, rule = sweep.trials[0], rate_rule(list(sweep.trials))
-    unlike = [trial.name for trial in sweep.trials if _rung(trial, 1, 1) != _rung(first, 1, 1)]
+    unlike = [
+        trial.name for trial in sweep.trials if _recipe_of(trial, 1, 1) != _recipe_of(first, 1, 1)
+    ]
     if unlike:
         raise ValueError(
             f"--depths {depth}: {first.name} and {unlike[0]} differ in more than depth, seed and "
@@ -156,10 +158,10 @@ def _of_depth(sweep: Sweep, depth: int) -> Trial:
     if rule is None:
         raise ValueError(f"--depths {depth}: the peak rates of the trials follow no one rule")
     width = first.model.at_depth(depth).width
-    return _rung(first, depth, rule[1] / width if rule[0] == "rate x width" else rule[1])
+    return _recipe_of(first, depth, rule[1] / width if rule[0] == "rate x width" else rule[1])
 
 
-def _rung(trial: Trial, depth: int, rate: float) -> Trial:
+def _recipe_of(trial: Trial, depth: int, rate: float) -> Trial:
     model = trial.model.at_depth(depth)
     optimiser = trial.optimiser.model_copy(update={"learning_rate": float(rate)})
     changes = {"name": f"d{depth}", "model": model, "optimiser": optimiser, "seed": 0}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipelines.evaluation.scores import Fidelity, fidelities
 from pipelines.evaluation.throughput import machine_of, measurements
-from pipelines.results.artifacts import EDITS, SAMPLES, Made, made_in
+from pipelines.results.artifacts import EDITS, SAMPLES, Artifact, made_in
 from pipelines.stages.graph import Stages, of_kind
 from pipelines.stages.registry import TOKENIZER
 from var_scaling.class_names import called, names_of
@@ -16,17 +16,17 @@ from var_scaling.experiment.ledger import model_ledger
 from var_scaling.models.registry import sampling_from
 
 if TYPE_CHECKING:
-    from analysis.report.html import Made as Shown
+    from analysis.report.html import ModelImages
 
 _MODELS, _SETS, _EDITS = 4, 2, 3  # with pictures in the page; the rest is named
 _HEADINGS = {"fid": "FID", "inception_score": "inception score", "kid": "KID"}
 _NONE = "–"
 
 
-class Exhibits(NamedTuple):
+class ReportImages(NamedTuple):
     """The fields of the report's facts of these names."""
 
-    made: "tuple[Shown, ...]"
+    made: "tuple[ModelImages, ...]"
     unshown: str
     fidelity: list[dict[str, str]]
     speed: list[dict[str, str]]
@@ -38,12 +38,12 @@ class _Model(NamedTuple):
     folder: Path
 
 
-def exhibits(stages: Stages) -> Exhibits:
+def exhibits(stages: Stages) -> ReportImages:
     """All of it, the largest model first."""
     models = _models(stages)
     with_pictures = [one for one in models if any(made.pictures for made in made_in(one.folder))]
     rest = [one.address for one in with_pictures[_MODELS:]]
-    return Exhibits(
+    return ReportImages(
         tuple(_shown(one) for one in with_pictures[:_MODELS]),
         f"Of {', '.join(rest)} there are pictures on disk." if rest else "",
         _filled([*_of_samples(models), *_of_tokenizers(stages)]),
@@ -67,8 +67,8 @@ def _models(stages: Stages) -> list[_Model]:
     return sorted(models, key=lambda one: -model_ledger(one.record)["params_blocks"])
 
 
-def _shown(model: _Model) -> "Shown":
-    from analysis.report.html import Made as Shown
+def _shown(model: _Model) -> "ModelImages":
+    from analysis.report.html import ModelImages
 
     found = [one for one in made_in(model.folder) if one.pictures]
     sets = sorted((one for one in found if one.kind == SAMPLES), key=_first_default)
@@ -79,14 +79,16 @@ def _shown(model: _Model) -> "Shown":
         for picture in one.pictures
     ]
     rest = [one.place for one in (*sets[_SETS:], *edits[_EDITS:])]
-    return Shown(model.address, tuple(pictures), f"Also on disk: {', '.join(rest)}." * bool(rest))
+    return ModelImages(
+        model.address, tuple(pictures), f"Also on disk: {', '.join(rest)}." * bool(rest)
+    )
 
 
-def _first_default(made: Made) -> tuple[bool, str]:
+def _first_default(made: Artifact) -> tuple[bool, str]:
     return made.name != "default", made.name
 
 
-def _caption(made: Made, picture: Path, model: _Model) -> str:
+def _caption(made: Artifact, picture: Path, model: _Model) -> str:
     asked = made.record()
     if not asked:
         return made.place

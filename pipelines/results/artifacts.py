@@ -20,7 +20,7 @@ _PICTURES = {SAMPLES: ("grid.png", "strips.png"), EDITS: ("sheet.png",)}
 _RECORDS = {SAMPLES: "sampling.json", EDITS: "edit.json"}
 
 
-class Made(NamedTuple):
+class Artifact(NamedTuple):
     """A set of samples, an edit or a measurement: what is brought as one."""
 
     place: str  # below the model's folder and below its run's artifacts: samples/SET, edits/NAME
@@ -78,7 +78,7 @@ class Made(NamedTuple):
         return {path.name: path.stat() for path in self.files}
 
 
-def made_in(folder: Path) -> list[Made]:
+def made_in(folder: Path) -> list[Artifact]:
     """All that was made with the model or tokenizer in `folder`; sets and edits by name.
 
     A set or an edit that is not finished, or grows, is not there yet.
@@ -88,8 +88,10 @@ def made_in(folder: Path) -> list[Made]:
         done = [path.parent for path in (folder / kind).glob(f"*/{DONE}")]
         for one in sorted(done, key=lambda path: natural(path.name)):
             pictures = tuple(one / name for name in names if (one / name).exists())
-            found.append(Made(f"{kind}/{one.name}", one, pictures, _there(one / FIDELITY)))
-    alone = [Made(Path(name).stem, folder, (), _there(folder / name)) for name in (FIDELITY, SPEED)]
+            found.append(Artifact(f"{kind}/{one.name}", one, pictures, _there(one / FIDELITY)))
+    alone = [
+        Artifact(Path(name).stem, folder, (), _there(folder / name)) for name in (FIDELITY, SPEED)
+    ]
     return [one for one in (*found, *alone) if one.files]
 
 
@@ -101,7 +103,7 @@ def stamp_of(folders: Iterable[Path]) -> str | None:
     return _hashed(stamps) if stamps else None
 
 
-def _fidelity(made: Made) -> dict[str, float]:
+def _fidelity(made: Artifact) -> dict[str, float]:
     """`fidelity/SET/fid`: what was measured last, with what goes with it, so of one reference.
 
     Of several references, or images, each under its name as well.
@@ -128,7 +130,7 @@ def _scores(room: str, found: list[Fidelity]) -> dict[str, float]:
     return numbers
 
 
-def _speeds(made: Made) -> dict[str, float]:
+def _speeds(made: Artifact) -> dict[str, float]:
     """Of each machine by precision, guidance and batch."""
     numbers: dict[str, float] = {}
     for one in measurements(made.folder):

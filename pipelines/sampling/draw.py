@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from pipelines.checkpoints.load import Loaded, load_generator
 from pipelines.sampling.finalize import end_set, ended, write_strips
-from pipelines.sampling.rejection import Judge, load_judge
+from pipelines.sampling.rejection import RejectionClassifier, load_rejection_classifier
 from pipelines.sampling.request import Plan
 from pipelines.sampling.store import (
     Life,
-    Made,
     SampleFolder,
+    StoredImage,
     Writers,
     refuse_changed,
     refuse_other,
@@ -26,7 +26,7 @@ from pipelines.sampling.store import (
 from pipelines.stages.attempt import Stopped
 from pipelines.stages.context import RunContext
 from pipelines.workspace.provenance import code_version
-from pipelines.workspace.store import Drift
+from pipelines.workspace.store import ConfigMismatchError
 from var_scaling.disk import DONE, is_done, write_json
 from var_scaling.experiment.sample_set import Request, SampleSet
 
@@ -53,7 +53,7 @@ class Ready:
     """A model, and the judge of its images if there is one, as the set's record has them."""
 
     loaded: Loaded
-    judge: Judge | None
+    judge: RejectionClassifier | None
     wanted: SampleSet
 
     def scores(self, images_BWW3: "Tensor", labels: Sequence[int]) -> list[float | None]:
@@ -73,14 +73,16 @@ def make_ready(context: RunContext, plan: Plan) -> Ready:
 
     torch.set_num_threads(context.drawing_threads())
     loaded, wanted = load_generator(context, plan.address, plan.raw), plan.wanted
-    judge = load_judge(context, plan.classifier) if wanted.rejection else None
+    judge = load_rejection_classifier(context, plan.classifier) if wanted.rejection else None
     found = [("weights", wanted.weights_sha256, loaded.weights_sha256)]
     found += [("tokenizer", wanted.tokenizer_sha256, loaded.tokenizer_sha256)]
     if judge and wanted.rejection:
         found += [("classifier", wanted.rejection.classifier_sha256, judge.sha256)]
     for what, asked, there in found:
         if asked != there:
-            raise Drift(f"{plan.folder}: its {what} had SHA-256 {asked}; now they have {there}")
+            raise ConfigMismatchError(
+                f"{plan.folder}: its {what} had SHA-256 {asked}; now they have {there}"
+            )
     return Ready(loaded, judge, wanted)
 
 
@@ -97,7 +99,7 @@ def sample_set(
     if there and not how.strips:
         return []
     ready = make_ready(context, plan)
-    at.claim()  # not before: a larger count that cannot be drawn undoes no finished set
+    at.init_run_dir()  # not before: a larger count that cannot be drawn undoes no finished set
     chunks = [] if there else chunks_of(plan.wanted, how.part)
     if chunks:
         draw(context, ready, at, chunks, how.batch, stop, report_progress)
@@ -180,7 +182,7 @@ class _Marks:
     def __init__(
         self,
         at: SampleFolder,
-        found: dict[int, dict[Request, Made]],
+        found: dict[int, dict[Request, StoredImage]],
         todo: list[tuple[int, Request]],
         device: str,
         every: float,
@@ -192,7 +194,7 @@ class _Marks:
         self.new: dict[int, int] = {}  # images by chunk that are not marked yet
         self.since = monotonic()
 
-    def note(self, made: list[tuple[int, Request, Made]], last: bool = False) -> None:
+    def note(self, made: list[tuple[int, Request, StoredImage]], last: bool = False) -> None:
         """These are on disk; `last`: no more will come, so what there is of a chunk is marked."""
         for chunk, request, image in made:
             self.found[chunk][request] = image

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines.sampling.image_grid import grid, strips
-from pipelines.sampling.store import STRIPS, Made, SampleFolder
+from pipelines.sampling.store import STRIPS, SampleFolder, StoredImage
 from var_scaling.class_names import Names, brief, named
 from var_scaling.disk import DONE, is_done, read_json, whole, write_json
 from var_scaling.experiment.sample_set import NONE, Request, SampleSet
@@ -183,7 +183,7 @@ def _grid(
 def _manifest(
     at: SampleFolder,
     kept: list[Request],
-    found: dict[Request, Made],
+    found: dict[Request, StoredImage],
     address: str,
     rejection: dict[str, Any] | None,
     names: Names | None,

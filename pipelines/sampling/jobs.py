@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Any
 
 from pipelines.execution.slurm.resources import encoding_resources
-from pipelines.execution.tasks import Unit
+from pipelines.execution.tasks import Task
 from pipelines.sampling.draw import How, chunks_of, draw, end, make_ready
 from pipelines.sampling.request import Plan
 from pipelines.sampling.store import SampleFolder, refuse_changed
@@ -36,9 +36,9 @@ def job_folders(plan: Plan, parts: int) -> list[Path]:
     return part_folders(plan.folder / f"jobs-{plan.wanted.count}", parts)
 
 
-def sample_units(
+def sample_tasks(
     plan: Plan, how: How, parts: int, record: Trial | ImportedModel, cluster: Cluster
-) -> list[Unit]:
+) -> list[Task]:
     """One unit a part; as few as there are chunks."""
     parts = min(parts, plan.wanted.chunks)
     image = total(record.family.sampling_flops(record.spec, plan.wanted.sampling.guided))
@@ -46,7 +46,7 @@ def sample_units(
     resources = encoding_resources(_SLOWER * image * plan.wanted.drawn / parts, cluster)
     folders = job_folders(plan, parts)
     return [
-        Unit(
+        Task(
             f"samples {plan.address}/{plan.wanted.name} {number + 1} of {parts}",
             folder,
             plan.folder,
@@ -71,33 +71,33 @@ def _words(plan: Plan, how: How, part: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def run(context: RunContext, words: dict[str, Any]) -> str:
+def run(context: RunContext, payload: dict[str, Any]) -> str:
     """What a job does. Returns "done"; raises what `_run_part` raises."""
-    wanted = SampleSet.model_validate_json(words["set"])
-    plan = Plan(words["address"], Path(words["folder"]), wanted, words["classifier"])
-    part = (words["part"][0], words["part"][1])
-    how = How(words["batch"], words["strips"], part)
+    wanted = SampleSet.model_validate_json(payload["set"])
+    plan = Plan(payload["address"], Path(payload["folder"]), wanted, payload["classifier"])
+    part = (payload["part"][0], payload["part"][1])
+    how = How(payload["batch"], payload["strips"], part)
     return _run_part(context, plan, how, job_folders(plan, part[1]))
 
 
-def images_drawn(units: list[Unit]) -> int:
+def images_drawn(tasks: list[Task]) -> int:
     """How many images the jobs have come to, by their own word."""
-    notes = [unit.folder / DRAWN for unit in units]
+    notes = [task.folder / DRAWN for task in tasks]
     return sum(read_json(note)["done"] for note in notes if note.exists())
 
 
-def forgive(units: list[Unit]) -> None:
+def reset_failed(tasks: list[Task]) -> None:
     """Have what failed or was cancelled tried again."""
-    for unit in units:
-        record = jobs.latest(unit.folder)
-        if record is not None and record.ended in ("failed", "cancelled") and not unit.done:
-            jobs.note(unit.folder, "retry")
-            (unit.folder / FAILED).unlink(missing_ok=True)
+    for task in tasks:
+        record = jobs.latest(task.folder)
+        if record is not None and record.ended in ("failed", "cancelled") and not task.done:
+            jobs.note(task.folder, "retry")
+            (task.folder / FAILED).unlink(missing_ok=True)
 
 
-def others_at_it(plan: Plan, mine: list[Unit], cluster: str) -> str:
+def others_at_it(plan: Plan, mine: list[Task], cluster: str) -> str:
     """Which job may be drawing the set, other than those that `mine` attach to; "" if none."""
-    attached = {unit.folder for unit in mine}
+    attached = {task.folder for task in mine}
     if is_done(plan.folder):
         return ""
     for ledger in sorted(plan.folder.glob(f"jobs-*/parts/*/{jobs.JOBS}")):

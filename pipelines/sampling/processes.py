@@ -53,11 +53,11 @@ def sample_set_by(
         found, lacking = at.look_at_all()
         shares = [lacking[rank::processes] for rank in range(min(processes, len(lacking)))]
         with _started(context, plan, how, shares, stop_file) as workers:
-            _see_through(workers, plan, len(found), report_progress, stop_file)
+            _run_until_done(workers, plan, len(found), report_progress, stop_file)
     elif not how.strips:
         return []
     ready = make_ready(context, plan)
-    at.claim()
+    at.init_run_dir()
     return end(
         context, ready, at, lacking, how, lambda done: stop_requested(context), report_progress
     )
@@ -96,7 +96,7 @@ def _started(
             hears.close()
 
 
-def _see_through(
+def _run_until_done(
     workers: dict[Connection, SpawnProcess],
     plan: Plan,
     done: int,
@@ -151,7 +151,7 @@ def _work(says: Connection, context: RunContext, plan: Plan, how: How, chunks: l
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     try:
         at, ready = SampleFolder(plan.folder, plan.wanted), make_ready(context, plan)
-        at.claim()
+        at.init_run_dir()
         draw(
             context, ready, at, chunks, how.batch, lambda done: stop_requested(context),
             lambda what, done, total: says.send(("done", str(done))),

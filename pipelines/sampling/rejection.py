@@ -17,7 +17,7 @@ EXTRACTORS = ("extractor", "inception", "seeded")  # "extractor": Inception wher
 
 
 @dataclass(frozen=True)
-class Judge:
+class RejectionClassifier:
     """What says how sure a class is: uint8 (B, W, W, 3) to probabilities (B, outputs)."""
 
     name: str
@@ -26,7 +26,7 @@ class Judge:
     probabilities: "Callable[[Tensor], Tensor]"
 
 
-def load_judge(context: RunContext, which: str | None) -> Judge:
+def load_rejection_classifier(context: RunContext, which: str | None) -> RejectionClassifier:
     """The classifier `which`: a file, one of EXTRACTORS, or None: [weights] classifier.
 
     Raises ValueError (WeightsError for a file that cannot be used).
@@ -42,11 +42,13 @@ def load_judge(context: RunContext, which: str | None) -> Judge:
     from var_scaling.evaluation.resnet import load_classifier
 
     classifier = load_classifier(Path(which)).to(context.device())
-    return Judge(classifier.name, classifier.sha256, classifier.classes, classifier.probabilities)
+    return RejectionClassifier(
+        classifier.name, classifier.sha256, classifier.classes, classifier.probabilities
+    )
 
 
 def rejection_by(
-    judge: Judge, rate: float, model_classes: int, outputs: tuple[int, ...] | None
+    judge: RejectionClassifier, rate: float, model_classes: int, outputs: tuple[int, ...] | None
 ) -> Rejection:
     """The record of it. Raises ValueError where it is not known which output is which class."""
     if outputs is None and judge.outputs != model_classes:
@@ -102,7 +104,7 @@ def _by_class(path: Path, found: dict[str, Any], classes: int, names: Names | No
     return [outputs[number] for number in range(classes)]
 
 
-def _extractor(context: RunContext, which: str) -> Judge:
+def _extractor(context: RunContext, which: str) -> RejectionClassifier:
     from var_scaling.evaluation.extractors import inception_extractor, seeded_extractor
 
     file = context.settings.weights.inception
@@ -113,4 +115,4 @@ def _extractor(context: RunContext, which: str) -> Judge:
     def probabilities(images_BWW3: "Tensor") -> "Tensor":
         return extractor(images_BWW3).logits_BK.double().softmax(-1)
 
-    return Judge(extractor.name, extractor.sha256, extractor.outputs, probabilities)
+    return RejectionClassifier(extractor.name, extractor.sha256, extractor.outputs, probabilities)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.sampling.rejection import load_judge, read_class_map, rejection_by
+from pipelines.sampling.rejection import load_rejection_classifier, read_class_map, rejection_by
 from pipelines.sampling.settings import fitting, never_without, sampling_of
 from pipelines.sampling.store import SAMPLES
 from pipelines.stages.context import RunContext
@@ -22,7 +22,7 @@ _MOST = 10_000_000  # images drawn for one set; its folder is listed and its mar
 
 
 @dataclass(frozen=True)
-class Asked:
+class SampleOptions:
     """A set in a person's words."""
 
     classes: str | None = None  # "0,1,5-8", "cat,dog", "all", "none"
@@ -52,7 +52,7 @@ class Plan:
         return self.wanted.weights_sha256 == marker.get("raw_weights_sha256")
 
 
-def plan_set(context: RunContext, address: str, asked: Asked) -> Plan:
+def plan_set(context: RunContext, address: str, asked: SampleOptions) -> Plan:
     """Check all that can be before the model is loaded. Raises ValueError, OSError."""
     folder = finished(context.home, address)
     record = read_generator(folder)
@@ -77,7 +77,7 @@ def plan_set(context: RunContext, address: str, asked: Asked) -> Plan:
             )
         if classifier and Path(classifier).exists():
             classifier = str(Path(classifier).absolute())
-        judge = load_judge(context, classifier)
+        judge = load_rejection_classifier(context, classifier)
         outputs = None
         if asked.class_map:
             outputs = read_class_map(asked.class_map, record.classes, names)

@@ -12,10 +12,10 @@ from pathlib import Path
 from pipelines.execution.cluster import environment_for_jobs, refuse_without_slurm, submit_once
 from pipelines.execution.reconcile import Reconciler
 from pipelines.execution.slurm.backend import SlurmBackend
-from pipelines.execution.tasks import Unit
+from pipelines.execution.tasks import Task
 from pipelines.sampling.draw import How, ReportProgress, sample_set, stop_requested
 from pipelines.sampling.finalize import ended
-from pipelines.sampling.jobs import forgive, images_drawn, others_at_it, sample_units
+from pipelines.sampling.jobs import images_drawn, others_at_it, reset_failed, sample_tasks
 from pipelines.sampling.processes import ProcessFailed, sample_set_by
 from pipelines.sampling.request import Plan
 from pipelines.sampling.store import STRIPS, SampleFolder, refuse_other
@@ -26,7 +26,7 @@ from pipelines.workspace.driver_lock import driving
 from pipelines.workspace.modules import named_in
 from pipelines.workspace.settings import MLflow
 from pipelines.workspace.snapshot import take_snapshot
-from pipelines.workspace.store import Busy, held, in_use
+from pipelines.workspace.store import Busy, file_lock, in_use
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,12 @@ def _alone(folder: Path, part: tuple[int, int] | None) -> Iterator[None]:
     Raises Busy, naming the owner.
     """
     if part is None:
-        with held(folder):
+        with file_lock(folder):
             yield
         return
     folder.mkdir(parents=True, exist_ok=True)
     mine = f"{part[0] + 1}-of-{part[1]}"
-    with open(folder / "lock", "a+") as lock, held(folder, file=f"lock-{mine}"):
+    with open(folder / "lock", "a+") as lock, file_lock(folder, file=f"lock-{mine}"):
         if not _locked(lock.fileno(), fcntl.LOCK_SH):
             lock.seek(0)
             raise Busy(f"{folder} is in use by {lock.read().strip() or 'another process'}")
@@ -148,8 +148,8 @@ def on_cluster(
         return Outcome()
     refuse_without_slurm(launch.cluster)
     record = read_generator(context.home.root / plan.address)
-    units = sample_units(plan, how, launch.jobs, record, where)
-    others = others_at_it(plan, units, launch.cluster)
+    tasks = sample_tasks(plan, how, launch.jobs, record, where)
+    others = others_at_it(plan, tasks, launch.cluster)
     if others:
         raise ValueError(others)
     if in_use(plan.folder):
@@ -157,9 +157,9 @@ def on_cluster(
     snapshot = take_snapshot(context.home, launch.dirty, named_in([record]))
     settings = context.settings.model_copy(update={"mlflow": MLflow()})
     with driving(plan.folder, launch.cluster, launch.take_over) as driver:
-        at.claim()
+        at.init_run_dir()
         if launch.retry:
-            forgive(units)
+            reset_failed(tasks)
         backend = SlurmBackend(
             context.home, settings, launch.cluster, snapshot, environment_for_jobs()
         )
@@ -167,35 +167,35 @@ def on_cluster(
             plan.folder, backend, launch.cluster, snapshot.code, where.poll_seconds, driver
         )
         if launch.detach:
-            missing = [unit for unit in units if not unit.done]
-            failures = _with_logs(context, units, submit_once(reconciler, missing))
+            missing = [task for task in tasks if not task.done]
+            failures = _with_logs(context, tasks, submit_once(reconciler, missing))
             return Outcome(None if failures else _LEFT, failures)
         try:
-            failures = asyncio.run(_see_through(reconciler, units, plan, report_progress))
+            failures = asyncio.run(_run_until_done(reconciler, tasks, plan, report_progress))
         except KeyboardInterrupt:
             return Outcome(stopped=_LEFT)
-    return Outcome(failures=_with_logs(context, units, failures))
+    return Outcome(failures=_with_logs(context, tasks, failures))
 
 
 _LEFT = "Left; its jobs go on"
 
 
-def _with_logs(context: RunContext, units: list[Unit], failures: dict[str, str]) -> dict[str, str]:
+def _with_logs(context: RunContext, tasks: list[Task], failures: dict[str, str]) -> dict[str, str]:
     """The same, and where a unit's output is."""
-    where = {unit.name: unit.folder.relative_to(context.home.root) for unit in units}
+    where = {task.name: task.folder.relative_to(context.home.root) for task in tasks}
     return {
         name: f"{why} (var-scaling logs {where[name]})" if name in where else why
         for name, why in failures.items()
     }
 
 
-async def _see_through(
-    reconciler: Reconciler, units: list[Unit], plan: Plan, report_progress: ReportProgress
+async def _run_until_done(
+    reconciler: Reconciler, tasks: list[Task], plan: Plan, report_progress: ReportProgress
 ) -> dict[str, str]:
     """Why, by unit, for each that is not done; the disk says meanwhile how far they are."""
-    seen = asyncio.create_task(reconciler.see_through(units))
+    seen = asyncio.create_task(reconciler.run_until_done(tasks))
     title, total = f"samples {plan.wanted.name}", plan.wanted.drawn
     while not seen.done():
-        report_progress(title, min(total, images_drawn(units)), total)
+        report_progress(title, min(total, images_drawn(tasks)), total)
         await asyncio.wait([seen], timeout=min(1.0, reconciler.poll_seconds))
     return seen.result()

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipelines.workspace.store import Drift, drift, read_record, refuse
+from pipelines.workspace.store import ConfigMismatchError, drift, read_record, refuse
 from var_scaling.disk import DONE, is_done, read_json, whole
 from var_scaling.experiment.sample_set import Request, SampleSet
 
@@ -26,7 +26,7 @@ _READERS = 8  # files read at a time: a network disk answers late, not slowly
 
 
 @dataclass(frozen=True)
-class Made:
+class StoredImage:
     """An image on disk; `score` where a classifier has judged it."""
 
     bytes: int
@@ -53,7 +53,7 @@ class SampleFolder:
         # Where images are drawn to; those that a classifier accepts come into images/ at the end.
         self.drawn = folder / ("images" if wanted.rejection is None else "candidates")
 
-    def claim(self) -> None:
+    def init_run_dir(self) -> None:
         """Be the home of `wanted`: new, the same, or the same with another count.
 
         A count that was never reached may fall again. Raises Drift if the folder belongs to
@@ -90,7 +90,7 @@ class SampleFolder:
             return set()
         return {int(name[:-5]) for name in names if name[:-5].isdigit()}
 
-    def look(self, chunk: int) -> dict[Request, Made]:
+    def look(self, chunk: int) -> dict[Request, StoredImage]:
         """Those images of `chunk` that are whole on disk, in the order of drawing."""
         listed = self._mark(chunk)[0]
         judged = self.wanted.rejection is not None
@@ -102,9 +102,9 @@ class SampleFolder:
             and _size(self.path(request)) == listed[request].bytes
         }
 
-    def look_at_all(self) -> tuple[dict[Request, Made], list[int]]:
+    def look_at_all(self) -> tuple[dict[Request, StoredImage], list[int]]:
         """All images that are whole on disk, in the order of drawing; the chunks that lack some."""
-        found: dict[Request, Made] = {}
+        found: dict[Request, StoredImage] = {}
         lacking = []
         for chunk in range(self.wanted.chunks):
             here = self.look(chunk)
@@ -113,7 +113,7 @@ class SampleFolder:
                 lacking.append(chunk)
         return found, lacking
 
-    def damaged(self, found: dict[Request, Made]) -> list[Request]:
+    def damaged(self, found: dict[Request, StoredImage]) -> list[Request]:
         """Those of which the file is not what was written; reads them all."""
         requests = list(found)
         with ThreadPoolExecutor(_READERS) as pool:
@@ -122,16 +122,16 @@ class SampleFolder:
                 one for one, crc32 in zip(requests, sums, strict=True) if crc32 != found[one].crc32
             ]
 
-    def write(self, request: Request, pixels_WW3: np.ndarray, score: float | None) -> Made:
+    def write(self, request: Request, pixels_WW3: np.ndarray, score: float | None) -> StoredImage:
         """Put one image in its place, whole."""
         kept = BytesIO()
         Image.fromarray(pixels_WW3).save(kept, format="PNG")
         content = kept.getvalue()
         with whole(self.path(request)) as beside:
             beside.write_bytes(content)
-        return Made(len(content), zlib.crc32(content), score)
+        return StoredImage(len(content), zlib.crc32(content), score)
 
-    def mark(self, chunk: int, images: dict[Request, Made], life: Life) -> None:
+    def mark(self, chunk: int, images: dict[Request, StoredImage], life: Life) -> None:
         """Note that these images of `chunk` are whole on disk, last made in `life`."""
         rows = [
             [request.label, request.index, made.bytes, made.crc32, made.score]
@@ -146,11 +146,11 @@ class SampleFolder:
         for chunk in range(self.wanted.chunks):
             yield from self._mark(chunk)[1]
 
-    def _mark(self, chunk: int) -> tuple[dict[Request, Made], list[Life]]:
+    def _mark(self, chunk: int) -> tuple[dict[Request, StoredImage], list[Life]]:
         """What is noted of `chunk`; a torn or foreign file, or a folder, notes nothing."""
         try:
             noted = read_json(self.mark_path(chunk))
-            images = {Request(row[0], row[1]): Made(*row[2:]) for row in noted["images"]}
+            images = {Request(row[0], row[1]): StoredImage(*row[2:]) for row in noted["images"]}
             return images, [Life(**one) for one in noted["lives"]]
         except (FileNotFoundError, IsADirectoryError, ValueError, LookupError, TypeError):
             return {}, []
@@ -161,13 +161,13 @@ class Writers:
 
     def __init__(self, at: SampleFolder, threads: int):
         self.at, self.pool = at, ThreadPoolExecutor(threads)
-        self.waiting: list[tuple[int, Request, Future[Made]]] = []
+        self.waiting: list[tuple[int, Request, Future[StoredImage]]] = []
 
     def add(self, chunk: int, request: Request, pixels: np.ndarray, score: float | None) -> None:
         future = self.pool.submit(self.at.write, request, pixels, score)
         self.waiting.append((chunk, request, future))
 
-    def settle(self) -> list[tuple[int, Request, Made]]:
+    def settle(self) -> list[tuple[int, Request, StoredImage]]:
         """What was added, once it is whole on disk. Raises OSError."""
         waiting, self.waiting = self.waiting, []
         return [(chunk, request, future.result()) for chunk, request, future in waiting]
@@ -193,7 +193,7 @@ def refuse_other(folder: Path, wanted: SampleSet) -> None:
     if known.grown_from(wanted):
         if not is_done(folder):
             return
-        raise Drift(
+        raise ConfigMismatchError(
             f"{folder} has {known.count} images of each class already. Ask for --count "
             f"{known.count} or more, or give the new set a --name of its own"
         )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.stages.context import ProcessContext
 from pipelines.workspace.damage import mark_done
 from pipelines.workspace.provenance import note_attempt, revise_attempt
-from pipelines.workspace.store import held
+from pipelines.workspace.store import file_lock
 from var_scaling.disk import read_json, write_json
 from var_scaling.metrics import Line, MetricsLog
 
@@ -153,7 +153,7 @@ def at_work(
     from var_scaling.training.loop import Interrupted
 
     torch.set_num_threads(process.threads)
-    with held(folder, wait=WAIT) if process.alone else nullcontext():
+    with file_lock(folder, wait=WAIT) if process.alone else nullcontext():
         _forget_failure(folder, process)
         attempt = Attempt(folder, process, requested_signal)
         try:

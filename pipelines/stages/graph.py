@@ -16,7 +16,7 @@ from pipelines.stages.registry import (
     kind_of,
 )
 from pipelines.workspace import job_log as jobs
-from pipelines.workspace.store import Home, claim, has_results, in_use, refuse
+from pipelines.workspace.store import Home, has_results, in_use, init_run_dir, refuse
 from var_scaling.config import ImportedTokenizer
 from var_scaling.experiment import Sweep
 from var_scaling.record import Record, difference
@@ -119,11 +119,11 @@ def _is_bound(directory: Path) -> bool:
     return has_results(directory) or in_use(directory) or live
 
 
-def claim_all(stages: Stages) -> None:
+def init_run_dirs(stages: Stages) -> None:
     """Every directory gets its config now: who looks sees what is to come.
 
     Tokens get theirs as they are encoded: their manifest lists shards.
     """
     for stage in of_kind(stages, TOKENIZER, TRIAL, NETWORK, FLOOR, SCORE):
         if not stage.provided:
-            claim(stage.directory, stage.kind.config_file, stage.config)
+            init_run_dir(stage.directory, stage.kind.config_file, stage.config)

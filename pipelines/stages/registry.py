@@ -11,7 +11,7 @@ from var_scaling.config import AnyTokenizer, CacheKind, ImportedTokenizer, Train
 from var_scaling.datasets import Data
 from var_scaling.disk import read_json
 from var_scaling.experiment import ImportedModel, Trial
-from var_scaling.experiment.scoring import FeatureNetwork, Floor, ScoredSet
+from var_scaling.experiment.scoring import FeatureNetwork, ReconstructionFloor, ScoredSet
 from var_scaling.record import Record, difference
 
 Split = Literal["train", "validation"]
@@ -119,11 +119,11 @@ def _imported_directory(home: Home, sweep: str, model: Any) -> Path:
     return home.imported(model.name)
 
 
-def _floor_directory(home: Home, sweep: str, floor: Floor) -> Path:
+def _floor_directory(home: Home, sweep: str, floor: ReconstructionFloor) -> Path:
     return home.tokenizer(floor.tokenizer.name) / "floors" / floor.of_tokenizer
 
 
-def _floor_needs(floor: Floor) -> tuple[tuple[Record, int | None], ...]:
+def _floor_needs(floor: ReconstructionFloor) -> tuple[tuple[Record, int | None], ...]:
     return (*_needs_tokenizer(floor), *_network(floor.extractor, floor.data))
 
 
@@ -163,7 +163,14 @@ NETWORK = StageKind(
     drift, _SCORING,
 )  # fmt: skip
 FLOOR = StageKind(
-    "floor", (Floor,), _by_name, _floor_directory, _floor_needs, "floor.json", drift, _SCORING
+    "floor",
+    (ReconstructionFloor,),
+    _by_name,
+    _floor_directory,
+    _floor_needs,
+    "floor.json",
+    drift,
+    _SCORING,
 )
 SCORE = StageKind(
     "score", (ScoredSet,), _by_name, _score_directory, _score_needs, "score.json", drift, _SCORING

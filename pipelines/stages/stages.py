@@ -18,7 +18,7 @@ from pipelines.stages.graph import Stage
 from pipelines.stages.registry import SPLITS, TOKENIZER, TOKENS, TRIAL, how_to_import
 from pipelines.stages.repair import evaluate_tokenizer_again, evaluate_trial_again
 from pipelines.workspace.damage import LOG, RAW_WEIGHTS, WEIGHTS, ended, mark_done, status_of
-from pipelines.workspace.store import Home, claim, held, part_folders, weights_of
+from pipelines.workspace.store import Home, file_lock, init_run_dir, part_folders, weights_of
 from var_scaling.class_names import CLASSES, keep_names
 from var_scaling.config import (
     AnyTokenizer,
@@ -36,17 +36,17 @@ from var_scaling.metrics import read_metrics
 KEPT = "kept"  # the folder of checkpoints for other trials to start from
 
 
-def run(context: RunContext, words: dict[str, Any]) -> str:
+def run(context: RunContext, payload: dict[str, Any]) -> str:
     """What a job was given as JSON (execution.tasks.words_of). Raises what the stage raises."""
-    if words["kind"] == TRIAL.name:
-        trial = Trial.model_validate_json(json.dumps(words["trial"]))
-        return run_trial(context, words["sweep"], trial)
-    t: Any = TypeAdapter(AnyTokenizer).validate_json(json.dumps(words["tokenizer"]))
-    if words["kind"] == TOKENIZER.name:
+    if payload["kind"] == TRIAL.name:
+        trial = Trial.model_validate_json(json.dumps(payload["trial"]))
+        return run_trial(context, payload["sweep"], trial)
+    t: Any = TypeAdapter(AnyTokenizer).validate_json(json.dumps(payload["tokenizer"]))
+    if payload["kind"] == TOKENIZER.name:
         return run_tokenizer(context, t)
-    data: Any = TypeAdapter(Data).validate_json(json.dumps(words["data"]))
-    part = tuple(words["part"]) if words["part"] else None
-    return run_tokens(context, t, data, words["split"], part, cache=words["cache"])
+    data: Any = TypeAdapter(Data).validate_json(json.dumps(payload["data"]))
+    part = tuple(payload["part"]) if payload["part"] else None
+    return run_tokens(context, t, data, payload["split"], part, cache=payload["cache"])
 
 
 def run_stage(stage: Stage, context: RunContext) -> str:
@@ -58,8 +58,8 @@ def run_stage(stage: Stage, context: RunContext) -> str:
         return run_tokens(context, config.tokenizer, config.data, config.split, cache=config.cache)
     if stage.kind == TRIAL:
         return run_trial(context, stage.sweep, config)
-    words = {"kind": stage.kind.name, "sweep": stage.sweep, "config": config.model_dump_json()}
-    return str(import_module(stage.kind.module).run(context, words))
+    payload = {"kind": stage.kind.name, "sweep": stage.sweep, "config": config.model_dump_json()}
+    return str(import_module(stage.kind.module).run(context, payload))
 
 
 def run_tokenizer(context: RunContext, t: SomeTokenizer) -> str:
@@ -72,7 +72,7 @@ def run_tokenizer(context: RunContext, t: SomeTokenizer) -> str:
         if isinstance(t, ImportedTokenizer) and not is_done(folder):
             raise ValueError(how_to_import(t))
         if context.process.first:
-            claim(folder, "tokenizer.json", t)
+            init_run_dir(folder, "tokenizer.json", t)
         if ended(folder):
             return "done"
         assert isinstance(t, TrainedTokenizer)
@@ -112,7 +112,7 @@ def run_tokens(
     data: DataRecord,
     split: str,
     part: tuple[int, int] | None = None,
-    whole: Path | None = None,
+    output_dir: Path | None = None,
     cache: CacheKind = "tokens",
 ) -> str:
     """Encode `data`'s `split`, or one `part` (which, of how many), with the trained `t`.
@@ -120,16 +120,16 @@ def run_tokens(
     `whole`: the folder, where it is not that of the sweeps. Who ends the last part joins them.
     Raises Stopped, DataError or CacheError.
     """
-    whole = whole or context.home.tokens(t.name, data.name, split, cache)
-    parts = [] if part is None else part_folders(whole, part[1])
-    folder = whole if part is None else parts[part[0]]
+    output_dir = output_dir or context.home.tokens(t.name, data.name, split, cache)
+    parts = [] if part is None else part_folders(output_dir, part[1])
+    folder = output_dir if part is None else parts[part[0]]
     with at_work(folder, context.process, context.requested_signal) as attempt:
         from var_scaling.tokenizer.cache import array_file
         from var_scaling.tokenizer.encode import join_parts, note_latents, write_cache
         from var_scaling.tokenizer.model import load_tokenizer
         from var_scaling.training.optim import precision_context
 
-        if is_done(whole):
+        if is_done(output_dir):
             return "done"
         source = _source(context, data, split, folder)
         content = description(context.home, t, data, split, cache)
@@ -153,12 +153,12 @@ def run_tokens(
             if not complete:
                 raise Stopped(f"encoding {folder.name} stopped with its shards on disk")
             if part is None:
-                note_latents(whole, model.quantize)
+                note_latents(output_dir, model.quantize)
             attempt.finish({"status": "done"}, files)
         if parts and all(is_done(one) for one in parts):
-            join_parts(whole, parts, source, content)
-            note_latents(whole, model.quantize)
-            mark_done(whole, {"status": "done"}, files)
+            join_parts(output_dir, parts, source, content)
+            note_latents(output_dir, model.quantize)
+            mark_done(output_dir, {"status": "done"}, files)
         return "done"
 
 
@@ -167,7 +167,7 @@ def run_trial(context: RunContext, sweep: str, trial: Trial) -> str:
     folder = context.home.trial(sweep, trial.name)
     with at_work(folder, context.process, context.requested_signal) as attempt:
         if context.process.first:
-            claim(folder, "trial.json", trial)
+            init_run_dir(folder, "trial.json", trial)
         if ended(folder):
             return status_of(folder)
         from var_scaling.tokenizer.model import load_tokenizer
@@ -267,7 +267,7 @@ def _source(context: RunContext, data: DataRecord, split: str, folder: Path) -> 
     from var_scaling.data.dataset import open_images
 
     survey, root = context.home.survey(data.name, split), context.settings.data_root(data.name)
-    alone = held(survey, wait=WAIT) if root else nullcontext()
+    alone = file_lock(survey, wait=WAIT) if root else nullcontext()
     with alone:
         reading = Reading(root, survey, _readers(context, data), _Progress(folder, context))
         return open_images(data, split, reading)

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipelines.evaluation import scores as measured
 from pipelines.execution.status import View, overview
-from pipelines.results.artifacts import Made, made_in
+from pipelines.results.artifacts import Artifact, made_in
 from pipelines.results.params import (
     attempt_tags,
     imported_params,
@@ -115,7 +115,7 @@ class Mirror:
         steps = {line["kind"]: line["step"] for line in new}
         self._reach(run, {**seen, **steps, "state": status})
 
-    def _bring(self, run: str, found: list[Made]) -> None:
+    def _bring(self, run: str, found: list[Artifact]) -> None:
         """Pictures and numbers of what was made, where the run has not these very ones."""
         for made in found:
             stamp = made.stamp  # before the files are read: what changes meanwhile comes next time

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from pipelines.tracking.tracker import Number
-from pipelines.workspace.store import Home, held
+from pipelines.workspace.store import Home, file_lock
 from var_scaling.disk import whole
 
 _BATCH = 900  # MLflow takes at most 1,000 metrics a call
@@ -48,7 +48,7 @@ def client(home: Home, uri: str | None = None) -> Any:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     from mlflow.tracking import MlflowClient
 
-    with held(home.root, wait=60, file="mlflow.lock"):
+    with file_lock(home.root, wait=60, file="mlflow.lock"):
         if uri is None and not _file(home).exists():
             # MLflow makes its tables one by one: killed half-way, it would refuse them.
             with whole(_file(home)) as beside:
@@ -70,7 +70,9 @@ class MLflowTracker:
         place = self.experiment(experiment)
         run = self._found(place, address)
         if run is None:
-            with held(self.home.root, wait=60, file="mlflow.lock"):  # two verbs may end at once
+            with file_lock(
+                self.home.root, wait=60, file="mlflow.lock"
+            ):  # two verbs may end at once
                 tags = {_ADDRESS: address, "kind": kind, "sweep": experiment}
                 run = self._found(place, address) or self.client.create_run(
                     place, run_name=name, tags=tags

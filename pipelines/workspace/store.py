@@ -35,7 +35,7 @@ _TAKEN_IN_SWEEP = (
 IMPORTED = "imported"  # the sweep of all models that were trained elsewhere
 
 
-class Drift(ValueError):
+class ConfigMismatchError(ValueError):
     """A folder belongs to another record; the message shows where they differ."""
 
 
@@ -100,7 +100,7 @@ def has_results(folder: Path) -> bool:
     return bool(shards) or any(folder.glob("checkpoint/step-*.pt"))
 
 
-def claim(folder: Path, file: str, record: Record) -> None:
+def init_run_dir(folder: Path, file: str, record: Record) -> None:
     """Make `folder` the home of `record`. Raises Drift if there are results of another."""
     path, text = folder / file, record.model_dump_json(indent=1) + "\n"
     bound = has_results(folder)
@@ -114,7 +114,7 @@ def claim(folder: Path, file: str, record: Record) -> None:
 def refuse(path: Path, lines: list[str]) -> None:
     """Raise Drift if `lines`, the differences from what `path` records, are any."""
     if lines:
-        raise Drift(
+        raise ConfigMismatchError(
             f"{path.parent} is already the home of another {path.stem}:\n  "
             + "\n  ".join(lines)
             + "\nGive the new one a name of its own, or move the folder away."
@@ -134,7 +134,9 @@ def read_record(path: Path, kind: type[Record]) -> Any:
     try:
         return kind.model_validate_json(path.read_bytes()).model_dump(mode="json")
     except ValidationError as error:
-        raise Drift(f"{path} is no record this version reads:\n{explain(error, kind)}") from error
+        raise ConfigMismatchError(
+            f"{path} is no record this version reads:\n{explain(error, kind)}"
+        ) from error
 
 
 def refuse_old(path: Path, kind: type[Record]) -> None:
@@ -148,7 +150,7 @@ def refuse_old(path: Path, kind: type[Record]) -> None:
         return
     found = content.get("format", 1)
     if found != field.default:
-        raise Drift(
+        raise ConfigMismatchError(
             f"{path} has format {found} and this version of the code reads format {field.default}: "
             "use the version that wrote it, or another --home"
         )
@@ -173,7 +175,7 @@ def weights_of(folder: Path, raw: bool = False) -> tuple[Path, str]:
 
 
 @contextmanager
-def held(folder: Path, wait: float = 0.0, file: str = "lock") -> Iterator[None]:
+def file_lock(folder: Path, wait: float = 0.0, file: str = "lock") -> Iterator[None]:
     """Be the one process that works in `folder`; the kernel lets go when the process dies.
 
     Raises Busy, naming the owner, if another still holds it after `wait` seconds.

@@ -30,7 +30,7 @@ _OURS = (
 _ASYMMETRY = 1e-5  # of the largest entry: what float32 leaves
 
 
-class Foreign(NamedTuple):
+class ExternalStatistics(NamedTuple):
     """Moments that somebody else gathered: nothing says of what, so the file's hash stands for it.
 
     How many images there were is not known, nor are there features for KID, precision or recall.
@@ -71,7 +71,7 @@ def load_statistics(
     extractor: Extractor,
     fingerprint: Mapping[str, Any] | None,
     foreign: bool = False,
-) -> Statistics | Foreign:
+) -> Statistics | ExternalStatistics:
     """What was saved in `path`, if it was gathered by `extractor` of what `fingerprint` says.
 
     `fingerprint` None: of whatever images, as long as the extractor is the same.
@@ -90,7 +90,7 @@ def load_statistics(
                 "nothing says which network looked at which images. If you know that they fit, "
                 "ask for them as foreign"
             )
-        return Foreign(*_moments(path, arrays, extractor.width), file_sha256(path))
+        return ExternalStatistics(*_moments(path, arrays, extractor.width), file_sha256(path))
     if set(arrays) != set(_OURS) or arrays["format"] != _FORMAT:
         raise StatisticsError(f"{path}: statistics in another format; gather them anew")
     wanted = {"extractor": extractor.name, "extractor_sha256": extractor.sha256}

@@ -42,7 +42,7 @@ _SEEDED_CONTRAST = 4.0  # of the logits, so that scores are well above 1
 _SEEDED_EDGES = 4.0  # how much stronger edges count than colours: so blur and noise are seen
 
 
-class Looks(NamedTuple):
+class ExtractorOutput(NamedTuple):
     """What an extractor makes of images; float32, on its device."""
 
     features_BD: Tensor
@@ -69,11 +69,11 @@ class Extractor(nn.Module):
         return next(self.net.parameters()).device
 
     @torch.no_grad()
-    def forward(self, images_BHH3: Tensor) -> Looks:
+    def forward(self, images_BHH3: Tensor) -> ExtractorOutput:
         """Raises ValueError for images of another type or shape."""
         refuse_images(images_BHH3, self.smallest_side)
         with precision_context("fp32", images_BHH3.device):
-            return Looks(*self.net(images_BHH3.movedim(3, 1).float()))
+            return ExtractorOutput(*self.net(images_BHH3.movedim(3, 1).float()))
 
 
 def metric_name(kind: str, extractor: Extractor | str) -> str:

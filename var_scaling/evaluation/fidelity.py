@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from var_scaling.evaluation.archives import Foreign
+from var_scaling.evaluation.archives import ExternalStatistics
 from var_scaling.evaluation.extractors import Extractor, metric_name
 from var_scaling.evaluation.statistics import Statistics, StatisticsError
 from var_scaling.metrics import Line
@@ -226,7 +226,7 @@ def _refuse_unlike(a_ND: Tensor, b_MD: Tensor, at_least: int) -> None:
 
 def compare(
     fake: Statistics,
-    real: Statistics | Foreign,
+    real: Statistics | ExternalStatistics,
     extractor: Extractor,
     strata_N: Tensor | None = None,
 ) -> Line:
@@ -257,7 +257,7 @@ def compare(
         **_spread(named("inception_score"), spread),
         "fake_images": fake.count,
     }
-    if isinstance(real, Foreign):
+    if isinstance(real, ExternalStatistics):
         return {**line, "real_statistics_sha256": real.sha256}
     line["real_images"] = real.count
     fake_ND, real_ND = (side.features_ND.to(extractor.device) for side in (fake, real))

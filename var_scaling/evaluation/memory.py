@@ -12,7 +12,7 @@ _PROCESS = Path("/proc/self")  # Linux; elsewhere nothing can be told
 _FORGET_PEAK = "5"  # proc(5): what clear_refs takes to set VmHWM back to what is held now
 
 
-class Watermark:
+class PeakMemory:
     """The most that is held from its making on."""
 
     def __init__(self, device: torch.device):

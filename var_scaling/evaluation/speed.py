@@ -13,7 +13,7 @@ from torch import nn
 
 from var_scaling.accounting import total
 from var_scaling.evaluation.bench import Bench
-from var_scaling.evaluation.memory import Watermark, lacking, out_of_memory
+from var_scaling.evaluation.memory import PeakMemory, lacking, out_of_memory
 from var_scaling.evaluation.rates import (
     Peaks,
     SamplingSpeed,
@@ -94,7 +94,7 @@ def _cell(
     asked = [Request(number % spec.classes, number) for number in range(batch)]
     labels_B = torch.tensor([request.label for request in asked], device=bench.device)
     blank_BZHH = tokenizer.quantize.blank(batch)
-    watermark = Watermark(bench.device)
+    watermark = PeakMemory(bench.device)
     whole = bench.timed(
         lambda: list(sample(spec, model, tokenizer, asked, sampling, 0, batch)), share=1 / 2
     )
@@ -160,7 +160,7 @@ def _steps(
     subject: Subject, precision: Precision, images: int, peaks: Peaks, bench: Bench
 ) -> TrainingSpeed:
     family, spec, t = subject.family, subject.spec, subject.spec.tokenizer
-    watermark = Watermark(bench.device)
+    watermark = PeakMemory(bench.device)
     learner = family.build(spec, seed=0).to(bench.device)
     optimizer = ScheduledOptimizer(learner, _OPTIMISER, steps=1, precision=precision)
     generator = torch.Generator().manual_seed(0)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from var_scaling.evaluation.extractors import Extractor, Looks
+from var_scaling.evaluation.extractors import Extractor, ExtractorOutput
 
 SPLITS = 10  # of the Inception Score (arXiv 1606.03498)
 KEEP = 10_000  # images whose features are kept for KID, precision and recall: 80 MB of Inception
@@ -96,7 +96,7 @@ class Statistics:
         """The features kept, in the order of the images' numbers; on the processor."""
         return self.kept.settled()[1]
 
-    def add(self, looks: Looks, rows: np.ndarray) -> None:
+    def add(self, looks: ExtractorOutput, rows: np.ndarray) -> None:
         """Take in a batch. `rows` (B,): each image's number in the whole set, from 0.
 
         Raises ValueError for another width or number of rows, or features that are not finite.

@@ -2,7 +2,7 @@
 
 from var_scaling.accounting import COMPONENTS, FLOP_COMPONENTS, total
 from var_scaling.accounting.tokenizer import classifier_flops, decoding_flops, encoding_flops
-from var_scaling.experiment.scoring import FeatureNetwork, Floor, ScoredSet
+from var_scaling.experiment.scoring import FeatureNetwork, ReconstructionFloor, ScoredSet
 from var_scaling.experiment.trial import ImportedModel, Trial
 
 
@@ -40,13 +40,13 @@ def trial_ledger(trial: Trial) -> dict[str, int]:
     }
 
 
-def scoring_flops(config: ScoredSet | Floor | FeatureNetwork) -> int:
+def scoring_flops(config: ScoredSet | ReconstructionFloor | FeatureNetwork) -> int:
     """What drawing a set of samples, reconstructing images, or training a feature network takes;
     looking at the images apart.
     """
     if isinstance(config, FeatureNetwork):
         return 3 * config.steps * config.batch * classifier_flops(config.data.side)
-    if isinstance(config, Floor):
+    if isinstance(config, ReconstructionFloor):
         each = encoding_flops(config.tokenizer) + decoding_flops(config.tokenizer)
         return config.images * each
     trial, images = config.trial, config.scoring.count * config.trial.classes

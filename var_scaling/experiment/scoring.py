@@ -107,7 +107,7 @@ class ScoredSet(Record):
         return sampling
 
 
-class Floor(Record):
+class ReconstructionFloor(Record):
     """The distance of a tokenizer's reconstructions to images held out, beside that of the images
     that it reconstructs: the config of a stage. No sample of a model on it is nearer than its
     reconstructions, but by chance. `cache`: through the tokens, or the features before them.

@@ -7,7 +7,7 @@ from pydantic import model_validator
 
 from var_scaling.config import SomeTokenizer, TrainedTokenizer
 from var_scaling.datasets import DataRecord
-from var_scaling.experiment.scoring import Floor, ScoredSet, Scoring
+from var_scaling.experiment.scoring import ReconstructionFloor, ScoredSet, Scoring
 from var_scaling.experiment.trial import ImportedModel, Trial
 from var_scaling.record import Name, Record, difference
 
@@ -42,12 +42,12 @@ class Sweep(Record):
         )
 
     @property
-    def floors(self) -> tuple[Floor, ...]:
+    def floors(self) -> tuple[ReconstructionFloor, ...]:
         """Of each tokenizer, for each extractor and number of samples that is used with it."""
         found = {}
         for one in self.scored_sets:
             trial, scoring = one.trial, one.scoring
-            floor = Floor(
+            floor = ReconstructionFloor(
                 tokenizer=trial.tokenizer,
                 data=trial.data,
                 images=scoring.count * trial.classes,

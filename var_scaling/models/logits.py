@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 
-def guided(told_BSV: Tensor, untold_BSV: Tensor, weight: float) -> Tensor:
+def guided(cond_BSV: Tensor, uncond_BSV: Tensor, weight: float) -> Tensor:
     """Classifier-free guidance (Ho and Salimans 2022): (1 + t) × told - t × untold the class."""
-    return (1 + weight) * told_BSV - weight * untold_BSV
+    return (1 + weight) * cond_BSV - weight * uncond_BSV
 
 
 def filtered(logits_BSV: Tensor, top_k: int, top_p: float) -> Tensor:

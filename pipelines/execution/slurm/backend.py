@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pipelines.execution.backend import Queue, Seen
 from pipelines.execution.slurm import slurm, submit
-from pipelines.execution.tasks import Unit
+from pipelines.execution.tasks import Task
 from pipelines.workspace.job_log import JobRecord
 from pipelines.workspace.settings import Settings
 from pipelines.workspace.snapshot import Snapshot
@@ -30,9 +30,9 @@ class SlurmBackend:
     def accounts(self, names: Iterable[str]) -> dict[str, Seen]:
         return slurm.accounts(names)
 
-    def submit(self, units: list[Unit], submission: str) -> list[str]:
+    def submit(self, tasks: list[Task], submission: str) -> list[str]:
         return submit.submit(
-            units, submission, self.home, self.settings, self.cluster, self.snapshot,
+            tasks, submission, self.home, self.settings, self.cluster, self.snapshot,
             self.environment,
         )  # fmt: skip
 

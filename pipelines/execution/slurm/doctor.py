@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines.execution.backend import Away
-from pipelines.execution.checks import TORCH, Finding, ask, complaint, facts, torch_sees
+from pipelines.execution.checks import TORCH, CheckResult, ask, complaint, facts, torch_sees
 from pipelines.execution.slurm import slurm
 from pipelines.workspace.settings import FILE, Cluster, Settings
 from pipelines.workspace.store import Home
@@ -28,30 +28,34 @@ _PREEMPTED = {
 }
 
 
-def look(home: Home, settings: Settings, cluster: Cluster) -> Iterator[Finding]:
+def look(home: Home, settings: Settings, cluster: Cluster) -> Iterator[CheckResult]:
     """Everything that a run needs of `cluster`, as far as Slurm answers."""
-    yield Finding("home shared", *_shared(home.root, "give --home a folder on a disk of all nodes"))
-    yield Finding("Python shared", *_shared(Path(sys.prefix), "make the environment on such a one"))
+    yield CheckResult(
+        "home shared", *_shared(home.root, "give --home a folder on a disk of all nodes")
+    )
+    yield CheckResult(
+        "Python shared", *_shared(Path(sys.prefix), "make the environment on such a one")
+    )
     if cluster.setup:
         yield _setup(cluster)
     absent = [name for name in _PROGRAMS if shutil.which(name) is None]
     if absent:
         said = f"not in PATH: {', '.join(absent)}; go to a login node, or load Slurm's module"
-        yield Finding("Slurm", False, said)
+        yield CheckResult("Slurm", False, said)
         return
     try:
         waiting = sum(seen.active for seen in slurm.queue(5).jobs.values())
-        yield Finding("Slurm", True, f"it answers; {waiting} jobs of yours are in its queue")
+        yield CheckResult("Slurm", True, f"it answers; {waiting} jobs of yours are in its queue")
         known = _partitions()
         for name in cluster.partition.split(","):
             if name not in known:
                 said = f"there is none; in {FILE} name one of: {', '.join(known)}"
-                yield Finding(f"partition {name}", False, said)
+                yield CheckResult(f"partition {name}", False, said)
                 return
             yield _partition(name, cluster)
     except Away as error:
         said = f"{error}; no job can be submitted until it answers: tell whoever runs the cluster"
-        yield Finding("Slurm", False, said)
+        yield CheckResult("Slurm", False, said)
         return
     yield _nodes(cluster)
     yield from _customs()
@@ -80,15 +84,15 @@ def _shared(path: Path, mend: str) -> tuple[bool | None, str]:
     )
 
 
-def _setup(cluster: Cluster) -> Finding:
+def _setup(cluster: Cluster) -> CheckResult:
     """The shell's opinion of the lines; they are not run here."""
     answer = ask("bash", "-n", "-c", "\n".join(cluster.setup))
     if answer.returncode:
         said = (
             f"{answer.stderr.strip() or complaint(answer)}: mend `setup` of the cluster in {FILE}"
         )
-        return Finding("setup", False, said)
-    return Finding("setup", True, f"{len(cluster.setup)} lines of shell without a syntax error")
+        return CheckResult("setup", False, said)
+    return CheckResult("setup", True, f"{len(cluster.setup)} lines of shell without a syntax error")
 
 
 def _partitions() -> list[str]:
@@ -99,7 +103,7 @@ def _partitions() -> list[str]:
     return answer.stdout.split()
 
 
-def _partition(name: str, cluster: Cluster) -> Finding:
+def _partition(name: str, cluster: Cluster) -> CheckResult:
     """Raises Away."""
     settings = slurm.partition(name)
     state, longest = settings["State"], settings["MaxTime"]
@@ -115,7 +119,7 @@ def _partition(name: str, cluster: Cluster) -> Finding:
     mode = settings.get("PreemptMode", "OFF").split(",")[-1]
     kept = f"{_PREEMPTED.get(mode, mode)}; a job saves every {cluster.save_every_seconds:g} s"
     said = f"UP, {settings['TotalNodes']} nodes, MaxTime {longest}; {kept}"
-    return Finding(f"partition {name}", not wrong, "; ".join(wrong) or said)
+    return CheckResult(f"partition {name}", not wrong, "; ".join(wrong) or said)
 
 
 def _hours(time: str) -> float:
@@ -127,27 +131,31 @@ def _hours(time: str) -> float:
     return int(days or 0) * 24 + hours + minutes / 60 + seconds / 3600
 
 
-def _nodes(cluster: Cluster) -> Finding:
+def _nodes(cluster: Cluster) -> CheckResult:
     """Whether enough nodes have the GPUs, and how many of these are at work."""
     wanted, asked = cluster.gpus_per_node, cluster.nodes
     answer = ask("sinfo", "-h", "-p", cluster.partition, "-o", "%D|%T|%G")
     lines = [line.split("|", 2) for line in answer.stdout.splitlines()]
     rows = [(int(number), state, gpus_in(gres)) for number, state, gres in lines]
     if not rows:
-        return Finding("nodes", False, f"sinfo: {complaint(answer)}; ask whoever runs the cluster")
+        return CheckResult(
+            "nodes", False, f"sinfo: {complaint(answer)}; ask whoever runs the cluster"
+        )
     fit = sum(number for number, _, gpus in rows if gpus >= wanted)
     up = sum(number for number, state, gpus in rows if gpus >= wanted and state.startswith(_UP))
     said = f"{fit} nodes have {wanted} GPUs or more, {up} of them up"
     if cluster.device == "cuda" and not wanted:
         mend = f"give gpus_per_node in {FILE}, which is 0"
-        return Finding("nodes", False, f'device = "cuda" needs GPUs: {mend}')
+        return CheckResult("nodes", False, f'device = "cuda" needs GPUs: {mend}')
     if fit < asked:
         most = max(gpus for _, _, gpus in rows)
         mend = f"lower gpus_per_node = {wanted} or nodes = {asked} in {FILE}"
-        return Finding("nodes", False, f"{said}; the most that one has is {most}: {mend}")
+        return CheckResult("nodes", False, f"{said}; the most that one has is {most}: {mend}")
     if up < asked:
-        return Finding("nodes", None, f"{said}: a job of {asked} nodes has to wait for the others")
-    return Finding("nodes", True, said)
+        return CheckResult(
+            "nodes", None, f"{said}: a job of {asked} nodes has to wait for the others"
+        )
+    return CheckResult("nodes", True, said)
 
 
 def gpus_in(gres: str) -> int:
@@ -158,16 +166,16 @@ def gpus_in(gres: str) -> int:
 
 def _options(cluster: Cluster, processes: int, minutes: int) -> list[str]:
     optional = {"account": cluster.account, "qos": cluster.qos, "constraint": cluster.constraint}
-    words = [f"--{name}={value}" for name, value in optional.items() if value is not None]
-    words += [f"--gpus-per-node={processes}"] if cluster.gpus_per_node else []
+    options = [f"--{name}={value}" for name, value in optional.items() if value is not None]
+    options += [f"--gpus-per-node={processes}"] if cluster.gpus_per_node else []
     memory = math.ceil(1024 * cluster.memory_gb_per_gpu * processes)
     return [
         f"--partition={cluster.partition}", "--nodes=1", f"--ntasks-per-node={processes}",
-        f"--cpus-per-task={cluster.cpus_per_gpu}", f"--mem={memory}M", f"--time={minutes}", *words,
+        f"--cpus-per-task={cluster.cpus_per_gpu}", f"--mem={memory}M", f"--time={minutes}", *options,
     ]  # fmt: skip
 
 
-def _dry_submission(cluster: Cluster) -> Finding:
+def _dry_submission(cluster: Cluster) -> CheckResult:
     """What sbatch says to a job on one whole node that is not to run."""
     options = _options(cluster, cluster.workers_per_node, math.floor(60 * cluster.wall_hours))
     signal = f"--signal=USR2@{cluster.signal_seconds}"
@@ -175,27 +183,27 @@ def _dry_submission(cluster: Cluster) -> Finding:
     said = (answer.stderr.strip() or answer.stdout.strip()).replace("\n", "; ")
     if answer.returncode:
         mend = f"mend the cluster in {FILE}; it was asked for {' '.join(options)}"
-        return Finding("dry submission", False, f"{said}: {mend}")
-    return Finding("dry submission", True, said.removeprefix("sbatch: "))
+        return CheckResult("dry submission", False, f"{said}: {mend}")
+    return CheckResult("dry submission", True, said.removeprefix("sbatch: "))
 
 
-def _customs() -> Iterator[Finding]:
+def _customs() -> Iterator[CheckResult]:
     config = ask("scontrol", "show", "config").stdout
     if re.search(r"^JobRequeue\s*= 0", config, re.MULTILINE):
         said = "off by JobRequeue = 0; nothing to do, for jobs ask for --requeue themselves"
-        yield Finding("requeue", None, said)
+        yield CheckResult("requeue", None, said)
     answer = ask("sacct", "-X", "-n", "-S", "now-1hours")
     silent = f"no answer ({complaint(answer)}); not needed, squeue and the disk tell how jobs end"
     good = None if answer.returncode else True
-    yield Finding("sacct", good, "it answers" if good else silent)
+    yield CheckResult("sacct", good, "it answers" if good else silent)
 
 
-def _from_a_node(home: Home, settings: Settings, cluster: Cluster) -> Iterator[Finding]:
+def _from_a_node(home: Home, settings: Settings, cluster: Cluster) -> Iterator[CheckResult]:
     """A minute's job, where a node is idle: does it see home, Python, data and GPUs as we do?"""
     idle = ask("sinfo", "-h", "-p", cluster.partition, "-t", "idle", "-o", "%a %D").stdout
     unknown = "so nobody knows whether nodes see home, Python, data and GPUs: look again later"
     if not re.search("^up [1-9]", idle, re.MULTILINE):
-        yield Finding("node", None, f"none is idle, {unknown}")
+        yield CheckResult("node", None, f"none is idle, {unknown}")
         return
     probe = home.root / f".doctor-{uuid.uuid4().hex}"
     data = {f"data {name}": root for name, root in settings.data.items() if root.exists()}
@@ -215,7 +223,7 @@ def _from_a_node(home: Home, settings: Settings, cluster: Cluster) -> Iterator[F
         )
         written = probe.read_text() == "seen\n"
     except OSError as error:
-        yield Finding("node", None, f"not asked, for the home cannot be written: {error}")
+        yield CheckResult("node", None, f"not asked, for the home cannot be written: {error}")
         return
     finally:
         with contextlib.suppress(OSError):
@@ -227,25 +235,25 @@ def _from_a_node(home: Home, settings: Settings, cluster: Cluster) -> Iterator[F
         mend = (
             unknown if late else "ask whoever runs the cluster why srun fails and sbatch does not"
         )
-        yield Finding("node", None if late else False, f"{said}; {mend}".replace("\n", "; "))
+        yield CheckResult("node", None if late else False, f"{said}; {mend}".replace("\n", "; "))
         return
     yield _sight(f"node {seen['node']}", seen, paths, written)
     what = f"torch on {seen['node']}"
     if answer.returncode == 124:
-        yield Finding(what, None, f"it took longer than a minute to load, {unknown}")
+        yield CheckResult(what, None, f"it took longer than a minute to load, {unknown}")
     elif "setup" not in seen:
         said = f"`setup` ends the shell ({complaint(answer)}): mend it in {FILE}"
-        yield Finding(f"setup on {seen['node']}", False, said)
+        yield CheckResult(f"setup on {seen['node']}", False, said)
     else:
-        yield Finding(what, *torch_sees(answer, cluster.device, cluster.gpu_memory_gb))
+        yield CheckResult(what, *torch_sees(answer, cluster.device, cluster.gpu_memory_gb))
 
 
-def _sight(node: str, seen: dict[str, str], paths: dict[str, Path], written: bool) -> Finding:
+def _sight(node: str, seen: dict[str, str], paths: dict[str, Path], written: bool) -> CheckResult:
     blind = [f"{what} ({path})" for what, path in paths.items() if what not in seen]
     if blind:
         mend = "put it on a disk that all nodes see under the same path"
-        return Finding(node, False, f"it does not see {', '.join(blind)}: {mend}")
+        return CheckResult(node, False, f"it does not see {', '.join(blind)}: {mend}")
     if not written:
         said = f"it cannot write to {paths['home'].parent}: give --home a folder where it may"
-        return Finding(node, False, said)
-    return Finding(node, True, f"it sees {', '.join(paths)} as this machine does")
+        return CheckResult(node, False, said)
+    return CheckResult(node, True, f"it sees {', '.join(paths)} as this machine does")

@@ -95,9 +95,9 @@ def accounts(names: Iterable[str], seconds: float = _SECONDS) -> dict[str, Seen]
     wanted = ",".join(sorted(set(names)))
     if not wanted or shutil.which("sacct") is None:
         return {}
-    words = ["-X", "-n", "-P", "--name", wanted, "-S", "now-90days"]
+    command = ["-X", "-n", "-P", "--name", wanted, "-S", "now-90days"]
     try:
-        text = _ask("sacct", *words, "-o", "JobID,JobName,State,NodeList", seconds=seconds)
+        text = _ask("sacct", *command, "-o", "JobID,JobName,State,NodeList", seconds=seconds)
     except Away:
         return {}  # switched off on many clusters; the disk decides then
     found = {}
@@ -134,18 +134,18 @@ def partition(name: str) -> dict[str, str]:
     return dict(part.split("=", 1) for part in text.split() if "=" in part)
 
 
-def _ask(*words: str, seconds: float = _SECONDS) -> str:
+def _ask(*command: str, seconds: float = _SECONDS) -> str:
     """What the program prints, in whatever encoding: a name of any user may be in it."""
     try:
         done = subprocess.run(
-            words, capture_output=True, encoding="utf-8", errors="replace", timeout=seconds,
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=seconds,
             check=False, env={**os.environ, "SLURM_TIME_FORMAT": "standard"},
         )  # fmt: skip
     except FileNotFoundError as error:
-        raise Away(f"{words[0]} is not on this machine: submit from a login node") from error
+        raise Away(f"{command[0]} is not on this machine: submit from a login node") from error
     except subprocess.TimeoutExpired as error:
-        raise Away(f"{words[0]} did not answer within {seconds:g} s") from error
+        raise Away(f"{command[0]} did not answer within {seconds:g} s") from error
     if done.returncode:
         said = done.stderr.strip() or done.stdout.strip() or done.returncode
-        raise Away(f"{words[0]}: {said}")
+        raise Away(f"{command[0]}: {said}")
     return done.stdout

@@ -9,14 +9,14 @@ from typing import Any
 
 from pipelines.execution.backend import Delayed, Refused, TooMany
 from pipelines.execution.slurm.worker import LOCAL, Work
-from pipelines.execution.tasks import Unit, words_of
+from pipelines.execution.tasks import Task, payload_of
 from pipelines.stages.attempt import FAILED, WAIT, Stopped
 from pipelines.stages.context import RunContext
 from pipelines.stages.graph import Stage
 from pipelines.workspace.job_log import JobRecord, new_submission
 from pipelines.workspace.settings import Cluster, Settings
 from pipelines.workspace.snapshot import Snapshot
-from pipelines.workspace.store import Home, held
+from pipelines.workspace.store import Home, file_lock
 from var_scaling.disk import read_json
 
 _NEVER = 60 * 24 * 365  # minutes: what runs here has no wall time
@@ -29,7 +29,7 @@ _TOO_MANY = "MaxSubmitJob"  # in QOSMaxSubmitJobPerUserLimit and its like
 
 
 def submit(
-    units: list[Unit],
+    tasks: list[Task],
     submission: str,
     home: Home,
     settings: Settings,
@@ -42,10 +42,10 @@ def submit(
 
     works = [
         Work(
-            str(home.root), str(unit.folder), settings.model_dump_json(), cluster, submission,
-            {**unit.words, "at_once": unit.resources.at_once},
+            str(home.root), str(task.folder), settings.model_dump_json(), cluster, submission,
+            {**task.payload, "at_once": task.resources.at_once},
         )
-        for unit in units
+        for task in tasks
     ]  # fmt: skip
     folder = _private(home.root / "jobs") / submission
     try:
@@ -53,7 +53,7 @@ def submit(
             # A trial of weeks runs into its wall time every day: that is no reason to give up.
             executor = submitit.AutoExecutor(folder, "slurm", slurm_max_num_timeout=10**6)
             executor.update_parameters(
-                **_parameters(units[0], submission, settings.cluster(cluster), snapshot)
+                **_parameters(tasks[0], submission, settings.cluster(cluster), snapshot)
             )
             with executor.batch():
                 submitted = [executor.submit(work) for work in works]
@@ -78,9 +78,9 @@ def run_here(stage: Stage, stop: Path, context: RunContext) -> str:
     local, submission, folder = context.settings.local, new_submission(), stage.directory
     work = Work(
         str(context.home.root), str(folder), context.settings.model_dump_json(), LOCAL, submission,
-        {**words_of(stage), "stop": str(stop)},
+        {**payload_of(stage), "stop": str(stop)},
     )  # fmt: skip
-    with held(folder, wait=WAIT):
+    with file_lock(folder, wait=WAIT):
         executor = submitit.AutoExecutor(_private(context.home.root / "jobs") / submission, "local")
         gpus = {"gpus_per_node": local.processes} if local.device == "cuda" else {}
         executor.update_parameters(
@@ -107,9 +107,9 @@ def _private(folder: Path) -> Path:
 
 
 def _parameters(
-    unit: Unit, submission: str, cluster: Cluster, snapshot: Snapshot
+    task: Task, submission: str, cluster: Cluster, snapshot: Snapshot
 ) -> dict[str, Any]:
-    resources, code = unit.resources, snapshot.folder
+    resources, code = task.resources, snapshot.folder
     optional = {
         "slurm_account": cluster.account,
         "slurm_qos": cluster.qos,

@@ -36,7 +36,7 @@ class Work:
     settings: str  # as they were on submission
     cluster: str
     submission: str
-    words: dict[str, Any]
+    payload: dict[str, Any]
 
     def __call__(self) -> str:
         """Do it; returns how it ended. Raises what the stage raises."""
@@ -71,7 +71,7 @@ class Work:
     def _here(self) -> str:
         """The same as one of several processes on this machine, which nobody requeues."""
         settings = Settings.model_validate_json(self.settings)
-        requested_signal = StopFile(Path(self.words["stop"]))
+        requested_signal = StopFile(Path(self.payload["stop"]))
         context = RunContext(
             Home(Path(self.home)),
             settings,
@@ -91,7 +91,7 @@ class Work:
 
     def _stage(self, context: RunContext) -> str:
         """By the module that the words name: any kind of work is done here."""
-        ended: str = importlib.import_module(self.words["module"]).run(context, self.words)
+        ended: str = importlib.import_module(self.payload["module"]).run(context, self.payload)
         return ended
 
     def _process(self, settings: Settings) -> ProcessContext:
@@ -108,7 +108,7 @@ class Work:
             device=cluster.device,
             threads=cluster.threads_per_process,
             workers=max(0, cluster.cpus_per_gpu - 1),
-            at_once=self.words.get("at_once"),
+            at_once=self.payload.get("at_once"),
             save_every=cluster.save_every_seconds,
             alone=False,
             logs_to_stdout=rank == 0,

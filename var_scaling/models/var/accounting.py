@@ -75,7 +75,7 @@ def var_sampling_flops(model: VarModel, tokenizer: Tokenizer, guided: bool = Tru
 
 
 def sampled_flops(
-    model: VarModel, tokenizer: Tokenizer, guidance: Sequence[float], images: int, untold_first: int
+    model: VarModel, tokenizer: Tokenizer, guidance: Sequence[float], images: int, uncond_first: int
 ) -> int:
     """FLOPs of sampling a batch of `images` with a weight of guidance for each scale; no decoder.
 
@@ -85,7 +85,7 @@ def sampled_flops(
     """
     width, depth, pyramid = model.width, model.depth, tokenizer.pyramid
     until = max((k for k, weight in enumerate(guidance) if weight), default=-1)
-    rows = images + untold_first
+    rows = images + uncond_first
     flops = rows * (12 * width * width * (1 if model.shared_adaln else depth) + 4 * width * width)
     for k, (start, length) in enumerate(zip(pyramid.starts, pyramid.lengths, strict=True)):
         if k > 0:

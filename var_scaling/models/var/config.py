@@ -128,7 +128,7 @@ def tiny_var(depth: int, width_per_depth: int = 8) -> VarModel:
 
 
 @dataclass(frozen=True)
-class PaperRung:
+class PaperRecipe:
     """What the released recipe fixes at a depth (arXiv 2404.02905, and the released trainer)."""
 
     model: VarModel
@@ -154,7 +154,7 @@ _PUBLISHED = {
 }
 
 
-def paper_rung(depth: int) -> PaperRung:
+def paper_recipe(depth: int) -> PaperRecipe:
     """The released recipe at `depth`: exact at 16, 20, 24, 30 and 36, the nearest smaller between.
 
     Below 16 nothing is published; there it is that of 16. Peak rate = rate per 256 images × batch /
@@ -164,4 +164,4 @@ def paper_rung(depth: int) -> PaperRung:
     batch, epochs, rate, gamma, final, decay, shared = _PUBLISHED[base]
     optimiser = Optimiser(learning_rate=rate * batch / 256, final=final, final_weight_decay=decay)
     model = VarModel(depth=depth, gamma_init=gamma, shared_adaln=shared)
-    return PaperRung(model, optimiser, batch, epochs)
+    return PaperRecipe(model, optimiser, batch, epochs)

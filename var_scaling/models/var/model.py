@@ -61,7 +61,7 @@ class VAR(nn.Module):
         self.register_buffer("mask_LL", block_causal_mask(pyramid), persistent=False)
 
     def forward(
-        self, labels_B: Tensor, shown_BLZ: Tensor, keep_D2B: Tensor | None = None
+        self, labels_B: Tensor, input_BLZ: Tensor, keep_D2B: Tensor | None = None
     ) -> Tensor:
         """Teacher-forced logits (B, L, V).
 
@@ -71,7 +71,7 @@ class VAR(nn.Module):
         with full_precision(labels_B.device):  # as released
             cond_BC = self.class_emb(labels_B)
             first = cond_BC[:, None] + self.pos_start
-            x_BLC = torch.cat([first, self.word_embed(shown_BLZ)], dim=1)
+            x_BLC = torch.cat([first, self.word_embed(input_BLZ)], dim=1)
             x_BLC = x_BLC + self.lvl_embed(self.levels_L) + self.pos_1LC
         if keep_D2B is None:
             keep_D2B = x_BLC.new_ones(self.config.depth, 2, len(labels_B))

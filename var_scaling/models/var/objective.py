@@ -26,8 +26,8 @@ def training_loss(
     if keep_D2B is not None:
         keep_D2B = keep_D2B[:, :, draws.share].to(batch.labels_B.device)
     with torch.no_grad():
-        shown_BLZ = _teacher_input(quantizer, batch.ids_BL)
-    logits_BLV = network(batch.labels_B, shown_BLZ, keep_D2B)
+        input_BLZ = _teacher_input(quantizer, batch.ids_BL)
+    logits_BLV = network(batch.labels_B, input_BLZ, keep_D2B)
     return F.cross_entropy(logits_BLV.flatten(0, 1).float(), batch.ids_BL.flatten())
 
 
@@ -35,8 +35,8 @@ def scale_sums(
     spec: ModelSpec[VarModel], network: nn.Module, quantizer: Quantizer, batch: Batch
 ) -> list[Tensor]:
     """Cross entropy in nats and top-1 errors, each summed by scale: two of (B, K) float64."""
-    shown_BLZ = _teacher_input(quantizer, batch.ids_BL)
-    logits_BLV = network(batch.labels_B, shown_BLZ)
+    input_BLZ = _teacher_input(quantizer, batch.ids_BL)
+    logits_BLV = network(batch.labels_B, input_BLZ)
     loss_BL = F.cross_entropy(logits_BLV.movedim(-1, 1).float(), batch.ids_BL, reduction="none")
     error_BL = logits_BLV.argmax(-1) != batch.ids_BL
     lengths = list(spec.tokenizer.pyramid.lengths)

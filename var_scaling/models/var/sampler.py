@@ -143,11 +143,11 @@ class CachedVAR:
             x_RSC = block(x_RSC, parts, None, (1, 1), self._memory(number, k))
         rows = len(x_RSC) if weight or k == 0 else self.images
         logits_RSV = self._read(x_RSC[:rows], self.head[:rows])
-        told_BSV = logits_RSV[: self.images]
+        cond_BSV = logits_RSV[: self.images]
         if not weight:
-            return told_BSV
+            return cond_BSV
         untold = slice(self.images, self.images + 1) if k == 0 else slice(self.images, None)
-        return guided(told_BSV, logits_RSV[untold], weight)
+        return guided(cond_BSV, logits_RSV[untold], weight)
 
     def _embedded(self, k: int, shown_BSZ: Tensor | None) -> Tensor:
         """What enters the blocks, and the rows that AdaLN is for."""
