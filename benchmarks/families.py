@@ -38,7 +38,7 @@ class Subject:
         self.network = self.family.build(self.spec, seed=0)
         self.quantizer = Quantizer(t).requires_grad_(False)
         self.optimizer = ScheduledOptimizer(self.network, tiny_optimiser(model.width), 1, "fp32")
-        ids_BL = torch.randint(t.codes, (batch, t.pyramid.length))
+        ids_BL = torch.randint(t.codebook_size, (batch, t.pyramid.length))
         self.batch = Batch(ids_BL, torch.randint(CLASSES, (batch,)))
         self.draws = StepDraws(seed=0, step=0, images=batch, share=slice(0, batch))
         self.flops = batch * total(self.family.training_flops(self.spec))
@@ -62,10 +62,10 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     scales = Tokenizer(
-        name="scales", pyramid=Pyramid(sides=(1, 2, 3, 4)), codes=128, code_channels=8
+        name="scales", pyramid=Pyramid(patch_nums=(1, 2, 3, 4)), codebook_size=128, code_channels=8
     )
-    levels = scales.model_copy(update={"pyramid": Pyramid(sides=(4, 4))})
-    one = scales.model_copy(update={"pyramid": Pyramid(sides=(4,)), "codes": 8192})
+    levels = scales.model_copy(update={"pyramid": Pyramid(patch_nums=(4, 4))})
+    one = scales.model_copy(update={"pyramid": Pyramid(patch_nums=(4,)), "codebook_size": 8192})
     subjects = [
         Subject("var", tiny_var(asked.depth), scales, asked.batch),
         Subject("ar, two levels", tiny_ar(asked.depth), levels, asked.batch),

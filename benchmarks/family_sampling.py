@@ -69,7 +69,7 @@ def subject(model: ModelRecord, grid: int, channels: int, device: torch.device) 
     """One family at one grid: random weights, images of 16 pixels a cell."""
     sides = SCALES[grid] if model.family == "var" else (grid,)
     t = ImportedTokenizer(
-        name="random", pyramid=Pyramid(sides=sides), channels=channels, sha256="0" * 64
+        name="random", pyramid=Pyramid(patch_nums=sides), channels=channels, sha256="0" * 64
     )
     spec = ModelSpec(model, t, CLASSES)
     network = family_of(model).build(spec, 0).to(device).eval()

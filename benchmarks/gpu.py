@@ -60,8 +60,8 @@ CLIP = 2.0
 class Scale:
     """What is run: the paper's sizes, or small ones."""
 
-    sides: tuple[int, ...]
-    codes: int
+    patch_nums: tuple[int, ...]
+    codebook_size: int
     channels: int
     depths: tuple[int, ...]
     batches: dict[int, int]
@@ -102,7 +102,9 @@ class Tokens:
     def __init__(self, t: Tokenizer, images: int):
         generator = torch.Generator().manual_seed(0)
         self.images = images
-        self.ids_NL = torch.randint(t.codes, (images, t.pyramid.length), generator=generator)
+        self.ids_NL = torch.randint(
+            t.codebook_size, (images, t.pyramid.length), generator=generator
+        )
         self.labels_N = torch.randint(CLASSES, (images,), generator=generator)
 
     def batch(self, rows: Any, epochs: Any) -> tuple[Tensor, Tensor]:
@@ -177,11 +179,11 @@ def trial_of(scale: Scale, depth: int, t: ImportedTokenizer, batch: int) -> Tria
         name=f"d{depth}",
         tokenizer=t,
         data=DeadLeaves(
-            name="none", classes=CLASSES, side=16 * scale.sides[-1], train_images=10**6
+            name="none", classes=CLASSES, side=16 * scale.patch_nums[-1], train_images=10**6
         ),
         model=VarModel(depth=depth, gamma_init=rung.model.gamma_init, drop_path_per_depth=0.0),
         optimiser=rung.optimiser,
-        batch=batch,
+        batch_size=batch,
         steps=10_000,
         precision=scale.precision,
     )
@@ -203,7 +205,7 @@ def our_steps(
                 quantizer,
                 tokens,
                 step,
-                slice(0, trial.batch),  # type: ignore[arg-type]
+                slice(0, trial.batch_size),  # type: ignore[arg-type]
             )
         optimizer.backward(optimizer.scale(loss))
         return {"loss": loss.detach(), **optimizer.step(step)}
@@ -223,12 +225,12 @@ def released_steps(
     way = Released(model)
     net: Any = torch.compile(way, dynamic=False) if compiled else way
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    rows = torch.arange(trial.batch)
+    rows = torch.arange(trial.batch_size)
     for step in range(trial.steps):
         ids_BL, labels_B = tokens.batch((rows + step) % tokens.images, None)
         ids_BL = ids_BL.to(device, non_blocking=True)
         labels_B = labels_B.to(device, non_blocking=True)
-        dropped_B = torch.rand(trial.batch, device=device) < trial.label_drop
+        dropped_B = torch.rand(trial.batch_size, device=device) < trial.class_dropout_prob
         labels_B = torch.where(dropped_B, CLASSES, labels_B)
         with torch.no_grad():
             input_BLZ = quantizer.teacher_input(ids_BL)
@@ -302,7 +304,7 @@ def take_turns(
 ) -> tuple[dict[str, list[float]], dict[str, int | None]]:
     """Seconds of each step by way, and the bytes that a step needs above those held between two."""
     device = quantizer.embedding.weight.device
-    tokens = Tokens(trial.tokenizer, 4 * trial.batch)
+    tokens = Tokens(trial.tokenizer, 4 * trial.batch_size)
     ways, grown = {}, dict.fromkeys(names)
     for name in names:
         make, compiled = WAYS[name]
@@ -448,8 +450,8 @@ def main() -> None:
     peak = found.flops_per_second
     report.add("peak", {"precision": found.precision, "side": found.side, "flops_per_second": peak})
     t = ImportedTokenizer(
-        name="random", pyramid=Pyramid(sides=scale.sides), codes=scale.codes,
-        channels=scale.channels, sha256="0" * 64,
+        name="random", pyramid=Pyramid(patch_nums=scale.patch_nums),
+        codebook_size=scale.codebook_size,        channels=scale.channels, sha256="0" * 64,
     )  # fmt: skip
     quantizer = Quantizer(t).to(device)
     small, large = scale.depths

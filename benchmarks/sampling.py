@@ -202,7 +202,7 @@ def difference(ours: Run, theirs: Run) -> str:
 
 def compare(side: int, batch: int, asked: argparse.Namespace) -> None:
     """One grid and batch: first that all draw the same, then the seconds, taking turns."""
-    t = ImportedTokenizer(name="paper", sha256="0" * 64, pyramid=Pyramid(sides=PYRAMIDS[side]))
+    t = ImportedTokenizer(name="paper", sha256="0" * 64, pyramid=Pyramid(patch_nums=PYRAMIDS[side]))
     config, device = (
         VarModel(depth=asked.depth, width_per_depth=asked.width),
         torch.device(asked.device),

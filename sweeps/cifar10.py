@@ -10,7 +10,7 @@ _images = ImageFiles(
 )
 
 _tokenizer = tiny_tokenizer(
-    "cifar10-ch16", _images, sides=(1, 2, 3, 4, 6, 8), codes=256, steps=1_500
+    "cifar10-ch16", _images, patch_nums=(1, 2, 3, 4, 6, 8), codebook_size=256, steps=1_500
 )
 
 sweep = Sweep(
@@ -23,7 +23,7 @@ sweep = Sweep(
             data=_images,
             model=tiny_var(depth),
             optimiser=tiny_optimiser(8 * depth),
-            batch=32,
+            batch_size=32,
             steps=2_000,
         )
         for depth in range(1, 7)

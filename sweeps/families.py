@@ -27,7 +27,7 @@ NETWORKS: tuple[ExtractorName, ...] = ("seeded", "classifier")
 
 def step_flops(trial: Trial) -> int:
     """Of one step of a run, backward counted."""
-    return trial.batch * total(trial.family.training_flops(trial.spec))
+    return trial.batch_size * total(trial.family.training_flops(trial.spec))
 
 
 def budgeted(

@@ -26,7 +26,7 @@ _images = ImageFiles(
 
 
 def _tokenizer(name: str, sides: tuple[int, ...]) -> TrainedTokenizer:
-    return tiny_tokenizer(name, _images, sides=sides, codes=256, steps=3_000)
+    return tiny_tokenizer(name, _images, patch_nums=sides, codebook_size=256, steps=3_000)
 
 
 # Bits of an image: 130 x 8 = 1,040 and 128 x 8 = 1,024.
@@ -46,7 +46,7 @@ def _trial(name: str, arm: str, model: ModelRecord, tokenizer: TrainedTokenizer)
         data=_images,
         model=model,
         optimiser=tiny_optimiser(model.width, RATES[arm]),
-        batch=32,
+        batch_size=32,
         steps=VAR_STEPS,
         weight_average=0.995 if model.family == "dit" else 0.0,
     )

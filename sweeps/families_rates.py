@@ -27,16 +27,18 @@ images = DeadLeaves(
 def scales_tokenizer(steps: int) -> TrainedTokenizer:
     """VAR's, of 30 x 7 = 210 bits an image, trained for so many steps."""
     name = "multi-scale" if steps == TOKENIZER_STEPS else f"multi-scale-{steps}"
-    return tiny_tokenizer(name, images, sides=(1, 2, 3, 4), codes=128, steps=steps)
+    return tiny_tokenizer(name, images, patch_nums=(1, 2, 3, 4), codebook_size=128, steps=steps)
 
 
-def one_scale_tokenizer(codes: int) -> TrainedTokenizer:
+def one_scale_tokenizer(codebook_size: int) -> TrainedTokenizer:
     """AR's, of 16 tokens an image. Of 8,192 codes (16 x 13 = 208 bits) k-means needs many more
     vectors than codes, and a moving average over more steps: a code is asked for once in 16.
     """
-    name = "one-scale" if codes == CODES else f"one-scale-{codes}"
-    t = tiny_tokenizer(name, images, sides=(4,), codes=codes, steps=TOKENIZER_STEPS)
-    if codes < CODES:
+    name = "one-scale" if codebook_size == CODES else f"one-scale-{codebook_size}"
+    t = tiny_tokenizer(
+        name, images, patch_nums=(4,), codebook_size=codebook_size, steps=TOKENIZER_STEPS
+    )
+    if codebook_size < CODES:
         return t
     codebook = t.codebook.model_copy(update={"k_means_images": 4_096, "decay": 0.99})
     return t.model_copy(update={"codebook": codebook})
@@ -45,7 +47,9 @@ def one_scale_tokenizer(codes: int) -> TrainedTokenizer:
 multi_scale = scales_tokenizer(TOKENIZER_STEPS)
 one_scale = one_scale_tokenizer(CODES)
 # 16 x 2 x 7 = 224 bits an image.
-residual = tiny_tokenizer("residual", images, sides=(4, 4), codes=128, steps=TOKENIZER_STEPS)
+residual = tiny_tokenizer(
+    "residual", images, patch_nums=(4, 4), codebook_size=128, steps=TOKENIZER_STEPS
+)
 
 
 def family_trial(
@@ -58,7 +62,7 @@ def family_trial(
         data=images,
         model=model,
         optimiser=tiny_optimiser(model.width, constant),
-        batch=32,
+        batch_size=32,
         steps=STEPS,
         weight_average=0.995 if model.family == "dit" else 0.0,
     )

@@ -22,7 +22,7 @@ def _trial(depth: int) -> Trial:
         data=images,
         model=rung.model,
         optimiser=rung.optimiser,
-        batch=rung.batch,
+        batch_size=rung.batch_size,
         steps=rung.steps(IMAGES),
         precision=rung.precision,
         evaluations=10,

@@ -26,19 +26,19 @@ _DIT_STEPS = {"S": 400_000, "B": 400_000, "L": 400_000, "XL": 7_000_000}
 
 def _plain(name: str, **changes: object) -> TrainedTokenizer:
     """A tokenizer of one scale by the recipe of VAR's."""
-    return paper_tokenizer(name, images, IMAGES, sides=(16,)).model_copy(update=changes)
+    return paper_tokenizer(name, images, IMAGES, patch_nums=(16,)).model_copy(update=changes)
 
 
-_one_scale = _plain("vqvae-16384", codes=16_384, code_channels=8)
+_one_scale = _plain("vqvae-16384", codebook_size=16_384, code_channels=8)
 _features = _plain(
     "features-8x",
-    pyramid=Pyramid(sides=(32,)),
+    pyramid=Pyramid(patch_nums=(32,)),
     multipliers=(1, 2, 4, 4),
     code_channels=4,
     codebook=Codebook(starts_at=tokenizer.steps - 1),  # an autoencoder until then, as for DiT
 )
 
-_llamagen = Optimiser(learning_rate=1e-4, clip=1.0, warm_up=0.0, plateau=1.0, final=1.0)
+_llamagen = Optimiser(learning_rate=1e-4, grad_clip=1.0, warm_up=0.0, plateau=1.0, final=1.0)
 _dit = Optimiser(
     learning_rate=1e-4,
     betas=(0.9, 0.999),
@@ -47,7 +47,7 @@ _dit = Optimiser(
     warm_up=0.0,
     plateau=1.0,
     final=1.0,
-    clip=None,
+    grad_clip=None,
 )
 
 
@@ -58,7 +58,7 @@ def _ar(size: str) -> Trial:
         data=images,
         model=llamagen(size),
         optimiser=_llamagen,
-        batch=_BATCH,
+        batch_size=_BATCH,
         steps=_LLAMAGEN_EPOCHS * -(-IMAGES // _BATCH),
         precision="bf16",
         evaluations=10,
@@ -73,7 +73,7 @@ def _diffusion(size: str) -> Trial:
         data=images,
         model=model,
         optimiser=_dit,
-        batch=_BATCH,
+        batch_size=_BATCH,
         steps=_DIT_STEPS[size],
         precision="bf16",
         weight_average=0.9999,

@@ -12,7 +12,7 @@ def grid(name: str, seed: int) -> Sweep:
         name=f"dead-leaves-{seed}", side=16, train_images=80_000, validation_images=4_096, seed=seed
     )
     tokenizer = tiny_tokenizer(
-        f"tiny-{seed}", images, sides=(1, 2, 3, 4), codes=128, steps=900, seed=seed
+        f"tiny-{seed}", images, patch_nums=(1, 2, 3, 4), codebook_size=128, steps=900, seed=seed
     )
     trials = tuple(
         Trial(
@@ -21,7 +21,7 @@ def grid(name: str, seed: int) -> Sweep:
             data=images,
             model=tiny_var(depth),
             optimiser=tiny_optimiser(8 * depth),
-            batch=32,
+            batch_size=32,
             steps=2_500,
             seed=seed,
         )

@@ -16,13 +16,17 @@ _images = ImageFiles(
     name="tiny-imagenet-50", side=64, classes=50, train_images=25_000, crops=1, enlarge=1.125
 )
 _rates = Optimiser(
-    learning_rate=1e-3, betas=(0.5, 0.9), weight_decay=0.005, final_weight_decay=0.005, clip=10.0
+    learning_rate=1e-3,
+    betas=(0.5, 0.9),
+    weight_decay=0.005,
+    final_weight_decay=0.005,
+    grad_clip=10.0,
 )
 _tokenizer = TrainedTokenizer(
     name="rehearsal",
     data=_images,
-    pyramid=Pyramid(sides=(1, 2, 3, 4, 6, 8)),
-    codes=512,
+    pyramid=Pyramid(patch_nums=(1, 2, 3, 4, 6, 8)),
+    codebook_size=512,
     code_channels=16,
     channels=16,
     multipliers=(1, 2, 2, 4),
@@ -37,7 +41,7 @@ _tokenizer = TrainedTokenizer(
     ),
     codebook=Codebook(starts_at=50, decay=0.95, restart_below=0.2),
     optimiser=_rates,
-    batch=8,
+    batch_size=8,
     steps=200,
     dropout=0.05,
     weight_average=0.98,
@@ -54,7 +58,7 @@ sweep = Sweep(
             data=_images,
             model=tiny_var(depth),
             optimiser=tiny_optimiser(8 * depth),
-            batch=32,
+            batch_size=32,
             steps=100,
         )
         for depth in (1, 2, 3)

@@ -38,8 +38,8 @@ def tokenizer(**changes) -> TrainedTokenizer:
     settings = {
         "name": "t",
         "data": images(),
-        "pyramid": Pyramid(sides=(1, 2, 4)),
-        "codes": 32,
+        "pyramid": Pyramid(patch_nums=(1, 2, 4)),
+        "codebook_size": 32,
         "code_channels": 4,
         "channels": 8,
         "multipliers": (1, 2, 2),
@@ -47,7 +47,7 @@ def tokenizer(**changes) -> TrainedTokenizer:
         "norm_groups": 1,
         "codebook": Codebook(starts_at=2, decay=0.9, k_means_images=64, restart_every=3),
         "optimiser": Optimiser(learning_rate=3e-3),
-        "batch": 8,
+        "batch_size": 8,
         "steps": 10,
     }
     return TrainedTokenizer(**{**settings, **changes})
@@ -60,7 +60,7 @@ def trial(**changes) -> Trial:
         "data": images(),
         "model": VarModel(depth=2, width_per_depth=8, gamma_init=1e-1, drop_path_per_depth=0.1),
         "optimiser": tiny_optimiser(16),
-        "batch": 8,
+        "batch_size": 8,
         "steps": 12,
         "evaluations": 2,
     }
@@ -91,7 +91,7 @@ def random_cache(images: int, seed: int = 0, t: TrainedTokenizer | None = None):
 
     t = t or tokenizer()
     generator = np.random.default_rng(seed)
-    tokens = generator.integers(t.codes, size=(images, t.pyramid.length)).astype(np.uint16)
+    tokens = generator.integers(t.codebook_size, size=(images, t.pyramid.length)).astype(np.uint16)
     return TokenCache(tokens, np.arange(images) % 8, 1, {})
 
 
@@ -208,8 +208,8 @@ def goes_on(done: int):
 # Released checkpoints in miniature: the released names and shapes, random weights ----------------
 
 SMALL = ImportedTokenizer(
-    name="small", sha256="0" * 64, codes=16, code_channels=4, channels=32,
-    pyramid=Pyramid(sides=(1, 2)),
+    name="small", sha256="0" * 64, codebook_size=16, code_channels=4, channels=32,
+    pyramid=Pyramid(patch_nums=(1, 2)),
 )  # fmt: skip
 CLASSES = 3
 
@@ -241,8 +241,8 @@ def files(tmp_path, vqvae_state) -> tuple[Path, Path]:
     return paths
 
 
-def bring(home: Path, *paths: Path, name: str = "it", sides=None):
+def bring(home: Path, *paths: Path, name: str = "it", patch_nums=None):
     from pipelines.checkpoints.convert import import_released
     from pipelines.workspace.store import Home
 
-    return import_released(Home(home), list(paths), name, sides, lambda text: None)
+    return import_released(Home(home), list(paths), name, patch_nums, lambda text: None)

@@ -91,7 +91,7 @@ def test_the_papers_models(depth, own, shared, forward, attention, sampling):
 
 
 def test_the_papers_model_at_512_pixels():
-    large = PAPER.model_copy(update={"pyramid": Pyramid(sides=PAPER_512)})
+    large = PAPER.model_copy(update={"pyramid": Pyramid(patch_nums=PAPER_512)})
     model = VarModel(depth=36, shared_adaln=True)
     assert (large.side, large.pyramid.length) == (512, 2240)
     assert total(var_parameters(model, large, 1000)) == 2_353_893_904
@@ -133,7 +133,7 @@ MODELS = [
 TOKENIZERS = [
     tokenizer(),
     tokenizer(phi_convolutions=0, multipliers=(1, 2, 3), residual_blocks=2),
-    tokenizer(phi_convolutions=1, pyramid=Pyramid(sides=(4,))),
+    tokenizer(phi_convolutions=1, pyramid=Pyramid(patch_nums=(4,))),
     tokenizer(phi_strength=0.0, multipliers=(1,), data=images(side=4)),
 ]
 
@@ -236,7 +236,7 @@ JUDGED = Losses(
     ],
 )
 def test_a_tokenizers_training_flops_equal_the_counters(changes):
-    t = tokenizer(steps=8, batch=2, dropout=0.1, **changes)
+    t = tokenizer(steps=8, batch_size=2, dropout=0.1, **changes)
     perceptual = Perceptual().requires_grad_(False) if t.losses.perceptual else None
     learner = _Learner(t, perceptual, World())
     images_ = torch.rand(2, 3, t.side, t.side) * 2 - 1

@@ -22,8 +22,8 @@ from var_scaling.tokenizer.model import MultiScaleVQVAE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES, CPU = 5, torch.device("cpu")
-ONE = tokenizer(pyramid=Pyramid(sides=(4,)))
-TWO = tokenizer(pyramid=Pyramid(sides=(4, 4)))  # two residual codes at each position
+ONE = tokenizer(pyramid=Pyramid(patch_nums=(4,)))
+TWO = tokenizer(pyramid=Pyramid(patch_nums=(4, 4)))  # two residual codes at each position
 MODELS = {
     "adaln": ArModel(depth=2, width_per_depth=8, drop_path_per_depth=0.0),
     "rotary": ArModel(depth=2, width_per_depth=8, drop_path_per_depth=0.0, positions="rotary"),
@@ -48,7 +48,7 @@ def outspoken(model: ArModel, t) -> AR:
 
 def ids(t, count: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(t.codes, (count, t.pyramid.length), generator=generator)
+    return torch.randint(t.codebook_size, (count, t.pyramid.length), generator=generator)
 
 
 @pytest.fixture(scope="module", params=["one", "two"])
@@ -69,7 +69,7 @@ def test_a_token_does_not_change_the_logits_up_to_it(name, t, vqvae):
     before = network(labels_B, inputs_of(model, vqvae.quantize, ids_BT[:, :-1]))
     for place in (0, 5, t.pyramid.length - 2):
         changed_BT = ids_BT.clone()
-        changed_BT[:, place] = (changed_BT[:, place] + 1) % t.codes
+        changed_BT[:, place] = (changed_BT[:, place] + 1) % t.codebook_size
         after = network(labels_B, inputs_of(model, vqvae.quantize, changed_BT[:, :-1]))
         assert torch.equal(before[:, : place + 1], after[:, : place + 1])
         assert not torch.allclose(before[:, place + 1], after[:, place + 1])
@@ -92,7 +92,7 @@ def test_cached_logits_are_those_of_the_full_forward(name, guidance, t, vqvae):
 
 
 def test_with_one_token_ar_and_var_are_the_same_network():
-    one = tokenizer(pyramid=Pyramid(sides=(1,)), multipliers=(1, 2, 2), data=images(side=4))
+    one = tokenizer(pyramid=Pyramid(patch_nums=(1,)), multipliers=(1, 2, 2), data=images(side=4))
     shape = {"depth": 2, "width_per_depth": 8, "drop_path_per_depth": 0.0, "gamma_init": 0.5}
     ar, var = (
         kind(model(**shape), one, CLASSES, seed=0).eval()
@@ -160,7 +160,7 @@ def test_sampling_follows_the_model(vqvae, t):
     sampling = ArSampling(guidance=0.0)
     *_, last = family.sample(spec, network, vqvae.quantize, labels_B, sampling, draws)
     logits_V = CachedAR(network, labels_B[:1], 0.0).logits(0, None)[0]
-    counts_V = torch.bincount(last.ids_BN[:, 0], minlength=t.codes) / len(asked)
+    counts_V = torch.bincount(last.ids_BN[:, 0], minlength=t.codebook_size) / len(asked)
     expected_V = logits_V.softmax(0)
     assert (counts_V - expected_V).abs().max() < 4 * float(
         (expected_V * (1 - expected_V) / len(asked)).sqrt().max()
@@ -192,7 +192,7 @@ def test_several_scales_are_refused():
     with pytest.raises(ValueError, match=r"tokenizer t has scales 1, 2, 4: use sides=\(4,\)"):
         Trial(
             name="a", tokenizer=tokenizer(), data=images(), model=tiny_ar(1),
-            optimiser=tiny_optimiser(8), batch=8, steps=4,
+            optimiser=tiny_optimiser(8), batch_size=8, steps=4,
         )  # fmt: skip
 
 

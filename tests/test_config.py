@@ -69,7 +69,7 @@ def test_images_of_another_side_than_the_tokenizers_are_refused():
 
 
 def test_two_things_of_one_name_are_refused_with_the_difference():
-    other = trial(name="d3", tokenizer=tokenizer(codes=64))
+    other = trial(name="d3", tokenizer=tokenizer(codebook_size=64))
     text = explained(Sweep, name="s", question="?", trials=(trial(), other))
     assert "tokenizers are named t: codes: recorded 32, wanted 64" in text
     text = explained(Sweep, name="s", question="?", trials=(trial(), trial()))
@@ -81,7 +81,7 @@ def test_a_name_must_fit_a_folder():
 
 
 def test_difference_names_each_field_that_differs():
-    one, other = trial().model_dump(), trial(seed=1, batch=4).model_dump()
+    one, other = trial().model_dump(), trial(seed=1, batch_size=4).model_dump()
     assert difference(one, other) == ["batch: recorded 8, wanted 4", "seed: recorded 0, wanted 1"]
 
 
@@ -103,10 +103,14 @@ def test_the_last_evaluation_is_at_the_end():
 def test_the_published_recipes(depth, batch, epochs, peak, gamma, final, decay, shared):
     rung = paper_recipe(depth)
     model, optimiser = rung.model, rung.optimiser
-    assert (rung.batch, rung.epochs, rung.precision) == (batch, epochs, "fp16")
+    assert (rung.batch_size, rung.epochs, rung.precision) == (batch, epochs, "fp16")
     assert optimiser.learning_rate == pytest.approx(peak)
     assert (optimiser.final, optimiser.final_weight_decay) == (final, decay)
-    assert (optimiser.weight_decay, optimiser.betas, optimiser.clip) == (0.05, (0.9, 0.95), 2.0)
+    assert (optimiser.weight_decay, optimiser.betas, optimiser.grad_clip) == (
+        0.05,
+        (0.9, 0.95),
+        2.0,
+    )
     assert (optimiser.warm_up, optimiser.warm_up_from, optimiser.plateau) == (0.02, 0.005, 0.05)
     assert (model.gamma_init, model.adaln_init, model.head_init) == (gamma, 0.5, 0.02)
     assert (model.width, model.heads, model.shared_adaln) == (64 * depth, depth, shared)
@@ -120,7 +124,7 @@ def test_the_papers_grid_has_the_law_and_the_published_models():
     steps = [trials[d].steps for d in (6, 16, 20, 24, 30)]
     assert steps == [333_800, 333_800, 417_250, 584_150, 438_200]
     t = trials[16]
-    assert (t.data.enlarge, t.data.flip, t.label_drop) == (1.125, False, 0.1)
+    assert (t.data.enlarge, t.data.flip, t.class_dropout_prob) == (1.125, False, 0.1)
 
 
 def test_a_weight_without_its_judge_is_refused():
@@ -175,7 +179,9 @@ def test_an_unknown_sweep_is_answered_with_the_known_ones():
     ("change", "message"),
     [
         ({"trails": ()}, "trails: no such field"),
-        ({"batch": -4}, "batch = -4: Input should be greater than 0"),
+        ({"batch": 8}, "batch: no such field: it is now called batch_size"),
+        ({"label_drop": 0.1}, "label_drop: no such field: it is now called class_dropout_prob"),
+        ({"batch_size": -4}, "batch_size = -4: Input should be greater than 0"),
         ({"name": "d 1/../x"}, "name = 'd 1/../x'"),
     ],
 )

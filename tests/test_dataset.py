@@ -59,7 +59,7 @@ DATASET = Stripes
 DATA = Stripes(name="stripes", side=16, classes=2)
 T = tokenizer(
     name="stripes", data=DATA, steps=8, losses=Losses(),
-    codebook=Codebook(starts_at=2, k_means_images=64), pyramid=Pyramid(sides=(1, 2, 4)),
+    codebook=Codebook(starts_at=2, k_means_images=64), pyramid=Pyramid(patch_nums=(1, 2, 4)),
 )  # fmt: skip
 SWEEP = Sweep(
     name="striped",

@@ -203,7 +203,7 @@ def network_of(model: DitModel, loud: bool = True) -> DiT:
 
 def batch_of(count: int, seed: int = 0) -> Batch:
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(T.codes, (count, T.pyramid.length), generator=generator)
+    ids = torch.randint(T.codebook_size, (count, T.pyramid.length), generator=generator)
     return Batch(ids, torch.arange(count) % CLASSES)
 
 
@@ -305,7 +305,7 @@ def test_a_share_of_the_batch_draws_what_the_whole_draws(name, vqvae):
 
 def test_a_trained_network_on_the_mixture_is_near_the_exact_denoiser():
     """Points of the plane as grids of two channels and side 1."""
-    one = tokenizer(pyramid={"sides": (1,)}, code_channels=2, data=images(side=4))
+    one = tokenizer(pyramid={"patch_nums": (1,)}, code_channels=2, data=images(side=4))
     model = DitModel(depth=2, width_per_depth=16, time_channels=32)
     network = DiT(model, one, classes=1, seed=0)
     optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3, weight_decay=0.0)
@@ -345,7 +345,7 @@ def test_a_patch_that_does_not_divide_the_grid_is_refused():
     ):
         Trial(
             name="a", tokenizer=T, data=images(), model=model_of(patch=3),
-            optimiser=tiny_optimiser(8), batch=8, steps=4,
+            optimiser=tiny_optimiser(8), batch_size=8, steps=4,
         )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from var_scaling.generation.masks import Box, EditError, box_hole, mask_hole, op
 from var_scaling.pyramid import PAPER_256, Pyramid
 
 WIDTH, HEIGHT = 40, 20
-SMALL = Pyramid(sides=(1, 2, 3, 4))
+SMALL = Pyramid(patch_nums=(1, 2, 3, 4))
 
 
 def refused(*said: str):
@@ -232,7 +232,7 @@ def test_kept_positions_are_those_of_the_released_demo():
 @settings(max_examples=25, deadline=None)
 def test_a_larger_hole_keeps_no_position_that_a_smaller_one_gives_up(seed, share):
     generator = torch.Generator().manual_seed(seed)
-    pyramid = Pyramid(sides=PAPER_256)
+    pyramid = Pyramid(patch_nums=PAPER_256)
     larger = torch.rand(16, 16, generator=generator) < share
     smaller = larger & (torch.rand(16, 16, generator=generator) < 0.5)
     if not smaller.any():
@@ -257,15 +257,15 @@ def test_coarse_scales_are_kept_whole():
         with refused(f"{scales} scales", "1 to 3"):
             coarse_positions(SMALL, scales)
     with refused("none can be"):
-        coarse_positions(Pyramid(sides=(4,)), 1)
+        coarse_positions(Pyramid(patch_nums=(4,)), 1)
 
 
 def test_a_small_image_speaks_for_the_scales_that_it_could_fill():
-    paper = Pyramid(sides=PAPER_256)
+    paper = Pyramid(patch_nums=PAPER_256)
     shown = {px: scales_shown_by(px, paper, 16) for px in (1, 16, 31, 32, 64, 128, 255)}
     assert shown == {1: 1, 16: 1, 31: 1, 32: 2, 64: 4, 128: 7, 255: 9}
     for pixels in (256, 1000):
         with refused(f"{pixels} px", "makes 256", "smaller image"):
             scales_shown_by(pixels, paper, 16)
     with refused("one scale"):
-        scales_shown_by(8, Pyramid(sides=(16,)), 16)
+        scales_shown_by(8, Pyramid(patch_nums=(16,)), 16)

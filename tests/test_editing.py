@@ -27,7 +27,7 @@ from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.weights import file_sha256, save_weights
 
 T = tokenizer()  # 16 px, maps of side 1, 2, 4
-TRIALS = (trial(), trial(name="told", label_drop=0.0))
+TRIALS = (trial(), trial(name="told", class_dropout_prob=0.0))
 IMPORTED = ImportedModel(
     name="it", tokenizer=T, model=TRIALS[0].model, classes=TRIALS[0].classes, sha256="0" * 64
 )
@@ -189,7 +189,7 @@ def test_a_small_picture_gets_detail_on_the_coarse_scales_it_speaks_for(command,
         manifest = read_json(folder_of(home, name) / "manifest.json")
         assert manifest["scales"] == [
             {"side": side, "kept": side**2 * (k < kept), "drawn": side**2 * (k >= kept)}
-            for k, side in enumerate(T.pyramid.sides)
+            for k, side in enumerate(T.pyramid.patch_nums)
         ]
         assert manifest["hole"] is None
     square = Image.fromarray(shown(path)[:, 1:9]).resize((16, 16), Image.Resampling.BICUBIC)

@@ -47,7 +47,7 @@ def test_a_checkpoint_of_the_released_trainer_holds_both(files, tmp_path, vqvae_
     whole = {"epoch": 3, "trainer": {"vae_local": vqvae_state, "var_wo_ddp": var_state(model)}}
     torch.save(whole, tmp_path / "ar-ckpt-best.pth")
     found = bring(tmp_path / "home", tmp_path / "ar-ckpt-best.pth")
-    assert (found.tokenizer.codes, found.model.model.depth) == (16, 2)
+    assert (found.tokenizer.codebook_size, found.model.model.depth) == (16, 2)
 
 
 def test_a_second_model_uses_the_tokenizer_that_is_here(files, tmp_path):
@@ -112,8 +112,8 @@ def test_a_var_that_does_not_fit_is_refused(files, tmp_path):
     with pytest.raises(WeightsError, match="each holds a VQVAE"):
         bring(home, files[0], files[0])
     with pytest.raises(WeightsError, match=r"sides \(1, 2\), --sides of \(1, 3\)"):
-        bring(home, *files, sides=(1, 3))
-    other = SMALL.model_copy(update={"codes": 8})
+        bring(home, *files, patch_nums=(1, 3))
+    other = SMALL.model_copy(update={"codebook_size": 8})
     torch.save(var_state(VarModel(depth=2, width_per_depth=8), t=other), files[1])
     with pytest.raises(WeightsError, match="predicts 8 codes of 4 channels; tokenizer it has 16"):
         bring(home, *files)
@@ -123,7 +123,7 @@ def test_a_var_that_does_not_fit_is_refused(files, tmp_path):
     with pytest.raises(WeightsError, match="does not tell its scales' sides; give --sides"):
         bring(home, *files)
     assert not home.exists()
-    assert bring(home, *files, sides=(1, 2)).model.tokenizer.pyramid.sides == (1, 2)
+    assert bring(home, *files, patch_nums=(1, 2)).model.tokenizer.pyramid.patch_nums == (1, 2)
 
 
 def test_only_what_the_released_code_can_hold_goes_out(tmp_path):
@@ -177,7 +177,7 @@ def test_odd_contents_are_weights_errors_not_tracebacks(content, files, tmp_path
 def test_a_vqvae_that_counted_other_scales_comes_in_with_those_of_its_var(files, tmp_path):
     state = torch.load(files[0], weights_only=True)
     torch.save({**state, "quantize.ema_vocab_hit_SV": torch.zeros(10, 16)}, files[0])
-    assert bring(tmp_path / "home", *files).tokenizer.pyramid.sides == (1, 2)
+    assert bring(tmp_path / "home", *files).tokenizer.pyramid.patch_nums == (1, 2)
 
 
 def test_tied_tensors_come_in_and_a_failed_import_leaves_its_name_free(files, tmp_path):

@@ -57,7 +57,7 @@ TRAINED = {
 
 def cache_of(t, images: int, seed: int, features: bool = False) -> TokenCache:
     generator = np.random.default_rng(seed)
-    tokens = generator.integers(t.codes, size=(images, t.pyramid.length)).astype(np.uint16)
+    tokens = generator.integers(t.codebook_size, size=(images, t.pyramid.length)).astype(np.uint16)
     if features:
         side = t.pyramid.side
         tokens = generator.normal(size=(images, t.code_channels, side, side)).astype(np.float16)
@@ -152,11 +152,13 @@ def test_the_average_is_that_of_the_weights_of_every_step(tmp_path):
     last = read_metrics(tmp_path / "metrics.jsonl")[-1]
     assert last["loss_raw"] != last["loss"]
     # With an average that follows at once, the two are one.
-    at_once = TRAINED["averaged var"].model_copy(update={"weight_average": 1e-9})
+    micro_batch_size = TRAINED["averaged var"].model_copy(update={"weight_average": 1e-9})
     log = MetricsLog(tmp_path / "once.jsonl")
     quantizer = MultiScaleVQVAE(MULTI_SCALE).quantize.requires_grad_(False)
     caches = (cache_of(MULTI_SCALE, n, n) for n in (50, 40))
-    one = train(at_once, quantizer, *caches, tmp_path / "c", log, 1e9, lambda done: 0, World())
+    one = train(
+        micro_batch_size, quantizer, *caches, tmp_path / "c", log, 1e9, lambda done: 0, World()
+    )
     log.close()
     assert one.raw is not None
     for name, value in one.model.state_dict().items():
@@ -170,7 +172,9 @@ def test_the_average_is_that_of_the_weights_of_every_step(tmp_path):
 
 def test_a_second_residual_code_brings_the_grid_nearer():
     vqvae = MultiScaleVQVAE(RESIDUAL, seed=0).requires_grad_(False)
-    vqvae.quantize.embedding.weight.copy_(0.3 * torch.randn(RESIDUAL.codes, RESIDUAL.code_channels))
+    vqvae.quantize.embedding.weight.copy_(
+        0.3 * torch.randn(RESIDUAL.codebook_size, RESIDUAL.code_channels)
+    )
     f_BCHH = 0.3 * torch.randn(20, RESIDUAL.code_channels, 4, 4)
     ids_BL = vqvae.quantize.encode(f_BCHH)
     assert ids_BL.shape == (20, 32)
@@ -436,7 +440,7 @@ def test_guidance_of_a_model_that_always_had_a_class_is_refused(
 ):
     runs = shutil.copytree(home, tmp_path / "runs")
     record = runs / "three" / "dit-d1" / "trial.json"
-    write_json(record, {**read_json(record), "label_drop": 0.0})
+    write_json(record, {**read_json(record), "class_dropout_prob": 0.0})
     marker = runs / "three" / "dit-d1" / "done.json"
     files = read_json(marker)
     del files["files"]["trial.json"]

@@ -51,7 +51,7 @@ class Unigram(nn.Module):
         t, width = spec.tokenizer, spec.config.width
         self.classes = nn.Embedding(spec.classes + 1, width)
         self.places = nn.Parameter(torch.zeros(t.pyramid.length, width))
-        self.head = nn.Linear(width, t.codes)
+        self.head = nn.Linear(width, t.codebook_size)
 
     def forward(self, labels_B):
         return self.head(torch.tanh(self.classes(labels_B)[:, None] + self.places))
@@ -63,19 +63,19 @@ class UnigramFamily(ModelFamily[UnigramModel, UnigramSampling]):
     sampling = UnigramSampling
 
     def check(self, spec):
-        if spec.tokenizer.codes > 4096:
-            raise ValueError(f"{spec.tokenizer.codes} codes are too many for a table")
+        if spec.tokenizer.codebook_size > 4096:
+            raise ValueError(f"{spec.tokenizer.codebook_size} codes are too many for a table")
 
     def sequence_length(self, spec):
         return spec.tokenizer.pyramid.length
 
     def parameters(self, spec):
-        width, codes = spec.config.width, spec.tokenizer.codes
+        width, codes = spec.config.width, spec.tokenizer.codebook_size
         rows = spec.classes + 1 + self.sequence_length(spec)
         return {"embedding": rows * width, "head": (width + 1) * codes}
 
     def block_parameters(self, spec):
-        return spec.config.width * spec.tokenizer.codes
+        return spec.config.width * spec.tokenizer.codebook_size
 
     def forward_flops(self, spec, dense=False):
         return {"head": 2 * self.sequence_length(spec) * self.block_parameters(spec)}
@@ -90,10 +90,10 @@ class UnigramFamily(ModelFamily[UnigramModel, UnigramSampling]):
         return images * self.forward_flops(spec)["head"]
 
     def training_bytes(self, spec, precision):
-        return 12.0 * self.sequence_length(spec) * spec.tokenizer.codes
+        return 12.0 * self.sequence_length(spec) * spec.tokenizer.codebook_size
 
     def sampling_bytes(self, spec, sampling, images):
-        return 4 * images * self.sequence_length(spec) * spec.tokenizer.codes
+        return 4 * images * self.sequence_length(spec) * spec.tokenizer.codebook_size
 
     def validation(self, spec):
         scores = ("loss", "error", "top5")  # the last has no column of the results table
@@ -138,7 +138,7 @@ def unigram(depth: int) -> Trial:
         data=images(),
         model=UnigramModel(depth=depth),
         optimiser=Optimiser(learning_rate=0.05),
-        batch=8,
+        batch_size=8,
         steps=12,
         evaluations=2,
     )
@@ -339,7 +339,7 @@ def test_a_model_that_no_family_reads_is_refused_in_words(tmp_path, model, messa
 
 
 def test_a_tokenizer_that_the_family_cannot_work_on_is_refused():
-    many = unigram(1).tokenizer.model_copy(update={"codes": 8192})
+    many = unigram(1).tokenizer.model_copy(update={"codebook_size": 8192})
     with pytest.raises(ValueError, match="8192 codes are too many for a table"):
         unigram(1).model_copy(update={"tokenizer": many})
 

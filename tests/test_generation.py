@@ -33,8 +33,8 @@ def restless(module: torch.nn.Module) -> torch.nn.Module:
     return module.eval().requires_grad_(False)
 
 
-def pair(model: VarModel = VARIANTS[0], sides=(1, 2, 4)):
-    t = tokenizer(pyramid=Pyramid(sides=sides))
+def pair(model: VarModel = VARIANTS[0], patch_nums=(1, 2, 4)):
+    t = tokenizer(pyramid=Pyramid(patch_nums=patch_nums))
     return restless(VAR(model, t, CLASSES, seed=0)), restless(MultiScaleVQVAE(t))
 
 
@@ -106,7 +106,7 @@ def test_adaln_is_computed_once_an_image():
 )
 def test_a_sample_is_the_same_in_any_company(sampling):
     """Bit for bit, alone, in threes, in sixteens, backwards: tokens and images."""
-    module, vqvae = pair(sides=(1, 2, 3, 4))
+    module, vqvae = pair(patch_nums=(1, 2, 3, 4))
     asked = requests(16)
     alone = list(drawn_from(module, vqvae, asked, sampling, 7, batch=1, strips=True))
     for order, batch in ((asked, 3), (asked, 16), (asked[::-1], 5)):
@@ -125,7 +125,7 @@ def test_a_sample_is_the_same_in_any_company(sampling):
 
 
 def test_seed_class_and_index_each_make_another_sample():
-    module, vqvae = pair(sides=(1, 2, 3, 4))
+    module, vqvae = pair(patch_nums=(1, 2, 3, 4))
 
     def ids(seed: int, label: int, index: int):
         (found,) = sample(
@@ -157,7 +157,7 @@ def test_the_mode_of_the_model_plays_no_part():
 
 @pytest.mark.parametrize("smooth", [False, True])
 def test_kept_tokens_are_kept_exactly(smooth):
-    module, vqvae = pair(sides=(1, 2, 4))
+    module, vqvae = pair(patch_nums=(1, 2, 4))
     asked = requests(4)
     generator = torch.Generator().manual_seed(0)
     given = torch.randint(32, (4, 21), generator=generator)
@@ -175,7 +175,7 @@ def test_kept_tokens_are_kept_exactly(smooth):
 
 def test_one_scale_is_guided_as_the_last():
     """A pyramid of one scale: k / (K - 1) has no value there."""
-    module, vqvae = pair(sides=(4,))
+    module, vqvae = pair(patch_nums=(4,))
     asked = requests(3)
     (step,) = drawn_by(module, vqvae, asked, VarSampling(guidance=2.0))
     labels = torch.tensor([request.label for request in asked])

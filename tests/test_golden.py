@@ -18,8 +18,8 @@ from var_scaling.pyramid import Pyramid
 
 pytestmark = pytest.mark.golden
 
-KL_F8 = Tokenizer(name="kl-f8", pyramid=Pyramid(sides=(32,)), code_channels=4)
-KL_F8_512 = KL_F8.model_copy(update={"pyramid": Pyramid(sides=(64,))})
+KL_F8 = Tokenizer(name="kl-f8", pyramid=Pyramid(patch_nums=(32,)), code_channels=4)
+KL_F8_512 = KL_F8.model_copy(update={"pyramid": Pyramid(patch_nums=(64,))})
 VAR = Tokenizer(name="var")
 
 # Peebles and Xie (arXiv 2212.09748), rebuilt and counted: trainable parameters, the fixed table of
@@ -66,7 +66,9 @@ VAR_SIZES = {
 
 
 def one_map(side: int) -> Tokenizer:
-    return Tokenizer(name="vq", pyramid=Pyramid(sides=(side,)), codes=16_384, code_channels=8)
+    return Tokenizer(
+        name="vq", pyramid=Pyramid(patch_nums=(side,)), codebook_size=16_384, code_channels=8
+    )
 
 
 @pytest.fixture(autouse=True)

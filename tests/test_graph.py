@@ -127,7 +127,7 @@ def test_a_trial_that_failed_before_its_first_step_runs_with_what_was_mended(tmp
     home, one = Home(tmp_path), trial()
     context = RunContext(home, Settings(), StopFile(tmp_path / "stop"))
     with pytest.raises((OSError, ValueError)):  # there are no tokens yet
-        run_trial(context, "s", one.model_copy(update={"batch": 4}))
+        run_trial(context, "s", one.model_copy(update={"batch_size": 4}))
     run_tokenizer(context, one.tokenizer)
     for split in SPLITS:
         run_tokens(context, one.tokenizer, one.data, split)

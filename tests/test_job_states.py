@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import submitting
 from test_reconcile import BOX, Scripted, seen, twice
-from test_reconcile import unit as unit  # a fixture
+from test_reconcile import task as task  # a fixture
 from typer.testing import CliRunner
 
 from pipelines.cli import main as cli
@@ -35,47 +35,47 @@ ENDED = (
 UNKNOWN = "HIBERNATING"
 
 
-def submitted(unit, job: str = "7") -> None:
-    submitting(unit.folder)
-    jobs.note(unit.folder, "submitted", submission="s", job=job)
+def submitted(task, job: str = "7") -> None:
+    submitting(task.folder)
+    jobs.note(task.folder, "submitted", submission="s", job=job)
 
 
 @pytest.mark.parametrize("state", [*ACTIVE, UNKNOWN])
-def test_an_active_job_is_never_submitted_again(tmp_path, unit, state):
-    submitted(unit)
+def test_an_active_job_is_never_submitted_again(tmp_path, task, state):
+    submitted(task)
     reconciler = Scripted(tmp_path, seen("7", state))
-    assert twice(reconciler, unit) == {}
+    assert twice(reconciler, task) == {}
     assert reconciler.taken == []
-    assert jobs.latest(unit.folder).live
+    assert jobs.latest(task.folder).live
     assert ("not known here" in seen("7", state)["7"].remark) is (state == UNKNOWN)
-    there = state_of(unit.folder, Queue(seen("7", state), time.time()))[0]
+    there = state_of(task.folder, Queue(seen("7", state), time.time()))[0]
     assert there == ("running" if state in ("RUNNING", "COMPLETING") else "queued")
 
 
 @pytest.mark.parametrize("state", ENDED)
-def test_a_job_that_is_over_is_concluded(tmp_path, unit, state):
-    submitted(unit)
+def test_a_job_that_is_over_is_concluded(tmp_path, task, state):
+    submitted(task)
     reconciler = Scripted(tmp_path, seen("7", state))
-    failed = twice(reconciler, unit)
+    failed = twice(reconciler, task)
     if state in ("CANCELLED", "OUT_OF_MEMORY"):
         assert list(failed) == ["trial d1"]
         assert reconciler.taken == []
     else:
         assert failed == {}
         assert reconciler.taken == ["trial d1"]
-    there = state_of(unit.folder, Queue(seen("n0", state), time.time()))[0]
+    there = state_of(task.folder, Queue(seen("n0", state), time.time()))[0]
     assert there in ("stopped", "cancelled", "failed")
 
 
-def test_a_state_that_is_not_known_is_reported(tmp_path, unit):
-    submitted(unit)
+def test_a_state_that_is_not_known_is_reported(tmp_path, task):
+    submitted(task)
     reconciler = Scripted(tmp_path, seen("7", UNKNOWN))
-    reconciler.step([unit])
+    reconciler.step([task])
     said = f"job 7 is in a state not known here, {UNKNOWN}: taken as active"
     assert (tmp_path / "s" / "driver.note").read_text() == f"trial d1: {said}"
-    assert state_of(unit.folder, Queue(seen("7", UNKNOWN), time.time())) == ("queued", said)
+    assert state_of(task.folder, Queue(seen("7", UNKNOWN), time.time())) == ("queued", said)
     reconciler.says = seen("7", "RUNNING")
-    reconciler.step([unit])
+    reconciler.step([task])
     assert (tmp_path / "s" / "driver.note").read_text() == ""
 
 
@@ -146,7 +146,7 @@ def test_a_partition_with_any_text_is_read(programs):
     assert slurm.partition("main")["MaxTime"] == "1:00"
 
 
-def test_an_sbatch_that_greets_in_latin_1_is_not_taken_for_a_refusal(tmp_path, unit, monkeypatch):
+def test_an_sbatch_that_greets_in_latin_1_is_not_taken_for_a_refusal(tmp_path, task, monkeypatch):
     """submitit decodes strictly, when the jobs are submitted already: the next look finds them."""
     import submitit
 
@@ -157,7 +157,7 @@ def test_an_sbatch_that_greets_in_latin_1_is_not_taken_for_a_refusal(tmp_path, u
     home = Home(tmp_path)
     settings = Settings(clusters={"box": BOX})
     with pytest.raises(Delayed):
-        launch.submit([unit], "s", home, settings, "box", Snapshot(tmp_path, "c"), {})
+        launch.submit([task], "s", home, settings, "box", Snapshot(tmp_path, "c"), {})
 
 
 def test_git_s_words_may_be_in_any_encoding(programs):
@@ -170,19 +170,19 @@ def test_git_s_words_may_be_in_any_encoding(programs):
 # A job of an older submission ---------------------------------------------------------------------
 
 
-def test_a_job_of_an_older_submission_is_turned_away(tmp_path, unit, capsys):
+def test_a_job_of_an_older_submission_is_turned_away(tmp_path, task, capsys):
     from pipelines.execution.slurm.worker import Work
 
-    submitting(unit.folder, submission="old")
-    submitting(unit.folder, submission="new")
+    submitting(task.folder, submission="old")
+    submitting(task.folder, submission="new")
     older, newer = (
-        Work(str(tmp_path), str(unit.folder), "{}", "box", submission, {})
+        Work(str(tmp_path), str(task.folder), "{}", "box", submission, {})
         for submission in ("old", "new")
     )
     assert older() == "superseded"  # and no stage was begun: `words` names none
     assert "a later one" in capsys.readouterr().out
     assert (older._wanted(), newer._wanted()) == (False, True)
-    jobs.note(unit.folder, "cancelled", reason="by a person")
+    jobs.note(task.folder, "cancelled", reason="by a person")
     assert newer._wanted() is False
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines.evaluation.image_sets import judged
+from pipelines.evaluation.image_sets import image_set
 from pipelines.evaluation.reference_stats import Cut
 from pipelines.stages.context import RunContext, StopFile
 from pipelines.workspace.settings import Settings
@@ -518,7 +518,7 @@ def test_fidelity_counts_the_images_behind_links_and_of_every_suffix(tmp_path):
     link(tmp_path / "set" / "more", tmp_path / "elsewhere")
     Image.new("RGB", (8, 8)).save(tmp_path / "set" / "f.webp")
     context = RunContext(Home(tmp_path / "home"), Settings(), StopFile(tmp_path / "stop"))
-    assert judged(context, str(tmp_path / "set"), None, None, 10, Cut()).count == 4
+    assert image_set(context, str(tmp_path / "set"), None, None, 10, Cut()).count == 4
     link(tmp_path / "set" / "b" / "back", "..")
     with pytest.raises(DataError, match="is a symbolic link to"):
-        judged(context, str(tmp_path / "set"), None, None, 10, Cut())
+        image_set(context, str(tmp_path / "set"), None, None, 10, Cut())

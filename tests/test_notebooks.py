@@ -62,8 +62,8 @@ def test_the_samples_notebook_serves_a_model_of_one_scale_that_always_had_a_clas
     tmp_path, monkeypatch
 ):
     """Nothing to pull away from, nothing finer to draw; and the reference is spread evenly."""
-    t = tokenizer(pyramid=Pyramid(sides=(4,)))
-    home = small_home(tmp_path / "home", trial(tokenizer=t, label_drop=0))
+    t = tokenizer(pyramid=Pyramid(patch_nums=(4,)))
+    home = small_home(tmp_path / "home", trial(tokenizer=t, class_dropout_prob=0))
     monkeypatch.setenv("VAR_SCALING_HOME", str(home.root))
     monkeypatch.setenv("VAR_SCALING_SWEEP", "grid")
     monkeypatch.chdir(FOLDER)

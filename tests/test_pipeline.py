@@ -199,14 +199,14 @@ def test_an_error_of_several_processes_here_is_reported(smoke, tmp_path):
 
 
 def test_a_folder_of_another_record_is_refused_with_the_difference(tmp_path):
-    init_run_dir(tmp_path / "d2", "trial.json", trial(batch=4))
+    init_run_dir(tmp_path / "d2", "trial.json", trial(batch_size=4))
     init_run_dir(tmp_path / "d2", "trial.json", trial())  # nothing was lost by it
     (tmp_path / "d2" / "metrics.jsonl").write_text("{}\n")
     init_run_dir(tmp_path / "d2", "trial.json", trial())
     with pytest.raises(
         ConfigMismatchError, match=r"batch: recorded 8, wanted 16\n.*name of its own"
     ):
-        init_run_dir(tmp_path / "d2", "trial.json", trial(batch=16))
+        init_run_dir(tmp_path / "d2", "trial.json", trial(batch_size=16))
 
 
 def test_drift_is_refused_before_anything_runs(smoke, tmp_path):

@@ -261,7 +261,7 @@ def test_a_new_depth_follows_the_rule_of_the_ladder():
 
 def test_where_the_trials_follow_no_rule_a_new_depth_is_refused():
     wishes = PlanOptions(at="d4", budget=1e18, depths=(7,))
-    mixed = sweep(rung(5, batch=16))
+    mixed = sweep(rung(5, batch_size=16))
     with pytest.raises(ValueError, match="d1 and d5 differ in more than depth, seed and peak rate"):
         candidate_trials(mixed, frozenset(), wishes)
     rates = [trial(

@@ -13,14 +13,14 @@ SIDES = st.lists(st.integers(1, 20), min_size=1, max_size=6, unique=True).map(
 
 
 def test_the_papers_pyramid_has_680_tokens_and_286434_visible_pairs():
-    paper = Pyramid(sides=PAPER_256)
+    paper = Pyramid(patch_nums=PAPER_256)
     assert (paper.length, paper.scales, paper.side) == (680, 10, 16)
     assert paper.visible_pairs == 286_434  # of the paper's pyramid, block-causal
 
 
 @given(SIDES)
 def test_scales_tile_the_positions_without_gap_or_overlap(sides):
-    pyramid = Pyramid(sides=sides)
+    pyramid = Pyramid(patch_nums=sides)
     ends = [s + n for s, n in zip(pyramid.starts, pyramid.lengths, strict=True)]
     assert pyramid.starts == (0, *ends[:-1])
     assert ends[-1] == pyramid.length == len(pyramid.levels)
@@ -30,11 +30,11 @@ def test_scales_tile_the_positions_without_gap_or_overlap(sides):
 def test_visible_pairs_are_those_of_the_mask(sides):
     from var_scaling.models.var.model import block_causal_mask
 
-    pyramid = Pyramid(sides=sides[:3])
+    pyramid = Pyramid(patch_nums=sides[:3])
     assert pyramid.visible_pairs == int(block_causal_mask(pyramid).sum())
 
 
 @pytest.mark.parametrize("sides", [(), (0, 1), (3, 1), (1, 3, 2)])
 def test_sides_that_shrink_are_refused(sides):
     with pytest.raises(ValidationError, match="side"):
-        Pyramid(sides=sides)
+        Pyramid(patch_nums=sides)

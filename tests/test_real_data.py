@@ -54,7 +54,7 @@ def test_the_rehearsals_tokenizer_with_all_its_losses_resumes_bitwise(tmp_path, 
     whole = rehearsal.tokenizers[0]
     t = whole.model_copy(
         update={
-            "batch": 2, "steps": 5,
+            "batch_size": 2, "steps": 5,
             "codebook": whole.codebook.model_copy(update={"starts_at": 1, "k_means_images": 8}),
         }
     )  # fmt: skip

@@ -61,8 +61,8 @@ def record(settings) -> Tokenizer:
     assert (v["using_znorm"], v["quant_conv_ks"]) == (False, 3)  # all that our tokenizers know
     return Tokenizer(
         name="reference",
-        pyramid=Pyramid(sides=tuple(v["v_patch_nums"])),
-        codes=v["vocab_size"],
+        pyramid=Pyramid(patch_nums=tuple(v["v_patch_nums"])),
+        codebook_size=v["vocab_size"],
         code_channels=v["z_channels"],
         channels=v["ch"],
         multipliers=tuple(v["ch_mult"]),

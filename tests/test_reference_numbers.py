@@ -20,8 +20,9 @@ from var_scaling.training.optim import ScheduledOptimizer, learning_rate_at, wei
 
 WANTED = numbers()
 T = Tokenizer(
-    name="formula", pyramid=Pyramid(sides=(1, 2, 3, 4)), codes=64, code_channels=8, channels=32,
-    multipliers=(1, 1, 2, 2, 4), residual_blocks=2, phi_convolutions=4, phi_strength=0.5,
+    name="formula", pyramid=Pyramid(patch_nums=(1, 2, 3, 4)), codebook_size=64, code_channels=8,
+    channels=32, multipliers=(1, 1, 2, 2, 4), residual_blocks=2, phi_convolutions=4,
+    phi_strength=0.5,
 )  # fmt: skip
 LABELS = torch.tensor([3, 7])
 CLASSES = 10

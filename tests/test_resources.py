@@ -23,12 +23,12 @@ def paper(depth: int):
 @pytest.mark.parametrize("depth", [6, 16, 24, 30])
 def test_a_trial_gets_gpus_that_divide_its_batch_and_finish_in_time(depth):
     t, got = paper(depth), trial_resources(paper(depth), H100)
-    assert t.batch % got.processes == 0
+    assert t.batch_size % got.processes == 0
     assert got.nodes == 1 or got.processes_per_node == H100.gpus_per_node
     fixed, each = memory_bytes(t)
-    share = t.batch // got.processes
-    at_once = got.at_once or share
-    assert fixed + at_once * each < H100.gpu_memory_gb * 1e9
+    share = t.batch_size // got.processes
+    micro_batch_size = got.micro_batch_size or share
+    assert fixed + micro_batch_size * each < H100.gpu_memory_gb * 1e9
     assert got.minutes <= 60 * H100.wall_hours
 
 
@@ -64,8 +64,10 @@ def test_trials_that_ask_slurm_for_the_same_share_an_array(tmp_path):
     arrays = [array.tasks for array in arrays_of(trials, H100)]
     alone = {units[0].resources.processes: [u.folder.name for u in units] for units in arrays}
     assert alone[1] == ["d16", "d14", "d12", "d10", "d8", "d6"]
-    at_once = {u.folder.name: u.resources.at_once for units in arrays for u in units}
-    assert at_once["d16"] < at_once["d6"]
+    micro_batch_size = {
+        u.folder.name: u.resources.micro_batch_size for units in arrays for u in units
+    }
+    assert micro_batch_size["d16"] < micro_batch_size["d6"]
 
 
 def test_encoding_is_spread_over_about_an_hour_each_and_stays_as_it_was_begun(tmp_path):

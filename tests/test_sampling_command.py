@@ -130,7 +130,7 @@ def test_what_cannot_be_is_said_at_once_and_leaves_nothing(home, sample, words, 
 
 
 def test_a_model_that_was_never_without_a_class(tmp_path):
-    own = small_home(tmp_path, trial(tokenizer=tokenizer(), label_drop=0.0))
+    own = small_home(tmp_path, trial(tokenizer=tokenizer(), class_dropout_prob=0.0))
     place = context_in(own)
     with pytest.raises(ValueError, match="label_drop = 0 and never without a class"):
         plan_set(place, ADDRESS, SampleOptions(classes="none"))

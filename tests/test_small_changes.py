@@ -148,11 +148,11 @@ class Answering(torch.nn.Module):
     def forward(self, labels, shown, kept):
         self.noted.append(labels.clone())
         t = tokenizer()
-        return torch.zeros(len(labels), t.pyramid.length, t.codes)
+        return torch.zeros(len(labels), t.pyramid.length, t.codebook_size)
 
 
 def test_labels_are_dropped_at_the_stated_rate_each_image_by_itself(quantizer):
-    one, noted = trial(label_drop=0.3), []
+    one, noted = trial(class_dropout_prob=0.3), []
     training = random_cache(64)
     steps = 1500
     for step in range(steps):
@@ -173,7 +173,7 @@ def test_labels_are_dropped_at_the_stated_rate_each_image_by_itself(quantizer):
 
 
 def test_processes_that_share_a_batch_drop_the_labels_that_one_would(quantizer):
-    one, whole, parts = trial(label_drop=0.5), [], []
+    one, whole, parts = trial(class_dropout_prob=0.5), [], []
     for step in range(20):
         batch_loss(one, Answering(whole), quantizer, random_cache(64), step, slice(0, 8))
         for share in (slice(0, 4), slice(4, 8)):
@@ -345,7 +345,7 @@ def test_lost_flops_are_those_of_the_lost_steps(tmp_path):
             "images_per_second": 1.0}  # fmt: skip
     (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     (row,) = rows_of(home, Sweep(name="s", question="?", trials=(one,)))
-    a_step = one.batch * total(var_training_flops(one.model, one.tokenizer))
+    a_step = one.batch_size * total(var_training_flops(one.model, one.tokenizer))
     assert row["train_flops"] == 12 * a_step
     assert row["lost_flops"] == 7 * a_step
     assert (row["attempts"], row["lost_seconds"], row["commit"]) == (3, 1.5, "c")

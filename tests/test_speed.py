@@ -47,8 +47,8 @@ CPU = torch.device("cpu")
 PEAKS = {"fp32": MatmulPeak(precision="fp32", side=256, flops_per_second=1e9)}
 
 
-def subject(sides=(1, 2, 4), **changes) -> Subject:
-    t = tokenizer(pyramid=Pyramid(sides=sides))
+def subject(patch_nums=(1, 2, 4), **changes) -> Subject:
+    t = tokenizer(pyramid=Pyramid(patch_nums=patch_nums))
     spec = ModelSpec(VarModel(depth=2, width_per_depth=8, **changes), t, CLASSES)
     return Subject(
         spec,
@@ -154,7 +154,11 @@ def test_the_benchmark_compares_ways_that_draw_the_same(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
     benchmark = import_module("sampling")
     t = ImportedTokenizer(
-        name="t", sha256="0" * 64, codes=64, code_channels=4, pyramid=Pyramid(sides=(1, 2, 3))
+        name="t",
+        sha256="0" * 64,
+        codebook_size=64,
+        code_channels=4,
+        pyramid=Pyramid(patch_nums=(1, 2, 3)),
     )
     model, quantizer = benchmark.outspoken(VarModel(depth=2, width_per_depth=16), t)
     for guidance in (0.0, 1.5):
@@ -338,7 +342,7 @@ def command(home, *words: str) -> str:
 
 def test_the_verb_times_a_model_prints_tables_and_leaves_the_file(tmp_path, files):
     home = tmp_path / "home"
-    bring(home, *files, sides=(1, 2))
+    bring(home, *files, patch_nums=(1, 2))
     found = BenchmarkResult.model_validate_json(
         command(home, "--micro-batches", "2", "--json", "--precisions", "tf32,fp32")
     )
@@ -363,7 +367,7 @@ def test_the_verb_times_a_model_prints_tables_and_leaves_the_file(tmp_path, file
 
 
 def test_a_model_that_always_had_a_class_is_timed_without_guidance(tmp_path):
-    home = small_home(tmp_path / "home", trial(label_drop=0))
+    home = small_home(tmp_path / "home", trial(class_dropout_prob=0))
     words = ["grid/d2", "--seconds", "0.01", "--batches", "1", "--no-training", "--json"]
     words += ["--home", str(home.root)]
     done = CliRunner().invoke(app, words, catch_exceptions=False)

@@ -22,7 +22,7 @@ from var_scaling.experiment.trial import Start
 from var_scaling.metrics import read_metrics
 
 T = tokenizer(steps=6)
-TRUNK = trial(name="trunk", tokenizer=T, keep_steps=(4, 8), label_drop=0.5)
+TRUNK = trial(name="trunk", tokenizer=T, keep_steps=(4, 8), class_dropout_prob=0.5)
 
 
 def branch(name: str, step: int, **changes) -> Trial:
@@ -112,7 +112,7 @@ def test_a_checkpoint_that_is_gone_is_named(home):
     [
         ({"start": Start(trial=TRUNK, step=5)}, "trunk has no step 5 among its keep_steps"),
         ({"steps": 8}, "step 8 is not before the last of steps = 8"),
-        ({"batch": 4}, "trunk has another batch"),
+        ({"batch_size": 4}, "trunk has another batch_size"),
         ({"name": "trunk"}, "trunk cannot start from itself"),
         ({"keep_steps": (4, 99)}, r"keep_steps = \[4, 99\]: wanted rising steps up to 16"),
         ({"keep_steps": (8, 4)}, r"keep_steps = \[8, 4\]: wanted rising steps up to 16"),

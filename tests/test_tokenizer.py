@@ -67,7 +67,7 @@ def test_the_teacher_input_of_a_scale_ignores_its_own_and_later_ids(model, grid,
 
 
 def test_one_scale_is_a_plain_vqvae():
-    plain = MultiScaleVQVAE(tokenizer(pyramid=Pyramid(sides=(4,))))
+    plain = MultiScaleVQVAE(tokenizer(pyramid=Pyramid(patch_nums=(4,))))
     f = torch.randn(2, 4, 4, 4)
     ids = plain.quantize.encode(f)
     assert ids.shape == (2, 16)
@@ -189,4 +189,4 @@ def test_weights_survive_the_disk(tmp_path, model):
     with pytest.raises(
         WeightsError, match=r"of another shape: quantize.embedding.weight \(32, 4\)"
     ):
-        load_tokenizer(tokenizer(codes=64), path, file_sha256(path))
+        load_tokenizer(tokenizer(codebook_size=64), path, file_sha256(path))

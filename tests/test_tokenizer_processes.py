@@ -35,7 +35,7 @@ def run_trial(folder: Path, world: World, poll_signal=goes_on, checkpoints: Path
     quantizer = MultiScaleVQVAE(tokenizer()).quantize.requires_grad_(False)
     caches = random_cache(50, seed=1), random_cache(20, seed=2)
     words = (checkpoints or folder / "checkpoint", log, 1e9, poll_signal, world)
-    return train(trial(label_drop=0.5), quantizer, *caches, *words).model
+    return train(trial(class_dropout_prob=0.5), quantizer, *caches, *words).model
 
 
 def scores(world: World) -> dict:

@@ -91,12 +91,12 @@ def test_a_tokenizer_saves_when_wished_and_goes_on(tmp_path):
 
 def test_a_tokenizers_batch_is_not_split(tmp_path):
     with pytest.raises(ValueError, match=r"batch = 8 is more than at_once = 3 .* more processes"):
-        run(tmp_path, tokenizer(), world=World(at_once=3))
-    run(tmp_path, tokenizer(), world=World(at_once=8))
+        run(tmp_path, tokenizer(), world=World(micro_batch_size=3))
+    run(tmp_path, tokenizer(), world=World(micro_batch_size=8))
 
 
 def test_a_tokenizer_learns(tmp_path):
-    run(tmp_path, tokenizer(steps=120, batch=16))
+    run(tmp_path, tokenizer(steps=120, batch_size=16))
     scores = [line for line in numbers(tmp_path / "metrics.jsonl") if line["kind"] == "validation"]
     assert scores[-1]["psnr_db"] > scores[0]["psnr_db"] + 0.3
     assert scores[-1]["codes_used_all"] > 0.9

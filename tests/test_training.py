@@ -86,8 +86,10 @@ class Product(torch.nn.Module):
         return (self.weight * torch.tensor(by)).sum()
 
 
-def descent_of(module, precision="fp32", clip=2.0) -> ScheduledOptimizer:
-    o = Optimiser(learning_rate=0.1, betas=(0.0, 0.0), weight_decay=0.0, warm_up=0.0, clip=clip)
+def descent_of(module, precision="fp32", grad_clip=2.0) -> ScheduledOptimizer:
+    o = Optimiser(
+        learning_rate=0.1, betas=(0.0, 0.0), weight_decay=0.0, warm_up=0.0, grad_clip=grad_clip
+    )
     return ScheduledOptimizer(module, o, steps=100, precision=precision)
 
 
@@ -110,7 +112,7 @@ def test_the_gradient_is_clipped_to_its_norm():
 
 def test_a_steps_gradient_is_all_that_came_back_since_the_step_before():
     module = Product(0.0)
-    optimizer = descent_of(module, clip=1e9)
+    optimizer = descent_of(module, grad_clip=1e9)
     for step in (0, 1):
         for by in ([3.0, 0.0], [0.0, 4.0]):
             optimizer.scale(module(by)).backward()
@@ -253,9 +255,9 @@ def test_a_wish_to_stop_after_the_last_step_is_late(tmp_path, quantizer, token_c
 
 @pytest.mark.parametrize("at_once", [1, 3, 8])
 def test_a_batch_in_passes_trains_as_the_whole_batch_does(
-    at_once, tmp_path, quantizer, token_cache, monkeypatch
+    micro_batch_size, tmp_path, quantizer, token_cache, monkeypatch
 ):
-    t, asked = trial(label_drop=0.5), []
+    t, asked = trial(class_dropout_prob=0.5), []
     whole = run(tmp_path / "whole", quantizer, token_cache, t=t)
     batch = TokenCache.batch
 
@@ -267,13 +269,19 @@ def test_a_batch_in_passes_trains_as_the_whole_batch_does(
     run(tmp_path / "again", quantizer, token_cache, t=t)
     in_order = asked.copy()
     asked.clear()
-    parts = run(tmp_path / "parts", quantizer, token_cache, t=t, world=World(at_once=at_once))
+    parts = run(
+        tmp_path / "parts",
+        quantizer,
+        token_cache,
+        t=t,
+        world=World(micro_batch_size=micro_batch_size),
+    )
     assert asked == in_order
     lines = [numbers(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts")]
     for name in ("loss", "grad_norm"):
         curves = [[line.get(name, 0.0) for line in each] for each in lines]
         np.testing.assert_allclose(curves[1], curves[0], rtol=1e-5)
-    if at_once == t.batch:  # one pass after all
+    if micro_batch_size == t.batch_size:  # one pass after all
         assert lines[0] == lines[1]
         assert all(
             torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True)
@@ -282,7 +290,7 @@ def test_a_batch_in_passes_trains_as_the_whole_batch_does(
 
 def test_half_precision_is_scaled_in_every_pass(tmp_path, quantizer, token_cache):
     t = trial(precision="fp16")
-    for name, world in (("whole", World()), ("parts", World(at_once=3))):
+    for name, world in (("whole", World()), ("parts", World(micro_batch_size=3))):
         run(tmp_path / name, quantizer, token_cache, t=t, world=world)
     curves = [
         [line["loss"] for line in numbers(tmp_path / name / "metrics.jsonl")]
@@ -292,11 +300,11 @@ def test_half_precision_is_scaled_in_every_pass(tmp_path, quantizer, token_cache
 
 
 def test_passes_are_the_share_in_order():
-    assert World(rank=1, size=2, at_once=3).passes(16) == [
+    assert World(rank=1, size=2, micro_batch_size=3).micro_batches(16) == [
         slice(8, 11), slice(11, 14), slice(14, 16),
     ]  # fmt: skip
-    assert World(rank=1, size=2).passes(16) == [World(rank=1, size=2).share(16)]
-    assert World(at_once=99).passes(16) == [slice(0, 16)]
+    assert World(rank=1, size=2).micro_batches(16) == [World(rank=1, size=2).share(16)]
+    assert World(micro_batch_size=99).micro_batches(16) == [slice(0, 16)]
 
 
 # Meeting --------------------------------------------------------------------------------------
@@ -311,8 +319,10 @@ def test_who_waits_in_vain_says_for_what_and_how_long(tmp_path):
 
 
 def test_one_process_alone_meets_nobody(tmp_path):
-    world = join(0, 1, torch.device("cpu"), tmp_path / "meeting.json", "nowhere", at_once=4)
-    assert world == World(at_once=4)
+    world = join(
+        0, 1, torch.device("cpu"), tmp_path / "meeting.json", "nowhere", micro_batch_size=4
+    )
+    assert world == World(micro_batch_size=4)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -321,7 +331,7 @@ def test_a_trial_learns_what_there_is_to_learn(tmp_path, quantizer, token_cache)
     patterns = token_cache(2).tokens
     labels = np.arange(40) % 2
     cache = TokenCache(patterns[labels], labels, 1, {})
-    t = trial(steps=150, label_drop=0.0, evaluations=1)
+    t = trial(steps=150, class_dropout_prob=0.0, evaluations=1)
     log = MetricsLog(tmp_path / "metrics.jsonl")
     train(t, quantizer, cache, cache, tmp_path / "c", log, 1e9, goes_on, World())
     scores = [
@@ -332,7 +342,7 @@ def test_a_trial_learns_what_there_is_to_learn(tmp_path, quantizer, token_cache)
 
 
 def test_dropped_labels_are_the_trainers_act_and_the_steps_own(quantizer, token_cache):
-    t, cache = trial(label_drop=0.5), token_cache(50)
+    t, cache = trial(class_dropout_prob=0.5), token_cache(50)
     seen = []
 
     class Spy(VAR):

@@ -36,7 +36,7 @@ VARIANTS = [
 
 
 def test_the_golden_mask_of_three_scales():
-    mask = block_causal_mask(Pyramid(sides=(1, 2)))
+    mask = block_causal_mask(Pyramid(patch_nums=(1, 2)))
     assert mask.int().tolist() == [[1, 0, 0, 0, 0]] + [[1, 1, 1, 1, 1]] * 4
 
 

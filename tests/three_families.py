@@ -12,8 +12,10 @@ from var_scaling.models.var.config import VarSampling, tiny_var
 from var_scaling.pyramid import Pyramid
 
 MULTI_SCALE = tokenizer(steps=20)
-ONE_SCALE = tokenizer(name="one-scale", pyramid=Pyramid(sides=(4,)), codes=64, steps=20)
-RESIDUAL = tokenizer(name="residual", pyramid=Pyramid(sides=(4, 4)), steps=20)
+ONE_SCALE = tokenizer(
+    name="one-scale", pyramid=Pyramid(patch_nums=(4,)), codebook_size=64, steps=20
+)
+RESIDUAL = tokenizer(name="residual", pyramid=Pyramid(patch_nums=(4, 4)), steps=20)
 
 
 PLAIN = (VarSampling(guidance=0), ArSampling(guidance=0), DitSampling(guidance=0, steps=5))
@@ -27,7 +29,7 @@ def family_trial(name: str, model: ModelRecord, t, **changes) -> Trial:
         "data": images(),
         "model": model,
         "optimiser": tiny_optimiser(model.width),
-        "batch": 8,
+        "batch_size": 8,
         "steps": 12,
         "evaluations": 2,
     }

@@ -24,8 +24,8 @@ class Tokenizer(Record):
     """A multi-scale residual VQVAE (arXiv 2404.02905): all that its modules are built from."""
 
     name: Name
-    pyramid: Pyramid = Pyramid(sides=PAPER_256)
-    codes: Annotated[int, Field(ge=2, le=65536)] = 4096  # token ids are stored as uint16
+    pyramid: Pyramid = Pyramid(patch_nums=PAPER_256)
+    codebook_size: Annotated[int, Field(ge=2, le=65536)] = 4096  # token ids are stored as uint16
     code_channels: PositiveInt = 32
     channels: PositiveInt = 160
     multipliers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 1, 2, 2, 4)
@@ -54,7 +54,7 @@ class TrainedTokenizer(Tokenizer):
     losses: Losses = Losses()
     codebook: Codebook = Codebook()
     optimiser: Optimiser
-    batch: PositiveInt  # global, however many processes
+    batch_size: PositiveInt  # global, however many processes
     steps: PositiveInt
     dropout: ProperShare = 0.0
     weight_average: ProperShare = 0.0  # decay a step of the averaged weights; 0: the last ones

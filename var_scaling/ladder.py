@@ -26,8 +26,8 @@ def tiny_optimiser(width: int, constant: float = 0.25) -> Optimiser:
 def tiny_tokenizer(
     name: str,
     data: DataRecord,
-    sides: tuple[int, ...],
-    codes: int,
+    patch_nums: tuple[int, ...],
+    codebook_size: int,
     steps: int,
     seed: int = 0,
 ) -> TrainedTokenizer:
@@ -38,8 +38,8 @@ def tiny_tokenizer(
     return TrainedTokenizer(
         name=name,
         data=data,
-        pyramid=Pyramid(sides=sides),
-        codes=codes,
+        pyramid=Pyramid(patch_nums=patch_nums),
+        codebook_size=codebook_size,
         code_channels=8,
         channels=16,
         multipliers=(1, 2, 2),
@@ -52,16 +52,16 @@ def tiny_tokenizer(
             weight_decay=0.0,
             final_weight_decay=0.0,
             plateau=0.5,
-            clip=10.0,
+            grad_clip=10.0,
         ),
-        batch=32,
+        batch_size=32,
         steps=steps,
         seed=seed,
     )
 
 
 def paper_tokenizer(
-    name: str, data: ImageFiles, images: int, sides: tuple[int, ...] = PAPER_256
+    name: str, data: ImageFiles, images: int, patch_nums: tuple[int, ...] = PAPER_256
 ) -> TrainedTokenizer:
     """The released tokenizer's shape, and a VQGAN recipe made multi-scale.
 
@@ -79,19 +79,19 @@ def paper_tokenizer(
         decay="cosine",
         plateau=0.0,
         final=0.3,
-        clip=10.0,
+        grad_clip=10.0,
     )
     slack = rates.model_copy(update={"weight_decay": 5e-4, "final_weight_decay": 5e-4})
     return TrainedTokenizer(
         name=name,
         data=data,
-        pyramid=Pyramid(sides=sides),
+        pyramid=Pyramid(patch_nums=patch_nums),
         losses=Losses(
             l1=0.2, l2=1.0, perceptual=1.0, adversarial=0.4, critic=Critic(optimiser=slack)
         ),
         codebook=Codebook(starts_at=1000),
         optimiser=rates,
-        batch=batch,
+        batch_size=batch,
         steps=epochs * images // batch,
         dropout=0.05,
         weight_average=0.9999,

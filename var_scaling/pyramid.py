@@ -19,29 +19,29 @@ class Pyramid(Record):
     code more (RQ-VAE, arXiv 2203.01941).
     """
 
-    sides: tuple[int, ...]
+    patch_nums: tuple[int, ...]
 
     @model_validator(mode="after")
     def _sides_never_shrink(self) -> Self:
-        if not self.sides or self.sides[0] < 1:
+        if not self.patch_nums or self.patch_nums[0] < 1:
             raise ValueError("needs at least one side, each at least 1")
-        if any(low > high for low, high in zip(self.sides, self.sides[1:], strict=False)):
+        if any(low > high for low, high in zip(self.patch_nums, self.patch_nums[1:], strict=False)):
             raise ValueError("sides must not shrink, e.g. (1, 2, 3, 4)")
         return self
 
     @property
     def scales(self) -> int:
-        return len(self.sides)
+        return len(self.patch_nums)
 
     @property
     def side(self) -> int:
         """Side of the finest map, which is the side of the tokenizer's feature grid."""
-        return self.sides[-1]
+        return self.patch_nums[-1]
 
     @property
     def lengths(self) -> tuple[int, ...]:
         """Tokens of each scale."""
-        return tuple(side * side for side in self.sides)
+        return tuple(side * side for side in self.patch_nums)
 
     @property
     def length(self) -> int:

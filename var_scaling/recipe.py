@@ -36,7 +36,7 @@ class Optimiser(Record):
     decay: Literal["linear", "two_slopes", "cosine", "exponential"] = "linear"
     plateau: Share = 0.05
     final: Share = 0.01
-    clip: PositiveFloat | None = 2.0  # of the gradient's norm; None: not clipped
+    grad_clip: PositiveFloat | None = 2.0  # of the gradient's norm; None: not clipped
 
     @model_validator(mode="after")
     def _has_something_to_fall_to(self) -> Self:

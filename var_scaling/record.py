@@ -9,6 +9,15 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, ValidationInfo
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+_RENAMED = {  # fields of sweeps and settings written for an earlier version
+    "batch": "batch_size",
+    "clip": "grad_clip",
+    "codes": "codebook_size",
+    "images_at_once": "micro_batch_size",
+    "label_drop": "class_dropout_prob",
+    "sides": "patch_nums",
+}
+
 # A name becomes a folder and a column of a table, so it is kept to what both can hold.
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
@@ -47,13 +56,21 @@ def explain(error: ValidationError, record: type[BaseModel]) -> str:
     for item in error.errors():
         where = ".".join(_named(record, item["loc"])) or record.__name__
         if item["type"] == "extra_forbidden":
-            fields = ", ".join(_fields_at(record, item["loc"][:-1]))
-            lines.append(f"{where}: no such field; allowed: {fields}")
+            lines.append(f"{where}: {_unknown_field(record, item['loc'])}")
         elif item["type"] == "missing":
             lines.append(f"{where}: this field is required")
         else:
             lines.append(f"{where} = {_shown(item['input'])}: {item['msg']}")
     return "\n".join(lines)
+
+
+def _unknown_field(record: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    """The new name of a renamed field, else the fields that are allowed."""
+    allowed = _fields_at(record, location[:-1])
+    new = _RENAMED.get(str(location[-1]))
+    if new in allowed:
+        return f"no such field: it is now called {new}"
+    return f"no such field; allowed: {', '.join(allowed)}"
 
 
 def _shown(value: Any) -> str:
@@ -131,8 +148,7 @@ def _with_fields(error: ValidationError, wanted: type[Record]) -> ValidationErro
     for item in error.errors():
         said = item["msg"]
         if item["type"] == "extra_forbidden":
-            allowed = ", ".join(_fields_at(wanted, item["loc"][:-1]))
-            said = f"no such field; allowed: {allowed}"
+            said = _unknown_field(wanted, item["loc"])
         kind: Any = PydanticCustomError("nested_record", "{said}", {"said": said})
         lines.append(InitErrorDetails(type=kind, loc=item["loc"], input=item["input"]))
     return ValidationError.from_exception_data(error.title, lines)

@@ -65,7 +65,7 @@ COLUMNS: tuple[Column, ...] = (
     _count("step", "updates done when this row was measured", "updates", "positive"),
     _count("steps", "updates of the whole training; a row is its end where step = steps", "updates",
            "positive"),
-    _count("batch", "global batch", "images", "positive"),
+    _count("batch_size", "global batch", "images", "positive"),
     _text("precision", "arithmetic of training"),
     Column("learning_rate", "peak learning rate", sign="positive"),
     _text("schedule", "runs of one class differ in peak rate and length alone"),

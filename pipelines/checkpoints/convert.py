@@ -42,7 +42,7 @@ def import_released(
     home: Home,
     files: list[Path],
     name: str,
-    sides: tuple[int, ...] | None,
+    patch_nums: tuple[int, ...] | None,
     say: Say,
     classes: Path | None = None,
 ) -> Imported:
@@ -56,10 +56,12 @@ def import_released(
     _refuse_name(name)
     tokenizer_part, var_part = _sorted([_read(path, say) for path in files])
     pyramid = published.pyramid_of(var_part.path, var_part.var) if var_part else None
-    if sides is not None:
-        if pyramid is not None and pyramid.sides != sides:
-            raise WeightsError(f"{files[-1]} tells of sides {pyramid.sides}, --sides of {sides}")
-        pyramid = Pyramid(sides=sides)
+    if patch_nums is not None:
+        if pyramid is not None and pyramid.patch_nums != patch_nums:
+            raise WeightsError(
+                f"{files[-1]} tells of sides {pyramid.patch_nums}, --sides of {patch_nums}"
+            )
+        pyramid = Pyramid(patch_nums=patch_nums)
     assert tokenizer_part.tokenizer is not None
     if pyramid is None:
         scales = published.scales_of(tokenizer_part.tokenizer)
@@ -67,7 +69,7 @@ def import_released(
             raise WeightsError(
                 f"{files[-1]}: does not tell its scales' sides; give --sides 1,2,3,..."
             )
-        pyramid = Pyramid(sides=PAPER_256)
+        pyramid = Pyramid(patch_nums=PAPER_256)
         say(f"the file does not tell its scales' sides; taken as {_told(pyramid)} (else --sides)")
     say("taken as the released code has it, for no file tells: half of phi kept, no cosine lookup")
     sha256 = file_sha256(tokenizer_part.path)
@@ -116,9 +118,9 @@ def export_released(home: Home, address: str, out: Path) -> str:
         t = read_tokenizer(folder)
         _save_pth(published.released_tokenizer_state(t, state), out)
         return (
-            f"VQVAE(vocab_size={t.codes}, z_channels={t.code_channels}, ch={t.channels}, "
+            f"VQVAE(vocab_size={t.codebook_size}, z_channels={t.code_channels}, ch={t.channels}, "
             f"share_quant_resi={t.phi_convolutions}, quant_resi={t.phi_strength}, "
-            f"v_patch_nums={t.pyramid.sides})"
+            f"v_patch_nums={t.pyramid.patch_nums})"
             f".load_state_dict(torch.load({out.name!r}), strict=True)"
         )
     generator = read_generator(folder)
@@ -215,4 +217,4 @@ def _save_pth(state: State, out: Path) -> None:
 
 
 def _told(pyramid: Pyramid) -> str:
-    return ", ".join(map(str, pyramid.sides))
+    return ", ".join(map(str, pyramid.patch_nums))

@@ -52,8 +52,8 @@ def import_weights(
     found = import_released(Home(home), files, name, _numbers(sides), screen.say, classes)
     t = found.tokenizer
     again = " (here already, from the same file)" if found.reused else ""
-    shape = f"{t.codes:,} codes of {t.code_channels} channels, ch {t.channels}"
-    pyramid = ", ".join(map(str, t.pyramid.sides))
+    shape = f"{t.codebook_size:,} codes of {t.code_channels} channels, ch {t.channels}"
+    pyramid = ", ".join(map(str, t.pyramid.patch_nums))
     screen.say(f"tokenizer {t.name}{again}: {shape}, {t.side} px, sides {pyramid}")
     fields = t.model_dump(exclude_defaults=True, exclude={"pyramid"})
     if t.pyramid != ImportedTokenizer.model_fields["pyramid"].default:

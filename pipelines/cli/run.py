@@ -148,7 +148,7 @@ def dry_run(sweep: Sweep, home: Home, settings: Settings, how: Run) -> str:
         }.get(state, "submit")  # fmt: skip
         asks = task.resources
         gpus = f"{asks.gpus_per_node} GPUs" if asks.gpus_per_node else f"{asks.processes} processes"
-        passes = f", {asks.at_once} images at once" if asks.at_once else ""
+        passes = f", {asks.micro_batch_size} images at once" if asks.micro_batch_size else ""
         lines.append(
             f"{verb} {task.name}: {asks.nodes} x {gpus}, {asks.minutes} min a job{passes}"
             + (f"  [{state}: {note}]" if note else "")

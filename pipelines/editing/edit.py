@@ -96,7 +96,7 @@ def _make(
     if hole_hw is not None and missing:
         fade_SS = fade_in(hole_hw, plan.scene.window, edit.feather_px)
     requests = [Request(edit.label, index) for index in missing]
-    batch = min(_BATCH, context.process.at_once or _BATCH)
+    batch = min(_BATCH, context.process.micro_batch_size or _BATCH)
     done = edit.count - len(missing)
     report_progress(f"editing {edit.name}", done, edit.count)
     for part in edited(
@@ -186,5 +186,5 @@ def _scales(plan: Plan, pyramid: Pyramid) -> list[dict[str, int]]:
     kept = [int(part.sum()) for part in parts]
     return [
         {"side": side, "kept": count, "drawn": side * side - count}
-        for side, count in zip(pyramid.sides, kept, strict=True)
+        for side, count in zip(pyramid.patch_nums, kept, strict=True)
     ]

@@ -58,7 +58,7 @@ def evaluate_model(
     doubt = None
     if ours is None or data.name != ours.data.name:
         doubt = order_doubt(loaded.names, cache.manifest.get("classes"))
-    labels = LABELS[:1] if ours and ours.label_drop == 0 else LABELS
+    labels = LABELS[:1] if ours and ours.class_dropout_prob == 0 else LABELS
     with precision_context(ours.precision if ours else "fp32", context.device()):
         scores = evaluate(
             generator.spec,

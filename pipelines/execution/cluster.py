@@ -130,7 +130,7 @@ def submit_once(reconciler: Reconciler, tasks: list[Task]) -> dict[str, str]:
     failures: dict[str, str] = {}
     arrays: dict[object, list[Task]] = {}
     for task in tasks:
-        asks = replace(task.resources, at_once=None)
+        asks = replace(task.resources, micro_batch_size=None)
         arrays.setdefault((asks, task.payload["module"], task.payload.get("kind")), []).append(task)
     while True:
         for array in arrays.values():

@@ -127,7 +127,7 @@ def arrays_of(stages: Stages, cluster: Cluster) -> list[Array]:
     arrays: dict[tuple[Any, ...], Array] = {}
     for stage in largest_first(stages):
         for task in tasks_of(stage, cluster):
-            asks = replace(task.resources, at_once=None)  # of no matter to Slurm
+            asks = replace(task.resources, micro_batch_size=None)  # of no matter to Slurm
             key = (asks, *stage.needs) if stage.kind == TRIAL else (stage.address,)
             array = arrays.setdefault(key, Array([], [], stage.needs))
             array.tasks.append(task)

@@ -99,9 +99,9 @@ def resources_shown(row: dict[str, Any]) -> list[str]:
     if "processes" not in row:
         return []
     nodes = f"{row['nodes']} x " if row["nodes"] > 1 else ""
-    at_once = str(row["at_once"] or row["batch"] // row["processes"])
+    micro_batch_size = str(row["at_once"] or row["batch_size"] // row["processes"])
     return [
-        f"{nodes}{row['processes_per_node']}", at_once, f"{row['minutes'] / 60:.3g} h",
+        f"{nodes}{row['processes_per_node']}", micro_batch_size, f"{row['minutes'] / 60:.3g} h",
         since(3600 * row["hours"]),
     ]  # fmt: skip
 
@@ -125,7 +125,7 @@ def _training_cost(stage: Stage, cluster: Cluster | None) -> tuple[str, int, lis
         resources = tokenizer_resources(t, cluster)
         hours = job_hours(flops, resources.processes, cluster)
         known = {**resources.as_dict(), "processes": resources.processes, "hours": hours}
-        asked = resources_shown({**known, "batch": t.batch})
+        asked = resources_shown({**known, "batch_size": t.batch_size})
     return stage.title, flops, asked
 
 

@@ -151,9 +151,9 @@ def _settings(trial: Trial) -> dict[str, Any]:
     data = trial.data.model_dump(exclude={"name", "kind"})
     return {
         "tokens_seen": trial.images_seen * trial.family.sequence_length(trial.spec),
-        "batch": trial.batch,
+        "batch_size": trial.batch_size,
         "precision": trial.precision,
-        "label_drop": trial.label_drop,
+        "class_dropout_prob": trial.class_dropout_prob,
         **{f"optimiser.{name}": value for name, value in optimiser.items()},
         **{f"model.{name}": value for name, value in model.items()},
         **{f"data.{name}": value for name, value in data.items()},

@@ -24,8 +24,8 @@ def facts_of(sweep: Sweep, stages: Stages) -> Facts:
             tokenizers.append({
                 "tokenizer": t.name,
                 "images": "imported" if isinstance(t, ImportedTokenizer) else t.data.name,
-                "scales": " ".join(map(str, t.pyramid.sides)),
-                "codes": f"{t.codes:,}",
+                "scales": " ".join(map(str, t.pyramid.patch_nums)),
+                "codes": f"{t.codebook_size:,}",
                 "PSNR (dB)": f"{scores['psnr_db']:.2f}",
                 "SSIM": "–" if scores.get("ssim") is None else f"{scores['ssim']:.3f}",
                 "LPIPS": "–" if scores.get("lpips") is None else f"{scores['lpips']:.4f}",
@@ -62,7 +62,7 @@ def _settings(sweep: Sweep) -> dict[str, str]:
     return {
         "trials": str(len(sweep.trials)),
         "images": json.dumps(first.data.model_dump(mode="json")),
-        "global batch": ", ".join(sorted({str(trial.batch) for trial in sweep.trials})),
+        "global batch": ", ".join(sorted({str(trial.batch_size) for trial in sweep.trials})),
         "precision": ", ".join(sorted({trial.precision for trial in sweep.trials})),
         "peak learning rate": f"{rates[0]:.3g} to {rates[-1]:.3g}",
         "optimiser (first trial)": json.dumps(first.optimiser.model_dump(mode="json")),

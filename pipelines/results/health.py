@@ -47,10 +47,10 @@ def _tokenizer_failures(t: SomeTokenizer, line: Line) -> Iterator[str]:
     used = line.get("codes_used_all")
     if used is not None and used < FEWEST_USED:
         yield (
-            f"uses {used:.0%} of its {t.codes:,} codes, fewer than {FEWEST_USED:.0%}: the law is "
-            "that of a smaller vocabulary"
+            f"uses {used:.0%} of its {t.codebook_size:,} codes, fewer than {FEWEST_USED:.0%}: the "
+            "law is that of a smaller vocabulary"
         )
-    sides = t.pyramid.sides
+    sides = t.pyramid.patch_nums
     poor = [
         f"{side} x {side} ({perplexity:.1f})"
         for side, perplexity in zip(sides, line.get("perplexity_per_scale", ()), strict=False)
@@ -86,11 +86,11 @@ _CHECKS = {"tokenizer": _of_tokenizer, "trial": _of_trial, "imported": _of_impor
 
 
 def _model_failures(t: Tokenizer, line: Line) -> Iterator[str]:
-    loss, uniform, without = line["loss"], math.log(t.codes), line.get("loss_no_label")
+    loss, uniform, without = line["loss"], math.log(t.codebook_size), line.get("loss_no_label")
     if loss >= uniform:
         yield (
             f"has a held-out loss of {loss:.3f} nats a token, no better than the {uniform:.3f} of "
-            f"a uniform guess among {t.codes:,} codes"
+            f"a uniform guess among {t.codebook_size:,} codes"
         )
     if without is not None and loss > without:
         yield (

@@ -110,7 +110,7 @@ def write_images(folder: Path, stages: Stages) -> Path | None:
 
 def bits_per_image(t: Tokenizer) -> float:
     """What the tokens of one image can tell apart, in bits."""
-    return t.pyramid.length * (t.codes - 1).bit_length()
+    return t.pyramid.length * (t.codebook_size - 1).bit_length()
 
 
 def _row(
@@ -165,7 +165,7 @@ def _recipe(t: SomeTokenizer) -> str:
     """A hash of all that a tokenizer was trained by, but for what tells the families' apart."""
     if isinstance(t, ImportedTokenizer):
         return t.sha256[:12]
-    own = t.model_dump(mode="json", exclude={"name", "pyramid", "codes", "codebook"})
+    own = t.model_dump(mode="json", exclude={"name", "pyramid", "codebook_size", "codebook"})
     return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -23,7 +23,7 @@ def trial_facts(trial: Trial) -> dict[str, Any]:
         "depth": trial.model.depth,
         "width": trial.model.width,
         "seed": trial.seed,
-        "batch": trial.batch,
+        "batch_size": trial.batch_size,
         "steps": trial.steps,
     }
 
@@ -76,10 +76,10 @@ def tokenizer_params(t: SomeTokenizer) -> dict[str, Any]:
     shape = {
         "kind": t.kind,
         "side": t.side,
-        "codes": t.codes,
+        "codebook_size": t.codebook_size,
         "code_channels": t.code_channels,
         "channels": t.channels,
-        "pyramid": t.pyramid.sides,
+        "pyramid": t.pyramid.patch_nums,
         "tokens_per_image": t.pyramid.length,
     }
     if isinstance(t, ImportedTokenizer):
@@ -88,7 +88,7 @@ def tokenizer_params(t: SomeTokenizer) -> dict[str, Any]:
     return {
         **shape,
         "data": t.data.name,
-        "batch": t.batch,
+        "batch_size": t.batch_size,
         "steps": t.steps,
         "precision": t.precision,
         "seed": t.seed,

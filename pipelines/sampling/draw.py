@@ -141,7 +141,7 @@ def draw(
     marks = _Marks(at, found, todo, str(context.device()), context.process.save_every)
     title, done = f"samples {at.wanted.name}", total - len(todo)
     report_progress(title, done, total)
-    batch = batch or context.process.at_once or _BATCH[context.process.device]
+    batch = batch or context.process.micro_batch_size or _BATCH[context.process.device]
     requests = [request for _, request in todo]
     place_in_todo = 0
     writers = Writers(at, threads=max(1, min(8, context.process.workers)))

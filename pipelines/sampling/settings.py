@@ -17,7 +17,7 @@ _OTHER_KIND = ("tuple_type", "float_type", "int_type")  # pydantic's names of fa
 
 def never_without(record: Trial | ImportedModel) -> bool:
     """Whether the model was always told a class while it learnt."""
-    return isinstance(record, Trial) and record.label_drop == 0
+    return isinstance(record, Trial) and record.class_dropout_prob == 0
 
 
 def fitting(

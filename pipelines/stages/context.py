@@ -27,7 +27,7 @@ class ProcessContext:
     device: str = "cpu"
     threads: int = 1
     workers: int = 0  # processes that decode images
-    at_once: int | None = None
+    micro_batch_size: int | None = None
     save_every: float = 20.0
     alone: bool = True  # whether a lock of this machine's kernel keeps others out
     logs_to_stdout: bool = False  # whether a user reads its output
@@ -114,7 +114,7 @@ class RunContext:
             self.device(),
             process.rendezvous_file or Path(),
             process.address,
-            process.at_once,
+            process.micro_batch_size,
         )
         yield world
         leave(world)  # not after an error: the others would wait for what never comes
@@ -127,5 +127,5 @@ def local_process(local: Local) -> ProcessContext:
         threads=min(local.cpus, local.threads_per_stage),
         workers=local.cpus,
         save_every=local.save_every_seconds,
-        at_once=local.images_at_once,
+        micro_batch_size=local.micro_batch_size,
     )

@@ -30,7 +30,7 @@ class Local(BaseModel):
     save_every_seconds: Annotated[float, Field(gt=0)] = 20.0
     device: Literal["cpu", "cuda"] = "cpu"
     processes: Annotated[int, Field(ge=1)] = 1  # of one training: one a GPU
-    images_at_once: Annotated[int, Field(ge=1)] | None = None  # in one pass; None: a whole share
+    micro_batch_size: Annotated[int, Field(ge=1)] | None = None  # in one pass; None: a whole share
 
 
 class Cluster(BaseModel):

@@ -140,7 +140,7 @@ def tokenizer_train_flops(t: TrainedTokenizer, done: int) -> int:
     more = total(judged) - total(plain)
     unquantised = min(done, t.codebook.starts_at)
     an_image = done * total(plain) + judged_steps(t, done) * more
-    return t.batch * (an_image - unquantised * plain["quantizer"])
+    return t.batch_size * (an_image - unquantised * plain["quantizer"])
 
 
 def vgg_layers(side: int) -> Iterator[Layer]:
@@ -212,8 +212,10 @@ def _phi(t: Tokenizer) -> Layer:
 
 def _quantizer(t: Tokenizer) -> Iterator[Layer]:
     z, pyramid = t.code_channels, t.pyramid
-    search = 2 * pyramid.length * z * t.codes  # nearest codes; nothing flows back through it
-    yield Layer("quantizer", t.codes * z, search, backward=0)
+    search = (
+        2 * pyramid.length * z * t.codebook_size
+    )  # nearest codes; nothing flows back through it
+    yield Layer("quantizer", t.codebook_size * z, search, backward=0)
     phi = _phi(t)
     held = t.phi_convolutions or pyramid.scales
     if t.phi_strength > 0:

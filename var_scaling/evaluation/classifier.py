@@ -92,7 +92,7 @@ def train_classifier(
     draw = np.random.default_rng(config.seed)
     with precision_context("fp32", device):
         for step in range(config.steps):
-            rows = draw.integers(training.rows, size=config.batch)
+            rows = draw.integers(training.rows, size=config.batch_size)
             logits_BK = network(_images(training, rows, device))[1]
             loss = F.cross_entropy(logits_BK, torch.from_numpy(training.labels[rows]).to(device))
             optimizer.zero_grad(set_to_none=True)

@@ -47,7 +47,7 @@ def reconstruct(
     model.eval()
     batch = min(256, model.images_at_once)
     rows = spread_rows(held_out.rows, _HELD_OUT)
-    counts = torch.zeros(t.pyramid.scales, t.codes, dtype=torch.int64)
+    counts = torch.zeros(t.pyramid.scales, t.codebook_size, dtype=torch.int64)
     sums: dict[str, float] = {}
     for part in np.array_split(rows, -(-len(rows) // batch)):
         images = _read(held_out, part).to(device)
@@ -55,7 +55,7 @@ def reconstruct(
         for name, values_B in _compared(model.decode(ids_BL), images).items():
             sums[name] = sums.get(name, 0.0) + float(values_B.double().mean()) * len(part)
         for k, ids_BS in enumerate(model.quantize.scales_of(ids_BL.cpu())):
-            counts[k] += torch.bincount(ids_BS.flatten(), minlength=t.codes)
+            counts[k] += torch.bincount(ids_BS.flatten(), minlength=t.codebook_size)
     means = {name: value / len(rows) for name, value in sums.items()}
     if perceptual is not None:
         judged = _read(held_out, spread_rows(held_out.rows, _JUDGED)).to(device)

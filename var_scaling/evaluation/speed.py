@@ -164,7 +164,7 @@ def _steps(
     learner = family.build(spec, seed=0).to(bench.device)
     optimizer = ScheduledOptimizer(learner, _OPTIMISER, steps=1, precision=precision)
     generator = torch.Generator().manual_seed(0)
-    ids_BL = torch.randint(t.codes, (images, t.pyramid.length), generator=generator)
+    ids_BL = torch.randint(t.codebook_size, (images, t.pyramid.length), generator=generator)
     labels_B = torch.randint(spec.classes, (images,), generator=generator)
     batch = Batch(ids_BL.to(bench.device), labels_B.to(bench.device))
     draws = StepDraws(seed=0, step=0, images=images, share=slice(0, images))

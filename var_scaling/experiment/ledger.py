@@ -45,7 +45,7 @@ def scoring_flops(config: ScoredSet | ReconstructionFloor | FeatureNetwork) -> i
     looking at the images apart.
     """
     if isinstance(config, FeatureNetwork):
-        return 3 * config.steps * config.batch * classifier_flops(config.data.side)
+        return 3 * config.steps * config.batch_size * classifier_flops(config.data.side)
     if isinstance(config, ReconstructionFloor):
         each = encoding_flops(config.tokenizer) + decoding_flops(config.tokenizer)
         return config.images * each

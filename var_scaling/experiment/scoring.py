@@ -23,7 +23,7 @@ class FeatureNetwork(Record):
     data: Data
     most_steps: PositiveInt = 1_000
     most_passes: PositiveInt = 20  # over the training images, where their number is known
-    batch: PositiveInt = 64
+    batch_size: PositiveInt = 64
     learning_rate: PositiveFloat = 2e-3
     seed: NonNegativeInt = 0
 
@@ -36,7 +36,7 @@ class FeatureNetwork(Record):
         images = self.data.train_images
         if images is None:
             return self.most_steps
-        return min(self.most_steps, max(1, self.most_passes * images // self.batch))
+        return min(self.most_steps, max(1, self.most_passes * images // self.batch_size))
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Self:

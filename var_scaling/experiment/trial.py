@@ -52,9 +52,9 @@ class Trial(Generator):
 
     data: Data
     optimiser: Optimiser
-    batch: PositiveInt  # global, however many processes
+    batch_size: PositiveInt  # global, however many processes
     steps: PositiveInt
-    label_drop: ProperShare = 0.1
+    class_dropout_prob: ProperShare = 0.1
     weight_average: ProperShare = 0.0  # decay a step of the averaged weights; 0: the last ones
     evaluations: Annotated[int, Field(ge=1, le=64)] = 6
     precision: Precision = "fp32"
@@ -74,7 +74,7 @@ class Trial(Generator):
     @property
     def images_seen(self) -> int:
         """Training images of the whole trial, repeats counted."""
-        return self.batch * self.steps
+        return self.batch_size * self.steps
 
     @property
     def evaluation_steps(self) -> tuple[int, ...]:
@@ -104,7 +104,7 @@ class Trial(Generator):
         trunk, step = self.start.trial, self.start.step
         unlike = [
             name
-            for name in ("model", "tokenizer", "classes", "batch", "weight_average")
+            for name in ("model", "tokenizer", "classes", "batch_size", "weight_average")
             if getattr(self, name) != getattr(trunk, name)
         ]
         if unlike:

@@ -45,7 +45,7 @@ def kept_positions(keep_RR: Tensor, pyramid: Pyramid) -> Tensor:
         raise EditError(f"kept cells: {shape}, but the finest map has side {pyramid.side}")
     keep = keep_RR.detach().cpu().bool().float()[None, None]
     scales = []
-    for side in pyramid.sides:
+    for side in pyramid.patch_nums:
         if side * side <= _KEPT_WHOLE:
             scales.append(torch.ones(side * side, dtype=torch.bool))
         else:
@@ -80,4 +80,4 @@ def scales_shown_by(pixels: int, pyramid: Pyramid, downsampling: int) -> int:
         )
     if pyramid.scales == 1:
         raise EditError("a pyramid of one scale has no coarse map that could be kept")
-    return max(1, sum(side * downsampling <= pixels for side in pyramid.sides))
+    return max(1, sum(side * downsampling <= pixels for side in pyramid.patch_nums))

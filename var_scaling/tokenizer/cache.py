@@ -71,7 +71,7 @@ def describe(
         "split": split,
         "crops": data.views(split),
         "tokens_per_image": tokenizer.pyramid.length,
-        "codes": tokenizer.codes,
+        "codebook_size": tokenizer.codebook_size,
     }
     if kind == "features":
         side = tokenizer.pyramid.side

@@ -30,7 +30,7 @@ class Quantizer(nn.Module):
         super().__init__()
         self.pyramid = t.pyramid
         self.strength = t.phi_strength
-        self.embedding = nn.Embedding(t.codes, t.code_channels)
+        self.embedding = nn.Embedding(t.codebook_size, t.code_channels)
         held = t.phi_convolutions or t.pyramid.scales
         convs = [nn.Conv2d(t.code_channels, t.code_channels, 3, padding=1) for _ in range(held)]
         for conv in convs:  # phi starts as the identity, so that the walk converges from the start
@@ -52,7 +52,7 @@ class Quantizer(nn.Module):
 
     def view(self, f_BCHH: Tensor, k: int) -> Tensor:
         """What scale k sees of the full grid: its area-resize to that scale's side."""
-        side = self.pyramid.sides[k]
+        side = self.pyramid.patch_nums[k]
         if side == self.pyramid.side:
             return f_BCHH
         return F.interpolate(f_BCHH, size=(side, side), mode="area")
@@ -63,8 +63,10 @@ class Quantizer(nn.Module):
 
     def add(self, f_BCHH: Tensor, vectors_BSC: Tensor, k: int) -> Tensor:
         """The same, of code vectors, which sampling may mix."""
-        h = rearrange(vectors_BSC, "b (y x) c -> b c y x", x=self.pyramid.sides[k]).contiguous()
-        if self.pyramid.sides[k] < self.pyramid.side:
+        h = rearrange(
+            vectors_BSC, "b (y x) c -> b c y x", x=self.pyramid.patch_nums[k]
+        ).contiguous()
+        if self.pyramid.patch_nums[k] < self.pyramid.side:
             full = self.pyramid.side
             h = F.interpolate(h, size=(full, full), mode="bicubic", align_corners=False)
         return f_BCHH + self.phi(h, k)

@@ -24,7 +24,7 @@ def join(
     device: torch.device,
     rendezvous_file: Path,
     address: str,
-    at_once: int | None = None,
+    micro_batch_size: int | None = None,
     patience: float = 600.0,
 ) -> World:
     """The world of `size` processes, once all are there. GPUs talk by NCCL, processors by gloo.
@@ -49,7 +49,7 @@ def join(
             timeout=_LONGEST_WAIT,
             device_id=gpu,
         )
-    return World(rank, size, device, at_once)
+    return World(rank, size, device, micro_batch_size)
 
 
 def _meet(

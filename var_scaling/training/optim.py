@@ -131,7 +131,7 @@ class ScheduledOptimizer:
         """
         set_rates(self.adamw, self.config, step, self.steps)
         self.scaler.unscale_(self.adamw)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip or math.inf)
         if self.scaler.is_enabled():
             found = self._scaled_step(norm)
         else:

@@ -57,10 +57,13 @@ def train_tokenizer(
     Resumes bitwise. Raises Diverged, Interrupted if `heed` says STOP, ValueError if the batch does
     not divide among the world's processes or a share of it does not go through in one pass.
     """
-    if len(world.passes(t.batch)) > 1:  # the adaptive factor and the codebook see a share whole
+    if (
+        len(world.micro_batches(t.batch_size)) > 1
+    ):  # the adaptive factor and the codebook see a share whole
         raise ValueError(
-            f"{t.name}: batch = {t.batch} is more than at_once = {world.at_once} for each of "
-            f"{world.size} processes, and a tokenizer's cannot be split: use more processes"
+            f"{t.name}: batch_size = {t.batch_size} is more than micro_batch_size = "
+            f"{world.micro_batch_size} for each of {world.size} processes, and a "
+            "tokenizer's batch cannot be split: use more processes"
         )
     learner = _Learner(t, perceptual, world)
     journal = Journal(folder, log, partial(progress_of, t), save_every, world)
@@ -68,7 +71,7 @@ def train_tokenizer(
         learner.restore(journal.resumed["learner"])
     logged = log_steps(t.steps)
     evaluated = frozenset(max(1, t.steps * k // _EVALUATIONS) for k in range(1, _EVALUATIONS + 1))
-    batches = _batches(t, training, journal.start, world.share(t.batch), workers)
+    batches = _batches(t, training, journal.start, world.share(t.batch_size), workers)
 
     def update(step: int) -> Stats:
         if step == t.codebook.starts_at:
@@ -100,7 +103,9 @@ def _batches(
     t: TrainedTokenizer, training: ImageDataset, start: int, share: slice, workers: int
 ) -> Iterator[np.ndarray]:
     """This process's images of every step from `start` on, read ahead by `workers`."""
-    orders = (batch_rows(training.rows, t.batch, t.seed, step) for step in range(start, t.steps))
+    orders = (
+        batch_rows(training.rows, t.batch_size, t.seed, step) for step in range(start, t.steps)
+    )
     keys = ((rows[share], epochs[share]) for rows, epochs in orders)
     return in_order(lambda key: training.images(*key), keys, workers)
 
@@ -152,7 +157,7 @@ class _Learner:
         t = self.t
         images = images.to(self.world.device)
         if t.dropout > 0:
-            mine = range(t.batch)[self.world.share(t.batch)]
+            mine = range(t.batch_size)[self.world.share(t.batch_size)]
             seeds = [seed_for(t.seed, "dropout", step, place) for place in mine]
             self.model.draws.begin(seeds, self.world.device)
         with precision_context(t.precision, self.world.device):
@@ -207,7 +212,7 @@ class _Learner:
 
 
 def progress_of(t: TrainedTokenizer, done: int, seconds: float) -> Line:
-    images = done * t.batch
+    images = done * t.batch_size
     return {
         "images_seen": images,
         "train_flops": tokenizer_train_flops(t, done),

@@ -74,7 +74,7 @@ def train(
     quantizer = quantizer.to(world.device)
     optimizer = ScheduledOptimizer(model, trial.optimiser, trial.steps, trial.precision)
     net = world.wrap(model)
-    passes, share = world.passes(trial.batch), trial.batch // world.size
+    micro_batches, share = world.micro_batches(trial.batch_size), trial.batch_size // world.size
     journal = Journal(folder, log, partial(progress_of, trial), save_every, world, start)
     if journal.resumed:
         model.load_state_dict(journal.resumed["model"])
@@ -85,8 +85,8 @@ def train(
 
     def update(step: int) -> Stats:
         losses = []
-        for rows in passes:
-            with exchanging(net, now=rows == passes[-1]):
+        for rows in micro_batches:
+            with exchanging(net, now=rows == micro_batches[-1]):
                 with precision_context(trial.precision, world.device):
                     loss = batch_loss(trial, net, quantizer, training, step, rows)
                 loss = loss * ((rows.stop - rows.start) / share)
@@ -139,7 +139,7 @@ def held_out_scores(
     weights of one that averages are scored besides.
     """
     at_end = done == trial.steps
-    settings = LABELS if at_end and trial.label_drop > 0 else LABELS[:1]
+    settings = LABELS if at_end and trial.class_dropout_prob > 0 else LABELS[:1]
     spent = evaluation_flops(trial.spec, held_out.images, settings)
     raw: Line = {}
     with precision_context(trial.precision, world.device):
@@ -164,12 +164,12 @@ def batch_loss(
 
     What is drawn is drawn for the whole batch: how many processes share it changes nothing.
     """
-    rows, epochs = batch_rows(training.images, trial.batch, trial.seed, step)
+    rows, epochs = batch_rows(training.images, trial.batch_size, trial.seed, step)
     ids_BL, labels_B = training.batch(rows[share], epochs[share])
-    draws = StepDraws(trial.seed, step, trial.batch, share)
+    draws = StepDraws(trial.seed, step, trial.batch_size, share)
     generator = torch.Generator().manual_seed(draws.seed_of("label drop"))
-    dropped_B = torch.rand(trial.batch, generator=generator)[share]
-    labels_B = labels_B.where(dropped_B >= trial.label_drop, torch.tensor(trial.classes))
+    dropped_B = torch.rand(trial.batch_size, generator=generator)[share]
+    labels_B = labels_B.where(dropped_B >= trial.class_dropout_prob, torch.tensor(trial.classes))
     device = quantizer.embedding.weight.device
     batch = Batch(ids_BL.to(device), labels_B.to(device))
     return trial.family.loss(trial.spec, model, quantizer, batch, draws)
@@ -177,7 +177,7 @@ def batch_loss(
 
 def progress_of(trial: Trial, done: int, seconds: float) -> Line:
     """How far a trial is after `done` steps, in the units that a law or a budget is stated in."""
-    images = done * trial.batch
+    images = done * trial.batch_size
     flops = total(trial.family.training_flops(trial.spec))
     return {
         "images_seen": images,

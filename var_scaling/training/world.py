@@ -16,7 +16,7 @@ class World:
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    at_once: int | None = None  # rows of a batch in one pass; None: all of this process's
+    micro_batch_size: int | None = None  # rows of a batch in one pass; None: all of this process's
 
     @property
     def first(self) -> bool:
@@ -33,10 +33,10 @@ class World:
         each = batch // self.size
         return slice(self.rank * each, (self.rank + 1) * each)
 
-    def passes(self, batch: int) -> list[slice]:
+    def micro_batches(self, batch: int) -> list[slice]:
         """The same rows in order, at most `at_once` in each part; the last may be shorter."""
         share = self.share(batch)
-        each = share.stop - share.start if self.at_once is None else self.at_once
+        each = share.stop - share.start if self.micro_batch_size is None else self.micro_batch_size
         assert each > 0
         starts = range(share.start, share.stop, each)
         return [slice(start, min(start + each, share.stop)) for start in starts]

@@ -65,8 +65,8 @@ def plan_table(
         counts = [] if there else [short(row["params_total"]), short(row["tokens_seen"])]
         table.add_row(
             row["trial"], str(row["depth"]), str(row["width"]), short(row["params_blocks"]),
-            *counts, *cost(flops, resources_shown(row)), str(row["batch"]), short(row["steps"]),
-            f"{row['learning_rate']:.2g}", coloured(row["state"]),
+            *counts, *cost(flops, resources_shown(row)), str(row["batch_size"]),
+            short(row["steps"]),            f"{row['learning_rate']:.2g}", coloured(row["state"]),
         )  # fmt: skip
     for model in sweep.imported:
         known = model_ledger(model)
@@ -83,7 +83,7 @@ def plan_table(
 def _tokenizers(stages: Stages) -> str:
     lines = []
     for t in (stage.config for stage in of_kind(stages, TOKENIZER)):
-        sides = ", ".join(map(str, t.pyramid.sides))
+        sides = ", ".join(map(str, t.pyramid.patch_nums))
         origin = (
             f"imported, SHA-256 {t.sha256[:12]}…"
             if isinstance(t, ImportedTokenizer)
@@ -91,6 +91,7 @@ def _tokenizers(stages: Stages) -> str:
         )
         lines.append(
             f"tokenizer {t.name}: {total(tokenizer_parameters(t)):,} parameters, "
-            f"{t.codes:,} codes, scales {sides} = {t.pyramid.length:,} tokens an image, {origin}"
+            f"{t.codebook_size:,} codes, scales {sides} = {t.pyramid.length:,} tokens an image, "
+            f"{origin}"
         )
     return "\n".join(lines)

@@ -171,7 +171,8 @@ def _options(cluster: Cluster, processes: int, minutes: int) -> list[str]:
     memory = math.ceil(1024 * cluster.memory_gb_per_gpu * processes)
     return [
         f"--partition={cluster.partition}", "--nodes=1", f"--ntasks-per-node={processes}",
-        f"--cpus-per-task={cluster.cpus_per_gpu}", f"--mem={memory}M", f"--time={minutes}", *options,
+        f"--cpus-per-task={cluster.cpus_per_gpu}", f"--mem={memory}M", f"--time={minutes}",
+        *options,
     ]  # fmt: skip
 
 

@@ -39,7 +39,7 @@ class Resources:
     nodes: int
     processes_per_node: int
     gpus_per_node: int
-    at_once: int | None  # images in one pass of one process; None: its whole share
+    micro_batch_size: int | None  # images in one pass of one process; None: its whole share
     minutes: int
 
     @property
@@ -62,10 +62,10 @@ def trial_resources(trial: Trial, cluster: Cluster) -> Resources:
     Raises SettingsError where it cannot fit or where `trial_gpus` does not divide the batch.
     """
     flops = trial_ledger(trial)["train_flops"]
-    processes = _processes(trial.name, trial.batch, flops, cluster)
-    share = trial.batch // processes
-    at_once = _images_at_once(trial, share, cluster)
-    passes = math.ceil(share / at_once)
+    processes = _processes(trial.name, trial.batch_size, flops, cluster)
+    share = trial.batch_size // processes
+    micro_batch_size = _images_at_once(trial, share, cluster)
+    passes = math.ceil(share / micro_batch_size)
     return _job(processes, math.ceil(share / passes) if passes > 1 else None, flops, cluster)
 
 
@@ -74,12 +74,16 @@ def tokenizer_resources(t: SomeTokenizer, cluster: Cluster) -> Resources:
     if not isinstance(t, TrainedTokenizer):
         return _job(1, None, 0, cluster)
     flops = tokenizer_train_flops(t, t.steps)
-    processes = _processes(t.name, t.batch, flops, cluster)
+    processes = _processes(t.name, t.batch_size, flops, cluster)
     if cluster.device == "cuda" and t.name not in cluster.trial_gpus:
         state = total(tokenizer_parameters(t)) * _STATE
         fit = (_usable(cluster) - state) / (t.side**2 * t.channels * _TOKENIZER_IMAGE)
-        more = [n for n in _choices(t.batch, cluster) if n >= processes and t.batch // n <= fit]
-        processes = more[0] if more else _choices(t.batch, cluster)[-1]
+        more = [
+            n
+            for n in _choices(t.batch_size, cluster)
+            if n >= processes and t.batch_size // n <= fit
+        ]
+        processes = more[0] if more else _choices(t.batch_size, cluster)[-1]
     return _job(processes, None, flops, cluster)
 
 
@@ -169,7 +173,7 @@ def _usable(cluster: Cluster) -> float:
     return cluster.gpu_memory_gb * 1e9 * _USABLE
 
 
-def _job(processes: int, at_once: int | None, flops: float, cluster: Cluster) -> Resources:
+def _job(processes: int, micro_batch_size: int | None, flops: float, cluster: Cluster) -> Resources:
     per_node = min(processes, cluster.workers_per_node)
     # Room for what precedes the first step, and for the signal, which may come a minute early.
     spare = 0.25 + (cluster.signal_seconds + 60) / 3600
@@ -179,6 +183,6 @@ def _job(processes: int, at_once: int | None, flops: float, cluster: Cluster) ->
         nodes=processes // per_node,
         processes_per_node=per_node,
         gpus_per_node=per_node if cluster.gpus_per_node else 0,
-        at_once=at_once,
+        micro_batch_size=micro_batch_size,
         minutes=math.floor(60 * min(rounded, cluster.wall_hours)),
     )

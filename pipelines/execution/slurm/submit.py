@@ -43,7 +43,7 @@ def submit(
     works = [
         Work(
             str(home.root), str(task.folder), settings.model_dump_json(), cluster, submission,
-            {**task.payload, "at_once": task.resources.at_once},
+            {**task.payload, "at_once": task.resources.micro_batch_size},
         )
         for task in tasks
     ]  # fmt: skip

@@ -108,7 +108,7 @@ class Work:
             device=cluster.device,
             threads=cluster.threads_per_process,
             workers=max(0, cluster.cpus_per_gpu - 1),
-            at_once=self.payload.get("at_once"),
+            micro_batch_size=self.payload.get("at_once"),
             save_every=cluster.save_every_seconds,
             alone=False,
             logs_to_stdout=rank == 0,

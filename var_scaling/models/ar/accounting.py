@@ -22,7 +22,7 @@ def ar_parameters(model: ArModel, tokenizer: Tokenizer, classes: int) -> Count:
     """Trainable parameters by component; the sum equals `numel` over the module."""
     width, depth, pyramid = model.width, model.depth, tokenizer.pyramid
     adaln = model.block == "adaln"
-    words = tokenizer.code_channels + 1 if model.embedding == "codes" else tokenizer.codes
+    words = tokenizer.code_channels + 1 if model.embedding == "codes" else tokenizer.codebook_size
     places = pyramid.length if model.positions == "learned" else 0
     places += pyramid.scales if has_levels(model, tokenizer) else 0
     biases = 3 * width + (model.heads if model.normalised_attention else 0)
@@ -33,7 +33,7 @@ def ar_parameters(model: ArModel, tokenizer: Tokenizer, classes: int) -> Count:
         "mlp": depth
         * (2 * hidden * width + hidden + width if adaln else 3 * hidden * width + width),
         "adaln": (6 * depth + 2) * (width * width + width) if adaln else 0,
-        "head": tokenizer.codes * width + (tokenizer.codes if adaln else width),
+        "head": tokenizer.codebook_size * width + (tokenizer.codebook_size if adaln else width),
     }
 
 
@@ -56,7 +56,7 @@ def ar_forward_flops(model: ArModel, tokenizer: Tokenizer, dense: bool = False) 
         "attention_scores": depth * 4 * pairs * width,
         "mlp": depth * (4 if adaln else 6) * model.hidden * width * length,
         "adaln": (12 * depth + 4) * width * width if adaln else 0,  # once an image
-        "head": 2 * length * width * tokenizer.codes,
+        "head": 2 * length * width * tokenizer.codebook_size,
     }
 
 
@@ -80,11 +80,11 @@ def ar_training_bytes(model: ArModel, tokenizer: Tokenizer, precision: Precision
     """What one image in a training pass takes besides the weights: an estimate."""
     length = tokenizer.pyramid.length
     kept = _KEPT_HALF if precision in ("bf16", "fp16") else _KEPT
-    return length * model.depth * model.width * kept + length * tokenizer.codes * _LOGITS
+    return length * model.depth * model.width * kept + length * tokenizer.codebook_size * _LOGITS
 
 
 def ar_sampling_bytes(model: ArModel, tokenizer: Tokenizer, guided: bool, images: int) -> int:
     """Less than what a batch takes: keys and values in 2 bytes, and one token's logits."""
     rows = max(FEWEST_ROWS, images * (2 if guided else 1))
     wide = 2 * model.depth * model.width * tokenizer.pyramid.length
-    return rows * (wide * 2 + tokenizer.codes * 4)
+    return rows * (wide * 2 + tokenizer.codebook_size * 4)

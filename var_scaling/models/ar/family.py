@@ -42,10 +42,10 @@ class ArFamily(ModelFamily[ArModel, ArSampling]):
 
     def check(self, spec: Spec) -> None:
         pyramid = spec.tokenizer.pyramid
-        if len(set(pyramid.sides)) > 1:
+        if len(set(pyramid.patch_nums)) > 1:
             raise ValueError(
                 "model.family = ar: predicts the tokens of one map; tokenizer "
-                f"{spec.tokenizer.name} has scales {', '.join(map(str, pyramid.sides))}: use "
+                f"{spec.tokenizer.name} has scales {', '.join(map(str, pyramid.patch_nums))}: use "
                 f"sides=({pyramid.side},), or the same side again for residual codes"
             )
 

@@ -65,7 +65,7 @@ class AR(nn.Module):
         if model.embedding == "codes":
             self.word_embed = nn.Linear(tokenizer.code_channels, width)
         else:
-            self.word_embed = nn.Embedding(tokenizer.codes, width)
+            self.word_embed = nn.Embedding(tokenizer.codebook_size, width)
         self.blocks = nn.ModuleList(
             Block(width, model.heads, model.mlp_ratio, False, model.normalised_attention)
             if adaln
@@ -73,7 +73,7 @@ class AR(nn.Module):
             for _ in range(model.depth)
         )
         self.head_nm = ModulatedNorm(width) if adaln else nn.RMSNorm(width, eps=1e-5)
-        self.head = nn.Linear(width, tokenizer.codes, bias=adaln)
+        self.head = nn.Linear(width, tokenizer.codebook_size, bias=adaln)
         mask_TT = torch.ones(self.tokens, self.tokens, dtype=torch.bool).tril()
         self.register_buffer("mask_TT", mask_TT, persistent=False)
         angles = None

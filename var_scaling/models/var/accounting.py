@@ -31,7 +31,7 @@ def var_parameters(model: VarModel, tokenizer: Tokenizer, classes: int) -> Count
         "adaln": (modulation + depth * 6 * width if model.shared_adaln else depth * modulation)
         + 2 * width * width
         + 2 * width,
-        "head": tokenizer.codes * width + tokenizer.codes,
+        "head": tokenizer.codebook_size * width + tokenizer.codebook_size,
     }
 
 
@@ -54,7 +54,7 @@ def var_forward_flops(model: VarModel, tokenizer: Tokenizer, dense: bool = False
         "attention_scores": depth * 4 * pairs * width,
         "mlp": depth * 4 * model.mlp_ratio * width * width * length,
         "adaln": conditioned + 4 * width * width,  # once an image, not once a token
-        "head": 2 * length * width * tokenizer.codes,
+        "head": 2 * length * width * tokenizer.codebook_size,
     }
 
 
@@ -94,7 +94,7 @@ def sampled_flops(
         a_token = (8 + 4 * model.mlp_ratio) * width * width + 4 * (start + length) * width
         flops += rows * depth * length * a_token
         read = rows if k == 0 or guidance[k] else images
-        flops += read * 2 * length * width * tokenizer.codes
+        flops += read * 2 * length * width * tokenizer.codebook_size
     return flops
 
 
@@ -102,7 +102,7 @@ def var_training_bytes(model: VarModel, tokenizer: Tokenizer, precision: Precisi
     """What one image in a training pass takes besides the weights: an estimate."""
     length = tokenizer.pyramid.length
     kept = _KEPT_HALF if precision in ("bf16", "fp16") else _KEPT
-    return length * model.depth * model.width * kept + length * tokenizer.codes * _LOGITS
+    return length * model.depth * model.width * kept + length * tokenizer.codebook_size * _LOGITS
 
 
 def var_sampling_bytes(
@@ -111,4 +111,6 @@ def var_sampling_bytes(
     """Less than what a batch takes: keys and values, and the finest logits with their order."""
     rows = 2 * images if any(guidance[1:]) else images
     wide = 2 * model.depth * model.width * tokenizer.pyramid.length  # a half's 2 bytes each
-    return rows * wide * 2 + images * tokenizer.pyramid.lengths[-1] * tokenizer.codes * (4 + 8)
+    return rows * wide * 2 + images * tokenizer.pyramid.lengths[-1] * tokenizer.codebook_size * (
+        4 + 8
+    )

@@ -133,7 +133,7 @@ class PaperRecipe:
 
     model: VarModel
     optimiser: Optimiser
-    batch: int
+    batch_size: int
     epochs: int
     precision: Precision = "fp16"
 
@@ -141,7 +141,7 @@ class PaperRecipe:
         """Updates of `epochs` epochs, as many each as the released trainer makes: its last batch is
         filled up. Ours straddles two passes instead, so the images seen are a little more.
         """
-        return self.epochs * -(-images // self.batch)
+        return self.epochs * -(-images // self.batch_size)
 
 
 # Depth: batch, epochs, rate per 256 images, gamma init, final rate, final decay, shared AdaLN.

@@ -72,13 +72,13 @@ class VarFamily(ModelFamily[VarModel, VarSampling]):
 
     def validation(self, spec: Spec) -> Validation:
         pyramid = spec.tokenizer.pyramid
-        sides = tuple(f"{side}x{side}" for side in pyramid.sides)
+        sides = tuple(f"{side}x{side}" for side in pyramid.patch_nums)
         return Validation("nats/token", sides, pyramid.lengths, last_part=True)
 
     def frames(self, spec: Spec, sampling: VarSampling) -> tuple[str, ...]:
         pyramid = spec.tokenizer.pyramid
         sampling.steps(pyramid.scales)  # raises where a list has another length
-        return tuple(f"{side}x{side}" for side in pyramid.sides)
+        return tuple(f"{side}x{side}" for side in pyramid.patch_nums)
 
     @property
     def published(self) -> PublishedFormat:

@@ -56,7 +56,7 @@ class VAR(nn.Module):
             for _ in range(model.depth)
         )
         self.head_nm = ModulatedNorm(width)
-        self.head = nn.Linear(width, tokenizer.codes)
+        self.head = nn.Linear(width, tokenizer.codebook_size)
         self.register_buffer("levels_L", torch.tensor(pyramid.levels), persistent=False)
         self.register_buffer("mask_LL", block_causal_mask(pyramid), persistent=False)
 

@@ -75,7 +75,7 @@ def read_tokenizer(
         name=name,
         sha256=sha256,
         pyramid=pyramid,
-        codes=_size(state, 4096, ("quantize.embedding.weight", 0)),
+        codebook_size=_size(state, 4096, ("quantize.embedding.weight", 0)),
         code_channels=_size(state, 32, ("quantize.embedding.weight", 1), ("quant_conv.weight", 0)),
         channels=channels,
         multipliers=tuple(max(1, width // channels) for width in widths) or (1, 1, 2, 2, 4),
@@ -96,7 +96,7 @@ def read_var(
     """What a released VAR over `tokenizer` is built from, and its weights. Raises WeightsError."""
     depth = max(1, _count(state, r"blocks\.(\d+)\..*"))
     width = _size(state, 64 * depth, ("head.weight", 1), ("word_embed.weight", 0), ("pos_1LC", 2))
-    codes = _size(state, tokenizer.codes, ("head.weight", 0), ("head.bias", 0))
+    codes = _size(state, tokenizer.codebook_size, ("head.weight", 0), ("head.bias", 0))
     channels = _size(state, tokenizer.code_channels, ("word_embed.weight", 1))
     normalised = any(name.endswith("scale_mul_1H11") for name in state)
     heads = _size(state, depth, *((f"blocks.{k}.attn.scale_mul_1H11", 1) for k in range(depth)))
@@ -105,10 +105,10 @@ def read_var(
             f"{path}: {depth} blocks, width {width}, {heads} heads; here, as in every published "
             "VAR, there are as many heads as blocks, and they divide the width"
         )
-    if (codes, channels) != (tokenizer.codes, tokenizer.code_channels):
+    if (codes, channels) != (tokenizer.codebook_size, tokenizer.code_channels):
         raise WeightsError(
             f"{path} predicts {codes:,} codes of {channels} channels; tokenizer {tokenizer.name} "
-            f"has {tokenizer.codes:,} of {tokenizer.code_channels}"
+            f"has {tokenizer.codebook_size:,} of {tokenizer.code_channels}"
         )
     hidden = _size(state, 4 * width, *((f"blocks.{k}.ffn.fc1.weight", 0) for k in range(depth)))
     model = VarModel(
@@ -130,7 +130,7 @@ def pyramid_of(path: Path, var: State | None) -> Pyramid | None:
     levels = None if var is None else var.get("lvl_1L")
     if var is None or levels is None:
         known = _PRESETS.get(_size(var or {}, 0, ("pos_1LC", 1)))
-        return Pyramid(sides=known) if known else None
+        return Pyramid(patch_nums=known) if known else None
     levels_L = levels.flatten().tolist()
     present = set(levels_L)
     scales = next(level for level in range(len(levels_L) + 1) if level not in present)
@@ -138,7 +138,7 @@ def pyramid_of(path: Path, var: State | None) -> Pyramid | None:
     told = [level for level, side in enumerate(sides) for _ in range(side * side)]
     if told != levels_L or any(low >= high for low, high in pairwise(sides)):
         raise WeightsError(f"{path}: lvl_1L does not say the levels of square maps that grow")
-    return Pyramid(sides=sides)
+    return Pyramid(patch_nums=sides)
 
 
 def scales_of(tokenizer: State) -> int | None:
@@ -162,13 +162,13 @@ class ReleasedVar(PublishedFormat):
             f"VAR(vae, num_classes={spec.classes}, depth={m.depth}, embed_dim={m.width}, "
             f"num_heads={m.heads}, mlp_ratio={m.mlp_ratio}, norm_eps=1e-6, "
             f"shared_aln={m.shared_adaln}, attn_l2_norm={m.normalised_attention}, "
-            f"patch_nums={spec.tokenizer.pyramid.sides})"
+            f"patch_nums={spec.tokenizer.pyramid.patch_nums})"
         )
         return {**state, **_var_sidecars(m, spec.tokenizer.pyramid)}, call
 
 
 def _tokenizer_sidecars(t: Tokenizer) -> State:
-    return {_HITS: torch.zeros(t.pyramid.scales, t.codes)}
+    return {_HITS: torch.zeros(t.pyramid.scales, t.codebook_size)}
 
 
 def _var_sidecars(model: VarModel, pyramid: Pyramid) -> State:
