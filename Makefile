@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test test-slurm test-thorough check freeze clean
+.PHONY: setup quickstart test test-slurm test-thorough check docs freeze clean
 
 setup: $(VENV)/.ready
 
@@ -35,6 +35,10 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+# The pages that are made from the code: commands and settings.
+docs: setup
+	$(BIN)/python docs/generate.py
 
 freeze: setup
 	( echo "# What this project was last tested with, whole; regenerate with: make freeze"; \
