@@ -9,6 +9,7 @@ import torch
 from conftest import CLASSES, SMALL, bring, images, trial, var_scaling, var_state
 from PIL import Image
 
+from pipelines.checkpoints.load import load_model
 from pipelines.results.table import rows_of, write_results
 from pipelines.stages.context import RunContext, StopFile
 from pipelines.stages.graph import refuse_mismatch, sweep_stages
@@ -91,6 +92,14 @@ def test_a_trial_of_our_own_is_scored_as_it_was_in_training(smoke):
     assert {name: last[name] for name in scores if name != "data"} == {
         name: value for name, value in scores.items() if name != "data"
     }
+
+
+def test_one_line_loads_a_model_in_python(smoke):
+    loaded = load_model("smoke/d2", home=smoke)
+    ids = loaded.tokenizer.encode(torch.rand(2, 3, 16, 16) * 2 - 1)
+    assert ids.dtype == torch.int64
+    assert not loaded.model.training
+    assert not any(weight.requires_grad for weight in loaded.model.parameters())
 
 
 def test_a_trial_of_our_own_trains_on_an_imported_tokenizer(files, tmp_path):

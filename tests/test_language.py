@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from pipelines.cli.main import app
+from pipelines.cli.main import TASKS, app
 
 ROOT = Path(__file__).parent.parent
 CODE = [
@@ -111,6 +111,12 @@ def commands_of(path: Path) -> list[str]:
     blocks = re.findall(r"^```\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [line for line in lines if line.strip().startswith("var-scaling ")]
+
+
+def test_the_help_lists_every_command_once():
+    commands = typer.main.get_command(app).commands
+    listed = [name for names in TASKS.values() for name in names]
+    assert sorted(listed) == sorted(commands)
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.stages.context import RunContext
+from pipelines.stages.context import ProcessContext, RunContext, StopFile
 from pipelines.workspace.address import finished, read_generator
-from pipelines.workspace.store import drift, refuse, weights_of
+from pipelines.workspace.settings import Settings
+from pipelines.workspace.store import Home, drift, refuse, weights_of
 from var_scaling.class_names import names_of
 from var_scaling.disk import is_done
 from var_scaling.experiment import ImportedModel, Trial
@@ -69,3 +70,13 @@ def load_generator(context: RunContext, address: str, raw: bool = False) -> Load
         weights[1],
         tokenizer_weights[1],
     )
+
+
+def load_model(address: str, home: str | Path = "runs", device: str = "cpu") -> Loaded:
+    """The finished model at `address` for use in Python: `load_model("quickstart/d6").model`.
+
+    `device` is "cpu" or "cuda". Raises what `load_generator` raises.
+    """
+    at = Home(Path(home))
+    process = ProcessContext(device=device)
+    return load_generator(RunContext(at, Settings(), StopFile(at.root / "stop"), process), address)

@@ -7,10 +7,12 @@ Exit codes: 0 done, 1 something failed, 2 asked wrongly, 3 a folder is the home 
 import json
 import sys
 from dataclasses import asdict
-from typing import Annotated
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
+from typer.core import TyperGroup
 
 from pipelines.cli import edit as cli_edit
 from pipelines.cli import fidelity as cli_fidelity
@@ -32,13 +34,34 @@ from pipelines.execution.backend import Away
 from pipelines.execution.status import SweepState, View, overview
 from pipelines.planning import cost as planning
 from pipelines.stages.graph import refuse_mismatch, sweep_stages
+from pipelines.workspace.provenance import code_version
 from pipelines.workspace.settings import load_settings
 from pipelines.workspace.store import Busy, ConfigMismatchError, Home
 from pipelines.workspace.sweeps import choose, explained, known_sweeps
 
+TASKS = {
+    "Run a sweep": ("sweeps", "plan", "run", "status", "report", "ui"),
+    "Models": ("sample", "edit", "fidelity", "speed", "evaluate", "import", "export"),
+    "Laws": ("fit", "forecast", "score", "next", "coverage"),
+    "Cluster": ("doctor", "logs", "cancel", "retry", "mirror"),
+}
+
+
+class _CommandsByTask(TyperGroup):
+    """Lists the commands by task in `var-scaling --help`."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        for task, names in TASKS.items():
+            with formatter.section(task):
+                width = formatter.width - 6 - max(map(len, self.commands))
+                formatter.write_dl(
+                    [(name, self.commands[name].get_short_help_str(width)) for name in names]
+                )
+
+
 app = typer.Typer(
+    cls=_CommandsByTask,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -47,8 +70,21 @@ app = typer.Typer(
 _TFLOPS = 400.0  # 40 % of an H100's dense bf16 peak of 989
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"var-scaling {version('var-scaling')}, {code_version()}")
+        raise typer.Exit
+
+
 @app.callback()
-def describe() -> None:
+def describe(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="show version and commit"
+        ),
+    ] = False,
+) -> None:
     """Find out how visual autoregressive models scale: images to tokens to trials to a law."""
 
 
