@@ -4,13 +4,13 @@
 
 without a cache: at every scale a full forward over all tokens up to it, always doubled.
 as released: keys and values cached, but grown by torch.cat; AdaLN computed anew at every scale; the
-    half that is told no class runs at every scale for every image (arXiv 2404.02905).
+    unconditional half runs at every scale for every image (arXiv 2404.02905).
 + AdaLN once, + still cache: the same with these parts of ours, one after the other. All that is
     left to ours then are the rows that guidance does not need.
 
-Random weights: speed does not hang on them. Filters, draws and grid are the sampler's own for all;
-no decoder. The ways take turns; shown are medians, half the range, ratios of medians. A GPU is
-waited for at every scale.
+Random weights: speed does not depend on them. Filters, draws and grid are those of the
+sampler, without decoder. The variants take turns. Printed: medians, half ranges and ratios of
+medians. A GPU is synchronised at every scale.
 """
 
 import argparse
@@ -85,8 +85,8 @@ class Grown:
             cond = conditioned(self.model, cond_RC)
             self.parts = [block.parts(cond) for block in self.model.blocks]
         for number, (block, parts) in enumerate(zip(self.model.blocks, self.parts, strict=True)):
-            remember = self.memory(number, start, self.pyramid.lengths[k])
-            x_RSC = block(x_RSC, parts, None, (1, 1), remember)
+            update_kv_cache = self.memory(number, start, self.pyramid.lengths[k])
+            x_RSC = block(x_RSC, parts, None, (1, 1), update_kv_cache)
         return read(self.model, x_RSC, cond_RC, self.guidance[k])
 
     def memory(self, number: int, start: int, length: int):
@@ -107,7 +107,7 @@ class Grown:
 
 
 WAYS = {
-    "ours": walking.CachedVAR,
+    "ours": walking.VARSampler,
     "+ still cache": type("StillOnce", (Grown,), {"once": True, "still": True}),
     "+ AdaLN once": type("GrownOnce", (Grown,), {"once": True}),
     "as released": Grown,

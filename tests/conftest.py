@@ -69,7 +69,7 @@ def trial(**changes) -> Trial:
 
 @pytest.fixture(autouse=True)
 def _settings_of_the_test_alone(monkeypatch, tmp_path):
-    """No test reads the settings, data or home of whoever runs it."""
+    """No test reads the settings, data or home of the user who runs it."""
     for name in ("VAR_SCALING_SETTINGS", "VAR_SCALING_DATA", "VAR_SCALING_HOME"):
         monkeypatch.delenv(name, raising=False)
 

@@ -1,7 +1,7 @@
 """A private, throw-away Slurm cluster on this host: virtual nodes, pretended GPUs, real daemons.
 
 Everything lives in one folder and listens on 127.0.0.1; nothing under /etc is read or written.
-Credentials come from a munged of our own, so that nobody else on the host can submit in our name.
+Credentials come from a munged of our own, so that no other user of the host can submit as us.
 Needs Debian's slurm-wlm (Slurm 22.05), with accounting also slurmdbd and mariadb-server.
 """
 
@@ -130,7 +130,7 @@ class Box:
             raise
 
     def down(self) -> None:
-        """Ends daemons and jobs, however far `up` came; not gently, as nobody wants their state."""
+        """Ends daemons and jobs, however far `up` came; at once: their state is not needed."""
         self.daemons.sweep()
         if self.init_run_dir:
             self.init_run_dir.close()
@@ -243,7 +243,7 @@ class Box:
         path.write_bytes(content)
 
     def _devices(self) -> Iterator[Path]:
-        """Slurm wants a character device for each GPU, none of them twice; nobody opens them."""
+        """Slurm wants a character device for each GPU, none of them twice; never opened."""
         for number in range(self.gpus):
             device = self.root / "devices" / f"nvidia{number}"
             try:

@@ -58,7 +58,7 @@ class Daemons:
             raise RuntimeError(f"{' '.join(words)}: {done.returncode}\n{log.read_text()}")
 
     def pid(self, daemon: str) -> int | None:
-        """Of a living daemon; a stale file that now names a stranger is as good as none."""
+        """Of a living daemon; a stale file that names another process counts as none."""
         try:
             pid = int((self.root / f"{daemon}.pid").read_text())
         except (FileNotFoundError, ValueError):

@@ -1,4 +1,4 @@
-"""A home with a finished model that nobody trained: every part has a say, in a second."""
+"""A home with a finished but untrained model; made in a second."""
 
 from pathlib import Path
 

@@ -12,7 +12,7 @@ from var_scaling.generation.sample import RequestDraws, sample
 from var_scaling.ladder import tiny_optimiser
 from var_scaling.models.ar.config import ArModel, ArSampling, tiny_ar
 from var_scaling.models.ar.model import AR, from_raster, inputs_of, raster, rotary_angles, rotated
-from var_scaling.models.ar.sampler import CachedAR
+from var_scaling.models.ar.sampler import ARSampler
 from var_scaling.models.base import Batch, ModelSpec
 from var_scaling.models.registry import family_named, family_of
 from var_scaling.models.var.config import VarModel
@@ -85,7 +85,7 @@ def test_cached_logits_are_those_of_the_full_forward(name, guidance, t, vqvae):
     if guidance:
         null = network(torch.full_like(labels_B, CLASSES), previous[:, :-1])
         full = full + guidance * (full - null)
-    cached = CachedAR(network, labels_B, guidance)
+    cached = ARSampler(network, labels_B, guidance)
     for place in range(t.pyramid.length):
         logits_BV = cached.logits(place, previous[:, place - 1 : place] if place else None)
         torch.testing.assert_close(logits_BV, full[:, place], atol=1e-5, rtol=1e-4)
@@ -159,7 +159,7 @@ def test_sampling_follows_the_model(vqvae, t):
     labels_B = torch.full((len(asked),), 2)
     sampling = ArSampling(guidance=0.0)
     *_, last = family.sample(spec, network, vqvae.quantize, labels_B, sampling, draws)
-    logits_V = CachedAR(network, labels_B[:1], 0.0).logits(0, None)[0]
+    logits_V = ARSampler(network, labels_B[:1], 0.0).logits(0, None)[0]
     counts_V = torch.bincount(last.ids_BN[:, 0], minlength=t.codebook_size) / len(asked)
     expected_V = logits_V.softmax(0)
     assert (counts_V - expected_V).abs().max() < 4 * float(

@@ -111,7 +111,7 @@ class Processes:
             self.started[job][1].terminate()
 
     def last_words(self, record: jobs.JobRecord) -> str:
-        return "(nobody listened)"
+        return "(no output)"
 
     def end(self) -> None:
         for _, process in self.started.values():

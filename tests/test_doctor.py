@@ -66,7 +66,7 @@ def test_data_is_looked_at_where_the_settings_and_the_environment_say(tmp_path, 
     assert "is this the folder?" in seen["data empty"][1]
     assert '[data] gone = "/path"' in seen["data gone"][1]
     assert "put each class into a folder" in seen["data cifar10"][1]  # by VAR_SCALING_DATA
-    assert seen["data imagenet"][0] is None  # a sweep here needs it, nobody has asked for that
+    assert seen["data imagenet"][0] is None  # a sweep needs it, but was not checked
     monkeypatch.setenv("VAR_SCALING_DATA", str(tmp_path / "gone"))
     assert found(tmp_path / "runs")["VAR_SCALING_DATA"][0] is False
 
@@ -311,7 +311,7 @@ def test_a_partition_that_is_down_or_shorter_than_a_job_is_named(box, tmp_path):
         box.run("scontrol", "update", "PartitionName=main", "MaxTime=UNLIMITED", "State=UP")
     good, said = seen["partition main"]
     assert (good, "it is DOWN" in said, "wall_hours = 0.5, or less" in said) == (False, True, True)
-    assert seen["node"][0] is None  # nobody waits for a node of it
+    assert seen["node"][0] is None  # no node of it is waited for
 
 
 @pytest.mark.slurm

@@ -274,7 +274,7 @@ def test_what_a_family_does_not_declare_is_refused_in_words(toy, capsys, monkeyp
     out = toy / "out.pth"
     code, said = called(capsys, monkeypatch, "export", "toy/u1", out, "--home", toy / "runs")
     assert code == 2
-    assert "toy/u1 is a unigram model: nobody has published weights of its kind" in said
+    assert "toy/u1 is a unigram model: there are no published weights of its kind" in said
     assert not out.exists()
 
 

@@ -1,4 +1,4 @@
-"""FID and its kin: right against closed forms and others' code, in any order and division."""
+"""FID and related scores: equal to closed forms and to other code, in any order or split."""
 
 import pickle
 

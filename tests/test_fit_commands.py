@@ -17,7 +17,7 @@ def says(*words: str) -> str:
 
 
 def table(folder, **columns) -> str:
-    """Twelve runs of a law with a floor, under a stranger's names."""
+    """Twelve runs of a law with a floor, under a third-party names."""
     sizes = np.geomspace(1e6, 1e9, 12)
     noise = np.exp(np.random.default_rng(0).normal(0, 0.002, 12))
     losses = (1.8 + 90 * sizes**-0.3) * noise
@@ -33,7 +33,7 @@ def table(folder, **columns) -> str:
 THEIRS = ("--column", "Model Size=params_total", "--column", "loss=val_loss")
 
 
-def test_a_strangers_table_gets_laws_figures_and_a_report(tmp_path):
+def test_a_third_party_table_gets_laws_figures_and_a_report(tmp_path):
     path = table(tmp_path)
     laws = json.loads(says("fit", path, *THEIRS, "--json"))
     (floor,) = [law for law in laws["laws"] if law["fit"]["law"] == "floor"]

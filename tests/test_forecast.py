@@ -45,7 +45,7 @@ def frozen(given=None, at=8, **changes):
 # The forecast itself ------------------------------------------------------------------------------
 
 
-def test_both_laws_are_foretold_and_the_one_that_holds_the_truth_is_quoted():
+def test_both_laws_are_predicted_and_the_one_that_holds_the_truth_is_quoted():
     (loss,) = frozen().metrics
     assert {one.law for one in loss.predictions} == {"pure", "floor"}
     assert loss.headline == "floor"
@@ -56,20 +56,20 @@ def test_both_laws_are_foretold_and_the_one_that_holds_the_truth_is_quoted():
     assert loss.quoted.certificate["converged"]
 
 
-def test_three_runs_are_foretold_by_the_pure_law_and_say_why_not_by_the_other():
+def test_three_runs_are_predicted_by_the_pure_law_and_say_why_not_by_the_other():
     (loss,) = frozen(runs(sizes=SIZES[:3])).metrics
     assert loss.headline == "pure"
     assert "3 parameters and there are 3 points" in loss.refused[0]
 
 
-def test_too_few_runs_foretell_nothing():
-    with pytest.raises(ForecastError, match="val_loss is not foretold from 2 finished runs"):
+def test_too_few_runs_predict_nothing():
+    with pytest.raises(ForecastError, match="val_loss is not predicted from 2 finished runs"):
         frozen(runs(sizes=SIZES[:2]))
 
 
 def test_a_run_whose_size_is_unknown_is_left_out_and_named():
-    stranger = Run("elsewhere", {"params_total": 1e6}, {"val_loss": 3.0})
-    made = frozen([*runs(sizes=SIZES[:3]), stranger])
+    third_party = Run("elsewhere", {"params_total": 1e6}, {"val_loss": 3.0})
+    made = frozen([*runs(sizes=SIZES[:3]), third_party])
     assert [run.trial for run in made.runs] == ["d1", "d2", "d3"]
     assert "not known of elsewhere" in made.caveats[0]
 
@@ -78,7 +78,7 @@ def test_extrapolation_counts_from_the_largest_run_used():
     assert frozen(runs(sizes=SIZES[:3]), at=6).extrapolation == 8
 
 
-def test_what_is_known_is_not_foretold():
+def test_what_is_known_is_not_predicted():
     with pytest.raises(ForecastError, match="d6 is among the runs"):
         frozen(at=6)
 
@@ -227,7 +227,7 @@ def test_one_bad_target_freezes_nothing(home):
     assert graded(home, sweep()) == []
 
 
-def test_a_run_that_has_begun_is_foretold_without_its_rows_and_said_to_have_begun(home):
+def test_a_run_that_has_begun_is_predicted_without_its_rows_and_said_to_have_begun(home):
     evaluate(home, sweep(), rung(4), 6)
     (begun,) = make_forecasts(home, sweep(), ["d4"], "params_blocks")
     assert begun.forecast.target.begun_at == 6
@@ -254,7 +254,7 @@ def other(tmp_path, one) -> str:
     return f"{tmp_path / 'big.py'}/{one.name}"
 
 
-def test_a_larger_run_of_another_sweep_is_foretold_with_its_differences(home, tmp_path):
+def test_a_larger_run_of_another_sweep_is_predicted_with_its_differences(home, tmp_path):
     large = images(name="more", train_images=6000)
     at = other(tmp_path, rung(8, steps=24, data=large, optimiser=tiny_optimiser(64, 0.5)))
     (made,) = make_forecasts(home, sweep(), [at], "params_blocks")
@@ -298,10 +298,10 @@ def test_a_run_that_ended_before_its_forecast_is_no_outcome(home):
     finish(home, sweep(), "d4")
     (outcome,) = graded(home, sweep())
     assert outcome.state == "void"
-    assert "before it was foretold" in outcome.said
+    assert "before it was predicted" in outcome.said
 
 
-def test_a_run_of_another_record_is_not_the_one_foretold(home):
+def test_a_run_of_another_record_is_not_the_one_predicted(home):
     make_forecasts(home, sweep(), ["d4"], "params_blocks")
     changed = Sweep(name="s", question="?", trials=(rung(4, steps=24),))
     finish(home, changed, "d4")
@@ -312,7 +312,7 @@ def test_a_run_of_another_record_is_not_the_one_foretold(home):
         make_forecasts(home, sweep(), ["d4"], "params_blocks")
 
 
-def test_a_foretold_run_that_diverged_is_said_to_have(home):
+def test_a_predicted_run_that_diverged_is_said_to_have(home):
     make_forecasts(home, sweep(), ["d4"], "params_blocks")
     folder = home.trial("s", "d4")
     folder.mkdir(parents=True)

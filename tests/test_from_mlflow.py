@@ -1,4 +1,4 @@
-"""What a sweep leaves: the same table from disk and from MLflow, a stranger's experiment too."""
+"""What a sweep leaves: the same table from disk and from MLflow, a third-party experiment too."""
 
 from itertools import product
 
@@ -131,7 +131,7 @@ def test_an_experiment_that_is_not_there_or_empty_is_told_apart(mirror):
         from_mlflow(mirror.tracker.client, "void")
 
 
-def test_a_strangers_experiment_is_read_by_their_names(mirror):
+def test_a_third_party_experiment_is_read_by_their_names(mirror):
     client = mirror.tracker.client
     place = client.create_experiment("theirs")
     for size in (1e6, 2e6):

@@ -12,7 +12,7 @@ from var_scaling.models.base import Kept, ModelSpec
 from var_scaling.models.logits import chosen, filtered, guided, mixed
 from var_scaling.models.var.config import VarModel, VarSampling
 from var_scaling.models.var.model import VAR
-from var_scaling.models.var.sampler import CachedVAR, walk
+from var_scaling.models.var.sampler import VARSampler, walk
 from var_scaling.pyramid import Pyramid
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 
@@ -180,8 +180,8 @@ def test_one_scale_is_guided_as_the_last():
     (step,) = drawn_by(module, vqvae, asked, VarSampling(guidance=2.0))
     labels = torch.tensor([request.label for request in asked])
     shown = vqvae.quantize.teacher_input(step.ids_BS)
-    nobody = torch.full_like(labels, CLASSES)
-    wanted = guided(module(labels, shown), module(nobody, shown), 2.0)
+    null_class = torch.full_like(labels, CLASSES)
+    wanted = guided(module(labels, shown), module(null_class, shown), 2.0)
     torch.testing.assert_close(step.logits_BSV, wanted, rtol=1e-4, atol=1e-4)
 
 
@@ -301,7 +301,7 @@ def test_a_class_that_the_model_does_not_know_is_refused_before_anything_is_draw
 def test_the_cache_lies_still():
     """One allocation for all scales, keys and values written into their places."""
     module, vqvae = pair()
-    cached = CachedVAR(module, vqvae.quantize.pyramid, torch.tensor([1, 2]), [0.0, 0.0, 0.0])
+    cached = VARSampler(module, vqvae.quantize.pyramid, torch.tensor([1, 2]), [0.0, 0.0, 0.0])
     before = cached.cache.data_ptr()
     cached.logits(0, None)
     first = cached.cache[:, :, :, :, :1].clone()

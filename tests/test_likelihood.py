@@ -43,8 +43,8 @@ def test_one_pass_scores_every_setting_and_knows_its_price(quantizer, token_cach
     assert {k: both[k] for k in evaluate(SPEC, model, quantizer, cache)} == evaluate(
         SPEC, model, quantizer, cache
     )
-    nobody = TokenCache(cache.tokens, np.full(30, 8), 1, {})
-    told_none = evaluate(SPEC, model, quantizer, nobody)
+    unlabelled = TokenCache(cache.tokens, np.full(30, 8), 1, {})
+    told_none = evaluate(SPEC, model, quantizer, unlabelled)
     assert both["loss_no_label"] == told_none["loss"] != both["loss"]
     assert both["error_no_label_parts"] == told_none["error_parts"]
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):

@@ -181,7 +181,7 @@ def trained_here(smoke: Path, home: Path, name: str, **local) -> str:
 
 @pytest.mark.slow
 def test_two_processes_here_train_what_one_does(smoke, tmp_path):
-    assert trained_here(smoke, tmp_path, "d2", processes=2, images_at_once=8) == "done"
+    assert trained_here(smoke, tmp_path, "d2", processes=2, max_batch_size=8) == "done"
     both = [read_metrics(root / "smoke" / "d2" / "metrics.jsonl") for root in (tmp_path, smoke)]
     for mine, theirs in zip(*both, strict=True):
         assert mine["images_seen"] == theirs["images_seen"]

@@ -83,14 +83,14 @@ def joined(law, x, runs):
 
 
 @pytest.mark.parametrize(("law", "times"), [(PURE, 2), (FLOOR, 6), (SURFACE, 2)])
-def test_the_interval_foretold_is_the_one_that_refits_find(law, times):
+def test_the_interval_predicted_is_the_one_that_refits_find(law, times):
     """The chosen runs are made too, and all is fitted again: mean widths within 5 %.
 
     At equal s: what few runs give of it scatters by a third, before and after, around one mean.
     """
     generator = np.random.default_rng(5)
     x, target = PLACES[law]
-    foretold, found = [], []
+    predicted, found = [], []
     for _ in range(times):
         y = losses(law, x, generator)
         fit = fit_law(law, x, y, "squares")
@@ -98,9 +98,9 @@ def test_the_interval_foretold_is_the_one_that_refits_find(law, times):
         made = plan(fit, target, options, 2.5 * max(one.flops for one in options))
         whole, new = joined(law, x, made.runs)
         again = fit_law(law, whole, np.append(y, losses(law, new, generator)), "squares")
-        foretold.append(made.planned / spread(fit))
+        predicted.append(made.planned / spread(fit))
         found.append(at_the_target(law, again) / spread(again))
-    assert np.mean(foretold) == pytest.approx(np.mean(found), rel=0.05)
+    assert np.mean(predicted) == pytest.approx(np.mean(found), rel=0.05)
 
 
 def test_of_a_straight_line_the_interval_now_is_the_one_that_the_fit_has():

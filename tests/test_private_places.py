@@ -38,7 +38,7 @@ def test_processes_of_one_machine_meet_on_loopback(tmp_path):
     assert address == "127.0.0.1"
 
 
-def test_pickles_lie_where_nobody_else_writes(tmp_path, monkeypatch):
+def test_pickles_lie_where_only_this_user_writes(tmp_path, monkeypatch):
     """Also where an older version left the folder open."""
     import submitit
 

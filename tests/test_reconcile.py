@@ -183,13 +183,13 @@ def test_an_error_of_an_earlier_job_is_not(tmp_path, task):
 def test_an_id_under_another_name_is_not_our_job(tmp_path, task):
     submitting(task.folder)
     jobs.note(task.folder, "submitted", submission="s", job="7")
-    reconciler = Scripted(tmp_path, seen("7", "RUNNING", name="somebody-elses"))
+    reconciler = Scripted(tmp_path, seen("7", "RUNNING", name="of-another-user"))
     twice(reconciler, task)
     assert reconciler.taken == ["trial d1"]
 
 
 @pytest.mark.parametrize("state", ["PREEMPTED", "NODE_FAIL", "BOOT_FAIL"])
-def test_what_is_nobodys_fault_is_never_held_against_a_stage(tmp_path, task, state):
+def test_what_is_no_fault_of_the_stage_is_never_held_against_a_stage(tmp_path, task, state):
     """However often it is preempted before its first save."""
     reconciler = Scripted(tmp_path, {})
     reconciler.step([task])
@@ -228,7 +228,7 @@ def test_a_stage_that_this_machine_is_at_is_not_submitted(tmp_path, task):
     assert reconciler.taken == []
 
 
-def test_parts_that_nobody_joined_are_joined_by_one_more_job(tmp_path):
+def test_parts_left_unjoined_are_joined_by_one_more_job(tmp_path):
     output_dir = tmp_path / "tokens"
     parts = tuple(output_dir / "parts" / f"00{k}-of-002" for k in range(2))
     for part in parts:

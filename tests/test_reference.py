@@ -134,8 +134,8 @@ def test_logits_losses_and_gradients(name, record, settings, io):
     module = VAR(config, record, v["num_classes"], seed=0)
     module.load_state_dict(weights(f"{name}_state.npz"), strict=True)
     wanted, ids = arrays(f"{name}_io.npz"), io["idx_all"]
-    nobody = torch.full_like(wanted["labels"], v["num_classes"])
-    assert_close(module(nobody, io["var_input"]), wanted["logits_uncond"])
+    null_class = torch.full_like(wanted["labels"], v["num_classes"])
+    assert_close(module(null_class, io["var_input"]), wanted["logits_uncond"])
     logits = module(wanted["labels"], io["var_input"])
     assert_close(logits, wanted["logits"])
     losses = F.cross_entropy(logits.movedim(-1, 1), ids, reduction="none")

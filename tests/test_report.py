@@ -56,7 +56,7 @@ def ours():
 
 
 @pytest.fixture(scope="module")
-def stranger():
+def third_party():
     n = 1152.0 * np.arange(1, 8) ** 3
     return study(check(pd.DataFrame({"params_total": n, "val_loss": loss(n)}), "theirs.csv"))
 
@@ -100,11 +100,11 @@ def assert_sound(page):
 
 
 def test_a_page_is_well_nested_asks_for_nothing_and_all_its_links_lead_somewhere(
-    ours, stranger, tmp_path
+    ours, third_party, tmp_path
 ):
     page = written(tmp_path, ours)
     assert_sound(page)
-    assert_sound(written(tmp_path, stranger))
+    assert_sound(written(tmp_path, third_party))
     assert 'href="#points-val_loss-params_blocks"' in page
     run = re.search(r'<tr id="(run-\d+)"><th>d7-1</th>', page).group(1)
     points = page[page.index('id="points-val_loss-params_blocks"') :]
@@ -186,8 +186,8 @@ def test_figures_stand_in_their_sections_under_names_of_their_own(ours, tmp_path
     assert "<?xml" not in page
 
 
-def test_a_section_of_which_nothing_is_known_is_not_there(stranger, tmp_path):
-    page = written(tmp_path, stranger)
+def test_a_section_of_which_nothing_is_known_is_not_there(third_party, tmp_path):
+    page = written(tmp_path, third_party)
     there = [anchor for anchor, *_ in SECTIONS if f'<section id="{anchor}">' in page]
     assert "the-laws" in there
     assert not {"tokenizer", "by-scale", "noise", "more"} & set(there)
@@ -252,19 +252,19 @@ def test_warnings_name_what_would_mislead(ours):
 # Checklist and LaTeX -------------------------------------------------------------------------
 
 
-def test_the_checklist_is_complete_and_honest(ours, stranger):
+def test_the_checklist_is_complete_and_honest(ours, third_party):
     assert [item.name for item in checklist(ours)] == ITEMS
     assert [item.name for item in checklist(ours) if item.state == "missing"] == []
     values = {item.name: item.value for item in checklist(ours)}
     assert values["code of the runs"] == "c0ffee"
     assert ours.table.fingerprint in values["data table"]
     assert values["split"] == "held-out images, 4,096 of leaves"
-    theirs = checklist(stranger)
+    theirs = checklist(third_party)
     assert [item.name for item in theirs] == ITEMS
     missing = [item.name for item in theirs if item.state == "missing"]
     assert missing == ["split", "checkpoint rule", "seeds", "code of the runs"]
     assert all(item.value.startswith(UNKNOWN) for item in theirs if item.state == "missing")
-    told = {item.name: item.value for item in checklist(stranger, {"code": "abc"})}
+    told = {item.name: item.value for item in checklist(third_party, {"code": "abc"})}
     assert told["code of the runs"] == "abc"
 
 

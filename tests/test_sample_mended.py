@@ -20,7 +20,7 @@ from pipelines.sampling.finalize import end_set, read_image
 from pipelines.sampling.processes import ProcessFailed
 from pipelines.sampling.request import SampleOptions, plan_set
 from pipelines.sampling.run import here, other_split
-from pipelines.sampling.store import Life, SampleFolder
+from pipelines.sampling.store import ProcessShare, SampleFolder
 from pipelines.stages.context import ProcessContext
 from pipelines.workspace.store import Busy, ConfigMismatchError, file_lock, in_use
 from var_scaling.disk import DONE, is_done, read_json, write_json
@@ -100,7 +100,7 @@ def test_who_draws_a_count_that_is_no_longer_wanted_does_not_end_the_set(home):
     assert make(home, larger) == []
 
 
-def test_images_without_a_record_are_nobodys(home):
+def test_images_without_a_record_belong_to_no_set(home):
     plan, other = asked(home), asked(home, seed=1)
     make(home, other)
     for name in ("sampling.json", DONE):
@@ -190,7 +190,7 @@ def candidates(home, tmp_path) -> SampleFolder:
     image = np.zeros((16, 16, 3), np.uint8)
     for chunk in range(plan.wanted.chunks):
         made = {one: at.write(one, image, one.index / 100) for one in plan.wanted.chunk(chunk)}
-        at.mark(chunk, made, Life(len(made), 1.0, "cpu", None, "h"))
+        at.mark(chunk, made, ProcessShare(len(made), 1.0, "cpu", None, "h"))
     return at
 
 
@@ -278,8 +278,8 @@ def test_a_process_that_is_killed_loses_no_more_than_a_while_and_a_batch(home):
 
     sample_set(place, plan, How(batch=6), look, lambda *said: None)
     assert marked == [(0, 0), (6, 0), (12, 6), (18, 12)]
-    lives = list(at.lives())
-    assert sum(life.images for life in lives) == plan.wanted.images == 24
+    shares = list(at.shares())
+    assert sum(share.images for share in shares) == plan.wanted.images == 24
     other = replace(asked(home, 8, name="other"))
     marked.clear()
     at = SampleFolder(other.folder, other.wanted)

@@ -1,4 +1,4 @@
-"""A set of samples is the same files, whoever drew them, however often they were interrupted."""
+"""A set of samples has the same files, whatever processes drew them, with or without stops."""
 
 import json
 import multiprocessing

@@ -320,7 +320,7 @@ def test_a_job_a_part_and_no_more_than_chunks(home):
     assert not any(unit.done for unit in units)
     for unit in units:
         write_json(unit.folder / DONE, {"status": "done"})
-    assert [unit.done for unit in units] == [False, True, True]  # nobody ended the set
+    assert [unit.done for unit in units] == [False, True, True]  # the set was not completed
 
 
 def test_a_job_without_guidance_asks_for_less(home, monkeypatch):
@@ -361,7 +361,7 @@ def test_a_job_draws_its_part_and_the_last_ends_the_set(home):
         assert run(place, unit.payload) == "done"
     assert is_done(plan.folder)
     assert all(unit.done for unit in units)
-    # Images that are lost before the end make their part undone, whoever notices.
+    # Images that are lost before the end make their part unfinished.
     before = pictures(plan.folder)
     (plan.folder / DONE).unlink()
     for name in ("0001/00000.png", "0001/00008.png"):

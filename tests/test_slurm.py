@@ -70,7 +70,7 @@ def test_preempted_by_a_higher_partition(site, undisturbed):
     site.box.wait(lambda: site.state(job)["state"] == "PENDING", "d2 made way")
     assert site.ends(driver) == 0
     assert site.state(job)["restarts"] == "1"
-    assert site.job("d2") == job  # Slurm requeued it: nobody submitted it again
+    assert site.job("d2") == job  # requeued by Slurm, not submitted again
     unharmed(site, undisturbed, "d2")
     assert row_of(site, "d2").attempts == 2
 

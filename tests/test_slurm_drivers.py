@@ -85,7 +85,7 @@ def test_a_folder_that_another_cluster_has_in_hand_is_refused(site):
 
 
 def test_a_job_id_of_an_earlier_cluster_is_not_believed(site, undisturbed):
-    """Same name, made anew: ids begin at 1 again, and job 1 is somebody else's."""
+    """Same name, made anew: ids begin at 1 again, and job 1 belongs to another user."""
     jobs.note(
         site.trial("d1"), "submitting", submission="abc", cluster="box", index=None, code="c",
         resources={},

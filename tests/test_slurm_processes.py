@@ -43,7 +43,7 @@ def test_two_by_two_processes_train_what_one_does(undisturbed, two_by_two):
 
 
 def test_one_of_four_processes_is_killed(undisturbed, two_by_two, slurm, tmp_path):
-    """The others only see that it is gone, which is nobody's error: the job is submitted again."""
+    """The others only see that it is gone, not an error of theirs: the job is submitted again."""
     site = copy_of(undisturbed, slurm, tmp_path, settings=FOUR)
     driver, first = site.begin("d1")
     os.kill(process_of(site, rank=2), signal.SIGKILL)

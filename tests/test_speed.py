@@ -38,7 +38,7 @@ from var_scaling.models.base import ModelSpec
 from var_scaling.models.var.accounting import sampled_flops, var_sampling_flops, var_training_flops
 from var_scaling.models.var.config import VarModel, VarSampling
 from var_scaling.models.var.model import VAR
-from var_scaling.models.var.sampler import CachedVAR
+from var_scaling.models.var.sampler import VARSampler
 from var_scaling.pyramid import Pyramid
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 
@@ -74,7 +74,7 @@ def test_the_flops_of_sampling_are_those_that_torch_counts(weights, shared):
     one = subject(shared_adaln=shared)
     pyramid, labels = one.spec.tokenizer.pyramid, torch.arange(5)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        cached = CachedVAR(one.model, pyramid, labels, list(weights))
+        cached = VARSampler(one.model, pyramid, labels, list(weights))
         for k, length in enumerate(pyramid.lengths):
             cached.logits(k, torch.zeros(5, length, 4) if k else None)
     untold = len(cached.cond_RC) - 5

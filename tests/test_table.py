@@ -125,7 +125,7 @@ def test_how_an_imported_model_was_trained_may_be_unknown_and_nothing_else():
     )
 
 
-# A stranger's -------------------------------------------------------------------------------------
+# Tables of other programs ------------------------------------------------------------------------
 
 
 def test_a_score_and_a_variable_are_enough():
@@ -191,7 +191,7 @@ def test_an_odd_value_where_none_is_needed_is_unknown_and_noted():
     assert "val_loss_parts of 1 rows is taken for unknown: '?'" in found.notes
 
 
-def test_a_strangers_words_for_the_end_are_understood_and_others_are_not_guessed():
+def test_a_third_party_words_for_the_end_are_understood_and_others_are_not_guessed():
     found = check(theirs(status=["FINISHED", "completed", "Running", "crashed"]))
     assert found.rows.status.tolist() == ["done", "done", "running"]
     assert found.dropped[0].startswith("row-4: status is none of done, running")
@@ -254,7 +254,7 @@ def test_every_kind_of_file_is_the_same_table(tmp_path):
     assert load_results(tmp_path / "t.csv").source == str(tmp_path / "t.csv")
 
 
-def test_a_strangers_names_are_renamed_and_a_wrong_one_is_told_what_there_is(tmp_path):
+def test_a_third_party_names_are_renamed_and_a_wrong_one_is_told_what_there_is(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("Model Size, Training FLOP,loss,colour\n1e9,1e20,2.5,red\n2e9,3e20,2.4,red\n")
     names = {"Model Size": "params_total", "Training FLOP": "train_flops", "loss": "val_loss"}

@@ -71,7 +71,7 @@ def test_a_run_says_how_it_ended_and_what_it_was(home):
         (found,) = mirror.tracker.client.search_runs([mirror.tracker.experiment("s")])
         return found
 
-    assert run().info.status == "KILLED"  # nobody works on it, and it is not at its end
+    assert run().info.status == "KILLED"  # no process works on it and it is not finished
     write_json(home.trial("s", "d2") / "done.json", {"status": "done"})
     mirror.catch_up()
     assert run().info.status == "FINISHED"
@@ -97,7 +97,7 @@ def test_what_slurm_does_to_a_trial_is_what_its_run_says(home):
     assert status("submitting", submission="a", **asked) == "RUNNING"
     assert status("submitted", submission="a", job="7") == "RUNNING"
     assert status("ended", how="failed", reason="ValueError: no", **ended) == "FAILED"
-    assert status("retry") == "KILLED"  # until somebody submits it
+    assert status("retry") == "KILLED"  # until it is submitted
     assert status("submitting", submission="b", **asked) == "RUNNING"
     assert status("cancelled", reason="it was cancelled") == "KILLED"
 

@@ -318,7 +318,7 @@ def test_who_waits_in_vain_says_for_what_and_how_long(tmp_path):
         join(0, 2, cpu, tmp_path / "meeting.json", "127.0.0.1", patience=0.1)
 
 
-def test_one_process_alone_meets_nobody(tmp_path):
+def test_one_process_alone_joins_no_group(tmp_path):
     world = join(
         0, 1, torch.device("cpu"), tmp_path / "meeting.json", "nowhere", micro_batch_size=4
     )

@@ -1,4 +1,4 @@
-"""A stranger's file is read without running what is in it, or refused in words of its own."""
+"""A third-party file is read without running what is in it, or refused in words of its own."""
 
 import zipfile
 from pathlib import Path

@@ -92,7 +92,7 @@ def _named(record: type[BaseModel], location: tuple[int | str, ...]) -> list[str
 
 
 def _is_key(record: type[BaseModel], location: tuple[int | str, ...]) -> bool:
-    """Whether what follows `location` is a key of a mapping, named by whoever wrote it."""
+    """Whether what follows `location` is a key of a mapping, chosen by the user."""
     if len(location) != 1 or location[0] not in record.model_fields:
         return False
     return typing.get_origin(record.model_fields[str(location[0])].annotation) is dict
@@ -143,7 +143,7 @@ def read_as(
 
 
 def _with_fields(error: ValidationError, wanted: type[Record]) -> ValidationError:
-    """The error with the allowed fields in its words: outside nobody knows this record."""
+    """The error with the allowed fields in its text: the caller does not know this record."""
     lines = []
     for item in error.errors():
         said = item["msg"]

@@ -138,7 +138,7 @@ def multiplier_of_tables(
     """`multiplier` of two run tables, columns as in var_scaling.results.Row, a row a run.
 
     Raises FitError where the two saw other data, or other tokens and `metric` is a loss or error of
-    tokens: such losses cannot be compared. What is measured on images (FID and its kin) can.
+    tokens: such losses cannot be compared. What is measured on images (FID and related scores) can.
     """
     together = pd.concat([rows_a, rows_b])
     for column in ("data", "tokenizer"):

@@ -140,7 +140,7 @@ def approaches(
 
 
 def _tokens(ends: pd.DataFrame, paid: Array) -> Array:
-    """tokens_seen; where nobody wrote them down, what the run's FLOPs paid for."""
+    """tokens_seen; where it is missing, the tokens that the run's FLOPs correspond to."""
     if "tokens_seen" not in ends:
         return paid
     known = pd.to_numeric(ends.tokens_seen, errors="coerce").to_numpy(dtype=float)

@@ -170,7 +170,7 @@ def _surface(fit: Fit) -> dict[str, float]:
 
 
 def _flags(fit: Fit, cost: Cost, N: float, D: float) -> tuple[str, ...]:
-    """What the optimum leans on that nobody measured."""
+    """Unmeasured quantities that the optimum depends on."""
     found = list(fit.flags)
     for name, value, fitted in zip(("N", "D"), (N, D), fit.law.arrays(fit.given.x), strict=True):
         if value > fitted.max():

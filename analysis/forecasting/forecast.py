@@ -29,7 +29,7 @@ class ForecastError(ValueError):
 
 @dataclass(frozen=True)
 class Target:
-    """The run that is foretold: its address, its sizes before it is trained, its whole record."""
+    """The run that is predicted: its address, its sizes before it is trained, its whole record."""
 
     sweep: str
     trial: str
@@ -115,7 +115,7 @@ def freeze(
     target: Target, runs: Sequence[Run], variable: str, *, sweep: str, time: str,
     commit: str | None, data: str, caveats: Sequence[str] = (), level: float = 0.95,
 ) -> Forecast:  # fmt: skip
-    """Foretell every metric of `runs` at `target`, with `level` intervals of a new run.
+    """Predict every metric of `runs` at `target`, with `level` intervals of a new run.
 
     `variable` names the size that the laws are in. Runs whose size is not known are left out, and
     that is a caveat; so is a metric that what is left cannot carry. Raises ForecastError where no
@@ -129,7 +129,7 @@ def freeze(
     if not known:
         raise ForecastError(f"{variable} is known of no finished run: nothing to rest a law on")
     if target.trial in {run.trial for run in known} and target.sweep == sweep:
-        raise ForecastError(f"{target.trial} is among the runs: what is known is not foretold")
+        raise ForecastError(f"{target.trial} is among the runs: what is known is not predicted")
     largest, at = max(run.sizes[variable] for run in known), target.sizes[variable]
     metrics, refused = [], []
     for metric in dict.fromkeys(metric for run in known for metric in run.measured):
@@ -137,7 +137,7 @@ def freeze(
         try:
             metrics.append(_predicted_metric(metric, some, variable, at, level))
         except FitError as error:
-            refused.append(f"{metric} is not foretold from {len(some)} finished runs: {error}")
+            refused.append(f"{metric} is not predicted from {len(some)} finished runs: {error}")
     if not metrics:
         raise ForecastError(refused[0] if refused else "no finished run has a score")
     return Forecast(
@@ -225,13 +225,13 @@ def score(forecast: Forecast, measured: Mapping[str, float]) -> tuple[Graded, ..
     if missing:
         raise ForecastError(f"{forecast.target.trial} has no {', '.join(missing)}")
     return tuple(
-        _grade(foretold, one, measured[foretold.metric])
-        for foretold in forecast.metrics
-        for one in foretold.predictions
+        _grade(predicted, one, measured[predicted.metric])
+        for predicted in forecast.metrics
+        for one in predicted.predictions
     )
 
 
-def _grade(foretold: MetricPrediction, one: Prediction, measured: float) -> Graded:
+def _grade(predicted: MetricPrediction, one: Prediction, measured: float) -> Graded:
     away = math.log(measured / one.predicted)
     end = one.high if away > 0 else one.low
     half_widths = z = None
@@ -242,7 +242,7 @@ def _grade(foretold: MetricPrediction, one: Prediction, measured: float) -> Grad
         z = math.copysign(deviate, away) if math.isfinite(deviate) else None
     inside = (one.low is None or one.low <= measured) and (one.high is None or measured <= one.high)
     return Graded(
-        metric=foretold.metric, law=one.law, headline=one.law == foretold.headline,
+        metric=predicted.metric, law=one.law, headline=one.law == predicted.headline,
         predicted=one.predicted, low=one.low, high=one.high, measured=measured,
         error=one.predicted / measured - 1, covered=inside, half_widths=half_widths, z=z,
     )  # fmt: skip

@@ -23,7 +23,7 @@ class ChecksumError(ForecastError):
 def save_with_checksum(forecast: Forecast) -> dict[str, Any]:
     """As it goes into a file, plain JSON.
 
-    The digest shows a change, not who made it: whoever changes both is found out only where the
+    The digest shows a change, not who made it: a change of both is noticed only where the
     digest was published elsewhere before.
     """
     content: dict[str, Any] = json.loads(json.dumps(asdict(forecast)))

@@ -164,7 +164,7 @@ def holdout_figure(rolled: Mapping[str, Sequence[HeldOut]]) -> Figure:
             Line2D([], [], color=look.colour, ls=look.line, marker=look.marker, mfc=face,
                    lw=0.8, label=_NAMES.get(law, law))
         )  # fmt: skip
-    panel.set(xscale="log", xlabel="size foretold / largest size fitted")
+    panel.set(xscale="log", xlabel="size predicted / largest size fitted")
     panel.set_ylabel("predicted / measured − 1 (%)")
     logarithmic(panel, y=False)
     handles.append(Line2D([], [], color=GREY, lw=0.8, label="line: mean of the largest size"))

@@ -82,7 +82,7 @@ class Look:
 
 
 def styled(draw: Callable[P, T]) -> Callable[P, T]:
-    """Draw in the house style, whoever calls, and leave the caller's style as it was."""
+    """Draw in the project's style and restore the caller's style."""
 
     @wraps(draw)
     def inside(*args: P.args, **kwargs: P.kwargs) -> T:

@@ -35,7 +35,7 @@ def checklist(study: Study, provenance: Mapping[str, str] | None = None) -> tupl
     """All items, in a fixed order. `provenance`: what is known besides the table; "code" is read.
 
     An item is missing where neither the table nor the study knows it; what was only assumed of a
-    stranger's table is said, and is missing too.
+    third-party table is reported, as is what is missing.
     """
     values: dict[str, Callable[[Study], str | None]] = {
         "form": _form,

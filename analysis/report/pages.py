@@ -98,7 +98,7 @@ def write_pages(
 def _compared(
     scored: Scored, folder: Path, kinds: tuple[str, ...]
 ) -> list[tuple[str, str, Markup]]:
-    """The section of families, or why there is none: laws and pages do not hang on it."""
+    """The section of families, or why there is none: laws and pages do not depend on it."""
     title = ("families", "Families compared")
     try:
         shown = families_shown(scored.images, folder, kinds, scored.unscored)

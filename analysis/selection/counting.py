@@ -58,7 +58,7 @@ class Convention:
     fit: Fit | None
     interval: Interval | None  # of the exponent, 95 %
     ratio: float | None  # of the exponent to that of the reference counting
-    rows_left_out: int  # whose metric or count nobody knows, as an imported model's compute
+    rows_left_out: int  # whose metric or count is unknown, such as an imported model's compute
     refused: str | None = None
 
     @property

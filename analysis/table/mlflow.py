@@ -28,7 +28,7 @@ def from_mlflow(client: Any, experiment: str, columns: Mapping[str, str] | None 
     """The runs of `experiment` as `client`, an `mlflow.MlflowClient`, finds them there.
 
     What our mirror logs is known by its names, and so is what has the name of a column of the
-    schema. `columns` maps a stranger's metrics and params to columns: {"eval_loss": "val_loss"}.
+    schema. `columns` maps a third-party metrics and params to columns: {"eval_loss": "val_loss"}.
     A param that grows with training (tokens_seen, train_flops, ...) is of the whole run, and is
     scaled by step / steps. Raises TableError.
     """

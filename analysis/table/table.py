@@ -150,7 +150,7 @@ def renamed(frame: pd.DataFrame, columns: Mapping[str, str], where: str) -> pd.D
 
 
 def refuse_names(columns: Mapping[str, str], there: Any, where: str) -> None:
-    """Raise TableError if `columns` asks for what is not there, or maps to what nobody reads."""
+    """Raise TableError if `columns` names a missing column or maps to an unused one."""
     there = sorted(set(there))
     for theirs, ours in columns.items():
         if theirs not in there:

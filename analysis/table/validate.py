@@ -184,7 +184,7 @@ def _refuse_other_units(rows: pd.DataFrame, where: str) -> None:
 
 
 def _assume(rows: pd.DataFrame, frame: pd.DataFrame, notes: list[str]) -> tuple[str, ...]:
-    """Fill in what a stranger's table need not say; the names of the columns filled whole."""
+    """Fill in what a third-party table need not say; the names of the columns filled whole."""
     unnamed = rows.trial.isna()
     if unnamed.any():
         rows["trial"] = [

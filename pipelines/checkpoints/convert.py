@@ -127,7 +127,7 @@ def export_released(home: Home, address: str, out: Path) -> str:
     form = generator.family.published
     if form is None:
         raise ValueError(
-            f"{address} is a {generator.family.name} model: nobody has published weights of its "
+            f"{address} is a {generator.family.name} model: there are no published weights of its "
             "kind, so there is no format to export it to"
         )
     exported, call = form.export(generator.spec, state)

@@ -1,4 +1,4 @@
-"""The verb that says how good images are: FID and its kin."""
+"""The verb that says how good images are: FID and related scores."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The verbs that look ahead: foretell a run, grade what was foretold, plan the next runs."""
+"""The verbs that look ahead: predict a run, grade the prediction, plan the next runs."""
 
 import json
 from dataclasses import asdict
@@ -38,7 +38,7 @@ def forecast(
     home: HomeFolder = RUNS,
     as_json: AsJson = False,
 ) -> None:
-    """Foretell runs that are still to come: freeze law and interval in a file, for `score`."""
+    """Predict runs that are still to come: freeze law and interval in a file, for `score`."""
     from pipelines.planning import forecasts
 
     found = forecasts.make_forecasts(Home(home), sweep_of(name, Home(home)), at, variable)
@@ -118,26 +118,26 @@ def _forecast_table(one: "Frozen") -> Table:
     forecast = one.forecast
     target = forecast.target
     table = new_table(
-        "metric", "law", "foretold", "95 %", "", "rests on",
+        "metric", "law", "predicted", "95 %", "", "rests on",
         title=f"{target.sweep}/{target.trial}, {forecast.variable} "
         f"{short(target.sizes[forecast.variable])}: {forecast.extrapolation:.3g} times the largest "
         "used",
         caption="* is quoted: the law that the data prefer or, where they cannot tell, the floor",
     )  # fmt: skip
-    for foretold in forecast.metrics:
-        for law in foretold.predictions:
+    for predicted in forecast.metrics:
+        for law in predicted.predictions:
             table.add_row(
-                foretold.metric, law.formula, f"{law.predicted:.4f}", _span(law.low, law.high),
-                "*" if law.law == foretold.headline else "", law.basis,
+                predicted.metric, law.formula, f"{law.predicted:.4f}", _span(law.low, law.high),
+                "*" if law.law == predicted.headline else "", law.basis,
             )  # fmt: skip
     return table
 
 
 def _outcome_table(name: str, outcomes: "list[Outcome]") -> Table:
     table = new_table(
-        "target", "frozen", "metric", "law", "foretold [95 %]", "measured", "error", "inside", "z",
+        "target", "frozen", "metric", "law", "predicted [95 %]", "measured", "error", "inside", "z",
         title=f"{name}: {len(outcomes)} forecasts",
-        caption="the quoted law of each metric; the other is in outcomes.json. error: foretold "
+        caption="the quoted law of each metric; the other is in outcomes.json. error: predicted "
         "over measured, less 1; z: ±1.96 at the ends of the interval",
     )  # fmt: skip
     for one in outcomes:

@@ -101,7 +101,7 @@ def sample(
 ) -> None:
     """Draw images: a folder of PNGs with a grid and a manifest. Run it again to go on.
 
-    An image hangs on model, settings, seed, class and index alone: a larger --count goes on with
+    An image depends on model, settings, seed, class and index alone: a larger --count goes on with
     the same images (with --reject: the same candidates, of which others may be kept), and any
     number of processes, parts or jobs makes the same files.
     """

@@ -91,7 +91,7 @@ def _make(
     at.keep("original.png", plan.picture_hw3)
     shown_hw3 = plan.scene.square_HH3 if hole_hw is None else overlay(plan.picture_hw3, hole_hw)
     at.keep(at.shown, shown_hw3)
-    # A result hangs on its own number only: those that a stopped attempt left are as good.
+    # A result depends on its own number only: those that a stopped attempt left are as good.
     missing, fade_SS = at.missing(), None
     if hole_hw is not None and missing:
         fade_SS = fade_in(hole_hw, plan.scene.window, edit.feather_px)

@@ -38,7 +38,7 @@ By = Literal["light", "alpha"]
 
 
 class EditSet(Record):
-    """All that the pictures of an edit hang on. Pixels are those of the upright picture."""
+    """All that the pictures of an edit depend on. Pixels are those of the upright picture."""
 
     format: Literal[2] = 2  # of the record on disk; 1 had no `sampling.family`
     name: Name

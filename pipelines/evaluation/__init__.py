@@ -1,1 +1,1 @@
-"""Scores of finished models: likelihood, FID and its kin, throughput."""
+"""Scores of finished models: likelihood, FID and related scores, throughput."""

@@ -1,4 +1,4 @@
-"""FID and its kin of a set of samples, of what a tokenizer gives back, or of a folder of images."""
+"""FID and related scores of samples, of reconstructions, or of a folder of images."""
 
 import time
 from dataclasses import dataclass, field

@@ -222,7 +222,7 @@ def _reading(context: RunContext, files: list[Path], side: int) -> Callable[[], 
 
 
 def _square(path: Path) -> np.ndarray:
-    """uint8 (W, W, 3). Raises ValueError for another shape: nobody knows what to cut off."""
+    """uint8 (W, W, 3). Raises ValueError for another shape: how to crop it is undefined."""
     try:
         image: Image.Image = decode(path.read_bytes())
     except Undecodable as error:

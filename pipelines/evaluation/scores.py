@@ -43,7 +43,7 @@ class Fidelity(Record):
     set: str | None  # of samples; None: a tokenizer's reconstructions, or a folder
     scores: dict[str, float]  # by their right names: FID only where Inception looked
     samples: int
-    references: int | None  # images; None: of somebody else's statistics, which do not say
+    references: int | None  # images; None: external statistics, which do not record it
     counts: dict[str, int]  # what KID, precision and recall were drawn from
     extractor: str
     extractor_sha256: str

@@ -156,7 +156,7 @@ def _way(row: SamplingSpeed) -> tuple[str, float, str, int]:
 
 
 def machine_of(one: BenchmarkResult, between: str) -> str:
-    """A machine by its name, and a processor by its threads too: speed hangs on both."""
+    """A machine by its name, and a processor by its threads too: speed depends on both."""
     threads = one.machine.threads
     said = f"{between}{threads} thread{'s' * (threads > 1)}"
     return one.machine.name + said * (one.machine.device == "cpu")

@@ -23,7 +23,7 @@ class Away(RuntimeError):
 
 
 class Delayed(RuntimeError):
-    """The jobs were not taken now; nobody knows whether they were after all."""
+    """The submission failed; whether the jobs were accepted is unknown."""
 
 
 class TooMany(Delayed):

@@ -87,7 +87,10 @@ def _images(root: Path, name: str) -> tuple[bool, str]:
         with open(first, "rb") as file:
             start = file.read(4)
     except OSError as error:
-        return False, f"{error.filename}: {error.strerror}; whoever runs jobs must read it"
+        return (
+            False,
+            f"{error.filename}: {error.strerror}; the user who runs jobs must be able to read it",
+        )
     shown = first.relative_to(root)
     if shown.suffix == ".parquet":
         return start == b"PAR1", f"{root}: Parquet, " + (

@@ -2,7 +2,7 @@
 
 The disk is asked first: a unit is done when its folder says so, whatever the backend thinks. A job
 that ended without a word is submitted again for as long as it got further; one that left an error,
-or that somebody cancelled, waits for `retry`.
+or that was cancelled, waits for `retry`.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from pipelines.workspace.job_log import JobRecord
 from pipelines.workspace.store import in_use
 from var_scaling.disk import is_done, read_json
 
-NOTE = "driver.note"  # what the driver has to say to whoever looks
+NOTE = "driver.note"  # the driver's message for `status`
 _LONGEST = 300.0  # seconds between two tries to submit
 _FRUITLESS = 3  # ends without a word in a row, none of them further than the one before
 _SUBMITS = 60.0  # seconds that a submission may take
@@ -118,7 +118,7 @@ class Reconciler:
                 self._note_end(task, record, "done", "")
             return None
         if is_done(task.folder) and (record is None or record.ended == "done"):
-            return "submit" if self._settled(task) else None  # nobody joined the parts
+            return "submit" if self._settled(task) else None  # the parts were not joined
         if record is not None and record.ended in ("failed", "cancelled") and not record.again:
             return record.reason
         if record is None or not record.live or record.again:

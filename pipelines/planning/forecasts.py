@@ -67,7 +67,7 @@ def make_forecasts(
 ) -> list[Frozen]:
     """Freeze what the finished runs of `sweep` say of each target, all of them or none.
 
-    `now` in seconds since 1970. Raises ValueError where a target cannot be foretold.
+    `now` in seconds since 1970. Raises ValueError where a target cannot be predicted.
     """
     now = time.time() if now is None else now
     table = finished_runs(home, sweep)
@@ -194,7 +194,7 @@ def _outcome(home: Home, path: Path) -> Outcome:
     except (ValidationError, ConfigMismatchError) as error:
         return Outcome(path.name, "void", f"the run cannot be told: {error}", forecast)
     if unlike:
-        said = "the run is another than was foretold: " + "; ".join(unlike[:3])
+        said = "the run is another than was predicted: " + "; ".join(unlike[:3])
         return Outcome(path.name, "void", said, forecast)
     if not is_done(folder):
         line = latest_line(folder / "metrics.jsonl", "train")
@@ -210,7 +210,7 @@ def _graded(home: Home, path: Path, forecast: Forecast, trial: Trial) -> Outcome
     """The grade of a run that has ended."""
     target = forecast.target
     folder = home.trial(target.sweep, target.trial)
-    alone = Sweep(name=target.sweep, question="What was foretold?", trials=(trial,))
+    alone = Sweep(name=target.sweep, question="What was predicted?", trials=(trial,))
     ends = [
         row
         for row in rows_of(home, alone)
@@ -222,7 +222,7 @@ def _graded(home: Home, path: Path, forecast: Forecast, trial: Trial) -> Outcome
     ended, frozen = line["time_ms"] / 1000, datetime.fromisoformat(forecast.time).timestamp()
     if ended < frozen:
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(ended))
-        said = f"the run had ended at {when}, before it was foretold at {forecast.time}"
+        said = f"the run had ended at {when}, before it was predicted at {forecast.time}"
         return Outcome(path.name, "void", said, forecast)
     measured = {m: value for m in METRICS if (value := ends[-1][m]) is not None}
     try:

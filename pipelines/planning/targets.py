@@ -36,8 +36,8 @@ def sizes_of(trial: Trial) -> dict[str, float]:
 def begun_at(home: Home, sweep: str, trial: Trial) -> int | None:
     """The step that a trial has reached, None before its first attempt.
 
-    Raises ValueError where its end is known: what was measured cannot be foretold. A run that has
-    only begun can: none of its rows is an end, so no law rests on it; but whoever asks may have
+    Raises ValueError where its end is known: what was measured cannot be predicted. A run that has
+    only begun can: none of its rows is an end, so no law rests on it; but the user may have
     seen its curve, which a reader of the forecast must know.
     """
     folder = home.trial(sweep, trial.name)
@@ -48,7 +48,7 @@ def begun_at(home: Home, sweep: str, trial: Trial) -> int | None:
         state = state_of(folder)[0] if is_done(folder) else "evaluated at its end"
         raise ValueError(
             f"{sweep}/{trial.name} is {state}: its numbers are known, so there is nothing to "
-            "foretell; name a run that is still to come"
+            "predict; name a run that is still to come"
         )
     if not lines and not (folder / "provenance.json").exists():
         return None

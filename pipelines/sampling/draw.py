@@ -1,8 +1,8 @@
 """A set of samples drawn: the missing images of its chunks, by one process or by many.
 
-An image hangs on the set's record, its class and its index alone, so it does not matter who draws
-which chunk, in what company, or whether it was drawn before. Whoever finds none missing ends the
-set (finalize.py).
+An image depends on the set's record, its class and its index alone, so it does not matter which
+process draws which chunk, or whether it was drawn before. The process that finds none missing
+completes the set (finalize.py).
 """
 
 import socket
@@ -16,7 +16,7 @@ from pipelines.sampling.finalize import end_set, ended, write_strips
 from pipelines.sampling.rejection import RejectionClassifier, load_rejection_classifier
 from pipelines.sampling.request import Plan
 from pipelines.sampling.store import (
-    Life,
+    ProcessShare,
     SampleFolder,
     StoredImage,
     Writers,
@@ -204,9 +204,11 @@ class _Marks:
         for chunk in to_mark:
             now, images = monotonic(), self.new.pop(chunk)
             self.missing[chunk] -= images
-            life = Life(images, now - self.since, self.device, code_version(), socket.gethostname())
+            share = ProcessShare(
+                images, now - self.since, self.device, code_version(), socket.gethostname()
+            )
             self.since = now
-            self.at.mark(chunk, self.found[chunk], life)
+            self.at.mark(chunk, self.found[chunk], share)
 
 
 def end(

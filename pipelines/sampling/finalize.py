@@ -188,7 +188,7 @@ def _manifest(
     rejection: dict[str, Any] | None,
     names: Names | None,
 ) -> dict[str, Any]:
-    lives = list(at.lives())
+    shares = list(at.shares())
     images = []
     for request in kept:
         made = found[request]
@@ -206,10 +206,10 @@ def _manifest(
         "address": address,
         "set": at.wanted.model_dump(mode="json"),
         "rejection": rejection,
-        "commits": sorted({life.commit or "unknown" for life in lives}),
-        "devices": sorted({life.device for life in lives}),
-        "hosts": sorted({life.host for life in lives}),
-        "seconds": sum(life.seconds for life in lives),  # of all processes together
+        "commits": sorted({share.commit or "unknown" for share in shares}),
+        "devices": sorted({share.device for share in shares}),
+        "hosts": sorted({share.host for share in shares}),
+        "seconds": sum(share.seconds for share in shares),  # of all processes together
         "ended": time.strftime("%F %T %z"),
         "images": images,
     }

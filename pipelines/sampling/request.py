@@ -43,7 +43,7 @@ class Plan:
     address: str
     folder: Path
     wanted: SampleSet
-    classifier: str | None  # as named, for whoever draws
+    classifier: str | None  # as named, for the process that samples
 
     @property
     def raw(self) -> bool:
@@ -82,8 +82,8 @@ def plan_set(context: RunContext, address: str, asked: SampleOptions) -> Plan:
         if asked.class_map:
             outputs = read_class_map(asked.class_map, record.classes, names)
         rejection = rejection_by(judge, asked.reject, record.classes, outputs)
-    nobody = f"it pulls towards a class, and with --classes {NONE} there is none"
-    no_class = nobody if labels == (record.classes,) else None
+    reason = f"it pulls towards a class, and with --classes {NONE} there is none"
+    no_class = reason if labels == (record.classes,) else None
     wanted = SampleSet(
         name=asked.name,
         seed=asked.seed,

@@ -80,7 +80,9 @@ def here(
         lost = f"{plan.folder} does not keep what is written: {len(left):,} of its chunks, twice"
         return Outcome(failures={plan.wanted.name: lost})
     others = f"{len(left):,} of {plan.wanted.chunks:,} chunks are still missing"
-    return Outcome(missing=f"This part is done; {others}. Whoever draws the last ends the set.")
+    return Outcome(
+        missing=f"This part is done; {others}. The last part to finish completes the set."
+    )
 
 
 @contextmanager

@@ -35,7 +35,7 @@ class StoredImage:
 
 
 @dataclass(frozen=True)
-class Life:
+class ProcessShare:
     """One process's share of a chunk: what it made, by what code, where, in how long."""
 
     images: int
@@ -64,7 +64,7 @@ class SampleFolder:
         if path.exists():
             if self.is_current():
                 return
-        else:  # nobody knows what the marks are of
+        else:  # it is unknown what the marks belong to
             for mark in (self.folder / "chunks").glob("*.json"):
                 mark.unlink(missing_ok=True)
         for stale in (DONE, STRIPS):
@@ -131,27 +131,27 @@ class SampleFolder:
             beside.write_bytes(content)
         return StoredImage(len(content), zlib.crc32(content), score)
 
-    def mark(self, chunk: int, images: dict[Request, StoredImage], life: Life) -> None:
+    def mark(self, chunk: int, images: dict[Request, StoredImage], share: ProcessShare) -> None:
         """Note that these images of `chunk` are whole on disk, last made in `life`."""
         rows = [
             [request.label, request.index, made.bytes, made.crc32, made.score]
             for request, made in images.items()
         ]
-        lives = [*(asdict(one) for one in self._mark(chunk)[1]), asdict(life)]
+        shares = [*(asdict(one) for one in self._mark(chunk)[1]), asdict(share)]
         with whole(self.mark_path(chunk)) as beside:
-            beside.write_text(json.dumps({"images": rows, "lives": lives}) + "\n")
+            beside.write_text(json.dumps({"images": rows, "lives": shares}) + "\n")
 
-    def lives(self) -> Iterator[Life]:
+    def shares(self) -> Iterator[ProcessShare]:
         """Every process's share of every chunk."""
         for chunk in range(self.wanted.chunks):
             yield from self._mark(chunk)[1]
 
-    def _mark(self, chunk: int) -> tuple[dict[Request, StoredImage], list[Life]]:
+    def _mark(self, chunk: int) -> tuple[dict[Request, StoredImage], list[ProcessShare]]:
         """What is noted of `chunk`; a torn or foreign file, or a folder, notes nothing."""
         try:
             noted = read_json(self.mark_path(chunk))
             images = {Request(row[0], row[1]): StoredImage(*row[2:]) for row in noted["images"]}
-            return images, [Life(**one) for one in noted["lives"]]
+            return images, [ProcessShare(**one) for one in noted["lives"]]
         except (FileNotFoundError, IsADirectoryError, ValueError, LookupError, TypeError):
             return {}, []
 
@@ -202,7 +202,7 @@ def refuse_other(folder: Path, wanted: SampleSet) -> None:
 
 
 def refuse_changed(folder: Path, wanted: SampleSet) -> None:
-    """Raise Drift if somebody has made `folder` the home of another set, or of more or less."""
+    """Raise ConfigMismatchError if `folder` now holds another set, or more or fewer samples."""
     refuse(folder / RECORD, drift(folder / RECORD, wanted))
 
 

@@ -139,7 +139,7 @@ def run_tokens(
             attempt.begin({})
             with precision_context(
                 "fp32", context.device()
-            ):  # tokens must not hang on what ran before
+            ):  # tokens must not depend on what ran before
                 complete = write_cache(
                     folder,
                     model,

@@ -97,7 +97,7 @@ def is_mine(folder: Path, me: Driver) -> bool:
 def still_driving(folder: Path, me: Driver) -> None:
     """Raise Busy if another driver has taken the place of `me`."""
     if not is_mine(folder, me):
-        raise Busy(f"{folder} is now driven by {owner(folder) or 'nobody'}: this driver leaves")
+        raise Busy(f"{folder} is now driven by {owner(folder) or 'no process'}: this driver exits")
 
 
 def _myself(on: str) -> Driver:

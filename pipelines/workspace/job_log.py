@@ -29,11 +29,11 @@ class JobRecord:
     reason: str = ""
     fruitless: int = 0  # ends in a row, this one among them, without a word and without progress
     progress: int = 0  # how far the stage was when it ended
-    again: bool = False  # somebody asked to have it tried again
+    again: bool = False  # the user requested a retry
 
     @property
     def live(self) -> bool:
-        """Whether nobody has seen its end."""
+        """Whether the end of the job is unknown."""
         return self.ended is None
 
     @property

@@ -105,7 +105,7 @@ class Weights(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     lpips: tuple[Path, ...] = ()  # VGG-16 and its calibration: one file, or one of each
-    inception: Path | None = None  # what FID and its kin look with
+    inception: Path | None = None  # what FID and related scores look with
     classifier: Path | None = None  # a ResNet that rejects samples
 
     def files(self) -> list[tuple[str, Path]]:

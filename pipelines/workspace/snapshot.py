@@ -37,7 +37,7 @@ def take_snapshot(home: Home, dirty: bool, modules: Iterable[str] = ()) -> Snaps
     changed = _git("status", "--porcelain", "--untracked-files=all", "--", *ROOMS)
     if changed and not dirty:
         raise DirtyTree(
-            "the code differs from its commit, so nobody could say later what ran:\n"
+            "the code differs from its commit, so the run could not be reproduced:\n"
             f"{changed}\nCommit it, or run with --dirty to have the difference recorded."
         )
     tree = _tree_as_is() if changed else "HEAD"

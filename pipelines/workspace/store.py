@@ -145,7 +145,7 @@ def refuse_old(path: Path, kind: type[Record]) -> None:
     try:
         content = json.loads(path.read_bytes())
     except ValueError:
-        return  # no JSON at all: whoever reads it says so
+        return  # no JSON: the reader reports it
     if field is None or not isinstance(content, dict):
         return
     found = content.get("format", 1)

@@ -100,7 +100,7 @@ def decoding_flops(tokenizer: Tokenizer) -> int:
 # Training ---------------------------------------------------------------------------------------
 
 
-def tokenizer_training_flops(t: TrainedTokenizer, judged: bool) -> Count:
+def tokenizer_training_flops(t: TrainedTokenizer, with_critic: bool) -> Count:
     """FLOPs of one training step on one image; `judged`: with the critic at work."""
     counted: Counter[str] = Counter()
     for layer in tokenizer_layers(t):
@@ -114,7 +114,7 @@ def tokenizer_training_flops(t: TrainedTokenizer, judged: bool) -> Count:
             (3 if layer.component == "vgg" else 2) * layer.flops for layer in vgg_layers(t.side)
         )
     critic = t.losses.critic
-    if judged and critic is not None:
+    if with_critic and critic is not None:
         first, *rest = critic_layers(critic, t.side)
         # Its own step: two images, forward and backward, its first layer's inputs without; the
         # tokenizer's: one forward, and backward to the image alone.
@@ -136,8 +136,8 @@ def critic_starts(critic: Critic, steps: int) -> int:
 
 def tokenizer_train_flops(t: TrainedTokenizer, done: int) -> int:
     """FLOPs of the first `done` steps on the global batch; k-means, done once, is not counted."""
-    plain, judged = (tokenizer_training_flops(t, judged) for judged in (False, True))
-    more = total(judged) - total(plain)
+    plain, with_critic = (tokenizer_training_flops(t, with_critic) for with_critic in (False, True))
+    more = total(with_critic) - total(plain)
     unquantised = min(done, t.codebook.starts_at)
     an_image = done * total(plain) + judged_steps(t, done) * more
     return t.batch_size * (an_image - unquantised * plain["quantizer"])

@@ -31,7 +31,7 @@ _ASYMMETRY = 1e-5  # of the largest entry: what float32 leaves
 
 
 class ExternalStatistics(NamedTuple):
-    """Moments that somebody else gathered: nothing says of what, so the file's hash stands for it.
+    """Statistics of another program. Their data are unknown; the file's hash identifies them.
 
     How many images there were is not known, nor are there features for KID, precision or recall.
     """

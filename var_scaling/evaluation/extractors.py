@@ -1,4 +1,4 @@
-"""What looks at images for FID and its kin: Inception, or a small seeded network in its place.
+"""Feature extractors of FID and related scores: Inception, or a small network with seeded weights.
 
 A number is only called FID when Inception took the features; of any other extractor it bears the
 name. Shapes: B images, H side, C channels, D features, K outputs.
@@ -107,7 +107,7 @@ def inception_extractor(path: Path | None) -> Extractor:
     if sha256 != INCEPTION_SHA256:
         raise WeightsError(
             f"{path}: SHA-256 {sha256}; wanted\n{wanted}\n  from {_RELEASE}\n"
-            "Other weights give other numbers, which nobody could call FID"
+            "Other weights give other numbers, which are not FID"
         )
     net = Inception()
     load_frozen(path, read_frozen(path), net)
@@ -136,7 +136,7 @@ def seeded_extractor() -> Extractor:
 
 
 def drawn(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Float32 weights that hang on `name` and `shape` alone, uniform, of variance 2 / fan-in.
+    """Float32 weights that depend on `name` and `shape` alone, uniform, of variance 2 / fan-in.
 
     That keeps activations in scale through ReLUs (arXiv 1502.01852). The bits are SHAKE-256's,
     which no library's next version changes; vectors, being biases, are a quarter as wide.

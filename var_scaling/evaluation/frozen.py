@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from var_scaling.weights import State, read_tensors, refuse_mismatch
 
-_BOOKKEEPING = ".num_batches_tracked"  # how long the training was; no output hangs on it
+_BOOKKEEPING = ".num_batches_tracked"  # how long the training was; no output depends on it
 
 
 class FrozenNorm(nn.Module):

@@ -45,7 +45,7 @@ def reconstruct(
     """
     was_training = model.training
     model.eval()
-    batch = min(256, model.images_at_once)
+    batch = min(256, model.max_batch_size)
     rows = spread_rows(held_out.rows, _HELD_OUT)
     counts = torch.zeros(t.pyramid.scales, t.codebook_size, dtype=torch.int64)
     sums: dict[str, float] = {}

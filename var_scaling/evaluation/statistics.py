@@ -1,7 +1,7 @@
 """What FID, IS, KID, precision and recall need to know of a set of images, gathered in passing.
 
 Batches come in any order, in any number of processes: what is merged is what one would have found,
-but for the last bits. Which images play which part hangs on their numbers in the whole set alone.
+but for the last bits. Which images play which part depends on their numbers in the whole set alone.
 
 Shapes: B images of a batch, N of those kept, D features, K outputs, I splits.
 """

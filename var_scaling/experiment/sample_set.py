@@ -25,7 +25,7 @@ Labels = Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
 class Request:
     """One image to be: the class it is to show (the number of classes: none), and which of those.
 
-    With a seed and the settings it says all that the image hangs on.
+    With a seed and the settings it says all that the image depends on.
     """
 
     label: int
@@ -42,7 +42,7 @@ class Rejection(Record):
 
 
 class SampleSet(Record):
-    """All that the images of a set hang on."""
+    """All that the images of a set depend on."""
 
     format: Literal[2] = 2  # of the record on disk; 1 had no `sampling.family`
     name: Name

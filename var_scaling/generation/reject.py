@@ -52,7 +52,7 @@ def scored(
 
     `probabilities` takes uint8 images and gives (B, K); `outputs` says which of the K is a class's,
     where that is not its number. On a processor images go one by one: convolutions round by the
-    batch, and a score must not hang on its company.
+    batch, and a score must not depend on its company.
     """
     parts = images_BWW3.split(1) if images_BWW3.device.type == "cpu" else (images_BWW3,)
     found_BK = torch.cat([probabilities(part) for part in parts]).double().cpu()

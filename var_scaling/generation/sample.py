@@ -1,4 +1,4 @@
-"""Images asked for to images: each hangs on the seed, its class and its number, on nothing else.
+"""Sample images. Each depends only on the model, settings, seed, class and index.
 
 Shapes: B images, L tokens, K frames, Z code channels, H side of the grid, W side of the images.
 """

@@ -25,7 +25,7 @@ class Draws:
         self.generators: list[torch.Generator] = []
 
     def begin(self, seeds: list[int], device: torch.device) -> None:
-        """Before a forward: one seed an image, so that no mask hangs on who shares the batch."""
+        """Before a forward: one seed an image, so that no mask depends on who shares the batch."""
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
 

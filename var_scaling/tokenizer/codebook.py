@@ -58,7 +58,7 @@ class CodebookUpkeep:
 
     @torch.no_grad()
     def update(self, quantized: Quantized, step: int) -> Tensor:
-        """Move each code towards the vectors that chose it; restart those nobody chose.
+        """Move each code towards the vectors that chose it; restart unused codes.
 
         Returns the restarted codes' numbers: what they stood for before is over.
         """

@@ -18,7 +18,7 @@ from var_scaling.recipe import Critic
 class PatchCritic(nn.Module):
     """Images (B, 3, H, H) to verdicts (B, 1, h, h), one a patch: above 0 real, below made.
 
-    Group norm instead of the usual batch norm: a verdict must not hang on the other images of a
+    Group norm instead of the usual batch norm: a verdict must not depend on the other images of a
     batch, nor on how many processes share it.
     """
 

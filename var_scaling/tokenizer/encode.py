@@ -43,7 +43,7 @@ def write_cache(
     encoded = model.features if description.get("kind") == "features" else model.encode
     shards: list[int] = manifest["shards_crc32"]
     starts = mine[len(shards) * SHARD :: SHARD]
-    batch = min(_BATCH, model.images_at_once)
+    batch = min(_BATCH, model.max_batch_size)
     batches = [
         np.arange(at, min(at + batch, start + SHARD, mine.stop))
         for start in starts

@@ -28,7 +28,7 @@ class MultiScaleVQVAE(nn.Module):
             self.post_quant_conv = nn.Conv2d(t.code_channels, t.code_channels, 3, padding=1)
 
     @property
-    def images_at_once(self) -> int:
+    def max_batch_size(self) -> int:
         """How many images may go through together: the largest activation stays within 1 GiB."""
         return max(1, 2**28 // (self.side**2 * self.channels))
 

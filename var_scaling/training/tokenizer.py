@@ -54,8 +54,8 @@ def train_tokenizer(
 ) -> MultiScaleVQVAE:
     """The trained tokenizer, its weights averaged where the record says so.
 
-    Resumes bitwise. Raises Diverged, Interrupted if `heed` says STOP, ValueError if the batch does
-    not divide among the world's processes or a share of it does not go through in one pass.
+    Resumes bitwise. Raises Diverged, Interrupted if `poll_signal` returns STOP, ValueError if the
+    batch does not divide among the processes or a share does not fit one micro-batch.
     """
     if (
         len(world.micro_batches(t.batch_size)) > 1
@@ -145,7 +145,7 @@ class _Learner:
             with torch.no_grad(), precision_context(self.t.precision, self.world.device):
                 features = [
                     self.model.features(to_unit(part).to(self.world.device)).float()
-                    for part in pixels.split(self.model.images_at_once)
+                    for part in pixels.split(self.model.max_batch_size)
                 ]
             self.model.train()
             self.upkeep.start(torch.cat(features))

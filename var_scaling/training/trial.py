@@ -60,8 +60,8 @@ def train(
     The checkpoints of `trial.keep_steps` are written into the folder `kept`; `start` is the file
     with that of `trial.start`.
 
-    Raises Diverged, Interrupted if `heed` says STOP, ValueError if the batch does not divide among
-    the world's processes.
+    Raises Diverged, Interrupted if `poll_signal` returns STOP, ValueError if the
+    batch does not divide among the processes.
     """
     model = trial.family.build(trial.spec, trial.seed)
     trial.family.normalize(model, latent_statistics(training.manifest))

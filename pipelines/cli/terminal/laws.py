@@ -16,12 +16,12 @@ def law_tables(laws: dict[str, Any]) -> Group:
     """The laws as the paper states them: the raw loss, then what lies above a fitted floor."""
     title = f"{laws['sweep']}: {laws['sizes']} sizes, {laws['decades']:.1f} decades of N"
     raw = new_table(
-        "raw: L = (β x)^-α", "α [95 %]", "β", "r", "R²", "largest foretold", title=title
+        "raw: L = (β x)^-α", "α [95 %]", "β", "r", "R²", "largest predicted", title=title
     )  # fmt: skip
     reducible = new_table(
-        "reducible: L = E + (β x)^-α", "E [95 %]", "α [95 %]", "β", "r", "R²", "largest foretold",
+        "reducible: L = E + (β x)^-α", "E [95 %]", "α [95 %]", "β", "r", "R²", "largest predicted",
         caption=f"objective: {laws['objective']}; intervals by profile; r and R² of log(L − E) on "
-        "log x; foretold: from the smaller sizes, less what was measured",
+        "log x; predicted: from the smaller sizes, less what was measured",
     )  # fmt: skip
     for law in laws["laws"]:
         fit, values = law["fit"], law["fit"]["values"]

@@ -54,7 +54,7 @@ def look(home: Home, settings: Settings, cluster: Cluster) -> Iterator[CheckResu
                 return
             yield _partition(name, cluster)
     except Away as error:
-        said = f"{error}; no job can be submitted until it answers: tell whoever runs the cluster"
+        said = f"{error}; no job can be submitted until it answers: tell the administrators"
         yield CheckResult("Slurm", False, said)
         return
     yield _nodes(cluster)
@@ -139,7 +139,7 @@ def _nodes(cluster: Cluster) -> CheckResult:
     rows = [(int(number), state, gpus_in(gres)) for number, state, gres in lines]
     if not rows:
         return CheckResult(
-            "nodes", False, f"sinfo: {complaint(answer)}; ask whoever runs the cluster"
+            "nodes", False, f"sinfo: {complaint(answer)}; ask the cluster's administrators"
         )
     fit = sum(number for number, _, gpus in rows if gpus >= wanted)
     up = sum(number for number, state, gpus in rows if gpus >= wanted and state.startswith(_UP))
@@ -202,7 +202,7 @@ def _customs() -> Iterator[CheckResult]:
 def _from_a_node(home: Home, settings: Settings, cluster: Cluster) -> Iterator[CheckResult]:
     """A minute's job, where a node is idle: does it see home, Python, data and GPUs as we do?"""
     idle = ask("sinfo", "-h", "-p", cluster.partition, "-t", "idle", "-o", "%a %D").stdout
-    unknown = "so nobody knows whether nodes see home, Python, data and GPUs: look again later"
+    unknown = "so it is unknown whether nodes see home, Python, data and GPUs: check again later"
     if not re.search("^up [1-9]", idle, re.MULTILINE):
         yield CheckResult("node", None, f"none is idle, {unknown}")
         return
@@ -234,7 +234,9 @@ def _from_a_node(home: Home, settings: Settings, cluster: Cluster) -> Iterator[C
         late = answer.returncode == 124 or "busy" in answer.stderr
         said = answer.stderr.strip() or "srun gave no answer within a minute"
         mend = (
-            unknown if late else "ask whoever runs the cluster why srun fails and sbatch does not"
+            unknown
+            if late
+            else "ask the cluster's administrators why srun fails and sbatch does not"
         )
         yield CheckResult("node", None if late else False, f"{said}; {mend}".replace("\n", "; "))
         return

@@ -28,7 +28,7 @@ ACTIVE = frozenset(
         "RESV_DEL_HOLD", "EXPEDITING", "LAUNCH_FAILED", "POWER_UP_NODE", "RECONFIG_FAIL",
     )
 )  # fmt: skip
-# Why a job is pending that will not start until somebody changes something.
+# Reasons of pending jobs that do not start without a change by a user.
 HOPELESS = frozenset(
     (
         "PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints", "JobHeldUser", "JobHeldAdmin",

@@ -162,7 +162,7 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _environment(wanted: dict[str, str]) -> Iterator[None]:
-    """The environment of whoever called, not that of Ray's worker: sbatch hands it to the job."""
+    """The environment of the caller, not of Ray's worker: sbatch passes it to the job."""
     before = dict(os.environ)
     os.environ.clear()
     os.environ.update(wanted)

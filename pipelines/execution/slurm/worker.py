@@ -61,7 +61,7 @@ class Work:
             return "stopped"
 
     def _wanted(self) -> bool:
-        """Whether this submission is the newest, and nobody has cancelled it meanwhile."""
+        """Whether this submission is the newest and has not been cancelled."""
         record = jobs.latest(Path(self.folder))
         if record is None or (record.submission == self.submission and record.ended != "cancelled"):
             return True
@@ -69,7 +69,7 @@ class Work:
         return False
 
     def _here(self) -> str:
-        """The same as one of several processes on this machine, which nobody requeues."""
+        """The same as one of several processes on this machine, which are not requeued."""
         settings = Settings.model_validate_json(self.settings)
         requested_signal = StopFile(Path(self.payload["stop"]))
         context = RunContext(

@@ -26,7 +26,7 @@ def sample_tokens(
 
     Raises ValueError where guidance or temperature leave no finite logits.
     """
-    cached = CachedAR(network, labels_B, sampling.guidance)
+    cached = ARSampler(network, labels_B, sampling.guidance)
     uniform_BT = draws.uniform("token", 0, (network.tokens,))
     ids_BT = labels_B.new_zeros(len(labels_B), network.tokens)
     side = quantizer.pyramid.side
@@ -58,13 +58,13 @@ def sample_tokens(
 @torch.no_grad()
 def passes_alone(network: AR, quantizer: Quantizer, labels_B: Tensor, sampling: ArSampling) -> None:
     """The transformer's part of a sample, for timing: the tokens do not matter."""
-    cached = CachedAR(network, labels_B, sampling.guidance)
+    cached = ARSampler(network, labels_B, sampling.guidance)
     previous = inputs_of(network.config, quantizer, torch.zeros_like(labels_B)[:, None])
     for place in range(network.tokens):
         cached.logits(place, previous if place else None)
 
 
-class CachedAR:
+class ARSampler:
     """One batch on its way through the tokens: AdaLN once an image, keys and values kept in place.
 
     With guidance, rows with the null class follow the conditional ones. There are at least

@@ -40,14 +40,14 @@ def walk(
     draws: SampleDraws,
     kept: Kept | None = None,
 ) -> Iterator[Drawn]:
-    """Draw one scale after another. Runs in the precision of whoever asks for the next.
+    """Draw one scale after another. Runs in the precision of the caller.
 
     Where `kept` has tokens, their codes are put in place of those drawn, at every scale. Raises
     ValueError where guidance or temperature leave no finite logits.
     """
     pyramid, device = quantizer.pyramid, labels_B.device
     steps = sampling.steps(pyramid.scales)
-    cached = CachedVAR(model, pyramid, labels_B, [at.guidance for at in steps])
+    cached = VARSampler(model, pyramid, labels_B, [at.guidance for at in steps])
     f_BZHH = quantizer.blank(len(labels_B))
     givens = None if kept is None else [part.split(pyramid.lengths, dim=1) for part in kept]
     for k, at in enumerate(steps):
@@ -74,7 +74,7 @@ def passes_alone(model: VAR, quantizer: Quantizer, labels_B: Tensor, sampling: V
     blank_BZHH = quantizer.blank(len(labels_B))
     channels = blank_BZHH.shape[1]
     inputs = [blank_BZHH.new_zeros(len(labels_B), S, channels) for S in pyramid.lengths]
-    cached = CachedVAR(model, pyramid, labels_B, sampling.weights(pyramid.scales))
+    cached = VARSampler(model, pyramid, labels_B, sampling.weights(pyramid.scales))
     for k, shown_BSZ in enumerate(inputs):
         cached.logits(k, shown_BSZ if k else None)
 
@@ -107,7 +107,7 @@ def _codes(
     return ids_BS, mixed(allowed_BSV, uniform_BSV, at.sharpening, at.tau, codes_VZ)
 
 
-class CachedVAR:
+class VARSampler:
     """One batch on its way through the scales: AdaLN once an image, keys and values kept in place.
 
     Rows are the images, told their class, and behind them the same told none, for as long as
@@ -123,9 +123,9 @@ class CachedVAR:
         rows = 2 * self.images if self.guided_until > 0 else self.images
         # Row i of the finer scales is this row of the first.
         self.row_R = torch.arange(rows, device=labels_B.device).clamp_max(self.images)
-        nobody = labels_B.new_full((FEWEST_ROWS - 1,), model.classes)
+        null_class = labels_B.new_full((FEWEST_ROWS - 1,), model.classes)
         with full_precision(labels_B.device):
-            self.cond_RC = model.class_emb(torch.cat([labels_B, nobody]))
+            self.cond_RC = model.class_emb(torch.cat([labels_B, null_class]))
         kind = autocast_dtype(labels_B.device)
         shared = model.shared_ada_lin(self.cond_RC) if model.config.shared_adaln else self.cond_RC
         self.blocks = [block for block in model.blocks if isinstance(block, Block)]
@@ -177,7 +177,7 @@ class CachedVAR:
         end = start + self.pyramid.lengths[k]
         held = self.cache[block]
 
-        def remember(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        def update_kv_cache(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
             if k == 0:
                 held[0, :, :, :end] = key[self.row_R]
                 held[1, :, :, :end] = value[self.row_R]
@@ -187,7 +187,7 @@ class CachedVAR:
             held[1, :rows, :, start:end] = value
             return held[0, :rows, :, :end], held[1, :rows, :, :end]
 
-        return remember
+        return update_kv_cache
 
     def _read(self, x_RSC: Tensor, parts: Tensor) -> Tensor:
         scale_R1C, shift_R1C = parts.unbind(1)
