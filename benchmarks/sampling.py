@@ -171,8 +171,8 @@ def run(way: type, model: VAR, quantizer: Quantizer, batch: int, sampling: VarSa
     requests = [Request(number, 0) for number in range(batch)]
     labels_B = torch.arange(batch, device=device)
     noise, began = RequestDraws(0, requests, device), clock()
-    with patch.object(walking, "CachedVAR", Timed), precision_context(sampling.precision, device):
-        steps = list(walking.walk(model, quantizer, labels_B, sampling, noise))
+    with patch.object(walking, "VARSampler", Timed), precision_context(sampling.precision, device):
+        steps = list(walking.sample_tokens(model, quantizer, labels_B, sampling, noise))
     return Run(sum(spent), clock() - began, steps)
 
 

@@ -12,7 +12,7 @@ from var_scaling.models.base import Kept, ModelSpec
 from var_scaling.models.logits import chosen, filtered, guided, mixed
 from var_scaling.models.var.config import VarModel, VarSampling
 from var_scaling.models.var.model import VAR
-from var_scaling.models.var.sampler import VARSampler, walk
+from var_scaling.models.var.sampler import VARSampler, sample_tokens
 from var_scaling.pyramid import Pyramid
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 
@@ -52,7 +52,9 @@ def requests(count: int) -> list[Request]:
 
 def drawn_by(module, vqvae, asked, sampling, kept=None):
     labels = torch.tensor([request.label for request in asked])
-    return list(walk(module, vqvae.quantize, labels, sampling, RequestDraws(0, asked, CPU), kept))
+    return list(
+        sample_tokens(module, vqvae.quantize, labels, sampling, RequestDraws(0, asked, CPU), kept)
+    )
 
 
 @pytest.mark.parametrize("model", VARIANTS)

@@ -12,7 +12,7 @@ from var_scaling.config import Tokenizer
 from var_scaling.models.logits import filtered
 from var_scaling.models.var.config import VarModel, VarSampling
 from var_scaling.models.var.model import VAR
-from var_scaling.models.var.sampler import walk
+from var_scaling.models.var.sampler import sample_tokens
 from var_scaling.pyramid import Pyramid
 from var_scaling.recipe import Optimiser
 from var_scaling.tokenizer.model import MultiScaleVQVAE
@@ -124,7 +124,7 @@ def test_greedy_guided_sampling_draws_the_same_tokens(model, transformer):
     module, wanted = transformer
     greedy = VarSampling(guidance=1.5, top_k=1, top_p=0)
     halves = SimpleNamespace(uniform=lambda purpose, k, shape: torch.full((2, *shape), 0.5))
-    drawn = list(walk(module, model.quantize, LABELS, greedy, halves))
+    drawn = list(sample_tokens(module, model.quantize, LABELS, greedy, halves))
     assert torch.cat([step.ids_BS for step in drawn], 1).tolist() == wanted["greedy_ids"]
     image = (model.render(drawn[-1].f_BZHH).clamp(-1, 1) + 1) / 2
     check_close(torch.tensor(some(image)), wanted["greedy_image"])

@@ -15,7 +15,7 @@ from var_scaling.models.base import Kept
 from var_scaling.models.logits import filtered
 from var_scaling.models.var.config import VarModel, VarSampling
 from var_scaling.models.var.model import VAR
-from var_scaling.models.var.sampler import walk
+from var_scaling.models.var.sampler import sample_tokens
 
 pytestmark = [
     pytest.mark.reference,
@@ -55,7 +55,7 @@ def as_image(model, f_hat):
 @torch.no_grad()
 def test_greedy_guided_sampling(model, transformer):
     module, wanted = transformer
-    drawn = list(walk(module, model.quantize, wanted["labels"], GREEDY, Halves))
+    drawn = list(sample_tokens(module, model.quantize, wanted["labels"], GREEDY, Halves))
     for step in drawn:
         assert torch.equal(step.ids_BS, wanted[f"ar_idx_{step.k}"])
         assert_close(step.logits_BSV, wanted[f"ar_guided_logits_{step.k}"])
@@ -71,7 +71,7 @@ def test_painting_in_and_out(kind, model, io, transformer):
     module, wanted = transformer
     mask_BL = kept_positions(wanted[f"{kind}_mask"].bool(), model.quantize.pyramid)[None]
     kept = Kept(io["idx_all"], mask_BL.expand(4, -1))
-    drawn = list(walk(module, model.quantize, wanted["labels"], GREEDY, Halves, kept))
+    drawn = list(sample_tokens(module, model.quantize, wanted["labels"], GREEDY, Halves, kept))
     chosen = torch.cat([step.chosen_BS for step in drawn], 1)
     assert torch.equal(chosen, wanted[f"{kind}_idx_all"])
     ids = torch.cat([step.ids_BS for step in drawn], 1)

@@ -14,8 +14,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 _LARGEST_SCALE = math.log(100.0)  # of the learned attention temperature
-# Takes the keys and values of the positions at hand, gives those of all that they may see.
-Memory = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# Stores the keys and values of the current positions; returns those of all visible positions.
+KVCache = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Rotate = Callable[[Tensor], Tensor]  # of queries and keys (B, N, L, C / N), by their positions
 
 
@@ -37,7 +37,7 @@ class Attention(nn.Module):
         self,
         x_BLC: Tensor,
         mask_LL: Tensor | None,
-        memory: Memory | None = None,
+        kv_cache: KVCache | None = None,
         rotate: Rotate | None = None,
     ) -> Tensor:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
@@ -51,8 +51,8 @@ class Attention(nn.Module):
             scale = 0.25 / math.sqrt(q.shape[-1])  # the released code's extra 0.25
         if rotate is not None:
             q, k = rotate(q), rotate(k)
-        if memory is not None:
-            k, v = memory(k, v)
+        if kv_cache is not None:
+            k, v = kv_cache(k, v)
         h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_LL, scale=scale)
         return self.proj(rearrange(h, "b n l c -> b l (n c)"))
 
@@ -132,12 +132,12 @@ class Block(nn.Module):
         parts_B61C: Tensor,
         mask_LL: Tensor | None,
         keep_2B11: Tensor | Sequence[float],
-        memory: Memory | None = None,
+        kv_cache: KVCache | None = None,
         rotate: Rotate | None = None,
     ) -> Tensor:
         """`parts` are those of the condition; `keep` scales each residual."""
         gamma1, gamma2, scale1, scale2, shift1, shift2 = parts_B61C.unbind(1)
-        h = gamma1 * self.attn(modulate(x_BLC, scale1, shift1), mask_LL, memory, rotate)
+        h = gamma1 * self.attn(modulate(x_BLC, scale1, shift1), mask_LL, kv_cache, rotate)
         x_BLC = x_BLC + keep_2B11[0] * h
         h = gamma2 * self.ffn(modulate(x_BLC, scale2, shift2))
         return x_BLC + keep_2B11[1] * h

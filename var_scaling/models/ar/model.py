@@ -14,7 +14,7 @@ from var_scaling.models.ar.accounting import has_levels
 from var_scaling.models.ar.config import ArModel
 from var_scaling.models.layers import (
     Block,
-    Memory,
+    KVCache,
     ModulatedNorm,
     Rotate,
     autocast_dtype,
@@ -159,15 +159,15 @@ class LlamaBlock(nn.Module):
         parts: Tensor,
         mask_TT: Tensor | None,
         keep_2B11: Tensor | tuple[float, float],
-        memory: Memory | None = None,
+        kv_cache: KVCache | None = None,
         rotate: Rotate | None = None,
     ) -> Tensor:
         qkv = self.wqkv(self.attention_norm(x_BTC))
         q, k, v = rearrange(qkv, "b t (three n c) -> three b n t c", three=3, n=self.heads)
         if rotate is not None:
             q, k = rotate(q), rotate(k)
-        if memory is not None:
-            k, v = memory(k, v)
+        if kv_cache is not None:
+            k, v = kv_cache(k, v)
         h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_TT)
         x_BTC = x_BTC + keep_2B11[0] * self.wo(rearrange(h, "b n t c -> b t (n c)"))
         h = self.ffn_norm(x_BTC)

@@ -13,7 +13,7 @@ from var_scaling.accounting import FEWEST_ROWS
 from var_scaling.models.ar.config import ArSampling, frame_rows
 from var_scaling.models.ar.model import AR, LlamaBlock, from_raster, inputs_of
 from var_scaling.models.base import Frame, SampleDraws
-from var_scaling.models.layers import Block, Memory, autocast_dtype, full_precision
+from var_scaling.models.layers import Block, KVCache, autocast_dtype, full_precision
 from var_scaling.models.logits import chosen, filtered, guided
 from var_scaling.tokenizer.quantizer import Quantizer
 
@@ -102,14 +102,14 @@ class ARSampler:
         x_R1C = x_R1C.to(self.cache.dtype)
         rotate = network.rotation(here)
         for number, (block, parts) in enumerate(zip(self.blocks, self.parts, strict=True)):
-            x_R1C = block(x_R1C, parts, None, (1.0, 1.0), self._memory(number, place), rotate)
+            x_R1C = block(x_R1C, parts, None, (1.0, 1.0), self._kv_cache(number, place), rotate)
         logits_RV = network.read(x_R1C, self.cond_RC)[:, 0].float()
         conditional_BV = logits_RV[: self.images]
         if not self.guidance:
             return conditional_BV
         return guided(conditional_BV, logits_RV[self.images : 2 * self.images], self.guidance)
 
-    def _memory(self, block: int, place: int) -> Memory:
+    def _kv_cache(self, block: int, place: int) -> KVCache:
         """Puts the keys and values of `place` into the cache, and returns all up to them."""
         cache = self.cache[block]
 

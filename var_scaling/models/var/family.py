@@ -126,10 +126,10 @@ class VarFamily(ModelFamily[VarModel, VarSampling]):
         kept: Kept | None = None,
     ) -> Iterator[Frame]:
         from var_scaling.models.var.model import VAR
-        from var_scaling.models.var.sampler import walk
+        from var_scaling.models.var.sampler import sample_tokens
 
         assert isinstance(network, VAR)
-        for drawn in walk(network, quantizer, labels_B, sampling, draws, kept):
+        for drawn in sample_tokens(network, quantizer, labels_B, sampling, draws, kept):
             yield Frame(drawn.f_BZHH, drawn.ids_BS)
 
     def network_passes(

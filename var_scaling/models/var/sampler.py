@@ -32,7 +32,7 @@ class Drawn(NamedTuple):
 
 
 @torch.no_grad()
-def walk(
+def sample_tokens(
     model: VAR,
     quantizer: Quantizer,
     labels_B: Tensor,
@@ -140,7 +140,7 @@ class VARSampler:
         weight = self.guidance[k]
         x_RSC = self._embedded(k, shown_BSZ)
         for number, (block, parts) in enumerate(zip(self.blocks, self.parts, strict=True)):
-            x_RSC = block(x_RSC, parts, None, (1, 1), self._memory(number, k))
+            x_RSC = block(x_RSC, parts, None, (1, 1), self._kv_cache(number, k))
         rows = len(x_RSC) if weight or k == 0 else self.images
         logits_RSV = self._read(x_RSC[:rows], self.head[:rows])
         cond_BSV = logits_RSV[: self.images]
@@ -171,7 +171,7 @@ class VARSampler:
         self.parts = [parts[rows_R] for parts in self.parts]
         self.head = self.head[rows_R]
 
-    def _memory(self, block: int, k: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def _kv_cache(self, block: int, k: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Puts the keys and values of scale `k` in their place, and gives all up to them."""
         start = self.pyramid.starts[k]
         end = start + self.pyramid.lengths[k]
