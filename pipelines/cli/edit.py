@@ -34,48 +34,70 @@ app = typer.Typer()
 def edit(
     address: Model,
     image: Annotated[
-        Path, typer.Argument(help="a picture of any size", exists=True, dir_okay=False)
+        Path, typer.Argument(help="image file of any size", exists=True, dir_okay=False)
     ],
     in_paint: Annotated[
         str | None,
-        typer.Option(help="fill this box: left,top,right,bottom in pixels, or 25%,0%,75%,50%"),
+        typer.Option(
+            help="regenerate this box: left,top,right,bottom in pixels, or in per cent: "
+            "25%,0%,75%,50%"
+        ),
     ] = None,
     out_paint: Annotated[
-        str | None, typer.Option(help="keep this box, and paint all around it")
+        str | None,
+        typer.Option(help="keep this box and regenerate everything around it; same format"),
     ] = None,
     mask: Annotated[
         Path | None,
         typer.Option(
-            help="fill what is white, or transparent, in this picture", exists=True, dir_okay=False
+            help="image file: regenerate where it is white, or transparent",
+            exists=True,
+            dir_okay=False,
         ),
     ] = None,
     super_resolve: Annotated[
-        bool, typer.Option("--super-resolve", help="give detail to a small picture")
+        bool, typer.Option("--super-resolve", help="add detail to a small image")
     ] = False,
     label: Annotated[
         str | None,
         typer.Option(
-            "--class", help="what to paint, by number or name; without it by the picture alone"
+            "--class", help="class of the new content, number or name. Default: unconditional"
         ),
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="how many results")] = 4,
+    count: Annotated[int, typer.Option(min=1, help="number of results")] = 4,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    name: Annotated[str | None, typer.Option(help="of the edit; else the file's")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="name of the edit. Default: that of the image file")
+    ] = None,
     window: Annotated[
-        str | None, typer.Option(help="the square that the model sees: left,top,size in pixels")
+        str | None,
+        typer.Option(
+            help="square that the model sees: left,top,size in pixels. Default: around the hole"
+        ),
     ] = None,
     feather: Annotated[
-        int | None, typer.Option(help="pixels over which the new fades in; else window / 32")
+        int | None, typer.Option(help="width of the blended border in pixels. Default: window / 32")
     ] = None,
     blank: Annotated[
         bool,
-        typer.Option("--blank", help="empty the hole first: else its rim knows what was there"),
+        typer.Option(
+            "--blank",
+            help="clear the hole before encoding; otherwise tokens at its border depend "
+            "on its old content",
+        ),
     ] = False,
     mask_by: Annotated[
-        Literal["light", "alpha"] | None, typer.Option(help="what of a mask counts")
+        Literal["light", "alpha"] | None,
+        typer.Option(
+            help="what the mask means: white (light) or transparent (alpha). Default: "
+            "alpha if it has any"
+        ),
     ] = None,
     keep_scales: Annotated[
-        int | None, typer.Option(help="coarse scales to keep of a small picture; else by its size")
+        int | None,
+        typer.Option(
+            help="number of coarse scales taken from the small image. Default: by its size"
+        ),
     ] = None,
     guidance: Guidance = None,
     top_k: TopK = None,

@@ -34,27 +34,36 @@ def fidelity(
         typer.Argument(help="SWEEP/TRIAL, imported/NAME, tokenizers/NAME or a folder of images"),
     ],
     name: Annotated[
-        str | None, typer.Option("--set", help="of samples; else default", show_default=False)
+        str | None,
+        typer.Option("--set", help="name of the sample set. Default: default", show_default=False),
     ] = None,
     extractor: Annotated[
         ExtractorName | None,
-        typer.Option(help="what looks; else Inception where var-scaling.toml names its weights"),
+        typer.Option(
+            help="feature network. Default: inception if var-scaling.toml names its "
+            "weights, else seeded"
+        ),
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option(help="NAME-train or NAME-validation; else what the model was trained on"),
+        typer.Option(
+            help="reference images: NAME-train or NAME-validation. Default: the model's "
+            "training images"
+        ),
     ] = None,
     reference: Annotated[
         Path | None,
         typer.Option(
-            help="statistics from elsewhere: .npz with mu and sigma", exists=True, dir_okay=False
+            help="reference statistics of another program: .npz with mu and sigma",
+            exists=True,
+            dir_okay=False,
         ),
     ] = None,
     images: Annotated[
         int | None,
         typer.Option(
             min=2,
-            help="most real images to look at, spread evenly; else 50,000",
+            help="maximum number of reference images, evenly spread. Default: 50,000",
             show_default=False,
         ),
     ] = None,

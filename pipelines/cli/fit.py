@@ -22,10 +22,10 @@ app = typer.Typer()
 
 Something = Annotated[
     str,
-    typer.Argument(help="a sweep, or a table: .csv, .tsv, .parquet, mlflow:EXPERIMENT"),
+    typer.Argument(help="a sweep, or a table of runs: .csv, .tsv, .parquet, mlflow:EXPERIMENT"),
 ]
 TheObjective = Annotated[
-    str, typer.Option("--objective", help="squares, huber or absolute, of log residuals")
+    str, typer.Option("--objective", help="loss of the log residuals: squares, huber or absolute")
 ]
 
 
@@ -36,13 +36,17 @@ def fit(
     objective: TheObjective = "squares",
     columns: Annotated[
         list[str] | None,
-        typer.Option("--column", help="of a table: THEIRS=OURS, as in 'Model Size=params_total'"),
+        typer.Option(
+            "--column",
+            help="rename a column of the table, such as 'Model Size=params_total'; may be repeated",
+        ),
     ] = None,
     complete: Annotated[
-        str | None, typer.Option("--complete", help="of a table: a column to make by C = 6 N D")
+        str | None,
+        typer.Option("--complete", help="column to compute by C = 6 N D, such as train_flops"),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="of a table: where its report goes")
+        Path | None, typer.Option("--out", help="folder for the report of a table")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -69,10 +73,16 @@ def fit(
 
 @app.command()
 def report(
-    name: Annotated[str, typer.Argument(help="a sweep's name, or the path of a file with `sweep`")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="name of a sweep, or path of a Python file with a variable `sweep`, such "
+            "as ./mine.py"
+        ),
+    ],
     home: HomeFolder = RUNS,
     against: Annotated[
-        str | None, typer.Option("--against", help="another sweep, or a laws.json: the difference")
+        str | None, typer.Option("--against", help="compare with another sweep or a laws.json")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -99,11 +109,15 @@ def report(
 @app.command()
 def coverage(
     points: Annotated[list[int] | None, typer.Option("--points", min=4)] = None,
-    noise: Annotated[float, typer.Option(min=1e-6, help="sd of log L between runs")] = 0.004,
+    noise: Annotated[
+        float, typer.Option(min=1e-6, help="standard deviation of log L between runs")
+    ] = 0.004,
     alpha: Annotated[float, typer.Option(min=1e-3)] = 0.2,
-    floor: Annotated[float, typer.Option(min=0, help="E")] = 1.5,
+    floor: Annotated[
+        float, typer.Option(min=0, help="irreducible loss E of the simulated law")
+    ] = 1.5,
     objective: TheObjective = "squares",
-    method: Annotated[str, typer.Option(help="profile or bootstrap")] = "profile",
+    method: Annotated[str, typer.Option(help="interval method: profile or bootstrap")] = "profile",
     simulations: Annotated[int, typer.Option(min=10)] = 500,
     as_json: AsJson = False,
 ) -> None:

@@ -25,7 +25,7 @@ app = typer.Typer()
 
 Variable = Annotated[
     Literal["params_blocks", "params_total", "train_flops"],
-    typer.Option(help="what the law is in"),
+    typer.Option(help="variable of the law"),
 ]
 _METRICS = Literal["val_loss", "val_loss_last", "val_error", "val_error_last"]
 
@@ -33,7 +33,10 @@ _METRICS = Literal["val_loss", "val_loss_last", "val_error", "val_error_last"]
 @app.command()
 def forecast(
     name: SweepName,
-    at: Annotated[list[str], typer.Option(help="TRIAL or OTHER_SWEEP/TRIAL; may be repeated")],
+    at: Annotated[
+        list[str],
+        typer.Option(help="trial to predict: TRIAL or OTHER_SWEEP/TRIAL; may be repeated"),
+    ],
     variable: Variable = "params_blocks",
     home: HomeFolder = RUNS,
     as_json: AsJson = False,
@@ -65,7 +68,7 @@ def score(name: SweepName, home: HomeFolder = RUNS, as_json: AsJson = False) -> 
         console.print(_outcome_table(name, outcomes))
     broken = [one for one in outcomes if one.state in ("tampered", "missing")]
     for one in broken:
-        screen.say_error(f"{one.file} is {one.state}: {one.said}")
+        screen.say_error(f"{one.file} is {one.state}: {one.reason}")
     if broken:
         raise typer.Exit(1)
 
@@ -73,18 +76,33 @@ def score(name: SweepName, home: HomeFolder = RUNS, as_json: AsJson = False) -> 
 @app.command(name="next")
 def next_runs(
     name: SweepName,
-    at: Annotated[str, typer.Option(help="TRIAL or OTHER_SWEEP/TRIAL whose loss is asked for")],
-    budget: Annotated[float, typer.Option(min=1, help="FLOPs of all new runs, like 1e18")],
-    metric: Annotated[_METRICS, typer.Option(help="what is to be known")] = "val_loss",
+    at: Annotated[
+        str, typer.Option(help="trial whose loss is to be predicted: TRIAL or OTHER_SWEEP/TRIAL")
+    ],
+    budget: Annotated[float, typer.Option(min=1, help="total FLOPs of the new runs, such as 1e18")],
+    metric: Annotated[_METRICS, typer.Option(help="quantity to predict")] = "val_loss",
     variable: Variable = "params_blocks",
-    law: Annotated[str | None, typer.Option(help="pure, floor or surface")] = None,
-    depths: Annotated[str | None, typer.Option(help="to choose among, like 1-8,10")] = None,
+    law: Annotated[
+        str | None,
+        typer.Option(
+            help="form of the law: pure, floor (with irreducible loss E) or surface. "
+            "Default: chosen by the data"
+        ),
+    ] = None,
+    depths: Annotated[
+        str | None,
+        typer.Option(help="depths to choose from, such as 1-8,10. Default: those of the sweep"),
+    ] = None,
     lengths: Annotated[
-        str, typer.Option(help="to choose among, in lengths of a trial of the sweep: 0.5,1,2")
+        str,
+        typer.Option(
+            help="training lengths to choose from, relative to the sweep's trials, such as 0.5,1,2"
+        ),
     ] = "1",
-    seeds: Annotated[int, typer.Option(min=1, help="runs of a kind at most")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="maximum number of seeds of one size")] = 3,
     on: Annotated[
-        str | None, typer.Option("--on", help="a cluster of var-scaling.toml: GPU-hours, price")
+        str | None,
+        typer.Option("--on", help="cluster of var-scaling.toml, for GPU-hours and price"),
     ] = None,
     home: HomeFolder = RUNS,
     as_json: AsJson = False,
@@ -146,7 +164,7 @@ def _outcome_table(name: str, outcomes: "list[Outcome]") -> Table:
             continue
         target = f"{one.forecast.target.sweep}/{one.forecast.target.trial}"
         if one.state != "graded":
-            table.add_row(target, one.forecast.time, one.state, one.said)
+            table.add_row(target, one.forecast.time, one.state, one.reason)
         for grade in one.grades:
             if grade.headline:
                 table.add_row(

@@ -24,7 +24,11 @@ def cancel(
     name: SweepName,
     only: Only = None,
     forget: Annotated[
-        bool, typer.Option("--forget", help="where that Slurm is no more: ask it nothing")
+        bool,
+        typer.Option(
+            "--forget",
+            help="release the jobs without contacting Slurm, if that cluster no longer exists",
+        ),
     ] = False,
     home: HomeFolder = RUNS,
 ) -> None:
@@ -49,7 +53,7 @@ def cancel(
 def retry(
     name: SweepName,
     on: Annotated[
-        str | None, typer.Option("--on", help="the cluster; that of its last jobs if not given")
+        str | None, typer.Option("--on", help="cluster. Default: the one of the last jobs")
     ] = None,
     only: Only = None,
     detach: Detach = False,
@@ -83,9 +87,11 @@ def retry(
 @app.command()
 def logs(
     address: Annotated[str, typer.Argument(help="SWEEP/TRIAL or tokenizers/NAME")],
-    rank: Annotated[int, typer.Option(min=0, help="which of its processes")] = 0,
-    lines: Annotated[int, typer.Option(min=1, help="how many of the last lines")] = 50,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="until Ctrl-C")] = False,
+    rank: Annotated[int, typer.Option(min=0, help="rank of the process")] = 0,
+    lines: Annotated[int, typer.Option(min=1, help="number of lines, from the end")] = 50,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="print new lines until Ctrl-C")
+    ] = False,
     home: HomeFolder = RUNS,
 ) -> None:
     """What a trial's latest job has written, and the error it ended with."""
@@ -120,7 +126,9 @@ def logs(
 @app.command()
 def mirror(
     name: SweepName,
-    follow: Annotated[bool, typer.Option("--follow", help="until all is done, or Ctrl-C")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="continue until everything is done, or Ctrl-C")
+    ] = False,
     home: HomeFolder = RUNS,
 ) -> None:
     """Bring MLflow to what the disk says: after an outage, or beside a sweep that was left."""
@@ -133,9 +141,9 @@ def mirror(
 
 @app.command()
 def doctor(
-    on: Annotated[str, typer.Option("--on", help="local, or a cluster of var-scaling.toml")] = (
-        "local"
-    ),
+    on: Annotated[
+        str, typer.Option("--on", help="where to run: local, or a cluster of var-scaling.toml")
+    ] = ("local"),
     home: HomeFolder = RUNS,
 ) -> None:
     """Look at what a run needs, here or on a cluster, and say what to do where it is not there."""

@@ -90,7 +90,7 @@ def describe(
 
 @app.command()
 def sweeps(as_json: AsJson = False) -> None:
-    """The sweeps that come with this project."""
+    """List the sweeps of this project, each with its question."""
     found = known_sweeps()
     if as_json:
         print(json.dumps([sweep.model_dump(mode="json") for sweep in found]))
@@ -106,16 +106,17 @@ def plan(
         float | None,
         typer.Option(
             min=1e-3,
-            help="what one GPU sustains in training, in TFLOP/s; else 400",
+            help="sustained training throughput of one GPU in TFLOP/s. Default: 400",
             show_default=False,
         ),
     ] = None,
     on: Annotated[
-        str | None, typer.Option("--on", help="a cluster of var-scaling.toml: GPUs, hours, price")
+        str | None,
+        typer.Option("--on", help="cluster of var-scaling.toml, for GPUs, hours and price"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What a sweep consists of and what it costs, before anything is spent.
+    """Show parameters, FLOPs and cost of each trial before anything runs.
 
     GPU time is FLOPs over --tflops. 400 TFLOP/s is 40 % of an H100's dense bf16 peak of 989: an
     assumption until you have measured your own.
@@ -140,16 +141,21 @@ def plan(
 def run(
     name: SweepName,
     home: HomeFolder = RUNS,
-    on: Annotated[str, typer.Option("--on", help="local, or a cluster of var-scaling.toml")] = (
-        "local"
-    ),
+    on: Annotated[
+        str, typer.Option("--on", help="where to run: local, or a cluster of var-scaling.toml")
+    ] = ("local"),
     only: Only = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would run; no more")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print what would run, and exit")
+    ] = False,
     detach: Detach = False,
     dirty: Dirty = False,
-    take_over: Annotated[bool, typer.Option("--take-over", help="break another's lock")] = False,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="take over the lock of another driver")
+    ] = False,
 ) -> None:
-    """Train what is missing, then fit and report. Run it again after any interruption."""
+    """Train what is missing, fit the laws and write the report. Run it again after any "
+    "interruption."""
     at, settings = Home(home), load_settings()
     sweep = choose(sweep_of(name, at), only or ())
     how = Run(name, home, on, tuple(only or ()), dirty=dirty, detach=detach, take_over=take_over)
@@ -166,9 +172,11 @@ def status(
     name: SweepName,
     home: HomeFolder = RUNS,
     as_json: AsJson = False,
-    watch: Annotated[bool, typer.Option("--watch", help="until Ctrl-C, or all is done")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="refresh until everything is done, or Ctrl-C")
+    ] = False,
 ) -> None:
-    """How far each stage is: attempt, step, loss, speed, node, job, and what went wrong."""
+    """Show the state of each stage: attempt, step, loss, speed, node, job and error."""
     from pipelines.execution import cluster
     from pipelines.execution.slurm import slurm
 
@@ -196,10 +204,13 @@ def status(
 
 @app.command()
 def ui(
-    name: Annotated[str | None, typer.Argument(help="a sweep to compare the trials of")] = None,
+    name: Annotated[str | None, typer.Argument(help="sweep whose trials to compare")] = None,
     home: HomeFolder = RUNS,
     port: Annotated[
-        int | None, typer.Option(min=1024, max=65535, help="else 5000", show_default=False)
+        int | None,
+        typer.Option(
+            min=1024, max=65535, help="port on 127.0.0.1. Default: 5000", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Serve MLflow on this machine and say where to look; Ctrl-C ends it."""

@@ -30,16 +30,19 @@ Address = Annotated[str, typer.Argument(help="SWEEP/TRIAL, imported/NAME or toke
 @app.command("import")
 def import_weights(
     files: Annotated[
-        list[Path], typer.Argument(help="VQVAE.pth, or VQVAE.pth VAR.pth", show_default=False)
+        list[Path],
+        typer.Argument(
+            help="released checkpoints: VQVAE.pth, or VQVAE.pth VAR.pth", show_default=False
+        ),
     ],
-    name: Annotated[str, typer.Option("--as", help="what to call it here")],
+    name: Annotated[str, typer.Option("--as", help="name of the imported model, such as d16")],
     sides: Annotated[
-        str | None, typer.Option(help="the scales' sides, where no file tells: 1,2,3,...")
+        str | None, typer.Option(help="sides of the scales if no file contains them: 1,2,3,...")
     ] = None,
     classes: Annotated[
         Path | None,
         typer.Option(
-            help="the names of the VAR's classes in their order: a JSON list, or a name a line",
+            help="file with the class names in order: a JSON list, or one name a line",
             exists=True,
             dir_okay=False,
         ),
@@ -79,7 +82,7 @@ def import_weights(
 @app.command()
 def export(
     address: Address,
-    out: Annotated[Path, typer.Argument(help="the .pth file to write")],
+    out: Annotated[Path, typer.Argument(help="path of the .pth file to write")],
     home: HomeFolder = RUNS,
 ) -> None:
     """Write weights as a .pth that the released code loads strictly."""
@@ -95,7 +98,10 @@ def export(
 def evaluate(
     address: Model,
     data: Annotated[
-        str | None, typer.Option(help="images to score on, by their name in var-scaling.toml")
+        str | None,
+        typer.Option(
+            help="name of the images in var-scaling.toml. Default: the model's own held-out images"
+        ),
     ] = None,
     enlarge: Enlarge = None,
     validation_share: ValidationShare = None,

@@ -10,22 +10,37 @@ import typer
 RUNS = Path("runs")
 
 SweepName = Annotated[
-    str, typer.Argument(help="a sweep's name, or the path of a file with `sweep`")
+    str,
+    typer.Argument(
+        help="name of a sweep, or path of a Python file with a variable `sweep`, such as ./mine.py"
+    ),
 ]
 HomeFolder = Annotated[
-    Path, typer.Option("--home", envvar="VAR_SCALING_HOME", help="where everything is kept")
+    Path,
+    typer.Option(
+        "--home", envvar="VAR_SCALING_HOME", help="run directory: tokenizers, trials, reports"
+    ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="for a script to read")]
-Only = Annotated[list[str] | None, typer.Option("--only", help="a trial's name; may be repeated")]
-Detach = Annotated[bool, typer.Option("--detach", help="submit what can go, and leave")]
-Dirty = Annotated[bool, typer.Option("--dirty", help="run changed code; keep a patch")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+Only = Annotated[
+    list[str] | None, typer.Option("--only", help="name of a trial, such as d4; may be repeated")
+]
+Detach = Annotated[
+    bool, typer.Option("--detach", help="submit the jobs that can start now, and exit")
+]
+Dirty = Annotated[
+    bool,
+    typer.Option(
+        "--dirty", help="allow code that differs from its commit; a patch is kept with the run"
+    ),
+]
 # None where it is not said: a value that is said is answered exactly.
 Enlarge = Annotated[
     float | None,
     typer.Option(
         min=1,
-        help="shorter side of images before the centre is cut, in image sides; else as the model's "
-        "own images are cut; for others: evaluate 1.125, fidelity 1",
+        help="shorter side after resizing, before the centre crop, in image sides, such as 1.125. "
+        "Default: as for the model's own images; for other images 1.125 in evaluate, 1 in fidelity",
         show_default=False,
     ),
 ]
@@ -34,8 +49,9 @@ ValidationShare = Annotated[
     typer.Option(
         min=0,
         max=0.99,
-        help="of images held out where they have no split of their own; else that of the model's "
-        "own images, 0 for others",
+        help="share of images to hold out if the folder has no splits, such as 0.1. "
+        "Default: as for "
+        "the model's own images; 0 for other images",
         show_default=False,
     ),
 ]
@@ -44,27 +60,46 @@ ValidationShare = Annotated[
 Guidance = Annotated[
     str | None,
     typer.Option(
-        help="g of c + g (c - u), conditional c and unconditional u; of var at the last scale, "
-        "rising from 0, or 0,0.5,1,... one for each"
+        help="classifier-free guidance g in c + g (c - u), with conditional c and "
+        "unconditional u, such as "
+        "1.5. VAR: the value at the last scale, rising from 0; or one for each scale: 0,0.5,1,..."
     ),
 ]
-TopK = Annotated[str | None, typer.Option(help="draw from the k likeliest codes; 0: from all")]
-TopP = Annotated[str | None, typer.Option(help="draw from this share of probability; 0: all")]
-Temperature = Annotated[str | None, typer.Option(help="below 1 bolder, above 1 more varied")]
-Smooth = Annotated[bool, typer.Option("--smooth", help="mix codes: rounder shapes, for pictures")]
-Precision = Annotated[str | None, typer.Option(help="fp32, tf32, bf16 or fp16")]
+TopK = Annotated[
+    str | None, typer.Option(help="sample from the k most likely codes, such as 900; 0: from all")
+]
+TopP = Annotated[
+    str | None,
+    typer.Option(
+        help="sample from the most likely codes of this total probability, such as 0.96; "
+        "0: from all"
+    ),
+]
+Temperature = Annotated[
+    str | None, typer.Option(help="softmax temperature: below 1 less varied, above 1 more varied")
+]
+Smooth = Annotated[
+    bool, typer.Option("--smooth", help="mix codes by Gumbel-softmax: smoother shapes; not for FID")
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(help="arithmetic: fp32, tf32, bf16 or fp16. Default: that of the model"),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="any setting of the model's family by its name, such as steps=25 or sampler=sde for "
-        "dit; may be repeated",
+        help="any sampling setting of the model's family, such as steps=25 or sampler=sde "
+        "for DiT; may "
+        "be repeated",
         metavar="NAME=VALUE",
     ),
 ]
 RawWeights = Annotated[
     bool,
-    typer.Option("--raw-weights", help="the last weights of a model whose own are an average"),
+    typer.Option(
+        "--raw-weights", help="use the last weights of a model that averages its weights (EMA)"
+    ),
 ]
 
 

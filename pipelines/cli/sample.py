@@ -41,16 +41,17 @@ def sample(
     classes: Annotated[
         str | None,
         typer.Option(
-            help="0,1,5-8 or names or all or none; name:10 is the class named 10; else all of "
+            help="classes: 0,1,5-8, names, all, or none (unconditional); name:10 is the "
+            "class named 10. Default: all of "
             "at most 16"
         ),
     ] = None,
-    count: Annotated[int, typer.Option(help="images of each class")] = 8,
+    count: Annotated[int, typer.Option(help="number of images of each class")] = 8,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    name: Annotated[str, typer.Option(help="of the set")] = "default",
+    name: Annotated[str, typer.Option(help="name of the sample set")] = "default",
     guidance: Guidance = None,
     constant_guidance: Annotated[
-        bool, typer.Option("--constant-guidance", help="of var: the same at all scales")
+        bool, typer.Option("--constant-guidance", help="VAR: the same guidance at all scales")
     ] = False,
     top_k: TopK = None,
     top_p: TopP = None,
@@ -61,42 +62,55 @@ def sample(
     raw_weights: RawWeights = False,
     reject: Annotated[
         float | None,
-        typer.Option(help="of more candidates keep this share, of which a classifier is surest"),
+        typer.Option(
+            help="rejection sampling: keep this share of the candidates, by a "
+            "classifier's confidence, such as 0.5"
+        ),
     ] = None,
     classifier: Annotated[
         str | None,
-        typer.Option(help="a ResNet's file, or extractor; else that of var-scaling.toml"),
+        typer.Option(
+            help="file of a ResNet's weights, or `extractor`. Default: the one in var-scaling.toml"
+        ),
     ] = None,
     class_map: Annotated[
         Path | None,
         typer.Option(
-            help="JSON: the classifier's output for each class, a list or by number or name",
+            help="JSON file: the classifier's output for each class, as a list or by "
+            "number or name",
             exists=True,
             dir_okay=False,
         ),
     ] = None,
-    strips: Annotated[int, typer.Option(min=0, help="show how so many images come about")] = 0,
+    strips: Annotated[
+        int, typer.Option(min=0, help="draw the intermediate steps of this many images")
+    ] = 0,
     npz: Annotated[
         Path | None,
-        typer.Option(help="write all to one file too, for OpenAI's evaluator", dir_okay=False),
+        typer.Option(
+            help="also write all images to this .npz file, for OpenAI's evaluator", dir_okay=False
+        ),
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="images at a time; changes speed, no image")
+        int | None, typer.Option(min=1, help="images per forward pass; affects speed only")
     ] = None,
-    processes: Annotated[int, typer.Option(min=1, help="of this machine")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="number of processes on this machine")] = 1,
     part: Annotated[
-        str | None, typer.Option(help="2/8: only the second of eight parts; others do the rest")
+        str | None, typer.Option(help="draw only one part, such as 2/8: the second of eight")
     ] = None,
-    on: Annotated[str, typer.Option("--on", help="local, or a cluster of var-scaling.toml")] = (
-        "local"
-    ),
-    jobs: Annotated[int, typer.Option(min=1, help="on a cluster: among how many")] = 1,
+    on: Annotated[
+        str, typer.Option("--on", help="where to run: local, or a cluster of var-scaling.toml")
+    ] = ("local"),
+    jobs: Annotated[int, typer.Option(min=1, help="number of jobs on the cluster")] = 1,
     retry: Annotated[
-        bool, typer.Option("--retry", help="on a cluster: what failed or was cancelled too")
+        bool,
+        typer.Option("--retry", help="on a cluster: also run failed and cancelled parts again"),
     ] = False,
     detach: Detach = False,
     dirty: Dirty = False,
-    take_over: Annotated[bool, typer.Option("--take-over", help="break another's lock")] = False,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="take over the lock of another driver")
+    ] = False,
     home: HomeFolder = RUNS,
 ) -> None:
     """Draw images: a folder of PNGs with a grid and a manifest. Run it again to go on.

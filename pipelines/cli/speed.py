@@ -28,25 +28,33 @@ _NOTE = (
 @app.command()
 def speed(
     address: Model,
-    batches: Annotated[str, typer.Option(help="of sampling: images at a time")] = "1,8,64",
+    batches: Annotated[
+        str, typer.Option(help="batch sizes of sampling, comma separated")
+    ] = "1,8,64",
     precisions: Annotated[
         str | None,
-        typer.Option(help="of fp32, tf32, bf16, fp16; without it fp32, and bf16 on a GPU"),
+        typer.Option(
+            help="precisions, comma separated, of fp32, tf32, bf16, fp16. Default: fp32, "
+            "and bf16 on a GPU"
+        ),
     ] = None,
     guidance: Annotated[
         float | None,
         typer.Option(
             min=0,
-            help="of VAR at the last scale, rising from 0; 0 is measured too; else the family's "
+            help="guidance at VAR's last scale, rising from 0; 0 is measured too. "
+            "Default: the family's "
             "usual one, and 0 alone for a model that always learnt with a class",
             show_default=False,
         ),
     ] = None,
     settings_of_family: Set = None,
     seconds: Annotated[
-        float, typer.Option(min=0.001, help="that a row of the table may take, about")
+        float, typer.Option(min=0.001, help="approximate seconds for each row of the table")
     ] = 2.0,
-    micro_batches: Annotated[str, typer.Option(help="of training: images at a time")] = "8,32",
+    micro_batches: Annotated[
+        str, typer.Option(help="micro-batch sizes of training, comma separated")
+    ] = "8,32",
     training: Annotated[bool, typer.Option(help="whether to time training steps too")] = True,
     home: HomeFolder = RUNS,
     as_json: AsJson = False,
