@@ -1,4 +1,4 @@
-"""A study as plain JSON: what laws.json holds, for scripts, MLflow and a later comparison."""
+"""A study as JSON values: the content of laws.json, for scripts, MLflow and comparisons."""
 
 import math
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ FORMAT = 2
 
 
 def laws_of_all(studies: Mapping[str, Study]) -> dict[str, Any]:
-    """What laws.json holds: the laws of the one study, or those of each under "groups"."""
+    """The content of laws.json: the laws of a single study, or those of each study in "groups"."""
     if list(studies) == [""]:
         return laws_of(studies[""])
     groups = {label: laws_of(study) for label, study in studies.items()}
@@ -24,12 +24,12 @@ def laws_of_all(studies: Mapping[str, Study]) -> dict[str, Any]:
 
 
 def groups_of(laws: Mapping[str, Any]) -> dict[str, Any]:
-    """The laws of each group of a laws.json, under "" where there is but one."""
+    """The laws of each group of a laws.json; the key of a single group is ""."""
     return dict(laws["groups"]) if "groups" in laws else {"": laws}
 
 
 def laws_of(study: Study) -> dict[str, Any]:
-    """Every law with its certificate, intervals and points, and what was refused or dropped."""
+    """Every law with its certificate, intervals and points, and the refused and dropped items."""
     sizes = study.table.finals[study.size].dropna()
     return plain({
         "format": FORMAT,
@@ -56,7 +56,7 @@ def laws_of(study: Study) -> dict[str, Any]:
 
 
 def _law(finding: LawResult) -> dict[str, Any]:
-    held = finding.held_out
+    held_out = finding.held_out
     return {
         "metric": finding.metric,
         "variable": finding.variable,
@@ -66,7 +66,9 @@ def _law(finding: LawResult) -> dict[str, Any]:
         "fit": finding.fit.as_dict(),
         "intervals": finding.intervals,
         "resampled": finding.resampled,
-        "held_out": {**asdict(held), "relative_error": held.relative_error} if held else None,
+        "held_out": {**asdict(held_out), "relative_error": held_out.relative_error}
+        if held_out
+        else None,
         "x": finding.x,
         "y": finding.y,
         "trials": finding.trials,
@@ -74,7 +76,7 @@ def _law(finding: LawResult) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """JSON knows no NaN, no infinity and no record: absent, absent, and a dictionary."""
+    """`value` as JSON values: NaN and infinity become None, an interval becomes a dictionary."""
     if isinstance(value, Interval):
         return plain(asdict(value))
     if isinstance(value, dict):

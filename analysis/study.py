@@ -1,4 +1,4 @@
-"""Every law of a run table, with all that speaks for and against it: what a report is made from."""
+"""All laws of a run table with the evidence for and against them: the content of a report."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ from analysis.table.table import Table
 from analysis.uncertainty.bootstrap import SeedNoise, bootstrap, scheme_for, seed_noise
 from analysis.uncertainty.intervals import Interval, interval
 
-# Column: (symbol, what, unit). The paper's four (VAR, Eq. 3-4 and Fig. 5-6).
+# Column: (symbol, description, unit). The four metrics of the VAR paper (Eq. 3-4 and Fig. 5-6).
 METRICS = {
     "val_loss": ("L_mean", "loss, all scales", "nats/token"),
     "val_loss_last": ("L_last", "loss, last scale", "nats/token"),
@@ -44,9 +44,9 @@ class LawResult:
     metric: str
     variable: str
     fit: Fit
-    intervals: dict[str, Interval]  # 95 %, by parameter: α, and E where it was fitted
-    resampled: dict[str, Any]  # method, resamples, rejected, interval and standard error of α
-    held_out: HeldOut | None  # the largest size, from the smaller ones
+    intervals: dict[str, Interval]  # 95 %, by parameter: α, and E if it was fitted
+    resampled: dict[str, Any]  # bootstrap: method, resamples, rejected, interval and s.e. of α
+    held_out: HeldOut | None  # the largest size, predicted from the smaller ones
     trials: tuple[str, ...]
 
     @property
@@ -55,36 +55,34 @@ class LawResult:
 
     @property
     def x(self) -> tuple[float, ...]:
-        return tuple(np.asarray(self.fit.given.x, dtype=float).tolist())
+        return tuple(np.asarray(self.fit.data.x, dtype=float).tolist())
 
     @property
     def y(self) -> tuple[float, ...]:
-        return tuple(self.fit.given.y.tolist())
+        return tuple(self.fit.data.y.tolist())
 
 
 @dataclass(frozen=True)
 class Study:
-    """All findings on one table. What could not be found is in `refused`, in words."""
+    """All results on one table. `refused` has the reasons for those that could not be computed."""
 
     table: Table
     objective: str
     findings: tuple[LawResult, ...]
     choices: dict[tuple[str, str], Choice]  # by metric and variable
     conventions: dict[str, tuple[Convention, ...]]  # by metric
-    size: str  # the column of N that the rest is in: weights of the blocks where they are known
+    size: str  # the column of N: weights of the blocks if known, else all parameters
     objectives: dict[str, dict[str, Fit]]  # metric, then objective: the pure law in N
     scales: dict[int, Fit]  # the pure law of each scale's loss in N, coarse (1) to fine
-    noise: dict[str, SeedNoise]  # by metric, where sizes were run with several seeds
+    noise: dict[str, SeedNoise]  # by metric, if sizes were run with several seeds
     frontiers: dict[str, Frontier]  # by metric
-    rolled: dict[str, tuple[HeldOut, ...]]  # by law, of L_mean in N
-    allocation: Approaches | None  # approaches 1, 2 and 3 of L_mean
+    rolled: dict[str, tuple[HeldOut, ...]]  # rolling hold-out by law, for L_mean in N
+    allocation: Approaches | None  # approaches 1, 2 and 3 for L_mean
     refused: tuple[str, ...]
-    forecasts: tuple[Any, ...] = field(
-        default=()
-    )  # analysis.forecasting.forecast: frozen, and scored if it is
+    forecasts: tuple[Any, ...] = field(default=())  # of analysis.forecasting.forecast.Outcome
 
     def unit(self, metric: str) -> str:
-        """Of the metric, as the table has it."""
+        """The unit of `metric`: the table's loss unit if it has one, else the default."""
         units = self.table.rows.loss_unit.dropna().unique()
         known = metric.startswith("val_loss") and len(units) == 1
         return str(units[0]) if known else METRICS[metric][2]
@@ -102,19 +100,19 @@ def studies(
     forecasts: tuple[Any, ...] = (),
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> dict[str, Study]:
-    """A study of each of the table's groups: laws are of one family, never of several pooled.
+    """One study for each group of the table: a law is fitted to one family, never to several.
 
-    A forecast belongs to the group that has its runs.
+    A forecast belongs to the group that has its fitted runs.
     """
-    found = {}
+    by_group = {}
     for label, part in table.groups.items():
         trials = set(part.rows.trial)
-        own = tuple(one for one in forecasts if trials & _runs_behind(one))
-        found[label] = study(part, objective, own if label else forecasts, progress)
-    return found
+        of_group = tuple(outcome for outcome in forecasts if trials & _fitted_runs(outcome))
+        by_group[label] = study(part, objective, of_group if label else forecasts, progress)
+    return by_group
 
 
-def _runs_behind(outcome: Any) -> set[str]:
+def _fitted_runs(outcome: Any) -> set[str]:
     forecast = outcome.forecast
     return {run.trial for run in forecast.runs} if forecast else set()
 
@@ -125,21 +123,21 @@ def study(
     forecasts: tuple[Any, ...] = (),
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Study:
-    """Fit each metric against N and along the compute frontier, and ask everything of each law.
+    """Fit each metric in N and along the compute frontier, with every diagnostic of each law.
 
-    Least squares unless told otherwise: sweeps have few sizes and no outliers, and there it is 10
-    to 17 % sharper than a Huber loss (docs/laws.md); `objectives` of the result shows all three.
-    Raises ValueError for a table of several groups: `studies` fits each.
+    The default objective is least squares: sweeps have few sizes and no outliers, and then its
+    exponents scatter 9 to 14 % less than those of a Huber loss (docs/laws.md); `objectives` of the
+    result has all three. Raises ValueError for a table of several groups: use `studies`.
     """
     if len(table.groups) > 1:
         raise ValueError(
-            f"{table.source}: {len(table.groups)} groups whose losses are no points of one law: "
+            f"{table.source}: {len(table.groups)} groups whose losses do not follow one law: "
             f"{'; '.join(table.groups)}. Fit each of table.groups, or use studies(table)"
         )
-    said: list[str] = []
+    refusals: list[str] = []
     finals = table.finals
     size = "params_total" if finals.params_blocks.isna().all() else "params_blocks"
-    frontiers = _frontiers(table, size, said)
+    frontiers = _frontiers(table, size, refusals)
     findings = []
     pairs = [(metric, variable) for variable in VARIABLES for metric in METRICS]
     choices: dict[tuple[str, str], Choice] = {}
@@ -149,52 +147,57 @@ def study(
         if points is None:
             continue
         x, y, trials, seeds = points
-        named = f"{METRICS[metric][0]}({VARIABLES[variable][0]})"
-        with _noting(said, f"{named}, pure"):
-            chosen = choose(x, y, objective, error_rate=metric in ERRORS)
-            choices[metric, variable] = chosen
-            said += [f"{named}, {refusal}" for refusal in chosen.refused]
+        label = f"{METRICS[metric][0]}({VARIABLES[variable][0]})"
+        with _record_refusal(refusals, f"{label}, pure"):
+            choice = choose(x, y, objective, error_rate=metric in ERRORS)
+            choices[metric, variable] = choice
+            refusals += [f"{label}, {refusal}" for refusal in choice.refused]
             findings += [
-                _finding(metric, variable, each, trials, seeds) for each in chosen.candidates
+                _finding(metric, variable, candidate, trials, seeds)
+                for candidate in choice.candidates
             ]
     progress("laws", len(pairs), len(pairs))
-    of_loss = choices.get(("val_loss", size))
+    loss_choice = choices.get(("val_loss", size))
     return Study(
         table=table,
         objective=objective,
         findings=tuple(findings),
         choices=choices,
-        conventions=_conventions(finals, objective, said),
+        conventions=_conventions(finals, objective, refusals),
         size=size,
         objectives={metric: _by_objective(finals, metric, size) for metric in METRICS},
-        scales=_scales(finals, size, objective, said),
+        scales=_scales(finals, size, objective, refusals),
         noise=_noise(finals, size, findings),
         frontiers=frontiers,
-        rolled={each.name: each.rolled for each in of_loss.candidates} if of_loss else {},
-        allocation=_allocation(table, size, said),
-        refused=tuple(dict.fromkeys(said)),
+        rolled={candidate.name: candidate.rolled for candidate in loss_choice.candidates}
+        if loss_choice
+        else {},
+        allocation=_allocation(table, size, refusals),
+        refused=tuple(dict.fromkeys(refusals)),
         forecasts=forecasts,
     )
 
 
 @contextmanager
-def _noting(said: list[str], named: str) -> Iterator[None]:
-    """A block whose refusal (a ValueError of ours) is a line of the report, not the end of it."""
+def _record_refusal(refusals: list[str], label: str) -> Iterator[None]:
+    """Append a ValueError of the block to `refusals` instead of raising it: one result that cannot
+    be computed must not prevent the others.
+    """
     try:
         yield
     except ValueError as error:
-        said.append(f"{named}: {error}")
+        refusals.append(f"{label}: {error}")
 
 
 def _points(
     finals: pd.DataFrame, frontiers: dict[str, Frontier], metric: str, variable: str
 ) -> tuple[Any, Any, tuple[str, ...], Any] | None:
-    """x, y, trials and seeds of the points of one law; None where the table has none."""
+    """x, y, trials and seeds of the points of one law; None if the table has none."""
     if variable == "train_flops":
-        found = frontiers.get(metric)
-        if found is None:
+        points = frontiers.get(metric)
+        if points is None:
             return None
-        return found.flops, found.loss, found.trial, np.zeros(len(found.trial))
+        return points.flops, points.loss, points.trial, np.zeros(len(points.trial))
     known = finals.dropna(subset=[variable, metric])
     if known.empty:
         return None
@@ -212,7 +215,7 @@ def _finding(
         intervals["E"] = candidate.E_interval
     resampled: dict[str, Any] = {}
     try:
-        drawn = bootstrap(fit, **scheme_for(fit.given.x, seeds))
+        drawn = bootstrap(fit, **scheme_for(fit.data.x, seeds))
         resampled = {
             "method": drawn.method, "resamples": drawn.resamples, "rejected": drawn.rejected,
             "unconverged": drawn.unconverged,
@@ -223,52 +226,52 @@ def _finding(
     return LawResult(metric, variable, fit, intervals, resampled, candidate.held_out, trials)
 
 
-def _frontiers(table: Table, size: str, said: list[str]) -> dict[str, Frontier]:
-    found = {}
+def _frontiers(table: Table, size: str, refusals: list[str]) -> dict[str, Frontier]:
+    by_metric = {}
     done = table.rows[table.rows.status.isin(["done", "imported"])]
     for metric in METRICS:
         if metric not in done or done[metric].isna().all() or done.train_flops.isna().all():
             continue
-        with _noting(said, f"frontier of {METRICS[metric][0]}"):
-            found[metric] = frontier(done, metric, params=size)
-    return found
+        with _record_refusal(refusals, f"frontier of {METRICS[metric][0]}"):
+            by_metric[metric] = frontier(done, metric, params=size)
+    return by_metric
 
 
 def _conventions(
-    finals: pd.DataFrame, objective: str, said: list[str]
+    finals: pd.DataFrame, objective: str, refusals: list[str]
 ) -> dict[str, tuple[Convention, ...]]:
-    found = {}
+    by_metric = {}
     for metric in ("val_loss", "val_loss_last"):
-        with _noting(said, f"conventions of {METRICS[metric][0]}"):
-            found[metric] = by_convention(finals, metric, PURE, objective)
-    return found
+        with _record_refusal(refusals, f"conventions of {METRICS[metric][0]}"):
+            by_metric[metric] = by_convention(finals, metric, PURE, objective)
+    return by_metric
 
 
 def _by_objective(finals: pd.DataFrame, metric: str, size: str) -> dict[str, Fit]:
     known = finals.dropna(subset=[size, metric])
-    found = {}
+    by_objective = {}
     for name in OBJECTIVES:
-        with _noting([], ""):  # the laws themselves say why
-            found[name] = fit_law(PURE, known[size], known[metric], name)
-    return found
+        with _record_refusal([], ""):  # the laws of the study record the reason
+            by_objective[name] = fit_law(PURE, known[size], known[metric], name)
+    return by_objective
 
 
-def _scales(finals: pd.DataFrame, size: str, objective: str, said: list[str]) -> dict[int, Fit]:
+def _scales(finals: pd.DataFrame, size: str, objective: str, refusals: list[str]) -> dict[int, Fit]:
     known = finals.dropna(subset=[size, "val_loss_parts"])
     if known.empty:
         return {}
     losses = np.stack([np.asarray(row, dtype=float) for row in known.val_loss_parts])
-    if losses.shape[1] == 1:  # the whole
+    if losses.shape[1] == 1:  # a single scale: its loss is the whole loss
         return {}
-    found = {}
+    by_scale = {}
     for k in range(losses.shape[1]):
-        with _noting(said, f"loss of scale {k + 1}"):
-            found[k + 1] = fit_law(PURE, known[size], losses[:, k], objective)
-    return found
+        with _record_refusal(refusals, f"loss of scale {k + 1}"):
+            by_scale[k + 1] = fit_law(PURE, known[size], losses[:, k], objective)
+    return by_scale
 
 
 def _noise(finals: pd.DataFrame, size: str, findings: list[LawResult]) -> dict[str, SeedNoise]:
-    found = {}
+    by_metric = {}
     for metric in METRICS:
         known = finals.dropna(subset=[size, metric, "seed"])
         fit = next(
@@ -278,11 +281,11 @@ def _noise(finals: pd.DataFrame, size: str, findings: list[LawResult]) -> dict[s
         if len(known):
             noise = seed_noise(known[size], known[metric], known.seed, fit)
             if noise is not None:
-                found[metric] = noise
-    return found
+                by_metric[metric] = noise
+    return by_metric
 
 
-def _allocation(table: Table, size: str, said: list[str]) -> Approaches | None:
-    with _noting(said, "optimal allocation of compute"):
+def _allocation(table: Table, size: str, refusals: list[str]) -> Approaches | None:
+    with _record_refusal(refusals, "optimal allocation of compute"):
         return approaches(table.rows[table.rows.status == "done"], "val_loss", params=size)
     return None

@@ -1,9 +1,9 @@
-"""Training steps of VAR, AR and DiT at one width, in turn: the share of the matmul peak of each.
+"""Time training steps of VAR, AR and DiT at one width, as a share of the matmul peak.
 
     python benchmarks/families.py [--depth 6] [--batch 32] [--rounds 15]
 
-The families are timed in turn within each round, so that what else the machine does meets all
-three; quoted are medians, and the ratio of each round to VAR's of the same round.
+The families take turns within each round, so that other load on the machine affects all of them
+alike. Printed are medians over the rounds, and the median of the ratios to VAR in the same round.
 """
 
 import argparse
@@ -40,11 +40,11 @@ class Subject:
         self.optimizer = ScheduledOptimizer(self.network, tiny_optimiser(model.width), 1, "fp32")
         ids_BL = torch.randint(t.codebook_size, (batch, t.pyramid.length))
         self.batch = Batch(ids_BL, torch.randint(CLASSES, (batch,)))
-        self.draws = StepDraws(seed=0, step=0, images=batch, share=slice(0, batch))
+        self.draws = StepDraws(seed=0, step=0, images=batch, local_slice=slice(0, batch))
         self.flops = batch * total(self.family.training_flops(self.spec))
 
-    def seconds(self) -> float:
-        """Of one step: loss, backward, AdamW."""
+    def time_step(self) -> float:
+        """Seconds of one step: loss, backward, AdamW."""
         began = time.perf_counter()
         loss = self.family.loss(self.spec, self.network, self.quantizer, self.batch, self.draws)
         self.optimizer.backward(loss)
@@ -59,39 +59,42 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=6)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=15)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
     scales = Tokenizer(
         name="scales", pyramid=Pyramid(patch_nums=(1, 2, 3, 4)), codebook_size=128, code_channels=8
     )
     levels = scales.model_copy(update={"pyramid": Pyramid(patch_nums=(4, 4))})
-    one = scales.model_copy(update={"pyramid": Pyramid(patch_nums=(4,)), "codebook_size": 8192})
+    one_scale = scales.model_copy(
+        update={"pyramid": Pyramid(patch_nums=(4,)), "codebook_size": 8192}
+    )
     subjects = [
-        Subject("var", tiny_var(asked.depth), scales, asked.batch),
-        Subject("ar, two levels", tiny_ar(asked.depth), levels, asked.batch),
-        Subject("ar, 8,192 codes", tiny_ar(asked.depth), one, asked.batch),
-        Subject("dit", tiny_dit(asked.depth), scales, asked.batch),
+        Subject("var", tiny_var(options.depth), scales, options.batch),
+        Subject("ar, two levels", tiny_ar(options.depth), levels, options.batch),
+        Subject("ar, 8,192 codes", tiny_ar(options.depth), one_scale, options.batch),
+        Subject("dit", tiny_dit(options.depth), scales, options.batch),
     ]
     for subject in subjects:
-        subject.seconds()
-    found: dict[str, list[float]] = {subject.name: [] for subject in subjects}
-    for _ in range(asked.rounds):
+        subject.time_step()  # warm-up
+    seconds: dict[str, list[float]] = {subject.name: [] for subject in subjects}
+    for _ in range(options.rounds):
         for subject in subjects:
-            found[subject.name].append(subject.seconds())
+            seconds[subject.name].append(subject.time_step())
     peak = matmul_peak("fp32", Bench(torch.device("cpu"), 0.5)).flops_per_second
-    first = subjects[0]
-    print(f"depth {asked.depth}, batch {asked.batch}, 1 thread, peak {peak / 1e9:.0f} GFLOP/s")
-    print(f"{'family':16} {'GFLOP':>7} {'ms':>7} {'share of peak':>14} {'against var, paired':>20}")
+    var = subjects[0]
+    print(f"depth {options.depth}, batch {options.batch}, 1 thread, peak {peak / 1e9:.0f} GFLOP/s")
+    print(f"{'family':16} {'GFLOP':>7} {'ms':>7} {'share of peak':>14} {'relative to var':>20}")
     for subject in subjects:
-        seconds = found[subject.name]
-        shares = [
-            (subject.flops / mine) / (first.flops / var)
-            for mine, var in zip(seconds, found[first.name], strict=True)
+        ratios = [
+            (subject.flops / own_seconds) / (var.flops / var_seconds)
+            for own_seconds, var_seconds in zip(
+                seconds[subject.name], seconds[var.name], strict=True
+            )
         ]
-        middle = median(seconds)
+        typical = median(seconds[subject.name])
         print(
-            f"{subject.name:16} {subject.flops / 1e9:7.2f} {1e3 * middle:7.1f} "
-            f"{subject.flops / middle / peak:14.1%} {median(shares):20.2f}"
+            f"{subject.name:16} {subject.flops / 1e9:7.2f} {1e3 * typical:7.1f} "
+            f"{subject.flops / typical / peak:14.1%} {median(ratios):20.2f}"
         )
 
 

@@ -1,14 +1,15 @@
-"""How fast a surface is fitted and refitted, beside SciPy; one core.
+"""Time the fit and the bootstrap refits of a loss surface, against SciPy; one core.
 
     python benchmarks/fit.py [--starts 9] [--resamples 400] [--grid 0]
 
-The best that SciPy's user has: L-BFGS-B with the gradient of the objective, from nine starts, then
-once from each resample's full fit. The objective is the sum of Huber losses (δ = 1e-3) of log
-residuals, smooth enough for its gradient. As published (arXiv 2203.15556) it is run without
-gradients from 4,500 starts: `--grid` of them, spread evenly, take the rest of the time.
+The baseline is the best use of SciPy: L-BFGS-B with the analytic gradient of the objective, from
+nine starts, and for each resample from one start, the fit of all rows. The objective is the sum of
+Huber losses (δ = 1e-3) of log residuals. The published procedure (arXiv 2203.15556) runs L-BFGS-B
+without gradients from 4,500 starts; `--grid` times that number of them, a random subset, and
+extrapolates.
 """
 
-# ruff: noqa: E402 - one thread, said before numpy is imported
+# ruff: noqa: E402 - the number of threads is set before numpy is imported
 
 import argparse
 import itertools
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[threads] = "1"  # before numpy is imported
+    os.environ[threads] = "1"  # BLAS reads them once, when numpy is imported
 
 import numpy as np
 import pandas as pd
@@ -43,7 +44,7 @@ GRID = (
 
 
 def points() -> tuple[str, Array, Array, Array]:
-    """Where they come from, N, D and L of 240 runs."""
+    """The source of the points; N, D and L of 240 runs."""
     if TABLE.exists():
         table = pd.read_csv(TABLE).nsmallest(240, "loss")
         N = table["Model Size"].to_numpy()
@@ -53,7 +54,7 @@ def points() -> tuple[str, Array, Array, Array]:
     N, D = 10 ** generator.uniform(7.7, 10.2, 240), 10 ** generator.uniform(8.5, 11.5, 240)
     law = {"A": 480.0, "alpha": 0.35, "B": 2100.0, "beta": 0.37, "E": 1.8}
     L = SURFACE.predict((N, D), law) * np.exp(generator.normal(0, 0.01, 240))
-    return "SYNTHETIC (the published table is not here)", N, D, L
+    return "SYNTHETIC (the published table is missing)", N, D, L
 
 
 def huber_sum(
@@ -65,13 +66,13 @@ def huber_sum(
     def objective(theta: Array) -> tuple[float, Array]:
         a, alpha, b, beta, e = theta
         terms = np.stack([a - alpha * log_N, b - beta * log_D, np.full_like(log_N, e)])
-        most = terms.max(0)
-        shares = np.exp(terms - most)
-        whole = shares.sum(0)
-        r = most + np.log(whole) - log_L
-        bent = np.clip(r, -DELTA, DELTA)
-        value = (weights * (np.abs(r) * np.abs(bent) - bent**2 / 2)).sum()
-        by_a, by_b, by_e = weights * bent * shares / whole
+        largest = terms.max(0)  # subtracted in the log-sum-exp, against overflow
+        scaled_terms = np.exp(terms - largest)
+        total = scaled_terms.sum(0)
+        r = largest + np.log(total) - log_L
+        clipped = np.clip(r, -DELTA, DELTA)  # the derivative of the Huber loss
+        value = (weights * (np.abs(r) * np.abs(clipped) - clipped**2 / 2)).sum()
+        by_a, by_b, by_e = weights * clipped * scaled_terms / total
         gradient = [by_a.sum(), -by_a @ log_N, by_b.sum(), -by_b @ log_D, by_e.sum()]
         return float(value), np.array(gradient)
 
@@ -79,45 +80,47 @@ def huber_sum(
 
 
 def nine_starts(N: Array, D: Array, L: Array) -> list[Array]:
-    """α and β of .2, .35 and .5 each; A, B and E by linear least squares where these are given."""
+    """α and β from .2, .35 and .5 each; A, B and E by linear least squares for given α and β."""
     starts = []
     for alpha, beta in itertools.product((0.2, 0.35, 0.5), repeat=2):
         columns = np.stack([N**-alpha, D**-beta, np.ones_like(N)], axis=1)
         A, B, E = nnls(columns / L[:, None], np.ones_like(L))[0]
-        floor = 1e-3 * L.min()
-        starts.append(np.array([np.log(A + 1), alpha, np.log(B + 1), beta, np.log(E + floor)]))
+        # Each coefficient may be 0, whose logarithm is not finite.
+        offset = 1e-3 * L.min()
+        starts.append(np.array([np.log(A + 1), alpha, np.log(B + 1), beta, np.log(E + offset)]))
     return starts
 
 
 def best_of(objective: Callable[[Array], tuple[float, Array]], starts: list[Array]) -> float:
-    """The least objective that L-BFGS-B reaches from `starts`, to about 1e-6 of the optimum."""
-    close = {"maxiter": 5000, "maxfun": 20000, "ftol": 1e-10, "gtol": 1e-8}
+    """The smallest objective that L-BFGS-B reaches from `starts`, to about 1e-6 of the optimum."""
+    tolerances = {"maxiter": 5000, "maxfun": 20000, "ftol": 1e-10, "gtol": 1e-8}
 
-    # The objective is about 1e-3: L-BFGS-B's tolerances are made for about 1.
+    # The objective is about 1e-3, but the tolerances of L-BFGS-B assume about 1.
     def scaled(theta: Array) -> tuple[float, Array]:
         value, gradient = objective(theta)
         return value / DELTA, gradient / DELTA
 
     ends = [
-        minimize(scaled, start, jac=True, method="L-BFGS-B", options=close).fun for start in starts
+        minimize(scaled, start, jac=True, method="L-BFGS-B", options=tolerances).fun
+        for start in starts
     ]
     return DELTA * float(min(ends))
 
 
 def grid_fit(objective: Callable[[Array], tuple[float, Array]], count: int) -> tuple[float, float]:
-    """Least objective of `count` starts spread evenly over the grid, and the seconds they took."""
+    """Smallest objective from `count` random starts of the grid, and the seconds of all."""
     grid = list(itertools.product(*GRID))
     chosen = np.random.default_rng(0).permutation(len(grid))[:count]
-    began, least = time.perf_counter(), np.inf
+    began, smallest = time.perf_counter(), np.inf
     with np.errstate(all="ignore"):
         for index in chosen:
             end = minimize(lambda theta: objective(theta)[0], grid[index], method="L-BFGS-B")
-            least = min(least, end.fun)
-    return least, time.perf_counter() - began
+            smallest = min(smallest, end.fun)
+    return smallest, time.perf_counter() - began
 
 
 def timed(job: Callable[[], object], times: int) -> float:
-    """Median seconds."""
+    """Median seconds of `times` runs of `job`."""
     seconds = []
     for _ in range(times):
         began = time.perf_counter()
@@ -127,49 +130,49 @@ def timed(job: Callable[[], object], times: int) -> float:
 
 
 def best_known(fit: Fit) -> float:
-    """The least objective from 200 more starts, scattered widely about our optimum."""
-    given, start = fit.given, np.random.default_rng(1).normal(fit.theta, 1.0, (200, 5))
-    more = solve(given.points, given.weights[None], start[:, None], fit.objective)
+    """The smallest objective from 200 more starts, normally distributed around our optimum."""
+    data, start = fit.data, np.random.default_rng(1).normal(fit.theta, 1.0, (200, 5))
+    more = solve(data.points, data.weights[None], start[:, None], fit.objective)
     return float(more.objective[0]) * DELTA  # the solver divides by δ
 
 
 def show(job: str, seconds: float, excess: float, ratio: float | None = None) -> None:
-    beside = "" if ratio is None else f"{ratio:,.1f} ×"
-    print(f"{job:<66}{1e3 * seconds:>10.1f} ms{excess:>10.0e}{beside:>11}")
+    ratio_text = "" if ratio is None else f"{ratio:,.1f} ×"
+    print(f"{job:<66}{1e3 * seconds:>10.1f} ms{excess:>10.0e}{ratio_text:>11}")
 
 
 def compare_fits(fit: Fit, N: Array, D: Array, L: Array, starts: int, grid: int) -> None:
-    """One fit: ours, nine starts with gradients, and as much of the published grid as asked for."""
+    """One fit: ours, SciPy with gradients from `starts` starts, and `grid` starts as published."""
     objective = huber_sum(N, D, L, np.ones(len(L)))
     chosen = nine_starts(N, D, L)[:starts]
     ours, theirs = [], []
-    for _ in range(7):  # in turns: the machine is shared
+    for _ in range(7):  # the two take turns, because other load on the machine varies
         ours.append(timed(lambda: fit_law(SURFACE, (N, D), L), 3))
         theirs.append(timed(lambda: best_of(objective, chosen), 3))
-    reached, least = fit.certificate.objective, best_of(objective, chosen)
-    best = min(best_known(fit), least, reached)
-    mine, other = statistics.median(ours), statistics.median(theirs)
+    reached, smallest = fit.certificate.objective, best_of(objective, chosen)
+    best = min(best_known(fit), smallest, reached)
+    our_seconds, their_seconds = statistics.median(ours), statistics.median(theirs)
     ratios = sorted(b / a for a, b in zip(ours, theirs, strict=True))
-    show("surface fit, ours", mine, reached / best - 1)
+    show("surface fit, ours", our_seconds, reached / best - 1)
     name = f"surface fit, L-BFGS-B with gradient, {len(chosen)} starts"
-    show(name, other, least / best - 1, statistics.median(ratios))
-    print(f"{'':<66}ratios of seven turns: {ratios[0]:.2f} to {ratios[-1]:.2f}")
+    show(name, their_seconds, smallest / best - 1, statistics.median(ratios))
+    print(f"{'':<66}ratios over seven rounds: {ratios[0]:.2f} to {ratios[-1]:.2f}")
     if grid:
-        whole = int(np.prod([len(axis) for axis in GRID]))
-        grid = min(grid, whole)
-        least, seconds = grid_fit(objective, grid)
-        how = "" if grid == whole else f", EXTRAPOLATED from {grid}"
-        theirs_all = seconds * whole / grid
-        name = f"surface fit, {whole} starts without gradients{how}"
-        show(name, theirs_all, least / best - 1, theirs_all / mine)
+        total = int(np.prod([len(axis) for axis in GRID]))
+        grid = min(grid, total)
+        smallest, seconds = grid_fit(objective, grid)
+        note = "" if grid == total else f", EXTRAPOLATED from {grid}"
+        all_seconds = seconds * total / grid
+        name = f"surface fit, {total} starts without gradients{note}"
+        show(name, all_seconds, smallest / best - 1, all_seconds / our_seconds)
 
 
 def compare_resamples(fit: Fit, N: Array, D: Array, L: Array, resamples: int) -> None:
-    """Refits of resampled rows: ours, and with gradients once each from the full fit."""
+    """Refits of resampled rows: ours, and SciPy with gradients from the full fit."""
     began = time.perf_counter()
     bootstrap(fit, resamples)
     ours = time.perf_counter() - began
-    generator, judged = np.random.default_rng(2), 10
+    generator, checked = np.random.default_rng(2), 10  # excess is computed for the first 10
     start = np.array([np.log(fit["A"]), fit["alpha"], np.log(fit["B"]), fit["beta"], np.log(fit.E)])
     theirs, excesses = 0.0, {"ours": 0.0, "theirs": 0.0}
     for number in range(resamples):
@@ -177,35 +180,40 @@ def compare_resamples(fit: Fit, N: Array, D: Array, L: Array, resamples: int) ->
         began = time.perf_counter()
         end = best_of(huber_sum(N, D, L, weights), [start])
         theirs += time.perf_counter() - began
-        if number >= judged:
+        if number >= checked:
             continue
         refit = solve(
-            fit.given.points, weights[None], fit.theta[None, None], fit.objective,
-            tolerance=1e-8, near=True,
+            fit.data.points, weights[None], fit.theta[None, None], fit.objective,
+            tolerance=1e-8, near_optimum=True,
         ).objective[0] * DELTA  # fmt: skip
         kept = weights > 0
-        sure = fit_law(SURFACE, (N[kept], D[kept]), L[kept], weights=weights[kept])
-        best = min(sure.certificate.objective * weights[kept].mean(), end, refit)
+        thorough = fit_law(SURFACE, (N[kept], D[kept]), L[kept], weights=weights[kept])
+        best = min(thorough.certificate.objective * weights[kept].mean(), end, refit)
         excesses["ours"] = max(excesses["ours"], refit / best - 1)
         excesses["theirs"] = max(excesses["theirs"], end / best - 1)
     show(f"{resamples} refits, ours", ours, excesses["ours"])
-    how = f"{resamples} refits, L-BFGS-B with gradient, one start each"
-    show(how, theirs, excesses["theirs"], theirs / ours)
+    name = f"{resamples} refits, L-BFGS-B with gradient, one start each"
+    show(name, theirs, excesses["theirs"], theirs / ours)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--starts", type=int, default=9, help="with gradients, at most nine")
-    parser.add_argument("--grid", type=int, default=0, help="of the published 4,500, without")
+    parser.add_argument("--starts", type=int, default=9, help="starts with gradients, at most 9")
+    parser.add_argument(
+        "--grid",
+        type=int,
+        default=0,
+        help="how many of the published 4,500 starts without gradients to time",
+    )
     parser.add_argument("--resamples", type=int, default=400)
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     source, N, D, L = points()
     print(f"240 rows, {source}; one core; Huber(δ = 1e-3), summed")
-    print("excess: of the objective over the best known (of refits: the worst of 10)\n")
+    print("excess: objective / best known objective - 1 (refits: the largest of 10)\n")
     print(f"{'job':<66}{'time':>13}{'excess':>10}{'ratio':>11}")
     fit = fit_law(SURFACE, (N, D), L)
-    compare_fits(fit, N, D, L, chosen.starts, chosen.grid)
-    compare_resamples(fit, N, D, L, chosen.resamples)
+    compare_fits(fit, N, D, L, options.starts, options.grid)
+    compare_resamples(fit, N, D, L, options.resamples)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,18 @@
-"""How fast tokens are drawn, beside two other ways to run the same transformer; same noise.
+"""Time token sampling with four other implementations of the same transformer; same noise.
 
     python benchmarks/sampling.py [--device cuda --precision bf16] [--grids 4 8 16] [--batches 1 8]
 
-without a cache: at every scale a full forward over all tokens up to it, always doubled.
-as released: keys and values cached, but grown by torch.cat; AdaLN computed anew at every scale; the
-    unconditional half runs at every scale for every image (arXiv 2404.02905).
-+ AdaLN once, + still cache: the same with these parts of ours, one after the other. All that is
-    left to ours then are the rows that guidance does not need.
+without a cache: at every scale a full forward pass over all tokens so far, for conditional and
+    unconditional rows.
+as released: keys and values cached, but appended by torch.cat; AdaLN computed again at every scale;
+    the unconditional rows run at every scale for every image (arXiv 2404.02905).
++ AdaLN once: as released, but AdaLN is computed once.
++ static cache: moreover, the cache is allocated once. The remaining difference to ours is that
+    ours skips the unconditional rows at scales without guidance.
 
-Random weights: speed does not depend on them. Filters, draws and grid are those of the
-sampler, without decoder. The variants take turns. Printed: medians, half ranges and ratios of
-medians. A GPU is synchronised at every scale.
+Weights are random, since speed does not depend on them. Filters, random numbers and grids are those
+of the sampler; the decoder is not run. The implementations take turns. Printed are medians, half
+ranges and ratios of medians. A GPU is synchronised at every scale.
 """
 
 import argparse
@@ -27,8 +29,8 @@ from var_scaling.config import ImportedTokenizer
 from var_scaling.experiment.sample_set import Request
 from var_scaling.generation.sample import RequestDraws
 from var_scaling.models.layers import autocast_dtype, full_precision
-from var_scaling.models.logits import guided
-from var_scaling.models.var import sampler as walking
+from var_scaling.models.logits import apply_guidance
+from var_scaling.models.var import sampler
 from var_scaling.models.var.accounting import var_forward_flops
 from var_scaling.models.var.config import VarModel, VarSampling
 from var_scaling.models.var.model import VAR
@@ -36,95 +38,101 @@ from var_scaling.pyramid import PAPER_256, Pyramid
 from var_scaling.tokenizer.quantizer import Quantizer
 from var_scaling.training.optim import precision_context
 
-# R rows: the images and, behind them, the same told no class. L tokens so far, S of this scale.
+# Shapes: R rows (the images, then the same images with the null class), L tokens so far, S tokens
+# of this scale.
 PYRAMIDS = {4: (1, 2, 3, 4), 8: (1, 2, 3, 4, 6, 8), 16: PAPER_256}
 CLASSES = 1000
 
 
 class Uncached:
-    """No cache: what is shown is kept, and every scale runs all of it again."""
+    """No cache: the input tokens are stored, and every scale runs all of them again."""
 
     def __init__(self, model: VAR, pyramid: Pyramid, labels_B: Tensor, guidance: list[float]):
         self.model, self.pyramid, self.guidance = model, pyramid, guidance
         self.labels_R = torch.cat([labels_B, torch.full_like(labels_B, model.classes)])
-        self.shown: list[Tensor] = []
+        self.inputs: list[Tensor] = []
 
-    def logits(self, k: int, shown_BSZ: Tensor | None) -> Tensor:
-        if shown_BSZ is not None:
-            self.shown.append(torch.cat([shown_BSZ, shown_BSZ]))
+    def logits(self, k: int, input_BSZ: Tensor | None) -> Tensor:
+        if input_BSZ is not None:
+            self.inputs.append(torch.cat([input_BSZ, input_BSZ]))
         start, length = self.pyramid.starts[k], self.pyramid.lengths[k]
-        x_RLC, cond_RC = embedded(self.model, self.labels_R, self.shown, 0)
+        x_RLC, cond_RC = embedded(self.model, self.labels_R, self.inputs, 0)
         cond = conditioned(self.model, cond_RC)
         mask_LL = self.model.mask_LL[: start + length, : start + length]
         for block in self.model.blocks:
-            x_RLC = block(x_RLC, block.parts(cond), mask_LL, (1, 1))
-        return read(self.model, x_RLC[:, start:], cond_RC, self.guidance[k])
+            x_RLC = block(x_RLC, block.adaln_params(cond), mask_LL, (1, 1))
+        return guided_logits(self.model, x_RLC[:, start:], cond_RC, self.guidance[k])
 
 
-class Grown:
-    """Keys and values grown by torch.cat, AdaLN at every scale: as released; with options, less."""
+class Released:
+    """As released: keys and values appended by torch.cat, AdaLN at every scale.
 
-    once, still = False, False
+    `adaln_once` computes AdaLN once, `static_cache` allocates the cache once.
+    """
+
+    adaln_once, static_cache = False, False
 
     def __init__(self, model: VAR, pyramid: Pyramid, labels_B: Tensor, guidance: list[float]):
         self.model, self.pyramid, self.guidance = model, pyramid, guidance
         self.labels_R = torch.cat([labels_B, torch.full_like(labels_B, model.classes)])
-        self.held: list[tuple[Tensor, Tensor] | None] = [None] * len(model.blocks)
-        self.parts: list[Tensor] | None = None
-        if self.still:
+        self.appended: list[tuple[Tensor, Tensor] | None] = [None] * len(model.blocks)
+        self.adaln_params: list[Tensor] | None = None
+        if self.static_cache:
             heads, width = model.config.heads, model.config.width
             size = (len(model.blocks), 2, len(self.labels_R), heads, pyramid.length, width // heads)
             device = labels_B.device
-            self.places = torch.empty(size, dtype=autocast_dtype(device), device=device)
+            self.allocated = torch.empty(size, dtype=autocast_dtype(device), device=device)
 
-    def logits(self, k: int, shown_BSZ: Tensor | None) -> Tensor:
+    def logits(self, k: int, input_BSZ: Tensor | None) -> Tensor:
         start = self.pyramid.starts[k]
-        shown = [] if shown_BSZ is None else [torch.cat([shown_BSZ, shown_BSZ])]
-        x_RSC, cond_RC = embedded(self.model, self.labels_R, shown, start)
-        if self.parts is None or not self.once:
+        inputs = [] if input_BSZ is None else [torch.cat([input_BSZ, input_BSZ])]
+        x_RSC, cond_RC = embedded(self.model, self.labels_R, inputs, start)
+        if self.adaln_params is None or not self.adaln_once:
             cond = conditioned(self.model, cond_RC)
-            self.parts = [block.parts(cond) for block in self.model.blocks]
-        for number, (block, parts) in enumerate(zip(self.model.blocks, self.parts, strict=True)):
-            update_kv_cache = self.memory(number, start, self.pyramid.lengths[k])
+            self.adaln_params = [block.adaln_params(cond) for block in self.model.blocks]
+        for number, (block, parts) in enumerate(
+            zip(self.model.blocks, self.adaln_params, strict=True)
+        ):
+            update_kv_cache = self.cache_update(number, start, self.pyramid.lengths[k])
             x_RSC = block(x_RSC, parts, None, (1, 1), update_kv_cache)
-        return read(self.model, x_RSC, cond_RC, self.guidance[k])
+        return guided_logits(self.model, x_RSC, cond_RC, self.guidance[k])
 
-    def memory(self, number: int, start: int, length: int):
-        def put(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-            held = self.places[number]
-            held[0, :, :, start : start + length] = key
-            held[1, :, :, start : start + length] = value
-            return held[0, :, :, : start + length], held[1, :, :, : start + length]
+    def cache_update(self, number: int, start: int, length: int):
+        def write(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+            cache = self.allocated[number]
+            cache[0, :, :, start : start + length] = key
+            cache[1, :, :, start : start + length] = value
+            return cache[0, :, :, : start + length], cache[1, :, :, : start + length]
 
-        def grow(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-            held = self.held[number]
-            if held is not None:
-                key, value = torch.cat([held[0], key], dim=2), torch.cat([held[1], value], dim=2)
-            self.held[number] = key, value
+        def append(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+            cache = self.appended[number]
+            if cache is not None:
+                key, value = torch.cat([cache[0], key], dim=2), torch.cat([cache[1], value], dim=2)
+            self.appended[number] = key, value
             return key, value
 
-        return put if self.still else grow
+        return write if self.static_cache else append
 
 
-WAYS = {
-    "ours": walking.VARSampler,
-    "+ still cache": type("StillOnce", (Grown,), {"once": True, "still": True}),
-    "+ AdaLN once": type("GrownOnce", (Grown,), {"once": True}),
-    "as released": Grown,
+IMPLEMENTATIONS = {
+    "ours": sampler.VARSampler,
+    "+ static cache": type("StaticCache", (Released,), {"adaln_once": True, "static_cache": True}),
+    "+ AdaLN once": type("AdaLNOnce", (Released,), {"adaln_once": True}),
+    "as released": Released,
     "without a cache": Uncached,
 }
 
 
-def embedded(model: VAR, labels_R: Tensor, shown: list[Tensor], start: int) -> list[Tensor]:
-    """What enters the blocks from position `start` on, and the condition, which stays float32."""
+def embedded(model: VAR, labels_R: Tensor, inputs: list[Tensor], start: int) -> list[Tensor]:
+    """The input of the blocks from position `start` on, and the condition, which stays float32."""
     with full_precision(labels_R.device):
         cond_RC = model.class_emb(labels_R)
-        parts = [model.word_embed(shown_RSZ) for shown_RSZ in shown]
+        parts = [model.word_embed(input_RSZ) for input_RSZ in inputs]
         if start == 0:
             parts.insert(0, cond_RC[:, None] + model.pos_start)
         x_RLC = torch.cat(parts, dim=1)
-        here = slice(start, start + x_RLC.shape[1])
-        x_RLC = x_RLC + model.lvl_embed(model.levels_L[here]) + model.pos_1LC[:, here]
+        positions = slice(start, start + x_RLC.shape[1])
+        x_RLC = x_RLC + model.lvl_embed(model.levels_L[positions]) + model.pos_1LC[:, positions]
     return [x_RLC.to(autocast_dtype(labels_R.device)), cond_RC]
 
 
@@ -133,22 +141,24 @@ def conditioned(model: VAR, cond_RC: Tensor) -> Tensor:
     return cond.to(autocast_dtype(cond_RC.device))
 
 
-def read(model: VAR, x_RSC: Tensor, cond_RC: Tensor, weight: float) -> Tensor:
+def guided_logits(model: VAR, x_RSC: Tensor, cond_RC: Tensor, weight: float) -> Tensor:
     logits_RSV = model.head(model.head_nm(x_RSC.float(), cond_RC)).float()
-    return guided(*logits_RSV.chunk(2), weight)
+    return apply_guidance(*logits_RSV.chunk(2), weight)
 
 
 # Measuring ---------------------------------------------------------------------------------------
 
 
 class Run(NamedTuple):
-    transformer_seconds: float  # AdaLN and cache among it
+    transformer_seconds: float  # AdaLN and cache included
     seconds: float
-    steps: list[walking.Drawn]
+    steps: list[sampler.ScaleResult]
 
 
-def run(way: type, model: VAR, quantizer: Quantizer, batch: int, sampling: VarSampling) -> Run:
-    """One batch drawn by the sampler's own walk, with `way` for its transformer."""
+def run(
+    implementation: type, model: VAR, quantizer: Quantizer, batch: int, sampling: VarSampling
+) -> Run:
+    """One batch sampled by `sample_tokens`, with `implementation` as its transformer."""
     device, spent = model.pos_start.device, list[float]()
 
     def clock() -> float:
@@ -156,28 +166,28 @@ def run(way: type, model: VAR, quantizer: Quantizer, batch: int, sampling: VarSa
             torch.cuda.synchronize(device)
         return time.perf_counter()
 
-    class Timed(way):
-        def __init__(self, *given: object):
+    class Timed(implementation):
+        def __init__(self, *args: object):
             began = clock()
-            super().__init__(*given)
+            super().__init__(*args)
             spent.append(clock() - began)
 
-        def logits(self, k: int, shown_BSZ: Tensor | None) -> Tensor:
+        def logits(self, k: int, input_BSZ: Tensor | None) -> Tensor:
             began = clock()
-            found = super().logits(k, shown_BSZ)
+            logits = super().logits(k, input_BSZ)
             spent.append(clock() - began)
-            return found
+            return logits
 
     requests = [Request(number, 0) for number in range(batch)]
     labels_B = torch.arange(batch, device=device)
     noise, began = RequestDraws(0, requests, device), clock()
-    with patch.object(walking, "VARSampler", Timed), precision_context(sampling.precision, device):
-        steps = list(walking.sample_tokens(model, quantizer, labels_B, sampling, noise))
+    with patch.object(sampler, "VARSampler", Timed), precision_context(sampling.precision, device):
+        steps = list(sampler.sample_tokens(model, quantizer, labels_B, sampling, noise))
     return Run(sum(spent), clock() - began, steps)
 
 
-def outspoken(config: VarModel, t: ImportedTokenizer) -> tuple[VAR, Quantizer]:
-    """Random weights by which classes and blocks show in the tokens: at the usual start none do."""
+def random_model(config: VarModel, t: ImportedTokenizer) -> tuple[VAR, Quantizer]:
+    """Random weights with which tokens depend on classes and blocks, unlike at initialisation."""
     torch.manual_seed(0)
     model, quantizer = VAR(config, t, CLASSES, seed=0), Quantizer(t)
     model.class_emb.weight.data.normal_()
@@ -188,46 +198,53 @@ def outspoken(config: VarModel, t: ImportedTokenizer) -> tuple[VAR, Quantizer]:
 
 
 def difference(ours: Run, theirs: Run) -> str:
-    """Where the tokens differ, and how far the logits do up to there: rounding, or an error."""
+    """How many tokens differ, and by how much the logits differ before the first of them."""
     tokens = sum(step.ids_BS.numel() for step in ours.steps)
-    other, largest = 0, 0.0
-    for mine, its in zip(ours.steps, theirs.steps, strict=True):
-        if not other:  # from the first other token on they are shown something else
-            largest = max(largest, float((mine.logits_BSV - its.logits_BSV).abs().max()))
-        other += int((mine.ids_BS != its.ids_BS).sum())
+    differing, largest = 0, 0.0
+    for our_step, their_step in zip(ours.steps, theirs.steps, strict=True):
+        if not differing:  # after the first different token the inputs differ
+            error = (our_step.logits_BSV - their_step.logits_BSV).abs().max()
+            largest = max(largest, float(error))
+        differing += int((our_step.ids_BS != their_step.ids_BS).sum())
     spread = float(ours.steps[-1].logits_BSV.std())
-    same = "equal tokens" if not other else f"{other:,} of {tokens:,} tokens differ"
-    return f"{same}; logits by at most {largest:.0e} of a spread of {spread:.2f}"
+    equal = "equal tokens" if not differing else f"{differing:,} of {tokens:,} tokens differ"
+    return f"{equal}; logits differ by at most {largest:.0e}, their std is {spread:.2f}"
 
 
-def compare(side: int, batch: int, asked: argparse.Namespace) -> None:
-    """One grid and batch: first that all draw the same, then the seconds, taking turns."""
+def compare(side: int, batch: int, options: argparse.Namespace) -> None:
+    """Check that all implementations sample the same tokens, then time them in turns."""
     t = ImportedTokenizer(name="paper", sha256="0" * 64, pyramid=Pyramid(patch_nums=PYRAMIDS[side]))
     config, device = (
-        VarModel(depth=asked.depth, width_per_depth=asked.width),
-        torch.device(asked.device),
+        VarModel(depth=options.depth, width_per_depth=options.width),
+        torch.device(options.device),
     )
-    model, quantizer = (module.to(device) for module in outspoken(config, t))
-    sampling = VarSampling(guidance=asked.guidance, precision=asked.precision)
+    model, quantizer = (module.to(device) for module in random_model(config, t))
+    sampling = VarSampling(guidance=options.guidance, precision=options.precision)
     gflops = total(var_forward_flops(config, t)) / 1e9
     print(
-        f"\n{side} × {side}, batch {batch}: {t.pyramid.length} tokens, {gflops:.3g} GFLOPs a pass"
+        f"\n{side} × {side}, batch {batch}: {t.pyramid.length} tokens, {gflops:.3g} GFLOPs per pass"
     )
-    warm = {name: run(way, model, quantizer, batch, sampling) for name, way in WAYS.items()}
-    found: dict[str, list[Run]] = {name: [] for name in WAYS}
-    for name in list(WAYS) * asked.repeats:
-        drawn = run(WAYS[name], model, quantizer, batch, sampling)
-        found[name].append(drawn._replace(steps=[]))
-    print(f"{'':18}{'transformer':>12}{'spread':>9}{'÷ ours':>8}{'with draws':>13}{'÷ ours':>8}")
-    least = [median(part) for part in zip(*(one[:2] for one in found["ours"]), strict=True)]
-    for name, runs in found.items():
-        seconds = [one.transformer_seconds for one in runs]
-        inner, whole = median(seconds), median(one.seconds for one in runs)
-        spread = (max(seconds) - min(seconds)) / 2 / inner
-        said = "" if name == "ours" else "  " + difference(warm["ours"], warm[name])
+    first_runs = {  # also the warm-up
+        name: run(implementation, model, quantizer, batch, sampling)
+        for name, implementation in IMPLEMENTATIONS.items()
+    }
+    timed: dict[str, list[Run]] = {name: [] for name in IMPLEMENTATIONS}
+    for name in list(IMPLEMENTATIONS) * options.repeats:
+        result = run(IMPLEMENTATIONS[name], model, quantizer, batch, sampling)
+        timed[name].append(result._replace(steps=[]))  # frees the logits
+    print(f"{'':18}{'transformer':>12}{'spread':>9}{'÷ ours':>8}{'with filters':>13}{'÷ ours':>8}")
+    our_transformer = median(result.transformer_seconds for result in timed["ours"])
+    our_total = median(result.seconds for result in timed["ours"])
+    for name, runs in timed.items():
+        seconds = [result.transformer_seconds for result in runs]
+        transformer, total_seconds = median(seconds), median(result.seconds for result in runs)
+        spread = (max(seconds) - min(seconds)) / 2 / transformer
+        note = ""
+        if name != "ours":
+            note = "  " + difference(first_runs["ours"], first_runs[name])
         print(
-            f"{name:18}{inner:>10.4f} s{spread:>8.0%} {inner / least[0]:>7.2f}"
-            f"{whole:>11.4f} s{whole / least[1]:>8.2f}{said}",
+            f"{name:18}{transformer:>10.4f} s{spread:>8.0%} {transformer / our_transformer:>7.2f}"
+            f"{total_seconds:>11.4f} s{total_seconds / our_total:>8.2f}{note}",
             flush=True,
         )
 
@@ -237,20 +254,27 @@ def main() -> None:
     parser.add_argument("--grids", type=int, nargs="+", choices=PYRAMIDS, default=[4, 8, 16])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--depth", type=int, default=6)
-    parser.add_argument("--width", type=int, default=64, help="of each head; times depth in all")
-    parser.add_argument("--guidance", type=float, default=1.5, help="rising from 0; 0: none")
+    parser.add_argument(
+        "--width", type=int, default=64, help="width per unit of depth, the width of a head"
+    )
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        default=1.5,
+        help="weight at the last scale, rising from 0 at the first; 0: none",
+    )
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1, help="of a processor")
+    parser.add_argument("--threads", type=int, default=1, help="number of CPU threads")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--precision", default="fp32", help="fp32, tf32, bf16 or fp16")
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    gpu = torch.cuda.get_device_name() if asked.device == "cuda" else None
-    said = ", ".join(f"{name} {value}" for name, value in vars(asked).items())
-    print(f"{said}; {gpu or 'processor'}, torch {torch.__version__}")
-    for side in asked.grids:
-        for batch in asked.batches:
-            compare(side, batch, asked)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    gpu = torch.cuda.get_device_name() if options.device == "cuda" else None
+    settings = ", ".join(f"{name} {value}" for name, value in vars(options).items())
+    print(f"{settings}; {gpu or 'CPU'}, torch {torch.__version__}")
+    for side in options.grids:
+        for batch in options.batches:
+            compare(side, batch, options)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What we want to know: one small file a sweep, each with a `sweep` and no effects."""
+"""The sweeps that we run: each file defines one `sweep`; importing it has no effects."""

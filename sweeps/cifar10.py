@@ -1,4 +1,4 @@
-"""A law on real photographs: CIFAR-10 at 32 pixels, on a CPU, in under an hour."""
+"""A scaling law on photographs: CIFAR-10 at 32 pixels, on a CPU, in under an hour."""
 
 from var_scaling.datasets import ImageFiles
 from var_scaling.experiment import Sweep, Trial

@@ -1,7 +1,8 @@
-"""VAR, AR and DiT on equal terms: equal images, tokenizers of equal recipe, equal training FLOPs.
+"""Compare VAR, AR and DiT with equal images, tokenizer recipes and training FLOPs.
 
-At each depth every arm may spend what VAR spends on 2,500 steps of 32 images. Learning rates are
-those of `families_rates`. All samples are drawn without guidance and without filters.
+At each depth the FLOP budget of every arm is that of VAR's training with 2,500 steps of 32 images.
+Learning rates are those found by `families_rates`. All samples are drawn without guidance and
+without filters.
 """
 
 from sweeps.families_rates import ARMS, RATES, family_trial
@@ -15,7 +16,8 @@ from var_scaling.models.dit.config import DitSampling
 from var_scaling.models.var.config import VarSampling
 
 SEEDS = {2: 3, 3: 3, 4: 3, 6: 1}  # depth: runs
-OTHER_ARM = "ar"  # shown beside the better AR of `families_rates`, by one run of each size
+# `families_rates` found ar-residual better; this arm is for comparison, with one seed per depth.
+OTHER_ARM = "ar"
 VAR_STEPS = 2_500
 UNGUIDED = (
     VarSampling(guidance=0, top_k=0, top_p=0),
@@ -26,18 +28,18 @@ NETWORKS: tuple[ExtractorName, ...] = ("seeded", "classifier")
 
 
 def step_flops(trial: Trial) -> int:
-    """Of one step of a run, backward counted."""
+    """FLOPs of one training step, backward pass included."""
     return trial.batch_size * total(trial.family.training_flops(trial.spec))
 
 
 def budgeted(
     name: str, arm: str, model: ModelRecord, tokenizer: TrainedTokenizer, seed: int
 ) -> Trial:
-    """A run that may spend what VAR of its depth spends in VAR_STEPS."""
+    """A trial whose number of steps uses the FLOPs of VAR_STEPS of VAR at the same depth."""
     trial = family_trial(name, model, tokenizer, RATES[arm])
-    first, scales = ARMS["var"]
-    of_var = family_trial("var", first(model.depth), scales, RATES["var"])
-    steps = round(VAR_STEPS * step_flops(of_var) / step_flops(trial))
+    build_var, scales = ARMS["var"]
+    var_trial = family_trial("var", build_var(model.depth), scales, RATES["var"])
+    steps = round(VAR_STEPS * step_flops(var_trial) / step_flops(trial))
     return trial.model_copy(update={"steps": steps, "seed": seed})
 
 

@@ -1,8 +1,9 @@
 """VAR, AR and DiT on photographs: CIFAR-10 at 32 pixels, a grid of 8 x 8, equal training FLOPs.
 
-At each depth every arm may spend what VAR spends on 2,000 steps of 32 images, 1.3 passes. AR reads
-two residual codes a position: one scale of as many bits would need 65,536 codes. Learning rates are
-those found best on quickstart's images (`families_rates`), not on these.
+At each depth the FLOP budget of every arm is that of VAR's training with 2,000 steps of 32 images
+(1.3 epochs). AR uses two residual codes per position: one code per position with as many bits would
+need a codebook of 65,536. Learning rates are the best ones for the images of `families_rates`; they
+were not tuned on these images.
 """
 
 from sweeps.families import NETWORKS, UNGUIDED, step_flops
@@ -25,11 +26,11 @@ _images = ImageFiles(
 )
 
 
-def _tokenizer(name: str, sides: tuple[int, ...]) -> TrainedTokenizer:
-    return tiny_tokenizer(name, _images, patch_nums=sides, codebook_size=256, steps=3_000)
+def _tokenizer(name: str, patch_nums: tuple[int, ...]) -> TrainedTokenizer:
+    return tiny_tokenizer(name, _images, patch_nums=patch_nums, codebook_size=256, steps=3_000)
 
 
-# Bits of an image: 130 x 8 = 1,040 and 128 x 8 = 1,024.
+# Bits per image: 130 x 8 = 1,040 and 128 x 8 = 1,024.
 _scales = _tokenizer("cifar10-scales", (1, 2, 3, 4, 6, 8))
 _residual = _tokenizer("cifar10-residual", (8, 8))
 _ARMS = {

@@ -1,7 +1,7 @@
-"""The best learning rate of each family and size, found with the same budget for all.
+"""Find the best learning rate of each family and size, with the same budget for all.
 
-Everything else is what `families` compares: the images, the tokenizers and the models of each
-family are defined here. The table of what came out is in docs/families.md.
+Images, tokenizers and models are those that `families` compares; they are defined here. The results
+are in docs/families.md.
 """
 
 from var_scaling.config import TrainedTokenizer
@@ -16,8 +16,10 @@ from var_scaling.models.var.config import tiny_var
 CONSTANTS = (0.125, 0.25, 0.5, 1.0)  # rate = constant / width
 DEPTHS = (2, 4, 6)
 STEPS = 1_200
-TOKENIZER_STEPS = 9_600  # reconstructions are then as near as other images (docs/families.md)
-CODES = 8_192  # of AR on one scale
+# With this many steps the distance of the reconstructions to held-out images is about that of other
+# real images (docs/families.md).
+TOKENIZER_STEPS = 9_600
+CODES = 8_192  # codebook size of AR with one scale
 
 images = DeadLeaves(
     name="dead-leaves-0", side=16, train_images=80_000, validation_images=4_096, seed=0
@@ -25,14 +27,17 @@ images = DeadLeaves(
 
 
 def scales_tokenizer(steps: int) -> TrainedTokenizer:
-    """VAR's, of 30 x 7 = 210 bits an image, trained for so many steps."""
+    """The tokenizer of VAR and DiT, 30 x 7 = 210 bits per image, trained for `steps`."""
     name = "multi-scale" if steps == TOKENIZER_STEPS else f"multi-scale-{steps}"
     return tiny_tokenizer(name, images, patch_nums=(1, 2, 3, 4), codebook_size=128, steps=steps)
 
 
 def one_scale_tokenizer(codebook_size: int) -> TrainedTokenizer:
-    """AR's, of 16 tokens an image. Of 8,192 codes (16 x 13 = 208 bits) k-means needs many more
-    vectors than codes, and a moving average over more steps: a code is asked for once in 16.
+    """The tokenizer of AR with 16 tokens per image.
+
+    For 8,192 codes (16 x 13 = 208 bits) k-means needs more images, because it needs many more
+    vectors than codes, and the moving average of the codes a slower decay, because a code is
+    selected only about once in 16 steps.
     """
     name = "one-scale" if codebook_size == CODES else f"one-scale-{codebook_size}"
     t = tiny_tokenizer(
@@ -46,7 +51,7 @@ def one_scale_tokenizer(codebook_size: int) -> TrainedTokenizer:
 
 multi_scale = scales_tokenizer(TOKENIZER_STEPS)
 one_scale = one_scale_tokenizer(CODES)
-# 16 x 2 x 7 = 224 bits an image.
+# 16 x 2 x 7 = 224 bits per image.
 residual = tiny_tokenizer(
     "residual", images, patch_nums=(4, 4), codebook_size=128, steps=TOKENIZER_STEPS
 )
@@ -55,7 +60,7 @@ residual = tiny_tokenizer(
 def family_trial(
     name: str, model: ModelRecord, tokenizer: TrainedTokenizer, constant: float
 ) -> Trial:
-    """One run of a family; only DiT averages its weights, as published, and keeps both."""
+    """One trial of a family. Only DiT uses a weight average, as published."""
     return Trial(
         name=name,
         tokenizer=tokenizer,
@@ -75,7 +80,7 @@ ARMS = {
     "dit": (tiny_dit, multi_scale),
 }
 
-# Peak rate times width: what this sweep found best over its sizes (docs/families.md).
+# Peak learning rate times width: the best of this sweep over all sizes (docs/families.md).
 RATES = {"var": 0.25, "ar": 0.25, "ar-residual": 0.25, "dit": 0.25}
 
 sweep = Sweep(

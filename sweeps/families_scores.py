@@ -1,8 +1,9 @@
 """How the comparison of `families` depends on sampling and tokenizers, at depth 4 and its budget.
 
-Guidance: each arm on one grid. Small sets of one seed choose, larger ones of another are reported.
-DiT by the number of its steps, and on the features before they are quantised; AR by its codebook;
-VAR and DiT by how long their tokenizer was trained.
+Guidance: the same grid of weights for each arm. The weight is selected on small sets of one seed;
+larger sets of another seed are reported. Other variants: DiT with other numbers of sampling steps
+and on the features before quantisation; AR with other codebook sizes; VAR and DiT with tokenizers
+that were trained for fewer steps.
 """
 
 from sweeps.families import NETWORKS, UNGUIDED, budgeted
@@ -17,31 +18,34 @@ from var_scaling.models.var.config import tiny_var
 
 DEPTH, SEEDS = 4, 2
 GUIDANCE = (0.0, 0.5, 1.5, 3.0)
-DIT_STEPS = (2, 5, 10, 50)  # besides the 25 of the other sets
-CODEBOOKS = (128, 1_024)  # besides the 8,192 of `ar`
-TOKENIZER_STEPS = (900, 2_400)  # besides the 9,600 of the others
+DIT_STEPS = (2, 5, 10, 50)  # in addition to the 25 of the other sets
+CODEBOOKS = (128, 1_024)  # in addition to the 8,192 of `ar`
+TOKENIZER_STEPS = (900, 2_400)  # in addition to the 9,600 of the others
 
 
 def _others() -> tuple[Trial, ...]:
-    """One run each of what differs in one thing from an arm."""
-    on_f = tiny_dit(DEPTH).model_copy(update={"latents": "unquantized"})
-    kinds: list[tuple[str, str, ModelRecord, TrainedTokenizer]] = [
-        ("dit-features", "dit", on_f, ARMS["dit"][1])
+    """Variants that differ from an arm in one setting, with one seed each."""
+    on_features = tiny_dit(DEPTH).model_copy(update={"latents": "unquantized"})
+    variants: list[tuple[str, str, ModelRecord, TrainedTokenizer]] = [
+        ("dit-features", "dit", on_features, ARMS["dit"][1])
     ]
-    kinds += [
+    variants += [
         (f"ar-{codes}", "ar", tiny_ar(DEPTH), one_scale_tokenizer(codes)) for codes in CODEBOOKS
     ]
     for steps in TOKENIZER_STEPS:
         t = scales_tokenizer(steps)
-        kinds.append((f"var-t{steps}", "var", tiny_var(DEPTH), t))
-        kinds.append((f"dit-t{steps}", "dit", tiny_dit(DEPTH), t))
-    return tuple(budgeted(name, arm, model, t, 0) for name, arm, model, t in kinds)
+        variants.append((f"var-t{steps}", "var", tiny_var(DEPTH), t))
+        variants.append((f"dit-t{steps}", "dit", tiny_dit(DEPTH), t))
+    return tuple(budgeted(name, arm, model, t, 0) for name, arm, model, t in variants)
 
 
 def _guided(guidance: float) -> tuple[Scoring, Scoring]:
-    """The set that serves to choose, and the one that is reported; without guidance of all."""
-    sampling = tuple(one.model_copy(update={"guidance": guidance}) for one in UNGUIDED)
-    choosing = Scoring(
+    """The set that is used for selection, and the one that is reported.
+
+    The set without guidance is drawn from all trials, the others from the main ones.
+    """
+    sampling = tuple(s.model_copy(update={"guidance": guidance}) for s in UNGUIDED)
+    selection = Scoring(
         name=f"choose-g{guidance:g}",
         sampling=sampling,
         count=64,
@@ -57,7 +61,7 @@ def _guided(guidance: float) -> tuple[Scoring, Scoring]:
         extractors=NETWORKS,
         only=_names(_main) if guidance else (),
     )
-    return choosing, reported
+    return selection, reported
 
 
 def _names(trials: tuple[Trial, ...]) -> tuple[str, ...]:
@@ -74,7 +78,7 @@ sweep = Sweep(
     question="How does the comparison depend on guidance, steps, codebooks and tokenizers?",
     trials=(*_main, *_others()),
     scorings=(
-        *(one for guidance in GUIDANCE for one in _guided(guidance)),
+        *(scoring for guidance in GUIDANCE for scoring in _guided(guidance)),
         *(
             Scoring(
                 name=f"steps-{steps}",

@@ -1,4 +1,4 @@
-"""The paper's grid at 256 pixels: depths 6 to 30 for the law, the published recipes for quality."""
+"""The grid of the VAR paper at 256 pixels: depths 6 to 30 with the published recipes."""
 
 from var_scaling.datasets import ImageFiles
 from var_scaling.experiment import Sweep, Trial
@@ -7,7 +7,7 @@ from var_scaling.models.var.config import paper_recipe
 
 IMAGES = 1_281_167  # ImageNet-1k, train
 
-# Sixteen crops an image in the cache, of which each epoch takes the next: 28 GB of tokens.
+# The cache holds 16 random crops of each image, 28 GB of tokens; each epoch uses the next crop.
 images = ImageFiles(
     name="imagenet", side=256, classes=1000, train_images=IMAGES, crops=16, enlarge=1.125
 )
@@ -15,16 +15,16 @@ tokenizer = paper_tokenizer("vqvae-ch160", images, IMAGES)
 
 
 def _trial(depth: int) -> Trial:
-    rung = paper_recipe(depth)
+    recipe = paper_recipe(depth)
     return Trial(
         name=f"d{depth}",
         tokenizer=tokenizer,
         data=images,
-        model=rung.model,
-        optimiser=rung.optimiser,
-        batch_size=rung.batch_size,
-        steps=rung.steps(IMAGES),
-        precision=rung.precision,
+        model=recipe.model,
+        optimiser=recipe.optimiser,
+        batch_size=recipe.batch_size,
+        steps=recipe.steps(IMAGES),
+        precision=recipe.precision,
         evaluations=10,
     )
 

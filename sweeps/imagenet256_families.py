@@ -1,10 +1,10 @@
-"""The paper's comparison at 256 pixels with the published settings: VAR, LlamaGen and DiT.
+"""The comparison of the VAR paper at 256 pixels with published settings: VAR, LlamaGen and DiT.
 
-A plan and its price: `var-scaling plan imagenet256_families`. Each family has the
-tokenizer of its kind, all trained by one recipe: VAR's ten scales, one scale of 16,384 codes of
-eight channels for LlamaGen (arXiv 2406.06525), and for DiT features of four channels at an eighth
-of the side that are not quantised (arXiv 2212.09748 has a KL autoencoder of that shape there).
-LlamaGen's dropout of .1 in the blocks is not built.
+`var-scaling plan imagenet256_families` shows its cost. Each family has its own kind of tokenizer,
+all trained with one recipe: VAR ten scales; LlamaGen (arXiv 2406.06525) one scale of 16,384 codes
+with eight channels; DiT unquantised features with four channels at an eighth of the image side
+(arXiv 2212.09748 uses a KL autoencoder of that shape). LlamaGen's dropout of 0.1 in the blocks is
+not implemented.
 """
 
 from sweeps.imagenet256 import IMAGES, images, tokenizer
@@ -24,18 +24,19 @@ _LLAMAGEN_EPOCHS = 300
 _DIT_STEPS = {"S": 400_000, "B": 400_000, "L": 400_000, "XL": 7_000_000}
 
 
-def _plain(name: str, **changes: object) -> TrainedTokenizer:
-    """A tokenizer of one scale by the recipe of VAR's."""
+def _single_scale(name: str, **changes: object) -> TrainedTokenizer:
+    """A tokenizer with one scale, trained with the recipe of VAR's tokenizer."""
     return paper_tokenizer(name, images, IMAGES, patch_nums=(16,)).model_copy(update=changes)
 
 
-_one_scale = _plain("vqvae-16384", codebook_size=16_384, code_channels=8)
-_features = _plain(
+_one_scale = _single_scale("vqvae-16384", codebook_size=16_384, code_channels=8)
+_features = _single_scale(
     "features-8x",
     pyramid=Pyramid(patch_nums=(32,)),
     multipliers=(1, 2, 4, 4),
     code_channels=4,
-    codebook=Codebook(starts_at=tokenizer.steps - 1),  # an autoencoder until then, as for DiT
+    # Quantisation starts at the last step, so that it trains as an autoencoder.
+    codebook=Codebook(starts_at=tokenizer.steps - 1),
 )
 
 _llamagen = Optimiser(learning_rate=1e-4, grad_clip=1.0, warm_up=0.0, plateau=1.0, final=1.0)
@@ -81,7 +82,7 @@ def _diffusion(size: str) -> Trial:
     )
 
 
-# As published: LlamaGen's 2.0 and DiT's 1.5 are 1.0 and .5 here.
+# Published guidance scales s are weights s - 1 here: LlamaGen's 2.0 is 1.0, DiT's 1.5 is 0.5.
 _GUIDED = (
     VarSampling(precision="fp16"),
     ArSampling(guidance=1.0, precision="bf16"),

@@ -1,4 +1,4 @@
-"""A law on a laptop: six sizes over 2.3 decades of N, one pass over images made here."""
+"""A scaling law on a laptop: six sizes over 2.3 decades of N, one epoch of generated images."""
 
 from var_scaling.datasets import DeadLeaves
 from var_scaling.experiment import Sweep, Trial
@@ -7,7 +7,7 @@ from var_scaling.models.var.config import tiny_var
 
 
 def grid(name: str, seed: int) -> Sweep:
-    """The whole of it from one seed: images, tokenizer and transformers."""
+    """The sweep with one seed for images, tokenizer and transformers."""
     images = DeadLeaves(
         name=f"dead-leaves-{seed}", side=16, train_images=80_000, validation_images=4_096, seed=seed
     )

@@ -1,4 +1,4 @@
-"""The quickstart from another seed: other images, another tokenizer, other transformers."""
+"""The quickstart with another seed for images, tokenizer and transformers."""
 
 from sweeps.quickstart import grid
 

@@ -1,7 +1,7 @@
-"""What `imagenet256` does, small: photographs at 64 px, every loss of the tokenizer, on a CPU.
+"""A small version of `imagenet256`: photographs at 64 px, all tokenizer losses, on a CPU.
 
-Needs weights for LPIPS under [weights] in var-scaling.toml. Real ones judge as people do; random
-ones in their shape (README) show that everything runs, and nothing more.
+It needs weights for LPIPS under [weights] in var-scaling.toml. Random weights of the same shapes
+(README) are enough to test that everything runs; only the published weights follow human judgement.
 """
 
 from var_scaling.config import TrainedTokenizer

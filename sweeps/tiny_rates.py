@@ -1,4 +1,7 @@
-"""Is the rate rule of the tiny ladder near the optimum of each width? A wrong rate fakes a law."""
+"""Whether the learning-rate rule of the tiny ladder is near the optimum at each width.
+
+If it is worse at some widths, the exponent of the fitted law is wrong.
+"""
 
 from sweeps.quickstart import grid
 from var_scaling.experiment import Sweep

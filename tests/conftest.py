@@ -1,4 +1,4 @@
-"""What several tests start from: a tiny tokenizer, its tokens, and one finished run of `smoke`."""
+"""Fixtures of several tests: a tiny tokenizer, its tokens, and one finished run of `smoke`."""
 
 import os
 import shutil
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"  # two test workers on two cores: a thread each (LOG.md)
+os.environ["OMP_NUM_THREADS"] = "1"  # two test workers on two cores: one thread each (LOG.md)
 
 import numpy as np
 import pytest
@@ -69,14 +69,14 @@ def trial(**changes) -> Trial:
 
 @pytest.fixture(autouse=True)
 def _settings_of_the_test_alone(monkeypatch, tmp_path):
-    """No test reads the settings, data or home of the user who runs it."""
+    """Tests do not read the settings, data or home of the user who runs them."""
     for name in ("VAR_SCALING_SETTINGS", "VAR_SCALING_DATA", "VAR_SCALING_HOME"):
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
 def one_thread():
-    """A product of matrices on several threads rounds by how they share it (LOG.md)."""
+    """One thread: the rounding of a matrix product depends on the number of threads (LOG.md)."""
     import torch
 
     before = torch.get_num_threads()
@@ -86,7 +86,7 @@ def one_thread():
 
 
 def random_cache(images: int, seed: int = 0, t: TrainedTokenizer | None = None):
-    """A cache of random tokens, as if an encoder had written them."""
+    """A cache of random tokens in the format of an encoder."""
     from var_scaling.tokenizer.cache import TokenCache
 
     t = t or tokenizer()
@@ -109,7 +109,7 @@ def quantizer():
 
 @pytest.fixture(scope="session")
 def vgg():
-    """LPIPS with random weights: they judge, though not as people do."""
+    """LPIPS with random weights: its distances do not follow human judgement."""
     import torch
 
     from var_scaling.tokenizer.perceptual import Perceptual
@@ -119,7 +119,7 @@ def vgg():
 
 
 def var_scaling(*words: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command line, as a user runs it, in a process of its own."""
+    """The command line in a separate process, as a user runs it."""
     return subprocess.run(
         [*COMMAND, *words, "--home", str(home)],
         capture_output=True,
@@ -131,9 +131,9 @@ def var_scaling(*words: str, home: Path, **environment: str) -> subprocess.Compl
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory) -> Path:
-    """A home in which `run smoke` came to its end undisturbed.
+    """A home in which `run smoke` finished without interruption.
 
-    One test worker runs it, each has a copy of its own.
+    One test worker runs it; each worker has its own copy.
     """
     workers = tmp_path_factory.getbasetemp()
     shared = workers.parent if "PYTEST_XDIST_WORKER" in os.environ else workers
@@ -145,14 +145,14 @@ def smoke(tmp_path_factory) -> Path:
             (shared / "smoke-run").rename(first)
     home = tmp_path_factory.mktemp("smoke")
     shutil.copytree(first, home, dirs_exist_ok=True, symlinks=True)
-    mirrored = home / "smoke" / "mirrored.json"  # knows its database by inode
+    mirrored = home / "smoke" / "mirrored.json"  # MLflow identifies its database by inode
     known = {**read_json(mirrored), "database": (home / "mlflow.db").stat().st_ino}
     write_json(mirrored, known)
     return home
 
 
 def cluster(root: Path, **options):
-    """A Slurm of our own for as long as it is asked; where none is installed, a skip."""
+    """A private Slurm for the duration of a test; skipped if Slurm is not installed."""
     from slurm_box import Box
 
     programs = ["slurmctld", *(["slurmdbd", "mariadbd"] if options.get("accounting") else [])]
@@ -170,7 +170,7 @@ def cluster(root: Path, **options):
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory):
-    """A cluster that keeps no accounts: its sacct fails."""
+    """A cluster without accounting: its sacct fails."""
     yield from cluster(tmp_path_factory.mktemp("slurm"))
 
 
@@ -180,7 +180,7 @@ def slurm_with_accounts(tmp_path_factory):
 
 
 def numbers(path: Path) -> list[dict]:
-    """Metrics without what a clock wrote."""
+    """Metrics without times."""
     return [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(path)]
 
 

@@ -1,7 +1,7 @@
-"""What a process of another user tries on a Ray of this machine: ADDRESS FOLDER USER.
+"""Attacks on a Ray of this machine by a process of another user: ADDRESS FOLDER USER.
 
-A line of JSON for each try: ["what", "DONE ..." or the error]. All is imported as root: the other
-user may not be able to read Python's own files.
+It prints a line of JSON for each attack: ["name", "DONE ..." or the error]. Modules are imported as
+root, because the other user may not be able to read the files of Python.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def tries(what: str, attempt: Callable[[], object]) -> None:
 
 
 def overwrite(client: Callable[[], GcsClient]) -> int:
-    """What a worker unpickles next would be ours."""
+    """Replace the pickle that a worker loads next."""
     functions = client().internal_kv_keys(b"", b"fun", timeout=5)
     for key in functions:
         client().internal_kv_put(key, b"evil", True, b"fun", timeout=5)

@@ -1,8 +1,8 @@
-"""Weights and images by a formula, and what the released code makes of them.
+"""Weights and images by a formula, for which the results of the released code are recorded.
 
-`reference_numbers.json` holds what the released code (github.com/FoundationVision/VAR, commit
-78b9539, MIT licence; float32, CPU, torch 2.13.0) came to with the weights and images below: so any
-clone tests that this code computes the same. Nothing in it was computed by this project's models.
+`reference_numbers.json` has the results of the released code (github.com/FoundationVision/VAR,
+commit 78b9539, MIT licence; float32, CPU, torch 2.13.0) for the weights and images below, so that
+any clone can test that this code computes the same. No number in it comes from this project.
 The sizes are small: 64 px, sides 1, 2, 3, 4, 64 codes, a transformer of depth 2 and width 128.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 FILE = Path(__file__).with_name("reference_numbers.json")
-_SPREAD = {  # of values about 0, by the end of their name; others by their fan-in
+_SPREAD = {  # scales by the end of the name; for other names from the fan-in
     "embedding.weight": 1.0, "class_emb.weight": 0.5, "lvl_embed.weight": 0.3, "pos_start": 0.5,
     "pos_1LC": 0.5, "ada_gss": 0.5, "bias": 0.1,
 }  # fmt: skip
@@ -26,17 +26,16 @@ def numbers() -> dict:
 
 
 def uniform(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Multiples of 2^-15 in (-1, 1), by the name alone.
+    """Multiples of 2^-15 in (-1, 1) that depend only on the name.
 
-    The raw bits of PCG64 are the same in every version of NumPy, unlike what its distributions make
-    of them.
+    The raw bits of PCG64 are the same in every version of NumPy; its distributions are not.
     """
     raw = np.random.PCG64(zlib.crc32(name.encode())).random_raw(int(np.prod(shape)))
     return ((raw >> np.uint64(48)).astype(np.float64) - 32767.5).reshape(shape) / 32768
 
 
 def formula_state(shapes: Mapping[str, tuple[int, ...]], salt: str) -> dict[str, torch.Tensor]:
-    """A value for each name of a released state dict, neither trained nor tiny: all play a part."""
+    """A value for each name of a released state dict; each affects the outputs."""
     return {
         name: torch.from_numpy(_values(name, shape, salt).astype(np.float32))
         for name, shape in shapes.items()
@@ -69,6 +68,6 @@ def images(count: int = 2, side: int = 64) -> torch.Tensor:
 
 
 def some(values: torch.Tensor, count: int = 24) -> list[float]:
-    """About `count` of the values, evenly spread over the flat tensor."""
+    """About `count` of the values, evenly spaced over the flat tensor."""
     flat = values.detach().flatten()
     return flat[:: max(1, len(flat) // count)].tolist()

@@ -1,7 +1,7 @@
-"""Accounting for a throw-away Slurm: MariaDB in a folder, before it slurmdbd, which sacct asks.
+"""Accounting for a temporary Slurm: MariaDB in a folder, and slurmdbd, which sacct queries.
 
-MariaDB has no port and no password: it listens on a socket in our folder and lets in the one who
-is the same user on this host. slurmdbd can listen on all addresses only (Slurm 22.05).
+MariaDB has no port and no password: it listens on a socket in our folder and accepts only the same
+user on this host. slurmdbd can only listen on all addresses (Slurm 22.05).
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ AccountingStorageHost=127.0.0.1
 AccountingStoragePort={port}
 AccountingStoragePass={root}/munge.socket
 AccountingStorageTRES={resources}
-"""  # what the cluster's own configuration says of it
+"""  # settings of accounting in the cluster's slurm.conf
 SLURMDBD_CONF = """
 AuthType=auth/munge
 AuthInfo=socket={root}/munge.socket
@@ -32,7 +32,7 @@ StorageLoc=accounting
 
 
 def start_database(daemons: Daemons, user: str) -> Path:
-    """Returns its socket, which is there when it answers."""
+    """Start MariaDB; return its socket once it answers."""
     root = daemons.root
     data = ("--no-defaults", f"--datadir={root}/database", f"--user={user}")
     daemons.start(
@@ -40,7 +40,7 @@ def start_database(daemons: Daemons, user: str) -> Path:
         *("--auth-root-authentication-method=socket", f"--auth-root-socket-user={user}"),
     )
     daemons.start(
-        *("setsid", "--fork", "mariadbd", *data),  # it would stay in the foreground
+        *("setsid", "--fork", "mariadbd", *data),  # otherwise it would stay in the foreground
         *("--skip-networking", f"--socket={root}/database.socket"),
         *(f"--pid-file={root}/mariadbd.pid", f"--log-error={root}/mariadbd.log"),
         *("--innodb-buffer-pool-size=64M", "--innodb-flush-log-at-trx-commit=0"),

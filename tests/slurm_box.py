@@ -1,7 +1,7 @@
-"""A private, throw-away Slurm cluster on this host: virtual nodes, pretended GPUs, real daemons.
+"""A private, temporary Slurm cluster on this host: virtual nodes, fake GPUs, real daemons.
 
-Everything lives in one folder and listens on 127.0.0.1; nothing under /etc is read or written.
-Credentials come from a munged of our own, so that no other user of the host can submit as us.
+All files are in one folder and all daemons listen on 127.0.0.1; nothing under /etc is read or
+written. Credentials come from a private munged, so that other users of the host cannot submit jobs.
 Needs Debian's slurm-wlm (Slurm 22.05), with accounting also slurmdbd and mariadb-server.
 """
 
@@ -17,14 +17,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import slurm_accounts
-from slurm_daemons import Daemons, claim_ports
+from slurm_daemons import Daemons, reserve_ports
 
 USER = pwd.getpwuid(os.getuid()).pw_name
 HOST = socket.gethostname().split(".")[0]
 
 # cred_expire is also how long a requeued job waits until it may start again; below 5 is refused.
-# ReturnToService=1: a node that was killed returns when it is started, one set down when resumed.
-# config_overrides believes our numbers of CPUs and MB, whatever this host has.
+# ReturnToService=1: a killed node returns when it is started, a node set down when it is resumed.
+# config_overrides: Slurm uses our numbers of CPUs and MB instead of those of this host.
 SLURM_CONF = """
 ClusterName=box
 SlurmctldHost={host}(127.0.0.1)
@@ -68,7 +68,7 @@ PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF
 
 
 class Box:
-    """A cluster with a lifetime: `up`, then jobs and disasters, then `down`, whatever has come."""
+    """A cluster with a lifetime: `up`, then jobs and faults, then `down` in every case."""
 
     def __init__(
         self,
@@ -89,10 +89,10 @@ class Box:
         self.nodes = [f"n{number}" for number in range(1, nodes + 1)]
         self.cpus, self.memory_mb, self.gpus = cpus, memory_mb, gpus
         self.accounting, self.remembers = accounting, remembers
-        self.init_run_dir: socket.socket | None = None
+        self.port_lock: socket.socket | None = None
         self.environment = {
             name: value
-            for name, value in os.environ.items()  # we may be in a job of another cluster
+            for name, value in os.environ.items()  # of another cluster, if we run in its job
             if not name.startswith(("SLURM", "SBATCH", "SALLOC", "SRUN", "SQUEUE", "SACCT"))
         }
         self.environment["PATH"] = f"{os.environ['PATH']}:/usr/sbin:/sbin"
@@ -103,7 +103,7 @@ class Box:
     # Lifetime ------------------------------------------------------------------------------------
 
     def up(self) -> None:
-        """Starts afresh: jobs of an earlier life are forgotten, and ids begin at 1 again."""
+        """Start with an empty state: no earlier jobs, and job ids begin at 1."""
         self.down()
         try:
             self._configure()
@@ -130,11 +130,11 @@ class Box:
             raise
 
     def down(self) -> None:
-        """Ends daemons and jobs, however far `up` came; at once: their state is not needed."""
+        """Kill all daemons and jobs, also after a partial `up`; their state is not needed."""
         self.daemons.sweep()
-        if self.init_run_dir:
-            self.init_run_dir.close()
-            self.init_run_dir = None
+        if self.port_lock:
+            self.port_lock.close()
+            self.port_lock = None
 
     # Disasters -----------------------------------------------------------------------------------
 
@@ -142,12 +142,12 @@ class Box:
         self.daemons.stop("slurmctld")
 
     def start_controller(self) -> None:
-        """With its jobs, as after a restart of the head node."""
+        """Restart slurmctld with its jobs, as after a restart of the head node."""
         self.daemons.start("slurmctld")
         self.wait(lambda: " UP" in self._try("scontrol", "ping"), "the controller")
 
     def kill_node(self, node: str) -> None:
-        """Its slurmd dies, the processes of its jobs live on; Slurm notices after SlurmdTimeout."""
+        """Kill its slurmd but not the processes of its jobs; Slurm notices after SlurmdTimeout."""
         self.daemons.stop(f"slurmd.{node}", signal.SIGKILL)
 
     def start_node(self, node: str) -> None:
@@ -170,7 +170,7 @@ class Box:
         ]
 
     def run(self, *words: str) -> str:
-        """In the box's own folder, where sbatch then leaves its slurm-*.out; returns its stdout."""
+        """Run a command in the folder of the box, where sbatch writes logs; return its stdout."""
         done = subprocess.run(
             words, cwd=self.root, env=self.environment, capture_output=True, text=True
         )
@@ -179,7 +179,7 @@ class Box:
         return done.stdout
 
     def wait(self, true: Callable[[], object], what: str, seconds: float = 60) -> object:
-        """What `true` returned when it first was true."""
+        """Wait until `true` returns a true value, and return it."""
         end = time.monotonic() + seconds
         while not (answer := true()):
             if time.monotonic() > end:
@@ -191,7 +191,7 @@ class Box:
         return answer
 
     def _try(self, *words: str) -> str:
-        """What it says, nothing if it fails."""
+        """Its stdout; empty if it fails."""
         try:
             return self.run("timeout", "10", *words)
         except RuntimeError:
@@ -207,7 +207,7 @@ class Box:
             log.unlink()
         for node in self.nodes:
             (self.root / "spool" / node).mkdir()
-        self.init_run_dir, ports = claim_ports()
+        self.port_lock, ports = reserve_ports()
         named = {"root": self.root, "user": USER}
         optional = "GresTypes=gpu\n" if self.gpus else ""
         if self.accounting:
@@ -239,11 +239,11 @@ class Box:
 
     def _write(self, name: str, content: bytes) -> None:
         path = self.root / name
-        path.touch(mode=0o600)  # munged and slurmdbd refuse to read what others could read
+        path.touch(mode=0o600)  # munged and slurmdbd refuse files that other users can read
         path.write_bytes(content)
 
     def _devices(self) -> Iterator[Path]:
-        """Slurm wants a character device for each GPU, none of them twice; never opened."""
+        """A different character device for each GPU, as Slurm requires; they are never opened."""
         for number in range(self.gpus):
             device = self.root / "devices" / f"nvidia{number}"
             try:

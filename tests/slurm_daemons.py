@@ -1,7 +1,7 @@
-"""What a throw-away Slurm takes of its host, and gives back to the last child: ports and processes.
+"""Ports and processes of a temporary Slurm, and their cleanup.
 
-A process is ours if it inherited our SLURM_CONF and is one of the daemons or runs in a job of it.
-So nothing rests on memory: another process can clear up what a killed one has left behind.
+A process is ours if it inherited our SLURM_CONF and is a daemon or runs in a job. So another
+process can also clean up after a killed one.
 """
 
 import contextlib
@@ -14,26 +14,26 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-PORTS = 400  # to a cluster: some for the daemons, the rest for what srun listens on
+PORTS = 400  # ports of a cluster: some for the daemons, the rest for srun
 NAMES = {"munged", "mariadbd", "slurmdbd", "slurmctld", "slurmscriptd", "slurmd", "slurmstepd"}
 
 
-def claim_ports() -> tuple[socket.socket, range]:
-    """Free ports in a row. Who listens on their first owns them all, until that socket closes."""
-    starts = list(range(10_000, 32_000, PORTS))  # below those that the kernel gives to clients
+def reserve_ports() -> tuple[socket.socket, range]:
+    """Consecutive free ports. A process that listens on the first one reserves them all."""
+    starts = list(range(10_000, 32_000, PORTS))  # below the ephemeral ports of the kernel
     random.SystemRandom().shuffle(starts)
     for start in starts:
-        init_run_dir = socket.socket()
+        port_lock = socket.socket()
         try:
-            init_run_dir.bind(("127.0.0.1", start))
-            init_run_dir.listen()
+            port_lock.bind(("127.0.0.1", start))
+            port_lock.listen()
             for port in range(start + 1, start + PORTS):
                 with socket.socket() as probe:
                     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     probe.bind(("", port))
-            return init_run_dir, range(start + 1, start + PORTS)
+            return port_lock, range(start + 1, start + PORTS)
         except OSError:
-            init_run_dir.close()
+            port_lock.close()
     raise OSError(f"nowhere are {PORTS} ports in a row free")
 
 
@@ -43,22 +43,22 @@ class Daemons:
         self.mark = f"SLURM_CONF={environment['SLURM_CONF']}".encode()
 
     def start(self, *words: str) -> None:
-        """For commands that put themselves into the background; what they say is in start.log."""
+        """Start a command that daemonises itself; its output is in start.log."""
         log = self.root / "start.log"
-        with log.open("wb") as said:
+        with log.open("wb") as log_file:
             done = subprocess.run(
                 words,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
+                stdout=log_file,
+                stderr=log_file,
                 start_new_session=True,
             )
         if done.returncode:
             raise RuntimeError(f"{' '.join(words)}: {done.returncode}\n{log.read_text()}")
 
     def pid(self, daemon: str) -> int | None:
-        """Of a living daemon; a stale file that names another process counts as none."""
+        """The pid of a running daemon; None if the pid file is stale."""
         try:
             pid = int((self.root / f"{daemon}.pid").read_text())
         except (FileNotFoundError, ValueError):
@@ -66,7 +66,7 @@ class Daemons:
         return pid if self._is_ours(pid) else None
 
     def stop(self, daemon: str, how: signal.Signals = signal.SIGTERM, seconds: float = 20) -> None:
-        """Returns when it has ended."""
+        """Wait until the process has ended."""
         pid = self.pid(daemon)
         if pid is None:
             return
@@ -78,12 +78,12 @@ class Daemons:
             time.sleep(0.02)
 
     def living(self) -> list[int]:
-        """Daemons, job steps and what these started, wherever in the process tree it is now."""
+        """Daemons, job steps and their descendants, anywhere in the process tree."""
         pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
         return [pid for pid in pids if pid != os.getpid() and self._is_ours(pid)]
 
     def sweep(self, seconds: float = 20) -> None:
-        """Ends all that live, at once."""
+        """Kill all of them."""
         end = time.monotonic() + seconds
         while pids := self.living():
             if time.monotonic() > end:
@@ -97,7 +97,9 @@ class Daemons:
         try:
             inherited = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
             name = Path(f"/proc/{pid}/comm").read_text().strip()
-        except OSError:  # it has ended, or is another user's; a zombie's environment is empty
+        except (
+            OSError
+        ):  # it has ended, or belongs to another user; the environment of a zombie is empty
             return False
         in_a_job = any(variable.startswith(b"SLURM_JOB_ID=") for variable in inherited)
         return self.mark in inherited and (name in NAMES or in_a_job)

@@ -1,4 +1,4 @@
-"""The sweep that the tests run on Slurm: two trials to look at, one long enough to be disturbed."""
+"""The sweep of the Slurm tests: two short trials, and one long enough to be interrupted."""
 
 from sweeps.smoke import sweep as smoke
 from var_scaling.experiment import Sweep

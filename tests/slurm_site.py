@@ -1,4 +1,4 @@
-"""A home and a Slurm, as a user at a login node has them; and the run that nothing disturbed."""
+"""A home and a Slurm as on a login node, and an uninterrupted run for comparison."""
 
 import os
 import shutil
@@ -32,7 +32,7 @@ setup = ["export OMP_NUM_THREADS=1 GLOO_SOCKET_IFNAME=lo"]
 
 
 class Site:
-    """A home and a cluster, as a user at a login node has them."""
+    """A home and a cluster as on a login node."""
 
     def __init__(self, box, root: Path, settings: str = SETTINGS):
         self.box, self.root, self.home = box, root, root / "runs"
@@ -47,7 +47,7 @@ class Site:
         return [*COMMAND, words[0], SWEEP, *words[1:], "--home", str(self.home)]
 
     def start(self, *words: str) -> subprocess.Popen:
-        """`run` on the box, in the background."""
+        """Start `run` on the box in the background."""
         return subprocess.Popen(
             self.type("run", "--on", "box", "--dirty", *words),
             env=self.environment, cwd=self.root, start_new_session=True,
@@ -55,7 +55,7 @@ class Site:
         )  # fmt: skip
 
     def begin(self, name: str) -> tuple[subprocess.Popen, str]:
-        """`run` of one trial in the background, once it has saved: the driver, the job."""
+        """Start `run` of one trial and wait for its first checkpoint: the driver, the job."""
         driver = self.start("--only", name)
         self.saved(name)
         return driver, self.job(name)
@@ -81,7 +81,7 @@ class Site:
         return self.home / "grid" / name
 
     def saved(self, name: str, after: int = 0) -> int:
-        """The last step that was saved, later than step `after`; waits for it."""
+        """Wait for a checkpoint after step `after`; return its step."""
 
         def last() -> int | None:
             steps = [int(p.stem[5:]) for p in self.trial(name).glob("checkpoint/step-*.pt")]
@@ -96,7 +96,7 @@ class Site:
         return record.job
 
     def submissions(self) -> int:
-        """How many jobs of ours Slurm has ever been given."""
+        """Number of our jobs that Slurm has received in total."""
         return sum(job["name"].startswith("var-scaling") for job in self.box.jobs())
 
     def state(self, job: str) -> dict[str, str]:
@@ -105,7 +105,7 @@ class Site:
 
 @pytest.fixture(scope="session")
 def undisturbed(slurm, tmp_path_factory) -> Site:
-    """All of the sweep, run once from nothing, left alone; test workers share it."""
+    """The sweep, run once without interruption; test workers share it."""
     common = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         common = common.parent
@@ -120,7 +120,7 @@ def undisturbed(slurm, tmp_path_factory) -> Site:
 
 
 def copy_of(undisturbed: Site, box, root: Path, *trials: str, settings: str = SETTINGS) -> Site:
-    """A site with tokenizer and tokens done, and these trials."""
+    """A site with finished tokenizer and tokens, and these trials."""
     site = Site(box, root, settings)
     for part in ("tokenizers", "tokens"):
         shutil.copytree(undisturbed.home / part, site.home / part)
@@ -135,7 +135,7 @@ def site(undisturbed, slurm, tmp_path) -> Site:
 
 
 def unharmed(site: Site, undisturbed: Site, name: str) -> None:
-    """Losses and weights of `name` are those of the undisturbed run, bit for bit."""
+    """Assert that losses and weights of `name` equal those of the undisturbed run, bitwise."""
     mine, theirs = site.trial(name), undisturbed.trial(name)
     assert numbers(mine / "metrics.jsonl") == numbers(theirs / "metrics.jsonl")
     weights = "weights.safetensors"

@@ -1,4 +1,4 @@
-"""A home with a finished but untrained model; made in a second."""
+"""A home with a model that is marked as finished but untrained; built in about a second."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def context_in(home: Home, settings: Settings | None = None) -> RunContext:
 
 def _finish(folder: Path, file: str, record, module: torch.nn.Module) -> None:
     generator = torch.Generator().manual_seed(1)
-    for parameter in module.parameters():  # at the start gammas, head and codes are near zero
+    for parameter in module.parameters():  # at initialisation gammas, head and codes are near zero
         parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
     folder.mkdir(parents=True)
     (folder / file).write_text(record.model_dump_json())

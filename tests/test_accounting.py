@@ -1,4 +1,4 @@
-"""The ledger equals what torch holds and counts."""
+"""Counted parameters and FLOPs equal numel and torch's FLOP counter."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ from var_scaling.tokenizer.critic import PatchCritic
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.tokenizer.perceptual import Perceptual
 from var_scaling.training.distributed import World
-from var_scaling.training.tokenizer import _Learner
+from var_scaling.training.tokenizer import _TokenizerTrainer
 
 PAPER = Tokenizer(name="paper")
 
@@ -77,7 +77,9 @@ GOLDEN = [
 
 
 @pytest.mark.parametrize(("depth", "own", "shared", "forward", "attention", "sampling"), GOLDEN)
-def test_the_papers_models(depth, own, shared, forward, attention, sampling):
+def test_paper_models_have_the_published_parameters_and_flops(
+    depth, own, shared, forward, attention, sampling
+):
     model, other = VarModel(depth=depth), VarModel(depth=depth, shared_adaln=True)
     assert total(var_parameters(model, PAPER, 1000)) == own
     assert total(var_parameters(other, PAPER, 1000)) == shared
@@ -85,12 +87,12 @@ def test_the_papers_models(depth, own, shared, forward, attention, sampling):
     flops = var_forward_flops(model, PAPER, dense=True)
     assert round(total(flops) / 1e9, 1) == forward
     assert round(100 * flops["attention_scores"] / total(flops), 1) == attention
-    # The released sampler computes AdaLN anew at each of the ten scales, for both halves.
+    # The released sampler computes AdaLN again at each of the ten scales, for both halves.
     again = 2 * 9 * flops["adaln"]
     assert round((total(var_sampling_flops(model, PAPER)) + again) / 1e9, 1) == sampling
 
 
-def test_the_papers_model_at_512_pixels():
+def test_the_paper_model_at_512_pixels_has_the_published_counts():
     large = PAPER.model_copy(update={"pyramid": Pyramid(patch_nums=PAPER_512)})
     model = VarModel(depth=36, shared_adaln=True)
     assert (large.side, large.pyramid.length) == (512, 2240)
@@ -98,7 +100,7 @@ def test_the_papers_model_at_512_pixels():
     assert round(total(var_forward_flops(model, large, dense=True)) / 1e9) == 11_981
 
 
-def test_parameters_of_the_papers_tokenizer():
+def test_the_paper_tokenizer_has_the_published_parameters():
     counted = tokenizer_parameters(PAPER)
     assert counted == {
         "encoder": 44_107_872,
@@ -113,12 +115,12 @@ def test_parameters_of_the_papers_tokenizer():
     ("channels", "parameters"),
     [(32, 4_612_867), (64, 17_702_179), (96, 39_454_531), (128, 69_869_923)],
 )
-def test_parameters_of_narrower_tokenizers(channels, parameters):
+def test_narrower_tokenizers_have_the_stated_parameters(channels, parameters):
     narrow = PAPER.model_copy(update={"channels": channels})
     assert total(tokenizer_parameters(narrow)) == parameters
 
 
-def test_flops_of_the_papers_tokenizer():
+def test_the_paper_tokenizer_has_the_stated_flops():
     flops = tokenizer_flops(PAPER)
     assert round((flops["encoder"] + flops["quant_convs"] / 2) / 1e9, 1) == 215.1
     assert round((flops["decoder"] + flops["quant_convs"] / 2) / 1e9, 1) == 393.7
@@ -163,7 +165,7 @@ def counted_flops(work) -> int:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_var_flops_equal_the_counters(model):
+def test_var_flops_equal_those_of_torchs_counter(model):
     t, count = tokenizer(), 3
     module = VAR(model, t, 8, seed=0)
     shown = torch.randn(count, t.pyramid.length - 1, t.code_channels)
@@ -180,18 +182,18 @@ def test_var_flops_equal_the_counters(model):
 
 
 @pytest.mark.parametrize("t", TOKENIZERS)
-def test_tokenizer_flops_equal_the_counters(t):
+def test_tokenizer_flops_equal_those_of_torchs_counter(t):
     module, images_ = MultiScaleVQVAE(t), torch.randn(2, 3, t.side, t.side)
     with torch.no_grad():
         counted = counted_flops(lambda: module.decode(module.encode(images_)))
-    # Encoding grows the grid through phi once, decoding again; the ledger counts one walk.
+    # Encoding and decoding each apply phi at every scale; the accounting counts it once.
     phi = 2 * t.code_channels**2 * 9 * t.pyramid.side**2 * t.pyramid.scales
     again = phi if t.phi_strength else 0
     assert counted == 2 * (total(tokenizer_flops(t)) + again)
 
 
 @pytest.mark.parametrize("depth", [6, 16, 30])
-def test_the_counter_agrees_at_the_papers_size(depth):
+def test_torchs_counter_agrees_at_the_paper_size(depth):
     """On torch's meta device: shapes and counts, no numbers."""
     with torch.device("meta"):
         module = VAR(VarModel(depth=depth), PAPER, 1000, seed=0)
@@ -200,7 +202,7 @@ def test_the_counter_agrees_at_the_papers_size(depth):
         assert counted_flops(lambda: module(labels, shown)) == total(forward)
 
 
-def test_the_counter_agrees_with_the_papers_tokenizer():
+def test_torchs_counter_agrees_for_the_paper_tokenizer():
     with torch.device("meta"):
         module = MultiScaleVQVAE(PAPER)
         counted = counted_flops(lambda: module.features(torch.randn(1, 3, 256, 256)))
@@ -210,7 +212,7 @@ def test_the_counter_agrees_with_the_papers_tokenizer():
         assert counted == flops["decoder"] + flops["quant_convs"] // 2
 
 
-def test_the_block_causal_mask_saves_what_it_forbids():
+def test_the_block_causal_mask_saves_the_flops_of_masked_pairs():
     dense = var_forward_flops(VarModel(depth=16), PAPER, dense=True)
     model = var_forward_flops(VarModel(depth=16), PAPER)
     assert model["attention_scores"] * 680**2 == dense["attention_scores"] * 286_434
@@ -235,24 +237,24 @@ JUDGED = Losses(
         {"losses": JUDGED, "codebook": Codebook(learns="gradient", starts_at=1)},
     ],
 )
-def test_a_tokenizers_training_flops_equal_the_counters(changes):
+def test_tokenizer_training_flops_equal_those_of_torchs_counter(changes):
     t = tokenizer(steps=8, batch_size=2, dropout=0.1, **changes)
     perceptual = Perceptual().requires_grad_(False) if t.losses.perceptual else None
-    learner = _Learner(t, perceptual, World())
+    learner = _TokenizerTrainer(t, perceptual, World())
     images_ = torch.rand(2, 3, t.side, t.side) * 2 - 1
-    late = counted_flops(lambda: learner.learn(images_, 6))
+    late = counted_flops(lambda: learner.train_step(images_, 6))
     judged = t.losses.critic is not None
     assert late == 2 * total(tokenizer_training_flops(t, judged))
-    # Over all steps: the critic is asked in the last six of eight.
-    plain = total(tokenizer_training_flops(t, judged=False))
-    later = total(tokenizer_training_flops(t, judged=True))
+    # Over all steps: the critic runs in the last six of eight.
+    plain = total(tokenizer_training_flops(t, with_critic=False))
+    later = total(tokenizer_training_flops(t, with_critic=True))
     expected = 2 * (2 * plain + 6 * later) if judged else 16 * plain
-    before = tokenizer_training_flops(t, judged=False)["quantizer"] * t.codebook.starts_at
+    before = tokenizer_training_flops(t, with_critic=False)["quantizer"] * t.codebook.starts_at
     expected -= 2 * before
     assert tokenizer_train_flops(t, 8) == expected
 
 
-def test_the_judges_parameters_and_flops_equal_numel_and_the_counter():
+def test_critic_and_vgg_counts_equal_numel_and_torchs_counter():
     critic = PatchCritic(JUDGED.critic, seed=0)
     image = torch.rand(1, 3, 32, 32)
     layers = list(critic_layers(JUDGED.critic, 32))
@@ -260,13 +262,13 @@ def test_the_judges_parameters_and_flops_equal_numel_and_the_counter():
     assert counted_flops(lambda: critic(image)) == sum(layer.flops for layer in layers)
     vgg = Perceptual()
     held = sum(p.numel() for p in vgg.parameters())
-    assert held == 14_714_688 + 1_472  # VGG-16's convolutions; a weight for each channel looked at
+    assert held == 14_714_688 + 1_472  # VGG-16's convolutions; one weight for each compared channel
     layers = list(vgg_layers(32))
     twice = sum((2 if layer.component == "vgg" else 1) * layer.flops for layer in layers)
     assert counted_flops(lambda: vgg(image, image)) == twice
 
 
-def test_conventions_of_a_trial_are_columns():
+def test_each_flop_convention_of_a_trial_is_a_column():
     ledger = trial_ledger(trial())
     assert ledger["tokens_seen"] == 8 * 12 * 21
     assert ledger["train_flops_6n_blocks"] == 6 * ledger["params_blocks"] * ledger["tokens_seen"]

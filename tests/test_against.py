@@ -1,4 +1,4 @@
-"""Two reports beside each other: nothing between a report and itself, a shift is found."""
+"""Comparison of two reports: no difference of a report with itself, a shift is detected."""
 
 import json
 
@@ -18,11 +18,11 @@ def ours():
 
 
 def stored(found, **more):
-    """As laws.json gives it back."""
+    """A round trip through laws.json."""
     return json.loads(json.dumps({**laws_of(found), **more}, allow_nan=False))
 
 
-def test_the_difference_of_a_report_with_itself_is_nothing(ours, tmp_path):
+def test_a_report_does_not_differ_from_itself(ours, tmp_path):
     laws = stored(ours, sweep="s")
     found = difference(laws, laws)
     assert found.nothing
@@ -35,7 +35,7 @@ def test_the_difference_of_a_report_with_itself_is_nothing(ours, tmp_path):
     assert "Nothing differs" in page
 
 
-def test_a_shifted_table_is_found_law_by_law_and_run_by_run(ours, tmp_path):
+def test_a_shifted_table_is_reported_for_each_law_and_run(ours, tmp_path):
     table = frame(seeds=(2, 3))
     table["val_loss"] = table.val_loss * (table.params_blocks / 1e5) ** -0.01
     table["trial"] = table.trial.str.replace("-2", "-0")
@@ -64,8 +64,8 @@ def test_a_shifted_table_is_found_law_by_law_and_run_by_run(ours, tmp_path):
     assert "other &lt;b&gt;.csv" in page
 
 
-def test_one_law_serves_two_tables_of_one_law_at_the_rate_of_the_test():
-    """p is uniform where the law is one: about a tenth of 60 is below 0.1."""
+def test_the_one_law_test_rejects_at_its_nominal_rate():
+    """p is uniform if both tables follow one law: about a tenth of 60 is below 0.1."""
     n = 1152.0 * np.arange(1, 8) ** 3
 
     def law(seed):

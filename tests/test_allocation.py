@@ -1,4 +1,4 @@
-"""Allocation: three approaches find a known optimum; what shows none is refused by name."""
+"""Allocation: three approaches find a known optimum; runs without an optimum are refused."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ SIX = six_nd()
 
 
 def with_head(sizes) -> Cost:
-    """FLOPs a token are no power of N."""
+    """FLOPs per token that are not a power of N."""
     rows = pd.DataFrame({"params_blocks": sizes, "tokens_seen": 1e9})
     return cost_of(rows.assign(train_flops=(6 * sizes + 3e3 * sizes**0.5) * 1e9))
 
@@ -49,7 +49,7 @@ def best(C, cost=SIX):
 
 
 def group(C, low, high, points=9, cost=SIX, noise=0.0, seed=0):
-    """N, C, L of runs of one budget, sizes from `low` to `high` times the best."""
+    """N, C, L of runs with one budget, sizes from `low` to `high` times the optimum."""
     N = best(C, cost) * np.geomspace(low, high, points)
     off = np.exp(np.random.default_rng(seed).normal(0, noise, points))
     return N, np.full(points, C), loss(N, cost.tokens(N, C)) * off
@@ -63,7 +63,7 @@ def group(C, low, high, points=9, cost=SIX, noise=0.0, seed=0):
     alpha=st.floats(0.1, 0.8), beta=st.floats(0.1, 0.8), A=st.floats(1, 1e4),
     B=st.floats(1, 1e4), log_C=st.floats(12, 26),
 )  # fmt: skip
-def test_under_6nd_it_is_the_closed_form(alpha, beta, A, B, log_C):
+def test_with_cost_6nd_the_optimum_is_the_closed_form(alpha, beta, A, B, log_C):
     C = 10**log_C
     G = (alpha * A / (beta * B)) ** (1 / (alpha + beta))
     values = {"A": A, "alpha": alpha, "B": B, "beta": beta, "E": 2.0}
@@ -75,7 +75,7 @@ def test_under_6nd_it_is_the_closed_form(alpha, beta, A, B, log_C):
 
 @settings(max_examples=30, deadline=None)
 @given(alpha=st.floats(0.15, 0.6), beta=st.floats(0.15, 0.6), log_C=st.floats(10, 26))
-def test_under_any_cost_no_size_of_a_fine_grid_does_better(alpha, beta, log_C):
+def test_with_any_cost_no_size_on_a_fine_grid_has_a_lower_loss(alpha, beta, log_C):
     values, C = {**TRUE, "alpha": alpha, "beta": beta}, 10**log_C
     N, D, L = (float(each) for each in optimum(values, BENT, C))
     assert BENT(N, D) == pytest.approx(C)
@@ -94,7 +94,7 @@ def test_the_true_cost_moves_the_optimum_and_its_exponent():
     assert slope < A_TRUE - 0.01
 
 
-def test_all_budgets_and_surfaces_at_once_are_one_by_one():
+def test_a_vectorised_allocation_equals_one_call_per_budget_and_surface():
     budgets = np.geomspace(1e14, 1e24, 7)
     alphas = np.array([0.2, 0.3, 0.4])[:, None]
     N, _, L = optimum({**TRUE, "alpha": alphas}, BENT, budgets)
@@ -127,7 +127,7 @@ def fitted(table, objective="squares"):
 
 
 @pytest.mark.parametrize("cost", [SIX, BENT], ids=["6ND", "counted"])
-def test_the_interval_of_the_optimum_holds_the_truth(cost):
+def test_the_interval_of_the_optimum_contains_the_truth(cost):
     found = optimal(fitted(runs(0.003)), cost, 1e20, resamples=300)
     N, D, L = (float(each) for each in optimum(TRUE, cost, 1e20))
     for truth, inside in ((N, found.N_interval), (D, found.D_interval), (L, found.L_interval)):
@@ -137,7 +137,7 @@ def test_the_interval_of_the_optimum_holds_the_truth(cost):
     assert found.N_interval.low < found.N < found.N_interval.high
 
 
-def test_an_optimum_beyond_what_was_seen_says_so():
+def test_an_optimum_beyond_the_data_is_flagged_as_extrapolated():
     fit = fitted(runs(0.003))
     draws = bootstrap(fit, 100)
     assert not optimal(fit, with_head(np.geomspace(1e6, 1e10, 9)), 1e19, draws).flags
@@ -148,7 +148,7 @@ def test_an_optimum_beyond_what_was_seen_says_so():
 
 def test_a_law_without_an_optimum_is_refused():
     rows = runs(0.001)
-    with pytest.raises(AllocationError, match="does not say what both N and D"):
+    with pytest.raises(AllocationError, match="is not a law in both N and D"):
         optimal(fit_law(FLOOR, rows.params_blocks, rows.val_loss), SIX, 1e20)
     upward = rows.assign(val_loss=2 + rows.params_blocks**0.05 + 400 * rows.tokens_seen**-0.3)
     with pytest.raises(ValueError, match=r"does not fall|did not converge"):
@@ -158,11 +158,11 @@ def test_a_law_without_an_optimum_is_refused():
 # IsoFLOP ---------------------------------------------------------------------------------------
 
 
-def test_a_wide_grid_moves_the_vertex_and_a_narrow_one_hardly():
+def test_a_wide_grid_biases_the_vertex_and_a_narrow_one_hardly():
     """Measured on made laws (docs/laws.md): a grid of ±16× by +5.4 %."""
     off = {}
     for width in (2, 4, 16):
-        found = parabola(*group(1e18, 1 / width, width), widest=1e9)
+        found = parabola(*group(1e18, 1 / width, width), max_factor=1e9)
         off[width] = found.N / best(1e18) - 1
     assert off[16] == pytest.approx(0.054, abs=0.002)
     assert 0 < off[2] < off[4] < 0.015
@@ -173,8 +173,8 @@ def test_a_wide_grid_is_narrowed_or_refused():
     found = parabola(*wide)
     assert found.left_out == 8
     assert abs(found.N / best(1e18) - 1) < 0.016
-    with pytest.raises(TooWide, match="8 of 17 sizes are over 4× off"):
-        parabola(*wide, narrow=False)
+    with pytest.raises(TooWide, match="8 of 17 sizes are over 4× from"):
+        parabola(*wide, drop_far_points=False)
     with pytest.raises(TooWide, match="add sizes there"):
         parabola(*group(1e18, 1 / 64, 64, 9))
 
@@ -182,27 +182,27 @@ def test_a_wide_grid_is_narrowed_or_refused():
 @pytest.mark.parametrize(
     ("points", "kind", "message"),
     [
-        (group(1e18, 1 / 3, 3, 4), TooFewPoints, "4 sizes; 5 are the least"),
-        (group(1e18, 2, 8, 6), NoInteriorMinimum, "go on past the smallest"),
-        (group(1e18, 1 / 8, 1 / 2, 6), NoInteriorMinimum, "go on past the largest"),
+        (group(1e18, 1 / 3, 3, 4), TooFewPoints, "4 sizes; at least 5 are needed"),
+        (group(1e18, 2, 8, 6), NoInteriorMinimum, "add sizes beyond the smallest"),
+        (group(1e18, 1 / 8, 1 / 2, 6), NoInteriorMinimum, "add sizes beyond the largest"),
     ],
 )
-def test_runs_that_show_no_optimum_are_refused_by_name(points, kind, message):
+def test_runs_without_an_optimum_are_refused_with_the_reason(points, kind, message):
     with pytest.raises(kind, match=message):
         parabola(*points)
 
 
-def test_a_hill_and_unequal_budgets_are_refused_by_name():
+def test_a_concave_parabola_and_unequal_budgets_are_refused():
     N, C, L = group(1e18, 1 / 3, 3, 7)
     with pytest.raises(OpensDownward, match="opens downward"):
         parabola(N, C, 10 / L)
-    with pytest.raises(NotIsoFlop, match=r"up to 20.0% more or less; 5% is the most"):
+    with pytest.raises(NotIsoFlop, match=r"up to 20.0% from it; 5% is allowed"):
         parabola(N, np.where(N[0] == N, 1.2 * C, C), L)
     with pytest.raises(IsoFlopError, match="positive numbers"):
         parabola(N, C, L - L[0])
 
 
-def test_the_interval_of_a_vertex_covers():
+def test_the_interval_of_a_vertex_has_nominal_coverage():
     """95 % of 400 simulations, give or take three standard errors."""
     middle = parabola(*group(1e18, 1 / 3, 3, 7))
     generator, hits, levels = np.random.default_rng(0), 0, 0
@@ -244,7 +244,7 @@ def test_groups_are_found_by_their_gaps_or_by_given_budgets():
     assert isinstance(isoflops(N, np.geomspace(1e17, 1e20, len(N)), L).refused[0], TooFewPoints)
 
 
-def test_resampled_vertices_scatter_as_fieller_says():
+def test_resampled_vertices_have_the_spread_of_fiellers_interval():
     found = parabola(*group(1e18, 1 / 4, 4, 40, noise=0.002))
     drawn = vertices([found], 2000)[0][:, 0]
     width = np.log(found.N_interval.high / found.N_interval.low)
@@ -278,8 +278,8 @@ def curves(cost=SIX):
 def test_noise_free_the_three_approaches_agree(cost):
     from_runs = approaches(isoflop_table(cost, 1e-5), "val_loss", cost=cost, resamples=100)
     from_curves = approaches(curves(cost), "val_loss", cost=cost, resamples=100, budget=1e19)
-    two, three = from_runs.answers[-2:]
-    one = from_curves.answers[0]
+    two, three = from_runs.estimates[-2:]
+    one = from_curves.estimates[0]
     assert (one.number, two.number, three.number) == (1, 2, 3)
     C = np.geomspace(1e17, 1e20, 9)
     truth = np.polyfit(np.log(C), np.log(optimum(TRUE, cost, C)[0]), 1)[0]
@@ -291,28 +291,28 @@ def test_noise_free_the_three_approaches_agree(cost):
             best(1e18, cost), rel=tolerance + 0.02 * (cost is BENT)
         )
         assert each.D(1e18) == pytest.approx(float(cost.tokens(each.N(1e18), 1e18)), rel=0.02)
-    assert from_runs.decided is three
+    assert from_runs.preferred is three
     assert any(line.startswith("2 and 3: a 0.4") for line in from_runs.disagreement)
 
 
-def test_each_refusal_stands_beside_the_answers():
+def test_refused_approaches_are_listed_with_the_others():
     rows = curves()
     found = approaches(rows, "val_loss", resamples=50)
     assert "0 budgets show an optimum" in found.refused[2]
-    assert "N and D rise together" in found.refused[3]
-    assert found.decided is None
+    assert "log N and log D are collinear" in found.refused[3]
+    assert found.preferred is None
     one_length = approaches(rows.assign(schedule="cosine"), "val_loss", resamples=50)
-    assert "no bound; 3 are the least" in one_length.refused[1]
+    assert "uncensored frontier points; 3 are the least" in one_length.refused[1]
     shown = one_length.table()
     assert shown.approach.tolist() == [1, 2, 3]
     assert (shown.refused != "").all()
 
 
-def test_the_cost_of_the_table_is_taken_unless_another_is_given():
+def test_the_cost_of_the_table_is_the_default():
     table = isoflop_table(BENT, 1e-4)
     found = approaches(table, "val_loss", resamples=50)
     assert found.cost.startswith("FLOPs counted by params_blocks (36 sizes")
-    assert found.decided.N(1e19) == pytest.approx(best(1e19, BENT), rel=0.1)
+    assert found.preferred.N(1e19) == pytest.approx(best(1e19, BENT), rel=0.1)
 
 
 @pytest.mark.skipif(not CHINCHILLA.exists(), reason="the published table is not here")
@@ -328,11 +328,11 @@ def test_the_published_table_gives_the_known_exponents_and_optimum():
         table, "val_loss", params="params_total", budget=5.76e23, resamples=200,
         budgets=[6e18, 1e19, 3e19, 6e19, 1e20, 3e20, 6e20, 1e21, 3e21],
     )  # fmt: skip
-    three = found.decided
+    three = found.preferred
     assert three.a == pytest.approx(0.5139, abs=1e-4)
     assert three.b == pytest.approx(0.4861, abs=1e-4)
     assert three.a_interval.low < 0.5 < three.a_interval.high
     assert three.D(5.76e23) / three.N(5.76e23) == pytest.approx(18, abs=1)  # tokens a weight
-    assert {each.number for each in found.answers} == {1, 2, 3}
-    assert found.answers[0].a_interval.low < 0.5139 < found.answers[0].a_interval.high
+    assert {each.number for each in found.estimates} == {1, 2, 3}
+    assert found.estimates[0].a_interval.low < 0.5139 < found.estimates[0].a_interval.high
     assert len(found.isoflops.refused) == 3

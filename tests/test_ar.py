@@ -1,4 +1,4 @@
-"""The AR transformer: causal, the same with and without a cache, VAR's network at one token."""
+"""The AR transformer: causal, equal with and without a cache, equal to VAR with one token."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,14 @@ from var_scaling.experiment.sample_set import Request
 from var_scaling.generation.sample import RequestDraws, sample
 from var_scaling.ladder import tiny_optimiser
 from var_scaling.models.ar.config import ArModel, ArSampling, tiny_ar
-from var_scaling.models.ar.model import AR, from_raster, inputs_of, raster, rotary_angles, rotated
+from var_scaling.models.ar.model import (
+    AR,
+    apply_rotary,
+    from_raster,
+    rotary_angles,
+    to_raster,
+    token_inputs,
+)
 from var_scaling.models.ar.sampler import ARSampler
 from var_scaling.models.base import Batch, ModelSpec
 from var_scaling.models.registry import family_named, family_of
@@ -38,7 +45,7 @@ MODELS = {
 
 
 def outspoken(model: ArModel, t) -> AR:
-    """Random weights by which every part shows in the logits: at the usual start few do."""
+    """Random weights with which all parts affect the logits; at initialisation few do."""
     network = AR(model, t, CLASSES, seed=0)
     torch.manual_seed(0)
     for parameter in network.parameters():
@@ -66,11 +73,11 @@ def test_a_token_does_not_change_the_logits_up_to_it(name, t, vqvae):
     model = MODELS[name]
     network, labels_B = outspoken(model, t), torch.arange(2)
     ids_BT = ids(t, 2)
-    before = network(labels_B, inputs_of(model, vqvae.quantize, ids_BT[:, :-1]))
+    before = network(labels_B, token_inputs(model, vqvae.quantize, ids_BT[:, :-1]))
     for place in (0, 5, t.pyramid.length - 2):
         changed_BT = ids_BT.clone()
         changed_BT[:, place] = (changed_BT[:, place] + 1) % t.codebook_size
-        after = network(labels_B, inputs_of(model, vqvae.quantize, changed_BT[:, :-1]))
+        after = network(labels_B, token_inputs(model, vqvae.quantize, changed_BT[:, :-1]))
         assert torch.equal(before[:, : place + 1], after[:, : place + 1])
         assert not torch.allclose(before[:, place + 1], after[:, place + 1])
 
@@ -80,7 +87,7 @@ def test_a_token_does_not_change_the_logits_up_to_it(name, t, vqvae):
 def test_cached_logits_are_those_of_the_full_forward(name, guidance, t, vqvae):
     model = MODELS[name]
     network, labels_B, ids_BT = outspoken(model, t), torch.tensor([1, 4]), ids(t, 2)
-    previous = inputs_of(model, vqvae.quantize, ids_BT)
+    previous = token_inputs(model, vqvae.quantize, ids_BT)
     full = network(labels_B, previous[:, :-1])
     if guidance:
         null = network(torch.full_like(labels_B, CLASSES), previous[:, :-1])
@@ -106,7 +113,7 @@ def test_with_one_token_ar_and_var_are_the_same_network():
 def test_raster_order_reads_the_residual_codes_of_a_position_together(t):
     levels, positions = t.pyramid.scales, t.pyramid.lengths[0]
     ids_BL = torch.arange(levels * positions)[None]
-    ids_BT = raster(ids_BL, levels)
+    ids_BT = to_raster(ids_BL, levels)
     assert ids_BT[0, :levels].tolist() == [level * positions for level in range(levels)]
     assert torch.equal(from_raster(ids_BT, levels), ids_BL)
 
@@ -116,7 +123,7 @@ def test_rotary_attention_depends_on_the_distance_between_tokens():
     assert angles_TP.shape == (16, 4)
     assert not angles_TP[0].any()  # the class
     q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(0))
-    turned_q, turned_k = (rotated(x.expand(1, 1, 16, 8), angles_TP)[0, 0] for x in (q, k))
+    turned_q, turned_k = (apply_rotary(x.expand(1, 1, 16, 8), angles_TP)[0, 0] for x in (q, k))
     scores = turned_q @ turned_k.T
     # Inputs 1 to 15 are the tokens (0, 0) to (3, 2): one row below, one column to the right.
     torch.testing.assert_close(scores[1, 6], scores[5, 10], atol=1e-6, rtol=1e-5)
@@ -124,7 +131,7 @@ def test_rotary_attention_depends_on_the_distance_between_tokens():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_sample_is_the_same_alone_and_in_a_batch_of_seven(name, t, vqvae):
+def test_a_sample_does_not_depend_on_the_batch_size(name, t, vqvae):
     spec = ModelSpec(MODELS[name], t, CLASSES)
     network = outspoken(MODELS[name], t)
     asked = [Request(number % (CLASSES + 1), number) for number in range(7)]
@@ -142,16 +149,16 @@ def test_the_tokens_of_a_sample_decode_to_its_image(t, vqvae):
         spec, network, vqvae, [Request(1, 0)], ArSampling(), seed=0, batch=1, strips=True
     )
     assert drawn.ids_BL.shape == (1, t.pyramid.length)
-    from var_scaling.generation.sample import rendered
+    from var_scaling.generation.sample import decode_images
 
-    assert torch.equal(rendered(vqvae, vqvae.quantize.decode(drawn.ids_BL)), drawn.images_BWW3)
+    assert torch.equal(decode_images(vqvae, vqvae.quantize.decode(drawn.ids_BL)), drawn.images_BWW3)
     frames = family_named("ar").frames(spec, ArSampling())
     assert drawn.strips_BKWW3.shape[1] == len(frames) == 4
     assert torch.equal(drawn.strips_BKWW3[:, -1], drawn.images_BWW3)
 
 
 def test_sampling_follows_the_model(vqvae, t):
-    """Counts of the first token over many samples are its probabilities."""
+    """Frequencies of the first token over many samples match its probabilities."""
     spec = ModelSpec(MODELS["adaln"], t, CLASSES)
     network, family = outspoken(MODELS["adaln"], t), family_named("ar")
     asked = [Request(2, number) for number in range(2000)]
@@ -181,7 +188,7 @@ def test_validation_sums_give_the_training_loss(t, vqvae):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_parameters_are_those_of_the_module(name, t):
+def test_counted_parameters_equal_those_of_the_module(name, t):
     spec = ModelSpec(MODELS[name], t, CLASSES)
     counted = family_of(spec.config).parameters(spec)
     network = AR(spec.config, t, CLASSES, seed=0)
@@ -189,7 +196,7 @@ def test_parameters_are_those_of_the_module(name, t):
 
 
 def test_several_scales_are_refused():
-    with pytest.raises(ValueError, match=r"tokenizer t has scales 1, 2, 4: use sides=\(4,\)"):
+    with pytest.raises(ValueError, match=r"tokenizer t has scales 1, 2, 4: use patch_nums=\(4,\)"):
         Trial(
             name="a", tokenizer=tokenizer(), data=images(), model=tiny_ar(1),
             optimiser=tiny_optimiser(8), batch_size=8, steps=4,
@@ -200,7 +207,7 @@ def test_several_scales_are_refused():
     ("changes", "words"),
     [
         ({"fixed_width": 10}, "width 10 does not divide into 4 heads"),
-        ({"positions": "rotary", "width_per_depth": 6}, "6 channels a head"),
+        ({"positions": "rotary", "width_per_depth": 6}, "6 channels per head"),
         ({"drop_path_per_depth": 0.3}, "must stay below 1"),
     ],
 )
@@ -209,7 +216,7 @@ def test_shapes_that_do_not_fit_are_refused(changes, words):
         ArModel(depth=4, **changes)
 
 
-def test_a_fixed_width_has_no_ladder():
+def test_the_depth_of_a_model_with_fixed_width_cannot_be_varied():
     assert tiny_ar(2).at_depth(5).width == 40
-    with pytest.raises(ValueError, match="no ladder of depths"):
+    with pytest.raises(ValueError, match="depth cannot be varied"):
         ArModel(depth=2, fixed_width=48).at_depth(3)

@@ -1,4 +1,4 @@
-"""docs/architecture.md says where things are: every file and name of its tables is there."""
+"""Every file and name in the tables of docs/architecture.md exists."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ TEXT = (ROOT / "docs" / "architecture.md").read_text()
 ANSWERS = re.findall(r"^\| ([^|`]+) \| `([^`]+)` \| `(\w+)` \|$", TEXT, re.M)
 
 
-def test_the_table_has_answers():
+def test_the_table_of_questions_is_not_empty():
     assert len(ANSWERS) > 15
 
 
@@ -19,13 +19,13 @@ def test_the_file_that_answers_a_question_defines_the_name(question, file, name)
     assert re.search(rf"^(def|class) {name}\b|^{name}\b.*=", (ROOT / file).read_text(), re.M)
 
 
-def test_every_file_that_the_page_names_is_there():
+def test_every_file_that_the_page_names_exists():
     files = re.findall(r"`([\w/]+\.(?:py|toml|md))`", TEXT)
     assert len(files) > 20
     assert [file for file in files if not (ROOT / file).exists()] in ([], ["metrics.jsonl"])
 
 
-def test_no_directory_of_the_pipelines_or_the_analysis_is_crowded():
+def test_directories_of_pipelines_and_analysis_have_at_most_12_files():
     folders = [
         p for room in ("pipelines", "analysis") for p in [ROOT / room, *(ROOT / room).rglob("*/")]
     ]

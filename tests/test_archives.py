@@ -1,4 +1,4 @@
-"""Statistics and samples on disk: ours come back, theirs are taken if asked for, others refused."""
+"""Statistics and samples on disk: round trips, external files if allowed, and refusals."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ SAID = {"data": "leaves", "side": 16}
 
 
 @pytest.mark.parametrize("count", [0, 1, 50])
-def test_statistics_come_back_as_they_were_saved_and_can_go_on(count, tmp_path):
+def test_loaded_statistics_equal_the_saved_ones_and_can_be_merged(count, tmp_path):
     features, path = normal(90, 4), tmp_path / "s.npz"
     begun = gathered(features, np.arange(count), keep=20, splits=3)
     save_statistics(path, begun, SAID)
@@ -38,20 +38,22 @@ def test_a_fingerprint_that_differs_is_refused_with_both_values(tmp_path):
     path = tmp_path / "s.npz"
     save_statistics(path, gathered(normal(9, 4)), SAID)
     for foreign in (False, True):
-        with pytest.raises(StatisticsError, match="side: recorded 16, wanted 32"):
-            load_statistics(path, looking(4), {**SAID, "side": 32}, foreign=foreign)
-    with pytest.raises(StatisticsError, match="crop: recorded None, wanted centre"):
+        with pytest.raises(StatisticsError, match="side: recorded 16, expected 32"):
+            load_statistics(path, looking(4), {**SAID, "side": 32}, allow_external=foreign)
+    with pytest.raises(StatisticsError, match="crop: recorded None, expected centre"):
         load_statistics(path, looking(4), {**SAID, "crop": "centre"})
     other = Extractor("other", "its hash", 5, 4, 1, torch.nn.Linear(1, 1))
     for said in (SAID, None):
-        with pytest.raises(StatisticsError, match="extractor_sha256: recorded 4, wanted its hash"):
+        with pytest.raises(
+            StatisticsError, match="extractor_sha256: recorded 4, expected its hash"
+        ):
             load_statistics(path, other, said)
     whatever = load_statistics(path, looking(4), None)
     assert isinstance(whatever, Statistics)
     assert whatever.count == 9
 
 
-def test_anyone_reads_our_moments_and_theirs_are_taken_if_asked_for(tmp_path):
+def test_external_statistics_are_loaded_only_if_allowed(tmp_path):
     ours, theirs = tmp_path / "ours.npz", tmp_path / "theirs.npz"
     s = gathered(normal(40, 4))
     save_statistics(ours, s, SAID)
@@ -59,7 +61,7 @@ def test_anyone_reads_our_moments_and_theirs_are_taken_if_asked_for(tmp_path):
         np.savez(theirs, mu=archive["mu"].astype(np.float32), sigma=archive["sigma"], arr_0=[1])
     with pytest.raises(StatisticsError, match="no fingerprint"):
         load_statistics(theirs, looking(4), SAID)
-    foreign = load_statistics(theirs, looking(4), SAID, foreign=True)
+    foreign = load_statistics(theirs, looking(4), SAID, allow_external=True)
     assert isinstance(foreign, ExternalStatistics)
     assert len(foreign.sha256) == 64
     assert frechet_distance(foreign, s) == pytest.approx(0, abs=1e-10)
@@ -72,25 +74,25 @@ SIGMA = np.eye(4)
     ("arrays", "said"),
     [
         ({"arr_0": SIGMA}, "it has arr_0, not mu and sigma"),
-        ({"mu": np.zeros(3), "sigma": np.eye(3)}, "this extractor has 4 features"),
+        ({"mu": np.zeros(3), "sigma": np.eye(3)}, "the width of this extractor"),
         ({"mu": np.zeros(4), "sigma": SIGMA + np.diag([1.0] * 3, 1)}, "not symmetric"),
         ({"mu": np.full(4, np.nan), "sigma": SIGMA}, "not finite"),
         ({"mu": np.array([{}] * 4), "sigma": SIGMA}, "damaged"),  # pickled
-        ({"mu": np.array(["a"] * 4), "sigma": SIGMA}, "not numbers"),
+        ({"mu": np.array(["a"] * 4), "sigma": SIGMA}, "expected floating-point numbers"),
     ],
 )
-def test_moments_that_cannot_be_such_are_refused(arrays, said, tmp_path):
+def test_invalid_moments_are_refused(arrays, said, tmp_path):
     np.savez(tmp_path / "s.npz", **arrays)
     with pytest.raises(StatisticsError, match=said):
-        load_statistics(tmp_path / "s.npz", looking(4), {}, foreign=True)
+        load_statistics(tmp_path / "s.npz", looking(4), {}, allow_external=True)
 
 
-def test_a_sigma_with_a_negative_eigenvalue_is_no_covariance():
+def test_a_sigma_with_a_negative_eigenvalue_is_refused():
     with pytest.raises(StatisticsError, match="eigenvalue of -1"):
         frechet_distance(moments([0.0, 0], [[1.0, 2], [2, 1]]), moments([0.0, 0], np.eye(2)))
 
 
-def test_files_that_are_damaged_or_not_there_are_refused(tmp_path):
+def test_damaged_and_missing_files_are_refused(tmp_path):
     path = tmp_path / "s.npz"
     with pytest.raises(StatisticsError, match="no such file"):
         load_statistics(path, looking(4), {})
@@ -103,19 +105,19 @@ def test_files_that_are_damaged_or_not_there_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("written", "said"), [("{", "is no JSON"), ("[]", "has no names"), ("", "is no JSON")]
+    ("written", "said"), [("{", "is not JSON"), ("[]", "is not a JSON object"), ("", "is not JSON")]
 )
-def test_a_damaged_fingerprint_is_said_so(written, said, tmp_path):
+def test_a_damaged_fingerprint_is_refused(written, said, tmp_path):
     path = tmp_path / "s.npz"
     save_statistics(path, gathered(normal(9, 4)), SAID)
     with np.load(path) as archive:
         np.savez(path, **{**archive, "fingerprint": written})
     for fingerprint in (SAID, None):
         with pytest.raises(StatisticsError, match=rf"s\.npz: damaged, its fingerprint {said}"):
-            load_statistics(path, looking(4), fingerprint, foreign=True)
+            load_statistics(path, looking(4), fingerprint, allow_external=True)
 
 
-def test_samples_are_written_as_the_evaluator_takes_them(tmp_path):
+def test_samples_are_written_as_one_uint8_array_arr_0(tmp_path):
     images = np.random.default_rng(0).integers(256, size=(7, 8, 8, 3), dtype=np.uint8)
     save_arr0(tmp_path / "whole.npz", images)
     save_arr0(tmp_path / "parts.npz", iter([images[:3], images[3:]]), count=7)
@@ -131,13 +133,15 @@ def test_samples_are_written_as_the_evaluator_takes_them(tmp_path):
     [
         (np.zeros((2, 4, 4, 3), np.float32), None, "float32"),
         (np.zeros((2, 3, 4, 4), np.uint8), None, r"\(2, 3, 4, 4\)"),
-        ([np.zeros((2, 4, 4, 3), np.uint8)], None, "say `count`"),
-        ([np.zeros((2, 4, 4, 3), np.uint8)], 3, "2 images came, 3"),
-        ([], 0, "0 images came"),
-        ([np.zeros((1, s, s, 3), np.uint8) for s in (4, 8)], 2, "not one array"),
+        ([np.zeros((2, 4, 4, 3), np.uint8)], None, "give `count`"),
+        ([np.zeros((2, 4, 4, 3), np.uint8)], 3, "2 images were given, but count = 3"),
+        ([], 0, "0 images were given"),
+        ([np.zeros((1, s, s, 3), np.uint8) for s in (4, 8)], 2, "expected one shape"),
     ],
 )
-def test_other_than_images_of_one_size_is_refused_and_leaves_nothing(images, count, said, tmp_path):
+def test_arrays_that_are_not_images_of_one_size_are_refused_and_no_file_remains(
+    images, count, said, tmp_path
+):
     with pytest.raises(ValueError, match=said):
         save_arr0(tmp_path / "samples.npz", images, count)
     assert list(tmp_path.iterdir()) == []

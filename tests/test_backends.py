@@ -1,6 +1,6 @@
-"""The reconciler over a backend: one of plain processes, written here, and Slurm itself.
+"""The reconciler with two backends: plain processes, defined in this file, and Slurm.
 
-What a task does is the module's `run`, which jobs of both import.
+Jobs of both import this module and call `run`.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from conftest import trial
 
-from pipelines.execution.backend import Backend, Queue, Seen
+from pipelines.execution.backend import Backend, JobStatus, Queue
 from pipelines.execution.reconcile import Reconciler
 from pipelines.execution.slurm.backend import SlurmBackend
 from pipelines.execution.slurm.resources import trial_resources
@@ -45,7 +45,7 @@ SETTINGS = Settings.model_validate(
 
 
 def run(context: RunContext, payload: dict[str, Any]) -> str:
-    """What a task does: it succeeds, fails, waits, or dies the first time without a word."""
+    """A task that succeeds, fails, waits, or dies at its first attempt without an error."""
     folder = Path(payload["folder"])
     with at_work(folder, context.process, context.requested_signal):
         lives = len(list(folder.glob("life-*")))
@@ -61,9 +61,9 @@ def run(context: RunContext, payload: dict[str, Any]) -> str:
 
 
 class Processes:
-    """A backend of processes of this machine; it remembers them in this process alone."""
+    """A backend of local processes; only this process knows them."""
 
-    name, submits_with = "the machine", "fork"
+    name, submit_command = "the machine", "fork"
 
     def __init__(self, home: Home):
         self.home, self.started = home, {}
@@ -72,16 +72,16 @@ class Processes:
     def queue(self) -> Queue:
         return Queue({job: self._seen(job, *one) for job, one in self.started.items()}, time.time())
 
-    def _seen(self, job: str, name: str, process: subprocess.Popen) -> Seen:
+    def _seen(self, job: str, name: str, process: subprocess.Popen) -> JobStatus:
         code = process.poll()
         if code is None:
-            return Seen(job, name, "alive", "here", "running")
+            return JobStatus(job, name, "alive", "here", "running")
         cancelled = code == -signal.SIGTERM
-        return Seen(
+        return JobStatus(
             job, name, f"ended with {code}", "here", "ended", "cancelled" if cancelled else "other"
         )
 
-    def accounts(self, names: Iterable[str]) -> dict[str, Seen]:
+    def accounts(self, names: Iterable[str]) -> dict[str, JobStatus]:
         return {}
 
     def submit(self, tasks: list[Task], submission: str) -> list[str]:
@@ -110,7 +110,7 @@ class Processes:
         for job in jobs:
             self.started[job][1].terminate()
 
-    def last_words(self, record: jobs.JobRecord) -> str:
+    def last_log_line(self, record: jobs.JobRecord) -> str:
         return "(no output)"
 
     def end(self) -> None:
@@ -119,12 +119,12 @@ class Processes:
             process.wait()
 
 
-def as_job(root: str, job: str, payload: str) -> None:
-    """In a process of `Processes`."""
+def as_job(root: str, job: str, text: str) -> None:
+    """Run in a process of `Processes`."""
     process = ProcessContext(alone=False, restart_id=f"{job}.0", facts={"job": job})
     run(
         RunContext(Home(Path(root)), Settings(), StopFile(Path(root) / "stop"), process),
-        json.loads(payload),
+        json.loads(text),
     )
 
 
@@ -146,7 +146,7 @@ def backend(request, tmp_path, monkeypatch) -> Iterator[Backend]:
 @pytest.fixture
 def reconciler(backend, tmp_path) -> Iterator[Reconciler]:
     folder = Home(tmp_path).sweep("s")
-    with driver_lock.driving(folder, "box") as me:
+    with driver_lock.hold_driver_lock(folder, "box") as me:
         yield Reconciler(folder, backend, "box", "test", 0.5, me)
 
 
@@ -173,7 +173,7 @@ def lives(one: Task) -> int:
     return len(list(one.folder.glob("life-*")))
 
 
-def test_an_array_is_seen_through_and_its_ledgers_say_so(reconciler, tmp_path):
+def test_all_tasks_of_an_array_end_and_their_job_records_say_done(reconciler, tmp_path):
     tasks = [task(tmp_path, "succeeds", f"d{k}") for k in (1, 2)]
     assert seen_through(reconciler, *tasks) == {}
     assert all(is_done(one.folder) for one in tasks)
@@ -184,7 +184,7 @@ def test_an_array_is_seen_through_and_its_ledgers_say_so(reconciler, tmp_path):
     assert [lives(one) for one in tasks] == [1, 1]
 
 
-def test_what_dies_without_a_word_is_submitted_again(reconciler, tmp_path):
+def test_a_job_that_dies_without_an_error_is_submitted_again(reconciler, tmp_path):
     one = task(tmp_path, "dies once")
     assert seen_through(reconciler, one) == {}
     assert lives(one) == 2
@@ -201,7 +201,7 @@ def test_an_error_is_reported_once_and_waits_for_retry(reconciler, tmp_path):
     assert lives(one) == 2
 
 
-def test_a_driver_that_comes_later_attaches_to_what_runs(reconciler, tmp_path):
+def test_a_later_driver_attaches_to_running_jobs(reconciler, tmp_path):
     one = task(tmp_path, "waits")
     assert reconciler.step([one]) == {}
     until(lambda: lives(one))
@@ -212,7 +212,7 @@ def test_a_driver_that_comes_later_attaches_to_what_runs(reconciler, tmp_path):
     assert lives(one) == 1
 
 
-def test_a_job_that_a_person_ends_is_not_submitted_again(reconciler, tmp_path):
+def test_a_job_cancelled_by_the_user_is_not_submitted_again(reconciler, tmp_path):
     one = task(tmp_path, "waits")
     reconciler.step([one])
     until(lambda: lives(one))

@@ -1,4 +1,4 @@
-"""The report, opened in a real browser: figures, table, no word on the console."""
+"""The report in a real browser: figures, table, no console output."""
 
 import os
 import re
@@ -42,7 +42,7 @@ def opened(page: Path, profile: Path, *words: str) -> subprocess.CompletedProces
     )
 
 
-def test_the_report_opens_with_figures_and_table_and_no_console_error(smoke, tmp_path):
+def test_the_report_opens_with_figures_and_table_without_console_errors(smoke, tmp_path):
     page = smoke / "smoke" / "report" / "index.html"
     done = opened(page, tmp_path, "--dump-dom")
     assert 'id="laws_in_parameters"' in done.stdout
@@ -65,7 +65,7 @@ def test_the_report_is_not_a_blank_page(smoke, tmp_path):
     assert len(colours) > 50
 
 
-def test_the_console_is_heard_when_it_does_complain(tmp_path):
+def test_an_error_on_the_console_is_detected(tmp_path):
     page = tmp_path / "bad.html"
     page.write_text("<script>console.error('oh')</script>")
     done = opened(page, tmp_path / "profile", "--dump-dom")

@@ -1,4 +1,4 @@
-"""What a training leaves on disk: lines that count once, checkpoints whole or passed over."""
+"""Files of a training run: each step is logged once, damaged checkpoints are skipped."""
 
 import pytest
 import torch
@@ -22,13 +22,13 @@ def test_a_step_logged_twice_counts_once_and_a_torn_line_not_at_all(tmp_path):
 
 
 def flipped(whole: bytes) -> bytes:
-    """One bit of the tensor's data is another; the length is the same, and torch loads it."""
+    """Flip one bit of the tensor's data: the length is the same, and torch still loads it."""
     place = whole.index(torch.arange(100.0).numpy().tobytes()) + 200
     return whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
 
 
 def marked_as_folder(whole: bytes) -> bytes:
-    """One bit of a part's entry in the zip's list: torch reads nothing, gives what memory held."""
+    """Flip one bit in the zip directory: torch reads no data and returns uninitialised memory."""
     place = whole.rindex(b".step-", 0, whole.rindex(b"/data/0")) - 8
     return whole[:place] + b"\x10" + whole[place + 1 :]
 
@@ -44,7 +44,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damage, tmp_path, capsys):
+def test_the_previous_checkpoint_replaces_a_damaged_one(damage, tmp_path, capsys):
     for step in (1, 2, 3):
         checkpoint.save(tmp_path, step, {"x": torch.arange(100.0)})
     names = ["step-000000002.pt", "step-000000003.pt"]
@@ -59,7 +59,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(damage, tmp_path
     assert checkpoint.latest(tmp_path) is None
 
 
-def test_a_damaged_checkpoint_takes_the_place_of_no_good_one(tmp_path):
+def test_a_damaged_checkpoint_never_replaces_a_good_one(tmp_path):
     for step in (4, 8):
         checkpoint.save(tmp_path, step, {})
     (tmp_path / "step-000000008.pt").write_bytes(b"")
@@ -69,19 +69,19 @@ def test_a_damaged_checkpoint_takes_the_place_of_no_good_one(tmp_path):
     assert sorted(path.name[-4:] for path in tmp_path.glob("step-*.pt")) == ["6.pt", "9.pt"]
 
 
-def test_a_late_save_of_an_older_attempt_costs_the_newer_nothing(tmp_path):
+def test_a_late_save_of_an_older_attempt_does_not_overwrite_a_newer_one(tmp_path):
     for step in (200, 300, 110):
         checkpoint.save(tmp_path, step, {})
     assert checkpoint.latest(tmp_path)["step"] == 300
 
 
-def test_what_killed_writers_left_half_written_is_swept_away(tmp_path):
+def test_partial_files_of_killed_writers_are_removed(tmp_path):
     (tmp_path / ".step-000000003.pt.host.1").write_bytes(b"half")
     checkpoint.save(tmp_path, 4, {})
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000004.pt"]
 
 
-def test_a_checkpoint_with_code_in_it_is_not_run(tmp_path):
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
     class Evil:
         def __reduce__(self):
             return print, ("ran",)

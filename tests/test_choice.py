@@ -1,4 +1,4 @@
-"""Choice, hold-out and counting: what is true is preferred, what is open stays open."""
+"""Model selection, hold-outs and counting: the true law is preferred, or none if undecided."""
 
 import numpy as np
 import pandas as pd
@@ -6,7 +6,7 @@ import pytest
 from scipy import integrate, stats
 
 from analysis import FLOOR, PURE, REPEATED, SURFACE, FitError, fit_law
-from analysis.selection.counting import by_convention, spread
+from analysis.selection.counting import by_convention, exponent_spread
 from analysis.selection.holdout import CutRefused, HeldOut, leave_largest_out, rolling
 from analysis.selection.influence import influence
 from analysis.selection.select import aicc, choose, curvature_of
@@ -19,48 +19,48 @@ def simulated(E, alpha=0.3, noise=0.003, seed=1, x=SIZES):
     return (E + (x / 1e5) ** -alpha) * np.exp(np.random.default_rng(seed).normal(0, noise, len(x)))
 
 
-def test_a_floor_is_found_where_there_is_one_though_r_looks_fine_without():
+def test_an_irreducible_loss_is_found_even_if_the_correlation_without_it_is_high():
     found = choose(SIZES, simulated(2.0), fixed_floor=1.0)
     assert found.preferred == "floor"
     assert found.verdict.startswith("floor preferred: AICc -")
     assert "leave-largest-out" in found.verdict
     pure, floor = found.get("pure"), found.get("floor")
     assert pure.fit.r < -0.94
-    assert "Pearson r hardly discriminates" in found.judgement.remarks[0]
+    assert "Pearson r hardly differs between laws" in found.judgement.remarks[0]
     assert floor.E_interval.low < 2 < floor.E_interval.high
     assert floor.aicc < pure.aicc - 10
     assert abs(floor.held_out.relative_error) < abs(pure.held_out.relative_error)
     assert floor.rolling_error < pure.rolling_error
     assert floor.r2 > pure.r2
     assert found.curvature.t > 5
-    assert "the given E = 1 is outside" in found.judgement.remarks[1]
+    assert "the fixed E = 1 is outside" in found.judgement.remarks[1]
     assert [row["law"] for row in found.rows()] == ["pure", "floor", "floor fixed"]
 
 
 @pytest.mark.parametrize("seed", [0, 2])
-def test_pure_is_preferred_where_there_is_no_floor(seed):
+def test_the_pure_law_is_preferred_if_there_is_no_irreducible_loss(seed):
     found = choose(SIZES, simulated(0.0, alpha=0.2, seed=seed))
     assert found.preferred == "pure"
     assert found.get("floor").E_interval.low == 0
 
 
-def test_six_points_with_a_weak_bend_cannot_tell():
+def test_six_points_with_little_curvature_prefer_neither_law():
     x = np.geomspace(1e6, 2e7, 6)
     found = choose(x, simulated(0.3, noise=0.01, x=x, seed=5))
     assert found.preferred is None
-    assert found.verdict.startswith("these data cannot tell: ")
+    assert found.verdict.startswith("these data do not decide: ")
 
 
-def test_three_points_carry_no_floor_and_the_verdict_says_so():
+def test_three_points_cannot_fit_an_irreducible_loss_and_the_verdict_says_so():
     found = choose(SIZES[:3], simulated(1.0)[:3])
     assert [each.name for each in found.candidates] == ["pure"]
-    assert "the law with a floor cannot be fitted" in found.verdict
+    assert "the law with an irreducible loss E cannot be fitted" in found.verdict
     assert found.get("pure").influence == ()
     with pytest.raises(FitError, match="NaN"):
         choose(SIZES, np.full(12, np.nan))
 
 
-def test_an_error_rate_is_also_fitted_in_the_odds():
+def test_an_error_rate_is_also_fitted_with_a_law_of_odds():
     odds = 3 * (SIZES[:8] / 1e5) ** -0.2
     found = choose(SIZES[:8], odds / (1 + odds), error_rate=True)
     assert found.get("logit").aicc < found.get("pure").aicc - 10
@@ -68,7 +68,7 @@ def test_an_error_rate_is_also_fitted_in_the_odds():
     assert any(said.startswith("logit against pure: AICc -") for said in found.judgement.remarks)
 
 
-def test_units_change_no_criterion():
+def test_information_criteria_do_not_depend_on_units():
     x, y = SIZES[:7], simulated(1.0, noise=0.01)[:7]
     plain, scaled = choose(x, y), choose(x * 1e-9, y / 0.693)
     assert scaled.preferred == plain.preferred
@@ -79,7 +79,7 @@ def test_units_change_no_criterion():
 
 
 @pytest.mark.parametrize(("law", "k"), [(PURE, 3), (FLOOR, 4)])
-def test_aicc_is_the_formula(law, k):
+def test_aicc_equals_its_formula(law, k):
     y = simulated(1.0, noise=0.01)
     correction = 2 * k + 2 * k * (k + 1) / (12 - k - 1)
     squares, absolute = (fit_law(law, SIZES, y, name) for name in ("squares", "absolute"))
@@ -111,7 +111,7 @@ def _minus_two(loss, s, density):
     return 2 * len(loss) * np.log(total) + 2 * loss.sum() / s
 
 
-def test_curvature_is_the_t_test_of_a_quadratic_term():
+def test_the_curvature_test_equals_the_t_test_of_a_quadratic_term():
     y = simulated(1.0, noise=0.01)
     found = curvature_of(SIZES, y)
     u = np.log(SIZES)
@@ -124,7 +124,7 @@ def test_curvature_is_the_t_test_of_a_quadratic_term():
 
 @pytest.mark.parametrize("objective", ["squares", "huber"])
 @pytest.mark.parametrize("law", [PURE, FLOOR])
-def test_influence_is_a_refit_without_each_point(law, objective):
+def test_influence_equals_a_refit_without_each_point(law, objective):
     y = simulated(1.0, noise=0.01)
     fit = fit_law(law, SIZES, y, objective)
     found = influence(fit)
@@ -139,7 +139,7 @@ def test_influence_is_a_refit_without_each_point(law, objective):
             assert each.E_change == pytest.approx(again.E - fit.E, abs=1e-5)
 
 
-def test_influence_of_a_straight_line_is_cooks_distance():
+def test_influence_of_a_straight_line_equals_cooks_distance():
     y = simulated(0.0, noise=0.01)
     fit = fit_law(PURE, SIZES, y, "squares")
     u = np.log(SIZES) - np.log(SIZES).mean()
@@ -147,7 +147,7 @@ def test_influence_of_a_straight_line_is_cooks_distance():
     variance = fit.residuals @ fit.residuals / 10
     expected = fit.residuals**2 / (2 * variance) * leverage / (1 - leverage) ** 2
     assert [each.distance for each in influence(fit)] == pytest.approx(expected, rel=1e-6)
-    with pytest.raises(FitError, match="nothing is to spare"):
+    with pytest.raises(FitError, match="no degree of freedom"):
         influence(fit_law(PURE, SIZES[:3], y[:3]))
 
 
@@ -163,15 +163,21 @@ def evidence(aicc=0.0, held_out=0.0, scatter=0.001, E_span=None):
         ((1, -0.03), (0, 0.002, 0.001, (1, 2)), (5, 0.001), None, "AICc differs by less than 2"),
         ((10, 0.002), (0, -0.03, 0.001, (1, 2)), (5, 0.001), None, "the criteria disagree"),
         ((0, 0.001), (9, 0.001, 0.001, (0, 2.5)), (1, 0.3), None, "may be 83% of the least loss"),
-        ((0, 0.001), (9, 0.001, 0.001, (0, np.inf)), (1, 0.3), None, "may be nearly all of it"),
-        ((0, 0.001), (9, 0.001, 0.001, (0, 0.1)), (-4, 0.002), None, "bends downwards"),
+        (
+            (0, 0.001),
+            (9, 0.001, 0.001, (0, np.inf)),
+            (1, 0.3),
+            None,
+            "may be nearly all of the least loss",
+        ),
+        ((0, 0.001), (9, 0.001, 0.001, (0, 0.1)), (-4, 0.002), None, "curves downwards"),
         ((0, 0.002), (5, -0.0025, 0.001, (0, 0.1)), (0.1, 0.9), "pure", ""),  # within scatter
     ],
 )
-def test_a_law_is_preferred_only_where_nothing_contradicts_it(pure, floor, bend, preferred, doubt):
+def test_a_law_is_preferred_only_if_all_evidence_agrees(pure, floor, bend, preferred, doubt):
     found = verdict_of(evidence(*pure), evidence(*floor), bend, least_loss=3.0)
     assert found.preferred == preferred
-    assert doubt in found.words
+    assert doubt in found.summary
 
 
 def test_rolling_predicts_every_size_above_every_cut():
@@ -188,9 +194,9 @@ def test_rolling_predicts_every_size_above_every_cut():
     )  # a straight line falls too far
 
 
-def test_a_hold_out_says_whether_its_interval_covered():
+def test_a_hold_out_records_whether_its_interval_covered():
     y = simulated(2.0)[:6]
-    found = rolling(FLOOR, SIZES[:6], y, "squares", most_cuts=1)
+    found = rolling(FLOOR, SIZES[:6], y, "squares", max_cuts=1)
     assert len(found) == 2
     for each in found:
         assert each.interval.level == 0.95
@@ -199,15 +205,15 @@ def test_a_hold_out_says_whether_its_interval_covered():
     assert rolling(PURE, SIZES[:6], y, "squares")[-1].covered is False
 
 
-def test_a_cut_that_cannot_carry_the_law_is_a_record_with_the_reason():
+def test_a_cut_with_too_few_runs_is_recorded_with_the_reason():
     N, D = np.repeat(SIZES, 3), np.tile([1e9, 4e9, 2e10], 12)
     D[:18] = N[:18] * 20  # below, N and D rise together
     y = 1.7 + (N / 1e5) ** -0.3 + (D / 1e6) ** -0.25
-    kept = dict(order=N, intervals=False, most_cuts=4)
+    kept = dict(order=N, intervals=False, max_cuts=4)
     found = rolling(SURFACE, (N, D), y, "squares", **kept)
     refused = [each for each in found if isinstance(each, CutRefused)]
     assert refused
-    assert "N and D rise together" in refused[0].reason
+    assert "log N and log D are collinear" in refused[0].reason
     held = [each for each in found if isinstance(each, HeldOut)]
     assert max(abs(each.relative_error) for each in held) < 1e-3
     last = leave_largest_out(SURFACE, (N, D), y, "squares", order=N * D)
@@ -222,7 +228,7 @@ def test_several_runs_of_the_largest_size_count_as_their_mean():
     assert found.measured == pytest.approx(0.2)
     assert (found.sizes, found.runs, found.points) == (5, 10, (10, 11))
     y[0] = np.nan
-    with pytest.raises(FitError, match="point 0 holds nan"):
+    with pytest.raises(FitError, match="point 0 is nan"):
         leave_largest_out(PURE, x, y)
 
 
@@ -245,12 +251,12 @@ def table(**columns):
     return frame.assign(**columns)
 
 
-def test_the_exponent_is_refitted_under_every_counting_the_table_has():
+def test_the_exponent_is_refitted_for_every_counting_convention_of_the_table():
     found = {(each.variable, each.name): each for each in by_convention(table(), "val_loss", PURE)}
     blocks, total = found["N", "blocks"], found["N", "total"]
     assert blocks.alpha == pytest.approx(0.2)
     assert blocks.ratio == 1
-    assert total.alpha > 0.21  # embeddings and head hold more of the small models
+    assert total.alpha > 0.21  # embeddings and head are a larger share of small models
     assert total.ratio == pytest.approx(total.alpha / blocks.alpha)
     assert total.interval.low < total.alpha < total.interval.high
     assert found["N", "attention and MLP"].alpha == pytest.approx(0.2)
@@ -259,12 +265,12 @@ def test_the_exponent_is_refitted_under_every_counting_the_table_has():
     missing = found["C", "dense mask"]
     assert missing.fit is None
     assert "column missing: train_flops_dense_mask" in missing.refused
-    said = spread(tuple(found.values()), "N")
+    said = exponent_spread(tuple(found.values()), "N")
     assert "0.2 (" in said
     assert "without AdaLN" in said
 
 
-def test_all_countings_stand_on_the_same_runs():
+def test_all_counting_conventions_of_a_variable_use_the_same_runs():
     flops = table().train_flops.where(np.arange(6) != 2)
     total = table().train_flops_6n_total.where(np.arange(6) != 4)
     frame = table(train_flops=flops, train_flops_6n_total=total)
@@ -277,7 +283,7 @@ def test_all_countings_stand_on_the_same_runs():
         by_convention(frame, "fid", PURE)
 
 
-def test_points_of_a_counting_can_be_chosen_and_surfaces_take_their_data_from_the_table():
+def test_points_use_the_chosen_counting_and_surfaces_the_data_of_the_table():
     def half(rows, column):
         return rows[rows[column] > rows[column].median()]
 
@@ -285,5 +291,5 @@ def test_points_of_a_counting_can_be_chosen_and_surfaces_take_their_data_from_th
     assert found[0].fit.points == 3
     refused = by_convention(table(), "val_loss", SURFACE)
     assert {each.variable for each in refused} == {"N"}
-    assert "needs tokens_seen" in refused[0].refused
+    assert "needs the columns tokens_seen" in refused[0].refused
     assert "epochs" in by_convention(table(tokens_seen=1e9), "val_loss", REPEATED)[0].refused

@@ -1,4 +1,4 @@
-"""Class names come from the data, go where the model goes, and stand for class numbers."""
+"""Class names come from the data, are stored with the model, and can replace class numbers."""
 
 import json
 import shutil
@@ -12,22 +12,22 @@ from PIL import Image
 from small_home import ADDRESS, context_in, small_home
 
 from pipelines.cli import main as cli
-from pipelines.report.images import exhibits
+from pipelines.report.images import report_images
 from pipelines.sampling import finalize as sample_end
 from pipelines.sampling.rejection import read_class_map
 from pipelines.sampling.request import SampleOptions, plan_set, read_classes
 from pipelines.stages.context import RunContext, StopFile
 from pipelines.stages.graph import sweep_stages
-from pipelines.stages.stages import description, run_tokenizer, run_tokens, run_trial
+from pipelines.stages.stages import cache_description, run_tokenizer, run_tokens, run_trial
 from pipelines.workspace.settings import Settings
 from pipelines.workspace.store import Home
-from var_scaling.class_names import brief, keep_names, names_of, read_names
+from var_scaling.class_names import load_names, read_names, save_names, short_class_label
 from var_scaling.datasets import ImageFiles
 from var_scaling.disk import DONE, read_json, write_json
 from var_scaling.experiment import Sweep
 from var_scaling.tokenizer.cache import open_cache
 
-PLANES = ("10", "airplane", "automobile")  # sorted as folders are
+PLANES = ("10", "airplane", "automobile")  # sorted like folders
 EIGHT = ("10", "airplane", "all", "cat", "Cat, wild", "dog", "dog", "5-8")
 
 
@@ -62,7 +62,7 @@ def command(monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> RunContext:
-    """A home in which a tokenizer and the trial s/d2 learnt three classes of a folder."""
+    """A home with a tokenizer and the trial s/d2, trained on three classes of a folder."""
     root = tmp_path_factory.mktemp("names")
     picture_folder(root / "data" / "sky")
     settings = Settings(data={"sky": root / "data" / "sky"})
@@ -80,20 +80,20 @@ def its_trial():
     return trial(tokenizer=tokenizer(data=data, steps=3), data=data, steps=2)
 
 
-def test_names_lie_with_survey_tokens_tokenizer_and_trial(trained):
+def test_class_names_are_stored_with_survey_tokens_tokenizer_and_trial(trained):
     home = trained.home
     for split in ("train", "validation"):
-        assert read_json(home.survey("sky", split) / DONE)["classes"] == list(PLANES)
+        assert read_json(home.image_listing("sky", split) / DONE)["classes"] == list(PLANES)
         manifest = read_json(home.tokens("t", "sky", split) / "manifest.json")
         assert manifest["classes"] == list(PLANES)
     for folder in (home.tokenizer("t"), home.trial("s", "d2")):
-        assert names_of(folder, 3) == PLANES
+        assert load_names(folder, 3) == PLANES
         assert read_json(folder / "classes.json")["data"] == "sky"
-        with pytest.raises(ValueError, match="has 3 names; the model knows 8 classes"):
-            names_of(folder, 8)
+        with pytest.raises(ValueError, match="has 3 names; the model has 8 classes"):
+            load_names(folder, 8)
 
 
-def test_tokens_of_an_older_version_have_no_names_and_still_open(trained, tmp_path):
+def test_tokens_of_an_older_version_without_class_names_can_be_opened(trained, tmp_path):
     home = Home(tmp_path / "home")
     shutil.copytree(trained.home.root, home.root)
     shutil.rmtree(home.trial("s", "d2"))
@@ -103,14 +103,14 @@ def test_tokens_of_an_older_version_have_no_names_and_still_open(trained, tmp_pa
         manifest = read_json(path)
         del manifest["classes"]
         write_json(path, manifest)
-        expected = description(home, one.tokenizer, one.data, split)
+        expected = cache_description(home, one.tokenizer, one.data, split)
         assert open_cache(path.parent, expected).images == 24
     context = RunContext(home, trained.settings, StopFile(tmp_path / "stop"))
     assert run_trial(context, "s", one) == "done"
-    assert names_of(home.trial("s", "d2"), 3) is None
+    assert load_names(home.trial("s", "d2"), 3) is None
 
 
-def test_parts_of_tokens_come_together_with_their_names(trained, tmp_path):
+def test_joined_parts_of_tokens_keep_their_class_names(trained, tmp_path):
     home = Home(tmp_path / "home")
     shutil.copytree(trained.home.root / "tokenizers", home.root / "tokenizers")
     context, one = RunContext(home, trained.settings, StopFile(tmp_path / "stop")), its_trial()
@@ -126,12 +126,12 @@ def test_a_trial_that_is_copied_elsewhere_is_sampled_by_name(trained, tmp_path, 
     at = ("--count", 1, "--home", tmp_path)
     code, _, said = command("sample", "s/d2", "--classes", "plane", *at)
     assert code == 2
-    assert "'plane' is none of the 3 classes; near it (1): 1 airplane" in said
+    assert "'plane' is none of the 3 classes; similar (1): 1 airplane" in said
     assert command("sample", "s/d2", "--classes", "Airplane,name:10", *at)[0] == 0
     images = read_json(tmp_path / "s/d2/samples/default/manifest.json")["images"]
     assert [(one["class"], one["class_name"]) for one in images] == [(0, "10"), (1, "airplane")]
     code, _, said = command("sample", "s/d2", "--classes", "10", *at)
-    assert (code, "the model knows 0 to 2; no class is 10" in said) == (2, True)
+    assert (code, "the model has classes 0 to 2; there is no class 10" in said) == (2, True)
 
 
 # What may be said ---------------------------------------------------------------------------------
@@ -154,37 +154,39 @@ def test_a_trial_that_is_copied_elsewhere_is_sampled_by_name(trained, tmp_path, 
         ("name:airplane", (1,)),
     ],
 )
-def test_names_and_numbers_are_told_apart(text, labels):
+def test_class_names_and_numbers_are_distinguished(text, labels):
     assert read_classes(text, 8, EIGHT) == labels
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("10", "knows 0 to 7; no class is 10"),
-        ("5-8", "knows 0 to 7; no class is 8"),
+        ("10", "has classes 0 to 7; there is no class 10"),
+        ("5-8", "has classes 0 to 7; there is no class 8"),
         ("dog", r"'dog' names 2 classes \(5 dog, 6 dog\); give the number"),
-        ("plane", r"'plane' is none of the 8 classes; near it \(1\): 1 airplane$"),
-        ("wild", r"near it \(1\): 4 Cat, wild"),
+        ("plane", r"'plane' is none of the 8 classes; similar \(1\): 1 airplane$"),
+        ("wild", r"similar \(1\): 4 Cat, wild"),
         ("zzz", "'zzz' is none of the 8 classes; the first is 0 10"),
         ("name:3", "'3' is none of the 8 classes"),
     ],
 )
-def test_unknown_and_ambiguous_names_are_refused_with_what_is_near(text, message):
+def test_unknown_and_ambiguous_names_are_refused_with_similar_names(text, message):
     with pytest.raises(ValueError, match=message):
         read_classes(text, 8, EIGHT)
 
 
-def test_models_without_names_take_numbers_alone(tmp_path):
+def test_models_without_class_names_accept_numbers_only(tmp_path):
     context = context_in(small_home(tmp_path))
-    assert plan_set(context, ADDRESS, SampleOptions(classes="1,3")).wanted.classes == (1, 3)
-    with pytest.raises(ValueError, match=r"'cat' is no class.*No names .* made images have none"):
+    assert plan_set(context, ADDRESS, SampleOptions(classes="1,3")).config.classes == (1, 3)
+    with pytest.raises(
+        ValueError, match=r"'cat' is not a class.*No class names .* generated images have none"
+    ):
         plan_set(context, ADDRESS, SampleOptions(classes="cat"))
-    keep_names(context.home.root / ADDRESS, EIGHT, "d")
-    assert plan_set(context, ADDRESS, SampleOptions(classes="cat")).wanted.classes == (3,)
+    save_names(context.home.root / ADDRESS, EIGHT, "d")
+    assert plan_set(context, ADDRESS, SampleOptions(classes="cat")).config.classes == (3,)
 
 
-def test_a_class_map_may_go_by_name(tmp_path):
+def test_a_class_map_may_use_class_names(tmp_path):
     path = tmp_path / "map.json"
     path.write_text(json.dumps({"automobile": 7, "name:10": 5, "1": 6}))
     assert read_class_map(path, 3, PLANES) == (5, 6, 7)
@@ -204,11 +206,11 @@ def test_a_class_map_may_go_by_name(tmp_path):
 @pytest.fixture
 def eight(tmp_path) -> Home:
     home = small_home(tmp_path / "home")
-    keep_names(home.root / ADDRESS, EIGHT, "d")
+    save_names(home.root / ADDRESS, EIGHT, "d")
     return home
 
 
-def test_grid_and_strips_bear_the_names(eight, command, monkeypatch):
+def test_grid_and_strips_show_the_class_names(eight, command, monkeypatch):
     seen = {}
     for name in ("grid", "strips"):
         real = getattr(sample_end, name)
@@ -242,16 +244,19 @@ def test_an_edit_takes_a_name_and_records_it(eight, command, tmp_path):
     code, _, said = command(*words, "--class", "dog")
     assert (code, "--class dog: 'dog' names 2 classes (5 dog, 6 dog)" in said) == (2, True)
     sweep = Sweep(name="grid", question="?", trials=(trial(),))
-    ((caption, _),) = exhibits(sweep_stages(eight, sweep)).made[0].pictures
+    ((caption, _),) = report_images(sweep_stages(eight, sweep)).made[0].pictures
     assert "in-paint, class 1 airplane, guidance" in caption
 
 
-def test_a_long_name_and_one_of_no_utf8_fit_beside_a_picture():
+def test_long_names_and_names_without_utf8_fit_in_the_label():
     long = ("n" * 80, b"caf\xe9".decode(errors="surrogateescape"), "a\x1b[2Jb")
-    assert brief(0, long) == "0 " + "n" * 27 + "…"
-    assert brief(1, long) == "1 caf\\udce9"
-    assert brief(2, long) == "2 a\\x1b[2Jb"
-    assert sample_end.grid([(brief(1, long), [np.zeros((8, 8, 3), np.uint8)])], "t").ndim == 3
+    assert short_class_label(0, long) == "0 " + "n" * 27 + "…"
+    assert short_class_label(1, long) == "1 caf\\udce9"
+    assert short_class_label(2, long) == "2 a\\x1b[2Jb"
+    assert (
+        sample_end.grid([(short_class_label(1, long), [np.zeros((8, 8, 3), np.uint8)])], "t").ndim
+        == 3
+    )
 
 
 # Models from elsewhere ----------------------------------------------------------------------------
@@ -269,18 +274,18 @@ def test_a_long_name_and_one_of_no_utf8_fit_beside_a_picture():
 def test_names_are_read_from_the_usual_files(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     assert read_names(tmp_path / name, 3) == ("tench", "shark", "ray")
-    with pytest.raises(ValueError, match="has 3 names; the model knows 4 classes"):
+    with pytest.raises(ValueError, match="has 3 names; the model has 4 classes"):
         read_names(tmp_path / name, 4)
 
 
 @pytest.mark.parametrize("content", ["no json", '{"0": 1}', "[1]", '{"1": "a", "2": "b"}'])
-def test_files_of_anything_else_are_refused(tmp_path, content):
+def test_other_files_are_refused(tmp_path, content):
     (tmp_path / "a.json").write_text(content)
-    with pytest.raises(ValueError, match=r"a.json: (wanted a JSON list|not readable)"):
+    with pytest.raises(ValueError, match=r"a.json: (must be a JSON list|not readable)"):
         read_names(tmp_path / "a.json", 1)
 
 
-def test_an_imported_model_gets_its_names_later_and_gives_them_on(files, tmp_path, command):
+def test_an_imported_model_can_get_class_names_later_and_exports_them(files, tmp_path, command):
     (tmp_path / "names.txt").write_text("tench\nshark\nray\n")
     at = ("--home", tmp_path / "home")
     code, _, said = command("import", *files, "--as", "it", *at, "--sides", "1,2")
@@ -288,20 +293,18 @@ def test_an_imported_model_gets_its_names_later_and_gives_them_on(files, tmp_pat
     again = ("import", *files, "--as", "it", "--sides", "1,2", "--classes", tmp_path / "names.txt")
     code, _, said = command(*again, *at)
     assert (code, said) == (0, "")
-    assert names_of(tmp_path / "home/imported/it", CLASSES) == ("tench", "shark", "ray")
+    assert load_names(tmp_path / "home/imported/it", CLASSES) == ("tench", "shark", "ray")
     code, out, _ = command("export", "imported/it", tmp_path / "out.pth", *at)
     assert (code, "out.classes.json" in out) == (0, True)
     assert read_names(tmp_path / "out.classes.json", 3) == ("tench", "shark", "ray")
     (tmp_path / "names.txt").write_text("tench\n")
     code, _, said = command(*again, *at)
-    assert (code, "has 1 names; the model knows 3 classes" in said) == (2, True)
+    assert (code, "has 1 names; the model has 3 classes" in said) == (2, True)
     code, _, said = command("import", files[0], "--as", "v", *again[-4:], *at)
     assert (code, "a VQVAE has no classes" in said) == (2, True)
 
 
-def test_evaluate_says_where_the_order_of_classes_is_not_known(
-    files, tmp_path, command, monkeypatch
-):
+def test_evaluate_warns_if_the_order_of_classes_is_unknown(files, tmp_path, command, monkeypatch):
     monkeypatch.setenv("VAR_SCALING_DATA", str(tmp_path / "data"))
     picture_folder(tmp_path / "data" / "sea", ("ray", "shark", "tench"), SMALL.side, ("val",))
     home = Home(tmp_path / "home")
@@ -312,13 +315,13 @@ def test_evaluate_says_where_the_order_of_classes_is_not_known(
         (("n1", "n2", "n3"), "the model's classes have other names than the data's (class 0: n1, "),
         (("ray", "shark", "tench"), None),
     ):
-        keep_names(home.imported("it"), names, "released")
+        save_names(home.imported("it"), names, "released")
         code, out, said = command(*words)
         assert code == 0, said
         assert (doubt is None and said == "") or doubt in said
         assert doubt is None or doubt in json.loads(out)["class_order"]
     assert "class_order" not in json.loads(out)
-    keep_names(home.imported("it"), ("tench", "shark", "ray"), "released")
+    save_names(home.imported("it"), ("tench", "shark", "ray"), "released")
     code, _, said = command(*words)
     assert code == 2
     assert "in another order (class 0 tench of the model is ray of the data)" in said

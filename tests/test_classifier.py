@@ -1,4 +1,4 @@
-"""The classifier is the ResNet its file holds, and sees images as torchvision prepares them."""
+"""The classifier is the ResNet in its file; preprocessing equals that of torchvision."""
 
 import hashlib
 
@@ -7,18 +7,18 @@ import pytest
 import torch
 from PIL import Image
 
-from var_scaling.evaluation.extractors import drawn
-from var_scaling.evaluation.resnet import ResNet, load_classifier, prepared
+from var_scaling.evaluation.extractors import hashed_weights
+from var_scaling.evaluation.resnet import ResNet, load_classifier, preprocess
 from var_scaling.weights import WeightsError
 
 
 def pixels(name: str, *shape: int) -> torch.Tensor:
     count = torch.Size(shape).numel()
-    return ((drawn(name, (count,)) * 4 + 1) * 127.5).round().to(torch.uint8).reshape(shape)
+    return ((hashed_weights(name, (count,)) * 4 + 1) * 127.5).round().to(torch.uint8).reshape(shape)
 
 
 def drawn_state(net: ResNet) -> dict[str, torch.Tensor]:
-    state = {name: drawn(name, value.shape) for name, value in net.state_dict().items()}
+    state = {name: hashed_weights(name, value.shape) for name, value in net.state_dict().items()}
     for name, value in state.items():
         if name.endswith("running_var"):
             value.mul_(2).add_(1)
@@ -37,7 +37,7 @@ def drawn_state(net: ResNet) -> dict[str, torch.Tensor]:
         ("resnet152", 60_192_808, 777),
     ],
 )
-def test_each_has_the_parameters_that_torchvision_says(name, parameters, entries):
+def test_each_resnet_has_the_parameters_of_torchvisions(name, parameters, entries):
     with torch.device("meta"):
         state = ResNet(name, 1000).state_dict()
     learnt = [one for one in state if "running" not in one]
@@ -52,25 +52,25 @@ def test_each_has_the_parameters_that_torchvision_says(name, parameters, entries
         ("resnet50", [-0.3219439599, -0.6215819167, 0.5378836886]),
     ],
 )
-def test_logits_are_those_of_torchvision(name, wanted):
+def test_logits_equal_those_of_torchvision(name, wanted):
     net = ResNet(name, 1000)
     net.load_state_dict(drawn_state(net))
     with torch.no_grad():
-        logits_BK = net.eval()(prepared(pixels("images 300", 1, 300, 300, 3)))
+        logits_BK = net.eval()(preprocess(pixels("images 300", 1, 300, 300, 3)))
     assert logits_BK[0, [0, 500, 999]].tolist() == pytest.approx(wanted, rel=1e-4)
 
 
 @pytest.mark.parametrize("side", [16, 100, 256, 300])
-def test_images_are_prepared_as_pillow_would_within_one_level(side):
+def test_preprocessing_equals_pillows_within_one_level(side):
     images = pixels(f"{side}", 2, side, side, 3)
     resized = Image.fromarray(images[1].numpy()).resize((256, 256), Image.Resampling.BILINEAR)
     middle = np.asarray(resized)[16:-16, 16:-16].astype(np.float64)
-    found = prepared(images)[1].double().movedim(0, 2).numpy()
+    found = preprocess(images)[1].double().movedim(0, 2).numpy()
     levels = (found * [0.229, 0.224, 0.225] + [0.485, 0.456, 0.406]) * 255
     assert np.abs(levels - middle).max() < (1e-3 if side == 256 else 1.001)
 
 
-def test_a_file_says_which_network_and_how_many_classes(tmp_path):
+def test_the_network_and_its_classes_are_read_from_the_file(tmp_path):
     net, path = ResNet("resnet18", 7), tmp_path / "some.pth"
     state = drawn_state(net)
     torch.save({**state, "bn1.num_batches_tracked": torch.tensor(5)}, path)
@@ -83,7 +83,7 @@ def test_a_file_says_which_network_and_how_many_classes(tmp_path):
     assert torch.allclose(shares_BK.sum(1), torch.ones(2))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.allclose(classifier.probabilities(images[1:])[0], shares_BK[1], rtol=1e-4)
-    with pytest.raises(ValueError, match="squash"):
+    with pytest.raises(ValueError, match="distort"):
         classifier.probabilities(torch.zeros(1, 8, 9, 3, dtype=torch.uint8))
 
 
@@ -96,13 +96,16 @@ def without(name: str) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("state", "said"),
     [
-        ({"features.0.weight": torch.zeros(2)}, "no ResNet with torchvision's names"),
+        ({"features.0.weight": torch.zeros(2)}, "not a ResNet with torchvision's names"),
         (without("fc"), "fc.weight"),
-        (without("layer3.1"), r"a ResNet of \(2, 2, 1, 2\) blocks a stage; known are resnet18"),
+        (
+            without("layer3.1"),
+            r"a ResNet with \(2, 2, 1, 2\) blocks per stage; supported are resnet18",
+        ),
         (without("layer3.0.conv1"), "1 missing: layer3.0.conv1.weight"),
     ],
 )
-def test_files_of_anything_else_are_refused(state, said, tmp_path):
+def test_other_files_are_refused(state, said, tmp_path):
     torch.save(state, tmp_path / "some.pth")
     with pytest.raises(WeightsError, match=said):
         load_classifier(tmp_path / "some.pth")

@@ -1,4 +1,4 @@
-"""A sweep for a cluster, without one: the command line, and tokens encoded in parts."""
+"""Cluster options of the command line without a cluster, and tokens encoded in parts."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import COMMAND, images, submitting, tokenizer, trial
 
-from pipelines.execution.backend import Away
+from pipelines.execution.backend import BackendUnavailable
 from pipelines.execution.status import overview
 from pipelines.stages.context import RunContext, StopFile
 from pipelines.stages.graph import sweep_stages
@@ -20,8 +20,8 @@ from pipelines.workspace.store import Home
 from var_scaling.experiment import Sweep
 
 
-def test_status_of_a_hundred_trials_is_quick_and_knows_no_torch(tmp_path):
-    """Counted, not timed: one process asks Slurm once, and no heavy package is loaded."""
+def test_status_of_a_hundred_trials_is_quick_and_does_not_import_torch(tmp_path):
+    """Counted, not timed: one query of Slurm, and no heavy package is imported."""
     (tmp_path / "many.py").write_text(
         "from sweeps.smoke import sweep as smoke\n"
         "trials = tuple(smoke.trials[0].model_copy(update={'name': f't{k}'}) for k in range(100))\n"
@@ -53,15 +53,18 @@ def test_status_of_a_hundred_trials_is_quick_and_knows_no_torch(tmp_path):
     stages = {one["name"]: one for one in json.loads(said)["stages"] if one["kind"] == "trial"}
     assert stages["t5"]["state"] == "running"
     assert stages["t5"]["node"] == "n5"
-    assert stages["t99"]["state"] == "stopped"  # Slurm knows it no more
+    assert stages["t99"]["state"] == "stopped"  # Slurm no longer knows it
     assert asked.read_text() == "once\n"
 
 
-def test_asked_for_a_cluster_that_cannot_be_it_says_why(tmp_path):
+def test_a_wrong_command_for_a_cluster_is_refused_with_the_reason(tmp_path):
     (tmp_path / "var-scaling.toml").write_text('[clusters.a]\npartition = "p"\n')
     for words, said in (
-        (["run", "smoke", "--on", "b"], "no [clusters.b] in var-scaling.toml; there is local, a"),
-        (["run", "smoke", "--only", "d9"], "smoke has no trial d9; there are d1, d2, d3, d4"),
+        (
+            ["run", "smoke", "--on", "b"],
+            "no [clusters.b] in var-scaling.toml; allowed are local, a",
+        ),
+        (["run", "smoke", "--only", "d9"], "smoke has no trial d9; its trials are d1, d2, d3, d4"),
         (["run", "smoke", "--detach"], "--detach leaves jobs to Slurm"),
         (["logs", "smoke/d1"], "no job of a cluster has worked here"),
     ):
@@ -73,16 +76,16 @@ def test_asked_for_a_cluster_that_cannot_be_it_says_why(tmp_path):
         assert said in done.stderr.replace("\n", " ")
 
 
-def test_slurm_that_is_not_there_is_away(monkeypatch):
+def test_missing_slurm_commands_raise_an_error(monkeypatch):
     from pipelines.execution.slurm import slurm
 
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(Away, match="squeue is not on this machine"):
+    with pytest.raises(BackendUnavailable, match="squeue is not installed on this machine"):
         slurm.queue()
-    assert slurm.look() is None
+    assert slurm.queue_or_none() is None
 
 
-def test_tokens_encoded_in_parts_are_those_encoded_at_once(tmp_path, monkeypatch):
+def test_tokens_encoded_in_parts_equal_tokens_encoded_in_one_pass(tmp_path, monkeypatch):
     from var_scaling.tokenizer import cache, encode
 
     monkeypatch.setattr(encode, "SHARD", 64)

@@ -1,4 +1,4 @@
-"""Compute multipliers: a known one is recovered, its interval covers, unequal grounds are told."""
+"""Comparison of families: known multipliers are recovered, differing conditions are listed."""
 
 import numpy as np
 import pandas as pd
@@ -6,28 +6,28 @@ import pytest
 
 from analysis.comparison.conditions import (
     conditions,
-    crossed,
-    of_pairs,
-    order_in_words,
-    places,
+    curves_cross,
+    pairwise_multipliers,
+    rank_arms,
+    ranking_text,
     reversals,
     robustness,
 )
 from analysis.comparison.families import (
     IncomparableArms,
+    arm_differences,
     curves,
     multiplier,
     multipliers,
     spread,
-    unequal_grounds,
 )
-from analysis.report.families import families_shown
+from analysis.report.families import families_section
 
 SIZES = {2: 3, 3: 3, 4: 3, 6: 1}  # depth: runs
 
 
 def table(factor: float, noise: float = 0.0, seed: int = 0, **changes) -> pd.DataFrame:
-    """Two families of equal law, of which B needs `factor` times the compute."""
+    """Two families with equal exponents; B needs `factor` times the compute."""
     generator = np.random.default_rng(seed)
     rows = []
     for arm, more in (("A", 1.0), ("B", factor)):
@@ -57,16 +57,16 @@ def test_a_known_multiplier_is_recovered(factor):
     assert both["B", "A"].distinguishable == (factor != 1.0)
 
 
-def test_beyond_what_both_reached_nothing_is_said():
+def test_no_multiplier_is_given_beyond_the_scores_that_both_arms_reached():
     rows = table(2.0, noise=1e-6)
     rows.loc[rows.arm == "B", "distance"] *= 10
     one = multipliers(rows, "distance", "train_flops")[0]
     assert one.value is None
     assert not one.distinguishable
-    assert "not reached: B comes to" in one.said
+    assert "not reached: the best score of B is" in one.sentence
 
 
-def test_a_larger_size_that_is_no_better_is_passed_over():
+def test_a_larger_size_that_is_not_better_is_skipped():
     rows = table(1.0)
     rows.loc[(rows.arm == "A") & (rows.train_flops == rows.train_flops.max()), "distance"] = 9.0
     found = curves(rows, "distance", "train_flops")["A"]
@@ -75,7 +75,7 @@ def test_a_larger_size_that_is_no_better_is_passed_over():
     assert np.isnan(found.log_cost_at(np.array([found.log_score.min() - 0.1]))[0])
 
 
-def test_the_spread_is_that_of_runs_of_one_size():
+def test_the_spread_equals_that_of_runs_of_one_size():
     deviation, free = spread(table(2.0, noise=0.05, seed=1), "distance")
     assert free == 12
     assert 0.025 < deviation < 0.1
@@ -85,14 +85,14 @@ def test_the_spread_is_that_of_runs_of_one_size():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("factor", "noise"), [(2.0, 0.01), (6.5, 0.067), (2.0, 0.133)])
-def test_the_interval_holds_the_multiplier_as_often_as_it_says(factor, noise):
+def test_the_interval_of_the_multiplier_has_nominal_coverage(factor, noise):
     covered, told, simulations = 0, 0, 400
     for seed in range(simulations):
         rows = table(factor, noise=noise, seed=seed)
         found = curves(rows, "distance", "train_flops")
         deviation, free = spread(rows, "distance")
         one = multiplier(found["B"], found["A"], deviation, free, resamples=200, seed=seed)
-        if one.value is None or one.narrow:  # said in the report
+        if one.value is None or one.narrow:  # stated in the report
             continue
         told += 1
         covered += one.low <= factor <= one.high
@@ -100,24 +100,24 @@ def test_the_interval_holds_the_multiplier_as_often_as_it_says(factor, noise):
     assert 0.92 <= covered / told <= 0.975
 
 
-def test_a_factor_of_arms_that_hardly_overlap_is_marked():
+def test_a_multiplier_of_arms_with_little_overlap_is_marked():
     rows = table(15.0, noise=0.05, seed=3)
     one = {(m.arm, m.against): m for m in multipliers(rows, "distance", "train_flops")}["B", "A"]
     assert one.narrow
-    assert "the true factor may be larger" in one.said
+    assert "the true factor may be larger" in one.sentence
 
 
-def test_grounds_that_differ_are_told():
-    assert unequal_grounds(table(2.0)) == ()
+def test_differing_conditions_of_two_arms_are_listed():
+    assert arm_differences(table(2.0)) == ()
     mixed = table(2.0)
     mixed.loc[mixed.arm == "B", "guidance"] = 1.5
     mixed.loc[mixed.arm == "B", "train_flops"] *= 2
-    said = unequal_grounds(mixed)
-    assert said[0] == "strengths of guidance differ: 0.0, 1.5"
-    assert said[1].startswith("sizes have other budgets: A up to")
+    said = arm_differences(mixed)
+    assert said[0] == "guidance weights differ: 0.0, 1.5"
+    assert said[1].startswith("the largest budgets differ: A up to")
 
 
-def test_a_score_that_is_no_positive_number_is_refused():
+def test_a_score_that_is_not_positive_is_refused():
     rows = table(2.0)
     rows.loc[3, "distance"] = -0.1
     with pytest.raises(ValueError, match=r"distance = -0\.1"):
@@ -128,7 +128,7 @@ FAMILIES = {"A": "var", "B": "dit"}
 
 
 def scored(factor: float = 2.0, **changes) -> pd.DataFrame:
-    """Rows as images.parquet has them."""
+    """Rows in the format of images.parquet."""
     rows = table(factor, noise=0.01, seed=3).assign(
         family=lambda frame: frame.arm.map(FAMILIES), tokenizer="t", raw=False, chooses=False,
         set="plain", averaged=lambda frame: frame.family == "dit", sampling_seed=0,
@@ -145,31 +145,31 @@ def scored(factor: float = 2.0, **changes) -> pd.DataFrame:
 
 
 def raw_of(rows: pd.DataFrame, factor: float) -> pd.DataFrame:
-    """The last weights of DiT in a set of their own, `factor` times as far away."""
+    """A separate set of the raw weights of DiT, at `factor` times the distance."""
     own = rows[rows.family == "dit"]
     return own.assign(raw=True, set="plain-raw", distance=own.distance * factor)
 
 
-def test_the_section_begins_with_what_can_be_cited(tmp_path):
-    shown = families_shown(scored(), tmp_path, ("svg",))
+def test_the_section_begins_with_sentences_that_can_be_cited(tmp_path):
+    shown = families_section(scored(), tmp_path, ("svg",))
     (sentence,) = shown.heads[0].sentences
     assert sentence.startswith("dit needs ")
     assert float(sentence.split()[2]) == pytest.approx(2.0, rel=0.2)
     assert shown.orders == [
-        {"network that looks": "seeded", "nearest to real images first": "var < dit"}
+        {"feature network": "seeded", "nearest to real images first": "var < dit"}
     ]
     assert shown.heads[0].cautions == ()
     assert shown.heads[0].undetermined == ()
     assert shown.partial == ""
     assert [row["arm"] for row in shown.heads[0].table] == ["var"] * 4 + ["dit"] * 4
     assert (tmp_path / "families_plain-seeded-network.svg").exists()
-    (row,) = shown.currencies
+    (row,) = shown.costs
     assert row["pair"] == "dit over var"
     assert row["training FLOPs"].startswith("2")
     assert shown.holds.startswith("None of the 3 other ways")
 
 
-def test_networks_and_last_weights_are_conditions_of_their_own(tmp_path):
+def test_each_extractor_and_the_raw_weights_are_separate_conditions(tmp_path):
     rows = scored()
     both = pd.concat([rows, rows.assign(extractor="classifier"), raw_of(rows, 0.5)])
     found = conditions(both)
@@ -185,23 +185,25 @@ def test_networks_and_last_weights_are_conditions_of_their_own(tmp_path):
     turned = (("var", "dit"),)
     assert held.reversed.tolist() == [()] * 4 + [turned] * 4 + [()] * 4
     assert held.measure.tolist() == (["distance"] * 3 + ["above reconstructions"]) * 3
-    below = robustness(conditions(rows.assign(floor=9.0)))  # no sample is above such a floor
+    below = robustness(
+        conditions(rows.assign(floor=9.0))
+    )  # no sample is above such a reconstruction floor
     assert set(below.measure) == {"distance"}
-    shown = families_shown(both, tmp_path, ("svg",), unscored=("var-d6/plain-seeded",))
-    assert shown.holds.startswith("The first row does not hold: 4 of the 11 other ways")
+    shown = families_section(both, tmp_path, ("svg",), unscored=("var-d6/plain-seeded",))
+    assert shown.holds.startswith("The order of the first row does not hold: 4 of the 11 other")
     assert "(var and dit)" in shown.holds
     assert shown.partial.startswith("Not finished: 1 sets of samples are not scored yet (var-d6/")
     assert [one.name for one in shown.heads] == [found[0].name, found[2].name]
     assert [one.name for one in shown.rest] == [found[1].name]
 
 
-def test_settings_are_chosen_by_other_samples_than_those_reported():
+def test_settings_are_selected_on_other_samples_than_those_reported():
     rows = scored()
     grid = []
     for settings, guidance, lucky in (("g 0", 0.0, 1.0), ("g 1", 1.0, 0.8), ("g 2", 2.0, 1.5)):
         drawn = rows.assign(settings=settings, guidance=guidance, distance=rows.distance * lucky)
         grid.append(drawn.assign(set=f"report {settings}"))
-        # In what chooses, DiT is best with g 2: that must be followed, though the rest says g 1.
+        # In the selection set DiT is best with g 2; it must be used although others favour g 1.
         other = np.where(rows.family == "dit", 0.1, 1.0) if settings == "g 2" else 1.0
         grid.append(drawn.assign(set=f"choose {settings}", chooses=True, sampling_seed=1,
                                  distance=lambda f, o=other: f.distance * o))  # fmt: skip
@@ -211,85 +213,85 @@ def test_settings_are_chosen_by_other_samples_than_those_reported():
     assert not best.rows.chooses.any()
 
 
-def test_other_rulers_are_refused_unless_asked_for(tmp_path):
+def test_arms_scored_on_different_images_are_refused_unless_allowed(tmp_path):
     rows = scored()
     rows.loc[rows.family == "dit", "data"] = "other-leaves"
     (condition,) = conditions(rows)
     with pytest.raises(IncomparableArms, match="images differ: leaves, other-leaves"):
-        of_pairs(condition)
-    (asked,) = of_pairs(condition, unequal=True)
+        pairwise_multipliers(condition)
+    (asked,) = pairwise_multipliers(condition, allow_incomparable=True)
     assert asked.value == pytest.approx(2.0, rel=0.2)
-    shown = families_shown(rows, tmp_path, ("svg",))
-    assert shown.heads[0].sentences[0].startswith("Not compared, for the arms were measured by")
+    shown = families_section(rows, tmp_path, ("svg",))
+    assert shown.heads[0].sentences[0].startswith("Not compared, because the arms were measured")
     assert "images differ: leaves, other-leaves" in shown.heads[0].cautions
     drawn = (tmp_path / "families_plain-seeded-network.svg").read_text()
     assert "Not equal: images differ" in drawn
 
 
-def test_a_tie_is_called_one():
+def test_a_tie_is_reported_as_a_tie():
     rows = table(1.0, noise=0.05, seed=2)
     (condition,) = conditions(scored().assign(distance=rows.distance.to_numpy()))
-    first, other = placed = places(condition)
+    first, other = placed = rank_arms(condition)
     assert not first.distinguishable_from(other)
-    assert "≈" in order_in_words(placed)
+    assert "≈" in ranking_text(placed)
     low, high = first.interval
     assert low < first.distance < high
     assert reversals(placed, tuple(reversed(placed))) == ()
 
 
-def test_curves_that_cross_are_told(tmp_path):
+def test_crossing_curves_are_reported(tmp_path):
     rows = scored(3.0)
     last = (rows.family == "dit") & (rows.depth == 6)
     rows.loc[last, "distance"] *= 0.6
     (condition,) = conditions(rows)
-    (pair,) = of_pairs(condition)
+    (pair,) = pairwise_multipliers(condition)
     assert pair.arm == "dit"
-    assert crossed(pair, places(condition))
-    (sentence,) = families_shown(rows, tmp_path, ("svg",)).heads[0].sentences
+    assert curves_cross(pair, rank_arms(condition))
+    (sentence,) = families_section(rows, tmp_path, ("svg",)).heads[0].sentences
     assert sentence.endswith("the curves cross.")
     (straight,) = conditions(scored(3.0))
-    assert not crossed(of_pairs(straight)[0], places(straight))
+    assert not curves_cross(pairwise_multipliers(straight)[0], rank_arms(straight))
 
 
-def test_the_error_of_a_floor_counts_where_it_is_subtracted():
+def test_the_error_of_the_reconstruction_floor_counts_if_it_is_subtracted():
     (condition,) = conditions(scored(3.0))
     (sure,) = conditions(scored(3.0, floor_stderr=0.0))
     (vague,) = conditions(scored(3.0, floor_stderr=1.0))
-    assert places(sure, score="distance") == places(vague, score="distance")
-    assert order_in_words(places(sure, score="above")) == "var < dit"
-    assert order_in_words(places(vague, score="above")) == "var ≈ dit"
-    assert order_in_words(places(condition, score="above")) == "var < dit"
+    assert rank_arms(sure, score="distance") == rank_arms(vague, score="distance")
+    assert ranking_text(rank_arms(sure, score="above")) == "var < dit"
+    assert ranking_text(rank_arms(vague, score="above")) == "var ≈ dit"
+    assert ranking_text(rank_arms(condition, score="above")) == "var < dit"
 
 
-def test_arms_of_one_size_whose_steps_were_rounded_are_at_one_budget():
+def test_arms_whose_budgets_differ_by_rounding_share_one_budget():
     rows = scored()
     rows = rows[rows.train_flops == rows.train_flops.min()]
     rows.loc[rows.family == "dit", "train_flops"] *= 1.002
     (condition,) = conditions(rows)
-    assert [one.arm for one in places(condition)] == ["var", "dit"]
+    assert [one.arm for one in rank_arms(condition)] == ["var", "dit"]
     rows.loc[rows.family == "dit", "train_flops"] *= 2
     (condition,) = conditions(rows)
-    assert [one.arm for one in places(condition)] == ["var"]
-    assert len(robustness((condition,)).counted) == 2  # the others count it as before
+    assert [one.arm for one in rank_arms(condition)] == ["var"]
+    assert len(robustness((condition,)).counted) == 2  # the other measures count it as before
 
 
-def test_a_first_size_that_is_not_the_worst_loses_no_pair():
+def test_a_smallest_size_that_is_not_the_worst_removes_no_pair():
     rows = table(1.0, noise=1e-6)
     rows.loc[(rows.arm == "A") & (rows.depth == 3), "distance"] *= 2
     for one in multipliers(rows, "distance", "train_flops"):
         assert one.value is None or np.isfinite(one.value)
     rows = scored().assign(distance=rows.distance.to_numpy())
-    assert len(of_pairs(conditions(rows)[0])) == 1
+    assert len(pairwise_multipliers(conditions(rows)[0])) == 1
 
 
-def test_a_cost_that_does_not_grow_with_size_is_no_currency(tmp_path):
+def test_a_cost_that_does_not_grow_with_size_is_not_compared(tmp_path):
     with pytest.raises(ValueError, match="images_seen does not grow with the size"):
         curves(scored().assign(arm="A"), "distance", "images_seen")
-    (row,) = families_shown(scored(), tmp_path, ("svg",)).currencies
+    (row,) = families_section(scored(), tmp_path, ("svg",)).costs
     assert row["images seen"] == "–"
 
 
-def test_last_weights_are_not_mixed_with_averaged_ones():
+def test_raw_weights_are_not_mixed_with_averaged_ones():
     rows = scored()
     some = raw_of(rows, 0.5).iloc[:3]
     assert [one.weights for one in conditions(pd.concat([rows, some]))] == ["as published"]
@@ -298,25 +300,25 @@ def test_last_weights_are_not_mixed_with_averaged_ones():
     assert len(last) == len(rows)
 
 
-def test_distances_by_other_weights_of_a_network_have_no_order(tmp_path):
+def test_distances_of_different_extractor_weights_are_not_ranked(tmp_path):
     rows = scored()
     rows.loc[rows.family == "dit", "extractor_sha256"] = "another"
-    shown = families_shown(rows, tmp_path, ("svg",))
+    shown = families_section(rows, tmp_path, ("svg",))
     assert shown.orders[0]["nearest to real images first"].startswith("not compared: weights of")
     assert shown.robustness == []
-    assert "cannot be told" in shown.holds
+    assert "is unknown" in shown.holds
 
 
-def test_a_table_of_an_earlier_version_says_so():
-    with pytest.raises(ValueError, match="has no chooses, averaged: it is of an earlier version"):
+def test_a_table_of_an_earlier_version_is_refused():
+    with pytest.raises(ValueError, match="has no chooses, averaged: it was written by an earlier"):
         conditions(scored().drop(columns=["chooses", "averaged"]))
 
 
-def test_where_samples_were_timed_the_section_has_their_frontier(tmp_path):
-    assert families_shown(scored(), tmp_path, ("svg",)).frontier is None
+def test_the_section_has_a_frontier_if_sampling_was_timed(tmp_path):
+    assert families_section(scored(), tmp_path, ("svg",)).frontier is None
     timed = scored(latency_seconds=lambda rows: rows.train_flops * 1e-12, images_per_second=90.0)
-    shown = families_shown(timed, tmp_path, ("svg",))
+    shown = families_section(timed, tmp_path, ("svg",))
     assert shown.frontier is not None
     drawn = (tmp_path / "families_frontier.svg").read_text()
-    assert "seconds of one sample alone" in drawn
-    assert "seconds an image, best batch" in drawn
+    assert "seconds for a single sample" in drawn
+    assert "seconds per image, best batch size" in drawn

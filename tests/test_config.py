@@ -1,4 +1,4 @@
-"""Records: frozen, strict, JSON both ways; bad values name field, value and what is allowed."""
+"""Records: frozen, strict, JSON round trips; errors name field, value and allowed values."""
 
 import importlib
 import pkgutil
@@ -23,12 +23,12 @@ def explained(record, **values) -> str:
 
 
 @pytest.mark.parametrize("record", [trial(), tokenizer(), images(), trial().model])
-def test_json_and_back_is_the_same_record(record):
+def test_a_record_survives_a_round_trip_through_json(record):
     assert type(record).model_validate_json(record.model_dump_json()) == record
 
 
 @pytest.mark.parametrize("sweep", known_sweeps(), ids=lambda sweep: sweep.name)
-def test_every_sweep_survives_json_and_bears_the_name_of_its_file(sweep):
+def test_every_sweep_survives_json_and_has_the_name_of_its_file(sweep):
     assert Sweep.model_validate_json(sweep.model_dump_json()) == sweep
     assert sweep.name in {module.name for module in pkgutil.iter_modules(sweeps.__path__)}
 
@@ -39,18 +39,18 @@ def test_importing_a_sweep_twice_gives_the_same_record():
     assert importlib.reload(module).sweep.fingerprint() == first.fingerprint()
 
 
-def test_a_bad_value_is_named_with_what_is_allowed():
+def test_a_wrong_value_is_refused_with_the_allowed_values():
     assert "depth = 0: Input should be greater than 0" in explained(VarModel, depth=0)
     text = explained(Optimiser, learning_rate=1e-3, betas=(0.9, 1.0))
     assert "betas.1 = 1.0: Input should be less than 1" in text
 
 
-def test_an_unknown_field_is_answered_with_the_known_ones():
+def test_an_unknown_field_is_refused_with_the_known_ones():
     text = explained(VarModel, depth=2, hieght=3)
     assert "hieght: no such field; allowed: adaln_init, depth" in text
 
 
-def test_an_unknown_nested_field_names_its_own_siblings():
+def test_an_unknown_nested_field_is_refused_with_the_fields_of_its_record():
     wrong = trial().model_dump()
     wrong["tokenizer"]["codebook"]["dekay"] = 1
     text = explained(Trial, **wrong)
@@ -61,19 +61,21 @@ def test_strings_are_not_numbers():
     assert "depth = '2'" in explained(VarModel, depth="2")
 
 
-def test_images_of_another_side_than_the_tokenizers_are_refused():
+def test_images_with_a_side_that_the_tokenizer_does_not_take_are_refused():
     assert "needs images of side 16" in explained(
         TrainedTokenizer, **{**dict(tokenizer()), "data": images(side=32)}
     )
-    assert "the tokenizer takes 16" in explained(Trial, **{**dict(trial()), "data": images(side=8)})
+    assert "the tokenizer takes images of 16" in explained(
+        Trial, **{**dict(trial()), "data": images(side=8)}
+    )
 
 
-def test_two_things_of_one_name_are_refused_with_the_difference():
+def test_two_different_records_with_one_name_are_refused_with_the_difference():
     other = trial(name="d3", tokenizer=tokenizer(codebook_size=64))
     text = explained(Sweep, name="s", question="?", trials=(trial(), other))
-    assert "tokenizers are named t: codes: recorded 32, wanted 64" in text
+    assert "tokenizers are named t: codebook_size: recorded 32, expected 64" in text
     text = explained(Sweep, name="s", question="?", trials=(trial(), trial()))
-    assert "given twice: d2" in text
+    assert "repeated: d2" in text
 
 
 def test_a_name_must_fit_a_folder():
@@ -82,7 +84,10 @@ def test_a_name_must_fit_a_folder():
 
 def test_difference_names_each_field_that_differs():
     one, other = trial().model_dump(), trial(seed=1, batch_size=4).model_dump()
-    assert difference(one, other) == ["batch: recorded 8, wanted 4", "seed: recorded 0, wanted 1"]
+    assert difference(one, other) == [
+        "batch_size: recorded 8, expected 4",
+        "seed: recorded 0, expected 1",
+    ]
 
 
 def test_the_last_evaluation_is_at_the_end():
@@ -100,7 +105,9 @@ def test_the_last_evaluation_is_at_the_end():
         (36, 768, 350, 2.4e-4, 5e-6, 0.01, 0.08, True),
     ],
 )
-def test_the_published_recipes(depth, batch, epochs, peak, gamma, final, decay, shared):
+def test_presets_equal_the_published_recipes(
+    depth, batch, epochs, peak, gamma, final, decay, shared
+):
     rung = paper_recipe(depth)
     model, optimiser = rung.model, rung.optimiser
     assert (rung.batch_size, rung.epochs, rung.precision) == (batch, epochs, "fp16")
@@ -120,21 +127,21 @@ def test_the_published_recipes(depth, batch, epochs, peak, gamma, final, decay, 
 def test_the_papers_grid_has_the_law_and_the_published_models():
     trials = {trial.model.depth: trial for trial in find_sweep("imagenet256").trials}
     assert sorted(trials) == list(range(6, 31, 2))
-    # As many updates an epoch as the released trainer makes: ceil(images / batch).
+    # Updates per epoch as in the released trainer: ceil(images / batch).
     steps = [trials[d].steps for d in (6, 16, 20, 24, 30)]
     assert steps == [333_800, 333_800, 417_250, 584_150, 438_200]
     t = trials[16]
     assert (t.data.enlarge, t.data.flip, t.class_dropout_prob) == (1.125, False, 0.1)
 
 
-def test_a_weight_without_its_judge_is_refused():
+def test_a_loss_weight_without_its_critic_is_refused():
     from var_scaling.recipe import Losses
 
-    assert "needs a critic" in explained(Losses, adversarial=0.4)
+    assert "a critic is required" in explained(Losses, adversarial=0.4)
     assert "all 0" in explained(Losses, l2=0.0)
 
 
-def test_an_imported_tokenizer_is_known_by_its_file():
+def test_an_imported_tokenizer_is_identified_by_its_file():
     record = ImportedTokenizer(name="r", sha256="0" * 64)
     assert record.side == 256
     assert "sha256 = 'abc'" in explained(ImportedTokenizer, name="r", sha256="abc")
@@ -142,7 +149,7 @@ def test_an_imported_tokenizer_is_known_by_its_file():
     assert Trial.model_validate_json(whole.model_dump_json()) == whole
 
 
-def test_a_sweep_file_of_ones_own_is_found_by_path(tmp_path):
+def test_a_users_sweep_file_is_found_by_path(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
         "from sweeps.smoke import sweep as s\n"
@@ -163,14 +170,14 @@ def test_a_sweep_file_of_ones_own_is_found_by_path(tmp_path):
         ("sweep = (\n", "SyntaxError"),
     ],
 )
-def test_a_broken_sweep_file_says_what_to_mend(tmp_path, content, message):
+def test_a_broken_sweep_file_is_refused_with_what_to_fix(tmp_path, content, message):
     path = tmp_path / "mine.py"
     path.write_text(content)
     with pytest.raises(SweepError, match=message.replace("(", r"\(")):
         find_sweep(str(path))
 
 
-def test_an_unknown_sweep_is_answered_with_the_known_ones():
+def test_an_unknown_sweep_is_refused_with_the_known_ones():
     with pytest.raises(SweepError, match="quickstart, quickstart_again, rehearsal, smoke"):
         find_sweep("quickstat")
 

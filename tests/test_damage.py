@@ -1,4 +1,4 @@
-"""A finished stage of which a file is damaged: noticed where it is used, shown, and repaired."""
+"""Damaged files of finished stages are detected when used, reported, and repaired."""
 
 import json
 import os
@@ -31,7 +31,7 @@ TOKENIZER = "tokenizers/tiny-smoke"
 
 @pytest.fixture
 def home(smoke, tmp_path) -> Home:
-    """A finished `smoke` of this test's own, as a copy that keeps the times of its files."""
+    """A copy of a finished `smoke` for this test, with the times of its files."""
     shutil.copytree(smoke, tmp_path / "home", symlinks=True)
     return Home(tmp_path / "home")
 
@@ -41,7 +41,7 @@ def context(home: Home) -> RunContext:
 
 
 def command(home: Home, *words: str) -> str:
-    """What a command prints that ends well."""
+    """The output of a command that succeeds."""
     done = CliRunner().invoke(cli.app, [*words, "--home", str(home.root)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
@@ -61,7 +61,7 @@ def cut_short(path: Path, share: float = 0.5) -> None:
 
 
 def begin_anew(home: Home, folder: Path) -> None:
-    """Forget that the stage in `folder` is done, so that it is to be run."""
+    """Remove the done file of the stage in `folder`, so that it must run again."""
     shutil.rmtree(folder)
 
 
@@ -78,7 +78,7 @@ def test_a_trial_does_not_train_on_damaged_tokenizer_weights(home):
     assert not (home.trial("smoke", "d1") / DONE).exists()
 
 
-def test_no_image_is_encoded_with_damaged_weights(home):
+def test_images_are_not_encoded_with_damaged_weights(home):
     recorded, found = flip_bit(home.root / TOKENIZER / "weights.safetensors")
     t, data = SWEEP.token_sets[0]
     begin_anew(home, home.tokens(t.name, data.name, "validation"))
@@ -116,14 +116,14 @@ def test_reconstructions_of_damaged_weights_are_not_scored(home):
     assert "weights.safetensors is" in str(CliRunner().invoke(cli.app, words).exception)
 
 
-def test_weights_cut_short_are_refused_in_words(home):
-    """Also where the recorded hash is that of the cut file."""
+def test_truncated_weights_are_refused_with_a_message(home):
+    """Also if the recorded hash is that of the truncated file."""
     weights = home.root / TOKENIZER / "weights.safetensors"
     cut_short(weights)
     marker = {**read_json(weights.parent / DONE), "weights_sha256": file_sha256(weights)}
     mark_done(weights.parent, marker, ())
     begin_anew(home, home.trial("smoke", "d1"))
-    with pytest.raises(WeightsError, match="damaged, or no safetensors file"):
+    with pytest.raises(WeightsError, match="damaged, or not a safetensors file"):
         stages.run_trial(context(home), "smoke", SWEEP.trials[0])
 
 
@@ -141,12 +141,12 @@ def test_a_trial_does_not_train_on_damaged_tokens(home, file, damage):
         stages.run_trial(context(home), "smoke", SWEEP.trials[0])
 
 
-def test_the_first_process_of_a_job_alone_computes_the_checksums(home, monkeypatch):
+def test_only_the_first_process_of_a_job_computes_the_checksums(home, monkeypatch):
     from var_scaling.tokenizer import cache
 
     t, data = SWEEP.token_sets[0]
     folder = home.tokens(t.name, data.name, "train")
-    wanted = stages.description(home, t, data, "train")
+    wanted = stages.cache_description(home, t, data, "train")
     shards = []
     monkeypatch.setattr(cache, "checksum", lambda tokens, shard: shards.append(shard))
     cache.open_cache(folder, wanted, check=False)
@@ -159,7 +159,7 @@ def test_the_first_process_of_a_job_alone_computes_the_checksums(home, monkeypat
 # done.json records what results rest on -----------------------------------------------------------
 
 
-def test_done_records_length_and_hash_of_every_source_of_truth(home):
+def test_the_done_file_records_length_and_hash_of_every_essential_file(home):
     tokens = ("manifest.json", "tokens.npy", "labels.npy")
     wanted = {
         TOKENIZER: ("weights.safetensors", "tokenizer.json", "metrics.jsonl"),
@@ -220,7 +220,7 @@ def test_a_copy_of_a_home_with_new_times_is_not_damaged(smoke, tmp_path):
     }
 
 
-def test_a_home_of_a_version_that_recorded_no_files_is_read(home):
+def test_a_home_without_recorded_files_can_be_read(home):
     for marker in home.root.rglob(DONE):
         kept = {k: v for k, v in read_json(marker).items() if k not in ("files", "seconds")}
         write_json(marker, kept)
@@ -245,7 +245,7 @@ def lose_the_end(log: Path) -> None:
 
 
 def change_a_digit(log: Path) -> None:
-    """The last loss is another number, and the file is as long as it was."""
+    """Change the last loss without changing the length of the file."""
     lines = log.read_bytes().splitlines(keepends=True)
     before = lines[-1]
     lines[-1] = before.replace(b'"loss": 1.', b'"loss": 2.').replace(b'_db": 1', b'_db": 2')
@@ -274,7 +274,7 @@ def test_the_final_evaluation_of_a_trial_is_computed_again(home, smoke, damage):
     assert [list(one["files"]) for one in repaired] == [["metrics.jsonl"]]
     rows = [row for row in rows_of(home, SWEEP) if row["trial"] == "d3"]
     assert (rows[-1]["status"], rows[-1]["step"], rows[-1]["damage"]) == ("done", 120, None)
-    assert stages.run_trial(context(home), "smoke", trial) == "done"  # nothing is left to repair
+    assert stages.run_trial(context(home), "smoke", trial) == "done"  # no damage remains
     assert len(read_json(folder / DONE)["repaired"]) == 1
 
 
@@ -296,7 +296,7 @@ def test_no_evaluation_is_computed_from_damaged_weights(home):
     lose_the_end(folder / "metrics.jsonl")
     flip_bit(folder / "weights.safetensors")
     trial = next(one for one in SWEEP.trials if one.name == "d3")
-    assert damage_in(folder).by_run is False
+    assert damage_in(folder).repaired_by_run is False
     before = (folder / "metrics.jsonl").read_bytes()
     assert stages.run_trial(context(home), "smoke", trial) == "done"
     assert (folder / "metrics.jsonl").read_bytes() == before
@@ -304,7 +304,7 @@ def test_no_evaluation_is_computed_from_damaged_weights(home):
 
 @pytest.mark.slow
 def test_run_repairs_what_it_can_and_names_the_rest(home):
-    """Through the command, with Ray: one log lost its end, the weights of another trial a bit."""
+    """By the command, with Ray: one truncated log, one flipped bit in the weights of a trial."""
     lose_the_end(home.trial("smoke", "d3") / "metrics.jsonl")
     flip_bit(home.trial("smoke", "d2") / "weights.safetensors")
     words = ["run", "smoke", "--home", str(home.root)]
@@ -322,7 +322,7 @@ def test_run_repairs_what_it_can_and_names_the_rest(home):
 
 @pytest.mark.slow
 def test_fit_and_report_name_every_damaged_stage(home):
-    """A log takes its trial out of the law; weights do not, for the scores can still be read."""
+    """A damaged log removes its trial from the law; damaged weights do not affect the scores."""
     lose_the_end(home.trial("smoke", "d3") / "metrics.jsonl")
     flip_bit(home.trial("smoke", "d2") / "weights.safetensors")
     flip_bit(home.root / TOKENIZER / "weights.safetensors")

@@ -1,4 +1,4 @@
-"""Images: pure functions of their address, or read as a viewer would show them."""
+"""Images: generated as pure functions of seed and row, or decoded as a viewer shows them."""
 
 import io
 import json
@@ -19,7 +19,7 @@ from var_scaling.data.dead_leaves import DeadLeavesSource
 from var_scaling.data.decode import Undecodable, decode, square
 from var_scaling.data.listing import DataError, list_images
 from var_scaling.data.order import batch_rows
-from var_scaling.datasets import ImageFiles, Reading
+from var_scaling.datasets import ImageFiles, ReadOptions
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -29,13 +29,13 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """Progress that is not shown."""
+    """Ignore progress reports."""
 
 
 # Dead leaves ----------------------------------------------------------------------------------
 
 
-def test_an_image_is_the_same_whatever_else_is_asked_for():
+def test_an_image_does_not_depend_on_the_other_rows_requested():
     source = DeadLeavesSource(images(), "train")
     whole = source.images(np.arange(100))
     some = np.array([93, 7, 7, 0])
@@ -43,20 +43,20 @@ def test_an_image_is_the_same_whatever_else_is_asked_for():
 
 
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"split": "validation"}])
-def test_another_seed_or_split_is_another_image(changes):
+def test_another_seed_or_split_gives_another_image(changes):
     split = changes.pop("split", "train")
     other = DeadLeavesSource(images(**changes), split).images(np.arange(32))
     first = DeadLeavesSource(images(), "train").images(np.arange(32))
     assert (other != first).any(axis=(1, 2, 3)).mean() > 0.9
 
 
-def test_no_two_images_of_the_stream_are_alike():
+def test_all_images_of_the_stream_differ():
     drawn = DeadLeavesSource(images(train_images=2000), "train").images(np.arange(2000))
     different = len({image.tobytes() for image in drawn})
-    assert different > 1900  # a leaf that covers all gives a few plain ones
+    assert different > 1900  # some images have one colour, since one leaf covers them
 
 
-def test_the_class_shows_in_the_colours():
+def test_the_colours_depend_on_the_class():
     data = images(train_images=800)
     source = DeadLeavesSource(data, "train")
     drawn = source.images(np.arange(800))
@@ -69,7 +69,7 @@ def test_the_class_shows_in_the_colours():
 
 
 @given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 3))
-def test_every_row_comes_once_an_epoch(count, batch, seed):
+def test_every_row_occurs_once_per_epoch(count, batch, seed):
     steps = -(-3 * count // batch)
     pairs = [batch_rows(count, batch, seed, step) for step in range(steps)]
     rows, epochs = (np.concatenate(part)[: 3 * count] for part in zip(*pairs, strict=True))
@@ -94,7 +94,7 @@ def test_16_bit_gray_is_scaled_not_clipped():
     assert (pixels == pixels[..., :1]).all()
 
 
-def test_what_is_transparent_shows_white_not_the_colour_under_it():
+def test_transparent_pixels_become_white():
     hidden = np.zeros((2, 2, 4), dtype=np.uint8)
     hidden[..., 0], hidden[0, :, 3] = 255, 255
     pixels = np.asarray(decode(encoded(Image.fromarray(hidden))))
@@ -102,7 +102,7 @@ def test_what_is_transparent_shows_white_not_the_colour_under_it():
     assert pixels[1].tolist() == [[255, 255, 255]] * 2
 
 
-def test_a_palettes_transparent_entry_shows_white():
+def test_a_transparent_palette_entry_becomes_white():
     image = Image.new("P", (2, 1))
     image.putpalette([255, 0, 0, 0, 0, 255])
     image.putdata([0, 1])
@@ -110,14 +110,14 @@ def test_a_palettes_transparent_entry_shows_white():
     assert pixels.tolist() == [[[255, 255, 255], [0, 0, 255]]]
 
 
-def test_transparent_gray_shows_white():
+def test_transparent_gray_becomes_white():
     image = Image.new("LA", (1, 1), (10, 0))
     assert np.asarray(decode(encoded(image))).tolist() == [[[255, 255, 255]]]
 
 
-def test_a_photograph_on_its_side_stands_upright():
+def test_a_rotated_photograph_is_turned_upright():
     pixels = np.zeros((8, 16, 3), dtype=np.uint8)
-    pixels[:, :8] = 255  # left half white; turned a quarter right, the upper half is
+    pixels[:, :8] = 255  # left half white; after a quarter turn clockwise the upper half is white
     exif = Image.Exif()
     exif[0x0112] = 6
     upright = decode(encoded(Image.fromarray(pixels), "JPEG", exif=exif, quality=95))
@@ -136,7 +136,7 @@ def test_a_photograph_on_its_side_stands_upright():
         ("I", 257 * 9, "TIFF", (9, 9, 9)),
     ],
 )
-def test_modes_are_shown_as_they_look(mode, colour, kind, shown):
+def test_every_image_mode_is_converted_to_the_visible_colours(mode, colour, kind, shown):
     pixels = np.asarray(decode(encoded(Image.new(mode, (4, 4), colour), kind)))
     assert pixels.shape == (4, 4, 3)
     assert tuple(pixels[0, 0]) == shown
@@ -164,20 +164,20 @@ def test_16_bit_rgb_keeps_its_upper_half():
     ],
     ids=["empty", "text", "truncated", "float"],
 )
-def test_what_cannot_be_shown_is_refused_with_a_reason(content):
+def test_images_that_cannot_be_decoded_are_refused_with_a_reason(content):
     with pytest.raises(Undecodable, match=r"\w"):
         decode(content)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2000, 3), (3, 2000), (15, 17), (500, 300)])
-def test_any_size_becomes_the_square(size):
+def test_images_of_any_size_become_squares(size):
     image = Image.effect_noise(size, 60).convert("RGB")
     assert square(image, 16, 1.0, None, flip=False).shape == (16, 16, 3)
     where = np.random.default_rng(0)
     assert square(image, 16, 1.125, where, flip=True).shape == (16, 16, 3)
 
 
-def test_the_centre_crop_is_the_centre():
+def test_the_centre_crop_is_centred():
     pixels = np.zeros((16, 48, 3), dtype=np.uint8)
     pixels[:, 16:32] = 200
     assert (square(Image.fromarray(pixels), 16, 1.0, None, flip=False) == 200).all()
@@ -200,10 +200,10 @@ def record(**changes) -> ImageFiles:
 
 def opened(root, tmp_path, split="train", workers=0, **changes):
     survey = tmp_path / "survey" / split
-    return open_images(record(**changes), split, Reading(root, survey, workers, silent))
+    return open_images(record(**changes), split, ReadOptions(root, survey, workers, silent))
 
 
-def test_a_hostile_folder_is_read_or_listed_never_crashed_on(tmp_path):
+def test_a_hostile_folder_is_read_or_its_bad_files_listed_without_a_crash(tmp_path):
     root = tmp_path / "pets"
     folder_of(root, count=300)
     cat = root / "train" / "cat"
@@ -238,12 +238,12 @@ def test_too_many_undecodable_files_fail_with_the_first_of_them(tmp_path):
     assert "dog/9.png,dog," in (tmp_path / "survey" / "train" / "rejected.csv").read_text()
 
 
-def test_a_survey_is_made_once_and_refuses_other_files(tmp_path):
+def test_a_survey_is_made_once_and_changed_files_are_refused(tmp_path):
     root = tmp_path / "pets"
     folder_of(root)
     seen = []
     survey = tmp_path / "survey"
-    reading = Reading(root, survey, 0, lambda *words: seen.append(words))
+    reading = ReadOptions(root, survey, 0, lambda *words: seen.append(words))
     args = (record(), "train", reading)
     open_images(*args)
     first = len(seen)
@@ -254,7 +254,7 @@ def test_a_survey_is_made_once_and_refuses_other_files(tmp_path):
         open_images(*args)
 
 
-def test_what_is_missing_gets_its_own_message(tmp_path):
+def test_each_missing_folder_has_its_own_message(tmp_path):
     with pytest.raises(DataError, match=r"has no path.*\[data\] pets.*VAR_SCALING_DATA"):
         opened(None, tmp_path)
     with pytest.raises(DataError, match="nowhere: no such folder"):
@@ -272,14 +272,14 @@ def test_an_empty_class_and_a_wrong_count_of_classes_are_refused(tmp_path):
     root = tmp_path / "pets"
     folder_of(root)
     folder_of(root, split="val")
-    with pytest.raises(DataError, match="2 classes found, data 'pets' says 3"):
+    with pytest.raises(DataError, match="2 classes found, data 'pets' has classes = 3"):
         opened(root, tmp_path, classes=3)
     (root / "train" / "emu").mkdir()
     with pytest.raises(DataError, match="class 'emu' holds no images"):
         opened(root, tmp_path, classes=3)
 
 
-def test_without_a_split_of_its_own_a_share_is_held_out(tmp_path):
+def test_without_a_validation_split_a_share_of_the_images_is_held_out(tmp_path):
     root = tmp_path / "pets"
     folder_of(root, count=50)
     with pytest.raises(DataError, match=r"no validation split.*val, valid, test.*validation_share"):
@@ -317,7 +317,7 @@ def test_parquet_rows_are_read_in_any_order_over_files_and_groups(tmp_path):
     assert opened(tmp_path / "p", tmp_path, split="validation").rows == 2
 
 
-def test_bad_parquet_gets_its_own_message(tmp_path):
+def test_invalid_parquet_files_have_their_own_messages(tmp_path):
     folder = tmp_path / "p"
     folder.mkdir()
     (folder / "train.parquet").write_text("no parquet")
@@ -332,11 +332,11 @@ def test_bad_parquet_gets_its_own_message(tmp_path):
         opened(folder, tmp_path)
     unlabelled = [{**row, "label": -1} for row in rows_of(2)]
     parquet(folder / "train.parquet", unlabelled)
-    with pytest.raises(DataError, match="negative labels"):
+    with pytest.raises(DataError, match="is negative"):
         opened(folder, tmp_path)
 
 
-def test_a_crop_is_a_function_of_image_and_crop_alone(tmp_path):
+def test_a_crop_depends_only_on_the_image_and_the_crop_number(tmp_path):
     root = tmp_path / "pets"
     folder_of(root)
     for path in (root / "train").rglob("*.png"):
@@ -357,7 +357,7 @@ def test_splits_of_different_classes_are_refused(tmp_path):
         opened(root, tmp_path)
 
 
-def test_labels_beyond_the_named_classes_are_refused(tmp_path):
+def test_labels_above_the_number_of_named_classes_are_refused(tmp_path):
     feature = {"label": {"names": ["a", "b"], "_type": "ClassLabel"}}
     metadata = {"huggingface": json.dumps({"info": {"features": feature}})}
     schema = pa.schema(
@@ -378,7 +378,7 @@ def test_a_validation_split_may_lack_the_last_of_unnamed_classes(tmp_path):
     assert opened(tmp_path / "p", tmp_path, split="validation", classes=3).rows == 2
 
 
-def test_a_transparent_16_bit_gray_shows_white():
+def test_transparent_16_bit_gray_becomes_white():
     samples = np.array([[257 * 128, 257 * 10]], dtype=np.uint16)
     png = encoded(Image.fromarray(samples))
     body = struct.pack(">H", 257 * 128)

@@ -1,6 +1,6 @@
-"""A dataset of a user's own, in one module: every command takes it, in other processes too.
+"""A user-defined dataset in one module: every command supports it, also in other processes.
 
-The module is this file. The images are stripes: the class says how wide they are.
+The module is this file. The images are stripes whose width depends on the class.
 """
 
 import json
@@ -16,24 +16,24 @@ import pytest
 from conftest import tokenizer, trial
 
 from pipelines.cli.main import main
-from pipelines.workspace.modules import named_in
+from pipelines.workspace.modules import module_names
 from pipelines.workspace.sweeps import SweepError, find_sweep
 from var_scaling.data.dataset import open_images
-from var_scaling.datasets import DataRecord, Reading
+from var_scaling.datasets import DataRecord, ReadOptions
 from var_scaling.experiment import Sweep
 from var_scaling.pyramid import Pyramid
 from var_scaling.recipe import Codebook, Losses
 
-READING = Reading(None, Path("unused"), 0, lambda *words: None)
+READING = ReadOptions(None, Path("unused"), 0, lambda *words: None)
 
 
 class Stripes(DataRecord):
     kind: Literal["test_dataset"] = "test_dataset"
     train_images: int = 256
     validation_images: int = 64
-    classes_too_many: bool = False  # a fault, for the test of it
+    classes_too_many: bool = False  # a deliberate fault, for its test
 
-    def open(self, split: str, reading: Reading) -> "StripeImages":
+    def open(self, split: str, options: ReadOptions) -> "StripeImages":
         return StripeImages(self, split)
 
 
@@ -69,7 +69,7 @@ SWEEP = Sweep(
 
 
 def called(capsys, monkeypatch, *words: object) -> str:
-    """What a command prints, in this process."""
+    """Run a command in this process; returns its output."""
     monkeypatch.setattr(sys, "argv", ["var-scaling", *map(str, words)])
     with pytest.raises(SystemExit) as left:
         main()
@@ -79,7 +79,7 @@ def called(capsys, monkeypatch, *words: object) -> str:
 
 
 def command(folder: Path, *words: object) -> subprocess.CompletedProcess:
-    """In a process of its own."""
+    """Run a command in a separate process."""
     code = "from pipelines.cli.main import main; main()"
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     return subprocess.run(
@@ -88,7 +88,7 @@ def command(folder: Path, *words: object) -> subprocess.CompletedProcess:
     )  # fmt: skip
 
 
-def test_a_sweep_on_a_dataset_of_ones_own_is_planned_run_and_scored(tmp_path, capsys, monkeypatch):
+def test_a_sweep_on_a_users_dataset_is_planned_run_and_scored(tmp_path, capsys, monkeypatch):
     (tmp_path / "striped.py").write_text("from test_dataset import SWEEP as sweep\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -112,13 +112,15 @@ def test_a_sweep_on_a_dataset_of_ones_own_is_planned_run_and_scored(tmp_path, ca
     assert json.loads(near)["reference"].startswith("stripes")
 
 
-def test_its_module_travels_with_the_sweep():
-    assert named_in(SWEEP.trials) == ["var", "test_dataset"]
+def test_the_modules_of_a_sweep_include_that_of_its_dataset():
+    assert module_names(SWEEP.trials) == ["var", "test_dataset"]
 
 
-def test_labels_that_are_no_classes_are_refused_when_the_images_are_opened():
+def test_labels_outside_the_classes_are_refused_when_the_images_are_opened():
     wrong = DATA.model_copy(update={"classes_too_many": True})
-    with pytest.raises(ValueError, match="stripes: labels from 0 to 2, of 2 classes"):
+    with pytest.raises(
+        ValueError, match="stripes: labels are 0 to 2; with 2 classes, 0 to 1 are allowed"
+    ):
         open_images(wrong, "train", READING)
     assert open_images(DATA, "train", READING).rows == 256
 
@@ -127,12 +129,12 @@ def test_labels_that_are_no_classes_are_refused_when_the_images_are_opened():
     ("changes", "message"),
     [
         ({"kind": "no_such_module"}, "No module named 'no_such_module'"),
-        ({"kind": "json"}, "module json has no DATASET"),
+        ({"kind": "json"}, "module json must define DATASET"),
         ({"colour": 1}, "data.colour = 1: no such field; allowed: classes, classes_too_many, kind"),
         ({"side": "16"}, "data.side = '16'"),
     ],
 )
-def test_data_that_no_record_reads_is_refused_in_words(tmp_path, changes, message):
+def test_a_data_record_of_unknown_kind_is_refused(tmp_path, changes, message):
     record = json.loads(SWEEP.model_dump_json())
     record["trials"][0]["data"] |= changes
     code = "from var_scaling.experiment import Sweep\n"

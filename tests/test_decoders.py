@@ -1,4 +1,4 @@
-"""Content, not a name, chooses a decoder: only those of the formats that are read, all our own."""
+"""The content of a file, not its name, selects the decoder; only allowed formats are decoded."""
 
 import io
 import os
@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from pipelines.cli import main as cli
 from var_scaling.data.dataset import open_images
 from var_scaling.data.decode import FORMATS, Undecodable, decode
-from var_scaling.datasets import ImageFiles, Reading
+from var_scaling.datasets import ImageFiles, ReadOptions
 from var_scaling.generation.masks import open_mask
 
 EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
@@ -32,7 +32,7 @@ def as_format(kind: str) -> bytes:
 
 @pytest.fixture
 def ghostscript(tmp_path, monkeypatch) -> Path:
-    """A `gs` that comes first in PATH: the file that is there once it has been started."""
+    """A fake `gs` first in PATH; returns a file that exists once it was started."""
     from PIL import EpsImagePlugin
 
     folder, started = tmp_path / "bin", tmp_path / "started"
@@ -40,7 +40,7 @@ def ghostscript(tmp_path, monkeypatch) -> Path:
     (folder / "gs").write_text(f"#!/bin/sh\ntouch {started}\n")
     (folder / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # not looked for yet
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # not searched for yet
     return started
 
 
@@ -54,7 +54,7 @@ def test_every_format_that_is_named_is_read(kind):
 
 
 @pytest.mark.parametrize("kind", ["EPS", "ICO", "PCX", "TGA", "SGI", "DDS", "IM", "MSP", "XBM"])
-def test_any_other_format_is_refused(kind, ghostscript):
+def test_other_formats_are_refused(kind, ghostscript):
     image = Image.new("1" if kind in ("MSP", "XBM") else "RGB", (16, 16))
     out = io.BytesIO()
     image.save(out, kind)
@@ -71,7 +71,7 @@ def test_the_message_names_the_format_by_its_first_bytes():
         decode(b"words")
 
 
-def test_an_eps_named_cat_jpg_starts_nothing_where_images_are_surveyed(tmp_path, ghostscript):
+def test_an_eps_named_cat_jpg_starts_no_ghostscript_in_a_survey(tmp_path, ghostscript):
     for name in ("cat", "dog"):
         (tmp_path / "pets" / name).mkdir(parents=True)
         for i in range(60):
@@ -79,7 +79,7 @@ def test_an_eps_named_cat_jpg_starts_nothing_where_images_are_surveyed(tmp_path,
     (tmp_path / "pets" / "cat" / "cat.jpg").write_bytes(EPS)
     data = ImageFiles(name="pets", side=16, classes=2, validation_share=0.01)
     open_images(
-        data, "train", Reading(tmp_path / "pets", tmp_path / "survey", 0, lambda *told: None)
+        data, "train", ReadOptions(tmp_path / "pets", tmp_path / "survey", 0, lambda *told: None)
     )
     rejected = (tmp_path / "survey" / "rejected.csv").read_text()
     assert 'cat/cat.jpg,cat,"not an image format' in rejected
@@ -88,7 +88,9 @@ def test_an_eps_named_cat_jpg_starts_nothing_where_images_are_surveyed(tmp_path,
 
 
 @pytest.mark.parametrize("words", [("--in-paint", "25%,25%,75%,75%"), ("--mask", "mask.png")])
-def test_an_eps_named_cat_jpg_starts_nothing_in_an_edit(tmp_path, ghostscript, words, monkeypatch):
+def test_an_eps_named_cat_jpg_starts_no_ghostscript_in_an_edit(
+    tmp_path, ghostscript, words, monkeypatch
+):
     home = small_home(tmp_path / "home")
     monkeypatch.chdir(tmp_path)
     Path("mask.png").write_bytes(EPS)
@@ -99,7 +101,7 @@ def test_an_eps_named_cat_jpg_starts_nothing_in_an_edit(tmp_path, ghostscript, w
     assert not ghostscript.exists()
 
 
-def test_an_eps_named_cat_jpg_starts_nothing_where_a_folder_is_judged(tmp_path, ghostscript):
+def test_an_eps_named_cat_jpg_starts_no_ghostscript_in_fidelity(tmp_path, ghostscript):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "cat.jpg").write_bytes(EPS)
     asked = ["fidelity", str(tmp_path / "mine"), "--against", "pets-train"]
@@ -108,8 +110,8 @@ def test_an_eps_named_cat_jpg_starts_nothing_where_a_folder_is_judged(tmp_path, 
     assert not ghostscript.exists()
 
 
-def test_nothing_opens_an_image_without_saying_which_formats():
-    """The family of the fault: another `Image.open` would let any content choose its decoder."""
+def test_every_image_open_restricts_the_formats():
+    """A call of `Image.open` without `formats` would let the content select any decoder."""
     root = Path(__file__).parent.parent
     rooms = ("var_scaling", "pipelines", "analysis", "sweeps", "benchmarks")
     calls = [

@@ -13,7 +13,13 @@ from var_scaling.experiment.sample_set import Request
 from var_scaling.generation.sample import sample
 from var_scaling.ladder import tiny_optimiser
 from var_scaling.models.base import Batch, ModelSpec, StepDraws
-from var_scaling.models.dit.config import DitModel, DitSampling, published_dit, times_of, tiny_dit
+from var_scaling.models.dit.config import (
+    DitModel,
+    DitSampling,
+    published_dit,
+    sampling_times,
+    tiny_dit,
+)
 from var_scaling.models.dit.diffusion import (
     Schedule,
     clean_of_velocity,
@@ -24,7 +30,7 @@ from var_scaling.models.dit.diffusion import (
 )
 from var_scaling.models.dit.model import DiT
 from var_scaling.models.dit.objective import variance_bound
-from var_scaling.models.dit.sampler import estimates
+from var_scaling.models.dit.sampler import clean_estimates
 from var_scaling.models.registry import family_named
 from var_scaling.tokenizer.cache import LatentStatistics
 from var_scaling.tokenizer.model import MultiScaleVQVAE
@@ -88,7 +94,7 @@ def drawn(
         return torch.randn(count, 2, dtype=torch.float64, generator=generator)
 
     sampling = DitSampling(steps=steps, sampler=sampler)
-    *_, last = estimates(model, predict or exact(model), normal(), sampling, normal)
+    *_, last = clean_estimates(model, predict or exact(model), normal(), sampling, normal)
     return last
 
 
@@ -108,7 +114,7 @@ SAMPLERS = [(VELOCITY, "ode"), (VELOCITY, "sde"), (EPSILON, "ode"), (EPSILON, "s
 
 
 @pytest.mark.parametrize(("model", "sampler"), SAMPLERS)
-def test_moments_of_an_exact_denoiser(model, sampler):
+def test_samples_of_an_exact_denoiser_have_the_exact_moments(model, sampler):
     mean, covariance = moments(drawn(model, sampler, 250))
     deviation = COVARIANCE.diagonal().sqrt()
     assert ((mean - MEAN).abs() < 0.03 * deviation).all()
@@ -117,13 +123,13 @@ def test_moments_of_an_exact_denoiser(model, sampler):
 
 @pytest.mark.parametrize("model", [VELOCITY, EPSILON])
 def test_the_error_falls_in_proportion_to_the_step(model):
-    """Against the same noise followed in 1,000 steps: half the steps, twice the error."""
+    """Relative to 1,000 steps with the same noise: half the steps give twice the error."""
     finest = drawn(model, "ode", 1000, count=2_000)
     errors = [
         float((drawn(model, "ode", steps, count=2_000) - finest).square().mean().sqrt())
         for steps in (25, 50, 100)
     ]
-    # The finest has an error of its own, of a 1,000th: so a little more than 2.
+    # The reference with 1,000 steps has an error too, so the ratio is a little above 2.
     assert all(1.8 < coarse / fine < 2.5 for coarse, fine in itertools.pairwise(errors))
 
 
@@ -140,17 +146,17 @@ def test_velocity_and_noise_convert_into_each_other():
         torch.testing.assert_close(back, velocity, atol=1e-5, rtol=1e-5)
 
 
-def test_a_schedules_steps_are_spread_over_all_of_it():
-    assert times_of(EPSILON, 1000) == tuple((1000 - n) / 1000 for n in range(1000))
-    assert times_of(EPSILON, 4) == (1.0, 0.667, 0.334, 0.001)
-    assert times_of(VELOCITY, 4) == (1.0, 0.75, 0.5, 0.25)
+def test_the_sampling_steps_span_the_whole_schedule():
+    assert sampling_times(EPSILON, 1000) == tuple((1000 - n) / 1000 for n in range(1000))
+    assert sampling_times(EPSILON, 4) == (1.0, 0.667, 0.334, 0.001)
+    assert sampling_times(VELOCITY, 4) == (1.0, 0.75, 0.5, 0.25)
     schedule = Schedule(1000)
-    assert [schedule.number(t) for t in times_of(EPSILON, 4)] == [999, 666, 333, 0]
+    assert [schedule.number(t) for t in sampling_times(EPSILON, 4)] == [999, 666, 333, 0]
     assert schedule.alpha_bar(1.0) == pytest.approx(4.0e-5, rel=0.05)  # arXiv 2006.11239
 
 
-def test_the_bound_is_least_at_the_true_variance():
-    """Of an x_0 that is known, the posterior's own variance has a divergence of 0."""
+def test_the_variational_bound_is_smallest_at_the_true_variance():
+    """For a known x_0 the variance of the posterior has divergence 0."""
     schedule = Schedule(1000)
     clean = torch.zeros(1, 2, 1, 1)
     numbers = torch.tensor([500])
@@ -216,7 +222,7 @@ def test_the_first_prediction_is_exactly_zero(name):
 
 
 @pytest.mark.parametrize("patch", [1, 2, 4])
-def test_patches_and_their_grid_are_inverse(patch):
+def test_patchify_and_unpatchify_are_inverse(patch):
     network = network_of(model_of(patch=patch))
     x = torch.arange(2 * 4 * 4 * 4.0).view(2, 4, 4, 4)
     values = network.patches(x)
@@ -226,13 +232,13 @@ def test_patches_and_their_grid_are_inverse(patch):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_parameters_are_those_of_the_module(name):
+def test_counted_parameters_equal_those_of_the_module(name):
     spec = ModelSpec(MODELS[name], T, CLASSES)
     numel = sum(parameter.numel() for parameter in network_of(MODELS[name]).parameters())
     assert total(FAMILY.parameters(spec)) == numel
 
 
-def test_the_grid_is_normalised_and_back():
+def test_denormalisation_inverts_normalisation_of_the_grid():
     network, grid = network_of(model_of()), torch.randn(2, 4, 4, 4)
     x = network.normalized(grid)
     torch.testing.assert_close(x[:, 2], (grid[:, 2] + 0.2) / 2)
@@ -241,7 +247,7 @@ def test_the_grid_is_normalised_and_back():
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("sampler", ["ode", "sde"])
-def test_a_sample_is_the_same_alone_and_in_a_batch_of_seven(name, sampler, vqvae):
+def test_a_sample_does_not_depend_on_the_batch_size(name, sampler, vqvae):
     spec, network = ModelSpec(MODELS[name], T, CLASSES), network_of(MODELS[name])
     asked = [Request(number % (CLASSES + 1), number) for number in range(7)]
     sampling = DitSampling(guidance=0.7, steps=5, sampler=sampler, interval=(0.1, 0.9))
@@ -252,7 +258,7 @@ def test_a_sample_is_the_same_alone_and_in_a_batch_of_seven(name, sampler, vqvae
     assert together.strips_BKWW3.shape[1] == len(FAMILY.frames(spec, sampling)) == 5
 
 
-def test_guidance_applies_within_its_interval_only(vqvae):
+def test_guidance_applies_only_within_its_interval(vqvae):
     spec, network = ModelSpec(model_of(), T, CLASSES), network_of(model_of())
 
     def images_with(**settings):
@@ -286,7 +292,7 @@ def test_validation_is_a_function_of_weights_and_image(name, vqvae):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_share_of_the_batch_draws_what_the_whole_draws(name, vqvae):
+def test_a_slice_of_the_batch_gets_the_random_numbers_of_the_whole_batch(name, vqvae):
     spec, network, batch = (
         ModelSpec(MODELS[name], T, CLASSES),
         network_of(MODELS[name]),
@@ -303,7 +309,7 @@ def test_a_share_of_the_batch_draws_what_the_whole_draws(name, vqvae):
     assert not torch.allclose(loss_of(slice(0, 8)), other)
 
 
-def test_a_trained_network_on_the_mixture_is_near_the_exact_denoiser():
+def test_a_network_trained_on_the_mixture_is_near_the_exact_denoiser():
     """Points of the plane as grids of two channels and side 1."""
     one = tokenizer(pyramid={"patch_nums": (1,)}, code_channels=2, data=images(side=4))
     model = DitModel(depth=2, width_per_depth=16, time_channels=32)
@@ -370,8 +376,8 @@ def test_a_cache_without_statistics_is_refused():
         (lambda: DitModel(depth=2, learned_variance=True), "only with prediction = epsilon"),
         (lambda: DitSampling(interval=(0.9, 0.1)), "the first must not exceed the second"),
         (lambda: DitSampling(guidance=-1), "greater than or equal to 0"),
-        (lambda: published_dit("XXL", 2), "the sizes are S, B, L, XL"),
-        (lambda: published_dit("XL", 2).at_depth(3), "no ladder of depths"),
+        (lambda: published_dit("XXL", 2), "unknown size; use S, B, L, XL"),
+        (lambda: published_dit("XL", 2).at_depth(3), "depth cannot be varied"),
     ],
 )
 def test_wrong_settings_are_refused(build, words):
@@ -385,7 +391,7 @@ def test_a_channel_that_never_changes_is_refused():
         FAMILY.normalize(DiT(model_of(), T, CLASSES, seed=0), statistics)
 
 
-def test_a_learned_variance_at_its_least_is_that_of_the_posterior():
+def test_the_lowest_learned_variance_is_that_of_the_posterior():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(100, 2, dtype=torch.float64, generator=generator)
     steps = [torch.randn(100, 2, dtype=torch.float64, generator=generator) for _ in range(10)]
@@ -396,6 +402,6 @@ def test_a_learned_variance_at_its_least_is_that_of_the_posterior():
         return torch.cat([predict(x, t), torch.full_like(x, -1.0)], dim=1)
 
     sampling = DitSampling(steps=10, sampler="sde")
-    *_, fixed = estimates(EPSILON, predict, x, sampling, steps.__getitem__)
-    *_, least = estimates(learned, both, x, sampling, steps.__getitem__)
+    *_, fixed = clean_estimates(EPSILON, predict, x, sampling, steps.__getitem__)
+    *_, least = clean_estimates(learned, both, x, sampling, steps.__getitem__)
     torch.testing.assert_close(fixed, least, rtol=1e-6, atol=1e-8)

@@ -1,4 +1,4 @@
-"""The doctor: what is missing is found and named with what to do, and nothing is left behind."""
+"""The doctor reports what is missing with advice, and leaves no files."""
 
 import os
 import subprocess
@@ -23,20 +23,20 @@ HEALTHY = Cluster(
 
 def found(home, on="local", **settings) -> dict[str, tuple[bool | None, str]]:
     findings = examine(Home(home), Settings(**settings), on)
-    assert len({one.what for one in findings}) == len(findings)
-    return {one.what: (one.good, one.said) for one in findings}
+    assert len({one.name for one in findings}) == len(findings)
+    return {one.name: (one.ok, one.message) for one in findings}
 
 
 @pytest.fixture
 def _no_torch(monkeypatch):
-    """Where the check at hand is another, two seconds are saved."""
+    """Skip the check of torch, which takes two seconds."""
     monkeypatch.setattr(doctor, "TORCH", 'print(\'doctor: torch={"torch": "2", "gpus": []}\')')
 
 
 quick = pytest.mark.usefixtures("_no_torch")
 
 
-def test_a_good_machine_has_nothing_bad_and_nothing_is_left_there(tmp_path):
+def test_a_healthy_machine_passes_all_checks_and_no_files_remain(tmp_path):
     seen = found(tmp_path / "a" / "runs")
     assert [what for what, (good, _) in seen.items() if good is False] == []
     assert seen["torch"][0] is not False
@@ -44,7 +44,7 @@ def test_a_good_machine_has_nothing_bad_and_nothing_is_left_there(tmp_path):
 
 
 @quick
-def test_data_is_looked_at_where_the_settings_and_the_environment_say(tmp_path, monkeypatch):
+def test_data_is_checked_in_the_folders_of_settings_and_environment(tmp_path, monkeypatch):
     for picture in ("photos/train/cat/1.png", "cifar10/flat.png"):
         (tmp_path / picture).parent.mkdir(parents=True)
         (tmp_path / picture).write_bytes(b"\x89PNG")
@@ -61,17 +61,17 @@ def test_data_is_looked_at_where_the_settings_and_the_environment_say(tmp_path, 
     assert seen["data good"][0]
     assert seen["data broken"] == (
         False,
-        f"{tmp_path}/broken: Parquet, but data/train-0.parquet is none: fetch it again",
+        f"{tmp_path}/broken: Parquet, but data/train-0.parquet is damaged: download it again",
     )
     assert "is this the folder?" in seen["data empty"][1]
     assert '[data] gone = "/path"' in seen["data gone"][1]
-    assert "put each class into a folder" in seen["data cifar10"][1]  # by VAR_SCALING_DATA
-    assert seen["data imagenet"][0] is None  # a sweep needs it, but was not checked
+    assert "put the images of each class" in seen["data cifar10"][1]  # by VAR_SCALING_DATA
+    assert seen["data imagenet"][0] is None  # a sweep needs it, but no sweep was checked
     monkeypatch.setenv("VAR_SCALING_DATA", str(tmp_path / "gone"))
     assert found(tmp_path / "runs")["VAR_SCALING_DATA"][0] is False
 
 
-def test_among_many_files_few_are_looked_at(tmp_path, monkeypatch):
+def test_only_some_of_many_files_are_checked(tmp_path, monkeypatch):
     for number in range(300):
         (tmp_path / f"{number}").mkdir()
     asked = []
@@ -82,23 +82,23 @@ def test_among_many_files_few_are_looked_at(tmp_path, monkeypatch):
 
 
 @quick
-def test_a_home_that_cannot_be_made_or_linked_in_says_which(tmp_path, monkeypatch):
+def test_a_home_that_cannot_be_created_or_linked_is_reported(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     good, said = found(tmp_path / "file")["home"]
-    assert (good, "making it fails" in said, "--home" in said) == (False, True, True)
+    assert (good, "creating it fails" in said, "--home" in said) == (False, True, True)
 
     def link(*paths):
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(doctor.os, "link", link)
     good, said = found(tmp_path / "runs")["home"]
-    assert (good, "a hard link fails" in said) == (False, True)
+    assert (good, "creating a hard link fails" in said) == (False, True)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @quick
 @pytest.mark.parametrize(("free", "good"), [(0.5e9, False), (20e9, None), (60e9, True)])
-def test_a_full_disk_is_said_before_it_ends_a_run(tmp_path, monkeypatch, free, good):
+def test_a_nearly_full_disk_is_reported(tmp_path, monkeypatch, free, good):
     usage = type("Usage", (), {"free": free})
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage)
     assert found(tmp_path)["disk"][0] is good
@@ -114,14 +114,14 @@ class Health(BaseHTTPRequestHandler):
 
 
 @quick
-def test_mlflow_answers_or_is_dead_or_is_something_else(tmp_path):
+def test_a_dead_or_wrong_mlflow_server_is_reported(tmp_path):
     with HTTPServer(("127.0.0.1", 0), Health) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         uri = f"127.0.0.1:{server.server_port}"
         alive = found(tmp_path, mlflow=MLflow(uri=f"http://user:secret@{uri}/"))["MLflow"]
         other = found(tmp_path, mlflow=MLflow(uri=f"http://{uri}/elsewhere"))["MLflow"]
         server.shutdown()
-    assert alive == (True, f"http://{uri}/ answers")  # and the password is not on the screen
+    assert alive == (True, f"http://{uri}/ answers")  # and the password is not printed
     assert other[0] is False
     dead = found(tmp_path, mlflow=MLflow(uri=f"http://{uri}"))["MLflow"]
     assert (dead[0], "does not answer" in dead[1]) == (False, True)
@@ -129,7 +129,7 @@ def test_mlflow_answers_or_is_dead_or_is_something_else(tmp_path):
 
 
 @quick
-def test_a_broken_database_of_mlflow_is_found(tmp_path):
+def test_a_broken_mlflow_database_is_reported(tmp_path):
     import sqlite3
 
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
@@ -142,7 +142,7 @@ def test_a_broken_database_of_mlflow_is_found(tmp_path):
 
 
 @quick
-def test_more_processors_than_there_are_and_weights_that_are_not(tmp_path):
+def test_too_many_cpus_and_missing_weights_are_reported(tmp_path):
     weights = Weights(lpips=(tmp_path / "vgg.pth",), inception=tmp_path / "inception.pth")
     seen = found(tmp_path, local=Local(cpus=10_000), weights=weights)
     assert seen["cpus"][0] is None
@@ -154,26 +154,26 @@ def test_more_processors_than_there_are_and_weights_that_are_not(tmp_path):
     [
         ('{"torch": "2", "gpus": [["H100", 85.0]], "error": ""}', "cuda", True, "H100 (85 GB)"),
         ('{"torch": "2", "gpus": [["A100", 42.0]], "error": ""}', "cuda", False, "gpu_memory_gb"),
-        ('{"torch": "2", "gpus": [["H100", 85.0]], "error": ""}', "cpu", None, "left idle"),
+        ('{"torch": "2", "gpus": [["H100", 85.0]], "error": ""}', "cpu", None, "not used"),
         ('{"torch": "2", "gpus": [], "error": "driver too old"}', "cuda", False, "driver too old"),
         ('{"torch": "2", "gpus": [["K80", 99]], "error": "no kernel"}', "cuda", False, "no kernel"),
         ('{"torch": "2", "gpus": [], "error": "no driver"}', "cpu", True, "needs none"),
     ],
 )
-def test_what_torch_sees_is_judged_by_what_is_asked_of_it(said, device, good, words):
-    answer = finding.Answer("python", 0, f"Welcome to node 7!\ndoctor: torch={said}\n", "")
-    judged = finding.torch_sees(answer, device, 80.0)
+def test_the_devices_of_torch_are_checked_against_the_settings(said, device, good, words):
+    answer = finding.ProgramResult("python", 0, f"Welcome to node 7!\ndoctor: torch={said}\n", "")
+    judged = finding.check_torch(answer, device, 80.0)
     assert judged[0] is good
     assert words in judged[1]
 
 
-def test_torch_that_does_not_load_says_why():
+def test_a_torch_that_fails_to_import_is_reported_with_the_reason():
     stderr = "Traceback\nImportError: libcudart.so.12\nsrun: error: n1: task 0: Exited with 1\n"
-    good, said = finding.torch_sees(finding.Answer("srun", 1, "", stderr), "cpu", 80.0)
+    good, said = finding.check_torch(finding.ProgramResult("srun", 1, "", stderr), "cpu", 80.0)
     assert (good, "libcudart" in said) == (False, True)
 
 
-def test_torch_is_asked_in_a_process_of_its_own(tmp_path):
+def test_torch_is_checked_in_a_separate_process(tmp_path):
     """device = "cuda" on a machine without one names torch's reason."""
     import torch
 
@@ -192,19 +192,21 @@ def test_torch_is_asked_in_a_process_of_its_own(tmp_path):
         ("shard:gpu:4,vgpu:3", 0),
     ],
 )
-def test_gpus_of_a_node_are_read_as_sinfo_has_them(gres, gpus):
+def test_gpus_of_a_node_are_parsed_from_sinfo(gres, gpus):
     assert doctor_cluster.gpus_in(gres) == gpus
 
 
 @pytest.mark.parametrize(
     ("time", "hours"), [("1-12:30:00", 36.5), ("00:15:00", 0.25), ("UNLIMITED", float("inf"))]
 )
-def test_times_are_read_as_slurm_has_them(time, hours):
+def test_time_limits_are_parsed_from_slurms_format(time, hours):
     assert doctor_cluster._hours(time) == hours
 
 
 @quick
-def test_a_cluster_without_slurm_is_a_finding_and_an_unknown_one_an_error(tmp_path, monkeypatch):
+def test_a_cluster_without_slurm_fails_a_check_and_an_unknown_one_is_an_error(
+    tmp_path, monkeypatch
+):
     crooked = HEALTHY.model_copy(update={"setup": ("if true; then",)})
     monkeypatch.setenv("PATH", f"{tmp_path}/bin")
     (tmp_path / "bin").mkdir()
@@ -213,28 +215,30 @@ def test_a_cluster_without_slurm_is_a_finding_and_an_unknown_one_an_error(tmp_pa
     seen = found(tmp_path, "box", clusters={"box": crooked})
     assert seen["Slurm"] == (
         False,
-        "not in PATH: sbatch, squeue, srun, scancel, scontrol, sinfo; go to a login node, or load "
-        "Slurm's module",
+        "not in PATH: sbatch, squeue, srun, scancel, scontrol, sinfo; use a login node, or load "
+        "the module of Slurm",
     )
     assert (seen["setup"][0], "syntax error" in seen["setup"][1]) == (False, True)
     assert seen["home shared"][0] is not False
-    with pytest.raises(SettingsError, match="there is local, box"):
+    with pytest.raises(SettingsError, match="allowed are local, box"):
         found(tmp_path, "elsewhere", clusters={"box": crooked})
 
 
 @pytest.mark.parametrize(("code", "good"), [(0, True), (1, None)])
-def test_what_a_cluster_does_without_is_a_note(monkeypatch, code, good):
+def test_optional_features_that_a_cluster_lacks_are_notes(monkeypatch, code, good):
     answers = {"scontrol": "JobRequeue              = 0\n", "sacct": ""}
     monkeypatch.setattr(
-        doctor_cluster, "ask", lambda *words: finding.Answer(words, code, answers[words[0]], "off")
+        doctor_cluster,
+        "run_program",
+        lambda *words: finding.ProgramResult(words, code, answers[words[0]], "off"),
     )
-    notes = {one.what: one for one in doctor_cluster._customs()}
-    assert notes["requeue"].good is None
-    assert "ask for --requeue themselves" in notes["requeue"].said
-    assert notes["sacct"].good is good
+    notes = {one.name: one for one in doctor_cluster._optional_features()}
+    assert notes["requeue"].ok is None
+    assert "request --requeue themselves" in notes["requeue"].message
+    assert notes["sacct"].ok is good
 
 
-def test_the_kind_of_disk_tells_whether_other_machines_see_it(tmp_path, monkeypatch):
+def test_the_file_system_type_decides_whether_other_machines_share_it(tmp_path, monkeypatch):
     mounts = (
         "/dev/sda / ext4 rw 0 0\nserver:/x /big\\040disk nfs4 rw 0 0\ntmpfs /big tmpfs rw 0 0\n"
     )
@@ -257,7 +261,7 @@ def box(slurm, monkeypatch):
 
 
 @pytest.mark.slurm
-def test_a_good_cluster_has_nothing_bad_and_its_node_sees_us(box, tmp_path):
+def test_a_healthy_cluster_passes_all_checks_and_its_node_sees_the_home(box, tmp_path):
     (tmp_path / "photos" / "cat").mkdir(parents=True)
     (tmp_path / "photos" / "cat" / "1.png").write_bytes(b"\x89PNG")
     seen = found(
@@ -287,7 +291,7 @@ def test_a_good_cluster_has_nothing_bad_and_its_node_sees_us(box, tmp_path):
     ("wrong", "what", "words"),
     [
         ({"partition": "gpu"}, "partition gpu", "name one of: main, high"),
-        ({"gpus_per_node": 4}, "nodes", "the most that one has is 2"),
+        ({"gpus_per_node": 4}, "nodes", "the most that a node has is 2"),
         ({"gpus_per_node": 4}, "dry submission", "node configuration is not available"),
         ({"nodes": 3}, "partition main", "nodes = 2, or less"),
         ({"constraint": "h100"}, "dry submission", "Invalid feature specification"),
@@ -295,7 +299,7 @@ def test_a_good_cluster_has_nothing_bad_and_its_node_sees_us(box, tmp_path):
         ({"setup": ("echo no such module >&2; exit 3",)}, "setup on n1", "no such module"),
     ],
 )
-def test_what_is_wrong_with_a_cluster_is_named(box, tmp_path, wrong, what, words):
+def test_each_fault_of_a_cluster_is_reported(box, tmp_path, wrong, what, words):
     cluster = HEALTHY.model_copy(update=wrong)
     good, said = found(tmp_path, "box", clusters={"box": cluster})[what]
     assert good is False
@@ -303,7 +307,7 @@ def test_what_is_wrong_with_a_cluster_is_named(box, tmp_path, wrong, what, words
 
 
 @pytest.mark.slurm
-def test_a_partition_that_is_down_or_shorter_than_a_job_is_named(box, tmp_path):
+def test_a_partition_that_is_down_or_too_short_is_reported(box, tmp_path):
     try:
         box.run("scontrol", "update", "PartitionName=main", "MaxTime=30", "State=DOWN")
         seen = found(tmp_path, "box", clusters={"box": HEALTHY})
@@ -311,12 +315,12 @@ def test_a_partition_that_is_down_or_shorter_than_a_job_is_named(box, tmp_path):
         box.run("scontrol", "update", "PartitionName=main", "MaxTime=UNLIMITED", "State=UP")
     good, said = seen["partition main"]
     assert (good, "it is DOWN" in said, "wall_hours = 0.5, or less" in said) == (False, True, True)
-    assert seen["node"][0] is None  # no node of it is waited for
+    assert seen["node"][0] is None  # the check does not wait for a node
 
 
 @pytest.mark.slurm
-def test_a_node_that_sees_no_home_is_named(box, tmp_path, monkeypatch):
-    """Here all nodes see all: a mount of an empty folder over the home makes one that does not."""
+def test_a_node_without_the_home_is_reported(box, tmp_path, monkeypatch):
+    """All virtual nodes see all files, so an empty folder is mounted over the home of one."""
     nothing = f"mount -t tmpfs none {tmp_path / 'runs'}"
     srun = tmp_path / "bin" / "srun"
     srun.parent.mkdir()
@@ -335,7 +339,7 @@ def test_a_node_that_sees_no_home_is_named(box, tmp_path, monkeypatch):
 
 
 @pytest.mark.slurm
-def test_busy_nodes_are_left_alone(box, tmp_path):
+def test_busy_nodes_are_not_checked(box, tmp_path):
     job = box.run("sbatch", "--parsable", "-N2", "--exclusive", "--wrap", "sleep 60").strip()
     try:
         box.wait(lambda: "RUNNING" in box.run("squeue", "-h", "-j", job, "-o", "%T"), "the job")
@@ -347,7 +351,7 @@ def test_busy_nodes_are_left_alone(box, tmp_path):
 
 
 @pytest.mark.slurm
-def test_a_silent_controller_is_a_finding(box, tmp_path):
+def test_an_unresponsive_slurmctld_is_reported(box, tmp_path):
     box.stop_controller()
     try:
         seen = found(tmp_path, "box", clusters={"box": HEALTHY})

@@ -1,4 +1,4 @@
-"""How one law is drawn: its band, its axes, and colours that every eye and printer keeps apart."""
+"""Figures of a law: band, axes, and colours that differ for colour-blind readers and in print."""
 
 import numpy as np
 import pytest
@@ -15,10 +15,18 @@ from analysis.plots.all_figures import (
     law_band,
     law_figure,
 )
-from analysis.plots.allocation import LOOKS
+from analysis.plots.allocation import APPROACH_STYLES
 from analysis.plots.axes import round_numbers, symbol, tick
-from analysis.plots.law_panel import LAW_LOOKS, numbers
-from analysis.plots.style import FEW, SINGLE, by_size, few, ordered, sheet, size_key
+from analysis.plots.law_panel import LAW_STYLES, fit_label
+from analysis.plots.style import (
+    CATEGORICAL_COLOURS,
+    SINGLE,
+    categorical_styles,
+    new_figure,
+    sequential_styles,
+    size_legend,
+    size_styles,
+)
 from analysis.uncertainty.intervals import prediction_interval
 
 # Viénot, Brettel and Mollon 1999 in linear RGB, as in Machado et al. 2009, Table 1, severity 1.
@@ -34,7 +42,7 @@ XYZ = np.array([
 
 
 def seen(colour):
-    """CIELAB of a colour as an eye without M cones sees it."""
+    """CIELAB of a colour as seen with deuteranopia (no M cones)."""
     encoded = np.array(to_rgb(colour))
     linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
     x, y, z = np.cbrt(XYZ @ np.clip(DEUTERANOPIA @ linear, 1e-3, 1) / (0.9505, 1, 1.089))
@@ -44,12 +52,13 @@ def seen(colour):
 @pytest.mark.parametrize(
     ("looks", "apart"),
     [
-        (LAW_LOOKS, 30), (LOOKS, 30), (few(range(len(FEW))), 30),
-        (ordered(range(6)), 12), (ordered(range(10)), 6),
+        (LAW_STYLES, 30), (APPROACH_STYLES, 30),
+        (categorical_styles(range(len(CATEGORICAL_COLOURS))), 30),
+        (sequential_styles(range(6)), 12), (sequential_styles(range(10)), 6),
     ],
 )  # fmt: skip
-def test_neighbours_are_told_apart_without_m_cones_and_without_any_colour(looks, apart):
-    """A difference of 2.3 in CIELAB can just be noticed; colours printed side by side, at 6."""
+def test_adjacent_colours_differ_for_deuteranopia_and_in_gray(looks, apart):
+    """A CIELAB difference of 2.3 is just noticeable; for adjacent printed colours it is 6."""
     pairs = list(zip(looks.values(), list(looks.values())[1:], strict=False))
     for one, other in pairs:
         assert np.linalg.norm(seen(one.colour) - seen(other.colour)) > apart
@@ -57,12 +66,12 @@ def test_neighbours_are_told_apart_without_m_cones_and_without_any_colour(looks,
         assert one.line != other.line
 
 
-def test_sizes_grow_brighter_also_in_grey():
-    lightness = [seen(look.colour)[0] for look in ordered(range(10)).values()]
+def test_larger_sizes_are_brighter_in_gray_too():
+    lightness = [seen(look.colour)[0] for look in sequential_styles(range(10)).values()]
     assert (np.diff(lightness) > 1).all()
 
 
-def test_the_band_of_a_pure_law_is_the_textbooks():
+def test_the_band_of_a_pure_law_equals_the_textbook_formula():
     """Confidence of the mean of a straight line: t s √(1/n + (x - x̄)² / Sxx), in logs."""
     generator = np.random.default_rng(1)
     loss = (1e-3 * SIZES) ** -0.2 * np.exp(generator.normal(0, 0.01, 6))
@@ -76,7 +85,7 @@ def test_the_band_of_a_pure_law_is_the_textbooks():
     assert np.sqrt(low * high) == pytest.approx(fit.predict(at))
 
 
-def test_the_band_of_a_floor_is_near_the_exact_one_at_the_data():
+def test_the_band_of_a_law_with_irreducible_loss_is_near_the_exact_one_at_the_data():
     loss = (2 + (2e-7 * SIZES) ** -0.3) * np.exp(np.random.default_rng(2).normal(0, 1e-3, 6))
     fit = fit_law(FLOOR, SIZES, loss, "squares")
     for x in (SIZES[0], SIZES[-1]):
@@ -85,7 +94,7 @@ def test_the_band_of_a_floor_is_near_the_exact_one_at_the_data():
         assert high[0] - low[0] == pytest.approx(exact.high - exact.low, rel=0.1)
 
 
-def test_a_fixed_floor_makes_the_band_narrower():
+def test_a_fixed_irreducible_loss_makes_the_band_narrower():
     loss = (2 + (2e-7 * SIZES) ** -0.3) * np.exp(np.random.default_rng(3).normal(0, 1e-3, 6))
     free, fixed = (fit_law(FLOOR, SIZES, loss, "squares", floor=E) for E in (None, 2.0))
     beyond = SIZES[-1] * 10
@@ -94,7 +103,7 @@ def test_a_fixed_floor_makes_the_band_narrower():
 
 @settings(max_examples=200, deadline=None)
 @given(st.floats(-12, 24), st.floats(0.005, 12))
-def test_an_axis_has_a_few_round_numbers_that_all_look_different(start, decades):
+def test_an_axis_has_a_few_round_ticks_with_different_labels(start, decades):
     low, high = 10**start, 10 ** (start + decades)
     places = round_numbers(low, high)
     assert 2 <= len(places) <= 5
@@ -103,23 +112,23 @@ def test_an_axis_has_a_few_round_numbers_that_all_look_different(start, decades)
     assert len({tick(value, powers) for value in places}) == len(places)
 
 
-def test_numbers_and_symbols_as_a_paper_sets_them():
+def test_numbers_and_symbols_are_typeset_as_in_papers():
     assert tick(0.25) == "0.25"
     assert tick(1e6, powers=True) == "10⁶"
     assert tick(2e-5, powers=True) == "2·10⁻⁵"
     assert symbol("Err_last") == r"$\mathrm{Err}_{\mathrm{last}}$"
     fit = fit_law(PURE, SIZES, SIZES**0.1)
-    assert numbers(fit) == "α = −0.100"
+    assert fit_label(fit) == "α = −0.100"
 
 
-def test_a_law_of_two_variables_has_no_line_on_one_axis():
+def test_a_law_of_two_variables_draws_no_line_on_one_axis():
     runs = isoflop_rows()
     fit = fit_law(SURFACE, (runs.params_blocks, runs.tokens_seen), runs.val_loss)
     with pytest.raises(ValueError, match="2 variables"):
         law_figure(fit)
 
 
-def test_what_lies_beyond_the_points_is_drawn_lighter_and_dotted():
+def test_extrapolation_is_drawn_lighter_and_dotted():
     panel = law_figure(fit_law(PURE, SIZES, SIZES**-0.1)).axes[0]
     lines = [line for line in panel.lines if len(line.get_xdata()) > 10]
     within = [line for line in lines if line.get_alpha() is None]
@@ -131,8 +140,8 @@ def test_what_lies_beyond_the_points_is_drawn_lighter_and_dotted():
     assert max(beyond[-1].get_xdata()) > 1.2 * SIZES[-1]
 
 
-def test_many_seeds_many_sizes_and_one_metric_are_legible_too():
-    """Thirty seeds share markers by colour; of many sizes a colour bar says which is which."""
+def test_figures_with_many_seeds_sizes_or_one_metric_are_legible():
+    """Thirty seeds share markers; with many sizes a colour bar replaces the legend."""
     generator = np.random.default_rng(5)
     x = np.repeat(SIZES, 30)
     loss = (2 + (2e-7 * x) ** -0.3) * np.exp(generator.normal(0, 0.01, len(x)))
@@ -141,9 +150,9 @@ def test_many_seeds_many_sizes_and_one_metric_are_legible_too():
     panel = drawn.axes[0]
     points = [line for line in panel.lines if line.get_linestyle() == "None"]
     assert len(points) == 30
-    figure, _ = sheet(SINGLE, 2.5)
-    looks = by_size([*np.geomspace(1e6, 1e7, 20), 3e7, 1e9])
-    size_key(figure, looks, "$N$")
+    figure, _ = new_figure(SINGLE, 2.5)
+    looks = size_styles([*np.geomspace(1e6, 1e7, 20), 3e7, 1e9])
+    size_legend(figure, looks, "$N$")
     FigureCanvasAgg(figure).draw()
     assert not figure.legends
     assert len(figure.axes) == 2

@@ -1,4 +1,4 @@
-"""A window holds the hole; what comes back leaves all outside it alone and fills what is inside."""
+"""The window contains the hole; blending changes no pixel outside it and fills the inside."""
 
 import re
 
@@ -14,10 +14,10 @@ from var_scaling.generation.blend import (
     Window,
     centred_window,
     fade_in,
-    faded,
     missed_share,
     overlay,
     paste,
+    paste_with_weights,
     read_window,
     to_square,
     window_for,
@@ -35,7 +35,7 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 @st.composite
 def pictures(draw):
-    """Width and height, and a box on it that is not all of it."""
+    """Width, height, and a box that is smaller than the picture."""
     width, height = draw(st.integers(1, 48)), draw(st.integers(1, 48))
     assume(width * height > 1)
     left, top = draw(st.integers(0, width - 1)), draw(st.integers(0, height - 1))
@@ -50,7 +50,7 @@ def pictures(draw):
 
 @given(pictures())
 @settings(max_examples=80, deadline=None)
-def test_the_window_is_the_largest_square_and_holds_the_hole_most_centrally(drawn):
+def test_the_window_is_the_largest_square_with_the_hole_as_central_as_possible(drawn):
     width, height, box = drawn
     hole, size = box_hole(box, width, height), min(width, height)
     if max(box.right - box.left, box.bottom - box.top) > size:
@@ -59,7 +59,7 @@ def test_the_window_is_the_largest_square_and_holds_the_hole_most_centrally(draw
         return
     window = window_for(hole, outpaint=False)
     assert window.size == size
-    assert window.of(hole).shape == (size, size)
+    assert window.crop(hole).shape == (size, size)
     assert missed_share(hole, window) == 0
 
     def off(left: int, top: int) -> int:
@@ -71,22 +71,22 @@ def test_the_window_is_the_largest_square_and_holds_the_hole_most_centrally(draw
     assert off(window.left, window.top) == min(off(*place) for place in places)
 
 
-def test_out_painting_looks_at_the_middle_unless_told_where():
+def test_out_painting_uses_the_central_window_by_default():
     hole = box_hole(Box(40, 10, 60, 30), 100, 40, outside=True)
     window = window_for(hole, outpaint=True)
     assert window == centred_window(100, 40) == (30, 0, 40)
     assert missed_share(hole, window) == pytest.approx(60 * 40 / (100 * 40 - 20 * 20))
     named = Window(45, 5, 30)
-    assert window_for(hole, outpaint=True, named=named) == named
+    assert window_for(hole, outpaint=True, user_window=named) == named
     assert centred_window(3, 8) == (0, 2, 3)
 
 
-def test_a_named_window_is_taken_or_refused_never_moved():
+def test_a_given_window_is_used_or_refused_but_not_moved():
     hole = box_hole(Box(40, 10, 60, 30), 100, 40)
     assert window_for(hole, False, read_window("38, 8,24", 100, 40)) == (38, 8, 24)
     with refused("cuts the hole", "x 40 to 60, y 10 to 30"):
         window_for(hole, False, Window(45, 5, 30))
-    with refused("shows nothing of the hole"):
+    with refused("contains nothing of the hole"):
         window_for(hole, True, Window(0, 0, 10))
     with refused("hole is empty"):
         window_for(np.zeros((4, 4), bool), False)
@@ -95,8 +95,8 @@ def test_a_named_window_is_taken_or_refused_never_moved():
     for text, said in {
         "1,2": "left,top,size",
         "0,0,0": "at least one pixel",
-        "0,0,0.5": "whole pixels",
-        "0,0,50%": "whole pixels",
+        "0,0,0.5": "must be integers",
+        "0,0,50%": "must be integers",
         "-1,0,10": "within the picture",
         "61,0,40": "x 101, y 40",
     }.items():
@@ -107,21 +107,21 @@ def test_a_named_window_is_taken_or_refused_never_moved():
 # The square and back ----------------------------------------------------------------------------
 
 
-def test_the_square_is_the_window_at_the_models_side():
+def test_the_square_is_the_window_resized_to_the_side_of_the_model():
     picture = noise(20, 30)
     window = Window(7, 3, 16)
     assert np.array_equal(to_square(picture, window, 16), picture[3:19, 7:23])
     elsewhere = noise(20, 30, seed=1)
-    window.of(elsewhere)[:] = window.of(picture)
+    window.crop(elsewhere)[:] = window.crop(picture)
     for side in (1, 5, 40):
         shown = to_square(picture, window, side)
         assert shown.shape == (side, side, 3)
         assert shown.flags.writeable
-        # Nothing from beyond the window bleeds in.
+        # Pixels outside the window do not affect the result.
         assert np.array_equal(shown, to_square(elsewhere, window, side))
 
 
-def test_a_square_picture_is_shown_as_the_training_images_were():
+def test_a_square_picture_is_preprocessed_as_the_training_images():
     picture = noise(40, 40)
     wanted = square(Image.fromarray(picture), 16, 1.0, None, False)
     assert np.array_equal(to_square(picture, centred_window(40, 40), 16), wanted)
@@ -129,7 +129,7 @@ def test_a_square_picture_is_shown_as_the_training_images_were():
 
 @given(pictures(), st.sampled_from([1, 8, 16, 40]), st.booleans(), st.integers(0, 12))
 @settings(max_examples=60, deadline=None)
-def test_outside_the_hole_every_pixel_is_the_originals(drawn, side, outside, feather):
+def test_pixels_outside_the_hole_are_unchanged(drawn, side, outside, feather):
     width, height, box = drawn
     hole = box_hole(box, width, height, outside)
     window = centred_window(width, height)
@@ -137,7 +137,7 @@ def test_outside_the_hole_every_pixel_is_the_originals(drawn, side, outside, fea
     before = picture.copy()
     changed = paste(picture, generated, hole, window, min(feather, window.size // 4))
     seen = np.zeros_like(hole)
-    window.of(seen)[:] = window.of(hole)
+    window.crop(seen)[:] = window.crop(hole)
     assert changed.shape == picture.shape
     assert changed.dtype == np.uint8
     assert np.array_equal(changed[~seen], picture[~seen])
@@ -149,16 +149,16 @@ WHOLE = Window(0, 0, 64)
 
 
 def weights(hole: np.ndarray, feather: int | None = None) -> np.ndarray:
-    """White pasted on black shows them."""
+    """The blend weights: the result of pasting white on black."""
     return paste(BLACK, WHITE, hole, WHOLE, feather)[..., 0] / 255
 
 
 @given(st.integers(0, 63), st.integers(0, 63), st.integers(0, 16))
 @settings(max_examples=40, deadline=None)
-def test_the_core_of_a_hole_is_what_was_generated(x, y, feather):
+def test_the_core_of_a_hole_has_the_generated_pixels(x, y, feather):
     hole = np.zeros((64, 64), bool)
     hole[y : y + 40, x : x + 40] = True
-    deep = feather // 2 * 2  # pixels of the hole on all sides, or the picture's own edge
+    deep = feather // 2 * 2  # hole pixels on all sides, or the edge of the picture
     around = sliding_window_view(np.pad(hole, deep, mode="edge"), (2 * deep + 1, 2 * deep + 1))
     core = around.all(axis=(2, 3))
     picture, generated = noise(64, 64), noise(64, 64, seed=1)
@@ -167,7 +167,7 @@ def test_the_core_of_a_hole_is_what_was_generated(x, y, feather):
     assert (weights(hole, feather)[core] == 1).all()
 
 
-def test_it_fades_in_evenly_over_the_feather():
+def test_the_blend_is_linear_over_the_feather():
     hole = box_hole(Box(16, 0, 48, 64), 64, 64)
     row, ramp = weights(hole, 6)[32], np.arange(1, 8) / 7  # 6 is even: the next odd number
     assert row[16:23] == pytest.approx(ramp, abs=0.01)
@@ -181,7 +181,7 @@ def test_it_fades_in_evenly_over_the_feather():
 
 @pytest.mark.parametrize("wide", [1, 2, 3, 5, 8, 13, 16, 17, 24, 33, 40])
 def test_a_hole_thinner_than_its_feather_is_mostly_generated(wide):
-    """Beside a large hole too: each part of a mask has the feather that suits it."""
+    """Also next to a large hole: each connected part of a mask has its own feather."""
     strip, edge, spot = (np.zeros((64, 64), bool) for _ in range(3))
     strip[:, 4 : 4 + wide], edge[:, :wide] = True, True
     spot[2 : 2 + wide, 3 : 3 + wide], spot[44:] = True, True
@@ -200,24 +200,24 @@ def test_any_hole_is_more_generated_than_not(boxes, feather):
     assert weights(hole, feather)[hole].mean() > 0.5
 
 
-def test_the_seam_of_a_hole_that_the_window_cuts_fades_too():
+def test_the_seam_of_a_hole_cut_by_the_window_is_blended():
     hole = box_hole(Box(30, 20, 34, 24), 64, 32, outside=True)
     window = centred_window(64, 32)
     weight = paste(BLACK[:32], WHITE, hole, window, 4)[..., 0] / 255
     assert (weight[4, :16] == 0).all()
     assert weight[4, 16:20] == pytest.approx([0.2, 0.4, 0.6, 0.8], abs=0.01)
-    assert (weight[:, 24] == 1).all()  # the picture's own edge is no seam
+    assert (weight[:, 24] == 1).all()  # the edge of the picture is not a seam
 
 
-def test_results_that_share_a_fade_are_those_that_have_each_their_own():
+def test_results_with_shared_blend_weights_equal_those_with_their_own():
     picture, hole = noise(40, 64), box_hole(Box(20, 5, 50, 30), 64, 40)
     window = window_for(hole, outpaint=False)
     fade = fade_in(hole, window, 6)
-    assert (fade[~window.of(hole)] == 0).all()
+    assert (fade[~window.crop(hole)] == 0).all()
     for seed in (1, 2):
         result = noise(16, 16, seed)
         alone = paste(picture, result, hole, window, 6)
-        assert np.array_equal(faded(picture, result, window, fade), alone)
+        assert np.array_equal(paste_with_weights(picture, result, window, fade), alone)
 
 
 def test_a_feather_beyond_a_quarter_of_the_window_is_refused():
@@ -228,7 +228,7 @@ def test_a_feather_beyond_a_quarter_of_the_window_is_refused():
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16", "CMYK"])
-def test_a_picture_of_any_mode_and_shape_goes_through(mode):
+def test_pictures_of_any_mode_and_shape_can_be_edited(mode):
     if mode == "I;16":
         image = Image.fromarray(noise(21, 33)[..., 0].astype(np.uint16) * 257)
     else:
@@ -245,11 +245,11 @@ def test_a_picture_of_any_mode_and_shape_goes_through(mode):
 
 @given(st.tuples(*[st.integers(0, 255)] * 3))
 @settings(max_examples=30, deadline=None)
-def test_the_overlay_shows_on_any_background_and_only_in_the_hole(colour):
+def test_the_overlay_is_visible_on_any_background_and_only_in_the_hole(colour):
     picture = np.full((80, 100, 3), colour, np.uint8)
     hole = box_hole(Box(20, 20, 50, 60), 100, 80)
     shown = overlay(picture, hole)
     assert np.array_equal(shown[~hole], picture[~hole])
     off = np.abs(shown.astype(int) - picture)[hole].max(axis=1)
-    assert (off > 50).mean() > 0.4  # one kind of stripes at least
-    assert np.ptp(shown[hole].astype(int), axis=0).max() > 90  # and they differ
+    assert (off > 50).mean() > 0.4  # at least one of the two stripe colours
+    assert np.ptp(shown[hole].astype(int), axis=0).max() > 90  # the two stripe colours differ

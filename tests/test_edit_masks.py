@@ -1,4 +1,4 @@
-"""A hole is what the user's box or mask says or a refusal; no kept cell touches a hole's pixel."""
+"""Boxes and masks give the exact hole or an error; no kept cell overlaps the hole."""
 
 import io
 import re
@@ -15,7 +15,7 @@ from var_scaling.generation.kept import (
     coarse_positions,
     kept_cells,
     kept_positions,
-    scales_shown_by,
+    scales_covered_by,
 )
 from var_scaling.generation.masks import Box, EditError, box_hole, mask_hole, open_mask, read_box
 from var_scaling.pyramid import PAPER_256, Pyramid
@@ -25,7 +25,7 @@ SMALL = Pyramid(patch_nums=(1, 2, 3, 4))
 
 
 def refused(*said: str):
-    """An EditError in which all of this stands."""
+    """Expect an EditError whose message has all of these texts."""
     return pytest.raises(EditError, match="".join(f"(?=.*{re.escape(words)})" for words in said))
 
 
@@ -44,7 +44,7 @@ def refused(*said: str):
         ("12.5%,0%,50%,10%", (5, 0, 20, 2)),
     ],
 )
-def test_a_box_is_in_pixels_unless_a_point_or_percent_says_shares(text, box):
+def test_a_box_is_in_pixels_unless_it_has_decimal_points_or_percent_signs(text, box):
     assert read_box(text, WIDTH, HEIGHT) == Box(*box)
 
 
@@ -57,26 +57,26 @@ def test_a_box_is_in_pixels_unless_a_point_or_percent_says_shares(text, box):
         ("nan,0,1,1", "as numbers"),
         ("1e1,0,20,10", "as numbers"),
         ("", "as numbers"),
-        ("10.5,2,20,10", "10.5 is not. Pixels are whole"),
-        ("0.5,0,2,1", "from 0 to 1, and 2 is not"),
-        ("10%,0%,120%,50%", "from 0% to 100%, and 120% is not"),
+        ("10.5,2,20,10", "10.5 is not. Write pixels as integers"),
+        ("0.5,0,2,1", "from 0 to 1, but 2 is not"),
+        ("10%,0%,120%,50%", "from 0% to 100%, but 120% is not"),
         ("-0.1,0,0.5,0.5", "-0.1 is not"),
         ("10%,0.1,50%,50%", "0.1 has no %"),
         ("10%,0%,1,50%", "1 has no %"),
-        ("30,2,20,10", "wrong way round: left 30 lies beyond right 20"),
-        ("3,12,20,10", "top 12 lies beyond bottom 10"),
+        ("30,2,20,10", "is reversed: left 30 is larger than right 20"),
+        ("3,12,20,10", "top 12 is larger than bottom 10"),
         ("3,2,3,10", "is empty: left and right are both pixel 3"),
         ("0.5,0.1,0.6,0.11", "is empty: top and bottom are both pixel 2"),
         ("-1,2,10,10", "40 px wide and 20 px high"),
         ("3,2,41,10", "reaches outside the picture"),
     ],
 )
-def test_a_box_that_fits_no_rule_is_refused_in_words_of_its_own(text, said):
+def test_an_invalid_box_is_refused_with_its_own_message(text, said):
     with refused(said):
         read_box(text, WIDTH, HEIGHT)
 
 
-def test_in_and_out_painting_share_the_picture_between_them():
+def test_the_holes_of_in_and_out_painting_are_complements():
     box = Box(3, 4, 11, 9)
     inside, outside = (box_hole(box, WIDTH, HEIGHT, outside=out) for out in (False, True))
     assert inside.shape == (HEIGHT, WIDTH)
@@ -112,12 +112,12 @@ def sixteen_bits() -> Image.Image:
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB"])
-def test_white_is_generated_whatever_the_mode(mode):
+def test_white_is_generated_in_every_mode(mode):
     middle = "LA" if mode == "LA" else "RGB"
     assert np.array_equal(mask_hole(gray().convert(middle).convert(mode), WIDTH, HEIGHT), HOLE)
 
 
-def test_16_bit_masks_are_read_in_their_own_range():
+def test_16_bit_masks_are_scaled_by_their_range():
     assert sixteen_bits().mode == "I;16"
     assert np.array_equal(mask_hole(sixteen_bits(), WIDTH, HEIGHT), HOLE)
     clear = sixteen_bits()
@@ -125,11 +125,11 @@ def test_16_bit_masks_are_read_in_their_own_range():
     assert np.array_equal(mask_hole(clear, WIDTH, HEIGHT), HOLE)
 
 
-def test_half_tones_are_cut_at_half():
+def test_gray_values_are_thresholded_at_one_half():
     assert np.array_equal(mask_hole(gray(128, 127), WIDTH, HEIGHT), HOLE)
 
 
-def test_transparent_is_generated_where_nothing_white_competes():
+def test_transparent_pixels_are_generated_if_there_are_no_white_ones():
     black, white = gray(0, 0), gray(255, 255)
     assert np.array_equal(mask_hole(with_alpha(black), WIDTH, HEIGHT), HOLE)
     assert np.array_equal(mask_hole(with_alpha(black, hole=127, rest=128), WIDTH, HEIGHT), HOLE)
@@ -137,7 +137,7 @@ def test_transparent_is_generated_where_nothing_white_competes():
     palette.putpalette([0, 0, 0, 0, 255, 0])
     palette.info["transparency"] = 1
     assert np.array_equal(mask_hole(palette, WIDTH, HEIGHT), HOLE)
-    # White strokes on nothing, as drawing tools make them: either reading could be meant.
+    # White strokes on a transparent background, as drawing tools make them: ambiguous.
     strokes = with_alpha(white, hole=255, rest=0)
     with refused("two ways", f"{HOLE.sum()} pixels are white", f"{(~HOLE).sum()} transparent"):
         mask_hole(strokes, WIDTH, HEIGHT)
@@ -145,7 +145,7 @@ def test_transparent_is_generated_where_nothing_white_competes():
     assert np.array_equal(mask_hole(strokes, WIDTH, HEIGHT, by="alpha"), ~HOLE)
 
 
-def test_a_picture_is_no_mask_unless_alpha_is_asked_for():
+def test_a_colour_picture_is_refused_as_a_mask_unless_alpha_is_given():
     photo = Image.new("RGB", (WIDTH, HEIGHT), (200, 120, 40))
     with refused("in colours", "(200, 120, 40) at x 0, y 0", "light", "alpha"):
         mask_hole(photo, WIDTH, HEIGHT)
@@ -158,7 +158,7 @@ def test_a_picture_is_no_mask_unless_alpha_is_asked_for():
 @pytest.mark.parametrize(
     ("mask", "by", "said"),
     [
-        (Image.new("L", (20, 40)), None, ("20 × 40", "40 × 20", "on its side", "nearest")),
+        (Image.new("L", (20, 40)), None, ("20 × 40", "40 × 20", "rotated by 90°", "nearest")),
         (Image.new("L", (80, 40)), None, ("80 × 40", "picture 40 × 20", "nearest")),
         (Image.new("L", (WIDTH, HEIGHT), 255), None, ("white everywhere",)),
         (gray(1), None, ("keeps all", "brightest pixel is 1 of 255", "mask of 0 and 1")),
@@ -167,21 +167,21 @@ def test_a_picture_is_no_mask_unless_alpha_is_asked_for():
         (gray(), "alpha", ("keeps all", "alpha 255 of 255")),
     ],
 )
-def test_a_mask_that_leaves_nothing_to_do_is_refused(mask, by, said):
+def test_an_empty_or_full_mask_is_refused(mask, by, said):
     with refused(*said):
         mask_hole(mask, WIDTH, HEIGHT, by)
 
 
 def test_a_mask_file_is_read_upright_in_its_own_mode():
     out, exif = io.BytesIO(), Image.Exif()
-    exif[0x0112] = 6  # to be shown turned right
+    exif[0x0112] = 6  # EXIF orientation: rotated clockwise
     gray().transpose(Image.Transpose.ROTATE_90).save(out, "PNG", exif=exif)
     mask = open_mask(out.getvalue())
     assert mask.mode == "L"
     assert np.array_equal(mask_hole(mask, WIDTH, HEIGHT), HOLE)
     with pytest.raises(Undecodable, match="not an image"):
         open_mask(b"no image")
-    with pytest.raises(Undecodable, match="no agreed white"):
+    with pytest.raises(Undecodable, match="no standard white level"):
         mask_hole(Image.new("F", (WIDTH, HEIGHT)), WIDTH, HEIGHT)
 
 
@@ -189,14 +189,14 @@ def test_a_mask_file_is_read_upright_in_its_own_mode():
 
 
 def square_holes():
-    """A side of the finest map, and a hole that leaves some of a square window as it is."""
+    """The side of the finest map, and a hole that does not fill the square window."""
     box = st.tuples(*[st.integers(0, 40)] * 4)
     return st.tuples(st.integers(1, 40), st.integers(1, 12), box)
 
 
 @given(square_holes())
 @settings(max_examples=60, deadline=None)
-def test_a_kept_cell_touches_no_pixel_of_the_hole(drawn):
+def test_a_kept_cell_overlaps_no_pixel_of_the_hole(drawn):
     size, side, (y, x, height, width) = drawn
     hole = np.zeros((size, size), bool)
     hole[y : y + height, x : x + width] = True
@@ -211,8 +211,8 @@ def test_a_kept_cell_touches_no_pixel_of_the_hole(drawn):
             kept_cells(hole, side)
 
 
-def test_kept_positions_are_those_of_the_released_demo():
-    """Box 0.25 to 0.75 of 64 pixels; the resized maps worked out by hand.
+def test_kept_positions_equal_those_of_the_released_demo():
+    """Box 0.25 to 0.75 of 64 pixels; the resized maps are computed by hand.
 
     From 4 to 2, each token is the mean of 4 cells; from 4 to 3, outer ones lie at 1/6 between an
     outer and an inner cell.
@@ -230,7 +230,7 @@ def test_kept_positions_are_those_of_the_released_demo():
 
 @given(st.integers(0, 2**32), st.floats(0.05, 0.9))
 @settings(max_examples=25, deadline=None)
-def test_a_larger_hole_keeps_no_position_that_a_smaller_one_gives_up(seed, share):
+def test_a_larger_hole_keeps_a_subset_of_the_positions(seed, share):
     generator = torch.Generator().manual_seed(seed)
     pyramid = Pyramid(patch_nums=PAPER_256)
     larger = torch.rand(16, 16, generator=generator) < share
@@ -243,14 +243,14 @@ def test_a_larger_hole_keeps_no_position_that_a_smaller_one_gives_up(seed, share
     assert more[0]
 
 
-def test_nothing_to_generate_or_another_grid_is_refused():
+def test_an_empty_hole_and_another_grid_are_refused():
     with refused("every cell", "nothing is left to generate"):
         kept_positions(kept_cells(np.zeros((8, 8), bool), 4), SMALL)
     with refused("3 × 4", "side 4"):
         kept_positions(torch.ones(3, 4), SMALL)
 
 
-def test_coarse_scales_are_kept_whole():
+def test_coarse_scales_are_kept_entirely():
     kept = coarse_positions(SMALL, 2)
     assert kept.tolist() == [True] * 5 + [False] * 25
     for scales in (0, 4):
@@ -260,12 +260,12 @@ def test_coarse_scales_are_kept_whole():
         coarse_positions(Pyramid(patch_nums=(4,)), 1)
 
 
-def test_a_small_image_speaks_for_the_scales_that_it_could_fill():
+def test_a_small_image_keeps_only_the_scales_that_it_resolves():
     paper = Pyramid(patch_nums=PAPER_256)
-    shown = {px: scales_shown_by(px, paper, 16) for px in (1, 16, 31, 32, 64, 128, 255)}
+    shown = {px: scales_covered_by(px, paper, 16) for px in (1, 16, 31, 32, 64, 128, 255)}
     assert shown == {1: 1, 16: 1, 31: 1, 32: 2, 64: 4, 128: 7, 255: 9}
     for pixels in (256, 1000):
-        with refused(f"{pixels} px", "makes 256", "smaller image"):
-            scales_shown_by(pixels, paper, 16)
-    with refused("one scale"):
-        scales_shown_by(8, Pyramid(patch_nums=(16,)), 16)
+        with refused(f"{pixels} px", "images 256", "smaller image"):
+            scales_covered_by(pixels, paper, 16)
+    with refused("a single scale"):
+        scales_covered_by(8, Pyramid(patch_nums=(16,)), 16)

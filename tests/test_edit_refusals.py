@@ -1,4 +1,4 @@
-"""What cannot be edited is said before anything is written; and how the sheet is laid out."""
+"""Invalid edits are refused before a file is written; and the layout of the sheet."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from test_editing import folder_of, noise, picture
 from test_editing import home as home
 from test_editing import models as models
 
-from pipelines.editing.request import name_for
+from pipelines.editing.request import edit_name
 from pipelines.editing.sheet import sheet
 
 # Refused in words --------------------------------------------------------------------------------
@@ -23,21 +23,21 @@ BOXED = ("--in-paint", "9,4,17,13")
     [
         ((), "say one of --in-paint BOX, --out-paint BOX, --mask FILE, --super-resolve"),
         ((*BOXED, "--super-resolve"), "--super-resolve, not --in-paint and --super-resolve"),
-        (("--in-paint", "9,4,17"), "'9,4,17': wanted left,top,right,bottom"),
+        (("--in-paint", "9,4,17"), "'9,4,17': expected left,top,right,bottom"),
         (("--in-paint", "9,4,40,13"), "reaches outside the picture, which is 27 px wide and 21"),
         (("--in-paint", "0,0,27,21"), "nothing of it would be kept"),
         (("--in-paint", "1,1,20,20"), "each of the 4 × 4 cells"),
         (("--mask", "small.png"), "the mask is 3 × 3 px, the picture 27 × 21"),
         (("--mask", "black.png"), "the mask keeps all of the picture"),
         (("--mask", "words.txt"), "words.txt: not an image"),
-        (("--super-resolve",), "has 21 px on its shorter side and the model makes 16"),
+        (("--super-resolve",), "has 21 px on its shorter side, the model's images 16"),
         ((*BOXED, "--window", "0,0,40"), "does not lie within the picture"),
         ((*BOXED, "--window", "0,0,12"), "cuts the hole"),
-        ((*BOXED, "--feather", "9"), "feather 9 px: wanted 0 to 5"),
+        ((*BOXED, "--feather", "9"), "feather 9 px: must be 0 to 5"),
         ((*BOXED, "--keep-scales", "1"), "--keep-scales with --in-paint: belongs to --super"),
         (("--super-resolve", "--feather", "1"), "there is no hole to blend into"),
         ((*BOXED, "--mask-by", "alpha"), "--mask-by with --in-paint: says how to read a --mask"),
-        ((*BOXED, "--class", "8"), "--class 8: the model knows 0 to 7"),
+        ((*BOXED, "--class", "8"), "--class 8: the model has classes 0 to 7"),
         ((*BOXED, "--guidance", "2"), "guidance 2: it pulls towards a class: say which"),
         ((*BOXED, "--class", "1", "--guidance", "1,2"), "2 values, but the model has 3 scales"),
         ((*BOXED, "--class", "1", "--guidance", "a"), "--guidance a: wanted a number, or one"),
@@ -45,7 +45,7 @@ BOXED = ("--in-paint", "9,4,17,13")
         ((*BOXED, "--name", "A b"), "name = 'A b'"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_written(
+def test_an_invalid_edit_is_refused_before_any_file_is_written(
     words, message, command, home, tmp_path
 ):
     Image.new("L", (3, 3), 255).save(tmp_path / "small.png")
@@ -57,7 +57,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
     assert not folder_of(home, "refused").exists()
 
 
-def test_a_model_that_always_knew_the_class_must_be_told_it(command, home, tmp_path):
+def test_a_model_without_class_dropout_needs_a_class(command, home, tmp_path):
     words = (picture(tmp_path), *BOXED, "--count", 1)
     said = command(*words, model="s/told")
     assert said.code == 2
@@ -68,24 +68,24 @@ def test_a_model_that_always_knew_the_class_must_be_told_it(command, home, tmp_p
     assert (said.code, "class 1, guidance 0; " in said.out) == (0, True)
 
 
-def test_a_file_that_is_no_picture_is_named(command, tmp_path):
+def test_a_file_that_is_not_an_image_is_refused_by_name(command, tmp_path):
     (tmp_path / "a.png").write_bytes(b"PNG?")
     said = command(tmp_path / "a.png", *BOXED)
     assert (said.code, "a.png: not an image format" in said.errors) == (2, True)
     assert command(tmp_path / "absent.png", *BOXED).code == 2
 
 
-def test_a_files_name_becomes_the_edits():
-    assert name_for(Path("/x/My Cat (1).JPG")) == "my-cat-1"
-    assert name_for(Path("Ünïcode ☃.png")) == "unicode"
+def test_an_edit_is_named_after_its_file():
+    assert edit_name(Path("/x/My Cat (1).JPG")) == "my-cat-1"
+    assert edit_name(Path("Ünïcode ☃.png")) == "unicode"
     with pytest.raises(ValueError, match="give --name"):
-        name_for(Path("__.png"))
+        edit_name(Path("__.png"))
 
 
 # The sheet ---------------------------------------------------------------------------------------
 
 
-def test_small_pictures_are_enlarged_pixel_for_pixel_and_large_ones_shrunk():
+def test_small_pictures_are_enlarged_by_pixel_replication_and_large_ones_shrunk():
     small, large = noise(3, 5), noise(40, 1000)
     paper = sheet([[("small", small)], [("large", large), ("small too", small)]])
     zoomed = small.repeat(26, axis=0).repeat(26, axis=1)

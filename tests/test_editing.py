@@ -1,4 +1,4 @@
-"""An edit keeps what it was not asked to change, is refused in words, and is made once."""
+"""An edit changes only the hole, reuses finished results, and refuses invalid requests."""
 
 import json
 import sys
@@ -19,7 +19,12 @@ from var_scaling.disk import DONE, read_json, write_json
 from var_scaling.experiment import ImportedModel
 from var_scaling.experiment.sample_set import Request
 from var_scaling.generation.blend import Window
-from var_scaling.generation.edit import edited, encoded, scene_to_enlarge, scene_to_paint
+from var_scaling.generation.edit import (
+    encode_square,
+    generate_edits,
+    scene_to_enlarge,
+    scene_to_paint,
+)
 from var_scaling.generation.masks import Box, box_hole
 from var_scaling.models.var.config import VarSampling
 from var_scaling.models.var.model import VAR
@@ -55,7 +60,7 @@ def models():
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, models) -> Path:
-    """A home with untrained models that pass for finished ones."""
+    """A home with untrained models that are marked as finished."""
     at = Home(tmp_path_factory.mktemp("home"))
     places = [(at.tokenizer(T.name), "tokenizer.json", T, models[1])]
     places += [(at.trial("s", one.name), "trial.json", one, models[0]) for one in TRIALS]
@@ -73,12 +78,12 @@ class Said(NamedTuple):
     code: int
     out: str
     errors: str
-    mirrored: list[str]  # addresses, one for each time
+    mirrored: list[str]  # the address of each call
 
 
 @pytest.fixture
 def command(home, tmp_path, monkeypatch, capsys):
-    """`var-scaling edit`, with the exit code and words that a user gets, in this process."""
+    """Run `var-scaling edit` in this process; returns its exit code and output."""
     monkeypatch.chdir(tmp_path)
     mirrored: list[str] = []
     monkeypatch.setattr(mirror, "mirror_model", lambda at, how, model, warn: mirrored.append(model))
@@ -106,17 +111,19 @@ BOX = Box(9, 4, 17, 13)
 
 @pytest.mark.parametrize("smooth", [False, True])
 @pytest.mark.parametrize("kind", ["in-paint", "out-paint", "super-resolve"])
-def test_the_tokens_that_are_kept_are_the_pictures_own_at_every_scale(kind, smooth, models):
+def test_kept_tokens_equal_those_of_the_picture_at_every_scale(kind, smooth, models):
     if kind == "super-resolve":
         scene = scene_to_enlarge(noise(9, 11), T)
     else:
         outpaint = kind == "out-paint"
         box = Box(4, 2, 20, 16) if outpaint else BOX
         scene = scene_to_paint(noise(21, 27), box_hole(box, 27, 21, outpaint), T, outpaint)
-    own_L = encoded(models[1], scene.square_HH3)[0]
+    own_L = encode_square(models[1], scene.square_HH3)[0]
     requests = [Request(TRIALS[0].classes, index) for index in range(3)]
     sampling = VarSampling(guidance=0.0, smooth=smooth)
-    found = list(edited(TRIALS[0].spec, *models, scene, requests, sampling, seed=0, batch=2))
+    found = list(
+        generate_edits(TRIALS[0].spec, *models, scene, requests, sampling, seed=0, batch=2)
+    )
     ids_BL = torch.cat([part.ids_BL for part in found])
     kept = torch.stack([part.all() for part in scene.keep_L.split(T.pyramid.lengths)])
     assert kept.tolist() == [True, kind == "super-resolve", False]
@@ -124,7 +131,7 @@ def test_the_tokens_that_are_kept_are_the_pictures_own_at_every_scale(kind, smoo
     assert torch.equal(ids_BL[:, scene.keep_L], own_L[scene.keep_L].expand(3, -1))
     drawn_BL = ids_BL[:, ~scene.keep_L]
     assert (drawn_BL != own_L[~scene.keep_L]).any(1).all()
-    assert len(drawn_BL.unique(dim=0)) == 3  # each result is another
+    assert len(drawn_BL.unique(dim=0)) == 3  # all results differ
 
 
 MODES = ("1", "L", "LA", "P", "RGBA", "I;16", "CMYK")
@@ -144,7 +151,7 @@ def in_mode(mode: str, path: Path) -> Path:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_outside_the_hole_each_pixel_is_the_pictures_own(mode, command, home, tmp_path):
+def test_an_edit_does_not_change_pixels_outside_the_hole(mode, command, home, tmp_path):
     path = in_mode(mode, tmp_path / ("p.tif" if mode == "CMYK" else "p.png"))
     name = f"mode-{MODES.index(mode)}"
     said = command(path, "--in-paint", "9,4,17,13", "--count", 1, "--name", name)
@@ -158,8 +165,8 @@ def test_outside_the_hole_each_pixel_is_the_pictures_own(mode, command, home, tm
     assert (shown(folder / "hole.png")[~hole] == original[~hole]).all()
 
 
-def test_an_emptied_hole_leaves_no_trace_of_what_was_in_it(home, command, tmp_path):
-    """Without --blank the encoder sees it, and hands it on in the tokens that are kept."""
+def test_with_blank_the_result_does_not_depend_on_the_content_of_the_hole(home, command, tmp_path):
+    """Without --blank the kept tokens depend on the hole, because the encoder sees it."""
     hole, one = box_hole(BOX, 27, 21), noise(21, 27)
     other = one.copy()
     other[hole] = 255 - other[hole]
@@ -181,7 +188,7 @@ def test_an_emptied_hole_leaves_no_trace_of_what_was_in_it(home, command, tmp_pa
     assert not np.array_equal(full[0].square_HH3, full[1].square_HH3)
 
 
-def test_a_small_picture_gets_detail_on_the_coarse_scales_it_speaks_for(command, home, tmp_path):
+def test_super_resolution_of_a_small_picture_keeps_its_coarse_scales(command, home, tmp_path):
     path = picture(tmp_path, 8, 10)
     for name, words, kept in (("fine", (), 2), ("coarse", ("--keep-scales", 1), 1)):
         said = command(path, "--super-resolve", "--count", 2, "--name", name, *words)
@@ -205,13 +212,11 @@ def test_a_small_picture_gets_detail_on_the_coarse_scales_it_speaks_for(command,
 
 
 def written(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """Content and time of every picture."""
+    """Content and modification time of every picture."""
     return {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in sorted(folder.glob("*.png"))}
 
 
-def test_the_same_words_again_redo_nothing_and_other_words_need_another_name(
-    command, home, tmp_path
-):
+def test_a_repeated_edit_is_reused_and_a_different_one_needs_another_name(command, home, tmp_path):
     words = (picture(tmp_path), "--in-paint", "20%,20%,60%,60%", "--class", 2, "--name", "again")
     said = command(*words)
     assert (said.code, said.mirrored) == (0, ["s/d2"])
@@ -223,7 +228,7 @@ def test_the_same_words_again_redo_nothing_and_other_words_need_another_name(
     assert "class 2, guidance 1.5; " in said.out
     assert "nothing was redone" in said.out
 
-    # What a stop left is used again; what was missing comes out the same.
+    # Existing results are reused; missing ones are made again and are equal.
     for name in (DONE, "manifest.json", "sheet.png", "generated-1.png", "kept-3.png"):
         (folder / name).unlink()
     assert "nothing was redone" not in command(*words).out
@@ -235,13 +240,13 @@ def test_the_same_words_again_redo_nothing_and_other_words_need_another_name(
         assert after[name] == before[name]
 
     for more, difference in (
-        (("--seed", 1), "seed: recorded 0, wanted 1"),
+        (("--seed", 1), "seed: recorded 0, expected 1"),
         (("--in-paint", "20%,20%,60%,50%"), "box[]: recorded"),
-        (("--top-k", 3), "sampling.top_k: recorded 900, wanted 3"),
+        (("--top-k", 3), "sampling.top_k: recorded 900, expected 3"),
     ):
         said = command(*words, *more)
         assert said.code == 3
-        assert "already the home of another edit" in said.errors
+        assert "already belongs to a different edit" in said.errors
         assert difference.replace("[]", "") in said.errors
     picture(tmp_path, seed=5)
     assert "image_sha256" in command(*words).errors
@@ -253,7 +258,7 @@ def boxed(command, tmp_path, name: str, *more: object, box: str = "9,4,17,13") -
 
 
 @pytest.mark.parametrize("lost", ["sheet.png", "hole.png", "manifest.json", "kept-1.png"])
-def test_what_is_lost_of_a_finished_edit_is_made_again(lost, command, home, tmp_path):
+def test_lost_files_of_a_finished_edit_are_made_again(lost, command, home, tmp_path):
     name = f"lost-{lost.partition('.')[0]}"
     assert boxed(command, tmp_path, name).code == 0
     folder = folder_of(home, name)
@@ -265,9 +270,7 @@ def test_what_is_lost_of_a_finished_edit_is_made_again(lost, command, home, tmp_
     assert "nothing was redone" in boxed(command, tmp_path, name).out
 
 
-def test_pictures_of_another_edit_or_damaged_ones_are_never_taken_for_this_ones(
-    command, home, tmp_path
-):
+def test_pictures_that_are_damaged_or_of_another_edit_are_never_reused(command, home, tmp_path):
     assert boxed(command, tmp_path, "true").code == 0
     assert boxed(command, tmp_path, "false", box="4,4,12,12").code == 0
     folder = folder_of(home, "false")
@@ -280,24 +283,24 @@ def test_pictures_of_another_edit_or_damaged_ones_are_never_taken_for_this_ones(
         for name in (f"generated-{index}.png", f"kept-{index}.png"):
             wanted = (folder_of(home, "true") / name).read_bytes()
             assert (folder / name).read_bytes() == wanted
-            # Torn, or a bit turned over at the same length.
+            # Truncated, or one bit flipped.
             for broken in (wanted[:50], wanted[:-20] + bytes([wanted[-20] ^ 1]) + wanted[-19:]):
                 (folder / name).write_bytes(broken)
                 assert boxed(command, tmp_path, "false").code == 0
                 assert (folder / name).read_bytes() == wanted
 
 
-def test_an_edit_that_failed_before_its_first_result_does_not_keep_the_name(
+def test_an_edit_that_failed_before_its_first_result_does_not_reserve_its_name(
     command, home, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as failing:
-        failing.setattr("pipelines.editing.edit.edited", lambda *told: [][0])
+        failing.setattr("pipelines.editing.edit.generate_edits", lambda *told: [][0])
         with pytest.raises(IndexError):
             boxed(command, tmp_path, "failed", "--class", 1)
     assert boxed(command, tmp_path, "failed", "--class", 2).code == 0
     assert read_json(folder_of(home, "failed") / "edit.json")["label"] == 2
     assert boxed(command, tmp_path, "failed", "--class", 1).code == 3
-    # What cannot be loaded claims nothing.
+    # A model that cannot be loaded does not reserve the name.
     weights = home / "s" / "told" / "weights.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -308,12 +311,14 @@ def test_an_edit_that_failed_before_its_first_result_does_not_keep_the_name(
     assert not (folder_of(home, "unloaded", "s/told") / "edit.json").exists()
 
 
-def test_more_results_go_on_with_those_that_are_there(command, home, tmp_path, monkeypatch):
+def test_a_larger_count_adds_to_the_existing_results(command, home, tmp_path, monkeypatch):
     assert boxed(command, tmp_path, "more").code == 0
     folder = folder_of(home, "more")
     before = written(folder)
-    with monkeypatch.context() as failing:  # a larger count is no more than a wish
-        failing.setattr("pipelines.editing.edit.edited", lambda *told: [][0])
+    with (
+        monkeypatch.context() as failing
+    ):  # a larger count that failed does not invalidate the results
+        failing.setattr("pipelines.editing.edit.generate_edits", lambda *told: [][0])
         with pytest.raises(IndexError):
             boxed(command, tmp_path, "more", "--count", 300)
     assert boxed(command, tmp_path, "more", "--count", 3).code == 0
@@ -328,7 +333,7 @@ def test_more_results_go_on_with_those_that_are_there(command, home, tmp_path, m
     )  # fmt: skip
 
 
-def test_what_a_small_picture_has_beside_its_square_is_said_to_be_left_out(command, tmp_path):
+def test_the_part_of_a_small_picture_outside_its_square_is_reported(command, tmp_path):
     words = (picture(tmp_path, 8, 16), "--super-resolve", "--count", 1, "--name")
     said = command(*words, "oblong")
     assert "sees 8 × 8 px from x 4, y 0: 50% of the picture lies outside" in said.errors
@@ -336,7 +341,7 @@ def test_what_a_small_picture_has_beside_its_square_is_said_to_be_left_out(comma
     assert command(*words, "asked", "--window", "0,0,8").errors == ""
 
 
-def test_the_manifest_tells_what_was_asked_and_of_which_weights(command, home, tmp_path):
+def test_the_manifest_records_the_request_and_the_weights(command, home, tmp_path):
     mask = np.zeros((21, 27), np.uint8)
     mask[4:13, 9:17] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
@@ -351,17 +356,17 @@ def test_the_manifest_tells_what_was_asked_and_of_which_weights(command, home, t
     assert edit["image_sha256"] == file_sha256(tmp_path / "picture.png")
     assert edit["mask_sha256"] == file_sha256(tmp_path / "mask.png")
     assert edit["weights_sha256"] == file_sha256(home / "s" / "d2" / "weights.safetensors")
-    assert edit["window"] == [2, 0, 21]  # the largest square, the hole in its middle
+    assert edit["window"] == [2, 0, 21]  # the largest square with the hole at its centre
     assert told["images"] == [{"index": 0, "class": 0, "files": ["generated-0.png", "kept-0.png"]}]
     assert told["hole"]["shown_to_encoder"] is True
-    # A box of the same pixels comes to the same images.
+    # A box of the same pixels gives the same images.
     boxed = ("--in-paint", "9,4,17,13", "--count", 1, "--class", 0, "--name", "boxed")
     assert command(tmp_path / "picture.png", *boxed).code == 0
     for file in ("generated-0.png", "kept-0.png"):
         assert (folder_of(home, "boxed") / file).read_bytes() == (folder / file).read_bytes()
 
 
-def test_what_the_model_does_not_see_stays_and_is_said(command, home, tmp_path):
+def test_the_part_outside_the_window_is_unchanged_and_reported(command, home, tmp_path):
     words = ("--out-paint", "0,5,20,15", "--window", "0,0,16", "--count", 1, "--name", "part")
     said = command(picture(tmp_path), *words)
     assert said.code == 0
@@ -369,13 +374,13 @@ def test_what_the_model_does_not_see_stays_and_is_said(command, home, tmp_path):
     folder = folder_of(home, "part")
     changed = (shown(folder / "kept-0.png") != shown(folder / "original.png")).any(2)
     unseen = np.ones((21, 27), bool)
-    Window(0, 0, 16).of(unseen)[:] = False
+    Window(0, 0, 16).crop(unseen)[:] = False
     assert not changed[unseen].any()
     assert not changed[5:15, :16].any()
     assert changed[:4, :16].mean() > 0.8
 
 
-def test_an_imported_model_edits_too(command, home, tmp_path):
+def test_an_imported_model_can_edit(command, home, tmp_path):
     words = (picture(tmp_path), "--out-paint", "4,2,20,16", "--count", 1, "--name", "too")
     said = command(*words, model="imported/it")
     assert said.code == 0, said.errors

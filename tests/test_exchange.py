@@ -1,4 +1,4 @@
-"""Released weights come in checked, to the last name, and go out as they came; nothing is run."""
+"""Import checks every name of released weights, export reproduces them, and no code is run."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ from var_scaling.weights import WeightsError
     ],
     ids=["adaln in each block", "shared adaln", "plain attention"],
 )
-def test_in_out_and_in_again_is_the_identity(model, files, tmp_path, vqvae_state):
+def test_import_export_import_is_the_identity(model, files, tmp_path, vqvae_state):
     torch.save(var_state(model), files[1])
     found = bring(tmp_path / "a", *files)
     assert found.tokenizer.model_copy(update={"name": "small", "sha256": "0" * 64}) == SMALL
@@ -42,7 +42,7 @@ def test_in_out_and_in_again_is_the_identity(model, files, tmp_path, vqvae_state
         assert first.read_bytes() == second.read_bytes()
 
 
-def test_a_checkpoint_of_the_released_trainer_holds_both(files, tmp_path, vqvae_state):
+def test_a_checkpoint_of_the_released_trainer_has_var_and_vqvae(files, tmp_path, vqvae_state):
     model = VarModel(depth=2, width_per_depth=8)
     whole = {"epoch": 3, "trainer": {"vae_local": vqvae_state, "var_wo_ddp": var_state(model)}}
     torch.save(whole, tmp_path / "ar-ckpt-best.pth")
@@ -50,7 +50,7 @@ def test_a_checkpoint_of_the_released_trainer_holds_both(files, tmp_path, vqvae_
     assert (found.tokenizer.codebook_size, found.model.model.depth) == (16, 2)
 
 
-def test_a_second_model_uses_the_tokenizer_that_is_here(files, tmp_path):
+def test_a_second_imported_model_uses_the_existing_tokenizer(files, tmp_path):
     home = tmp_path / "home"
     first = bring(home, *files, name="one")
     torch.save(var_state(VarModel(depth=3, width_per_depth=8)), files[1])
@@ -60,7 +60,7 @@ def test_a_second_model_uses_the_tokenizer_that_is_here(files, tmp_path):
     assert [path.name for path in (home / "tokenizers").iterdir()] == ["one"]
     assert bring(home, *files, name="two").model == second.model  # again: nothing changes
     torch.save(var_state(VarModel(depth=4, width_per_depth=8)), files[1])
-    with pytest.raises(ConfigMismatchError, match=r"model.depth: recorded 3, wanted 4"):
+    with pytest.raises(ConfigMismatchError, match=r"model.depth: recorded 3, expected 4"):
         bring(home, *files, name="two")
 
 
@@ -74,7 +74,7 @@ def test_a_second_model_uses_the_tokenizer_that_is_here(files, tmp_path):
         ({"encoder.extra": torch.ones(1)}, "1 not known: encoder.extra"),
         (
             {"decoder.conv_in.weight": torch.ones(128, 4, 1, 1)},
-            r"of another shape: decoder.conv_in.weight \(128, 4, 1, 1\), wanted \(128, 4, 3, 3\)",
+            r"of another shape: decoder.conv_in.weight \(128, 4, 1, 1\), expected \(128, 4, 3, 3\)",
         ),
         (
             {"quant_conv.bias": torch.ones(4).double()},
@@ -105,9 +105,9 @@ def test_every_wrong_name_and_shape_is_listed(change, message, files, tmp_path, 
     assert not (tmp_path / "home").exists()
 
 
-def test_a_var_that_does_not_fit_is_refused(files, tmp_path):
+def test_a_var_that_does_not_fit_its_tokenizer_is_refused(files, tmp_path):
     home = tmp_path / "home"
-    with pytest.raises(WeightsError, match="no VQVAE among them"):
+    with pytest.raises(WeightsError, match="no VQVAE in these files"):
         bring(home, files[1])
     with pytest.raises(WeightsError, match="each holds a VQVAE"):
         bring(home, files[0], files[0])
@@ -120,18 +120,18 @@ def test_a_var_that_does_not_fit_is_refused(files, tmp_path):
     bare = var_state(VarModel(depth=2, width_per_depth=8))
     del bare["lvl_1L"]
     torch.save(bare, files[1])
-    with pytest.raises(WeightsError, match="does not tell its scales' sides; give --sides"):
+    with pytest.raises(WeightsError, match="does not record the sides of its scales; give --sides"):
         bring(home, *files)
     assert not home.exists()
     assert bring(home, *files, patch_nums=(1, 2)).model.tokenizer.pyramid.patch_nums == (1, 2)
 
 
-def test_only_what_the_released_code_can_hold_goes_out(tmp_path):
+def test_only_models_that_the_released_code_supports_are_exported(tmp_path):
     with pytest.raises(WeightsError, match="norm_groups = 1, channels = 8; the released"):
         published.released_tokenizer_state(tokenizer(), {})
-    with pytest.raises(ValueError, match="nothing finished is here"):
+    with pytest.raises(ValueError, match="no finished model or tokenizer in this folder"):
         export_released(Home(tmp_path), "imported/x", tmp_path / "x.pth")
-    with pytest.raises(ValueError, match="name it as SWEEP/TRIAL"):
+    with pytest.raises(ValueError, match="an address is SWEEP/TRIAL"):
         export_released(Home(tmp_path), "../x", tmp_path / "x.pth")
 
 
@@ -148,7 +148,9 @@ def test_only_what_the_released_code_can_hold_goes_out(tmp_path):
 )
 def test_a_sidecar_that_would_change_the_model_is_refused(change, files, tmp_path):
     torch.save({**var_state(VarModel(depth=2, width_per_depth=8)), **change}, files[1])
-    with pytest.raises(WeightsError, match=r"not what follows|not known: foo|lvl_1L does"):
+    with pytest.raises(
+        WeightsError, match=r"other values than the sizes|not known: foo|lvl_1L does"
+    ):
         bring(tmp_path / "home", *files)
 
 
@@ -166,7 +168,7 @@ def test_a_sidecar_that_would_change_the_model_is_refused(change, files, tmp_pat
     ],
     ids=["key", "trainer", "sparse", "huge", "scalar", "hits", "flat", "wrapped"],
 )
-def test_odd_contents_are_weights_errors_not_tracebacks(content, files, tmp_path):
+def test_invalid_contents_raise_weights_errors(content, files, tmp_path):
     torch.save(content, tmp_path / "odd.pth")
     with pytest.raises(WeightsError):
         bring(tmp_path / "home", tmp_path / "odd.pth")
@@ -174,24 +176,24 @@ def test_odd_contents_are_weights_errors_not_tracebacks(content, files, tmp_path
         bring(tmp_path / "home", files[0], tmp_path / "odd.pth")
 
 
-def test_a_vqvae_that_counted_other_scales_comes_in_with_those_of_its_var(files, tmp_path):
+def test_a_vqvae_is_imported_with_the_scales_of_its_var(files, tmp_path):
     state = torch.load(files[0], weights_only=True)
     torch.save({**state, "quantize.ema_vocab_hit_SV": torch.zeros(10, 16)}, files[0])
     assert bring(tmp_path / "home", *files).tokenizer.pyramid.patch_nums == (1, 2)
 
 
-def test_tied_tensors_come_in_and_a_failed_import_leaves_its_name_free(files, tmp_path):
+def test_tied_tensors_are_imported_and_a_failed_import_does_not_reserve_its_name(files, tmp_path):
     state = var_state(VarModel(depth=2, width_per_depth=8))
     state["blocks.1.attn.q_bias"] = state["blocks.0.attn.q_bias"]
     torch.save(state, files[1])
     bring(tmp_path / "home", *files)
     folder = tmp_path / "home" / "imported" / "it"
-    (folder / DONE).unlink()  # as if killed before the mark
+    (folder / DONE).unlink()  # as if the process was killed before it wrote the done file
     torch.save(var_state(VarModel(depth=3, width_per_depth=8)), files[1])
     assert bring(tmp_path / "home", *files).model.model.depth == 3
     assert read_generator(folder).model.depth == 3
 
 
-def test_a_name_that_is_no_name_is_refused_before_anything_is_read(tmp_path):
+def test_an_invalid_name_is_refused_before_any_file_is_read(tmp_path):
     with pytest.raises(ValueError, match=r"--as \.\./x: a name is of"):
         bring(tmp_path / "home", tmp_path / "absent.pth", name="../x")

@@ -1,4 +1,4 @@
-"""VAR, AR and DiT through the whole program: the same commands, the same promises."""
+"""VAR, AR and DiT in all commands, with the same guarantees."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from analysis.study import studies, study
 from analysis.table.table import Table, check
 from pipelines.cli.main import main
 from pipelines.evaluation.throughput import sampling_columns
-from pipelines.planning.targets import like_target
+from pipelines.planning.targets import comparable_models
 from var_scaling.disk import read_json, write_json
 from var_scaling.experiment import Sweep
 from var_scaling.experiment.scoring import Scoring
@@ -33,7 +33,7 @@ from var_scaling.models.dit.config import DitModel, DitSampling, tiny_dit
 from var_scaling.tokenizer.cache import LatentStatistics, TokenCache, latent_statistics
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.training.loop import Interrupted
-from var_scaling.training.trial import Trained, train
+from var_scaling.training.trial import TrainedModel, train
 from var_scaling.training.world import World
 
 HERE = Path(__file__).parent
@@ -66,10 +66,10 @@ def cache_of(t, images: int, seed: int, features: bool = False) -> TokenCache:
     return TokenCache(tokens, np.arange(images) % 8, 1, {"latents": latents})
 
 
-def trained(folder: Path, name: str, poll_signal=lambda done: 0, world=None) -> Trained:
+def trained(folder: Path, name: str, poll_signal=lambda done: 0, world=None) -> TrainedModel:
     trial, log = TRAINED[name], MetricsLog(folder / "metrics.jsonl")
     quantizer = MultiScaleVQVAE(trial.tokenizer).quantize.requires_grad_(False)
-    features = trial.family.reads(trial.model) == "features"
+    features = trial.family.cache_kind(trial.model) == "features"
     caches = (cache_of(trial.tokenizer, n, n, features) for n in (50, 40))
     try:
         words = (folder / "checkpoint", log, 1e9, poll_signal, world or World())
@@ -78,7 +78,7 @@ def trained(folder: Path, name: str, poll_signal=lambda done: 0, world=None) -> 
         log.close()
 
 
-def same(one: Trained, other: Trained) -> bool:
+def same(one: TrainedModel, other: TrainedModel) -> bool:
     pairs = [(one.model, other.model)]
     if one.raw is not None:
         pairs.append((one.raw, other.raw))
@@ -90,7 +90,7 @@ def same(one: Trained, other: Trained) -> bool:
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_an_interrupted_training_ends_bitwise_where_an_undisturbed_one_does(name, tmp_path):
+def test_a_resumed_training_ends_bitwise_equal_for_each_family(name, tmp_path):
     whole = trained(tmp_path / "whole", name)
     for _ in range(2):
         with pytest.raises(Interrupted):
@@ -119,7 +119,7 @@ distributed.leave(world)
 """
 
 
-def test_two_processes_train_what_one_does(tmp_path):
+def test_training_with_two_processes_equals_training_with_one(tmp_path):
     """The same rows and the same noise; numbers equal to rounding."""
     env = {**os.environ, "PYTHONPATH": str(HERE)}
     workers = [
@@ -136,7 +136,7 @@ def test_two_processes_train_what_one_does(tmp_path):
         ranks = [load_file(tmp_path / f"rank{rank}" / f"{name}.safetensors") for rank in (0, 1)]
         for key, value in alone.model.state_dict().items():
             assert torch.equal(ranks[0][key], ranks[1][key])
-            if key.endswith("qkv.bias"):  # a key's has no gradient but rounding
+            if key.endswith("qkv.bias"):  # the bias of keys has a gradient of 0 up to rounding
                 continue
             torch.testing.assert_close(ranks[0][key], value, rtol=1e-3, atol=2e-4, msg=key)
         mine = read_metrics(tmp_path / "alone" / name / "metrics.jsonl")[-1]
@@ -144,14 +144,14 @@ def test_two_processes_train_what_one_does(tmp_path):
         assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-4)
 
 
-def test_the_average_is_that_of_the_weights_of_every_step(tmp_path):
-    """Kept by hand: the decay grows to its limit, as for a tokenizer."""
+def test_the_weight_average_includes_the_weights_of_every_step(tmp_path):
+    """Computed by hand: the decay rises to its limit, as for a tokenizer."""
     found = trained(tmp_path, "averaged var")
     assert found.raw is not None
-    assert not same(Trained(found.model), Trained(found.raw))
+    assert not same(TrainedModel(found.model), TrainedModel(found.raw))
     last = read_metrics(tmp_path / "metrics.jsonl")[-1]
     assert last["loss_raw"] != last["loss"]
-    # With an average that follows at once, the two are one.
+    # With a decay of 0 the average equals the last weights.
     micro_batch_size = TRAINED["averaged var"].model_copy(update={"weight_average": 1e-9})
     log = MetricsLog(tmp_path / "once.jsonl")
     quantizer = MultiScaleVQVAE(MULTI_SCALE).quantize.requires_grad_(False)
@@ -164,13 +164,13 @@ def test_the_average_is_that_of_the_weights_of_every_step(tmp_path):
     for name, value in one.model.state_dict().items():
         torch.testing.assert_close(value, one.raw.state_dict()[name])
     plain = trained(tmp_path / "plain", "var-d2")
-    assert same(Trained(one.raw), plain)  # an average changes no step
+    assert same(TrainedModel(one.raw), plain)  # averaging does not change training
 
 
 # Tokenizers ---------------------------------------------------------------------------------------
 
 
-def test_a_second_residual_code_brings_the_grid_nearer():
+def test_a_second_residual_code_reduces_the_error_of_the_grid():
     vqvae = MultiScaleVQVAE(RESIDUAL, seed=0).requires_grad_(False)
     vqvae.quantize.embedding.weight.copy_(
         0.3 * torch.randn(RESIDUAL.codebook_size, RESIDUAL.code_channels)
@@ -179,7 +179,9 @@ def test_a_second_residual_code_brings_the_grid_nearer():
     ids_BL = vqvae.quantize.encode(f_BCHH)
     assert ids_BL.shape == (20, 32)
     one, two = (
-        vqvae.quantize.grow(vqvae.quantize.blank(20), vqvae.quantize.scales_of(ids_BL)[0], 0),
+        vqvae.quantize.add_tokens(
+            vqvae.quantize.empty_grid(20), vqvae.quantize.scales_of(ids_BL)[0], 0
+        ),
         vqvae.quantize.decode(ids_BL),
     )
     assert (two - f_BCHH).square().mean() < 0.8 * (one - f_BCHH).square().mean()
@@ -189,7 +191,7 @@ def test_a_second_residual_code_brings_the_grid_nearer():
 
 
 def command(*words: object) -> subprocess.CompletedProcess:
-    """In a process of its own."""
+    """Run a command in a separate process."""
     return subprocess.run(
         [sys.executable, "-m", "pipelines.cli.main", *map(str, words)],
         capture_output=True, text=True, timeout=300,
@@ -199,7 +201,7 @@ def command(*words: object) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    """Where `run` has trained all of the sweep."""
+    """A home in which `run` has trained the sweep."""
     home = tmp_path_factory.mktemp("three") / "runs"
     done = command("run", HERE / "three_families.py", "--home", home)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -207,7 +209,7 @@ def home(tmp_path_factory) -> Path:
 
 
 def called(capsys, monkeypatch, *words: object) -> tuple[int, str]:
-    """In this process."""
+    """Run a command in this process."""
     monkeypatch.setattr(sys, "argv", ["var-scaling", *map(str, words)])
     with pytest.raises(SystemExit) as left:
         main()
@@ -215,7 +217,7 @@ def called(capsys, monkeypatch, *words: object) -> tuple[int, str]:
     return int(left.value.code or 0), said.out + said.err
 
 
-def test_run_leaves_a_row_of_each_family_and_no_score_that_it_lacks(home):
+def test_run_writes_a_row_for_each_family_with_only_its_own_scores(home):
     rows = pd.read_parquet(home / "three" / "results.parquet")
     assert (rows.status == "done").all()
     ends = rows[rows.step == rows.steps].set_index("trial")
@@ -233,7 +235,7 @@ def test_run_leaves_a_row_of_each_family_and_no_score_that_it_lacks(home):
     assert ends.loc["dit-d1"].val_images * 8 >= ends.loc["var-d1"].val_images
 
 
-def test_each_family_has_laws_of_its_own(home):
+def test_separate_laws_are_fitted_for_each_family_and_loss(home):
     laws = read_json(home / "three" / "laws.json")
     dits = [f"dit, squared error of velocity{of}" for of in ("", " of features")]
     assert list(laws["groups"]) == ["var", "ar, one-scale", "ar, residual", *dits]
@@ -246,7 +248,7 @@ def test_each_family_has_laws_of_its_own(home):
 
 
 @pytest.mark.parametrize("name", ["var-d2", "ar-d2", "residual-d2", "dit-d2", "features-d2"])
-def test_evaluate_gives_the_score_of_the_training(name, home, capsys, monkeypatch):
+def test_evaluate_reproduces_the_final_score_of_training(name, home, capsys, monkeypatch):
     code, said = called(capsys, monkeypatch, "evaluate", f"three/{name}", "--home", home, "--json")
     assert code == 0, said
     trained_to = read_metrics(home / "three" / name / "metrics.jsonl")[-1]
@@ -262,7 +264,7 @@ def test_evaluate_gives_the_score_of_the_training(name, home, capsys, monkeypatc
 
 
 @pytest.mark.parametrize("name", ["ar-d2", "residual-d2", "dit-d2", "features-d2"])
-def test_sample_strips_and_distance(name, home, capsys, monkeypatch):
+def test_each_family_has_samples_strips_and_a_distance(name, home, capsys, monkeypatch):
     words = ("--home", home, "--classes", "0-3", "--count", 3)
     code, said = called(capsys, monkeypatch, "sample", f"three/{name}", *words, "--strips", 2)
     assert code == 0, said
@@ -275,7 +277,7 @@ def test_sample_strips_and_distance(name, home, capsys, monkeypatch):
     assert code == 0, said
 
 
-def test_a_family_has_its_own_settings(home, capsys, monkeypatch):
+def test_sample_uses_the_settings_of_each_family(home, capsys, monkeypatch):
     words = ("--home", home, "--classes", "0", "--count", 1, "--name", "few")
     code, said = called(
         capsys, monkeypatch, "sample", "three/dit-d1", *words, "--set", "steps=3",
@@ -301,11 +303,11 @@ def test_raw_weights_are_sampled_too(home, capsys, monkeypatch):
     assert record["weights_sha256"] == read_json(folder / "done.json")["raw_weights_sha256"]
     code, said = called(capsys, monkeypatch, "sample", "three/ar-d1", *words)
     assert code == 2
-    assert "has no raw weights beside its own" in said
+    assert "has no raw weights, because it was not trained with weight_average" in said
 
 
 @pytest.mark.parametrize("name", ["ar-d1", "dit-d1"])
-def test_speed(name, home, capsys, monkeypatch):
+def test_speed_times_each_family(name, home, capsys, monkeypatch):
     words = ("--home", home, "--seconds", 0.01, "--batches", 1, "--micro-batches", 4)
     more = ("--set", "steps=2") if name.startswith("dit") else ()
     code, said = called(capsys, monkeypatch, "speed", f"three/{name}", *words, *more, "--json")
@@ -355,13 +357,15 @@ def test_a_sweep_draws_and_scores_samples_of_its_trials(home):
     assert rows.averaged["dit-d1", "plain"]
     assert rows.settings["dit-d2", "few"] == "guidance 0.5, steps 2"
     steps = rows.sampling_flops["dit-d2", "plain"] / rows.sampling_flops["dit-d2", "few"]
-    assert steps == pytest.approx(5 / (2 * 2))  # guided: two passes a step
+    assert steps == pytest.approx(5 / (2 * 2))  # guided: two passes per step
     page = (home / "three" / "report" / "index.html").read_text()
     assert "Samples “plain, seeded network”" in page
     assert "By the condition “plain, classifier network”" in page
-    assert "plain, last weights, classifier network" not in page  # drawn for the seeded one alone
+    assert (
+        "plain, last weights, classifier network" not in page
+    )  # drawn by the stage of the seeded extractor only
     assert "plain, last weights, seeded network" in page
-    assert "Samples “few" not in page  # of one arm there is nothing to compare
+    assert "Samples “few" not in page  # one arm cannot be compared
     assert "No multiplier of compute: no size was run with several seeds" in page
     report = home / "three" / "report"
     assert (report / "families_plain-seeded-network.png").exists()
@@ -378,8 +382,8 @@ def test_a_sweep_draws_and_scores_samples_of_its_trials(home):
 
 
 @pytest.mark.slow
-def test_a_comparison_cut_short_is_partial_and_ends_as_an_undisturbed_one(home, tmp_path):
-    """What a stop during the scores leaves: some are there, one set is half drawn, one is not."""
+def test_an_interrupted_comparison_is_partial_and_resumes_to_the_same_result(home, tmp_path):
+    """After an interruption some scores exist, one set is half drawn and one is missing."""
     again = tmp_path / "runs"
     shutil.copytree(home, again, ignore=shutil.ignore_patterns("speed.json"))  # of other tests
     trials_there = again / "three"
@@ -403,20 +407,20 @@ def test_a_comparison_cut_short_is_partial_and_ends_as_an_undisturbed_one(home, 
 @pytest.mark.parametrize(
     ("scorings", "words"),
     [
-        ((Scoring(name="a", sampling=PLAIN, count=1),) * 2, "a, a: each needs a name of its own"),
+        ((Scoring(name="a", sampling=PLAIN, count=1),) * 2, "a, a: names must be unique"),
         (
             (Scoring(name="a", sampling=PLAIN, count=1, only=("d9",)),),
-            "a is only of d9: no trial",
+            "a: only: no trial is named d9",
         ),
     ],
 )
-def test_scorings_that_cannot_be_are_refused(scorings, words):
+def test_invalid_scorings_are_refused(scorings, words):
     with pytest.raises(ValueError, match=words):
         Sweep(name="s", question="?", trials=trials(1), scorings=scorings)
 
 
 def test_a_scoring_has_one_record_for_each_family():
-    with pytest.raises(ValueError, match="var, var: one of each family"):
+    with pytest.raises(ValueError, match="var, var: at most one for each family"):
         Scoring(name="a", sampling=(PLAIN[0], PLAIN[0]), count=1)
 
 
@@ -424,7 +428,7 @@ def test_a_scoring_has_one_record_for_each_family():
 
 
 @pytest.mark.parametrize("name", ["ar-d1", "dit-d1"])
-def test_an_edit_is_refused_in_words(name, home, capsys, monkeypatch, tmp_path):
+def test_an_edit_with_ar_or_dit_is_refused(name, home, capsys, monkeypatch, tmp_path):
     Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
     code, said = called(
         capsys, monkeypatch, "edit", f"three/{name}", tmp_path / "a.png", "--in-paint", "2,2,8,8",
@@ -435,9 +439,7 @@ def test_an_edit_is_refused_in_words(name, home, capsys, monkeypatch, tmp_path):
     assert name.split("-")[0] in said
 
 
-def test_guidance_of_a_model_that_always_had_a_class_is_refused(
-    home, capsys, monkeypatch, tmp_path
-):
+def test_guidance_of_a_model_without_class_dropout_is_refused(home, capsys, monkeypatch, tmp_path):
     runs = shutil.copytree(home, tmp_path / "runs")
     record = runs / "three" / "dit-d1" / "trial.json"
     write_json(record, {**read_json(record), "class_dropout_prob": 0.0})
@@ -451,7 +453,7 @@ def test_guidance_of_a_model_that_always_had_a_class_is_refused(
     assert "label_drop = 0" in said
 
 
-def test_a_dit_on_tokens_of_an_earlier_version_says_what_to_do(tmp_path):
+def test_a_dit_on_tokens_of_an_earlier_version_is_refused_with_advice(tmp_path):
     trial, cache = family_trial("dit", tiny_dit(1), MULTI_SCALE), cache_of(MULTI_SCALE, 16, 0)
     quantizer = MultiScaleVQVAE(MULTI_SCALE).quantize
     old = TokenCache(cache.tokens, cache.labels, 1, {})
@@ -460,7 +462,7 @@ def test_a_dit_on_tokens_of_an_earlier_version_says_what_to_do(tmp_path):
         train(trial, quantizer, old, old, *words)
 
 
-def test_latent_statistics_are_those_of_the_decoded_tokens(home):
+def test_latent_statistics_equal_those_of_the_decoded_tokens(home):
     folder = home / "tokens" / MULTI_SCALE.name / "leaves-train"
     noted = latent_statistics(read_json(folder / "manifest.json"))
     assert isinstance(noted, LatentStatistics)
@@ -499,7 +501,7 @@ def table_of(**columns) -> Table:
     return check(rows.assign(**columns))
 
 
-def test_rows_are_grouped_by_what_their_losses_are_of():
+def test_rows_are_grouped_by_family_tokenizer_and_data():
     assert list(table_of().groups) == [""]
     assert list(table_of(family="var", tokenizer="a").groups) == [""]
     halves = ["var"] * 4 + ["dit"] * 4
@@ -508,7 +510,7 @@ def test_rows_are_grouped_by_what_their_losses_are_of():
     assert {label: len(part.rows) for label, part in found.items()} == {
         "var": 4, "dit, b": 2, "dit, c": 2,
     }  # fmt: skip
-    # One unit of the loss more is one group more.
+    # Another unit of the loss makes another group.
     units = ["nats/token"] * 4 + ["squared error"] * 4
     assert list(table_of(family="dit", loss_unit=units).groups) == [
         "dit, nats/token", "dit, squared error",
@@ -517,9 +519,7 @@ def test_rows_are_grouped_by_what_their_losses_are_of():
 
 def test_no_law_is_fitted_to_several_families():
     mixed = table_of(family=["var"] * 4 + ["dit"] * 4)
-    with pytest.raises(
-        ValueError, match="2 groups whose losses are no points of one law: var; dit"
-    ):
+    with pytest.raises(ValueError, match="2 groups whose losses do not follow one law: var; dit"):
         study(mixed)
     each = studies(mixed)
     assert list(each) == ["var", "dit"]
@@ -528,18 +528,18 @@ def test_no_law_is_fitted_to_several_families():
     ]  # fmt: skip
 
 
-def test_a_forecast_rests_on_runs_of_the_targets_family():
+def test_a_forecast_uses_only_runs_of_the_family_of_its_target():
     things = [*trials(1), *trials(2)]
     target = family_trial("ar", ArModel(depth=5, width_per_depth=8), ONE_SCALE)
-    assert [one.name for one in like_target(things, target)] == ["ar-d1", "ar-d2"]
+    assert [one.name for one in comparable_models(things, target)] == ["ar-d1", "ar-d2"]
     others = [one for one in things if one.model.family == "dit"]
     with pytest.raises(
         ValueError, match="ar-d5 is of the family ar, and the finished runs are dit"
     ):
-        like_target(others, target)
+        comparable_models(others, target)
 
 
-def test_the_best_rate_of_each_size_and_whether_it_is_at_the_edge():
+def test_the_best_learning_rate_of_each_size_is_marked_if_at_the_edge():
     losses = {(1000.0, 0.1): 3.0, (1000.0, 0.2): 2.0, (1000.0, 0.4): 2.5, (8000.0, 0.1): 1.5,
               (8000.0, 0.2): 1.6, (8000.0, 0.4): 1.7}  # fmt: skip
     sizes, rates = zip(*losses, strict=True)

@@ -1,4 +1,4 @@
-"""A family of a user's own, in one module: every command takes it, in other processes too.
+"""A user-defined family in one module: every command supports it, also in other processes.
 
 The module is this file. The model is a unigram: at each position a table of logits over the codes,
 for each class. It has neither attention nor scales, and draws all tokens at once.
@@ -20,11 +20,11 @@ from conftest import images, tokenizer
 from torch import nn
 
 from pipelines.cli.main import main
-from pipelines.workspace.modules import copy_into, fingerprint, sources
+from pipelines.workspace.modules import copy_modules, fingerprint, user_modules
 from pipelines.workspace.sweeps import SweepError, find_sweep
 from var_scaling.experiment import Sweep, Trial
 from var_scaling.models.base import Frame, ModelFamily, ModelRecord, SamplingRecord, Validation
-from var_scaling.models.logits import chosen
+from var_scaling.models.logits import sample_ids
 from var_scaling.models.registry import family_named
 from var_scaling.recipe import Optimiser
 
@@ -33,7 +33,7 @@ from var_scaling.recipe import Optimiser
 
 class UnigramModel(ModelRecord):
     family: Literal["test_family"] = "test_family"
-    rank: int = 4  # of the logits: class and position vectors of so many channels
+    rank: int = 4  # rank of the logits: channels of the class and position vectors
 
     @property
     def width(self) -> int:
@@ -96,7 +96,7 @@ class UnigramFamily(ModelFamily[UnigramModel, UnigramSampling]):
         return 4 * images * self.sequence_length(spec) * spec.tokenizer.codebook_size
 
     def validation(self, spec):
-        scores = ("loss", "error", "top5")  # the last has no column of the results table
+        scores = ("loss", "error", "top5")  # the last one has no column in the results table
         return Validation("nats/token", ("all",), (self.sequence_length(spec),), scores)
 
     def frames(self, spec, sampling):
@@ -120,7 +120,7 @@ class UnigramFamily(ModelFamily[UnigramModel, UnigramSampling]):
 
     def sample(self, spec, network, quantizer, labels_B, sampling, draws, kept=None):
         logits_BLV = network(labels_B).float() / sampling.temperature
-        ids_BL = chosen(logits_BLV, draws.uniform("token", 0, logits_BLV.shape[1:2]))
+        ids_BL = sample_ids(logits_BLV, draws.uniform("token", 0, logits_BLV.shape[1:2]))
         grids = [quantizer.decode(ids_1L) for ids_1L in ids_BL.split(1)]
         yield Frame(torch.cat(grids), ids_BL)
 
@@ -152,7 +152,7 @@ MINE = "from test_family import SWEEP as sweep\n"
 
 
 def command(*words: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
-    """In a process of its own."""
+    """Run a command in a separate process."""
     code = "from pipelines.cli.main import main; main()"
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, words)],
@@ -162,7 +162,7 @@ def command(*words: object, env: dict[str, str] | None = None) -> subprocess.Com
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory) -> Path:
-    """A home in which the sweep has run: trained by Ray's workers, which import this file."""
+    """A home in which the sweep was trained by Ray workers, which import this file."""
     folder = tmp_path_factory.mktemp("toy")
     (folder / "toy.py").write_text(MINE)
     here = str(Path(__file__).parent)
@@ -172,7 +172,7 @@ def toy(tmp_path_factory) -> Path:
 
 
 def called(capsys, monkeypatch, *words: object) -> tuple[int, str]:
-    """In this process."""
+    """Run a command in this process."""
     monkeypatch.setattr(sys, "argv", ["var-scaling", *map(str, words)])
     with pytest.raises(SystemExit) as left:
         main()
@@ -180,7 +180,7 @@ def called(capsys, monkeypatch, *words: object) -> tuple[int, str]:
     return int(left.value.code or 0), said.out + said.err
 
 
-def test_plan_counts_a_family_of_ones_own(toy):
+def test_plan_counts_the_flops_of_a_users_family(toy):
     code = f"""
 import sys
 sys.argv = ["var-scaling", "plan", "{toy}/toy.py", "--json"]
@@ -191,12 +191,12 @@ main()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     rows = {row["trial"]: row for row in json.loads(done.stdout)["trials"]}
-    # 8 classes and none, 21 positions; 32 codes: width 4 and 8.
+    # 8 classes and the null class, 21 positions; 32 codes: width 4 and 8.
     assert rows["u1"]["params_total"] == (9 + 21) * 4 + 5 * 32
     assert rows["u2"]["params_total"] == (9 + 21) * 8 + 9 * 32
 
 
-def test_run_leaves_results_of_the_family_and_its_losses_fall(toy):
+def test_run_writes_results_of_a_users_family_and_its_losses_fall(toy):
     rows = pd.read_parquet(toy / "runs" / "toy" / "results.parquet")
     assert set(rows.family) == {"unigram"}
     assert set(rows.status) == {"done"}
@@ -208,7 +208,7 @@ def test_run_leaves_results_of_the_family_and_its_losses_fall(toy):
     assert ends.params_attention.eq(0).all()
 
 
-def test_a_column_of_the_results_is_one_entry(toy, tmp_path):
+def test_a_new_results_column_needs_one_entry(toy, tmp_path):
     runs = shutil.copytree(toy / "runs", tmp_path / "runs")
     code = f"""
 import sys
@@ -232,7 +232,7 @@ print("found", rows.val_top5.dtype, bool((rows.val_top5 < rows.val_error).all())
     assert "val_top5" not in pd.read_parquet(toy / "runs" / "toy" / "results.parquet")
 
 
-def test_evaluate_finds_the_numbers_of_the_training(toy, capsys, monkeypatch):
+def test_evaluate_reproduces_the_scores_of_a_users_family(toy, capsys, monkeypatch):
     rows = pd.read_parquet(toy / "runs" / "toy" / "results.parquet")
     wanted = rows[(rows.step == rows.steps) & (rows.trial == "u2")].iloc[0]
     code, said = called(capsys, monkeypatch, "evaluate", "toy/u2", "--home", toy / "runs", "--json")
@@ -241,7 +241,7 @@ def test_evaluate_finds_the_numbers_of_the_training(toy, capsys, monkeypatch):
     assert scores["loss"] == pytest.approx(wanted.val_loss, rel=1e-6)
 
 
-def test_sample_draws_with_the_settings_of_the_family_and_refuses_others(toy, capsys, monkeypatch):
+def test_sample_uses_the_settings_of_the_family_and_refuses_others(toy, capsys, monkeypatch):
     words = ("sample", "toy/u1", "--home", toy / "runs", "--count", 2, "--strips", 1)
     code, said = called(capsys, monkeypatch, *words, "--temperature", "0.5")
     assert code == 0, said
@@ -265,7 +265,7 @@ def test_speed_times_the_family(toy, capsys, monkeypatch):
     assert found["training"][0]["tokens_per_second"] > 0
 
 
-def test_what_a_family_does_not_declare_is_refused_in_words(toy, capsys, monkeypatch):
+def test_commands_that_a_family_does_not_support_are_refused(toy, capsys, monkeypatch):
     picture = next((toy / "runs" / "toy").rglob("*.png"))
     words = ("edit", "toy/u1", picture, "--in-paint", "25%,25%,75%,75%", "--home", toy / "runs")
     code, said = called(capsys, monkeypatch, *words)
@@ -274,11 +274,11 @@ def test_what_a_family_does_not_declare_is_refused_in_words(toy, capsys, monkeyp
     out = toy / "out.pth"
     code, said = called(capsys, monkeypatch, "export", "toy/u1", out, "--home", toy / "runs")
     assert code == 2
-    assert "toy/u1 is a unigram model: there are no published weights of its kind" in said
+    assert "toy/u1 is a unigram model: there are no published weights of this" in said
     assert not out.exists()
 
 
-def test_report_and_a_second_process_know_the_family(toy):
+def test_report_and_a_second_process_find_the_family(toy):
     env = {"PYTHONPATH": str(Path(__file__).parent)}
     done = command("report", toy / "toy.py", "--home", toy / "runs", env=env)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -288,14 +288,14 @@ def test_report_and_a_second_process_know_the_family(toy):
     assert again.returncode == 0, again.stdout + again.stderr
 
 
-def test_a_process_that_cannot_import_the_family_says_what_to_do(toy):
+def test_a_process_that_cannot_import_the_family_fails_with_advice(toy):
     done = command("sample", "toy/u1", "--home", toy / "runs", env={"PYTHONPATH": ""})
     assert done.returncode == 2
     assert "No module named 'test_family': a family is one of var" in done.stderr
     assert "put its folder on PYTHONPATH" in done.stderr
 
 
-def test_a_module_beside_the_sweep_is_found_and_shared(tmp_path, monkeypatch):
+def test_a_module_in_the_folder_of_the_sweep_is_imported(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "")
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "beside.py").write_text(
@@ -309,10 +309,10 @@ def test_a_module_beside_the_sweep_is_found_and_shared(tmp_path, monkeypatch):
     )
     sweep = find_sweep(str(tmp_path / "mine.py"))
     assert os.environ["PYTHONPATH"] == str(tmp_path)
-    assert sources(["var", sweep.trials[0].model.family]) == (tmp_path / "beside.py",)
+    assert user_modules(["var", sweep.trials[0].model.family]) == (tmp_path / "beside.py",)
     before = fingerprint([tmp_path / "beside.py"])
     (tmp_path / "code").mkdir()
-    copy_into(tmp_path / "code", [tmp_path / "beside.py"])
+    copy_modules(tmp_path / "code", [tmp_path / "beside.py"])
     assert (tmp_path / "code" / "beside.py").exists()
     (tmp_path / "beside.py").write_text("# changed\n")
     assert fingerprint([tmp_path / "beside.py"]) != before
@@ -328,7 +328,7 @@ def test_a_module_beside_the_sweep_is_found_and_shared(tmp_path, monkeypatch):
         ({"family": "test_family", "depth": 0}, "model.depth = 0: Input should be greater than 0"),
     ],
 )
-def test_a_model_that_no_family_reads_is_refused_in_words(tmp_path, model, message):
+def test_a_model_of_unknown_family_is_refused(tmp_path, model, message):
     record = json.loads(SWEEP.model_dump_json())
     record["trials"][0]["model"] = model
     code = "from var_scaling.experiment import Sweep\n"
@@ -338,7 +338,7 @@ def test_a_model_that_no_family_reads_is_refused_in_words(tmp_path, model, messa
         find_sweep(str(tmp_path / "wrong.py"))
 
 
-def test_a_tokenizer_that_the_family_cannot_work_on_is_refused():
+def test_a_tokenizer_that_the_family_does_not_support_is_refused():
     many = unigram(1).tokenizer.model_copy(update={"codebook_size": 8192})
     with pytest.raises(ValueError, match="8192 codes are too many for a table"):
         unigram(1).model_copy(update={"tokenizer": many})

@@ -1,4 +1,4 @@
-"""The network that learns classes and then looks; the standard error of a Fréchet distance."""
+"""The classifier used as feature extractor; the standard error of a Fréchet distance."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from pipelines.workspace.settings import Settings
 from pipelines.workspace.store import Home
 from var_scaling.accounting.tokenizer import classifier_flops
 from var_scaling.data.dataset import open_images
-from var_scaling.datasets import Reading
+from var_scaling.datasets import ReadOptions
 from var_scaling.disk import read_json
 from var_scaling.evaluation.classifier import SmallResNet, classifier_extractor, train_classifier
 from var_scaling.evaluation.fidelity import frechet_distance, frechet_error
@@ -22,7 +22,7 @@ from var_scaling.weights import WeightsError, save_weights
 
 
 def sources(data):
-    reading = Reading(None, None, 0, lambda *_: None)
+    reading = ReadOptions(None, None, 0, lambda *_: None)
     return [open_images(data, split, reading) for split in ("train", "validation")]
 
 
@@ -36,9 +36,9 @@ def learnt(**changes):
     return network, right
 
 
-def test_it_learns_classes_and_is_the_same_each_time(tmp_path):
+def test_the_classifier_learns_the_classes_deterministically(tmp_path):
     torch.set_num_threads(1)
-    assert learnt(most_steps=60)[1] > 0.4  # of 8 classes; each has colours of its own
+    assert learnt(most_steps=60)[1] > 0.4  # 8 classes, each with its own colours
     (one, _), (other, _) = learnt(most_steps=5), learnt(most_steps=5)
     for name, value in one.state_dict().items():
         assert torch.equal(value, other.state_dict()[name])
@@ -47,14 +47,14 @@ def test_it_learns_classes_and_is_the_same_each_time(tmp_path):
         classifier_extractor(tmp_path / "w.safetensors", "0" * 64)
 
 
-def test_its_steps_are_at_most_twenty_passes():
+def test_the_classifier_trains_for_at_most_twenty_epochs():
     assert FeatureNetwork(data=images()).steps == 20 * 600 // 64
     assert FeatureNetwork(data=images(train_images=80_000)).steps == 1_000
-    with pytest.raises(ValueError, match="all of one class"):
+    with pytest.raises(ValueError, match="at least 2 are needed"):
         FeatureNetwork(data=images(classes=1))
 
 
-def test_its_flops_are_those_that_a_counter_finds():
+def test_the_classifier_flops_equal_those_of_torchs_counter():
     from torch.utils.flop_counter import FlopCounterMode
 
     network = SmallResNet(8)
@@ -64,7 +64,7 @@ def test_its_flops_are_those_that_a_counter_finds():
     assert classifier_flops(16) == counter.get_total_flops() - linear
 
 
-def test_a_stage_trains_it_once(tmp_path):
+def test_the_classifier_is_trained_once_by_a_stage(tmp_path):
     home = Home(tmp_path)
     config = FeatureNetwork(data=images(), most_steps=20)
     words = {"kind": NETWORK.name, "config": config.model_dump_json()}
@@ -89,7 +89,7 @@ def test_a_stage_trains_it_once(tmp_path):
 
 
 def drawn(count: int, shift: float, scale: float, seed: int, width: int = 16):
-    """Features that are not Gaussian, of 8 classes with means of their own, in turn."""
+    """Non-Gaussian features of 8 classes with different means, in turn."""
     own, always = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(0)
     size = torch.arange(1, width + 1).double() ** -0.5
     means_8D = torch.randn(8, width, generator=always).double() * size
@@ -112,14 +112,14 @@ def distances(count: int, shift: float, scale: float, stratified: bool, repeats:
     return np.array(found, dtype=float).T
 
 
-def test_the_error_is_the_spread_of_distances_of_redrawn_samples():
+def test_the_standard_error_equals_the_spread_of_distances_of_redrawn_samples():
     values, errors = distances(512, 0.3, 0.9, stratified=True, repeats=120)
     assert np.mean(errors) == pytest.approx(values.std(ddof=1), rel=0.2)
     _, loose = distances(512, 0.3, 0.9, stratified=False, repeats=3)
-    assert loose.mean() > errors[:3].mean()  # the classes count as chance then
+    assert loose.mean() > errors[:3].mean()  # without strata the classes add variance
 
 
-def test_of_few_images_there_is_no_error():
+def test_too_few_images_have_no_standard_error():
     real = gathered(drawn(8_000, 0.0, 1.0, seed=10**6)[0])
     assert frechet_error(gathered(drawn(63, 0.3, 1.0, seed=0)[0]), real) is None
     assert frechet_error(gathered(drawn(64, 0.3, 1.0, seed=0)[0]), real) > 0
@@ -128,7 +128,7 @@ def test_of_few_images_there_is_no_error():
 @pytest.mark.slow
 @pytest.mark.parametrize(("shift", "scale"), [(0.3, 0.9), (0.0, 0.8), (0.6, 1.1)])
 @pytest.mark.parametrize("count", [256, 1024])
-def test_the_interval_holds_the_expected_distance_as_often_as_it_says(count, shift, scale):
+def test_the_interval_of_the_distance_has_nominal_coverage(count, shift, scale):
     values, errors = distances(count, shift, scale, stratified=True, repeats=400)
     inside = np.abs(values - values.mean()) <= 1.96 * errors
     assert 0.92 <= inside.mean() <= 0.98

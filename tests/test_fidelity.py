@@ -27,7 +27,7 @@ def moments(mean, covariance) -> ExternalStatistics:
 
 
 def looking(width: int, outputs: int = 4) -> Extractor:
-    """An extractor of that width; its net is never asked."""
+    """An extractor of that width; its network is never called."""
     return Extractor("made", f"{width}", width, outputs, 1, torch.nn.Linear(1, 1))
 
 
@@ -49,7 +49,7 @@ def gathered(features_ND, rows=None, logits_NK=None, batch=64, **settings) -> St
 # The Fréchet distance ----------------------------------------------------------------------------
 
 
-def test_commuting_gaussians_are_apart_as_their_deviations_are():
+def test_the_distance_of_commuting_gaussians_is_the_closed_form():
     turn = np.linalg.qr(np.random.default_rng(0).normal(size=(5, 5)))[0]
     a, b = np.array([1.0, 4, 9, 0, 2]), np.array([4.0, 4, 1, 3, 0])
     at_0, at_half = (moments([m] * 5, turn @ np.diag(v) @ turn.T) for m, v in ((0.0, a), (0.5, b)))
@@ -57,7 +57,7 @@ def test_commuting_gaussians_are_apart_as_their_deviations_are():
     assert distance == pytest.approx(5 * 0.25 + np.square(np.sqrt(a) - np.sqrt(b)).sum(), rel=1e-12)
 
 
-def test_the_distance_is_that_of_the_matrix_root_and_symmetric():
+def test_the_distance_equals_that_by_the_matrix_root_and_is_symmetric():
     a, b = gathered(normal(300, 40)), gathered(normal(200, 40, seed=1, mean=0.3) * 1.5)
     root = scipy.linalg.sqrtm(a.covariance_DD.numpy() @ b.covariance_DD.numpy())
     wanted = float((a.mean_D - b.mean_D).square().sum()) + float(
@@ -68,7 +68,7 @@ def test_the_distance_is_that_of_the_matrix_root_and_symmetric():
 
 
 @pytest.mark.parametrize("count", [2, 30, 100])
-def test_fewer_images_than_features_are_no_trouble(count):
+def test_the_distance_is_exact_with_fewer_images_than_features(count):
     x, y = normal(count, 100).double(), normal(50, 100, seed=1, mean=0.1).double()
     a, b = gathered(x), gathered(y)
     # Tr (Σa Σb)^½ without any root: the nuclear norm of the product of the centred features.
@@ -80,14 +80,14 @@ def test_fewer_images_than_features_are_no_trouble(count):
     assert 0 <= frechet_distance(a, a) < 1e-10
 
 
-def test_images_all_alike_have_a_distance():
+def test_the_distance_of_identical_images_is_finite():
     same = gathered(torch.ones(5, 3), logits_NK=torch.ones(5, 2))
     assert frechet_distance(same, same) == 0
     assert inception_score(same) == (1, 0)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_torchmetrics_comes_to_the_same_numbers():
+def test_scores_equal_those_of_torchmetrics():
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.inception import InceptionScore
     from torchmetrics.image.kid import poly_mmd
@@ -140,7 +140,7 @@ def same(a: Statistics, b: Statistics, rtol: float = 1e-12) -> bool:
 
 
 @pytest.mark.parametrize("keep", [0, 37, 1000])
-def test_neither_batches_nor_order_nor_processes_change_what_is_gathered(keep):
+def test_statistics_do_not_depend_on_batches_order_or_processes(keep):
     features = normal(500, 12, mean=5)
     whole = gathered(features, batch=500, keep=keep)
     assert torch.allclose(whole.mean_D, features.double().mean(0), rtol=1e-12)
@@ -163,14 +163,14 @@ def test_a_large_mean_costs_no_digits():
     assert torch.allclose(found, exact.T.cov(), rtol=1e-10, atol=1e-10)
 
 
-def test_the_features_kept_are_a_fair_choice_of_all():
+def test_the_kept_features_are_a_uniform_sample():
     rows = np.arange(20_000)
     kept = gathered(torch.from_numpy(rows)[:, None].float().expand(-1, 4), keep=2000).features_ND
     assert abs(kept[:, 0].mean() - 10_000) < 4 * 20_000 / np.sqrt(12 * 2000)
-    assert torch.equal(kept, kept.sort(0).values)  # in the order of the images' numbers
+    assert torch.equal(kept, kept.sort(0).values)  # in the order of the images' indices
 
 
-def test_splits_are_of_one_size_and_mix_classes_however_these_lie():
+def test_splits_have_equal_sizes_and_mix_classes_in_any_order():
     rows = np.arange(50_000)
     splits = split_of(rows, 10)
     assert np.bincount(splits).tolist() == [5000] * 10
@@ -181,28 +181,28 @@ def test_splits_are_of_one_size_and_mix_classes_however_these_lie():
 
 def test_overlapping_parts_of_a_set_are_refused():
     a, b = (gathered(normal(20, 4), rows) for rows in (np.arange(12), np.arange(11, 20)))
-    with pytest.raises(StatisticsError, match="image 11 came twice"):
+    with pytest.raises(StatisticsError, match="image 11 was added twice"):
         a.merge(b)
 
 
-def test_statistics_of_two_extractors_do_not_mix():
+def test_statistics_of_two_extractors_cannot_be_merged():
     four, five = gathered(normal(9, 4)), gathered(normal(9, 5))
     with pytest.raises(StatisticsError, match="extractor"):
         four.merge(five)
     with pytest.raises(StatisticsError, match="4 and of 5 features"):
         frechet_distance(four, five)
-    with pytest.raises(StatisticsError, match="to be named after seeded"):
+    with pytest.raises(StatisticsError, match="not of seeded"):
         compare(four, four, seeded_extractor())
 
 
-def test_what_cannot_be_gathered_is_refused():
+def test_invalid_features_are_refused():
     s = Statistics(looking(4))
     with pytest.raises(ValueError, match="not finite"):
         s.add(
             ExtractorOutput(torch.tensor([[1.0, 2, 3, torch.nan]]), torch.zeros(1, 4)),
             np.array([7]),
         )
-    with pytest.raises(ValueError, match=r"wanted \(\(2, 4\), \(2, 4\)\)"):
+    with pytest.raises(ValueError, match=r"expected \(\(2, 4\), \(2, 4\)\)"):
         s.add(ExtractorOutput(torch.zeros(1, 4), torch.zeros(1, 4)), np.array([7, 8]))
     with pytest.raises(StatisticsError, match="at least 2"):
         frechet_distance(s, s)
@@ -213,7 +213,7 @@ def test_what_cannot_be_gathered_is_refused():
 # The score ---------------------------------------------------------------------------------------
 
 
-def test_the_score_is_its_definition_split_by_split():
+def test_the_inception_score_equals_its_definition_for_each_split():
     logits = normal(103, 7) * 3
     found = inception_score(gathered(normal(103, 4), logits_NK=logits, splits=5))
     scores = []
@@ -223,7 +223,7 @@ def test_the_score_is_its_definition_split_by_split():
     assert found == pytest.approx((np.mean(scores), np.std(scores)), rel=1e-10)
 
 
-def test_the_score_runs_from_1_to_the_number_of_classes():
+def test_the_inception_score_is_between_1_and_the_number_of_classes():
     sure = 1e3 * torch.eye(4)[torch.arange(40) % 4]
     alone = inception_score(gathered(normal(40, 4), logits_NK=sure, splits=1))
     assert alone == (pytest.approx(4), None)
@@ -234,7 +234,7 @@ def test_the_score_runs_from_1_to_the_number_of_classes():
 # The kernel distance -----------------------------------------------------------------------------
 
 
-def test_the_kernel_distance_is_its_definition():
+def test_the_kernel_distance_equals_its_definition():
     a, b = normal(6, 3).double(), normal(6, 3, seed=1, mean=0.5).double()
 
     def kernel(x, y):
@@ -260,7 +260,7 @@ def test_the_kernel_distance_of_one_population_is_0_on_average():
 # Precision and recall ----------------------------------------------------------------------------
 
 
-def test_precision_and_recall_tell_bad_images_from_missing_ones():
+def test_precision_detects_bad_images_and_recall_missing_ones():
     real = torch.cat([normal(200, 4), normal(200, 4, seed=1, mean=50)])
     assert precision_recall(real, real) == (1, 1)
     assert precision_recall(real, real + 1000) == (0, 0)
@@ -270,7 +270,7 @@ def test_precision_and_recall_tell_bad_images_from_missing_ones():
     assert 0.4 < recall < 0.5
 
 
-def test_precision_and_recall_are_their_definitions_in_any_chunks(monkeypatch):
+def test_precision_and_recall_equal_their_definitions_for_any_chunk_size(monkeypatch):
     real, fake = normal(60, 3, mean=100), normal(45, 3, seed=1, mean=100.8) * 1.003
 
     def within(points, centres):
@@ -281,23 +281,23 @@ def test_precision_and_recall_are_their_definitions_in_any_chunks(monkeypatch):
     wanted = within(fake_, real_), within(real_, fake_)
     assert all(0.2 < share < 0.95 for share in wanted)
     assert precision_recall(real, fake) == pytest.approx(wanted)
-    monkeypatch.setattr(fidelity, "_AT_ONCE", 100)
+    monkeypatch.setattr(fidelity, "_CHUNK_DISTANCES", 100)
     assert precision_recall(real, fake) == pytest.approx(wanted)
 
 
-def test_copies_of_one_image_are_within_its_ball_of_no_size():
+def test_copies_of_one_image_lie_in_its_ball_of_radius_0():
     copies = normal(1, 64).repeat(5, 1)
     assert precision_recall(copies, copies[:4]) == (1, 1)
 
 
 def test_too_few_features_are_refused():
-    with pytest.raises(StatisticsError, match="takes 4 of each"):
+    with pytest.raises(StatisticsError, match="at least 4 of each"):
         precision_recall(normal(3, 2), normal(9, 2))
     with pytest.raises(StatisticsError, match="width 2 and 3"):
         kernel_distance(normal(9, 2), normal(9, 3))
 
 
-def test_what_is_not_known_is_absent():
+def test_unknown_scores_are_absent():
     real, fake = gathered(normal(30, 4)), gathered(normal(20, 4, seed=1))
     few = gathered(normal(20, 4, seed=1), keep=3)
     names = {"fd_made", "fd_made_stderr", "score_made", "score_made_std", "fake_images"}

@@ -1,4 +1,4 @@
-"""`fidelity` finds in a set, a tokenizer or a folder what the core finds in the same images."""
+"""`fidelity` of a set, tokenizer or folder equals the library functions on the same images."""
 
 import json
 from dataclasses import replace
@@ -17,11 +17,11 @@ from pipelines.cli.fidelity import cautions
 from pipelines.evaluation import reference_stats as references
 from pipelines.evaluation import scores as measured
 from pipelines.evaluation.fid import FidelityOptions, measure_fidelity
-from pipelines.evaluation.reference_stats import Cut, real_data, real_images, reference_of
-from pipelines.evaluation.scores import Fidelity, alike, fidelities, has_row, note_fidelity
-from pipelines.evaluation.throughput import BenchmarkResult, note_measured
+from pipelines.evaluation.reference_stats import CropOptions, real_data, real_images, reference_of
+from pipelines.evaluation.scores import Fidelity, comparable, fidelities, has_row, save_fidelity
+from pipelines.evaluation.throughput import BenchmarkResult, save_benchmark
 from pipelines.results.table import write_results
-from pipelines.sampling.draw import How, sample_set
+from pipelines.sampling.draw import DrawOptions, sample_set
 from pipelines.sampling.request import SampleOptions, plan_set
 from pipelines.stages.attempt import Stopped
 from pipelines.stages.context import RunContext, StopFile
@@ -58,7 +58,7 @@ def context_in(home, settings=None) -> RunContext:
 def drawn(context: RunContext, address: str, stop=lambda done: False, **asked):
     """A finished set of samples; its folder."""
     plan = plan_set(context, address, SampleOptions(**asked))
-    assert sample_set(context, plan, How(), stop, report_progress) == []
+    assert sample_set(context, plan, DrawOptions(), stop, report_progress) == []
     return plan.folder
 
 
@@ -93,7 +93,7 @@ def leaves(split: str, count: int) -> np.ndarray:
 # A set of samples ---------------------------------------------------------------------------------
 
 
-def test_the_numbers_are_those_of_the_core_on_the_same_images(context):
+def test_fidelity_equals_the_library_functions_on_the_same_images(context):
     found = measure_fidelity(context, "smoke/d2", FEW, report_progress)
     folder = context.home.root / "smoke" / "d2" / "samples" / "default"
     files = sorted((folder / "images").glob("*/*.png"), key=lambda path: (path.stem, path.parent))
@@ -107,10 +107,12 @@ def test_the_numbers_are_those_of_the_core_on_the_same_images(context):
     assert (found.fidelity.reference, found.kept_in) == (TRAIN, folder)
 
 
-def test_measured_again_it_stands_once_and_the_reference_is_used_again(context, monkeypatch):
+def test_a_repeated_measurement_is_stored_once_and_reuses_the_reference(context, monkeypatch):
     folder = context.home.root / "smoke" / "d2" / "samples" / "default"
     first = measure_fidelity(context, "smoke/d2", FEW, report_progress).fidelity
-    monkeypatch.setattr(references, "save_statistics", None)  # gathering anew would call it
+    monkeypatch.setattr(
+        references, "save_statistics", None
+    )  # computing the statistics again would call it
     again = measure_fidelity(context, "smoke/d2", FEW, report_progress).fidelity
     assert again.scores == first.scores
     assert [one for one in fidelities(folder) if one.reference == TRAIN] == [again]
@@ -126,7 +128,7 @@ def test_statistics_of_other_images_are_refused_under_the_same_name(context):
         reference_of(context, other, "train", seeded_extractor(), 200, report_progress)
 
 
-def test_statistics_from_elsewhere_serve_for_what_they_hold(context, tmp_path):
+def test_external_statistics_give_the_scores_that_they_allow(context, tmp_path):
     ours = measure_fidelity(context, "smoke/d2", FEW, report_progress).fidelity
     kept = next(context.home.reference(f"{TRAIN}-16px-seeded").glob("*.npz"))
     with np.load(kept) as arrays:
@@ -137,7 +139,7 @@ def test_statistics_from_elsewhere_serve_for_what_they_hold(context, tmp_path):
     assert "kd_seeded" not in theirs.scores
     head = file_sha256(tmp_path / "adm.npz")[:8]
     assert (theirs.reference, theirs.references) == (f"adm.npz {head}", None)
-    # What we wrote ourselves says all, wherever it lies.
+    # Our own files have all statistics, in any folder.
     whole = measure_fidelity(
         context, "smoke/d2", FidelityOptions(reference=kept), report_progress
     ).fidelity
@@ -149,7 +151,7 @@ def test_statistics_from_elsewhere_serve_for_what_they_hold(context, tmp_path):
         )
 
 
-def test_two_files_of_one_name_are_two_references(context, tmp_path):
+def test_two_files_with_one_name_are_different_references(context, tmp_path):
     folder = context.home.root / "smoke" / "d2" / "samples" / "default"
     before, found = fidelities(folder), []
     for scale in (1.0, 2.0):
@@ -163,10 +165,10 @@ def test_two_files_of_one_name_are_two_references(context, tmp_path):
             ).fidelity
         )
     assert [one for one in fidelities(folder) if one not in before] == found
-    assert alike(found, found[0]) == found[:1]
+    assert comparable(found, found[0]) == found[:1]
 
 
-def test_a_reference_says_no_more_images_than_there_are(context):
+def test_a_reference_does_not_claim_more_images_than_exist(context):
     data = DATA.model_copy(update={"name": "few", "validation_images": 12})
     names = [
         reference_of(context, data, "validation", seeded_extractor(), images, report_progress).name
@@ -175,7 +177,7 @@ def test_a_reference_says_no_more_images_than_there_are(context):
     assert names == ["few-validation"] * 3 + ["few-validation-11"]
 
 
-def test_without_inceptions_weights_the_error_says_which_file_is_wanted(context, tmp_path):
+def test_without_inceptions_weights_the_error_names_the_expected_file(context, tmp_path):
     for weights in (Weights(), Weights(inception=tmp_path / "absent.pth")):
         without = replace(context, settings=Settings(weights=weights))
         with pytest.raises(WeightsError) as error:
@@ -184,24 +186,24 @@ def test_without_inceptions_weights_the_error_says_which_file_is_wanted(context,
             )
         for said in (INCEPTION_FILE, "95,628,359 bytes", INCEPTION_SHA256):
             assert said in str(error.value)
-    with pytest.raises(WeightsError, match="no such file"):  # a file that is named is wanted
+    with pytest.raises(WeightsError, match="no such file"):  # a given file is required
         measure_fidelity(without, "smoke/d2", FidelityOptions(), report_progress)
 
 
-def test_a_set_that_is_not_finished_is_no_set(context):
+def test_an_unfinished_set_is_refused(context):
     with pytest.raises(Stopped):
         drawn(context, "smoke/d1", stop=lambda done: done >= 64, count=20)
     words = r"1 of 3 chunks.*var-scaling sample smoke/d1 --name default --count 20"
     with pytest.raises(ValueError, match=words):
         measure_fidelity(context, "smoke/d1", FEW, report_progress)
-    with pytest.raises(ValueError, match="no set of samples 'best'; there is default"):
+    with pytest.raises(ValueError, match="no set of samples 'best'; its sets are default"):
         measure_fidelity(context, "smoke/d2", replace(FEW, set="best"), report_progress)
 
 
 # Results ------------------------------------------------------------------------------------------
 
 
-def test_results_have_what_was_found_in_the_largest_set_of_the_finished_model(context, smoke):
+def test_results_have_the_scores_of_the_largest_set_of_a_finished_model(context, smoke):
     larger = drawn(context, "smoke/d2", name="larger", count=6)
     for name in ("default", "larger"):
         measure_fidelity(context, "smoke/d2", replace(FEW, set=name), report_progress)
@@ -215,9 +217,9 @@ def test_results_have_what_was_found_in_the_largest_set_of_the_finished_model(co
         "scores": {"fid": 9.0, "inception_score": 2.0, "kid": -1e-3, "precision": 0.5,
                    "recall": 0.25},
     }  # fmt: skip
-    note_fidelity(larger, ours.model_copy(update=inception))
+    save_fidelity(larger, ours.model_copy(update=inception))
     elsewhere = {"reference": "adm.npz", "references": None, "scores": {"fd_seeded": 1.0}}
-    note_fidelity(larger, ours.model_copy(update=elsewhere))
+    save_fidelity(larger, ours.model_copy(update=elsewhere))
     timing = Timing.of([0.5])
     rows = [
         SamplingSpeed(precision="fp32", guidance=1.5, batch=batch, whole=timing,
@@ -225,7 +227,7 @@ def test_results_have_what_was_found_in_the_largest_set_of_the_finished_model(co
         for batch in (1, 8)
     ]  # fmt: skip
     learning = TrainingSpeed(precision="fp32", micro_batch=8, step=timing, tokens_per_second=99.0)
-    note_measured(
+    save_benchmark(
         smoke / "smoke" / "d2",
         BenchmarkResult(
             machine=Machine(name="m", device="cpu", threads=1, torch="2"),
@@ -251,7 +253,7 @@ def test_results_have_what_was_found_in_the_largest_set_of_the_finished_model(co
 
 
 def looked(tmp_path, name: str, samples: int, time: str, **changes) -> Fidelity:
-    """As `fidelity` leaves its number in that set of the model in `tmp_path`."""
+    """A result of `fidelity` for that set of the model in `tmp_path`."""
     known = {
         "images": f"set {name}", "set": name, "scores": {"fid": 2.0}, "samples": samples,
         "references": 600, "counts": {}, "extractor": "inception", "extractor_sha256": "a",
@@ -261,11 +263,11 @@ def looked(tmp_path, name: str, samples: int, time: str, **changes) -> Fidelity:
     one = Fidelity.model_validate(known | changes)
     folder = tmp_path / "samples" / name
     folder.mkdir(parents=True, exist_ok=True)
-    note_fidelity(folder, one)
+    save_fidelity(folder, one)
     return one
 
 
-def test_of_sets_of_one_size_the_default_has_the_row_whenever_it_was_measured(tmp_path):
+def test_of_sets_with_one_size_the_default_set_has_the_results_row(tmp_path):
     looked(tmp_path, "default", 80, "2026")
     looked(tmp_path, "guided", 80, "2027")
     assert measured.columns(tmp_path)["fidelity_set"] == "default"
@@ -282,7 +284,7 @@ def test_of_sets_of_one_size_the_default_has_the_row_whenever_it_was_measured(tm
         (10_000, {"scores": {"fd_seeded": 1.0}}, ()),
     ],
 )
-def test_what_would_mislead_is_said(tmp_path, samples, changes, said):
+def test_misleading_comparisons_are_warned_about(tmp_path, samples, changes, said):
     found = cautions(looked(tmp_path, "default", samples, "2026", **changes))
     assert len(found) == len(said)
     assert all(word in line for word, line in zip(said, found, strict=True))
@@ -291,7 +293,7 @@ def test_what_would_mislead_is_said(tmp_path, samples, changes, said):
 # A tokenizer, a folder, other data ---------------------------------------------------------------
 
 
-def test_a_tokenizer_that_gives_everything_back_is_at_no_distance(context, monkeypatch):
+def test_a_lossless_tokenizer_has_distance_0(context, monkeypatch):
     worse = measure_fidelity(context, "tokenizers/tiny-smoke", FEW, report_progress)
     monkeypatch.setattr(MultiScaleVQVAE, "encode", lambda self, images: images)
     monkeypatch.setattr(MultiScaleVQVAE, "decode", lambda self, images: images)
@@ -303,7 +305,7 @@ def test_a_tokenizer_that_gives_everything_back_is_at_no_distance(context, monke
     assert fidelities(context.home.tokenizer("tiny-smoke")) == [best.fidelity]
 
 
-def test_a_folder_is_judged_where_it_lies_and_left_as_it_is(context, tmp_path):
+def test_a_folder_of_images_is_scored_and_not_changed(context, tmp_path):
     folder = tmp_path / "mine"
     pictures(folder, leaves("validation", 60))
     before = sorted(folder.rglob("*"))
@@ -312,7 +314,7 @@ def test_a_folder_is_judged_where_it_lies_and_left_as_it_is(context, tmp_path):
     assert found.fidelity.scores["fd_seeded"] == pytest.approx(0, abs=1e-9)
     assert found.fidelity.images == "folder mine"
     assert (found.kept_in, sorted(folder.rglob("*"))) == (None, before)
-    with pytest.raises(ValueError, match="what it is to be like is not known here"):
+    with pytest.raises(ValueError, match="its reference images are not known"):
         measure_fidelity(context, str(folder), FidelityOptions(), report_progress)
     for size, said in (((20, 20), "20 px, but 000.png has 16"), ((16, 18), "crop to squares")):
         Image.new("RGB", size).save(folder / "2" / "odd.jpg")
@@ -320,7 +322,7 @@ def test_a_folder_is_judged_where_it_lies_and_left_as_it_is(context, tmp_path):
             measure_fidelity(context, str(folder), asked, report_progress)
 
 
-def test_a_reference_shows_each_training_image_once_and_in_the_centre(tmp_path):
+def test_a_reference_uses_the_centre_crop_of_each_training_image_once(tmp_path):
     generator = np.random.default_rng(0)
     for split in ("train", "val"):
         originals = generator.integers(0, 256, (6, 20, 24, 3), np.uint8)
@@ -329,20 +331,20 @@ def test_a_reference_shows_each_training_image_once_and_in_the_centre(tmp_path):
             centres = [square(Image.fromarray(one), 16, 1.25, None, False) for one in originals]
     context = context_in(tmp_path / "home", Settings(data={"noise": tmp_path / "data"}))
     own = ImageFiles(name="noise", side=16, classes=3, crops=4, enlarge=1.25, flip=True)
-    data = real_data(context, "noise", "train", 16, own, Cut())
+    data = real_data(context, "noise", "train", 16, own, CropOptions())
     found = real_images(context, data, "train").images(np.arange(6), np.arange(6))
     assert sorted(found.tolist()) == sorted(np.stack(centres).tolist())
     assert reference_of(
         context, data, "train", seeded_extractor(), 50_000, report_progress
     ).name == ("noise-train-x1.25")
-    # Data that no record here tells of are taken as they lie there.
-    anew = real_data(context, "noise", "validation", 8, None, Cut(validation_share=0.5))
+    # Without a record the images of the folder are used as they are.
+    anew = real_data(context, "noise", "validation", 8, None, CropOptions(validation_share=0.5))
     assert (anew.side, anew.classes, anew.enlarge, anew.crops) == (8, 3, 1.0, 0)
-    with pytest.raises(ValueError, match=r"no images of that name: put \[data\] other"):
-        real_data(context, "other", "train", 8, None, Cut())
+    with pytest.raises(ValueError, match=r"no such images; add \[data\] other"):
+        real_data(context, "other", "train", 8, None, CropOptions())
 
 
-def test_an_imported_model_is_compared_with_the_data_that_is_named(files, tmp_path):
+def test_an_imported_model_is_compared_with_the_given_data(files, tmp_path):
     home = tmp_path / "home"
     noise = np.random.default_rng(0).integers(0, 256, (9, SMALL.side, SMALL.side, 3), np.uint8)
     for split in ("train", "val"):
@@ -350,7 +352,7 @@ def test_an_imported_model_is_compared_with_the_data_that_is_named(files, tmp_pa
     bring(home, *files)
     context = context_in(home, Settings(data={"noise": tmp_path / "noise"}))
     folder = drawn(context, "imported/it", count=1)
-    with pytest.raises(ValueError, match="is not known here: --against NAME-train"):
+    with pytest.raises(ValueError, match="are not known: give --against NAME-train"):
         measure_fidelity(context, "imported/it", FidelityOptions(), report_progress)
     found = measure_fidelity(
         context, "imported/it", FidelityOptions(against="noise-train"), report_progress
@@ -366,23 +368,35 @@ def test_an_imported_model_is_compared_with_the_data_that_is_named(files, tmp_pa
     ("address", "asked", "said"),
     [
         ("nowhere/d1", FidelityOptions(), "neither SWEEP/TRIAL"),
-        ("smoke/d2", FidelityOptions(against="leaves"), "wanted NAME-train or NAME-validation"),
-        ("smoke/d2", FidelityOptions(against="-train"), "wanted NAME-train or NAME-validation"),
-        ("smoke/d2", FidelityOptions(against="other-train"), "no images of that name"),
-        ("smoke/d2", FidelityOptions(against="train", cut=Cut(enlarge=1.1)), "are made at 16 px"),
+        (
+            "smoke/d2",
+            FidelityOptions(against="leaves"),
+            "allowed are NAME-train and NAME-validation",
+        ),
+        (
+            "smoke/d2",
+            FidelityOptions(against="-train"),
+            "allowed are NAME-train and NAME-validation",
+        ),
+        ("smoke/d2", FidelityOptions(against="other-train"), "no such images"),
+        (
+            "smoke/d2",
+            FidelityOptions(against="train", crop=CropOptions(enlarge=1.1)),
+            "are generated at 16 px",
+        ),
         (
             "smoke/d2",
             FidelityOptions(against="train", reference=Path("any.npz")),
-            "one thing to compare",
+            "exclude each other",
         ),
         (
             "tokenizers/tiny-smoke",
             FidelityOptions(set="default"),
-            "only a model has sets of samples",
+            "only models have sets of samples",
         ),
     ],
 )
-def test_what_cannot_be_measured_is_said_in_words(context, address, asked, said):
+def test_invalid_measurements_are_refused_with_a_message(context, address, asked, said):
     with pytest.raises(ValueError, match=said):
         measure_fidelity(context, address, asked, report_progress)
 
@@ -390,9 +404,7 @@ def test_what_cannot_be_measured_is_said_in_words(context, address, asked, said)
 # The command --------------------------------------------------------------------------------------
 
 
-def test_the_command_says_what_looked_and_prints_what_it_found(
-    context, smoke, tmp_path, monkeypatch
-):
+def test_the_command_prints_the_extractor_and_the_scores(context, smoke, tmp_path, monkeypatch):
     brought = []
     monkeypatch.setattr(mirror, "mirror_model", lambda *given: brought.append(given[2]))
     (tmp_path / "one.toml").write_text("[local]\ncpus = 1\n")
@@ -410,13 +422,13 @@ def test_the_command_says_what_looked_and_prints_what_it_found(
     assert brought == ["smoke/d2"] * 2
     assert "was not evaluated" not in done.stderr
     (smoke / "smoke" / "d2" / "metrics.jsonl").rename(tmp_path / "away")
-    untold = CliRunner().invoke(cli.app, [*words, "--json"])
+    unevaluated = CliRunner().invoke(cli.app, [*words, "--json"])
     (tmp_path / "away").rename(smoke / "smoke" / "d2" / "metrics.jsonl")
-    assert json.loads(untold.stdout)["scores"] == found["scores"]
-    assert "in no results table until var-scaling evaluate smoke/d2" in untold.stderr
+    assert json.loads(unevaluated.stdout)["scores"] == found["scores"]
+    assert "in no results table until var-scaling evaluate smoke/d2" in unevaluated.stderr
 
 
-def test_the_weights_settings_name_are_beside_the_settings(tmp_path):
+def test_relative_weight_paths_start_at_the_settings_file(tmp_path):
     path = tmp_path / "var-scaling.toml"
     path.write_text('[weights]\ninception = "a.pth"\nclassifier = "/b.pth"\nlpips = ["c.pth"]\n')
     found = load_settings(path).weights

@@ -1,4 +1,4 @@
-"""Figures: drawn where the study carries them, legible in print, the same bytes every time."""
+"""Figures: drawn if the study has their data, legible in print, with reproducible bytes."""
 
 from dataclasses import replace
 from importlib import import_module
@@ -44,7 +44,7 @@ SIZES = 73_728.0 * np.arange(2, 8) ** 3
 
 
 def rows(seeds=2, rates=(1e-3,), noise=0.004):
-    """Six sizes, each with a training curve of five steps, every score above a floor."""
+    """Six sizes, each with a training curve of five steps and every score above a constant."""
     generator, found = np.random.default_rng(0), []
     for size in SIZES:
         for seed in range(seeds):
@@ -70,7 +70,7 @@ def rows(seeds=2, rates=(1e-3,), noise=0.004):
 
 
 def isoflop_rows():
-    """Seven sizes at each of four budgets, amid the best one."""
+    """Seven sizes around the optimum at each of four budgets."""
     found = []
     for budget in (1e17, 4e17, 1.6e18, 6.4e18):
         for factor in np.geomspace(0.3, 3.3, 7):
@@ -98,7 +98,7 @@ def graded():
 
 @pytest.fixture(scope="module")
 def full() -> Study:
-    """A study that carries every figure; what no figure shows is left out, as it takes long."""
+    """A study with the data of every figure; slow parts that no figure shows are left out."""
     module, choosing = import_module("analysis.study"), import_module("analysis.selection.select")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("bootstrap", "approaches"):
@@ -171,7 +171,7 @@ def texts(figure):
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_a_figure_is_drawn_where_the_study_carries_it_and_only_there(name, figures, empty):
+def test_a_figure_is_drawn_if_and_only_if_the_study_has_its_data(name, figures, empty):
     assert isinstance(figures[name], Figure)
     assert FIGURES[name](empty) is None
     assert len(CAPTIONS[name]) > 20
@@ -228,7 +228,7 @@ def test_a_legend_in_a_panel_stays_inside_it_and_covers_no_point(name, figures):
                 assert not any(box.contains(*place) for place in places)
 
 
-def test_the_same_study_twice_is_the_same_files(full, tmp_path, monkeypatch):
+def test_drawing_a_study_twice_gives_identical_files(full, tmp_path, monkeypatch):
     few_of_them = {"holdout": FIGURES["holdout"]}
     monkeypatch.setattr(import_module("analysis.plots.all_figures"), "FIGURES", few_of_them)
     for folder in ("one", "two"):
@@ -239,7 +239,7 @@ def test_the_same_study_twice_is_the_same_files(full, tmp_path, monkeypatch):
     assert len(list((tmp_path / "one").iterdir())) == 3
 
 
-def test_drawing_leaves_the_callers_style_alone_and_needs_no_pyplot(full):
+def test_drawing_does_not_change_the_style_of_matplotlib_or_import_pyplot(full):
     before = dict(mpl.rcParams)
     FIGURES["holdout"](full)
     assert dict(mpl.rcParams) == before
@@ -247,7 +247,7 @@ def test_drawing_leaves_the_callers_style_alone_and_needs_no_pyplot(full):
     assert not [path.name for path in sources if "pyplot" in path.read_text()]
 
 
-def test_a_law_a_frontier_and_the_rest_are_drawn_alone(full):
+def test_each_kind_of_figure_can_be_drawn_alone(full):
     loss = 2 + (2e-7 * SIZES) ** -0.3
     one = law_figure(fit_law(FLOOR, SIZES, loss), xlabel="$N$", seeds=range(6))
     assert len(one.axes) == 1
@@ -262,7 +262,7 @@ def test_a_law_a_frontier_and_the_rest_are_drawn_alone(full):
         assert figure.get_figwidth() in (SINGLE, DOUBLE)
 
 
-def test_frontier_points_that_only_bound_are_hollow(full, figures):
+def test_censored_frontier_points_have_hollow_markers(full, figures):
     found = full.frontiers["val_loss"]
     panel = figures["laws_in_compute"].axes[0]
     hollow = [

@@ -1,4 +1,4 @@
-"""The verbs that fit: a sweep, anyone's table, an experiment; and what differs between two."""
+"""The commands that fit a sweep, a table or an experiment, and compare two fits."""
 
 import json
 
@@ -17,7 +17,7 @@ def says(*words: str) -> str:
 
 
 def table(folder, **columns) -> str:
-    """Twelve runs of a law with a floor, under a third-party names."""
+    """Twelve runs of a law with irreducible loss, with third-party column names."""
     sizes = np.geomspace(1e6, 1e9, 12)
     noise = np.exp(np.random.default_rng(0).normal(0, 0.002, 12))
     losses = (1.8 + 90 * sizes**-0.3) * noise
@@ -33,7 +33,7 @@ def table(folder, **columns) -> str:
 THEIRS = ("--column", "Model Size=params_total", "--column", "loss=val_loss")
 
 
-def test_a_third_party_table_gets_laws_figures_and_a_report(tmp_path):
+def test_a_third_party_table_gives_laws_figures_and_a_report(tmp_path):
     path = table(tmp_path)
     laws = json.loads(says("fit", path, *THEIRS, "--json"))
     (floor,) = [law for law in laws["laws"] if law["fit"]["law"] == "floor"]
@@ -45,7 +45,7 @@ def test_a_third_party_table_gets_laws_figures_and_a_report(tmp_path):
 
 
 @pytest.mark.thorough
-def test_tokens_are_made_by_a_convention_only_when_asked(tmp_path):
+def test_tokens_are_derived_by_a_convention_only_if_requested(tmp_path):
     path = table(tmp_path)
     names = (*THEIRS, "--column", "Training FLOP=train_flops", "--complete", "tokens_seen")
     laws = json.loads(says("fit", path, *names, "--json", "--out", str(tmp_path / "here")))
@@ -61,12 +61,12 @@ def test_tokens_are_made_by_a_convention_only_when_asked(tmp_path):
         ((), "score"),
     ],
 )
-def test_a_table_that_cannot_be_read_so_is_refused_in_words(tmp_path, words, message):
+def test_a_table_that_does_not_fit_the_options_is_refused_with_a_message(tmp_path, words, message):
     with pytest.raises(ValueError, match=message):
         says("fit", table(tmp_path), *words)
 
 
-def test_a_report_against_itself_finds_nothing(smoke):
+def test_a_report_compared_with_itself_has_no_differences(smoke):
     said = json.loads(says("report", "smoke", "--against", "smoke", "--home", str(smoke), "--json"))
     assert said["runs_a"] == said["runs_b"] == said["changed"] == []
     assert {both["difference"] for law in said["laws"] for both in law["parameters"].values()} == {
@@ -75,15 +75,15 @@ def test_a_report_against_itself_finds_nothing(smoke):
     assert (smoke / "smoke" / "report" / "against-smoke.html").exists()
 
 
-def test_against_nothing_is_refused(smoke, tmp_path):
-    with pytest.raises(ValueError, match="no laws there yet"):
+def test_a_comparison_with_missing_or_old_laws_is_refused(smoke, tmp_path):
+    with pytest.raises(ValueError, match="the file does not exist"):
         says("report", "smoke", "--against", "quickstart", "--home", str(smoke))
     (tmp_path / "laws.json").write_text('{"format": 1}')
     with pytest.raises(ValueError, match="written by an older version"):
         says("report", "smoke", "--against", str(tmp_path / "laws.json"), "--home", str(smoke))
 
 
-def test_coverage_is_a_command():
+def test_the_coverage_command_prints_the_coverage():
     rows = json.loads(says("coverage", "--points", "6", "--simulations", "40", "--json"))
     assert {row["quantity"] for row in rows} == {"A", "alpha", "E", "L(target)", "new run"}
     assert all(row["covered"] > 0.8 for row in rows)

@@ -1,4 +1,4 @@
-"""A forecast is frozen before the run exists, cannot change unseen, and is graded afterwards."""
+"""A forecast is frozen before the run, protected by a checksum, and graded afterwards."""
 
 import json
 import time
@@ -13,7 +13,7 @@ from analysis.forecasting.forecast import ForecastError, Run, Target, freeze, sc
 from analysis.forecasting.seal import ChecksumError, read_with_checksum, save_with_checksum
 from pipelines.cli.main import app
 from pipelines.planning import forecasts
-from pipelines.planning.forecasts import graded, make_forecasts, score_all
+from pipelines.planning.forecasts import grade_forecasts, make_forecasts, score_all
 from pipelines.workspace.store import ConfigMismatchError, Home, init_run_dir
 from var_scaling.datasets import ImageFiles
 from var_scaling.disk import read_json, write_json
@@ -45,7 +45,7 @@ def frozen(given=None, at=8, **changes):
 # The forecast itself ------------------------------------------------------------------------------
 
 
-def test_both_laws_are_predicted_and_the_one_that_holds_the_truth_is_quoted():
+def test_both_laws_predict_and_the_preferred_law_contains_the_truth():
     (loss,) = frozen().metrics
     assert {one.law for one in loss.predictions} == {"pure", "floor"}
     assert loss.headline == "floor"
@@ -56,13 +56,13 @@ def test_both_laws_are_predicted_and_the_one_that_holds_the_truth_is_quoted():
     assert loss.quoted.certificate["converged"]
 
 
-def test_three_runs_are_predicted_by_the_pure_law_and_say_why_not_by_the_other():
+def test_three_runs_give_a_prediction_by_the_pure_law_only_with_the_reason():
     (loss,) = frozen(runs(sizes=SIZES[:3])).metrics
     assert loss.headline == "pure"
     assert "3 parameters and there are 3 points" in loss.refused[0]
 
 
-def test_too_few_runs_predict_nothing():
+def test_too_few_runs_give_no_prediction():
     with pytest.raises(ForecastError, match="val_loss is not predicted from 2 finished runs"):
         frozen(runs(sizes=SIZES[:2]))
 
@@ -71,15 +71,15 @@ def test_a_run_whose_size_is_unknown_is_left_out_and_named():
     third_party = Run("elsewhere", {"params_total": 1e6}, {"val_loss": 3.0})
     made = frozen([*runs(sizes=SIZES[:3]), third_party])
     assert [run.trial for run in made.runs] == ["d1", "d2", "d3"]
-    assert "not known of elsewhere" in made.caveats[0]
+    assert "params_blocks of elsewhere is not known" in made.caveats[0]
 
 
 def test_extrapolation_counts_from_the_largest_run_used():
     assert frozen(runs(sizes=SIZES[:3]), at=6).extrapolation == 8
 
 
-def test_what_is_known_is_not_predicted():
-    with pytest.raises(ForecastError, match="d6 is among the runs"):
+def test_a_finished_run_is_not_predicted():
+    with pytest.raises(ForecastError, match="d6 is one of the fitted runs"):
         frozen(at=6)
 
 
@@ -100,15 +100,15 @@ def test_a_run_at_the_end_of_the_interval_is_196_standard_deviations_away():
     assert not grade.covered
 
 
-def test_a_metric_that_was_not_measured_is_no_grade():
-    with pytest.raises(ForecastError, match="has no val_loss"):
+def test_a_prediction_of_an_unmeasured_metric_is_not_graded():
+    with pytest.raises(ForecastError, match="has no measured val_loss"):
         score(frozen(runs(sizes=SIZES[:3])), {"val_error": 0.5})
 
 
 # The seal -----------------------------------------------------------------------------------------
 
 
-def test_a_sealed_forecast_comes_back_as_it_was():
+def test_a_saved_forecast_is_loaded_unchanged():
     made = frozen(runs(sizes=SIZES[:3]))
     assert read_with_checksum(json.loads(json.dumps(save_with_checksum(made)))) == made
 
@@ -118,10 +118,10 @@ def test_a_sealed_forecast_comes_back_as_it_was():
     lambda inside: inside.update(time="2020-01-01T00:00:00Z"),
     lambda inside: inside["target"].update(begun_at=None) or inside["runs"].pop(),
 ])  # fmt: skip
-def test_a_change_anywhere_shows(change):
+def test_any_change_of_a_saved_forecast_is_detected(change):
     content = save_with_checksum(frozen(runs(sizes=SIZES[:3])))
     change(content["forecast"])
-    with pytest.raises(ChecksumError, match="not that of SHA-256"):
+    with pytest.raises(ChecksumError, match="does not match its SHA-256"):
         read_with_checksum(content)
 
 
@@ -174,13 +174,15 @@ def home(tmp_path) -> Home:
     return found
 
 
-def test_frozen_then_waiting_then_graded(home):
+def test_a_forecast_is_frozen_then_waiting_then_graded(home):
     (made,) = make_forecasts(home, sweep(), ["d4"], "params_blocks")
     assert made.new
     assert made.path.parent == home.root / "s" / "forecasts"
     assert made.forecast.target.begun_at is None
     assert made.forecast.extrapolation == pytest.approx((4 / 3) ** 3)
-    assert [(one.state, one.said) for one in graded(home, sweep())] == [("waiting", "not begun")]
+    assert [(one.state, one.reason) for one in grade_forecasts(home, sweep())] == [
+        ("waiting", "not begun")
+    ]
     finish(home, sweep(), "d4")
     (outcome,) = score_all(home, sweep())
     assert outcome.state == "graded"
@@ -192,12 +194,12 @@ def test_frozen_then_waiting_then_graded(home):
     assert (row["target"], row["file"]) == ("d4", made.path.name)
 
 
-def test_the_same_again_writes_nothing_and_other_content_never_overwrites(home):
+def test_a_repeated_forecast_writes_nothing_and_a_different_one_does_not_overwrite(home):
     (first,) = make_forecasts(home, sweep(), ["d4"], "params_blocks", now=1e9)
     before = first.path.read_bytes()
     (again,) = make_forecasts(home, sweep(), ["d4"], "params_blocks", now=1e9 + 60)
     assert (again.path, again.sha256, again.new) == (first.path, first.sha256, False)
-    with pytest.raises(ForecastError, match="frozen already and says something else"):
+    with pytest.raises(ForecastError, match="holds a different forecast"):
         make_forecasts(home, sweep(), ["d4"], "train_flops", now=1e9)
     assert first.path.read_bytes() == before
     (later,) = make_forecasts(home, sweep(), ["d4"], "train_flops", now=1e9 + 60)
@@ -206,28 +208,28 @@ def test_the_same_again_writes_nothing_and_other_content_never_overwrites(home):
 
 
 def test_a_finished_or_unknown_target_is_refused(home):
-    with pytest.raises(ValueError, match="s/d3 is done: its numbers are known"):
+    with pytest.raises(ValueError, match="s/d3 is done: its results are known"):
         make_forecasts(home, sweep(), ["d3"], "params_blocks")
-    with pytest.raises(ValueError, match="s has no trial d9; there are d1, d2, d3, d4"):
+    with pytest.raises(ValueError, match="s has no trial d9; its trials are d1, d2, d3, d4"):
         make_forecasts(home, sweep(), ["d9"], "params_blocks")
     finish(home, sweep(), "d4", status="diverged")
     with pytest.raises(ValueError, match="s/d4 is diverged"):
         make_forecasts(home, sweep(), ["d4"], "params_blocks")
 
 
-def test_a_run_evaluated_at_its_end_is_known_even_before_it_is_marked(home):
+def test_a_run_with_its_final_evaluation_counts_as_finished_without_the_mark(home):
     evaluate(home, sweep(), rung(4), 12)
     with pytest.raises(ValueError, match="evaluated at its end"):
         make_forecasts(home, sweep(), ["d4"], "params_blocks")
 
 
-def test_one_bad_target_freezes_nothing(home):
+def test_no_forecast_is_frozen_if_one_target_is_invalid(home):
     with pytest.raises(ValueError, match="no trial d9"):
         make_forecasts(home, sweep(), ["d4", "d9"], "params_blocks")
-    assert graded(home, sweep()) == []
+    assert grade_forecasts(home, sweep()) == []
 
 
-def test_a_run_that_has_begun_is_predicted_without_its_rows_and_said_to_have_begun(home):
+def test_a_running_target_is_predicted_without_its_rows_and_marked_as_begun(home):
     evaluate(home, sweep(), rung(4), 6)
     (begun,) = make_forecasts(home, sweep(), ["d4"], "params_blocks")
     assert begun.forecast.target.begun_at == 6
@@ -245,7 +247,7 @@ def test_too_few_finished_runs_are_refused(tmp_path):
 
 
 def other(tmp_path, one) -> str:
-    """Another sweep, in a file of its own: its trial's address."""
+    """Write another sweep to a file; returns the address of its trial."""
     record = Sweep(name="big", question="?", trials=(one,)).model_dump_json()
     code = (
         f"from var_scaling.experiment import Sweep\nsweep = Sweep.model_validate_json({record!r})\n"
@@ -260,28 +262,28 @@ def test_a_larger_run_of_another_sweep_is_predicted_with_its_differences(home, t
     (made,) = make_forecasts(home, sweep(), [at], "params_blocks")
     assert made.path.name.startswith("d8@big-")
     assert made.forecast.target.sizes["tokens_seen"] == 24 * 8 * 21
-    assert "tokens_seen is 4,032, of the runs 2,016" in made.forecast.caveats
-    assert "data.train_images is 6,000, of the runs 600" in made.forecast.caveats
-    assert "rate x width is 0.5, of the runs 0.25" in made.forecast.caveats
+    assert "tokens_seen is 4,032, but 2,016 in the runs" in made.forecast.caveats
+    assert "data.train_images is 6,000, but 600 in the runs" in made.forecast.caveats
+    assert "rate x width is 0.5, but 0.25 in the runs" in made.forecast.caveats
     assert len(made.forecast.caveats) == 3
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tokenizer": tokenizer(seed=1)}, "tokenizer.seed: recorded 0, wanted 1$"),
-        ({"data": images(seed=1, name="new")}, "held-out images, seed: recorded 0, wanted 1$"),
+        ({"tokenizer": tokenizer(seed=1)}, "tokenizer.seed: recorded 0, expected 1$"),
+        ({"data": images(seed=1, name="new")}, "held-out images, seed: recorded 0, expected 1$"),
         ({"data": ImageFiles(name="pets", side=16, classes=8)}, "held-out images, "),
         ({"model": rung(3).model, "optimiser": rung(3).optimiser}, "is d3 by another name"),
     ],
 )
-def test_what_no_law_compares_is_refused(home, tmp_path, change, message):
+def test_a_target_that_is_not_comparable_with_the_law_is_refused(home, tmp_path, change, message):
     at = other(tmp_path, rung(8, **change))
     with pytest.raises(ValueError, match=message):
         make_forecasts(home, sweep(), [at], "params_blocks")
 
 
-def test_a_tampered_file_is_named_and_not_graded_and_a_lost_one_is_missed(home):
+def test_a_tampered_forecast_is_reported_and_not_graded_and_a_missing_one_reported(home):
     (made,) = make_forecasts(home, sweep(), ["d4"], "params_blocks")
     finish(home, sweep(), "d4")
     assert score_all(home, sweep())[0].state == "graded"
@@ -293,34 +295,34 @@ def test_a_tampered_file_is_named_and_not_graded_and_a_lost_one_is_missed(home):
     assert outcome.state == "missing"
 
 
-def test_a_run_that_ended_before_its_forecast_is_no_outcome(home):
+def test_a_run_that_ended_before_its_forecast_is_not_graded(home):
     make_forecasts(home, sweep(), ["d4"], "params_blocks", now=time.time() + 3600)
     finish(home, sweep(), "d4")
-    (outcome,) = graded(home, sweep())
+    (outcome,) = grade_forecasts(home, sweep())
     assert outcome.state == "void"
-    assert "before it was predicted" in outcome.said
+    assert "before it was predicted" in outcome.reason
 
 
-def test_a_run_of_another_record_is_not_the_one_predicted(home):
+def test_a_run_with_another_record_does_not_grade_the_forecast(home):
     make_forecasts(home, sweep(), ["d4"], "params_blocks")
     changed = Sweep(name="s", question="?", trials=(rung(4, steps=24),))
     finish(home, changed, "d4")
-    (outcome,) = graded(home, sweep())
+    (outcome,) = grade_forecasts(home, sweep())
     assert outcome.state == "void"
-    assert "steps: recorded 24, wanted 12" in outcome.said
+    assert "steps: recorded 24, expected 12" in outcome.reason
     with pytest.raises(ConfigMismatchError):
         make_forecasts(home, sweep(), ["d4"], "params_blocks")
 
 
-def test_a_predicted_run_that_diverged_is_said_to_have(home):
+def test_a_predicted_run_that_diverged_is_reported_as_diverged(home):
     make_forecasts(home, sweep(), ["d4"], "params_blocks")
     folder = home.trial("s", "d4")
     folder.mkdir(parents=True)
     write_json(folder / "done.json", {"status": "diverged", "reason": "nan"})
-    assert graded(home, sweep())[0].state == "diverged"
+    assert grade_forecasts(home, sweep())[0].state == "diverged"
 
 
-def test_the_command_speaks_tables_and_json_and_ends_with_1_for_a_tampered_file(home, tmp_path):
+def test_the_command_prints_tables_or_json_and_exits_with_1_for_a_tampered_file(home, tmp_path):
     record = sweep().model_dump_json()
     code = (
         f"from var_scaling.experiment import Sweep\nsweep = Sweep.model_validate_json({record!r})\n"

@@ -1,4 +1,4 @@
-"""What a sweep leaves: the same table from disk and from MLflow, a third-party experiment too."""
+"""The table of a sweep is the same from disk and from MLflow; and third-party experiments."""
 
 from itertools import product
 
@@ -9,10 +9,10 @@ import pytest
 from conftest import trial
 
 from analysis.table.mlflow import from_mlflow
-from analysis.table.schema import BY_NAME, OURS
+from analysis.table.schema import BY_NAME, NATIVE_COLUMNS
 from analysis.table.table import TableError, load_results, load_table
-from pipelines.evaluation.scores import NUMBERS, WORDS, Fidelity, note_fidelity
-from pipelines.evaluation.throughput import BenchmarkResult, note_measured
+from pipelines.evaluation.scores import NUMBER_COLUMNS, TEXT_COLUMNS, Fidelity, save_fidelity
+from pipelines.evaluation.throughput import BenchmarkResult, save_benchmark
 from pipelines.results.table import arrow_table, rows_of, schedule_class, write_results
 from pipelines.tracking.mirror import Mirror
 from pipelines.tracking.mlflow import MLflowTracker
@@ -52,7 +52,7 @@ def line(step: int, depth: int) -> dict:
 
 
 def measure(folder) -> None:
-    """As `fidelity` and `speed` leave their numbers; by the seeded extractor of other images."""
+    """Results of `fidelity` and `speed`, with the seeded extractor."""
     (folder / "samples" / "default").mkdir(parents=True)
     inception = {"fid": 12.5, "inception_score": 3.25, "kid": -1 / 3, "recall": 0.75}
     for found, reference in (({"fd_seeded": 2.0}, "adm.npz 0a"), (inception, "leaves-train")):
@@ -61,10 +61,10 @@ def measure(folder) -> None:
             counts={}, extractor="any", extractor_sha256="a", reference=reference,
             reference_sha256="b", commit=None, time="2026", seconds=1.0, device="cpu",
         )  # fmt: skip
-        note_fidelity(folder / "samples" / "default", one)
+        save_fidelity(folder / "samples" / "default", one)
     timing = Timing.of([0.3])
     way = {"precision": "fp32", "guidance": 1.5, "whole": timing}
-    note_measured(
+    save_benchmark(
         folder,
         BenchmarkResult(
             machine=Machine(name="m", device="cpu", threads=2, torch="2"), weights_sha256="0",
@@ -76,7 +76,7 @@ def measure(folder) -> None:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Home:
-    """Three trials, of which the last is at half its way, in a home and its mirror."""
+    """Three trials, the last one half trained, in a home and its mirror."""
     home = Home(tmp_path_factory.mktemp("home"))
     write_json(home.tokens("t", "leaves", "train") / "manifest.json", {"images": 600})
     for t in SWEEP.trials:
@@ -103,15 +103,17 @@ def mirror(home) -> Mirror:
     return mirror
 
 
-def test_the_table_from_mlflow_is_the_table_from_disk(home, mirror):
+def test_the_table_from_mlflow_equals_the_table_from_disk(home, mirror):
     disk = load_results(home.sweep("s") / "results.parquet")
     mirror.publish_law({"law/x/alpha": 0.1}, {"law": ["x"], "alpha": [0.1]}, [])
     found = from_mlflow(mirror.tracker.client, "s")
     for ours, other in ((disk.finals, found.finals), (disk.rows, found.rows)):
         shared = [name for name in BY_NAME if other[name].notna().any()]
-        assert {*OURS, "val_loss_parts", "train_loss", "commit", "attempts"} <= set(shared)
-        assert {name for name in (*NUMBERS, *WORDS) if name in shared} == MEASURED
-        for name in sorted(MEASURED):  # of the end of one run alone
+        assert {*NATIVE_COLUMNS, "val_loss_parts", "train_loss", "commit", "attempts"} <= set(
+            shared
+        )
+        assert {name for name in (*NUMBER_COLUMNS, *TEXT_COLUMNS) if name in shared} == MEASURED
+        for name in sorted(MEASURED):  # only of the end of one run
             assert other[name].notna().tolist().count(True) == 1
         ours, other = (f.sort_values(["trial", "step"], ignore_index=True) for f in (ours, other))
         rates = [f.pop("learning_rate") for f in (ours, other)]  # the mirror shows four digits
@@ -123,15 +125,15 @@ def test_the_table_from_mlflow_is_the_table_from_disk(home, mirror):
     assert found.source == "MLflow experiment s"
 
 
-def test_an_experiment_that_is_not_there_or_empty_is_told_apart(mirror):
+def test_missing_and_empty_experiments_have_different_messages(mirror):
     with pytest.raises(TableError, match=r"no MLflow experiment 'none'; there are: Default, s"):
         from_mlflow(mirror.tracker.client, "none")
     mirror.tracker.client.create_experiment("void")
-    with pytest.raises(TableError, match="void: holds no run"):
+    with pytest.raises(TableError, match="void: there is no run in it"):
         from_mlflow(mirror.tracker.client, "void")
 
 
-def test_a_third_party_experiment_is_read_by_their_names(mirror):
+def test_a_third_party_experiment_is_read_with_its_own_column_names(mirror):
     client = mirror.tracker.client
     place = client.create_experiment("theirs")
     for size in (1e6, 2e6):
@@ -156,10 +158,10 @@ def test_a_third_party_experiment_is_read_by_their_names(mirror):
     assert finals.val_loss.tolist() == [2.8, 2.8, 2.5]
     assert finals.tokens_seen.tolist()[:2] == [200 * 512.0] * 2
     assert finals.learning_rate.tolist()[:2] == [0.01, 0.01]
-    assert finals.trial.nunique() == 3  # a name that two runs have is told apart by their ids
+    assert finals.trial.nunique() == 3  # runs with equal names are distinguished by their ids
 
 
-def test_the_row_knows_its_schedule_and_its_different_tokens(home):
+def test_a_row_has_its_schedule_and_its_number_of_unique_tokens(home):
     rows = rows_of(home, SWEEP)
     assert {row["unique_tokens"] for row in rows} == {600 * 21}
     assert {row["schedule"] for row in rows} == {
@@ -167,7 +169,7 @@ def test_the_row_knows_its_schedule_and_its_different_tokens(home):
     }
 
 
-def test_runs_of_one_class_of_schedule_differ_in_peak_and_length_alone():
+def test_runs_with_one_schedule_class_differ_only_in_peak_and_length():
     from var_scaling.training.optim import learning_rate_at
 
     shapes: dict[str, set] = {}

@@ -1,4 +1,4 @@
-"""The frontier: nothing beats its points, bounds are called bounds, runs are what is resampled."""
+"""The frontier: its points are optimal, censored points are marked, runs are resampled."""
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from analysis.compute_optimal.frontier import (
     non_dominated,
     run_ends,
 )
-from analysis.compute_optimal.frontier_band import band, centred
+from analysis.compute_optimal.frontier_band import band, centred_percentiles
 from analysis.fitting.laws import FLOOR, PURE
 
 SIZES = np.geomspace(1e6, 1e9, 10)
@@ -25,7 +25,7 @@ def surface(N, D):
 
 
 def curves(sizes=SIZES, noise=0.0, luck=0.0, seeds=1, points=60, seed=0, **changes):
-    """Runs of 200 tokens a weight at a constant rate; `luck` is what a whole run has in common."""
+    """Runs of 200 tokens per weight at a constant rate; `luck` is an error that a run shares."""
     generator = np.random.default_rng(seed)
     rows = []
     for N in sizes:
@@ -46,7 +46,7 @@ def curves(sizes=SIZES, noise=0.0, luck=0.0, seeds=1, points=60, seed=0, **chang
 
 
 def grid(lengths=(5, 10, 20, 40, 80), **changes):
-    """Ends of runs of a decaying schedule, several lengths a size."""
+    """Final points of runs with a decaying schedule, several lengths per size."""
     rows = curves(schedule="cosine", **changes)
     parts = []
     for tokens in lengths:
@@ -61,7 +61,7 @@ def grid(lengths=(5, 10, 20, 40, 80), **changes):
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=30))
-def test_no_point_of_the_frontier_is_beaten_and_every_other_is(pairs):
+def test_frontier_points_are_not_dominated_and_all_others_are(pairs):
     points = pd.DataFrame(pairs, columns=["train_flops", "val_loss"])
     kept = non_dominated(points, "val_loss").to_numpy()
     for C, L in pairs:
@@ -78,12 +78,12 @@ def test_the_order_of_rows_does_not_matter():
     assert np.array_equal(band(one).low, band(other).low)
 
 
-def test_the_frontier_of_curves_is_the_least_loss_for_the_compute():
+def test_the_frontier_of_curves_is_the_smallest_loss_for_each_compute():
     found = frontier(curves(np.geomspace(1e6, 1e9, 60), points=200), "val_loss", warm_up=0.1)
     best = 1.8 + optimal_reducible(found.flops)
     own = ~found.censored
     assert own.sum() > 20
-    cut_short = ["first from its start" in why for why in found.why]  # by the warm-up
+    cut_short = ["best from the start" in why for why in found.why]  # because of the warm-up
     assert np.log(found.loss / best)[cut_short].max() > 0.003
     assert found.loss[own] == pytest.approx(best[own], rel=2e-3)
     assert (found.loss[own] > best[own] * (1 - 1e-6)).all()
@@ -100,14 +100,14 @@ def test_a_size_that_was_best_when_it_stopped_is_censored_and_so_are_the_edges()
     stopped = np.isclose(rows.params_blocks, SIZES[4]) & (rows.step > 200)
     found = frontier(rows[~stopped], "val_loss", warm_up=0)
     why = dict(zip(np.round(np.log(found.size), 6), found.why, strict=True))
-    assert "still the best when it stopped" in why[round(np.log(SIZES[4]), 6)]
+    assert "still the best when its record ended" in why[round(np.log(SIZES[4]), 6)]
     assert all("smallest" in w for w in np.array(found.why)[found.size == SIZES[0]])
     assert found.censored[found.size == SIZES[-1]].all()
-    assert "still the best when it stopped" in found.why[-1]
+    assert "still the best when its record ended" in found.why[-1]
     assert not found.censored[np.isclose(found.size, SIZES[7])].any()
     last = found.flops[np.isclose(found.size, SIZES[4])].max()
     after = found.flops > last
-    assert any("not overtaken when it stopped" in w for w in np.array(found.why)[after])
+    assert any("when its record ended, may be better" in w for w in np.array(found.why)[after])
 
 
 def test_runs_of_one_length_give_a_bound_everywhere():
@@ -117,7 +117,7 @@ def test_runs_of_one_length_give_a_bound_everywhere():
     assert not found.within_runs
 
 
-def test_points_of_a_decaying_run_under_way_do_not_count():
+def test_intermediate_points_of_a_decaying_run_are_left_out():
     rows = curves(schedule="cosine")
     assert frontier(rows, "val_loss").step.tolist() == [1000] * len(SIZES)
     assert set(frontier(rows, "val_loss", within_runs=True).step) != {1000}
@@ -134,7 +134,7 @@ def test_a_run_that_has_not_ended_is_left_out_with_its_reason():
     assert len(run_ends(cut, "val_loss")) == len(SIZES) - 1
 
 
-def test_several_schedules_are_refused_until_one_is_picked():
+def test_several_schedules_are_refused_unless_one_is_selected():
     rows = pd.concat([curves(SIZES[::2]), curves(SIZES[1::2], schedule="cosine")])
     with pytest.raises(MixedSchedules, match=r"constant \(5 runs\), cosine \(5 runs\)"):
         frontier(rows, "val_loss")
@@ -145,7 +145,7 @@ def test_several_schedules_are_refused_until_one_is_picked():
         frontier(rows, "val_loss", schedule="linear")
 
 
-def test_unknown_compute_and_warm_up_are_dropped_with_a_reason():
+def test_points_with_unknown_compute_or_in_warm_up_are_dropped_with_a_reason():
     rows = curves()
     rows.loc[rows.trial == "N1e+07-s0", "train_flops"] = np.nan
     found = frontier(rows, "val_loss")
@@ -160,13 +160,13 @@ def test_unknown_compute_and_warm_up_are_dropped_with_a_reason():
         frontier(rows, "loss", params="params_total")
 
 
-def test_smoothing_takes_out_jitter_and_keeps_the_curve():
+def test_smoothing_removes_noise_and_keeps_the_curve():
     exact = frontier(curves(points=400), "val_loss", per_decade=5)
     smooth = frontier(curves(points=400), "val_loss", smoothing=0, per_decade=5)
     assert exact.loss == pytest.approx(smooth.loss, rel=1e-3)
 
     def too_low(smoothing):
-        """How far luck pulls the frontier below the curves themselves, in logs."""
+        """The bias of the frontier below the noise-free curves by the noise, in logs."""
         found = frontier(curves(points=200, noise=0.02, seeds=6), "val_loss", smoothing=smoothing)
         return np.mean(np.log(found.loss / surface(found.size, found.tokens)))
 
@@ -174,7 +174,7 @@ def test_smoothing_takes_out_jitter_and_keeps_the_curve():
     assert -0.012 < too_low(0.05) < 0
 
 
-def test_there_are_k_points_a_decade_and_the_last_is_the_most_compute():
+def test_there_are_k_points_per_decade_and_the_last_has_the_most_compute():
     rows = curves(points=400)
     found = frontier(rows, "val_loss", per_decade=4)
     assert np.diff(np.log10(found.flops)) == pytest.approx(0.25)
@@ -182,14 +182,14 @@ def test_there_are_k_points_a_decade_and_the_last_is_the_most_compute():
     assert len(found.flops) > 15
 
 
-def test_how_often_a_run_was_evaluated_does_not_matter():
+def test_the_frontier_does_not_depend_on_the_number_of_evaluations():
     many, few = (frontier(curves(points=p), "val_loss", smoothing=0) for p in (800, 100))
     assert many.flops[-45:] == pytest.approx(few.flops[-45:])
     assert many.loss[-45:] == pytest.approx(few.loss[-45:], rel=1e-3)
     assert (many.size[-45:] == few.size[-45:]).mean() > 0.9
 
 
-def test_the_checklist_says_how_points_were_chosen():
+def test_the_checklist_states_how_points_were_selected():
     said = frontier(curves(), "val_loss").checklist()
     assert said["schedule"] == "constant"
     assert (said["smoothing"], said["warm_up"], said["per_decade"]) == (0.05, 0.05, 10)
@@ -230,8 +230,8 @@ def test_too_few_runs_have_no_band():
         band(frontier(curves(SIZES[:2]), "val_loss"), PURE)
 
 
-def test_percentiles_are_put_about_the_estimate():
-    low, high = centred(np.arange(101.0) + 7, 0.0, 0.9)
+def test_percentiles_are_centred_at_the_estimate():
+    low, high = centred_percentiles(np.arange(101.0) + 7, 0.0, 0.9)
     assert (low, high) == pytest.approx((-45, 45))
 
 
@@ -239,7 +239,7 @@ def test_percentiles_are_put_about_the_estimate():
 
 
 def counted(sizes=SIZES):
-    """FLOPs a token of a network with a head: no power of N."""
+    """FLOPs per token of a network with a head: not a power of N."""
     D = 20 * sizes
     return pd.DataFrame(
         {
@@ -250,7 +250,7 @@ def counted(sizes=SIZES):
     )
 
 
-def test_the_cost_of_a_table_goes_through_its_rows_and_inverts():
+def test_the_cost_of_a_table_interpolates_its_rows_and_can_be_inverted():
     rows = counted()
     cost = cost_of(pd.concat([rows, rows]).sample(frac=1, random_state=0))
     assert cost(rows.params_blocks, rows.tokens_seen) == pytest.approx(rows.train_flops.to_numpy())
@@ -265,7 +265,7 @@ def test_the_cost_of_a_table_goes_through_its_rows_and_inverts():
     assert "10 sizes" in cost.name
 
 
-def test_six_nd_says_what_it_counts():
+def test_the_cost_6nd_states_which_parameters_it_counts():
     assert six_nd()(2.0, 3.0) == pytest.approx(36)
     assert six_nd(2).tokens(5.0, 100.0) == pytest.approx(10)
     assert "forward and backward" in six_nd().name
@@ -283,12 +283,12 @@ def test_six_nd_says_what_it_counts():
         (lambda t: t.drop(columns="tokens_seen"), "columns tokens_seen"),
     ],
 )
-def test_what_is_no_cost_is_refused(change, message):
+def test_an_invalid_cost_is_refused(change, message):
     with pytest.raises(CostError, match=message):
         cost_of(change(counted()))
 
 
-def test_sizes_that_differ_by_a_hair_are_one():
+def test_sizes_that_differ_by_rounding_are_one_size():
     rows = counted()
     hair = rows.assign(params_blocks=rows.params_blocks * (1 + 1e-6))
     assert len(cost_of(pd.concat([rows, hair])).sizes) == len(SIZES)

@@ -1,4 +1,4 @@
-"""What is drawn: cached as uncached, the same in any company, kept where it is to be kept."""
+"""Samples: cached equals uncached, independent of the batch, kept tokens unchanged."""
 
 import pytest
 import torch
@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from var_scaling.experiment.sample_set import Request
 from var_scaling.generation.sample import RequestDraws, sample
-from var_scaling.models.base import Kept, ModelSpec
-from var_scaling.models.logits import chosen, filtered, guided, mixed
+from var_scaling.models.base import KeptTokens, ModelSpec
+from var_scaling.models.logits import apply_guidance, filter_logits, mix_codes, sample_ids
 from var_scaling.models.var.config import VarModel, VarSampling
 from var_scaling.models.var.model import VAR
 from var_scaling.models.var.sampler import VARSampler, sample_tokens
@@ -26,7 +26,7 @@ VARIANTS = [
 
 
 def restless(module: torch.nn.Module) -> torch.nn.Module:
-    """Every part has a say: at the start gammas, head and codes are near zero."""
+    """Random weights for all parts: at initialisation gammas, head and codes are near zero."""
     generator = torch.Generator().manual_seed(1)
     for parameter in module.parameters():
         parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
@@ -60,7 +60,7 @@ def drawn_by(module, vqvae, asked, sampling, kept=None):
 @pytest.mark.parametrize("model", VARIANTS)
 @pytest.mark.parametrize("guidance", [0.0, 1.5, (2.0, 0.0, 1.0), (1.0, 0.5, 0.0), (3.0, 0.0, 0.0)])
 def test_cached_logits_are_those_of_the_full_forward(model, guidance):
-    """Which scales are guided, and so which rows run, shows in no logit."""
+    """Logits do not depend on which scales are guided, and so on which rows run."""
     module, vqvae = pair(model)
     asked = requests(5)
     sampling = VarSampling(guidance=guidance)
@@ -68,18 +68,20 @@ def test_cached_logits_are_those_of_the_full_forward(model, guidance):
     ids_BL = torch.cat([step.ids_BS for step in steps], 1)
     shown = vqvae.quantize.teacher_input(ids_BL)
     labels = torch.tensor([request.label for request in asked])
-    told = vqvae.quantize.scales_of(module(labels, shown))
-    untold = vqvae.quantize.scales_of(module(torch.full_like(labels, CLASSES), shown))
-    for step, cond_BSV, uncond_BSV in zip(steps, told, untold, strict=True):
-        weight = sampling.at(step.k, 3).guidance
-        wanted = guided(cond_BSV, uncond_BSV, weight)
+    conditional_logits = vqvae.quantize.scales_of(module(labels, shown))
+    unconditional_logits = vqvae.quantize.scales_of(module(torch.full_like(labels, CLASSES), shown))
+    for step, cond_BSV, uncond_BSV in zip(
+        steps, conditional_logits, unconditional_logits, strict=True
+    ):
+        weight = sampling.at_scale(step.k, 3).guidance
+        wanted = apply_guidance(cond_BSV, uncond_BSV, weight)
         torch.testing.assert_close(step.logits_BSV, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_no_row_is_computed_without_weight():
-    """The rows that go through the blocks, scale by scale; at the first one row is told none.
+def test_no_unconditional_row_is_computed_at_weight_0():
+    """The number of rows that run at each scale; the first scale has one unconditional row.
 
-    It stands there three times, so that a batch of one rounds as any other.
+    It occurs three times, so that a batch of one rounds as any other batch.
     """
     module, vqvae = pair()
     seen: list[int] = []
@@ -95,7 +97,7 @@ def test_no_row_is_computed_without_weight():
         assert seen == rows, guidance
 
 
-def test_adaln_is_computed_once_an_image():
+def test_adaln_is_computed_once_per_image():
     module, vqvae = pair()
     calls: list[int] = []
     module.blocks[1].ada_lin.register_forward_hook(lambda *ignored: calls.append(1))
@@ -106,8 +108,8 @@ def test_adaln_is_computed_once_an_image():
 @pytest.mark.parametrize(
     "sampling", [VarSampling(), VarSampling(guidance=0), VarSampling(smooth=True)]
 )
-def test_a_sample_is_the_same_in_any_company(sampling):
-    """Bit for bit, alone, in threes, in sixteens, backwards: tokens and images."""
+def test_a_sample_does_not_depend_on_the_rest_of_its_batch(sampling):
+    """Tokens and images are bitwise equal in batches of 1, 3 and 16, and in reverse order."""
     module, vqvae = pair(patch_nums=(1, 2, 3, 4))
     asked = requests(16)
     alone = list(drawn_from(module, vqvae, asked, sampling, 7, batch=1, strips=True))
@@ -126,7 +128,7 @@ def test_a_sample_is_the_same_in_any_company(sampling):
             assert torch.equal(strip[-1], image)
 
 
-def test_seed_class_and_index_each_make_another_sample():
+def test_another_seed_class_or_index_gives_another_sample():
     module, vqvae = pair(patch_nums=(1, 2, 3, 4))
 
     def ids(seed: int, label: int, index: int):
@@ -146,8 +148,8 @@ def test_seed_class_and_index_each_make_another_sample():
     assert not any(torch.equal(first, ids(*other)) for other in ((1, 1, 0), (0, 2, 0), (0, 1, 1)))
 
 
-def test_the_mode_of_the_model_plays_no_part():
-    """The released sampler drops paths if it is called on a model left in training mode."""
+def test_sampling_does_not_depend_on_training_mode():
+    """The released sampler applies drop path if the model is in training mode."""
     module, vqvae = pair()
     asked = requests(3)
     quiet = drawn_by(module, vqvae, asked, VarSampling())
@@ -158,32 +160,32 @@ def test_the_mode_of_the_model_plays_no_part():
 
 
 @pytest.mark.parametrize("smooth", [False, True])
-def test_kept_tokens_are_kept_exactly(smooth):
+def test_kept_tokens_do_not_change(smooth):
     module, vqvae = pair(patch_nums=(1, 2, 4))
     asked = requests(4)
     generator = torch.Generator().manual_seed(0)
     given = torch.randint(32, (4, 21), generator=generator)
     mask = torch.rand(4, 21, generator=generator) < 0.5
-    steps = drawn_by(module, vqvae, asked, VarSampling(smooth=smooth), Kept(given, mask))
+    steps = drawn_by(module, vqvae, asked, VarSampling(smooth=smooth), KeptTokens(given, mask))
     ids = torch.cat([step.ids_BS for step in steps], 1)
-    chose = torch.cat([step.chosen_BS for step in steps], 1)
+    chose = torch.cat([step.sampled_BS for step in steps], 1)
     assert torch.equal(ids[mask], given[mask])
     assert torch.equal(ids[~mask], chose[~mask])
     assert not torch.equal(chose[mask], given[mask])
-    everything = Kept(given, torch.ones_like(mask))
+    everything = KeptTokens(given, torch.ones_like(mask))
     steps = drawn_by(module, vqvae, asked, VarSampling(smooth=smooth), everything)
     torch.testing.assert_close(steps[-1].f_BZHH, vqvae.quantize.decode(given))
 
 
-def test_one_scale_is_guided_as_the_last():
-    """A pyramid of one scale: k / (K - 1) has no value there."""
+def test_a_single_scale_has_the_guidance_of_the_last_scale():
+    """With one scale, k / (K - 1) is undefined."""
     module, vqvae = pair(patch_nums=(4,))
     asked = requests(3)
     (step,) = drawn_by(module, vqvae, asked, VarSampling(guidance=2.0))
     labels = torch.tensor([request.label for request in asked])
     shown = vqvae.quantize.teacher_input(step.ids_BS)
     null_class = torch.full_like(labels, CLASSES)
-    wanted = guided(module(labels, shown), module(null_class, shown), 2.0)
+    wanted = apply_guidance(module(labels, shown), module(null_class, shown), 2.0)
     torch.testing.assert_close(step.logits_BSV, wanted, rtol=1e-4, atol=1e-4)
 
 
@@ -193,23 +195,23 @@ def test_one_scale_is_guided_as_the_last():
 def test_draws_follow_the_softmax():
     logits = torch.tensor([0.0, 1.0, -torch.inf, 2.0]).expand(1, 200_000, 4)
     uniform = torch.rand(1, 200_000, generator=torch.Generator().manual_seed(0))
-    shares = torch.bincount(chosen(logits, uniform)[0], minlength=4) / 200_000
+    shares = torch.bincount(sample_ids(logits, uniform)[0], minlength=4) / 200_000
     torch.testing.assert_close(shares, logits[0, 0].softmax(-1), atol=4e-3, rtol=0)
     assert shares[2] == 0
 
 
 @given(st.integers(0, 2**32), st.sampled_from([0.0, 1 - 2**-24]), st.integers(1, 6))
-def test_the_ends_of_the_random_numbers_draw_only_what_is_allowed(seed, end, top_k):
+def test_the_smallest_and_largest_random_numbers_draw_only_allowed_codes(seed, end, top_k):
     logits = 40 * torch.randn(1, 3, 6, generator=torch.Generator().manual_seed(seed))
-    allowed = filtered(logits, top_k, 0.9)
-    ids = chosen(allowed, torch.full((1, 3), end))
+    allowed = filter_logits(logits, top_k, 0.9)
+    ids = sample_ids(allowed, torch.full((1, 3), end))
     assert torch.isfinite(allowed.gather(-1, ids[..., None])).all()
 
 
 @given(st.integers(0, 2**32), st.integers(0, 9), st.floats(0, 1))
-def test_filters_keep_the_likeliest_and_nothing_less_likely_than_what_they_drop(seed, k, p):
+def test_filters_keep_the_likeliest_codes(seed, k, p):
     logits = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(seed))
-    kept = torch.isfinite(filtered(logits, k, p))
+    kept = torch.isfinite(filter_logits(logits, k, p))
     assert kept.gather(-1, logits.argmax(-1, keepdim=True)).all()
     least_kept = logits.masked_fill(~kept, torch.inf).amin(-1)
     most_dropped = logits.masked_fill(kept, -torch.inf).amax(-1)
@@ -218,29 +220,29 @@ def test_filters_keep_the_likeliest_and_nothing_less_likely_than_what_they_drop(
         assert (kept.sum(-1) <= k).all()
 
 
-def test_ties_at_the_kth_place_are_all_kept():
+def test_all_ties_at_rank_k_are_kept():
     logits = torch.tensor([[[1.0, 0.0, 1.0, 1.0]]])
-    assert torch.isfinite(filtered(logits, 2, 0)).tolist() == [[[True, False, True, True]]]
+    assert torch.isfinite(filter_logits(logits, 2, 0)).tolist() == [[[True, False, True, True]]]
 
 
-def test_top_p_counts_every_tie_at_the_kth_place():
-    """As one sort of all would: rows with ties among others go another way to the same end."""
+def test_top_p_counts_every_tie_at_rank_k():
+    """Rows with ties take another code path; the result equals that of one sort of all rows."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randint(-4, 4, (4, 16, 12), generator=generator) / 2
-    logits[::2] += torch.randn(2, 16, 12, generator=generator)  # rows without ties beside them
+    logits[::2] += torch.randn(2, 16, 12, generator=generator)  # together with rows without ties
     for k in (1, 3, 7):
         least = logits.topk(k).values[..., -1:]
-        alone = filtered(logits.masked_fill(logits < least, -torch.inf), 0, 0.8)
-        shares = filtered(logits, k, 0.8).softmax(-1).sort(-1).values
+        alone = filter_logits(logits.masked_fill(logits < least, -torch.inf), 0, 0.8)
+        shares = filter_logits(logits, k, 0.8).softmax(-1).sort(-1).values
         torch.testing.assert_close(shares, alone.softmax(-1).sort(-1).values)
 
 
 def mixture(logits, uniform, k: int, scales: int, codes):
-    at = VarSampling(smooth=True).at(k, scales)
-    return mixed(logits, uniform, at.sharpening, at.tau, codes)
+    at = VarSampling(smooth=True).at_scale(k, scales)
+    return mix_codes(logits, uniform, at.sharpening, at.tau, codes)
 
 
-def test_a_mixture_is_an_average_of_allowed_codes_and_almost_one_of_them_at_the_end():
+def test_a_smooth_sample_averages_allowed_codes_and_is_nearly_one_code_at_the_end():
     codes = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     logits = torch.tensor([[[0.0, 1.0, -torch.inf, 2.0, 0.5]]])
     uniform = torch.rand(1, 1, 5, generator=torch.Generator().manual_seed(1))
@@ -253,7 +255,7 @@ def test_a_mixture_is_an_average_of_allowed_codes_and_almost_one_of_them_at_the_
     assert torch.equal(soft, without)
 
 
-def test_a_random_number_of_0_spoils_no_mixture():
+def test_a_random_number_of_0_gives_a_finite_mixture():
     codes = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
     logits = torch.tensor([[[-torch.inf, 1.0, -torch.inf]]])
     found = mixture(logits, torch.zeros(1, 1, 3), 0, 3, codes)
@@ -261,7 +263,7 @@ def test_a_random_number_of_0_spoils_no_mixture():
 
 
 @pytest.mark.parametrize("extreme", [{"guidance": 1e38}, {"temperature": 1e-39}])
-def test_settings_that_leave_no_finite_logits_are_said_so(extreme):
+def test_settings_that_leave_no_finite_logits_are_refused(extreme):
     module, vqvae = pair()
     with pytest.raises(ValueError, match=r"the logits of scale \d are not finite"):
         drawn_by(module, vqvae, requests(2), VarSampling(rising=False, **extreme))
@@ -270,7 +272,7 @@ def test_settings_that_leave_no_finite_logits_are_said_so(extreme):
 # Settings ----------------------------------------------------------------------------------------
 
 
-def test_guidance_grows_from_nothing_to_its_value():
+def test_guidance_rises_linearly_unless_constant_or_given_per_scale():
     steps = VarSampling(guidance=1.5).steps(4)
     assert [at.guidance for at in steps] == [0, 0.5, 1.0, 1.5]
     assert [at.guidance for at in VarSampling(guidance=2.0, rising=False).steps(3)] == [2, 2, 2]
@@ -284,9 +286,11 @@ def test_a_list_of_another_length_is_refused():
         VarSampling(top_k=(1, 2)).steps(3)
 
 
-def test_a_class_that_the_model_does_not_know_is_refused_before_anything_is_drawn():
+def test_an_unknown_class_is_refused_before_sampling_starts():
     module, vqvae = pair()
-    with pytest.raises(ValueError, match="classes 9, 12: the model knows 0 to 7, and 8 for none"):
+    with pytest.raises(
+        ValueError, match="unknown classes 9, 12: the model has classes 0 to 7, and 8 is"
+    ):
         next(
             sample(
                 spec_of(module, vqvae),
@@ -300,8 +304,8 @@ def test_a_class_that_the_model_does_not_know_is_refused_before_anything_is_draw
         )
 
 
-def test_the_cache_lies_still():
-    """One allocation for all scales, keys and values written into their places."""
+def test_the_kv_cache_is_allocated_once():
+    """Keys and values of all scales are written into one allocation."""
     module, vqvae = pair()
     cached = VARSampler(module, vqvae.quantize.pyramid, torch.tensor([1, 2]), [0.0, 0.0, 0.0])
     before = cached.cache.data_ptr()

@@ -1,4 +1,4 @@
-"""Published sizes, counted: parameters and FLOPs to the last unit, on the meta device."""
+"""Published sizes: exact parameters and FLOPs, counted on the meta device."""
 
 from collections.abc import Callable
 
@@ -73,7 +73,7 @@ def one_map(side: int) -> Tokenizer:
 
 @pytest.fixture(autouse=True)
 def _no_initial_weights(monkeypatch):
-    """What weights start as is not counted, and takes most of the time."""
+    """Skip weight initialisation, which takes most of the time and does not affect counts."""
     for name in ("normal_", "zeros_", "xavier_uniform_", "kaiming_uniform_", "uniform_"):
         monkeypatch.setattr(torch.nn.init, name, lambda tensor, *words, **more: tensor)
 
@@ -84,7 +84,7 @@ def built(spec: ModelSpec) -> torch.nn.Module:
 
 
 def counted(spec: ModelSpec, network: torch.nn.Module) -> int:
-    """What torch counts of one forward over one image."""
+    """FLOPs that torch counts for one forward pass of one image."""
     t, model = spec.tokenizer, spec.config
     label = torch.zeros(1, dtype=torch.long, device="meta")
     if isinstance(model, DitModel):
@@ -102,7 +102,7 @@ def counted(spec: ModelSpec, network: torch.nn.Module) -> int:
 
 
 def counted_by_blocks(spec: ModelSpec, of_depth: Callable[[int], ModelRecord]) -> int:
-    """The same of a deep model: all its blocks cost the same, so torch counts one and a second."""
+    """The same for a deep model, from models of one and two blocks: all blocks cost the same."""
     first, second = (
         counted(one, built(one))
         for one in (ModelSpec(of_depth(blocks), spec.tokenizer, spec.classes) for blocks in (1, 2))
@@ -115,7 +115,7 @@ def numel(network: torch.nn.Module) -> int:
 
 
 @pytest.mark.parametrize(("size", "patch", "trainable", "parameters", "flops"), DIT)
-def test_published_dits(size, patch, trainable, parameters, flops):
+def test_published_dit_models_have_the_published_counts(size, patch, trainable, parameters, flops):
     model = published_dit(size, patch)
     spec = ModelSpec(model, KL_F8, 1000)
     family = family_of(model)
@@ -133,13 +133,13 @@ def test_published_dits(size, patch, trainable, parameters, flops):
 
 
 def padded(spec: ModelSpec) -> int:
-    """The condition of a single image goes through in four rows (accounting.FEWEST_ROWS)."""
+    """The condition of a single image is computed in four rows (accounting.FEWEST_ROWS)."""
     width = spec.config.width
     time = 2 * spec.config.time_channels * width + 2 * width * width
     return 3 * (family_of(spec.config).forward_flops(spec)["adaln"] + time)
 
 
-def test_the_published_dit_at_512_pixels():
+def test_the_published_dit_at_512_pixels_has_its_counts():
     model = published_dit("XL", 2)
     spec = ModelSpec(model, KL_F8_512, 1000)
     family = family_of(model)
@@ -149,7 +149,9 @@ def test_the_published_dit_at_512_pixels():
 
 
 @pytest.mark.parametrize(("size", "parameters", "blocks", "table", "short", "long"), LLAMAGEN)
-def test_published_llamagens(size, parameters, blocks, table, short, long):
+def test_published_llamagen_models_have_the_published_counts(
+    size, parameters, blocks, table, short, long
+):
     spec, larger = (ModelSpec(llamagen(size), one_map(side), 1000) for side in (16, 24))
     family, network = family_of(spec.config), built(spec)
     assert total(family.parameters(spec)) == numel(network) == parameters
@@ -162,7 +164,10 @@ def test_published_llamagens(size, parameters, blocks, table, short, long):
     if size == "B":
         assert counted(spec, network) == by_blocks
     assert total(family.forward_flops(larger, dense=True)) == long
-    pairs, seen = 256 * 256, 256 * 257 // 2  # a causal count takes half, and the diagonal
+    pairs, seen = (
+        256 * 256,
+        256 * 257 // 2,
+    )  # a causal count has half of the pairs, and the diagonal
     full, causal = (
         family.forward_flops(spec, dense)["attention_scores"] for dense in (True, False)
     )
@@ -170,7 +175,7 @@ def test_published_llamagens(size, parameters, blocks, table, short, long):
 
 
 @pytest.mark.parametrize("depth", range(6, 37))
-def test_vars(depth):
+def test_published_var_models_have_the_published_counts(depth):
     spec = ModelSpec(VarModel(depth=depth), VAR, 1000)
     family, network = family_of(spec.config), built(spec)
     parameters = total(family.parameters(spec))

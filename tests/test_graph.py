@@ -1,4 +1,4 @@
-"""A sweep expanded into stages: each directory once, behind what it needs, none by its name."""
+"""Stages of a sweep: each directory once, after its dependencies, with exact names."""
 
 from contextlib import ExitStack
 from dataclasses import replace
@@ -39,7 +39,7 @@ def sweep_of(*trials, imported=(), name="s") -> Sweep:
     return Sweep(name=name, question="?", trials=trials, imported=imported)
 
 
-def test_a_sweep_has_each_directory_once_behind_what_it_needs(tmp_path):
+def test_each_stage_of_a_sweep_occurs_once_after_its_dependencies(tmp_path):
     home = Home(tmp_path)
     one, two = (trial(name=name) for name in ("b", "a"))
     stages = sweep_stages(home, sweep_of(one, two))
@@ -54,7 +54,7 @@ def test_a_sweep_has_each_directory_once_behind_what_it_needs(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["smoke", "quickstart", "imagenet256"])
-def test_it_names_the_directories_that_the_home_has(name, tmp_path):
+def test_stages_use_the_directories_of_the_home(name, tmp_path):
     home, sweep = Home(tmp_path), find_sweep(name)
     wanted = {home.tokenizer(each.tokenizer.name) for each in sweep.trials}
     wanted |= {
@@ -66,7 +66,7 @@ def test_it_names_the_directories_that_the_home_has(name, tmp_path):
     assert {stage.directory for stage in sweep_stages(home, sweep)} == wanted
 
 
-def test_what_is_imported_must_be_there_and_is_never_run(tmp_path):
+def test_imported_stages_are_never_run(tmp_path):
     home = Home(tmp_path)
     model = ImportedModel(
         name="theirs", tokenizer=BROUGHT, model=trial().model, classes=10, sha256="b" * 64
@@ -84,7 +84,7 @@ def test_what_is_imported_must_be_there_and_is_never_run(tmp_path):
         assert not sweep_stages(home, sweep)[0].provided
 
 
-def test_a_trial_over_a_tokenizer_that_is_not_here_is_refused_before_anything_runs(tmp_path):
+def test_a_trial_with_a_missing_imported_tokenizer_is_refused_before_a_stage_runs(tmp_path):
     brought = BROUGHT.model_copy(update={"pyramid": tokenizer().pyramid, "multipliers": (1, 2, 2)})
     over = trial(tokenizer=brought, data=images(side=brought.side))
     stages = sweep_stages(Home(tmp_path), sweep_of(over))
@@ -92,20 +92,22 @@ def test_a_trial_over_a_tokenizer_that_is_not_here_is_refused_before_anything_ru
         refuse_unready(stages, "local")
 
 
-def test_a_directory_of_another_config_is_refused_and_only_that(tmp_path):
+def test_only_directories_with_a_different_config_are_refused(tmp_path):
     home, one = Home(tmp_path), trial()
     stages = sweep_stages(home, sweep_of(one))
     refuse_mismatch(stages)
     init_run_dir(stages[-1].directory, "trial.json", one.model_copy(update={"seed": 7}))
-    refuse_mismatch(stages)  # it failed before its first step, say: nothing would be lost
+    refuse_mismatch(
+        stages
+    )  # for example after a failure before the first step: no results would be lost
     (stages[-1].directory / "metrics.jsonl").write_text("{}\n")
-    with pytest.raises(ConfigMismatchError, match="seed: recorded 7, wanted 0"):
+    with pytest.raises(ConfigMismatchError, match="seed: recorded 7, expected 0"):
         refuse_mismatch(stages)
     refuse_mismatch(stages[:-1])
 
 
 @pytest.mark.parametrize("left", ["checkpoint/step-1.pt", "done.json", "job", "lock"])
-def test_what_would_be_lost_binds_a_directory(left, tmp_path):
+def test_a_directory_with_results_a_job_or_a_lock_cannot_change_its_config(left, tmp_path):
     home, one = Home(tmp_path), trial()
     stages = sweep_stages(home, sweep_of(one))
     folder = stages[-1].directory
@@ -118,15 +120,15 @@ def test_what_would_be_lost_binds_a_directory(left, tmp_path):
         else:
             (folder / left).parent.mkdir(exist_ok=True)
             (folder / left).write_text('{"status": "done"}')
-        with pytest.raises(ConfigMismatchError, match="seed: recorded 7, wanted 0"):
+        with pytest.raises(ConfigMismatchError, match="seed: recorded 7, expected 0"):
             refuse_mismatch(stages)
 
 
-def test_a_trial_that_failed_before_its_first_step_runs_with_what_was_mended(tmp_path):
-    """Its first config could not be trained here; the advice was to change it."""
+def test_a_trial_that_failed_before_its_first_step_can_run_with_another_config(tmp_path):
+    """The advice of the error was to change the config."""
     home, one = Home(tmp_path), trial()
     context = RunContext(home, Settings(), StopFile(tmp_path / "stop"))
-    with pytest.raises((OSError, ValueError)):  # there are no tokens yet
+    with pytest.raises((OSError, ValueError)):  # the tokens do not exist yet
         run_trial(context, "s", one.model_copy(update={"batch_size": 4}))
     run_tokenizer(context, one.tokenizer)
     for split in SPLITS:
@@ -135,7 +137,7 @@ def test_a_trial_that_failed_before_its_first_step_runs_with_what_was_mended(tmp
     assert run_trial(context, "s", one) == "done"
 
 
-def test_trials_that_wait_for_the_same_share_an_array_and_go_largest_first(tmp_path):
+def test_trials_with_equal_dependencies_share_an_array_largest_first(tmp_path):
     home = Home(tmp_path)
     small, large = trial(name="small"), trial(name="large", steps=500)
     stages = sweep_stages(home, sweep_of(small, large))
@@ -147,8 +149,8 @@ def test_trials_that_wait_for_the_same_share_an_array_and_go_largest_first(tmp_p
     assert arrays[-1].needs == stages[-1].needs
 
 
-def test_a_stage_comes_behind_what_it_needs_however_large_it_is(tmp_path):
-    """As a trial does that goes on from the checkpoint of a smaller one."""
+def test_a_stage_comes_after_its_dependencies_regardless_of_size(tmp_path):
+    """For example a trial that starts from the checkpoint of a smaller one."""
     home = Home(tmp_path)
     stages = sweep_stages(home, sweep_of(trial(name="parent"), trial(name="branch", steps=500)))
     *before, parent, branch = stages
@@ -181,25 +183,25 @@ def submitted(folder: Path) -> None:
     jobs.note(folder, "submitting", **facts, resources=resources)
 
 
-def test_a_name_that_begins_like_another_is_not_taken_for_it(tmp_path):
-    """Tokens of `leaves` in use elsewhere once kept those of `leaves-big` from being cancelled."""
+def test_a_name_that_is_the_prefix_of_another_is_not_confused_with_it(tmp_path):
+    """A regression: tokens of `leaves` in use prevented the cancellation of `leaves-big`."""
     home = Home(tmp_path)
     mine = sweep_stages(home, sweep_of(trial(data=images(name="leaves-big")), name="mine"))
     other = sweep_stages(home, sweep_of(trial(), name="other"))
     for stage in mine:
         submitted(stage.directory)
     driven = tuple(stage.address for stage in other)
-    with driver.driving(home.sweep("other"), "box", stages=driven):
+    with driver.hold_driver_lock(home.sweep("other"), "box", stages=driven):
         said = cancelled(mine, home.sweep("mine"))
     shared = {stage.address for stage in mine} & set(driven)
-    assert shared == {mine[0].address}  # the tokenizer alone
-    assert [line for line in said if "left alone" in line] == [
-        f"{mine[0].title}: left alone, sweep other needs it"
+    assert shared == {mine[0].address}  # only the tokenizer
+    assert [line for line in said if "not cancelled" in line] == [
+        f"{mine[0].title}: not cancelled, sweep other needs it"
     ]
     assert len(said) == len(mine)
 
 
-def test_only_names_a_stage_with_all_its_parts(tmp_path):
+def test_only_selects_a_stage_with_all_its_parts(tmp_path):
     home = Home(tmp_path)
     stages = sweep_stages(home, sweep_of(trial()))
     tokens = stages[1]
@@ -212,8 +214,8 @@ def test_only_names_a_stage_with_all_its_parts(tmp_path):
 
 
 @pytest.mark.slow
-def test_each_stage_that_failed_by_itself_is_named_and_no_other(tmp_path):
-    """Two trials fail with one text; what waits for a tokenizer that failed did not fail itself."""
+def test_only_stages_that_failed_themselves_are_reported(tmp_path):
+    """Two trials fail with one text; a stage that waits for a failed tokenizer did not fail."""
     home, context = (
         Home(tmp_path),
         RunContext(Home(tmp_path), Settings(), StopFile(tmp_path / "no")),
@@ -235,7 +237,7 @@ def test_each_stage_that_failed_by_itself_is_named_and_no_other(tmp_path):
     assert "nowhere" in outcome.failures["tokenizer lost"]
 
 
-def test_of_networks_that_look_at_one_set_the_first_draws_it_and_the_rest_wait(tmp_path):
+def test_extractors_share_one_set_of_samples_that_the_first_stage_draws(tmp_path):
     scoring = Scoring(
         name="plain",
         sampling=(VarSampling(guidance=0),),
@@ -251,7 +253,7 @@ def test_of_networks_that_look_at_one_set_the_first_draws_it_and_the_rest_wait(t
         assert Need(f"networks/{first.config.trial.data.name}") in then.needs
 
 
-def test_a_stage_starts_when_what_it_needs_has_ended_and_never_without_it(tmp_path):
+def test_a_stage_starts_only_after_its_dependencies_have_ended(tmp_path):
     home = Home(tmp_path)
     stages = {stage.address: stage for stage in sweep_stages(home, sweep_of(trial(name="a")))}
     queue = largest_first(tuple(stages.values()))
@@ -259,7 +261,7 @@ def test_a_stage_starts_when_what_it_needs_has_ended_and_never_without_it(tmp_pa
     first = orchestrate._next(queue, (), without)
     assert first.kind == TOKENIZER
     assert orchestrate._next(queue, [first], without) is None
-    assert len(queue) == 3  # all wait
+    assert len(queue) == 3  # all are waiting
     while (stage := orchestrate._next(queue, (), without)) is not None:
         taken.append(stage.name)
         if stage.address.endswith("-train"):

@@ -1,4 +1,4 @@
-"""What has plainly failed is said: on the terminal, in laws.json and in the report."""
+"""Obvious failures are reported on the terminal, in laws.json and in the report."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from conftest import bring
 from typer.testing import CliRunner
 
 from pipelines.cli import main as cli
-from pipelines.results.health import PSNR_DB, plain_failures
+from pipelines.results.health import PSNR_DB, failed_checks
 from pipelines.stages.graph import sweep_stages
 from pipelines.workspace.address import imported_sweep
 from pipelines.workspace.damage import mark_done
@@ -35,7 +35,7 @@ def home(smoke, tmp_path) -> Home:
 
 
 def change(folder: Path, **values) -> None:
-    """Let the last evaluation in `folder` have come to other values, all else as if it had."""
+    """Change values of the last evaluation in `folder`, with consistent files."""
     lines = read_metrics(folder / "metrics.jsonl")
     [line for line in lines if line["kind"] == "validation"][-1].update(values)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -44,10 +44,10 @@ def change(folder: Path, **values) -> None:
 
 
 def found(home: Home) -> list[str]:
-    return list(plain_failures(sweep_stages(home, SWEEP)))
+    return list(failed_checks(sweep_stages(home, SWEEP)))
 
 
-def test_a_healthy_sweep_has_no_remark(home):
+def test_a_healthy_sweep_has_no_warnings(home):
     assert found(home) == []
 
 
@@ -62,7 +62,7 @@ def test_a_healthy_sweep_has_no_remark(home):
         ({"psnr_db": 7.2}, "reconstructs with 7.2 dB PSNR; for its recipe 10.3 dB are recorded"),
     ],
 )
-def test_a_failed_tokenizer_is_named(home, values, said):
+def test_a_failed_tokenizer_is_reported(home, values, said):
     change(home.tokenizer("tiny-smoke"), **values)
     (failure,) = found(home)
     assert failure.startswith("tokenizer tiny-smoke ")
@@ -77,7 +77,7 @@ def test_a_failed_tokenizer_is_named(home, values, said):
         {"psnr_db": 7.4},
     ],
 )
-def test_the_bounds_are_those_that_are_stated(home, values):
+def test_values_at_the_health_bounds_are_not_reported(home, values):
     change(home.tokenizer("tiny-smoke"), **values)
     assert found(home) == []
 
@@ -85,18 +85,18 @@ def test_the_bounds_are_those_that_are_stated(home, values):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"loss": UNIFORM, "loss_no_label": 9.0}, "no better than the 4.852 of a uniform guess"),
-        ({"loss": 1.5, "loss_no_label": 1.4999}, "worse with the class than without: 1.5000 and"),
+        ({"loss": UNIFORM, "loss_no_label": 9.0}, "not below the 4.852 of a uniform"),
+        ({"loss": 1.5, "loss_no_label": 1.4999}, "higher loss with the class (1.5000 nats per token)"),
     ],
 )
-def test_a_failed_trial_is_named(home, values, said):
+def test_a_failed_trial_is_reported(home, values, said):
     change(home.trial("smoke", "d2"), **values)
     (failure,) = found(home)
     assert failure.startswith("trial d2 ")
     assert said in failure
 
 
-def test_a_trial_just_better_than_a_guess_is_none(home):
+def test_a_trial_slightly_better_than_chance_is_not_reported(home):
     change(home.trial("smoke", "d2"), loss=UNIFORM - 1e-6, loss_no_label=UNIFORM - 1e-6)
     assert found(home) == []
 
@@ -105,15 +105,15 @@ def diverged(folder: Path) -> None:
     write_json(folder / DONE, {"status": "diverged", "reason": "loss = nan at step 6 of 120"})
 
 
-def test_what_diverged_is_named(home):
+def test_diverged_trials_are_reported(home):
     diverged(home.trial("smoke", "d1"))
     assert found(home) == [
-        "trial d1 diverged (loss = nan at step 6 of 120): it is no point of any law"
+        "trial d1 diverged (loss = nan at step 6 of 120): no law is fitted to it"
     ]
 
 
 @pytest.mark.slow
-def test_the_law_is_fitted_and_all_of_it_is_said(home):
+def test_laws_are_fitted_and_every_failure_is_shown(home):
     diverged(home.trial("smoke", "d1"))
     change(home.trial("smoke", "d2"), loss=4.9, loss_no_label=4.8)
     change(home.tokenizer("tiny-smoke"), codes_used_all=0.2, psnr_db=5.0)
@@ -128,16 +128,16 @@ def test_the_law_is_fitted_and_all_of_it_is_said(home):
         assert f'<p class="note">{failure}</p>' in page
 
 
-def test_an_imported_model_is_judged_too(files, tmp_path):
+def test_an_imported_model_is_checked_too(files, tmp_path):
     bring(tmp_path, *files)
     home = Home(tmp_path)
     log = MetricsLog(home.imported("it") / "metrics.jsonl")
     log("validation", 0, {"loss": 2.0, "loss_no_label": 1.9})
-    (failure,) = plain_failures(sweep_stages(home, imported_sweep(home)))
-    assert failure.startswith("imported it is worse with the class than without")
+    (failure,) = failed_checks(sweep_stages(home, imported_sweep(home)))
+    assert failure.startswith("imported it has a higher loss with the class")
 
 
-def test_recorded_values_are_of_tokenizers_that_ship():
+def test_recorded_values_belong_to_tokenizers_of_the_sweeps():
     shipped = {
         t.fingerprint()
         for sweep in known_sweeps()

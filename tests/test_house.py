@@ -1,4 +1,4 @@
-"""The house keeps its own rules: no dead knobs, torch-free where it must be, nothing endless."""
+"""Rules of the code: no unused config fields, no heavy imports in light commands, short code."""
 
 import ast
 import subprocess
@@ -35,7 +35,7 @@ def attributes_read() -> set[str]:
     }
 
 
-def test_every_knob_is_read_somewhere():
+def test_every_config_field_is_read_somewhere():
     read = attributes_read()
     fields = {(record.__name__, name) for record in RECORDS for name in record.model_fields}
     # `kind` tells pydantic which record a JSON object is.
@@ -47,13 +47,13 @@ def test_every_knob_is_read_somewhere():
     }
 
 
-def test_every_file_says_its_idea_in_its_first_line():
+def test_every_file_has_a_module_docstring():
     silent = [path for path in CODE if not ast.get_docstring(ast.parse(path.read_text()))]
     assert silent == []
 
 
 @pytest.mark.parametrize("words", [["--help"], ["plan", "imagenet256"], ["status", "smoke"]])
-def test_what_only_looks_imports_no_torch(words, tmp_path):
+def test_commands_that_only_read_import_no_heavy_packages(words, tmp_path):
     code = (
         "import sys\n"
         f"sys.argv = ['var-scaling', *{words!r}]\n"
@@ -68,14 +68,14 @@ def test_what_only_looks_imports_no_torch(words, tmp_path):
     assert done.stdout.splitlines()[-1] == "heavy: []"
 
 
-def test_the_results_row_knows_its_units():
+def test_every_column_of_the_results_has_a_unit():
     names = {column.name for column in results.COLUMNS}
     assert {"train_flops", "params_total", "tokens_seen", "seconds"} <= names
     assert not {"host", "colour", "path"} & names
 
 
-def test_one_trial_is_read_in_under_2800_lines():
-    """Everything of ours that training a VAR can reach: the trainer, the network, the objective."""
+def test_the_code_of_one_trial_has_fewer_than_2800_lines():
+    """All our code that training a VAR uses: trainer, network, objective."""
     graph = grimp.build_graph("var_scaling", "pipelines", exclude_type_checking_imports=True)
     entries = {"var_scaling.training.trial", "var_scaling.models.var.objective"}
     reached = entries.union(*(graph.find_upstream_modules(entry) for entry in entries))

@@ -1,4 +1,4 @@
-"""The report shows what was made: pictures, what they are, fidelity and speed."""
+"""The report shows samples with captions, fidelity and speed."""
 
 from dataclasses import replace
 
@@ -13,8 +13,8 @@ from test_report import FACTS, assert_sound, written
 from analysis.table.table import TableError
 from pipelines.report import publish
 from pipelines.report.facts import facts_of
-from pipelines.report.images import exhibits, folders
-from pipelines.results.artifacts import stamp_of
+from pipelines.report.images import artifact_folders, report_images
+from pipelines.results.artifacts import combined_stamp
 from pipelines.stages.graph import sweep_stages
 from var_scaling.disk import write_json
 from var_scaling.experiment.sample_set import Rejection
@@ -23,18 +23,18 @@ from var_scaling.models.var.config import VarSampling
 # The report --------------------------------------------------------------------------------------
 
 
-def test_the_largest_models_come_first_and_the_rest_is_named(home):
+def test_the_largest_models_come_first_and_the_others_are_listed(home):
     for name in ("default", "a", "b"):
         samples(home, name, "d10")
     samples(home, of="d4")
     edit(home, of="d2")
-    found = exhibits(sweep_stages(home, SWEEP))
+    found = report_images(sweep_stages(home, SWEEP))
     assert [made.name for made in found.made] == ["s/d10", "s/d4", "s/d2"]
     first = [caption for caption, _ in found.made[0].pictures]
     assert first[0] == (
         "s/d10, samples default: 3 of each of 8 classes, guidance 1.5, rising from 0, seed 7"
     )
-    assert "came about" in first[1]
+    assert "intermediate steps" in first[1]
     assert found.made[0].unshown == "Also on disk: samples/b."
     (sheet,) = found.made[2].pictures
     assert sheet[0].startswith("s/d2, edit leaf: in-paint, class 3, guidance 1.5")
@@ -51,19 +51,19 @@ def test_the_largest_models_come_first_and_the_rest_is_named(home):
         ({"sampling": VarSampling(top_k=0, smooth=True)}, "top_k 0, smooth, seed"),
     ],
 )
-def test_captions_say_what_was_asked_for(home, changes, said):
+def test_captions_state_the_sampling_settings(home, changes, said):
     samples(home, **changes)
-    (made,) = exhibits(sweep_stages(home, SWEEP)).made
+    (made,) = report_images(sweep_stages(home, SWEEP)).made
     assert said in made.pictures[0][0]
 
 
-def test_pictures_and_tables_stand_in_the_page(home, few, tmp_path):
+def test_the_page_has_pictures_and_tables(home, few, tmp_path):
     best = Rejection(rate=0.25, classifier="resnet", classifier_sha256=SHA)
     chosen = samples(home, of="d10", rejection=best)
     looked(chosen, fd_seeded=1.5, kd_seeded=-0.25, kd_seeded_std=0.011)
     looked(samples(home, of="d4"), fid=12.25)
     timed(home.trial("s", "d4"))
-    facts = replace(FACTS, **exhibits(sweep_stages(home, SWEEP))._asdict())
+    facts = replace(FACTS, **report_images(sweep_stages(home, SWEEP))._asdict())
     page = written(tmp_path, few, facts=facts)
     assert_sound(page)
     assert page.count('src="data:image/png;base64,') == 4
@@ -85,34 +85,34 @@ def test_pictures_and_tables_stand_in_the_page(home, few, tmp_path):
 
 
 def test_a_page_without_pictures_has_no_section_for_them(home, few, tmp_path):
-    facts = replace(FACTS, **exhibits(sweep_stages(home, SWEEP))._asdict())
+    facts = replace(FACTS, **report_images(sweep_stages(home, SWEEP))._asdict())
     page = written(tmp_path, few, facts=facts)
     assert 'id="samples"' not in page
     assert 'id="speed"' not in page
 
 
-def test_a_picture_that_would_weigh_too_much_is_shrunk_and_says_so(home, few, tmp_path):
+def test_a_picture_that_is_too_large_is_shrunk_with_a_note(home, few, tmp_path):
     noise = Image.effect_noise((1000, 2000), 90)
     noise.save(samples(home) / "grid.png")
-    facts = replace(FACTS, **exhibits(sweep_stages(home, SWEEP))._asdict())
+    facts = replace(FACTS, **report_images(sweep_stages(home, SWEEP))._asdict())
     page = written(tmp_path, few, facts=facts)
     assert page.count('src="data:image/jpeg;base64,') == 1
     assert 'width="800" height="1600"' in page
-    assert page.count("(shrunk for this page)") == 1
+    assert page.count("(reduced for this page)") == 1
 
 
-def test_new_pictures_make_the_page_and_the_mirror_old(home):
+def test_new_pictures_mark_the_page_and_the_mirror_as_outdated(home):
     laws = {"format": 2, "objective": "squares", "results_fingerprint": "r", "made": None}
     report = publish.report_path(home, SWEEP)
     report.parent.mkdir()
     report.touch()
     write_json(home.sweep("s") / "laws.json", laws)
-    publish.note_mirrored(home, SWEEP, laws)
+    publish.save_mirrored(home, SWEEP, laws)
     assert publish.publish(home, SWEEP, "r", again=False) == laws
     samples(home)
-    with pytest.raises((TableError, FileNotFoundError)):  # it wants to write the page anew
+    with pytest.raises((TableError, FileNotFoundError)):  # it would write the page again
         publish.publish(home, SWEEP, "r", again=False)
-    new = {**laws, "made": {"stamp": stamp_of(folders(sweep_stages(home, SWEEP)))}}
+    new = {**laws, "made": {"stamp": combined_stamp(artifact_folders(sweep_stages(home, SWEEP)))}}
     assert publish.mirrored(home, SWEEP, laws)
     assert not publish.mirrored(home, SWEEP, new)
     assert facts_of(SWEEP, sweep_stages(home, SWEEP)).made[0].name == "s/d2"

@@ -1,4 +1,4 @@
-"""Samples, edits and their numbers come to MLflow and the report: once, and again when new."""
+"""Samples, edits and their scores are published to MLflow and the report once per change."""
 
 import math
 import os
@@ -13,10 +13,10 @@ from test_report import frame
 
 from analysis.study import study
 from analysis.table.table import check
-from pipelines.evaluation.scores import Fidelity, note_fidelity
-from pipelines.evaluation.throughput import BenchmarkResult, note_measured
-from pipelines.report.images import exhibits
-from pipelines.results.artifacts import made_in
+from pipelines.evaluation.scores import Fidelity, save_fidelity
+from pipelines.evaluation.throughput import BenchmarkResult, save_benchmark
+from pipelines.report.images import report_images
+from pipelines.results.artifacts import artifacts_in
 from pipelines.stages.graph import sweep_stages
 from pipelines.tracking.mirror import Mirror
 from pipelines.tracking.mlflow import MLflowTracker, client
@@ -46,7 +46,7 @@ HASHES = {"weights_sha256": SHA, "tokenizer_sha256": SHA}
 
 @pytest.fixture(scope="module")
 def empty_database(tmp_path_factory) -> Path:
-    """MLflow's tables take seconds to make: once for all tests here."""
+    """An MLflow database for all tests of this file; creating one takes seconds."""
     home = Home(tmp_path_factory.mktemp("database"))
     client(home)
     return home.root / "mlflow.db"
@@ -70,7 +70,7 @@ def with_trials(home: Home, empty_database: Path) -> Home:
 
 @pytest.fixture(scope="module")
 def few():
-    """A study of three sizes: quick, and with it goes the whole page."""
+    """A study of three sizes, small but sufficient for the whole page."""
     return study(check(frame(depths=(1, 2, 3), seeds=(0,))))
 
 
@@ -80,7 +80,7 @@ def picture(path: Path, colour: str = "red", size=(64, 32)) -> None:
 
 
 def samples(home: Home, name: str = "default", of: str = "d2", **changes) -> Path:
-    """A set as `sample` leaves it."""
+    """A set in the format of `sample`."""
     folder = home.trial("s", of) / "samples" / name
     asked = {"seed": 7, "classes": tuple(range(8)), "model_classes": 8, "count": 3}
     wanted = SampleSet(name=name, **{**asked, "sampling": VarSampling(), **HASHES, **changes})
@@ -101,8 +101,8 @@ def edit(home: Home, name: str = "leaf", of: str = "d2") -> Path:
 
 
 def looked(folder: Path, **scores: float) -> None:
-    """As `fidelity` leaves its numbers in `folder`."""
-    note_fidelity(folder, Fidelity(
+    """A result of `fidelity` in `folder`."""
+    save_fidelity(folder, Fidelity(
         images=folder.name, set=folder.name, scores=scores, samples=24, references=600, counts={},
         extractor="seeded", extractor_sha256=SHA, reference="leaves-train", reference_sha256=SHA,
         commit=None, time="2026-01-02T03:04:05Z", seconds=1.0, device="cpu",
@@ -110,10 +110,10 @@ def looked(folder: Path, **scores: float) -> None:
 
 
 def timed(folder: Path) -> None:
-    """As `speed` leaves its rows in `folder`; the larger batch did not fit."""
+    """A result of `speed` in `folder`; the larger batch did not fit into memory."""
     half = Timing(median_seconds=0.5, least_seconds=0.4, most_seconds=0.9, repeats=3)
     way = {"precision": "fp32", "guidance": 1.5}
-    note_measured(folder, BenchmarkResult(
+    save_benchmark(folder, BenchmarkResult(
         machine=Machine(name="Box (R) 2", device="cpu", threads=1, torch="2"), **HASHES,
         commit=None, time="2026-01-02T03:04:05Z", seconds=2.0,
         peaks=(MatmulPeak(precision="fp32", side=64, flops_per_second=1e9),),
@@ -131,7 +131,7 @@ def timed(folder: Path) -> None:
 
 
 def later(path: Path, seconds: float = 60) -> None:
-    """As if `path` had been written that much later."""
+    """Change the modification time of `path`, as if it had been written later."""
     at = path.stat().st_mtime_ns + int(seconds * 1e9)
     os.utime(path, ns=(at, at))
 
@@ -152,7 +152,7 @@ def artifacts(mirror: Mirror, place: str, name: str = "d2") -> list[str]:
 
 
 def caught_up(home: Home) -> tuple[Mirror, list[str]]:
-    """A mirror that has caught up, and what it had to upload for it, without reconstructions."""
+    """A synchronised mirror, and the files that it uploaded, without reconstructions."""
     mirror, sent = Mirror(home, SWEEP, MLflowTracker(home)), []
     send = mirror.tracker.artifact
 
@@ -168,7 +168,7 @@ def caught_up(home: Home) -> tuple[Mirror, list[str]]:
 # MLflow ----------------------------------------------------------------------------------------
 
 
-def test_what_is_made_after_a_run_has_ended_comes_to_it_once(home):
+def test_artifacts_made_after_a_run_ended_are_uploaded_once(home):
     assert caught_up(home)[1] == []
     looked(samples(home), fd_seeded=1.5, kd_seeded=-0.25)
     edit(home)
@@ -190,7 +190,7 @@ def test_what_is_made_after_a_run_has_ended_comes_to_it_once(home):
         "fidelity/default/fd_seeded": 1.5,
         "fidelity/default/kd_seeded": -0.25,
         "fidelity/default/samples": 24.0,
-        "fd_seeded": 1.5,  # as the results row has it
+        "fd_seeded": 1.5,  # as in the results row
         "fidelity_samples": 24.0,
     }
     assert run.data.tags["fidelity_reference"] == "leaves-train"
@@ -201,7 +201,7 @@ def test_what_is_made_after_a_run_has_ended_comes_to_it_once(home):
     assert [point.value for point in history] == [1.5]
 
 
-def test_only_what_has_changed_is_brought_again_and_the_later_number_counts(home):
+def test_only_changed_artifacts_are_uploaded_again_and_the_latest_number_counts(home):
     looked(samples(home), fd_seeded=1.5)
     samples(home, "other")
     caught_up(home)
@@ -225,23 +225,23 @@ def test_a_home_without_its_database_fills_a_new_one(home, tmp_path, empty_datab
     assert run_of(first).data.metrics == run_of(second).data.metrics
 
 
-def test_a_set_that_is_not_finished_is_not_there_yet(home):
+def test_an_unfinished_set_is_not_published(home):
     (samples(home) / "done.json").unlink()
-    assert made_in(home.trial("s", "d2")) == []
+    assert artifacts_in(home.trial("s", "d2")) == []
     assert caught_up(home)[1] == []
 
 
-def test_two_references_are_told_apart_by_name(home):
+def test_scores_of_two_references_have_different_names(home):
     folder = samples(home)
     looked(folder, fid=9.0, kid=0.25)
     assert run_of(caught_up(home)[0]).data.metrics["fidelity/default/kid"] == 0.25
-    note_fidelity(folder, Fidelity(
+    save_fidelity(folder, Fidelity(
         images="default", set="default", scores={"fid": 3.0}, samples=24, references=None,
         counts={}, extractor="inception", extractor_sha256=SHA, reference="ADM's (256).npz",
         reference_sha256=SHA, commit=None, time="2027-01-01T00:00:00Z", seconds=1.0, device="cpu",
     ))  # fmt: skip
-    (made,) = made_in(home.trial("s", "d2"))
-    assert made.numbers() == {
+    (made,) = artifacts_in(home.trial("s", "d2"))
+    assert made.metrics() == {
         "fidelity/default/fid": 3.0,
         "fidelity/default/samples": 24,
         "fidelity/default/leaves-train/fid": 9.0,
@@ -251,17 +251,17 @@ def test_two_references_are_told_apart_by_name(home):
         "fidelity/default/ADM-s-256-.npz/samples": 24,
     }
     later(folder / "fidelity.json")
-    mirror, _ = caught_up(home)  # MLflow takes the names
+    mirror, _ = caught_up(home)  # MLflow accepts the names
     told = run_of(mirror).data.metrics
-    assert {name: told[name] for name in made.numbers()} == made.numbers()
-    # MLflow cannot forget: what does not hold beside the new numbers is no number.
+    assert {name: told[name] for name in made.metrics()} == made.metrics()
+    # MLflow cannot delete metrics: outdated ones become NaN.
     assert {name for name, value in told.items() if math.isnan(value)} == {
         "fidelity/default/kid", "kid",
     }  # fmt: skip
     assert run_of(mirror).data.tags["fidelity_reference"] == "ADM's (256).npz"
 
 
-def test_speed_comes_by_machine_and_what_did_not_fit_has_no_number(home):
+def test_speed_is_published_by_machine_without_numbers_for_missing_rows(home):
     timed(home.trial("s", "d2"))
     mirror, _ = caught_up(home)
     known = run_of(mirror).data.metrics
@@ -274,7 +274,7 @@ def test_speed_comes_by_machine_and_what_did_not_fit_has_no_number(home):
     assert not [name for name in known if "batch-64" in name]
 
 
-def test_a_verb_brings_its_own_model_and_a_fault_is_a_warning(home, empty_database):
+def test_a_command_publishes_its_own_model_and_a_failure_is_a_warning(home, empty_database):
     samples(home)
     said: list[str] = []
     mirror_model(home, Settings(), "s/d2", said.append)
@@ -286,7 +286,7 @@ def test_a_verb_brings_its_own_model_and_a_fault_is_a_warning(home, empty_databa
     assert "MLflow mirror: ValueError" in said[0]
 
 
-def test_a_tokenizers_numbers_come_to_its_run_by_way_of_a_model_over_it(home):
+def test_scores_of_a_tokenizer_are_published_in_its_own_run(home):
     mirror_model(home, Settings(), "tokenizers/t", pytest.fail)
     folder = home.tokenizer("t")
     write_json(folder / "done.json", {"status": "done"})
@@ -295,12 +295,12 @@ def test_a_tokenizers_numbers_come_to_its_run_by_way_of_a_model_over_it(home):
     mirror = Mirror(home, SWEEP, MLflowTracker(home))
     (run,) = mirror.tracker.client.search_runs([mirror.tracker.experiment("tokenizers")])
     assert run.data.metrics["fidelity/reconstructions/fd_seeded"] == 2.5
-    (row,) = exhibits(sweep_stages(home, SWEEP)).fidelity
+    (row,) = report_images(sweep_stages(home, SWEEP)).fidelity
     assert row["model"] == "tokenizers/t"
     mirror_model(home, Settings(), "tokenizers/unused", pytest.fail)
 
 
-def test_an_imported_model_has_a_run_once_something_was_made_with_it(home):
+def test_an_imported_model_has_a_run_after_its_first_artifact(home):
     model = ImportedModel(
         name="it",
         model=VarModel(depth=2, width_per_depth=8),

@@ -1,4 +1,4 @@
-"""What was imported is used like what was trained here: evaluated, fitted, trained upon."""
+"""Imported models are used like trained ones: evaluated, fitted, trained on."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def picture_folder(root: Path, side: int) -> None:
 
 @pytest.mark.thorough
 def test_imported_models_are_evaluated_and_become_points_of_a_law(files, tmp_path):
-    """The whole way by the command line: import, evaluate, fit."""
+    """The whole sequence on the command line: import, evaluate, fit."""
     home, data = tmp_path / "home", tmp_path / "data"
     picture_folder(data / "pictures", SMALL.side + 4)
     assert var_scaling("evaluate", "imported/d1", home=home).returncode == 2
@@ -48,7 +48,7 @@ def test_imported_models_are_evaluated_and_become_points_of_a_law(files, tmp_pat
     assert scores["loss"] == pytest.approx(np.log(16), rel=0.05)
     assert "loss_no_label" in scores
     at = Home(home)
-    for depth in (2, 3):  # as if evaluated too: the command above costs seconds
+    for depth in (2, 3):  # as if evaluated too, since the command takes seconds
         line = {**scores, "loss": scores["loss"] - depth / 10, "error": 1 - depth / 10}
         line |= {"kind": "validation", "step": 0, "time_ms": 0, "commit": None}
         path = at.imported(f"d{depth}") / "metrics.jsonl"
@@ -66,7 +66,7 @@ def test_imported_models_are_evaluated_and_become_points_of_a_law(files, tmp_pat
     for words in (("plan", "imported"), ("status", "imported")):
         assert "d3" in var_scaling(*words, home=home).stdout
 
-    # Nor another model under a known name, nor a law over unlike things.
+    # Another model with a known name is refused, and a law over incomparable models too.
     at_home = imported_sweep(at)
     other = at_home.imported[0].model_copy(update={"sha256": "f" * 64})
     with pytest.raises(ConfigMismatchError, match="sha256"):
@@ -80,10 +80,10 @@ def test_imported_models_are_evaluated_and_become_points_of_a_law(files, tmp_pat
         tokenizer_record.read_text().replace(other.tokenizer.sha256, "a" * 64)
     )
     done = var_scaling("evaluate", "imported/d1", "--data", "pictures", home=home)
-    assert (done.returncode, "already the home of another tokenizer" in done.stderr) == (3, True)
+    assert (done.returncode, "already belongs to a different tokenizer" in done.stderr) == (3, True)
 
 
-def test_a_trial_of_our_own_is_scored_as_it_was_in_training(smoke):
+def test_evaluate_gives_a_trial_the_scores_of_its_training(smoke):
     done = var_scaling("evaluate", "smoke/d2", "--json", home=smoke)
     assert done.returncode == 0, done.stderr
     lines = (smoke / "smoke" / "d2" / "metrics.jsonl").read_text().splitlines()
@@ -94,7 +94,7 @@ def test_a_trial_of_our_own_is_scored_as_it_was_in_training(smoke):
     }
 
 
-def test_one_line_loads_a_model_in_python(smoke):
+def test_load_model_loads_a_model_in_one_line(smoke):
     loaded = load_model("smoke/d2", home=smoke)
     ids = loaded.tokenizer.encode(torch.rand(2, 3, 16, 16) * 2 - 1)
     assert ids.dtype == torch.int64
@@ -102,7 +102,7 @@ def test_one_line_loads_a_model_in_python(smoke):
     assert not any(weight.requires_grad for weight in loaded.model.parameters())
 
 
-def test_a_trial_of_our_own_trains_on_an_imported_tokenizer(files, tmp_path):
+def test_a_trial_can_train_on_an_imported_tokenizer(files, tmp_path):
     home = Home(tmp_path / "home")
     data = images(side=SMALL.side, train_images=40, validation_images=10)
     t = trial(tokenizer=bring(home.root, *files).tokenizer, data=data, steps=2)

@@ -1,4 +1,4 @@
-"""Inception is the network of FID, number for number; weights are the released ones, or refused."""
+"""Inception equals the network of FID numerically, and other weights are refused."""
 
 import hashlib
 
@@ -8,7 +8,7 @@ import torch
 from var_scaling.evaluation import extractors
 from var_scaling.evaluation.extractors import (
     Extractor,
-    drawn,
+    hashed_weights,
     inception_extractor,
     metric_name,
     seeded_extractor,
@@ -29,8 +29,8 @@ SEEDED_FEATURES = [0.44859478, 1.39003801, 0.22277945]
 
 
 def drawn_state(net: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Weights that anyone can draw again; norms near 1, variances above 0."""
-    state = {name: drawn(name, value.shape) for name, value in net.state_dict().items()}
+    """Reproducible weights; norms near 1, variances above 0."""
+    state = {name: hashed_weights(name, value.shape) for name, value in net.state_dict().items()}
     for name, value in state.items():
         if name.endswith("running_var"):
             value.mul_(2).add_(1)
@@ -48,17 +48,17 @@ def net() -> Inception:
 
 def pixels(name: str, *shape: int) -> torch.Tensor:
     count = torch.Size(shape).numel()
-    return ((drawn(name, (count,)) * 4 + 1) * 127.5).round().to(torch.uint8).reshape(shape)
+    return ((hashed_weights(name, (count,)) * 4 + 1) * 127.5).round().to(torch.uint8).reshape(shape)
 
 
-def test_names_and_shapes_are_those_of_the_released_file(net):
+def test_names_and_shapes_equal_those_of_the_released_file(net):
     said = "\n".join(f"{name} {list(v.shape)}" for name, v in sorted(net.state_dict().items()))
     assert hashlib.sha256(said.encode()).hexdigest() == NAMES_SHA256
-    # With each norm's two running statistics: all but the pickle of the released 95,628,359 bytes.
+    # With the two running statistics of each norm: the released 95,628,359 bytes minus the pickle.
     assert sum(v.numel() for v in net.state_dict().values()) * 4 == 95_541_568
 
 
-def test_features_and_logits_are_those_of_torch_fidelity(net):
+def test_features_and_logits_equal_those_of_torch_fidelity(net):
     images = pixels("images 64", 2, 3, 64, 64)[:1].movedim(1, 3)
     looks = Extractor("drawn", "", 2048, 1008, 1, net)(images)
     assert looks.features_BD[0, SOME_FEATURES].tolist() == pytest.approx(FEATURES, rel=1e-5)
@@ -67,7 +67,7 @@ def test_features_and_logits_are_those_of_torch_fidelity(net):
 
 
 @pytest.mark.parametrize(("height", "side"), [(5, 11), (8, 3), (7, 7), (2, 30)])
-def test_the_resize_reads_at_place_times_scale(height, side):
+def test_the_resize_equals_that_of_tensorflow_1(height, side):
     pixel_HH = pixels("resize", height, height).double()
     image = pixel_HH.numpy()
     wanted = torch.empty(side, side, dtype=torch.float64)
@@ -84,7 +84,7 @@ def test_the_resize_reads_at_place_times_scale(height, side):
 
 
 def released(tmp_path, monkeypatch, state) -> object:
-    """A file of `state`, for this test the released one."""
+    """Write `state` to a file that this test takes for the released one."""
     path = tmp_path / "inception.pth"
     torch.save(state, path)
     monkeypatch.setattr(extractors, "INCEPTION_BYTES", path.stat().st_size)
@@ -94,8 +94,8 @@ def released(tmp_path, monkeypatch, state) -> object:
     return path
 
 
-@pytest.mark.thorough  # 95 MB written and read
-def test_the_released_file_is_read_bookkeeping_and_all(net, tmp_path, monkeypatch):
+@pytest.mark.thorough  # it writes and reads 95 MB
+def test_the_released_file_is_read_with_its_batch_counters(net, tmp_path, monkeypatch):
     tracked = {
         name.replace("running_var", "num_batches_tracked"): torch.tensor(0)
         for name in net.state_dict()
@@ -117,11 +117,11 @@ def test_a_file_that_lacks_a_tensor_is_refused_by_name(tmp_path, monkeypatch):
         inception_extractor(path)
 
 
-def test_without_the_file_its_name_size_and_hash_are_said(tmp_path):
+def test_without_the_file_the_error_has_its_name_size_and_hash(tmp_path):
     cut = tmp_path / "cut.pth"
     cut.write_bytes(b"PK")
     facts = "pt_inception-2015-12-05-6726825d.pth", "95,628,359 bytes", "6726825d0af5f729"
-    for path, said in ((None, "var-scaling.toml"), (tmp_path / "x", "no such"), (cut, "cut short")):
+    for path, said in ((None, "var-scaling.toml"), (tmp_path / "x", "no such"), (cut, "truncated")):
         with pytest.raises(WeightsError, match=said) as refused:
             inception_extractor(path)
         assert all(fact in str(refused.value) for fact in facts)
@@ -136,7 +136,7 @@ def test_another_file_of_the_same_size_is_refused_with_both_hashes(tmp_path, mon
     assert hashlib.sha256(b"PK").hexdigest() in str(refused.value)
 
 
-def test_only_inception_gives_a_number_called_fid():
+def test_only_scores_with_inception_are_called_fid():
     kinds = ("fid", "inception_score", "kid", "precision", "recall")
     assert tuple(metric_name(kind, "inception") for kind in kinds) == kinds
     assert [metric_name(kind, seeded_extractor()) for kind in kinds] == [
@@ -153,7 +153,7 @@ def test_the_seeded_extractor_is_the_same_on_every_machine():
     assert looks.features_BD[0, [0, 15, 40]].tolist() == pytest.approx(SEEDED_FEATURES, rel=1e-5)
 
 
-def test_looks_do_not_hang_on_the_batch_or_on_the_precision_around():
+def test_features_do_not_depend_on_the_batch_or_on_autocast():
     seeded, images = seeded_extractor(), pixels("seeded", 5, 16, 16, 3)
     whole = seeded(images)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -167,10 +167,10 @@ def test_looks_do_not_hang_on_the_batch_or_on_the_precision_around():
     [
         (torch.zeros(1, 16, 16, 3), "torch.float32"),
         (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), r"\(1, 3, 16, 16\)"),
-        (torch.zeros(1, 16, 24, 3, dtype=torch.uint8), "squash"),
+        (torch.zeros(1, 16, 24, 3, dtype=torch.uint8), "distort"),
         (torch.zeros(1, 4, 4, 3, dtype=torch.uint8), "at least 8"),
     ],
 )
-def test_what_is_no_image_is_refused(images, said):
+def test_arrays_that_are_not_images_are_refused(images, said):
     with pytest.raises(ValueError, match=said):
         seeded_extractor()(images)

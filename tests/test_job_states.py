@@ -1,4 +1,4 @@
-"""What Slurm says, whatever it says: names in any encoding, states of any version."""
+"""Output of Slurm: names in any encoding, states of any version."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from test_reconcile import task as task  # a fixture
 from typer.testing import CliRunner
 
 from pipelines.cli import main as cli
-from pipelines.execution.backend import Away, Delayed, Queue
+from pipelines.execution.backend import BackendUnavailable, Queue, SubmissionUnconfirmed
 from pipelines.execution.slurm import slurm
 from pipelines.execution.slurm import submit as launch
 from pipelines.execution.status import state_of
@@ -47,13 +47,13 @@ def test_an_active_job_is_never_submitted_again(tmp_path, task, state):
     assert twice(reconciler, task) == {}
     assert reconciler.taken == []
     assert jobs.latest(task.folder).live
-    assert ("not known here" in seen("7", state)["7"].remark) is (state == UNKNOWN)
+    assert ("unknown state" in seen("7", state)["7"].problem) is (state == UNKNOWN)
     there = state_of(task.folder, Queue(seen("7", state), time.time()))[0]
     assert there == ("running" if state in ("RUNNING", "COMPLETING") else "queued")
 
 
 @pytest.mark.parametrize("state", ENDED)
-def test_a_job_that_is_over_is_concluded(tmp_path, task, state):
+def test_an_ended_job_is_concluded(tmp_path, task, state):
     submitted(task)
     reconciler = Scripted(tmp_path, seen("7", state))
     failed = twice(reconciler, task)
@@ -67,11 +67,11 @@ def test_a_job_that_is_over_is_concluded(tmp_path, task, state):
     assert there in ("stopped", "cancelled", "failed")
 
 
-def test_a_state_that_is_not_known_is_reported(tmp_path, task):
+def test_an_unknown_state_is_reported(tmp_path, task):
     submitted(task)
     reconciler = Scripted(tmp_path, seen("7", UNKNOWN))
     reconciler.step([task])
-    said = f"job 7 is in a state not known here, {UNKNOWN}: taken as active"
+    said = f"job 7 is in the unknown state {UNKNOWN}: treated as active"
     assert (tmp_path / "s" / "driver.note").read_text() == f"trial d1: {said}"
     assert state_of(task.folder, Queue(seen("7", UNKNOWN), time.time())) == ("queued", said)
     reconciler.says = seen("7", "RUNNING")
@@ -98,11 +98,11 @@ def programs(tmp_path, monkeypatch) -> Path:
 NAMES = (b"caf\xe9", b"\xff\xfe\x80", b"a|b||RUNNING|n9|None", b"two\nlines|x", b"", b"a\x1b[31mb")
 
 
-def test_squeue_is_understood_whatever_other_jobs_are_called(programs):
+def test_squeue_is_parsed_with_any_names_of_other_jobs(programs):
     others = b"".join(b"%d|%b|PENDING||Priority\n" % (10 + k, n) for k, n in enumerate(NAMES))
     program(programs, "squeue", others + b"7_3|var-scaling-s|RUNNING|n1|None\n" + others)
     found = slurm.queue()
-    assert found.find("7_3", "var-scaling-s", 3) == slurm.seen_of(
+    assert found.find("7_3", "var-scaling-s", 3) == slurm.job_status(
         "7_3", "var-scaling-s", "RUNNING", "n1", ""
     )
     for job in ("10", "11", "12", "14", "15"):
@@ -111,17 +111,17 @@ def test_squeue_is_understood_whatever_other_jobs_are_called(programs):
     assert found.jobs["12"].name == "a|b||RUNNING|n9|None"
 
 
-def test_sacct_is_understood_whatever_other_jobs_are_called(programs):
+def test_sacct_is_parsed_with_any_names_of_other_jobs(programs):
     others = b"".join(b"%d|%b|COMPLETED|n1\n" % (10 + k, n) for k, n in enumerate(NAMES))
     program(programs, "sacct", others + b"7_3|var-scaling-s|CANCELLED by 1000|n1\n8|x||\n")
     found = slurm.accounts(["var-scaling-s"])
-    assert found["7_3"] == slurm.seen_of("7_3", "var-scaling-s", "CANCELLED", "n1", "")
+    assert found["7_3"] == slurm.job_status("7_3", "var-scaling-s", "CANCELLED", "n1", "")
     assert found["10"].state == "COMPLETED"
     assert "8" not in found  # no state at all
 
 
-def test_status_goes_on_beside_a_job_with_a_latin_1_name(programs, tmp_path):
-    """The whole command: what stopped the driver and every `status` before."""
+def test_status_works_if_another_job_has_a_latin_1_name(programs, tmp_path):
+    """The whole command; such a name used to stop the driver and every `status`."""
     home = Home(tmp_path / "runs")
     submitting(home.trial("smoke", "d1"))
     jobs.note(home.trial("smoke", "d1"), "submitted", submission="s", job="7")
@@ -133,21 +133,21 @@ def test_status_goes_on_beside_a_job_with_a_latin_1_name(programs, tmp_path):
 
 
 @pytest.mark.parametrize("said", [b"slurmctld: caf\xe9\n", b"\xff"])
-def test_what_slurm_complains_of_may_be_in_any_encoding(programs, said):
+def test_error_messages_of_slurm_may_have_any_encoding(programs, said):
     program(programs, "scontrol", said)
     with open(programs / "scontrol", "a") as file:
         file.write("exit 1\n")
-    with pytest.raises(Away, match="scontrol"):
+    with pytest.raises(BackendUnavailable, match="scontrol"):
         slurm.partition("main")
 
 
-def test_a_partition_with_any_text_is_read(programs):
+def test_a_partition_with_any_text_is_parsed(programs):
     program(programs, "scontrol", b"PartitionName=main Comment=caf\xe9 MaxTime=1:00\n")
     assert slurm.partition("main")["MaxTime"] == "1:00"
 
 
-def test_an_sbatch_that_greets_in_latin_1_is_not_taken_for_a_refusal(tmp_path, task, monkeypatch):
-    """submitit decodes strictly, when the jobs are submitted already: the next look finds them."""
+def test_latin_1_output_of_sbatch_is_not_an_error(tmp_path, task, monkeypatch):
+    """submitit fails to decode the output after the submission; the next poll finds the jobs."""
     import submitit
 
     def submit(self, *words, **options):
@@ -156,11 +156,11 @@ def test_an_sbatch_that_greets_in_latin_1_is_not_taken_for_a_refusal(tmp_path, t
     monkeypatch.setattr(submitit.AutoExecutor, "__init__", submit)
     home = Home(tmp_path)
     settings = Settings(clusters={"box": BOX})
-    with pytest.raises(Delayed):
+    with pytest.raises(SubmissionUnconfirmed):
         launch.submit([task], "s", home, settings, "box", Snapshot(tmp_path, "c"), {})
 
 
-def test_git_s_words_may_be_in_any_encoding(programs):
+def test_output_of_git_may_have_any_encoding(programs):
     from pipelines.workspace import provenance
 
     program(programs, "git", b"caf\xe9\n")
@@ -170,7 +170,7 @@ def test_git_s_words_may_be_in_any_encoding(programs):
 # A job of an older submission ---------------------------------------------------------------------
 
 
-def test_a_job_of_an_older_submission_is_turned_away(tmp_path, task, capsys):
+def test_a_job_of_an_older_submission_exits_without_work(tmp_path, task, capsys):
     from pipelines.execution.slurm.worker import Work
 
     submitting(task.folder, submission="old")
@@ -179,15 +179,15 @@ def test_a_job_of_an_older_submission_is_turned_away(tmp_path, task, capsys):
         Work(str(tmp_path), str(task.folder), "{}", "box", submission, {})
         for submission in ("old", "new")
     )
-    assert older() == "superseded"  # and no stage was begun: `words` names none
+    assert older() == "superseded"  # no stage was started: `words` names none
     assert "a later one" in capsys.readouterr().out
-    assert (older._wanted(), newer._wanted()) == (False, True)
+    assert (older._is_current(), newer._is_current()) == (False, True)
     jobs.note(task.folder, "cancelled", reason="by a person")
-    assert newer._wanted() is False
+    assert newer._is_current() is False
 
 
-def test_a_job_without_a_ledger_works(tmp_path):
+def test_a_job_without_a_job_record_works(tmp_path):
     from pipelines.execution.slurm.worker import Work
 
     write_json(tmp_path / "trial.json", {})
-    assert Work(str(tmp_path), str(tmp_path), "{}", "box", "s", {})._wanted() is True
+    assert Work(str(tmp_path), str(tmp_path), "{}", "box", "s", {})._is_current() is True

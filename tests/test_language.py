@@ -1,4 +1,4 @@
-"""Names and sentences are the field's: no names of earlier versions, no obscure words, and every
+"""Code and docs use the terms of the field: no names of earlier versions, no obscure words; every
 citation and command of the docs exists.
 """
 
@@ -99,7 +99,7 @@ def test_every_paper_is_cited_by_a_well_formed_number():
 
 
 @pytest.mark.parametrize("name", ["cli.md", "settings.md"])
-def test_the_generated_pages_are_those_of_the_code(name):
+def test_the_generated_pages_match_the_code(name):
     spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)

@@ -1,4 +1,4 @@
-"""Laws: any known one is found again in any units, and an optimum is one."""
+"""Laws: known parameters are recovered in any units, and fits are optima."""
 
 import warnings
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from analysis.fitting import search, solver
 from analysis.fitting.fit import Fit, NotConverged, fit_law
-from analysis.fitting.initialization import seeds as starting_points
+from analysis.fitting.initialization import starting_points
 from analysis.fitting.laws import FLOOR, LAWS, LOGIT, PURE, REPEATED, SURFACE, Law
 from analysis.fitting.objectives import OBJECTIVES
 from analysis.fitting.points import FitError
@@ -29,7 +29,7 @@ def grid(side=6, decades=2.0):
 
 
 def surface(N, D, E=1.7, A=1.5, alpha=0.34, B=1.2, beta=0.28):
-    """A law of loss of order one, with N and D above their least."""
+    """Losses of order 1, for N and D above their smallest values."""
     return E + A * (N / N.min()) ** -alpha + B * (D / D.min()) ** -beta
 
 
@@ -38,7 +38,7 @@ def noisy(y, noise=0.01, seed=0):
 
 
 def loss(objective, law, x, y, values, weights=1.0):
-    """The objective in its own units, written here once more from its definition."""
+    """The objective in its own units, implemented again from its definition."""
     r = np.log(law.predict(x, values)) - np.log(y)
     each = {
         "squares": r**2,
@@ -85,13 +85,15 @@ def test_a_pure_law_is_recovered(alpha, decades, count, x_unit, y_unit, objectiv
     decades=st.floats(0.5, 5), count=st.integers(4, 60),
     x_unit=log_units, y_unit=log_units, objective=objectives,
 )  # fmt: skip
-def test_a_law_with_a_floor_is_recovered(alpha, share, decades, count, x_unit, y_unit, objective):
+def test_a_law_with_irreducible_loss_is_recovered(
+    alpha, share, decades, count, x_unit, y_unit, objective
+):
     x = 10 ** np.linspace(x_unit, x_unit + decades, count)
     y = 10**y_unit * (share + (x / x[0]) ** -alpha)
     fit = fit_law(FLOOR, x, y, objective)
     assert fit.certificate.converged
     assert fit.predict(x) == pytest.approx(y, rel=1e-6)
-    # What rounding leaves of E and α is the more, the straighter the points lie.
+    # The rounding error of E and α is larger if the points have less curvature.
     bend = alpha * np.log(x[-1] / x[0]) * alpha / (1 + share)
     assert fit.alpha == pytest.approx(alpha, rel=1e-6 + 1e-6 / bend)
     assert fit.E / 10**y_unit == pytest.approx(share, rel=1e-5 / bend, abs=1e-4 + 1e-6 / bend)
@@ -159,9 +161,11 @@ def test_one_point_more_than_parameters_is_enough_and_one_fewer_is_refused(law: 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize(("law", "x", "y", "values"), [*cases()], ids=LAWS)
 class TestAnOptimum:
-    """What must hold of each law's optimum under each objective, on noisy points."""
+    """Properties of the optimum of each law and objective on noisy points."""
 
-    def test_it_is_no_worse_than_the_truth_or_any_neighbour(self, law, x, y, values, objective):
+    def test_the_fitted_objective_is_no_worse_than_at_the_truth_or_nearby(
+        self, law, x, y, values, objective
+    ):
         fit = fit_law(law, x, y, objective)
         best = loss(objective, law, x, y, fit.values)
         assert best == pytest.approx(fit.certificate.objective, rel=1e-8)
@@ -172,7 +176,9 @@ class TestAnOptimum:
             near = {name: fit[name] * f for name, f in zip(law.names, factor, strict=True)}
             assert loss(objective, law, x, y, near) >= best * (1 - 1e-9)
 
-    def test_its_slope_is_nothing_by_finite_differences(self, law, x, y, values, objective):
+    def test_the_gradient_at_the_optimum_is_0_by_finite_differences(
+        self, law, x, y, values, objective
+    ):
         fit = fit_law(law, x, y, objective)
         best = loss(objective, law, x, y, fit.values)
         for name in law.names:
@@ -180,13 +186,13 @@ class TestAnOptimum:
             for factor in (1 + 1e-6, 1 - 1e-6):
                 there = {**fit.values, name: fit[name] * factor}
                 sides.append((loss(objective, law, x, y, there) - best) / 1e-6)
-            if objective == "absolute":  # a corner: up on both sides
+            if objective == "absolute":  # a corner: the objective rises on both sides
                 assert min(sides) >= -1e-6 * best
             else:
                 steepest = loss(objective, law, x, y, {**fit.values, name: fit[name] * 1.01})
                 assert abs(sides[0] - sides[1]) / 2 < 1e-3 * (steepest - best) / 0.01 + 1e-12
 
-    def test_weights_times_a_number_the_order_of_points_and_units_move_nothing(
+    def test_the_fit_does_not_depend_on_weight_scale_point_order_or_units(
         self, law, x, y, values, objective
     ):
         generator = np.random.default_rng(2)
@@ -201,7 +207,7 @@ class TestAnOptimum:
                 assert two[name] == pytest.approx(one[name], rel=1e-5), name
             assert two.certificate.objective == pytest.approx(one.certificate.objective)
 
-    def test_a_point_of_weight_two_is_a_point_that_stands_twice(self, law, x, y, values, objective):
+    def test_a_point_of_weight_2_equals_two_points(self, law, x, y, values, objective):
         weights = np.where(np.arange(len(y)) % 3, 1.0, 2.0)
         twice = np.repeat(np.arange(len(y)), weights.astype(int))
         arrays = [each[twice] for each in law.arrays(x)]
@@ -212,17 +218,17 @@ class TestAnOptimum:
         assert loss(objective, law, x, y, weighted.values, weights) == pytest.approx(
             loss(objective, law, x, y, repeated.values, weights), rel=1e-7
         )
-        assert "stand twice" in " ".join(repeated.flags)
+        assert "exact duplicates" in " ".join(repeated.flags)
 
 
-def test_a_least_absolute_fit_goes_through_as_many_points_as_it_has_parameters():
+def test_a_least_absolute_fit_interpolates_as_many_points_as_parameters():
     for law, x, y, _ in cases():
         fit = fit_law(law, x, y, "absolute")
         assert (np.abs(fit.residuals) < 1e-8).sum() == len(law.names), law.name
         assert fit.certificate.gradient < 1e-6
 
 
-def test_an_outlier_moves_squares_much_and_the_others_little():
+def test_an_outlier_moves_the_least_squares_fit_most():
     y = noisy(1.5 + 8 * SIZES**-0.25, 0.002)
     spoilt = np.where(np.arange(len(y)) == 7, 1.2 * y, y)
     moved = {
@@ -234,7 +240,7 @@ def test_an_outlier_moves_squares_much_and_the_others_little():
 
 @QUICK
 @given(alpha=exponents, E=st.sampled_from([0.0, 0.2, 4.5]), objective=objectives)
-def test_with_the_floor_known_the_rest_is_recovered(alpha, E, objective):
+def test_with_a_fixed_irreducible_loss_the_other_parameters_are_recovered(alpha, E, objective):
     x = SIZES / SIZES[0]
     fit = fit_law(FLOOR, x, E + 2 * x**-alpha, objective, floor=E)
     assert (fit.alpha, fit.A, fit.E) == pytest.approx((alpha, 2, E), rel=1e-6)
@@ -242,7 +248,7 @@ def test_with_the_floor_known_the_rest_is_recovered(alpha, E, objective):
     assert not fit.flags
 
 
-def test_a_floor_that_is_held_is_no_better_than_one_that_is_free():
+def test_a_fixed_irreducible_loss_is_no_better_than_a_fitted_one():
     y = noisy(1.5 + 8 * SIZES**-0.25, 0.004)
     free = fit_law(FLOOR, SIZES, y)
     for floor in (0, 0.5, 1.0, free.E, 1.7):
@@ -253,18 +259,18 @@ def test_a_floor_that_is_held_is_no_better_than_one_that_is_free():
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_points_that_want_no_floor_say_so_and_get_the_pure_law(objective):
+def test_points_without_irreducible_loss_are_flagged_and_get_the_pure_law(objective):
     y = noisy(8 * SIZES**-0.1 * np.exp(-0.002 * np.log(SIZES / SIZES[0]) ** 2), 1e-4)
     fit = fit_law(FLOOR, SIZES, y, objective)
     assert fit.E == 0
-    assert fit.flags == ("E ran to zero: the data wants no floor",)
+    assert fit.flags == ("E went to zero: these points do not support an irreducible loss",)
     assert fit.alpha == pytest.approx(fit_law(PURE, SIZES, y, objective).alpha, rel=1e-6)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("seed", range(4))
-def test_nearly_straight_points_have_an_optimum_too(objective, seed):
-    """Little curvature leaves A and E to trade along a curved valley, often to E = 0."""
+def test_nearly_straight_points_have_an_optimum(objective, seed):
+    """With little curvature A and E are nearly redundant; the optimum is often at E = 0."""
     N, D = grid(side=3)
     y = noisy(4 + 0.02 * (N / 1e6) ** -0.3 + 0.02 * (D / 1e8) ** -0.4, 5e-4, seed)
     fit = fit_law(SURFACE, (N, D), y, objective)
@@ -273,26 +279,24 @@ def test_nearly_straight_points_have_an_optimum_too(objective, seed):
     assert fit.certificate.objective <= without.certificate.objective * (1 + 2e-5)
 
 
-def test_nothing_finds_a_better_optimum_than_the_few_starts_of_a_fit():
+def test_many_more_starts_find_no_better_optimum():
     for law, x, y, _ in cases():
         fit = fit_law(law, x, y)
         assert fit.certificate.agreed >= 0.5
-        points = fit.given.points
+        points = fit.data.points
         generator = np.random.default_rng(3)
         starts = fit.theta + generator.normal(0, 0.7, (60, len(fit.theta)))
-        best = solve(points, fit.given.weights[None], starts[:, None], fit.objective)
-        scale = fit.certificate.objective / 1e-3  # solver's objectives are divided by δ
+        best = solve(points, fit.data.weights[None], starts[:, None], fit.objective)
+        scale = fit.certificate.objective / 1e-3  # the objectives of the solver are divided by δ
         assert best.objective[0] >= scale * (1 - 1e-6), law.name
 
 
-def test_a_refit_of_many_resamples_at_once_is_the_fit_of_each():
+def test_vectorised_refits_equal_separate_fits():
     y = noisy(1.5 + 8 * SIZES**-0.25, 0.004)
     fit = fit_law(FLOOR, SIZES, y)
     weights = np.random.default_rng(4).uniform(0.2, 3, (5, len(y)))
-    starts = starting_points(fit.given.points, fit.given.weights, None)
-    batch = fit.given.columns(
-        solve(fit.given.points, weights, starts[:, None], fit.objective).theta
-    )
+    starts = starting_points(fit.data.points, fit.data.weights, None)
+    batch = fit.data.columns(solve(fit.data.points, weights, starts[:, None], fit.objective).theta)
     for row, w in enumerate(weights):
         alone = fit_law(FLOOR, SIZES, y, weights=w)
         assert batch["alpha"][row] == pytest.approx(alone.alpha, rel=1e-6)
@@ -300,7 +304,7 @@ def test_a_refit_of_many_resamples_at_once_is_the_fit_of_each():
 
 
 @pytest.mark.parametrize("law", [PURE, FLOOR, LOGIT])
-def test_the_papers_form_is_the_same_law(law):
+def test_the_form_of_the_paper_is_the_same_law(law):
     values = {"A": 3.0, "alpha": 0.23} | ({"E": 1.5} if law.floor else {})
     fit = fit_law(law, SIZES, law.predict(SIZES, values))
     power = (fit.paper_beta * SIZES) ** -fit.alpha
@@ -310,14 +314,14 @@ def test_the_papers_form_is_the_same_law(law):
     assert fit_law(SURFACE, grid(), surface(*grid())).paper_beta is None
 
 
-def test_losses_that_do_not_fall_have_no_correlation_and_no_paper_form():
+def test_losses_that_do_not_fall_have_neither_correlation_nor_paper_form():
     fit = fit_law(PURE, SIZES, np.full(12, 3.0))
     assert fit.alpha == pytest.approx(0, abs=1e-9)
     assert np.isnan(fit.r)
     assert np.isnan(fit.r2)
     assert fit.paper_beta is None
     twisted = fit_law(FLOOR, SIZES, np.full(12, 3.0))
-    assert "hardly be told apart" in " ".join(twisted.flags)
+    assert "nearly redundant" in " ".join(twisted.flags)
 
 
 def test_an_exponent_at_its_bound_is_flagged():
@@ -326,15 +330,15 @@ def test_an_exponent_at_its_bound_is_flagged():
     assert "alpha at its upper bound" in fit.flags
 
 
-def test_passes_that_all_count_in_full_put_r_star_at_its_bound():
+def test_epochs_that_all_count_fully_put_r_star_at_its_bound():
     N, D = grid()
     y = noisy(surface(N, D), 1e-5)
     fit = fit_law(REPEATED, (N, D, np.full(len(N), 1e9)), y, "squares", strict=False)
     assert "R_star at its upper bound" in fit.flags or fit["R_star"] > 100
 
 
-def test_what_did_not_converge_is_an_error_or_a_flag(monkeypatch):
-    monkeypatch.setattr(solver, "_ROUNDS", 1)
+def test_a_fit_that_did_not_converge_is_an_error_or_flagged(monkeypatch):
+    monkeypatch.setattr(solver, "_MAX_ITERATIONS", 1)
     x, y = grid(), noisy(surface(*grid()))
     with pytest.raises(NotConverged, match=r"did not converge: relative gradient .* 10 starts"):
         fit_law(SURFACE, x, y)
@@ -356,18 +360,18 @@ def test_starts_that_disagree_are_flagged(monkeypatch):
     assert "only 10% of 10 starts reached the best optimum" in fit.flags
 
 
-def test_a_fit_says_what_it_rests_on():
+def test_a_fit_describes_its_points_and_range():
     fit: Fit = fit_law(FLOOR, np.repeat(SIZES, 2), noisy(np.repeat(1.5 + 8 * SIZES**-0.25, 2)))
     assert (fit.points, fit.sizes, fit.free) == (24, 12, 3)
     assert fit.decades == pytest.approx(np.log10(12**3))
-    assert fit.residuals == pytest.approx(np.log(fit.given.y / fit.predict(fit.given.x)))
+    assert fit.residuals == pytest.approx(np.log(fit.data.y / fit.predict(fit.data.x)))
     written = fit.as_dict()
     assert written["values"] == fit.values
     assert written["units"] == {"A": "[L] [x]^alpha", "alpha": "1", "E": "[L]"}
     assert (written["objective"], written["delta"]) == ("huber", 1e-3)
 
 
-def test_no_fit_warns_of_arithmetic():
+def test_no_fit_raises_numeric_warnings():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for law, x, y, _ in cases():

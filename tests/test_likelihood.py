@@ -1,4 +1,4 @@
-"""Evaluation is a function of weights and tokens, weighs every token alike, knows its price."""
+"""Evaluation is deterministic, weights all tokens equally, and its FLOPs are counted."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from var_scaling.tokenizer.cache import TokenCache
 SPEC = trial().spec
 
 
-def test_evaluation_is_a_function_and_independent_of_batches(quantizer, token_cache):
+def test_evaluation_is_deterministic_and_independent_of_the_batch_size(quantizer, token_cache):
     model = VAR(trial().model, tokenizer(), 8, seed=0).train()
     cache = token_cache(30)
     first = evaluate(SPEC, model, quantizer, cache)
@@ -26,7 +26,7 @@ def test_evaluation_is_a_function_and_independent_of_batches(quantizer, token_ca
     assert again["error"] == pytest.approx(first["error"])
 
 
-def test_evaluation_weighs_every_token_alike(quantizer, token_cache):
+def test_evaluation_weights_all_tokens_equally(quantizer, token_cache):
     scores = evaluate(SPEC, VAR(trial().model, tokenizer(), 8, seed=0), quantizer, token_cache(30))
     lengths = np.array([1, 4, 16])
     assert scores["loss"] == pytest.approx(np.average(scores["loss_parts"], weights=lengths))
@@ -35,10 +35,10 @@ def test_evaluation_weighs_every_token_alike(quantizer, token_cache):
     assert 0.9 < scores["error"] <= 1
 
 
-def test_one_pass_scores_every_setting_and_knows_its_price(quantizer, token_cache):
+def test_one_pass_scores_every_label_setting_and_its_flops_are_counted(quantizer, token_cache):
     model, cache = VAR(trial().model, tokenizer(), 8, seed=0), token_cache(30)
     with torch.no_grad():
-        model.class_emb.weight[8] += 3  # so that being told nothing is something else
+        model.class_emb.weight[8] += 3  # so that the unconditional loss differs
     both = evaluate(SPEC, model, quantizer, cache, LABELS)
     assert {k: both[k] for k in evaluate(SPEC, model, quantizer, cache)} == evaluate(
         SPEC, model, quantizer, cache
@@ -51,7 +51,7 @@ def test_one_pass_scores_every_setting_and_knows_its_price(quantizer, token_cach
         evaluate(SPEC, model, quantizer, cache, LABELS)
     walk = counter.get_flop_counts()["Global"][torch.ops.aten.convolution]
     spent = evaluation_flops(SPEC, 30, LABELS)
-    masked = sum(  # the counter sees every pair, the ledger those that the mask allows
+    masked = sum(  # the counter counts all pairs, our accounting those that the mask allows
         30 * 2 * (var_forward_flops(trial().model, tokenizer(), dense)["attention_scores"])
         * (1 if dense else -1) for dense in (True, False)
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Text of users is shown as it is: by terminals, tables, pages and spreadsheets."""
+"""Text of users is shown literally in terminals, tables, pages and spreadsheets."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ from pipelines.cli.terminal import console as screen
 from pipelines.stages.attempt import FAILED
 from pipelines.workspace.store import Home
 from var_scaling.data.dataset import open_images
-from var_scaling.datasets import ImageFiles, Reading
+from var_scaling.datasets import ImageFiles, ReadOptions
 from var_scaling.disk import write_json
 from var_scaling.text import cell, printable
 
@@ -39,7 +39,7 @@ def sweep(tmp_path) -> Path:
 
 
 def obeyed(text: str) -> set[str]:
-    """What of `text` a terminal would obey."""
+    """The control sequences in `text` that a terminal would execute."""
     return {c for c in text if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t"}
 
 
@@ -89,8 +89,8 @@ def test_progress_shows_names_and_notes_as_they_are(terminal):
     console = screen.LiteralConsole(file=out, force_terminal=False, width=200)
     if terminal:
         task = Task(0, f"trial {QUESTION}", 9, 3, _get_time=lambda: 0.0, _lock=None)
-        task.fields["said"] = QUESTION
-        for column in (screen._Description(), screen._Said()):
+        task.fields["status"] = QUESTION
+        for column in (screen._Description(), screen._Status()):
             console.print(column.render(task))
     else:
         view = screen.View("trial", QUESTION, "running", 3, 9, "steps", note=QUESTION)
@@ -107,10 +107,10 @@ def test_states_keep_their_colours():
 
 
 @given(st.text())
-def test_nothing_that_a_terminal_obeys_is_left(text):
+def test_no_terminal_control_characters_remain(text):
     shown = printable(text)
     assert obeyed(shown) == set()
-    shown.encode()  # no lone half of a character
+    shown.encode()  # no lone surrogate
     assert printable("".join(c for c in text if c.isprintable())) == "".join(
         c for c in text if c.isprintable()
     )
@@ -129,21 +129,21 @@ def test_any_language_is_shown_as_it_is():
     ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", " =1", "＝1+1", "＋1", "－x", "＠x", "-",
      "\n=1", "=HYPERLINK(\"http://x\",\"y\")", "+", "--1"],
 )  # fmt: skip
-def test_a_formula_becomes_text(text):
+def test_a_spreadsheet_formula_becomes_text(text):
     assert cell(text) == f"'{text}"
 
 
 @pytest.mark.parametrize("text", ["-1", "+1.5", "-1e-7", "0", "a=b", "cat", "", "3-4", "-inf"])
-def test_numbers_and_other_text_stay(text):
+def test_numbers_and_other_text_are_unchanged(text):
     assert cell(text) == text
 
 
-def test_numbers_that_are_no_text_stay():
+def test_values_that_are_not_text_are_unchanged():
     assert (cell(-3), cell(-0.5), cell(None)) == ("-3", "-0.5", "None")
 
 
 def test_rejected_csv_holds_no_formula(tmp_path):
-    """The one CSV that is written: file and class names are those of anyone's data set."""
+    """The CSV of rejected files has file and class names of arbitrary data sets."""
     for name in ("=class", "-dogs"):
         (tmp_path / "pets" / name).mkdir(parents=True)
         for i in range(60):
@@ -151,7 +151,7 @@ def test_rejected_csv_holds_no_formula(tmp_path):
     (tmp_path / "pets" / "=class" / "=cmd|' C calc'!A0.png").write_bytes(b"")
     data = ImageFiles(name="pets", side=8, classes=2, validation_share=0.01)
     open_images(
-        data, "train", Reading(tmp_path / "pets", tmp_path / "survey", 0, lambda *said: None)
+        data, "train", ReadOptions(tmp_path / "pets", tmp_path / "survey", 0, lambda *said: None)
     )
     with open(tmp_path / "survey" / "rejected.csv", newline="") as file:
         rows = list(csv.reader(file))
@@ -162,7 +162,7 @@ def test_rejected_csv_holds_no_formula(tmp_path):
 
 
 def test_every_csv_is_written_through_cells():
-    """The family of the fault: another writer would have to pass its cells through `cell` too."""
+    """A writer that does not pass its cells through `cell` could write formulas."""
     root = Path(__file__).parent.parent
     found = [
         (path.relative_to(root).as_posix(), line.strip())
@@ -191,7 +191,7 @@ def test_a_table_of_strange_names_is_fitted_and_shown_literally(tmp_path):
     assert "{{ 7 * 7 }}" in page
 
 
-def test_a_table_folds_a_long_path_and_cuts_nothing(capsys):
+def test_a_table_wraps_a_long_path_without_truncation(capsys):
     path = "/somewhere/" + "deep/" * 30 + "tokens.npy"
     table = screen.new_table("stage", "note")
     table.add_row("tokens", f"{path} is damaged")

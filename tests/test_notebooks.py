@@ -1,5 +1,5 @@
-"""Notebooks hold few cells, no `def`, no outputs, and run on what `smoke` left, that of families on
-made tables.
+"""Notebooks have few cells, no `def` and no outputs, and run on the results of `smoke`; that of
+families runs on synthetic tables.
 """
 
 import os
@@ -22,7 +22,7 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_is_no_library_and_carries_no_outputs(path):
+def test_notebooks_define_no_functions_and_have_no_outputs(path):
     cells = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
     assert len(cells) <= 12
     assert not [cell.source for cell in cells if "def " in cell.source]
@@ -30,7 +30,7 @@ def test_a_notebook_is_no_library_and_carries_no_outputs(path):
 
 
 PUBLISHED = FOLDER.parents[1] / "shared" / "data" / "laws"
-# That of published laws reads nothing of `smoke`.
+# The notebook of published laws does not read `smoke`.
 OTHER = [
     pytest.mark.thorough,
     pytest.mark.skipif(not PUBLISHED.exists(), reason=f"no published tables at {PUBLISHED}"),
@@ -58,10 +58,8 @@ def test_a_notebook_runs_on_the_smoke_results(path, smoke, monkeypatch, tmp_path
     assert {"text/html", "image/png"} <= kinds
 
 
-def test_the_samples_notebook_serves_a_model_of_one_scale_that_always_had_a_class(
-    tmp_path, monkeypatch
-):
-    """Nothing to pull away from, nothing finer to draw; and the reference is spread evenly."""
+def test_the_samples_notebook_works_for_one_scale_without_class_dropout(tmp_path, monkeypatch):
+    """No guidance, no finer scales to edit; and the reference rows are spread evenly."""
     t = tokenizer(pyramid=Pyramid(patch_nums=(4,)))
     home = small_home(tmp_path / "home", trial(tokenizer=t, class_dropout_prob=0))
     monkeypatch.setenv("VAR_SCALING_HOME", str(home.root))
@@ -78,7 +76,7 @@ def test_the_samples_notebook_serves_a_model_of_one_scale_that_always_had_a_clas
             exec(cell.source.removeprefix("%matplotlib inline\n"), seen)
     plt.close("all")
     assert list(seen["guided"]) == ["guidance 0.0"]
-    assert list(seen["asked"]) == ["of its class"]
+    assert list(seen["labels"]) == ["with its class"]
     assert "small" not in seen
     assert spread == [(100, 1024)]
     assert seen["table"].real_images.tolist() == [34]

@@ -1,4 +1,4 @@
-"""A request is answered exactly or refused: nothing that lies on disk overrides an option."""
+"""Options are followed exactly or refused; files on disk never override an option."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from small_home import context_in, small_home
 
 from pipelines.cli import main as cli
 from pipelines.evaluation.fid import FidelityOptions, measure_fidelity
-from pipelines.evaluation.reference_stats import Cut, real_data, reference_of
+from pipelines.evaluation.reference_stats import CropOptions, real_data, reference_of
 from pipelines.results.table import write_results
 from pipelines.stages.stages import run_tokens
 from pipelines.workspace.address import imported_sweep, read_tokenizer
@@ -28,11 +28,11 @@ from var_scaling.models.var.config import VarModel
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """Progress that is not shown."""
+    """Ignore progress reports."""
 
 
 def picture_folder(root: Path, side: int = 24, splits=("train", "val"), count: int = 8) -> Path:
-    """Images whose rim differs from their centre, so that another cut is another image."""
+    """Images whose border differs from their centre, so that another crop gives another image."""
     generator = np.random.default_rng(0)
     for split in splits:
         for name in ("a", "b", "c"):
@@ -82,8 +82,8 @@ def scores(command, home: Home, *words: object, address: str = "imported/it") ->
 # evaluate -----------------------------------------------------------------------------------------
 
 
-def test_each_cut_is_scored_as_it_is_asked_for(command, imported, files, tmp_path):
-    """The order of the calls makes no difference, nor what lies there already."""
+def test_each_crop_is_scored_as_requested(command, imported, files, tmp_path):
+    """The result depends neither on the order of the calls nor on existing files."""
     cuts = (("--enlarge", "1.5"), ("--enlarge", "1.0"), (), ("--enlarge", "1.5"))
     found = [scores(command, imported, "--data", "pictures", *cut) for cut in cuts]
     assert found[0] == found[3]
@@ -95,7 +95,7 @@ def test_each_cut_is_scored_as_it_is_asked_for(command, imported, files, tmp_pat
         assert scores(command, fresh, "--data", "pictures", *cut) == found[number]
 
 
-def test_the_same_request_encodes_nothing_again(command, imported):
+def test_a_repeated_request_reuses_its_tokens(command, imported):
     words = ("--data", "pictures", "--enlarge", "1.5")
     first = scores(command, imported, *words)
     (tokens,) = imported.root.glob("tokens/it/*/tokens.npy")
@@ -104,7 +104,7 @@ def test_the_same_request_encodes_nothing_again(command, imported):
     assert tokens.stat().st_mtime_ns == before
 
 
-def test_a_sweep_s_tokens_serve_only_the_cut_that_they_are_of(command, imported, monkeypatch):
+def test_tokens_of_a_sweep_are_reused_only_for_their_own_crop(command, imported, monkeypatch):
     own = ImageFiles(name="pictures", side=SMALL.side, classes=3, enlarge=1.5)
     t = read_tokenizer(imported.tokenizer("it"))
     run_tokens(context_in(imported, settings_of(imported)), t, own, "validation")
@@ -121,9 +121,7 @@ def settings_of(home: Home) -> Settings:
     return Settings(data={"pictures": home.root.parent / "data" / "pictures"})
 
 
-def test_a_trial_is_scored_on_its_own_images_as_they_are_cut_or_as_asked(
-    command, tmp_path, monkeypatch
-):
+def test_a_trial_is_scored_with_its_own_crop_or_the_requested_one(command, tmp_path, monkeypatch):
     picture_folder(tmp_path / "data" / "sky")
     monkeypatch.setenv("VAR_SCALING_DATA", str(tmp_path / "data"))
     data = ImageFiles(name="sky", side=16, classes=3, enlarge=1.25)
@@ -138,15 +136,15 @@ def test_a_trial_is_scored_on_its_own_images_as_they_are_cut_or_as_asked(
     assert other["loss"] != own["loss"]
 
 
-def test_made_images_cannot_be_cut_otherwise(command, tmp_path):
+def test_generated_images_cannot_be_cropped_differently(command, tmp_path):
     home = small_home(tmp_path / "home")
     for option, value in (("--enlarge", "1.5"), ("--validation-share", "0.2")):
         code, _, err = command("evaluate", "grid/d2", option, value, "--home", home.root)
         assert code == 2
-        assert f"{option}: leaves are made images" in err
+        assert f"{option}: applies to image files only" in err
 
 
-def test_each_share_of_held_out_images_is_scored_as_it_is_asked_for(
+def test_each_share_of_held_out_images_is_scored_as_requested(
     command, imported, tmp_path, monkeypatch
 ):
     whole = picture_folder(tmp_path / "alone" / "all", splits=("",), count=40)
@@ -158,7 +156,7 @@ def test_each_share_of_held_out_images_is_scored_as_it_is_asked_for(
     assert found[0] == found[2]
     assert found[0]["images_scored"] < found[1]["images_scored"]
     assert found[1]["cut"]["validation_share"] == 0.5
-    # What protects a survey still does: the files may not change under it.
+    # A survey is still protected: its files must not change.
     time.sleep(0.01)
     os.remove(whole / "a" / "0.png")
     words = ("evaluate", "imported/it", "--data", "all", "--enlarge", "2", "--home", imported.root)
@@ -169,7 +167,7 @@ def test_each_share_of_held_out_images_is_scored_as_it_is_asked_for(
 
 def test_a_damaged_survey_is_refused(command, imported):
     scores(command, imported, "--data", "pictures")
-    kept = imported.survey("pictures", "validation") / "kept.npy"
+    kept = imported.image_listing("pictures", "validation") / "kept.npy"
     content = bytearray(kept.read_bytes())
     content[-1] ^= 1
     kept.write_bytes(content)
@@ -179,13 +177,13 @@ def test_a_damaged_survey_is_refused(command, imported):
     assert f"{kept} is damaged: its SHA-256 is" in err
 
 
-def test_no_law_rests_on_models_scored_on_different_cuts(command, imported, files):
+def test_no_law_is_fitted_to_models_scored_on_different_crops(command, imported, files):
     bring(imported.root, *files, name="other")
     torch.save(var_state(VarModel(depth=2, width_per_depth=8)), files[1])
     bring(imported.root, *files, name="second")
     scores(command, imported, "--data", "pictures", "--enlarge", "1.5")
     scores(command, imported, "--data", "pictures", "--enlarge", "1.0", address="imported/second")
-    with pytest.raises(ValueError, match=r"cut differently: it with enlarge 1\.5.*second with"):
+    with pytest.raises(ValueError, match=r"different crops or splits: it with enlarge 1\.5.*second with"):
         write_results(imported, imported_sweep(imported))
     scores(command, imported, "--data", "pictures", "--enlarge", "1.5", address="imported/second")
     assert write_results(imported, imported_sweep(imported))
@@ -194,29 +192,29 @@ def test_no_law_rests_on_models_scored_on_different_cuts(command, imported, file
 # fidelity -----------------------------------------------------------------------------------------
 
 
-def test_a_cut_that_is_asked_for_holds_for_a_model_s_own_images_too(tmp_path):
+def test_a_requested_crop_also_applies_to_the_images_of_the_model(tmp_path):
     picture_folder(tmp_path / "data")
     place = context_in(Home(tmp_path / "home"), Settings(data={"sky": tmp_path / "data"}))
     own = ImageFiles(name="sky", side=16, classes=3, enlarge=1.25, validation_share=0.1)
-    found = real_data(place, "sky", "train", 16, own, Cut(1.5, 0.3))
+    found = real_data(place, "sky", "train", 16, own, CropOptions(1.5, 0.3))
     assert (found.enlarge, found.validation_share) == (1.5, 0.3)
-    found = real_data(place, "sky", "train", 16, own, Cut())
+    found = real_data(place, "sky", "train", 16, own, CropOptions())
     assert (found.enlarge, found.validation_share) == (1.25, 0.1)
 
 
-def test_references_of_two_shares_are_two_references(tmp_path):
+def test_two_shares_have_two_references(tmp_path):
     picture_folder(tmp_path / "data", splits=("",), count=20)
     place = context_in(Home(tmp_path / "home"), Settings(data={"sky": tmp_path / "data"}))
     found = []
     for share in (0.3, 0.6, 0.3):
-        data = real_data(place, "sky", "train", 16, None, Cut(validation_share=share))
+        data = real_data(place, "sky", "train", 16, None, CropOptions(validation_share=share))
         found.append(reference_of(place, data, "train", seeded_extractor(), 50_000, silent))
     assert found[0].statistics.count > found[1].statistics.count
     assert found[0].sha256 == found[2].sha256 != found[1].sha256
     assert found[0].name != found[1].name
 
 
-def test_made_images_of_one_name_are_not_guessed(tmp_path):
+def test_generated_images_with_ambiguous_names_are_refused(tmp_path):
     home = Home(tmp_path / "home")
     place = context_in(home)
     for name, seed in (("one", 0), ("two", 1)):
@@ -225,24 +223,26 @@ def test_made_images_of_one_name_are_not_guessed(tmp_path):
         folder.mkdir(parents=True)
         record = tokenizer(name=name, data=data)
         (folder / "tokenizer.json").write_text(record.model_dump_json())
-    with pytest.raises(ValueError, match="the tokenizers one, two learnt different images"):
-        real_data(place, "leaves", "train", 16, None, Cut())
+    with pytest.raises(
+        ValueError, match="the tokenizers one, two were trained on different images"
+    ):
+        real_data(place, "leaves", "train", 16, None, CropOptions())
 
 
 @pytest.mark.parametrize(
     ("asked", "option"),
     [
         ({"images": 10}, "--images"),
-        ({"cut": Cut(enlarge=1.5)}, "--enlarge"),
-        ({"cut": Cut(validation_share=0.5)}, "--validation-share"),
+        ({"crop": CropOptions(enlarge=1.5)}, "--enlarge"),
+        ({"crop": CropOptions(validation_share=0.5)}, "--validation-share"),
     ],
 )
-def test_what_a_reference_file_holds_cannot_be_had_otherwise(tmp_path, asked, option):
+def test_options_that_contradict_a_reference_file_are_refused(tmp_path, asked, option):
     folder = tmp_path / "mine"
     folder.mkdir()
     Image.new("RGB", (16, 16)).save(folder / "1.png")
     wanted = FidelityOptions(reference=tmp_path / "statistics.npz", **asked)
-    with pytest.raises(ValueError, match=f"{option}: what --reference holds was gathered"):
+    with pytest.raises(ValueError, match=f"{option}: has no effect on the statistics"):
         measure_fidelity(context_in(Home(tmp_path / "home")), str(folder), wanted, silent)
 
 
@@ -269,7 +269,7 @@ def test_an_option_without_effect_is_refused(command, tmp_path, monkeypatch, wor
     assert (code, said in err) == (2, True), err
 
 
-def test_plan_reckons_with_what_it_is_told(command, tmp_path):
+def test_plan_uses_the_given_options(command, tmp_path):
     words = ("plan", "smoke", "--json", "--home", tmp_path / "home")
     hours = {}
     for tflops in (None, "400", "200"):
@@ -278,17 +278,17 @@ def test_plan_reckons_with_what_it_is_told(command, tmp_path):
     assert hours[None] == hours["400"] != hours["200"]
 
 
-def test_report_speaks_json_when_asked(command, smoke, monkeypatch):
+def test_report_prints_json_if_requested(command, smoke, monkeypatch):
     monkeypatch.setattr("pipelines.report.publish.publish", lambda *words, again: {})
     code, out, err = command("report", "smoke", "--json", "--home", smoke)
     assert code == 0, err
     assert json.loads(out) == {"report": str(smoke / "smoke" / "report" / "index.html")}
 
 
-def test_retry_does_not_send_elsewhere_what_another_driver_takes_up(command, tmp_path, monkeypatch):
+def test_retry_on_another_cluster_is_refused_while_a_driver_runs(command, tmp_path, monkeypatch):
     from pipelines.workspace import driver_lock as driver
 
     home = Home(tmp_path / "home")
-    with driver.driving(home.sweep("smoke"), "local", False):
+    with driver.hold_driver_lock(home.sweep("smoke"), "local", False):
         code, _, err = command("retry", "smoke", "--on", "box", "--home", home.root)
     assert (code, "--on box:" in err) == (2, True), err

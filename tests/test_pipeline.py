@@ -1,4 +1,4 @@
-"""The whole of it, on `smoke`: run once, run again, killed anywhere, moved, asked wrongly."""
+"""The whole pipeline on `smoke`: first run, second run, kills, a moved home, wrong commands."""
 
 import json
 import os
@@ -22,15 +22,15 @@ from pipelines.workspace.address import read_generator
 from pipelines.workspace.provenance import attempts, code_version
 from pipelines.workspace.settings import Local, Settings, SettingsError, load_settings
 from pipelines.workspace.store import (
-    Busy,
     ConfigMismatchError,
+    FolderInUseError,
     Home,
     file_lock,
     in_use,
     init_run_dir,
 )
 from pipelines.workspace.sweeps import find_sweep
-from var_scaling.disk import whole, write_json
+from var_scaling.disk import atomic_write, write_json
 from var_scaling.metrics import MetricsLog, read_metrics
 
 TIMES = ["seconds", "images_per_second", "attempts", "lost_seconds", "lost_flops", "commit"]
@@ -38,7 +38,7 @@ TRIALS = ("d1", "d2", "d3", "d4")
 
 
 def numbers(home: Path) -> dict:
-    """Everything a clock did not write."""
+    """All results without times."""
     frame = pd.read_parquet(home / "smoke" / "results.parquet").drop(columns=TIMES)
     lines = [
         {k: v for k, v in line.items() if k not in {*TIMES, "time_ms", "flops_per_second"}}
@@ -58,7 +58,7 @@ def numbers(home: Path) -> dict:
     }
 
 
-def test_a_run_leaves_what_the_plan_says(smoke):
+def test_the_results_of_a_run_have_the_planned_costs_and_falling_losses(smoke):
     frame = pd.read_parquet(smoke / "smoke" / "results.parquet")
     ends = frame[frame.step == frame.steps].set_index("trial")
     assert ends.index.tolist() == list(TRIALS)
@@ -70,7 +70,7 @@ def test_a_run_leaves_what_the_plan_says(smoke):
     assert (smoke / "tokenizers" / "tiny-smoke" / "reconstructions.png").stat().st_size > 1000
     attempts = json.loads((smoke / "smoke" / "d1" / "provenance.json").read_text())["attempts"]
     assert attempts[0]["commit"] == code_version()
-    assert not list(smoke.rglob("step-*.pt"))  # a finished run resumes no more
+    assert not list(smoke.rglob("step-*.pt"))  # a finished run has no checkpoint
 
 
 def test_a_finished_sweep_run_again_recomputes_nothing(smoke):
@@ -83,7 +83,7 @@ def test_a_finished_sweep_run_again_recomputes_nothing(smoke):
     assert changed <= {"results.parquet", "lock"}
 
 
-def test_status_and_plan_and_fit_speak_json(smoke):
+def test_status_plan_and_fit_print_json(smoke):
     status = json.loads(var_scaling("status", "smoke", "--json", home=smoke).stdout)
     assert {stage["state"] for stage in status["stages"]} == {"done"}
     plan = json.loads(var_scaling("plan", "smoke", "--json", home=smoke).stdout)
@@ -94,7 +94,7 @@ def test_status_and_plan_and_fit_speak_json(smoke):
 
 
 def starts(home: Path) -> subprocess.Popen:
-    """`run smoke` in a process group of its own, saving after every step."""
+    """Start `run smoke` in its own process group; it saves after every step."""
     settings = home.parent / "often.toml"
     settings.write_text("[local]\nsave_every_seconds = 0.05\n")
     return subprocess.Popen(
@@ -107,7 +107,7 @@ def starts(home: Path) -> subprocess.Popen:
 
 
 def waits_for(folder: Path, file: str, run: subprocess.Popen) -> None:
-    """Until the stage in `folder` has begun to write `file`; it must not have ended before."""
+    """Wait until the stage in `folder` writes `file`; it must not have ended before."""
     deadline = time.monotonic() + 120
     while not list(folder.glob(file)):
         if run.poll() is not None:
@@ -118,8 +118,8 @@ def waits_for(folder: Path, file: str, run: subprocess.Popen) -> None:
 
 
 @pytest.mark.slow
-def test_killed_anywhere_it_ends_where_an_undisturbed_run_does(smoke, tmp_path):
-    """Driver, process group and worker are killed with -9, in the tokenizer, the cache, a trial."""
+def test_a_run_killed_at_any_stage_resumes_to_the_same_result(smoke, tmp_path):
+    """SIGKILL of driver, process group and worker during the tokenizer, the cache and a trial."""
     home = tmp_path / "torn"
     dice = random.Random(os.urandom(8))
     places = [
@@ -147,7 +147,7 @@ def test_killed_anywhere_it_ends_where_an_undisturbed_run_does(smoke, tmp_path):
 
 
 @pytest.mark.thorough
-def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(tmp_path):
+def test_ctrl_c_stops_cleanly_and_prints_how_to_resume(tmp_path):
     home = tmp_path / "home"
     run = subprocess.Popen(
         [*COMMAND, "run", "smoke", "--home", str(home)],
@@ -176,12 +176,12 @@ def trained_here(smoke: Path, home: Path, name: str, **local) -> str:
     context = RunContext(Home(home), settings, StopFile(stop), local_process(settings.local))
     stages = sweep_stages(Home(home), find_sweep("smoke"))
     (one,) = (stage for stage in stages if stage.title == f"trial {name}")
-    return launch.run_here(one, stop, context)
+    return launch.run_local_processes(one, stop, context)
 
 
 @pytest.mark.slow
-def test_two_processes_here_train_what_one_does(smoke, tmp_path):
-    assert trained_here(smoke, tmp_path, "d2", processes=2, max_batch_size=8) == "done"
+def test_two_local_processes_equal_one(smoke, tmp_path):
+    assert trained_here(smoke, tmp_path, "d2", processes=2, micro_batch_size=8) == "done"
     both = [read_metrics(root / "smoke" / "d2" / "metrics.jsonl") for root in (tmp_path, smoke)]
     for mine, theirs in zip(*both, strict=True):
         assert mine["images_seen"] == theirs["images_seen"]
@@ -190,8 +190,8 @@ def test_two_processes_here_train_what_one_does(smoke, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_error_of_several_processes_here_is_reported(smoke, tmp_path):
-    with pytest.raises(RuntimeError, match="batch = 32: does not divide among 3 processes"):
+def test_an_error_in_one_of_several_local_processes_is_reported(smoke, tmp_path):
+    with pytest.raises(RuntimeError, match="batch_size = 32: not divisible by 3 processes"):
         trained_here(smoke, tmp_path, "d1", processes=3)
 
 
@@ -200,16 +200,16 @@ def test_an_error_of_several_processes_here_is_reported(smoke, tmp_path):
 
 def test_a_folder_of_another_record_is_refused_with_the_difference(tmp_path):
     init_run_dir(tmp_path / "d2", "trial.json", trial(batch_size=4))
-    init_run_dir(tmp_path / "d2", "trial.json", trial())  # nothing was lost by it
+    init_run_dir(tmp_path / "d2", "trial.json", trial())  # no steps were lost
     (tmp_path / "d2" / "metrics.jsonl").write_text("{}\n")
     init_run_dir(tmp_path / "d2", "trial.json", trial())
     with pytest.raises(
-        ConfigMismatchError, match=r"batch: recorded 8, wanted 16\n.*name of its own"
+        ConfigMismatchError, match=r"batch_size: recorded 8, expected 16\n.*another name"
     ):
         init_run_dir(tmp_path / "d2", "trial.json", trial(batch_size=16))
 
 
-def test_drift_is_refused_before_anything_runs(smoke, tmp_path):
+def test_a_config_mismatch_is_refused_before_a_stage_runs(smoke, tmp_path):
     path = tmp_path / "other.py"
     path.write_text(
         "from sweeps.smoke import sweep as s\n"
@@ -219,20 +219,23 @@ def test_drift_is_refused_before_anything_runs(smoke, tmp_path):
     for verb in ("run", "fit", "status"):
         refused = var_scaling(verb, str(path), home=smoke)
         assert refused.returncode == 3
-        assert "seed: recorded 2, wanted 99" in refused.stderr
+        assert "seed: recorded 2, expected 99" in refused.stderr
 
 
 def test_one_folder_has_one_writer_at_a_time(tmp_path):
     with file_lock(tmp_path):
         assert in_use(tmp_path)
-        with pytest.raises(Busy, match=f"in use by pid {os.getpid()} on"), file_lock(tmp_path):
+        with (
+            pytest.raises(FolderInUseError, match=f"in use by pid {os.getpid()} on"),
+            file_lock(tmp_path),
+        ):
             raise AssertionError("two writers")
     assert not in_use(tmp_path)
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path):
+def test_files_are_written_atomically(tmp_path):
     def half_way():
-        with whole(tmp_path / "x.json") as beside:
+        with atomic_write(tmp_path / "x.json") as beside:
             beside.write_text("half")
             raise KeyError
 
@@ -250,7 +253,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
         (["ui"], 2, "nothing has been logged here yet"),
     ],
 )
-def test_what_was_asked_wrongly_is_answered_in_a_line(tmp_path, words, code, message):
+def test_a_wrong_command_gets_an_error_of_one_line(tmp_path, words, code, message):
     done = var_scaling(*words, home=tmp_path)
     assert done.returncode == code
     assert message in done.stderr
@@ -258,7 +261,7 @@ def test_what_was_asked_wrongly_is_answered_in_a_line(tmp_path, words, code, mes
 
 
 @pytest.mark.thorough
-def test_a_stage_that_fails_is_named_with_its_reason(tmp_path):
+def test_a_failed_stage_is_reported_with_its_reason(tmp_path):
     done = var_scaling("run", "cifar10", home=tmp_path)
     assert done.returncode == 1
     assert (
@@ -271,7 +274,7 @@ def test_a_stage_that_fails_is_named_with_its_reason(tmp_path):
     assert "no path" in status["stages"][0]["note"]
 
 
-def test_a_diverged_trial_has_a_row_that_says_so(tmp_path):
+def test_a_diverged_trial_has_a_row_marked_as_diverged(tmp_path):
     home, sweep = Home(tmp_path), find_sweep("smoke")
     t = sweep.trials[0]
     folder = home.trial("smoke", t.name)
@@ -294,7 +297,7 @@ def test_a_diverged_trial_has_a_row_that_says_so(tmp_path):
     assert (row["status"], row["step"]) == ("diverged", 0)
 
 
-def test_a_trial_cannot_take_the_place_of_something_else(tmp_path):
+def test_reserved_names_of_trials_and_sweeps_are_refused(tmp_path):
     with pytest.raises(ValueError, match="cannot be named 'stop'"):
         Home(tmp_path).trial("smoke", "stop")
     with pytest.raises(ValueError, match="cannot be named 'tokens'"):
@@ -319,21 +322,21 @@ def test_data_is_found_by_settings_then_by_environment(tmp_path, monkeypatch):
     [
         ("[locl]\n", "locl: no such field; allowed: clusters, data, local, mlflow, tracking"),
         ("[local]\ncpus = 0\n", "local.cpus = 0: Input should be greater than or equal to 1"),
-        ("cpus = ", "not TOML"),
+        ("cpus = ", "not valid TOML"),
     ],
 )
-def test_bad_settings_name_file_and_key(tmp_path, content, message):
+def test_errors_in_settings_name_file_and_key(tmp_path, content, message):
     file = tmp_path / "var-scaling.toml"
     file.write_text(content)
     with pytest.raises(SettingsError, match=message):
         load_settings(file)
 
 
-def test_tokenizer_records_are_told_apart_by_fingerprint():
+def test_different_tokenizer_records_have_different_fingerprints():
     assert tokenizer().fingerprint() != tokenizer(seed=1).fingerprint()
 
 
-def test_a_record_with_newer_fields_at_their_defaults_is_no_drift(tmp_path):
+def test_new_fields_at_their_defaults_are_not_a_config_mismatch(tmp_path):
     from pipelines.workspace.store import init_run_dir
 
     old = json.loads(trial().model_dump_json())

@@ -1,4 +1,4 @@
-"""The planner foretells the interval that its runs leave, and no other runs leave a narrower."""
+"""The planner predicts the interval after its runs, and no other runs give a narrower one."""
 
 import itertools
 import json
@@ -21,10 +21,10 @@ from pipelines.cli.main import app
 from pipelines.planning.cost import Price
 from pipelines.planning.next_runs import (
     PlanOptions,
-    advise,
     candidate_trials,
-    numbers,
-    whole_numbers,
+    parse_integers,
+    parse_numbers,
+    plan_next_runs,
 )
 from pipelines.workspace.store import Home
 from var_scaling.experiment import Sweep
@@ -54,7 +54,7 @@ def fitted(law, seed=0):
 
 
 def candidates(law, depths=range(1, 9), seeds=2, lengths=LENGTHS):
-    """Runs of these depths: FLOPs as 6 N D."""
+    """Candidate runs of these depths, with 6 N D FLOPs."""
     return [
         Candidate(f"d{d}-{long:g}-s{s}", (n, long) if law is SURFACE else (n,), 6 * n * long, s)
         for d in depths
@@ -69,7 +69,7 @@ def spread(fit):
 
 
 def at_the_target(law, fit):
-    """The half-width in logs of the interval that a fit really has, by its profile."""
+    """The half-width in logs of the profile-likelihood interval of a fit."""
     target = PLACES[law][1]
     found = prediction_interval(fit, target if law is SURFACE else target[0])
     return np.log(found.high / found.low) / 2
@@ -83,10 +83,10 @@ def joined(law, x, runs):
 
 
 @pytest.mark.parametrize(("law", "times"), [(PURE, 2), (FLOOR, 6), (SURFACE, 2)])
-def test_the_interval_predicted_is_the_one_that_refits_find(law, times):
-    """The chosen runs are made too, and all is fitted again: mean widths within 5 %.
+def test_the_predicted_interval_equals_that_of_refits(law, times):
+    """The chosen runs are simulated and all runs are fitted again: mean widths agree within 5 %.
 
-    At equal s: what few runs give of it scatters by a third, before and after, around one mean.
+    The residual scale s is fixed, because its estimate from few runs varies by a third.
     """
     generator = np.random.default_rng(5)
     x, target = PLACES[law]
@@ -103,7 +103,7 @@ def test_the_interval_predicted_is_the_one_that_refits_find(law, times):
     assert np.mean(predicted) == pytest.approx(np.mean(found), rel=0.05)
 
 
-def test_of_a_straight_line_the_interval_now_is_the_one_that_the_fit_has():
+def test_the_current_interval_of_a_straight_line_equals_that_of_the_fit():
     fit = fitted(PURE)
     made = plan(fit, PLACES[PURE][1], candidates(PURE), 1e18)
     found = prediction_interval(fit, PLACES[PURE][1][0])
@@ -111,7 +111,7 @@ def test_of_a_straight_line_the_interval_now_is_the_one_that_the_fit_has():
 
 
 def half_width(fit, law, target, more=()):
-    """By ordinary least squares on finite differences, all made anew: nothing of the planner's."""
+    """By ordinary least squares with finite differences, without code of the planner."""
     x = joined(law, PLACES[law][0], more)[0] if more else PLACES[law][0]
     names = list(fit.values)
 
@@ -130,7 +130,7 @@ def half_width(fit, law, target, more=()):
 
 
 @pytest.mark.parametrize("law", [PURE, FLOOR, SURFACE])
-def test_the_ranking_of_single_runs_is_that_of_brute_force(law):
+def test_the_ranking_of_single_runs_equals_brute_force(law):
     fit, target = fitted(law), PLACES[law][1]
     made = plan(fit, target, candidates(law, seeds=1), 1e30)
     now = half_width(fit, law, target)
@@ -146,7 +146,7 @@ def test_the_ranking_of_single_runs_is_that_of_brute_force(law):
 
 
 @pytest.mark.parametrize("law", [FLOOR, SURFACE])
-def test_no_random_plan_of_the_price_is_narrower(law):
+def test_no_random_plan_of_equal_cost_gives_a_narrower_interval(law):
     fit, target, generator = fitted(law), PLACES[law][1], np.random.default_rng(2)
     options = candidates(law, seeds=3)
     budget = 1.3 * max(one.flops for one in options)
@@ -163,7 +163,7 @@ def test_no_random_plan_of_the_price_is_narrower(law):
         assert half_width(fit, law, target, chosen) >= made.planned * (1 - 1e-4)
 
 
-def test_greedy_with_exchanges_finds_what_trying_all_plans_finds(monkeypatch):
+def test_greedy_search_with_exchanges_finds_the_best_plan(monkeypatch):
     fit, target = fitted(FLOOR), PLACES[FLOOR][1]
     options = candidates(FLOOR, depths=range(2, 9), seeds=2)
     for share in (0.3, 0.7, 1.1, 1.9, 2.6):
@@ -178,7 +178,7 @@ def test_greedy_with_exchanges_finds_what_trying_all_plans_finds(monkeypatch):
         assert quick.planned == pytest.approx(exact.planned, rel=0.01)
 
 
-def test_each_run_of_a_plan_is_counted_after_those_before_it():
+def test_the_gain_of_each_run_is_relative_to_the_runs_before_it():
     fit, target = fitted(FLOOR), PLACES[FLOOR][1]
     made = plan(fit, target, candidates(FLOOR), 6e12)
     halves = [made.half_width, *(step.half_width for step in made.runs)]
@@ -188,21 +188,21 @@ def test_each_run_of_a_plan_is_counted_after_those_before_it():
         assert np.log(step.high / step.low) / 2 == pytest.approx(step.half_width)
 
 
-def test_from_few_runs_a_degree_of_freedom_is_most_of_the_worth():
-    """Three points, a line: even the smallest run again brings t from 12.7 to 4.3."""
+def test_with_few_runs_most_of_the_gain_is_the_degree_of_freedom():
+    """For a line through three points one more run lowers t from 12.7 to 4.3."""
     y = losses(PURE, SIZES[:3], np.random.default_rng(0))
     fit = fit_law(PURE, SIZES[:3], y, "squares")
     made = plan(fit, (SIZES[3],), [Candidate("again", (SIZES[0],), 1.0)], 1.0)
     assert made.planned / made.half_width < 4.303 / 12.706
 
 
-def test_of_the_law_itself_the_interval_is_narrower_than_of_a_run():
+def test_the_interval_of_the_law_is_narrower_than_that_of_a_run():
     fit, target = fitted(FLOOR), PLACES[FLOOR][1]
     law = plan(fit, target, candidates(FLOOR), 1e13, new_run=False)
     assert law.half_width < plan(fit, target, candidates(FLOOR), 1e13).half_width
 
 
-def test_a_floor_that_ran_to_zero_is_still_unknown_and_a_fixed_one_is_not():
+def test_an_irreducible_loss_fitted_as_0_is_uncertain_and_a_fixed_one_is_not():
     y = 20 * SIZES**-0.25 * np.exp(0.004 * np.array([-1, 1, 1, -0.5, 1, -1.5]))
     free, fixed = fit_law(FLOOR, SIZES, y, "squares"), fit_law(FLOOR, SIZES, y, "squares", floor=0)
     pure = fit_law(PURE, SIZES, y, "squares")
@@ -224,12 +224,12 @@ def test_units_and_the_order_of_candidates_make_no_difference():
     assert second.flops == pytest.approx(first.flops)
 
 
-def test_what_cannot_be_planned_is_refused_in_words():
+def test_invalid_plans_are_refused_with_a_message():
     fit, (x, target) = fitted(FLOOR), PLACES[FLOOR]
     options = candidates(FLOOR)
     with pytest.raises(ValueError, match=r"below the cheapest run, d1-1e\+07-s0 at 6.91e\+10"):
         plan(fit, target, options, 1e10)
-    with pytest.raises(ValueError, match="no run to choose from"):
+    with pytest.raises(ValueError, match="no candidate run"):
         plan(fit, target, [], 1e10)
     with pytest.raises(ValueError, match="the target"):
         plan(fit, (1.0, 2.0), options, 1e18)
@@ -237,44 +237,48 @@ def test_what_cannot_be_planned_is_refused_in_words():
     with pytest.raises(FitError, match="did not converge"):
         plan(lost, target, options, 1e18)
     exact = fit_law(PURE, x, 20 * x**-0.25, "squares")
-    with pytest.raises(FitError, match="nothing to narrow"):
+    with pytest.raises(FitError, match="no interval to narrow"):
         plan(exact, target, options, 1e18)
 
 
 # A sweep's own candidates -------------------------------------------------------------------------
 
 
-def test_candidates_are_runs_not_made_yet_and_the_sweeps_own_come_first():
-    wishes = PlanOptions(at="d4", budget=1e18, seeds=2)
-    found = candidate_trials(sweep(), frozenset({"d1", "d2", "d3"}), wishes)
+def test_candidates_are_unfinished_runs_with_those_of_the_sweep_first():
+    plan_options = PlanOptions(at="d4", budget=1e18, seeds=2)
+    found = candidate_trials(sweep(), frozenset({"d1", "d2", "d3"}), plan_options)
     names = [one.name for one in found]
     assert names == ["d1-s1", "d1-s2", "d2-s1", "d2-s2", "d3-s1", "d3-s2", "d4", "d4-s1"]
     assert [one.seed for one in found] == [1, 2] * 3 + [0, 1]
 
 
 def test_a_new_depth_follows_the_rule_of_the_ladder():
-    wishes = PlanOptions(at="d4", budget=1e18, depths=(5, 7), seeds=1)
-    five, seven = candidate_trials(sweep(), frozenset(), wishes)
+    plan_options = PlanOptions(at="d4", budget=1e18, depths=(5, 7), seeds=1)
+    five, seven = candidate_trials(sweep(), frozenset(), plan_options)
     assert seven.model_copy(update={"name": "d7"}) == rung(7)
     assert five.optimiser == tiny_optimiser(40)
 
 
-def test_where_the_trials_follow_no_rule_a_new_depth_is_refused():
-    wishes = PlanOptions(at="d4", budget=1e18, depths=(7,))
+def test_a_new_depth_is_refused_if_the_trials_follow_no_rule():
+    plan_options = PlanOptions(at="d4", budget=1e18, depths=(7,))
     mixed = sweep(rung(5, batch_size=16))
-    with pytest.raises(ValueError, match="d1 and d5 differ in more than depth, seed and peak rate"):
-        candidate_trials(mixed, frozenset(), wishes)
+    with pytest.raises(
+        ValueError, match="d1 and d5 differ in more than depth, seed and peak learning rate"
+    ):
+        candidate_trials(mixed, frozenset(), plan_options)
     rates = [trial(
         name=f"d{d}", model=rung(d).model, optimiser=paper_recipe(16).optimiser.model_copy(
         update={"learning_rate": rate})) for d, rate in ((1, 0.1), (2, 0.3))]  # fmt: skip
-    with pytest.raises(ValueError, match="peak rates of the trials follow no one rule"):
-        candidate_trials(Sweep(name="s", question="?", trials=tuple(rates)), frozenset(), wishes)
+    with pytest.raises(ValueError, match="peak learning rates of the trials follow no common rule"):
+        candidate_trials(
+            Sweep(name="s", question="?", trials=tuple(rates)), frozenset(), plan_options
+        )
 
 
-def test_other_lengths_are_other_runs_and_none_stands_twice():
-    wishes = PlanOptions(at="d4", budget=1e18, lengths=(0.5, 1, 2), seeds=1)
+def test_other_lengths_are_other_candidates_without_duplicates():
+    plan_options = PlanOptions(at="d4", budget=1e18, lengths=(0.5, 1, 2), seeds=1)
     longer = rung(2, name="d2-x2", steps=24)
-    found = candidate_trials(sweep(longer, depths=(2,)), frozenset({"d2-x2"}), wishes)
+    found = candidate_trials(sweep(longer, depths=(2,)), frozenset({"d2-x2"}), plan_options)
     assert [(one.name, one.steps) for one in found] == [
         ("d2-x0.5-s0", 6), ("d2", 12), ("d2-x2-s1", 24), ("d2-x2-x2-s0", 48),
     ]  # fmt: skip
@@ -283,16 +287,16 @@ def test_other_lengths_are_other_runs_and_none_stands_twice():
 @pytest.mark.parametrize(
     ("text", "found"), [("1-4,6", (1, 2, 3, 4, 6)), ("8", (8,)), ("2,2-3", (2, 3))]
 )
-def test_depths_are_read_as_people_write_them(text, found):
-    assert whole_numbers(text) == found
+def test_ranges_of_depths_are_parsed(text, found):
+    assert parse_integers(text) == found
 
 
-def test_what_is_no_depth_or_length_is_refused():
+def test_invalid_depths_and_lengths_are_refused():
     for text in ("a", "1-", "0-2", "3-1", ""):
         with pytest.raises(ValueError, match="depths"):
-            whole_numbers(text)
+            parse_integers(text)
     with pytest.raises(ValueError, match="lengths are written like"):
-        numbers("1,,2")
+        parse_numbers("1,,2")
 
 
 @pytest.fixture
@@ -302,9 +306,11 @@ def home(tmp_path) -> Home:
     return found
 
 
-def test_the_advice_counts_flops_hours_and_money(home):
-    wishes = PlanOptions(at="d5", budget=1e10, law="pure", seeds=1)
-    advice = advise(home, sweep(depths=range(1, 6)), wishes, Price(1e6, per_gpu_hour=2.0))
+def test_the_advice_has_flops_hours_and_cost(home):
+    plan_options = PlanOptions(at="d5", budget=1e10, law="pure", seeds=1)
+    advice = plan_next_runs(
+        home, sweep(depths=range(1, 6)), plan_options, Price(1e6, per_gpu_hour=2.0)
+    )
     named = {step.candidate.name: step.candidate for step in advice.plan.ranking}
     assert set(named) == {"d1-s1", "d2-s1", "d3-s1", "d4-s1", "d5"}
     run = named["d5"]
@@ -314,15 +320,15 @@ def test_the_advice_counts_flops_hours_and_money(home):
     assert advice.target == run.x
 
 
-def test_lengths_need_a_law_that_knows_them(home):
+def test_lengths_need_a_law_of_data(home):
     known = sweep(depths=range(1, 6))
-    with pytest.raises(ValueError, match="knows no length; --law surface"):
-        advise(home, known, PlanOptions(at="d5", budget=1e10, law="pure", lengths=(1, 2)))
+    with pytest.raises(ValueError, match="does not depend on length; use --law surface"):
+        plan_next_runs(home, known, PlanOptions(at="d5", budget=1e10, law="pure", lengths=(1, 2)))
     with pytest.raises(FitError, match="the same D = 2016"):
-        advise(home, known, PlanOptions(at="d5", budget=1e10, lengths=(1, 2)))
+        plan_next_runs(home, known, PlanOptions(at="d5", budget=1e10, lengths=(1, 2)))
 
 
-def test_the_command_says_what_to_run_next(home, tmp_path):
+def test_the_command_prints_the_next_runs(home, tmp_path):
     record = sweep(depths=range(1, 6)).model_dump_json()
     code = (
         f"from var_scaling.experiment import Sweep\nsweep = Sweep.model_validate_json({record!r})\n"

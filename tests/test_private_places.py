@@ -1,4 +1,4 @@
-"""Places that other users of the machine see: closed to them, or open on loopback alone."""
+"""Files and ports are closed to other users of the machine; ports listen only on loopback."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 from conftest import trial
 
 from pipelines.cli import main as cli
-from pipelines.execution.backend import Refused
+from pipelines.execution.backend import SubmissionRejected
 from pipelines.execution.slurm import submit as launch
 from pipelines.execution.slurm.resources import trial_resources
 from pipelines.execution.tasks import Task
@@ -28,7 +28,7 @@ def listening() -> set[tuple[str, int]]:
     return {tuple(one.laddr) for one in found if one.status == psutil.CONN_LISTEN}
 
 
-def test_processes_of_one_machine_meet_on_loopback(tmp_path):
+def test_processes_of_one_machine_communicate_over_loopback(tmp_path):
     before = listening()
     rendezvous_file = tmp_path / "meeting.json"
     store, address = distributed._meet(0, 1, rendezvous_file, "127.0.0.1", 10)
@@ -38,8 +38,8 @@ def test_processes_of_one_machine_meet_on_loopback(tmp_path):
     assert address == "127.0.0.1"
 
 
-def test_pickles_lie_where_only_this_user_writes(tmp_path, monkeypatch):
-    """Also where an older version left the folder open."""
+def test_pickles_are_in_folders_that_only_the_user_can_write(tmp_path, monkeypatch):
+    """Also if an older version created the folder with open permissions."""
     import submitit
 
     seen = []
@@ -57,7 +57,7 @@ def test_pickles_lie_where_only_this_user_writes(tmp_path, monkeypatch):
         for mode in (None, 0o777):
             if mode is not None:
                 (tmp_path / "jobs").chmod(mode)
-            with pytest.raises(Refused):
+            with pytest.raises(SubmissionRejected):
                 launch.submit([task], "s", home, settings, "box", Snapshot(tmp_path, "c"), {})
     finally:
         os.umask(mask)
@@ -65,7 +65,7 @@ def test_pickles_lie_where_only_this_user_writes(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("mode", "warned"), [(0o777, True), (0o755, False)])
-def test_run_warns_of_a_home_that_all_may_write_to(smoke, monkeypatch, capsys, mode, warned):
+def test_run_warns_of_a_world_writable_home(smoke, monkeypatch, capsys, mode, warned):
     monkeypatch.setattr("pipelines.cli.main.publish_and_show", lambda *words, **options: None)
     monkeypatch.setattr(sys, "argv", ["var-scaling", "run", "smoke", "--home", str(smoke)])
     before = stat.S_IMODE(smoke.stat().st_mode)

@@ -1,4 +1,4 @@
-"""Published points: the known answers to the last printed digit, and the traps that hid them."""
+"""Published points: the published fits to the last printed digit, and fits that stopped early."""
 
 from pathlib import Path
 
@@ -44,10 +44,12 @@ def resampled(fit) -> Bootstrap:
         ("absolute", ("1.81686", "482.01", "2085.44", ".347813", ".365854"), 1.1294947),
     ],
 )
-def test_the_known_answers_to_the_last_printed_digit(points, objective, digits, least):
+def test_published_results_are_reproduced_to_the_last_printed_digit(
+    points, objective, digits, least
+):
     found = fit_law(SURFACE, *points, objective)
     for name, printed in zip(("E", "A", "B", "alpha", "beta"), digits, strict=True):
-        digit = 10.0 ** -len(printed.split(".")[1])  # α itself is .34731050, on the edge of one
+        digit = 10.0 ** -len(printed.split(".")[1])  # α is .34731050, at a rounding boundary
         assert found[name] == pytest.approx(float(printed), abs=0.502 * digit), name
     assert found.certificate.objective == pytest.approx(
         least, rel=1e-10, abs=5e-8 if least > 1 else 0
@@ -56,13 +58,13 @@ def test_the_known_answers_to_the_last_printed_digit(points, objective, digits, 
     assert not found.flags
 
 
-def test_the_numbers_quoted_everywhere_are_of_no_one_objective(points, fit):
+def test_no_single_objective_gives_all_published_numbers(points, fit):
     quoted = {"A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3658, "E": 1.8172}
     assert fit["A"] == pytest.approx(477.83, abs=5e-3)
     assert certify(SURFACE, *points, quoted).excess > 1e-6
 
 
-def test_standard_errors_over_runs_are_the_known_ones(resampled):
+def test_standard_errors_over_runs_equal_the_published_ones(resampled):
     known = {"A": 124.5, "B": 1293, "E": 0.0257, "alpha": 0.0154, "beta": 0.0206}
     for name, error in known.items():
         within = 0.1 if name == "B" else 0.05
@@ -71,7 +73,7 @@ def test_standard_errors_over_runs_are_the_known_ones(resampled):
 
 
 @pytest.mark.parametrize(("name", "low", "high"), [("alpha", 0.317, 0.373), ("beta", 0.331, 0.415)])
-def test_intervals_over_runs_are_the_known_ones(resampled, name, low, high):
+def test_intervals_over_runs_equal_the_published_ones(resampled, name, low, high):
     interval = resampled.interval(name)
     assert (interval.low, interval.high) == pytest.approx((low, high), abs=0.004)
 
@@ -79,7 +81,7 @@ def test_intervals_over_runs_are_the_known_ones(resampled, name, low, high):
 def stopped_at_once(points, start: dict[str, float], count: bool) -> tuple[dict[str, float], int]:
     """Where L-BFGS-B stops with its default tolerances, and after how many iterations.
 
-    The objective is the mean over points, or with `count` their sum; it says itself it converged.
+    The objective is the mean over points, or with `count` their sum; L-BFGS-B reports success.
     """
     (N, D), L = points
     log_N, log_D, log_L = np.log(N), np.log(D), np.log(L)
@@ -104,42 +106,40 @@ def stopped_at_once(points, start: dict[str, float], count: bool) -> tuple[dict[
     [({**HOFFMANN, "alpha": 0.3392, "beta": 0.2849}, 2), (HOFFMANN, 12)],
     ids=["as fitted", "as printed"],
 )
-def test_a_mean_objective_and_default_tolerances_stop_at_once_and_are_caught(
-    points, start, iterations
-):
+def test_early_stops_of_a_mean_objective_are_detected(points, start, iterations):
     claimed, taken = stopped_at_once(points, start, count=False)
-    init_run_dir = certify(SURFACE, *points, claimed)
+    found = certify(SURFACE, *points, claimed)
     assert taken <= iterations
-    assert not init_run_dir.is_optimum
-    assert init_run_dir.excess == pytest.approx(0.15, abs=0.015)
-    assert init_run_dir.gradient > 1e-3
-    assert init_run_dir.words.startswith("NOT an optimum: 1")
+    assert not found.is_optimum
+    assert found.excess == pytest.approx(0.15, abs=0.015)
+    assert found.gradient > 1e-3
+    assert found.summary.startswith("NOT an optimum: 1")
 
 
-def test_a_sum_objective_with_default_tolerances_is_caught_too(points):
+def test_early_stops_of_a_sum_objective_are_detected(points):
     claimed, _ = stopped_at_once(points, HOFFMANN, count=True)
-    init_run_dir = certify(SURFACE, *points, claimed)
-    assert not init_run_dir.is_optimum
-    assert init_run_dir.excess > 0.1
+    found = certify(SURFACE, *points, claimed)
+    assert not found.is_optimum
+    assert found.excess > 0.1
 
 
-def test_hoffmanns_point_is_no_optimum_of_the_published_points(points):
-    init_run_dir = certify(SURFACE, *points, HOFFMANN)
-    assert not init_run_dir.is_optimum
-    assert init_run_dir.excess > 0.15
-    assert "NOT an optimum" in init_run_dir.words
+def test_the_estimate_of_hoffmann_is_not_an_optimum_of_the_published_points(points):
+    found = certify(SURFACE, *points, HOFFMANN)
+    assert not found.is_optimum
+    assert found.excess > 0.15
+    assert "NOT an optimum" in found.summary
 
 
 @pytest.mark.parametrize("objective", ["huber", "squares", "absolute"])
-def test_our_own_optimum_passes_as_one(points, objective):
+def test_our_optimum_passes_the_check(points, objective):
     found = fit_law(SURFACE, *points, objective)
-    init_run_dir = certify(SURFACE, *points, found.values, objective)
-    assert init_run_dir.is_optimum
-    assert abs(init_run_dir.excess) < 1e-9
-    assert init_run_dir.words.startswith("an optimum")
+    found = certify(SURFACE, *points, found.values, objective)
+    assert found.is_optimum
+    assert abs(found.excess) < 1e-9
+    assert found.summary.startswith("an optimum")
 
 
-def test_leaving_out_the_five_highest_losses_is_a_choice_that_moves_beta(fit):
+def test_leaving_out_the_five_highest_losses_changes_beta(fit):
     table = pd.read_csv(TABLE)
     N = table["Model Size"].to_numpy()
     D = table["Training FLOP"].to_numpy() / (6 * N)

@@ -27,7 +27,7 @@ def test_scales_tile_the_positions_without_gap_or_overlap(sides):
 
 
 @given(SIDES)
-def test_visible_pairs_are_those_of_the_mask(sides):
+def test_the_number_of_visible_pairs_equals_that_of_the_mask(sides):
     from var_scaling.models.var.model import block_causal_mask
 
     pyramid = Pyramid(patch_nums=sides[:3])
@@ -35,6 +35,6 @@ def test_visible_pairs_are_those_of_the_mask(sides):
 
 
 @pytest.mark.parametrize("sides", [(), (0, 1), (3, 1), (1, 3, 2)])
-def test_sides_that_shrink_are_refused(sides):
+def test_decreasing_patch_nums_are_refused(sides):
     with pytest.raises(ValidationError, match="side"):
         Pyramid(patch_nums=sides)

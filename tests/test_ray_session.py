@@ -1,4 +1,4 @@
-"""Ray belongs to the user who started it: no other reaches it, and nothing of it is left behind."""
+"""Other users cannot access the Ray of a user, and no files of it remain."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 
 from pipelines.cli import main as cli
 from pipelines.execution import ray_session
-from pipelines.execution.ray_session import RayNotStarted, ray_here
+from pipelines.execution.ray_session import RayNotStarted, local_ray
 
 OTHER = 65534  # a user id without rights
 ATTACK = Path(__file__).with_name("ray_attack.py")
@@ -28,7 +28,7 @@ def place(monkeypatch):
 
 
 def attacked(folder: Path) -> dict[str, str]:
-    """What a process of another user gets from the Ray that runs here, by what it tried."""
+    """Results of the attacks of another user's process on the running Ray, by attack."""
     if os.getuid() != 0:
         pytest.skip("only root can start a process of another user")
     import ray
@@ -50,14 +50,14 @@ TRIED = {
 
 @pytest.mark.slow
 def test_another_user_can_neither_read_nor_write_nor_submit(place):
-    with ray_here(1):
+    with local_ray(1):
         import ray
 
         @ray.remote
         def answer() -> int:
             return 42
 
-        assert ray.get(answer.remote()) == 42  # so that there is a function to overwrite
+        assert ray.get(answer.remote()) == 42  # so that a pickled function exists to overwrite
         (folder,) = place.glob("vs-ray-*")
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         assert stat.S_IMODE((folder / "token").stat().st_mode) == 0o600
@@ -75,8 +75,8 @@ def test_another_user_can_neither_read_nor_write_nor_submit(place):
 
 
 @pytest.mark.slow
-def test_the_same_attack_on_a_ray_without_token_succeeds(place):
-    """What the test above shows is no accident of its attack."""
+def test_the_same_attack_succeeds_on_a_ray_without_token(place):
+    """So the attacks of the test above are effective."""
     program = f"""
 import json, os, sys, tempfile
 from pathlib import Path
@@ -92,7 +92,7 @@ def without_token(folder, cpus):
 ray_session._init = without_token
 from test_ray_session import attacked
 import ray
-with ray_session.ray_here(1):
+with ray_session.local_ray(1):
     ray.get(ray.remote(lambda: 42).remote())
     (folder,) = Path(tempfile.tempdir).glob("vs-ray-*")
     print("FOUND", json.dumps(attacked(folder)))
@@ -107,13 +107,13 @@ with ray_session.ray_here(1):
 
 
 @pytest.mark.slow
-def test_what_a_killed_run_left_goes_with_the_next_start(place):
+def test_leftovers_of_a_killed_run_are_removed_at_the_next_start(place):
     program = f"""
 import sys, tempfile, time
 sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
 tempfile.tempdir = {str(place)!r}
-from pipelines.execution.ray_session import ray_here
-with ray_here(1):
+from pipelines.execution.ray_session import local_ray
+with local_ray(1):
     print("started", flush=True)
     time.sleep(600)
 """
@@ -121,7 +121,7 @@ with ray_here(1):
     assert run.stdout.readline() == "started\n"
     (left,) = place.glob("vs-ray-*")
     with ray_session._private_directory() as own:
-        assert left.exists()  # its process lives
+        assert left.exists()  # its process is running
         assert own != left
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
@@ -145,31 +145,34 @@ def test_only_abandoned_directories_of_this_user_are_removed(place, tmp_path):
 # Where it starts, and what it says where it cannot ------------------------------------------------
 
 
-def test_a_long_tmpdir_is_passed_over(monkeypatch, tmp_path):
+def test_a_long_tmpdir_is_not_used(monkeypatch, tmp_path):
     long = tmp_path / ("x" * 60)
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
-    assert ray_session._place() == Path("/tmp")
+    assert ray_session._socket_folder() == Path("/tmp")
     with ray_session._private_directory() as folder:
         socket = folder / "r" / "session_2026-11-26_18-07-12_219432_4194304/sockets/plasma_store"
         assert len(os.fsencode(socket)) <= 107
 
 
-def test_a_short_tmpdir_is_kept(place):
-    assert ray_session._place() == place
+def test_a_short_tmpdir_is_used(place):
+    assert ray_session._socket_folder() == place
 
 
-def test_the_longest_tmpdir_that_is_kept_leaves_room_for_the_socket(monkeypatch):
+def test_the_longest_accepted_tmpdir_leaves_room_for_the_socket(monkeypatch):
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as base:
-        for length, kept in ((ray_session._LONGEST, True), (ray_session._LONGEST + 1, False)):
+        for length, kept in (
+            (ray_session._MAX_PATH_BYTES, True),
+            (ray_session._MAX_PATH_BYTES + 1, False),
+        ):
             folder = Path(base) / ("y" * (length - len(base) - 1))
             folder.mkdir()
             monkeypatch.setattr(tempfile, "tempdir", str(folder))
-            assert (ray_session._place() == folder) is kept
+            assert (ray_session._socket_folder() == folder) is kept
 
 
 def run_smoke(monkeypatch, capsys, home: Path) -> str:
-    """What `run smoke` says on stderr where it ends with exit code 1."""
+    """The stderr of a `run smoke` that ends with exit code 1."""
     monkeypatch.setattr(sys, "argv", ["var-scaling", "run", "smoke", "--home", str(home)])
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -177,18 +180,18 @@ def run_smoke(monkeypatch, capsys, home: Path) -> str:
     return capsys.readouterr().err
 
 
-def test_where_no_directory_will_do_run_says_what_to_set(monkeypatch, capsys, tmp_path):
+def test_run_says_what_to_set_if_no_directory_is_suitable(monkeypatch, capsys, tmp_path):
     long = tmp_path / ("x" * 60)
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
-    monkeypatch.setattr(ray_session, "_PLACES", ())
+    monkeypatch.setattr(ray_session, "_SOCKET_FOLDERS", ())
     said = run_smoke(monkeypatch, capsys, tmp_path / "home")
-    assert said.startswith("error: Ray needs a directory that can be written to")
-    assert f"at most {ray_session._LONGEST} bytes" in said
-    assert "Set TMPDIR to one" in said
+    assert said.startswith("error: Ray needs a writable directory for its sockets")
+    assert f"at most {ray_session._MAX_PATH_BYTES} bytes" in said
+    assert "Set TMPDIR to such a directory" in said
 
 
-def test_a_start_that_fails_is_tried_once_more_with_more_time(monkeypatch, place):
+def test_a_failed_start_is_retried_once_with_a_longer_timeout(monkeypatch, place):
     from ray._private import ray_constants
 
     usual = ray_constants.GCS_SERVER_REQUEST_TIMEOUT_SECONDS
@@ -201,21 +204,21 @@ def test_a_start_that_fails_is_tried_once_more_with_more_time(monkeypatch, place
             raise TimeoutError("Timed out after 30 seconds\nand 23 more lines")
 
     monkeypatch.setattr(ray_session, "_init", init)
-    with ray_here(1):
+    with local_ray(1):
         pass
     assert tries == [(usual, None), (180, "180")]
     assert usual == ray_constants.GCS_SERVER_REQUEST_TIMEOUT_SECONDS
     assert ray_session._PORT_WAIT not in os.environ
 
 
-def test_a_start_that_fails_twice_is_a_message(monkeypatch, capsys, place, tmp_path):
+def test_a_second_failed_start_raises_an_error(monkeypatch, capsys, place, tmp_path):
     def init(folder: Path, cpus: int) -> None:
         raise Exception("The current node timed out during startup.\nand 23 more lines")
 
     monkeypatch.setattr(ray_session, "_init", init)
     said = run_smoke(monkeypatch, capsys, tmp_path / "home")
-    assert said.startswith("error: Ray did not start, neither in its usual time (The current node")
-    assert "Run again when it is quieter" in said
+    assert said.startswith("error: Ray did not start, neither with its default timeouts (The cur")
+    assert "Run again when the load is lower" in said
     assert "TMPDIR" in said
     assert len(said.strip().splitlines()) == 1
     assert list(place.iterdir()) == []
@@ -231,10 +234,10 @@ def test_a_node_that_registers_late_is_waited_for(monkeypatch):
             raise answer
         return answer
 
-    assert ray_session._retried(ask)("127.0.0.1:1", "n") == {"node": 1}
+    assert ray_session._with_retries(ask)("127.0.0.1:1", "n") == {"node": 1}
 
 
-def test_a_user_s_own_ray_settings_come_back(monkeypatch, place):
+def test_ray_settings_of_the_user_are_restored(monkeypatch, place):
     monkeypatch.setenv("RAY_AUTH_TOKEN", "mine")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     seen = {}
@@ -243,12 +246,12 @@ def test_a_user_s_own_ray_settings_come_back(monkeypatch, place):
         seen.update(os.environ)
 
     monkeypatch.setattr(ray_session, "_init", init)
-    with ray_here(1):
+    with local_ray(1):
         pass
     assert seen["RAY_AUTH_MODE"] == "token"
     assert "RAY_AUTH_TOKEN" not in seen
     assert (os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"]) == ("disabled", "mine")
 
 
-def test_a_failed_start_is_an_error_of_the_command_line():
+def test_a_failed_start_is_printed_as_an_error():
     assert issubclass(RayNotStarted, OSError)

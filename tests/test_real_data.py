@@ -1,4 +1,4 @@
-"""The real images, where they lie beside the project: counts, classes, a mixing order."""
+"""Real images, if they are in shared/data: counts, classes, a shuffled order."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from conftest import goes_on, numbers, stops_after
 from sweeps.rehearsal import sweep as rehearsal
 from var_scaling.data.dataset import open_images
 from var_scaling.data.order import batch_rows, spread_rows
-from var_scaling.datasets import ImageFiles, Reading
+from var_scaling.datasets import ImageFiles, ReadOptions
 from var_scaling.metrics import MetricsLog
 from var_scaling.tokenizer.perceptual import Perceptual
 from var_scaling.training.loop import Interrupted
@@ -25,7 +25,7 @@ def opened(name: str, folder: str, classes: int, tmp_path: Path):
         pytest.skip(f"no {DATA / folder}")
     record = ImageFiles(name=name, side=32, classes=classes)
     root = DATA / folder
-    return open_images(record, "validation", Reading(root, tmp_path, 2, lambda *words: None))
+    return open_images(record, "validation", ReadOptions(root, tmp_path, 2, lambda *words: None))
 
 
 def test_cifar10_is_read_from_parquet(tmp_path):
@@ -35,7 +35,7 @@ def test_cifar10_is_read_from_parquet(tmp_path):
     assert source.images(np.array([0, 9_999]), np.zeros(2, dtype=int)).shape == (2, 32, 32, 3)
 
 
-def test_tiny_imagenet_is_sorted_by_class_and_drawn_mixed(tmp_path):
+def test_tiny_imagenet_is_sorted_by_class_and_shuffled(tmp_path):
     source = opened("tiny-imagenet-50", "tiny-imagenet-50", 50, tmp_path)
     assert source.rows == 2_500
     assert (np.diff(source.labels) >= 0).all()
@@ -43,12 +43,12 @@ def test_tiny_imagenet_is_sorted_by_class_and_drawn_mixed(tmp_path):
         assert len(set(source.labels[chosen])) >= 45
     images = source.images(np.arange(2_500), np.zeros(2_500, dtype=int))
     gray = (images == images[..., :1]).all(axis=(1, 2, 3))
-    assert gray.sum() >= 16  # the grayscale JPEGs, turned into three channels
+    assert gray.sum() >= 16  # grayscale JPEGs, converted to three channels
 
 
 @pytest.mark.thorough
-def test_the_rehearsals_tokenizer_with_all_its_losses_resumes_bitwise(tmp_path, monkeypatch):
-    """Photographs at 64 px, VGG of random weights. 200 steps of it: `var-scaling run rehearsal`."""
+def test_the_tokenizer_of_rehearsal_with_all_losses_resumes_bitwise(tmp_path, monkeypatch):
+    """Photographs at 64 px, VGG with random weights; `run rehearsal` trains for 200 steps."""
     for name in ("_HELD_OUT", "_JUDGED", "_SHEET"):
         monkeypatch.setattr(f"var_scaling.evaluation.reconstruction.{name}", 4)
     whole = rehearsal.tokenizers[0]
@@ -64,7 +64,7 @@ def test_the_rehearsals_tokenizer_with_all_its_losses_resumes_bitwise(tmp_path, 
         pytest.skip(f"no {DATA / t.data.name}")
     source = {
         split: open_images(
-            t.data, split, Reading(DATA / t.data.name, tmp_path / split, 2, lambda *words: None)
+            t.data, split, ReadOptions(DATA / t.data.name, tmp_path / split, 2, lambda *words: None)
         )
         for split in ("train", "validation")
     }

@@ -1,4 +1,4 @@
-"""The numbers that a right VAR implementation reproduces, read from the folder's own settings."""
+"""Reference numbers of VAR; settings are read from the reference folder."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def settings() -> dict:
 @pytest.fixture(scope="module")
 def record(settings) -> Tokenizer:
     v = settings["vqvae"]
-    assert (v["using_znorm"], v["quant_conv_ks"]) == (False, 3)  # all that our tokenizers know
+    assert (v["using_znorm"], v["quant_conv_ks"]) == (False, 3)  # all fields of our tokenizers
     return Tokenizer(
         name="reference",
         pyramid=Pyramid(patch_nums=tuple(v["v_patch_nums"])),
@@ -84,7 +84,7 @@ def io() -> dict[str, torch.Tensor]:
     return arrays("vqvae_io.npz")
 
 
-def test_features_and_tokens(model, io):
+def test_features_and_tokens_equal_the_reference(model, io):
     assert_close(model.encoder(io["images"]), io["enc_out"])
     assert_close(model.features(io["images"]), io["f"])
     ids = model.encode(io["images"])
@@ -93,11 +93,11 @@ def test_features_and_tokens(model, io):
         assert torch.equal(part, io[f"idx_{k}"])
 
 
-def test_grids_reconstructions_and_teacher_input(model, io):
+def test_grids_reconstructions_and_teacher_inputs_equal_the_reference(model, io):
     ids = io["idx_all"]
-    f_hat = model.quantize.blank(len(ids))
+    f_hat = model.quantize.empty_grid(len(ids))
     for k, part in enumerate(model.quantize.scales_of(ids)):
-        f_hat = model.quantize.grow(f_hat, part, k)
+        f_hat = model.quantize.add_tokens(f_hat, part, k)
         assert_close(f_hat, io["f_hat_per_scale"][k])
         assert_close(model.render(f_hat).clamp(-1, 1), io["recon_per_scale"][k])
     assert_close(model.quantize.decode(ids), io["f_hat"])
@@ -106,7 +106,7 @@ def test_grids_reconstructions_and_teacher_input(model, io):
     assert_close(model.quantize.teacher_input(ids), io["var_input"])
 
 
-def test_the_tokenizers_training_step(model, settings, io):
+def test_the_training_step_of_the_tokenizer_equals_the_reference(model, settings, io):
     wanted = arrays("vqvae_train_step.npz")
     model.zero_grad()
     commitment = settings["vqvae"]["beta"]
@@ -121,7 +121,7 @@ def test_the_tokenizers_training_step(model, settings, io):
 
 
 @pytest.mark.parametrize("name", ["var", "var_saln"])
-def test_logits_losses_and_gradients(name, record, settings, io):
+def test_logits_losses_and_gradients_equal_the_reference(name, record, settings, io):
     v = {**settings["var"], **settings[name]}
     config = VarModel(
         depth=v["depth"],
@@ -170,7 +170,7 @@ def schedules() -> list[str]:
 
 
 @pytest.mark.parametrize("name", schedules())
-def test_every_schedule(name):
+def test_every_schedule_equals_the_reference(name):
     found = arrays("lr_wd_schedule.npz")
     peak, wd, wd_end, warm, total, start, end = found[f"{name}.args"].tolist()
     decay, bend = DECAYS[name.split("_")[0]]
@@ -228,8 +228,8 @@ def test_an_export_has_the_names_shapes_and_types_of_the_released_files():
 
 
 @pytest.mark.parametrize("name", ["var", "var_saln"])
-def test_released_files_come_in_and_go_out_bit_for_bit(name, settings, record, io, tmp_path):
-    """What is worked out from the files is what config.json says, and it computes the same."""
+def test_released_files_survive_import_and_export_bitwise(name, settings, record, io, tmp_path):
+    """The config derived from the files equals config.json, and the model computes the same."""
     files = [tmp_path / "vqvae.pth", tmp_path / "var.pth"]
     before = [arrays("vqvae_state.npz"), arrays(f"{name}_state.npz")]
     for path, state in zip(files, before, strict=True):

@@ -1,4 +1,4 @@
-"""On any clone: the numbers that the released code comes to, from weights made by a formula."""
+"""The recorded results of the released code, for weights made by a formula; on any clone."""
 
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from reference_numbers import formula_state, images, numbers, some, uniform
 
 from var_scaling.config import Tokenizer
-from var_scaling.models.logits import filtered
+from var_scaling.models.logits import filter_logits
 from var_scaling.models.var.config import VarModel, VarSampling
 from var_scaling.models.var.model import VAR
 from var_scaling.models.var.sampler import sample_tokens
@@ -30,7 +30,7 @@ KINDS = {"var": False, "var_saln": True}
 
 
 def by_formula(module: torch.nn.Module, salt: str) -> None:
-    """Give the module the formula's weights: its names are those of the released state dicts."""
+    """Load the weights of the formula; names are those of the released state dicts."""
     shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     module.load_state_dict(formula_state(shapes, salt), strict=True)
 
@@ -66,8 +66,8 @@ def transformer(request) -> tuple[VAR, dict]:
     return module.eval(), WANTED[request.param]
 
 
-def test_the_formula_is_what_it_was():
-    """The file's numbers are of these weights: the first of them, and the images'."""
+def test_the_formula_of_weights_and_images_has_not_changed():
+    """The first weights and pixels equal those recorded in the file."""
     assert (32768 * uniform("vqvae:encoder.conv_in.weight", (4,))).tolist() == [
         -25737.5, 8345.5, 28032.5, 140.5,
     ]  # fmt: skip
@@ -77,12 +77,12 @@ def test_the_formula_is_what_it_was():
 
 
 @torch.no_grad()
-def test_images_become_the_released_codes_tokens(model):
+def test_tokens_of_images_equal_those_of_the_released_code(model):
     wanted = WANTED["vqvae"]
     check_close(torch.tensor(some(model.features(images()))), wanted["features"])
     ids = model.encode(images())
     assert ids.tolist() == wanted["ids"]
-    assert len(ids.unique()) > 16  # no test of one token
+    assert len(ids.unique()) > 16  # more than one token is used
     check_close(torch.tensor(some(model.quantize.decode(ids))), wanted["f_hat"])
     rebuilt = model.render(model.quantize.decode(ids))
     check_close(torch.tensor(some(rebuilt)), wanted["reconstruction"])
@@ -90,7 +90,7 @@ def test_images_become_the_released_codes_tokens(model):
     check_close(torch.tensor(some(model.quantize.teacher_input(ids))), wanted["teacher_input"])
 
 
-def test_the_tokenizers_training_step(model):
+def test_the_training_step_of_the_tokenizer_equals_the_reference(model):
     wanted = WANTED["vqvae"]["training"]
     model.zero_grad()
     rebuilt, quantized = model(images(), 0.25, quantised=True)
@@ -101,7 +101,7 @@ def test_the_tokenizers_training_step(model):
     check_gradient_norms(model, wanted)
 
 
-def test_logits_losses_and_gradients(model, transformer):
+def test_logits_losses_and_gradients_equal_the_reference(model, transformer):
     module, wanted = transformer
     ids = torch.tensor(WANTED["vqvae"]["ids"])
     with torch.no_grad():
@@ -120,7 +120,7 @@ def test_logits_losses_and_gradients(model, transformer):
 
 
 @torch.no_grad()
-def test_greedy_guided_sampling_draws_the_same_tokens(model, transformer):
+def test_greedy_guided_sampling_equals_the_released_code(model, transformer):
     module, wanted = transformer
     greedy = VarSampling(guidance=1.5, top_k=1, top_p=0)
     halves = SimpleNamespace(uniform=lambda purpose, k, shape: torch.full((2, *shape), 0.5))
@@ -130,7 +130,7 @@ def test_greedy_guided_sampling_draws_the_same_tokens(model, transformer):
     check_close(torch.tensor(some(image)), wanted["greedy_image"])
 
 
-def test_weights_that_do_not_decay_are_those_of_the_released_code(transformer):
+def test_weights_without_decay_are_those_of_the_released_code(transformer):
     module, wanted = transformer
     optimizer = ScheduledOptimizer(module, Optimiser(learning_rate=1e-4), 10, "fp32")
     plain = {
@@ -154,7 +154,7 @@ DECAYS = {  # schedule: (decay, share of the steps after warm-up where it bends)
 
 
 @pytest.mark.parametrize("name", DECAYS)
-def test_schedules_go_through_the_released_codes_points(name):
+def test_schedules_equal_those_of_the_released_code(name):
     wanted = WANTED["schedules"][name]
     s, (decay, bend) = wanted["settings"], DECAYS[name]
     config = Optimiser(
@@ -171,5 +171,5 @@ def test_schedules_go_through_the_released_codes_points(name):
 @pytest.mark.parametrize("wanted", WANTED["filters"], ids=lambda w: f"k{w['top_k']} p{w['top_p']}")
 def test_top_k_and_top_p_keep_the_same_codes(wanted):
     logits = torch.from_numpy(4 * uniform("filter", (3, 2, 24))).float()
-    kept = filtered(logits, wanted["top_k"], wanted["top_p"]).isfinite()
+    kept = filter_logits(logits, wanted["top_k"], wanted["top_p"]).isfinite()
     assert [[row.nonzero().flatten().tolist() for row in one] for one in kept] == wanted["kept"]

@@ -1,4 +1,4 @@
-"""Sampling and editing as the released code does them, token for token (shared/reference)."""
+"""Sampling and editing give the tokens of the released code (shared/reference)."""
 
 import re
 
@@ -11,8 +11,8 @@ from test_reference import record as record
 from test_reference import settings as settings
 
 from var_scaling.generation.kept import kept_positions
-from var_scaling.models.base import Kept
-from var_scaling.models.logits import filtered
+from var_scaling.models.base import KeptTokens
+from var_scaling.models.logits import filter_logits
 from var_scaling.models.var.config import VarModel, VarSampling
 from var_scaling.models.var.model import VAR
 from var_scaling.models.var.sampler import sample_tokens
@@ -27,7 +27,7 @@ GREEDY = VarSampling(guidance=1.5, top_k=1, top_p=0)
 
 
 class Halves:
-    """Draws that are one half throughout."""
+    """Random numbers that are all 0.5."""
 
     @staticmethod
     def uniform(purpose: str, step: int, shape: tuple[int, ...]) -> torch.Tensor:
@@ -53,7 +53,7 @@ def as_image(model, f_hat):
 
 
 @torch.no_grad()
-def test_greedy_guided_sampling(model, transformer):
+def test_greedy_guided_sampling_equals_the_reference(model, transformer):
     module, wanted = transformer
     drawn = list(sample_tokens(module, model.quantize, wanted["labels"], GREEDY, Halves))
     for step in drawn:
@@ -66,13 +66,13 @@ def test_greedy_guided_sampling(model, transformer):
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["inpaint", "outpaint"])
-def test_painting_in_and_out(kind, model, io, transformer):
-    """What is drawn at every position, kept or not, and the images that come of it."""
+def test_in_and_out_painting_equal_the_reference(kind, model, io, transformer):
+    """The tokens drawn at every position, kept or not, and the resulting images."""
     module, wanted = transformer
     mask_BL = kept_positions(wanted[f"{kind}_mask"].bool(), model.quantize.pyramid)[None]
-    kept = Kept(io["idx_all"], mask_BL.expand(4, -1))
+    kept = KeptTokens(io["idx_all"], mask_BL.expand(4, -1))
     drawn = list(sample_tokens(module, model.quantize, wanted["labels"], GREEDY, Halves, kept))
-    chosen = torch.cat([step.chosen_BS for step in drawn], 1)
+    chosen = torch.cat([step.sampled_BS for step in drawn], 1)
     assert torch.equal(chosen, wanted[f"{kind}_idx_all"])
     ids = torch.cat([step.ids_BS for step in drawn], 1)
     assert torch.equal(ids, io["idx_all"].where(kept.mask_BL, chosen))
@@ -86,12 +86,12 @@ def filters() -> list[str]:
 
 
 @pytest.mark.parametrize("name", filters())
-def test_every_filter(name):
+def test_every_filter_equals_the_reference(name):
     found = arrays("sampler_filter.npz")
     match = re.fullmatch(r"filtered_k(\d+)_p(\d+)", name)
     assert match
     top_k, top_p = int(match[1]), int(match[2]) / 100
     before = found["logits"].clone()
-    ours = filtered(found["logits"], top_k, top_p)
+    ours = filter_logits(found["logits"], top_k, top_p)
     assert torch.equal(ours, found[name])
-    assert torch.equal(found["logits"], before)  # nothing is edited in place
+    assert torch.equal(found["logits"], before)  # no input is changed in place

@@ -1,4 +1,4 @@
-"""What no law can be fitted to, and no claim can be: each refused or flagged in its own words."""
+"""Points without a law and invalid claims are refused or flagged, each with its own message."""
 
 import numpy as np
 import pytest
@@ -27,34 +27,34 @@ def put(place, value, array=GOOD):
         (PURE, put(0, np.nan, SIZES), GOOD, {}, "x is NaN or infinite at point 0"),
         (PURE, put(1, 0, SIZES), GOOD, {}, "x is 0 at point 1: a power law needs a size to be"),
         (PURE, SIZES, put(4, -0.5), {}, "L is -0.5 at point 4: .* a loss or error to be positive"),
-        (PURE, np.full(12, 5.0), GOOD, {}, "all 12 points have the same x = 5: one size shows no"),
-        (PURE, SIZES[:2], GOOD[:2], {}, "has 2 parameters and there are 2 points.* 3 are"),
-        (FLOOR, SIZES[:3], GOOD[:3], {}, "has 3 parameters and there are 3 points.* 4 are the"),
-        (FLOOR, SIZES[[0, 0, 1, 1]], GOOD[:4], {}, "3 parameters; there are 2 different sizes"),
+        (PURE, np.full(12, 5.0), GOOD, {}, "the same x = 5: a law needs several"),
+        (PURE, SIZES[:2], GOOD[:2], {}, "has 2 parameters and there are 2 points.* at least 3"),
+        (FLOOR, SIZES[:3], GOOD[:3], {}, "has 3 parameters and there are 3 points.* at least 4"),
+        (FLOOR, SIZES[[0, 0, 1, 1]], GOOD[:4], {}, "there are 2 different sizes"),
         (PURE, SIZES, GOOD[:5], {}, r"x has shape \(12,\) and the losses \(5,\)"),
-        (PURE, SIZES[:, None], GOOD, {}, r"shape \(12, 1\) .* must be flat and equally long"),
+        (PURE, SIZES[:, None], GOOD, {}, r"shape \(12, 1\) .* must be one-dimensional"),
         (PURE, [], [], {}, "there are no points"),
         (PURE, SIZES, ["low"] * 12, {}, "points must be numbers: could not convert"),
-        (SURFACE, (SIZES,), GOOD, {}, r"takes \(N, D\), a tuple of 2 arrays; given were 1"),
+        (SURFACE, (SIZES,), GOOD, {}, r"takes \(N, D\), a tuple of 2 arrays; 1 were given"),
         (SURFACE, SIZES, GOOD, {}, r"takes \(N, D\), a tuple of 2 arrays"),
         (REPEATED, (SIZES, SIZES), GOOD, {}, r"takes \(N, D, U\), a tuple of 3 arrays"),
-        (SURFACE, (SIZES, 20 * SIZES), GOOD, {}, r"N and D rise together \(r = 1.00000\)"),
-        (FLOOR, SIZES, GOOD, {"floor": 2.5}, "the floor 2.5 is not below the data, whose least"),
-        (FLOOR, SIZES, GOOD, {"floor": -1}, "floor = -1: it must be zero or positive"),
-        (FLOOR, SIZES, GOOD, {"floor": np.nan}, "floor = nan: it must be"),
-        (PURE, SIZES, GOOD, {"floor": 1}, "has no floor to fix"),
-        (LOGIT, SIZES, GOOD, {}, r"odds need shares below 1 \(is it in per cent\?\)"),
+        (SURFACE, (SIZES, 20 * SIZES), GOOD, {}, r"log N and log D are collinear \(r = 1.00000\)"),
+        (FLOOR, SIZES, GOOD, {"floor": 2.5}, "the fixed E = 2.5 must be below all"),
+        (FLOOR, SIZES, GOOD, {"floor": -1}, "floor = -1: a fixed E must be finite and at least 0"),
+        (FLOOR, SIZES, GOOD, {"floor": np.nan}, "floor = nan: a fixed E must be"),
+        (PURE, SIZES, GOOD, {"floor": 1}, "has no irreducible loss E to fix"),
+        (LOGIT, SIZES, GOOD, {}, r"odds need an error rate below 1 \(is it in per cent\?\)"),
         (PURE, SIZES, GOOD, {"weights": np.zeros(12)}, "weights must be positive numbers"),
         (PURE, SIZES, GOOD, {"weights": [1, 2]}, "weights must be .* one for each point"),
         (PURE, SIZES, GOOD, {"weights": ["a"] * 12}, "points must be numbers: could not convert"),
         (PURE, SIZES, np.ma.masked_greater(GOOD, GOOD[1]), {}, "L is NaN or infinite at point 0"),
         (
             FLOOR, np.geomspace(1e21, 1e24, 10), [9, *(3 + 1e-9 * np.arange(9) % 2)], {},
-            "A is beyond what a float holds",
+            "A overflows a float",
         ),
         (
             SURFACE, (np.repeat([1e6, 1e7], 6), np.tile(np.geomspace(1e8, 1e10, 6), 2)), GOOD, {},
-            "only two different values of N: no surface can tell",
+            "only two different values of N: its power law cannot",
         ),
         (PURE, SIZES, GOOD, {"weights": put(3, np.nan)}, "weights must be positive numbers"),
         (PURE, SIZES, GOOD, {"objective": "mean"}, "'mean': one of huber, squares, absolute"),
@@ -64,40 +64,40 @@ def put(place, value, array=GOOD):
         ),
     ],
 )  # fmt: skip
-def test_bad_points_are_refused_in_words(law, x, y, named, message):
+def test_invalid_points_are_refused_with_a_message(law, x, y, named, message):
     with pytest.raises(ValueError, match=message):
         fit_law(law, x, y, **named)
 
 
-def test_a_law_that_rises_says_so():
+def test_losses_that_rise_are_flagged():
     assert "L rises with x: alpha = -0.1" in fit_law(PURE, SIZES, SIZES**0.1).flags
 
 
-def test_weights_of_any_size_are_ratios():
+def test_only_ratios_of_weights_matter():
     one, huge = (fit_law(PURE, SIZES, GOOD, weights=np.full(12, w)) for w in (1.0, 1e308))
     assert one.alpha == huge.alpha
 
 
 @pytest.mark.parametrize("delta", [0.0, -1.0, np.nan])
-def test_a_loss_has_a_width(delta):
+def test_the_huber_objective_needs_a_positive_width(delta):
     with pytest.raises(ValueError, match="the width of a loss must be positive"):
         Objective("huber", delta)
 
 
 @pytest.mark.parametrize(
-    ("claim", "message"),
+    ("claimed", "message"),
     [
         ({"A": 1.0}, "no value for alpha, E"),
         ({"A": 1.0, "alpha": 0.1, "E": 1.0, "gamma": 2}, "unknown: gamma"),
-        ({"A": "x", "alpha": 0.1, "E": 1.0}, "a claim must be numbers"),
+        ({"A": "x", "alpha": 0.1, "E": 1.0}, "claimed values must be numbers"),
         ({"A": 1.0, "alpha": np.nan, "E": 1.0}, "finite"),
         ({"A": 0.0, "alpha": 0.1, "E": 1.0}, "coefficients and R. must be positive"),
-        ({"A": 1.0, "alpha": 0.1, "E": -1.0}, "E = -1: a floor cannot be negative"),
+        ({"A": 1.0, "alpha": 0.1, "E": -1.0}, "E = -1: the irreducible loss E cannot be negative"),
     ],
 )
-def test_a_claim_that_is_none_is_refused(init_run_dir, message):
+def test_an_invalid_claim_is_refused(claimed, message):
     with pytest.raises(FitError, match=message):
-        certify(FLOOR, SIZES, GOOD, init_run_dir)
+        certify(FLOOR, SIZES, GOOD, claimed)
 
 
 def test_the_truth_of_points_without_noise_is_an_optimum():
@@ -107,6 +107,6 @@ def test_the_truth_of_points_without_noise_is_an_optimum():
     assert not certify(FLOOR, SIZES, y, {**values, "alpha": 0.21}).is_optimum
 
 
-def test_points_that_stand_twice_are_flagged():
+def test_duplicate_points_are_flagged():
     fit = fit_law(PURE, np.append(SIZES, SIZES[0]), np.append(GOOD, GOOD[0]))
-    assert "1 points stand twice, equal to the last digit; each counts as a run" in fit.flags
+    assert "1 points are exact duplicates of others; each counts as a run" in fit.flags

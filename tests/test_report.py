@@ -1,4 +1,4 @@
-"""The report: its numbers are the study's, and nothing is hidden."""
+"""The report shows all numbers and warnings of the study."""
 
 import re
 from collections import Counter
@@ -31,7 +31,7 @@ def loss(n, seed=0, noise=0.002):
 
 
 def frame(depths=range(1, 8), seeds=(0, 1), **changes):
-    """A table of ours in little: two metrics, three counts, two evaluations of each run."""
+    """A small table of ours: two metrics, three counts, two evaluations of each run."""
     rows = []
     for seed in seeds:
         n = 1152.0 * np.array(list(depths)) ** 3
@@ -68,7 +68,7 @@ def written(folder, found, figures=None, facts=FACTS):
 
 
 class Nesting(HTMLParser):
-    """Open elements, and whatever closed out of turn."""
+    """Elements that are not closed, and wrong closing tags."""
 
     def __init__(self):
         super().__init__()
@@ -99,9 +99,7 @@ def assert_sound(page):
 # The page ------------------------------------------------------------------------------------
 
 
-def test_a_page_is_well_nested_asks_for_nothing_and_all_its_links_lead_somewhere(
-    ours, third_party, tmp_path
-):
+def test_a_page_is_well_formed_self_contained_and_without_broken_links(ours, third_party, tmp_path):
     page = written(tmp_path, ours)
     assert_sound(page)
     assert_sound(written(tmp_path, third_party))
@@ -111,7 +109,7 @@ def test_a_page_is_well_nested_asks_for_nothing_and_all_its_links_lead_somewhere
     assert f'<a href="#{run}">d7-1</a>' in points[: points.index("</table>")]
 
 
-def test_every_law_shows_what_it_rests_on(ours, tmp_path):
+def test_every_law_shows_its_points_and_range(ours, tmp_path):
     page = written(tmp_path, ours)
     laws = re.search(r'<table id="laws">.*?</table>', page, re.DOTALL).group()
     fit = ours.get("val_loss", "params_blocks", "floor").fit
@@ -125,8 +123,8 @@ def test_every_law_shows_what_it_rests_on(ours, tmp_path):
         assert shown in laws, shown
 
 
-def test_other_values_in_the_study_are_other_values_on_the_page(ours, tmp_path):
-    """Each part of a study is moved; the page must show all the moved values."""
+def test_the_page_shows_the_values_of_the_study(ours, tmp_path):
+    """Each part of a study is changed; the page must show all changed values."""
     noise, frontier = ours.noise["val_loss"], ours.frontiers["val_loss"]
     first, choice = ours.findings[0], ours.choices["val_loss", "params_blocks"]
 
@@ -158,7 +156,7 @@ def test_other_values_in_the_study_are_other_values_on_the_page(ours, tmp_path):
         assert shown in after, shown
 
 
-def test_what_comes_from_outside_is_escaped(tmp_path):
+def test_external_text_is_escaped(tmp_path):
     bad = "<script>alert('x')</script> & co"
     n = 1152.0 * np.arange(1, 7) ** 3
     table = pd.DataFrame({"trial": bad, "params_total": n, "val_loss": loss(n), "data": bad})
@@ -172,7 +170,7 @@ def test_what_comes_from_outside_is_escaped(tmp_path):
     assert page.count("&lt;script&gt;") > 20
 
 
-def test_figures_stand_in_their_sections_under_names_of_their_own(ours, tmp_path):
+def test_figures_are_in_their_sections_with_unique_names(ours, tmp_path):
     for name in ("residuals", "scales", "brand_new"):
         (tmp_path / f"{name}.svg").write_text(
             '<?xml version="1.0"?><svg width="9"><path id="g"/><use href="#g"/></svg>'
@@ -186,7 +184,7 @@ def test_figures_stand_in_their_sections_under_names_of_their_own(ours, tmp_path
     assert "<?xml" not in page
 
 
-def test_a_section_of_which_nothing_is_known_is_not_there(third_party, tmp_path):
+def test_a_section_without_data_is_absent(third_party, tmp_path):
     page = written(tmp_path, third_party)
     there = [anchor for anchor, *_ in SECTIONS if f'<section id="{anchor}">' in page]
     assert "the-laws" in there
@@ -194,13 +192,13 @@ def test_a_section_of_which_nothing_is_known_is_not_there(third_party, tmp_path)
     assert page.count("<li><a href") == len(there)
 
 
-def test_a_study_with_everything_refused_says_why(tmp_path):
+def test_a_study_without_results_shows_the_reasons(tmp_path):
     found = study(check(frame(depths=(3,), seeds=(0,))))
     assert found.findings == ()
     page = written(tmp_path, found)
     assert_sound(page)
     assert "No law could be fitted" in page
-    assert "one size shows no law" in page
+    assert "a law needs several" in page
     assert "Only 1 sizes" in page
     assert "tabular" in (tmp_path / "laws.tex").read_text()
 
@@ -217,7 +215,7 @@ def test_a_table_without_a_finished_run_makes_a_page(tmp_path):
 # In words ------------------------------------------------------------------------------------
 
 
-def test_the_verdict_names_the_law_that_made_the_data_or_says_that_none_can_be_told():
+def test_the_verdict_names_the_true_law_or_says_that_the_data_do_not_decide():
     n = 1152.0 * np.arange(1, 9) ** 3
     told = {}
     for name, y in {"floor": loss(n, noise=1e-4), "pure": (2e-4 * n) ** -0.2}.items():
@@ -226,7 +224,7 @@ def test_the_verdict_names_the_law_that_made_the_data_or_says_that_none_can_be_t
         (said,) = verdicts(study(check(pd.DataFrame({"params_total": n, "val_loss": y}))))
         told[name] = said
     assert told["floor"].preferred == "floor"
-    assert re.search(r"above a floor E = 1\.(49|5)", told["floor"].headline)
+    assert re.search(r"above an irreducible loss E = 1\.(49|5)", told["floor"].headline)
     assert told["pure"].preferred == "pure"
     assert told["pure"].headline.startswith("A pure power law: exponent 0.2")
     few = pd.DataFrame({"params_total": n[:3], "val_loss": loss(n[:3])})
@@ -235,14 +233,14 @@ def test_the_verdict_names_the_law_that_made_the_data_or_says_that_none_can_be_t
     assert said.unknown
 
 
-def test_warnings_name_what_would_mislead(ours):
+def test_warnings_name_misleading_results(ours):
     base = frame(seeds=(0,))
     pooled = base.assign(tokenizer=["one", "two"] * (len(base) // 2), epochs=3.0)
     pooled.loc[pooled.depth == 2, "tokenizer"] = "two"
     pooled.loc[pooled.step == 100, "tokenizer"] = ["one", "two"] * 3 + ["two"]
     said = " ".join(warnings(replace(ours, table=check(pooled))))
     assert "up to 3.0 times" in said
-    assert "One seed a size" in said
+    assert "One seed for each size" in said
     assert "several tokenizers are pooled: one, two" in said
     rates = pd.concat([base, base.assign(learning_rate=0.2, trial=base.trial + "-fast")])
     told = warnings(replace(ours, table=check(rates)))
@@ -252,7 +250,7 @@ def test_warnings_name_what_would_mislead(ours):
 # Checklist and LaTeX -------------------------------------------------------------------------
 
 
-def test_the_checklist_is_complete_and_honest(ours, third_party):
+def test_the_checklist_is_complete_and_correct(ours, third_party):
     assert [item.name for item in checklist(ours)] == ITEMS
     assert [item.name for item in checklist(ours) if item.state == "missing"] == []
     values = {item.name: item.value for item in checklist(ours)}
@@ -296,7 +294,7 @@ def test_the_latex_table_has_equal_columns_balanced_braces_and_nothing_unescaped
     assert f"{ours.findings[0].fit.alpha:.4f}" in body[1]
 
 
-def test_latex_escapes_what_a_name_may_hold():
+def test_latex_escapes_all_characters_of_names():
     assert escape(r"a_b & 50% of #1 {x} ~^$\y") == (
         r"a\_b \& 50\% of \#1 \{x\} \textasciitilde{}\textasciicircum{}\$\textbackslash{}y"
     )
@@ -307,7 +305,7 @@ def test_latex_escapes_what_a_name_may_hold():
 # Forecasts -----------------------------------------------------------------------------------
 
 
-def test_all_forecasts_are_listed_graded_waiting_and_spoilt(ours, tmp_path):
+def test_graded_waiting_and_damaged_forecasts_are_listed(ours, tmp_path):
     sizes = 1152.0 * np.arange(1, 8) ** 3
     runs = [
         Run(f"d{i}", {"params_blocks": float(n)}, {"val_loss": float(y)})

@@ -1,4 +1,4 @@
-"""What a stage asks of a cluster: GPUs, passes, hours, parts; and settings that cannot be."""
+"""Resources of a stage: GPUs, micro-batches, hours, parts; and invalid settings."""
 
 import pytest
 from conftest import trial
@@ -21,7 +21,7 @@ def paper(depth: int):
 
 
 @pytest.mark.parametrize("depth", [6, 16, 24, 30])
-def test_a_trial_gets_gpus_that_divide_its_batch_and_finish_in_time(depth):
+def test_a_trial_gets_a_number_of_gpus_that_divides_its_batch_and_meets_the_time(depth):
     t, got = paper(depth), trial_resources(paper(depth), H100)
     assert t.batch_size % got.processes == 0
     assert got.nodes == 1 or got.processes_per_node == H100.gpus_per_node
@@ -32,7 +32,7 @@ def test_a_trial_gets_gpus_that_divide_its_batch_and_finish_in_time(depth):
     assert got.minutes <= 60 * H100.wall_hours
 
 
-def test_more_haste_takes_more_gpus_and_never_another_batch():
+def test_a_shorter_time_uses_more_gpus_but_the_same_batch():
     taken = [
         trial_resources(paper(30), H100.model_copy(update={"finish_within_hours": hours}))
         for hours in (1000, 200, 100, 40)
@@ -48,18 +48,18 @@ def test_more_haste_takes_more_gpus_and_never_another_batch():
         ({"d30": 1024}, "more than nodes x gpus_per_node"),
     ],
 )
-def test_gpus_that_cannot_be_are_refused_by_name(asked, message):
+def test_invalid_numbers_of_gpus_are_refused_with_the_trial(asked, message):
     with pytest.raises(SettingsError, match=message):
         trial_resources(paper(30), H100.model_copy(update={"trial_gpus": asked}))
 
 
-def test_a_model_that_fits_no_gpu_is_refused_before_anything_is_spent():
+def test_a_model_that_fits_no_gpu_is_refused_before_submission():
     small = H100.model_copy(update={"gpu_memory_gb": 24})
     with pytest.raises(SettingsError, match=r"d30 needs about \d+ GB on each GPU"):
         trial_resources(paper(30), small)
 
 
-def test_trials_that_ask_slurm_for_the_same_share_an_array(tmp_path):
+def test_trials_with_equal_resources_share_an_array(tmp_path):
     trials = of_kind(sweep_stages(Home(tmp_path), find_sweep("imagenet256")), TRIAL)
     arrays = [array.tasks for array in arrays_of(trials, H100)]
     alone = {units[0].resources.processes: [u.folder.name for u in units] for units in arrays}
@@ -70,7 +70,7 @@ def test_trials_that_ask_slurm_for_the_same_share_an_array(tmp_path):
     assert micro_batch_size["d16"] < micro_batch_size["d6"]
 
 
-def test_encoding_is_spread_over_about_an_hour_each_and_stays_as_it_was_begun(tmp_path):
+def test_encoding_is_split_into_parts_of_about_an_hour_that_do_not_change(tmp_path):
     home = Home(tmp_path)
     (stage,) = (
         stage
@@ -81,12 +81,12 @@ def test_encoding_is_spread_over_about_an_hour_each_and_stays_as_it_was_begun(tm
     parts = encoding_parts(t, data, data.train_images, H100)
     assert 2 <= parts <= 16
     assert len(tasks_of(stage, H100)) == parts
-    part_folders(stage.directory, of=3)[0].mkdir(parents=True)
+    part_folders(stage.directory, count=3)[0].mkdir(parents=True)
     assert len(tasks_of(stage, H100)) == 3
 
 
-def test_the_estimate_of_memory_covers_what_a_block_keeps():
-    """Bytes that the backward pass finds saved, counted at a small size."""
+def test_the_memory_estimate_covers_the_saved_activations_of_a_block():
+    """Bytes saved for the backward pass, counted at a small size."""
     import torch
     from torch.nn import functional as F
 
@@ -125,7 +125,7 @@ def test_the_estimate_of_memory_covers_what_a_block_keeps():
         ("wall_hours = 0.01", r"wall_hours = 0.01 is 36 s: too short for signal_seconds = 120"),
     ],
 )
-def test_a_wrong_cluster_is_refused_with_file_key_and_what_is_allowed(tmp_path, line, message):
+def test_a_wrong_cluster_is_refused_with_file_key_and_allowed_values(tmp_path, line, message):
     file = tmp_path / "var-scaling.toml"
     file.write_text(f'[clusters.a]\npartition = "p"\n{line}\n')
     with pytest.raises(SettingsError, match=message) as error:
@@ -133,11 +133,11 @@ def test_a_wrong_cluster_is_refused_with_file_key_and_what_is_allowed(tmp_path, 
     assert str(file) in str(error.value)
 
 
-def test_an_unknown_cluster_names_those_there_are():
-    with pytest.raises(SettingsError, match=r"no \[clusters.b\] .* there is local, a"):
+def test_an_unknown_cluster_is_refused_with_the_known_ones():
+    with pytest.raises(SettingsError, match=r"no \[clusters.b\] .* allowed are local, a"):
         Settings(clusters={"a": BOX}).cluster("b")
 
 
-def test_averaged_weights_take_four_bytes_more():
+def test_averaged_weights_need_four_more_bytes_per_parameter():
     plain, averaged = (memory_bytes(trial(weight_average=decay))[0] for decay in (0.0, 0.999))
     assert averaged - plain == 4 * trial_ledger(trial())["params_total"]

@@ -1,4 +1,4 @@
-"""A set of samples outlives what people, disks and other processes do to its folder."""
+"""A set of samples is repaired after changes to its folder by users, disks and processes."""
 
 import multiprocessing
 import os
@@ -15,17 +15,17 @@ from PIL import Image
 from small_home import ADDRESS, context_in, small_home
 
 from pipelines.sampling import processes as sample_processes
-from pipelines.sampling.draw import How, sample_set
-from pipelines.sampling.finalize import end_set, read_image
+from pipelines.sampling.draw import DrawOptions, sample_set
+from pipelines.sampling.finalize import finalize_set, read_image
 from pipelines.sampling.processes import ProcessFailed
 from pipelines.sampling.request import SampleOptions, plan_set
-from pipelines.sampling.run import here, other_split
+from pipelines.sampling.run import sample_locally, conflicting_part
 from pipelines.sampling.store import ProcessShare, SampleFolder
 from pipelines.stages.context import ProcessContext
-from pipelines.workspace.store import Busy, ConfigMismatchError, file_lock, in_use
+from pipelines.workspace.store import ConfigMismatchError, FolderInUseError, file_lock, in_use
 from var_scaling.disk import DONE, is_done, read_json, write_json
 
-QUIET = How(), lambda done: False, lambda *said: None
+QUIET = DrawOptions(), lambda done: False, lambda *said: None
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def pictures(plan) -> dict[str, bytes]:
 
 
 def turned_over(path: Path) -> None:
-    """One bit of it, at the same length."""
+    """Flip one bit; the length stays the same."""
     content = path.read_bytes()
     path.write_bytes(content[:-20] + bytes([content[-20] ^ 1]) + content[-19:])
 
@@ -67,17 +67,17 @@ def failing(*told):
     raise RuntimeError("no GPU")
 
 
-def test_a_larger_count_that_was_not_reached_can_be_taken_back(home, monkeypatch):
+def test_a_larger_count_that_was_not_reached_can_be_reverted(home, monkeypatch):
     plan, larger = asked(home), asked(home, 500)
     make(home, plan)
     before = pictures(plan)
     with monkeypatch.context() as broken:
-        broken.setattr("pipelines.sampling.draw.make_ready", failing)
+        broken.setattr("pipelines.sampling.draw.load_sampler", failing)
         with pytest.raises(RuntimeError):
             make(home, larger)
-    assert is_done(plan.folder)  # nothing was drawn: nothing was given up
+    assert is_done(plan.folder)  # no image was drawn, so the set is still done
     (plan.folder / "strips.png").touch()
-    SampleFolder(larger.folder, larger.wanted).init_run_dir()
+    SampleFolder(larger.folder, larger.config).init_run_dir()
     assert not is_done(plan.folder)
     assert not (plan.folder / "strips.png").exists()  # of another count
     assert make(home, plan) == []
@@ -87,15 +87,15 @@ def test_a_larger_count_that_was_not_reached_can_be_taken_back(home, monkeypatch
         make(home, asked(home, 1))
 
 
-def test_who_draws_a_count_that_is_no_longer_wanted_does_not_end_the_set(home):
+def test_a_process_that_draws_an_outdated_count_does_not_finish_the_set(home):
     plan, larger = asked(home), asked(home, 3)
 
     def grow(what, done, total):
         if done == total:
-            SampleFolder(larger.folder, larger.wanted).init_run_dir()
+            SampleFolder(larger.folder, larger.config).init_run_dir()
 
-    with pytest.raises(ConfigMismatchError, match="count: recorded 3, wanted 2"):
-        sample_set(context_in(home), plan, How(), lambda done: False, grow)
+    with pytest.raises(ConfigMismatchError, match="count: recorded 3, expected 2"):
+        sample_set(context_in(home), plan, DrawOptions(), lambda done: False, grow)
     assert not is_done(plan.folder)
     assert make(home, larger) == []
 
@@ -115,13 +115,13 @@ def test_images_without_a_record_belong_to_no_set(home):
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_an_image_damaged_at_its_length_is_drawn_again_in_the_same_call(home, finished):
+def test_an_image_damaged_without_a_change_of_length_is_drawn_again(home, finished):
     plan = asked(home)
     make(home, plan)
     before = pictures(plan)
     turned_over(plan.folder / "images" / "0001" / "00001.png")
     assert pictures(plan) != before
-    if finished:  # then something else has to be missing for anybody to look
+    if finished:  # images are checked only if another file is missing
         (plan.folder / "grid.png").unlink()
     else:
         (plan.folder / DONE).unlink()
@@ -130,7 +130,7 @@ def test_an_image_damaged_at_its_length_is_drawn_again_in_the_same_call(home, fi
     assert is_done(plan.folder)
 
 
-def test_of_a_rejected_set_too(home, tmp_path):
+def test_damaged_images_of_a_set_with_rejection_are_made_again(home, tmp_path):
     (tmp_path / "map.json").write_text("[8, 9, 10, 11, 12, 13, 14, 15]")
     words = {"reject": 0.5, "classifier": "seeded", "class_map": tmp_path / "map.json"}
     plan = asked(home, **words)
@@ -142,16 +142,16 @@ def test_of_a_rejected_set_too(home, tmp_path):
     assert pictures(plan) == before
 
 
-def test_a_disk_that_keeps_nothing_right_is_no_finished_set(home, monkeypatch):
+def test_a_set_on_a_faulty_disk_is_not_marked_as_finished(home, monkeypatch):
     plan = asked(home)
     monkeypatch.setattr(SampleFolder, "damaged", lambda at, found: list(found)[:1])
-    outcome = here(context_in(home), plan, How(), 1, lambda *said: None)
+    outcome = sample_locally(context_in(home), plan, DrawOptions(), 1, lambda *said: None)
     assert "does not keep what is written: 1 of its chunks, twice" in outcome.failures["default"]
     assert not is_done(plan.folder)
 
 
 @pytest.mark.parametrize("lost", ["grid.png", "manifest.json", "images/0002/00001.png"])
-def test_a_set_of_which_something_was_lost_is_not_done(home, lost):
+def test_a_set_with_lost_files_is_not_done(home, lost):
     plan = asked(home)
     make(home, plan)
     before = pictures(plan)
@@ -162,7 +162,7 @@ def test_a_set_of_which_something_was_lost_is_not_done(home, lost):
     assert is_done(plan.folder)
 
 
-def test_a_picture_that_cannot_be_read_is_named(tmp_path):
+def test_an_unreadable_picture_is_reported(tmp_path):
     path = tmp_path / "00001.png"
     Image.effect_noise((16, 16), 50).save(path)
     path.write_bytes(path.read_bytes()[:100])
@@ -170,31 +170,31 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path):
         read_image(path)
 
 
-def test_a_folder_in_the_place_of_a_mark_notes_nothing(home):
+def test_a_folder_in_place_of_a_chunk_mark_counts_as_no_mark(home):
     plan = asked(home)
-    at = SampleFolder(plan.folder, plan.wanted)
+    at = SampleFolder(plan.folder, plan.config)
     at.mark_path(0).mkdir(parents=True)
-    assert at.look(0) == {}
+    assert at.stored_images(0) == {}
 
 
 # Beside others -----------------------------------------------------------------------------------
 
 
 def candidates(home, tmp_path) -> SampleFolder:
-    """A rejected set whose candidates are all there, without a model."""
+    """A set with rejection and all its candidates, without a model."""
     (tmp_path / "map.json").write_text("[8, 9, 10, 11, 12, 13, 14, 15]")
     words = {"reject": 0.5, "classifier": "seeded", "class_map": tmp_path / "map.json"}
     plan = asked(home, 8, **words)
-    at = SampleFolder(plan.folder, plan.wanted)
+    at = SampleFolder(plan.folder, plan.config)
     at.init_run_dir()
     image = np.zeros((16, 16, 3), np.uint8)
-    for chunk in range(plan.wanted.chunks):
-        made = {one: at.write(one, image, one.index / 100) for one in plan.wanted.chunk(chunk)}
+    for chunk in range(plan.config.chunks):
+        made = {one: at.write(one, image, one.index / 100) for one in plan.config.chunk(chunk)}
         at.mark(chunk, made, ProcessShare(len(made), 1.0, "cpu", None, "h"))
     return at
 
 
-def test_ending_a_rejected_set_leaves_alone_what_is_none_of_its_samples(home, tmp_path):
+def test_finishing_a_set_with_rejection_does_not_touch_other_files(home, tmp_path):
     at = candidates(home, tmp_path)
     of_class = at.folder / "images" / "0000"
     of_class.mkdir(parents=True)
@@ -203,19 +203,19 @@ def test_ending_a_rejected_set_leaves_alone_what_is_none_of_its_samples(home, tm
     for path in others:
         path.write_bytes(b"another's")
     (of_class / "00099.png").mkdir()
-    assert end_set(at, "a/b") == []
+    assert finalize_set(at, "a/b") == []
     assert not (of_class / "00000.png").exists()
     assert all(path.read_bytes() == b"another's" for path in others)
     assert (of_class / "00099.png").is_dir()
 
 
-def test_two_that_end_a_rejected_set_at_once_both_can(home, tmp_path):
+def test_two_processes_can_finish_a_set_with_rejection_at_once(home, tmp_path):
     at, context = candidates(home, tmp_path), multiprocessing.get_context("fork")
     gate = context.Barrier(2)
 
     def end() -> None:
         gate.wait()
-        sys.exit(len(end_set(at, "a/b")))
+        sys.exit(len(finalize_set(at, "a/b")))
 
     for _ in range(3):
         shutil.rmtree(at.folder / "images", ignore_errors=True)
@@ -225,10 +225,10 @@ def test_two_that_end_a_rejected_set_at_once_both_can(home, tmp_path):
         for process in ending:
             process.join(60)
         assert [process.exitcode for process in ending] == [0, 0]
-    assert len(list((at.folder / "images").rglob("*.png"))) == at.wanted.images
+    assert len(list((at.folder / "images").rglob("*.png"))) == at.config.images
 
 
-def test_what_killed_processes_left_goes_when_it_is_old(home):
+def test_old_partial_files_of_killed_processes_are_removed(home):
     plan = asked(home)
     make(home, plan)
     images = plan.folder / "images" / "0001"
@@ -243,7 +243,7 @@ def test_what_killed_processes_left_goes_when_it_is_old(home):
     assert [path.exists() for path in (old, new, mine)] == [False, True, True]
 
 
-def test_a_part_and_the_whole_are_not_drawn_at_once_but_parts_are(home):
+def test_parts_can_be_drawn_at_once_but_not_a_part_and_the_whole_set(home):
     plan, quiet = asked(home, 30), lambda *said: None
     met = []
 
@@ -253,45 +253,45 @@ def test_a_part_and_the_whole_are_not_drawn_at_once_but_parts_are(home):
         met.append(what)
         place = context_in(home)
         assert in_use(plan.folder)
-        with pytest.raises(Busy, match="which draws part 1-of-2"):
-            here(place, plan, How(), 1, quiet)
-        assert here(place, plan, How(part=(1, 2)), 1, quiet).missing
-        assert "part 1/2 of this set is being drawn" in other_split(plan.folder, (1, 3))
-        assert other_split(plan.folder, (1, 2)) == ""
+        with pytest.raises(FolderInUseError, match="which draws part 1-of-2"):
+            sample_locally(place, plan, DrawOptions(), 1, quiet)
+        assert sample_locally(place, plan, DrawOptions(part=(1, 2)), 1, quiet).missing
+        assert "part 1/2 of this set is being drawn" in conflicting_part(plan.folder, (1, 3))
+        assert conflicting_part(plan.folder, (1, 2)) == ""
 
-    here(context_in(home), plan, How(part=(0, 2)), 1, meet)
+    sample_locally(context_in(home), plan, DrawOptions(part=(0, 2)), 1, meet)
     assert met
     assert is_done(plan.folder) or make(home, plan) == []
-    with file_lock(plan.folder), pytest.raises(Busy, match=f"pid {os.getpid()}"):
-        here(context_in(home), plan, How(part=(0, 2)), 1, quiet)
-    assert other_split(plan.folder, (0, 3)) == ""
+    with file_lock(plan.folder), pytest.raises(FolderInUseError, match=f"pid {os.getpid()}"):
+        sample_locally(context_in(home), plan, DrawOptions(part=(0, 2)), 1, quiet)
+    assert conflicting_part(plan.folder, (0, 3)) == ""
 
 
-def test_a_process_that_is_killed_loses_no_more_than_a_while_and_a_batch(home):
+def test_a_killed_process_loses_at_most_one_mark_interval_and_one_batch(home):
     plan = asked(home, 8)
     place = replace(context_in(home), process=ProcessContext(save_every=0.0))
-    at, marked = SampleFolder(plan.folder, plan.wanted), []
+    at, marked = SampleFolder(plan.folder, plan.config), []
 
     def look(done: int) -> bool:
-        marked.append((done, len(at.look(0))))
+        marked.append((done, len(at.stored_images(0))))
         return False
 
-    sample_set(place, plan, How(batch=6), look, lambda *said: None)
+    sample_set(place, plan, DrawOptions(batch=6), look, lambda *said: None)
     assert marked == [(0, 0), (6, 0), (12, 6), (18, 12)]
-    shares = list(at.shares())
-    assert sum(share.images for share in shares) == plan.wanted.images == 24
+    shares = list(at.process_shares())
+    assert sum(share.images for share in shares) == plan.config.images == 24
     other = replace(asked(home, 8, name="other"))
     marked.clear()
-    at = SampleFolder(other.folder, other.wanted)
-    sample_set(context_in(home), other, How(batch=6), look, lambda *said: None)
-    assert [count for _, count in marked] == [0] * 4  # not after every batch either
+    at = SampleFolder(other.folder, other.config)
+    sample_set(context_in(home), other, DrawOptions(batch=6), look, lambda *said: None)
+    assert [count for _, count in marked] == [0] * 4  # nor after every batch
 
 
 # Several processes -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("way", ["says", "dies"])
-def test_where_one_process_fails_the_others_are_asked_to_leave(home, tmp_path, way):
+def test_if_one_process_fails_the_others_are_stopped(home, tmp_path, way):
     context, stop = multiprocessing.get_context("fork"), tmp_path / "stop"
 
     def fails(says) -> None:
@@ -324,19 +324,19 @@ def test_where_one_process_fails_the_others_are_asked_to_leave(home, tmp_path, w
         assert process.exitcode is not None
 
 
-def test_a_process_leaves_with_the_one_that_started_it(home, tmp_path, monkeypatch):
-    """It hears of it by no pipe here: it never comes to say a word."""
+def test_a_process_exits_when_its_parent_exits(home, tmp_path, monkeypatch):
+    """Also a process that never writes to its pipe."""
     context, note = multiprocessing.get_context("fork"), tmp_path / "pid"
 
     def stuck(*told):
         write_json(note, os.getpid())
         time.sleep(600)
 
-    monkeypatch.setattr(sample_processes, "make_ready", stuck)
+    monkeypatch.setattr(sample_processes, "load_sampler", stuck)
 
     def parent() -> None:
         hears, says = context.Pipe(duplex=False)
-        words = (says, context_in(home), asked(home), How(), [0])
+        words = (says, context_in(home), asked(home), DrawOptions(), [0])
         worker = context.Process(target=sample_processes._work, args=words)
         worker.start()
         worker.join()
@@ -359,11 +359,11 @@ def test_a_process_leaves_with_the_one_that_started_it(home, tmp_path, monkeypat
             worker.kill()
 
 
-def test_a_worker_tells_on_stderr_where_it_failed(home, monkeypatch, capfd):
+def test_a_failed_worker_prints_its_traceback_to_stderr(home, monkeypatch, capfd):
     context = multiprocessing.get_context("fork")
-    monkeypatch.setattr(sample_processes, "make_ready", failing)
+    monkeypatch.setattr(sample_processes, "load_sampler", failing)
     hears, says = context.Pipe(duplex=False)
-    words = (says, context_in(home), asked(home), How(), [0])
+    words = (says, context_in(home), asked(home), DrawOptions(), [0])
     worker = context.Process(target=sample_processes._work, args=words)
     worker.start()
     assert hears.recv() == ("failed", "RuntimeError: no GPU")

@@ -1,4 +1,4 @@
-"""A set of samples has the same files, whatever processes drew them, with or without stops."""
+"""The files of a set do not depend on the number of processes or on interruptions."""
 
 import json
 import multiprocessing
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from small_home import ADDRESS, context_in, small_home
 
-from pipelines.sampling.draw import How, sample_set
+from pipelines.sampling.draw import DrawOptions, sample_set
 from pipelines.sampling.export import export_npz
 from pipelines.sampling.request import SampleOptions, plan_set
 from pipelines.sampling.store import SampleFolder
@@ -45,7 +45,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _alone_and_quick(home, monkeypatch):
-    """No sets of another test; no waiting for the disk, whose cache outlives a killed process."""
+    """Without sets of other tests and without fsync; the page cache survives a killed process."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     shutil.rmtree(home.root / ADDRESS / "samples", ignore_errors=True)
 
@@ -54,7 +54,7 @@ def asked(home, count: int = 9, **words):
     return plan_set(context_in(home), ADDRESS, SampleOptions(count=count, **words))
 
 
-def make(home, plan, how: How = How(), stop=lambda done: False, report_progress=lambda *said: None):  # noqa: B008
+def make(home, plan, how: DrawOptions = DrawOptions(), stop=lambda done: False, report_progress=lambda *said: None):  # noqa: B008
     return sample_set(context_in(home), plan, how, stop, report_progress)
 
 
@@ -67,7 +67,7 @@ def pictures(plan) -> dict[str, bytes]:
 
 
 @given(st.integers(1, 200), st.integers(1, 40))
-def test_chunks_are_all_requests_once_and_a_larger_set_begins_with_a_smaller(count, more):
+def test_chunks_cover_all_requests_once_and_a_smaller_set_is_a_prefix(count, more):
     def drawn(wanted):
         return [request for chunk in range(wanted.chunks) for request in wanted.chunk(chunk)]
 
@@ -77,12 +77,12 @@ def test_chunks_are_all_requests_once_and_a_larger_set_begins_with_a_smaller(cou
     )
     assert drawn(large)[: small.drawn] == drawn(small)
     assert {len(small.chunk(chunk)) for chunk in range(small.chunks - 1)} <= {CHUNK}
-    assert large.grown_from(small)
-    assert not small.grown_from(large)
-    assert not large.model_copy(update={"seed": 1}).grown_from(small)
+    assert large.extends(small)
+    assert not small.extends(large)
+    assert not large.model_copy(update={"seed": 1}).extends(small)
 
 
-def test_the_rate_is_taken_as_it_was_written():
+def test_the_rejection_rate_is_an_exact_decimal():
     """In binary 7 / 0.07 is a little more than 100."""
     by = Rejection(rate=0.07, classifier="c", classifier_sha256=HASH)
     assert record(count=7, rejection=by).candidates == 100
@@ -106,23 +106,23 @@ def undisturbed(home):
 
 
 @pytest.mark.parametrize("batch", [1, 3, 100])
-def test_the_batch_shows_in_no_file(home, undisturbed, batch):
+def test_the_files_do_not_depend_on_the_batch_size(home, undisturbed, batch):
     plan = asked(home)
-    assert make(home, plan, How(batch=batch)) == []
+    assert make(home, plan, DrawOptions(batch=batch)) == []
     assert pictures(plan) == undisturbed
     assert len(undisturbed) == 72
 
 
-def test_parts_in_any_order_make_the_whole_and_the_last_ends_it(home, undisturbed):
+def test_parts_in_any_order_make_the_set_and_the_last_one_finishes_it(home, undisturbed):
     plan = asked(home)
-    assert make(home, plan, How(part=(1, 2))) == [0]
+    assert make(home, plan, DrawOptions(part=(1, 2))) == [0]
     assert not is_done(plan.folder)
-    assert make(home, plan, How(part=(0, 2))) == []
+    assert make(home, plan, DrawOptions(part=(0, 2))) == []
     assert is_done(plan.folder)
     assert pictures(plan) == undisturbed
 
 
-def test_a_set_grows_without_a_change_to_what_was_there(home, undisturbed):
+def test_a_larger_count_does_not_change_existing_images(home, undisturbed):
     plan = asked(home, count=3)
     make(home, plan)
     before = {path: path.stat() for path in (plan.folder / "images").rglob("*.png")}
@@ -135,49 +135,49 @@ def test_a_set_grows_without_a_change_to_what_was_there(home, undisturbed):
     assert read_json(grown.folder / DONE)["images"] == 72
 
 
-def test_another_set_of_the_same_name_is_refused_and_a_smaller_one(home):
+def test_a_different_or_smaller_set_with_the_same_name_is_refused(home):
     make(home, asked(home, count=2))
-    with pytest.raises(ConfigMismatchError, match=r"seed: recorded 0, wanted 1"):
+    with pytest.raises(ConfigMismatchError, match=r"seed: recorded 0, expected 1"):
         make(home, asked(home, count=2, seed=1))
-    with pytest.raises(ConfigMismatchError, match=r"sampling.guidance: recorded 1.5, wanted 2.0"):
+    with pytest.raises(ConfigMismatchError, match=r"sampling.guidance: recorded 1.5, expected 2.0"):
         make(home, asked(home, count=3, sampling={"guidance": 2.0}))
     with pytest.raises(ConfigMismatchError, match="has 2 images of each class already"):
         make(home, asked(home, count=1))
 
 
-def test_weights_that_changed_meanwhile_are_refused(tmp_path):
+def test_weights_that_changed_after_the_plan_are_refused(tmp_path):
     own = small_home(tmp_path)
     plan = asked(own, count=1)
     weights = own.root / ADDRESS / "weights.safetensors"
     state = load_tensors(weights, file_sha256(weights))
     save_tensors({name: value + 1 for name, value in state.items()}, weights)
-    with pytest.raises(WeightsError, match="is not the file that was trained or imported here"):
+    with pytest.raises(WeightsError, match="is not the file that was trained or imported"):
         make(own, plan)
     done = own.root / ADDRESS / DONE
     write_json(done, {**read_json(done), "weights_sha256": file_sha256(weights)})
     with pytest.raises(ConfigMismatchError, match=r"its weights had SHA-256 .*; now they have"):
         make(own, plan)
-    assert not plan.folder.exists()  # not claimed for what cannot be drawn
+    assert not plan.folder.exists()  # an invalid request does not reserve the name
 
 
 # Interrupted -------------------------------------------------------------------------------------
 
 
-def test_asked_to_stop_it_keeps_every_image_and_goes_on(home, undisturbed):
+def test_a_stopped_set_keeps_its_images_and_resumes(home, undisturbed):
     plan = asked(home)
     with pytest.raises(Stopped, match="10 of 72 images are on disk"):
-        make(home, plan, How(batch=5), stop=lambda done: done >= 10)
+        make(home, plan, DrawOptions(batch=5), stop=lambda done: done >= 10)
     assert len(pictures(plan)) == 10
     told = []
-    make(home, plan, How(batch=62), report_progress=lambda what, done, total: told.append(done))
-    assert told == [10, 72]  # none of the ten was drawn again
+    make(home, plan, DrawOptions(batch=62), report_progress=lambda what, done, total: told.append(done))
+    assert told == [10, 72]  # none of the ten images was drawn again
     assert pictures(plan) == undisturbed
 
 
 def killed_in_the_middle(home, plan, batch: int, at_mark: int) -> int:
-    """Draw in a process that is killed once so many chunks are marked; the images it left."""
+    """The images of a process that is killed after the given number of marked chunks."""
     process = multiprocessing.get_context("fork").Process(
-        target=make, args=(home, plan, How(batch=batch))
+        target=make, args=(home, plan, DrawOptions(batch=batch))
     )
     process.start()
     chunks = plan.folder / "chunks"
@@ -193,24 +193,24 @@ def killed_in_the_middle(home, plan, batch: int, at_mark: int) -> int:
 def after_a_kill(home, count: int, batch: int, at_mark: int) -> tuple[dict, dict]:
     plan, other = asked(home, count), asked(home, count, name="undisturbed")
     left = killed_in_the_middle(home, plan, batch, at_mark)
-    assert left < plan.wanted.images
+    assert left < plan.config.images
     make(home, plan)
     make(home, other)
     return pictures(plan), pictures(other)
 
 
-def test_killed_with_200_images_to_draw_it_makes_the_same(home):
+def test_a_set_of_200_images_is_the_same_after_a_kill(home):
     killed, undisturbed = after_a_kill(home, count=25, batch=16, at_mark=1)
     assert killed == undisturbed
 
 
 @pytest.mark.thorough
-def test_killed_with_2000_images_to_draw_it_makes_the_same(home):
+def test_a_set_of_2000_images_is_the_same_after_a_kill(home):
     killed, undisturbed = after_a_kill(home, count=250, batch=64, at_mark=15)
     assert killed == undisturbed
 
 
-def test_rubbish_in_the_folder_is_mended(home, undisturbed):
+def test_damaged_files_in_the_folder_are_replaced(home, undisturbed):
     plan = asked(home)
     make(home, plan)
     (plan.folder / DONE).unlink()
@@ -222,26 +222,26 @@ def test_rubbish_in_the_folder_is_mended(home, undisturbed):
     mark.write_text(mark.read_text()[:80])
     told = []
     make(home, plan, report_progress=lambda what, done, total: told.append(done))
-    assert told[0] == 62  # the second chunk is unknown, two of the first are no good
+    assert told[0] == 62  # the second chunk has no mark, two images of the first are damaged
     assert pictures(plan) == undisturbed
     assert is_done(plan.folder)
     for rubbish in ("null", "[]", '{"images": 3, "lives": []}', "\0\0"):
         mark.write_text(rubbish)
-        assert SampleFolder(plan.folder, plan.wanted).look(1) == {}
+        assert SampleFolder(plan.folder, plan.config).stored_images(1) == {}
 
 
 # What comes with the images ----------------------------------------------------------------------
 
 
-def test_the_manifest_lists_every_image_and_says_how_it_came_about(home):
+def test_the_manifest_lists_every_image_and_its_settings(home):
     plan = asked(home, count=2, classes="1,none")
-    make(home, plan, How(strips=3))
+    make(home, plan, DrawOptions(strips=3))
     manifest = read_json(plan.folder / "manifest.json")
     assert [image["file"] for image in manifest["images"]] == [
         "images/0001/00000.png", "images/none/00000.png",
         "images/0001/00001.png", "images/none/00001.png",
     ]  # fmt: skip
-    assert manifest["set"] == plan.wanted.model_dump(mode="json")
+    assert manifest["set"] == plan.config.model_dump(mode="json")
     assert manifest["devices"] == ["cpu"]
     assert manifest["seconds"] > 0
     for name, rows in (("grid", 2), ("strips", 3)):
@@ -249,9 +249,9 @@ def test_the_manifest_lists_every_image_and_says_how_it_came_about(home):
             assert picture.height > rows * 64  # 16 px samples, enlarged four times
 
 
-def test_strips_end_in_the_image_itself(home):
+def test_strips_end_with_the_final_image(home):
     plan = asked(home, count=1, classes="1")
-    make(home, plan, How(strips=1))
+    make(home, plan, DrawOptions(strips=1))
     with Image.open(plan.folder / "strips.png") as picture:
         strips = np.asarray(picture)
     with Image.open(plan.folder / "images" / "0001" / "00000.png") as picture:
@@ -286,7 +286,7 @@ def test_of_equal_scores_the_first_drawn_is_kept():
     kept, thresholds = accept(scores, 2)
     assert kept == [Request(0, 0), Request(1, 0), Request(1, 1), Request(0, 3)]
     assert thresholds == {0: 0.5, 1: 0.3}
-    with pytest.raises(ValueError, match="class 0: 4 candidates, 5 are to be kept"):
+    with pytest.raises(ValueError, match="class 0: 4 candidates, but 5 must be kept"):
         accept(scores, 5)
 
 
@@ -297,12 +297,12 @@ def class_map(tmp_path) -> Path:
     return tmp_path / "map.json"
 
 
-def test_rejection_keeps_the_surest_and_records_why(home, class_map):
+def test_rejection_keeps_the_highest_scores_and_records_them(home, class_map):
     words = {
         "reject": 0.4, "classifier": "seeded", "class_map": class_map, "classes": "0-2",
     }  # fmt: skip
     plan = asked(home, count=4, **words)
-    make(home, plan, How(batch=3))
+    make(home, plan, DrawOptions(batch=3))
     manifest = read_json(plan.folder / "manifest.json")
     rejection = manifest["rejection"]
     assert rejection["candidates"] == 10
@@ -329,7 +329,7 @@ def test_rejection_keeps_the_surest_and_records_why(home, class_map):
     assert len(pictures(grown)) == 15
 
 
-def test_rejection_says_what_it_lacks(home, tmp_path, class_map):
+def test_invalid_rejection_options_are_refused(home, tmp_path, class_map):
     for words, said in (
         ({"reject": 0.5}, "none is named: --classifier FILE.pth"),
         ({"reject": 1.5, "classifier": "seeded"}, "above 0, at most 1"),
@@ -351,7 +351,7 @@ def test_rejection_says_what_it_lacks(home, tmp_path, class_map):
 
 
 @pytest.mark.thorough
-def test_a_resnet_from_a_file_judges_too(home, tmp_path):
+def test_a_resnet_from_a_file_can_reject(home, tmp_path):
     import torch
 
     from var_scaling.evaluation.resnet import ResNet
@@ -362,7 +362,7 @@ def test_a_resnet_from_a_file_judges_too(home, tmp_path):
     found = []
     for batch in (1, 4):
         plan = asked(home, 2, name=f"by{batch}", classes="0,1", reject=0.5, classifier=str(file))
-        make(home, plan, How(batch=batch))
+        make(home, plan, DrawOptions(batch=batch))
         found.append(read_json(plan.folder / "manifest.json"))
     assert found[0]["rejection"]["classifier"] == "resnet18"
     assert found[0]["rejection"]["thresholds"] == found[1]["rejection"]["thresholds"]

@@ -1,4 +1,4 @@
-"""`var-scaling sample`: what it is told, who may draw, and how it ends, however it is ended."""
+"""`var-scaling sample`: options, locks between processes, and interruptions."""
 
 import os
 import shutil
@@ -17,8 +17,8 @@ from rich.console import Console
 from small_home import ADDRESS, context_in, small_home
 
 from pipelines.cli import main as cli
-from pipelines.cli.terminal.images import counting
-from pipelines.sampling.draw import How
+from pipelines.cli.terminal.images import image_progress
+from pipelines.sampling.draw import DrawOptions
 from pipelines.sampling.jobs import job_folders, sample_tasks
 from pipelines.sampling.request import SampleOptions, plan_set, read_classes, read_part
 from pipelines.workspace import job_log as jobs
@@ -26,7 +26,7 @@ from pipelines.workspace.settings import Cluster
 from pipelines.workspace.store import file_lock
 from var_scaling.disk import DONE, is_done, read_json, write_json
 
-MIRRORED: list[str] = []  # addresses, one for each time
+MIRRORED: list[str] = []  # the address of each call
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _alone_and_quick(home, monkeypatch):
-    """No sets of another test; no waiting for the disk, nor for MLflow."""
+    """Without sets of other tests, fsync and MLflow."""
     MIRRORED.clear()
     monkeypatch.setattr(
         "pipelines.tracking.sync.mirror_model", lambda *told: MIRRORED.append(told[2])
@@ -47,7 +47,7 @@ def _alone_and_quick(home, monkeypatch):
 
 @pytest.fixture
 def sample(home, monkeypatch, capsys):
-    """The verb in this process: its exit code, and all it said."""
+    """Run `sample` in this process; returns its exit code and output."""
 
     def call(*words: str) -> tuple[int, str]:
         whole = ["var-scaling", "sample", *words, "--home", str(home.root)]
@@ -68,7 +68,7 @@ def pictures(folder: Path) -> dict[str, bytes]:
 # What it is told ---------------------------------------------------------------------------------
 
 
-def test_classes_as_people_write_them():
+def test_classes_and_ranges_are_parsed():
     assert read_classes("0,1,5-8", 10) == (0, 1, 5, 6, 7, 8)
     assert read_classes("8,1-3,2", 10) == (1, 2, 3, 8)
     assert read_classes("all", 3) == (0, 1, 2)
@@ -81,19 +81,19 @@ def test_classes_as_people_write_them():
     ("text", "said"),
     [
         (None, "knows 1,000 classes: say which"),
-        ("", "'' is no class"),
-        ("dog", "'dog' is no class; wanted 0,1,5-8 or all or none"),
-        ("-3", "'-3' is no class"),
+        ("", "'' is not a class"),
+        ("dog", "'dog' is not a class; allowed: 0,1,5-8 or all or none"),
+        ("-3", "'-3' is not a class"),
         ("8-5", "8-5 runs backwards"),
         ("5-1000", "knows 0 to 999; no class is 1000"),
     ],
 )
-def test_classes_that_are_none(text, said):
+def test_invalid_classes_are_refused(text, said):
     with pytest.raises(ValueError, match=said):
         read_classes(text, 1000)
 
 
-def test_parts_as_people_write_them():
+def test_parts_are_parsed():
     assert read_part("2/8") == (1, 8)
     for text in ("9/8", "0/8", "2", "a/b", "1/0"):
         with pytest.raises(ValueError, match=f"--part {text}: wanted I/N"):
@@ -103,9 +103,9 @@ def test_parts_as_people_write_them():
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["grid/d9"], 2, "nothing finished is here"),
-        (["d2"], 2, "name it as SWEEP/TRIAL"),
-        ([ADDRESS, "--classes", "8"], 2, "the model knows 0 to 7; no class is 8"),
+        (["grid/d9"], 2, "no finished model or tokenizer in this folder"),
+        (["d2"], 2, "an address is SWEEP/TRIAL"),
+        ([ADDRESS, "--classes", "8"], 2, "the model has classes 0 to 7; there is no class 8"),
         ([ADDRESS, "--count", "0"], 2, "--count 0: wanted 1 or more"),
         ([ADDRESS, "--top-k", "1,2"], 2, "2 values, but the model has 3 scales"),
         ([ADDRESS, "--guidance", "-1"], 2, "--guidance"),
@@ -122,33 +122,33 @@ def test_parts_as_people_write_them():
         ([ADDRESS, "--name", "My Set"], 2, "name = 'My Set'"),
     ],
 )
-def test_what_cannot_be_is_said_at_once_and_leaves_nothing(home, sample, words, code, said):
+def test_invalid_requests_are_refused_and_leave_no_files(home, sample, words, code, said):
     found = sample(*words)
     assert said in found[1]
     assert found[0] == code
     assert not (home.root / ADDRESS / "samples").exists()
 
 
-def test_a_model_that_was_never_without_a_class(tmp_path):
+def test_a_model_without_class_dropout_is_sampled_without_guidance(tmp_path):
     own = small_home(tmp_path, trial(tokenizer=tokenizer(), class_dropout_prob=0.0))
     place = context_in(own)
     with pytest.raises(ValueError, match="label_drop = 0 and never without a class"):
         plan_set(place, ADDRESS, SampleOptions(classes="none"))
-    assert plan_set(place, ADDRESS, SampleOptions()).wanted.sampling.guidance == 0
+    assert plan_set(place, ADDRESS, SampleOptions()).config.sampling.guidance == 0
 
 
 @pytest.mark.thorough
-def test_an_imported_model_is_sampled_like_one_of_ours(files, tmp_path):
+def test_an_imported_model_is_sampled_like_a_trial(files, tmp_path):
     bring(tmp_path, *files)
     plan = plan_set(context_in(small_home(tmp_path)), "imported/it", SampleOptions(count=1))
     assert plan.folder == tmp_path / "imported" / "it" / "samples" / "default"
-    assert plan.wanted.classes == (0, 1, 2)
+    assert plan.config.classes == (0, 1, 2)
 
 
 # Here --------------------------------------------------------------------------------------------
 
 
-def test_drawn_and_asked_for_again(home, sample, tmp_path):
+def test_a_finished_set_requested_again_is_not_drawn_again(home, sample, tmp_path):
     words = [ADDRESS, "--classes", "0-2", "--count", "2", "--strips", "1"]
     code, said = sample(*words, "--npz", str(tmp_path / "out.npz"))
     assert code == 0, said
@@ -165,12 +165,12 @@ def test_drawn_and_asked_for_again(home, sample, tmp_path):
     assert (folder / "manifest.json").stat().st_mtime_ns == before
     assert sample(*words, "--seed", "1") == (
         3,
-        f"error: {folder} is already the home of another sampling: seed: recorded 0, wanted 1 "
-        "Give the new one a name of its own, or move the folder away.",
+        f"error: {folder} already belongs to a different sampling: seed: recorded 0, expected 1 "
+        "Give the new one another name, or move the folder away.",
     )
 
 
-def test_what_was_made_is_mirrored_and_before_it_is_written_elsewhere(home, sample, tmp_path):
+def test_a_set_is_mirrored_once_and_before_it_is_exported(home, sample, tmp_path):
     words = [ADDRESS, "--classes", "0", "--count", "1"]
     (tmp_path / "file").touch()
     code, said = sample(*words, "--npz", str(tmp_path / "file" / "out.npz"))
@@ -178,14 +178,14 @@ def test_what_was_made_is_mirrored_and_before_it_is_written_elsewhere(home, samp
     assert MIRRORED == [ADDRESS]
     code, said = sample(*words)
     assert "1 image in" in said
-    assert MIRRORED == [ADDRESS]  # nothing new
+    assert MIRRORED == [ADDRESS]  # no new files
     sample(*words, "--strips", "1")
     (home.root / ADDRESS / "samples" / "default" / "grid.png").unlink()
     sample(*words)
     assert MIRRORED == [ADDRESS] * 3
 
 
-def test_what_is_left_out_is_said(home, sample, tmp_path, monkeypatch):
+def test_ignored_options_are_reported(home, sample, tmp_path, monkeypatch):
     words = [ADDRESS, "--count", "9"]
     out = tmp_path / "out.npz"
     code, said = sample(*words, "--part", "1/2", "--npz", str(out))
@@ -205,7 +205,7 @@ def test_what_is_left_out_is_said(home, sample, tmp_path, monkeypatch):
     assert (code, "no job drew strips" in said) == (0, True)
 
 
-def test_a_part_says_what_others_have_to_draw(home, sample):
+def test_a_part_reports_the_chunks_of_the_other_parts(home, sample):
     words = [ADDRESS, "--count", "9"]
     code, said = sample(*words, "--part", "1/2")
     assert code == 0
@@ -213,7 +213,7 @@ def test_a_part_says_what_others_have_to_draw(home, sample):
     assert "72 images in" in sample(*words, "--part", "2/2")[1]
 
 
-def test_a_set_that_another_process_draws_is_left_to_it(home, sample):
+def test_a_set_that_another_process_draws_is_refused(home, sample):
     folder = home.root / ADDRESS / "samples" / "default"
     with file_lock(folder):
         code, said = sample(ADDRESS)
@@ -222,7 +222,7 @@ def test_a_set_that_another_process_draws_is_left_to_it(home, sample):
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_files_of_one(home, sample):
+def test_two_processes_make_the_same_files_as_one(home, sample):
     assert sample(ADDRESS, "--count", "25", "--name", "one")[0] == 0
     code, said = sample(ADDRESS, "--count", "25", "--name", "two", "--processes", "2")
     assert code == 0, said
@@ -233,7 +233,7 @@ def test_two_processes_make_the_files_of_one(home, sample):
 
 
 def begun(home, *words: str) -> subprocess.Popen:
-    """The verb in the background, once some chunks are whole."""
+    """Start `sample` in the background and wait for some complete chunks."""
     process = subprocess.Popen(
         [*COMMAND, "sample", ADDRESS, "--count", "2000", *words, "--home", str(home.root)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
@@ -249,9 +249,9 @@ def begun(home, *words: str) -> subprocess.Popen:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [(), ("--processes", "2")])
-def test_ctrl_c_keeps_all_and_says_how_to_go_on(home, words):
+def test_ctrl_c_keeps_all_images_and_prints_how_to_resume(home, words):
     process = begun(home, *words)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
+    os.killpg(process.pid, signal.SIGINT)  # to the whole process group, as a terminal does
     said = process.communicate(timeout=60)[0]
     assert process.returncode == 130, said
     assert "of 16,000 images are on disk. To go on: var-scaling sample grid/d2" in said
@@ -262,7 +262,7 @@ def test_ctrl_c_keeps_all_and_says_how_to_go_on(home, words):
 
 
 @pytest.mark.slow
-def test_no_process_outlives_the_one_that_started_it(home):
+def test_no_worker_outlives_its_parent(home):
     process = begun(home, "--processes", "2")
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) >= 2
@@ -273,7 +273,7 @@ def test_no_process_outlives_the_one_that_started_it(home):
 
 
 @pytest.mark.slow
-def test_a_killed_process_is_named_and_the_rest_is_kept(home):
+def test_a_killed_process_is_reported_and_the_other_images_are_kept(home):
     process = begun(home, "--processes", "2")
     workers = [
         child
@@ -287,9 +287,9 @@ def test_a_killed_process_is_named_and_the_rest_is_kept(home):
     assert "The rest is kept. Once mended, go on with: var-scaling sample" in said
 
 
-def test_without_a_terminal_a_line_now_and_then():
+def test_without_a_terminal_progress_is_printed_at_intervals():
     now, console = [0.0], Console(record=True, width=100, file=StringIO())
-    with counting(console, lambda: now[0]) as tell:
+    with image_progress(console, lambda: now[0]) as tell:
         for done in range(0, 1001, 10):
             tell("samples x", done, 1000)
             now[0] += 1
@@ -305,17 +305,17 @@ def test_without_a_terminal_a_line_now_and_then():
 
 def tasks_of(home, count: int, parts: int):
     plan = plan_set(context_in(home), ADDRESS, SampleOptions(count=count))
-    return plan, sample_tasks(plan, How(), parts, trial(), Cluster(partition="p"))
+    return plan, sample_tasks(plan, DrawOptions(), parts, trial(), Cluster(partition="p"))
 
 
-def test_a_job_a_part_and_no_more_than_chunks(home):
+def test_there_is_one_job_per_part_and_at_most_one_per_chunk(home):
     plan, units = tasks_of(home, 25, 3)
     assert [unit.name for unit in units] == [
         f"samples grid/d2/default {number} of 3" for number in (1, 2, 3)
     ]
     assert len({unit.resources for unit in units}) == 1  # one array
     assert [unit.folder for unit in units] == job_folders(plan, 3)
-    assert len(tasks_of(home, 25, 64)[1]) == plan.wanted.chunks == 4
+    assert len(tasks_of(home, 25, 64)[1]) == plan.config.chunks == 4
     assert units[0].payload["part"] == [0, 3]
     assert not any(unit.done for unit in units)
     for unit in units:
@@ -323,45 +323,45 @@ def test_a_job_a_part_and_no_more_than_chunks(home):
     assert [unit.done for unit in units] == [False, True, True]  # the set was not completed
 
 
-def test_a_job_without_guidance_asks_for_less(home, monkeypatch):
+def test_a_job_without_guidance_requests_less_time(home, monkeypatch):
     monkeypatch.setattr("pipelines.sampling.jobs.encoding_resources", lambda flops, cluster: flops)
     plan, flops = plan_set(context_in(home), ADDRESS, SampleOptions(count=1)), []
     for guidance in (1.5, (0.0, 0.0, 0.1), 0.0, (0.0,) * 3):
-        sampling = plan.wanted.sampling.model_copy(update={"guidance": guidance})
-        changed = replace(plan, wanted=plan.wanted.model_copy(update={"sampling": sampling}))
-        (unit,) = sample_tasks(changed, How(), 1, trial(), Cluster(partition="p"))
+        sampling = plan.config.sampling.model_copy(update={"guidance": guidance})
+        changed = replace(plan, config=plan.config.model_copy(update={"sampling": sampling}))
+        (unit,) = sample_tasks(changed, DrawOptions(), 1, trial(), Cluster(partition="p"))
         flops.append(unit.resources)
     guided, some, none, zeros = flops
     assert guided == some > none == zeros
 
 
-def test_a_set_in_the_hands_of_a_job_is_not_submitted_twice(home):
-    from pipelines.sampling.jobs import others_at_it
+def test_a_set_with_an_active_job_is_not_submitted_again(home):
+    from pipelines.sampling.jobs import other_job
 
     plan, units = tasks_of(home, 25, 2)
     jobs.note(
         units[1].folder, "submitting", submission="s", cluster="box", index=1, code="c",
         resources={},
     )  # fmt: skip
-    assert others_at_it(plan, units, "box") == ""
+    assert other_job(plan, units, "box") == ""
     for mine, cluster in ((tasks_of(home, 25, 3)[1], "box"), (units, "moon")):
-        assert "attach to it with --on box --jobs 2" in others_at_it(plan, mine, cluster)
+        assert "attach to it with --on box --jobs 2" in other_job(plan, mine, cluster)
 
 
-def test_a_job_draws_its_part_and_the_last_ends_the_set(home):
+def test_each_job_draws_its_part_and_the_last_one_finishes_the_set(home):
     from pipelines.sampling.jobs import run
 
     plan, units = tasks_of(home, 9, 2)
     from pipelines.sampling.store import SampleFolder
 
-    SampleFolder(plan.folder, plan.wanted).init_run_dir()
+    SampleFolder(plan.folder, plan.config).init_run_dir()
     place = context_in(home)
     for unit in units:
         assert not is_done(plan.folder)
         assert run(place, unit.payload) == "done"
     assert is_done(plan.folder)
     assert all(unit.done for unit in units)
-    # Images that are lost before the end make their part unfinished.
+    # A part with lost images is not finished.
     before = pictures(plan.folder)
     (plan.folder / DONE).unlink()
     for name in ("0001/00000.png", "0001/00008.png"):

@@ -1,6 +1,6 @@
-"""A sweep on a real Slurm (one host, virtual nodes, fake GPUs): whatever happens, nothing is lost.
+"""A sweep on a real Slurm (one host, virtual nodes, fake GPUs) with faults.
 
-Every fault ends in the numbers of an undisturbed run, bit for bit.
+After every fault the numbers equal those of an undisturbed run bitwise.
 """
 
 import json
@@ -47,7 +47,7 @@ def test_a_finished_sweep_run_again_submits_nothing(undisturbed):
     assert undisturbed.submissions() == before
 
 
-def test_what_is_seen_of_it(undisturbed):
+def test_status_and_logs_show_a_finished_sweep(undisturbed):
     status = json.loads(undisturbed.call("status", "--json").stdout)
     d3 = next(stage for stage in status["stages"] if stage["name"] == "d3")
     assert d3["state"] == "done"
@@ -63,7 +63,7 @@ def test_what_is_seen_of_it(undisturbed):
 # What clusters do -----------------------------------------------------------------------------
 
 
-def test_preempted_by_a_higher_partition(site, undisturbed):
+def test_a_job_preempted_by_a_higher_partition_is_requeued_by_slurm(site, undisturbed):
     driver, job = site.begin("d2")
     high = ["-p", "high", "-N2", "-n2", "--exclusive", "--output=/dev/null"]
     site.box.run("sbatch", *high, "--wrap", "srun sleep 2")
@@ -75,7 +75,7 @@ def test_preempted_by_a_higher_partition(site, undisturbed):
     assert row_of(site, "d2").attempts == 2
 
 
-def test_out_of_time_it_saves_and_queues_up_again(site, undisturbed):
+def test_a_job_near_its_time_limit_saves_and_is_requeued(site, undisturbed):
     driver, job = site.begin("d3")
     site.box.run("scontrol", "update", f"jobid={job}", "endtime=now+100seconds")
     site.box.wait(lambda: site.state(job)["restarts"] == "1", "d3 queued up again", 60)
@@ -83,11 +83,11 @@ def test_out_of_time_it_saves_and_queues_up_again(site, undisturbed):
     assert site.ends(driver) == 0
     assert site.job("d3") == job
     unharmed(site, undisturbed, "d3")
-    assert row_of(site, "d3").lost_flops == 0  # it was told, and saved
+    assert row_of(site, "d3").lost_flops == 0  # it received the signal and saved
 
 
 @pytest.mark.thorough
-def test_a_time_out_without_a_warning_is_submitted_again(site, undisturbed):
+def test_a_job_that_times_out_without_a_warning_is_submitted_again(site, undisturbed):
     driver, job = site.begin("d3")
     site.box.run("scontrol", "update", f"jobid={job}", "endtime=now+2seconds")
     assert site.ends(driver) == 0
@@ -95,7 +95,7 @@ def test_a_time_out_without_a_warning_is_submitted_again(site, undisturbed):
     assert row_of(site, "d3").attempts >= 2
 
 
-def test_a_node_goes_down(site, undisturbed):
+def test_a_job_on_a_node_that_goes_down_ends_in_the_same_numbers(site, undisturbed):
     driver, job = site.begin("d2")
     node = site.state(job)["node"]
     site.box.set_node(node, "down")
@@ -107,8 +107,8 @@ def test_a_node_goes_down(site, undisturbed):
     unharmed(site, undisturbed, "d2")
 
 
-def test_slurmd_is_killed_and_its_job_computes_on_beside_its_copy(site, undisturbed):
-    """Slurm takes the node for dead and starts the job elsewhere; the first one still writes."""
+def test_a_job_of_a_killed_slurmd_does_not_disturb_its_restarted_copy(site, undisturbed):
+    """Slurm considers the node dead and starts the job elsewhere; the first one still writes."""
     driver, job = site.begin("d3")
     node = site.state(job)["node"]
     site.box.kill_node(node)
@@ -119,7 +119,7 @@ def test_slurmd_is_killed_and_its_job_computes_on_beside_its_copy(site, undistur
     unharmed(site, undisturbed, "d3")
 
 
-def test_a_trial_is_killed(site, undisturbed):
+def test_a_killed_trial_resumes_to_the_same_numbers(site, undisturbed):
     driver = site.start("--only", "d2")
     at = site.saved("d2")
     first = site.job("d2")
@@ -129,32 +129,34 @@ def test_a_trial_is_killed(site, undisturbed):
     unharmed(site, undisturbed, "d2")
     row = row_of(site, "d2")
     assert row.attempts == 2
-    assert row.train_flops == row_of(undisturbed, "d2").train_flops  # the lost ones stand apart
+    assert (
+        row.train_flops == row_of(undisturbed, "d2").train_flops
+    )  # lost steps are counted separately
     assert at > 0
 
 
-def test_cancelled_by_hand_it_waits_for_retry(site, undisturbed):
+def test_a_job_cancelled_with_scancel_waits_for_retry(site, undisturbed):
     driver = site.start("--only", "d2")
     site.saved("d2")
     site.box.run("scancel", site.job("d2"))
     assert site.ends(driver) == 1
     assert "was cancelled" in (site.root / "said").read_text()
     again = site.run("--only", "d2")
-    assert again.returncode == 1  # to run it again takes more than to run again
+    assert again.returncode == 1  # `run` alone does not submit it again; `retry` does
     assert "var-scaling retry" in again.stderr
     retried = site.call("retry", "--only", "d2", "--dirty")
     assert retried.returncode == 0, retried.stdout + retried.stderr
     unharmed(site, undisturbed, "d2")
 
 
-def test_slurmctld_is_away_for_a_while(site, undisturbed):
+def test_a_temporary_failure_of_slurmctld_does_not_disturb_a_run(site, undisturbed):
     driver, before = site.begin("d2")
     site.box.stop_controller()
     try:
         time.sleep(4)  # several polls
         status = json.loads(site.call("status", "--json").stdout)
         states = {stage["name"]: stage["state"] for stage in status["stages"]}
-        assert states["d2"] in ("running", "done")  # by its heartbeats
+        assert states["d2"] in ("running", "done")  # known from its heartbeats
     finally:
         site.box.start_controller()
     assert site.ends(driver) == 0
@@ -162,7 +164,7 @@ def test_slurmctld_is_away_for_a_while(site, undisturbed):
     unharmed(site, undisturbed, "d2")
 
 
-def test_slurmctld_is_away_when_jobs_are_to_be_submitted(site, undisturbed):
+def test_jobs_are_submitted_after_a_temporary_failure_of_slurmctld(site, undisturbed):
     site.box.stop_controller()
     try:
         driver = site.start("--only", "d1")
@@ -174,7 +176,7 @@ def test_slurmctld_is_away_when_jobs_are_to_be_submitted(site, undisturbed):
     unharmed(site, undisturbed, "d1")
 
 
-def test_the_last_checkpoint_is_torn(site, undisturbed):
+def test_a_truncated_last_checkpoint_does_not_change_the_numbers(site, undisturbed):
     driver = site.start("--only", "d2")
     site.saved("d2", after=site.saved("d2"))
     os.kill(attempts(site.trial("d2"))[-1]["pid"], signal.SIGKILL)
@@ -185,8 +187,8 @@ def test_the_last_checkpoint_is_torn(site, undisturbed):
     unharmed(site, undisturbed, "d2")
 
 
-def test_an_error_of_the_trial_is_reported_and_not_paid_for_again(site):
-    """Its tokens are damaged: the job fails at once, and no driver submits it again by itself."""
+def test_an_error_of_a_trial_is_reported_and_not_submitted_again(site):
+    """Its tokens are damaged: the job fails at once, and no driver submits it again."""
     tokens = site.home / "tokens" / "tiny" / "leaves-train" / "tokens.npy"
     content = bytearray(tokens.read_bytes())
     content[-1] ^= 1

@@ -1,4 +1,4 @@
-"""Drivers on a real Slurm: killed, doubled, gone; cancel, retry; folders of other clusters."""
+"""Drivers on a real Slurm: killed, started twice, detached; cancel, retry; other clusters."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from pipelines.workspace import job_log as jobs
 pytestmark = pytest.mark.slurm
 
 
-def test_a_killed_driver_started_again_attaches_to_what_runs(site, undisturbed):
+def test_a_restarted_driver_attaches_to_running_jobs(site, undisturbed):
     before = site.submissions()
     driver = site.start("--only", "d1", "--only", "d2")
     site.saved("d2")
@@ -26,19 +26,19 @@ def test_a_killed_driver_started_again_attaches_to_what_runs(site, undisturbed):
         assert row_of(site, name).attempts == 1
 
 
-def test_of_two_drivers_one_is_turned_away_or_takes_over(site, undisturbed):
+def test_a_second_driver_is_refused_unless_it_takes_over(site, undisturbed):
     driver, job = site.begin("d2")
     second = site.run("--only", "d2")
     assert second.returncode == 4
     assert f"pid {driver.pid}" in second.stderr
     third = site.run("--only", "d2", "--take-over")
     assert third.returncode == 0, third.stderr
-    assert site.ends(driver) == 4  # the first noticed, and left
+    assert site.ends(driver) == 4  # the first driver noticed and exited
     assert site.job("d2") == job
     unharmed(site, undisturbed, "d2")
 
 
-def test_detached_it_submits_and_leaves(site, undisturbed):
+def test_a_detached_run_submits_and_exits(site, undisturbed):
     left = site.run("--only", "d1", "--detach")
     assert left.returncode == 0, left.stderr
     job = site.job("d1")
@@ -48,7 +48,7 @@ def test_detached_it_submits_and_leaves(site, undisturbed):
     unharmed(site, undisturbed, "d1")
 
 
-def test_cancel_ends_the_jobs_and_retry_goes_on(site, undisturbed):
+def test_cancel_ends_the_jobs_and_retry_resumes_them(site, undisturbed):
     driver, job = site.begin("d2")
     ended = site.call("cancel")
     assert f"job {job} cancelled" in ended.stdout
@@ -58,7 +58,7 @@ def test_cancel_ends_the_jobs_and_retry_goes_on(site, undisturbed):
     unharmed(site, undisturbed, "d2")
 
 
-def test_a_driver_at_work_takes_up_a_retry(site, undisturbed):
+def test_a_running_driver_picks_up_a_retry(site, undisturbed):
     driver = site.start("--only", "d2", "--only", "d3")
     site.saved("d2")
     site.box.run("scancel", site.job("d2"))
@@ -70,8 +70,8 @@ def test_a_driver_at_work_takes_up_a_retry(site, undisturbed):
         unharmed(site, undisturbed, name)
 
 
-def test_a_folder_that_another_cluster_has_in_hand_is_refused(site):
-    """Cluster `old` is gone; its job ids mean nothing here."""
+def test_a_folder_with_jobs_of_another_cluster_is_refused(site):
+    """Cluster `old` no longer exists; its job ids are not valid on this one."""
     jobs.note(
         site.trial("d1"), "submitting", submission="abc", cluster="old", index=None, code="c",
         resources={},
@@ -79,13 +79,13 @@ def test_a_folder_that_another_cluster_has_in_hand_is_refused(site):
     jobs.note(site.trial("d1"), "submitted", submission="abc", job="1")
     refused = site.run("--only", "d1")
     assert refused.returncode == 2
-    assert "in the hands of job 1 on old" in refused.stderr
+    assert "job 1 on old works on" in refused.stderr
     assert site.call("cancel", "--forget").returncode == 0
     assert site.call("retry", "--on", "box", "--only", "d1", "--dirty").returncode == 0
 
 
-def test_a_job_id_of_an_earlier_cluster_is_not_believed(site, undisturbed):
-    """Same name, made anew: ids begin at 1 again, and job 1 belongs to another user."""
+def test_a_job_id_of_an_earlier_cluster_is_ignored(site, undisturbed):
+    """A new cluster with the same name: ids begin at 1, and job 1 belongs to another user."""
     jobs.note(
         site.trial("d1"), "submitting", submission="abc", cluster="box", index=None, code="c",
         resources={},

@@ -1,4 +1,4 @@
-"""Several processes on a real Slurm; with accounts, without them, and without MLflow."""
+"""Several processes on a real Slurm, with and without accounting, and without MLflow."""
 
 import os
 import signal
@@ -29,21 +29,21 @@ def two_by_two(undisturbed, slurm, tmp_path_factory) -> Site:
     return site
 
 
-def test_two_by_two_processes_train_what_one_does(undisturbed, two_by_two):
+def test_four_processes_on_two_nodes_equal_one_process(undisturbed, two_by_two):
     life = attempts(two_by_two.trial("d1"))[0]
     assert (life["processes"], life["gpus"]) == (4, "0,1")
     mine = numbers(two_by_two.trial("d1") / "metrics.jsonl")
     theirs = numbers(undisturbed.trial("d1") / "metrics.jsonl")
     assert [line["images_seen"] for line in mine] == [line["images_seen"] for line in theirs]
-    # The same images in the same order, and sums in another order. What that rounds differently
-    # grows with the steps, by how much depends on the CPU: 5e-7 until step 60, 7e-3 at the most.
+    # The same images in the same order, but sums in another order. The rounding differences grow
+    # with the steps, depending on the CPU: 5e-7 up to step 60, at most 7e-3.
     for one, other in zip(mine, theirs, strict=True):
         rounding = 1e-5 if one["step"] <= 60 else 3e-2
         assert one["loss"] == pytest.approx(other["loss"], rel=rounding)
 
 
-def test_one_of_four_processes_is_killed(undisturbed, two_by_two, slurm, tmp_path):
-    """The others only see that it is gone, not an error of theirs: the job is submitted again."""
+def test_a_job_with_a_killed_process_is_submitted_again(undisturbed, two_by_two, slurm, tmp_path):
+    """The others only lose a connection, which is not an error: the job is resubmitted."""
     site = copy_of(undisturbed, slurm, tmp_path, settings=FOUR)
     driver, first = site.begin("d1")
     os.kill(process_of(site, rank=2), signal.SIGKILL)
@@ -52,7 +52,7 @@ def test_one_of_four_processes_is_killed(undisturbed, two_by_two, slurm, tmp_pat
     unharmed(site, two_by_two, "d1")
 
 
-def test_the_error_of_one_of_four_processes_is_the_one_reported(undisturbed, slurm, tmp_path):
+def test_the_error_of_the_failed_process_is_reported(undisturbed, slurm, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import os, signal\n"
         "def burst(number, frame):\n    raise ValueError('rank 3 has burst')\n"
@@ -67,7 +67,7 @@ def test_the_error_of_one_of_four_processes_is_the_one_reported(undisturbed, slu
 
 
 def process_of(site: Site, rank: int) -> int:
-    """The process of that rank of a job of this site."""
+    """The process of that rank in a job of this site."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             words = (folder / "environ").read_bytes().split(b"\0")
@@ -81,8 +81,10 @@ def process_of(site: Site, rank: int) -> int:
 
 
 @pytest.mark.parametrize("event", ["node down", "killed"])
-def test_with_sacct(undisturbed, slurm_with_accounts, tmp_path, event):
-    """Accounts call a requeued job NODE_FAIL for a while: that is no reason to submit it again."""
+def test_a_requeued_job_is_not_submitted_again_with_sacct(
+    undisturbed, slurm_with_accounts, tmp_path, event
+):
+    """sacct reports a requeued job as NODE_FAIL for a while; it must not be submitted again."""
     site = copy_of(undisturbed, slurm_with_accounts, tmp_path)
     driver, job = site.begin("d2")
     node = site.state(job)["node"]
@@ -98,7 +100,7 @@ def test_with_sacct(undisturbed, slurm_with_accounts, tmp_path, event):
     unharmed(site, undisturbed, "d2")
 
 
-def test_without_sacct_a_job_that_slurm_forgot_is_judged_by_the_disk(undisturbed, slurm, tmp_path):
+def test_without_sacct_the_disk_decides_about_a_job_that_slurm_forgot(undisturbed, slurm, tmp_path):
     site = copy_of(undisturbed, slurm, tmp_path)
     assert site.run("--only", "d1", "--detach").returncode == 0
     job = site.job("d1")
@@ -117,13 +119,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_mlflow_is_down_throughout_and_mirrored_afterwards(undisturbed, slurm, tmp_path):
+def test_a_run_is_mirrored_after_an_outage_of_mlflow(undisturbed, slurm, tmp_path):
     from mlflow.tracking import MlflowClient
 
     uri = f"http://127.0.0.1:{free_port()}"
     site = copy_of(undisturbed, slurm, tmp_path, settings=f'[mlflow]\nuri = "{uri}"\n{SETTINGS}')
     driver = site.start("--only", "d1")
-    assert site.ends(driver) == 0  # a dead server costs nothing but the view
+    assert site.ends(driver) == 0  # a dead server only delays the mirror
     assert "MLflow mirror" in (site.root / "said").read_text()
     dead = site.call("mirror")
     assert dead.returncode == 2

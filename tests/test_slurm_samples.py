@@ -1,4 +1,4 @@
-"""A set of samples as jobs of a real Slurm: the images of one process, whatever comes."""
+"""A set of samples drawn by jobs of a real Slurm equals that of one process, also after faults."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from conftest import COMMAND
 from slurm_site import Site
 from small_home import ADDRESS, context_in, small_home
 
-from pipelines.sampling.draw import How, sample_set
+from pipelines.sampling.draw import DrawOptions, sample_set
 from pipelines.sampling.request import SampleOptions, plan_set
 from pipelines.workspace import job_log as jobs
 from pipelines.workspace.provenance import attempts
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slurm
 
 
 class Samples(Site):
-    """A site whose home has a model, and the verb `sample` on it."""
+    """A site whose home has a model, and the command `sample` for it."""
 
     def __init__(self, box, root: Path, count: int):
         """`count` images of each of eight classes."""
@@ -34,7 +34,7 @@ class Samples(Site):
         return [*COMMAND, "sample", ADDRESS, "--on", "box", "--dirty", *asked]
 
     def begin_jobs(self) -> subprocess.Popen:
-        """Two jobs, once each has chunks to show."""
+        """Start two jobs and wait until each has drawn chunks."""
         with open(self.root / "said", "a") as said:
             driver = subprocess.Popen(
                 self.type("sample", "--jobs", "2"),
@@ -67,16 +67,16 @@ def pictures(folder: Path) -> dict[str, bytes]:
 
 
 def unharmed(samples: Samples) -> None:
-    """The set is done, and its files are those that one process draws."""
+    """Assert that the set is done and its files equal those of one process."""
     assert is_done(samples.set)
     place = context_in(samples.model)
     plan = plan_set(place, ADDRESS, SampleOptions(count=samples.count, name="alone"))
-    assert sample_set(place, plan, How(), lambda done: False, lambda *said: None) == []
+    assert sample_set(place, plan, DrawOptions(), lambda done: False, lambda *said: None) == []
     assert pictures(samples.set) == pictures(plan.folder)
     assert len(pictures(samples.set)) == 8 * samples.count
 
 
-def test_a_job_is_killed_and_the_set_is_that_of_one_process(samples):
+def test_a_set_with_a_killed_job_equals_that_of_one_process(samples):
     driver = samples.begin_jobs()
     first = [samples.job_of(part) for part in (0, 1)]
     assert {job.partition("_")[2] for job in first} == {"0", "1"}  # one array
@@ -92,7 +92,7 @@ def test_a_job_is_killed_and_the_set_is_that_of_one_process(samples):
 
 
 @pytest.mark.thorough
-def test_a_killed_driver_started_again_attaches(samples):
+def test_a_restarted_driver_of_samples_attaches_to_its_jobs(samples):
     driver = samples.begin_jobs()
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
@@ -107,8 +107,8 @@ def test_a_killed_driver_started_again_attaches(samples):
 
 
 @pytest.mark.thorough
-def test_cancelled_by_hand_it_waits_for_retry_and_left_alone_it_ends_the_set(slurm, tmp_path):
-    samples = Samples(slurm, tmp_path, 400)  # scancel leaves a job five seconds
+def test_a_cancelled_sample_job_waits_for_retry_and_then_finishes_the_set(slurm, tmp_path):
+    samples = Samples(slurm, tmp_path, 400)  # scancel gives a job five seconds
     driver = samples.begin_jobs()
     samples.box.run("scancel", samples.job_of(0))
     assert samples.ends(driver) == 1

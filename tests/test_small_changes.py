@@ -1,4 +1,4 @@
-"""What a small wrong change would break unnoticed: each test states the number or the order."""
+"""Numbers and orders that a small wrong change could break without another test failing."""
 
 import json
 import math
@@ -24,7 +24,7 @@ from var_scaling.data.dataset import open_images
 from var_scaling.data.dead_leaves import DeadLeavesSource
 from var_scaling.data.decode import square
 from var_scaling.data.order import batch_rows
-from var_scaling.datasets import ImageFiles, Reading
+from var_scaling.datasets import ImageFiles, ReadOptions
 from var_scaling.disk import is_done, read_json, write_json
 from var_scaling.experiment import Sweep
 from var_scaling.models.var.accounting import var_training_flops
@@ -37,13 +37,13 @@ from var_scaling.training.trial import batch_loss
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """Progress that is not shown."""
+    """Ignore progress reports."""
 
 
 # Crops, mirrors, epochs ---------------------------------------------------------------------------
 
 
-def test_each_epoch_reads_the_next_crop_of_each_image():
+def test_each_epoch_uses_the_next_crop_of_each_image():
     tokens = np.arange(5 * 3 * 2, dtype=np.uint16).reshape(15, 2)  # 5 images of 3 crops
     found = TokenCache(tokens, np.array([4, 3, 2, 1, 0]), 3, {})
     rows = np.array([0, 4, 2, 2])
@@ -51,11 +51,11 @@ def test_each_epoch_reads_the_next_crop_of_each_image():
         ids, labels = found.batch(rows, np.full(4, epoch))
         assert ids[:, 0].tolist() == [2 * (3 * row + epoch % 3) for row in (0, 4, 2, 2)]
         assert labels.tolist() == [4, 0, 2, 2]
-    ids, _ = found.batch(rows, np.array([0, 1, 2, 3]))  # each image in an epoch of its own
+    ids, _ = found.batch(rows, np.array([0, 1, 2, 3]))  # each image in a different epoch
     assert ids[:, 0].tolist() == [0, 26, 16, 12]
 
 
-def test_training_asks_for_the_crops_of_its_epoch(quantizer):
+def test_training_reads_the_crops_of_its_epoch(quantizer):
     """Sixteen images in batches of eight: every second step begins an epoch."""
     asked = []
 
@@ -76,14 +76,14 @@ def test_training_asks_for_the_crops_of_its_epoch(quantizer):
 
 
 def slope() -> Image.Image:
-    """Dark on the left, bright on the right: a mirror shows."""
+    """Dark on the left, bright on the right, so that mirroring is visible."""
     return Image.fromarray(np.tile(np.linspace(0, 255, 16).astype(np.uint8), (16, 1))).convert(
         "RGB"
     )
 
 
 @pytest.mark.parametrize(("flip", "low", "high"), [(True, 0.4, 0.6), (False, 0, 0)])
-def test_half_of_all_crops_are_mirrored_where_that_is_asked_for(flip, low, high):
+def test_half_of_all_crops_are_mirrored_with_flip(flip, low, high):
     shown = [square(slope(), 16, 1.0, np.random.default_rng(seed), flip) for seed in range(400)]
     mirrored = np.mean([pixels[0, 0, 0] > pixels[0, -1, 0] for pixels in shown])
     assert low <= mirrored <= high
@@ -93,7 +93,7 @@ def test_half_of_all_crops_are_mirrored_where_that_is_asked_for(flip, low, high)
 
 @pytest.fixture
 def source(tmp_path):
-    """The images of a folder, all larger than what is cut out of them."""
+    """The images of a folder, all larger than their crops."""
     generator = np.random.default_rng(0)
     for split in ("train", "val"):
         for name in ("a", "b"):
@@ -104,12 +104,12 @@ def source(tmp_path):
 
     def opened(split: str, **settings):
         data = ImageFiles(name="pets", side=16, classes=2, **settings)
-        return open_images(data, split, Reading(tmp_path / "pets", tmp_path / split, 0, silent))
+        return open_images(data, split, ReadOptions(tmp_path / "pets", tmp_path / split, 0, silent))
 
     return opened
 
 
-def test_validation_images_are_never_cropped_elsewhere_nor_mirrored(source):
+def test_validation_images_have_the_centre_crop_without_mirroring(source):
     rows = np.arange(12)
     plain = source("validation").images(rows, np.zeros(12, int))
     busy = source("validation", crops=4, flip=True)
@@ -120,7 +120,7 @@ def test_validation_images_are_never_cropped_elsewhere_nor_mirrored(source):
     assert np.array_equal(plain[0], centre)
 
 
-def test_training_crops_differ_by_epoch_and_come_back_after_as_many(source):
+def test_training_crops_differ_by_epoch_and_repeat_periodically(source):
     rows = np.arange(12)
     train = source("train", crops=3, flip=True, enlarge=1.25)
     by_epoch = [train.images(rows, np.full(12, epoch)) for epoch in range(6)]
@@ -139,7 +139,7 @@ def test_training_crops_differ_by_epoch_and_come_back_after_as_many(source):
 
 
 class Answering(torch.nn.Module):
-    """A model that says nothing and notes the labels that it is given."""
+    """A model without parameters that records its labels."""
 
     def __init__(self, noted: list):
         super().__init__()
@@ -151,7 +151,7 @@ class Answering(torch.nn.Module):
         return torch.zeros(len(labels), t.pyramid.length, t.codebook_size)
 
 
-def test_labels_are_dropped_at_the_stated_rate_each_image_by_itself(quantizer):
+def test_labels_are_dropped_independently_at_the_stated_rate(quantizer):
     one, noted = trial(class_dropout_prob=0.3), []
     training = random_cache(64)
     steps = 1500
@@ -162,7 +162,7 @@ def test_labels_are_dropped_at_the_stated_rate_each_image_by_itself(quantizer):
     share = dropped.double().mean().item()
     assert share == pytest.approx(0.3, abs=4 * math.sqrt(0.3 * 0.7 / dropped.numel()))
     together = dropped.double().mean(1)
-    assert ((together > 0) & (together < 1)).double().mean() > 0.9  # no batch as a whole
+    assert ((together > 0) & (together < 1)).double().mean() > 0.9  # no batch is dropped as a whole
     true = torch.stack([
         training.batch(*batch_rows(64, 8, one.seed, step))[1] for step in range(steps)
     ])  # fmt: skip
@@ -172,7 +172,7 @@ def test_labels_are_dropped_at_the_stated_rate_each_image_by_itself(quantizer):
     assert torch.equal(repeated[0], given[7])
 
 
-def test_processes_that_share_a_batch_drop_the_labels_that_one_would(quantizer):
+def test_processes_that_share_a_batch_drop_the_same_labels_as_one(quantizer):
     one, whole, parts = trial(class_dropout_prob=0.5), [], []
     for step in range(20):
         batch_loss(one, Answering(whole), quantizer, random_cache(64), step, slice(0, 8))
@@ -185,7 +185,7 @@ def test_processes_that_share_a_batch_drop_the_labels_that_one_would(quantizer):
     ("step", "decay"),
     [(0, 1 / 10), (2, 2 / 11), (10, 6 / 15), (18, 10 / 19), (100, 51 / 60), (10**6, 0.99)],
 )
-def test_the_averages_decay_rises_as_it_is_stated(step, decay):
+def test_the_decay_of_the_weight_average_follows_its_formula(step, decay):
     """(s / 2 + 1) / (s / 2 + 10) at step s, at most the recipe's."""
     module, mean = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
     with torch.no_grad():
@@ -214,7 +214,7 @@ def encoded(folder: Path, model, stop=lambda done: False, part=None):
 
 @pytest.mark.parametrize("part", [None, (1, 2)])
 @pytest.mark.parametrize("damaged", [0, 150, 199])
-def test_a_resumed_encoding_trusts_no_damaged_shard(tmp_path, monkeypatch, part, damaged):
+def test_a_resumed_encoding_does_not_use_a_damaged_shard(tmp_path, monkeypatch, part, damaged):
     for module in (cache, encode):
         monkeypatch.setattr(module, "SHARD", 100)
     monkeypatch.setattr(encode, "_BATCH", 50)
@@ -237,7 +237,7 @@ def test_a_resumed_encoding_trusts_no_damaged_shard(tmp_path, monkeypatch, part,
 
 
 class DiskFull(OSError):
-    """What a full disk raises."""
+    """Raise the error of a full disk."""
 
 
 def test_a_trial_whose_weights_were_not_written_is_not_done(tmp_path, monkeypatch):
@@ -297,7 +297,7 @@ def test_tokens_whose_labels_were_not_written_are_not_done(tmp_path, monkeypatch
     assert not is_done(folder)
     monkeypatch.undo()
     stages.run_tokens(context_in(home), tokenizer(), images(), "validation")
-    wanted = stages.description(home, tokenizer(), images(), "validation")
+    wanted = stages.cache_description(home, tokenizer(), images(), "validation")
     assert open_cache(folder, wanted).images == 100
 
 
@@ -305,8 +305,8 @@ def test_tokens_whose_labels_were_not_written_are_not_done(tmp_path, monkeypatch
 
 
 def test_a_forecast_s_interval_is_that_of_a_new_run():
-    """By the textbook: of a straight line in logs, a new observation lies within
-    t s sqrt(1 + h), while the line itself lies within t s sqrt(h).
+    """Textbook formula for a straight line in logs: a new observation lies within t s sqrt(1 + h),
+    the line itself within t s sqrt(h).
     """
     sizes = 1152.0 * np.arange(1, 9) ** 3
     noise = 0.004 * np.random.default_rng(3).standard_normal(8)
@@ -332,7 +332,7 @@ def test_a_forecast_s_interval_is_that_of_a_new_run():
     wanted = t * s * np.sqrt(1 + h)
     assert np.log(pure.high / pure.predicted) == pytest.approx(wanted, rel=0.05)
     assert np.log(pure.predicted / pure.low) == pytest.approx(wanted, rel=0.05)
-    assert wanted > 1.3 * t * s * np.sqrt(h)  # so that the two cannot be taken for each other
+    assert wanted > 1.3 * t * s * np.sqrt(h)  # so that the two differ clearly
 
 
 def test_lost_flops_are_those_of_the_lost_steps(tmp_path):
@@ -351,7 +351,7 @@ def test_lost_flops_are_those_of_the_lost_steps(tmp_path):
     assert (row["attempts"], row["lost_seconds"], row["commit"]) == (3, 1.5, "c")
 
 
-def test_mlflow_shows_when_a_number_was_measured(tmp_path):
+def test_mlflow_has_the_time_of_each_measurement(tmp_path):
     home, one = Home(tmp_path), trial()
     folder = home.trial("s", one.name)
     init_run_dir(folder, "trial.json", one)

@@ -1,4 +1,4 @@
-"""The code that jobs run: that of its commit, kept; changed, refused or recorded."""
+"""Snapshots: jobs run the code of a commit; uncommitted changes are refused or recorded."""
 
 import subprocess
 from pathlib import Path
@@ -19,9 +19,9 @@ def git(folder: Path, *words: str) -> None:
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch) -> Path:
-    """A small checkout in the place of ours."""
+    """A small git checkout instead of ours."""
     root = tmp_path / "checkout"
-    for room in snapshot.ROOMS:
+    for room in snapshot.CODE_FOLDERS:
         (root / room).mkdir(parents=True)
         (root / room / "__init__.py").write_text("x = 1\n")
     (root / "notes.txt").write_text("not code\n")
@@ -32,9 +32,9 @@ def checkout(tmp_path, monkeypatch) -> Path:
     return root
 
 
-def test_a_snapshot_is_the_code_at_its_commit_and_stays(checkout, tmp_path):
+def test_a_snapshot_is_the_code_at_its_commit_and_does_not_change(checkout, tmp_path):
     home = Home(tmp_path / "runs")
-    (checkout / "notes.txt").write_text("changed\n")  # no code: no matter
+    (checkout / "notes.txt").write_text("changed\n")  # not code, so not refused
     first = take_snapshot(home, dirty=False)
     assert (first.folder / "pipelines" / "__init__.py").read_text() == "x = 1\n"
     (checkout / "pipelines" / "__init__.py").write_text("x = 2\n")
@@ -44,7 +44,7 @@ def test_a_snapshot_is_the_code_at_its_commit_and_stays(checkout, tmp_path):
     assert (first.folder / "pipelines" / "__init__.py").read_text() == "x = 1\n"
 
 
-def test_changed_code_is_refused_or_kept_with_the_difference(checkout, tmp_path):
+def test_uncommitted_code_is_refused_or_saved_with_the_difference(checkout, tmp_path):
     home = Home(tmp_path / "runs")
     (checkout / "pipelines" / "__init__.py").write_text("x = 2\n")
     (checkout / "sweeps" / "new.py").write_text("y = 1\n")
@@ -59,5 +59,5 @@ def test_changed_code_is_refused_or_kept_with_the_difference(checkout, tmp_path)
     status = subprocess.run(
         ["git", "-C", str(checkout), "status", "--porcelain"], capture_output=True, text=True
     ).stdout
-    assert status == " M pipelines/__init__.py\n?? sweeps/new.py\n"  # the index is as it was
+    assert status == " M pipelines/__init__.py\n?? sweeps/new.py\n"  # the index did not change
     assert take_snapshot(home, dirty=True) == kept

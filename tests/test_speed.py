@@ -1,4 +1,4 @@
-"""What is timed is what is said: rates, FLOPs, refusals, and the file that keeps them."""
+"""Speed: rates, FLOPs, skipped rows, and the results file."""
 
 import itertools
 import json
@@ -16,15 +16,15 @@ from typer.testing import CliRunner
 from pipelines.cli.speed import app
 from pipelines.evaluation.throughput import (
     BenchmarkResult,
-    measurements,
-    note_measured,
-    speed_columns,
+    benchmark_columns,
+    read_benchmarks,
+    save_benchmark,
 )
 from var_scaling.accounting import total
 from var_scaling.config import ImportedTokenizer
 from var_scaling.disk import read_json, write_json
 from var_scaling.evaluation.bench import Bench, matmul_peak
-from var_scaling.evaluation.memory import PeakMemory, lacking
+from var_scaling.evaluation.memory import PeakMemory, memory_shortage
 from var_scaling.evaluation.rates import (
     Machine,
     MatmulPeak,
@@ -35,7 +35,11 @@ from var_scaling.evaluation.rates import (
 )
 from var_scaling.evaluation.speed import Subject, sampling_speeds, training_speeds
 from var_scaling.models.base import ModelSpec
-from var_scaling.models.var.accounting import sampled_flops, var_sampling_flops, var_training_flops
+from var_scaling.models.var.accounting import (
+    var_batch_flops,
+    var_sampling_flops,
+    var_training_flops,
+)
 from var_scaling.models.var.config import VarModel, VarSampling
 from var_scaling.models.var.model import VAR
 from var_scaling.models.var.sampler import VARSampler
@@ -58,7 +62,7 @@ def subject(patch_nums=(1, 2, 4), **changes) -> Subject:
 
 
 def ticking(step: float = 1.0) -> Bench:
-    """A second, or `step`, goes by between two looks at the clock, whatever is done."""
+    """A clock that advances by `step` seconds at each call."""
     ticks = itertools.count()
     return Bench(CPU, seconds=4.0, clock=lambda: next(ticks) * step)
 
@@ -70,45 +74,47 @@ def ticking(step: float = 1.0) -> Bench:
 @pytest.mark.parametrize(
     "weights", [(0, 0, 0), (0, 1, 2), (1, 1, 1), (1, 0, 0), (2, 1, 0), (1, 0, 2)]
 )
-def test_the_flops_of_sampling_are_those_that_torch_counts(weights, shared):
+def test_sampling_flops_equal_those_that_torch_counts(weights, shared):
     one = subject(shared_adaln=shared)
     pyramid, labels = one.spec.tokenizer.pyramid, torch.arange(5)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         cached = VARSampler(one.model, pyramid, labels, list(weights))
         for k, length in enumerate(pyramid.lengths):
             cached.logits(k, torch.zeros(5, length, 4) if k else None)
-    untold = len(cached.cond_RC) - 5
+    unconditional_rows = len(cached.cond_RC) - 5
     assert (
-        sampled_flops(one.model.config, one.spec.tokenizer, weights, 5, untold)
+        var_batch_flops(one.model.config, one.spec.tokenizer, weights, 5, unconditional_rows)
         == counter.get_total_flops()
     )
 
 
-def test_without_guidance_the_flops_are_the_ledgers_and_with_it_less_than_twice_that():
+def test_guided_sampling_needs_less_than_twice_the_unguided_flops():
     one = subject()
     config = one.model.config
     once, twice = (
         total(var_sampling_flops(config, one.spec.tokenizer, guided)) for guided in (False, True)
     )
-    assert sampled_flops(config, one.spec.tokenizer, (0, 0, 0), 7, 0) == 7 * once
-    assert 7 * once < sampled_flops(config, one.spec.tokenizer, (0, 1, 2), 7, 1) < 7 * twice
-    # A lone image is spared nothing but a second embedding of what it is shown.
+    assert var_batch_flops(config, one.spec.tokenizer, (0, 0, 0), 7, 0) == 7 * once
+    assert 7 * once < var_batch_flops(config, one.spec.tokenizer, (0, 1, 2), 7, 1) < 7 * twice
+    # A single image saves only the second embedding of its input.
     embedded = 2 * 20 * one.spec.tokenizer.code_channels * config.width
-    assert sampled_flops(config, one.spec.tokenizer, (0, 1, 2), 1, 1) == twice - embedded
+    assert var_batch_flops(config, one.spec.tokenizer, (0, 1, 2), 1, 1) == twice - embedded
 
 
 # Timing ------------------------------------------------------------------------------------------
 
 
-def test_a_rate_is_work_over_median_seconds():
+def test_a_rate_is_work_divided_by_median_seconds():
     one = subject()
     (row,) = sampling_speeds(one, [("fp32", 1.5)], [2], PEAKS, ticking())
     assert row.whole == Timing.of([1.0, 1.0, 1.0])
     assert row.images_per_second == 2.0
     weights = (0, 0.75, 1.5)
-    flops = sampled_flops(one.model.config, one.spec.tokenizer, weights, 2, 1)
+    flops = var_batch_flops(one.model.config, one.spec.tokenizer, weights, 2, 1)
     assert row.model_flops == flops < row.computed_flops
-    assert row.computed_flops == sampled_flops(one.model.config, one.spec.tokenizer, weights, 2, 3)
+    assert row.computed_flops == var_batch_flops(
+        one.model.config, one.spec.tokenizer, weights, 2, 3
+    )
     assert row.transformer_mfu == pytest.approx(flops / 1e9)
     (step,) = training_speeds(one, ["fp32"], [3], PEAKS, ticking(0.5))
     assert step.step.median_seconds == 0.5
@@ -117,13 +123,13 @@ def test_a_rate_is_work_over_median_seconds():
     assert step.mfu == pytest.approx(step.model_flops / 0.5 / 1e9)
 
 
-def test_what_no_peak_was_measured_for_has_no_utilisation():
+def test_without_a_measured_peak_there_is_no_utilisation():
     (row,) = sampling_speeds(subject(), [("fp32", 0.0)], [1], {}, ticking())
     assert row.images_per_second == 1.0
     assert row.transformer_mfu is None
 
 
-def test_training_leaves_the_model_as_it_was():
+def test_timing_of_training_does_not_change_the_model():
     one = subject()
     before = {name: value.clone() for name, value in one.model.state_dict().items()}
     (row,) = training_speeds(one, ["bf16"], [2], PEAKS, ticking())
@@ -135,22 +141,20 @@ def test_training_leaves_the_model_as_it_was():
     ("step", "repeats"),
     [(0.125, 32), (1.0, 4), (2.0, 3), (5.0, 3), (6.5, 2), (100.0, 1)],
 )
-def test_repeats_end_with_the_time_and_are_three_if_that_takes_not_three_times_as_long(
-    step, repeats
-):
+def test_repeats_fill_the_budget_and_are_at_least_three_within_its_triple(step, repeats):
     done: list[int] = []
-    timing = ticking(step).timed(lambda: done.append(1))
+    timing = ticking(step).measure(lambda: done.append(1))
     assert timing.repeats == repeats
-    assert len(done) == timing.repeats + 1  # the first did not count
+    assert len(done) == timing.repeats + 1  # the first run is not timed
     assert timing.least_seconds == step
 
 
-def test_a_peak_is_the_best_of_its_sides():
+def test_the_matmul_peak_is_the_best_over_all_sizes():
     peak = matmul_peak("fp32", ticking(0.5))
     assert peak == MatmulPeak(precision="fp32", side=256, flops_per_second=2 * 256**3 / 0.5)
 
 
-def test_the_benchmark_compares_ways_that_draw_the_same(monkeypatch):
+def test_all_implementations_of_the_sampling_benchmark_draw_the_same_tokens(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
     benchmark = import_module("sampling")
     t = ImportedTokenizer(
@@ -160,12 +164,12 @@ def test_the_benchmark_compares_ways_that_draw_the_same(monkeypatch):
         code_channels=4,
         pyramid=Pyramid(patch_nums=(1, 2, 3)),
     )
-    model, quantizer = benchmark.outspoken(VarModel(depth=2, width_per_depth=16), t)
+    model, quantizer = benchmark.random_model(VarModel(depth=2, width_per_depth=16), t)
     for guidance in (0.0, 1.5):
         sampling = VarSampling(guidance=guidance)
         drawn = [
-            benchmark.run(way, model, quantizer, 3, sampling).steps
-            for way in benchmark.WAYS.values()
+            benchmark.run(implementation, model, quantizer, 3, sampling).steps
+            for implementation in benchmark.IMPLEMENTATIONS.values()
         ]
         for ours, *theirs in zip(*drawn, strict=True):
             assert all(torch.equal(ours.ids_BS, step.ids_BS) for step in theirs)
@@ -173,9 +177,7 @@ def test_the_benchmark_compares_ways_that_draw_the_same(monkeypatch):
                 torch.testing.assert_close(step.logits_BSV, ours.logits_BSV, rtol=1e-4, atol=1e-4)
 
 
-def test_the_gpu_benchmark_stops_where_the_released_way_computes_something_else(
-    monkeypatch, tmp_path
-):
+def test_the_gpu_benchmark_stops_if_the_implementations_disagree(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
     gpu = import_module("gpu")
     out = tmp_path / "gpu.json"
@@ -184,11 +186,11 @@ def test_the_gpu_benchmark_stops_where_the_released_way_computes_something_else(
     gpu.main()
     found = json.loads(out.read_text())
     assert [row["agree"] for row in found["correct"]] == [True, True]
-    assert len(found["skipped"]) == 6  # no time was left for what is timed
+    assert len(found["skipped"]) == 6  # no time was left for the timings
     block = gpu.Released.block
     monkeypatch.setattr(
         gpu.Released, "block", staticmethod(lambda *x: block(*x[:3], torch.zeros_like(x[3])))
-    )  # every token sees all others
+    )  # every token attends to all others
     with pytest.raises(SystemExit, match="losses differ"):
         gpu.main()
 
@@ -196,7 +198,7 @@ def test_the_gpu_benchmark_stops_where_the_released_way_computes_something_else(
 # Refusals ----------------------------------------------------------------------------------------
 
 
-def test_a_batch_too_large_for_memory_is_a_row_that_says_so():
+def test_a_batch_that_is_too_large_for_memory_gives_a_row_with_the_reason():
     one = subject()
 
     def full(block, given):
@@ -211,7 +213,7 @@ def test_a_batch_too_large_for_memory_is_a_row_that_says_so():
     assert large.images_per_second is None
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory():
+def test_other_errors_are_not_reported_as_out_of_memory():
     one = subject()
 
     def broken(block, given):
@@ -222,26 +224,26 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
         list(sampling_speeds(one, [("fp32", 0.0)], [4], PEAKS, ticking()))
 
 
-def test_what_a_processor_cannot_hold_is_not_tried():
-    if not (said := lacking(1 << 60, CPU)):
+def test_a_batch_above_the_free_cpu_memory_is_not_tried():
+    if not (said := memory_shortage(1 << 60, CPU)):
         pytest.skip("this machine does not tell what is free")
-    assert said.startswith("out of memory: needs more than 1152921504.6 GB")
-    assert lacking(1, CPU) is None
+    assert said.startswith("out of memory: needs 1152921504.6 GB or more")
+    assert memory_shortage(1, CPU) is None
     row, *_ = sampling_speeds(subject(), [("fp32", 0.0)], [10**12], PEAKS, ticking())
-    assert row.missing.startswith("out of memory: needs more than")
+    assert row.missing.startswith("out of memory: needs ")
 
 
-def test_a_batch_that_would_take_too_long_is_left_out():
+def test_a_batch_that_would_take_too_long_is_skipped():
     one = subject()
     alone, more = sampling_speeds(one, [("fp32", 0.0)], [1, 2], PEAKS, ticking(8.0))
     assert (alone.images_per_second, alone.whole.repeats) == (1 / 8, 1)
     assert (more.images_per_second, more.missing) == (
         None,
-        "left out: about 16 s each, for a cell of 4 s",
+        "skipped: about 16 s per repeat, but the budget is 4 s",
     )
 
 
-def test_the_watermark_sees_what_was_held_and_let_go():
+def test_the_peak_memory_includes_memory_that_was_released():
     watermark = PeakMemory(CPU)
     torch.ones(64 << 20, dtype=torch.uint8).sum()
     grown = watermark.read().process_growth_bytes
@@ -282,17 +284,17 @@ def measured(
     )
 
 
-def test_the_file_keeps_machines_apart_and_of_each_the_latest(tmp_path):
+def test_the_file_has_the_latest_results_of_each_machine(tmp_path):
     first, again = measured(), measured(time="2026-11-23T02:00:00Z", rate=20.0)
     other = measured(name="H200", time="2026-11-23T01:00:00Z", memory=5)
-    note_measured(tmp_path, first)
-    assert measurements(tmp_path) == [first]
-    note_measured(tmp_path, other)
-    assert measurements(tmp_path) == [first, other]
-    assert speed_columns(tmp_path)["sampling_peak_memory_bytes"] == 5
-    note_measured(tmp_path, again)
-    assert measurements(tmp_path) == [other, again]
-    assert speed_columns(tmp_path) == {
+    save_benchmark(tmp_path, first)
+    assert read_benchmarks(tmp_path) == [first]
+    save_benchmark(tmp_path, other)
+    assert read_benchmarks(tmp_path) == [first, other]
+    assert benchmark_columns(tmp_path)["sampling_peak_memory_bytes"] == 5
+    save_benchmark(tmp_path, again)
+    assert read_benchmarks(tmp_path) == [other, again]
+    assert benchmark_columns(tmp_path) == {
         "speed_machine": "EPYC, 1 thread",
         "sampling_images_per_second": 160.0,
         "sampling_latency_seconds": 0.1,
@@ -301,17 +303,17 @@ def test_the_file_keeps_machines_apart_and_of_each_the_latest(tmp_path):
     }
 
 
-def test_a_part_measured_anew_leaves_the_rest_unless_the_weights_are_others(tmp_path):
+def test_a_new_measurement_keeps_other_rows_unless_the_weights_changed(tmp_path):
     first = measured()
     part = measured(time="2026-11-23T02:00:00Z", rate=20.0, batches=(8, 16))
     part = part.model_copy(update={"sampling": part.sampling[:-1], "training": ()})
-    note_measured(tmp_path, first)
-    note_measured(tmp_path, part)
-    left, again = measurements(tmp_path)
+    save_benchmark(tmp_path, first)
+    save_benchmark(tmp_path, part)
+    left, again = read_benchmarks(tmp_path)
     assert again == part
     assert [(row.guidance, row.batch) for row in left.sampling] == [(0, 1), (1.5, 1), (1.5, 64)]
     assert (left.training, left.time) == (first.training, first.time)
-    assert speed_columns(tmp_path) == {
+    assert benchmark_columns(tmp_path) == {
         "speed_machine": "EPYC, 1 thread",
         "sampling_images_per_second": 320.0,
         "sampling_latency_seconds": 0.2,
@@ -319,18 +321,18 @@ def test_a_part_measured_anew_leaves_the_rest_unless_the_weights_are_others(tmp_
         "training_mfu": 0.25,
     }
     other = part.model_copy(update={"weights_sha256": "c", "time": "2026-11-23T03:00:00Z"})
-    note_measured(tmp_path, other)
-    assert measurements(tmp_path) == [other]
+    save_benchmark(tmp_path, other)
+    assert read_benchmarks(tmp_path) == [other]
 
 
-def test_nothing_measured_is_no_columns_and_another_format_is_refused(tmp_path):
-    assert speed_columns(tmp_path) == {}
+def test_without_measurements_there_are_no_columns_and_other_formats_are_refused(tmp_path):
+    assert benchmark_columns(tmp_path) == {}
     write_json(tmp_path / "speed.json", {"format": 2, "measured": []})
     with pytest.raises(ValueError, match=r"speed\.json: format 2, this version reads 1"):
-        measurements(tmp_path)
+        read_benchmarks(tmp_path)
     write_json(tmp_path / "speed.json", {"format": 1, "measured": [{"machine": "x"}]})
     with pytest.raises(ValueError, match="this field is required"):
-        measurements(tmp_path)
+        read_benchmarks(tmp_path)
 
 
 def command(home, *words: str) -> str:
@@ -340,7 +342,7 @@ def command(home, *words: str) -> str:
     return done.output
 
 
-def test_the_verb_times_a_model_prints_tables_and_leaves_the_file(tmp_path, files):
+def test_the_speed_command_prints_tables_and_writes_the_file(tmp_path, files):
     home = tmp_path / "home"
     bring(home, *files, patch_nums=(1, 2))
     found = BenchmarkResult.model_validate_json(
@@ -355,7 +357,7 @@ def test_the_verb_times_a_model_prints_tables_and_leaves_the_file(tmp_path, file
     assert [peak.precision for peak in found.peaks] == ["fp32", "tf32"]
     assert found.machine.device == "cpu"
     folder = home / "imported" / "it"
-    assert measurements(folder) == [found]
+    assert read_benchmarks(folder) == [found]
     shown = command(home, "--no-training", "--guidance", "0")
     assert found.machine.name in shown
     assert "micro-batch" not in shown
@@ -366,7 +368,7 @@ def test_the_verb_times_a_model_prints_tables_and_leaves_the_file(tmp_path, file
     assert len(left["sampling"]) == len(found.sampling) - len(kept["sampling"])
 
 
-def test_a_model_that_always_had_a_class_is_timed_without_guidance(tmp_path):
+def test_a_model_without_class_dropout_is_timed_without_guidance(tmp_path):
     home = small_home(tmp_path / "home", trial(class_dropout_prob=0))
     words = ["grid/d2", "--seconds", "0.01", "--batches", "1", "--no-training", "--json"]
     words += ["--home", str(home.root)]
@@ -384,6 +386,6 @@ def test_a_model_that_always_had_a_class_is_timed_without_guidance(tmp_path):
         (["--precisions", "fp32,fp8"], "fp8: there are fp32, tf32, bf16, fp16"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_at_once(tmp_path, words, said):
+def test_invalid_speed_options_are_refused(tmp_path, words, said):
     with pytest.raises(ValueError, match=said):
         CliRunner().invoke(app, ["s/t", "--home", str(tmp_path), *words], catch_exceptions=False)

@@ -1,4 +1,4 @@
-"""A trial that starts from another's checkpoint at a step: a stage that needs a stage at a step."""
+"""A trial that starts from another trial's checkpoint after a step."""
 
 import json
 import sys
@@ -36,7 +36,7 @@ SWEEP = Sweep(name="branches", question="?", trials=(LONG, SAME, TRUNK))
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Home:
-    """The sweep, run stage by stage; each behind what it needs."""
+    """The sweep, run stage by stage in the order of dependencies."""
     home = Home(tmp_path_factory.mktemp("branches"))
     context = RunContext(home, Settings(), StopFile(home.root / "stop"))
     for stage in largest_first(sweep_stages(home, SWEEP)):
@@ -45,18 +45,18 @@ def home(tmp_path_factory) -> Home:
     return home
 
 
-def test_a_branch_is_a_stage_behind_its_trunk_at_a_step(tmp_path):
+def test_a_branch_depends_on_a_step_of_its_trunk(tmp_path):
     stages = {stage.name: stage for stage in sweep_stages(Home(tmp_path), SWEEP)}
     assert Need("branches/trunk", 8) in stages["long"].needs
     assert Need("branches/trunk", 4) in stages["same"].needs
     order = [stage.name for stage in largest_first(tuple(stages.values()))]
     assert order.index("trunk") < order.index("long")
-    # Alone it brings its trunk with it.
+    # A sweep of the branch alone also has the stage of its trunk.
     alone = sweep_stages(Home(tmp_path), SWEEP.model_copy(update={"trials": (LONG,)}))
     assert "branches/trunk" in {stage.address for stage in alone}
 
 
-def test_a_branch_with_the_settings_of_its_trunk_ends_with_the_same_bits(home):
+def test_a_branch_with_the_settings_of_its_trunk_ends_bitwise_equal(home):
     trunk, same = (
         load_file(home.trial("branches", name) / "weights.safetensors")
         for name in ("trunk", "same")
@@ -73,7 +73,7 @@ def test_a_branch_logs_its_own_steps_and_counts_those_of_its_trunk(home):
     assert starts == {"trunk": "", "same": "trunk@4", "long": "trunk@8"}
 
 
-def test_what_was_kept_stays_and_another_trunk_is_another_trial(home):
+def test_kept_checkpoints_remain_and_a_changed_trunk_is_a_mismatch(home):
     kept = home.trial("branches", "trunk") / "kept"
     assert sorted(path.name for path in kept.iterdir()) == [
         "step-000000004.pt", "step-000000008.pt",
@@ -83,11 +83,11 @@ def test_what_was_kept_stays_and_another_trunk_is_another_trial(home):
     context = RunContext(home, Settings(), StopFile(home.root / "stop"))
     alone = Sweep(name="branches", question="?", trials=(changed,))
     (stage,) = [one for one in sweep_stages(home, alone) if one.name == "long"]
-    with pytest.raises(ConfigMismatchError, match=r"start\.trial\.seed: recorded 0, wanted 5"):
+    with pytest.raises(ConfigMismatchError, match=r"start\.trial\.seed: recorded 0, expected 5"):
         run_stage(stage, context)
 
 
-def test_a_checkpoint_that_is_gone_is_named(home):
+def test_a_missing_checkpoint_is_reported(home):
     late = branch("late", 8)
     (stage,) = [
         one
@@ -98,10 +98,12 @@ def test_a_checkpoint_that_is_gone_is_named(home):
     path = home.trial("branches", "trunk") / "kept" / "step-000000008.pt"
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
-    with pytest.raises(ValueError, match=r"step-000000008.pt: no checkpoint to start from"):
+    with pytest.raises(
+        ValueError, match=r"step-000000008.pt: cannot read a checkpoint to start from"
+    ):
         run_stage(stage, context)
     path.unlink()
-    with pytest.raises(ValueError, match="trunk has kept no checkpoint after 8"):
+    with pytest.raises(ValueError, match="trunk kept no checkpoint of step 8"):
         run_stage(stage, context)
     path.write_bytes(whole)
     assert run_stage(stage, context) == "done"
@@ -110,28 +112,28 @@ def test_a_checkpoint_that_is_gone_is_named(home):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"start": Start(trial=TRUNK, step=5)}, "trunk has no step 5 among its keep_steps"),
-        ({"steps": 8}, "step 8 is not before the last of steps = 8"),
-        ({"batch_size": 4}, "trunk has another batch_size"),
+        ({"start": Start(trial=TRUNK, step=5)}, "step 5 is not among the keep_steps of trunk"),
+        ({"steps": 8}, "step 8 must be below steps = 8"),
+        ({"batch_size": 4}, "trunk has a different batch_size"),
         ({"name": "trunk"}, "trunk cannot start from itself"),
-        ({"keep_steps": (4, 99)}, r"keep_steps = \[4, 99\]: wanted rising steps up to 16"),
-        ({"keep_steps": (8, 4)}, r"keep_steps = \[8, 4\]: wanted rising steps up to 16"),
+        ({"keep_steps": (4, 99)}, r"keep_steps = \[4, 99\]: expected ascending steps up to 16"),
+        ({"keep_steps": (8, 4)}, r"keep_steps = \[8, 4\]: expected ascending steps up to 16"),
     ],
 )
-def test_a_start_that_cannot_be_is_refused_in_words(changes, message):
+def test_an_invalid_start_is_refused_with_a_message(changes, message):
     with pytest.raises(ValidationError, match=message):
         LONG.model_copy(update=changes)
 
 
-def test_the_record_of_a_branch_comes_back_from_json():
+def test_the_record_of_a_branch_survives_json():
     text = LONG.model_dump_json()
     assert Trial.model_validate_json(text) == LONG
     assert json.loads(text)["start"]["step"] == 8
 
 
 @pytest.mark.parametrize("verb", ["status", "run", "fit"])
-def test_an_old_home_is_refused_in_one_sentence(tmp_path, capsys, monkeypatch, verb):
-    """Format 1 had no `format`, and the family beside the model."""
+def test_a_home_of_an_older_format_is_refused_in_one_sentence(tmp_path, capsys, monkeypatch, verb):
+    """Format 1 had no field `format`, and `family` was outside `model`."""
     old = Home(tmp_path / "old")
     path = old.trial("smoke", "d1") / "trial.json"
     path.parent.mkdir(parents=True)
@@ -145,4 +147,4 @@ def test_an_old_home_is_refused_in_one_sentence(tmp_path, capsys, monkeypatch, v
     assert left.value.code == 3
     said = " ".join(capsys.readouterr().err.split())
     assert said.endswith("use the version that wrote it, or another --home")
-    assert "has format 1 and this version of the code reads format 2" in said
+    assert "has format 1, but this version of the code reads format 2" in said

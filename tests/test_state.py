@@ -1,4 +1,4 @@
-"""The state of a sweep, look after look: the end of each log, and what has finished only once."""
+"""The state of a sweep over polls: the end of each log; finished stages are read once."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,9 @@ KINDS = ("train", "validation")
     block=st.integers(1, 200),
     torn=st.sampled_from(["", '{"kind": "train", "st', '{"kind": "validation", "step": 9}']),
 )
-def test_the_end_of_a_log_has_the_last_line_of_each_kind(tmp_path_factory, lines, block, torn):
+def test_the_latest_line_of_each_kind_is_found_at_the_end_of_a_log(
+    tmp_path_factory, lines, block, torn
+):
     path = tmp_path_factory.mktemp("log") / "metrics.jsonl"
     written = [
         {"kind": kind, "step": k, "said": "é" * size} for k, (kind, size) in enumerate(lines)
@@ -38,7 +40,7 @@ def test_the_end_of_a_log_has_the_last_line_of_each_kind(tmp_path_factory, lines
         assert latest_lines(path, KINDS) == wanted
 
 
-def test_two_machines_that_wrote_into_one_another_hide_no_line(tmp_path):
+def test_interleaved_writes_of_two_machines_hide_no_valid_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"kind": "train", "step": 1}\n{"kind": "tra{"kind"\n[1]\n7\n')
     assert latest_line(path, "train") == {"kind": "train", "step": 1}
@@ -69,7 +71,7 @@ def logged(folder: Path, step: int, loss: float) -> None:
     MetricsLog(folder / "metrics.jsonl")("train", step, {"loss": loss, **rate})
 
 
-def test_what_has_finished_is_read_once_and_what_runs_at_each_look(home):
+def test_finished_stages_are_read_once_and_running_ones_at_every_poll(home):
     stages = sweep_stages(
         home, Sweep(name="s", question="?", trials=(trial(name="d1"), trial(name="d10")))
     )
@@ -78,20 +80,20 @@ def test_what_has_finished_is_read_once_and_what_runs_at_each_look(home):
     logged(one, 12, 3.0)
     write_json(one / "done.json", {"status": "done"})
     logged(two, 3, 4.0)
-    first = state.look()
+    first = state.poll()
     assert [(view.name, view.state) for view in first[-2:]] == [("d1", "done"), ("d10", "waiting")]
     logged(two, 6, 3.5)
     (one / "metrics.jsonl").unlink()
-    second = state.look()
+    second = state.poll()
     assert second[-2] is first[-2]
     assert (second[-1].done, second[-1].loss) == (6, 3.5)
-    assert overview(stages)[-2].loss is None  # a fresh look sees the disk as it is
+    assert overview(stages)[-2].loss is None  # a new SweepState reads the disk again
 
 
-def test_after_a_resume_the_step_is_the_one_it_is_at(home):
+def test_after_a_resume_the_current_step_is_shown(home):
     stages = sweep_stages(home, Sweep(name="s", question="?", trials=(trial(),)))
     folder = stages[-1].directory
-    for step in (3, 6, 9, 4):  # the last checkpoint was of step 3
+    for step in (3, 6, 9, 4):  # the run resumed from a checkpoint of step 3
         logged(folder, step, 1.0)
     assert overview(stages)[-1].done == 4
 
@@ -103,7 +105,7 @@ def shown(views: list[View]) -> str:
     return said.get()
 
 
-def test_many_finished_trials_are_one_line_and_what_needs_a_look_is_not_among_them():
+def test_many_finished_trials_are_summarised_but_problems_are_listed():
     def view(number: int, state: str = "done", note: str = "") -> View:
         loss = 3 + number / 1000 if state == "done" else None
         return View("trial", f"d{number}", state, 12, 12, "steps", loss, note=note)

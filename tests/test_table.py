@@ -1,4 +1,4 @@
-"""The run table: anyone's rows, none lost without a reason."""
+"""The run table: rows of any source, and none is dropped without a reason."""
 
 import gzip
 import math
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.table.schema import BY_NAME, OURS, SCHEMA, SCORES, VARIABLES
+from analysis.table.schema import BY_NAME, NATIVE_COLUMNS, SCHEMA, SCORES, VARIABLES
 from analysis.table.table import TableError, check, complete, load_results, load_table
 from var_scaling.results import make_row
 
@@ -33,7 +33,7 @@ def ours(**changes) -> pd.DataFrame:
 
 
 def theirs(**changes) -> pd.DataFrame:
-    """What a paper prints: sizes, tokens, losses."""
+    """A table as in a paper: sizes, tokens, losses."""
     n = np.array([1e7, 3e7, 1e8, 3e8])
     loss = 1.7 + 400 * n**-0.34
     return pd.DataFrame({"params_total": n, "tokens_seen": 20 * n, "val_loss": loss, **changes})
@@ -42,9 +42,9 @@ def theirs(**changes) -> pd.DataFrame:
 # The schema ---------------------------------------------------------------------------------------
 
 
-def test_the_columns_have_names_of_their_own_and_those_of_our_tables_are_among_them():
+def test_column_names_are_unique_and_include_those_of_our_tables():
     assert [column.name for column in SCHEMA] == list(dict.fromkeys(BY_NAME))
-    assert set(OURS) <= set(BY_NAME)
+    assert set(NATIVE_COLUMNS) <= set(BY_NAME)
     assert all(column.meaning for column in SCHEMA)
 
 
@@ -52,19 +52,19 @@ def test_the_columns_have_names_of_their_own_and_those_of_our_tables_are_among_t
     ("values", "message"),
     [
         ({"val_losss": 1.0}, "val_losss: no such columns"),
-        ({"depth": 1.5}, "depth = 1.5: wanted whole"),
-        ({"depth": True}, "depth = True: wanted whole"),
-        ({"trial": 3}, "trial = 3: wanted text"),
-        ({"val_loss_parts": [1, "x"]}, "wanted list"),
-        ({"val_loss": "3.1"}, "val_loss = '3.1': wanted number"),
+        ({"depth": 1.5}, "depth = 1.5: expected kind whole"),
+        ({"depth": True}, "depth = True: expected kind whole"),
+        ({"trial": 3}, "trial = 3: expected kind text"),
+        ({"val_loss_parts": [1, "x"]}, "expected kind list"),
+        ({"val_loss": "3.1"}, "val_loss = '3.1': expected kind number"),
     ],
 )
-def test_a_row_takes_no_value_without_a_column_and_none_of_another_kind(values, message):
+def test_a_row_refuses_unknown_columns_and_values_of_the_wrong_type(values, message):
     with pytest.raises(ValueError, match=message):
         make_row(values)
 
 
-def test_a_row_has_every_column_and_none_where_nothing_is_known():
+def test_a_row_has_every_column_with_none_for_unknown_values():
     row = make_row({"depth": 2, "train_flops": 10**30, "val_loss_parts": (1.0, 2)})
     assert list(row) == list(BY_NAME)
     assert {name for name, value in row.items() if value is not None} == {
@@ -72,7 +72,7 @@ def test_a_row_has_every_column_and_none_where_nothing_is_known():
     }  # fmt: skip
 
 
-def test_a_number_has_a_unit_or_is_a_plain_one():
+def test_every_number_has_a_unit_or_is_dimensionless():
     plain = {"seed", "learning_rate", "epochs", "fid", "inception_score", "attempts"}
     plain |= {"kid", "fd_seeded"}
     for column in SCHEMA:
@@ -83,7 +83,7 @@ def test_a_number_has_a_unit_or_is_a_plain_one():
 # Ours ---------------------------------------------------------------------------------------------
 
 
-def test_rows_of_ours_are_dropped_only_with_a_reason():
+def test_our_rows_are_dropped_only_with_a_reason():
     frame = ours()
     frame.loc[0, "val_loss"] = -1.0
     frame.loc[3, "status"] = "diverged"
@@ -93,7 +93,7 @@ def test_rows_of_ours_are_dropped_only_with_a_reason():
     assert found.dropped == (
         "d1 at step 50: val_loss is not a positive number: -1.0",
         "d2 at step 100: diverged",
-        "d3 at step 100: the same trial and step stands again below",
+        "d3 at step 100: a row below has the same trial and step",
         "d4 at step 50: val_error is not a positive number: absent",
     )
     assert len(found.rows) == len(frame) - 4
@@ -101,16 +101,16 @@ def test_rows_of_ours_are_dropped_only_with_a_reason():
     assert found.assumed == ()
 
 
-def test_only_ends_of_finished_trials_make_a_law():
+def test_laws_use_only_final_evaluations_of_finished_trials():
     frame = ours()
     frame.loc[frame.trial == "d6", "status"] = "running"
     finals = check(frame).finals
     assert finals.trial.tolist() == ["d1", "d2", "d3", "d4", "d5"]
     assert (finals.step == 100).all()
-    assert finals.params_total.dtype == np.int64  # a count stays one
+    assert finals.params_total.dtype == np.int64  # a count stays an integer
 
 
-def test_how_an_imported_model_was_trained_may_be_unknown_and_nothing_else():
+def test_only_the_training_of_an_imported_model_may_be_unknown():
     unknown = dict.fromkeys(("seed", "step", "steps", "tokens_seen", "train_flops"))
     imported = ours().iloc[[11]].assign(trial="it", status="imported", **unknown)
     bad = imported.assign(trial="bad", params_blocks=None)
@@ -128,7 +128,7 @@ def test_how_an_imported_model_was_trained_may_be_unknown_and_nothing_else():
 # Tables of other programs ------------------------------------------------------------------------
 
 
-def test_a_score_and_a_variable_are_enough():
+def test_a_table_needs_only_a_score_and_a_variable():
     found = check(theirs())
     assert found.finals.trial.tolist() == ["row-1", "row-2", "row-3", "row-4"]
     assert set(BY_NAME) <= set(found.finals.columns)
@@ -151,7 +151,7 @@ def test_a_run_without_a_stated_length_ends_at_its_last_step():
     assert "steps of 4 rows is not given: each run ends at its last step" in found.notes
 
 
-def test_seeds_that_share_a_name_are_not_one_run_written_twice():
+def test_seeds_with_one_name_are_not_duplicates():
     frame = ours().assign(sweep="s", trial="same", depth=3)
     assert len(check(frame).finals) == 6
     assert "5 runs have the name of another" in check(frame).notes[-1]
@@ -161,13 +161,13 @@ def test_seeds_that_share_a_name_are_not_one_run_written_twice():
 
 def test_the_same_row_twice_counts_once():
     found = check(pd.concat([theirs(), theirs().iloc[[1]]]))
-    assert found.dropped == ("row-2: the same row stands again below",)
+    assert found.dropped == ("row-2: an identical row is below",)
     assert len(found.finals) == 4
 
 
 @pytest.mark.parametrize("value", [0, -2.5, "n/a?", math.inf])
 @pytest.mark.parametrize("column", ["val_loss", "params_total", "tokens_seen"])
-def test_a_bad_number_costs_its_row_and_is_named(column, value):
+def test_a_row_with_a_bad_number_is_dropped_and_reported(column, value):
     frame = theirs().astype({column: object})
     frame.loc[2, column] = value
     (dropped,) = check(frame).dropped
@@ -175,23 +175,23 @@ def test_a_bad_number_costs_its_row_and_is_named(column, value):
     assert str(value) in dropped
 
 
-def test_a_row_that_lacks_a_score_stays_for_the_others():
+def test_a_row_without_one_score_is_kept_for_the_others():
     found = check(theirs(val_error=[0.9, None, 0.7, None], val_loss=[3, 2.9, None, None]))
     assert found.dropped == ("row-4: no score is given",)
     assert found.finals.val_error.isna().tolist() == [False, True, False]
-    assert "val_error is unknown in 1 of 3 rows, which are no points of its laws" in found.notes
+    assert "val_error is unknown in 1 of 3 rows; laws that need it leave them out" in found.notes
 
 
-def test_an_odd_value_where_none_is_needed_is_unknown_and_noted():
+def test_an_invalid_optional_value_is_unknown_and_reported():
     found = check(theirs(depth=["six", "8", 10, -1], val_loss_parts=["[1, 2.5]", "?", "", None]))
     assert found.rows.depth.tolist()[1:3] == [8, 10]
     assert found.rows.depth.isna().tolist() == [True, False, False, True]
-    assert "depth of 2 rows is taken for unknown: 'six'" in found.notes
+    assert "depth of 2 rows is not valid and counts as unknown: 'six'" in found.notes
     assert found.rows.val_loss_parts.tolist() == [[1, 2.5], None, None, None]
-    assert "val_loss_parts of 1 rows is taken for unknown: '?'" in found.notes
+    assert "val_loss_parts of 1 rows is not valid and counts as unknown: '?'" in found.notes
 
 
-def test_a_third_party_words_for_the_end_are_understood_and_others_are_not_guessed():
+def test_known_status_words_of_third_parties_are_mapped_and_others_not_guessed():
     found = check(theirs(status=["FINISHED", "completed", "Running", "crashed"]))
     assert found.rows.status.tolist() == ["done", "done", "running"]
     assert found.dropped[0].startswith("row-4: status is none of done, running")
@@ -207,11 +207,11 @@ def test_a_third_party_words_for_the_end_are_understood_and_others_are_not_guess
         (theirs().iloc[:0], "the table is empty"),
         (ours(val_loss=np.nan), "no usable row: .*val_loss is not a positive number: absent"),
         (theirs(val_loss=np.nan), "no usable row: row-1: no score is given"),
-        (theirs(val_error=[0.9, 45.2, 44, 43]), "val_error is 45.2 .*in per cent"),
+        (theirs(val_error=[0.9, 45.2, 44, 43]), "val_error is up to 45.2, .*in per cent"),
         (pd.concat([theirs(), theirs()[["val_loss"]]], axis=1), "two columns are named val_loss"),
     ],
 )
-def test_a_table_that_cannot_be_used_says_why(frame, message):
+def test_an_unusable_table_is_refused_with_the_reason(frame, message):
     with pytest.raises(TableError, match=message):
         check(frame)
 
@@ -224,7 +224,7 @@ MESS = (None, math.nan, 0, -1, 0.5, 2, "x", "", "1e5", math.inf, True, pd.NA, [1
     mess=st.lists(st.tuples(*[st.sampled_from(MESS)] * 5), min_size=1, max_size=5),
     names=st.permutations([name for name, column in BY_NAME.items() if column.sign != "share"]),
 )
-def test_whatever_stands_in_the_cells_each_row_is_usable_or_has_its_reason(mess, names):
+def test_every_row_of_arbitrary_cells_is_usable_or_has_a_reason(mess, names):
     columns = ["val_loss", "params_total", *names]
     good = (1.5, 2.0, *[None] * 3)
     frame = pd.DataFrame([*mess, good], columns=list(dict.fromkeys(columns))[:5], dtype=object)
@@ -234,13 +234,13 @@ def test_whatever_stands_in_the_cells_each_row_is_usable_or_has_its_reason(mess,
     for name in ("val_loss", "params_total"):
         known = found.rows[name].dropna()
         assert (np.isfinite(known) & (known > 0)).all()
-    assert len(check(found.rows).rows) == len(found.rows)  # what was kept is kept
+    assert len(check(found.rows).rows) == len(found.rows)  # rows that were kept stay the same
 
 
 # Files --------------------------------------------------------------------------------------------
 
 
-def test_every_kind_of_file_is_the_same_table(tmp_path):
+def test_every_file_format_gives_the_same_table(tmp_path):
     frame = ours()
     frame.to_csv(tmp_path / "t.csv", index=False)
     frame.to_csv(tmp_path / "t.tsv", index=False, sep="\t")
@@ -254,7 +254,7 @@ def test_every_kind_of_file_is_the_same_table(tmp_path):
     assert load_results(tmp_path / "t.csv").source == str(tmp_path / "t.csv")
 
 
-def test_a_third_party_names_are_renamed_and_a_wrong_one_is_told_what_there_is(tmp_path):
+def test_third_party_columns_are_renamed_and_a_wrong_name_lists_the_columns(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("Model Size, Training FLOP,loss,colour\n1e9,1e20,2.5,red\n2e9,3e20,2.4,red\n")
     names = {"Model Size": "params_total", "Training FLOP": "train_flops", "loss": "val_loss"}
@@ -264,13 +264,16 @@ def test_a_third_party_names_are_renamed_and_a_wrong_one_is_told_what_there_is(t
     for wrong, message in (
         ({"Model size": "params_total"}, "no 'Model size'; there are: Model Size, Training FLOP,"),
         ({"loss": "validation_loss"}, "'validation_loss' is no column .*val_loss"),
-        ({"loss": "val_loss", "colour": "val_loss"}, "'loss' and 'colour' are both to be val_loss"),
+        (
+            {"loss": "val_loss", "colour": "val_loss"},
+            "'loss' and 'colour' are both mapped to val_loss",
+        ),
         ({"loss": "val_loss"}, "columns missing: a variable"),
     ):
         with pytest.raises(TableError, match=message):
             load_table(path, wrong)
     theirs().assign(loss=1.0).to_csv(path)
-    with pytest.raises(TableError, match="there is a column val_loss already"):
+    with pytest.raises(TableError, match="there is already a column val_loss"):
         load_table(path, {"loss": "val_loss"})
 
 
@@ -284,17 +287,17 @@ def test_a_third_party_names_are_renamed_and_a_wrong_one_is_told_what_there_is(t
         ("t.csv.gz", b"no gzip", "cannot be read"),
         ("t.csv.gz", gzip.compress(b"params_total\n" * 99, mtime=0)[:-20], "cannot be read"),
         ("t.parquet", b"PAR1 no parquet", "cannot be read"),
-        ("t.xlsx", b"", r"is none of \.csv"),
+        ("t.xlsx", b"", r"must be one of \.csv"),
     ],
 )
-def test_a_file_that_is_no_table_says_so_in_one_line(tmp_path, name, content, message):
+def test_a_file_that_is_not_a_table_is_refused_in_one_line(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(TableError, match=message) as told:
         load_table(tmp_path / name)
     assert "\n" not in str(told.value)
 
 
-def test_a_file_that_is_not_there_is_no_traceback_of_pandas(tmp_path):
+def test_a_missing_file_is_refused_without_a_traceback(tmp_path):
     with pytest.raises(TableError, match="no such file"):
         load_table(tmp_path / "none.csv")
     with pytest.raises(TableError, match="no results yet"):
@@ -309,7 +312,7 @@ def test_a_file_that_is_not_there_is_no_traceback_of_pandas(tmp_path):
 
 @settings(max_examples=5, deadline=None)
 @given(order=st.permutations(range(12)), columns=st.randoms(use_true_random=False))
-def test_the_fingerprint_is_of_the_content_alone(order, columns):
+def test_the_fingerprint_depends_only_on_the_content(order, columns):
     frame = ours()
     names = list(frame.columns)
     columns.shuffle(names)
@@ -319,7 +322,7 @@ def test_the_fingerprint_is_of_the_content_alone(order, columns):
     assert len(check(frame).fingerprint) == 12
 
 
-def test_the_fingerprint_tells_any_change_of_a_number():
+def test_the_fingerprint_changes_with_any_number():
     known = {check(theirs()).fingerprint, check(theirs().iloc[:3]).fingerprint}
     for column in theirs().columns:
         frame = theirs()
@@ -327,30 +330,32 @@ def test_the_fingerprint_tells_any_change_of_a_number():
         known.add(check(frame).fingerprint)
     assert len(known) == 5
     assert check(theirs(status="done")).fingerprint != check(theirs(seed=0)).fingerprint
-    shuffled = theirs().iloc[[2, 0, 3, 1]]  # its rows get other names, but names given here
+    shuffled = theirs().iloc[
+        [2, 0, 3, 1]
+    ]  # its rows get different generated names, unless names are given
     assert check(shuffled).fingerprint == check(theirs()).fingerprint
 
 
-def test_six_n_d_completes_what_is_missing_and_only_when_asked():
+def test_missing_compute_is_filled_by_6nd_only_if_requested():
     n, d = theirs().params_total, theirs().tokens_seen
     table = check(theirs())
     assert table.finals.train_flops.isna().all()
     full = complete(table, "train_flops")
     assert full.finals.train_flops.tolist() == (6 * n * d).tolist()
     assert full.notes[-1] == (
-        "train_flops of 4 rows by C = 6 N D from params_total and tokens_seen"
+        "train_flops of 4 rows was computed by C = 6 N D from params_total and tokens_seen"
     )
     assert full.fingerprint != table.fingerprint
     assert full.finals.trial.tolist() == table.finals.trial.tolist()
     assert table.finals.train_flops.isna().all()
     for lost in ("tokens_seen", "params_total"):
         frame = full.rows.assign(**{lost: np.nan})
-        frame.loc[0, lost] = 7.0  # what is known stays
+        frame.loc[0, lost] = 7.0  # known values do not change
         found = complete(check(frame), lost).finals.sort_values("trial")[lost].to_numpy()
         np.testing.assert_allclose(found, [7.0, *theirs()[lost][1:]], rtol=1e-12)
     for column, parameters, message in (
-        ("train_flops", "params_blocks", "no row without train_flops knows both params_blocks and"),
-        ("tokens_seen", "params_total", "every row knows its tokens_seen already"),
+        ("train_flops", "params_blocks", "no row without train_flops has both params_blocks and"),
+        ("tokens_seen", "params_total", "tokens_seen is known in every row"),
         ("val_loss", "params_total", "'val_loss': C = 6 N D gives one of train_flops, params_to"),
     ):
         with pytest.raises(TableError, match=message):

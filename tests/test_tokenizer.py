@@ -1,4 +1,4 @@
-"""One mathematics: what encodes, decodes, teaches and trains walks the same two steps."""
+"""Encoding, decoding, teacher input and training share the same two steps."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from var_scaling.disk import DONE, file_sha256, write_json
 from var_scaling.pyramid import Pyramid
 from var_scaling.tokenizer.autoencoder import to_pixels, to_unit
 from var_scaling.tokenizer.cache import CacheError, describe, open_cache
-from var_scaling.tokenizer.codebook import CodebookUpkeep
+from var_scaling.tokenizer.codebook import CodebookUpdater
 from var_scaling.tokenizer.encode import write_cache
 from var_scaling.tokenizer.model import MultiScaleVQVAE, load_tokenizer
 from var_scaling.tokenizer.quantizer import Quantized, phi_choice
@@ -29,15 +29,15 @@ def grid(model) -> torch.Tensor:
     return torch.randn(5, 4, 4, 4, generator=torch.Generator().manual_seed(0))
 
 
-def test_the_decoders_grid_is_the_encoders_running_grid(model, grid):
+def test_the_decoded_grid_equals_the_final_grid_of_the_encoder(model, grid):
     quantized = model.quantize(grid, 0.25)
     ids = model.quantize.encode(grid)
     assert torch.equal(torch.cat(quantized.ids, dim=1), ids)
     torch.testing.assert_close(model.quantize.decode(ids), quantized.f_BCHH)
 
 
-def test_a_grid_made_of_tokens_keeps_its_finest_residual_small(model, grid):
-    """The last scale's choice leaves no more than any one code everywhere would."""
+def test_the_finest_tokens_minimise_the_residual(model, grid):
+    """The codes of the last scale leave no larger residual than any constant code."""
     ids = model.quantize.encode(grid)
     without = ids.clone()
     last = model.quantize.pyramid.starts[-1]
@@ -66,7 +66,7 @@ def test_the_teacher_input_of_a_scale_ignores_its_own_and_later_ids(model, grid,
         assert not torch.equal(shown[:, upto:], other[:, upto:])
 
 
-def test_one_scale_is_a_plain_vqvae():
+def test_with_one_scale_the_tokenizer_is_a_plain_vqvae():
     plain = MultiScaleVQVAE(tokenizer(pyramid=Pyramid(patch_nums=(4,))))
     f = torch.randn(2, 4, 4, 4)
     ids = plain.quantize.encode(f)
@@ -83,7 +83,7 @@ def test_one_scale_is_a_plain_vqvae():
         (13, [0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3]),
     ],
 )
-def test_each_scale_uses_the_phi_that_the_released_code_picks(scales, chosen):
+def test_each_scale_uses_the_phi_of_the_released_code(scales, chosen):
     assert phi_choice(scales, 4) == chosen
 
 
@@ -95,23 +95,23 @@ def test_each_scale_uses_the_phi_that_the_released_code_picks(scales, chosen):
         (0, [f"{n}.weight" for n in range(3)]),
     ],
 )
-def test_phi_bears_the_released_names(shared, names):
+def test_phi_has_the_released_names(shared, names):
     state = MultiScaleVQVAE(tokenizer(phi_convolutions=shared)).state_dict()
     found = [name.removeprefix("quantize.quant_resi.") for name in state if "quant_resi" in name]
     assert [name for name in found if name.endswith("weight")] == names
 
 
 @given(st.integers(0, 2**32 - 1))
-def test_pixels_survive_the_way_to_unit_range_and_back(seed):
+def test_pixels_survive_conversion_to_unit_range_and_back(seed):
     pixels = torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (1, 3, 3, 3), np.uint8))
     assert torch.equal(to_pixels(to_unit(pixels)), pixels)
 
 
-def test_dead_codes_come_back_to_life_and_the_draw_is_the_steps_own(grid):
-    def after(step_count: int) -> CodebookUpkeep:
+def test_dead_codes_are_restarted_deterministically_for_each_step(grid):
+    def after(step_count: int) -> CodebookUpdater:
         quantizer = MultiScaleVQVAE(tokenizer()).quantize
-        averages = CodebookUpkeep(quantizer, tokenizer().codebook, seed=0)
-        averages.start(grid.repeat(8, 1, 1, 1))
+        averages = CodebookUpdater(quantizer, tokenizer().codebook, seed=0)
+        averages.initialize(grid.repeat(8, 1, 1, 1))
         vectors = torch.randn(200, 4, generator=torch.Generator().manual_seed(1)) + 5
         for step in range(step_count):
             asked = Quantized(vectors, vectors.sum(), [quantizer.nearest(vectors)], [vectors])
@@ -120,7 +120,9 @@ def test_dead_codes_come_back_to_life_and_the_draw_is_the_steps_own(grid):
 
     averages = after(60)
     vectors = torch.randn(200, 4, generator=torch.Generator().manual_seed(1)) + 5
-    assert len(averages.quantizer.nearest(vectors).unique()) > 24  # of 32, which all sat elsewhere
+    assert (
+        len(averages.quantizer.nearest(vectors).unique()) > 24
+    )  # of 32 codes, which were all far from the vectors
     assert torch.equal(averages.codes_VC, after(60).codes_VC)
 
 
@@ -141,7 +143,7 @@ def written(folder, model, stop=lambda done: False, train_images=600, shard=None
     return description, source
 
 
-def test_the_cache_holds_what_the_encoder_says(tmp_path, model):
+def test_the_cache_has_the_tokens_of_the_encoder(tmp_path, model):
     description, source = written(tmp_path, model)
     cache = open_cache(tmp_path, description)
     rows = np.array([599, 3])
@@ -151,12 +153,12 @@ def test_the_cache_holds_what_the_encoder_says(tmp_path, model):
     assert labels.tolist() == [599 % 8, 3]
 
 
-def test_a_killed_cache_goes_on_and_ends_the_same(tmp_path, model, monkeypatch):
+def test_a_killed_encoding_resumes_to_the_same_cache(tmp_path, model, monkeypatch):
     whole, _ = written(tmp_path / "whole", model, shard=100, monkeypatch=monkeypatch)
     stops = iter([False, True])
     torn = tmp_path / "torn"
     written(torn, model, stop=lambda done: next(stops), shard=100, monkeypatch=monkeypatch)
-    with pytest.raises(CacheError, match="not all there"):
+    with pytest.raises(CacheError, match="the token cache is not finished"):
         open_cache(torn, whole)
     written(torn, model, shard=100, monkeypatch=monkeypatch)
     first, second = (open_cache(tmp_path / name, whole) for name in ("whole", "torn"))
@@ -164,7 +166,7 @@ def test_a_killed_cache_goes_on_and_ends_the_same(tmp_path, model, monkeypatch):
     assert first.manifest == second.manifest
 
 
-def test_damage_is_found_on_opening(tmp_path, model):
+def test_damage_is_detected_when_a_cache_is_opened(tmp_path, model):
     description, _ = written(tmp_path, model)
     tokens = np.load(tmp_path / "tokens.npy", mmap_mode="r+")
     tokens[17, 3] ^= 1
@@ -175,11 +177,13 @@ def test_damage_is_found_on_opening(tmp_path, model):
 
 def test_tokens_of_another_tokenizer_are_refused_with_the_difference(tmp_path, model):
     description, _ = written(tmp_path, model)
-    with pytest.raises(CacheError, match='tokenizer_weights_sha256: recorded "abc", wanted "xyz"'):
+    with pytest.raises(
+        CacheError, match='tokenizer_weights_sha256: recorded "abc", expected "xyz"'
+    ):
         open_cache(tmp_path, {**description, "tokenizer_weights_sha256": "xyz"})
 
 
-def test_weights_survive_the_disk(tmp_path, model):
+def test_weights_are_loaded_as_they_were_saved(tmp_path, model):
     save_weights(model, tmp_path / "w.safetensors")
     path = tmp_path / "w.safetensors"
     again = load_tokenizer(tokenizer(), path, file_sha256(path))

@@ -1,4 +1,4 @@
-"""Several processes train a tokenizer and a trial as one does, and stop and resume together."""
+"""Several processes train a tokenizer and a trial as one process does, and stop together."""
 
 import json
 import os
@@ -39,14 +39,14 @@ def run_trial(folder: Path, world: World, poll_signal=goes_on, checkpoints: Path
 
 
 def scores(world: World) -> dict:
-    """Of random weights on 30 images in batches of 4, so that the last is short."""
+    """Scores of random weights on 30 images in batches of 4; the last batch has 2."""
     model = VAR(trial().model, tokenizer(), 8, seed=0)
     quantizer = MultiScaleVQVAE(tokenizer()).quantize
     return evaluate(trial().spec, model, quantizer, random_cache(30), LABELS, batch=4, world=world)
 
 
 def wishes_differ(world: World):
-    """The first process wants a checkpoint after step 2, the second wants to leave after step 5."""
+    """Process 0 gets a checkpoint signal after step 2, process 1 a stop signal after step 5."""
     wishes = {(0, 2): Signal.CHECKPOINT, (1, 5): Signal.STOP}
     return lambda done: wishes.get((world.rank, done), Signal.CONTINUE)
 
@@ -93,7 +93,7 @@ distributed.leave(world)
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, vgg) -> Path:
-    """The folder in which two processes did all that WORKER says."""
+    """The folder in which two processes ran WORKER."""
     home = tmp_path_factory.mktemp("two")
     save_weights(vgg, home / "vgg.safetensors")
     workers = [
@@ -115,21 +115,21 @@ def found_by(home: Path, rank: int) -> dict:
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_does(two, tmp_path, vgg):
+def test_training_with_two_processes_equals_training_with_one(two, tmp_path, vgg):
     """The same rows, codes restarted from the same vectors, numbers equal to rounding."""
     trial_alone = run_trial(tmp_path / "trial", World())
     alone = {
         "weights": run(tmp_path, shared_tokenizer(), vgg),
         "trial": trial_alone,
-        "passes": trial_alone,  # in passes of at most three rows of four
+        "passes": trial_alone,  # in micro-batches of at most three of four rows
     }
     for what, model in alone.items():
         ranks = [load_file(two / f"rank{rank}" / f"{what}.safetensors") for rank in (0, 1)]
         for name, value in model.state_dict().items():
             assert torch.equal(ranks[0][name], ranks[1][name])
-            # A key's bias has no gradient but rounding, which AdamW takes for one.
+            # The gradient of the key bias is only rounding error, which AdamW scales up.
             torch.testing.assert_close(ranks[0][name], value, rtol=1e-3, atol=1e-3)
-    assert not (two / "rank1" / "metrics.jsonl").read_text()  # one of them writes
+    assert not (two / "rank1" / "metrics.jsonl").read_text()  # only one of them writes
     for there, here in {".": ".", "trial": "trial", "passes": "trial"}.items():
         lines = [
             [line for line in numbers(folder / "metrics.jsonl") if line["kind"] == "train"]
@@ -144,12 +144,15 @@ def test_two_processes_train_what_one_does(two, tmp_path, vgg):
 
 
 @pytest.mark.slow
-def test_gradients_are_exchanged_once_a_step(two):
-    assert [found_by(two, rank)["kept_back"] for rank in (0, 1)] == [12, 12]  # one of two passes
+def test_gradients_are_exchanged_once_per_step(two):
+    assert [found_by(two, rank)["kept_back"] for rank in (0, 1)] == [
+        12,
+        12,
+    ]  # one of two micro-batches
 
 
 @pytest.mark.slow
-def test_two_processes_score_exactly_what_one_does(two):
+def test_two_processes_compute_exactly_the_scores_of_one(two):
     alone = scores(World())
     assert [found_by(two, rank)["scores"] for rank in (0, 1)] == [alone, alone]
     assert alone["images_scored"] == 30
@@ -157,7 +160,7 @@ def test_two_processes_score_exactly_what_one_does(two):
 
 
 @pytest.mark.slow
-def test_what_one_process_wishes_all_do_and_resume_from(two):
+def test_a_signal_to_one_process_acts_on_all(two):
     stopped = "d2 stopped after step 5 of 12"
     assert [found_by(two, rank)["stopped"] for rank in (0, 1)] == [stopped] * 2
     names = sorted(path.name for path in (two / "shared").iterdir())
@@ -169,12 +172,12 @@ def test_what_one_process_wishes_all_do_and_resume_from(two):
 
 
 @pytest.mark.slow
-def test_processes_that_find_different_checkpoints_refuse_to_go_on(two):
+def test_processes_with_different_checkpoints_refuse_to_resume(two):
     for rank in (0, 1):
-        assert "a shared disk?" in found_by(two, rank)["refused"]
+        assert "disk that all processes share" in found_by(two, rank)["refused"]
 
 
-def test_a_batch_that_does_not_divide_is_an_error_not_another_batch():
+def test_a_batch_that_the_processes_do_not_divide_is_an_error():
     assert World(rank=1, size=2).share(8) == slice(4, 8)
-    with pytest.raises(ValueError, match="batch = 9: does not divide among 2 processes"):
+    with pytest.raises(ValueError, match="batch_size = 9: not divisible by 2 processes"):
         World(size=2).share(9)

@@ -1,4 +1,4 @@
-"""Training a tokenizer: bitwise resume with every judge, terms of weight 0 absent."""
+"""Tokenizer training: bitwise resume with all losses; terms of weight 0 are absent."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from var_scaling.config import TrainedTokenizer
 from var_scaling.data.dead_leaves import DeadLeavesSource
 from var_scaling.metrics import MetricsLog
 from var_scaling.recipe import Codebook, Critic, Losses, Optimiser
-from var_scaling.tokenizer.critic import PatchCritic, balanced, say_at
+from var_scaling.tokenizer.critic import PatchCritic, adversarial_warm_up, balanced_gradients
 from var_scaling.tokenizer.perceptual import Perceptual, load_perceptual
 from var_scaling.training import checkpoint
 from var_scaling.training.average import WeightAverage
-from var_scaling.training.judges import Judges
+from var_scaling.training.judges import ReconstructionLosses
 from var_scaling.training.loop import Interrupted, Signal
 from var_scaling.training.tokenizer import train_tokenizer
 from var_scaling.training.world import World
@@ -57,12 +57,10 @@ def run(folder: Path, t: TrainedTokenizer, vgg=None, poll_signal=goes_on, world=
     ],
     ids=["plain", "everything", "bf16", "fp16", "gradient codes", "as released"],
 )
-def test_an_interrupted_tokenizer_ends_bitwise_where_an_undisturbed_one_does(
-    changes, tmp_path, vgg
-):
+def test_a_resumed_tokenizer_ends_bitwise_equal(changes, tmp_path, vgg):
     t = tokenizer(**changes)
     whole = run(tmp_path / "whole", t, vgg)
-    for count in (0, 2, 2):  # before, across and after the codebook's start, and the critic's
+    for count in (0, 2, 2):  # before, across and after the start of the codebook and of the critic
         with pytest.raises(Interrupted):
             run(tmp_path / "torn", t, vgg, poll_signal=stops_after(count))
     torn = run(tmp_path / "torn", t, vgg)
@@ -79,7 +77,7 @@ def test_an_interrupted_tokenizer_ends_bitwise_where_an_undisturbed_one_does(
     assert -1 <= scores["ssim"] <= 1
 
 
-def test_a_tokenizer_saves_when_wished_and_goes_on(tmp_path):
+def test_a_tokenizer_saves_on_a_signal_and_continues(tmp_path):
     saves = lambda done: Signal.CHECKPOINT if done == 6 else Signal.CONTINUE  # noqa: E731
     t = tokenizer(**CRITICISED)
     whole = run(tmp_path, t, poll_signal=saves)
@@ -90,7 +88,9 @@ def test_a_tokenizer_saves_when_wished_and_goes_on(tmp_path):
 
 
 def test_a_tokenizers_batch_is_not_split(tmp_path):
-    with pytest.raises(ValueError, match=r"batch = 8 is more than at_once = 3 .* more processes"):
+    with pytest.raises(
+        ValueError, match=r"batch_size = 8 is more than micro_batch_size = 3 .* more processes"
+    ):
         run(tmp_path, tokenizer(), world=World(micro_batch_size=3))
     run(tmp_path, tokenizer(), world=World(micro_batch_size=8))
 
@@ -102,7 +102,7 @@ def test_a_tokenizer_learns(tmp_path):
     assert scores[-1]["codes_used_all"] > 0.9
 
 
-def test_each_term_is_logged_and_those_of_weight_0_are_not_there(tmp_path, vgg):
+def test_each_loss_term_is_logged_unless_its_weight_is_0(tmp_path, vgg):
     run(tmp_path / "all", tokenizer(**EVERYTHING), vgg)
     early, late = (numbers(tmp_path / "all" / "metrics.jsonl")[place] for place in (0, -2))
     assert {"l1", "l2", "perceptual", "quantisation", "reconstruction", "loss"} <= set(early)
@@ -116,17 +116,17 @@ def test_each_term_is_logged_and_those_of_weight_0_are_not_there(tmp_path, vgg):
     assert not {"l2", "perceptual", "critic"} & set(only)
 
 
-def test_a_term_of_weight_0_costs_nothing(vgg):
-    judges = Judges(tokenizer(), None, World())
+def test_a_loss_term_of_weight_0_is_not_computed(vgg):
+    judges = ReconstructionLosses(tokenizer(), None, World())
     assert (judges.perceptual, judges.critic) == (None, None)
     with pytest.raises(AssertionError):
-        Judges(tokenizer(), vgg, World())
+        ReconstructionLosses(tokenizer(), vgg, World())
 
 
 # The judges -----------------------------------------------------------------------------------
 
 
-def test_the_critics_pull_is_made_as_loud_as_the_truths():
+def test_the_gradient_of_the_critic_is_scaled_to_that_of_the_reconstruction():
     torch.manual_seed(0)
     layer, critic = torch.nn.Conv2d(4, 3, 3, padding=1), PatchCritic(CRITIC, seed=0)
     rebuilt = layer(torch.randn(2, 4, 16, 16))
@@ -134,7 +134,7 @@ def test_the_critics_pull_is_made_as_loud_as_the_truths():
     apart = [
         torch.autograd.grad(loss, layer.weight, retain_graph=True)[0] for loss in (truth, verdict)
     ]
-    by_truth, by_critic, factor = balanced(
+    by_truth, by_critic, factor = balanced_gradients(
         CRITIC, rebuilt, truth, verdict, layer.weight, lambda value: value
     )
     assert factor == pytest.approx(float(apart[0].norm() / apart[1].norm()), rel=1e-4)
@@ -144,12 +144,12 @@ def test_the_critics_pull_is_made_as_loud_as_the_truths():
     assert (0.4 * factor * apart[1]).norm() == pytest.approx(float(0.4 * apart[0].norm()), rel=1e-4)
 
 
-def test_the_critic_is_silent_then_rises_then_speaks():
-    said = [say_at(CRITIC, step, 10) for step in range(10)]
+def test_the_adversarial_weight_is_0_then_rises_then_1():
+    said = [adversarial_warm_up(CRITIC, step, 10) for step in range(10)]
     assert said == [0, 0, 0, 0, 0.5, 1, 1, 1, 1, 1]
 
 
-def test_an_image_is_no_distance_from_itself_and_gradients_reach_the_rebuilt_alone(vgg):
+def test_lpips_of_equal_images_is_0_and_its_gradient_reaches_only_the_reconstruction(vgg):
     image = torch.rand(2, 3, 32, 32) * 2 - 1
     assert vgg(image, image).tolist() == [0, 0]
     other = (image * 0.5).requires_grad_()
@@ -160,7 +160,7 @@ def test_an_image_is_no_distance_from_itself_and_gradients_reach_the_rebuilt_alo
     assert other.grad.abs().sum() > 0
 
 
-def test_perceptual_weights_come_from_one_file_or_two_and_their_hash_is_the_same(tmp_path, vgg):
+def test_perceptual_weights_from_one_file_or_two_have_the_same_hash(tmp_path, vgg):
     state = vgg.state_dict()
     features = {name: value for name, value in state.items() if name.startswith("features")}
     rest = {name: value for name, value in state.items() if name not in features}
@@ -181,17 +181,17 @@ def test_perceptual_weights_come_from_one_file_or_two_and_their_hash_is_the_same
         load_perceptual((), None)
 
 
-def test_going_on_with_other_perceptual_weights_is_refused(tmp_path, vgg):
+def test_resuming_with_other_perceptual_weights_is_refused(tmp_path, vgg):
     t = tokenizer(**EVERYTHING)
     with pytest.raises(Interrupted):
         run(tmp_path, t, vgg, poll_signal=stops_after(2))
     other = Perceptual().requires_grad_(False)
     other.sha256 = "b" * 64
-    with pytest.raises(ValueError, match="training began with perceptual weights"):
+    with pytest.raises(ValueError, match="training started with perceptual weights"):
         run(tmp_path, t, other)
 
 
-def test_a_loss_too_large_for_half_precision_is_skipped_with_the_critic_too(tmp_path):
+def test_a_half_precision_overflow_is_skipped_with_the_critic_too(tmp_path):
     loud = CRITICISED["losses"].model_copy(update={"l2": 1e5})
     run(tmp_path, tokenizer(**{**CRITICISED, "losses": loud, "precision": "fp16", "steps": 20}))
     lines = numbers(tmp_path / "metrics.jsonl")
@@ -201,7 +201,7 @@ def test_a_loss_too_large_for_half_precision_is_skipped_with_the_critic_too(tmp_
 def test_a_critic_too_deep_for_its_images_is_refused_at_once():
     deep = CRITIC.model_copy(update={"halvings": 3})
     with pytest.raises(
-        ValueError, match=r"halvings = 3: leaves nothing of images of side 16; at most 2"
+        ValueError, match=r"halvings = 3: too many for images of side 16; at most 2"
     ):
         tokenizer(losses=Losses(adversarial=0.4, critic=deep))
     PatchCritic(CRITIC.model_copy(update={"channels": 40}), seed=0)
@@ -217,13 +217,13 @@ def test_the_weight_average_follows_its_ramp():
     with torch.no_grad():
         module.weight.add_(1)
     average.update(0)
-    torch.testing.assert_close(spare.weight, start + 0.9)  # (0 / 2 + 1) / (0 / 2 + 10) is kept
+    torch.testing.assert_close(spare.weight, start + 0.9)  # the decay is (0 / 2 + 1) / (0 / 2 + 10)
     for step in range(1000, 1001):
-        average.update(step)  # far on: the limit of 0.5
+        average.update(step)  # after many steps: the limit of 0.5
     torch.testing.assert_close(spare.weight, start + 0.95)
 
 
-def test_what_is_kept_is_the_average(tmp_path):
+def test_the_saved_weights_are_the_average(tmp_path):
     kept = run(tmp_path / "a", tokenizer(weight_average=0.99))
     last = run(tmp_path / "b", tokenizer())
     assert not torch.equal(kept.encoder.conv_in.weight, last.encoder.conv_in.weight)

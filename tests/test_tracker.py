@@ -1,6 +1,6 @@
-"""A tracker of a user's own, and a home that moves.
+"""A user-defined tracker, and a home that is moved.
 
-The tracker is this module. It writes CSV files below the home: one folder a run.
+The tracker is this module. It writes CSV files in the home: one folder per run.
 """
 
 import csv
@@ -16,7 +16,7 @@ from conftest import trial
 from pipelines.tracking.mirror import Mirror
 from pipelines.tracking.mlflow import MLflowTracker
 from pipelines.tracking.sync import mirror
-from pipelines.tracking.tracker import Number, open_tracker
+from pipelines.tracking.tracker import MetricValue, open_tracker
 from pipelines.workspace.settings import Settings
 from pipelines.workspace.store import Home, init_run_dir
 from var_scaling.disk import write_json
@@ -28,7 +28,7 @@ SWEEP = Sweep(name="s", question="?", trials=(trial(),))
 
 class CsvTracker:
     def __init__(self, root: Path):
-        self.root, self.where, self.closed = root, str(root), False
+        self.root, self.location, self.closed = root, str(root), False
 
     def run(self, experiment: str, name: str, address: str, kind: str) -> str:
         folder = self.root / address.replace("/", "-")
@@ -51,17 +51,17 @@ class CsvTracker:
     def params(self, run: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         self._keep(run, "params.json", {**params, **tags})
 
-    def numbers(self, run: str, numbers: Sequence[Number]) -> None:
+    def metrics(self, run: str, metrics: Sequence[MetricValue]) -> None:
         with open(Path(run) / "numbers.csv", "a", newline="") as file:
-            csv.writer(file).writerows(numbers)
+            csv.writer(file).writerows(metrics)
 
-    def shown(self, run: str) -> dict[str, float]:
+    def latest_metrics(self, run: str) -> dict[str, float]:
         with open(Path(run) / "numbers.csv", newline="") as file:
             return {name: float(value) for name, value, *_ in csv.reader(file)}
 
-    def artifact(self, run: str, file: Path, place: str = "") -> None:
-        (Path(run) / place).mkdir(parents=True, exist_ok=True)
-        shutil.copy(file, Path(run) / place)
+    def artifact(self, run: str, file: Path, folder: str = "") -> None:
+        (Path(run) / folder).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, Path(run) / folder)
 
     def table(self, run: str, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
         self._keep(run, f"{name}.json", columns)
@@ -81,7 +81,7 @@ open_tracker_of_this_module = open_csv
 
 
 def trained(root: Path) -> Home:
-    """A home with a trial that has logged a little, and a picture beside it."""
+    """A home with a trial that has logged a few lines and has a picture."""
     home, one = Home(root), SWEEP.trials[0]
     folder = home.trial("s", one.name)
     init_run_dir(folder, "trial.json", one)
@@ -99,7 +99,7 @@ def settings(monkeypatch) -> Settings:
     return Settings.model_validate({"tracking": {"module": "test_tracker"}})
 
 
-def test_a_tracker_of_ones_own_gets_what_mlflow_would(tmp_path, settings):
+def test_a_users_tracker_receives_what_mlflow_would(tmp_path, settings):
     home = trained(tmp_path)
     for _ in range(2):
         mirror(home, SWEEP, settings, follow=False, print_line=print)
@@ -108,35 +108,35 @@ def test_a_tracker_of_ones_own_gets_what_mlflow_would(tmp_path, settings):
     losses = [row for row in rows if row[0] == "train/loss"]
     assert [(float(value), int(step)) for _, value, _, step in losses] == [(3.0, 1), (2.0, 2)]
     params = json.loads((run / "params.json").read_text())
-    assert params["state"] == "KILLED"  # no process is at it
+    assert params["state"] == "KILLED"  # no process works on it
     assert params["depth"] == 2
     assert not (tmp_path / "mlflow.db").exists()
 
 
-def test_laws_and_files_go_to_it_too(tmp_path, settings):
+def test_a_users_tracker_receives_laws_and_files(tmp_path, settings):
     home = trained(tmp_path)
     tracker = open_tracker_of_this_module(home)
     picture = tmp_path / "law.png"
     picture.write_bytes(b"picture")
     Mirror(home, SWEEP, tracker).publish_law({"law/a": 0.5}, {"alpha": [0.5]}, [picture])
     run = tmp_path / "csv" / "s-law"
-    assert tracker.shown(str(run)) == {"law/a": 0.5}
+    assert tracker.latest_metrics(str(run)) == {"law/a": 0.5}
     assert (run / "report" / "law.png").read_bytes() == b"picture"
     assert json.loads((run / "laws.json").read_text()) == {"alpha": [0.5]}
 
 
 @pytest.mark.parametrize(
     ("module", "message"),
-    [("no_such_module", "No module named"), ("json", "it has no function open_tracker")],
+    [("no_such_module", "No module named"), ("json", "the module has no function open_tracker")],
 )
-def test_a_tracker_that_cannot_be_opened_is_named(tmp_path, module, message):
+def test_a_tracker_that_cannot_be_opened_is_reported(tmp_path, module, message):
     wrong = Settings.model_validate({"tracking": {"module": module}})
     with pytest.raises(ValueError, match=rf"\[tracking\] module = '{module}': {message}"):
         open_tracker(Home(tmp_path), wrong)
 
 
-def test_a_home_that_was_moved_mirrors_into_itself(tmp_path):
-    """MLflow would write each artifact below the path that the database was made with."""
+def test_a_moved_home_is_mirrored_at_its_new_path(tmp_path):
+    """MLflow would write artifacts to the path at which the database was created."""
     first = trained(tmp_path / "first")
     picture = tmp_path / "law.png"
     picture.write_bytes(b"old")

@@ -1,4 +1,4 @@
-"""The mirror: replayed twice is there once, and an outage costs nothing but the view."""
+"""The MLflow mirror: replays are idempotent, and an outage only delays it."""
 
 import signal
 import socket
@@ -10,7 +10,7 @@ from conftest import COMMAND, trial
 
 from pipelines.tracking.mirror import Mirror
 from pipelines.tracking.mlflow import MLflowTracker
-from pipelines.tracking.sync import attempt
+from pipelines.tracking.sync import try_mirror
 from pipelines.workspace import job_log as jobs
 from pipelines.workspace.store import Home, init_run_dir
 from var_scaling.disk import write_json
@@ -46,7 +46,7 @@ def logged(mirror: Mirror, name: str) -> list[tuple[int, float]]:
     ]
 
 
-def test_replayed_twice_it_is_there_once(home):
+def test_a_log_replayed_twice_is_mirrored_once(home):
     for _ in range(2):
         mirror = Mirror(home, SWEEP, MLflowTracker(home))
         mirror.catch_up()
@@ -63,7 +63,7 @@ def test_lines_written_again_after_a_resume_count_once(home):
     assert [step for step, _ in logged(mirror, "train/loss")] == [1, 2, 3, 4, 5]
 
 
-def test_a_run_says_how_it_ended_and_what_it_was(home):
+def test_a_run_has_its_final_status_and_parameters(home):
     mirror = Mirror(home, SWEEP, MLflowTracker(home))
     mirror.catch_up()
 
@@ -71,7 +71,7 @@ def test_a_run_says_how_it_ended_and_what_it_was(home):
         (found,) = mirror.tracker.client.search_runs([mirror.tracker.experiment("s")])
         return found
 
-    assert run().info.status == "KILLED"  # no process works on it and it is not finished
+    assert run().info.status == "KILLED"  # it is not finished and no process works on it
     write_json(home.trial("s", "d2") / "done.json", {"status": "done"})
     mirror.catch_up()
     assert run().info.status == "FINISHED"
@@ -80,8 +80,8 @@ def test_a_run_says_how_it_ended_and_what_it_was(home):
     assert run().info.run_name == "d2 N=9.2e+03"
 
 
-def test_what_slurm_does_to_a_trial_is_what_its_run_says(home):
-    """Preempted or queued it is RUNNING, crashed FAILED, cancelled KILLED, tried again RUNNING."""
+def test_the_status_of_a_run_follows_the_state_of_its_job(home):
+    """RUNNING if preempted, queued or retried, FAILED if crashed, KILLED if cancelled."""
     folder = home.trial("s", "d2")
     mirror = Mirror(home, SWEEP, MLflowTracker(home))
 
@@ -102,7 +102,7 @@ def test_what_slurm_does_to_a_trial_is_what_its_run_says(home):
     assert status("cancelled", reason="it was cancelled") == "KILLED"
 
 
-def test_the_law_is_published_once_however_often(home):
+def test_a_law_published_repeatedly_is_stored_once(home):
     mirror = Mirror(home, SWEEP, MLflowTracker(home))
     for _ in range(2):
         mirror.publish_law({"law/x/alpha": 0.1}, {"law": ["x"], "alpha": [0.1]}, [])
@@ -113,16 +113,16 @@ def test_the_law_is_published_once_however_often(home):
     assert [m.value for m in history] == [0.1]
 
 
-def test_a_dead_server_costs_a_line_not_a_run(home):
+def test_a_dead_server_gives_a_warning_and_does_not_stop_the_run(home):
     elsewhere = Home(home.root / "elsewhere")  # MLflow keeps a broken connection for its process
     elsewhere.root.mkdir()
     (elsewhere.root / "mlflow.db").write_text("no database")
     said: list[str] = []
-    assert not attempt(
+    assert not try_mirror(
         lambda: Mirror(elsewhere, SWEEP, MLflowTracker(elsewhere)).catch_up(), said.append
     )
     assert "MLflow mirror: DatabaseError" in said[0]
-    assert attempt(lambda: Mirror(home, SWEEP, MLflowTracker(home)).catch_up(), said.append)
+    assert try_mirror(lambda: Mirror(home, SWEEP, MLflowTracker(home)).catch_up(), said.append)
     assert len(said) == 1
 
 

@@ -1,4 +1,4 @@
-"""The loop: schedules as stated, bitwise resume, nothing but finite, passes and processes."""
+"""The training loop: schedules, bitwise resume, non-finite values, micro-batches, processes."""
 
 import json
 from itertools import pairwise
@@ -17,9 +17,9 @@ from var_scaling.training.distributed import join
 from var_scaling.training.loop import (
     Diverged,
     Interrupted,
+    MeanStats,
     Signal,
     Stopwatch,
-    Window,
     log_steps,
     updates,
 )
@@ -36,7 +36,7 @@ from var_scaling.training.world import World
 # Schedules ------------------------------------------------------------------------------------
 
 
-def test_the_rate_warms_up_stays_and_decays_to_its_share():
+def test_the_learning_rate_warms_up_stays_constant_and_decays():
     o = Optimiser(learning_rate=2.0, warm_up=0.1, warm_up_from=0.5, plateau=0.5, final=0.1)
     rates = [learning_rate_at(o, step, 101) for step in range(101)]
     assert rates[0] == pytest.approx(1.0)
@@ -45,14 +45,14 @@ def test_the_rate_warms_up_stays_and_decays_to_its_share():
     assert all(late <= early for early, late in pairwise(rates[55:]))
 
 
-def test_weight_decay_goes_by_cosine_over_all_steps():
+def test_weight_decay_follows_a_cosine_over_all_steps():
     o = Optimiser(learning_rate=1.0, weight_decay=0.04, final_weight_decay=0.08)
     assert weight_decay_at(o, 0, 101) == pytest.approx(0.04)
     assert weight_decay_at(o, 50, 101) == pytest.approx(0.06)
     assert weight_decay_at(o, 100, 101) == pytest.approx(0.08)
 
 
-def test_the_papers_groups_decay_matrices_only():
+def test_only_matrices_have_weight_decay():
     model = VAR(trial().model, tokenizer(), 8, seed=0)
     groups = adamw(model, trial().optimiser).param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -110,7 +110,7 @@ def test_the_gradient_is_clipped_to_its_norm():
     torch.testing.assert_close(taken, [torch.tensor([1.2, 1.6])])
 
 
-def test_a_steps_gradient_is_all_that_came_back_since_the_step_before():
+def test_the_gradient_of_a_step_sums_all_backward_passes():
     module = Product(0.0)
     optimizer = descent_of(module, grad_clip=1e9)
     for step in (0, 1):
@@ -137,33 +137,33 @@ def test_half_precision_scales_its_loss_and_backs_off_instead_of_ending():
     again = descent_of(Product(1.0), "fp16")
     again.restore(optimizer.state())
     assert again.scaler.get_scale() == 2**10
-    for number in range(2, 14):  # an infinity that no scale takes away is an end after all
+    for number in range(2, 14):  # an infinity at every loss scale ends the run
         found = step([1.0, float("inf")], number)
     assert not torch.isfinite(found["grad_norm"])
 
 
-def test_the_stopwatch_counts_training_only_and_over_attempts():
+def test_train_seconds_count_training_only_over_all_attempts():
     now = [100.0]
     watch = Stopwatch(seconds=5.0, save_every=10.0, clock=lambda: now[0])
     now[0] = 103.0
     with watch.paused():
         now[0] = 150.0
-        assert watch.lap() == 8.0
+        assert watch.seconds() == 8.0
     now[0] = 151.0
-    assert watch.lap() == 9.0
+    assert watch.seconds() == 9.0
     assert watch.save_is_due()
     watch.saved()
     assert not watch.save_is_due()
 
 
-def test_a_window_averages_since_the_last_look():
-    window = Window()
+def test_logged_means_cover_the_steps_since_the_last_line():
+    window = MeanStats()
     window.add({"loss": torch.tensor(1.0)})
-    window = Window(json.loads(json.dumps(window.sums)))
+    window = MeanStats(json.loads(json.dumps(window.sums)))
     window.add({"loss": torch.tensor(3.0)})
-    assert window.take() == {"loss": 2.0}
+    assert window.pop() == {"loss": 2.0}
     window.add({"loss": torch.tensor(7.0)})
-    assert window.take() == {"loss": 7.0}
+    assert window.pop() == {"loss": 7.0}
 
 
 def test_the_last_step_is_always_logged():
@@ -185,9 +185,7 @@ def run(folder, quantizer, token_cache, poll_signal=goes_on, save_every=1e9, t=N
         log.close()
 
 
-def test_an_interrupted_trial_ends_bitwise_where_an_undisturbed_one_does(
-    tmp_path, quantizer, token_cache
-):
+def test_a_resumed_trial_ends_bitwise_equal(tmp_path, quantizer, token_cache):
     whole = run(tmp_path / "whole", quantizer, token_cache)
     for _ in range(3):
         with pytest.raises(Interrupted, match="of 12"):
@@ -218,7 +216,7 @@ def test_a_trial_killed_between_checkpoints_repeats_its_steps_exactly(
         run(tmp_path / "torn", quantizer, token_cache, save_every=0.0)
     monkeypatch.undo()
     for path in sorted((tmp_path / "torn" / "checkpoint").glob("*"))[1:]:
-        path.unlink()  # as if the last had not been written yet
+        path.unlink()  # as if the last checkpoint had not been written yet
     torn = run(tmp_path / "torn", quantizer, token_cache)
     assert all(
         torch.equal(a, b) for a, b in zip(whole.parameters(), torn.parameters(), strict=True)
@@ -228,7 +226,7 @@ def test_a_trial_killed_between_checkpoints_repeats_its_steps_exactly(
     )
 
 
-def test_a_wish_to_save_writes_a_checkpoint_and_training_goes_on(tmp_path, quantizer, token_cache):
+def test_a_checkpoint_signal_saves_and_training_continues(tmp_path, quantizer, token_cache):
     folder, seen = tmp_path / "checkpoint", []
 
     def poll_signal(done: int) -> Signal:
@@ -237,15 +235,17 @@ def test_a_wish_to_save_writes_a_checkpoint_and_training_goes_on(tmp_path, quant
 
     whole = run(tmp_path, quantizer, token_cache, poll_signal)
     kept = [[]] * 3 + [[3]] + [[3, 4]] * 8
-    assert seen == list(zip(range(1, 13), kept, strict=True))  # told once after every step
-    assert checkpoint.latest(folder)["step"] == 4  # the last step needs none
+    assert seen == list(
+        zip(range(1, 13), kept, strict=True)
+    )  # the signal is polled once after every step
+    assert checkpoint.latest(folder)["step"] == 4  # the last step writes no checkpoint
     went_on = run(tmp_path, quantizer, token_cache)
     assert all(
         torch.equal(a, b) for a, b in zip(whole.parameters(), went_on.parameters(), strict=True)
     )
 
 
-def test_a_wish_to_stop_after_the_last_step_is_late(tmp_path, quantizer, token_cache):
+def test_a_stop_signal_after_the_last_step_has_no_effect(tmp_path, quantizer, token_cache):
     run(tmp_path, quantizer, token_cache, stops_after(11))
     with pytest.raises(Interrupted, match="d2 stopped after step 11 of 12"):
         run(tmp_path / "earlier", quantizer, token_cache, stops_after(10))
@@ -253,8 +253,8 @@ def test_a_wish_to_stop_after_the_last_step_is_late(tmp_path, quantizer, token_c
     assert checkpoint.latest(tmp_path / "earlier" / "checkpoint")["step"] == 11
 
 
-@pytest.mark.parametrize("at_once", [1, 3, 8])
-def test_a_batch_in_passes_trains_as_the_whole_batch_does(
+@pytest.mark.parametrize("micro_batch_size", [1, 3, 8])
+def test_gradient_accumulation_equals_the_whole_batch(
     micro_batch_size, tmp_path, quantizer, token_cache, monkeypatch
 ):
     t, asked = trial(class_dropout_prob=0.5), []
@@ -281,14 +281,14 @@ def test_a_batch_in_passes_trains_as_the_whole_batch_does(
     for name in ("loss", "grad_norm"):
         curves = [[line.get(name, 0.0) for line in each] for each in lines]
         np.testing.assert_allclose(curves[1], curves[0], rtol=1e-5)
-    if micro_batch_size == t.batch_size:  # one pass after all
+    if micro_batch_size == t.batch_size:  # a single micro-batch
         assert lines[0] == lines[1]
         assert all(
             torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True)
         )
 
 
-def test_half_precision_is_scaled_in_every_pass(tmp_path, quantizer, token_cache):
+def test_half_precision_is_scaled_in_every_micro_batch(tmp_path, quantizer, token_cache):
     t = trial(precision="fp16")
     for name, world in (("whole", World()), ("parts", World(micro_batch_size=3))):
         run(tmp_path / name, quantizer, token_cache, t=t, world=world)
@@ -299,7 +299,7 @@ def test_half_precision_is_scaled_in_every_pass(tmp_path, quantizer, token_cache
     np.testing.assert_allclose(curves[1], curves[0], rtol=1e-3)
 
 
-def test_passes_are_the_share_in_order():
+def test_micro_batches_are_consecutive_slices_of_the_local_batch():
     assert World(rank=1, size=2, micro_batch_size=3).micro_batches(16) == [
         slice(8, 11), slice(11, 14), slice(14, 16),
     ]  # fmt: skip
@@ -310,15 +310,17 @@ def test_passes_are_the_share_in_order():
 # Meeting --------------------------------------------------------------------------------------
 
 
-def test_who_waits_in_vain_says_for_what_and_how_long(tmp_path):
+def test_a_rendezvous_timeout_names_the_file_and_the_seconds(tmp_path):
     cpu = torch.device("cpu")
-    with pytest.raises(TimeoutError, match=r"meeting\.json: not written by process 0 within 0 s"):
-        join(1, 2, cpu, tmp_path / "meeting.json", "127.0.0.1", patience=0.0)
-    with pytest.raises(TimeoutError, match=r"meeting\.json: not all 2 processes met at 127.0.0.1"):
-        join(0, 2, cpu, tmp_path / "meeting.json", "127.0.0.1", patience=0.1)
+    with pytest.raises(TimeoutError, match=r"meeting\.json: process 0 did not write it within 0 s"):
+        join(1, 2, cpu, tmp_path / "meeting.json", "127.0.0.1", timeout_s=0.0)
+    with pytest.raises(
+        TimeoutError, match=r"meeting\.json: not all 2 processes connected to 127.0.0.1"
+    ):
+        join(0, 2, cpu, tmp_path / "meeting.json", "127.0.0.1", timeout_s=0.1)
 
 
-def test_one_process_alone_joins_no_group(tmp_path):
+def test_a_single_process_joins_no_process_group(tmp_path):
     world = join(
         0, 1, torch.device("cpu"), tmp_path / "meeting.json", "nowhere", micro_batch_size=4
     )
@@ -326,7 +328,7 @@ def test_one_process_alone_joins_no_group(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_trial_learns_what_there_is_to_learn(tmp_path, quantizer, token_cache):
+def test_a_trial_learns_two_sequences(tmp_path, quantizer, token_cache):
     """Two token sequences, one for each class: the loss must fall to almost nothing."""
     patterns = token_cache(2).tokens
     labels = np.arange(40) % 2
@@ -341,7 +343,7 @@ def test_a_trial_learns_what_there_is_to_learn(tmp_path, quantizer, token_cache)
     assert scores[-1]["error"] < 0.01
 
 
-def test_dropped_labels_are_the_trainers_act_and_the_steps_own(quantizer, token_cache):
+def test_dropped_labels_depend_only_on_seed_and_step(quantizer, token_cache):
     t, cache = trial(class_dropout_prob=0.5), token_cache(50)
     seen = []
 
@@ -373,7 +375,7 @@ def test_every_precision_trains_close_to_the_full_one_and_resumes_bitwise(
     )
     assert all(p.dtype == torch.float32 for p in whole.parameters())
     same = [torch.equal(a, b) for a, b in zip(whole.parameters(), full.parameters(), strict=True)]
-    assert all(same) == (precision == "tf32")  # no tensor cores on a processor
+    assert all(same) == (precision == "tf32")  # a CPU has no tensor cores
     losses = [
         [line["loss"] for line in numbers(tmp_path / name / "metrics.jsonl")]
         for name in ("full", "whole")
@@ -381,7 +383,7 @@ def test_every_precision_trains_close_to_the_full_one_and_resumes_bitwise(
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
 
 
-def test_the_last_evaluation_asks_without_labels_too(tmp_path, quantizer, token_cache):
+def test_the_last_evaluation_is_also_unconditional(tmp_path, quantizer, token_cache):
     run(tmp_path, quantizer, token_cache)
     first, last = [
         line for line in numbers(tmp_path / "metrics.jsonl") if line["kind"] == "validation"
@@ -392,7 +394,7 @@ def test_the_last_evaluation_asks_without_labels_too(tmp_path, quantizer, token_
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_precision_ends_with_its_block(precision):
+def test_the_precision_is_restored_after_its_context(precision):
     switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [switch.allow_tf32 for switch in switches]
     with precision_context(precision, torch.device("cpu")):

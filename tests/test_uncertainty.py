@@ -1,4 +1,4 @@
-"""Intervals: the textbook's where there is one, as wide as they must be where there is none."""
+"""Intervals equal textbook formulas where they exist, and have nominal coverage elsewhere."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def noisy(seed, x=SIZES, noise=0.004):
     return FLOOR.predict(x, TRUE) * np.exp(generator.normal(0, noise, len(x)))
 
 
-def test_intervals_of_a_straight_line_are_the_textbooks():
+def test_intervals_of_a_straight_line_equal_the_textbook_formula():
     y = noisy(1)
     fit = fit_law(PURE, SIZES, y, "squares")
     line = stats.linregress(np.log(SIZES), np.log(y))
@@ -35,7 +35,7 @@ def test_intervals_of_a_straight_line_are_the_textbooks():
     assert found.basis == "8 points, 8 sizes, 2.7 decades"
 
 
-def test_a_prediction_of_a_straight_line_is_the_textbooks():
+def test_predictions_of_a_straight_line_equal_the_textbook_formula():
     y, at = noisy(2), 1e7
     fit = fit_law(PURE, SIZES, y, "squares")
     u = np.log(SIZES) - np.log(SIZES).mean()
@@ -67,14 +67,14 @@ def test_the_ends_of_an_interval_are_where_it_stops_covering(objective):
     assert not covers_at(fit, 1e7, run.high * 1.001)
 
 
-def test_intervals_know_no_units():
+def test_intervals_do_not_depend_on_units():
     y = noisy(4)
     here = interval(fit_law(FLOOR, SIZES, y, "squares"), "E")
     there = interval(fit_law(FLOOR, SIZES * 1e-9, y * 1e3, "squares"), "E")
     assert (there.low, there.high) == pytest.approx((1e3 * here.low, 1e3 * here.high), rel=1e-3)
 
 
-def test_a_floor_that_may_be_nothing_has_an_interval_from_zero():
+def test_an_irreducible_loss_that_may_be_0_has_an_interval_from_0():
     y = PURE.predict(SIZES, {"A": 9.0, "alpha": 0.1})
     fit = fit_law(FLOOR, SIZES, y * np.exp(np.random.default_rng(0).normal(0, 0.01, 8)), "squares")
     found = interval(fit, "E")
@@ -82,19 +82,19 @@ def test_a_floor_that_may_be_nothing_has_an_interval_from_zero():
     assert found.high > 0
 
 
-def test_without_noise_nothing_but_the_truth_is_left():
+def test_without_noise_the_interval_is_the_truth():
     fit = fit_law(FLOOR, SIZES, FLOOR.predict(SIZES, TRUE), "squares")
     found = interval(fit, "alpha")
     assert (found.low, found.high) == pytest.approx((0.2, 0.2), abs=1e-6)
 
 
-def test_an_interval_of_what_was_not_fitted_is_refused():
+def test_an_interval_of_a_fixed_parameter_is_refused():
     fixed = fit_law(FLOOR, SIZES, noisy(1), floor=1.5)
     with pytest.raises(FitError, match="E is not a fitted parameter"):
         interval(fixed, "E")
     with pytest.raises(FitError, match="gamma is not"):
         interval(fixed, "gamma")
-    with pytest.raises(FitError, match="one x at a time"):
+    with pytest.raises(FitError, match="x must be one point"):
         prediction_interval(fixed, [1e6, 1e7])
 
 
@@ -104,8 +104,8 @@ def test_nominal_95_percent_is_between_92_and_97_in_500_simulations(count):
         assert 0.92 <= found.covered <= 0.97, found
 
 
-def test_simulating_all_at_once_is_asking_each_interval():
-    """The batch of `coverage` is a short cut to `covers`, not another definition."""
+def test_vectorised_coverage_equals_single_intervals():
+    """`coverage` is a vectorised form of `covers`, not another definition."""
     generator = np.random.default_rng(0)
     drawn = generator.normal(0, 0.01, (12, 9))
     inside = dict(_batched(FLOOR, TRUE, SIZES, FLOOR.predict(SIZES, TRUE), 1e7,
@@ -119,7 +119,7 @@ def test_simulating_all_at_once_is_asking_each_interval():
         assert inside["new run"][k] == covers_at(fit, 1e7, run)
 
 
-def test_a_bootstrap_is_repeatable_and_brackets_the_fit():
+def test_a_bootstrap_is_deterministic_and_brackets_the_fit():
     fit = fit_law(FLOOR, SIZES, noisy(3), "squares")
     first, again = bootstrap(fit, 500), bootstrap(fit, 500)
     assert np.array_equal(first.values["alpha"], again.values["alpha"])
@@ -128,10 +128,10 @@ def test_a_bootstrap_is_repeatable_and_brackets_the_fit():
         assert found.low < fit[name] < found.high
     assert first.predict(1e7).shape == (500,)
     assert first.predict(np.array([1e6, 1e7, 1e8])).shape == (500, 3)
-    assert first.rejected > 0  # some draws hold too few sizes
+    assert first.rejected > 0  # some resamples have too few sizes
 
 
-def test_resampled_optima_are_those_of_refits():
+def test_resampled_optima_equal_those_of_refits():
     y = noisy(5)
     fit = fit_law(FLOOR, SIZES, y, "squares")
     drawn = bootstrap(fit, 20, seed=7)
@@ -148,15 +148,15 @@ def test_resampled_optima_are_those_of_refits():
 
 
 def shared_by_seed(generator, sizes=6, seeds=8):
-    """Runs of all sizes for each seed; a seed moves all its runs together."""
+    """Runs of all sizes for each seed; the runs of a seed have a common error."""
     x = np.tile(SIZES[:sizes], seeds)
     seed = np.repeat(np.arange(seeds), sizes)
     noise = generator.normal(0, 0.01, seeds)[seed] + generator.normal(0, 0.002, len(x))
     return x, seed, PURE.predict(x, {"A": 9.0, "alpha": 0.1}) * np.exp(noise)
 
 
-def test_runs_that_share_a_seed_are_drawn_together():
-    """The level of a law is as unsure as the seeds make it, not as many runs seem to make it."""
+def test_runs_with_one_seed_are_resampled_together():
+    """The uncertainty of the level depends on the number of seeds, not on that of runs."""
     spread, by_seed, by_run = [], [], []
     for k in range(60):
         x, seed, y = shared_by_seed(np.random.default_rng(k))
@@ -171,7 +171,7 @@ def test_runs_that_share_a_seed_are_drawn_together():
     assert drawn.method == "bootstrap over 8 seeds"
 
 
-def test_strata_keep_every_size_and_are_not_too_narrow():
+def test_stratified_intervals_keep_every_size_and_are_not_too_narrow():
     x = np.repeat(SIZES[:4], 2)
     spread, found = [], []
     for k in range(80):
@@ -184,7 +184,7 @@ def test_strata_keep_every_size_and_are_not_too_narrow():
     assert np.sqrt(np.mean(np.square(found))) == pytest.approx(np.std(spread), rel=0.3)
 
 
-def test_how_runs_are_resampled_follows_from_what_there_is():
+def test_the_resampling_scheme_follows_from_the_runs():
     assert scheme_for(SIZES, np.zeros(8)) == {}
     assert set(scheme_for(np.tile(SIZES, 2), np.repeat([0, 1], 8))) == {"strata"}
     assert set(scheme_for(np.tile(SIZES, 5), np.repeat(np.arange(5), 8))) == {"clusters"}
@@ -194,26 +194,26 @@ def test_resampling_that_varies_nothing_is_refused():
     fit = fit_law(PURE, SIZES, noisy(1))
     with pytest.raises(FitError, match="one cluster"):
         bootstrap(fit, clusters=np.zeros(8))
-    with pytest.raises(FitError, match="no stratum holds two"):
+    with pytest.raises(FitError, match="no stratum has two"):
         bootstrap(fit, strata=SIZES)
     with pytest.raises(FitError, match="3 labels for 8 points"):
         bootstrap(fit, clusters=[1, 2, 3])
 
 
-def test_seed_noise_is_the_scatter_within_sizes():
+def test_seed_noise_is_the_variance_within_sizes():
     generator = np.random.default_rng(0)
     x = np.tile(SIZES, 6)
     y = FLOOR.predict(x, TRUE) * np.exp(generator.normal(0, 0.01, 48))
     noise = seed_noise(x, y, np.repeat(np.arange(6), 8))
     assert noise.low < 0.01 < noise.high
-    assert noise.freedom == 40
+    assert noise.degrees_of_freedom == 40
     assert noise.shared < 0.006
     shared = seed_noise(*(lambda x, seed, y: (x, y, seed))(*shared_by_seed(generator, seeds=20)))
     assert shared.shared == pytest.approx(0.01, rel=0.5)
     assert seed_noise(SIZES, y[:8], np.zeros(8)) is None
 
 
-def test_a_law_that_misses_more_than_the_noise_is_found_out():
+def test_a_misfit_larger_than_the_seed_noise_is_detected():
     generator = np.random.default_rng(1)
     x, seed = np.tile(SIZES, 4), np.repeat(np.arange(4), 8)
     y = FLOOR.predict(x, TRUE) * np.exp(generator.normal(0, 0.003, 32))
@@ -221,25 +221,25 @@ def test_a_law_that_misses_more_than_the_noise_is_found_out():
     assert seed_noise(x, y, seed, fit_law(FLOOR, x, y, "squares")).misfit_p > 0.01
 
 
-def test_coverage_of_the_bootstrap_is_simulated_too():
+def test_the_coverage_of_the_bootstrap_can_be_simulated():
     found = {
         one.quantity: one
         for one in coverage(FLOOR, TRUE, SIZES, 0.004, 1e7, method="bootstrap", simulations=5)
     }
     assert found["alpha"].method == "bootstrap"
     assert found["alpha"].covered > 0.5
-    with pytest.raises(ValueError, match="profile or bootstrap"):
+    with pytest.raises(ValueError, match="must be profile or bootstrap"):
         coverage(FLOOR, TRUE, SIZES, 0.004, 1e7, method="jackknife")
 
 
-def test_a_claim_is_held_against_the_optimum():
+def test_a_claimed_optimum_is_compared_with_the_optimum():
     y = noisy(6)
     best = fit_law(FLOOR, SIZES, y)
     assert certify(FLOOR, SIZES, y, best.values).is_optimum
-    init_run_dir = certify(FLOOR, SIZES, y, {**best.values, "E": 1.2})
-    assert not init_run_dir.is_optimum
-    assert init_run_dir.excess > 0.1
-    assert "NOT an optimum" in init_run_dir.words
+    found = certify(FLOOR, SIZES, y, {**best.values, "E": 1.2})
+    assert not found.is_optimum
+    assert found.excess > 0.1
+    assert "NOT an optimum" in found.summary
     with pytest.raises(FitError, match="no value for E"):
         certify(FLOOR, SIZES, y, {"A": 1.0, "alpha": 0.1})
 

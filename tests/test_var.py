@@ -1,4 +1,4 @@
-"""What the transformer may see, and how it starts."""
+"""The attention mask and the initialisation of the transformer."""
 
 import math
 
@@ -15,7 +15,7 @@ T = tokenizer()
 
 
 def awake(model: VarModel) -> VAR:
-    """A model whose every part has a say: at the start, gammas and head are near zero."""
+    """Random weights for all parts: at initialisation gammas and head are near zero."""
     module = VAR(model, T, 8, seed=0)
     generator = torch.Generator().manual_seed(1)
     for parameter in module.parameters():
@@ -41,7 +41,7 @@ def test_the_golden_mask_of_three_scales():
 
 
 @pytest.mark.parametrize("model", VARIANTS)
-def test_what_a_scale_is_shown_moves_no_logit_of_a_coarser_one(model):
+def test_the_input_of_a_scale_changes_no_logit_of_coarser_scales(model):
     module, labels = awake(model), torch.tensor([0, 1, 2])
     before = module(labels, shown())
     starts = T.pyramid.starts
@@ -54,7 +54,7 @@ def test_what_a_scale_is_shown_moves_no_logit_of_a_coarser_one(model):
 
 
 @pytest.mark.parametrize("model", VARIANTS)
-def test_every_position_of_a_scale_sees_the_whole_of_it(model):
+def test_every_position_of_a_scale_attends_to_the_whole_scale(model):
     module, labels = awake(model), torch.tensor([0, 1, 2])
     changed = shown()
     changed[:, -1] += 1  # the last position of the last scale
@@ -63,7 +63,7 @@ def test_every_position_of_a_scale_sees_the_whole_of_it(model):
 
 
 @pytest.mark.parametrize("model", VARIANTS)
-def test_the_class_matters_and_labels_are_taken_as_given(model):
+def test_logits_depend_on_the_class_and_labels_are_not_dropped(model):
     module = awake(model).train()
     one = module(torch.tensor([0, 0, 0]), shown())
     assert torch.equal(one, module(torch.tensor([0, 0, 0]), shown()))
@@ -78,7 +78,7 @@ def test_an_image_does_not_depend_on_its_batch():
     )
 
 
-def test_init_has_the_stated_deviations():
+def test_init_has_the_stated_standard_deviations():
     model = VarModel(depth=4, width_per_depth=64)
     module = VAR(model, T, 1000, seed=0)
     std = math.sqrt(1 / (3 * model.width))
@@ -100,7 +100,7 @@ def test_init_has_the_stated_deviations():
     assert (block.attn.scale_mul_1H11 == math.log(4)).all()
 
 
-def test_init_is_a_function_of_the_seed_and_leaves_the_global_generator_alone():
+def test_init_depends_only_on_the_seed_and_keeps_the_global_generator():
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
@@ -110,7 +110,7 @@ def test_init_is_a_function_of_the_seed_and_leaves_the_global_generator_alone():
     assert not torch.equal(first.head.weight, VAR(VARIANTS[0], T, 8, seed=1).head.weight)
 
 
-def test_drop_path_drops_more_with_depth_never_the_first_and_keeps_the_mean():
+def test_drop_path_rises_with_depth_from_0_and_keeps_the_mean():
     model = VarModel(depth=4, width_per_depth=8, drop_path_per_depth=0.1)
     factors = drop_path_factors(
         model.drop_path, model.depth, 20_000, torch.Generator().manual_seed(0)
@@ -132,7 +132,7 @@ def test_a_dropped_block_is_the_identity():
     assert torch.equal(without, module(labels, shown(), torch.ones(2, 2, 3)))
 
 
-def test_under_autocast_the_blocks_sum_in_half_and_the_head_in_full():
+def test_under_autocast_the_blocks_use_half_and_the_head_full_precision():
     module, kinds = awake(VARIANTS[0]), []
     module.blocks[0].register_forward_hook(
         lambda _, given, out: kinds.append((given[0].dtype, out.dtype))
@@ -145,9 +145,9 @@ def test_under_autocast_the_blocks_sum_in_half_and_the_head_in_full():
 
 @pytest.mark.parametrize("model", VARIANTS)
 @pytest.mark.parametrize("half", [False, True])
-def test_the_forward_is_one_graph(model, half, monkeypatch):
+def test_the_forward_compiles_to_one_graph(model, half, monkeypatch):
     """torch 2.11 splits the graph at `is_autocast_available`, which 2.13 can trace: measured on a
-    GPU, the compiled step took twice as long (LOG.md). So it must not be asked at all."""
+    GPU, the compiled step took twice as long (LOG.md). So the model must not call it."""
 
     def asked(kind: str) -> bool:
         raise AssertionError(f"is_autocast_available({kind!r}) within the forward")

@@ -1,4 +1,4 @@
-"""A third-party file is read without running what is in it, or refused in words of its own."""
+"""Third-party weight files are read without running their code, or refused with a message."""
 
 import zipfile
 from pathlib import Path
@@ -15,12 +15,12 @@ class Evil:
         return exec, ("raise SystemExit('ran')",)
 
 
-def test_code_in_a_file_is_named_and_not_run(tmp_path):
+def test_code_in_a_file_is_reported_and_not_run(tmp_path):
     torch.save({"a": torch.ones(2), "b": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(WeightsError, match=r"refused\. Beside tensors it names \S*exec"):
+    with pytest.raises(WeightsError, match=r"refused\. Besides tensors it contains \S*exec"):
         read_file(tmp_path / "evil.pth")
     torch.save({"a": Evil()}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    with pytest.raises(WeightsError, match=r"refused\. Beside tensors it names \S*exec"):
+    with pytest.raises(WeightsError, match=r"refused\. Besides tensors it contains \S*exec"):
         read_file(tmp_path / "old.pth")
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pth")  # a whole module, not its state
     with pytest.raises(WeightsError, match=r"torch\.save\(model\.state_dict\(\)"):
@@ -28,7 +28,7 @@ def test_code_in_a_file_is_named_and_not_run(tmp_path):
 
 
 def flip(path: Path) -> None:
-    """One bit of a tensor's bytes."""
+    """Flip one bit in the bytes of a tensor."""
     with zipfile.ZipFile(path) as archive:
         place = max(archive.infolist(), key=lambda member: member.file_size).header_offset + 4096
     content = bytearray(path.read_bytes())
@@ -40,19 +40,22 @@ def flip(path: Path) -> None:
     ("damage", "message"),
     [
         (lambda path: path.write_bytes(b""), "the file is empty"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-5000]), "cut short"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-5000]), "truncated"),
         (flip, "does not match its checksum"),
-        (lambda path: path.write_text("hello, I am no model"), "no file of weights"),
-        (lambda path: path.write_bytes(b"\x80\x02}q\x00."), "no file of weights|not named tensors"),
+        (lambda path: path.write_text("hello, I am no model"), "not a weights file"),
+        (lambda path: path.write_bytes(b"\x80\x02}q\x00."), "not a weights file|not named tensors"),
         (lambda path: path.unlink(), "no such file"),
         (lambda path: (path.unlink(), path.mkdir()), "a folder"),
-        (lambda path: torch.save([torch.ones(2)], path), "holds a list, not named tensors"),
-        (lambda path: torch.save({"w": 3}, path), r"more than named tensors: w \(a int\)"),
+        (lambda path: torch.save([torch.ones(2)], path), "contains a list, not named tensors"),
+        (
+            lambda path: torch.save({"w": 3}, path),
+            r"not all entries are named tensors: w \(a int\)",
+        ),
         (lambda path: torch.save({"w": torch.ones(2)}, path), "neither a VQVAE nor a VAR"),
     ],
     ids=["empty", "short", "bit", "text", "pickle", "gone", "folder", "list", "numbers", "other"],
 )
-def test_a_damaged_file_says_what_is_wrong_with_it(damage, message, files, tmp_path):
+def test_a_damaged_file_is_refused_with_the_reason(damage, message, files, tmp_path):
     damage(files[0])
     with pytest.raises(WeightsError, match=message):
         bring(tmp_path / "home", files[0])
@@ -61,12 +64,12 @@ def test_a_damaged_file_says_what_is_wrong_with_it(damage, message, files, tmp_p
 
 def test_a_damaged_safetensors_file_is_refused(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(b"no")
-    with pytest.raises(WeightsError, match="damaged, or no safetensors"):
+    with pytest.raises(WeightsError, match="damaged, or not a safetensors"):
         read_tensors(tmp_path / "w.safetensors")
 
 
-def test_a_zip_packed_again_gives_the_same_weights(files, tmp_path):
-    """torch maps a file's bytes as they lie there: compressed ones would come in as rubbish."""
+def test_a_repacked_zip_gives_the_same_weights(files, tmp_path):
+    """torch maps the bytes of a file: it would read compressed tensors as garbage."""
     packed = tmp_path / "packed.pth"
     with zipfile.ZipFile(files[0]) as old, zipfile.ZipFile(packed, "w") as new:
         for one in old.infolist():
@@ -75,6 +78,6 @@ def test_a_zip_packed_again_gives_the_same_weights(files, tmp_path):
     try:
         state = read_tensors(packed)
     except WeightsError:
-        return  # torch may refuse it; it may not read it wrongly
+        return  # torch may refuse it, but must not read wrong values
     wanted = read_tensors(files[0])
     assert all(torch.equal(state[name], value) for name, value in wanted.items())

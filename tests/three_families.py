@@ -1,4 +1,4 @@
-"""A sweep of two sizes of each family, on images and tokenizers so small that it takes seconds."""
+"""A sweep of two sizes of each family, with tiny images and tokenizers; it takes seconds."""
 
 from conftest import images, tokenizer
 

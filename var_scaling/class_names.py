@@ -1,7 +1,7 @@
-"""The names of a model's classes: kept beside it, found by a word, shown to people. No torch.
+"""Class names of a model: stored in its folder, searched by text, shown in messages. No torch.
 
-A class is its number; the name is what the data called it. Digits always mean the number: a class
-whose name is digits (a folder `10`) is found by its name as `name:10`.
+A class is identified by its number; its name comes from the data. Digits always mean the number: a
+class whose name is digits (a folder `10`) is given as `name:10`.
 """
 
 import difflib
@@ -14,27 +14,27 @@ from var_scaling.disk import read_json, write_json
 from var_scaling.text import one_line
 
 CLASSES = "classes.json"
-PREFIX = "name:"  # what follows is a name, whatever it looks like
-_NEAR = 5  # names in a message
-_MARGIN = 30  # letters beside a row of a picture
-_UNKNOWN = (
-    "No names of classes are known for this model: made images have none, and imported weights get "
+PREFIX = "name:"  # the rest is a name, even if it is digits
+_MAX_NAMES = 5  # in a message
+_MAX_LABEL_LENGTH = 30  # characters next to a row of an image grid
+_NO_NAMES = (
+    "No class names are known for this model: generated images have none, and imported weights get "
     "them with `var-scaling import ... --classes FILE`"
 )
 
 Names = Sequence[str]  # by class number
 
 
-def keep_names(folder: Path, names: Names | None, data: str) -> None:
-    """Write the names into `folder`, with the data they are of; nothing where there are none."""
+def save_names(folder: Path, names: Names | None, data: str) -> None:
+    """Write the names and the name of their `data` to `folder`. Without names, write nothing."""
     if names is not None:
         write_json(folder / CLASSES, {"format": 1, "data": data, "names": list(names)})
 
 
-def names_of(folder: Path, classes: int) -> tuple[str, ...] | None:
-    """The names kept in `folder`, one for each class; None where there are none.
+def load_names(folder: Path, classes: int) -> tuple[str, ...] | None:
+    """The names in `folder`, one per class; None if it has none.
 
-    Raises ValueError where the file is of another number of classes, or not readable.
+    Raises ValueError if the file has another number of names or is not readable.
     """
     path = folder / CLASSES
     return read_names(path, classes) if path.exists() else None
@@ -43,74 +43,79 @@ def names_of(folder: Path, classes: int) -> tuple[str, ...] | None:
 def read_names(path: Path, classes: int) -> tuple[str, ...]:
     """The names in a file, by class number. Raises ValueError, OSError.
 
-    JSON: a list of names, `{"names": [...]}`, or `{"0": "tench", ...}` where the last of several
-    names counts (`imagenet_class_index.json`). Any other file: a name a line.
+    JSON: a list of names, `{"names": [...]}`, or `{"0": "tench", ...}`; of a list of several names
+    per class the last is used (`imagenet_class_index.json`). Any other file: one name per line.
     """
     try:
-        found = read_json(path) if path.suffix.lower() == ".json" else _lines(path)
+        names = read_json(path) if path.suffix.lower() == ".json" else _lines(path)
     except ValueError as error:
         raise ValueError(f"{path}: not readable: {error}") from error
-    if isinstance(found, dict) and "names" in found:
-        found = found["names"]
-    elif isinstance(found, dict):
-        numbered = [found.get(str(number)) for number in range(len(found))]
-        found = [one[-1] if isinstance(one, list) and one else one for one in numbered]
-    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-        raise ValueError(f"{path}: wanted a JSON list of names, one for each class, in their order")
-    if len(found) != classes:
-        raise ValueError(f"{path}: has {len(found):,} names; the model knows {classes:,} classes")
-    return tuple(found)
+    if isinstance(names, dict) and "names" in names:
+        names = names["names"]
+    elif isinstance(names, dict):
+        numbered = [names.get(str(number)) for number in range(len(names))]
+        names = [item[-1] if isinstance(item, list) and item else item for item in numbered]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path}: must be a JSON list of names, one per class, in class order")
+    if len(names) != classes:
+        raise ValueError(f"{path}: has {len(names):,} names; the model has {classes:,} classes")
+    return tuple(names)
 
 
 def _lines(path: Path) -> list[str]:
     return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
 
 
-def class_number(word: str, names: Names | None, classes: int, wanted: str = "") -> int:
-    """The class that `word` means: a number, or a name. Raises ValueError, which says why not.
+def class_number(word: str, names: Names | None, classes: int, allowed: str = "") -> int:
+    """The number of the class that `word` (a number or a name) gives. Raises ValueError.
 
-    `wanted`: what may be said, for the message, where that is more than a number.
+    `allowed`: the accepted syntax, for the message, if more than a number is accepted.
     """
     if re.fullmatch("[0-9]+", word):
         if int(word) >= classes:
-            raise ValueError(f"the model knows 0 to {classes - 1}; no class is {int(word)}")
+            raise ValueError(
+                f"the model has classes 0 to {classes - 1}; there is no class {int(word)}"
+            )
         return int(word)
     if names is None:
-        wanted = wanted or f"0 to {classes - 1}"
-        raise ValueError(f"{word!r} is no class; wanted {wanted}. {_UNKNOWN}")
+        allowed = allowed or f"0 to {classes - 1}"
+        raise ValueError(f"{word!r} is not a class; allowed: {allowed}. {_NO_NAMES}")
     name = word.removeprefix(PREFIX)
-    found = [number for number, one in enumerate(names) if one == name]
-    found = found or [number for number, one in enumerate(names) if alike(one) == alike(name)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        listed = ", ".join(called(number, names) for number in found[:_NEAR])
-        raise ValueError(f"{name!r} names {len(found)} classes ({listed}); give the number")
-    near = _near(name, names)
-    listed = ", ".join(called(number, names) for number in near[:_NEAR])
-    more = ", …" if len(near) > _NEAR else ""
+    normalized = normalize_name(name)
+    matches = [number for number, other in enumerate(names) if other == name] or [
+        number for number, other in enumerate(names) if normalize_name(other) == normalized
+    ]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        labels = ", ".join(class_label(number, names) for number in matches[:_MAX_NAMES])
+        raise ValueError(f"{name!r} names {len(matches)} classes ({labels}); give the number")
+    similar = _similar_classes(name, names)
+    labels = ", ".join(class_label(number, names) for number in similar[:_MAX_NAMES])
+    more = ", …" if len(similar) > _MAX_NAMES else ""
+    hint = f"similar ({len(similar)}): {labels}{more}"
     raise ValueError(
         f"{name!r} is none of the {len(names):,} classes; "
-        + (f"near it ({len(near)}): {listed}{more}" if near else f"the first is {called(0, names)}")
+        + (hint if similar else f"the first is {class_label(0, names)}")
     )
 
 
-def _near(name: str, names: Names) -> list[int]:
-    """The classes whose names hold the word, or are like it."""
-    plain = [one.casefold() for one in names]
-    like = difflib.get_close_matches(name.casefold(), plain, n=_NEAR)
-    inside = name.casefold() if len(name) > 2 else None
+def _similar_classes(name: str, names: Names) -> list[int]:
+    """The classes whose names contain `name` or are similar to it."""
+    folded = [other.casefold() for other in names]
+    similar = difflib.get_close_matches(name.casefold(), folded, n=_MAX_NAMES)
+    part = name.casefold() if len(name) > 2 else None
     return [
         number
-        for number, one in enumerate(plain)
-        if one in like or (inside is not None and inside in one)
+        for number, other in enumerate(folded)
+        if other in similar or (part is not None and part in other)
     ]
 
 
-def order_doubt(model: Names | None, data: Names | None) -> str | None:
-    """Why class 7 of the model need not be class 7 of the data; None where it is.
+def class_order_warning(model: Names | None, data: Names | None) -> str | None:
+    """A warning if class k of the model may not be class k of the data; None if it is.
 
-    Raises ValueError where both have the same names in another order.
+    Raises ValueError if both have the same names in a different order.
     """
     if model is not None and data is not None:
         if list(model) == list(data):
@@ -118,37 +123,38 @@ def order_doubt(model: Names | None, data: Names | None) -> str | None:
         if sorted(model) == sorted(data):
             first = next(number for number, name in enumerate(model) if name != data[number])
             raise ValueError(
-                "the classes of the data are those of the model in another order (class "
-                f"{called(first, model)} of the model is {one_line(data[first])} of the data): "
-                "losses would be those of wrong labels. Rename the folders so that they sort alike"
+                "the data has the classes of the model in a different order (class "
+                f"{class_label(first, model)} of the model is {one_line(data[first])} of the data)"
+                ", so losses would use wrong labels. Rename the folders so that their sorted order "
+                "is the same"
             )
         return (
             f"the model's classes have other names than the data's (class 0: {one_line(model[0])}"
-            f", {one_line(data[0])}): numbers given the class hold only if the order is the same"
+            f", {one_line(data[0])}): conditional scores are valid only if the order is the same"
         )
     return (
-        "the order of the model's classes cannot be compared with the data's, for one of them has "
-        "no names: numbers given the class hold only if the order is the same"
+        "the order of the model's classes cannot be compared with the data's, because one of them "
+        "has no class names: conditional scores are valid only if the order is the same"
     )
 
 
-def called(label: int, names: Names | None) -> str:
-    """A class for people: its number, and its name where it has one."""
+def class_label(label: int, names: Names | None) -> str:
+    """A class in a message: its number, and its name if it has one."""
     return str(label) if names is None else f"{label} {one_line(names[label])}"
 
 
-def brief(label: int, names: Names | None) -> str:
-    """The same, short enough for the margin of a picture."""
-    text = called(label, names)
-    return text if len(text) <= _MARGIN else text[: _MARGIN - 1] + "…"
+def short_class_label(label: int, names: Names | None) -> str:
+    """The same, cut to the width of the margin of an image grid."""
+    text = class_label(label, names)
+    return text if len(text) <= _MAX_LABEL_LENGTH else text[: _MAX_LABEL_LENGTH - 1] + "…"
 
 
-def named(label: int, names: Names | None) -> dict[str, int | str]:
-    """The same, for a JSON record."""
+def class_fields(label: int, names: Names | None) -> dict[str, int | str]:
+    """A class in a JSON record."""
     return {"class": label, **({} if names is None else {"class_name": names[label]})}
 
 
-def alike(name: str) -> str:
-    """Equal for names that differ only in capitals or Unicode form; single letters keep theirs."""
-    plain = unicodedata.normalize("NFC", name)
-    return plain if len(plain) == 1 else plain.casefold()
+def normalize_name(name: str) -> str:
+    """Equal for names that differ only in case or Unicode form; single letters keep their case."""
+    normalized = unicodedata.normalize("NFC", name)
+    return normalized if len(normalized) == 1 else normalized.casefold()

@@ -1,4 +1,4 @@
-"""What a tokenizer is: all that can change a number, no more."""
+"""Configs of tokenizers: every field that can change a result, and no others."""
 
 from typing import Annotated, Literal, Self
 
@@ -17,11 +17,13 @@ from var_scaling.recipe import (
 )
 from var_scaling.record import Name, Record
 
-CacheKind = Literal["tokens", "features"]  # of encoded images: ids, or the grid not quantised
+CacheKind = Literal[
+    "tokens", "features"
+]  # content of a token cache: ids, or feature grids before quantisation
 
 
 class Tokenizer(Record):
-    """A multi-scale residual VQVAE (arXiv 2404.02905): all that its modules are built from."""
+    """Architecture of a multi-scale residual VQVAE (arXiv 2404.02905)."""
 
     name: Name
     pyramid: Pyramid = Pyramid(patch_nums=PAPER_256)
@@ -30,9 +32,7 @@ class Tokenizer(Record):
     channels: PositiveInt = 160
     multipliers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 1, 2, 2, 4)
     residual_blocks: PositiveInt = 2
-    norm_groups: PositiveInt = (
-        32  # at small widths 1: a channel normalised alone forgets its colour
-    )
+    norm_groups: PositiveInt = 32  # small widths need 1: groups of one channel lose its mean
     phi_convolutions: NonNegativeInt = 4  # 0: one per scale
     phi_strength: Share = 0.5
 
@@ -42,22 +42,22 @@ class Tokenizer(Record):
 
     @property
     def side(self) -> int:
-        """Side of the images it takes and gives."""
+        """Side of the input and output images, in pixels."""
         return self.pyramid.side * self.downsampling
 
 
 class TrainedTokenizer(Tokenizer):
-    """A tokenizer of our own, and how it is trained."""
+    """A tokenizer that this project trains, with its data and training settings."""
 
     kind: Literal["trained"] = "trained"
     data: Data
     losses: Losses = Losses()
     codebook: Codebook = Codebook()
     optimiser: Optimiser
-    batch_size: PositiveInt  # global, however many processes
+    batch_size: PositiveInt  # global, over all processes
     steps: PositiveInt
     dropout: ProperShare = 0.0
-    weight_average: ProperShare = 0.0  # decay a step of the averaged weights; 0: the last ones
+    weight_average: ProperShare = 0.0  # decay per step of the averaged weights; 0: no average
     precision: Precision = "fp32"
     seed: NonNegativeInt = 0
 
@@ -65,7 +65,7 @@ class TrainedTokenizer(Tokenizer):
     def _codebook_starts(self) -> Self:
         if self.codebook.starts_at >= self.steps:
             raise ValueError(
-                f"codebook.starts_at = {self.codebook.starts_at}: must come before the last of "
+                f"codebook.starts_at = {self.codebook.starts_at}: must be less than "
                 f"steps = {self.steps}"
             )
         return self
@@ -75,27 +75,28 @@ class TrainedTokenizer(Tokenizer):
         if self.data.side != self.side:
             raise ValueError(
                 f"data.side = {self.data.side}: {len(self.multipliers)} multipliers halve the "
-                f"image {len(self.multipliers) - 1} "
-                f"times, so a finest map of side {self.pyramid.side} "
-                f"needs images of side {self.side}"
+                f"image {len(self.multipliers) - 1} times, so a finest token map of side "
+                f"{self.pyramid.side} needs images of side {self.side}"
             )
         return self
 
     @model_validator(mode="after")
-    def _images_are_large_enough_to_judge(self) -> Self:
+    def _images_are_large_enough_for_the_losses(self) -> Self:
         if self.losses.perceptual > 0 and self.side < 16:
-            raise ValueError(f"losses.perceptual: VGG-16 halves 4 times, images are {self.side}")
+            raise ValueError(
+                f"losses.perceptual > 0: needs images of side 16 or more, not {self.side}"
+            )
         critic = self.losses.critic
         if critic is not None and self.side // 2**critic.halvings < 3:
             raise ValueError(
-                f"losses.critic.halvings = {critic.halvings}: leaves nothing of images of side "
+                f"losses.critic.halvings = {critic.halvings}: too many for images of side "
                 f"{self.side}; at most {(self.side // 3).bit_length() - 1}"
             )
         return self
 
 
 class ImportedTokenizer(Tokenizer):
-    """A tokenizer trained elsewhere, known by the SHA-256 of the file it was read from."""
+    """A tokenizer trained elsewhere, identified by the SHA-256 of its weights file."""
 
     kind: Literal["imported"] = "imported"
     sha256: Sha256

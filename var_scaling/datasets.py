@@ -1,6 +1,6 @@
-"""The images that things learn from: made here, on disk and known by a name, or a user's own.
+"""Records of datasets: generated images, image files on disk, or a user's own kind.
 
-No torch, no numpy. What a record tells of is opened by `var_scaling.data.dataset.open_images`.
+No torch, no numpy. `var_scaling.data.dataset.open_images` opens the images of a record.
 """
 
 from __future__ import annotations
@@ -21,75 +21,75 @@ from pydantic import (
 )
 
 from var_scaling.recipe import PositiveFloat, ProperShare
-from var_scaling.record import Name, Record, read_as
+from var_scaling.record import Name, Record, validate_tagged
 
 if TYPE_CHECKING:
     from var_scaling.data.dataset import ImageDataset
 
-Progress = Callable[[str, int, int], None]  # what, done, total
+Progress = Callable[[str, int, int], None]  # what is being done, items done, items in total
 
 
-class Reading(NamedTuple):
-    """Where the images of a record lie on this machine, and how they are read."""
+class ReadOptions(NamedTuple):
+    """How to read the images of a record on this machine: runtime values, not identity."""
 
-    root: Path | None  # as var-scaling.toml has it; None: it names none
-    survey: Path  # a folder for what one look at every file finds
-    workers: int  # processes that read
+    root: Path | None  # folder of the images, from var-scaling.toml; None: not given
+    survey: Path  # folder for the list of the files that decode
+    workers: int  # processes that read and decode
     progress: Progress
 
 
 class DataRecord(Record):
-    """Images of squares of one side, in classes, split in "train" and "validation".
+    """Square labelled images of one size, with the splits "train" and "validation".
 
-    A dataset of a user's own is a subclass in any importable module, with `kind` the module's name
-    and DATASET in the module the subclass. It has `open`; the rest has defaults.
+    A user's own dataset is a subclass in any importable module. Its `kind` is the name of the
+    module, in which DATASET is the subclass. Only `open` has no default.
     """
 
     kind: str
     name: Name
     side: PositiveInt
     classes: PositiveInt
-    train_images: PositiveInt | None = None  # how many there are, where that is known
-    reads_files: ClassVar[bool] = False  # from a folder that var-scaling.toml names
+    train_images: PositiveInt | None = None  # None: not known
+    reads_files: ClassVar[bool] = False  # whether it needs a folder named in var-scaling.toml
 
-    def open(self, split: str, reading: Reading) -> ImageDataset:
+    def open(self, split: str, options: ReadOptions) -> ImageDataset:
         """The images of `split`. Raises DataError."""
-        raise NotImplementedError(f"{type(self).__name__} has no `open`")
+        raise NotImplementedError(f"{type(self).__name__} must define `open`")
 
     def views(self, split: str) -> int:
-        """How many versions of each image of `split` there are, such as crops."""
+        """Number of versions (such as crops) of each image of `split`."""
         return 1
 
-    def as_seen(self, split: str) -> Self:
-        """The record as far as the images of `split` depend on it."""
+    def for_split(self, split: str) -> Self:
+        """The record with the fields that do not affect the images of `split` at fixed values."""
         return self
 
-    def held_out(self) -> dict[str, Any]:
-        """All that the held-out images depend on. What is made here depends on no name."""
-        seen = self.as_seen("validation").model_dump(mode="json")
-        del seen["name"], seen["train_images"]
-        return seen
+    def validation_content(self) -> dict[str, Any]:
+        """The fields that the validation images depend on; for generated images not the name."""
+        content = self.for_split("validation").model_dump(mode="json")
+        del content["name"], content["train_images"]
+        return content
 
-    def cut(self) -> dict[str, float]:
-        """How the images were cut to squares; empty where they are made as squares."""
+    def crop_settings(self) -> dict[str, float]:
+        """How the images are cropped to squares; empty if they are generated as squares."""
         return {}
 
-    def cut_to(self, side: int, changes: Mapping[str, float]) -> Self:
-        """Each image once, at `side`, cut otherwise. Raises ValueError if it cannot be."""
+    def with_crop(self, side: int, changes: Mapping[str, float]) -> Self:
+        """A record of each image once, at `side`, with other crop settings. Raises ValueError."""
         if side != self.side or changes:
-            options = ", ".join(f"--{one.replace('_', '-')}" for one in changes)
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in changes)
             raise ValueError(
-                f"{self.name} are made at {self.side} px: they cannot be had at {side} px, nor cut "
-                "otherwise" + (f" ({options})" if options else "")
+                f"{self.name} are generated at {self.side} px: {side} px or another crop is not "
+                "possible" + (f" ({options})" if options else "")
             )
         return self
 
 
 class DeadLeaves(DataRecord):
-    """Class-conditional images of occluding discs and boxes, made here: an endless i.i.d. stream.
+    """Generated class-conditional images of overlapping discs and boxes: an i.i.d. sample.
 
-    Image i of a class is a pure function of (seed, split, class, i), so nothing is ever seen twice
-    while a trial asks for at most `train_images` of them.
+    Image i of a class is a pure function of (seed, split, class, i). A trial that uses at most
+    `train_images` images trains on none of them twice.
     """
 
     kind: Literal["dead_leaves"] = "dead_leaves"
@@ -102,9 +102,9 @@ class DeadLeaves(DataRecord):
     validation_images: PositiveInt = 4096
     seed: NonNegativeInt = 0
 
-    def open(self, split: str, reading: Reading) -> ImageDataset:
-        found: ImageDataset = _reader("dead_leaves").DeadLeavesSource(self, split)
-        return found
+    def open(self, split: str, options: ReadOptions) -> ImageDataset:
+        source: ImageDataset = _data_module("dead_leaves").DeadLeavesSource(self, split)
+        return source
 
     @model_validator(mode="after")
     def _radii_in_order(self) -> Self:
@@ -114,75 +114,74 @@ class DeadLeaves(DataRecord):
 
 
 class ImageFiles(DataRecord):
-    """Images on disk, by name: where that lies stands in var-scaling.toml, not here.
+    """Image files on disk. The record has a name; var-scaling.toml has the folder of that name.
 
-    `crops` = 0 takes the centre; otherwise crop c of image i is a pure function of (seed, i, c)
-    out of the image resized to `enlarge` × side (VAR's recipe: 1.125).
+    `crops` = 0 takes the centre crop. Otherwise crop c of image i is a pure function of
+    (seed, i, c), taken from the image resized to `enlarge` × side (VAR: 1.125).
     """
 
     kind: Literal["images"] = "images"
     crops: NonNegativeInt = 0
     enlarge: Annotated[float, Field(ge=1)] = 1.0
     flip: bool = False
-    validation_share: ProperShare = 0.0  # where the folder has no split of its own
+    validation_share: ProperShare = 0.0  # used if the folder has no validation split
     seed: NonNegativeInt = 0
     reads_files: ClassVar[bool] = True
 
-    def open(self, split: str, reading: Reading) -> ImageDataset:
-        found: ImageDataset = _reader("sources").open_files(self, split, reading)
-        return found
+    def open(self, split: str, options: ReadOptions) -> ImageDataset:
+        source: ImageDataset = _data_module("sources").open_files(self, split, options)
+        return source
 
     def views(self, split: str) -> int:
         return max(1, self.crops) if split == "train" else 1
 
-    def as_seen(self, split: str) -> Self:
-        """Only images for training are cropped and mirrored."""
+    def for_split(self, split: str) -> Self:
+        """Only training images are randomly cropped and mirrored."""
         if split == "train":
             return self
         return self.model_copy(update={"crops": 0, "flip": False, "train_images": None})
 
-    def held_out(self) -> dict[str, Any]:
-        return self.as_seen("validation").model_dump(mode="json")
+    def validation_content(self) -> dict[str, Any]:
+        return self.for_split("validation").model_dump(mode="json")
 
-    def cut(self) -> dict[str, float]:
+    def crop_settings(self) -> dict[str, float]:
         return {"enlarge": self.enlarge, "validation_share": self.validation_share}
 
-    def cut_to(self, side: int, changes: Mapping[str, float]) -> Self:
-        """No crop but the centre, no mirror."""
-        return self.as_seen("validation").model_copy(update={"side": side, **changes})
+    def with_crop(self, side: int, changes: Mapping[str, float]) -> Self:
+        """The centre crop of each image, without mirroring."""
+        return self.for_split("validation").model_copy(update={"side": side, **changes})
 
 
 KINDS: dict[str, type[DataRecord]] = {"dead_leaves": DeadLeaves, "images": ImageFiles}
 
 
 def record_of(kind: str) -> type[DataRecord]:
-    """The record of data of a kind: of this project, or DATASET of the module of that name.
+    """The record class of `kind`: one of KINDS, or DATASET of the module with that name.
 
     Raises ValueError.
     """
     if kind in KINDS:
         return KINDS[kind]
-    known = ", ".join(KINDS)
     try:
         module = importlib.import_module(kind)
     except ImportError as error:
         raise ValueError(
-            f"{error}: data is of a kind {known}, or of a module of your own that Python finds "
+            f"{error}: kind of data must be {', '.join(KINDS)} or a module that Python can import "
             "(put its folder on PYTHONPATH)"
         ) from error
-    found = getattr(module, "DATASET", None)
-    if not (isinstance(found, type) and issubclass(found, DataRecord)):
-        raise ValueError(f"module {kind} has no DATASET, a subclass of DataRecord")
-    return found
+    record = getattr(module, "DATASET", None)
+    if not (isinstance(record, type) and issubclass(record, DataRecord)):
+        raise ValueError(f"module {kind} must define DATASET, a subclass of DataRecord")
+    return record
 
 
 def _read(value: Any, info: ValidationInfo) -> Any:
-    return read_as(value, info, "kind", record_of)
+    return validate_tagged(value, info, "kind", record_of)
 
 
 Data = Annotated[SerializeAsAny[DataRecord], BeforeValidator(_read)]
 
 
-def _reader(module: str) -> Any:
-    """What opens the images lies a layer above the records, so it is found by its name."""
+def _data_module(module: str) -> Any:
+    """A module of `var_scaling.data`, imported by name: that layer is above this one."""
     return importlib.import_module(f"var_scaling.data.{module}")

@@ -1,4 +1,4 @@
-"""Write whole, then mark: files appear complete or not at all, and `done.json` comes last."""
+"""Atomic file writes, JSON and checksums. A folder is complete once it contains `done.json`."""
 
 import hashlib
 import json
@@ -12,36 +12,36 @@ from typing import Any
 DONE = "done.json"
 
 
-class Damaged(ValueError):
-    """A file is not as it was written; the message names it, and says what is wrong."""
+class DamagedFileError(ValueError):
+    """A file is not as it was written; the message names the file and the damage."""
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it takes the place of `path` only on success."""
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; on success it replaces `path` atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Two machines may have a process of the same number.
-    beside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    # The host name is needed because processes on two machines may have the same id.
+    temporary_path = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
-        yield beside
-        with open(beside, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        yield temporary_path
+        with open(temporary_path, "rb+") as file:
+            os.fsync(file.fileno())  # the content must be on disk before the name
+        os.replace(temporary_path, path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary_path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
-    with whole(path) as beside:
-        beside.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+    with atomic_write(path) as temporary_path:
+        temporary_path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """What the file holds. Raises Damaged if it is not JSON, FileNotFoundError."""
+    """The content of a JSON file. Raises DamagedFileError, FileNotFoundError."""
     try:
         return json.loads(path.read_bytes())
     except ValueError as error:
-        raise Damaged(f"{path} is damaged: not valid JSON ({error})") from error
+        raise DamagedFileError(f"{path} is damaged: not valid JSON ({error})") from error
 
 
 def is_done(folder: Path) -> bool:

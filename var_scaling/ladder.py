@@ -1,4 +1,4 @@
-"""Depth to everything else: the rules by which a grid of models grows, argued."""
+"""Scaling rules: optimiser and tokenizer settings by model width, with their reasons."""
 
 from var_scaling.config import TrainedTokenizer
 from var_scaling.datasets import DataRecord, ImageFiles
@@ -7,11 +7,11 @@ from var_scaling.recipe import Codebook, Critic, Losses, Optimiser
 
 
 def tiny_optimiser(width: int, constant: float = 0.25) -> Optimiser:
-    """Warm-up, stable, decay; the rate falls as 1 / width.
+    """A warm-up-stable-decay schedule with a peak rate of constant / width.
 
-    One rate for all widths fakes a law: too low for the small models it steepens the exponent,
-    too high for the large ones it bends it (LOG.md). Of the constants 1/8, 1/4, 1/2 and 1, 1/4 is
-    best at each of depths 1, 3 and 5: `var-scaling run tiny_rates` shows it.
+    A single rate for all widths biases the scaling law: one too low for small models changes the
+    exponent, one too high for large models bends the curve (LOG.md). Of the constants 1/8, 1/4, 1/2
+    and 1, 1/4 is best at depths 1, 3 and 5 (`var-scaling run tiny_rates`).
     """
     return Optimiser(
         learning_rate=constant / width,
@@ -33,7 +33,7 @@ def tiny_tokenizer(
 ) -> TrainedTokenizer:
     """A tokenizer that a CPU trains in minutes: two downsamplings, 16 to 32 channels.
 
-    It autoencodes plainly at first: quantised from the start it may collapse (LOG.md).
+    The first 300 steps are not quantised, because training may otherwise collapse (LOG.md).
     """
     return TrainedTokenizer(
         name=name,
@@ -63,11 +63,11 @@ def tiny_tokenizer(
 def paper_tokenizer(
     name: str, data: ImageFiles, images: int, patch_nums: tuple[int, ...] = PAPER_256
 ) -> TrainedTokenizer:
-    """The released tokenizer's shape, and a VQGAN recipe made multi-scale.
+    """The architecture of the released tokenizer, with a multi-scale VQGAN training recipe.
 
-    Ours differs in its critic (patches, without a pretrained network); in its codes: moving
-    averages after k-means, because gradients leave four codes in five unused; and in its
-    start, which is torch's own, phi the identity.
+    Differences from the paper: a patch critic without a pretrained network; codes that are moving
+    averages after k-means, because gradients leave four of five codes unused; and torch's default
+    initialization, with phi as the identity.
     """
     batch, epochs = 768, 250
     rates = Optimiser(
@@ -81,13 +81,17 @@ def paper_tokenizer(
         final=0.3,
         grad_clip=10.0,
     )
-    slack = rates.model_copy(update={"weight_decay": 5e-4, "final_weight_decay": 5e-4})
+    critic_optimiser = rates.model_copy(update={"weight_decay": 5e-4, "final_weight_decay": 5e-4})
     return TrainedTokenizer(
         name=name,
         data=data,
         pyramid=Pyramid(patch_nums=patch_nums),
         losses=Losses(
-            l1=0.2, l2=1.0, perceptual=1.0, adversarial=0.4, critic=Critic(optimiser=slack)
+            l1=0.2,
+            l2=1.0,
+            perceptual=1.0,
+            adversarial=0.4,
+            critic=Critic(optimiser=critic_optimiser),
         ),
         codebook=Codebook(starts_at=1000),
         optimiser=rates,

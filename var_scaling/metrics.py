@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line for each thing that was measured, whole or not at all."""
+"""metrics.jsonl: one JSON line per log entry of a training."""
 
 import json
 import os
@@ -11,38 +11,38 @@ Line = dict[str, Any]
 
 
 class MetricsLog:
-    """Append-only `metrics.jsonl`; each line whole, told apart by `kind` and `step`."""
+    """Append-only `metrics.jsonl`. `kind` and `step` identify a line."""
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _cut_torn_line(path)
-        self._file = open(path, "a", buffering=1)  # noqa: SIM115 - lives as long as the training
+        self._file = open(path, "a", buffering=1)  # noqa: SIM115 - open as long as the training
 
     def __call__(self, kind: str, step: int, values: Line) -> None:
         line = {"kind": kind, "step": step, "time_ms": time.time_ns() // 1_000_000, **values}
         self._file.write(json.dumps(line) + "\n")
-        os.fsync(self._file.fileno())  # as lasting as the checkpoint that comes after it
+        os.fsync(self._file.fileno())  # a later checkpoint must not be on disk without this line
 
     def close(self) -> None:
         self._file.close()
 
 
 def read_metrics(path: Path) -> list[Line]:
-    """The lines by step. A step written twice, after a resume, counts once: the later."""
+    """The lines sorted by step. Of a step written twice, after a resume, only the later line."""
     if not path.exists():
         return []
     text = path.read_bytes()
-    whole = text[: text.rfind(b"\n") + 1]  # a last line without its end is still being written
+    complete = text[: text.rfind(b"\n") + 1]  # a last line without "\n" is still being written
     lines: dict[tuple[str, int], Line] = {}
-    for written in whole.splitlines():
-        with suppress(ValueError, KeyError, TypeError):  # two wrote into one another
-            line = json.loads(written)
+    for encoded in complete.splitlines():
+        with suppress(ValueError, KeyError, TypeError):  # two processes wrote at the same time
+            line = json.loads(encoded)
             lines[line["kind"], line["step"]] = line
     return sorted(lines.values(), key=lambda line: (line["step"], line["kind"]))
 
 
 def _cut_torn_line(path: Path) -> None:
-    """Remove what a killed writer left of its last line, so the next does not run into it."""
+    """Remove the incomplete last line of a killed process, so that nothing is appended to it."""
     if path.exists():
         with open(path, "rb+") as file:
             file.truncate(file.read().rfind(b"\n") + 1)

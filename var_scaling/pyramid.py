@@ -1,4 +1,4 @@
-"""The scales of a token pyramid: how long each is, where it starts, which see which."""
+"""The scales of a token pyramid: their lengths, positions and attention mask."""
 
 from itertools import accumulate
 from typing import Self
@@ -13,20 +13,22 @@ PAPER_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
 
 
 class Pyramid(Record):
-    """Token maps coarse to fine; positions run row by row, scale after scale.
+    """Token maps from coarse to fine. Positions are in raster order within a scale.
 
-    One scale alone is a plain VQVAE's grid. The same side again gives each position a residual
-    code more (RQ-VAE, arXiv 2203.01941).
+    A single scale is the grid of a plain VQVAE. A repeated side adds one more residual code at each
+    position (RQ-VAE, arXiv 2203.01941).
     """
 
     patch_nums: tuple[int, ...]
 
     @model_validator(mode="after")
-    def _sides_never_shrink(self) -> Self:
+    def _sides_do_not_decrease(self) -> Self:
         if not self.patch_nums or self.patch_nums[0] < 1:
-            raise ValueError("needs at least one side, each at least 1")
+            raise ValueError("patch_nums needs at least one side, each at least 1")
         if any(low > high for low, high in zip(self.patch_nums, self.patch_nums[1:], strict=False)):
-            raise ValueError("sides must not shrink, e.g. (1, 2, 3, 4)")
+            raise ValueError(
+                f"patch_nums = {self.patch_nums}: sides must not decrease, e.g. (1, 2, 3, 4)"
+            )
         return self
 
     @property
@@ -40,12 +42,12 @@ class Pyramid(Record):
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens of each scale."""
+        """Number of tokens of each scale."""
         return tuple(side * side for side in self.patch_nums)
 
     @property
     def length(self) -> int:
-        """Tokens of one image."""
+        """Number of tokens of one image."""
         return sum(self.lengths)
 
     @property
@@ -60,7 +62,7 @@ class Pyramid(Record):
 
     @property
     def visible_pairs(self) -> int:
-        """(query, key) pairs under the block-causal mask: each scale sees itself and all coarser.
+        """(query, key) pairs of the block-causal mask: a scale attends to itself and to coarser.
 
         286,434 of 680² for the paper's pyramid.
         """

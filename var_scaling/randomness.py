@@ -1,9 +1,9 @@
-"""Randomness as a function of (seed, purpose, place): a resume needs no generator state."""
+"""Random seeds as a function of (seed, purpose, indices): a resume needs no generator state."""
 
 import hashlib
 
 
-def seed_for(seed: int, purpose: str, *place: int) -> int:
+def seed_for(seed: int, purpose: str, *indices: int) -> int:
     """A 63-bit seed that differs with each argument, for a NumPy or torch generator."""
-    text = ":".join(map(str, (seed, purpose, *place)))
+    text = ":".join(map(str, (seed, purpose, *indices)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

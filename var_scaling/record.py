@@ -1,4 +1,4 @@
-"""What every record obeys: frozen, strict, JSON both ways, errors that say what is allowed."""
+"""Base class of all records: frozen, strict, JSON, with errors that name what is allowed."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, ValidationInfo
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-_RENAMED = {  # fields of sweeps and settings written for an earlier version
+_RENAMED = {  # fields of an earlier version: the error message gives the new name
     "batch": "batch_size",
     "clip": "grad_clip",
     "codes": "codebook_size",
@@ -18,49 +18,49 @@ _RENAMED = {  # fields of sweeps and settings written for an earlier version
     "sides": "patch_nums",
 }
 
-# A name becomes a folder and a column of a table, so it is kept to what both can hold.
+# A name becomes the name of a folder, so only safe characters are allowed.
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
 
 class Record(BaseModel):
-    """Frozen data that describes a thing wanted; never where or how it runs."""
+    """Frozen data that describes what to run; never where or how it runs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """A record with some fields changed, checked like any other (pydantic's own does not)."""
+        """A copy with some fields changed, validated (pydantic's own `model_copy` is not)."""
         return type(self).model_validate({**dict(self), **(update or {})})
 
     def fingerprint(self) -> str:
-        """Twelve hex digits that change with any field: two records agree iff these do."""
+        """12 hex digits of a SHA-256 over all fields: equal records have equal fingerprints."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def difference(recorded: Any, wanted: Any, path: str = "") -> list[str]:
-    """Every place where two JSON values differ, as readable lines; empty iff they are equal."""
-    if isinstance(recorded, dict) and isinstance(wanted, dict):
+def difference(recorded: Any, expected: Any, path: str = "") -> list[str]:
+    """One line per field in which two JSON values differ; empty if and only if they are equal."""
+    if isinstance(recorded, dict) and isinstance(expected, dict):
         lines = []
-        for key in sorted(recorded.keys() | wanted.keys()):
+        for key in sorted(recorded.keys() | expected.keys()):
             inner = f"{path}.{key}" if path else key
-            lines += difference(recorded.get(key, "absent"), wanted.get(key, "absent"), inner)
+            lines += difference(recorded.get(key, "absent"), expected.get(key, "absent"), inner)
         return lines
-    if recorded == wanted:
+    if recorded == expected:
         return []
-    return [f"{path}: recorded {json.dumps(recorded)}, wanted {json.dumps(wanted)}"]
+    return [f"{path}: recorded {json.dumps(recorded)}, expected {json.dumps(expected)}"]
 
 
 def explain(error: ValidationError, record: type[BaseModel]) -> str:
-    """The error in plain lines: `field = value: what is allowed`."""
+    """The error as lines `field = value: what is allowed`."""
     lines = []
     for item in error.errors():
-        where = ".".join(_named(record, item["loc"])) or record.__name__
+        field = ".".join(_field_path(record, item["loc"])) or record.__name__
         if item["type"] == "extra_forbidden":
-            lines.append(f"{where}: {_unknown_field(record, item['loc'])}")
+            lines.append(f"{field}: {_unknown_field(record, item['loc'])}")
         elif item["type"] == "missing":
-            lines.append(f"{where}: this field is required")
+            lines.append(f"{field}: this field is required")
         else:
-            lines.append(f"{where} = {_shown(item['input'])}: {item['msg']}")
+            lines.append(f"{field} = {_shown(item['input'])}: {item['msg']}")
     return "\n".join(lines)
 
 
@@ -78,28 +78,28 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _named(record: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The path of an error as a person would write it: without the tags that tell unions apart."""
+def _field_path(record: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The path of an error without the tags that pydantic adds for members of unions."""
     inside = range(len(location) - 1)
     tags = [
-        place
-        for place in inside
-        if isinstance(location[place], str)
-        and location[place] not in _fields_at(record, location[:place])
-        and not _is_key(record, location[:place])
+        index
+        for index in inside
+        if isinstance(location[index], str)
+        and location[index] not in _fields_at(record, location[:index])
+        and not _is_key(record, location[:index])
     ]
-    return [str(part) for place, part in enumerate(location) if place not in tags]
+    return [str(part) for index, part in enumerate(location) if index not in tags]
 
 
 def _is_key(record: type[BaseModel], location: tuple[int | str, ...]) -> bool:
-    """Whether what follows `location` is a key of a mapping, chosen by the user."""
+    """Whether the part after `location` is a key of a mapping, which the user chooses."""
     if len(location) != 1 or location[0] not in record.model_fields:
         return False
     return typing.get_origin(record.model_fields[str(location[0])].annotation) is dict
 
 
 def _fields_at(record: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """Field names of the record that `location` (an error's path) leads to."""
+    """Field names of the record at `location`, the path of an error."""
     fields = record.model_fields
     for part in location:
         if isinstance(part, str) and part in fields:
@@ -114,12 +114,12 @@ def _records_in(annotation: Any) -> list[type[BaseModel]]:
     return [kind for part in typing.get_args(annotation) for kind in _records_in(part)]
 
 
-def read_as(
+def validate_tagged(
     value: Any, info: ValidationInfo, tag: str, record_of: Callable[[str], type[Record]]
 ) -> Any:
-    """For a BeforeValidator: `value` as the record that its field `tag` leads to.
+    """For a BeforeValidator: `value` as a record of the class that its field `tag` names.
 
-    So a field may hold records of kinds that are not known here. Raises ValueError.
+    A field can thus contain records of user-defined classes. Raises ValueError.
     """
     if isinstance(value, Record):
         name = getattr(value, tag, None)
@@ -128,27 +128,29 @@ def read_as(
     else:
         return value
     if not isinstance(name, str):
-        raise ValueError(f"`{tag}` is missing: it says which record this is")
-    wanted = record_of(name)
+        raise ValueError(f"`{tag}` is missing: it names the kind of this record")
+    expected = record_of(name)
     if isinstance(value, Record):
-        if not isinstance(value, wanted):
-            raise ValueError(f"{tag} {name} has {wanted.__name__}, not {type(value).__name__}")
+        if not isinstance(value, expected):
+            raise ValueError(
+                f"{tag} = {name}: needs a {expected.__name__}, not a {type(value).__name__}"
+            )
         return value
     try:
         if info.mode == "json":
-            return wanted.model_validate_json(json.dumps(value))
-        return wanted.model_validate(value)
+            return expected.model_validate_json(json.dumps(value))
+        return expected.model_validate(value)
     except ValidationError as error:
-        raise _with_fields(error, wanted) from error
+        raise _with_fields(error, expected) from error
 
 
-def _with_fields(error: ValidationError, wanted: type[Record]) -> ValidationError:
-    """The error with the allowed fields in its text: the caller does not know this record."""
+def _with_fields(error: ValidationError, record: type[Record]) -> ValidationError:
+    """The error with the allowed fields in its text: `explain` cannot look into this record."""
     lines = []
     for item in error.errors():
-        said = item["msg"]
+        message = item["msg"]
         if item["type"] == "extra_forbidden":
-            said = _unknown_field(wanted, item["loc"])
-        kind: Any = PydanticCustomError("nested_record", "{said}", {"said": said})
+            message = _unknown_field(record, item["loc"])
+        kind: Any = PydanticCustomError("nested_record", "{message}", {"message": message})
         lines.append(InitErrorDetails(type=kind, loc=item["loc"], input=item["input"]))
     return ValidationError.from_exception_data(error.title, lines)

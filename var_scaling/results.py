@@ -1,8 +1,8 @@
-"""The columns of the results table, once: what is made, understood, logged and documented of a run.
+"""The columns of the results table: the single definition for writing, reading and documentation.
 
-A column is one entry of COLUMNS, and the code that computes its value: an entry by `score_column`
-is taken from the validation lines of metrics.jsonl, all others by name from what
-pipelines.results.table knows. No torch, no pandas.
+A column is one entry of COLUMNS and the code that computes its value. Values of `score_column`
+entries come from the validation lines of metrics.jsonl; pipelines.results.table computes all
+others. No torch, no pandas.
 """
 
 from collections.abc import Mapping
@@ -13,13 +13,14 @@ from var_scaling.accounting import COMPONENTS, FLOP_COMPONENTS
 
 Status = Literal["done", "running", "diverged", "failed", "waiting", "imported", "damaged"]
 Row = dict[str, Any]  # a value, or None, for each of COLUMNS
-Kind = Literal["text", "whole", "number", "list"]  # whole: integers where all are known and integer
+# whole: integer, but stored as float if a value is missing or not an integer
+Kind = Literal["text", "whole", "number", "list"]
 Sign = Literal["any", "not negative", "positive", "share"]
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column. `need`: a table has at least one of the scores and one of the variables."""
+    """One column. `need`: a valid table has at least one score and one variable (N, D or C)."""
 
     name: str
     meaning: str
@@ -27,11 +28,11 @@ class Column:
     kind: Kind = "number"
     sign: Sign = "not negative"
     need: Literal["score", "variable", ""] = ""
-    score: str = ""  # what the validation line calls it; "": it comes from elsewhere
+    score: str = ""  # its key in the validation line; "": not from there
 
 
 def _flops(name: str, meaning: str) -> Column:
-    """FLOPs outgrow 64-bit integers, so they are floating-point numbers."""
+    """FLOPs can exceed 64-bit integers, so they are floating-point numbers."""
     return Column(name, meaning, "FLOP")
 
 
@@ -39,7 +40,7 @@ def score_column(
     score: str, meaning: str, unit: str = "", kind: Kind = "number", sign: Sign = "not negative",
     need: Literal["score", ""] = "",
 ) -> Column:  # fmt: skip
-    """What the validation line of metrics.jsonl calls `score` is the column val_`score`."""
+    """The column val_`score`, from the key `score` of the validation lines of metrics.jsonl."""
     return Column(f"val_{score}", meaning, unit, kind, sign, need, score)
 
 
@@ -52,27 +53,27 @@ def _text(name: str, meaning: str) -> Column:
 
 
 COLUMNS: tuple[Column, ...] = (
-    _text("sweep", "the question that the run belongs to"),
+    _text("sweep", "sweep of the run"),
     _text("trial", "the run's name"),
     _text("family", "kind of model: var, ar, dit, ..."),
     _count("depth", "blocks", "blocks", "positive"),
     _count("width", "model width", "channels", "positive"),
     _count("heads", "attention heads", "heads", "positive"),
     _count("seed", "seed of the run", "", "any"),
-    _text("start", "TRIAL@STEP whose checkpoint it started from: no run independent of that one"),
-    _text("tokenizer", "whose tokens the scores are of"),
-    _text("data", "whose images the scores are of"),
+    _text("start", "TRIAL@STEP of the checkpoint it started from; not independent of that run"),
+    _text("tokenizer", "tokenizer of the tokens that the scores are of"),
+    _text("data", "data set of the images that the scores are of"),
     _count("step", "updates done when this row was measured", "updates", "positive"),
     _count("steps", "updates of the whole training; a row is its end where step = steps", "updates",
            "positive"),
     _count("batch_size", "global batch", "images", "positive"),
-    _text("precision", "arithmetic of training"),
+    _text("precision", "precision of training"),
     Column("learning_rate", "peak learning rate", sign="positive"),
-    _text("schedule", "runs of one class differ in peak rate and length alone"),
-    _count("images_seen", "training images so far, repeats counted", "images"),
-    Column("tokens_seen", "training tokens so far, repeats counted: D", "tokens", "whole",
+    _text("schedule", "class of schedule: runs of one class differ only in peak rate and length"),
+    _count("images_seen", "training images so far, with repeats", "images"),
+    Column("tokens_seen", "training tokens so far, with repeats: D", "tokens", "whole",
            "positive", "variable"),
-    _count("unique_tokens", "different tokens of the training set: U", "tokens", "positive"),
+    _count("unique_tokens", "distinct tokens of the training set: U", "tokens", "positive"),
     Column("epochs", "passes over the training set so far"),
     Column("params_total", "all parameters: N", "parameters", "whole", "positive", "variable"),
     Column("params_blocks", "weights of the blocks: N", "parameters", "whole", "positive",
@@ -87,7 +88,7 @@ COLUMNS: tuple[Column, ...] = (
            "positive", "variable"),
     *(_flops(f"train_flops_{part}", f"training so far, of {part.replace('_', ' ')}")
       for part in FLOP_COMPONENTS),
-    _flops("train_flops_dense_mask", "training so far, were no pair of tokens masked"),
+    _flops("train_flops_dense_mask", "training so far, if attention were not masked"),
     _flops("train_flops_6n_total", "6 x params_total x tokens_seen"),
     _flops("train_flops_6n_blocks", "6 x params_blocks x tokens_seen"),
     Column("train_loss", "training loss, last logged", "nats/token"),
@@ -102,14 +103,15 @@ COLUMNS: tuple[Column, ...] = (
     score_column("error_stderr", "standard error of val_error, clustered by image", "share"),
     score_column("loss_parts", "held-out loss of each part (VAR: scale)", "nats/token", "list"),
     score_column("error_parts", "held-out token error of each part", "share", "list", "share"),
-    score_column("loss_no_label", "val_loss where no label is given", "nats/token"),
-    score_column("loss_no_label_last", "val_loss_last where no label is given", "nats/token"),
-    score_column("error_no_label", "val_error where no label is given", "share", sign="share"),
-    score_column("error_no_label_last", "val_error_last where no label is given", "share",
+    score_column("loss_no_label", "unconditional val_loss", "nats/token"),
+    score_column("loss_no_label_last", "unconditional val_loss_last", "nats/token"),
+    score_column("error_no_label", "unconditional val_error", "share", sign="share"),
+    score_column("error_no_label_last", "unconditional val_error_last", "share",
            sign="share"),
-    score_column("loss_raw", "val_loss of the last weights, where val_loss is of their average",
+    score_column("loss_raw", "val_loss of the last weights, if weights are averaged",
                  "nats/token"),
-    score_column("error_raw", "the same of val_error", "share", sign="share"),
+    score_column("error_raw", "val_error of the last weights, if weights are averaged", "share",
+                 sign="share"),
     _count("val_images", "held-out images scored", "images"),
     _flops("evaluation_flops", "this evaluation"),
     Column("fid", "Fréchet inception distance"),
@@ -117,23 +119,23 @@ COLUMNS: tuple[Column, ...] = (
     Column("kid", "kernel inception distance", sign="any"),
     Column("fidelity_precision", "share of samples among the real images", "share", sign="share"),
     Column("fidelity_recall", "share of real images among the samples", "share", sign="share"),
-    Column("fd_seeded", "Fréchet distance by the small seeded extractor: compares with its like"),
+    Column("fd_seeded", "Fréchet distance with the small seeded extractor, not comparable to FID"),
     _count("fidelity_samples", "samples used for FID and related scores", "images", "positive"),
     _text("fidelity_set", "the set of samples used for FID and related scores"),
     _text("fidelity_reference", "what the samples were compared with"),
-    _text("speed_machine", "where the next five were measured"),
-    Column("sampling_images_per_second", "guided if the model can be, at the best batch",
-           "images/s"),
-    Column("sampling_latency_seconds", "of one such sample alone", "s"),
-    _count("sampling_peak_memory_bytes", "most GPU memory then", "bytes"),
-    Column("training_tokens_per_second", "training, measured apart from any run", "tokens/s"),
+    _text("speed_machine", "machine on which the next five columns were measured"),
+    Column("sampling_images_per_second",
+           "sampling at the best batch size, guided if the model supports it", "images/s"),
+    Column("sampling_latency_seconds", "the same sampling with a batch of one", "s"),
+    _count("sampling_peak_memory_bytes", "peak GPU memory of that sampling", "bytes"),
+    Column("training_tokens_per_second", "training speed in a separate benchmark", "tokens/s"),
     Column("training_mfu", "model FLOPs of training over the machine's measured peak", "share",
            sign="not negative"),
     Column("seconds", "wall time of training so far", "s"),
     Column("images_per_second", "speed of training", "images/s"),
-    _count("attempts", "lives of the training"),
-    Column("lost_seconds", "training after a last checkpoint", "s"),
-    _flops("lost_flops", "training after a last checkpoint"),
+    _count("attempts", "attempts of the training, with restarts"),
+    Column("lost_seconds", "training lost after the last checkpoint of an attempt", "s"),
+    _flops("lost_flops", "training lost after the last checkpoint of an attempt"),
     _text("status", "done, running, diverged, failed, waiting, imported or damaged"),
     _text("commit", "version of the code"),
     _text("damage", "which files of the run are damaged, and how to repair it"),
@@ -141,9 +143,9 @@ COLUMNS: tuple[Column, ...] = (
 
 
 def make_row(values: Mapping[str, Any]) -> Row:
-    """One evaluation of one model: `values` by column; None where nothing is known.
+    """A row (one evaluation of one model) from `values` by column; missing values are None.
 
-    Raises ValueError for a value without a column, or of another kind than its column's.
+    Raises ValueError for a value without a column, or of a kind that its column does not allow.
     """
     unknown = sorted(values.keys() - {column.name for column in COLUMNS})
     if unknown:
@@ -152,12 +154,12 @@ def make_row(values: Mapping[str, Any]) -> Row:
     for column in COLUMNS:
         value = row[column.name]
         if value is not None and not _fits(value, column.kind):
-            raise ValueError(f"{column.name} = {value!r}: wanted {column.kind}")
+            raise ValueError(f"{column.name} = {value!r}: expected kind {column.kind}")
     return row
 
 
 def scores_in(line: Mapping[str, Any]) -> Row:
-    """The columns that a validation line has values for."""
+    """The values of the score columns in a validation line."""
     return {c.name: line[c.score] for c in COLUMNS if c.score and c.score in line}
 
 
@@ -165,7 +167,7 @@ def _fits(value: Any, kind: Kind) -> bool:
     if kind == "text":
         return isinstance(value, str)
     if kind == "list":
-        return isinstance(value, list | tuple) and all(_fits(one, "number") for one in value)
+        return isinstance(value, list | tuple) and all(_fits(item, "number") for item in value)
     if kind == "whole":
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,34 +1,36 @@
-"""Text of users where a terminal or a spreadsheet would take it for something else than text."""
+"""Make user text safe for terminals and spreadsheets, which could interpret it as a command."""
 
 import re
 import unicodedata
 
-# What a spreadsheet takes for the beginning of a formula, also behind blanks; the last four are
-# full-width forms, which some take for the same.
+# Characters at which a spreadsheet starts a formula, also after blanks. The last four are
+# full-width forms, which some spreadsheets treat the same.
 _FORMULA = re.compile(r"^\s*[=+\-@＝＋－＠]|^[\t\r\n]")
-# A terminal obeys control characters, and turns the direction of what follows a bidirectional one.
-_OBEYED = frozenset(("Cc", "Cs"))
-_DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+# Unicode categories of control characters and surrogates; bidirectional marks reorder the text.
+_CONTROL = frozenset(("Cc", "Cs"))
+_BIDIRECTIONAL = frozenset(
+    "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+)
 
 
 def printable(text: str) -> str:
-    """`text` with everything that a terminal would obey spelt out: a real escape becomes `\\x1b`.
+    """`text` with control characters escaped: the escape character becomes `\\x1b`.
 
     Line breaks and tabs stay.
     """
-    return "".join(map(_spelt, text)) if not text.isprintable() else text
+    return "".join(map(_escape, text)) if not text.isprintable() else text
 
 
 def one_line(text: str) -> str:
-    """`text` for a line of a message: line breaks, tabs and odd blanks are spelt out too."""
-    shown = text.encode(errors="backslashreplace").decode()
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in shown)
+    """`text` for one line of a message: line breaks, tabs and special blanks are escaped too."""
+    valid = text.encode(errors="backslashreplace").decode()
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in valid)
 
 
-def _spelt(character: str) -> str:
+def _escape(character: str) -> str:
     if character in "\n\t":
         return character
-    if unicodedata.category(character) in _OBEYED or character in _DIRECTIONS:
+    if unicodedata.category(character) in _CONTROL or character in _BIDIRECTIONAL:
         return (
             character.encode("ascii", "backslashreplace").decode()
             if character > "\x7f"
@@ -38,9 +40,9 @@ def _spelt(character: str) -> str:
 
 
 def cell(value: object) -> str:
-    """`value` as a cell of a CSV file that no spreadsheet takes for a formula.
+    """`value` as a cell of a CSV file that no spreadsheet interprets as a formula.
 
-    A number stays a number. Other text that would be a formula gets an apostrophe in front, which
+    Numbers do not change. Other text that would be a formula gets a leading apostrophe, which
     spreadsheets do not show.
     """
     text = str(value)

@@ -1,4 +1,4 @@
-"""Weights on disk: ours as safetensors, strangers' files read without running what is in them."""
+"""Weights on disk: safetensors files, and third-party files read without running their code."""
 
 import hashlib
 import re
@@ -13,14 +13,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from var_scaling.disk import file_sha256, whole
+from var_scaling.disk import atomic_write, file_sha256
 
 State = dict[str, Tensor]
-_SHOWN = 12  # names listed before "and N more", where the rest would tell no more
+_MAX_NAMES = 12  # in a message, before "and N more"
 
 
 class WeightsError(ValueError):
-    """A file of weights is not what it should be; the message says how."""
+    """A weights file is missing, damaged, unsafe or of another model; the message says which."""
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -28,69 +28,80 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 
 def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
-    with whole(path) as beside:
-        # Copies: safetensors takes no two names for one storage.
-        save_file(
-            {name: value.detach().clone().contiguous() for name, value in state.items()}, beside
-        )
+    with atomic_write(path) as temporary_path:
+        # clone: safetensors refuses two names that share one storage.
+        tensors = {name: value.detach().clone().contiguous() for name, value in state.items()}
+        save_file(tensors, temporary_path)
 
 
 def load_tensors(path: Path, sha256: str) -> State:
-    """What a file of ours holds. Raises WeightsError unless it has the hash that was recorded."""
+    """The tensors of a file that this project wrote. Raises WeightsError if its hash differs."""
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
-    found = file_sha256(path)
-    if found != sha256:
+    actual = file_sha256(path)
+    if actual != sha256:
         raise WeightsError(
-            f"{path} is not the file that was trained or imported here: its SHA-256 is {found}, "
-            f"recorded is {sha256}. Copy the right file back, or move the folder away and make it "
-            "anew"
+            f"{path} is not the file that was trained or imported: its SHA-256 is {actual}, "
+            f"{sha256} is recorded. Restore the original file, or move the folder away and train "
+            "or import again"
         )
     return _tensors_in(path)
 
 
 def load_weights(model: nn.Module, path: Path, sha256: str) -> None:
-    """Strict: hash, every name and every shape must match. Raises WeightsError."""
+    """Load strictly: the hash, all names and all shapes must match. Raises WeightsError."""
     state = load_tensors(path, sha256)
     refuse_mismatch(str(path), state, model)
     model.load_state_dict(state, strict=True)
 
 
-def refuse_mismatch(where: str, state: Mapping[str, Tensor], model: nn.Module) -> None:
-    """Raise WeightsError with every name that is missing, not known or of another shape."""
-    found = {name: tuple(value.shape) for name, value in state.items()}
-    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    shapes = [
-        f"{name} {found[name]}, wanted {wanted[name]}"
-        for name in wanted
-        if name in found and found[name] != wanted[name]
+def refuse_mismatch(source: str, state: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Raise WeightsError with every tensor that is missing, unknown or of another shape or dtype.
+
+    `source` names the file in the message. Values that are not finite are refused too.
+    """
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    wrong_shapes = [
+        f"{name} {shapes[name]}, expected {expected[name]}"
+        for name in expected
+        if name in shapes and shapes[name] != expected[name]
     ]
-    kinds = {
-        "missing": [name for name in wanted if name not in found],
-        "not known": [name for name in found if name not in wanted],
-        "of another shape": shapes,
+    problems = {
+        "missing": [name for name in expected if name not in shapes],
+        "not known": [name for name in shapes if name not in expected],
+        "of another shape": wrong_shapes,
     }
-    lines = [f"  {len(names)} {kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
-    other = [f"{name} ({state[name].dtype})" for name in wanted if name in found]
-    other = [said for said in other if "float32" not in said]
-    if other:
-        lines.append(f"  {len(other)} not float32, as the released files are: {listed(other)}")
+    lines = [
+        f"  {len(names)} {kind}: {', '.join(names)}" for kind, names in problems.items() if names
+    ]
+    dtypes = [f"{name} ({state[name].dtype})" for name in expected if name in shapes]
+    dtypes = [text for text in dtypes if "float32" not in text]
+    if dtypes:
+        lines.append(
+            f"  {len(dtypes)} not float32, unlike the released files: {shorten_list(dtypes)}"
+        )
     if lines:
-        raise WeightsError(f"{where} does not hold these weights:\n" + "\n".join(lines))
-    broken = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
-    if broken:
-        raise WeightsError(f"{where} holds numbers that are not finite, in {listed(broken)}")
+        raise WeightsError(
+            f"{source} does not have the tensors of this model:\n" + "\n".join(lines)
+        )
+    not_finite = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
+    if not_finite:
+        raise WeightsError(
+            f"{source} has values that are not finite, in {shorten_list(not_finite)}"
+        )
 
 
-def listed(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+def shorten_list(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - _MAX_NAMES:,} more" if len(names) > _MAX_NAMES else ""
+    return ", ".join(names[:_MAX_NAMES]) + more
 
 
 def read_file(path: Path) -> Any:
-    """What a .safetensors or .pth file holds. Raises WeightsError, each cause in its own words.
+    """The content of a .safetensors or .pth file. Raises WeightsError, which names the cause.
 
-    Nothing in the file is ever run: torch's restricted reader knows tensors and plain containers.
+    No code in the file is run: torch's `weights_only` reader accepts tensors and plain containers.
     """
     if not path.is_file():
         raise WeightsError(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
@@ -99,28 +110,28 @@ def read_file(path: Path) -> Any:
     if path.suffix == ".safetensors":
         return _tensors_in(path)
     if zipfile.is_zipfile(path):
-        as_stored = _checked_zip(path)
+        is_uncompressed = _check_zip(path)
     elif _first_bytes(path) != b"PK":
-        as_stored = False
+        is_uncompressed = False
     else:
         raise WeightsError(
-            f"{path}: cut short: it begins like a file that torch saved, but its end is missing"
+            f"{path}: truncated: it starts like a file that torch saved, but its end is missing"
         )
     try:
-        return torch.load(path, weights_only=True, map_location="cpu", mmap=as_stored)
+        return torch.load(path, weights_only=True, map_location="cpu", mmap=is_uncompressed)
     except UnpicklingError as error:
-        said = str(error)
-        wanted = re.search(r"GLOBAL (\S+)", said) or re.search(r"Unsupported class (\S+)", said)
-        if wanted is None:
-            raise WeightsError(f"{path}: no file of weights that torch saved") from error
+        text = str(error)
+        code = re.search(r"GLOBAL (\S+)", text) or re.search(r"Unsupported class (\S+)", text)
+        if code is None:
+            raise WeightsError(f"{path}: not a weights file that torch saved") from error
         raise WeightsError(
-            f"{path}: refused. Beside tensors it names {wanted.group(1)}, which is code that "
-            "loading the file would run. Save the bare state dict where the file came from:\n"
+            f"{path}: refused. Besides tensors it contains {code.group(1)}, which is code that "
+            "loading the file would run. Save only the state dict, where the file was made:\n"
             "  torch.save(model.state_dict(), 'weights.pth')"
         ) from error
     except Exception as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path}: no file of weights that torch saved ({first})") from error
+        raise WeightsError(f"{path}: not a weights file that torch saved ({first})") from error
 
 
 def read_tensors(path: Path) -> State:
@@ -130,15 +141,17 @@ def read_tensors(path: Path) -> State:
 
 def as_tensors(path: Path, content: Any) -> State:
     if not isinstance(content, Mapping) or not content:
-        raise WeightsError(f"{path}: holds {_kind(content)}, not named tensors")
-    odd = [f"{name} ({_kind(value)})" for name, value in content.items() if _is_odd(name, value)]
-    if odd:
-        raise WeightsError(f"{path}: holds more than named tensors: {listed(odd)}")
+        raise WeightsError(f"{path}: contains {_kind(content)}, not named tensors")
+    invalid = [
+        f"{name} ({_kind(value)})" for name, value in content.items() if _is_invalid(name, value)
+    ]
+    if invalid:
+        raise WeightsError(f"{path}: not all entries are named tensors: {shorten_list(invalid)}")
     return dict(content)
 
 
 def tensors_sha256(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the float32 values in the order of their names, however they were packed."""
+    """SHA-256 of the float32 values in the order of their names, independent of the file format."""
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(name.encode())
@@ -150,7 +163,7 @@ def _tensors_in(path: Path) -> State:
     try:
         return dict(load_file(path))
     except SafetensorError as error:
-        raise WeightsError(f"{path}: damaged, or no safetensors file ({error})") from error
+        raise WeightsError(f"{path}: damaged, or not a safetensors file ({error})") from error
 
 
 def _first_bytes(path: Path) -> bytes:
@@ -158,8 +171,8 @@ def _first_bytes(path: Path) -> bytes:
         return file.read(2)
 
 
-def _is_odd(name: Any, value: Any) -> bool:
-    """Whether this is no dense tensor, held in full, under a name."""
+def _is_invalid(name: Any, value: Any) -> bool:
+    """Whether this is not a name with a dense CPU tensor whose storage has all its elements."""
     return not (
         isinstance(name, str)
         and isinstance(value, Tensor)
@@ -172,19 +185,19 @@ def _is_odd(name: Any, value: Any) -> bool:
 def _kind(value: Any) -> str:
     if not isinstance(value, Tensor):
         return f"a {type(value).__name__}"
-    held = value.untyped_storage().nbytes() if value.layout == torch.strided else 0
-    return f"a {value.layout} tensor {tuple(value.shape)} of {held:,} bytes on {value.device.type}"
+    size = value.untyped_storage().nbytes() if value.layout == torch.strided else 0
+    return f"a {value.layout} tensor {tuple(value.shape)} of {size:,} bytes on {value.device.type}"
 
 
-def _checked_zip(path: Path) -> bool:
-    """Whether its members lie there as they are, not compressed, as torch writes them.
+def _check_zip(path: Path) -> bool:
+    """Whether all members are uncompressed, as torch writes them (then torch can memory-map).
 
-    Raises WeightsError for a member that does not match its checksum: torch does not look at them.
+    Raises WeightsError if a member does not match its checksum, which torch does not check.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
-            stored = all(one.compress_type == zipfile.ZIP_STORED for one in archive.infolist())
+            stored = all(part.compress_type == zipfile.ZIP_STORED for part in archive.infolist())
     except Exception as error:
         raise WeightsError(f"{path}: damaged ({type(error).__name__}: {error})") from error
     if broken is not None:

@@ -1,1 +1,1 @@
-"""Two groups of runs compared: compute multipliers, joint fits, the paper's own laws."""
+"""Comparisons of groups of runs: compute multipliers, joint fits, the laws of the VAR paper."""

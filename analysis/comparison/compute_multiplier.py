@@ -1,4 +1,4 @@
-"""How much compute one family saves against another: m = C_b(L) / C_a(L), with its interval."""
+"""The compute multiplier of two families, m = C_b(L) / C_a(L) at equal loss, with its interval."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.comparison.joint_fit import best_shift, profile_of_shift, resampled_shifts, union_of
+from analysis.comparison.joint_fit import (
+    best_shift,
+    pool_points,
+    profile_of_shift,
+    resampled_shifts,
+)
 from analysis.comparison.separate import AtLoss, ShapeTest, at_losses, shape_test
 from analysis.fitting.fit import Fit, fit_law
 from analysis.fitting.laws import FLOOR, Law
@@ -19,12 +24,13 @@ from analysis.uncertainty.intervals import Interval
 Array = NDArray[np.float64]
 
 RESAMPLES = 500
-_OF_IMAGES = ("fid", "kid", "inception_score", "fd_")  # compare images, whatever the tokens
+# Metrics of images. They can be compared between models of different tokenizers.
+_IMAGE_METRICS = ("fid", "kid", "inception_score", "fd_")
 
 
 @dataclass(frozen=True)
 class Family:
-    """The points of one family or recipe: x its compute or parameters, y its losses, each (n,)."""
+    """The points of one family or recipe: x is its compute or parameters, y its loss; each (n,)."""
 
     name: str
     x: ArrayLike
@@ -33,31 +39,31 @@ class Family:
 
 @dataclass(frozen=True)
 class Multiplier:
-    """a needs 1 / value of b's compute for the same loss; above one, a is the better."""
+    """a needs 1 / value of b's compute for the same loss; above 1, a is the more efficient."""
 
     a: str
     b: str
     value: float
     interval: Interval
-    joint: Fit  # one law for a's points and b's at x / value
+    joint: Fit  # one law, fitted to a's points and to b's points at x / value
     shape: ShapeTest | None
-    separate: tuple[Fit, Fit] | None  # of a and of b
-    at: tuple[AtLoss, ...]  # where shape is not admissible, these are the answer
-    refused: tuple[str, ...]  # what could not be had, and why
+    separate: tuple[Fit, Fit] | None  # one law of a, one of b
+    at: tuple[AtLoss, ...]  # the result to use if `shape` rejects one shape for both
+    refused: tuple[str, ...]  # results that could not be computed, and why
 
     @property
-    def words(self) -> str:
+    def summary(self) -> str:
         span = self.interval
-        said = (
+        result = (
             f"{self.a} needs 1/{self.value:.3g} of {self.b}'s compute for the same loss "
             f"({span.level:.0%}: 1/{span.low:.3g} to 1/{span.high:.3g}; {span.method})"
         )
         if self.shape is None:
-            return f"{said}; whether both have one shape cannot be tested"
+            return f"{result}; whether both have one shape cannot be tested"
         test = f"F = {self.shape.F:.2f}, p = {self.shape.p:.2g}"
         if self.shape.admissible:
-            return f"{said}; one shape for both is admissible ({test})"
-        return f"{said}; but one shape for both is rejected ({test}): m changes with the loss"
+            return f"{result}; one shape for both is not rejected ({test})"
+        return f"{result}; but one shape for both is rejected ({test}): m changes with the loss"
 
 
 def multiplier(
@@ -72,41 +78,46 @@ def multiplier(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Multiplier:
-    """Fit both families with one exponent and floor, b's compute being worth C / m of a's.
+    """Fit one law to both families, with b's compute divided by a constant factor m.
 
-    m is constant then: the minimum over m of one law's fit to a's points and to b's at x / m. Its
-    interval is the F profile for least squares (equal scatter in both), else percentiles of a
-    bootstrap over the runs of each. Beside it m(L) of the separate laws, at `losses` or five within
-    the range that both families measured, with bootstrap intervals. x and y in any units, the same
-    for both. Raises FitError where they share no loss, or `losses` lie outside what both reached,
-    unless `extrapolate`: a law beyond its points is a forecast.
+    m minimises the objective of one law (same α and E) fitted to a's points and to b's points at
+    x / m. Its interval is the F profile for least squares (it assumes equal scatter in both
+    families), else percentiles of a bootstrap over the runs of each family. The result also has
+    m(L) of two separate laws with bootstrap intervals, at `losses` or at five losses in the range
+    that both families measured. x and y may have any unit, the same for both families. Unless
+    `extrapolate`, raises FitError if no loss was reached by both families, or if one of `losses`
+    was not: there a law would be extrapolated.
     """
     objective = objective_of(objective)
     pairs = _arrays(a), _arrays(b)
-    union = union_of(law, *pairs, objective)
+    pooled = pool_points(law, *pairs, objective)
     low, high = _common(a, b, pairs, losses, extrapolate)
-    tries = _by_eye(pairs, low, high)
-    best = best_shift(union, tries)
-    squares = union_of(law, *pairs, SQUARES)
-    least = best if math.isinf(objective.delta) else best_shift(squares, tries)
-    ends = profile_of_shift(squares, least, level)
-    method = f"profile, F(1, {union.spare})"
-    if least is not best:
+    initial_shifts = _interpolated_shifts(pairs, low, high)
+    best = best_shift(pooled, initial_shifts)
+    squares = pool_points(law, *pairs, SQUARES)
+    least_squares = best if math.isinf(objective.delta) else best_shift(squares, initial_shifts)
+    ends = profile_of_shift(squares, least_squares, level)
+    method = f"profile, F(1, {pooled.degrees_of_freedom})"
+    if least_squares is not best:
         half = (ends[1] - ends[0]) / 2
         width = min(max(2 * half, 1e-4), 2.0)
-        drawn = resampled_shifts(union, best, width, resamples, seed)
-        ends = tuple(np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]).tolist())
+        shifts = resampled_shifts(pooled, best, width, resamples, seed)
+        ends = tuple(np.quantile(shifts, [(1 - level) / 2, (1 + level) / 2]).tolist())
         method = f"percentiles of {resamples} bootstraps over the runs of each family"
     m = math.exp(best.shift)
     divided = np.concatenate([pairs[0][0], pairs[1][0] / m])
     joint = fit_law(law, divided, np.concatenate([pairs[0][1], pairs[1][1]]), objective)
-    separate, refused = _separately(law, (a, b), pairs, objective)
-    own = separate if least is best else _separately(law, (a, b), pairs, SQUARES)[0]
-    chosen = np.geomspace(low, high, 5) if losses is None else np.asarray(losses, dtype=float)
+    separate, refused = _separate_fits(law, (a, b), pairs, objective)
+    squares_fits = (
+        separate if least_squares is best else _separate_fits(law, (a, b), pairs, SQUARES)[0]
+    )
+    chosen_losses = (
+        np.geomspace(low, high, 5) if losses is None else np.asarray(losses, dtype=float)
+    )
     at: tuple[AtLoss, ...] = ()
     if separate is not None:
         try:
-            at, unreached = at_losses(separate, chosen, level, resamples, seed)
+            at, unreached = at_losses(separate, chosen_losses, level, resamples, seed)
             refused += unreached
         except FitError as error:
             refused += (f"m(L): {error}",)
@@ -116,7 +127,7 @@ def multiplier(
         value=m,
         interval=Interval(math.exp(ends[0]), math.exp(ends[1]), level, method, _basis(pairs)),
         joint=joint,
-        shape=shape_test(least.objective, own) if own else None,
+        shape=shape_test(least_squares.objective, squares_fits) if squares_fits else None,
         separate=separate,
         at=at,
         refused=refused,
@@ -135,51 +146,52 @@ def multiplier_of_tables(
     losses: Sequence[float] | None = None,
     extrapolate: bool = False,
 ) -> Multiplier:
-    """`multiplier` of two run tables, columns as in var_scaling.results.Row, a row a run.
+    """`multiplier` of two run tables: columns as in var_scaling.results.Row, one row for each run.
 
-    Raises FitError where the two saw other data, or other tokens and `metric` is a loss or error of
-    tokens: such losses cannot be compared. What is measured on images (FID and related scores) can.
+    Raises FitError if the runs used different data, or different tokenizers and `metric` is a loss
+    or error of tokens: such losses cannot be compared. Metrics of images (FID and related scores)
+    can be compared between tokenizers.
     """
-    together = pd.concat([rows_a, rows_b])
+    all_rows = pd.concat([rows_a, rows_b])
     for column in ("data", "tokenizer"):
-        if column == "tokenizer" and metric.lower().startswith(_OF_IMAGES):
+        if column == "tokenizer" and metric.lower().startswith(_IMAGE_METRICS):
             continue
-        kinds = sorted(map(str, together[column].dropna().unique())) if column in together else []
-        if len(kinds) > 1:
+        values = sorted(map(str, all_rows[column].dropna().unique())) if column in all_rows else []
+        if len(values) > 1:
             raise FitError(
-                f"{metric} under different {column} ({', '.join(kinds)}) is not comparable: "
-                "its units are not the same, so no factor of compute can be read from it"
+                f"{metric} cannot be compared between runs with different {column} "
+                f"({', '.join(values)}): its unit is not the same"
             )
-    called = names or _names(rows_a, rows_b)
+    family_names = names or _names(rows_a, rows_b)
     a, b = (
         _family(rows, name, metric, variable)
-        for rows, name in zip((rows_a, rows_b), called, strict=True)
+        for rows, name in zip((rows_a, rows_b), family_names, strict=True)
     )
     return multiplier(a, b, law, objective, losses=losses, extrapolate=extrapolate)
 
 
 def _names(rows_a: pd.DataFrame, rows_b: pd.DataFrame) -> tuple[str, str]:
-    """What the tables call their families; a and b where they do not say, or say the same."""
-    said = [
+    """Names of the families from the tables; "a" and "b" if these are missing or equal."""
+    names = [
         " + ".join(sorted(map(str, rows["family"].unique()))) if "family" in rows else ""
         for rows in (rows_a, rows_b)
     ]
-    return (said[0], said[1]) if all(said) and said[0] != said[1] else ("a", "b")
+    return (names[0], names[1]) if all(names) and names[0] != names[1] else ("a", "b")
 
 
 def _family(rows: pd.DataFrame, name: str, metric: str, variable: str) -> Family:
     missing = [column for column in (metric, variable) if column not in rows.columns]
     if missing:
-        raise FitError(f"the table of {name} lacks {', '.join(missing)}")
+        raise FitError(f"the table of {name} lacks the columns {', '.join(missing)}")
     return Family(name, rows[variable].to_numpy(float), rows[metric].to_numpy(float))
 
 
 def _arrays(family: Family) -> tuple[Array, Array]:
     x, y = np.asarray(family.x, dtype=float), np.asarray(family.y, dtype=float)
-    for each in (x, y):
-        if each.ndim != 1 or len(each) != len(y):
-            raise FitError(f"{family.name}: x and y must be flat and equally long")
-        if not np.isfinite(each).all() or (each <= 0).any():
+    for values in (x, y):
+        if values.ndim != 1 or len(values) != len(y):
+            raise FitError(f"{family.name}: x and y must be one-dimensional and of equal length")
+        if not np.isfinite(values).all() or (values <= 0).any():
             raise FitError(f"{family.name}: x and y must be finite and above zero")
     if len(np.unique(x)) < 2:
         raise FitError(f"{family.name} has {len(np.unique(x))} sizes; a multiplier needs two")
@@ -190,7 +202,9 @@ def _common(
     a: Family, b: Family, pairs: tuple[tuple[Array, Array], ...],
     losses: Sequence[float] | None, extrapolate: bool,
 ) -> tuple[float, float]:  # fmt: skip
-    """Lowest and highest loss that both measured. Raises FitError unless extrapolation is asked."""
+    """Lowest and highest loss that both families measured. Raises FitError unless `extrapolate` if
+    there is none, or if one of `losses` is outside.
+    """
     low = max(float(y.min()) for _, y in pairs)
     high = min(float(y.max()) for _, y in pairs)
     if low >= high and not extrapolate:
@@ -199,36 +213,37 @@ def _common(
             for family, (_, y) in zip((a, b), pairs, strict=True)
         ]
         raise FitError(
-            f"no loss was reached by both ({'; '.join(spans)}): a multiplier would rest on "
-            "extrapolation; ask for it with extrapolate=True"
+            f"no loss was reached by both families ({'; '.join(spans)}): a multiplier would need "
+            "extrapolation; allow it with extrapolate=True"
         )
     outside = [loss for loss in losses or () if not low <= loss <= high]
     if outside and not extrapolate:
         raise FitError(
-            f"loss {outside[0]:.4g} is outside what both {a.name} and {b.name} reached, "
-            f"{low:.4g} to {high:.4g}; ask for it with extrapolate=True"
+            f"loss {outside[0]:.4g} is outside the range that both {a.name} and {b.name} reached, "
+            f"{low:.4g} to {high:.4g}; allow extrapolation with extrapolate=True"
         )
     return min(low, high), max(low, high)
 
 
-def _by_eye(pairs: tuple[tuple[Array, Array], ...], low: float, high: float) -> Array:
-    """(5,) log of the ratio of x at losses from `low` to `high`, by straight lines: to start from.
+def _interpolated_shifts(pairs: tuple[tuple[Array, Array], ...], low: float, high: float) -> Array:
+    """(5,) log ratios of x at losses from `low` to `high`: starting points of the search for m.
 
-    Each family's points ordered by loss, log x between them; its ends where a loss is outside.
+    log x is interpolated linearly between each family's points in order of loss; a loss outside
+    the family's range gets the x of its nearest end.
     """
     losses = np.linspace(math.log(low), math.log(high), 5)
-    at = []
+    log_x = []
     for x, y in pairs:
         order = np.argsort(y)
-        at.append(np.interp(losses, np.log(y[order]), np.log(x[order])))
-    return np.asarray(at[1] - at[0])
+        log_x.append(np.interp(losses, np.log(y[order]), np.log(x[order])))
+    return np.asarray(log_x[1] - log_x[0])
 
 
-def _separately(
+def _separate_fits(
     law: Law, families: tuple[Family, Family], pairs: tuple[tuple[Array, Array], ...],
     objective: Objective,
 ) -> tuple[tuple[Fit, Fit] | None, tuple[str, ...]]:  # fmt: skip
-    """Each family's own law, or None and whose points cannot carry one."""
+    """One law for each family; None and the reasons if a law cannot be fitted to one of them."""
     fits, refused = [], []
     for family, (x, y) in zip(families, pairs, strict=True):
         try:

@@ -1,7 +1,8 @@
-"""Families compared under every condition that was measured: network, weights, guidance, and how
-FLOPs are counted. What holds under all of them may be said; what does not is shown.
+"""Families compared under every measured condition: feature network, weights, guidance, and way of
+counting FLOPs. A ranking that holds under all of them is robust; the others are shown as reversed.
 
 Rows are those of images.parquet: one for each set of samples of each trial and feature network.
+An arm is one family (with its tokenizer, if the family has several) in the comparison.
 """
 
 from collections.abc import Iterator
@@ -22,8 +23,8 @@ from analysis.comparison.families import (
     with_arms,
 )
 
-# Column: what it is called. The first is the main one.
-CURRENCIES = {
+# Cost column: its name in the report. The first is the main one.
+COST_NAMES = {
     "train_flops": "training FLOPs",
     "train_flops_dense_mask": "training FLOPs, masked pairs counted",
     "train_flops_6n_total": "6 x parameters x positions",
@@ -31,7 +32,7 @@ CURRENCIES = {
     "images_seen": "images seen",
     "sampling_flops": "FLOPs of one sample",
 }
-# Ways to count and to measure under which an order is looked at: cost, measure, column.
+# Ways of counting and measuring under which arms are ranked: cost, measure, column.
 _MEASURES = (
     ("train_flops", "distance", "distance"),
     ("train_flops_dense_mask", "distance", "distance"),
@@ -44,14 +45,14 @@ _NEEDED = (
     "floor_stderr",
 )  # fmt: skip
 _LEVEL = 0.95
-_EQUAL = 1.05  # costs that differ by less are equal: steps are whole
+_EQUAL = 1.05  # costs within this ratio count as equal: whole steps cannot match a cost exactly
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One way to sample and to look, with the rows of every arm that was so sampled."""
+    """One way to sample and to measure, with the rows of every arm that was sampled in this way."""
 
-    set: str  # of samples, or "best of the grid"
+    set: str  # name of the set of samples, or "best of the grid"
     extractor: str
     weights: str  # "as published": averaged where a family averages; "last"
     rows: pd.DataFrame  # with a column `arm`
@@ -69,53 +70,53 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class Placed:
-    """An arm at the largest budget that all arms reached."""
+class RankedArm:
+    """The score of an arm at the largest budget that all arms reached."""
 
     arm: str
     distance: float
-    spread: float  # of the logarithm of the distance, as seeds differ; NaN: not known
-    times: float  # the spread that a half interval of 95 % is wide
+    spread: float  # standard error of log distance between seeds; NaN: not known
+    times: float  # t quantile: half-width of a 95 % interval / spread
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 %; None where no size was run twice."""
+        """95 %; None if no size was run with two seeds."""
         if not np.isfinite(self.spread):
             return None
         width = float(np.exp(self.times * self.spread))
         return self.distance / width, self.distance * width
 
-    def distinguishable_from(self, other: "Placed") -> bool:
-        """Whether the difference is larger than chance allows (95 %, this pair alone)."""
-        apart = abs(np.log(self.distance / other.distance))
-        return bool(apart > self.times * np.hypot(self.spread, other.spread))
+    def distinguishable_from(self, other: "RankedArm") -> bool:
+        """Whether the difference is significant (95 %, for this pair alone)."""
+        difference = abs(np.log(self.distance / other.distance))
+        return bool(difference > self.times * np.hypot(self.spread, other.spread))
 
 
 def conditions(images: pd.DataFrame) -> tuple[Condition, ...]:
     """Every condition under which at least two arms were scored, in the order of `images`.
 
-    Raises ValueError where `images` lacks a column.
+    Raises ValueError if `images` lacks a column.
     """
     if missing := [name for name in _NEEDED if name not in images]:
         raise ValueError(
-            f"images.parquet has no {', '.join(missing)}: it is of an earlier version, or no such "
-            "table; `var-scaling run` scores and writes it anew"
+            f"images.parquet has no {', '.join(missing)}: it was written by an earlier version or "
+            "is another table; `var-scaling run` scores the images again and rewrites it"
         )
     rows = with_arms(images).assign(above=images.distance - images.floor)
-    found = [
-        one
-        for extractor, own in rows.groupby("extractor", sort=False)
-        for one in _of_network(str(extractor), own)
+    measured = [
+        condition
+        for extractor, network_rows in rows.groupby("extractor", sort=False)
+        for condition in _conditions_of_network(str(extractor), network_rows)
     ]
-    return tuple(one for one in found if one.rows.arm.nunique() > 1)
+    return tuple(each for each in measured if each.rows.arm.nunique() > 1)
 
 
-def _of_network(extractor: str, rows: pd.DataFrame) -> Iterator[Condition]:
-    shown = rows[~rows.chooses]
-    last = shown[shown.raw]
-    for name, own in shown[~shown.raw].groupby("set", sort=False):
-        yield Condition(str(name), extractor, "as published", own)
-        swapped = _last_weights(own, last)
+def _conditions_of_network(extractor: str, rows: pd.DataFrame) -> Iterator[Condition]:
+    reported = rows[~rows.chooses]
+    last = reported[reported.raw]
+    for name, set_rows in reported[~reported.raw].groupby("set", sort=False):
+        yield Condition(str(name), extractor, "as published", set_rows)
+        swapped = _last_weights(set_rows, last)
         if len(swapped):
             yield Condition(str(name), extractor, "last", swapped)
     chosen = best_of_grid(rows)
@@ -123,57 +124,61 @@ def _of_network(extractor: str, rows: pd.DataFrame) -> Iterator[Condition]:
         yield Condition("best of the grid", extractor, "as published", chosen)
 
 
-def _last_weights(own: pd.DataFrame, last: pd.DataFrame) -> pd.DataFrame:
-    """`own` with the last weights in place of averaged ones; an arm of which some run has none is
-    left out. Empty where no arm has any.
+def _last_weights(rows: pd.DataFrame, last: pd.DataFrame) -> pd.DataFrame:
+    """`rows` with samples from the last weights (rows of `last`) instead of averaged weights.
+
+    An arm is left out if one of its runs has no such samples. Empty if no arm has any.
     """
-    same = own[["trial", "settings", "samples"]].drop_duplicates()
-    beside = last.merge(same).drop_duplicates("trial")  # one set of each run
+    settings = rows[["trial", "settings", "samples"]].drop_duplicates()
+    matching = last.merge(settings).drop_duplicates("trial")  # one set of each run
     parts = []
-    for _, runs in own.groupby("arm", sort=False):
+    for _, runs in rows.groupby("arm", sort=False):
         if not runs.averaged.any():
             parts.append(runs)
-        elif runs.trial.isin(beside.trial).all():
-            parts.append(beside[beside.trial.isin(runs.trial)])
-    return pd.concat(parts) if len(beside) and parts else own.iloc[:0]
+        elif runs.trial.isin(matching.trial).all():
+            parts.append(matching[matching.trial.isin(runs.trial)])
+    return pd.concat(parts) if len(matching) and parts else rows.iloc[:0]
 
 
 def best_of_grid(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of each arm the sets with the settings that its choosing sets (column `chooses`) found best:
-    least mean logarithm of the distance over the trials that all settings have. Sets of other seeds
-    are returned, one of each run: what chose is not what is reported.
+    """For each arm, the sets of samples with its best settings: one set of each run.
+
+    The best settings have the least mean log distance among the selection sets (column `chooses`),
+    over the trials that were sampled with all settings. The returned sets have other sampling
+    seeds than the selection sets: to report the selection sets would bias the score downwards.
     """
     parts = []
-    for _, own in rows[~rows.raw].groupby("arm", sort=False):
-        grid = own[own.chooses]
+    for _, arm_rows in rows[~rows.raw].groupby("arm", sort=False):
+        grid = arm_rows[arm_rows.chooses]
         settings = grid.groupby("trial").settings.nunique()
         common = settings.index[settings == grid.settings.nunique()]
         grid = grid[grid.trial.isin(common)]
         if grid.empty:
             continue
         best = np.log(grid.distance).groupby(grid.settings).mean().idxmin()
-        fresh = ~own.chooses & ~own.sampling_seed.isin(grid.sampling_seed)
-        parts.append(own[fresh & (own.settings == best)].drop_duplicates("trial"))
+        independent = ~arm_rows.chooses & ~arm_rows.sampling_seed.isin(grid.sampling_seed)
+        parts.append(arm_rows[independent & (arm_rows.settings == best)].drop_duplicates("trial"))
     return pd.concat(parts) if parts else rows.iloc[:0]
 
 
-def places(
+def rank_arms(
     condition: Condition,
     cost: str = "train_flops",
     score: str = "distance",
-    unequal: bool = False,
-) -> tuple[Placed, ...]:
+    allow_incomparable: bool = False,
+) -> tuple[RankedArm, ...]:
     """The arms by their `score` at the largest `cost` that all of them reached, the best first.
 
-    Between two sizes the logarithms are taken to be linear. The interval is that of the seeds, from
-    their pooled spread and the runs of the nearest size; none where no size was run twice. "above"
-    has the error of the floor besides. Raises UnequalGrounds where arms were not measured on one
-    ground, unless `unequal`; ValueError where a score is no positive number.
+    The log score is interpolated linearly in the log cost. The interval is that between seeds, from
+    their pooled standard deviation and the number of runs of the nearest size; there is none if no
+    size was run with two seeds. The score "above" includes the error of the reconstruction floor.
+    Raises IncomparableArms if arms were measured differently, unless `allow_incomparable`;
+    ValueError if a score is not positive.
     """
-    if not unequal:
+    if not allow_incomparable:
         refuse_incomparable(condition.rows)
-    found = curves(condition.rows, score, cost)
-    budget = min(float(one.cost.max()) for one in found.values())
+    arm_curves = curves(condition.rows, score, cost)
+    budget = min(float(curve.cost.max()) for curve in arm_curves.values())
     try:
         deviation, free = spread(condition.rows, score)
     except ValueError:
@@ -181,109 +186,119 @@ def places(
     times = float(student.ppf((1 + _LEVEL) / 2, free))
     errors = condition.rows.groupby("arm").floor_stderr.max()
     floors = {str(arm): float(error) for arm, error in errors.items() if score == "above"}
-    placed = []
-    for one in found.values():
-        if one.cost.min() > _EQUAL * budget:
+    ranking = []
+    for curve in arm_curves.values():
+        if curve.cost.min() > _EQUAL * budget:
             continue
-        distance = float(np.exp(_log_score(one, budget)))
-        of_floor = float(np.nan_to_num(floors.get(one.arm, 0.0))) / distance
-        of_runs = deviation / float(np.sqrt(_runs_at(one, budget)))
-        placed.append(Placed(one.arm, distance, float(np.hypot(of_runs, of_floor)), times))
-    return tuple(sorted(placed, key=lambda one: one.distance))
+        distance = float(np.exp(_log_score(curve, budget)))
+        floor_error = float(np.nan_to_num(floors.get(curve.arm, 0.0))) / distance
+        seed_error = deviation / float(np.sqrt(_runs_at(curve, budget)))
+        error = float(np.hypot(seed_error, floor_error))
+        ranking.append(RankedArm(curve.arm, distance, error, times))
+    return tuple(sorted(ranking, key=lambda each: each.distance))
 
 
-def crossed(one: Multiplier, placed: tuple[Placed, ...]) -> bool:
-    """Whether the arm that needs more compute is the nearer one at the largest budget of `places`,
-    and both can be told: their curves cross.
+def curves_cross(multiplier: Multiplier, ranking: tuple[RankedArm, ...]) -> bool:
+    """Whether the arm that needs more compute over the common scores has the smaller distance at
+    the largest budget, both significantly.
     """
-    there = {each.arm: each for each in placed}
-    if one.value is None or not one.distinguishable or not {one.arm, one.against} <= set(there):
+    arms = {each.arm: each for each in ranking}
+    pair = (multiplier.arm, multiplier.against)
+    if multiplier.value is None or not multiplier.distinguishable or not set(pair) <= set(arms):
         return False
-    more, less = (one.arm, one.against) if one.value > 1 else (one.against, one.arm)
-    nearer = there[more].distance < there[less].distance
-    return nearer and there[more].distinguishable_from(there[less])
+    more, less = pair if multiplier.value > 1 else pair[::-1]
+    nearer = arms[more].distance < arms[less].distance
+    return nearer and arms[more].distinguishable_from(arms[less])
 
 
-def order_in_words(placed: tuple[Placed, ...]) -> str:
-    """The best first: "dit < ar ≈ var"; ≈ where two neighbours cannot be told apart."""
+def ranking_text(ranking: tuple[RankedArm, ...]) -> str:
+    """The best first: "dit < ar ≈ var"; ≈ where two neighbours do not differ significantly."""
     words = []
-    for one, after in pairwise(placed):
-        words += [one.arm, "<" if one.distinguishable_from(after) else "≈"]
-    return " ".join([*words, *(one.arm for one in placed[-1:])])
+    for arm, following in pairwise(ranking):
+        words += [arm.arm, "<" if arm.distinguishable_from(following) else "≈"]
+    return " ".join([*words, *(arm.arm for arm in ranking[-1:])])
 
 
-def reversals(first: tuple[Placed, ...], other: tuple[Placed, ...]) -> tuple[tuple[str, str], ...]:
-    """Pairs of arms (nearer in `first`, nearer in `other`) that both tell apart, in opposite
-    order.
+def reversals(
+    first: tuple[RankedArm, ...], other: tuple[RankedArm, ...]
+) -> tuple[tuple[str, str], ...]:
+    """Pairs of arms (nearer in `first`, nearer in `other`) that differ significantly in both
+    rankings, in opposite order.
     """
-    there = {one.arm: one for one in other}
+    arms = {each.arm: each for each in other}
     return tuple(
-        (one, against)
-        for one, against in _told_pairs(first, other)
-        if there[against].distance < there[one].distance
+        (arm, against)
+        for arm, against in _distinguishable_pairs(first, other)
+        if arms[against].distance < arms[arm].distance
     )
 
 
-def _told_pairs(first: tuple[Placed, ...], other: tuple[Placed, ...]) -> list[tuple[str, str]]:
-    there = {one.arm: one for one in other}
+def _distinguishable_pairs(
+    first: tuple[RankedArm, ...], other: tuple[RankedArm, ...]
+) -> list[tuple[str, str]]:
+    """Pairs of arms that differ significantly in both rankings, the nearer in `first` first."""
+    arms = {each.arm: each for each in other}
     return [
-        (one.arm, against.arm)
-        for one, against in combinations(first, 2)
-        if one.arm in there and against.arm in there and one.distinguishable_from(against)
-        if there[one.arm].distinguishable_from(there[against.arm])
+        (arm.arm, against.arm)
+        for arm, against in combinations(first, 2)
+        if arm.arm in arms and against.arm in arms and arm.distinguishable_from(against)
+        if arms[arm.arm].distinguishable_from(arms[against.arm])
     ]
 
 
-def of_pairs(
-    condition: Condition, cost: str = "train_flops", unequal: bool = False
+def pairwise_multipliers(
+    condition: Condition, cost: str = "train_flops", allow_incomparable: bool = False
 ) -> tuple[Multiplier, ...]:
-    """The multiplier of each pair of arms, once, so that it is at least 1 where it is known.
+    """One multiplier for each pair of arms, in the direction in which it is at least 1.
 
-    Raises UnequalGrounds where they were not measured on one ground, unless `unequal`; ValueError
-    where nothing can be said.
+    Raises IncomparableArms if arms were measured differently, unless `allow_incomparable`;
+    ValueError if no multiplier can be computed.
     """
-    if not unequal:
+    if not allow_incomparable:
         refuse_incomparable(condition.rows)
-    found = {(one.arm, one.against): one for one in multipliers(condition.rows, "distance", cost)}
-    shown = []
-    for (arm, against), one in found.items():
-        mirrored = found[against, arm]
-        if one.value is None or mirrored.value is None:
+    every = {
+        (each.arm, each.against): each for each in multipliers(condition.rows, "distance", cost)
+    }
+    selected = []
+    for (arm, against), multiplier in every.items():
+        mirrored = every[against, arm]
+        if multiplier.value is None or mirrored.value is None:
             if arm < against:
-                shown.append(one)
-        elif one.value >= 1 and one not in shown:
-            shown.append(one)
-    return tuple(shown)
+                selected.append(multiplier)
+        elif multiplier.value >= 1 and multiplier not in selected:
+            selected.append(multiplier)
+    return tuple(selected)
 
 
-def robustness(found: tuple[Condition, ...]) -> pd.DataFrame:
-    """One row for each condition, way to count FLOPs and measure, against the first.
+def robustness(measured: tuple[Condition, ...]) -> pd.DataFrame:
+    """The ranking under each condition, way to count FLOPs and measure, compared with the first.
 
-    Columns: condition, counted, measure, order, told (how many pairs both rows tell apart),
-    reversed (those in opposite order: nearer in the first row, nearer in this). "Above
-    reconstructions" is the distance less that of the arm's tokenizer; left out where one is not
-    above it, or not known.
+    Columns: condition, counted, measure, order, significant_pairs (number of pairs that differ
+    significantly in this row and in the first), reversed (those of them in opposite order, as:
+    nearer in the first row, nearer in this row). "Above reconstructions" is the distance minus the
+    reconstruction floor of the arm's tokenizer; it is left out if an arm is not above its floor or
+    the floor is unknown.
     """
     rows = []
-    first: tuple[Placed, ...] = ()
-    for condition in found:
+    first: tuple[RankedArm, ...] = ()
+    for condition in measured:
         for cost, measure, score in _MEASURES:
             try:
-                placed = places(condition, cost, score)
+                ranking = rank_arms(condition, cost, score)
             except ValueError:
                 continue
-            if len(placed) < 2:  # one size each, of other cost
+            if len(ranking) < 2:  # arms of one size each, at different costs
                 continue
-            first = first or placed
+            first = first or ranking
             rows.append({
                 "condition": condition.name,
-                "counted": CURRENCIES[cost],
+                "counted": COST_NAMES[cost],
                 "measure": measure,
-                "order": order_in_words(placed),
-                "told": len(_told_pairs(first, placed)),
-                "reversed": reversals(first, placed),
+                "order": ranking_text(ranking),
+                "significant_pairs": len(_distinguishable_pairs(first, ranking)),
+                "reversed": reversals(first, ranking),
             })  # fmt: skip
-    columns = ["condition", "counted", "measure", "order", "told", "reversed"]
+    columns = ["condition", "counted", "measure", "order", "significant_pairs", "reversed"]
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -1,9 +1,9 @@
-"""How much more compute one family needs than another for images as good: compute multipliers.
+"""Compute multipliers of families by image score: how much more compute one needs than another.
 
-A curve is one family's score (a distance, smaller is better) against what it costs, over its sizes.
-Between two sizes the logarithm of the cost is taken to be linear in that of the score; beyond what
-was measured nothing is said. The multiplier of B against A is C_B / C_A at equal score: 2 means
-that B needs twice the compute of A.
+A curve is one family's score (a distance, smaller is better) against its cost, over its sizes.
+Between two sizes the log cost is interpolated linearly in the log score; there is no extrapolation.
+The multiplier of B against A is C_B / C_A at equal score: 2 means that B needs twice the compute of
+A.
 """
 
 from collections.abc import Sequence
@@ -15,23 +15,23 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-_LEVELS = 9  # scores at which a multiplier is taken, evenly spread in their logarithm
+_LEVELS = 9  # scores at which a multiplier is computed, evenly spaced in their logarithm
 _RESAMPLES = 2000
-_ALMOST = 1e-9
-_NARROW = 2  # spreads of seeds
-_SIZE = ("depth", "width", "train_flops")  # equal in runs that differ by their seed alone
+_TIE = 1e-9  # step in log score that makes a curve strictly decreasing
+_NARROW = 2  # standard deviations between seeds
+_SIZE = ("depth", "width", "train_flops")  # equal in runs that differ only in their seed
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One family's sizes: cost of each, and the mean logarithm of its runs' scores."""
+    """One family's sizes: the cost of each, and the mean log score of its runs."""
 
     arm: str
-    cost: Floats  # rising, one for each size
+    cost: Floats  # increasing, one for each size
     log_score: Floats
-    runs: NDArray[np.int64]  # of each size
+    runs: NDArray[np.int64]  # number of runs of each size
 
     @property
     def best(self) -> float:
@@ -39,27 +39,29 @@ class Curve:
 
     @property
     def worst(self) -> float:
-        """Of the smallest size: where a larger one is worse still, the smallest stands."""
+        """The score of the smallest size, even if a larger size has a worse one."""
         return float(np.exp(self.log_score[0]))
 
     def log_cost_at(self, log_scores: Floats) -> Floats:
-        """Log cost of each score on the curve; NaN beyond the scores that it has.
+        """Log cost of each score on the curve; NaN outside the range of its scores.
 
-        Where a larger size is no better than a smaller one, the smaller stands.
+        A larger size that is not better than a smaller one gets the smaller one's score.
         """
         falling = np.minimum.accumulate(self.log_score)
-        falling = falling - _ALMOST * np.arange(len(falling))  # each strictly better than before
+        falling = falling - _TIE * np.arange(len(falling))  # np.interp needs distinct scores
         return np.interp(-log_scores, -falling, np.log(self.cost), left=np.nan, right=np.nan)
 
-    def moved(self, deviation: float, generator: np.random.Generator) -> "Curve":
-        """The curve of other runs: each mean moves as means of runs that spread so far do."""
+    def resampled(self, deviation: float, generator: np.random.Generator) -> "Curve":
+        """A random curve: each mean plus normal noise of its standard error, `deviation` being the
+        standard deviation of one run.
+        """
         noise = generator.standard_normal(len(self.runs)) / np.sqrt(self.runs)
         return replace(self, log_score=self.log_score + deviation * noise)
 
 
 @dataclass(frozen=True)
 class Multiplier:
-    """Compute of `arm` over that of `against` at equal score; None where it cannot be told."""
+    """Compute of `arm` over compute of `against` at equal score; None if they share no score."""
 
     arm: str
     against: str
@@ -68,18 +70,18 @@ class Multiplier:
     high: float | None
     level: float
     scores: tuple[float, float] | None  # worst and best of the scores that both reached
-    said: str
-    narrow: bool = False  # they have so little in common that the value is drawn towards 1
+    sentence: str
+    narrow: bool = False  # the common range of scores is so narrow that `value` is biased to 1
 
     @property
     def distinguishable(self) -> bool:
-        """Whether the interval leaves out 1."""
+        """Whether the interval excludes 1."""
         return self.low is not None and self.high is not None and not self.low <= 1 <= self.high
 
 
 def with_arms(rows: pd.DataFrame) -> pd.DataFrame:
-    """`rows` of images.parquet with a column `arm`: the family, and where it has several, its
-    tokenizer and what its loss is of.
+    """`rows` of images.parquet with a column `arm`: the family, with its tokenizer or loss unit if
+    the family has several of them.
     """
     arm = rows.family
     for column in ("tokenizer", "loss_unit"):
@@ -91,17 +93,16 @@ def with_arms(rows: pd.DataFrame) -> pd.DataFrame:
 def curves(rows: pd.DataFrame, score: str, cost: str, arm: str = "arm") -> dict[str, Curve]:
     """The curve of each arm. Runs of one size have equal depth, width and training FLOPs.
 
-    Raises ValueError where a score or cost is no positive number, or a cost does not grow with
-    size: then it buys nothing.
+    Raises ValueError if a score or cost is not positive, or if the cost does not grow with size.
     """
-    wrong = rows[~(rows[score] > 0) | ~(rows[cost] > 0)]
-    if len(wrong):
-        row = wrong.iloc[0]
+    not_positive = rows[~(rows[score] > 0) | ~(rows[cost] > 0)]
+    if len(not_positive):
+        row = not_positive.iloc[0]
         raise ValueError(
-            f"{row['trial']}: {score} = {row[score]:g}, {cost} = {row[cost]:g}: a curve needs "
-            "positive numbers"
+            f"{row['trial']}: {score} = {row[score]:g}, {cost} = {row[cost]:g}: both must be "
+            "positive for a curve"
         )
-    found = {}
+    by_arm = {}
     for name, runs in rows.groupby(arm, sort=False):
         sizes = runs.assign(log=np.log(runs[score])).groupby(list(_SIZE))
         means = sizes.agg(cost=(cost, "mean"), log=("log", "mean"), runs=("log", "size"))
@@ -109,24 +110,24 @@ def curves(rows: pd.DataFrame, score: str, cost: str, arm: str = "arm") -> dict[
         costs = means["cost"].to_numpy(dtype=float)
         if not (np.diff(costs) > 0).all():
             raise ValueError(f"{name}: {cost} does not grow with the size of the model")
-        found[str(name)] = Curve(
+        by_arm[str(name)] = Curve(
             str(name),
             costs,
             means["log"].to_numpy(dtype=float),
             means["runs"].to_numpy(dtype=np.int64),
         )
-    return found
+    return by_arm
 
 
 def spread(rows: pd.DataFrame, score: str, arm: str = "arm") -> tuple[float, int]:
-    """Standard deviation of log scores between runs of one arm and size, pooled over all, and its
-    degrees of freedom. Raises ValueError where no size was run twice.
+    """Standard deviation of log scores between runs of one arm and size, pooled over all sizes, and
+    its degrees of freedom. Raises ValueError if no size was run twice.
     """
     logs = np.log(rows[score])
     groups = logs.groupby([rows[name] for name in (arm, *_SIZE)])
     free = int((groups.size() - 1).sum())
     if free < 1:
-        raise ValueError("no size was run with several seeds: nothing is known of their spread")
+        raise ValueError("no size was run with several seeds: the spread of seeds is unknown")
     return float(np.sqrt(((logs - groups.transform("mean")) ** 2).sum() / free)), free
 
 
@@ -141,46 +142,53 @@ def multiplier(
 ) -> Multiplier:
     """The geometric mean of C_of / C_against over the scores that both reached, with an interval.
 
-    The interval is Student's of `free` degrees of freedom, with the standard deviation of resampled
-    curves: each size's mean moves by the spread of runs. Its coverage is simulated in the tests.
-    Where the distances in common span less than two such spreads, runs overlap by chance, and then
-    their multiplier is too near 1: `narrow`.
+    The interval is Student's t with `free` degrees of freedom; its standard error is that of
+    resampled curves, whose means vary by the spread between runs. Its coverage is simulated in the
+    tests. If the common scores span less than two standard deviations, the curves may overlap only
+    by chance, and the multiplier is biased towards 1: `narrow` is then set.
     """
     point = _log_ratio(of, against)
     if point is None:
         ahead, behind = (of, against) if of.best < against.best else (against, of)
-        said = (
-            f"not reached: {behind.arm} comes to {behind.best:.3g} at best, and {ahead.arm} is "
+        sentence = (
+            f"not reached: the best score of {behind.arm} is {behind.best:.3g}, and {ahead.arm} is "
             f"never worse than {ahead.worst:.3g}"
         )
-        return Multiplier(of.arm, against.arm, None, None, None, level, None, said)
+        return Multiplier(of.arm, against.arm, None, None, None, level, None, sentence)
     generator = np.random.default_rng(seed)
     drawn = []
     for _ in range(resamples):
-        ratio = _log_ratio(of.moved(deviation, generator), against.moved(deviation, generator))
+        ratio = _log_ratio(
+            of.resampled(deviation, generator), against.resampled(deviation, generator)
+        )
         if ratio is not None:
             drawn.append(ratio)
     half = float(student.ppf((1 + level) / 2, free)) * float(np.std(drawn))
     low, value, high = (float(np.exp(point + times * half)) for times in (-1, 0, 1))
     worst, best = _common(of, against)
-    said = f"{of.arm} needs {value:.2f} x the compute of {against.arm} ({low:.2f} to {high:.2f})"
+    sentence = (
+        f"{of.arm} needs {value:.2f} x the compute of {against.arm} ({low:.2f} to {high:.2f})"
+    )
     narrow = bool(np.log(worst / best) < _NARROW * deviation)
     if narrow:
-        said += "; the distances that both reached hardly differ: the true factor may be larger"
-    return Multiplier(of.arm, against.arm, value, low, high, level, (worst, best), said, narrow)
+        sentence += (
+            "; the range of distances that both reached is narrow: the true factor may be larger"
+        )
+    return Multiplier(of.arm, against.arm, value, low, high, level, (worst, best), sentence, narrow)
 
 
 def _common(of: Curve, against: Curve) -> tuple[float, float]:
-    """Worst and best of the scores that both reached; the best is worse where they share none."""
+    """Worst and best of the scores that both reached; if there are none, the best is the larger."""
     return min(of.worst, against.worst), max(of.best, against.best)
 
 
 def _log_ratio(of: Curve, against: Curve) -> float | None:
-    """Mean log of C_of / C_against over the scores that both reached; None where there are none."""
+    """Mean log of C_of / C_against over the scores that both reached; None if there are none."""
     worst, best = _common(of, against)
     if not best < worst:
         return None
-    inner = np.linspace(np.log(worst), np.log(best), _LEVELS)[1:-1]  # at the ends rounding decides
+    # Without the two ends: rounding decides whether these are inside the range of a curve.
+    inner = np.linspace(np.log(worst), np.log(best), _LEVELS)[1:-1]
     ratio = float(np.mean(of.log_cost_at(inner) - against.log_cost_at(inner)))
     return ratio if np.isfinite(ratio) else None
 
@@ -188,58 +196,59 @@ def _log_ratio(of: Curve, against: Curve) -> float | None:
 def multipliers(
     rows: pd.DataFrame, score: str, cost: str, arm: str = "arm", level: float = 0.95
 ) -> tuple[Multiplier, ...]:
-    """Of every arm against every other, in the order of `rows`."""
-    found = curves(rows, score, cost, arm)
+    """The multiplier of every arm against every other, in the order of `rows`."""
+    by_arm = curves(rows, score, cost, arm)
     deviation, free = spread(rows, score, arm)
     return tuple(
-        multiplier(found[one], found[other], deviation, free, level)
-        for one, other in permutations(found, 2)
+        multiplier(by_arm[of], by_arm[against], deviation, free, level)
+        for of, against in permutations(by_arm, 2)
     )
 
 
-# What must be equal for a distance to mean the same, and what may differ if it is said.
-_SAME = (
+# Columns that must be equal for distances to be comparable, and columns whose differences are only
+# reported.
+_MUST_MATCH = (
     ("data", "images"),
-    ("samples", "counts of samples"),
+    ("samples", "numbers of samples"),
     ("reference", "references"),
     ("extractor", "feature networks"),
     ("extractor_sha256", "weights of the feature network"),
 )
-_SAID = (("guidance", "strengths of guidance"), ("tokenizer_recipe", "recipes of tokenizers"))
+_REPORTED = (("guidance", "guidance weights"), ("tokenizer_recipe", "tokenizer recipes"))
 
 
 class IncomparableArms(ValueError):
-    """The arms were measured by different rulers; the message says in what they differ."""
+    """The distances of the arms cannot be compared; the message says in what they differ."""
 
 
 def refuse_incomparable(rows: pd.DataFrame, arm: str = "arm") -> None:
-    """Raise UnequalGrounds where distances of the arms do not mean the same."""
-    if said := _differences(rows, arm, _SAME):
-        raise IncomparableArms("; ".join(said))
+    """Raise IncomparableArms if the distances of the arms were not measured in the same way."""
+    if sentences := _differences(rows, arm, _MUST_MATCH):
+        raise IncomparableArms("; ".join(sentences))
 
 
-def unequal_grounds(rows: pd.DataFrame, arm: str = "arm") -> tuple[str, ...]:
-    """In what the arms differ besides the model, a sentence each; none: they are on one ground."""
-    said = _differences(rows, arm, _SAME + _SAID)
+def arm_differences(rows: pd.DataFrame, arm: str = "arm") -> tuple[str, ...]:
+    """A sentence for each difference between the arms other than the model."""
+    sentences = _differences(rows, arm, _MUST_MATCH + _REPORTED)
     budgets = _budgets(rows, arm)
     if len(budgets) > 1:
-        said.append(f"sizes have other budgets: {'; '.join(budgets)}")
-    return tuple(said)
+        sentences.append(f"the largest budgets differ: {'; '.join(budgets)}")
+    return tuple(sentences)
 
 
 def _differences(rows: pd.DataFrame, arm: str, columns: Sequence[tuple[str, str]]) -> list[str]:
-    said = []
+    sentences = []
     for column, what in columns:
         values = rows.groupby(arm, sort=False)[column].unique()
-        flat = sorted({str(one) for each in values for one in each})
-        if len(flat) > 1:
-            said.append(f"{what} differ: {', '.join(one[:40] for one in flat)}")
-    return said
+        distinct = sorted({str(value) for arm_values in values for value in arm_values})
+        if len(distinct) > 1:
+            sentences.append(f"{what} differ: {', '.join(value[:40] for value in distinct)}")
+    return sentences
 
 
 def _budgets(rows: pd.DataFrame, arm: str) -> Sequence[str]:
     """The range of training FLOPs of each arm, where the largest differ by more than 10 %."""
-    most = rows.groupby(arm, sort=False).train_flops.max()
-    if most.max() <= 1.1 * most.min():
+    largest = rows.groupby(arm, sort=False).train_flops.max()
+    if largest.max() <= 1.1 * largest.min():
         return []
-    return [f"{name} up to {flops:.2g} FLOPs" for name, flops in most.items()]
+    return [f"{name} up to {flops:.2g} FLOPs" for name, flops in largest.items()]

@@ -1,4 +1,4 @@
-"""Ours beside the laws that the VAR paper prints (arXiv 2404.02905, Eq. 3-6, Fig. 5 and 6)."""
+"""Our laws compared with those of the VAR paper (arXiv 2404.02905, Eq. 3-6, Fig. 5 and 6)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from analysis.study import LawResult
 from analysis.uncertainty.intervals import Interval, interval
 
 NOTE = (
-    "The paper's L is not the test cross-entropy but L = CE − E, with E = 4.5 nats (last scale) "
-    "and 5 nats (all scales) taken from the tokenizer's own tokens (its author, in the public "
-    "issues). So its exponents compare with a law with a floor, its β with nothing that has other "
-    "tokens. The printed equations in C swap “last” and “all”; here they stand as in Fig. 6, which "
-    "alone agrees with the laws in N."
+    "The paper's L is not the test cross-entropy CE but L = CE − E, with E = 4.5 nats (last scale) "
+    "and 5 nats (all scales) estimated from the tokenizer's tokens (according to its author, in "
+    "the public issues). So its exponents can be compared with those of a law with an irreducible "
+    "loss E. Its β cannot be compared with that of another tokenizer. The printed equations in C "
+    "swap “last” and “all”; the values here are those of Fig. 6, which agrees with the laws in N."
 )
 
 
 @dataclass(frozen=True)
-class Printed:
+class PublishedLaw:
     """One law as printed: metric = (β x)^-α, with x in `unit`."""
 
     metric: str
@@ -29,43 +29,43 @@ class Printed:
     alpha: float
     unit: float  # of x, in parameters or FLOPs
     unit_name: str
-    floor: float | None  # the E that was taken off before, in nats
-    r: float  # printed, or as the text says "near"
-    digit: float = 0.01  # of the last printed place of α
+    E: float | None  # the E that the paper subtracted, in nats
+    r: float  # printed, or said to be near this value
+    digit: float = 0.01  # one unit in the last printed place of α
 
 
 _N, _C = 1e9, 1e15
-PRINTED = (
-    Printed("val_loss_last", "N", 2.0, 0.23, _N, "1e9 parameters", 4.5, -0.998),
-    Printed("val_loss", "N", 2.5, 0.20, _N, "1e9 parameters", 5.0, -0.998),
-    Printed("val_error_last", "N", 4.9e2, 0.016, _N, "1e9 parameters", None, -0.998, 1e-3),
-    Printed("val_error", "N", 6.5e2, 0.010, _N, "1e9 parameters", None, -0.998, 1e-3),
-    Printed("val_loss_last", "C", 1.5e-5, 0.16, _C, "PFLOP", 4.5, -0.99),
-    Printed("val_loss", "C", 2.2e-5, 0.13, _C, "PFLOP", 5.0, -0.99),
-    Printed("val_error_last", "C", 4.4e-2, 0.011, _C, "PFLOP", None, -0.99, 1e-3),
-    Printed("val_error", "C", 8.1e-2, 0.0067, _C, "PFLOP", None, -0.99, 1e-4),
+PUBLISHED_LAWS = (
+    PublishedLaw("val_loss_last", "N", 2.0, 0.23, _N, "1e9 parameters", 4.5, -0.998),
+    PublishedLaw("val_loss", "N", 2.5, 0.20, _N, "1e9 parameters", 5.0, -0.998),
+    PublishedLaw("val_error_last", "N", 4.9e2, 0.016, _N, "1e9 parameters", None, -0.998, 1e-3),
+    PublishedLaw("val_error", "N", 6.5e2, 0.010, _N, "1e9 parameters", None, -0.998, 1e-3),
+    PublishedLaw("val_loss_last", "C", 1.5e-5, 0.16, _C, "PFLOP", 4.5, -0.99),
+    PublishedLaw("val_loss", "C", 2.2e-5, 0.13, _C, "PFLOP", 5.0, -0.99),
+    PublishedLaw("val_error_last", "C", 4.4e-2, 0.011, _C, "PFLOP", None, -0.99, 1e-3),
+    PublishedLaw("val_error", "C", 8.1e-2, 0.0067, _C, "PFLOP", None, -0.99, 1e-4),
 )
-_OF = {"params_blocks": "N", "params_total": "N", "train_flops": "C"}
+_SYMBOLS = {"params_blocks": "N", "params_total": "N", "train_flops": "C"}
 
 
 @dataclass(frozen=True)
-class Beside:
-    """A printed law, and ours of the same metric under one counting of x."""
+class PaperComparison:
+    """A law of the paper, and our law of the same metric under one way of counting x."""
 
-    printed: Printed
-    variable: str  # our column
-    form: str  # raw; E fitted; E as in the paper
+    printed: PublishedLaw
+    variable: str  # our column of x
+    form: str  # E = 0; E fitted; E as in the paper
     alpha: float | None
     low: float | None
     high: float | None
     beta: float | None  # per `printed.unit`
-    floor: float
+    E: float
     r: float | None
-    why_not: str = ""  # where there is no number
+    why_not: str = ""  # why there is no fit
 
     @property
     def agrees(self) -> bool | None:
-        """Whether the printed exponent, as rounded as it is, reaches into our interval."""
+        """Whether our interval overlaps the printed exponent ± half a unit in its last place."""
         if self.low is None or self.high is None:
             return None
         half = self.printed.digit / 2
@@ -75,47 +75,50 @@ class Beside:
         return {
             "metric": self.printed.metric, "x": self.variable, "form": self.form,
             "alpha_paper": self.printed.alpha, "beta_paper": self.printed.beta,
-            "unit_of_x": self.printed.unit_name, "E_paper": self.printed.floor,
+            "unit_of_x": self.printed.unit_name, "E_paper": self.printed.E,
             "alpha_ours": self.alpha, "alpha_low": self.low, "alpha_high": self.high,
-            "beta_ours": self.beta, "E_ours": self.floor, "r_ours": self.r,
+            "beta_ours": self.beta, "E_ours": self.E, "r_ours": self.r,
             "agrees": self.agrees, "why_not": self.why_not,
         }  # fmt: skip
 
 
-def paper_table(findings: Iterable[LawResult]) -> tuple[Beside, ...]:
-    """Each printed law beside ours, of what a study has found.
+def paper_table(findings: Iterable[LawResult]) -> tuple[PaperComparison, ...]:
+    """Each law of the paper with ours among the `findings` of a study.
 
-    Ours is shown raw (E = 0), with E fitted, and with the paper's E where that is below our losses,
-    under each counting of x for which there are laws.
+    Our law is given with E = 0 (raw), with E fitted, and with the paper's E (if that is below our
+    losses), under each way of counting x for which there are laws.
     """
-    known = {(one.metric, one.variable, one.fit.law.name): one for one in findings}
-    found = []
-    for printed in PRINTED:
-        for column in (c for c, symbol in _OF.items() if symbol == printed.variable):
-            raw = known.get((printed.metric, column, "pure"))
+    ours = {(each.metric, each.variable, each.fit.law.name): each for each in findings}
+    comparisons = []
+    for printed in PUBLISHED_LAWS:
+        for column in (c for c, symbol in _SYMBOLS.items() if symbol == printed.variable):
+            raw = ours.get((printed.metric, column, "pure"))
             if raw is None:
                 continue
-            found.append(_beside(printed, column, "raw, E = 0", raw.fit, raw.intervals["alpha"]))
-            floor = known.get((printed.metric, column, "floor"))
-            if floor is not None:
-                alpha = floor.intervals["alpha"]
-                found.append(_beside(printed, column, "E fitted", floor.fit, alpha))
-            if printed.floor is not None:
-                found.append(_with_their_floor(printed, column, raw.fit))
-    return tuple(found)
+            alpha = raw.intervals["alpha"]
+            comparisons.append(_compared(printed, column, "raw, E = 0", raw.fit, alpha))
+            fitted = ours.get((printed.metric, column, "floor"))
+            if fitted is not None:
+                alpha = fitted.intervals["alpha"]
+                comparisons.append(_compared(printed, column, "E fitted", fitted.fit, alpha))
+            if printed.E is not None:
+                comparisons.append(_with_published_E(printed, column, raw.fit))
+    return tuple(comparisons)
 
 
-def _with_their_floor(printed: Printed, column: str, raw: Fit) -> Beside:
-    form = f"E = {printed.floor} as in the paper"
+def _with_published_E(printed: PublishedLaw, column: str, raw: Fit) -> PaperComparison:
+    form = f"E = {printed.E} as in the paper"
     try:
-        fit = fit_law(FLOOR, raw.given.x, raw.given.y, raw.objective, floor=printed.floor)
+        fit = fit_law(FLOOR, raw.data.x, raw.data.y, raw.objective, floor=printed.E)
     except FitError as error:
-        floor = printed.floor or 0.0
-        return Beside(printed, column, form, None, None, None, None, floor, None, str(error))
-    return _beside(printed, column, form, fit, interval(fit, "alpha"))
+        E = printed.E or 0.0
+        return PaperComparison(printed, column, form, None, None, None, None, E, None, str(error))
+    return _compared(printed, column, form, fit, interval(fit, "alpha"))
 
 
-def _beside(printed: Printed, column: str, form: str, fit: Fit, alpha: Interval) -> Beside:
+def _compared(
+    printed: PublishedLaw, column: str, form: str, fit: Fit, alpha: Interval
+) -> PaperComparison:
     beta = None if fit.paper_beta is None else fit.paper_beta * printed.unit
     r = fit.r if fit.r == fit.r else None
-    return Beside(printed, column, form, fit.alpha, alpha.low, alpha.high, beta, fit.E, r)
+    return PaperComparison(printed, column, form, fit.alpha, alpha.low, alpha.high, beta, fit.E, r)

@@ -1,7 +1,8 @@
-"""Approaches 1, 2 and 3 to the best N and D for a budget, side by side; the third decides.
+"""Approaches 1, 2 and 3 to the best N and D for a budget, side by side; approach 3 is preferred.
 
-3 uses all runs, knows of the floor, and is the only one that a grid of sizes neither rounds nor
-bends. Where the others disagree, it is said by how much; where 3 is refused, nothing is decided.
+Approach 3 uses all runs, includes the irreducible loss E, and is the only one without a bias from
+the grid of sizes. The differences between the approaches are reported. Where approach 3 is refused,
+no other approach replaces it.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from analysis.compute_optimal.approach import (
     NAMES,
     RESAMPLES,
     Approach,
-    NoAnswer,
+    NoEstimate,
     from_envelope,
     from_parabolas,
     from_surface,
@@ -39,41 +40,41 @@ from analysis.uncertainty.intervals import Interval
 
 Array = NDArray[np.float64]
 
-_ENOUGH_SEEDS = 5
+_MIN_SEEDS = 5
 
 __all__ = ["Allocation", "Approach", "Approaches", "approaches", "optimal"]
 
 
 @dataclass(frozen=True)
 class Approaches:
-    """What each approach says, or why it says nothing, and how far they are apart at `budget`."""
+    """The estimate of each approach, or the reason for its absence, and their differences."""
 
     cost: str
-    budget: float
-    answers: tuple[Approach, ...]
-    refused: dict[int, str]  # number of an approach: the reason
+    budget: float  # FLOPs at which the estimates are compared
+    estimates: tuple[Approach, ...]
+    refused: dict[int, str]  # number of the approach: the reason
     frontier: Frontier | None
     isoflops: IsoFlops
-    fit: Fit | None  # the surface
+    fit: Fit | None  # of the surface (approach 3)
 
     @property
-    def decided(self) -> Approach | None:
-        """Approach 3, or None: no other is taken in its place."""
-        return next((each for each in self.answers if each.number == 3), None)
+    def preferred(self) -> Approach | None:
+        """Approach 3; None where it was refused, because no other approach replaces it."""
+        return next((each for each in self.estimates if each.number == 3), None)
 
     @property
     def disagreement(self) -> tuple[str, ...]:
-        """Of each pair, in words: exponents, and the size that is best at `budget`."""
+        """For each pair, in words: both exponents, and both best sizes at `budget`."""
         return tuple(
-            f"{one.number} and {other.number}: a {one.a:.3f} and {other.a:.3f}, intervals "
-            f"{'overlap' if _overlap(one.a_interval, other.a_interval) else 'apart'}; "
-            f"N* at {self.budget:.3g} FLOPs {one.N(self.budget):.4g} and "
-            f"{other.N(self.budget):.4g}, ratio {one.N(self.budget) / other.N(self.budget):.3f}"
-            for one, other in combinations(self.answers, 2)
+            f"{first.number} and {second.number}: a {first.a:.3f} and {second.a:.3f}, intervals "
+            f"{'overlap' if _overlap(first.a_interval, second.a_interval) else 'do not overlap'}; "
+            f"N* at {self.budget:.3g} FLOPs {first.N(self.budget):.4g} and "
+            f"{second.N(self.budget):.4g}, ratio {first.N(self.budget) / second.N(self.budget):.3f}"
+            for first, second in combinations(self.estimates, 2)
         )
 
     def table(self) -> pd.DataFrame:
-        """One row an approach: its numbers, or its refusal."""
+        """One row per approach: its numbers, or the reason why it was refused."""
         rows = [
             {
                 "approach": each.number, "by": each.name, "a": each.a,
@@ -82,11 +83,11 @@ class Approaches:
                 "k_N": each.k_N, "k_D": each.k_D, "N": each.N(self.budget),
                 "D": each.D(self.budget), "refused": "", "interval": each.a_interval.method,
             }
-            for each in self.answers
+            for each in self.estimates
         ]  # fmt: skip
         rows += [
-            {"approach": number, "by": NAMES[number], "refused": why}
-            for number, why in self.refused.items()
+            {"approach": number, "by": NAMES[number], "refused": reason}
+            for number, reason in self.refused.items()
         ]
         return pd.DataFrame(rows).sort_values("approach", ignore_index=True)
 
@@ -104,43 +105,46 @@ def approaches(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Approaches:
-    """All three approaches on a table of evaluations; what cannot be is refused in words.
+    """All three approaches on a table of evaluations; an approach that fails is in `refused`.
 
-    `cost` is by default the table's own C(N, D) (raises CostError where it has none). 1 takes the
-    frontier under `schedule` and `within_runs`; 2 and 3 the ends of runs of that schedule, grouped
-    by `budgets`. They are compared at `budget`, by default the most that a run has spent.
+    `cost` is by default the table's own C(N, D); raises CostError where the table has none.
+    Approach 1 uses the frontier under `schedule` and `within_runs`. Approaches 2 and 3 use the ends
+    of the runs of that schedule; approach 2 groups them by `budgets`. The estimates are compared at
+    `budget`, by default the largest training FLOPs of a run.
     """
     cost = cost_of(rows, params) if cost is None else cost
-    found = frontier(rows, metric, params=params, schedule=schedule, within_runs=within_runs)
+    curve = frontier(rows, metric, params=params, schedule=schedule, within_runs=within_runs)
     if "schedule" in rows:
-        named = rows.schedule.astype(object).where(rows.schedule.notna(), UNRECORDED).astype(str)
-        rows = rows[named == found.schedule]
+        schedules = (
+            rows.schedule.astype(object).where(rows.schedule.notna(), UNRECORDED).astype(str)
+        )
+        rows = rows[schedules == curve.schedule]
     ends = run_ends(rows, metric, params)
     N, C, L = (ends[name].to_numpy(dtype=float) for name in (params, "train_flops", metric))
     parabolas = isoflops(N, C, L, budgets=budgets, cost=cost)
-    answers: list[Approach] = []
+    estimates: list[Approach] = []
     refused: dict[int, str] = {}
     fit: Fit | None = None
     try:
-        answers.append(from_envelope(found, cost, resamples, seed))
-    except (NoAnswer, FrontierError) as error:
+        estimates.append(from_envelope(curve, cost, resamples, seed))
+    except (NoEstimate, FrontierError) as error:
         refused[1] = str(error)
     try:
-        answers.append(from_parabolas(parabolas, resamples, seed))
-    except NoAnswer as error:
+        estimates.append(from_parabolas(parabolas, resamples, seed))
+    except NoEstimate as error:
         refused[2] = str(error)
     try:
         fit = fit_law(SURFACE, (N, _tokens(ends, cost.tokens(N, C))), L)
         draws = bootstrap(fit, resamples, seed, clusters=_seeds(ends))
-        answers.append(from_surface(fit, cost, (float(C.min()), float(C.max())), draws))
+        estimates.append(from_surface(fit, cost, (float(C.min()), float(C.max())), draws))
     except (FitError, AllocationError) as error:
         refused[3] = str(error)
-    at = float(C.max()) if budget is None else budget
-    return Approaches(cost.name, at, tuple(answers), refused, found, parabolas, fit)
+    compared_at = float(C.max()) if budget is None else budget
+    return Approaches(cost.name, compared_at, tuple(estimates), refused, curve, parabolas, fit)
 
 
 def _tokens(ends: pd.DataFrame, paid: Array) -> Array:
-    """tokens_seen; where it is missing, the tokens that the run's FLOPs correspond to."""
+    """tokens_seen; where it is unknown, `paid`: the tokens that the run's FLOPs pay for."""
     if "tokens_seen" not in ends:
         return paid
     known = pd.to_numeric(ends.tokens_seen, errors="coerce").to_numpy(dtype=float)
@@ -148,11 +152,11 @@ def _tokens(ends: pd.DataFrame, paid: Array) -> Array:
 
 
 def _seeds(ends: pd.DataFrame) -> Array | None:
-    """Labels to resample by, where runs have seeds enough; else each run is drawn by itself."""
-    if "seed" not in ends or ends.seed.isna().any() or ends.seed.nunique() < _ENOUGH_SEEDS:
+    """The seeds as cluster labels of the bootstrap; None where there are fewer than _MIN_SEEDS."""
+    if "seed" not in ends or ends.seed.isna().any() or ends.seed.nunique() < _MIN_SEEDS:
         return None
     return ends.seed.to_numpy(dtype=float)
 
 
-def _overlap(one: Interval, other: Interval) -> bool:
-    return one.low <= other.high and other.low <= one.high
+def _overlap(first: Interval, second: Interval) -> bool:
+    return first.low <= second.high and second.low <= first.high

@@ -1,7 +1,8 @@
-"""What each of three approaches says of the best N and D for a budget.
+"""The three approaches to the best N and D for a budget (Hoffmann et al. 2022, §3).
 
-1 reads sizes off the envelope of training curves, 2 the vertices of isoFLOP parabolas, 3 the optima
-of a fitted surface (Hoffmann et al. 2022, §3). Each becomes a pair of lines in logs.
+Approach 1 uses the sizes on the envelope of training curves, approach 2 the vertices of isoFLOP
+parabolas, approach 3 the optima of a fitted surface. Each gives log N* and log D* as straight lines
+in log C.
 """
 
 from collections import Counter
@@ -11,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.compute_optimal.cost import Cost, different
+from analysis.compute_optimal.cost import Cost, count_sizes
 from analysis.compute_optimal.frontier import Frontier, FrontierError
-from analysis.compute_optimal.frontier_band import resampled
+from analysis.compute_optimal.frontier_band import resampled_frontiers
 from analysis.compute_optimal.isoflop import IsoFlops, vertices
 from analysis.compute_optimal.surface_optimum import optimal, optimum
 from analysis.fitting.fit import Fit
@@ -28,17 +29,17 @@ NAMES = {
     3: "optimum of the surface",
 }
 RESAMPLES = 1000
-_BUDGETS = 9  # over the range of the data, through which a line stands for an optimum's curve
-_LEAST_SIZES = 3
+_BUDGETS = 9  # over the range of the data, at which approach 3 is approximated by a line
+_MIN_SIZES = 3
 
 
-class NoAnswer(FrontierError):
-    """An approach cannot be taken with these runs; the message says why."""
+class NoEstimate(FrontierError):
+    """An approach has no estimate from these runs; the message says why."""
 
 
 @dataclass(frozen=True)
 class Approach:
-    """N* = k_N C^a and D* = k_D C^b, as one approach sees it over `budgets`, in FLOPs."""
+    """N* = k_N C^a and D* = k_D C^b by one approach, estimated over `budgets` (FLOPs)."""
 
     number: int
     name: str
@@ -48,114 +49,125 @@ class Approach:
     k_D: float  # tokens
     a_interval: Interval
     b_interval: Interval
-    budgets: tuple[float, float]  # from, to
+    budgets: tuple[float, float]  # lowest, highest
     notes: tuple[str, ...] = ()
 
     def N(self, C: float) -> float:
+        """The best size for C FLOPs."""
         return float(self.k_N * C**self.a)
 
     def D(self, C: float) -> float:
+        """The best number of tokens for C FLOPs."""
         return float(self.k_D * C**self.b)
 
 
 def from_envelope(
-    found: Frontier, cost: Cost, resamples: int = RESAMPLES, seed: int = 0
+    frontier: Frontier, cost: Cost, resamples: int = RESAMPLES, seed: int = 0
 ) -> Approach:
-    """Approach 1: the sizes on the frontier, where they are its own and no bound (not censored).
+    """Approach 1: lines through the sizes and tokens of the uncensored frontier points.
 
-    Raises NoAnswer where fewer than three sizes are.
+    Raises NoEstimate where these have fewer than three different sizes.
     """
-    own, candidates = ~found.censored, found.candidates
-    sizes = different(found.size[own])
-    if sizes < _LEAST_SIZES:
-        reasons = Counter(why for why in found.why if why).most_common(1)
-        most = f" (of most points: {reasons[0][0]})" if reasons else ""
-        raise NoAnswer(
-            f"{sizes} sizes have a stretch of the frontier that is no bound; {_LEAST_SIZES} are "
-            f"the least: record runs until a larger size beats them, from before they beat a "
-            f"smaller one, and add sizes at both ends{most}"
+    uncensored, candidates = ~frontier.censored, frontier.candidates
+    sizes = count_sizes(frontier.size[uncensored])
+    if sizes < _MIN_SIZES:
+        reasons = Counter(reason for reason in frontier.why if reason).most_common(1)
+        commonest = f" (the reason of most points: {reasons[0][0]})" if reasons else ""
+        raise NoEstimate(
+            f"{sizes} sizes have uncensored frontier points; {_MIN_SIZES} are the least: "
+            "record each run from before it is the best until a larger size is better, and "
+            f"add sizes at both ends{commonest}"
         )
-    kept = resampled(found, resamples, seed) & _unbounded(found)
+    kept = resampled_frontiers(frontier, resamples, seed) & _uncensored(frontier)
     used = kept.any(axis=0)
     weights = kept[:, used].astype(float)
-    few = weights.sum(1) < _LEAST_SIZES
+    too_few = weights.sum(1) < _MIN_SIZES
     log_C = np.log(candidates.flops[used])
     pairs = []
-    for each, flops, size, tokens in (
-        (own, found.flops, found.size, found.tokens),
+    for chosen, flops, size, tokens in (
+        (uncensored, frontier.flops, frontier.size, frontier.tokens),
         (used, candidates.flops, candidates.size, candidates.tokens),
     ):
         D = np.where(np.isfinite(tokens), tokens, cost.tokens(size, flops))
-        pairs.append((np.log(size[each]), np.log(D[each])))
-    drawn = [lines(log_C, value, weights)[0] for value in pairs[1]]
+        pairs.append((np.log(size[chosen]), np.log(D[chosen])))
+    drawn = [fit_lines(log_C, value, weights)[0] for value in pairs[1]]
     for slopes in drawn:
-        slopes[few] = np.nan
-    basis = f"{own.sum()} points of {sizes} sizes, {len(candidates.runs)} runs"
+        slopes[too_few] = np.nan
+    basis = f"{uncensored.sum()} points of {sizes} sizes, {len(candidates.runs)} runs"
     method = f"percentile bootstrap over {len(candidates.runs)} runs"
-    notes = (f"{found.censored.sum()} censored points left out",) if found.censored.any() else ()
-    log_C = np.log(found.flops[own])
+    notes = (
+        (f"{frontier.censored.sum()} censored points left out",) if frontier.censored.any() else ()
+    )
+    log_C = np.log(frontier.flops[uncensored])
     return _approach(1, log_C, pairs[0], drawn, method, basis, notes)
 
 
-def _unbounded(found: Frontier) -> NDArray[np.bool_]:
-    """(n,) candidates at computes where the frontier is its own: the same in every resample."""
-    own = np.array([not why for why in found.candidates.why])
-    best = found.candidates.best
-    return np.asarray(own[np.maximum.accumulate(np.where(best, np.arange(len(best)), 0))])
+def _uncensored(frontier: Frontier) -> NDArray[np.bool_]:
+    """(n,) whether each candidate is at a compute where the frontier point is uncensored.
 
-
-def from_parabolas(found: IsoFlops, resamples: int = RESAMPLES, seed: int = 0) -> Approach:
-    """Approach 2: a line through log N* of the parabolas, each weighted by how sharp it is.
-
-    Raises NoAnswer for under two of them.
+    It is the same in every resample.
     """
-    parabolas = found.parabolas
+    uncensored = np.array([not reason for reason in frontier.candidates.why])
+    best = frontier.candidates.best
+    # Index of the last frontier point at or before each candidate.
+    return np.asarray(uncensored[np.maximum.accumulate(np.where(best, np.arange(len(best)), 0))])
+
+
+def from_parabolas(isoflops: IsoFlops, resamples: int = RESAMPLES, seed: int = 0) -> Approach:
+    """Approach 2: lines through the vertices of the parabolas, weighted by their precision.
+
+    Raises NoEstimate where there are fewer than two parabolas.
+    """
+    parabolas = isoflops.parabolas
     if len(parabolas) < 2:
-        reasons = "; ".join(map(str, found.refused[:5])) or "no budget was shared by runs"
-        more = f"; and {len(found.refused) - 5} more" if len(found.refused) > 5 else ""
-        raise NoAnswer(
-            f"{len(parabolas)} budgets show an optimum, two are the least. {reasons}{more}"
+        reasons = "; ".join(map(str, isoflops.refused[:5])) or "no two runs have the same budget"
+        more = f"; and {len(isoflops.refused) - 5} more" if len(isoflops.refused) > 5 else ""
+        raise NoEstimate(
+            f"{len(parabolas)} budgets show an optimum; at least two are needed. {reasons}{more}"
         )
     budgets = np.array([each.budget for each in parabolas])
     log_N = np.log([each.N for each in parabolas])
     drawn_N = vertices(parabolas, resamples, seed)[0]
     pairs = [
-        (sizes, np.log(found.cost.tokens(np.exp(sizes), budgets))) for sizes in (log_N, drawn_N)
+        (sizes, np.log(isoflops.cost.tokens(np.exp(sizes), budgets))) for sizes in (log_N, drawn_N)
     ]
-    sharp = 1 / np.array([[each.uncertainty for each in parabolas]])
-    drawn = [lines(np.log(budgets), each, sharp)[0] for each in pairs[1]]
+    precision = 1 / np.array([[each.uncertainty for each in parabolas]])
+    drawn = [fit_lines(np.log(budgets), each, precision)[0] for each in pairs[1]]
     points = sum(len(each.sizes) for each in parabolas)
-    notes = tuple(str(error) for error in found.refused)
-    narrowed = sum(each.left_out for each in parabolas)
-    notes += (f"{narrowed} points far from their minimum left out",) if narrowed else ()
+    notes = tuple(str(error) for error in isoflops.refused)
+    left_out = sum(each.left_out for each in parabolas)
+    notes += (f"{left_out} points far from their minimum left out",) if left_out else ()
     return _approach(
         2, np.log(budgets), pairs[0], drawn, "bootstrap of pooled residuals",
-        f"{len(parabolas)} budgets, {points} points", notes, sharp,
+        f"{len(parabolas)} budgets, {points} points", notes, precision,
     )  # fmt: skip
 
 
 def from_surface(fit: Fit, cost: Cost, budgets: tuple[float, float], draws: Bootstrap) -> Approach:
-    """Approach 3: the surface's optima over `budgets` (from, to), exact where C = k N^q D."""
-    at = np.geomspace(*budgets, _BUDGETS)
+    """Approach 3: lines through the surface's optima over `budgets` (lowest, highest).
+
+    The lines are exact where C = k N^q D.
+    """
+    grid = np.geomspace(*budgets, _BUDGETS)
     best = optimal(fit, cost, budgets[1], draws)
-    N, D, _ = optimum(fit.values, cost, at)
+    N, D, _ = optimum(fit.values, cost, grid)
     columns = {name: values[:, None] for name, values in draws.values.items()}
-    drawn = [lines(np.log(at), np.log(each))[0] for each in optimum(columns, cost, at)[:2]]
+    drawn = [fit_lines(np.log(grid), np.log(each))[0] for each in optimum(columns, cost, grid)[:2]]
     basis = best.N_interval.basis
     return _approach(
-        3, np.log(at), (np.log(N), np.log(D)), drawn, best.N_interval.method, basis,
+        3, np.log(grid), (np.log(N), np.log(D)), drawn, best.N_interval.method, basis,
         best.flags,
     )  # fmt: skip
 
 
-def lines(log_C: Array, values: Array, weights: Array | None = None) -> tuple[Array, Array]:
-    """Slope and value at log C = 0, (B,) each, of least squares lines through (n,) or (B, n)."""
+def fit_lines(log_C: Array, values: Array, weights: Array | None = None) -> tuple[Array, Array]:
+    """Slope and value at log C = 0, (B,) each, of least-squares lines through (n,) or (B, n)."""
     w = np.ones((1, len(log_C))) if weights is None else weights
     total = w.sum(1)
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore"):  # a resample without points gives NaN
         middle, height = (w @ log_C) / total, (w * values).sum(1) / total
-        away = w * (log_C - middle[:, None])
-        slope = (away * values).sum(1) / (away * (log_C - middle[:, None])).sum(1)
+        weighted = w * (log_C - middle[:, None])
+        slope = (weighted * values).sum(1) / (weighted * (log_C - middle[:, None])).sum(1)
     return slope, height - slope * middle
 
 
@@ -163,15 +175,16 @@ def _approach(
     number: int, log_C: Array, pair: tuple[Array, Array], drawn: Sequence[Array],
     method: str, basis: str, notes: tuple[str, ...], weights: Array | None = None,
 ) -> Approach:  # fmt: skip
+    """The estimate from log N* and log D* (`pair`), with percentile intervals of `drawn` slopes."""
     (a, k_N), (b, k_D) = (
         (float(slope[0]), float(np.exp(offset[0])))
-        for slope, offset in (lines(log_C, values, weights) for values in pair)
+        for slope, offset in (fit_lines(log_C, values, weights) for values in pair)
     )
     intervals = []
     for slopes in drawn:
         usable = slopes[np.isfinite(slopes)]
         if len(usable) < 20:
-            raise NoAnswer(f"{len(usable)} of {len(slopes)} resamples have an optimum")
+            raise NoEstimate(f"{len(usable)} of {len(slopes)} resamples have an optimum")
         low, high = np.percentile(usable, [2.5, 97.5])
         intervals.append(Interval(float(low), float(high), 0.95, method, basis))
     budgets = (float(np.exp(log_C.min())), float(np.exp(log_C.max())))

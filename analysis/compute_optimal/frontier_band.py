@@ -1,7 +1,7 @@
-"""The law along the frontier, and its band: resampled by run, never by checkpoint.
+"""The law of the frontier, and its confidence band from a bootstrap over runs.
 
-Points of one run share its seed, its data order and its luck; drawn one by one they would count as
-independent, and the band would be too narrow.
+The points of one run are dependent, because they share its seed and its data order. Resampling
+single checkpoints would treat them as independent and make the band too narrow.
 """
 
 from dataclasses import dataclass, field
@@ -10,42 +10,44 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.compute_optimal.frontier import Frontier, FrontierError, leading
+from analysis.compute_optimal.frontier import Frontier, FrontierError, non_dominated_mask
 from analysis.fitting.fit import Fit, fit_law, solve
 from analysis.fitting.laws import PURE, Law
-from analysis.fitting.points import FitError, Given, check_points
+from analysis.fitting.points import FitData, FitError, check_points
 from analysis.uncertainty.intervals import Interval
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 RESAMPLES = 1000
-_CELLS = 4_000_000  # (resample, point) pairs at a time
+_CELLS = 4_000_000  # (resample, point) pairs at a time, to limit memory
 
 
 @dataclass(frozen=True)
 class Band:
-    """The law of a frontier at `flops` (m,), and what refits to resampled runs say of it."""
+    """The law of a frontier at `flops` (m,), with a band from refits to resampled runs."""
 
     fit: Fit
     flops: Array
-    law: Array
+    law: Array  # the fitted loss, (m,)
     low: Array
     high: Array
     level: float
     method: str
     resamples: int
-    rejected: int  # with too few points to carry the law
-    lift: float  # median over refits and `flops` of log(refit / law); taken out of the band
-    values: dict[str, Array] = field(repr=False)  # the law's parameters, one value a resample
+    rejected: int  # resamples with too few points to fit the law
+    lift: float  # median over refits and `flops` of log(refit / law); the band is corrected for it
+    values: dict[str, Array] = field(repr=False)  # the law's parameters, one value per resample
 
     def interval(self, name: str) -> Interval:
-        """Percentiles of a parameter, moved so that their median is the fit's own value."""
+        """The percentile interval of a parameter, shifted so that the median is the fit's value."""
         if name in {coefficient for coefficient, _ in self.fit.law.powers}:
-            ends = centred(np.log(self.values[name]), float(np.log(self.fit[name])), self.level)
+            ends = centred_percentiles(
+                np.log(self.values[name]), float(np.log(self.fit[name])), self.level
+            )
             low, high = float(np.exp(ends[0])), float(np.exp(ends[1]))
         else:
-            low, high = centred(self.values[name], self.fit[name], self.level)
+            low, high = centred_percentiles(self.values[name], self.fit[name], self.level)
         low = max(low, 0.0) if name == "E" else low
         points = self.fit.points
         basis = f"{points} frontier points, {self.fit.decades:.1f} decades of C"
@@ -53,7 +55,7 @@ class Band:
 
 
 def band(
-    found: Frontier,
+    frontier: Frontier,
     law: Law = PURE,
     objective: str = "squares",
     *,
@@ -64,23 +66,28 @@ def band(
 ) -> Band:
     """Fit `law` to the frontier's points, and again to the frontiers of resampled runs.
 
-    A resample holds some 63 % of the runs, so its least losses are a little higher: the refits are
-    moved by their median (`lift`), and the band is how they scatter about it. `at`: FLOPs, by
-    default 50 over the frontier. Raises FitError where the points cannot carry the law, and
-    FrontierError where there are under three runs or nearly all resamples are rejected.
+    A resample contains about 63 % of the runs, so its frontier is slightly higher. The band is
+    therefore the scatter of the refits around their median, placed around the fit (`lift` is the
+    difference). `at`: FLOPs, by default 50 values over the frontier. Raises FitError where the law
+    cannot be fitted, and FrontierError where there are fewer than three runs or fewer than 20
+    usable resamples.
     """
-    fit = fit_law(law, found.flops, found.loss, objective)
-    flops = np.geomspace(found.flops[0], found.flops[-1], 50) if at is None else np.asarray(at)
-    kept = resampled(found, resamples, seed)
+    fit = fit_law(law, frontier.flops, frontier.loss, objective)
+    flops = (
+        np.geomspace(frontier.flops[0], frontier.flops[-1], 50) if at is None else np.asarray(at)
+    )
+    kept = resampled_frontiers(frontier, resamples, seed)
     used = kept.any(axis=0)
-    candidates = found.candidates
-    given = check_points(law, candidates.flops[used], candidates.loss[used])
+    candidates = frontier.candidates
+    data = check_points(law, candidates.flops[used], candidates.loss[used])
     enough = kept.sum(1) > fit.free
     if enough.sum() < 20:
-        raise FrontierError(f"of {resamples} resamples of the runs {enough.sum()} carry the law")
+        raise FrontierError(
+            f"only {enough.sum()} of {resamples} resamples have enough points for the law"
+        )
     weights = kept[enough][:, used].astype(float)
-    solved = solve(given.points, weights, _start(fit, given), fit.objective, tolerance=1e-8)
-    values = given.columns(solved.theta)
+    solved = solve(data.points, weights, _start(fit, data), fit.objective, tolerance=1e-8)
+    values = data.columns(solved.theta)
     columns: dict[str, Any] = {name: each[:, None] for name, each in values.items()}
     curves = np.log(law.predict(flops, columns))
     line = np.log(fit.predict(flops))
@@ -93,37 +100,37 @@ def band(
     )  # fmt: skip
 
 
-def resampled(found: Frontier, resamples: int = RESAMPLES, seed: int = 0) -> Mask:
-    """(B, n): which candidates are on the frontier of each resample of the runs."""
-    candidates, runs = found.candidates, len(found.candidates.runs)
+def resampled_frontiers(frontier: Frontier, resamples: int = RESAMPLES, seed: int = 0) -> Mask:
+    """(B, n) whether each candidate is on the frontier of each resample of the runs."""
+    candidates, runs = frontier.candidates, len(frontier.candidates.runs)
     if runs < 3:
-        raise FrontierError(f"{runs} runs: resampling them says nothing")
+        raise FrontierError(f"{runs} runs: resampling needs at least 3")
     generator = np.random.default_rng(seed)
     drawn = generator.multinomial(runs, np.full(runs, 1 / runs), size=resamples) > 0
     parts = []
     for part in np.array_split(drawn, max(1, drawn.shape[0] * len(candidates.flops) // _CELLS)):
         losses = np.where(part[:, candidates.run], candidates.loss, np.inf)
-        parts.append(leading(losses))
+        parts.append(non_dominated_mask(losses))
     return np.concatenate(parts)
 
 
-def centred(values: Array, estimate: float, level: float) -> tuple[float, float]:
-    """Percentiles of `values` about their median, put about `estimate`; NaN does not count."""
+def centred_percentiles(values: Array, estimate: float, level: float) -> tuple[float, float]:
+    """Percentiles of `values`, shifted so that their median is `estimate`; NaN is ignored."""
     tails = np.array([(1 - level) / 2, (1 + level) / 2])
     low, high = np.nanquantile(values, tails) - np.nanmedian(values) + estimate
     return float(low), float(high)
 
 
-def _start(fit: Fit, given: Given) -> Array:
-    """(1, 1, p): the fit's own optimum in the centres of other points."""
-    points, law = given.points, fit.law
+def _start(fit: Fit, data: FitData) -> Array:
+    """(1, 1, p) the fit's optimum as θ for the centres of `data`."""
+    points, law = data.points, fit.law
     start: list[float] = []
     for (coefficient, exponent), centre in zip(law.powers, points.centres, strict=True):
         log_A = float(np.log(fit[coefficient]))
         start += [log_A - points.height - fit[exponent] * centre, fit[exponent]]
     if law.floor:
-        floor = max(fit.E, 0.5 * float(given.y.min()) * 1e-2)
-        start.append(float(np.log(floor)) - points.height)
+        E = max(fit.E, 0.5 * float(data.y.min()) * 1e-2)  # no step leaves E = 0
+        start.append(float(np.log(E)) - points.height)
     if law.repeats:
-        raise FitError(f"{law.name} is no law of the compute alone")
+        raise FitError(f"{law.name} has other variables than the compute")
     return np.array(start)[None, None]

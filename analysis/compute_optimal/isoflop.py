@@ -1,7 +1,4 @@
-"""Approach 2: a parabola at each budget, and the law that their vertices follow.
-
-Runs are grouped by what they spent. Hoffmann et al. 2022, §3.2.
-"""
+"""Approach 2: runs grouped by budget, a parabola for each (Hoffmann et al. 2022, §3.2)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,18 +7,24 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from analysis.compute_optimal.cost import Cost, six_nd
-from analysis.compute_optimal.parabola import SPREAD, WIDEST, IsoFlopError, Parabola, parabola
+from analysis.compute_optimal.parabola import (
+    BUDGET_TOLERANCE,
+    MAX_FACTOR,
+    IsoFlopError,
+    Parabola,
+    parabola,
+)
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class IsoFlops:
-    """The parabolas of all budgets that have one, by rising budget, and the refusals of others."""
+    """The parabolas in order of budget, and the errors of the budgets that have none."""
 
     parabolas: tuple[Parabola, ...]
     refused: tuple[IsoFlopError, ...]
-    unused: int  # runs of no budget
+    unused: int  # number of runs that belong to no budget
     cost: Cost
 
 
@@ -32,58 +35,64 @@ def isoflops(
     *,
     budgets: Sequence[float] | None = None,
     cost: Cost | None = None,
-    spread: float = SPREAD,
-    widest: float = WIDEST,
-    narrow: bool = True,
+    budget_tolerance: float = BUDGET_TOLERANCE,
+    max_factor: float = MAX_FACTOR,
+    drop_far_points: bool = True,
 ) -> IsoFlops:
     """A parabola for each budget: sizes N, training FLOPs C and losses L of runs, (n,) each.
 
-    With `budgets`, runs within `spread` of one belong to it, those of none are `unused`. Without,
-    runs are grouped where log C has gaps over `spread`. See `parabola` for the rest.
+    With `budgets`, a run belongs to the nearest budget if it differs by at most `budget_tolerance`,
+    otherwise it is unused. Without, runs are grouped at the gaps of log C above `budget_tolerance`.
+    See `parabola` for the other arguments.
     """
     sizes, flops, losses = (np.asarray(each, dtype=float).ravel() for each in (N, C, L))
     if not len(sizes) == len(flops) == len(losses):
-        raise ValueError(f"{len(sizes)} sizes, {len(flops)} FLOPs and {len(losses)} losses")
+        raise ValueError(
+            f"{len(sizes)} sizes, {len(flops)} FLOPs and {len(losses)} losses must be equally many"
+        )
     log_C = np.log(flops)
     if budgets is not None:
-        given = np.log(np.sort(np.asarray(budgets, dtype=float)))
-        nearest = np.abs(log_C[:, None] - given).argmin(1)
-        near = np.abs(log_C - given[nearest]) <= np.log1p(spread)
-        groups = [np.flatnonzero(near & (nearest == k)) for k in range(len(given))]
+        log_budgets = np.log(np.sort(np.asarray(budgets, dtype=float)))
+        nearest = np.abs(log_C[:, None] - log_budgets).argmin(1)
+        within = np.abs(log_C - log_budgets[nearest]) <= np.log1p(budget_tolerance)
+        groups = [np.flatnonzero(within & (nearest == k)) for k in range(len(log_budgets))]
     else:
         order = np.argsort(log_C, kind="stable")
-        groups = np.split(order, np.flatnonzero(np.diff(log_C[order]) > np.log1p(spread)) + 1)
-    found, refused = [], []
+        groups = np.split(
+            order, np.flatnonzero(np.diff(log_C[order]) > np.log1p(budget_tolerance)) + 1
+        )
+    parabolas, refused = [], []
     for k, group in enumerate(groups):
-        budget = float(np.exp(given[k])) if budgets is not None else None
+        budget = float(np.exp(log_budgets[k])) if budgets is not None else None
         try:
-            found.append(
+            parabolas.append(
                 parabola(
                     sizes[group], flops[group], losses[group],
-                    budget=budget, cost=cost, spread=spread, widest=widest, narrow=narrow,
+                    budget=budget, cost=cost, budget_tolerance=budget_tolerance,
+                    max_factor=max_factor, drop_far_points=drop_far_points,
                 )
             )  # fmt: skip
         except IsoFlopError as error:
             refused.append(error)
     unused = len(sizes) - sum(map(len, groups))
-    return IsoFlops(tuple(found), tuple(refused), unused, cost or six_nd())
+    return IsoFlops(tuple(parabolas), tuple(refused), unused, cost or six_nd())
 
 
-def vertices(found: Sequence[Parabola], resamples: int, seed: int = 0) -> tuple[Array, Array]:
+def vertices(parabolas: Sequence[Parabola], resamples: int, seed: int = 0) -> tuple[Array, Array]:
     """(B, budgets) log N* and log L* of parabolas refitted to resampled residuals.
 
-    Residuals of all budgets are one pool, widened for the three parameters that each parabola took;
+    The residuals of all budgets are pooled and inflated for the three parameters of each parabola.
     NaN where a refit opens downward.
     """
     generator = np.random.default_rng(seed)
-    residuals = np.concatenate([each.residuals for each in found])
-    spare = len(residuals) - 3 * len(found)
-    pool = residuals * np.sqrt(len(residuals) / spare)
+    residuals = np.concatenate([each.residuals for each in parabolas])
+    degrees_of_freedom = len(residuals) - 3 * len(parabolas)
+    pool = residuals * np.sqrt(len(residuals) / degrees_of_freedom)
     log_N, log_L = [], []
-    for each in found:
+    for each in parabolas:
         drawn = generator.choice(pool, size=(resamples, len(each.sizes)))
-        moved = drawn @ np.linalg.pinv(each.design).T
-        c0, c1, c2 = (each.coefficients + moved).T
+        change = drawn @ np.linalg.pinv(each.design).T
+        c0, c1, c2 = (each.coefficients + change).T
         vertex = -c1 / (2 * np.where(c2 > 0, c2, np.nan))
         log_N.append(np.log(each.centre) + vertex)
         log_L.append(c0 + vertex * (c1 + vertex * c2))

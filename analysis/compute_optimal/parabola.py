@@ -1,7 +1,7 @@
-"""The best size at one budget: the vertex of a parabola of log L in log N, or a typed refusal.
+"""The best size at one budget: the vertex of a parabola of log L in log N, or a typed error.
 
-A parabola is a fair picture of a loss only near its minimum, so runs get one where the minimum was
-seen from both sides and the sizes lie close about it (Hoffmann et al. 2022, §3.2).
+A parabola approximates a loss only near its minimum, so it is fitted only where there are sizes on
+both sides of the minimum and close to it (Hoffmann et al. 2022, §3.2).
 """
 
 from dataclasses import dataclass, field
@@ -10,42 +10,42 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from analysis.compute_optimal.cost import Cost, different, six_nd
+from analysis.compute_optimal.cost import Cost, count_sizes, six_nd
 from analysis.uncertainty.intervals import Interval
 
 Array = NDArray[np.float64]
 
-LEAST = 5  # points: three make a parabola, two are left to judge it by
-WIDEST = 4.0  # factor on either side of the minimum; at 16 the vertex is some 5 % off
-SPREAD = 0.05  # relative, of C about its median
-_SLACK = 1.1  # a grid's minimum is not on its middle point
+MIN_SIZES = 5  # three parameters and two degrees of freedom
+MAX_FACTOR = 4.0  # of N, on either side of the minimum; at 16 the vertex has an error of about 5 %
+BUDGET_TOLERANCE = 0.05  # relative difference of C from the budget
+_SLACK = 1.1  # of MAX_FACTOR, because the minimum lies between grid points
 
 
 class IsoFlopError(ValueError):
-    """These runs show no optimum at this budget; `budget` in FLOPs."""
+    """These runs show no optimum at this `budget` (FLOPs)."""
 
-    def __init__(self, budget: float, why: str) -> None:
-        super().__init__(budget, why)  # so that it can be pickled
-        self.budget, self.why = budget, why
+    def __init__(self, budget: float, reason: str) -> None:
+        super().__init__(budget, reason)  # both arguments, so that the error can be pickled
+        self.budget, self.reason = budget, reason
 
     def __str__(self) -> str:
-        return f"{self.budget:.3g} FLOPs: {self.why}"
+        return f"{self.budget:.3g} FLOPs: {self.reason}"
 
 
 class TooFewPoints(IsoFlopError):
-    """Fewer sizes than LEAST."""
+    """Fewer sizes than MIN_SIZES."""
 
 
 class NotIsoFlop(IsoFlopError):
-    """The runs did not spend the same."""
+    """The runs have different training FLOPs."""
 
 
 class OpensDownward(IsoFlopError):
-    """The parabola has a maximum."""
+    """The parabola has a maximum instead of a minimum."""
 
 
 class NoInteriorMinimum(IsoFlopError):
-    """The best size is at an edge of the grid, or beyond."""
+    """The best size is at an edge of the sizes tried, or outside."""
 
 
 class TooWide(IsoFlopError):
@@ -60,16 +60,16 @@ class Parabola:
     N: float
     D: float  # tokens that the budget pays for at N
     L: float
-    N_interval: Interval  # infinite where the data do not tell that it opens upward
+    N_interval: Interval  # infinite where the curvature is not significantly positive
     L_interval: Interval
-    sizes: Array = field(repr=False)  # (n,), what it was fitted to
+    sizes: Array = field(repr=False)  # (n,), the fitted points
     losses: Array = field(repr=False)
     coefficients: Array = field(repr=False)  # of log L in 1, u, u², u = log(sizes / centre)
     centre: float
     left_out: int  # points outside the window
 
     def predict(self, N: ArrayLike) -> Array:
-        """L at sizes N, for a figure."""
+        """L at sizes N."""
         u = np.log(np.asarray(N, dtype=float) / self.centre)
         return np.asarray(np.exp(np.polynomial.polynomial.polyval(u, self.coefficients)))
 
@@ -85,7 +85,7 @@ class Parabola:
 
     @property
     def uncertainty(self) -> float:
-        """Variance of log N* for residuals of variance one, linearised: small where it is sharp."""
+        """Linearised variance of log N* for residuals of variance 1."""
         _, slope, curvature = self.coefficients
         gradient = np.array([0, -1 / (2 * curvature), slope / (2 * curvature**2)])
         return float(np.square(np.linalg.pinv(self.design).T @ gradient).sum())
@@ -98,63 +98,70 @@ def parabola(
     *,
     budget: float | None = None,
     cost: Cost | None = None,
-    spread: float = SPREAD,
-    widest: float = WIDEST,
-    narrow: bool = True,
+    budget_tolerance: float = BUDGET_TOLERANCE,
+    max_factor: float = MAX_FACTOR,
+    drop_far_points: bool = True,
     level: float = 0.95,
 ) -> Parabola:
-    """The parabola of log L in log N of runs at one budget (by default the median of `C`).
+    """The parabola of log L in log N for runs at one budget (by default the median of `C`).
 
-    Points further than a factor `widest` from the minimum are left out if `narrow`, else refused.
-    Raises one of the IsoFlopErrors. `cost` (by default 6 N D) gives D.
+    Points further than `max_factor` from the minimum are left out if `drop_far_points`; otherwise
+    they raise TooWide. Raises an IsoFlopError where there is no optimum. `cost` (by default 6 N D)
+    gives D.
     """
     order = np.lexsort((np.asarray(L, dtype=float), np.asarray(N, dtype=float)))
     sizes, flops, losses = (np.asarray(each, dtype=float)[order] for each in (N, C, L))
     budget = float(np.median(flops)) if budget is None and len(flops) else budget or np.nan
-    _refuse_group(budget, sizes, flops, losses, spread)
-    inside = _window(budget, sizes, losses, widest)
-    if not narrow and not inside.all():
-        raise TooWide(budget, f"{(~inside).sum()} of {len(sizes)} sizes are over {widest:g}× off")
+    _refuse_group(budget, sizes, flops, losses, budget_tolerance)
+    inside = _window(budget, sizes, losses, max_factor)
+    if not drop_far_points and not inside.all():
+        raise TooWide(
+            budget,
+            f"{(~inside).sum()} of {len(sizes)} sizes are over {max_factor:g}× from the minimum",
+        )
     left_out = int((~inside).sum())
     sizes, losses = sizes[inside], losses[inside]
     centre = float(np.exp(np.log(sizes).mean()))
     design, coefficients = _fitted(sizes, losses, centre)
     vertex = _vertex(budget, coefficients, sizes, centre)
     residuals = np.log(losses) - design @ coefficients
-    spare = len(sizes) - 3
-    covariance = np.linalg.inv(design.T @ design) * (residuals @ residuals) / spare
-    t = float(stats.t.ppf((1 + level) / 2, spare))
+    degrees_of_freedom = len(sizes) - 3
+    covariance = np.linalg.inv(design.T @ design) * (residuals @ residuals) / degrees_of_freedom
+    t = float(stats.t.ppf((1 + level) / 2, degrees_of_freedom))
     low, high = _fieller(coefficients, covariance, t, vertex)
     at = np.array([1.0, vertex, vertex**2])
     log_L, error = float(at @ coefficients), t * float(np.sqrt(at @ covariance @ at))
     size = float(centre * np.exp(vertex))
-    basis = f"{len(sizes)} points, {different(sizes)} N, at {budget:.3g} FLOPs"
+    basis = f"{len(sizes)} points, {count_sizes(sizes)} N, at {budget:.3g} FLOPs"
     return Parabola(
         budget, size, float((cost or six_nd()).tokens(size, budget)), float(np.exp(log_L)),
         Interval(float(centre * np.exp(low)), float(centre * np.exp(high)), level,
-                 f"Fieller, t({spare})", basis),
+                 f"Fieller, t({degrees_of_freedom})", basis),
         Interval(float(np.exp(log_L - error)), float(np.exp(log_L + error)), level,
-                 f"delta method, t({spare})", basis),
+                 f"delta method, t({degrees_of_freedom})", basis),
         sizes, losses, coefficients, centre, left_out,
     )  # fmt: skip
 
 
-def _refuse_group(budget: float, sizes: Array, flops: Array, losses: Array, spread: float) -> None:
+def _refuse_group(
+    budget: float, sizes: Array, flops: Array, losses: Array, budget_tolerance: float
+) -> None:
     if not all((np.isfinite(each) & (each > 0)).all() for each in (sizes, flops, losses)):
         raise IsoFlopError(budget, "sizes, FLOPs and losses must be positive numbers")
-    count = different(sizes)
-    if count < LEAST:
-        raise TooFewPoints(budget, f"{count} sizes; {LEAST} are the least")
-    off = float(np.exp(np.abs(np.log(flops / budget)).max()) - 1)
-    if off > spread * (1 + 1e-9):
+    count = count_sizes(sizes)
+    if count < MIN_SIZES:
+        raise TooFewPoints(budget, f"{count} sizes; at least {MIN_SIZES} are needed")
+    deviation = float(np.exp(np.abs(np.log(flops / budget)).max()) - 1)
+    if deviation > budget_tolerance * (1 + 1e-9):
         raise NotIsoFlop(
-            budget, f"runs spent up to {off:.1%} more or less; {spread:.0%} is the most"
+            budget,
+            f"runs differ by up to {deviation:.1%} from it; {budget_tolerance:.0%} is allowed",
         )
 
 
-def _window(budget: float, sizes: Array, losses: Array, widest: float) -> NDArray[np.bool_]:
-    """The points about the minimum, found by fitting and looking again until they stay the same."""
-    u, reach, seen = np.log(sizes), np.log(widest * _SLACK), set[bytes]()
+def _window(budget: float, sizes: Array, losses: Array, max_factor: float) -> NDArray[np.bool_]:
+    """(n,) the points near the minimum, by repeated fits until they stay the same."""
+    u, max_distance, seen = np.log(sizes), np.log(max_factor * _SLACK), set[bytes]()
     middle, lowest = float(u.mean()), int(losses.argmin())
     coefficients = _fitted(sizes, losses, float(np.exp(middle)))[1]
     try:
@@ -162,14 +169,15 @@ def _window(budget: float, sizes: Array, losses: Array, widest: float) -> NDArra
     except NoInteriorMinimum:
         if lowest in (0, len(u) - 1):
             raise
-        middle = float(u[lowest])  # far from its minimum the loss is no parabola
+        middle = float(u[lowest])  # with far points the parabola may have no minimum inside
     while True:
-        inside = np.abs(u - middle) <= reach
-        if different(sizes[inside]) < LEAST:
+        inside = np.abs(u - middle) <= max_distance
+        if count_sizes(sizes[inside]) < MIN_SIZES:
             raise TooWide(
                 budget,
-                f"of {len(sizes)} points {inside.sum()} lie within {widest:g}× of the minimum near "
-                f"N = {np.exp(middle):.3g}; {LEAST} sizes are the least: add sizes there",
+                f"of {len(sizes)} points {inside.sum()} are within {max_factor:g}× of the minimum "
+                f"near N = {np.exp(middle):.3g}; at least {MIN_SIZES} sizes are needed: add sizes "
+                "there",
             )
         if inside.tobytes() in seen:
             return np.asarray(inside)
@@ -180,16 +188,19 @@ def _window(budget: float, sizes: Array, losses: Array, widest: float) -> NDArra
 
 
 def _fitted(sizes: Array, losses: Array, centre: float) -> tuple[Array, Array]:
+    """The design matrix (n, 3) and the coefficients (3,) by least squares of log L."""
     design = _powers(sizes, centre)
     return design, np.asarray(np.linalg.pinv(design) @ np.log(losses), dtype=float)
 
 
 def _powers(sizes: Array, centre: float) -> Array:
+    """(n, 3): 1, u, u² with u = log(sizes / centre)."""
     u = np.log(sizes / centre)
     return np.stack([np.ones_like(u), u, u**2], axis=1)
 
 
 def _vertex(budget: float, coefficients: Array, sizes: Array, centre: float) -> float:
+    """u at the minimum. Raises OpensDownward or NoInteriorMinimum."""
     _, slope, curvature = coefficients
     if curvature <= 0:
         raise OpensDownward(budget, "the parabola opens downward: its vertex is the worst size")
@@ -201,13 +212,13 @@ def _vertex(budget: float, coefficients: Array, sizes: Array, centre: float) -> 
         raise NoInteriorMinimum(
             budget,
             f"the minimum ({at}) is not inside the sizes tried, {sizes[0]:.3g} to "
-            f"{sizes[-1]:.3g}: go on past the {end}",
+            f"{sizes[-1]:.3g}: add sizes beyond the {end}",
         )
     return float(vertex)
 
 
 def _fieller(c: Array, covariance: Array, t: float, vertex: float) -> tuple[float, float]:
-    """All v for which slope + 2 v · curvature = 0 is not rejected by a t test."""
+    """Fieller's interval: all v for which a t test does not reject slope + 2 v · curvature = 0."""
     s = t**2 * covariance
     quadratic = 4 * (c[2] ** 2 - s[2, 2])
     linear = 4 * (c[1] * c[2] - s[1, 2])

@@ -1,6 +1,6 @@
-"""The best N and D for a budget, of a fitted surface under the true C(N, D): approach 3.
+"""Approach 3: the best N and D for a budget, from a fitted surface under the cost C(N, D).
 
-Where C = k N^q D the optimum has a closed form (Hoffmann et al. 2022, Eq. 4, has q = 1); for other
+For C = k N^q D the optimum has a closed form (Hoffmann et al. 2022, Eq. 4, for q = 1). For other
 costs it is found by bisection of the derivative, for all budgets and resamples at once.
 """
 
@@ -20,23 +20,23 @@ from analysis.uncertainty.intervals import Interval
 Array = NDArray[np.float64]
 
 RESAMPLES = 1000
-_GRID = 240  # sizes on which the neighbourhood of the least loss is looked for
-_HALVINGS = 50
+_GRID = 240  # sizes of the grid search that precedes the bisection
+_BISECTIONS = 50
 
 
 class AllocationError(FitError):
-    """This law has no optimum under a budget; the message says why."""
+    """The law has no optimum under a budget; the message says why."""
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """How best to spend `budget` FLOPs, by the law and the cost; intervals by resampled runs."""
+    """The best use of `budget` FLOPs by the law and the cost; intervals from resampled runs."""
 
     budget: float
     cost: str
     N: float
     D: float  # tokens
-    L: float  # what the law expects there
+    L: float  # predicted by the law
     N_interval: Interval
     D_interval: Interval
     L_interval: Interval  # of the law, not of a new run
@@ -56,15 +56,18 @@ def optimal(
 ) -> Allocation:
     """N*, D* and L* of a fitted surface for `budget` FLOPs under `cost`.
 
-    N must be counted for `cost` as it was for `fit`. `draws`: resampled fits, made here if not
-    given. Raises AllocationError for another law, or one that does not fall in both N and D.
+    `cost` must count N in the same way as `fit`. `draws`: resampled fits, by default computed here.
+    Raises AllocationError for another law than the surface, or where the loss does not fall in both
+    N and D.
     """
     best = [float(each) for each in optimum(_surface(fit), cost, budget)]
     draws = bootstrap(fit, resamples, seed) if draws is None else draws
     drawn = np.stack(optimum(draws.values, cost, budget))
     usable = drawn[:, np.isfinite(drawn).all(axis=0)]
     if usable.shape[1] < 20:
-        raise AllocationError(f"{usable.shape[1]} of {draws.resamples} resamples have an optimum")
+        raise AllocationError(
+            f"{usable.shape[1]} of {draws.resamples} resamples have an optimum, fewer than 20"
+        )
     N_interval, D_interval, L_interval = (draws.interval_of(each, level) for each in usable)
     N, D, L = best
     return Allocation(
@@ -76,25 +79,29 @@ def optimal(
 def optimum(
     values: Mapping[str, ArrayLike], cost: Cost, budget: ArrayLike
 ) -> tuple[Array, Array, Array]:
-    """(N, D, L) of least loss E + A N^-α + B D^-β with C(N, D) = budget; all broadcast.
+    """(N, D, L) with the least loss E + A N^-α + B D^-β at C(N, D) = budget; arrays broadcast.
 
-    NaN where there is none: where A, B, α or β is not positive.
+    NaN where there is no optimum, because A, B, α or β is not positive.
     """
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         surface = _Surface.of(values, budget)
-        places = [surface.beyond(cost, 0)]
-        if not cost.power:
+        minima = [surface.minimum_outside(cost, 0)]
+        if not cost.is_power_law:
+            # A minimum of each of the three pieces of the cost; the best of them is the optimum.
             low, high = np.log(cost.sizes[0]), np.log(cost.sizes[-1])
-            places[0] = np.minimum(places[0], low)
-            places += [np.maximum(surface.beyond(cost, 1), high), surface.between(cost, low, high)]
-        losses = np.stack([surface.loss(u, cost.logs(u)[0]) for u in places])
-        least = np.where(np.isnan(losses), np.inf, losses).argmin(0)
-        u = np.take_along_axis(np.stack(places), least[None], axis=0)[0]
-        u = np.where(surface.falls & np.isfinite(u), u, np.nan)
+            minima[0] = np.minimum(minima[0], low)
+            minima += [
+                np.maximum(surface.minimum_outside(cost, 1), high),
+                surface.minimum_inside(cost, low, high),
+            ]
+        losses = np.stack([surface.loss(u, cost.logs(u)[0]) for u in minima])
+        best = np.where(np.isnan(losses), np.inf, losses).argmin(0)
+        u = np.take_along_axis(np.stack(minima), best[None], axis=0)[0]
+        u = np.where(surface.has_optimum & np.isfinite(u), u, np.nan)
         log_f = cost.logs(u)[0]
         L = surface.loss(u, log_f)
-        found = (np.exp(u), np.exp(surface.log_C - log_f), L)
-    N, D, L = (each.reshape(surface.shape) for each in found)
+        optimum_NDL = (np.exp(u), np.exp(surface.log_C - log_f), L)
+    N, D, L = (each.reshape(surface.shape) for each in optimum_NDL)
     return N, D, L
 
 
@@ -112,48 +119,50 @@ class _Surface:
 
     @staticmethod
     def of(values: Mapping[str, ArrayLike], budget: ArrayLike) -> "_Surface":
+        """The surfaces with these parameters and budgets, broadcast and flattened."""
         names = [values["A"], values["alpha"], values["B"], values["beta"], values.get("E", 0.0)]
         arrays = np.broadcast_arrays(*(np.asarray(each, dtype=float) for each in (*names, budget)))
         A, alpha, B, beta, E, C = (each.ravel() for each in arrays)
         return _Surface(np.log(A), alpha, np.log(B), beta, E, np.log(C), arrays[0].shape)
 
     @property
-    def falls(self) -> NDArray[np.bool_]:
-        """The loss falls in both N and D, so an optimum lies between."""
+    def has_optimum(self) -> NDArray[np.bool_]:
+        """(B,) whether the loss falls in both N and D, so that there is an optimum between."""
         finite = np.isfinite(self.log_A) & np.isfinite(self.log_B) & np.isfinite(self.log_C)
         return np.asarray(finite & (self.alpha > 0) & (self.beta > 0))
 
     def loss(self, u: Array, log_f: Array) -> Array:
-        """At u = log N, where the budget buys exp(log C - log f) tokens."""
-        above_N = np.exp(self.log_A - self.alpha * u)
-        return np.asarray(self.E + above_N + np.exp(self.log_B - self.beta * (self.log_C - log_f)))
+        """L at u = log N, where the budget pays for exp(log C - log f) tokens."""
+        N_term = np.exp(self.log_A - self.alpha * u)
+        return np.asarray(self.E + N_term + np.exp(self.log_B - self.beta * (self.log_C - log_f)))
 
-    def beyond(self, cost: Cost, end: int) -> Array:
-        """log N* under the power law by which `cost` goes on below (0) or above (1) its sizes."""
-        q = cost.ends[end]
+    def minimum_outside(self, cost: Cost, end: int) -> Array:
+        """log N* under the power law of `cost` below (`end` 0) or above (1) its sizes."""
+        q = cost.end_exponents[end]
         log_k = np.log(cost.flops_per_token[-end]) - q * np.log(cost.sizes[-end])
         ratio = np.log(self.alpha / (q * self.beta)) + self.log_A - self.log_B
         return np.asarray((ratio + self.beta * (self.log_C - log_k)) / (self.alpha + q * self.beta))
 
-    def between(self, cost: Cost, low: float, high: float) -> Array:
-        """log N of least loss where `cost` is no power law: a grid, then bisection."""
+    def minimum_inside(self, cost: Cost, low: float, high: float) -> Array:
+        """log N* between the sizes of `cost`: by a grid search, then bisection."""
         grid = np.linspace(low, high, _GRID)
         log_f = cost.logs(grid)[0]
-        rows = [self._row(at) for at in np.array_split(np.arange(len(self.log_A)), 16)]
-        nearest = np.concatenate([row.loss(grid, log_f).argmin(1) for row in rows])
+        parts = [self._columns(at) for at in np.array_split(np.arange(len(self.log_A)), 16)]
+        nearest = np.concatenate([part.loss(grid, log_f).argmin(1) for part in parts])
         left = grid[np.maximum(nearest - 1, 0)]
         right = grid[np.minimum(nearest + 1, _GRID - 1)]
-        for _ in range(_HALVINGS):
+        for _ in range(_BISECTIONS):
             middle = (left + right) / 2
             log_f, q = cost.logs(middle)
-            falls_by = np.log(self.alpha) + self.log_A - self.alpha * middle
-            rises_by = np.log(self.beta * q) + self.log_B - self.beta * (self.log_C - log_f)
-            falling = falls_by > rises_by
+            # Logs of |dL/dlog N| of the terms of N and of D, which are equal at the optimum.
+            N_slope = np.log(self.alpha) + self.log_A - self.alpha * middle
+            D_slope = np.log(self.beta * q) + self.log_B - self.beta * (self.log_C - log_f)
+            falling = N_slope > D_slope
             left, right = np.where(falling, middle, left), np.where(falling, right, middle)
         return np.asarray((left + right) / 2)
 
-    def _row(self, at: NDArray[np.intp]) -> "_Surface":
-        """The surfaces `at`, (b, 1) each, to be met by a grid."""
+    def _columns(self, at: NDArray[np.intp]) -> "_Surface":
+        """The surfaces `at` as columns, (b, 1) each, which broadcast with a grid."""
         return _Surface(
             self.log_A[at, None], self.alpha[at, None], self.log_B[at, None],
             self.beta[at, None], self.E[at, None], self.log_C[at, None], (),
@@ -161,8 +170,9 @@ class _Surface:
 
 
 def _surface(fit: Fit) -> dict[str, float]:
+    """The parameters of a fitted surface. Raises AllocationError where it has no optimum."""
     if fit.law is not SURFACE:
-        raise AllocationError(f"{fit.law.formula} does not say what both N and D are worth")
+        raise AllocationError(f"{fit.law.formula} is not a law in both N and D; fit `surface`")
     for name in ("A", "alpha", "B", "beta"):
         if not fit[name] > 0:
             raise AllocationError(f"{name} = {fit[name]:.3g}: the loss does not fall in N and D")
@@ -170,13 +180,15 @@ def _surface(fit: Fit) -> dict[str, float]:
 
 
 def _flags(fit: Fit, cost: Cost, N: float, D: float) -> tuple[str, ...]:
-    """Unmeasured quantities that the optimum depends on."""
-    found = list(fit.flags)
-    for name, value, fitted in zip(("N", "D"), (N, D), fit.law.arrays(fit.given.x), strict=True):
+    """Warnings: those of the fit, and the extrapolations that the optimum depends on."""
+    flags = list(fit.flags)
+    for name, value, fitted in zip(("N", "D"), (N, D), fit.law.arrays(fit.data.x), strict=True):
         if value > fitted.max():
-            found.append(f"{name} = {value:.3g} is {value / fitted.max():.2g}× the largest fitted")
+            flags.append(f"{name} = {value:.3g} is {value / fitted.max():.2g}× the largest fitted")
         elif value < fitted.min():
-            found.append(f"{name} = {value:.3g} is below the smallest fitted, {fitted.min():.3g}")
-    if cost.beyond(N):
-        found.append(f"FLOPs a token at N = {N:.3g} were not counted: a power law continues them")
-    return tuple(found)
+            flags.append(f"{name} = {value:.3g} is below the smallest fitted, {fitted.min():.3g}")
+    if cost.is_extrapolated(N):
+        flags.append(
+            f"FLOPs per token at N = {N:.3g} were not counted but extrapolated by a power law"
+        )
+    return tuple(flags)

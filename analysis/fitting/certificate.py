@@ -1,33 +1,36 @@
-"""How an optimum was found, and whether a claimed one is one."""
+"""The diagnostics of a fit: how the optimum was found, and warnings about it."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-_BOUNDS = {"E at its lower bound": "E ran to zero: the data wants no floor"}
+_BOUND_MESSAGES = {
+    "E at its lower bound": "E went to zero: these points do not support an irreducible loss"
+}
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """Carried by every fit: what speaks for its being the optimum."""
+    """The evidence that a fit is the optimum; every fit has one."""
 
-    starts: int
-    agreed: float  # share of starts that ended at the best objective, within 1e-6 relative
-    objective: float  # in its own units: Σ r², Σ Huber_δ(r) or Σ |r|, r the log residual
-    gradient: float  # largest component at the end, relative to the size of its summands
+    starts: int  # number of starting points
+    agreed: float  # share of starts that reached the best objective, within 1e-6 relative
+    objective: float  # Σ w r², Σ w Huber_δ(r) or Σ w |r|; r: log residuals, w: weights of mean 1
+    gradient: float  # largest component at the optimum, relative to the size of its summands
     converged: bool
-    bounds: tuple[str, ...]  # parameters that rest against a bound
-    moved: float  # longest way of a parameter from the best start, in logs or exponent
-    condition: float  # of the information matrix with unit diagonal
+    bounds: tuple[str, ...]  # parameters at a bound, in words
+    moved: float  # largest change of a parameter from its start, in log units (exponents: in 1)
+    condition: float  # condition number of the information matrix, scaled to a unit diagonal
 
     @property
     def flags(self) -> tuple[str, ...]:
-        found = [] if self.converged else [f"NOT CONVERGED: gradient {self.gradient:.0e}"]
-        found += [_BOUNDS.get(bound, bound) for bound in self.bounds]
+        """Warnings for the reader; empty if there are none."""
+        flags = [] if self.converged else [f"NOT CONVERGED: gradient {self.gradient:.0e}"]
+        flags += [_BOUND_MESSAGES.get(bound, bound) for bound in self.bounds]
         if self.starts > 1 and self.agreed < 0.25:
-            found.append(f"only {self.agreed:.0%} of {self.starts} starts reached the best optimum")
+            flags.append(f"only {self.agreed:.0%} of {self.starts} starts reached the best optimum")
         if self.condition > 1e6:
-            found.append(f"parameters can hardly be told apart (condition {self.condition:.0e})")
-        return tuple(found)
+            flags.append(f"parameters are nearly redundant (condition number {self.condition:.0e})")
+        return tuple(flags)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

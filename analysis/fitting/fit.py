@@ -1,4 +1,4 @@
-"""Fit a law, and say how the fit came about."""
+"""Fit a law to points, with diagnostics of the fit."""
 
 import math
 from collections.abc import Sequence
@@ -9,29 +9,30 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from analysis.fitting.certificate import Certificate
-from analysis.fitting.initialization import seeds
+from analysis.fitting.initialization import starting_points
 from analysis.fitting.laws import Law
 from analysis.fitting.objectives import HUBER, Objective, objective_of
-from analysis.fitting.points import FitError, Given, check_points
+from analysis.fitting.points import FitData, FitError, check_points
 from analysis.fitting.search import solve
 from analysis.fitting.terms import Points, information, residuals
 from analysis.fitting.vertex import to_vertex
 
 Array = NDArray[np.float64]
 
-CONVERGED = 1e-6  # the relative gradient of an optimum
+CONVERGED = 1e-6  # largest relative gradient that counts as an optimum
 
 
 class NotConverged(FitError):
-    """The best of all starts is no optimum; no number of it should be used."""
+    """No start reached an optimum, so the parameters must not be used."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted law: its parameters by name, how well it describes the points, and how it was found.
+    """A fitted law: its parameters by name, its goodness of fit, and the solver's diagnostics.
 
-    `r` and `r2` of a law in one variable are of log(L - E), or of the log odds, against log x;
-    `r2` of the others is of log L. NaN where they mean nothing: all losses equal, or one below E.
+    For a law in one variable, `r` and `r2` are of log(L - E), or of the log odds, against log x.
+    For a law in several variables, `r2` is of log L and `r` is NaN. Both are NaN where they are
+    undefined: all losses equal, or a loss below E.
     """
 
     law: Law
@@ -41,9 +42,9 @@ class Fit:
     r2: float
     rms_relative_error: float
     certificate: Certificate
-    given: Given = field(repr=False)  # what was fitted
-    theta: Array = field(repr=False, compare=False)  # in the solver's centred logs
-    floor: float | None = None  # E, where it was fixed
+    data: FitData = field(repr=False)  # the points and weights
+    theta: Array = field(repr=False, compare=False)  # (p,), in the solver's centred logs
+    floor: float | None = None  # the fixed value of E; None where E is free or absent
 
     def __getitem__(self, name: str) -> float:
         return self.values[name]
@@ -58,58 +59,62 @@ class Fit:
 
     @property
     def E(self) -> float:
-        """The floor, fitted, fixed, or 0 where the law has none."""
+        """The irreducible loss, fitted or fixed; 0 where the law has none."""
         return self.values.get("E", 0.0)
 
     @property
     def paper_beta(self) -> float | None:
         """β of the paper's form, L - E = (β x)^-α (VAR, Eq. 3), in 1 / units of x.
 
-        None for a law of several variables, and where α is so near zero that no float holds β.
+        None for a law of several variables, and where α is so close to 0 that β overflows a float.
         """
         if len(self.law.powers) > 1 or self.alpha == 0:
             return None
         log_beta = -math.log(self.A) / self.alpha if self.A > 0 else math.inf
+        # exp overflows a float above 709.
         return math.exp(log_beta) if abs(log_beta) < 700 else None
 
     @property
     def points(self) -> int:
-        return self.given.points.count
+        """The number of points."""
+        return self.data.points.count
 
     @property
     def free(self) -> int:
-        """How many parameters were fitted."""
+        """The number of fitted parameters; a fixed E is not one."""
         return len(self.law.names) - (self.floor is not None)
 
     @property
     def sizes(self) -> int:
-        return self.given.sizes[0]
+        """The number of different values of the first variable."""
+        return self.data.sizes[0]
 
     @property
     def decades(self) -> float:
-        return self.given.decades[0]
+        """The range of the first variable, in decades."""
+        return self.data.decades[0]
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """What a reader must know before using a number of this fit."""
+        """Warnings that a reader must know before using the numbers of this fit."""
         rising = [
             f"L rises with {variable}: {exponent} = {self.values[exponent]:.3g}"
             for (_, exponent), variable in zip(self.law.powers, self.law.variables, strict=False)
             if self.values[exponent] < 0
         ]
-        return (*self.certificate.flags, *rising, *self.given.notes)
+        return (*self.certificate.flags, *rising, *self.data.notes)
 
     @property
     def residuals(self) -> Array:
         """log(measured / predicted) of each point, in the order given."""
-        return np.asarray(np.log(self.given.y) - np.log(self.predict(self.given.x)))
+        return np.asarray(np.log(self.data.y) - np.log(self.predict(self.data.x)))
 
     def predict(self, x: ArrayLike | Sequence[ArrayLike]) -> Array:
         """L at `x`: an array, or a tuple of arrays for a law of several variables."""
         return self.law.predict(x, self.values)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, with the formula, units and flags spelled out."""
+        """The fit as plain numbers and strings, with formula, units and flags."""
         return {
             "law": self.law.name,
             "formula": self.law.formula,
@@ -123,8 +128,8 @@ class Fit:
             "r2": self.r2,
             "rms_relative_error": self.rms_relative_error,
             "points": self.points,
-            "sizes": dict(zip(self.law.variables, self.given.sizes, strict=True)),
-            "decades": dict(zip(self.law.variables, self.given.decades, strict=True)),
+            "sizes": dict(zip(self.law.variables, self.data.sizes, strict=True)),
+            "decades": dict(zip(self.law.variables, self.data.decades, strict=True)),
             "certificate": self.certificate.as_dict(),
             "flags": list(self.flags),
         }
@@ -140,52 +145,57 @@ def fit_law(
     weights: ArrayLike | None = None,
     strict: bool = True,
 ) -> Fit:
-    """Fit `law` to points: x as the law takes it, y the losses, in any units.
+    """Fit `law` to points: x as `law.predict` takes it, y the losses, in any units.
 
-    `floor` fixes E (0: no floor). `weights` say how much each point counts; only their ratios
-    matter. Raises FitError, in words that say what is wrong, where the points cannot carry the law,
-    and NotConverged where no optimum was reached, unless `strict` is False: then it is a flag.
+    `floor` fixes the irreducible loss E (0: none). `weights` (n,): only their ratios matter. Raises
+    FitError where the points cannot determine the parameters, and NotConverged where no optimum was
+    reached; with `strict` False a fit that did not converge is returned with a flag.
     """
     objective = objective_of(objective)
-    given = check_points(law, x, y, floor=floor, weights=weights)
-    points, w = given.points, given.weights[None]
-    log_floor = given.log_floor(floor)
-    starts = seeds(points, given.weights, log_floor)
+    data = check_points(law, x, y, floor=floor, weights=weights)
+    points, w = data.points, data.weights[None]
+    log_floor = data.log_floor(floor)
+    starts = starting_points(points, data.weights, log_floor)
     solved = solve(points, w, starts[:, None], objective, log_floor)
     theta, start, gradient = solved.theta[0], starts[solved.best[0]], float(solved.gradient[0])
     if objective.name == "absolute":
-        theta, gradient = to_vertex(points, given.weights, theta, log_floor is not None)
-    values = given.values(theta)
-    beyond = [name for name, value in values.items() if not np.isfinite(value)]
-    if beyond:
+        theta, gradient = to_vertex(points, data.weights, theta, log_floor is not None)
+    values = data.values(theta)
+    overflowed = [name for name, value in values.items() if not np.isfinite(value)]
+    if overflowed:
         raise FitError(
-            f"{', '.join(beyond)} is beyond what a float holds (it is what the law says at x = 1, "
-            "far from these points): give x in units nearer to them, or ask why it is so steep"
+            f"{', '.join(overflowed)} overflows a float: a coefficient is its term's value at x = "
+            "1, far from these points. Give x in larger units, or check why the fitted exponent is "
+            "so steep"
         )
-    known = np.isfinite(theta)  # a floor of nothing has moved no finite way
-    moved = np.abs(theta[known] - start[known])
+    finite = np.isfinite(theta)  # log E is -inf where E is 0
+    moved = np.abs(theta[finite] - start[finite])
     certificate = Certificate(
         starts=len(starts),
         agreed=float(solved.agreed[0]),
-        objective=float((given.weights * objective.value(residuals(points, theta[None])[0])).sum()),
+        objective=float((data.weights * objective.value(residuals(points, theta[None])[0])).sum()),
         gradient=gradient,
         converged=gradient < CONVERGED,
         bounds=_bounds_hit(points, theta, free_floor=floor is None),
         moved=float(np.max(moved, initial=0.0)),
-        condition=_condition(points, w, theta, held=() if floor is None else (2 * points.powers,)),
+        condition=_condition_number(
+            points, w, theta, fixed=() if floor is None else (2 * points.powers,)
+        ),
     )
     if strict and not certificate.converged:
         raise NotConverged(
             f"{law.formula} did not converge: relative gradient {certificate.gradient:.0e} after "
-            f"{len(starts)} starts, of which {certificate.agreed:.0%} agree; strict=False shows it"
+            f"{len(starts)} starts, of which {certificate.agreed:.0%} agree; strict=False "
+            "returns the fit with a flag instead"
         )
-    r, r2 = _correlation(given, law, values)
+    r, r2 = _correlation(data, law, values)
     error = np.expm1(residuals(points, theta[None])[0])
-    rms = float(np.sqrt(np.average(error**2, weights=given.weights)))
-    return Fit(law, objective, values, r, r2, rms, certificate, given, theta, floor)
+    rms = float(np.sqrt(np.average(error**2, weights=data.weights)))
+    return Fit(law, objective, values, r, r2, rms, certificate, data, theta, floor)
 
 
 def _bounds_hit(points: Points, theta: Array, free_floor: bool) -> tuple[str, ...]:
+    """The parameters at a bound, in words; a fixed E is not one."""
     lowest, highest = points.bounds
     names = [name for pair in points.law.powers for name in pair]
     names += ["E"] * points.law.floor + ["R_star"] * points.law.repeats
@@ -196,29 +206,41 @@ def _bounds_hit(points: Points, theta: Array, free_floor: bool) -> tuple[str, ..
     )
 
 
-def _condition(points: Points, weights: Array, theta: Array, held: tuple[int, ...]) -> float:
-    """Of the information matrix, brought to a unit diagonal: near 1 is well told apart."""
-    known = information(points, weights, theta[None])[0]
-    free = [j for j in range(len(known)) if j not in held and known[j, j] > 0]
-    known = known[np.ix_(free, free)]
-    scale = np.sqrt(np.diag(known))
-    return float(np.linalg.cond(known / np.outer(scale, scale)))
+def _condition_number(
+    points: Points, weights: Array, theta: Array, fixed: tuple[int, ...]
+) -> float:
+    """The condition number of the information matrix, scaled to a unit diagonal.
+
+    Near 1 the points determine each parameter separately. `fixed`: columns of θ that were not
+    fitted.
+    """
+    matrix = information(points, weights, theta[None])[0]
+    free = [j for j in range(len(matrix)) if j not in fixed and matrix[j, j] > 0]
+    matrix = matrix[np.ix_(free, free)]
+    scale = np.sqrt(np.diag(matrix))
+    return float(np.linalg.cond(matrix / np.outer(scale, scale)))
 
 
-def _correlation(given: Given, law: Law, values: dict[str, float]) -> tuple[float, float]:
-    """r and R² of the straight line that the law is; R² of log L for a law of several variables."""
-    y = given.y
+def _correlation(data: FitData, law: Law, values: dict[str, float]) -> tuple[float, float]:
+    """r and R² in the logs in which the law is a straight line, and NaN, R² of log L for several
+    variables.
+    """
+    y = data.y
     if len(law.powers) == 1:
         reducible = y / (1 - y) if law.odds else y - values.get("E", 0.0)
         if (reducible <= 0).any():
             return math.nan, math.nan
-        shown = np.log(reducible)
-        line = np.log(values["A"]) - values["alpha"] * np.log(given.x)
+        measured = np.log(reducible)
+        line = np.log(values["A"]) - values["alpha"] * np.log(data.x)
     else:
-        shown, line = np.log(y), np.log(law.predict(given.x, values))
-    spread = float(np.sum((shown - shown.mean()) ** 2))
-    if spread < 1e-20:  # all losses equal: nothing to correlate
+        measured, line = np.log(y), np.log(law.predict(data.x, values))
+    spread = float(np.sum((measured - measured.mean()) ** 2))
+    if spread < 1e-20:  # all losses equal: r and R² are undefined
         return math.nan, math.nan
-    r2 = 1 - float(np.sum((line - shown) ** 2)) / spread
-    r = float(np.corrcoef(given.points.logs[0], shown)[0, 1]) if len(law.powers) == 1 else math.nan
+    r2 = 1 - float(np.sum((line - measured) ** 2)) / spread
+    r = (
+        float(np.corrcoef(data.points.logs[0], measured)[0, 1])
+        if len(law.powers) == 1
+        else math.nan
+    )
     return r, r2

@@ -1,39 +1,40 @@
-"""Where a fit starts: variable projection. With the exponents given, the rest is linear."""
+"""Starting points of a fit, by variable projection: for given exponents, the rest is linear."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.fitting.terms import Points, repeated
+from analysis.fitting.terms import Points, log_effective_data
 
 Array = NDArray[np.float64]
 
 _EXPONENTS = np.geomspace(0.01, 4.0, 24)
-_REPEATS = (1.0, 6.0, 40.0)  # R* to start from
-_LEAST_SHARE = 1e-3  # of the typical loss, for a term that the linear solve wants negative
-_BEST = 10
+_R_STARS = (1.0, 6.0, 40.0)  # initial values of R*
+_MIN_COEFFICIENT = 1e-3  # replaces a coefficient that the linear solve makes smaller or negative
+_MAX_STARTS = 10
 
 
-def seeds(points: Points, weights: Array, floor: float | None) -> Array:
-    """(starts, p) values of θ to start from, the most promising first.
+def starting_points(points: Points, weights: Array, floor: float | None) -> Array:
+    """(starts, p) values of θ to start from, best first.
 
-    For each exponent, or pair of them, of a grid: the coefficients and the floor by linear least
-    squares of relative residuals under `weights` (n,). Of the grid, the best of its neighbourhood
-    are kept, so that starts lie apart. `floor`: log E centred where it is fixed.
+    For each exponent (or pair of exponents) of a grid, linear least squares of the relative
+    residuals under `weights` (n,) gives the coefficients and E. Only the best grid point of each
+    neighbourhood is kept, so that the starts are far apart. `floor`: the centred log E where E is
+    fixed.
     """
     if points.law.odds:
-        return _line(points, weights)
+        return _log_odds_line(points, weights)
     if points.repeats is None:
         return _projected(points, points.logs, weights, floor)
     starts = []
-    for passes in _REPEATS:
-        log_worth = repeated(points, np.array([[np.log(passes)]]))[0][0]
-        found = _projected(points, (points.logs[0], log_worth), weights, floor)
-        starts.append(np.column_stack([found, np.full(len(found), np.log(passes))]))
+    for R_star in _R_STARS:
+        log_D = log_effective_data(points, np.array([[np.log(R_star)]]))[0][0]
+        projected = _projected(points, (points.logs[0], log_D), weights, floor)
+        starts.append(np.column_stack([projected, np.full(len(projected), np.log(R_star))]))
     return np.concatenate(starts)
 
 
-def _line(points: Points, weights: Array) -> Array:
-    """The straight line of the log odds."""
+def _log_odds_line(points: Points, weights: Array) -> Array:
+    """The straight line through the log odds, which is the law itself."""
     odds = points.z + points.height - np.log(-np.expm1(points.z + points.height))
     slope, offset = np.polyfit(points.logs[0], odds, 1, w=np.sqrt(weights))
     return np.array([[offset, -slope]])
@@ -42,10 +43,11 @@ def _line(points: Points, weights: Array) -> Array:
 def _projected(
     points: Points, logs: tuple[Array, ...], weights: Array, floor: float | None
 ) -> Array:
+    """The starts for laws whose variables have these centred logs, (n,) each."""
     exponents = np.stack(
         [axis.ravel() for axis in np.meshgrid(*[_EXPONENTS] * len(logs), indexing="ij")], axis=1
     )  # (grid, powers)
-    if not points.law.floor and len(logs) == 1:  # a straight line needs no grid, and may rise
+    if not points.law.floor and len(logs) == 1:  # a straight line in logs; it may rise
         slope, offset = np.polyfit(logs[0], points.z, 1, w=np.sqrt(weights))
         return np.array([[offset, -slope]])
     y = np.exp(points.z)
@@ -56,25 +58,26 @@ def _projected(
     elif floor is not None:
         target = 1 - np.exp(floor) / y
     design = np.stack(columns, axis=-1) * np.sqrt(weights)[:, None]  # (grid, n, terms)
-    aim = target * np.sqrt(weights)
+    weighted_target = target * np.sqrt(weights)
     normal = np.einsum("gnp,gnq->gpq", design, design)
     diagonal = np.einsum("gpp->gp", normal)
+    # A ridge of 1e-9, because two columns with nearly equal exponents make the matrix singular.
     normal = normal + 1e-9 * diagonal[:, :, None] * np.eye(normal.shape[-1])
-    right = np.einsum("gnp,n->gp", design, aim)
-    solved = np.linalg.solve(normal, right[..., None])[..., 0]
-    solved = np.maximum(solved, _LEAST_SHARE)
-    misfit = np.square(np.einsum("gnp,gp->gn", design, solved) - aim).sum(1)
-    chosen = _apart(misfit, len(logs))
+    right = np.einsum("gnp,n->gp", design, weighted_target)
+    coefficients = np.linalg.solve(normal, right[..., None])[..., 0]
+    coefficients = np.maximum(coefficients, _MIN_COEFFICIENT)  # their logs are taken below
+    misfit = np.square(np.einsum("gnp,gp->gn", design, coefficients) - weighted_target).sum(1)
+    chosen = _best_of_blocks(misfit, len(logs))
     theta = np.empty((len(chosen), 2 * len(logs) + points.law.floor))
     for k in range(len(logs)):
-        theta[:, 2 * k] = np.log(solved[chosen, k])
+        theta[:, 2 * k] = np.log(coefficients[chosen, k])
         theta[:, 2 * k + 1] = exponents[chosen, k]
     if points.law.floor:
-        theta[:, 2 * len(logs)] = floor if floor is not None else np.log(solved[chosen, -1])
+        theta[:, 2 * len(logs)] = floor if floor is not None else np.log(coefficients[chosen, -1])
     return theta
 
 
-def _apart(misfit: Array, powers: int) -> NDArray[np.intp]:
+def _best_of_blocks(misfit: Array, powers: int) -> NDArray[np.intp]:
     """The best grid point of each block of 4 (4 × 4) neighbours, the best blocks first."""
     blocks = np.arange(len(_EXPONENTS)) // 4
     if powers == 2:
@@ -82,4 +85,4 @@ def _apart(misfit: Array, powers: int) -> NDArray[np.intp]:
         blocks = (blocks[:, None] * width + blocks[None, :]).ravel()
     order = np.argsort(misfit, kind="stable")
     _, first = np.unique(blocks[order], return_index=True)
-    return order[np.sort(first)][:_BEST]
+    return order[np.sort(first)][:_MAX_STARTS]

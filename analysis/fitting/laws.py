@@ -1,8 +1,8 @@
-"""The laws as data: formula, variables, parameters with units. Every one is a log-sum-exp.
+"""The laws as data: formula, variables, parameters with units. Every law is a log-sum-exp.
 
 log L = s · log Σ_k exp(t_k), each t_k linear in its parameters (c - α log x) or a constant (log E);
-s is 1, or -1 where the law is one of odds. So positive parameters stay positive, and gradient and
-curvature are exact and the same few lines for all laws (analysis.fitting.solver).
+s is 1, or -1 for the law in the odds. Positive parameters therefore stay positive, and one
+implementation of the exact gradient and Hessian serves all laws (analysis.fitting.solver).
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Parameter:
-    """One number of a law, as the law prints it."""
+    """A parameter of a law: its name in the formula, its meaning and its unit."""
 
     name: str
     meaning: str
@@ -29,10 +29,10 @@ class Law:
     """A formula for a loss or an error L in one or more variables.
 
     `powers` names (coefficient, exponent) of each power of a variable, in the order of `variables`.
-    `floor`: L has a constant E besides; it is free unless the fit is told otherwise.
-    `odds`: the law holds for L / (1 - L), so L is a share and its accuracy saturates.
-    `repeats`: the last variable U is the unique data; D counts as D' (Muennighoff et al. 2023,
-    arXiv 2305.16264, Eq. 5, their N' left out).
+    `floor`: L has an additive constant, the irreducible loss E; it is fitted unless the fit fixes
+    it. `odds`: the power law holds for L / (1 - L); L is an error rate between 0 and 1.
+    `repeats`: the last variable U is the number of unique tokens, and D is replaced by the
+    effective data D' (Muennighoff et al. 2023, arXiv 2305.16264, Eq. 5, without their N').
     """
 
     name: str
@@ -45,17 +45,21 @@ class Law:
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
-        """In the order of the formula; `len` of it is the number of degrees of freedom."""
-        found = []
+        """In the order of the formula; their number is the number of free parameters."""
+        parameters = []
         for (coefficient, exponent), variable in zip(self.powers, self.variables, strict=False):
             unit = f"[L] [{variable}]^{exponent}" if not self.odds else f"[{variable}]^{exponent}"
-            found.append(Parameter(coefficient, f"L at {variable} = 1, above the rest", unit))
-            found.append(Parameter(exponent, f"exponent of {variable}", "1"))
+            parameters.append(
+                Parameter(coefficient, f"the term of {variable} at {variable} = 1", unit)
+            )
+            parameters.append(Parameter(exponent, f"exponent of {variable}", "1"))
         if self.floor:
-            found.append(Parameter("E", "floor: what no size removes", "[L]"))
+            parameters.append(Parameter("E", "irreducible loss: the limit at infinite size", "[L]"))
         if self.repeats:
-            found.append(Parameter("R_star", "passes after which repeating adds little", "passes"))
-        return tuple(found)
+            parameters.append(
+                Parameter("R_star", "repetitions after which repeating adds little", "passes")
+            )
+        return tuple(parameters)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -66,34 +70,34 @@ class Law:
         arrays = self.arrays(x)
         if self.repeats:
             arrays = [arrays[0], effective_data(arrays[1], arrays[2], values["R_star"])]
-        above = sum(
-            values[coefficient] * each ** -values[exponent]
-            for (coefficient, exponent), each in zip(self.powers, arrays, strict=False)
+        reducible = sum(
+            values[coefficient] * array ** -values[exponent]
+            for (coefficient, exponent), array in zip(self.powers, arrays, strict=False)
         )
         if self.odds:
-            return np.asarray(above / (1 + above))
-        return np.asarray(values.get("E", 0.0) + above)
+            return np.asarray(reducible / (1 + reducible))
+        return np.asarray(values.get("E", 0.0) + reducible)
 
     def arrays(self, x: ArrayLike | Sequence[ArrayLike]) -> list[Array]:
-        """`x` as one float array for each variable. Raises ValueError for another number of them.
+        """`x` as one float array for each variable. Raises ValueError if their number is wrong.
 
-        A law of one variable takes the array itself; the others a tuple, as in `(N, D)`.
+        A law of one variable takes the array itself, the others a tuple such as `(N, D)`.
         """
         if len(self.variables) == 1:
             return [np.asanyarray(x, dtype=float)]
-        given = [np.asanyarray(each, dtype=float) for each in x]  # type: ignore[union-attr]
-        if len(given) != len(self.variables):
+        arrays = [np.asanyarray(each, dtype=float) for each in x]  # type: ignore[union-attr]
+        if len(arrays) != len(self.variables):
             raise ValueError(
                 f"{self.name} takes ({', '.join(self.variables)}), a tuple of "
-                f"{len(self.variables)} arrays; given were {len(given)}"
+                f"{len(self.variables)} arrays; {len(arrays)} were given"
             )
-        return given
+        return arrays
 
 
 def effective_data(D: Array, U: Array, R_star: float | Array) -> Array:
-    """What D tokens of which U are unique are worth: U + U R* (1 - exp(-R/R*)), R = D/U - 1.
+    """The unique tokens that equal D tokens of which U are unique: U + U R* (1 - exp(-R/R*)).
 
-    Where D is below U nothing is repeated, and D counts whole.
+    R = D/U - 1 is the number of repetitions. Where D is below U, no token is repeated and D' = D.
     """
     repeats = np.maximum(D / U - 1, 0)
     return np.minimum(D, U) - U * R_star * np.expm1(-repeats / R_star)

@@ -1,4 +1,4 @@
-"""What a fit minimises: a sum over points of a loss of log residuals, brought to order one."""
+"""The objective of a fit: a sum over points of a loss of log residuals, scaled to order one."""
 
 from dataclasses import dataclass
 
@@ -15,11 +15,11 @@ _WIDTHS = (
 
 @dataclass(frozen=True)
 class Objective:
-    """A sum of Huber losses of width `delta`; least squares and least absolute are its two ends.
+    """A sum of Huber losses of width `delta`; least squares and least absolute are its limits.
 
-    Divided by `delta` where it is finite, so that the slope of a far point is one, whatever the
-    width. Least absolute deviations are approached through Huber losses of falling width, down to
-    `delta`; a single fit then goes on to the optimum itself (analysis.fitting.vertex).
+    The solver divides by a finite `delta`, so that a large residual has slope one at any width.
+    Least absolute deviations are approached by Huber losses of decreasing width, down to `delta`;
+    `fit_law` then continues to the exact optimum (analysis.fitting.vertex).
     """
 
     name: str
@@ -29,16 +29,17 @@ class Objective:
         if not self.delta > 0:
             raise ValueError(f"delta = {self.delta}: the width of a loss must be positive")
 
-    def widths(self, near: bool) -> tuple[float, ...]:
-        """The widths to go through, the last being the objective's own.
+    def widths(self, near_optimum: bool) -> tuple[float, ...]:
+        """The widths to minimise at, one after the other; the last is the objective's own.
 
-        A narrow loss has its optimum among kinks that Newton's method finds only from nearby.
+        A narrow loss has kinks near its optimum, where Newton's method converges only from a close
+        start. `near_optimum`: the start is close, so wide losses are skipped.
         """
         narrower = (width for width in _WIDTHS if width > self.delta)
-        return (*(width for width in narrower if not near or width < 1e-3), self.delta)
+        return (*(width for width in narrower if not near_optimum or width < 1e-3), self.delta)
 
     def value(self, residual: Array) -> Array:
-        """The loss of each residual in its own units: r², Huber's r²/2 or δ(|r| - δ/2), or |r|."""
+        """The unscaled loss of each residual: r², Huber's r²/2 or δ(|r| - δ/2), or |r|."""
         size = np.abs(residual)
         if np.isinf(self.delta):
             return residual**2
@@ -53,17 +54,19 @@ ABSOLUTE = Objective("absolute", 1e-6)
 OBJECTIVES = {objective.name: objective for objective in (HUBER, SQUARES, ABSOLUTE)}
 
 
-def objective_of(given: str | Objective) -> Objective:
-    """The objective of that name. Raises ValueError."""
-    if isinstance(given, Objective):
-        return given
-    if given not in OBJECTIVES:
-        raise ValueError(f"objective {given!r}: one of {', '.join(OBJECTIVES)}")
-    return OBJECTIVES[given]
+def objective_of(objective: str | Objective) -> Objective:
+    """The objective of this name. Raises ValueError for an unknown name."""
+    if isinstance(objective, Objective):
+        return objective
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective {objective!r}: one of {', '.join(OBJECTIVES)}")
+    return OBJECTIVES[objective]
 
 
 def scaled(residual: Array, width: float) -> tuple[Array, Array, Array, Array]:
-    """Value, first and second derivative, and the weight that majorises, of the scaled loss."""
+    """The scaled loss: value, first and second derivative, and curvature of the majorising
+    quadratic, which is never below the loss.
+    """
     if np.isinf(width):
         return residual**2, 2 * residual, np.full_like(residual, 2), np.full_like(residual, 2)
     size = np.abs(residual)

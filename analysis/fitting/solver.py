@@ -1,8 +1,8 @@
-"""Newton's method on a batch: many weightings, starts or data sets of one law at once.
+"""Newton's method on a batch: many weights, starts or data sets of one law at once.
 
-Gradient and Hessian are exact (a log-sum-exp has both in closed form); where the Hessian does not
-descend, the majorising quadratic of the objective does. Row b of every array with a B is one
-problem, so a bootstrap, a profile and a set of starts are each one call.
+Gradient and Hessian are exact, because a log-sum-exp has both in closed form. Where the Newton step
+is no descent direction, the step of a majorising quadratic is used. In shapes, B is the number of
+problems: a bootstrap, a profile or a set of starts is one call.
 """
 
 from dataclasses import dataclass
@@ -15,21 +15,21 @@ from analysis.fitting.terms import Points, slopes_of, terms_of
 
 Array = NDArray[np.float64]
 
-_ROUNDING = 1e-13  # of the objective: a Newton step that is to gain less is the last
-_ROUNDS = 250
-_LOOSE = 1e-4  # tolerance on the way
-_LONGEST_STEP = 2.0
-_POOR = 0.35  # of the fall that the slope promises (a half where the quadratic is true)
-_CHUNK = 60_000  # (row, point) pairs at a time: they stay in the processor's cache
+_ROUNDING = 1e-13  # of the objective: a step with a smaller linear decrease is the last
+_MAX_ITERATIONS = 250
+_LOOSE_TOLERANCE = 1e-4  # at the wider losses before the objective's own
+_MAX_STEP = 2.0  # of each component of θ
+_GOOD_GAIN = 0.35  # decrease / (-gradient · step); it is 1/2 where the quadratic model is exact
+_CHUNK = 60_000  # (problem, point) pairs at a time, so that they stay in the processor's cache
 
 
 @dataclass(frozen=True)
-class Ends:
-    """Where each problem of a batch came to rest."""
+class Minima:
+    """The local minimum of each problem of a batch."""
 
     theta: Array  # (B, p)
     objective: Array  # (B,), scaled: see objectives.scaled
-    gradient: Array  # (B,), largest component relative to what it is a sum of
+    gradient: Array  # (B,), largest component, relative to the size of its summands
     hessian: Array  # (B, p, p)
 
 
@@ -38,78 +38,84 @@ def minimise(
     weights: Array,
     theta: Array,
     objective: Objective,
-    held: tuple[int, ...] = (),
+    fixed: tuple[int, ...] = (),
     tolerance: float = 1e-11,
-    near: bool = False,
-) -> Ends:
+    near_optimum: bool = False,
+) -> Minima:
     """The optimum near each row of `theta` (B, p) under `weights` (B, n) or (1, n).
 
-    `held`: the columns of θ that stay as they are given. `tolerance`: longest step of an optimum.
-    `near`: the starts are close to it, so no detour through wider losses is needed.
+    `fixed`: the columns of θ that stay constant. `tolerance`: a problem has converged when no
+    component of its step is longer. `near_optimum`: the starts are close to the optimum, so the
+    wider losses are skipped.
     """
     rows = max(1, _CHUNK // points.count)
     parts = []
     for first in range(0, len(theta), rows):
         part = slice(first, first + rows)
         z = points.z if points.z.ndim == 1 else points.z[part]
-        some = weights if len(weights) == 1 else weights[part]
+        part_weights = weights if len(weights) == 1 else weights[part]
         start = theta[part]
-        some = np.broadcast_to(some, (len(start), points.count))
-        z = np.broadcast_to(z, some.shape)
-        for width in objective.widths(near)[:-1]:
-            start = _newton(points, z, some, start, width, held, _LOOSE)
-        start = _newton(points, z, some, start, objective.delta, held, tolerance)
-        parts.append((start, *state(points, z, some, start, objective.delta, held)))
-    return Ends(*(np.concatenate(piece) for piece in zip(*parts, strict=True)))
+        part_weights = np.broadcast_to(part_weights, (len(start), points.count))
+        z = np.broadcast_to(z, part_weights.shape)
+        for width in objective.widths(near_optimum)[:-1]:
+            start = _newton(points, z, part_weights, start, width, fixed, _LOOSE_TOLERANCE)
+        start = _newton(points, z, part_weights, start, objective.delta, fixed, tolerance)
+        parts.append((start, *evaluate(points, z, part_weights, start, objective.delta, fixed)))
+    return Minima(*(np.concatenate(piece) for piece in zip(*parts, strict=True)))
 
 
 def _newton(
     points: Points, z: Array, weights: Array, theta: Array, width: float,
-    held: tuple[int, ...], tolerance: float,
+    fixed: tuple[int, ...], tolerance: float,
 ) -> Array:  # fmt: skip
+    """θ (B, p) after damped Newton steps (Levenberg-Marquardt) at one `width` of the loss."""
     theta = theta.copy()
-    free = [j for j in range(points.parameters) if j not in held]
+    free = [j for j in range(points.parameters) if j not in fixed]
     lowest, highest = (bound[free] for bound in points.bounds)
     theta[:, free] = theta[:, free].clip(lowest, highest)
     floor_free = points.law.floor and 2 * points.powers in free
     damping = np.full(len(theta), 1e-2)
     objective = _objective(points, theta, z, weights, width)
-    moving = np.arange(len(theta))
-    for _ in range(_ROUNDS):
-        start, w, z_moving = theta[moving], weights[moving], z[moving]
-        gradient, hessian, majoriser = _derivatives(points, start, z_moving, w, width)[:3]
+    active = np.arange(len(theta))  # the problems that have not converged
+    for _ in range(_MAX_ITERATIONS):
+        start, w, z_active = theta[active], weights[active], z[active]
+        gradient, hessian, majoriser = _derivatives(points, start, z_active, w, width)[:3]
         if np.isinf(width):
-            hessian = majoriser  # Gauss-Newton: residuals are small, and it never climbs
-        if held:
+            hessian = majoriser  # Gauss-Newton: residuals are small, and its step always descends
+        if fixed:
             gradient, hessian, majoriser = gradient[:, free], hessian[:, free], majoriser[:, free]
             hessian, majoriser = hessian[:, :, free], majoriser[:, :, free]
-        rests = pushed_outward(start[:, free], gradient, lowest, highest)
-        _set_aside(rests, gradient, hessian, majoriser)
-        step = _step(gradient, hessian, majoriser, damping[moving])
-        step = step.clip(-_LONGEST_STEP, _LONGEST_STEP)
-        tried = start.copy()
-        tried[:, free] = (start[:, free] + step).clip(lowest, highest)
-        reached = _objective(points, tried, z_moving, w, width)
-        fall = -(gradient * (tried[:, free] - start[:, free])).sum(1)
-        poor = np.flatnonzero(~(objective[moving] - reached > _POOR * fall))
-        if floor_free and len(poor):
-            bent = _along_valley(points, start[poor], tried[poor] - start[poor])
-            bent[:, free] = bent[:, free].clip(lowest, highest)
-            found = _objective(points, bent, z_moving[poor], w[poor], width)
-            lower = found < reached[poor]
-            tried[poor[lower]], reached[poor[lower]] = bent[lower], found[lower]
-        last = (np.abs(fall) <= _ROUNDING * objective[moving]) & (damping[moving] < 1e-2)
-        before = objective[moving]
-        better = last | (reached <= before)
-        theta[moving[better]] = tried[better]
-        objective[moving[better]] = reached[better]
-        gain = (before - reached) / (np.abs(fall) + 1e-300)
-        change = np.where(gain > _POOR, 0.1, np.where(gain > 0.1, 1.0, 4.0))
-        change[~better] = 8.0
-        damping[moving] = np.clip(damping[moving] * change, 1e-15, 1e10)
-        far = np.abs(tried[:, free] - start[:, free]).max(1) > tolerance
-        moving = moving[far & ~last]
-        if not len(moving):
+        at_bound = pushed_outward(start[:, free], gradient, lowest, highest)
+        _remove_components(at_bound, gradient, hessian, majoriser)
+        step = _step(gradient, hessian, majoriser, damping[active])
+        step = step.clip(-_MAX_STEP, _MAX_STEP)
+        trial = start.copy()
+        trial[:, free] = (start[:, free] + step).clip(lowest, highest)
+        trial_objective = _objective(points, trial, z_active, w, width)
+        linear_decrease = -(gradient * (trial[:, free] - start[:, free])).sum(1)
+        poor = np.flatnonzero(~(objective[active] - trial_objective > _GOOD_GAIN * linear_decrease))
+        if floor_free and len(poor):  # E may lie in a curved valley: try a step along it
+            curved = _along_valley(points, start[poor], trial[poor] - start[poor])
+            curved[:, free] = curved[:, free].clip(lowest, highest)
+            curved_objective = _objective(points, curved, z_active[poor], w[poor], width)
+            lower = curved_objective < trial_objective[poor]
+            trial[poor[lower]], trial_objective[poor[lower]] = (
+                curved[lower],
+                curved_objective[lower],
+            )
+        last = (np.abs(linear_decrease) <= _ROUNDING * objective[active]) & (damping[active] < 1e-2)
+        before = objective[active]
+        better = last | (trial_objective <= before)
+        theta[active[better]] = trial[better]
+        objective[active[better]] = trial_objective[better]
+        # Levenberg-Marquardt: less damping after a good step, more after a bad one.
+        gain = (before - trial_objective) / (np.abs(linear_decrease) + 1e-300)
+        factor = np.where(gain > _GOOD_GAIN, 0.1, np.where(gain > 0.1, 1.0, 4.0))
+        factor[~better] = 8.0
+        damping[active] = np.clip(damping[active] * factor, 1e-15, 1e10)
+        far = np.abs(trial[:, free] - start[:, free]).max(1) > tolerance
+        active = active[far & ~last]
+        if not len(active):
             break
     return theta
 
@@ -117,13 +123,13 @@ def _newton(
 def pushed_outward(
     theta: Array, gradient: Array, lowest: Array, highest: Array
 ) -> NDArray[np.bool_]:
-    """Which components rest against a bound and would go beyond it."""
+    """Which components are at a bound and would leave it by a descent step."""
     return ((theta <= lowest) & (gradient > 0)) | ((theta >= highest) & (gradient < 0))
 
 
-def _set_aside(rests: NDArray[np.bool_], gradient: Array, *matrices: Array) -> None:
-    """Take the components that `rests` names out of the step, in place."""
-    row, column = np.nonzero(rests)
+def _remove_components(at_bound: NDArray[np.bool_], gradient: Array, *matrices: Array) -> None:
+    """Change gradient and matrices in place so that the step of the components at a bound is 0."""
+    row, column = np.nonzero(at_bound)
     gradient[row, column] = 0
     for matrix in matrices:
         matrix[row, column, :] = 0
@@ -132,63 +138,65 @@ def _set_aside(rests: NDArray[np.bool_], gradient: Array, *matrices: Array) -> N
 
 
 def _along_valley(points: Points, theta: Array, step: Array) -> Array:
-    """The step taken straight in level, slopes and exponents: there a valley of E is straight.
+    """θ after `step`, taken in the coordinates level, slopes and exponents instead of in θ.
 
-    At the centre L = e^m, of which a share σ / α is a power; E is what is left. Data of little
-    curvature fix m and each σ, and leave α and E to trade along a curve in θ.
+    At the centre of the points L = e^m; σ is the slope of a power there, so the power is a share
+    σ / α of L, and E is the rest. Points with little curvature determine m and each σ but not α and
+    E: the objective has a valley that is curved in θ and straight in these coordinates.
     """
     powers, at = points.powers, 2 * points.powers
     c, exponent = theta[:, : 2 * powers : 2], theta[:, 1 : 2 * powers : 2]
     level = np.logaddexp(theta[:, at], np.logaddexp.reduce(c, axis=1))[:, None]
     share, floor = np.exp(c - level), np.exp(theta[:, at : at + 1] - level)
-    dc, turned = step[:, : 2 * powers : 2], exponent + step[:, 1 : 2 * powers : 2]
+    dc, new_exponent = step[:, : 2 * powers : 2], exponent + step[:, 1 : 2 * powers : 2]
     rise = (share * dc).sum(1, keepdims=True) + np.where(floor > 0, floor * step[:, at : at + 1], 0)
-    slope = share * (turned + exponent * (dc - rise))
+    slope = share * (new_exponent + exponent * (dc - rise))
     with np.errstate(divide="ignore", invalid="ignore"):
-        shares = np.abs(slope / turned)
+        shares = np.abs(slope / new_exponent)
     shares = np.where(shares > 0, shares, share)
-    left = np.maximum(1 - shares.sum(1, keepdims=True), floor / 10)
-    whole = np.log(left + shares.sum(1, keepdims=True))
-    found = theta + step
-    found[:, : 2 * powers : 2] = level + rise + np.log(shares) - whole
-    found[:, 1 : 2 * powers : 2] = turned
-    found[:, at] = (level + rise + np.log(left) - whole)[:, 0]
-    return found
+    floor_share = np.maximum(1 - shares.sum(1, keepdims=True), floor / 10)
+    log_total = np.log(floor_share + shares.sum(1, keepdims=True))
+    moved = theta + step
+    moved[:, : 2 * powers : 2] = level + rise + np.log(shares) - log_total
+    moved[:, 1 : 2 * powers : 2] = new_exponent
+    moved[:, at] = (level + rise + np.log(floor_share) - log_total)[:, 0]
+    return moved
 
 
 def _step(gradient: Array, hessian: Array, majoriser: Array, damping: Array) -> Array:
-    """The damped Newton step; where that would climb, the damped step of the majoriser."""
-    along = np.arange(gradient.shape[1])
-    scale = majoriser[:, along, along] + 1e-12
+    """The damped Newton step; where it is no descent direction, that of the majoriser."""
+    diagonal = np.arange(gradient.shape[1])
+    scale = majoriser[:, diagonal, diagonal] + 1e-12
     damped = hessian.copy()
-    damped[:, along, along] += damping[:, None] * scale
-    step = -_solved(damped, gradient)
-    climbs = ~((step * gradient).sum(1) < 0)
-    if climbs.any():
-        safe = majoriser[climbs]
-        safe[:, along, along] += (damping[climbs, None] + 1e-8) * scale[climbs]
-        step[climbs] = -_solved(safe, gradient[climbs])
+    damped[:, diagonal, diagonal] += damping[:, None] * scale
+    step = -_solve_rows(damped, gradient)
+    ascends = ~((step * gradient).sum(1) < 0)
+    if ascends.any():
+        safe = majoriser[ascends]
+        safe[:, diagonal, diagonal] += (damping[ascends, None] + 1e-8) * scale[ascends]
+        step[ascends] = -_solve_rows(safe, gradient[ascends])
     return step
 
 
-def _solved(matrix: Array, right: Array) -> Array:
+def _solve_rows(matrix: Array, right: Array) -> Array:
+    """(B, p) solutions of the linear systems of a batch."""
     try:
         return np.asarray(np.linalg.solve(matrix, right[..., None])[..., 0])
-    except np.linalg.LinAlgError:  # one exactly singular row spoils the batch
+    except np.linalg.LinAlgError:  # one singular matrix makes the whole batch fail
         return np.asarray((np.linalg.pinv(matrix) @ right[..., None])[..., 0])
 
 
-def state(
-    points: Points, z: Array, weights: Array, theta: Array, width: float, held: tuple[int, ...]
+def evaluate(
+    points: Points, z: Array, weights: Array, theta: Array, width: float, fixed: tuple[int, ...]
 ) -> tuple[Array, Array, Array]:
-    """Objective, relative gradient and Hessian at `theta`."""
-    gradient, hessian, _, reach = _derivatives(points, theta, z, weights, width)
-    gradient[:, list(held)] = 0
+    """Objective (B,), relative gradient (B,) and Hessian (B, p, p) at `theta` (B, p)."""
+    gradient, hessian, _, scale = _derivatives(points, theta, z, weights, width)
+    gradient[:, list(fixed)] = 0
     lowest, highest = points.bounds
     gradient[pushed_outward(theta, gradient, lowest, highest)] = 0
     return (
         _objective(points, theta, z, weights, width),
-        (np.abs(gradient) / reach).max(1),
+        (np.abs(gradient) / scale).max(1),
         hessian,
     )
 
@@ -200,7 +208,7 @@ def _objective(points: Points, theta: Array, z: Array, weights: Array, width: fl
 def _derivatives(
     points: Points, theta: Array, z: Array, weights: Array, width: float
 ) -> tuple[Array, Array, Array, Array]:
-    """Gradient (B, p), Hessian and majoriser (B, p, p), and the size of a gradient's summands."""
+    """Gradient (B, p), Hessian and majoriser (B, p, p), and the gradient's scale (B, p)."""
     terms = terms_of(points, theta, z)
     residual, shares, logs, slopes = terms
     slope = slopes_of(points, theta, terms)
@@ -218,13 +226,14 @@ def _derivatives(
     if points.law.floor:
         at = 2 * points.powers
         hessian[:, at, at] += (sign * pull * shares[points.powers]).sum(1)
-    if slopes is not None:  # log R* moves the last power through D'
+    if slopes is not None:  # log R* changes the last power through D'
         at, c, exponent = points.parameters - 1, 2 * points.powers - 2, 2 * points.powers - 1
         share, log, beta = shares[points.powers - 1], logs[-1], theta[:, exponent, None]
-        turn = -beta * slopes[0]
+        d_exponent = -beta * slopes[0]  # derivative of the power's exponent t_k by log R*
         force = pull * share
         for j, summand in (
-            (c, turn), (exponent, -log * turn - slopes[0]), (at, turn**2 - beta * slopes[1]),
+            (c, d_exponent), (exponent, -log * d_exponent - slopes[0]),
+            (at, d_exponent**2 - beta * slopes[1]),
         ):  # fmt: skip
             hessian[:, at, j] += (force * summand).sum(1)
             hessian[:, j, at] = hessian[:, at, j]
@@ -232,7 +241,8 @@ def _derivatives(
     hessian += np.matmul(slope * (weights * second - sign * pull)[:, None], transposed)
     majoriser = np.matmul(slope * (weights * majorising)[:, None], transposed)
     gradient = np.matmul(slope, pull[..., None])[..., 0]
-    # What the components are sums of; residuals can all be nothing, so 1e-6 of a residual besides.
+    # The size of the summands of each component. A residual of 1e-6 is added, because all residuals
+    # can be zero.
     typical = np.abs(first) + (2e-6 if np.isinf(width) else min(1e-6 / width, 1.0))
-    reach = np.matmul(np.abs(slope), (weights * typical)[..., None])[..., 0] + 1e-300
-    return gradient, hessian, majoriser, reach
+    scale = np.matmul(np.abs(slope), (weights * typical)[..., None])[..., 0] + 1e-300
+    return gradient, hessian, majoriser, scale

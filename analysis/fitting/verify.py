@@ -1,4 +1,4 @@
-"""Is a claimed set of parameters an optimum of its law on these points? Ask before citing it."""
+"""Check whether published parameters are an optimum of their law on the given points."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,30 +10,30 @@ from analysis.fitting.fit import Fit, fit_law
 from analysis.fitting.laws import Law
 from analysis.fitting.objectives import HUBER, Objective
 from analysis.fitting.points import FitError
-from analysis.fitting.solver import state
+from analysis.fitting.solver import evaluate
 
-_EXCESS = 1e-3  # of the objective: what printing parameters to four digits may cost
+_MAX_EXCESS = 1e-3  # of the objective; parameters printed to four digits can cost this much
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What was claimed beside the best optimum known."""
+    """Claimed parameters, compared with the best optimum found by our own fit."""
 
     values: dict[str, float]
     objective: float
-    excess: float  # objective over the best one, less one
-    gradient: float  # relative, at the claim
+    excess: float  # objective divided by that of `best`, minus 1
+    gradient: float  # relative gradient at the claimed values
     best: Fit
 
     @property
     def is_optimum(self) -> bool:
-        return self.excess <= _EXCESS
+        return self.excess <= _MAX_EXCESS
 
     @property
-    def words(self) -> str:
-        """The verdict in a sentence."""
+    def summary(self) -> str:
+        """The result in a sentence."""
         if self.is_optimum:
-            return f"an optimum, within {max(self.excess, 0):.1e} of the best objective known"
+            return f"an optimum, within {max(self.excess, 0):.1e} of the best objective found"
         furthest = max(self.values, key=lambda name: abs(np.log(self._ratio(name))))
         return (
             f"NOT an optimum: {self.excess:.1%} above the best of {self.best.certificate.starts} "
@@ -42,6 +42,7 @@ class Claim:
         )
 
     def _ratio(self, name: str) -> float:
+        """Claimed value / optimum; 1 where either is zero and the ratio has no logarithm."""
         best = self.best[name]
         return abs(self.values[name] / best) if best and self.values[name] else 1.0
 
@@ -53,46 +54,48 @@ def certify(
     values: Mapping[str, float],
     objective: str | Objective = HUBER,
 ) -> Claim:
-    """Hold `values`, the law's parameters by name, against our own fit of the same points.
+    """Compare `values`, the law's parameters by name, with our own fit of the same points.
 
-    Raises FitError where a parameter is missing or the points cannot carry the law.
+    Raises FitError where a parameter is missing, unknown or not allowed, or where the points cannot
+    determine the law.
     """
     missing = [name for name in law.names if name not in values]
-    strange = [name for name in values if name not in law.names]
-    if missing or strange:
+    unknown = [name for name in values if name not in law.names]
+    if missing or unknown:
         raise FitError(
-            f"{law.formula} has {', '.join(law.names)}; "
+            f"{law.formula} has the parameters {', '.join(law.names)}; "
             + "; ".join(filter(None, (
                 f"no value for {', '.join(missing)}" if missing else "",
-                f"unknown: {', '.join(strange)}" if strange else "",
+                f"unknown: {', '.join(unknown)}" if unknown else "",
             )))
         )  # fmt: skip
     try:
         values = {name: float(value) for name, value in values.items()}
     except (TypeError, ValueError) as error:
-        raise FitError(f"a claim must be numbers: {error}") from error
+        raise FitError(f"claimed values must be numbers: {error}") from error
     if not all(np.isfinite(value) for value in values.values()):
-        raise FitError("a claim must be finite numbers")
+        raise FitError("claimed values must be finite")
     if any(values[name] <= 0 for name in law.names if name in ("A", "B", "R_star")):
         raise FitError("coefficients and R* must be positive")
     if values.get("E", 0.0) < 0:
-        raise FitError(f"E = {values['E']:g}: a floor cannot be negative")
+        raise FitError(f"E = {values['E']:g}: the irreducible loss E cannot be negative")
     best = fit_law(law, x, y, objective)
-    given, points = best.given, best.given.points
-    theta = np.empty_like(best.theta)
+    data, points = best.data, best.data.points
+    theta = np.empty_like(best.theta)  # the claim in the solver's centred logs
     for k, (coefficient, exponent) in enumerate(law.powers):
         shift = points.height + values[exponent] * points.centres[k]
         theta[2 * k : 2 * k + 2] = np.log(values[coefficient]) - shift, values[exponent]
     if law.floor:
-        floor = values["E"]
-        theta[2 * points.powers] = np.log(floor) - points.height if floor > 0 else -np.inf
+        E = values["E"]
+        theta[2 * points.powers] = np.log(E) - points.height if E > 0 else -np.inf
     if law.repeats:
         theta[-1] = np.log(values["R_star"])
-    residual = np.log(given.y) - np.log(law.predict(given.x, values))
-    reached = float((given.weights * best.objective.value(residual)).sum())
-    least = best.certificate.objective
-    gradient = state(points, points.z[None], given.weights[None], theta[None],
+    residual = np.log(data.y) - np.log(law.predict(data.x, values))
+    claimed_objective = float((data.weights * best.objective.value(residual)).sum())
+    best_objective = best.certificate.objective
+    gradient = evaluate(points, points.z[None], data.weights[None], theta[None],
                      best.objective.delta, ())[1]  # fmt: skip
-    exact = float(best.objective.value(np.full(best.points, 1e-6)).sum())  # points without noise
-    excess = (reached + exact) / (least + exact) - 1
-    return Claim(dict(values), reached, excess, float(gradient[0]), best)
+    # The objective of residuals of 1e-6 is added, because it is 0 for points without noise.
+    exact = float(best.objective.value(np.full(best.points, 1e-6)).sum())
+    excess = (claimed_objective + exact) / (best_objective + exact) - 1
+    return Claim(dict(values), claimed_objective, excess, float(gradient[0]), best)

@@ -1,8 +1,8 @@
-"""The end of a least-absolute fit: its optimum is a corner, which Newton's method only nears.
+"""The exact optimum of a least-absolute fit: a corner, which Newton's method only approximates.
 
-Sequential linear programming: the sum of |residual| with the residuals made linear is a linear
-program, whose solution is the corner of the tangent planes; near the optimum a few of them end at
-rounding. (Osborne and Watson 1971, "On an algorithm for discrete nonlinear L1 approximation".)
+Sequential linear programming: with linearised residuals, minimising the sum of |residual| is a
+linear program, whose solution is a vertex. Near the optimum a few such steps reach rounding error.
+(Osborne and Watson 1971, "On an algorithm for discrete nonlinear L1 approximation".)
 """
 
 import numpy as np
@@ -14,88 +14,95 @@ from analysis.fitting.terms import Points, jacobian, residuals
 
 Array = NDArray[np.float64]
 
-_ROUNDS = 60
-_ZERO = 1e-7  # of the mean size: a residual that the optimum goes through
+_MAX_ITERATIONS = 60
+_ZERO = 1e-7  # of the mean |residual|: a smaller residual counts as zero
 
 
 def to_vertex(
-    points: Points, weights: Array, theta: Array, floor_held: bool
+    points: Points, weights: Array, theta: Array, floor_fixed: bool
 ) -> tuple[Array, float]:
-    """θ (p,) at the corner near `theta`, and its relative gradient: 0 at an optimum.
+    """θ (p,) at the corner near `theta`, and its relative gradient, which is 0 at an optimum.
 
-    The gradient is what no multipliers in [-1, 1] of the points gone through can balance.
+    The gradient is the smallest subgradient: the points with zero residual enter with multipliers
+    in [-1, 1] that balance the other points as far as possible. `floor_fixed`: E is fixed.
     """
     free = np.ones(len(theta), dtype=bool)
     at = 2 * points.powers
-    if points.law.floor and (floor_held or not np.isfinite(theta[at])):
+    if points.law.floor and (floor_fixed or not np.isfinite(theta[at])):
         free[at] = False
     lowest, highest = points.bounds
     residual = residuals(points, theta[None])[0]
-    reached, reach = float(weights @ np.abs(residual)), 0.1
-    for _ in range(_ROUNDS):
+    objective, trust_radius = float(weights @ np.abs(residual)), 0.1
+    for _ in range(_MAX_ITERATIONS):
         slope = jacobian(points, theta[None])[0][free].T  # (n, p)
-        room = np.maximum(lowest - theta, -reach)[free], np.minimum(highest - theta, reach)[free]
+        room = (
+            np.maximum(lowest - theta, -trust_radius)[free],
+            np.minimum(highest - theta, trust_radius)[free],
+        )
         step = np.zeros(len(theta))
-        step[free] = _tangent_corner(weights, residual, slope, room)
-        tried = theta + step
-        new = residuals(points, tried[None])[0]
-        got = float(weights @ np.abs(new))
-        if got < reached:
-            theta, residual, reached = tried, new, got
-            reach *= 2
+        step[free] = _linearised_step(weights, residual, slope, room)
+        new_theta = theta + step
+        new_residual = residuals(points, new_theta[None])[0]
+        new_objective = float(weights @ np.abs(new_residual))
+        if new_objective < objective:
+            theta, residual, objective = new_theta, new_residual, new_objective
+            trust_radius *= 2
         else:
-            reach = float(np.abs(step).max()) / 4
-        if reach < 1e-13 or np.abs(step).max() < 1e-13:
+            trust_radius = float(np.abs(step).max()) / 4
+        if trust_radius < 1e-13 or np.abs(step).max() < 1e-13:
             break
-    theta, residual = _through(points, weights, theta, free)
+    theta, residual = _interpolated(points, weights, theta, free)
     slope = jacobian(points, theta[None])[0]
     zero = np.abs(residual) <= np.maximum(_ZERO * np.abs(residual).mean(), 1e-13)
-    away = slope @ (weights * np.sign(residual))
-    free &= ~pushed_outward(theta, away, *points.bounds)
+    gradient = slope @ (weights * np.sign(residual))
+    free &= ~pushed_outward(theta, gradient, *points.bounds)
     slope = slope[free]
-    pull = slope[:, ~zero] @ (weights * np.sign(residual))[~zero]
-    through = slope[:, zero] * weights[zero]
-    if through.shape[1]:
-        size = (np.abs(slope) @ weights)[:, None]
-        balanced = lsq_linear(through / size, -pull / size[:, 0], (-1, 1), method="bvls").x
-        pull = pull + through @ balanced
-    return theta, float((np.abs(pull) / (np.abs(slope) @ weights)).max())
+    subgradient = slope[:, ~zero] @ (weights * np.sign(residual))[~zero]
+    zero_slope = slope[:, zero] * weights[zero]
+    if zero_slope.shape[1]:
+        scale = (np.abs(slope) @ weights)[:, None]
+        multipliers = lsq_linear(
+            zero_slope / scale, -subgradient / scale[:, 0], (-1, 1), method="bvls"
+        ).x
+        subgradient = subgradient + zero_slope @ multipliers
+    return theta, float((np.abs(subgradient) / (np.abs(slope) @ weights)).max())
 
 
-def _through(
+def _interpolated(
     points: Points, weights: Array, theta: Array, free: NDArray[np.bool_]
 ) -> tuple[Array, Array]:
-    """θ moved so that it goes through its nearest points to rounding, if that is no worse."""
+    """θ moved so that the p smallest residuals are zero to rounding, unless that is worse."""
     residual = residuals(points, theta[None])[0]
     nearest = np.argsort(np.abs(residual))[: free.sum()]
-    tried, new = theta.copy(), residual
+    new_theta, new_residual = theta.copy(), residual
     for _ in range(4):
-        slope = jacobian(points, tried[None])[0][free][:, nearest].T
-        tried[free] -= np.linalg.lstsq(slope, new[nearest], rcond=None)[0]
-        new = residuals(points, tried[None])[0]
+        slope = jacobian(points, new_theta[None])[0][free][:, nearest].T
+        new_theta[free] -= np.linalg.lstsq(slope, new_residual[nearest], rcond=None)[0]
+        new_residual = residuals(points, new_theta[None])[0]
     lowest, highest = points.bounds
-    inside = ((tried >= lowest) & (tried <= highest))[free].all()
-    no_worse = weights @ np.abs(new) <= weights @ np.abs(residual) * (1 + 1e-12)
-    return (tried, new) if inside and no_worse else (theta, residual)
+    inside = ((new_theta >= lowest) & (new_theta <= highest))[free].all()
+    no_worse = weights @ np.abs(new_residual) <= weights @ np.abs(residual) * (1 + 1e-12)
+    return (new_theta, new_residual) if inside and no_worse else (theta, residual)
 
 
-def _tangent_corner(
+def _linearised_step(
     weights: Array, residual: Array, slope: Array, room: tuple[Array, Array]
 ) -> Array:
-    """The step d that minimises Σ w |r + slope d| within `room`.
+    """The step d (p,) that minimises Σ w |r + slope d| within `room`, (lowest, highest) d.
 
-    By its dual (p equations, n bounded unknowns): max r·u, |u| ≤ w, whose multipliers are d.
+    It solves the dual, max r·u with |u| ≤ w (p equations, n bounded unknowns), whose multipliers
+    are d. Zero where the linear program has no solution.
     """
     count, parameters = slope.shape
-    unit = max(float(np.abs(residual).mean()), 1e-9)  # linear programs are solved to 1e-7
+    unit = max(float(np.abs(residual).mean()), 1e-9)  # the solver's tolerance is 1e-7, absolute
     size = np.abs(slope).max(0) + 1e-300
-    low, high = (each * size / unit for each in room)
+    low, high = (bound * size / unit for bound in room)
     cost = np.concatenate([-residual / unit * weights, -low, high])
     equal = np.hstack(
         [(slope / size * weights[:, None]).T, -np.eye(parameters), np.eye(parameters)]
     )
     bounds = [*[(-1, 1)] * count, *[(0, None)] * (2 * parameters)]
-    found = linprog(cost, A_eq=equal, b_eq=np.zeros(parameters), bounds=bounds, method="highs")
-    if found.status:
+    solution = linprog(cost, A_eq=equal, b_eq=np.zeros(parameters), bounds=bounds, method="highs")
+    if solution.status:
         return np.zeros(parameters)
-    return np.asarray(found.eqlin.marginals) * unit / size
+    return np.asarray(solution.eqlin.marginals) * unit / size

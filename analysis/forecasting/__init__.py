@@ -1,1 +1,1 @@
-"""Predictions of larger runs, sealed before they run, and which runs to make next."""
+"""Predictions of larger runs, saved with a checksum before training; planning of the next runs."""

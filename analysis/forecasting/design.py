@@ -1,8 +1,9 @@
-"""The narrowest interval at one point for a budget: an optimal design, all plans or greedy.
+"""Optimal experimental design: the runs that narrow the interval at a target most for a budget.
 
-c-optimality (Pukelsheim 1993, Optimal Design of Experiments, ch. 2). Of log L at the target the
-half-width is t_{n-p} s sqrt(1 + gᵀ M⁻¹ g), g the gradient there, M the sum of a aᵀ over runs. A new
-run adds its own a aᵀ and, through n, a degree of freedom: from few runs that is most of its worth.
+c-optimality (Pukelsheim 1993, Optimal Design of Experiments, ch. 2). The half-width of the interval
+of log L at the target is t_{n-p} s sqrt(1 + gᵀ M⁻¹ g): g is the gradient of log L at the target, M
+the sum of a aᵀ over the runs, a the gradient at a run. A new run adds its a aᵀ to M and one degree
+of freedom to n - p. With few runs, the degree of freedom narrows the interval most.
 """
 
 import itertools
@@ -15,107 +16,127 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Counts = NDArray[np.intp]
 
-EXHAUSTIVE = 20_000  # plans up to which all are tried
+EXHAUSTIVE = 20_000  # up to this number of plans, all of them are evaluated
 
 
 @dataclass(frozen=True)
 class Design:
-    """The linear problem: what the runs so far know, and what one of each kind would add."""
+    """The linearised problem: p parameters, G kinds of candidate runs. Runs of one kind differ in
+    their seed only.
+    """
 
-    known: Array  # (p, p), M
-    rows: Array  # (G, p), a of each kind
+    information: Array  # (p, p), M of the finished runs
+    gradients: Array  # (G, p), a of each kind
     target: Array  # (p,), g
-    flops: Array  # (G,)
-    copies: Counts  # (G,)
-    spread: float  # s, of log L
-    student: Array  # t quantiles with no, one, two, ... runs more
-    new_run: bool
+    flops: Array  # (G,), of one run of each kind
+    copies: Counts  # (G,), the number of candidates of each kind
+    spread: float  # s, residual standard deviation of log L
+    t_quantiles: Array  # entry k: the t quantile after k more runs
+    new_run: bool  # interval of a new run at the target, else of the law itself
 
     def half_widths(self, counts: Counts) -> Array:
-        """(B,) half-widths of log L at the target with `counts` (B, G) of each kind besides."""
-        more = np.einsum("bg,gp,gq->bpq", counts.astype(float), self.rows, self.rows, optimize=True)
+        """(B,) half-widths of log L at the target with `counts` (B, G) more runs of each kind."""
+        gradients = self.gradients
+        added = np.einsum(
+            "bg,gp,gq->bpq", counts.astype(float), gradients, gradients, optimize=True
+        )
         right = np.broadcast_to(self.target[:, None], (len(counts), len(self.target), 1))
-        solved = np.linalg.solve(self.known + more, right)[..., 0]
-        return self._half(solved @ self.target, counts.sum(1))
+        solved = np.linalg.solve(self.information + added, right)[..., 0]
+        return self._half_width(solved @ self.target, counts.sum(1))
 
-    def in_order(self, counts: Counts) -> list[tuple[int, float]]:
-        """The runs of `counts`, most narrowing a FLOP first, with the half-width after each."""
+    def ordered_runs(self, counts: Counts) -> list[tuple[int, float]]:
+        """The runs of `counts` as (kind, half-width after this run), in greedy order: each run is
+        the one that narrows the interval most per FLOP.
+        """
         return self._greedy(np.zeros_like(counts), counts, math.inf, per_flop=True)
 
-    def greedily(self, start: Counts, budget: float, per_flop: bool) -> Counts:
-        """`start` (G,) and what, one after the other, narrows most (a FLOP) within the budget."""
-        found = start.copy()
+    def greedy_plan(self, start: Counts, budget: float, per_flop: bool) -> Counts:
+        """`start` (G,) extended run by run within `budget`: each time by the run that narrows the
+        interval most (per FLOP, if `per_flop`).
+        """
+        counts = start.copy()
         for kind, _ in self._greedy(start, self.copies, budget, per_flop):
-            found[kind] += 1
-        return found
+            counts[kind] += 1
+        return counts
 
     def _greedy(
         self, start: Counts, copies: Counts, budget: float, per_flop: bool
     ) -> list[tuple[int, float]]:
-        inverse = np.linalg.inv(self.known + (self.rows.T * start) @ self.rows)
-        counts, left = start.copy(), budget - float(start @ self.flops)
-        found = []
-        while (open_ := (counts < copies) & (self.flops <= left)).any():
-            # Sherman and Morrison: one more a aᵀ takes (gᵀ M⁻¹ a)² / (1 + aᵀ M⁻¹ a) off gᵀ M⁻¹ g.
-            towards = self.rows @ inverse
-            own = 1 + np.einsum("gp,gp->g", towards, self.rows)
+        inverse = np.linalg.inv(self.information + (self.gradients.T * start) @ self.gradients)
+        counts, flops_left = start.copy(), budget - float(start @ self.flops)
+        steps = []
+        while (allowed := (counts < copies) & (self.flops <= flops_left)).any():
+            # Sherman-Morrison: adding a aᵀ to M lowers gᵀ M⁻¹ g by (gᵀ M⁻¹ a)² / (1 + aᵀ M⁻¹ a).
+            projected = self.gradients @ inverse
+            denominator = 1 + np.einsum("gp,gp->g", projected, self.gradients)
             variance = float(self.target @ inverse @ self.target)
-            more = int(counts.sum())
-            after = self._half(variance - (towards @ self.target) ** 2 / own, more + 1)
-            gain = self._half(np.array([variance]), more) - after
-            worth = np.where(open_, gain / self.flops if per_flop else gain, -np.inf)
-            kind = int(worth.argmax())
-            inverse -= np.outer(towards[kind], towards[kind]) / own[kind]
+            added = int(counts.sum())
+            after = self._half_width(
+                variance - (projected @ self.target) ** 2 / denominator, added + 1
+            )
+            gain = self._half_width(np.array([variance]), added) - after
+            merit = np.where(allowed, gain / self.flops if per_flop else gain, -np.inf)
+            kind = int(merit.argmax())
+            inverse -= np.outer(projected[kind], projected[kind]) / denominator[kind]
             counts[kind] += 1
-            left -= float(self.flops[kind])
-            found.append((kind, float(after[kind])))
-        return found
+            flops_left -= float(self.flops[kind])
+            steps.append((kind, float(after[kind])))
+        return steps
 
-    def _half(self, variance: Array, more: Counts | int) -> Array:
-        return np.asarray(self.student[more] * self.spread * np.sqrt(self.new_run + variance))
+    def _half_width(self, variance: Array, added: Counts | int) -> Array:
+        return np.asarray(self.t_quantiles[added] * self.spread * np.sqrt(self.new_run + variance))
 
 
 def narrowest_within(design: Design, budget: float) -> tuple[Counts, str]:
-    """The counts (G,) of the narrowest interval within `budget`, and how they were found."""
-    most = np.minimum(design.copies, np.floor(budget / design.flops * (1 + 1e-12))).astype(int)
-    plans = math.prod(int(each) + 1 for each in most)
-    if plans <= EXHAUSTIVE:
-        every = np.array(list(itertools.product(*(range(each + 1) for each in most))))
-        within = every[every @ design.flops <= budget * (1 + 1e-12)]
-        return _narrowest(design, within), f"the best of all {len(within):,} plans"
-    kinds = np.flatnonzero(most)
-    starts = [np.zeros_like(most), *np.eye(len(most), dtype=np.intp)[kinds]]
-    greedy = [design.greedily(start, budget, ratio) for start in starts for ratio in (True, False)]
+    """The counts (G,) with the narrowest interval within `budget`, and the search method."""
+    # 1e-12: a budget that equals a sum of costs must not be missed by rounding.
+    max_counts = np.minimum(design.copies, np.floor(budget / design.flops * (1 + 1e-12))).astype(
+        int
+    )
+    plan_count = math.prod(int(count) + 1 for count in max_counts)
+    if plan_count <= EXHAUSTIVE:
+        all_plans = np.array(list(itertools.product(*(range(count + 1) for count in max_counts))))
+        affordable = all_plans[all_plans @ design.flops <= budget * (1 + 1e-12)]
+        return _narrowest(design, affordable), f"the best of all {len(affordable):,} plans"
+    kinds = np.flatnonzero(max_counts)
+    starts = [np.zeros_like(max_counts), *np.eye(len(max_counts), dtype=np.intp)[kinds]]
+    greedy = [
+        design.greedy_plan(start, budget, ratio) for start in starts for ratio in (True, False)
+    ]
     counts = _narrowest(design, np.unique(np.array(greedy), axis=0))
     return _exchanged(design, counts, budget), "greedy from each run, then exchanges of pairs"
 
 
 def _narrowest(design: Design, plans: Counts) -> Counts:
-    """The narrowest; of equals the cheapest."""
-    half = design.half_widths(plans)
-    equal = half <= half.min() * (1 + 1e-12)
+    """The plan (G,) of `plans` (B, G) with the narrowest interval; among equals the cheapest."""
+    half_widths = design.half_widths(plans)
+    equal = half_widths <= half_widths.min() * (1 + 1e-12)
     best: Counts = plans[equal][(plans[equal] @ design.flops).argmin()]
     return best
 
 
 def _exchanged(design: Design, counts: Counts, budget: float) -> Counts:
-    """Until no run added, nor one (or two) put in another's place, narrows the interval."""
-    one = np.eye(len(counts), dtype=np.intp)
-    changes = np.unique(np.concatenate([one, *(one - each for each in one)]), axis=0)
+    """Local search from `counts` (G,): adds a run or replaces one kind by another, then refills the
+    budget, until no change narrows the interval.
+    """
+    unit = np.eye(len(counts), dtype=np.intp)
+    changes = np.unique(np.concatenate([unit, *(unit - row for row in unit)]), axis=0)
     while True:
-        near = counts + changes
-        allowed = ((near >= 0) & (near <= design.copies)).all(1) & (near @ design.flops <= budget)
+        neighbours = counts + changes
+        allowed = ((neighbours >= 0) & (neighbours <= design.copies)).all(1) & (
+            neighbours @ design.flops <= budget
+        )
         if not allowed.any():
             return counts
-        filled = _refilled(design, near[allowed], budget)
-        best = _narrowest(design, filled)
+        candidates = _refilled(design, neighbours[allowed], budget)
+        best = _narrowest(design, candidates)
         if design.half_widths(best[None])[0] >= design.half_widths(counts[None])[0] * (1 - 1e-12):
             return counts
         counts = best
 
 
 def _refilled(design: Design, plans: Counts, budget: float) -> Counts:
-    """`plans`, and the ten narrowest of them with what the budget still allows."""
-    ten = plans[design.half_widths(plans).argsort()[:10]]
-    more = [design.greedily(one, budget, per_flop=True) for one in ten]
-    return np.concatenate([plans, np.array(more)])
+    """`plans`, and the ten narrowest of them extended greedily to the budget."""
+    narrowest = plans[design.half_widths(plans).argsort()[:10]]
+    extended = [design.greedy_plan(start, budget, per_flop=True) for start in narrowest]
+    return np.concatenate([plans, np.array(extended)])

@@ -1,4 +1,4 @@
-"""A law frozen before the run that it foretells, and the grade it gets afterwards. No disk."""
+"""Predictions of a run by a law, made before the run ends, and their scores afterwards. No I/O."""
 
 import json
 import math
@@ -17,30 +17,33 @@ from analysis.selection.select import Candidate, Choice, choose
 from analysis.uncertainty.intervals import prediction_interval
 
 FORMAT = 1
-OBJECTIVE = "squares"  # a sweep has few sizes, where the sum of squares has the narrower intervals
-RULE = "quoted is the law that the data prefer or, where they cannot tell, the floor, if it fits"
+OBJECTIVE = "squares"  # with few sizes, as in a sweep, least squares has the narrowest intervals
+RULE = (
+    "the quoted law is the one that the data prefer or, where the data cannot decide, the law with "
+    "an irreducible loss E, if it can be fitted"
+)
 
 Array = NDArray[np.float64]
 
 
 class ForecastError(ValueError):
-    """There is no such forecast to be made or read; the message says why."""
+    """A forecast cannot be made or read; the message says why."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """The run that is predicted: its address, its sizes before it is trained, its whole record."""
+    """The run that is predicted: its address, its sizes (known before training), its record."""
 
     sweep: str
     trial: str
     sizes: dict[str, float]  # params_blocks, params_total, train_flops, tokens_seen
     record: dict[str, Any]
-    begun_at: int | None = None  # the step that it had reached when this was frozen
+    begun_at: int | None = None  # the step that the run had reached when the forecast was made
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run that the law rests on: its sizes and what was measured, by column."""
+    """A finished run that the law is fitted to: its sizes and its measured metrics, by column."""
 
     trial: str
     sizes: dict[str, float]
@@ -49,7 +52,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one law says of one metric, in the metric's units. A bound of None: there is none."""
+    """The prediction of one law for one metric, in the metric's units. A bound of None is open."""
 
     law: str
     formula: str
@@ -60,95 +63,100 @@ class Prediction:
     level: float
     method: str
     basis: str
-    spare: int  # points less parameters
-    held_out: float | None  # relative error at the largest size used, of a fit without it
-    aicc: float | None  # only its difference between laws means something
+    spare: int  # degrees of freedom: points minus parameters
+    held_out: float | None  # relative error at the largest size, of a fit without that size
+    aicc: float | None  # only differences between laws are meaningful
     certificate: dict[str, Any]
     flags: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class MetricPrediction:
-    """One metric: what each law says, and which of them is quoted, by a rule stated before."""
+    """One metric: the prediction of each law, and the law that is quoted by a rule fixed before."""
 
     metric: str
-    headline: str
+    headline: str  # name of the quoted law
     why: str
     predictions: tuple[Prediction, ...]
-    refused: tuple[str, ...]  # laws that these runs do not carry, and why
+    refused: tuple[str, ...]  # laws that cannot be fitted to these runs, and why
 
     @property
     def quoted(self) -> Prediction:
-        return next(one for one in self.predictions if one.law == self.headline)
+        return next(each for each in self.predictions if each.law == self.headline)
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """All that was known, and all that was said, before the run existed."""
+    """The predictions for one run, with the data and settings that they were made from."""
 
     format: int
-    sweep: str  # of the runs that the law rests on
+    sweep: str  # of the runs that the law is fitted to
     target: Target
     time: str  # UTC, ISO 8601
     commit: str | None
-    data: str  # fingerprint of the table that the runs were read from
+    data: str  # fingerprint of the table of the fitted runs
     variable: str
     objective: str
-    extrapolation: float  # the target's variable over the largest used
+    extrapolation: float  # the target's size over the largest fitted size
     runs: tuple[Run, ...]
     metrics: tuple[MetricPrediction, ...]
     caveats: tuple[str, ...]
 
-    def says_what(self, other: "Forecast") -> bool:
-        """Whether both say the same of the same run from the same runs, whenever that was."""
-        return self._said() == other._said()
+    def same_prediction(self, other: "Forecast") -> bool:
+        """Whether both predict the same for the same run from the same runs, made at any time."""
+        return self._comparable() == other._comparable()
 
-    def _said(self) -> str:
-        said = asdict(self)
-        for when in ("time", "commit", "data", "caveats"):
-            del said[when]
-        del said["target"]["begun_at"]
-        return json.dumps(said, sort_keys=True)
+    def _comparable(self) -> str:
+        """JSON of the fields that do not depend on when the forecast was made."""
+        fields = asdict(self)
+        for name in ("time", "commit", "data", "caveats"):
+            del fields[name]
+        del fields["target"]["begun_at"]
+        return json.dumps(fields, sort_keys=True)
 
 
 def freeze(
     target: Target, runs: Sequence[Run], variable: str, *, sweep: str, time: str,
     commit: str | None, data: str, caveats: Sequence[str] = (), level: float = 0.95,
 ) -> Forecast:  # fmt: skip
-    """Predict every metric of `runs` at `target`, with `level` intervals of a new run.
+    """Predict every metric of `runs` at `target`, with `level` prediction intervals of a new run.
 
-    `variable` names the size that the laws are in. Runs whose size is not known are left out, and
-    that is a caveat; so is a metric that what is left cannot carry. Raises ForecastError where no
+    `variable` names the size that is the laws' x. Runs without it are left out, and a metric to
+    which no law can be fitted is left out; a caveat reports both. Raises ForecastError if no
     metric is left.
     """
-    known = [run for run in runs if np.isfinite(run.sizes.get(variable, math.nan))]
-    said = list(caveats)
-    if len(known) < len(runs):
-        without = ", ".join(run.trial for run in runs if run not in known)
-        said.append(f"{variable} is not known of {without}: not used")
-    if not known:
-        raise ForecastError(f"{variable} is known of no finished run: nothing to rest a law on")
-    if target.trial in {run.trial for run in known} and target.sweep == sweep:
-        raise ForecastError(f"{target.trial} is among the runs: what is known is not predicted")
-    largest, at = max(run.sizes[variable] for run in known), target.sizes[variable]
+    sized = [run for run in runs if np.isfinite(run.sizes.get(variable, math.nan))]
+    all_caveats = list(caveats)
+    if len(sized) < len(runs):
+        without = ", ".join(run.trial for run in runs if run not in sized)
+        all_caveats.append(f"{variable} of {without} is not known: not used")
+    if not sized:
+        raise ForecastError(f"{variable} is known for no finished run: no law can be fitted")
+    if target.trial in {run.trial for run in sized} and target.sweep == sweep:
+        raise ForecastError(
+            f"{target.trial} is one of the fitted runs: choose a target that has not finished"
+        )
+    largest, at = max(run.sizes[variable] for run in sized), target.sizes[variable]
     metrics, refused = [], []
-    for metric in dict.fromkeys(metric for run in known for metric in run.measured):
-        some = [run for run in known if metric in run.measured]
+    for metric in dict.fromkeys(metric for run in sized for metric in run.measured):
+        measured = [run for run in sized if metric in run.measured]
         try:
-            metrics.append(_predicted_metric(metric, some, variable, at, level))
+            metrics.append(_predicted_metric(metric, measured, variable, at, level))
         except FitError as error:
-            refused.append(f"{metric} is not predicted from {len(some)} finished runs: {error}")
+            refused.append(f"{metric} is not predicted from {len(measured)} finished runs: {error}")
     if not metrics:
         raise ForecastError(refused[0] if refused else "no finished run has a score")
     return Forecast(
         format=FORMAT, sweep=sweep, target=target, time=time, commit=commit, data=data,
         variable=variable, objective=OBJECTIVE, extrapolation=at / largest,
-        runs=tuple(known), metrics=tuple(metrics), caveats=(*said, *refused),
+        runs=tuple(sized), metrics=tuple(metrics), caveats=(*all_caveats, *refused),
     )  # fmt: skip
 
 
 def quoted_law(choice: Choice) -> str:
-    """Pure or floor: what the data prefer; where they cannot tell, the one that holds the other."""
+    """The name of the preferred law. If the data cannot decide, the law with E where it can be
+    fitted: the pure law is its special case E = 0.
+    """
     if choice.preferred is not None:
         return choice.preferred
     return PURE.name if choice.get(FLOOR.name) is None else FLOOR.name
@@ -157,7 +165,7 @@ def quoted_law(choice: Choice) -> str:
 def _predicted_metric(
     metric: str, runs: Sequence[Run], variable: str, at: float, level: float
 ) -> MetricPrediction:
-    """Raises FitError where the runs do not even carry the pure law."""
+    """Raises FitError if not even the pure law can be fitted to the runs."""
     x = np.array([run.sizes[variable] for run in runs])
     y = np.array([run.measured[metric] for run in runs])
     choice = choose(x, y, OBJECTIVE)
@@ -181,19 +189,19 @@ def _prediction(candidate: Candidate, at: float, level: float) -> Prediction:
 
 
 def _plain(fit: Fit) -> dict[str, Any]:
-    """The certificate as JSON, which knows no infinity."""
+    """The certificate as JSON values: JSON has no infinity and no NaN, so these become None."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in json.loads(json.dumps(fit.certificate.as_dict())).items()
     }
 
 
-# Grades ------------------------------------------------------------------------------------------
+# Scores ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Graded:
-    """One prediction beside what was measured."""
+    """One prediction compared with the measured value."""
 
     metric: str
     law: str
@@ -203,46 +211,48 @@ class Graded:
     high: float | None
     measured: float
     error: float  # predicted / measured - 1
-    covered: bool
-    half_widths: float | None  # log(measured / predicted) in lengths of that side of the interval
+    covered: bool  # the interval contains the measured value
+    half_widths: float | None  # log(measured / predicted) over the log half-width on that side
     z: float | None  # the same as a normal deviate: ±1.96 at the ends of a 95 % interval
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What has come of one frozen forecast."""
+    """The state of one saved forecast, with its scores once the run has ended."""
 
     file: str
     state: Literal["graded", "waiting", "diverged", "void", "tampered", "missing"]
-    said: str  # why, where it is not graded; void: it was no forecast of this run
-    forecast: Forecast | None  # None where the file is not what was frozen
+    reason: str  # why it is not graded; void: it is not a forecast of this run
+    forecast: Forecast | None  # None if the file was changed or is missing
     grades: tuple[Graded, ...] = ()
 
 
 def score(forecast: Forecast, measured: Mapping[str, float]) -> tuple[Graded, ...]:
-    """Grade each law of each metric. Raises ForecastError where a metric was not measured."""
-    missing = [one.metric for one in forecast.metrics if one.metric not in measured]
+    """Grade each law of each metric. Raises ForecastError if a metric was not measured."""
+    missing = [each.metric for each in forecast.metrics if each.metric not in measured]
     if missing:
-        raise ForecastError(f"{forecast.target.trial} has no {', '.join(missing)}")
+        raise ForecastError(f"{forecast.target.trial} has no measured {', '.join(missing)}")
     return tuple(
-        _grade(predicted, one, measured[predicted.metric])
-        for predicted in forecast.metrics
-        for one in predicted.predictions
+        _grade(metric, prediction, measured[metric.metric])
+        for metric in forecast.metrics
+        for prediction in metric.predictions
     )
 
 
-def _grade(predicted: MetricPrediction, one: Prediction, measured: float) -> Graded:
-    away = math.log(measured / one.predicted)
-    end = one.high if away > 0 else one.low
+def _grade(metric: MetricPrediction, prediction: Prediction, measured: float) -> Graded:
+    log_ratio = math.log(measured / prediction.predicted)
+    end = prediction.high if log_ratio > 0 else prediction.low
     half_widths = z = None
-    if end is not None and end != one.predicted:
-        half_widths = away / abs(math.log(end / one.predicted))
-        student = abs(half_widths) * stats.t.ppf((1 + one.level) / 2, one.spare)
-        deviate = float(stats.norm.isf(stats.t.sf(student, one.spare)))
-        z = math.copysign(deviate, away) if math.isfinite(deviate) else None
-    inside = (one.low is None or one.low <= measured) and (one.high is None or measured <= one.high)
+    if end is not None and end != prediction.predicted:
+        half_widths = log_ratio / abs(math.log(end / prediction.predicted))
+        t_value = abs(half_widths) * stats.t.ppf((1 + prediction.level) / 2, prediction.spare)
+        deviate = float(stats.norm.isf(stats.t.sf(t_value, prediction.spare)))
+        z = math.copysign(deviate, log_ratio) if math.isfinite(deviate) else None
+    inside = (prediction.low is None or prediction.low <= measured) and (
+        prediction.high is None or measured <= prediction.high
+    )
     return Graded(
-        metric=predicted.metric, law=one.law, headline=one.law == predicted.headline,
-        predicted=one.predicted, low=one.low, high=one.high, measured=measured,
-        error=one.predicted / measured - 1, covered=inside, half_widths=half_widths, z=z,
+        metric=metric.metric, law=prediction.law, headline=prediction.law == metric.headline,
+        predicted=prediction.predicted, low=prediction.low, high=prediction.high, measured=measured,
+        error=prediction.predicted / measured - 1, covered=inside, half_widths=half_widths, z=z,
     )  # fmt: skip

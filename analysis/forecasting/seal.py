@@ -1,4 +1,4 @@
-"""A forecast as it lies in a file: whole, and with the digest that shows if it was changed."""
+"""The file format of a forecast: its content and a SHA-256 digest that reveals later changes."""
 
 import hashlib
 import json
@@ -17,56 +17,59 @@ from analysis.forecasting.forecast import (
 
 
 class ChecksumError(ForecastError):
-    """The content is not what was frozen."""
+    """The content of a forecast file does not match its SHA-256 digest, or is incomplete."""
 
 
 def save_with_checksum(forecast: Forecast) -> dict[str, Any]:
-    """As it goes into a file, plain JSON.
+    """The content of a forecast file: JSON values only.
 
-    The digest shows a change, not who made it: a change of both is noticed only where the
-    digest was published elsewhere before.
+    The digest reveals a change of the forecast alone. A change of both the forecast and the digest
+    is noticed only if the digest was published elsewhere before.
     """
     content: dict[str, Any] = json.loads(json.dumps(asdict(forecast)))
     return {"sha256": digest(content), "forecast": content}
 
 
 def read_with_checksum(content: Any) -> Forecast:
-    """The forecast in `content`. Raises Tampered, or ForecastError for another format."""
+    """The forecast in `content`. Raises ChecksumError, or ForecastError for another format."""
     if not isinstance(content, dict) or {"sha256", "forecast"} - content.keys():
-        raise ChecksumError("it is no sealed forecast")
-    inside = content["forecast"]
-    if not isinstance(inside, dict) or digest(inside) != content["sha256"]:
-        raise ChecksumError(f"its content is not that of SHA-256 {str(content['sha256'])[:12]}…")
-    if inside.get("format") != FORMAT:
-        raise ForecastError(f"format {inside.get('format')}: this version reads {FORMAT}")
+        raise ChecksumError("not a forecast file: it needs the fields sha256 and forecast")
+    fields = content["forecast"]
+    if not isinstance(fields, dict) or digest(fields) != content["sha256"]:
+        raise ChecksumError(
+            f"the content does not match its SHA-256 {str(content['sha256'])[:12]}…: it was changed"
+        )
+    if fields.get("format") != FORMAT:
+        raise ForecastError(f"format {fields.get('format')}: this version reads {FORMAT}")
     try:
-        return _forecast(inside)
+        return _forecast(fields)
     except (TypeError, KeyError) as error:
-        raise ChecksumError(f"it lacks what a forecast has: {error}") from error
+        raise ChecksumError(f"fields of a forecast are missing or unknown: {error}") from error
 
 
-def _forecast(inside: dict[str, Any]) -> Forecast:
+def _forecast(fields: dict[str, Any]) -> Forecast:
     return Forecast(
         **{
-            **inside,
-            "target": Target(**inside["target"]),
-            "runs": tuple(Run(**run) for run in inside["runs"]),
-            "metrics": tuple(_metric(metric) for metric in inside["metrics"]),
-            "caveats": tuple(inside["caveats"]),
+            **fields,
+            "target": Target(**fields["target"]),
+            "runs": tuple(Run(**run) for run in fields["runs"]),
+            "metrics": tuple(_metric(metric) for metric in fields["metrics"]),
+            "caveats": tuple(fields["caveats"]),
         }
     )
 
 
 def digest(content: Any) -> str:
-    """SHA-256 of JSON, whatever the order of its keys and its spaces."""
+    """SHA-256 of `content` as JSON with sorted keys and no spaces."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _metric(inside: dict[str, Any]) -> MetricPrediction:
+def _metric(fields: dict[str, Any]) -> MetricPrediction:
     predictions = tuple(
-        Prediction(**{**one, "flags": tuple(one["flags"])}) for one in inside["predictions"]
+        Prediction(**{**prediction, "flags": tuple(prediction["flags"])})
+        for prediction in fields["predictions"]
     )
     return MetricPrediction(
-        **{**inside, "predictions": predictions, "refused": tuple(inside["refused"])}
+        **{**fields, "predictions": predictions, "refused": tuple(fields["refused"])}
     )

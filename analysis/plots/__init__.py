@@ -1,1 +1,1 @@
-"""All figures."""
+"""The figures of laws, compute, diagnostics and families."""

@@ -1,4 +1,4 @@
-"""Every figure of a study, drawn to files: print sizes, log-log, safe for the colour-blind."""
+"""All figures of a study and their captions, drawn to files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -57,47 +57,50 @@ FIGURES: dict[str, Callable[[Study], Figure | None]] = {
 }  # fmt: skip
 CAPTIONS = {
     "laws_in_parameters": "Score of each run at its end against the weights of the block matrices "
-    "(left) and all parameters (right). Dashed: a pure power law; solid: with a fitted floor E, "
-    "where the fit wants one; dotted: beyond the data. Bands: 95 % of the law itself, pointwise "
-    "and linearised (t quantile, residual variance); in brackets: the 95 % profile interval of α.",
-    "above_the_floor": "What lies above the fitted floor E, against the same two counts: by the "
-    "law, a straight line. E is taken as known, so the scatter about the line is too small.",
-    "residuals": "What each law in N leaves, in per cent of what it predicts; lines join the means "
-    "of sizes. Grey, where sizes were run with several seeds: ± 2 standard deviations of runs that "
-    "differ in seed alone.",
+    "(left) and all parameters (right). Dashed: a pure power law; solid: with a fitted irreducible "
+    "loss E, if the fit has E > 0; dotted: beyond the data. Bands: 95 % of the law itself, "
+    "pointwise and linearised (t quantile, residual variance); in brackets: the 95 % profile "
+    "interval of α.",
+    "above_the_floor": "Score minus the fitted irreducible loss E, against the same two counts: "
+    "the law is a straight line. The scatter is too small, because E is treated as known.",
+    "residuals": "Residuals of each law in N, in per cent of the prediction; lines join the means "
+    "of sizes. Grey, if sizes were run with several seeds: ± 2 standard deviations of runs that "
+    "differ only in their seed.",
     "laws_in_compute": "Thin lines: each run's held-out score against the training FLOPs spent so "
-    "far, dark for small and bright for large models. Points: the frontier; hollow where a size "
-    "was still the best when it stopped, or was the smallest or largest, so C_min is at most that. "
-    "Bands and brackets: 95 % by a bootstrap over runs, centred on the fit.",
+    "far, dark for small and bright for large models. Points: the frontier; a hollow point is only "
+    "an upper bound of C_min, because its size was still the best when its run stopped, or is the "
+    "smallest or largest size. Bands and brackets: 95 % by a bootstrap over runs, centred on the "
+    "fit.",
     "scales": "Final held-out loss of each scale, coarse (1) to fine, with its own pure power law "
     "in N.",
     "conventions": "The exponent of the pure law under every counting of parameters (circles) and "
     "of training FLOPs at the end of runs (squares), with 95 % profile intervals.",
     "objectives": "The exponent of the pure law in N under each objective of the fit, with 95 % "
-    "profile intervals; an arrow: no end.",
-    "isoflop": "Loss against size at one budget each, with the parabola and its minimum (star, "
-    "with its 95 % Fieller interval).",
+    "profile intervals; an arrow: an open end.",
+    "isoflop": "Loss against size at each budget, with the parabola and its minimum (star, with "
+    "its 95 % Fieller interval).",
     "allocation": "The best size (left) and number of tokens (right) for a budget by three "
-    "approaches. Triangles: frontier points that are no mere bound; squares: minima of the "
+    "approaches. Triangles: frontier points that are not only bounds; squares: minima of the "
     "parabolas with 95 % intervals; band: 95 % of the surface's optimum by a bootstrap over runs.",
-    "holdout": "Each law fitted up to a cut and asked for every larger run: the relative error "
-    "against how far beyond the cut the run is. Large symbols, joined: the largest size.",
-    "influence": "How the exponent of the law in N changes when one run is left out and the rest "
-    "is fitted again; the run that matters most by its name.",
-    "curves": "Held-out loss and error of each run against the training tokens it has seen.",
+    "holdout": "Each law fitted up to a cut and used to predict every larger run: the relative "
+    "error against the ratio of the run's size to the cut. Large symbols, joined: the largest "
+    "size.",
+    "influence": "Change of the exponent of the law in N when one run is left out and the rest is "
+    "fitted again; the most influential run is named.",
+    "curves": "Held-out loss and error of each run against the training tokens seen so far.",
     "rates": "Final held-out loss against the peak learning rate, a line for each size; a ring: "
-    "its best.",
-    "forecasts": "Forecasts frozen before a run ended, with their 95 % intervals of a new run, "
-    "relative to what was then measured. Filled: the law that was quoted.",
+    "the best rate.",
+    "forecasts": "Forecasts made before a run ended, with their 95 % intervals of a new run, "
+    "relative to the value measured later. Filled: the quoted law.",
 }
 
 
 def draw_all(
     study: Study, folder: Path, kinds: tuple[str, ...] = ("svg", "png", "pdf")
 ) -> dict[str, Path]:
-    """Every figure that the study carries, in all `kinds`; returns the path of each SVG by name.
+    """Draw every figure of the study in all formats `kinds`; returns the path of each SVG by name.
 
-    The same study twice is the same files, byte by byte.
+    The same study gives the same files, byte by byte.
     """
     drawn = {}
     for name, draw in FIGURES.items():

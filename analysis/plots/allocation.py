@@ -1,4 +1,4 @@
-"""Figures of how best to spend compute: isoFLOP parabolas, and three approaches to N and D."""
+"""Figures of compute-optimal allocation: isoFLOP parabolas, and three approaches to N and D."""
 
 from typing import Any
 
@@ -23,10 +23,10 @@ from analysis.plots.style import (
     INK,
     SINGLE,
     VERMILION,
-    Look,
-    key_above,
-    ordered,
-    sheet,
+    SeriesStyle,
+    legend_above,
+    new_figure,
+    sequential_styles,
     styled,
 )
 from analysis.study import Study
@@ -34,45 +34,45 @@ from analysis.uncertainty.bootstrap import bootstrap
 
 Array = NDArray[np.float64]
 
-LOOKS = {
-    1: Look(GREEN, "^", DASHES[3]),
-    2: Look(BLUE, "s", DASHES[1]),
-    3: Look(VERMILION, "o", DASHES[0]),
+APPROACH_STYLES = {
+    1: SeriesStyle(GREEN, "^", DASHES[3]),
+    2: SeriesStyle(BLUE, "s", DASHES[1]),
+    3: SeriesStyle(VERMILION, "o", DASHES[0]),
 }
-_RESAMPLES = 400  # of a band that is only looked at
+_RESAMPLES = 400  # of a band: enough for a figure
 
 
 @styled
 def isoflop(study: Study) -> Figure | None:
-    """Loss against size at each budget that shows an optimum; None where none does."""
-    found = study.allocation
-    if found is None or not found.isoflops.parabolas:
+    """Loss against size at each budget with an optimum; None if there is no such budget."""
+    approaches = study.allocation
+    if approaches is None or not approaches.isoflops.parabolas:
         return None
-    return isoflop_figure(found.isoflops, ylabel=f"$L$ ({study.unit('val_loss')})")
+    return isoflop_figure(approaches.isoflops, ylabel=f"$L$ ({study.unit('val_loss')})")
 
 
 @styled
 def isoflop_figure(
-    found: IsoFlops, *, xlabel: str = SIZES["params_blocks"], ylabel: str = "$L$ (nats/token)"
+    isoflops: IsoFlops, *, xlabel: str = SIZES["params_blocks"], ylabel: str = "$L$ (nats/token)"
 ) -> Figure:
-    """The parabola of each budget through its runs, its minimum with the interval of N there."""
-    rows = -(-len(found.parabolas) // 3)
-    figure, ((panel,),) = sheet(SINGLE, 2.3 + 0.14 * rows)
-    looks = ordered(each.budget for each in found.parabolas)
-    for each in found.parabolas:
-        look = looks[each.budget]
-        panel.plot(each.sizes, each.losses, look.marker, color=look.colour, ms=2.8, zorder=3)
+    """The runs of each budget, their parabola, and its minimum with the interval of N."""
+    rows = -(-len(isoflops.parabolas) // 3)
+    figure, ((panel,),) = new_figure(SINGLE, 2.3 + 0.14 * rows)
+    styles = sequential_styles(each.budget for each in isoflops.parabolas)
+    for each in isoflops.parabolas:
+        style = styles[each.budget]
+        panel.plot(each.sizes, each.losses, style.marker, color=style.colour, ms=2.8, zorder=3)
         line = np.geomspace(each.sizes.min(), each.sizes.max(), 80)
-        panel.plot(line, each.predict(line), color=look.colour, ls=look.line, lw=0.9, zorder=2)
+        panel.plot(line, each.predict(line), color=style.colour, ls=style.line, lw=0.9, zorder=2)
         ends = np.clip([each.N_interval.low, each.N_interval.high], line[0] / 1.5, line[-1] * 1.5)
         panel.plot(ends, [each.L, each.L], color=INK, lw=0.8, zorder=4)
         panel.plot(each.N, each.L, "*", ms=6.5, color=INK, mec="white", mew=0.4, zorder=5)
     panel.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
     logarithmic(panel)
     handles = [
-        Line2D([], [], color=look.colour, marker=look.marker, ls=look.line, ms=2.8,
+        Line2D([], [], color=style.colour, marker=style.marker, ls=style.line, ms=2.8,
                label=tick(float(f"{budget:.2g}")))
-        for budget, look in looks.items()
+        for budget, style in styles.items()
     ]  # fmt: skip
     figure.legend(handles=handles, title="$C$ (FLOP)", loc="outside lower center", ncols=3)
     return figure
@@ -80,80 +80,90 @@ def isoflop_figure(
 
 @styled
 def allocation(study: Study) -> Figure | None:
-    """The best N and D for a budget by each approach; None where all three are refused."""
-    found = study.allocation
-    return allocation_figure(found) if found is not None and found.answers else None
+    """The best N and D for a budget by each approach; None if no approach has a result."""
+    approaches = study.allocation
+    return (
+        allocation_figure(approaches) if approaches is not None and approaches.estimates else None
+    )
 
 
 @styled
-def allocation_figure(found: Approaches) -> Figure:
-    """Best N (left) and D (right) against C: lines of the approaches, their points, 3's band."""
-    figure, ((sizes, tokens),) = sheet(DOUBLE, 2.7, 1, 2)
-    _points(sizes, tokens, found)
+def allocation_figure(approaches: Approaches) -> Figure:
+    """Best N (left) and D (right) against C: lines and points of each approach, and a band."""
+    figure, ((sizes, tokens),) = new_figure(DOUBLE, 2.7, 1, 2)
+    _points(sizes, tokens, approaches)
     handles = []
-    for each in found.answers:
-        look = LOOKS[each.number]
-        low, high = each.budgets
-        for panel, best in ((sizes, each.N), (tokens, each.D)):
-            for start, stop, line in ((low, high, look.line), (high, found.budget, DASHES[3])):
+    for approach in approaches.estimates:
+        style = APPROACH_STYLES[approach.number]
+        low, high = approach.budgets
+        for panel, best in ((sizes, approach.N), (tokens, approach.D)):
+            for start, stop, line in (
+                (low, high, style.line),
+                (high, approaches.budget, DASHES[3]),
+            ):
                 if stop > start:
                     ends = [start, stop]
-                    panel.plot(ends, [best(C) for C in ends], color=look.colour, ls=line, lw=1.1)
-        handles.append(Line2D([], [], color=look.colour, ls=look.line, marker=look.marker,
-                              mfc="white", mew=0.8, label=_said(each)))  # fmt: skip
-    _band(sizes, tokens, found)
-    for panel, label in ((sizes, SIZES[_size_of(found)]), (tokens, "$D$, training tokens")):
+                    panel.plot(ends, [best(C) for C in ends], color=style.colour, ls=line, lw=1.1)
+        handles.append(Line2D([], [], color=style.colour, ls=style.line, marker=style.marker,
+                              mfc="white", mew=0.8, label=_approach_label(approach)))  # fmt: skip
+    _band(sizes, tokens, approaches)
+    for panel, label in ((sizes, SIZES[_size_of(approaches)]), (tokens, "$D$, training tokens")):
         panel.set(xscale="log", yscale="log", xlabel=COMPUTE, ylabel="best " + label)
         logarithmic(panel)
-    key_above(figure, handles, 1)
+    legend_above(figure, handles, 1)
     return figure
 
 
-def _size_of(found: Approaches) -> str:
-    """The column that sizes are counted by."""
-    return found.frontier.params if found.frontier is not None else "params_blocks"
+def _size_of(approaches: Approaches) -> str:
+    """The column of the sizes."""
+    return approaches.frontier.params if approaches.frontier is not None else "params_blocks"
 
 
-def _said(each: Approach) -> str:
+def _approach_label(approach: Approach) -> str:
     spans = [
         f"{signed(value, '.3f')} [{signed(span.low, '.3f')}, {signed(span.high, '.3f')}]"
-        for value, span in ((each.a, each.a_interval), (each.b, each.b_interval))
+        for value, span in ((approach.a, approach.a_interval), (approach.b, approach.b_interval))
     ]
-    return f"{each.number}, {each.name}: $N$ ∝ $C^a$, a = {spans[0]}; $D$ ∝ $C^b$, b = {spans[1]}"
+    exponents = f"$N$ ∝ $C^a$, a = {spans[0]}; $D$ ∝ $C^b$, b = {spans[1]}"
+    return f"{approach.number}, {approach.name}: {exponents}"
 
 
-def _points(sizes: Axes, tokens: Axes, found: Approaches) -> None:
-    """What approaches 1 and 2 read off: frontier points that are no bound, vertices and spans."""
-    numbers = {each.number for each in found.answers}
-    front = found.frontier
-    if 1 in numbers and front is not None:
-        own = ~front.censored
-        look = LOOKS[1]
-        style: dict[str, Any] = {"color": look.colour, "mfc": "white", "mew": 0.8, "ms": 3}
-        sizes.plot(front.flops[own], front.size[own], look.marker, **style)
-        tokens.plot(front.flops[own], front.tokens[own], look.marker, **style)
-    if 2 in numbers:
-        look, cost = LOOKS[2], found.isoflops.cost
-        for each in found.isoflops.parabolas:
+def _points(sizes: Axes, tokens: Axes, approaches: Approaches) -> None:
+    """Draw the points of approach 1 (frontier points that are not bounds) and of approach 2 (minima
+    of the parabolas with intervals).
+    """
+    with_result = {each.number for each in approaches.estimates}
+    front = approaches.frontier
+    if 1 in with_result and front is not None:
+        exact = ~front.censored
+        style = APPROACH_STYLES[1]
+        options: dict[str, Any] = {"color": style.colour, "mfc": "white", "mew": 0.8, "ms": 3}
+        sizes.plot(front.flops[exact], front.size[exact], style.marker, **options)
+        tokens.plot(front.flops[exact], front.tokens[exact], style.marker, **options)
+    if 2 in with_result:
+        style, cost = APPROACH_STYLES[2], approaches.isoflops.cost
+        for each in approaches.isoflops.parabolas:
             ends = np.array([each.N_interval.low, each.N_interval.high])
             ends = np.clip(ends, each.sizes.min() / 2, each.sizes.max() * 2)
             spans = ((sizes, each.N, ends), (tokens, each.D, cost.tokens(ends, each.budget)))
             for panel, best, span in spans:
-                panel.plot([each.budget] * 2, span, color=look.colour, lw=0.8, zorder=3)
-                panel.plot(each.budget, best, look.marker, color=look.colour, mfc="white", mew=0.9,
-                           ms=3.4, zorder=4)  # fmt: skip
+                panel.plot([each.budget] * 2, span, color=style.colour, lw=0.8, zorder=3)
+                panel.plot(each.budget, best, style.marker, color=style.colour, mfc="white",
+                           mew=0.9, ms=3.4, zorder=4)  # fmt: skip
 
 
-def _band(sizes: Axes, tokens: Axes, found: Approaches) -> None:
-    """95 % of the surface's optima, by resampled runs, for approach 3."""
-    answer = found.decided
-    if answer is None or found.fit is None:
+def _band(sizes: Axes, tokens: Axes, approaches: Approaches) -> None:
+    """Draw the 95 % bootstrap band over runs of the surface's optimum, for approach 3."""
+    answer = approaches.preferred
+    if answer is None or approaches.fit is None:
         return
-    at = np.geomspace(answer.budgets[0], max(answer.budgets[1], found.budget), 25)
-    draws = bootstrap(found.fit, _RESAMPLES)
+    budgets = np.geomspace(answer.budgets[0], max(answer.budgets[1], approaches.budget), 25)
+    draws = bootstrap(approaches.fit, _RESAMPLES)
     columns = {name: values[:, None] for name, values in draws.values.items()}
     for panel, drawn in zip(
-        (sizes, tokens), optimum(columns, found.isoflops.cost, at)[:2], strict=True
+        (sizes, tokens), optimum(columns, approaches.isoflops.cost, budgets)[:2], strict=True
     ):
         low, high = np.nanpercentile(drawn, [2.5, 97.5], axis=0)
-        panel.fill_between(at, low, high, color=LOOKS[3].colour, alpha=0.16, lw=0, zorder=1)
+        panel.fill_between(
+            budgets, low, high, color=APPROACH_STYLES[3].colour, alpha=0.16, lw=0, zorder=1
+        )

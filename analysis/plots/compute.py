@@ -1,4 +1,4 @@
-"""Figures along the training: runs and their frontier in compute, curves in tokens, rates."""
+"""Figures of training: runs and their frontier in compute, curves in tokens, learning rates."""
 
 from typing import Any
 
@@ -15,77 +15,83 @@ from analysis.compute_optimal.frontier_band import Band, band
 from analysis.fitting.fit import Fit, fit_law
 from analysis.fitting.laws import PURE, Law
 from analysis.plots.axes import logarithmic
-from analysis.plots.law_panel import draw_law, law_handles, numbers
-from analysis.plots.laws import metric_label, wants_floor
+from analysis.plots.law_panel import draw_law, fit_label, law_handles
+from analysis.plots.laws import has_irreducible_loss, metric_label
 from analysis.plots.style import (
     BLUE,
     GREY,
     SINGLE,
-    Look,
-    by_size,
-    dot_size,
-    finish,
-    key_above,
-    key_inside,
-    pairs,
-    sheet,
-    size_key,
+    SeriesStyle,
+    hide_empty_panels,
+    legend_above,
+    legend_inside,
+    marker_size,
+    new_figure,
+    panel_grid,
+    size_legend,
+    size_styles,
     styled,
 )
 from analysis.study import METRICS, Study
 
 COMPUTE, TOKENS = "$C$, training compute (FLOP)", "$D$, training tokens seen"
-_RESAMPLES = 400  # of a band that is only looked at
-_RUN = ("sweep", "seed")  # what else tells runs of one size and name apart
+_RESAMPLES = 400  # of a band: enough for a figure
+_RUN = ("sweep", "seed")  # columns that distinguish runs of one size and name
 
 
 @styled
 def laws_in_compute(study: Study) -> Figure | None:
-    """Each run's held-out curve against the FLOPs it spent, and the law along their frontier."""
-    found = [m for m in METRICS if study.get(m, "train_flops", "pure") and m in study.frontiers]
-    if not found:
+    """Each run's held-out score against its training FLOPs, and the law along the frontier."""
+    metrics = [m for m in METRICS if study.get(m, "train_flops", "pure") and m in study.frontiers]
+    if not metrics:
         return None
-    figure, panels = pairs(len(found), 2.1, 0.6 if len(found) > 1 else 1.1)
-    looks = _size_looks(study.table.rows, study.size)
+    figure, panels = panel_grid(len(metrics), 2.1, 0.6 if len(metrics) > 1 else 1.1)
+    styles = _styles_of_sizes(study.table.rows, study.size)
     laws: set[str] = set()
-    for panel, metric in zip(panels.flat, found, strict=False):
-        draw_runs(panel, study.table.rows, "train_flops", metric, study.size, looks)
+    for panel, metric in zip(panels.flat, metrics, strict=False):
+        draw_runs(panel, study.table.rows, "train_flops", metric, study.size, styles)
         findings = [study.get(metric, "train_flops", law) for law in ("pure", "floor")]
         fits = [
-            f.fit for f in findings if f is not None and (not f.fit.law.floor or wants_floor(f.fit))
+            f.fit
+            for f in findings
+            if f is not None and (not f.fit.law.floor or has_irreducible_loss(f.fit))
         ]
         laws |= {fit.law.name for fit in fits}
         draw_frontier(panel, study.frontiers[metric], fits)
         panel.set(ylabel=metric_label(study, metric), xlabel=COMPUTE)
-        key_inside(panel)
+        legend_inside(panel)
         logarithmic(panel)
-    finish(panels, len(found))
-    held = np.concatenate([study.frontiers[metric].censored for metric in found])
-    key_above(figure, _frontier_handles(laws, held), 3 if len(found) > 1 else 2)
-    size_key(figure, looks, "$N$", marked=False)
+    hide_empty_panels(panels, len(metrics))
+    censored = np.concatenate([study.frontiers[metric].censored for metric in metrics])
+    legend_above(figure, _frontier_handles(laws, censored), 3 if len(metrics) > 1 else 2)
+    size_legend(figure, styles, "$N$", marked=False)
     return figure
 
 
-def draw_frontier(panel: Axes, found: Frontier, fits: list[Fit]) -> None:
-    """Frontier points, hollow where they are upper bounds, and their laws with resampled bands."""
-    for held, face in ((~found.censored, BLUE), (found.censored, "white")):
+def draw_frontier(panel: Axes, frontier: Frontier, fits: list[Fit]) -> None:
+    """Draw frontier points, hollow if they are upper bounds, and laws with bootstrap bands."""
+    for selected, face in ((~frontier.censored, BLUE), (frontier.censored, "white")):
         panel.plot(
-            found.flops[held], found.loss[held], "o", color=BLUE, mfc=face, zorder=4,
-            ms=dot_size(len(found.flops), 2.0), mew=0.9,
+            frontier.flops[selected], frontier.loss[selected], "o", color=BLUE, mfc=face, zorder=4,
+            ms=marker_size(len(frontier.flops), 2.0), mew=0.9,
         )  # fmt: skip
     for fit in fits:
-        drawn = frontier_band(found, fit)
-        about = (drawn.flops, drawn.low, drawn.high) if drawn else False
-        alpha = drawn.interval("alpha") if drawn else None
-        draw_law(panel, fit, band=about, label=numbers(fit, alpha), on=0.15)
+        bootstrap_band = frontier_band(frontier, fit)
+        band_arrays = (
+            (bootstrap_band.flops, bootstrap_band.low, bootstrap_band.high)
+            if bootstrap_band
+            else False
+        )
+        alpha = bootstrap_band.interval("alpha") if bootstrap_band else None
+        draw_law(panel, fit, band=band_arrays, label=fit_label(fit, alpha), ahead=0.15)
     panel.set(xscale="log", yscale="log")
 
 
-def frontier_band(found: Frontier, fit: Fit) -> Band | None:
-    """The band of the law along the frontier, resampled by run; None where too few carry it."""
+def frontier_band(frontier: Frontier, fit: Fit) -> Band | None:
+    """The law's bootstrap band over runs along the frontier; None if there are too few runs."""
     try:
-        return band(found, fit.law, fit.objective.name, resamples=_RESAMPLES)
-    except ValueError:  # two runs, or resamples that hold too few points: drawn without a band
+        return band(frontier, fit.law, fit.objective.name, resamples=_RESAMPLES)
+    except ValueError:  # too few runs or points in a resample: drawn without a band
         return None
 
 
@@ -101,81 +107,90 @@ def _frontier_handles(laws: set[str], censored: NDArray[np.bool_]) -> list[Any]:
 
 @styled
 def frontier_figure(
-    found: Frontier, law: Law = PURE, *, xlabel: str = COMPUTE, ylabel: str = "L"
+    frontier: Frontier, law: Law = PURE, *, xlabel: str = COMPUTE, ylabel: str = "L"
 ) -> Figure:
-    """A frontier alone, its candidates and the law along it. Raises FitError for too few points."""
-    figure, ((panel,),) = sheet(SINGLE, 2.6)
-    every = found.candidates
-    panel.plot(every.flops, every.loss, ".", ms=2, color=GREY, alpha=0.5, mew=0, zorder=1)
-    draw_frontier(panel, found, [fit_law(law, found.flops, found.loss, "squares")])
+    """One frontier with its candidates and the law along it. Raises FitError for too few points."""
+    figure, ((panel,),) = new_figure(SINGLE, 2.6)
+    candidates = frontier.candidates
+    panel.plot(candidates.flops, candidates.loss, ".", ms=2, color=GREY, alpha=0.5, mew=0, zorder=1)
+    draw_frontier(panel, frontier, [fit_law(law, frontier.flops, frontier.loss, "squares")])
     panel.set(xlabel=xlabel, ylabel=ylabel)
-    key_inside(panel)
+    legend_inside(panel)
     logarithmic(panel)
     return figure
 
 
 def draw_runs(
-    panel: Axes, rows: pd.DataFrame, x: str, metric: str, size: str, looks: dict[float, Look]
+    panel: Axes,
+    rows: pd.DataFrame,
+    x: str,
+    metric: str,
+    size: str,
+    styles: dict[float, SeriesStyle],
 ) -> None:
-    """Each run's evaluations as a thin line in the look of its size; a dot where it is just one."""
+    """Draw each run's evaluations as a thin line in the style of its size; a dot if it has one."""
     known = rows.dropna(subset=[x, metric, size])
     for _, run in known.groupby([size, "trial", *(_label(known, n) for n in _RUN)]):
-        look, lone = looks[float(run[size].iloc[0])], len(run) == 1
+        style, single = styles[float(run[size].iloc[0])], len(run) == 1
         run = run.sort_values(x)
         panel.plot(
-            run[x], run[metric], color=look.colour, lw=0.9,
-            ls="none" if lone else look.line, marker="." if lone else None, ms=2.5, zorder=2,
+            run[x], run[metric], color=style.colour, lw=0.9,
+            ls="none" if single else style.line, marker="." if single else None, ms=2.5, zorder=2,
         )  # fmt: skip
     panel.set(xscale="log", yscale="log")
 
 
 def _label(rows: pd.DataFrame, column: str) -> pd.Series:
-    """Values of a column to group by, where what is not known is a group too."""
+    """Values of a column for grouping; -1 for missing ones, because groupby would drop them."""
     return rows[column].astype(object).where(rows[column].notna(), -1)
 
 
-def _size_looks(rows: pd.DataFrame, size: str) -> dict[float, Look]:
-    return by_size(float(each) for each in rows[size].dropna().unique())
+def _styles_of_sizes(rows: pd.DataFrame, size: str) -> dict[float, SeriesStyle]:
+    return size_styles(float(each) for each in rows[size].dropna().unique())
 
 
 @styled
 def curves(study: Study) -> Figure | None:
-    """Held-out loss and error of each run against its tokens; None where no run knows them."""
+    """Held-out loss and error of each run against its tokens; None if no run has two evaluations
+    with tokens.
+    """
     rows = study.table.rows
-    found = [
+    metrics = [
         metric for metric in ("val_loss", "val_error")
         if len(rows.dropna(subset=["tokens_seen", metric, study.size]))
     ]  # fmt: skip
-    if not found or rows.dropna(subset=["tokens_seen"]).groupby("trial").size().max() < 2:
+    if not metrics or rows.dropna(subset=["tokens_seen"]).groupby("trial").size().max() < 2:
         return None
-    figure, panels = pairs(len(found), 2.0, 0.4 if len(found) > 1 else 0.9)
-    looks = _size_looks(rows, study.size)
-    for panel, metric in zip(panels.flat, found, strict=True):
-        draw_runs(panel, rows, "tokens_seen", metric, study.size, looks)
+    figure, panels = panel_grid(len(metrics), 2.0, 0.4 if len(metrics) > 1 else 0.9)
+    styles = _styles_of_sizes(rows, study.size)
+    for panel, metric in zip(panels.flat, metrics, strict=True):
+        draw_runs(panel, rows, "tokens_seen", metric, study.size, styles)
         logarithmic(panel)
         panel.set(xlabel=TOKENS, ylabel=metric_label(study, metric))
-    size_key(figure, looks, "$N$", marked=False)
+    size_legend(figure, styles, "$N$", marked=False)
     return figure
 
 
 @styled
 def rates(study: Study) -> Figure | None:
-    """Final loss against the peak learning rate, a line a size; None without two rates."""
+    """Final loss against the peak learning rate, one line for each size; None if no size has two
+    rates.
+    """
     size = study.size
     finals = study.table.finals.dropna(subset=[size, "learning_rate", "val_loss"])
     if finals.empty or finals.groupby(size).learning_rate.nunique().max() < 2:
         return None
-    figure, ((panel,),) = sheet(SINGLE, 2.9)
-    looks = by_size(float(each) for each in finals[size].unique())
+    figure, ((panel,),) = new_figure(SINGLE, 2.9)
+    styles = size_styles(float(each) for each in finals[size].unique())
     for _, runs in finals.groupby(size):
-        look = looks[float(runs[size].iloc[0])]
+        style = styles[float(runs[size].iloc[0])]
         mean = runs.groupby("learning_rate").val_loss.mean()
-        panel.plot(mean.index, mean, color=look.colour, ls=look.line, lw=1)
-        panel.plot(runs.learning_rate, runs.val_loss, look.marker, color=look.colour, ms=3.2)
+        panel.plot(mean.index, mean, color=style.colour, ls=style.line, lw=1)
+        panel.plot(runs.learning_rate, runs.val_loss, style.marker, color=style.colour, ms=3.2)
         best = mean.nsmallest(1)
-        panel.plot(best.index, best, "o", ms=8, mfc="none", mew=0.8, color=look.colour)
+        panel.plot(best.index, best, "o", ms=8, mfc="none", mew=0.8, color=style.colour)
     panel.set(xscale="log", yscale="log", xlabel="peak learning rate")
     panel.set_ylabel(metric_label(study, "val_loss"))
     logarithmic(panel)
-    size_key(figure, looks, "$N$")
+    size_legend(figure, styles, "$N$")
     return figure

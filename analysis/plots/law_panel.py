@@ -1,4 +1,4 @@
-"""One fitted law on one panel: its points, line and 95 % band, and where it is only a guess."""
+"""One fitted law on one panel: its points, line, 95 % band and extrapolation."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,151 +24,167 @@ from analysis.plots.style import (
     INK,
     SINGLE,
     VERMILION,
-    Look,
-    dot_size,
-    few,
-    key_above,
-    key_inside,
-    ordered,
-    sheet,
+    SeriesStyle,
+    categorical_styles,
+    legend_above,
+    legend_inside,
+    marker_size,
+    new_figure,
+    sequential_styles,
     styled,
 )
 from analysis.uncertainty.intervals import Interval
 
 Array = NDArray[np.float64]
 
-LAW_LOOKS = {
-    "pure": Look(INK, "s", DASHES[1]),
-    "floor": Look(VERMILION, "o", DASHES[0]),
-    "logit": Look(GREEN, "^", DASHES[2]),
+LAW_STYLES = {
+    "pure": SeriesStyle(INK, "s", DASHES[1]),
+    "floor": SeriesStyle(VERMILION, "o", DASHES[0]),
+    "logit": SeriesStyle(GREEN, "^", DASHES[2]),
 }
-_BEYOND: Any = {"ls": (0, (1, 1.3)), "alpha": 0.6}  # where no point is
-_ON, _BACK = 0.3, 0.06  # how far a line goes on past the largest and smallest, of the log range
-_MOST_SEEDS = 6  # told apart by colour and marker; more by rising brightness
+_EXTRAPOLATED: Any = {"ls": (0, (1, 1.3)), "alpha": 0.6}  # line style outside the data
+# Length of a line beyond the largest and the smallest point, as a fraction of the log range.
+_AHEAD, _BACK = 0.3, 0.06
+_MAX_SEEDS = 6  # shown by colour and marker; more seeds are shown by brightness
 
 
 def law_band(fit: Fit, x: ArrayLike, level: float = 0.95) -> tuple[Array, Array]:
-    """Low and high of the law itself at `x`, pointwise, as `fit.law` takes it; units of L.
+    """Low and high end of the pointwise band of the law itself at `x`, in units of L.
 
-    Linearised: log L ± t s √(gᵀ M⁻¹ g), g the gradient by θ, M = Σ w g gᵀ over the points, s² the
-    mean squared log residual over the degrees of freedom. It is for a picture: the profile
-    (`analysis.prediction_interval`) is exact where a floor bends it. Raises ValueError for a law of
-    repeated data.
+    Linearised: log L ± t s √(gᵀ M⁻¹ g), with g the gradient with respect to θ, M = Σ w g gᵀ over
+    the points, and s² the sum of squared log residuals over the degrees of freedom. It is an
+    approximation for figures; the profile (`analysis.prediction_interval`) is exact for a law with
+    E. Raises ValueError for a law of repeated data.
     """
-    points, theta = fit.given.points, fit.theta[None]
+    points, theta = fit.data.points, fit.theta[None]
     if points.repeats is not None:
         raise ValueError(f"{fit.law.name}: the band of a law of repeated data is not drawn")
     arrays = [np.atleast_1d(each) for each in fit.law.arrays(x)]
     logs = tuple(np.log(a) - centre for a, centre in zip(arrays, points.centres, strict=True))
     at = replace(points, logs=logs, z=np.zeros_like(logs[0]))
     slopes = jacobian(at, theta)[0]
-    known = information(points, fit.given.weights[None], theta)[0]
+    information_matrix = information(points, fit.data.weights[None], theta)[0]
     free = np.array([
-        k for k in range(len(known))
-        if known[k, k] > 0 and not (fit.floor is not None and k == 2 * points.powers)
+        k for k in range(len(information_matrix))
+        if information_matrix[k, k] > 0 and not (fit.floor is not None and k == 2 * points.powers)
     ])  # fmt: skip
-    spare = fit.points - fit.free
-    variance = float(np.sum(fit.given.weights * fit.residuals**2)) / spare
-    spread = np.linalg.pinv(known[np.ix_(free, free)])
-    error = np.sqrt(np.maximum(np.einsum("im,ij,jm->m", slopes[free], spread, slopes[free]), 0))
-    reach = float(stats.t.ppf((1 + level) / 2, spare)) * np.sqrt(variance) * error
-    line = np.log(fit.predict(x))
-    return np.exp(line - reach), np.exp(line + reach)
+    degrees_of_freedom = fit.points - fit.free
+    variance = float(np.sum(fit.data.weights * fit.residuals**2)) / degrees_of_freedom
+    covariance = np.linalg.pinv(information_matrix[np.ix_(free, free)])
+    error = np.sqrt(np.maximum(np.einsum("im,ij,jm->m", slopes[free], covariance, slopes[free]), 0))
+    half_width = float(stats.t.ppf((1 + level) / 2, degrees_of_freedom)) * np.sqrt(variance) * error
+    log_L = np.log(fit.predict(x))
+    return np.exp(log_L - half_width), np.exp(log_L + half_width)
 
 
 def draw_law(
     panel: Axes,
     fit: Fit,
     *,
-    look: Look | None = None,
+    style: SeriesStyle | None = None,
     label: str | None = None,
     band: bool | tuple[Array, Array, Array] = True,
     offset: float = 0.0,
-    on: float = _ON,
+    ahead: float = _AHEAD,
 ) -> None:
-    """The line of a law of one variable, dotted beyond its points. `offset` is taken off L.
+    """Draw the line of a law of one variable, dotted beyond its points.
 
-    `band`: True for the linearised one, or (x, low, high) of another. `on`: how far the line goes
-    on past the largest point, in shares of the log range.
+    `offset` is subtracted from L. `band`: True for the linearised band, or (x, low, high) of
+    another one. `ahead`: length of the line beyond the largest point, as a fraction of the log
+    range.
     """
-    look = LAW_LOOKS[fit.law.name] if look is None else look
-    x = np.asarray(fit.given.x, dtype=float)
+    style = LAW_STYLES[fit.law.name] if style is None else style
+    x = np.asarray(fit.data.x, dtype=float)
     low, high = np.log(x.min()), np.log(x.max())
-    ends = (low - _BACK * (high - low), low, high, high + on * (high - low))
+    ends = (low - _BACK * (high - low), low, high, high + ahead * (high - low))
     for k, (start, stop) in enumerate(pairwise(ends)):
-        at = np.exp(np.linspace(start, stop, 100 if k == 1 else 40))
-        how = {"ls": look.line} if k == 1 else _BEYOND
+        x_line = np.exp(np.linspace(start, stop, 100 if k == 1 else 40))
+        line_style = {"ls": style.line} if k == 1 else _EXTRAPOLATED
         panel.plot(
-            at, fit.predict(at) - offset, color=look.colour, lw=1.1 if k == 1 else 0.9,
-            label=label if k == 1 else None, zorder=2.5, **how,
+            x_line, fit.predict(x_line) - offset, color=style.colour, lw=1.1 if k == 1 else 0.9,
+            label=label if k == 1 else None, zorder=2.5, **line_style,
         )  # fmt: skip
     if band is True:
-        at = np.exp(np.linspace(ends[0], ends[-1], 120))
-        band = (at, *law_band(fit, at))
+        x_line = np.exp(np.linspace(ends[0], ends[-1], 120))
+        band = (x_line, *law_band(fit, x_line))
     if band:
-        at, under, over = band
+        x_line, band_low, band_high = band
         panel.fill_between(
-            at, under - offset, over - offset, color=look.colour, alpha=0.14, lw=0, zorder=1.5
+            x_line,
+            band_low - offset,
+            band_high - offset,
+            color=style.colour,
+            alpha=0.14,
+            lw=0,
+            zorder=1.5,
         )
 
 
-def seed_looks(seeds: Sequence[Any] | None) -> dict[Any, Look]:
-    """One look a seed; all alike where there is one, or none is known."""
+def seed_styles(seeds: Sequence[Any] | None) -> dict[Any, SeriesStyle]:
+    """A style for each seed; the default style if there is only one."""
     different = (
         [] if seeds is None else sorted(set(seeds), key=lambda seed: (str(type(seed)), seed))
     )
     if len(different) < 2:
-        return dict.fromkeys(different, Look(BLUE, "o", "-"))
-    if len(different) <= _MOST_SEEDS:
-        return few(different)
-    looks = ordered(range(len(different)))
-    return {seed: looks[k] for k, seed in enumerate(different)}
+        return dict.fromkeys(different, SeriesStyle(BLUE, "o", "-"))
+    if len(different) <= _MAX_SEEDS:
+        return categorical_styles(different)
+    styles = sequential_styles(range(len(different)))
+    return {seed: styles[k] for k, seed in enumerate(different)}
 
 
 def draw_points(panel: Axes, x: Array, y: Array, seeds: Sequence[Any] | None = None) -> None:
-    """The measured points, (n,) each; `seeds` (n,) tells runs apart that differ in it alone."""
+    """Draw the measured points, (n,) each; `seeds` (n,), if given, sets their styles."""
     if seeds is None or len(set(seeds)) < 2:
-        size = dot_size(len(x))
+        size = marker_size(len(x))
         panel.plot(x, y, "o", color=BLUE, mec="white", mew=0.1 * size, ms=size, zorder=2.2)
         return
     labels = np.array([str(seed) for seed in seeds])
-    for seed, look in seed_looks(seeds).items():
-        own = labels == str(seed)
-        panel.plot(x[own], y[own], look.marker, color=look.colour, mfc="none", mew=0.9, zorder=2.2)
+    for seed, style in seed_styles(seeds).items():
+        of_seed = labels == str(seed)
+        panel.plot(
+            x[of_seed],
+            y[of_seed],
+            style.marker,
+            color=style.colour,
+            mfc="none",
+            mew=0.9,
+            zorder=2.2,
+        )
 
 
 def law_handles(laws: Sequence[str], seeds: Sequence[Any] | None, band: bool = True) -> list[Any]:
-    """What points, lines and bands mean, for a legend of the whole figure."""
-    looks = {f"seed {seed}": look for seed, look in seed_looks(seeds).items()}
-    several = len(looks) > 1
+    """The handles of points, lines and bands for a legend of the whole figure."""
+    styles = {f"seed {seed}": style for seed, style in seed_styles(seeds).items()}
+    several = len(styles) > 1
     if not several:
-        looks = {"measured": Look(BLUE, "o", "-")}
-    elif len(looks) > _MOST_SEEDS:
-        looks = {f"{len(looks)} seeds, dark to bright": Look(GREY, "o", "-")}
+        styles = {"measured": SeriesStyle(BLUE, "o", "-")}
+    elif len(styles) > _MAX_SEEDS:
+        styles = {f"{len(styles)} seeds, dark to bright": SeriesStyle(GREY, "o", "-")}
     handles: list[Any] = [
-        Line2D([], [], ls="", marker=look.marker, color=look.colour, mew=0.9,
-               mfc="none" if several else look.colour, label=name)
-        for name, look in looks.items()
+        Line2D([], [], ls="", marker=style.marker, color=style.colour, mew=0.9,
+               mfc="none" if several else style.colour, label=name)
+        for name, style in styles.items()
     ]  # fmt: skip
-    names = {"pure": "pure power law", "floor": "power law above a floor", "logit": "law of odds"}
+    names = {"pure": "pure power law", "floor": "power law above E", "logit": "law of odds"}
     for law in laws:
-        look = LAW_LOOKS[law]
-        handles.append(Line2D([], [], color=look.colour, ls=look.line, label=names[law]))
-    handles.append(Line2D([], [], color=GREY, ls=_BEYOND["ls"], label="beyond the data"))
+        style = LAW_STYLES[law]
+        handles.append(Line2D([], [], color=style.colour, ls=style.line, label=names[law]))
+    handles.append(Line2D([], [], color=GREY, ls=_EXTRAPOLATED["ls"], label="beyond the data"))
     if band:
         handles.append(Patch(color=GREY, alpha=0.3, lw=0, label="95 % of the law"))
     return handles
 
 
-def numbers(fit: Fit, alpha: Interval | None = None) -> str:
-    """α with its interval, and E: what a line's entry in a legend says."""
+def fit_label(fit: Fit, alpha: Interval | None = None) -> str:
+    """The legend label of a law's line: α with its interval, and E."""
     digits = 3 if abs(fit.alpha) >= 0.05 else 4
-    said = f"α = {fit.alpha:.{digits}f}"
+    text = f"α = {fit.alpha:.{digits}f}"
     if alpha is not None:
-        said += f" [{_end(alpha.low, digits)}, {_end(alpha.high, digits)}]"
+        text += f" [{_end(alpha.low, digits)}, {_end(alpha.high, digits)}]"
     if fit.law.floor:
-        said += f", E = {fit.E:.3g}"
-    return said.replace("-", "−")
+        text += f", E = {fit.E:.3g}"
+    return text.replace("-", "−")
 
 
 def _end(value: float, digits: int) -> str:
@@ -185,15 +201,19 @@ def law_figure(
     seeds: Sequence[Any] | None = None,
     alpha: Interval | None = None,
 ) -> Figure:
-    """One law of one variable with its points, one column wide. Raises ValueError for another."""
+    """One law of one variable with its points, one column wide. Raises ValueError for a law of
+    several variables.
+    """
     if len(fit.law.variables) != 1:
-        raise ValueError(f"{fit.law.formula} has {len(fit.law.variables)} variables: draw a slice")
-    figure, ((panel,),) = sheet(SINGLE, 2.5)
-    draw_points(panel, np.asarray(fit.given.x, dtype=float), fit.given.y, seeds)
-    draw_law(panel, fit, band=band, label=numbers(fit, alpha))
+        raise ValueError(
+            f"{fit.law.formula} has {len(fit.law.variables)} variables; a figure needs a law of one"
+        )
+    figure, ((panel,),) = new_figure(SINGLE, 2.5)
+    draw_points(panel, np.asarray(fit.data.x, dtype=float), fit.data.y, seeds)
+    draw_law(panel, fit, band=band, label=fit_label(fit, alpha))
     panel.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
-    key_inside(panel)
+    legend_inside(panel)
     logarithmic(panel)
     if len(set(seeds or ())) > 1:
-        key_above(figure, law_handles([], seeds, band=False)[:-1], 3)
+        legend_above(figure, law_handles([], seeds, band=False)[:-1], 3)
     return figure

@@ -1,4 +1,4 @@
-"""What all figures share: print sizes, colours safe for the colour-blind, log axes, saving."""
+"""Shared style of all figures: print sizes, colour-blind-safe series styles, legends, saving."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -25,20 +25,20 @@ T = TypeVar("T")
 
 SINGLE, DOUBLE = 3.3, 7.0  # inches: one column of a journal, and two
 INK, GREY, PALE = "#333333", "#8a8a8a", "#dddddd"
-# Okabe and Ito 2008, "Color universal design". FEW has them in the order in which neighbours are
-# furthest apart for an eye without M cones (tests/test_figures.py).
+# Okabe and Ito 2008, "Color universal design". The order of CATEGORICAL_COLOURS maximises the
+# distance between neighbours for an eye without M cones (tests/test_drawing.py).
 BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"
 )  # fmt: skip
-FEW = (BLUE, ORANGE, GREEN, SKY, VERMILION, PURPLE)
+CATEGORICAL_COLOURS = (BLUE, ORANGE, GREEN, SKY, VERMILION, PURPLE)
 MARKERS = "os^DvP<X>p"
 DASHES: tuple[Any, ...] = (  # solid, dashed, dash-dot, dotted, dash-dot-dot
     "-", (0, (4, 1.2)), (0, (4, 1, 1, 1)), (0, (1, 1)), (0, (6, 1, 1, 1, 1, 1)),
 )  # fmt: skip
-MOST_KEYS = 10  # different sizes that a legend lists; more get a colour bar
+MAX_LEGEND_KEYS = 10  # up to this number of sizes, a legend lists them; more get a colour bar
 _BRIGHTER = ListedColormap(mpl.colormaps["viridis"](np.linspace(0, 0.88, 256)))  # no pale yellow
 STYLE: Any = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same file everywhere
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same figure on every machine
     "font.size": 7.5,
     "axes.titlesize": 7.5,
     "axes.labelsize": 7.5,
@@ -67,14 +67,14 @@ STYLE: Any = {
     "lines.markersize": 3.8,
     "figure.dpi": 150,
     "savefig.dpi": 300,
-    "svg.hashsalt": "var-scaling",  # the same figure twice is the same file
+    "svg.hashsalt": "var-scaling",  # fixed ids: the same figure gives the same file
     "pdf.fonttype": 42,  # TrueType: journals refuse Type 3
 }
 
 
 @dataclass(frozen=True)
-class Look:
-    """How one series of several is told apart: never by colour alone."""
+class SeriesStyle:
+    """The style of one of several series: they differ in marker and line, not only in colour."""
 
     colour: str
     marker: str
@@ -92,26 +92,29 @@ def styled(draw: Callable[P, T]) -> Callable[P, T]:
     return inside
 
 
-def sheet(
+def new_figure(
     width: float, height: float, rows: int = 1, columns: int = 1, **kwargs: Any
 ) -> tuple[Figure, NDArray[Any]]:
-    """A figure of so many inches, and its panels as (rows, columns)."""
+    """A figure of `width` x `height` inches, and its panels as an array (rows, columns)."""
     layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03)
     figure = Figure(figsize=(width, height), layout=layout)
     return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
 
 
-def pairs(
+def panel_grid(
     count: int, tall: float, more: float, alone: float = SINGLE
 ) -> tuple[Figure, NDArray[Any]]:
-    """Panels for `count` things in two columns, `tall` inches each; one thing is `alone` wide."""
+    """A figure with `count` panels in two columns: `tall` inches for each row and `more` in all.
+
+    A single panel is `alone` inches wide.
+    """
     columns = min(2, count)
     rows = -(-count // columns)
-    return sheet(DOUBLE if columns > 1 else alone, more + tall * rows, rows, columns)
+    return new_figure(DOUBLE if columns > 1 else alone, more + tall * rows, rows, columns)
 
 
-def finish(panels: NDArray[Any], count: int) -> None:
-    """No axes where no thing is left; the x axis is named where nothing is below it."""
+def hide_empty_panels(panels: NDArray[Any], count: int) -> None:
+    """Hide the panels after the first `count`, and the x label of a panel above another one."""
     columns = panels.shape[1]
     for k, panel in enumerate(panels.flat):
         if k >= count:
@@ -121,58 +124,70 @@ def finish(panels: NDArray[Any], count: int) -> None:
 
 
 def save(figure: Figure, folder: Path, name: str, kinds: Iterable[str]) -> None:
-    """Write `name`.kind for each of svg, pdf, png: without dates, so the same bytes every time."""
+    """Write `name`.kind for each of svg, pdf, png, without dates: the same bytes every time."""
     folder.mkdir(parents=True, exist_ok=True)
     dateless = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with mpl.rc_context(STYLE):
         for kind in kinds:
             figure.savefig(folder / f"{name}.{kind}", metadata=dateless.get(kind))
-            figure.set_layout_engine(None)  # laid out once; the other kinds keep it
+            figure.set_layout_engine(None)  # keep the first layout for the other formats
 
 
-def few(keys: Sequence[Any]) -> dict[Any, Look]:
-    """Of things without an order: seeds, approaches. Colours repeat after six, looks do not."""
+def categorical_styles(keys: Sequence[Any]) -> dict[Any, SeriesStyle]:
+    """Styles of keys without an order: seeds, approaches. Colours repeat after six keys, the
+    combinations with markers and dashes do not.
+    """
     return {
-        key: Look(FEW[k % len(FEW)], MARKERS[k % len(MARKERS)], DASHES[k % len(DASHES)])
+        key: SeriesStyle(
+            CATEGORICAL_COLOURS[k % len(CATEGORICAL_COLOURS)],
+            MARKERS[k % len(MARKERS)],
+            DASHES[k % len(DASHES)],
+        )
         for k, key in enumerate(keys)
     }
 
 
-def ordered(keys: Iterable[float]) -> dict[float, Look]:
-    """Small to large: dark to bright in even steps, with a marker and dashes of their own."""
+def sequential_styles(keys: Iterable[float]) -> dict[float, SeriesStyle]:
+    """Styles of ordered keys: dark (small) to bright (large) in even steps, each with its own
+    marker and dashes.
+    """
     rising = sorted(keys)
     return _shaded(rising, np.linspace(0, 1, max(len(rising), 2)))
 
 
-def by_size(sizes: Iterable[float]) -> dict[float, Look]:
-    """`ordered`, but where `size_key` shows a colour bar, as bright as it is at each size."""
+def size_styles(sizes: Iterable[float]) -> dict[float, SeriesStyle]:
+    """As `sequential_styles`; with many sizes, the colours of the colour bar of `size_legend`."""
     rising = sorted(sizes)
-    if len(rising) <= MOST_KEYS:
-        return ordered(rising)
+    if len(rising) <= MAX_LEGEND_KEYS:
+        return sequential_styles(rising)
     return _shaded(rising, LogNorm(rising[0], rising[-1])(rising))
 
 
-def _shaded(keys: Sequence[float], places: ArrayLike) -> dict[float, Look]:
-    """`places` in [0, 1]."""
+def _shaded(keys: Sequence[float], brightness: ArrayLike) -> dict[float, SeriesStyle]:
+    """Styles with colours of the given `brightness`, in [0, 1]."""
     return {
-        key: Look(to_hex(_BRIGHTER(place)), MARKERS[k % len(MARKERS)], DASHES[k % len(DASHES)])
-        for k, (key, place) in enumerate(zip(keys, np.asarray(places), strict=False))
+        key: SeriesStyle(
+            to_hex(_BRIGHTER(level)), MARKERS[k % len(MARKERS)], DASHES[k % len(DASHES)]
+        )
+        for k, (key, level) in enumerate(zip(keys, np.asarray(brightness), strict=False))
     }
 
 
-def size_key(figure: Figure, looks: dict[float, Look], title: str, marked: bool = True) -> None:
-    """Which look is which size: a list beside the panels (below a narrow one), or a colour bar."""
-    if len(looks) > MOST_KEYS:
-        sizes = list(looks)
-        shown = ScalarMappable(LogNorm(sizes[0], sizes[-1]), _BRIGHTER)
-        bar = figure.colorbar(shown, ax=figure.axes, label=title, pad=0.01, aspect=30)
+def size_legend(
+    figure: Figure, styles: dict[float, SeriesStyle], title: str, marked: bool = True
+) -> None:
+    """The legend of sizes: right of the panels (below a narrow figure), or a colour bar."""
+    if len(styles) > MAX_LEGEND_KEYS:
+        sizes = list(styles)
+        mappable = ScalarMappable(LogNorm(sizes[0], sizes[-1]), _BRIGHTER)
+        bar = figure.colorbar(mappable, ax=figure.axes, label=title, pad=0.01, aspect=30)
         set_ticks(bar.ax.yaxis, sizes[0], sizes[-1])
         bar.outline.set_visible(False)
         return
     handles = [
-        Line2D([], [], color=look.colour, ls=look.line, marker=look.marker if marked else None,
+        Line2D([], [], color=style.colour, ls=style.line, marker=style.marker if marked else None,
                label=count(size))
-        for size, look in looks.items()
+        for size, style in styles.items()
     ]  # fmt: skip
     if figure.get_figwidth() > SINGLE:
         figure.legend(handles=handles, title=title, loc="outside right center")
@@ -180,19 +195,19 @@ def size_key(figure: Figure, looks: dict[float, Look], title: str, marked: bool 
         figure.legend(handles=handles, title=title, loc="outside lower center", ncols=3)
 
 
-def dot_size(count: int, least: float = 1.3) -> float:
-    """Of a marker in points, smaller where there are many."""
+def marker_size(count: int, least: float = 1.3) -> float:
+    """The size of a marker in points, smaller for many points."""
     most = float(STYLE["lines.markersize"])
     return max(least, most * min(1.0, (40 / max(count, 1)) ** 0.5))
 
 
-def key_above(figure: Figure, handles: Sequence[Any], columns: int = 4) -> None:
-    """What the lines and points of all panels mean, over the panels."""
+def legend_above(figure: Figure, handles: Sequence[Any], columns: int = 4) -> None:
+    """A legend for all panels, above them."""
     figure.legend(handles=handles, loc="outside upper center", ncols=min(columns, len(handles)))
 
 
-def key_inside(panel: Axes, **kwargs: Any) -> Legend:
-    """A legend at the lower left, with room made for it below all that was drawn: log axes."""
+def legend_inside(panel: Axes, **kwargs: Any) -> Legend:
+    """A legend at the lower left of a log-log panel; the y axis is extended downwards for it."""
     legend = panel.legend(**{"loc": "lower left"} | kwargs)
     lines = len(legend.get_texts()) + bool(legend.get_title().get_text())
     height = panel.get_figure().get_size_inches()[1] * 72 / _rows(panel) * 0.7  # type: ignore[union-attr]

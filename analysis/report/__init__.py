@@ -1,1 +1,1 @@
-"""The report: texts, tables and figures on one page."""
+"""The report: texts, tables and figures on HTML pages."""

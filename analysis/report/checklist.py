@@ -1,4 +1,4 @@
-"""What a reader of a scaling law must be told, item by item: its value, or that it is not known."""
+"""The checklist of a report: what a reader needs to judge a scaling law, with missing items."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from analysis.fitting.objectives import OBJECTIVES
 from analysis.report.format import fixed, signed, size
 from analysis.study import METRICS, VARIABLES, LawResult, Study
 
-UNKNOWN = "not known here"
+UNKNOWN = "not known"
 _OBJECTIVES = {
     "squares": "sum of squared log residuals",
     "huber": "sum of Huber losses of log residuals",
@@ -24,7 +24,7 @@ _STARTS = "from variable projection over a grid of exponents"
 
 @dataclass(frozen=True)
 class Item:
-    """One line of the checklist: what a reader needs to judge a fit."""
+    """One line of the checklist."""
 
     name: str
     value: str
@@ -32,10 +32,11 @@ class Item:
 
 
 def checklist(study: Study, provenance: Mapping[str, str] | None = None) -> tuple[Item, ...]:
-    """All items, in a fixed order. `provenance`: what is known besides the table; "code" is read.
+    """All items, in a fixed order. `provenance`: facts that are not in the table; its key "code" is
+    used.
 
-    An item is missing where neither the table nor the study knows it; what was only assumed of a
-    third-party table is reported, as is what is missing.
+    An item is "missing" if neither the table nor the study has it. Assumptions about a third-party
+    table are stated in the value and count as missing, too.
     """
     values: dict[str, Callable[[Study], str | None]] = {
         "form": _form,
@@ -58,16 +59,16 @@ def checklist(study: Study, provenance: Mapping[str, str] | None = None) -> tupl
         "code of the fits": lambda given: f"SHA-256 of analysis/*.py: {sources()}",
         "data fingerprint": lambda given: f"{given.table.fingerprint}, of the rows used",
     }
-    found = []
-    for name, of in values.items():
-        value = of(study)
+    items = []
+    for name, describe in values.items():
+        value = describe(study)
         known = value is not None and not value.startswith(UNKNOWN)
-        found.append(Item(name, value or UNKNOWN, "ok" if known else "missing"))
-    return tuple(found)
+        items.append(Item(name, value or UNKNOWN, "ok" if known else "missing"))
+    return tuple(items)
 
 
 def sources() -> str:
-    """First 12 hex of a SHA-256 over this package's Python files, names and all."""
+    """First 12 hex digits of a SHA-256 over this package's Python files, names and contents."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
@@ -88,14 +89,16 @@ def _variables(study: Study) -> str | None:
     if not used:
         return None
     shown = [f"{VARIABLES[name][0]}: {VARIABLES[name][1]} ({name})" for name in used]
-    told = {
-        f"{spec.variable} by {spec.name}": 0
-        for found in study.conventions.values()
-        for spec in found
-        if spec.fit is not None
-    }
-    more = f"; the exponent under {len(told)} countings: {', '.join(told)}"
-    return "; ".join(shown) + (more if len(told) > 1 else "; no other counting could be tried")
+    conventions = dict.fromkeys(
+        f"{convention.variable} by {convention.name}"
+        for fitted in study.conventions.values()
+        for convention in fitted
+        if convention.fit is not None
+    )
+    if len(conventions) < 2:
+        return "; ".join(shown) + "; no other counting could be fitted"
+    names = f"{len(conventions)} countings: {', '.join(conventions)}"
+    return "; ".join(shown) + f"; the exponent under {names}"
 
 
 def _table(study: Study) -> str:
@@ -105,50 +108,50 @@ def _table(study: Study) -> str:
 
 
 def _n(study: Study) -> str | None:
-    """Of the laws of each metric; one law may stand on fewer points than another."""
-    found = {}
+    """Numbers of points and sizes; laws may have different ones."""
+    counts = {}  # a dictionary: distinct texts in their order
     for finding in study.findings:
         fit = finding.fit
         symbol = VARIABLES[finding.variable][0]
-        found[f"{fit.points} points, {fit.sizes} sizes, {fit.decades:.1f} decades of {symbol}"] = 0
-    return "; ".join(found) or None
+        counts[f"{fit.points} points, {fit.sizes} sizes, {fit.decades:.1f} decades of {symbol}"] = 0
+    return "; ".join(counts) or None
 
 
 def _split(study: Study) -> str | None:
     finals = study.table.finals
     images, names = finals.val_images.dropna().unique(), sorted(finals.data.dropna().unique())
     if not len(images):
-        return f"{UNKNOWN}: the scores are called held out; on what, the table does not say"
+        return f"{UNKNOWN}: the scores are said to be held out; the table does not name the images"
     shown = " or ".join(f"{count:,.0f}" for count in sorted(images))
-    return f"held-out images, {shown} of {', '.join(names) or 'data that have no name here'}"
+    return f"held-out images, {shown} of {', '.join(names) or 'unnamed data'}"
 
 
 def _metric(study: Study) -> str | None:
     used = dict.fromkeys(finding.metric for finding in study.findings)
-    said = (f"{METRICS[m][0]}: {METRICS[m][1]} ({study.unit(m)})" for m in used)
-    return "; ".join(said) or None
+    texts = (f"{METRICS[m][0]}: {METRICS[m][1]} ({study.unit(m)})" for m in used)
+    return "; ".join(texts) or None
 
 
 def _checkpoint(study: Study) -> str:
     assumed = set(study.table.assumed) & {"step", "steps"}
     if "step" in assumed:
-        return f"{UNKNOWN}: each row is taken for the end of its run"
+        return f"{UNKNOWN}: each row is assumed to be the end of its run"
     if "steps" in assumed:
-        return f"{UNKNOWN}: the last row of each run is taken for its end"
-    return "the end of each finished run (step = steps); none is picked by its loss"
+        return f"{UNKNOWN}: the last row of each run is assumed to be its end"
+    return "the end of each finished run (step = steps); none is selected by its loss"
 
 
 def _smoothing(study: Study) -> str:
-    found = {f"{each.smoothing:g} decades of compute" for each in study.frontiers.values()
+    smoothings = {f"{each.smoothing:g} decades of compute" for each in study.frontiers.values()
              if each.smoothing > 0}  # fmt: skip
-    along = f"; along the frontier: {', '.join(sorted(found))}" if found else ""
-    return f"none of the points of laws in size{along}" if found else "none"
+    frontier_text = f"; along the frontier: {', '.join(sorted(smoothings))}" if smoothings else ""
+    return f"none of the points of laws in size{frontier_text}" if smoothings else "none"
 
 
 def _objective(study: Study) -> str:
-    said = f"{_OBJECTIVES[study.objective]}, log(measured / predicted)"
+    text = f"{_OBJECTIVES[study.objective]}, log(measured / predicted)"
     delta = OBJECTIVES[study.objective].delta
-    return f"{said}, δ = {delta:g}" if study.objective == "huber" else said
+    return f"{text}, δ = {delta:g}" if study.objective == "huber" else text
 
 
 def _optimiser(study: Study) -> str | None:
@@ -165,13 +168,13 @@ def _tolerances(study: Study) -> str | None:
 
 
 def _starts(study: Study) -> str | None:
-    told = [fit.certificate for fit in _fits(study)]
-    if not told:
+    certificates = [fit.certificate for fit in _fits(study)]
+    if not certificates:
         return None
-    counts = sorted({each.starts for each in told})
-    agreed = min(each.agreed for each in told)
+    counts = sorted({each.starts for each in certificates})
+    agreed = min(each.agreed for each in certificates)
     shown = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
-    return f"{shown} a fit, {_STARTS}; at least {agreed:.0%} reached the best optimum"
+    return f"{shown} for each fit, {_STARTS}; at least {agreed:.0%} reached the best optimum"
 
 
 def _bounds(study: Study) -> str | None:
@@ -179,23 +182,23 @@ def _bounds(study: Study) -> str | None:
         return None
     hit = [f"{f.label}, {f.fit.law.name}: {', '.join(f.fit.certificate.bounds)}"
            for f in study.findings if f.fit.certificate.bounds]  # fmt: skip
-    steepest = float(_fits(study)[0].given.points.bounds[1][1])
+    steepest = float(_fits(study)[0].data.points.bounds[1][1])
     allowed = f"coefficients positive, exponents within ±{steepest:g}, 0 ≤ E below the data"
-    return f"{allowed}; resting there: {'; '.join(hit) or 'none'}"
+    return f"{allowed}; parameters at a bound: {'; '.join(hit) or 'none'}"
 
 
 def _intervals(study: Study) -> str | None:
-    given = [each for finding in study.findings for each in finding.intervals.values()]
-    methods = {f"{100 * each.level:g} % by {each.method}": 0 for each in given}
-    drawn = {finding.resampled.get("method", "") for finding in study.findings} - {""}
-    beside = f"; beside it: {'; '.join(sorted(drawn))}" if drawn else ""
-    return "; ".join(methods) + beside if methods else None
+    intervals = [each for finding in study.findings for each in finding.intervals.values()]
+    methods = dict.fromkeys(f"{100 * each.level:g} % by {each.method}" for each in intervals)
+    resampling = {finding.resampled.get("method", "") for finding in study.findings} - {""}
+    more = f"; in addition: {'; '.join(sorted(resampling))}" if resampling else ""
+    return "; ".join(methods) + more if methods else None
 
 
 def _held_out(study: Study) -> str | None:
-    """Of the first metric in its first variable: each law's error at the largest size."""
-    told: list[LawResult] = [finding for finding in study.findings if finding.held_out]
-    first = [f for f in told if (f.metric, f.variable) == (told[0].metric, told[0].variable)]
+    """Each law's error at the largest size, for the first metric in its first variable."""
+    tested: list[LawResult] = [finding for finding in study.findings if finding.held_out]
+    first = [f for f in tested if (f.metric, f.variable) == (tested[0].metric, tested[0].variable)]
     errors = [
         f"{each.fit.law.name} {signed(each.held_out.relative_error)}"
         for each in first
@@ -215,7 +218,7 @@ def _seeds(study: Study) -> str | None:
     shown = ", ".join(f"{label:g}" for label in labels[:12]) + (", …" if len(labels) > 12 else "")
     noise = study.noise.get("val_loss")
     if noise is None:
-        return f"{len(labels)} ({shown}); no size was run with two"
+        return f"{len(labels)} ({shown}); no size was run with two seeds"
     return f"{len(labels)} ({shown}); sd of log L_mean between seeds {fixed(noise.sd, 5)}"
 
 

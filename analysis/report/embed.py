@@ -1,4 +1,4 @@
-"""A picture as a page holds it: inside it, as it is, or shrunk where it would weigh too much."""
+"""Images embedded in an HTML page as data URIs; large ones are reduced."""
 
 import base64
 import io
@@ -7,28 +7,28 @@ from typing import NamedTuple
 
 from PIL import Image
 
-_MOST_BYTES = 1_500_000  # of a PNG that goes in as it is
-_MOST_SIDE = 1_600  # pixels of one that does not: more than a page shows at a time
+_MAX_BYTES = 1_500_000  # a larger PNG is reduced
+_MAX_SIDE = 1_600  # pixels of a reduced image: wider than the page shows at once
 
 
-class Inlined(NamedTuple):
+class InlineImage(NamedTuple):
     uri: str
     width: int
     height: int
-    shrunk: bool  # the whole one is only on disk
+    shrunk: bool  # reduced; the original is on disk
 
 
-def inlined(png: Path) -> Inlined:
+def inline_image(png: Path) -> InlineImage:
     """`png` as a data URI; above 1.5 MB it becomes a JPEG of at most 1,600 pixels a side."""
     content = png.read_bytes()
-    with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
-        if len(content) <= _MOST_BYTES:
-            return Inlined(_uri("png", content), *picture.size, shrunk=False)
-        small = picture.convert("RGB")
-        small.thumbnail((_MOST_SIDE, _MOST_SIDE), Image.Resampling.LANCZOS)
-        held = io.BytesIO()
-        small.save(held, "JPEG", quality=90, subsampling=0)  # labels would bleed
-    return Inlined(_uri("jpeg", held.getvalue()), *small.size, shrunk=True)
+    with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+        if len(content) <= _MAX_BYTES:
+            return InlineImage(_uri("png", content), *image.size, shrunk=False)
+        reduced = image.convert("RGB")
+        reduced.thumbnail((_MAX_SIDE, _MAX_SIDE), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        reduced.save(buffer, "JPEG", quality=90, subsampling=0)  # else coloured labels blur
+    return InlineImage(_uri("jpeg", buffer.getvalue()), *reduced.size, shrunk=True)
 
 
 def _uri(kind: str, content: bytes) -> str:

@@ -1,7 +1,8 @@
-"""The section of a report that sets families beside each other.
+"""The section of a report that compares families.
 
-It begins with what can be cited: a figure, a sentence for each pair, what could not be determined.
-Behind that: whether it holds under every condition, every currency, and each set in numbers.
+It begins with the main result: a figure, a sentence for each pair of arms, and the pairs without a
+result. Then follow the rankings under every other condition, the multipliers in every kind of cost,
+and a table for each set of samples.
 """
 
 from collections.abc import Iterable
@@ -12,21 +13,21 @@ from typing import Any
 import pandas as pd
 
 from analysis.comparison.conditions import (
-    CURRENCIES,
+    COST_NAMES,
     Condition,
-    Placed,
+    RankedArm,
     conditions,
-    crossed,
-    of_pairs,
-    order_in_words,
-    places,
+    curves_cross,
+    pairwise_multipliers,
+    rank_arms,
+    ranking_text,
     robustness,
 )
 from analysis.comparison.families import (
     IncomparableArms,
     Multiplier,
+    arm_differences,
     refuse_incomparable,
-    unequal_grounds,
     with_arms,
 )
 from analysis.plots.families import families, frontier
@@ -35,23 +36,23 @@ from analysis.report.format import significant
 from analysis.report.html import figure_of
 
 _CAPTION = (
-    "Fréchet distance of each run's samples to images held out, against its training FLOPs and the "
-    "FLOPs of one sample. Lines: geometric means over seeds of one size. Dotted: as many "
-    "reconstructions by the arm's tokenizer. Samples: {}."
+    "Fréchet distance of each run's samples to held-out images, against its training FLOPs and the "
+    "FLOPs of one sample. Lines: geometric means over seeds of one size. Dotted: distance of the "
+    "same number of reconstructions by the arm's tokenizer. Samples: {}."
 )
 
 
-_PAIRS = 4  # that a sentence names
+_MAX_PAIRS = 4  # pairs that a sentence names
 
 
 @dataclass(frozen=True)
-class ConditionShown:
-    """One condition in numbers."""
+class ConditionSection:
+    """What the report shows for one condition."""
 
     name: str
     anchor: str
     settings: str
-    sentences: tuple[str, ...]  # of the pairs whose multiplier is known
+    sentences: tuple[str, ...]  # one for each pair with a multiplier
     undetermined: tuple[str, ...]
     cautions: tuple[str, ...]
     table: list[dict[str, str]]
@@ -59,38 +60,39 @@ class ConditionShown:
 
 
 @dataclass(frozen=True)
-class FamiliesShown:
-    """What the section has. `heads`: the main set of samples, as each network sees it."""
+class FamiliesSection:
+    """The content of the section, for its template."""
 
-    heads: tuple[ConditionShown, ...]
-    orders: list[dict[str, str]]  # of the first set of samples, by each network
-    partial: str
-    holds: str
+    heads: tuple[ConditionSection, ...]  # the main set of samples, by each feature network
+    orders: list[dict[str, str]]  # rankings of the main set, by each feature network
+    partial: str  # a note on the sets that are not scored yet
+    holds: str  # whether the main ranking holds under the other conditions
     robustness: list[dict[str, str]]
-    currencies: list[dict[str, str]]
-    frontier: dict[str, Any] | None  # of every setting, where models were sampled in several ways
-    rest: tuple[ConditionShown, ...]
+    costs: list[dict[str, str]]
+    frontier: dict[str, Any] | None  # all settings, if models were sampled with several
+    rest: tuple[ConditionSection, ...]  # the other conditions
 
 
-def families_shown(
+def families_section(
     images: pd.DataFrame, folder: Path, kinds: tuple[str, ...], unscored: tuple[str, ...] = ()
-) -> FamiliesShown | None:
-    """All of it, drawn into `folder`; None where no two arms were scored alike.
+) -> FamiliesSection | None:
+    """The section, its figures drawn into `folder`; None if no condition has two scored arms.
 
-    `unscored`: the sets of samples that the sweep asks for and has not scored yet.
+    `unscored`: the sets of samples that the sweep requests and that are not scored yet.
     """
-    found = conditions(images)
-    if not found:
+    measured = conditions(images)
+    if not measured:
         return None
-    shown = {one.name: _shown(one, folder, kinds) for one in found}
-    table = robustness(found)
-    main = [one for one in found if (one.set, one.weights) == (found[0].set, found[0].weights)]
-    heads = tuple(shown.pop(one.name) for one in main)
-    return FamiliesShown(
+    sections = {each.name: _condition_section(each, folder, kinds) for each in measured}
+    table = robustness(measured)
+    first = measured[0]
+    main = [each for each in measured if (each.set, each.weights) == (first.set, first.weights)]
+    heads = tuple(sections.pop(each.name) for each in main)
+    return FamiliesSection(
         heads=heads,
         orders=[
-            {"network that looks": one.extractor, "nearest to real images first": _order(one)}
-            for one in main
+            {"feature network": each.extractor, "nearest to real images first": _order(each)}
+            for each in main
         ],
         partial=_partial(unscored),
         holds=_holds(table),
@@ -104,42 +106,45 @@ def families_shown(
             }
             for row in table.to_dict("records")
         ],
-        currencies=_currencies(found[0]),
-        frontier=_frontier(images, found[0].extractor, folder, kinds),
-        rest=tuple(shown.values()),
+        costs=_costs(first),
+        frontier=_frontier(images, first.extractor, folder, kinds),
+        rest=tuple(sections.values()),
     )  # fmt: skip
 
 
 def comparison_scalars(images: pd.DataFrame) -> dict[str, float]:
-    """The multipliers of training FLOPs under each condition, by name: for a tracker."""
+    """The multipliers of training FLOPs under each condition, by name: for experiment tracking."""
     scalars: dict[str, float] = {}
     for condition in conditions(images):
         try:
-            pairs = of_pairs(condition)
+            pairs = pairwise_multipliers(condition)
         except ValueError:
             continue
-        for one in pairs:
-            if one.value is None or one.low is None or one.high is None:
+        for pair in pairs:
+            if pair.value is None or pair.low is None or pair.high is None:
                 continue
-            base = f"families/{condition.name}/{one.arm} over {one.against}".replace(",", "")
-            scalars |= {base: one.value, f"{base}/low": one.low, f"{base}/high": one.high}
+            base = f"families/{condition.name}/{pair.arm} over {pair.against}".replace(",", "")
+            scalars |= {base: pair.value, f"{base}/low": pair.low, f"{base}/high": pair.high}
     return scalars
 
 
-def _shown(condition: Condition, folder: Path, kinds: tuple[str, ...]) -> ConditionShown:
-    drawn = "families_" + condition.name.replace(", ", "-").replace(" ", "-")
-    cautions = unequal_grounds(condition.rows)
-    save(families(condition.rows, condition.extractor, cautions), folder, drawn, kinds)
-    how = "; ".join(f"{arm}: {words}" for arm, words in condition.settings.items())
-    return ConditionShown(
+def _condition_section(
+    condition: Condition, folder: Path, kinds: tuple[str, ...]
+) -> ConditionSection:
+    figure_name = "families_" + condition.name.replace(", ", "-").replace(" ", "-")
+    cautions = arm_differences(condition.rows)
+    save(families(condition.rows, condition.extractor, cautions), folder, figure_name, kinds)
+    settings = "; ".join(f"{arm}: {text}" for arm, text in condition.settings.items())
+    return ConditionSection(
         name=condition.name,
-        anchor=drawn,
-        settings=how,
+        anchor=figure_name,
+        settings=settings,
         sentences=_sentences(condition),
         undetermined=_undetermined(condition),
         cautions=cautions,
         table=_table(condition.rows),
-        figure=figure_of(drawn, folder / f"{drawn}.svg") | {"caption": _CAPTION.format(how)},
+        figure=figure_of(figure_name, folder / f"{figure_name}.svg")
+        | {"caption": _CAPTION.format(settings)},
     )
 
 
@@ -157,113 +162,116 @@ def _frontier(
         return None
     save(frontier(rows), folder, "families_frontier", kinds)
     caption = (
-        "Every model with every setting it was sampled by: means over seeds. Lines: what no other "
-        "of the same arm beats in both."
+        "Every model with every sampling setting: means over seeds. Lines: the models and settings "
+        "of an arm to which none of the same arm has both a smaller distance and a lower cost."
     )
     return figure_of("families_frontier", folder / "families_frontier.svg") | {"caption": caption}
 
 
 def _sentences(condition: Condition) -> tuple[str, ...]:
-    """One for each pair whose multiplier is known, the better arm last."""
+    """One sentence for each pair with a multiplier; the better arm is named last."""
     try:
-        pairs = of_pairs(condition)
+        pairs = pairwise_multipliers(condition)
     except IncomparableArms as error:
-        return (f"Not compared, for the arms were measured by different rulers: {error}.",)
+        return (f"Not compared, because the arms were measured differently: {error}.",)
     except ValueError as error:
         return (f"No multiplier of compute: {error}.",)
-    placed = places(condition)
-    return tuple(_in_words(one, placed) for one in pairs if one.value is not None)
+    ranking = rank_arms(condition)
+    return tuple(_sentence(pair, ranking) for pair in pairs if pair.value is not None)
 
 
-def _in_words(one: Multiplier, placed: tuple[Placed, ...]) -> str:
-    apart = "" if one.distinguishable else "; these runs cannot tell them apart"
-    crosses = ""
-    if crossed(one, placed):
-        crosses = (
-            " – over smaller budgets. At the largest that all arms reached it is nearer: the "
-            "curves cross"
+def _sentence(pair: Multiplier, ranking: tuple[RankedArm, ...]) -> str:
+    significance = "" if pair.distinguishable else "; the difference is not significant"
+    crossing = ""
+    if curves_cross(pair, ranking):
+        crossing = (
+            " – over smaller budgets. At the largest budget that all arms reached its distance is "
+            "smaller: the curves cross"
         )
-    return f"{one.said}{apart}{crosses}."
+    return f"{pair.sentence}{significance}{crossing}."
 
 
 def _undetermined(condition: Condition) -> tuple[str, ...]:
     try:
-        return tuple(f"{one.said}." for one in of_pairs(condition) if one.value is None)
+        pairs = pairwise_multipliers(condition)
     except ValueError:
-        return ()  # the sentences say it
+        return ()  # `_sentences` gives the reason
+    return tuple(f"{pair.sentence}." for pair in pairs if pair.value is None)
 
 
 def _partial(unscored: tuple[str, ...]) -> str:
     if not unscored:
         return ""
-    some = ", ".join(unscored[:4]) + (" …" if len(unscored) > 4 else "")
-    return f"Not finished: {len(unscored)} sets of samples are not scored yet ({some})."
+    names = ", ".join(unscored[:4]) + (" …" if len(unscored) > 4 else "")
+    return f"Not finished: {len(unscored)} sets of samples are not scored yet ({names})."
 
 
 def _order(condition: Condition) -> str:
     try:
-        return order_in_words(places(condition))
+        return ranking_text(rank_arms(condition))
     except ValueError as error:
         return f"not compared: {error}"
 
 
 def _holds(table: pd.DataFrame) -> str:
-    """Whether any way to sample, look or count turns a pair of the first row round."""
+    """Whether a pair of the first row has the opposite order in any other row."""
     others = table.iloc[1:]
-    if others.empty or not others.told.sum():
+    if others.empty or not others.significant_pairs.sum():
         return (
-            "Whether the order holds under other ways to sample, look and count cannot be told: in "
-            "none of them are two arms told apart that the first row tells apart."
+            "Whether the order holds under other ways to sample, measure and count is unknown: in "
+            "none of them do two arms differ significantly that also do in the first row."
         )
-    turned = others[others.reversed.map(len) > 0]
-    against = f"the {len(others)} other ways to sample, look and count"
-    if turned.empty:
-        return f"None of {against} turns a pair of the first row round that both tell apart."
-    pairs = dict.fromkeys(pair for row in turned.reversed for pair in row)
+    reversing = others[others.reversed.map(len) > 0]
+    others_text = f"the {len(others)} other ways to sample, measure and count"
+    if reversing.empty:
+        return f"None of {others_text} reverses a significant difference of the first row."
+    pairs = dict.fromkeys(pair for row in reversing.reversed for pair in row)
     return (
-        f"The first row does not hold: {len(turned)} of {against} turn pairs round that both tell "
-        f"apart ({_pairs(pairs)})."
+        f"The order of the first row does not hold: {len(reversing)} of {others_text} reverse it "
+        f"significantly ({_pairs(pairs)})."
     )
 
 
 def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
-    words = [f"{one} and {other}" for one, other in pairs]
-    return "; ".join(words[:_PAIRS]) + " …" * (len(words) > _PAIRS) or "–"
+    names = [f"{arm} and {other}" for arm, other in pairs]
+    return "; ".join(names[:_MAX_PAIRS]) + " …" * (len(names) > _MAX_PAIRS) or "–"
 
 
-def _currencies(condition: Condition) -> list[dict[str, str]]:
-    """A row for each pair, a column for each currency: how much more the first arm needs."""
+def _costs(condition: Condition) -> list[dict[str, str]]:
+    """A row for each pair, a column for each kind of cost: how much more the first arm needs."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
-    for cost, called in CURRENCIES.items():
+    for cost, cost_name in COST_NAMES.items():
         try:
-            pairs = {(one.arm, one.against): one for one in of_pairs(condition, cost)}
+            pairs = {
+                (pair.arm, pair.against): pair for pair in pairwise_multipliers(condition, cost)
+            }
         except ValueError:
-            continue  # a currency in which sizes do not differ, or nothing is known of the spread
-        for (arm, against), one in pairs.items():
+            continue  # this cost does not grow with size, or the spread of seeds is unknown
+        for (arm, against), multiplier in pairs.items():
             key = (arm, against) if (against, arm) not in rows else (against, arm)
             row = rows.setdefault(key, {"pair": f"{key[0]} over {key[1]}"})
-            row[called] = _ratio(one, turned=key != (arm, against))
-    empty = dict.fromkeys(CURRENCIES.values(), "–")
+            row[cost_name] = _ratio(multiplier, inverted=key != (arm, against))
+    empty = dict.fromkeys(COST_NAMES.values(), "–")
     return [{"pair": row["pair"], **empty, **row} for row in rows.values()]
 
 
-def _ratio(one: Multiplier, turned: bool) -> str:
-    if one.value is None or one.low is None or one.high is None:
+def _ratio(multiplier: Multiplier, inverted: bool) -> str:
+    if multiplier.value is None or multiplier.low is None or multiplier.high is None:
         return "not reached"
-    value, low, high = one.value, one.low, one.high
-    if turned:
+    value, low, high = multiplier.value, multiplier.low, multiplier.high
+    if inverted:
         value, low, high = 1 / value, 1 / high, 1 / low
     return f"{value:.2g} ({low:.2g} to {high:.2g})"
 
 
 def _table(rows: pd.DataFrame) -> list[dict[str, str]]:
     """A row for each arm and size: its means over seeds."""
-    shown = []
+    table = []
     for _, runs in rows.groupby(["arm", "train_flops"], sort=False):
         first, distance = runs.iloc[0], float(runs.distance.mean())
         floor = None if pd.isna(first.floor) else float(first.floor)
         error = runs.distance_stderr.mean()
-        shown.append({
+        table.append({
             "arm": str(first.arm),
             "depth": str(first.depth),
             "runs": str(len(runs)),
@@ -278,4 +286,4 @@ def _table(rows: pd.DataFrame) -> list[dict[str, str]]:
             "reconstructions": significant(floor, 4),
             "above them": significant(None if floor is None else distance - floor, 3),
         })  # fmt: skip
-    return shown
+    return table

@@ -1,4 +1,4 @@
-"""One self-contained HTML page from a study: every number on it comes from the objects given."""
+"""One self-contained HTML page of a study; all its numbers come from the given objects."""
 
 import re
 from collections.abc import Mapping
@@ -13,16 +13,16 @@ from markupsafe import Markup, escape
 from analysis.comparison import var_paper as paper
 from analysis.fitting.points import FitError
 from analysis.plots.all_figures import CAPTIONS
-from analysis.report import format as shown
+from analysis.report import format as formats
 from analysis.report.checklist import checklist
-from analysis.report.embed import inlined
+from analysis.report.embed import inline_image
 from analysis.report.latex import law_table
 from analysis.report.text import unmeasured, verdicts, warnings
 from analysis.selection.influence import influence
 from analysis.selection.rates import rate_sweeps
 from analysis.study import METRICS, VARIABLES, LawResult, Study
 
-# Of each section: its anchor, its title, and the figures that stand in it.
+# Each section: its anchor, its title, and its figures.
 SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("verdict", "In short", ()),
     ("the-laws", "Laws", ("laws_in_parameters", "above_the_floor", "laws_in_compute")),
@@ -49,16 +49,16 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 
 @dataclass(frozen=True)
 class ModelImages:
-    """What was made with one model, to be shown."""
+    """Samples and edits of one model."""
 
     name: str
     pictures: tuple[tuple[str, Path], ...]  # caption and PNG
-    unshown: str = ""  # what else there is
+    unshown: str = ""  # a sentence on the images that are not shown
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the page says besides the laws; nothing in it is computed here."""
+    """The content of the page other than the laws, computed by the caller."""
 
     title: str
     question: str
@@ -66,18 +66,17 @@ class Facts:
     provenance: dict[str, str]
     tokenizers: list[dict[str, str]] = field(default_factory=list)
     pictures: dict[str, Path] = field(default_factory=dict)  # caption: PNG
-    trials: tuple[str, ...] = ()  # all that were planned; those without a row are named
-    failures: tuple[str, ...] = ()  # what has plainly failed, a sentence each
+    trials: tuple[str, ...] = ()  # all planned trials; the page lists those without a row
+    failures: tuple[str, ...] = ()  # one sentence for each failure
     made: tuple[ModelImages, ...] = ()
-    unshown: str = ""  # other models with which something was made
+    unshown: str = ""  # a sentence on the models whose images are not shown
     fidelity: list[dict[str, str]] = field(default_factory=list)
     speed: list[dict[str, str]] = field(default_factory=list)
 
 
 def write_report(path: Path, study: Study, figures: Mapping[str, Path], facts: Facts) -> None:
-    """Write the page to `path`, figures (SVGs by name) and pictures inside it, and laws.tex beside.
-
-    A section of which the study knows nothing is not there.
+    """Write the page to `path` with figures (SVGs by name) and images embedded, and laws.tex to the
+    same folder. A section without content is left out.
     """
     templates = environment()
     drawn = {name: figure_of(name, svg) for name, svg in figures.items()}
@@ -88,16 +87,18 @@ def write_report(path: Path, study: Study, figures: Mapping[str, Path], facts: F
         "traces": _traces(study), "runs": _runs(study), "run_ids": _run_ids(study),
         "verdicts": verdicts(study), "warnings": (*facts.failures, *warnings(study, facts.trials)),
         "unmeasured": unmeasured(study), "checklist": checklist(study, facts.provenance),
-        "beside": paper.paper_table(study.findings), "paper_note": paper.NOTE,
+        "paper_rows": paper.paper_table(study.findings), "paper_note": paper.NOTE,
         "cuts": _cuts(study), "rates": rate_sweeps(study.table.finals, study.size),
-        "pictures": [(c, inlined(p)) for c, p in facts.pictures.items()],
-        "made": [shown_pictures(one) for one in facts.made],
+        "pictures": [(c, inline_image(p)) for c, p in facts.pictures.items()],
+        "made": [shown_pictures(model) for model in facts.made],
     }  # fmt: skip
     sections = []
     for anchor, title, names in SECTIONS:
-        own = names if anchor != "more" else tuple(name for name in drawn if name not in placed)
-        here = [drawn[name] for name in own if name in drawn]
-        body = templates.get_template(f"{anchor}.html.j2").render(**context, figures=here).strip()
+        if anchor == "more":
+            names = tuple(name for name in drawn if name not in placed)
+        present = [drawn[name] for name in names if name in drawn]
+        template = templates.get_template(f"{anchor}.html.j2")
+        body = template.render(**context, figures=present).strip()
         if body:
             sections.append((anchor, title, Markup(body)))
     page = templates.get_template("report.html.j2").render(**context, sections=sections)
@@ -107,13 +108,13 @@ def write_report(path: Path, study: Study, figures: Mapping[str, Path], facts: F
 
 
 def environment() -> Environment:
-    """Templates that escape everything and fail on a name that is not given."""
-    found = Environment(
+    """The templates' environment: it escapes all values, and an undefined name is an error."""
+    templates = Environment(
         loader=PackageLoader("analysis.report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    found.filters |= {**shown.FORMS, "span": shown.span}
-    return found
+    templates.filters |= {**formats.FORMS, "span": formats.span}
+    return templates
 
 
 def law_anchor(finding: LawResult) -> str:
@@ -121,68 +122,73 @@ def law_anchor(finding: LawResult) -> str:
 
 
 def _shown(study: Study, finding: LawResult) -> dict[str, Any]:
-    """A law beside what is counted, not fitted: the seeds that its points come from."""
+    """A law with its anchor and the number of seeds of its points."""
     rows = study.table.rows
     seeds = rows[rows.trial.isin(set(finding.trials))].seed
-    counted = int(seeds.nunique())
-    said = "seed not known" if not counted else f"{counted} seed{'s' * (counted > 1)}"
-    return {"law": finding, "fit": finding.fit, "anchor": law_anchor(finding), "seeds": said}
+    seed_count = int(seeds.nunique())
+    seeds_text = (
+        "seed not known" if not seed_count else f"{seed_count} seed{'s' * (seed_count > 1)}"
+    )
+    return {"law": finding, "fit": finding.fit, "anchor": law_anchor(finding), "seeds": seeds_text}
 
 
 def _traces(study: Study) -> list[dict[str, Any]]:
-    """The points of all laws of one metric in one variable, with what each law makes of them."""
+    """For each metric and variable, the points with each law's prediction and residual."""
     pairs: dict[tuple[str, str], list[LawResult]] = {}
     for finding in study.findings:
         pairs.setdefault((finding.metric, finding.variable), []).append(finding)
-    found = []
+    traces = []
     for (metric, variable), laws in pairs.items():
         columns = []
         for law in laws:
-            fit, moves = law.fit, _influences(study, law)
-            predicted, left = fit.predict(fit.given.x).tolist(), fit.residuals.tolist()
-            cells = [(predicted[i], left[i], moves.get(i, (None, None))) for i in range(fit.points)]
+            fit, influences = law.fit, _influences(study, law)
+            predicted, residuals = fit.predict(fit.data.x).tolist(), fit.residuals.tolist()
+            cells = [
+                (predicted[i], residuals[i], influences.get(i, (None, None)))
+                for i in range(fit.points)
+            ]
             columns.append((fit.law.name, cells))
         rows = [
             (trial, laws[0].x[i], laws[0].y[i], [cells[i] for _, cells in columns])
             for i, trial in enumerate(laws[0].trials)
         ]
-        found.append({"metric": metric, "variable": variable, "label": laws[0].label,
+        traces.append({"metric": metric, "variable": variable, "label": laws[0].label,
                       "laws": [name for name, _ in columns], "rows": rows})  # fmt: skip
-    return found
+    return traces
 
 
 def _influences(study: Study, finding: LawResult) -> dict[int, tuple[float, float]]:
-    """By point: how far α moves without it, and its distance; those that can be spared."""
+    """By point: the change of α without it, and its Cook's distance. Empty if not computable."""
     choice = study.choices.get((finding.metric, finding.variable))
-    known = choice.get(finding.fit.law.name) if choice else None
+    candidate = choice.get(finding.fit.law.name) if choice else None
     try:
-        found = known.influence if known is not None else influence(finding.fit)
+        influences = candidate.influence if candidate is not None else influence(finding.fit)
     except FitError:
         return {}
-    return {each.point: (each.alpha_change, each.distance) for each in found}
+    return {each.point: (each.alpha_change, each.distance) for each in influences}
 
 
 def _cuts(study: Study) -> list[dict[str, Any]]:
-    """Of each law and cut: mean |error| over the runs above it, and the error at the largest."""
-    found = []
-    for law, held in study.rolled.items():
-        for cut in dict.fromkeys(each.cut for each in held):
-            above = [each for each in held if each.cut == cut]
+    """For each law and cut: the mean |error| of the runs above the cut, and that of the largest."""
+    rows = []
+    for law, predictions in study.rolled.items():
+        for cut in dict.fromkeys(each.cut for each in predictions):
+            above = [each for each in predictions if each.cut == cut]
             largest = max(above, key=lambda each: each.x)
             errors = [abs(each.relative_error) for each in above]
-            found.append({
+            rows.append({
                 "law": law, "cut": cut, "sizes": above[0].sizes, "runs": above[0].runs,
                 "above": len(above), "mean": sum(errors) / len(errors), "largest": largest,
             })  # fmt: skip
-    return sorted(found, key=lambda row: (row["cut"], row["law"] != "pure"))
+    return sorted(rows, key=lambda row: (row["cut"], row["law"] != "pure"))
 
 
-# Column of the table: heading, and how it is shown.
+# Column of the run table: its heading and its number format ("" for text).
 _RUN_COLUMNS: dict[str, tuple[str, str]] = {
-    "family": ("kind", ""), "depth": ("depth", "size"), "width": ("width", "size"),
+    "family": ("family", ""), "depth": ("depth", "size"), "width": ("width", "size"),
     "seed": ("seed", "size"), "params_blocks": ("N in blocks", "size"),
     "params_total": ("N total", "size"), "tokens_seen": ("D, tokens seen", "size"),
-    "epochs": ("passes", "significant"), "train_flops": ("C, FLOPs", "significant"),
+    "epochs": ("epochs", "significant"), "train_flops": ("C, FLOPs", "significant"),
     "learning_rate": ("peak rate", "significant"), "val_loss": ("L_mean", "fixed"),
     "val_loss_stderr": ("± s.e.", "fixed"), "val_loss_last": ("L_last", "fixed"),
     "val_error": ("Err_mean", "fixed"), "val_error_last": ("Err_last", "fixed"),
@@ -191,9 +197,9 @@ _RUN_COLUMNS: dict[str, tuple[str, str]] = {
 
 
 def _runs(study: Study) -> dict[str, Any]:
-    """The ends of runs, under the columns of which anything is known.
+    """The final rows of the runs, without columns that are empty.
 
-    Of runs of one name, the first is where links lead.
+    Among runs of one name, the first has the anchor that links point to.
     """
     finals, anchors = study.table.finals, _run_ids(study)
     names = [name for name in _RUN_COLUMNS if finals[name].notna().any()]
@@ -210,27 +216,30 @@ def _runs(study: Study) -> dict[str, Any]:
 
 def _cell(value: Any, form: str) -> str:
     if pd.isna(value):
-        return shown.NONE
-    return shown.FORMS[form](float(value)) if form else str(value)
+        return formats.NONE
+    return formats.FORMS[form](float(value)) if form else str(value)
 
 
 def _run_ids(study: Study) -> dict[str, str]:
-    """An anchor for each trial's name, of whatever characters that is made."""
+    """An anchor for each trial's name; numbered, because a name may have any characters."""
     names = dict.fromkeys(study.table.finals.trial.astype(str))
-    return {name: f"run-{place}" for place, name in enumerate(names, start=1)}
+    return {name: f"run-{number}" for number, name in enumerate(names, start=1)}
 
 
-def figure_of(name: str, svg: Path, room: str = "") -> dict[str, Any]:
-    """Our own figure, from its <svg> on; its ids are made its own, for many share the page;
-    `room` tells figures of one name apart.
+def figure_of(name: str, svg: Path, prefix: str = "") -> dict[str, Any]:
+    """The <svg> element of one of our figures, with its anchor and caption.
+
+    Its ids get the anchor as a prefix, because several figures are on one page. `prefix`
+    distinguishes figures of one name.
     """
-    text, anchor = svg.read_text(encoding="utf-8"), re.sub(r"[^\w-]+", "-", room + name)
+    text, anchor = svg.read_text(encoding="utf-8"), re.sub(r"[^\w-]+", "-", prefix + name)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{anchor}-", text[text.index("<svg") :])
     caption = CAPTIONS.get(name, name.replace("_", " "))
     text = text.replace("<svg", f'<svg role="img" aria-label="{escape(caption)}"', 1)
     return {"anchor": anchor, "svg": Markup(text), "caption": caption}
 
 
-def shown_pictures(made: ModelImages) -> dict[str, Any]:
-    pictures = [(caption, inlined(png)) for caption, png in made.pictures]
-    return {"name": made.name, "pictures": pictures, "unshown": made.unshown}
+def shown_pictures(model: ModelImages) -> dict[str, Any]:
+    """The images of a model, for the template."""
+    pictures = [(caption, inline_image(png)) for caption, png in model.pictures]
+    return {"name": model.name, "pictures": pictures, "unshown": model.unshown}

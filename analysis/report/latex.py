@@ -1,8 +1,8 @@
-r"""The laws as a LaTeX table for a paper: plain article and booktabs compile it."""
+r"""The laws as a LaTeX table for a paper; it needs only the package booktabs."""
 
 import re
 
-from analysis.report import format as shown
+from analysis.report import format as formats
 from analysis.study import METRICS, VARIABLES, LawResult, Study
 from analysis.uncertainty.intervals import Interval
 
@@ -22,9 +22,10 @@ _FORMS = {
 
 
 def law_table(study: Study) -> str:
-    r"""All laws of `study` as a `tabular` with its rules; `\usepackage{booktabs}` is all it needs.
+    r"""All laws of `study` as a `tabular`; it needs `\usepackage{booktabs}`.
 
-    LLO: the error at the largest size, left out of the fit. A comment names the table's data.
+    LLO (leave largest out): the error at the largest size, by a fit without it. A LaTeX comment
+    names the fingerprint of the data.
     """
     lines = [
         f"% Laws fitted by {study.objective}; data {study.table.fingerprint}.",
@@ -45,44 +46,44 @@ def law_table(study: Study) -> str:
 
 
 def escape(text: str) -> str:
-    """Any text as LaTeX prints it."""
+    """`text` with LaTeX's special characters escaped."""
     return "".join(_ESCAPED.get(character, character) for character in text)
 
 
 def symbol(name: str) -> str:
-    r"""L_mean as $L_{\mathrm{mean}}$, upright where the name is longer than a letter."""
-    base, _, below = name.partition("_")
+    r"""L_mean as $L_{\mathrm{mean}}$; a base of more than one letter is set upright."""
+    base, _, subscript = name.partition("_")
     shown_base = base if len(base) == 1 else rf"\mathrm{{{base}}}"
-    return rf"{shown_base}_{{\mathrm{{{below}}}}}" if below else shown_base
+    return rf"{shown_base}_{{\mathrm{{{subscript}}}}}" if subscript else shown_base
 
 
 def _cells(finding: LawResult) -> tuple[str, ...]:
-    fit, held = finding.fit, finding.held_out
+    fit, held_out = finding.fit, finding.held_out
     label = f"${symbol(METRICS[finding.metric][0])}({symbol(VARIABLES[finding.variable][0])})$"
-    floor = _with_interval(shown.significant(fit.E), finding.intervals.get("E"), "significant")
+    E = _with_interval(formats.significant(fit.E), finding.intervals.get("E"), "significant")
     return (
         label,
         _FORMS.get(fit.law.name, escape(fit.law.name)),
-        _with_interval(shown.exponent(fit.alpha), finding.intervals.get("alpha"), "exponent"),
-        floor if fit.law.floor else "--",
-        _number(shown.fixed(fit.r)),
-        _number(shown.fixed(fit.r2)),
-        _number(shown.fixed(100 * fit.rms_relative_error, 2)),
-        _number(shown.fixed(100 * held.relative_error, 2)) if held else "--",
+        _with_interval(formats.exponent(fit.alpha), finding.intervals.get("alpha"), "exponent"),
+        E if fit.law.floor else "--",
+        _number(formats.fixed(fit.r)),
+        _number(formats.fixed(fit.r2)),
+        _number(formats.fixed(100 * fit.rms_relative_error, 2)),
+        _number(formats.fixed(100 * held_out.relative_error, 2)) if held_out else "--",
         str(fit.points),
     )
 
 
-def _with_interval(value: str, given: Interval | None, form: str) -> str:
-    if given is None:
+def _with_interval(value: str, interval: Interval | None, form: str) -> str:
+    if interval is None:
         return _number(value)
-    low, high = (_number(shown.FORMS[form](end)) for end in (given.low, given.high))
+    low, high = (_number(formats.FORMS[form](end)) for end in (interval.low, interval.high))
     return f"{_number(value)} [{low}, {high}]"
 
 
 def _number(text: str) -> str:
-    """A shown number in math, where it has a sign, a power of ten or no end."""
-    if text == shown.NONE:
+    """A formatted number for LaTeX: in math mode if it has a sign, a power of ten or infinity."""
+    if text == formats.NONE:
         return "--"
     text = text.replace("∞", r"\infty")
     text = re.sub(r"e(-?\d+)$", r" \\cdot 10^{\1}", text)

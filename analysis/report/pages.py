@@ -1,4 +1,4 @@
-"""The pages of a report: one where all runs are of one family, else one each and an overview."""
+"""The pages of a report: one page if all runs are of one group, else one each and an overview."""
 
 import re
 from collections.abc import Mapping
@@ -9,13 +9,13 @@ import pandas as pd
 from markupsafe import Markup
 
 from analysis.plots.all_figures import draw_all
-from analysis.report.embed import inlined
-from analysis.report.families import families_shown
+from analysis.report.embed import inline_image
+from analysis.report.families import families_section
 from analysis.report.html import Facts, environment, figure_of, shown_pictures, write_report
 from analysis.report.text import verdicts
 from analysis.study import METRICS, VARIABLES, Study
 
-# What stands on the overview besides the laws: anchor and title, as on the page of one family.
+# Sections of the overview besides the laws: anchor and title, as on the page of one group.
 _SHARED = (
     ("samples", "Samples"),
     ("fidelity", "Fidelity"),
@@ -29,8 +29,8 @@ _FIGURE = "laws_in_parameters"
 class Scored:
     """The scored samples of a sweep."""
 
-    images: pd.DataFrame  # as images.parquet has them
-    unscored: tuple[str, ...] = ()  # sets that the sweep asks for and has not scored
+    images: pd.DataFrame  # rows of images.parquet
+    unscored: tuple[str, ...] = ()  # sets that the sweep requests and that are not scored yet
     side_by_side: Mapping[str, Path] = field(default_factory=dict)  # caption: PNG
 
 
@@ -41,38 +41,38 @@ def write_pages(
     kinds: tuple[str, ...],
     scored: Scored | None = None,
 ) -> Path:
-    """Draw every figure in all `kinds`, write every page; returns the one to open first."""
+    """Draw every figure in all formats `kinds` and write every page; returns the start page."""
     index = folder / "index.html"
     if list(studies) == [""]:
         write_report(index, studies[""], draw_all(studies[""], folder, kinds), facts)
         return index
     groups = []
     for label, study in studies.items():
-        place = folder / slug(label)
-        figures = draw_all(study, place, kinds)
+        subfolder = folder / slug(label)
+        figures = draw_all(study, subfolder, kinds)
         trials = set(study.table.rows.trial)
-        own = Facts(
+        group_facts = Facts(
             title=f"{facts.title}: {label}",
             question=facts.question,
             settings=facts.settings,
             provenance=facts.provenance,
             trials=tuple(name for name in facts.trials if name in trials),
         )
-        write_report(place / "index.html", study, figures, own)
+        write_report(subfolder / "index.html", study, figures, group_facts)
         svg = figures.get(_FIGURE)
         groups.append({
             "label": label,
-            "page": f"{place.name}/index.html",
+            "page": f"{subfolder.name}/index.html",
             "runs": len(study.table.finals),
             "verdicts": verdicts(study),
             "refused": study.refused,
-            "figure": None if svg is None else figure_of(_FIGURE, svg, f"{place.name}-"),
+            "figure": None if svg is None else figure_of(_FIGURE, svg, f"{subfolder.name}-"),
         })  # fmt: skip
     measured = {name for study in studies.values() for name in study.table.rows.trial}
     context = {
         "facts": facts,
-        "made": [shown_pictures(one) for one in facts.made],
-        "pictures": [(caption, inlined(png)) for caption, png in facts.pictures.items()],
+        "made": [shown_pictures(model) for model in facts.made],
+        "pictures": [(caption, inline_image(png)) for caption, png in facts.pictures.items()],
     }
     templates = environment()
     sections = []
@@ -98,17 +98,19 @@ def write_pages(
 def _compared(
     scored: Scored, folder: Path, kinds: tuple[str, ...]
 ) -> list[tuple[str, str, Markup]]:
-    """The section of families, or why there is none: laws and pages do not depend on it."""
+    """The section that compares families, or the reason why there is none: an error here must not
+    prevent the other pages.
+    """
     title = ("families", "Families compared")
     try:
-        shown = families_shown(scored.images, folder, kinds, scored.unscored)
+        section = families_section(scored.images, folder, kinds, scored.unscored)
     except ValueError as error:
         return [(*title, Markup("<p class='note'>Not compared: {}</p>").format(error))]
-    if shown is None:
+    if section is None:
         return []
-    beside = [(caption, inlined(png)) for caption, png in scored.side_by_side.items()]
+    image_rows = [(caption, inline_image(png)) for caption, png in scored.side_by_side.items()]
     template = environment().get_template("families.html.j2")
-    return [(*title, Markup(template.render(shown=shown, side_by_side=beside).strip()))]
+    return [(*title, Markup(template.render(section=section, side_by_side=image_rows).strip()))]
 
 
 def slug(label: str) -> str:

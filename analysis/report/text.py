@@ -1,4 +1,4 @@
-"""What a study says, in sentences: a verdict on each metric, and what to know before believing."""
+"""The results of a study in sentences: a verdict on each metric, and warnings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,29 +15,33 @@ _FEW_SIZES = 5
 
 
 @dataclass(frozen=True)
-class Said:
-    """Of one metric in one variable: the headline, what speaks for it, and what cannot be told."""
+class MetricVerdict:
+    """The verdict on one metric in one variable."""
 
     metric: str
     variable: str
     headline: str
-    reasons: tuple[str, ...]
-    unknown: tuple[str, ...]
-    preferred: str | None
+    reasons: tuple[str, ...]  # evidence for the headline
+    unknown: tuple[str, ...]  # questions that the data leave open
+    preferred: str | None  # name of the preferred law
 
 
-def verdicts(study: Study) -> tuple[Said, ...]:
-    """A verdict on each metric that has a law: in N (else in all parameters), and in compute."""
-    found = []
+def verdicts(study: Study) -> tuple[MetricVerdict, ...]:
+    """A verdict on each metric with a law: in N (all parameters if N is unknown), and in C."""
+    results = []
     for metric in METRICS:
-        of_size = [v for v in VARIABLES if v != "train_flops" and study.get(metric, v, "pure")]
+        size_variables = [
+            v for v in VARIABLES if v != "train_flops" and study.get(metric, v, "pure")
+        ]
         in_compute = ["train_flops"] if study.get(metric, "train_flops", "pure") else []
-        found += [_said(study, metric, variable) for variable in (*of_size[:1], *in_compute)]
-    return tuple(found)
+        results += [
+            _verdict(study, metric, variable) for variable in (*size_variables[:1], *in_compute)
+        ]
+    return tuple(results)
 
 
 def unmeasured(study: Study) -> tuple[str, ...]:
-    """Symbols of the metrics of which the table knows no finished run."""
+    """Symbols of the metrics that no finished run of the table has."""
     finals = study.table.finals
     return tuple(
         symbol
@@ -46,26 +50,26 @@ def unmeasured(study: Study) -> tuple[str, ...]:
     )
 
 
-def _said(study: Study, metric: str, variable: str) -> Said:
+def _verdict(study: Study, metric: str, variable: str) -> MetricVerdict:
     pure = study.get(metric, variable, "pure")
-    floor = study.get(metric, variable, "floor")
+    with_E = study.get(metric, variable, "floor")
     choice = study.choices.get((metric, variable))
     preferred = choice.preferred if choice else None
     assert pure is not None
-    if preferred == "floor" and floor is not None:
-        headline = f"A power law {_above(floor)}: {_exponent(floor)}."
+    if preferred == "floor" and with_E is not None:
+        headline = f"A power law {_above(with_E)}: {_exponent(with_E)}."
     elif preferred == "pure":
         headline = f"A pure power law: {_exponent(pure)}."
-    elif floor is not None:
+    elif with_E is not None:
         headline = (
-            f"A power law, but the data cannot tell whether there is a floor: without one, "
-            f"{_exponent(pure)}; {_above(floor)}, {_exponent(floor)}."
+            "A power law, but the data cannot decide whether there is an irreducible loss: "
+            f"without one, {_exponent(pure)}; {_above(with_E)}, {_exponent(with_E)}."
         )
     else:
-        headline = f"A pure power law, untested against others: {_exponent(pure)}."
-    shown = floor if preferred == "floor" and floor is not None else pure
+        headline = f"A pure power law, not compared with other laws: {_exponent(pure)}."
+    selected = with_E if preferred == "floor" and with_E is not None else pure
     reasons = choice.judgement.reasons if choice else ()
-    return Said(metric, variable, headline, reasons, _unknown(shown, choice), preferred)
+    return MetricVerdict(metric, variable, headline, reasons, _unknown(selected, choice), preferred)
 
 
 def _exponent(finding: LawResult) -> str:
@@ -79,30 +83,30 @@ def _exponent(finding: LawResult) -> str:
 def _above(finding: LawResult) -> str:
     given = finding.intervals.get("E")
     ends = f" ({significant(given.low)} to {significant(given.high)})" if given else ""
-    return f"above a floor E = {significant(finding.fit.E)}{ends}"
+    return f"above an irreducible loss E = {significant(finding.fit.E)}{ends}"
 
 
-def _unknown(shown: LawResult, choice: Choice | None) -> tuple[str, ...]:
-    """What these data leave open."""
-    found = list(choice.judgement.doubts) if choice else ["no other law could be compared"]
-    alpha = shown.intervals.get("alpha")
+def _unknown(finding: LawResult, choice: Choice | None) -> tuple[str, ...]:
+    """The questions that the data leave open."""
+    doubts = list(choice.judgement.doubts) if choice else ["no other law could be compared"]
+    alpha = finding.intervals.get("alpha")
     if alpha is not None and alpha.low <= 0 <= alpha.high:
-        found.append("whether it falls at all: the exponent's interval holds 0")
-    if shown.held_out is None:
-        found.append("how well it foretells: too few sizes to leave the largest out")
-    return tuple(dict.fromkeys(found))
+        doubts.append("whether the metric falls at all: the interval of the exponent contains 0")
+    if finding.held_out is None:
+        doubts.append("how well the law predicts: too few sizes to leave out the largest")
+    return tuple(dict.fromkeys(doubts))
 
 
 # Warnings ----------------------------------------------------------------------------------------
 
 
 def warnings(study: Study, trials: Sequence[str] = ()) -> tuple[str, ...]:
-    """What a reader must know before believing the page. `trials`: all that were planned."""
+    """Limitations of the data that affect the laws. `trials`: names of all planned trials."""
     finals = study.table.finals
-    found = [] if len(finals) else ["No trial has finished, so there is no law yet."]
+    lines = [] if len(finals) else ["No trial has finished, so there is no law yet."]
     if len(finals):
-        found += [*_repeats(finals), *_seeds(finals), *_sizes(finals), *_mixtures(finals)]
-    return (*found, *_missing(study, trials))
+        lines += [*_repeats(finals), *_seeds(finals), *_sizes(finals), *_mixtures(finals)]
+    return (*lines, *_missing(study, trials))
 
 
 def _repeats(finals: pd.DataFrame) -> list[str]:
@@ -111,49 +115,54 @@ def _repeats(finals: pd.DataFrame) -> list[str]:
         return []
     return [
         f"{len(repeated)} runs saw their images up to {repeated.epochs.max():.1f} times: "
-        "a floor may be over-fitting."
+        "over-fitting may look like an irreducible loss E."
     ]
 
 
 def _seeds(finals: pd.DataFrame) -> list[str]:
     if finals.seed.isna().all():
-        return ["The seeds are not known: whether the noise between seeds is in an interval, too."]
-    one = finals.seed.nunique() == 1
-    return ["One seed a size: the noise between seeds is not in any interval."] if one else []
+        return ["The seeds are unknown: the intervals may leave out the noise between seeds."]
+    if finals.seed.nunique() == 1:
+        return ["One seed for each size: the intervals leave out the noise between seeds."]
+    return []
 
 
 def _sizes(finals: pd.DataFrame) -> list[str]:
     known = [name for name in VARIABLES if finals[name].notna().any()]
-    found = []
+    lines = []
     if known and (count := finals[known[0]].nunique()) < _FEW_SIZES:
-        found.append(f"Only {count} sizes: a straight line is no evidence.")
+        lines.append(f"Only {count} sizes: a straight line through them is weak evidence of a law.")
     rates = finals.groupby(known[0]).learning_rate.nunique().max() if known else 0
     if rates > 1:
-        found.append("Sizes have several learning rates: the laws pool them, good ones and bad.")
+        lines.append("Sizes have several learning rates: the laws pool good and bad ones.")
         edges = [each for each in rate_sweeps(finals, known[0]) if each.at_edge]
-        found += [
+        lines += [
             f"The best rate of N = {size(each.size)} is {significant(each.best)}, at the edge of "
-            "those tried: one beyond may be better."
+            "the tried range: a rate outside it may be better."
             for each in edges
         ]
-    return found
+    return lines
 
 
 def _mixtures(finals: pd.DataFrame) -> list[str]:
-    """Scores of other tokens, or of other images, are on another scale."""
-    found = []
-    for column, what in (("tokenizer", "tokenizers"), ("data", "data sets"), ("family", "kinds")):
+    """Warnings of pooled runs: scores of different tokens or images are not comparable."""
+    lines = []
+    for column, what in (
+        ("tokenizer", "tokenizers"),
+        ("data", "data sets"),
+        ("family", "families"),
+    ):
         names = sorted(finals[column].dropna().unique())
         if len(names) > 1:
-            found.append(f"Runs of several {what} are pooled: {', '.join(names)}.")
-    return found
+            lines.append(f"Runs of several {what} are pooled: {', '.join(names)}.")
+    return lines
 
 
 def _missing(study: Study, trials: Sequence[str]) -> list[str]:
     rows = study.table.rows
-    lost = sorted(rows[rows.status.isin(_UNFINISHED)].trial.unique())
-    found = [f"Not finished, so not in any law: {', '.join(lost)}."] if lost else []
-    none = [name for name in trials if name not in set(rows.trial)]
-    if none:
-        found.append(f"Without any usable evaluation, so not in any law: {', '.join(none)}.")
-    return found
+    unfinished = sorted(rows[rows.status.isin(_UNFINISHED)].trial.unique())
+    lines = [f"Not finished, so not in any law: {', '.join(unfinished)}."] if unfinished else []
+    absent = [name for name in trials if name not in set(rows.trial)]
+    if absent:
+        lines.append(f"Without any usable evaluation, so not in any law: {', '.join(absent)}.")
+    return lines

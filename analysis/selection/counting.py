@@ -1,4 +1,4 @@
-"""How much of an exponent is the counting: one law under every way to count parameters or FLOPs."""
+"""How an exponent depends on the way of counting: one law under every count of N and of C."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,33 +14,33 @@ from analysis.fitting.points import FitError
 from analysis.uncertainty.intervals import Interval, interval
 
 Array = NDArray[np.float64]
-Select = Callable[[pd.DataFrame, str], pd.DataFrame]
+Select = Callable[[pd.DataFrame, str], pd.DataFrame]  # (rows, column) -> the rows to fit
 
 
 @dataclass(frozen=True)
 class Counting:
-    """A way to count: columns of the results row that are added, and those taken away."""
+    """A way to count parameters or FLOPs, as a sum of columns of the results table."""
 
     name: str
     variable: str  # "N" or "C"
-    what: str
+    what: str  # a description for the report
     add: tuple[str, ...]
-    less: tuple[str, ...] = ()
+    less: tuple[str, ...] = ()  # columns that are subtracted
 
 
 COUNTINGS = (
-    Counting("blocks", "N", "weights of the block matrices, AdaLN among them (the paper's formula)",
+    Counting("blocks", "N", "weights of the block matrices, with AdaLN (the paper's formula)",
              ("params_blocks",)),
     Counting("total", "N", "all parameters (the paper's 18.5M … 2.0B)", ("params_total",)),
     Counting("without embeddings and head", "N", "all but embeddings and head", ("params_total",),
              ("params_embedding", "params_head")),
-    Counting("attention and MLP", "N", "what acts on every token: blocks without AdaLN",
+    Counting("attention and MLP", "N", "weights that act on every token: blocks without AdaLN",
              ("params_attention", "params_mlp")),
-    Counting("without AdaLN", "N", "all but AdaLN, which acts once an image", ("params_total",),
+    Counting("without AdaLN", "N", "all but AdaLN, which acts once per image", ("params_total",),
              ("params_adaln",)),
-    Counting("model FLOPs", "C", "the model's own, pairs under the block-causal mask",
+    Counting("model FLOPs", "C", "attention only for pairs inside the block-causal mask",
              ("train_flops",)),
-    Counting("dense mask", "C", "all pairs of tokens, as one masked product computes them",
+    Counting("dense mask", "C", "attention for all pairs, as a dense product computes it",
              ("train_flops_dense_mask",)),
     Counting("6 N D, N total", "C", "6 × all parameters × tokens", ("train_flops_6n_total",)),
     Counting("6 N D, N blocks", "C", "6 × block weights × tokens", ("train_flops_6n_blocks",)),
@@ -57,8 +57,8 @@ class Convention:
     counting: Counting
     fit: Fit | None
     interval: Interval | None  # of the exponent, 95 %
-    ratio: float | None  # of the exponent to that of the reference counting
-    rows_left_out: int  # whose metric or count is unknown, such as an imported model's compute
+    ratio: float | None  # exponent / exponent of the reference counting
+    rows_left_out: int  # whose metric or reference count is unknown
     refused: str | None = None
 
     @property
@@ -89,56 +89,58 @@ def by_convention(
 ) -> tuple[Convention, ...]:
     """Fit `metric` against N and against C under every counting that `rows` has columns for.
 
-    `rows`: one for each run, columns as in var_scaling.results.Row. A law in (N, D) is fitted
-    under the countings of N, D being `tokens_seen`; one in (N, D, U) takes U = tokens_seen /
-    epochs. `select(rows, column)` picks the points of a counting, as a frontier does; `column` then
-    holds that count. Rows where the metric or the reference count is unknown are left out for all
-    countings of that variable, so all stand on the same runs; a counting that then lacks a value is
-    refused. Raises ValueError where `metric` is no column.
+    `rows`: one per run, with the columns of var_scaling.results.Row. A law in (N, D) is fitted only
+    under the countings of N, with D = tokens_seen; a law in (N, D, U) has U = tokens_seen / epochs.
+    `select(rows, column)` returns the points to fit, for example a frontier; `column` contains the
+    count. Rows whose metric or reference count is unknown are left out of all countings of that
+    variable, so that all countings use the same runs; a counting with a further unknown value is
+    refused. Raises ValueError where `metric` is not a column.
     """
     if metric not in rows.columns:
-        raise ValueError(f"no column {metric!r}; there are {', '.join(map(str, rows.columns))}")
+        raise ValueError(
+            f"there is no column {metric!r}; the columns are {', '.join(map(str, rows.columns))}"
+        )
     variables = ("N", "C") if len(law.variables) == 1 else ("N",)
-    found: list[Convention] = []
+    conventions: list[Convention] = []
     for variable in variables:
-        family = [each for each in COUNTINGS if each.variable == variable]
-        known, left_out = _known(rows, metric, _reference(family))
-        tried = [
-            _counted(counting, known, left_out, metric, law, objective, floor, select)
-            for counting in family
+        countings = [each for each in COUNTINGS if each.variable == variable]
+        usable, left_out = _known_rows(rows, metric, _reference(countings))
+        fitted = [
+            _fit_counting(counting, usable, left_out, metric, law, objective, floor, select)
+            for counting in countings
         ]
-        found += _compared(tried, REFERENCE[variable])
-    return tuple(found)
+        conventions += _with_ratios(fitted, REFERENCE[variable])
+    return tuple(conventions)
 
 
-def spread(found: Sequence[Convention], variable: str) -> str:
-    """How far the exponents under the countings of `variable` lie apart, in words."""
-    fitted = [each for each in found if each.variable == variable and each.fit]
+def exponent_spread(conventions: Sequence[Convention], variable: str) -> str:
+    """The range of the exponents under the countings of `variable`, in words."""
+    fitted = [each for each in conventions if each.variable == variable and each.fit]
     if len(fitted) < 2:
         return f"{variable}: fewer than two countings could be fitted"
     low = min(fitted, key=lambda each: each.fit.alpha if each.fit else np.inf)
     high = max(fitted, key=lambda each: each.fit.alpha if each.fit else -np.inf)
     assert low.fit is not None
     assert high.fit is not None
-    apart = high.fit.alpha - low.fit.alpha
-    words = (
-        f"{variable}: the exponent goes from {low.fit.alpha:.4g} ({low.name}) to "
+    difference = high.fit.alpha - low.fit.alpha
+    text = (
+        f"{variable}: the exponent ranges from {low.fit.alpha:.4g} ({low.name}) to "
         f"{high.fit.alpha:.4g} ({high.name})"
     )
     reference = next((each for each in fitted if each.ratio == 1.0), None)
     if reference is None or reference.fit is None:
-        return words
-    words += f", {apart / abs(reference.fit.alpha):.1%} of the {reference.fit.alpha:.4g} by "
-    words += reference.name
+        return text
+    text += f", a difference of {difference / abs(reference.fit.alpha):.1%} of the "
+    text += f"{reference.fit.alpha:.4g} of {reference.name}"
     span = reference.interval
     if span is None:
-        return words
-    wider = "more" if apart > span.high - span.low else "less"
-    return f"{words}; {wider} than the width of its interval, {span.high - span.low:.2g}"
+        return text
+    comparison = "more" if difference > span.high - span.low else "less"
+    return f"{text}; {comparison} than the width of its interval, {span.high - span.low:.2g}"
 
 
 def count(rows: pd.DataFrame, counting: Counting) -> Array:
-    """(n,) of `counting`; NaN where a part of it is unknown. Raises FitError without a column."""
+    """(n,) counts; NaN where a part is unknown. Raises FitError where a column is missing."""
     missing = [name for name in (*counting.add, *counting.less) if name not in rows.columns]
     if missing:
         raise FitError(f"column{'s' if len(missing) > 1 else ''} missing: {', '.join(missing)}")
@@ -149,14 +151,14 @@ def count(rows: pd.DataFrame, counting: Counting) -> Array:
     return total
 
 
-def _reference(family: list[Counting]) -> Counting:
-    return next(each for each in family if each.name == REFERENCE[each.variable])
+def _reference(countings: list[Counting]) -> Counting:
+    return next(each for each in countings if each.name == REFERENCE[each.variable])
 
 
-def _known(rows: pd.DataFrame, metric: str, reference: Counting) -> tuple[pd.DataFrame, int]:
-    """Rows whose metric and reference count are known, and how many are not.
+def _known_rows(rows: pd.DataFrame, metric: str, reference: Counting) -> tuple[pd.DataFrame, int]:
+    """The rows whose metric and reference count are known, and the number of the other rows.
 
-    Where the reference is no column, or known of no row, it leaves none out.
+    Where no row has the reference count, only the metric must be known.
     """
     known = pd.to_numeric(rows[metric], errors="coerce").notna().to_numpy()
     try:
@@ -168,10 +170,11 @@ def _known(rows: pd.DataFrame, metric: str, reference: Counting) -> tuple[pd.Dat
     return rows[known], int((~known).sum())
 
 
-def _counted(
+def _fit_counting(
     counting: Counting, rows: pd.DataFrame, left_out: int, metric: str, law: Law,
     objective: str | Objective, floor: float | None, select: Select | None,
 ) -> Convention:  # fmt: skip
+    """The law under one counting; `refused` has the reason where it has no fit or no interval."""
     try:
         sizes = count(rows, counting)
         unknown = int((~np.isfinite(sizes)).sum())
@@ -190,18 +193,20 @@ def _counted(
         return Convention(counting, fit, None, None, left_out, f"no interval: {error}")
 
 
-_COLUMN = "counted"
+_COLUMN = "counted"  # the column that contains the count
 
 
 def _variables(points: pd.DataFrame, law: Law) -> Array | tuple[Array, ...]:
-    """x of the law: the count, then D and U from the table. Raises FitError without them."""
+    """x of the law: the count, then D and U. Raises FitError where their columns are missing."""
     sizes = points[_COLUMN].to_numpy(dtype=float)
     if len(law.variables) == 1:
         return sizes
     needed = ("tokens_seen", "epochs") if law.repeats else ("tokens_seen",)
     missing = [name for name in needed if name not in points.columns]
     if missing:
-        raise FitError(f"a law in ({', '.join(law.variables)}) needs {', '.join(missing)}")
+        raise FitError(
+            f"a law in ({', '.join(law.variables)}) needs the columns {', '.join(missing)}"
+        )
     data = pd.to_numeric(points.tokens_seen, errors="coerce").to_numpy(dtype=float)
     if not law.repeats:
         return sizes, data
@@ -209,11 +214,11 @@ def _variables(points: pd.DataFrame, law: Law) -> Array | tuple[Array, ...]:
     return sizes, data, data / epochs
 
 
-def _compared(tried: list[Convention], reference: str) -> list[Convention]:
-    """The same, each with its ratio to the reference's exponent."""
-    base = next(each.fit for each in tried if each.name == reference)
+def _with_ratios(fitted: list[Convention], reference: str) -> list[Convention]:
+    """The same conventions, each with the ratio of its exponent to that of the reference."""
+    base = next(each.fit for each in fitted if each.name == reference)
     if base is None or base.alpha == 0:
-        return tried
+        return fitted
     return [
-        replace(each, ratio=each.fit.alpha / base.alpha) if each.fit else each for each in tried
+        replace(each, ratio=each.fit.alpha / base.alpha) if each.fit else each for each in fitted
     ]

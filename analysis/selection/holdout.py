@@ -1,4 +1,4 @@
-"""How well a law foretells: fit below a cut, predict above it, and roll the cut upwards."""
+"""Held-out error of a law: fit below a cut, predict above it, for a series of rising cuts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,16 +15,16 @@ from analysis.uncertainty.intervals import Interval, prediction_interval
 Array = NDArray[np.float64]
 Variables = ArrayLike | Sequence[ArrayLike]
 
-MOST_CUTS = 24
+MAX_CUTS = 24
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A run above a cut, predicted by the law of the runs below it.
+    """A run above a cut, predicted by the law that was fitted to the runs below it.
 
-    `x` is its size, in the variable that the cut is of; `cut` the largest size that was fitted,
-    `sizes` and `runs` how many were. `points`: which of the points given it is; several runs of
-    one size only in `leave_largest_out`, which compares their means.
+    `x` is its size in the variable of the cut, `cut` the largest fitted size, `sizes` and `runs`
+    the numbers of fitted sizes and runs. `points` are the indices of the predicted points: one, or
+    all runs of the largest size in `leave_largest_out`, which compares their means.
     """
 
     x: float
@@ -35,16 +35,16 @@ class HeldOut:
     runs: int
     points: tuple[int, ...]
     interval: Interval | None = None  # of a new run at x, 95 %
-    no_interval: str | None = None  # why there is none, where one was asked for
+    no_interval: str | None = None  # why there is none, where one was requested
 
     @property
     def relative_error(self) -> float:
-        """Signed: above zero, the law expected a larger loss than was measured."""
+        """Signed: positive where the predicted loss is above the measured one."""
         return self.predicted / self.measured - 1
 
     @property
     def covered(self) -> bool | None:
-        """Whether the interval held the run. None without an interval."""
+        """Whether the interval contains the measured value. None without an interval."""
         if self.interval is None:
             return None
         return self.interval.low <= self.measured <= self.interval.high
@@ -52,7 +52,7 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class CutRefused:
-    """A cut below which the runs cannot carry the law, and the reason."""
+    """A cut below which the law cannot be fitted, and the reason."""
 
     cut: float
     sizes: int
@@ -69,11 +69,11 @@ def leave_largest_out(
     floor: float | None = None,
     order: ArrayLike | None = None,
 ) -> HeldOut | None:
-    """The largest size predicted from all smaller ones; its runs count as their mean.
+    """The mean loss of the largest size, predicted from all smaller sizes.
 
-    `x`, `y`, `floor` as `fit_law` takes them. `order`, (n,): what sizes are ordered by where the
-    law has several variables (N, or C); the first variable otherwise. None where the smaller sizes
-    alone cannot carry the law. Raises FitError for points that are no sizes and losses.
+    `x`, `y`, `floor`: as for `fit_law`. `order`, (n,): the variable that sizes are ordered by, such
+    as N or C; by default the first variable. None where the law cannot be fitted to the smaller
+    sizes. Raises FitError where a value is not positive or the shapes differ.
     """
     columns, losses, rank = _checked(law, x, y, order)
     above = rank == rank.max()
@@ -103,73 +103,73 @@ def rolling(
     floor: float | None = None,
     order: ArrayLike | None = None,
     intervals: bool = True,
-    most_cuts: int = MOST_CUTS,
+    max_cuts: int = MAX_CUTS,
 ) -> tuple[HeldOut | CutRefused, ...]:
-    """Every run above every cut, predicted from the runs below; cuts that fail, with the reason.
+    """Every run above every cut, predicted from the runs below; a failed cut gives a CutRefused.
 
-    The first cut leaves as many sizes as the law has parameters and one run more than that, the
-    last all sizes but the largest. Of more than `most_cuts` sizes, cuts lie evenly among them.
-    `intervals`: a 95 % prediction interval for each; it takes most of the time. The rest is as in
-    `leave_largest_out`.
+    Below the first cut there are as many sizes as the law has parameters, and at least one run
+    more; below the last cut are all sizes but the largest. If there are more than `max_cuts`
+    possible cuts, `max_cuts` evenly spaced ones are used. `intervals`: a 95 % prediction interval
+    for each run, which takes most of the time. The other arguments are as in `leave_largest_out`.
     """
     columns, losses, rank = _checked(law, x, y, order)
     free = len(law.names) - (floor is not None)
-    found: list[HeldOut | CutRefused] = []
-    for cut, sizes in _cuts(rank, free, most_cuts):
+    results: list[HeldOut | CutRefused] = []
+    for cut, sizes in _cuts(rank, free, max_cuts):
         below = rank <= cut
         runs = int(below.sum())
         try:
             fit = _fit_of(law, columns, losses, below, objective, floor)
         except FitError as error:
-            found.append(CutRefused(cut, sizes, runs, str(error)))
+            results.append(CutRefused(cut, sizes, runs, str(error)))
             continue
         above = np.flatnonzero(~below)
         for point in above[np.argsort(rank[above], kind="stable")]:
-            one = _at(columns, point)
-            interval, reason = _interval(fit, one) if intervals else (None, None)
-            place, measured, predicted = rank[point], losses[point], float(fit.predict(one))
-            held = HeldOut(
-                float(place), float(measured), predicted, cut, sizes, runs, (int(point),)
+            x_point = _at(columns, point)
+            interval, reason = _interval(fit, x_point) if intervals else (None, None)
+            size, measured, predicted = rank[point], losses[point], float(fit.predict(x_point))
+            held_out = HeldOut(
+                float(size), float(measured), predicted, cut, sizes, runs, (int(point),)
             )
-            found.append(replace(held, interval=interval, no_interval=reason))
-    return tuple(found)
+            results.append(replace(held_out, interval=interval, no_interval=reason))
+    return tuple(results)
 
 
 def _checked(
     law: Law, x: Variables, y: ArrayLike, order: ArrayLike | None
 ) -> tuple[list[Array], Array, Array]:
-    """The variables, the losses, and what the cuts are of, each (n,). Raises FitError."""
+    """The variables, the losses, and the variable of the cuts, (n,) each. Raises FitError."""
     arrays = [np.atleast_1d(each) for each in law.arrays(x)]
     losses = np.atleast_1d(np.asarray(y, dtype=float))
     rank = arrays[0] if order is None else np.atleast_1d(np.asarray(order, dtype=float))
     for each in (*arrays, rank, losses):
         if each.shape != losses.shape or each.ndim != 1 or not len(each):
             raise FitError(
-                "x, y and `order` must be flat, equally long and not empty: shapes are "
-                f"{[a.shape for a in arrays]}, {losses.shape} and {rank.shape}"
+                "x, y and `order` must be one-dimensional, of equal length and not empty: shapes "
+                f"are {[a.shape for a in arrays]}, {losses.shape} and {rank.shape}"
             )
         if not np.isfinite(each).all() or (each <= 0).any():
             wrong = np.flatnonzero(~(np.isfinite(each) & (each > 0)))
-            raise FitError(f"point {wrong[0]} holds {each[wrong[0]]:g}: all must be above zero")
+            raise FitError(f"point {wrong[0]} is {each[wrong[0]]:g}: all values must be positive")
     return arrays, losses, rank
 
 
-def _cuts(rank: Array, free: int, most: int) -> list[tuple[float, int]]:
-    """(largest size below, number of sizes below) of each cut, rising."""
+def _cuts(rank: Array, free: int, max_cuts: int) -> list[tuple[float, int]]:
+    """(largest size below, number of sizes below) of each cut, in increasing order."""
     sizes = np.unique(rank)
-    able = [
+    cuts = [
         (float(sizes[count - 1]), count)
         for count in range(free, len(sizes))
         if (rank <= sizes[count - 1]).sum() > free
     ]
-    if len(able) <= most:
-        return able
-    chosen = np.unique(np.linspace(0, len(able) - 1, most).round().astype(int))
-    return [able[place] for place in chosen]
+    if len(cuts) <= max_cuts:
+        return cuts
+    chosen = np.unique(np.linspace(0, len(cuts) - 1, max_cuts).round().astype(int))
+    return [cuts[index] for index in chosen]
 
 
 def _at(columns: list[Array], chosen: NDArray[np.generic] | np.intp) -> Array | tuple[Array, ...]:
-    """The chosen points as the law takes them."""
+    """x of the chosen points, in the form that the law takes."""
     picked = tuple(np.asarray(column[chosen]) for column in columns)
     return picked if len(picked) > 1 else picked[0]
 
@@ -178,10 +178,12 @@ def _fit_of(
     law: Law, columns: list[Array], losses: Array, chosen: NDArray[np.bool_],
     objective: str | Objective, floor: float | None,
 ) -> Fit:  # fmt: skip
+    """The law fitted to the chosen points."""
     return fit_law(law, _at(columns, chosen), losses[chosen], objective, floor=floor)
 
 
 def _interval(fit: Fit, x: Array | tuple[Array, ...]) -> tuple[Interval | None, str | None]:
+    """The 95 % prediction interval at `x`, or None and the reason."""
     try:
         return prediction_interval(fit, x), None
     except FitError as error:

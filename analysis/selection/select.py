@@ -1,6 +1,7 @@
-"""Which law: all candidates side by side, what speaks for each, and a verdict that may be "none".
+"""Choice of the law: all candidates side by side, the evidence for each, and a verdict.
 
-All candidates predict L, so their residuals of log L, and what rests on them, can be compared.
+The verdict may be that the data do not decide. All candidates predict L, so their residuals of
+log L, and the statistics computed from them, can be compared.
 """
 
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from analysis.selection.influence import Influence, influence
 from analysis.selection.verdict import Evidence, Verdict, remarks, verdict_of
 from analysis.uncertainty.intervals import Interval, interval
 
-_EXACT = 1e-12  # log residual: below it all laws are equally true
+_EXACT = 1e-12  # log residual; smaller ones are rounding error and do not distinguish laws
 LIKELIHOODS = {
     "squares": "Gaussian log L, its variance fitted",
     "absolute": "Laplace log L, its width fitted",
@@ -29,21 +30,23 @@ LIKELIHOODS = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """One law as it does on these points."""
+    """One law fitted to the points, with the statistics for the comparison."""
 
     name: str  # "pure", "floor", "floor fixed", "logit"
     fit: Fit
-    aicc: float | None  # None where n - k - 1 < 1; only differences mean something
-    r2: float  # of log L, the same for all laws; fit.r2 is of the law's own straight line
+    aicc: float | None  # None where n - k < 2; only differences have a meaning
+    r2: float  # of log L, so comparable between laws; `fit.r2` is not
     E_interval: Interval | None
     held_out: HeldOut | None  # the largest size, predicted from the others
     rolled: tuple[HeldOut, ...]  # the runs above each cut, predicted from those below
-    rolling_error: float | None  # mean |relative error|, over the cuts that all candidates carry
+    rolling_error: (
+        float | None
+    )  # mean |relative error| over the cuts at which every candidate has a fit
     influence: tuple[Influence, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """A row of the table that shows the candidates side by side; NaN where there is none."""
-        held, span, nan = self.held_out, self.E_interval, float("nan")
+        """A row of the table of candidates; NaN where there is no value."""
+        held_out, span, nan = self.held_out, self.E_interval, float("nan")
         return {
             "law": self.name,
             **self.fit.values,
@@ -53,7 +56,7 @@ class Candidate:
             "r2_log_loss": self.r2,
             "rms_relative_error": self.fit.rms_relative_error,
             "aicc": nan if self.aicc is None else self.aicc,
-            "leave_largest_out": held.relative_error if held else nan,
+            "leave_largest_out": held_out.relative_error if held_out else nan,
             "rolling_error": nan if self.rolling_error is None else self.rolling_error,
             "largest_influence": max((each.distance for each in self.influence), default=nan),
         }
@@ -61,12 +64,15 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Curvature:
-    """The quadratic term of log L in log x, by least squares: above zero, it flattens out."""
+    """The quadratic coefficient of log L in log x, by least squares.
+
+    Positive where the curve flattens towards large x, as with an irreducible loss.
+    """
 
     coefficient: float
     standard_error: float
     t: float
-    p: float  # two-sided, of no curvature
+    p: float  # two-sided p value of zero curvature
 
 
 @dataclass(frozen=True)
@@ -74,21 +80,21 @@ class Choice:
     """The candidates, the test of curvature, and the verdict."""
 
     candidates: tuple[Candidate, ...]
-    refused: tuple[str, ...]  # candidates that these points cannot carry, with the reason
+    refused: tuple[str, ...]  # candidates that could not be fitted, each with the reason
     curvature: Curvature | None
-    likelihood: str  # of AICc
-    rolled: int  # predictions behind each rolling error
+    likelihood: str  # of the AICc, in words
+    rolled: int  # number of predictions in each rolling error
     judgement: Verdict
 
     @property
     def preferred(self) -> str | None:
-        """Pure or floor, by its name; None where the data cannot tell."""
+        """The name of the preferred law, "pure" or "floor"; None where the data do not decide."""
         return self.judgement.preferred
 
     @property
     def verdict(self) -> str:
-        """In words, with the reasons."""
-        return self.judgement.words
+        """The verdict in words, with the reasons."""
+        return self.judgement.summary
 
     def get(self, name: str) -> Candidate | None:
         return next((each for each in self.candidates if each.name == name), None)
@@ -105,20 +111,20 @@ def choose(
     *,
     error_rate: bool = False,
 ) -> Choice:
-    """Compare a pure power law with one above a floor on points x, y, each (n,), in any units.
+    """Compare a pure power law with one with an irreducible loss E, on points x, y, (n,) each.
 
-    `fixed_floor`: also the law above this given E. `error_rate`: y is a share of errors, so also
-    the law in the odds. Raises FitError where not even the pure law can be fitted.
+    `fixed_floor`: adds the law with this fixed E. `error_rate`: y is an error rate between 0 and 1,
+    so the law in the odds is added. Raises FitError where the pure law cannot be fitted.
     """
     objective = objective_of(objective)
-    wanted: list[tuple[str, Law, float | None]] = [("pure", PURE, None), ("floor", FLOOR, None)]
+    laws: list[tuple[str, Law, float | None]] = [("pure", PURE, None), ("floor", FLOOR, None)]
     if fixed_floor is not None:
-        wanted.append(("floor fixed", FLOOR, fixed_floor))
+        laws.append(("floor fixed", FLOOR, fixed_floor))
     if error_rate:
-        wanted.append(("logit", LOGIT, None))
+        laws.append(("logit", LOGIT, None))
     fits: dict[str, Fit] = {}
     refused = []
-    for name, law, floor in wanted:
+    for name, law, floor in laws:
         try:
             fits[name] = fit_law(law, x, y, objective, floor=floor)
         except FitError as error:
@@ -126,36 +132,38 @@ def choose(
                 raise
             refused.append(f"{name}: {error}")
     rolled = {name: _rolled(fit) for name, fit in fits.items()}
-    errors, shared = _rolling_errors(rolled)
+    errors, pair_count = _rolling_errors(rolled)
     candidates = {
         name: _candidate(name, fit, rolled[name], errors[name]) for name, fit in fits.items()
     }
     curvature = curvature_of(x, y)
     evidence = {name: _evidence(candidate) for name, candidate in candidates.items()}
     least = float(np.min(np.asarray(y, dtype=float)))
-    bend = None if curvature is None else (curvature.t, curvature.p)
-    verdict = verdict_of(evidence["pure"], evidence.get("floor"), bend, least, tuple(refused))
+    curvature_test = None if curvature is None else (curvature.t, curvature.p)
+    verdict = verdict_of(
+        evidence["pure"], evidence.get("floor"), curvature_test, least, tuple(refused)
+    )
     return Choice(
         candidates=tuple(candidates.values()),
         refused=tuple(refused),
         curvature=curvature,
         likelihood=LIKELIHOODS[objective.name],
-        rolled=shared,
+        rolled=pair_count,
         judgement=replace(verdict, remarks=remarks(evidence)),
     )
 
 
 def aicc(fit: Fit) -> float | None:
-    """Akaike's criterion, corrected for few points (Hurvich and Tsai 1989); None where n - k < 2.
+    """Akaike's criterion with the correction for small n (Hurvich and Tsai 1989).
 
-    The likelihood is the one whose optimum the objective finds (LIKELIHOODS), so k counts its
-    width too. Constants are left out for squares, n log(RSS / n), and for absolute,
-    2 n log(Σ|r| / n); the correction is exact for Gaussian straight lines only.
+    None where n - k < 2. The likelihood is the one whose maximum the fit is (LIKELIHOODS); k
+    includes its fitted width. Additive constants are omitted: n log(RSS / n) for squares and
+    2 n log(Σ|r| / n) for absolute. The correction is exact only for Gaussian straight lines.
     """
     n, k = fit.points, fit.free + 1
     if n - k < 2:
         return None
-    weights = fit.given.weights
+    weights = fit.data.weights
     if fit.objective.name == "absolute":
         width = float(np.mean(weights * np.abs(fit.residuals)))
         misfit = 2 * n * np.log(max(width, _EXACT))
@@ -168,7 +176,7 @@ def aicc(fit: Fit) -> float | None:
 
 
 def _least_huber(loss: float, delta: float) -> float:
-    """-2 log likelihood a point of the mean Huber loss, at its best width s."""
+    """-2 log likelihood per point for this mean Huber loss, minimised over the width s."""
 
     def misfit(log_s: float) -> float:
         s = np.exp(log_s)
@@ -176,50 +184,50 @@ def _least_huber(loss: float, delta: float) -> float:
         tails = 2 * s / delta * np.exp(-(delta**2) / (2 * s))
         return float(2 * np.log(middle + tails) + 2 * loss / s)
 
-    around = np.log(loss)  # s is between the mean loss (Laplace) and twice it (Gauss)
-    return float(optimize.minimize_scalar(misfit, bounds=(around - 1, around + 2)).fun)
+    centre = np.log(loss)  # s is between the mean loss (Laplace) and twice that (Gauss)
+    return float(optimize.minimize_scalar(misfit, bounds=(centre - 1, centre + 2)).fun)
 
 
 def curvature_of(x: ArrayLike, y: ArrayLike) -> Curvature | None:
-    """Least squares of log y on 1, u, u², u = log x centred. None below 4 points or 3 sizes."""
+    """Least squares of log y on 1, u, u², u = log x centred; None below 4 points or 3 sizes."""
     u = np.log(np.asarray(x, dtype=float))
     v = np.log(np.asarray(y, dtype=float))
-    freedom = len(u) - 3
-    if freedom < 1 or len(np.unique(u)) < 3:
+    degrees_of_freedom = len(u) - 3
+    if degrees_of_freedom < 1 or len(np.unique(u)) < 3:
         return None
     u = u - u.mean()
     line = np.column_stack([np.ones_like(u), u])
-    bend = u**2 - line @ np.linalg.lstsq(line, u**2, rcond=None)[0]
-    coefficient = float(bend @ v / (bend @ bend))
-    left = v - line @ np.linalg.lstsq(line, v, rcond=None)[0] - coefficient * bend
-    variance = max(float(left @ left) / freedom, _EXACT**2)
-    error = float(np.sqrt(variance / (bend @ bend)))
+    # u² minus its projection on the line; its coefficient is the quadratic one (FWL theorem).
+    quadratic = u**2 - line @ np.linalg.lstsq(line, u**2, rcond=None)[0]
+    coefficient = float(quadratic @ v / (quadratic @ quadratic))
+    residual = v - line @ np.linalg.lstsq(line, v, rcond=None)[0] - coefficient * quadratic
+    variance = max(float(residual @ residual) / degrees_of_freedom, _EXACT**2)
+    error = float(np.sqrt(variance / (quadratic @ quadratic)))
     t = coefficient / error
-    return Curvature(coefficient, error, t, float(2 * stats.t.sf(abs(t), freedom)))
+    return Curvature(coefficient, error, t, float(2 * stats.t.sf(abs(t), degrees_of_freedom)))
 
 
 def _rolled(fit: Fit) -> tuple[HeldOut, ...]:
-    """Each run above each cut that can carry the law."""
-    cuts = rolling(
-        fit.law, fit.given.x, fit.given.y, fit.objective, floor=fit.floor, intervals=False
-    )
+    """The predictions of `rolling`, without the refused cuts."""
+    cuts = rolling(fit.law, fit.data.x, fit.data.y, fit.objective, floor=fit.floor, intervals=False)
     return tuple(each for each in cuts if isinstance(each, HeldOut))
 
 
 def _rolling_errors(rolled: dict[str, tuple[HeldOut, ...]]) -> tuple[dict[str, float | None], int]:
-    """Mean |relative error| of each, over the (cut, point) pairs that all of them could predict.
+    """Mean |relative error| of each candidate, over the (cut, point) pairs that all have; and the
+    number of these pairs.
 
-    A candidate that no cut can carry has none, and does not narrow the others' pairs.
+    A candidate with no prediction has the error None and does not reduce the pairs of the others.
     """
-    found = {
-        name: {(each.cut, each.points): abs(each.relative_error) for each in held}
-        for name, held in rolled.items()
+    errors_of = {
+        name: {(each.cut, each.points): abs(each.relative_error) for each in predictions}
+        for name, predictions in rolled.items()
     }
-    able = [set(errors) for errors in found.values() if errors]
-    shared = set.intersection(*able) if able else set()
+    pair_sets = [set(errors) for errors in errors_of.values() if errors]
+    shared = set.intersection(*pair_sets) if pair_sets else set()
     mean = {
         name: float(np.mean([errors[pair] for pair in shared])) if errors and shared else None
-        for name, errors in found.items()
+        for name, errors in errors_of.items()
     }
     return mean, len(shared)
 
@@ -227,9 +235,10 @@ def _rolling_errors(rolled: dict[str, tuple[HeldOut, ...]]) -> tuple[dict[str, f
 def _candidate(
     name: str, fit: Fit, rolled: tuple[HeldOut, ...], rolling_error: float | None
 ) -> Candidate:
-    log_y = np.log(fit.given.y)
+    """The candidate with all its statistics."""
+    log_y = np.log(fit.data.y)
     spread = float(np.sum((log_y - log_y.mean()) ** 2))
-    held = leave_largest_out(fit.law, fit.given.x, fit.given.y, fit.objective, floor=fit.floor)
+    held_out = leave_largest_out(fit.law, fit.data.x, fit.data.y, fit.objective, floor=fit.floor)
     free_floor = fit.law.floor and fit.floor is None
     return Candidate(
         name=name,
@@ -237,7 +246,7 @@ def _candidate(
         aicc=aicc(fit),
         r2=1 - float(np.sum(fit.residuals**2)) / spread if spread > 0 else float("nan"),
         E_interval=interval(fit, "E") if free_floor else None,
-        held_out=held,
+        held_out=held_out,
         rolled=rolled,
         rolling_error=rolling_error,
         influence=influence(fit) if fit.points > fit.free + 1 else (),
@@ -245,10 +254,11 @@ def _candidate(
 
 
 def _evidence(candidate: Candidate) -> Evidence:
-    held, span = candidate.held_out, candidate.E_interval
+    """The statistics of a candidate that the verdict uses."""
+    held_out, span = candidate.held_out, candidate.E_interval
     return Evidence(
         aicc=candidate.aicc,
-        held_out=held.relative_error if held else None,
+        held_out=held_out.relative_error if held_out else None,
         rolling=candidate.rolling_error,
         scatter=candidate.fit.rms_relative_error,
         E=candidate.fit.E,

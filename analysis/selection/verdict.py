@@ -1,42 +1,45 @@
-"""Pure or floor, in words with the reasons: a law is preferred where nothing contradicts it."""
+"""The verdict, pure or floor, with reasons: a law is preferred if no criterion contradicts it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_DECISIVE = 2.0  # of AICc (Burnham and Anderson 2002, 2.6): below, both are about as likely
-_SMALL = 0.5  # of the least loss: a floor above it would double the exponent at the largest size
-_UNLIKELY = 0.05
+_MIN_AICC_GAIN = (
+    2.0  # of AICc (Burnham and Anderson 2002, 2.6); below it both laws are about equally likely
+)
+_LARGE_E = 0.5  # of the least loss; a larger E would at least double the exponent at that size
+_SIGNIFICANCE = 0.05  # p value of the curvature test
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one law's fit brings to the comparison; errors are relative, E in units of L."""
+    """The statistics of one law for the comparison; errors are relative, E is in units of L."""
 
     aicc: float | None
-    held_out: float | None  # signed error at the largest size
-    rolling: float | None
+    held_out: float | None  # signed error at the largest size, left out of the fit
+    rolling: float | None  # mean absolute error above rising cuts
     scatter: float  # rms relative error of the fit
     E: float
-    E_span: tuple[float, float] | None
-    r: float
+    E_span: tuple[float, float] | None  # 95 % interval
+    r: float  # Pearson's
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`words` says all of it in a sentence or two; `doubts` is why none is preferred."""
+    """The preferred law with the reasons; `doubts` is why none is preferred."""
 
-    preferred: str | None  # "pure", "floor", or None where the data cannot tell
+    preferred: str | None  # "pure", "floor", or None where the data do not decide
     reasons: tuple[str, ...]
     doubts: tuple[str, ...]
     remarks: tuple[str, ...] = ()
 
     @property
-    def words(self) -> str:
-        shown = ", ".join(self.reasons)
+    def summary(self) -> str:
+        """The verdict in a sentence or two."""
+        reasons = ", ".join(self.reasons)
         if self.preferred is None:
-            said = f"these data cannot tell: {'; '.join(self.doubts)}"
-            return f"{said} ({shown})" if shown else said
-        return f"{self.preferred} preferred: {shown}"
+            text = f"these data do not decide: {'; '.join(self.doubts)}"
+            return f"{text} ({reasons})" if reasons else text
+        return f"{self.preferred} preferred: {reasons}"
 
 
 def verdict_of(
@@ -46,34 +49,39 @@ def verdict_of(
     least_loss: float,
     refused: tuple[str, ...] = (),
 ) -> Verdict:
-    """Compare the law with a floor with the one without.
+    """Compare the law with an irreducible loss E ("floor") with the law without ("pure").
 
-    The floor is preferred if AICc favours it by 2 or more, E's interval excludes 0 and the largest
-    size, left out, is not predicted worse. Pure is preferred if AICc favours it by 2 or more, no
-    admissible E is above half the least loss (so the exponent could not double), and the largest
-    size is not predicted worse. Errors at the largest size that differ by less than the scatter of
-    the residuals are no vote. `curvature`: its t and p.
+    "floor" is preferred if AICc favours it by at least 2, the interval of E excludes 0, and it does
+    not predict the left-out largest size worse. "pure" is preferred if AICc favours it by at least
+    2, no E of its interval is above half the least loss (so the exponent could not double), and it
+    does not predict the largest size worse. Errors at the largest size that differ by less than the
+    scatter of the residuals do not count. `curvature`: its t and p.
     """
     if floor is None:
-        why = next((each for each in refused if each.startswith("floor: ")), "floor: not fitted")
-        return Verdict(None, (), (f"the law with a floor cannot be fitted ({why[7:]})",))
+        reason = next(
+            (each.removeprefix("floor: ") for each in refused if each.startswith("floor: ")),
+            "not fitted",
+        )
+        return Verdict(
+            None, (), (f"the law with an irreducible loss E cannot be fitted ({reason})",)
+        )
     reasons, doubts, votes = [], [], set()
     if pure.aicc is None or floor.aicc is None:
         doubts.append("too few points for AICc")
     else:
         gain = floor.aicc - pure.aicc
-        reasons.append(f"AICc {gain:+.1f} for the floor")
-        if abs(gain) < _DECISIVE:
-            doubts.append(f"AICc differs by less than {_DECISIVE:g}")
+        reasons.append(f"AICc {gain:+.1f} for the law with E")
+        if abs(gain) < _MIN_AICC_GAIN:
+            doubts.append(f"AICc differs by less than {_MIN_AICC_GAIN:g}")
         else:
             votes.add("floor" if gain < 0 else "pure")
-    for vote in (_held_out(pure, floor, reasons), _floor(floor, least_loss, reasons, doubts)):
+    for vote in (_held_out_vote(pure, floor, reasons), _E_vote(floor, least_loss, reasons, doubts)):
         votes.update({vote} if vote else ())
     if curvature is not None:
         t, p = curvature
         reasons.append(f"curvature t = {t:.1f} (p = {p:.2g})")
-        if t < 0 and p < _UNLIKELY:
-            doubts.append("log L bends downwards, as neither law does")
+        if t < 0 and p < _SIGNIFICANCE:
+            doubts.append("log L curves downwards, which neither law can describe")
     if len(votes) > 1:
         doubts.append("the criteria disagree")
     preferred = votes.pop() if len(votes) == 1 and not doubts else None
@@ -81,39 +89,41 @@ def verdict_of(
 
 
 def remarks(evidence: Mapping[str, Evidence]) -> tuple[str, ...]:
-    """What else the table shows: Pearson's r, the fixed floor, the law in the odds."""
-    said = [
-        "Pearson r hardly discriminates: "
+    """Further comparisons: Pearson's r, the law with a fixed E, the law in the odds."""
+    lines = [
+        "Pearson r hardly differs between laws: "
         + ", ".join(f"{name} {each.r:.4f}" for name, each in evidence.items())
     ]
     fixed, free, logit = (evidence.get(name) for name in ("floor fixed", "floor", "logit"))
     if fixed is not None and free is not None and free.E_span is not None:
         low, high = free.E_span
-        place = "inside" if low <= fixed.E <= high else "outside"
-        said.append(f"the given E = {fixed.E:g} is {place} the interval of the free one")
-    for name, one in (("floor fixed", fixed), ("logit", logit)):
-        if one is not None:
-            said.append(f"{name} against pure: {_against(one, evidence['pure'])}")
-    return tuple(said)
+        position = "inside" if low <= fixed.E <= high else "outside"
+        lines.append(f"the fixed E = {fixed.E:g} is {position} the interval of the fitted E")
+    for name, candidate in (("floor fixed", fixed), ("logit", logit)):
+        if candidate is not None:
+            lines.append(f"{name} against pure: {_comparison(candidate, evidence['pure'])}")
+    return tuple(lines)
 
 
-def _against(one: Evidence, other: Evidence) -> str:
-    found = []
-    if one.aicc is not None and other.aicc is not None:
-        found.append(f"AICc {one.aicc - other.aicc:+.1f}")
-    if one.held_out is not None and other.held_out is not None:
-        found.append(_errors(one, other))
-    if one.rolling is not None and other.rolling is not None:
-        found.append(f"rolling error {one.rolling:.2%} against {other.rolling:.2%}")
-    return ", ".join(found) or "too few points to compare"
+def _comparison(first: Evidence, second: Evidence) -> str:
+    """The differences of AICc and of the held-out errors, in words."""
+    parts = []
+    if first.aicc is not None and second.aicc is not None:
+        parts.append(f"AICc {first.aicc - second.aicc:+.1f}")
+    if first.held_out is not None and second.held_out is not None:
+        parts.append(_errors(first, second))
+    if first.rolling is not None and second.rolling is not None:
+        parts.append(f"rolling error {first.rolling:.2%} against {second.rolling:.2%}")
+    return ", ".join(parts) or "too few points to compare"
 
 
-def _errors(one: Evidence, other: Evidence) -> str:
-    return f"leave-largest-out {one.held_out:+.2%} against {other.held_out:+.2%}"
+def _errors(first: Evidence, second: Evidence) -> str:
+    """The errors of both laws at the largest size, in words."""
+    return f"leave-largest-out {first.held_out:+.2%} against {second.held_out:+.2%}"
 
 
-def _held_out(pure: Evidence, floor: Evidence, reasons: list[str]) -> str | None:
-    """Who predicts the largest size better, if the difference is more than scatter."""
+def _held_out_vote(pure: Evidence, floor: Evidence, reasons: list[str]) -> str | None:
+    """The law that predicts the largest size better; None if both are equal within the scatter."""
     if pure.rolling is not None and floor.rolling is not None:
         reasons.append(f"rolling error {floor.rolling:.2%} against {pure.rolling:.2%}")
     if pure.held_out is None or floor.held_out is None:
@@ -125,8 +135,10 @@ def _held_out(pure: Evidence, floor: Evidence, reasons: list[str]) -> str | None
     return "floor" if gain > 0 else "pure"
 
 
-def _floor(floor: Evidence, least_loss: float, reasons: list[str], doubts: list[str]) -> str | None:
-    """Whether the interval of E excludes 0, or all floors that would matter."""
+def _E_vote(
+    floor: Evidence, least_loss: float, reasons: list[str], doubts: list[str]
+) -> str | None:
+    """The law that the interval of E supports: it excludes 0, or every E large enough to matter."""
     if floor.E_span is None:
         doubts.append("E has no interval")
         return None
@@ -134,8 +146,8 @@ def _floor(floor: Evidence, least_loss: float, reasons: list[str], doubts: list[
     reasons.append(f"E from {low:.4g} to {high:.4g} (95 %)")
     if low > 0:
         return "floor"
-    if high <= _SMALL * least_loss:
+    if high <= _LARGE_E * least_loss:
         return "pure"
-    most = f"{high / least_loss:.0%} of the least loss" if high < least_loss else "nearly all of it"
-    doubts.append(f"E may be 0 and may be {most}")
+    largest = f"{high / least_loss:.0%}" if high < least_loss else "nearly all"
+    doubts.append(f"E may be 0 and may be {largest} of the least loss")
     return None

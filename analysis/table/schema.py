@@ -1,4 +1,4 @@
-"""The columns of a run table (var_scaling.results), and values as the columns have them."""
+"""The columns of a run table (from var_scaling.results), and conversions to their types."""
 
 from typing import Any
 
@@ -12,68 +12,74 @@ BY_NAME = {column.name: column for column in SCHEMA}
 SCORES = tuple(column.name for column in SCHEMA if column.need == "score")
 VARIABLES = tuple(column.name for column in SCHEMA if column.need == "variable")
 STATUSES = ("done", "running", "diverged", "failed", "waiting", "imported", "damaged")
-# A table with all of these is one of ours: there, a row that lacks a number is no row.
-OURS = (
+# A table with all of these columns was written by this project; it is checked more strictly:
+# a row that lacks a required number is dropped.
+NATIVE_COLUMNS = (
     "sweep", "trial", "family", "depth", "width", "seed", "step", "steps", "learning_rate",
     "tokens_seen", "params_total", "params_blocks", "train_flops", "val_loss", "status",
 )  # fmt: skip
-UNKNOWN_ELSEWHERE = ("step", "steps", "tokens_seen", "train_flops")  # how it was trained
+# May be absent for models with status "imported", whose training is unknown.
+OPTIONAL_IF_IMPORTED = ("step", "steps", "tokens_seen", "train_flops")
 
 
-def absent(values: pd.Series) -> pd.Series:
-    """Where nothing is given: no value, or a blank."""
+def is_absent(values: pd.Series) -> pd.Series:
+    """(n,) bool: where there is no value, or a blank text."""
     blank = [isinstance(value, str) and not value.strip() for value in values]
     return values.isna() | pd.Series(blank, index=values.index, dtype=bool)
 
 
-def numbers(values: pd.Series) -> pd.Series:
-    """`values` as float64; NaN for what is absent or no number."""
+def as_numbers(values: pd.Series) -> pd.Series:
+    """`values` as float64; NaN where a value is absent or not a number."""
     if pd.api.types.is_any_real_numeric_dtype(values.dtype):
         return pd.Series(values.to_numpy(dtype=float, na_value=np.nan), index=values.index)
     return pd.Series([_number(value) for value in values], index=values.index, dtype=float)
 
 
 def _number(value: Any) -> float:
+    """`value` as float; NaN where it is not a number."""
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):
         return float("nan")
 
 
-def texts(values: pd.Series) -> pd.Series:
-    """`values` as text; None for what is absent."""
-    shown = [
-        None if gone else str(value) for value, gone in zip(values, absent(values), strict=True)
+def as_texts(values: pd.Series) -> pd.Series:
+    """`values` as text; None where a value is absent."""
+    converted = [
+        None if missing else str(value)
+        for value, missing in zip(values, is_absent(values), strict=True)
     ]
-    return pd.Series(shown, index=values.index, dtype=object)
+    return pd.Series(converted, index=values.index, dtype=object)
 
 
-def lists(values: pd.Series) -> pd.Series:
-    """`values` as lists of float, also from "[1.5, 2]" or "[1.5 2]"; None for any other."""
+def as_lists(values: pd.Series) -> pd.Series:
+    """`values` as lists of float, also from text such as "[1.5, 2]"; None for anything else."""
     return pd.Series([_list(value) for value in values], index=values.index, dtype=object)
 
 
 def _list(value: Any) -> list[float] | None:
+    """`value` as a list of float; None where it is empty or not a list of numbers."""
     if isinstance(value, str):
         value = value.strip().strip("[]()").replace(",", " ").split()
     if not isinstance(value, list | tuple | np.ndarray):
         return None
-    found = [_number(one) for one in value]
-    return found if found and not np.isnan(found).any() else None
+    items = [_number(item) for item in value]
+    return items if items and not np.isnan(items).any() else None
 
 
-def tight(values: pd.Series) -> pd.Series:
-    """Integers where every value is known and whole; `values` otherwise."""
-    found = values.to_numpy(dtype=float)
-    whole = np.isfinite(found) & (np.abs(found) < 2**53) & (found == np.round(found))
+def as_integers(values: pd.Series) -> pd.Series:
+    """`values` as int64 if all are integers that float64 holds exactly; otherwise unchanged."""
+    floats = values.to_numpy(dtype=float)
+    whole = np.isfinite(floats) & (np.abs(floats) < 2**53) & (floats == np.round(floats))
     return values.astype("int64") if len(values) and whole.all() else values
 
 
-def breaks(values: pd.Series, sign: Sign) -> pd.Series:
-    """Where a number is not what its column's sign allows; never where it is NaN.
+def violates_sign(values: pd.Series, sign: Sign) -> pd.Series:
+    """(n,) bool: where a number is infinite or below what its column's sign allows; False for NaN.
 
-    A share above 1 is no matter of the row: its whole column is in another unit.
+    A share above 1 is not reported here, because then the whole column is in another unit, such as
+    per cent (validate._refuse_other_units).
     """
     infinite = values.abs() == np.inf
-    least = {"any": -np.inf, "positive": np.nextafter(0, 1)}.get(sign, 0.0)
-    return infinite | (values < least)
+    minimum = {"any": -np.inf, "positive": np.nextafter(0, 1)}.get(sign, 0.0)
+    return infinite | (values < minimum)

@@ -1,4 +1,4 @@
-"""The run table that every law is fitted to: anyone's file, checked; rows dropped with a reason."""
+"""The run table that laws are fitted to: read from a file, checked, dropped rows with reasons."""
 
 import hashlib
 import json
@@ -13,20 +13,21 @@ from typing import Any
 import pandas as pd
 
 from analysis.table.schema import BY_NAME, SCHEMA, SCORES, VARIABLES
-from analysis.table.validate import Checked, TableError, checked
+from analysis.table.validate import CheckedRows, TableError, check_frame
 
 _SIZES = ("params_total", "params_blocks")
-_COMPARABLE = ("family", "loss_unit", "tokenizer", "data")
-_BY_SIZE = ("params_blocks", "params_total", "tokens_seen", "train_flops")  # the first known
+_GROUP_COLUMNS = ("family", "loss_unit", "tokenizer", "data")
+# `Table.finals` is sorted by the first of these columns that is known.
+_SIZE_ORDER = ("params_blocks", "params_total", "tokens_seen", "train_flops")
 
 
 @dataclass(frozen=True)
 class Table:
-    """One row for each evaluation of each run, what was left out, and what was made of it.
+    """One row for each evaluation of each run, with the dropped rows and the notes of the check.
 
-    `rows` has every column of `analysis.table.schema.SCHEMA`: NaN (None for text and lists) where
-    nothing is known; other columns of the source come along unread. `assumed` names columns that
-    the source lacks and that were filled in, as `notes` says.
+    `rows` has every column of `analysis.table.schema.SCHEMA`, with NaN (None for text and lists)
+    for unknown values; other columns of the source are kept unchanged. `assumed`: columns that the
+    source lacks and that were filled in; `notes` say how.
     """
 
     rows: pd.DataFrame
@@ -37,37 +38,36 @@ class Table:
 
     @property
     def finals(self) -> pd.DataFrame:
-        """The end of each finished trial, smallest first: the points that a law is fitted to.
+        """The last evaluation of each finished trial, smallest first: the points of the laws.
 
-        A model from elsewhere is a point too, of the laws in what is known of it; so is a row of
-        a table that knows of no steps.
+        Imported models and rows without a step are also points.
         """
         rows = self.rows
         finished = (rows.status == "done") & ((rows.step == rows.steps) | rows.step.isna())
         ended = rows[finished | (rows.status == "imported")]
-        known = [name for name in _BY_SIZE if ended[name].notna().any()]
+        known = [name for name in _SIZE_ORDER if ended[name].notna().any()]
         order = [*known[:1], "seed"]
         return ended.sort_values(order, kind="stable").reset_index(drop=True)
 
     @property
     def groups(self) -> dict[str, "Table"]:
-        """The rows whose scores can be points of one law: of one family, one unit of the loss, one
-        tokenizer and one set of images. By the family's name, and whatever else tells them apart.
+        """The table split into groups that can share a law: one family, loss unit, tokenizer and
+        data set each. The keys are family names, plus the values that distinguish its groups.
 
-        One table under the name "" where there is but one, or nothing is known of these.
+        One table with the key "" if there is only one group or these columns are unknown.
         """
-        known = [name for name in _COMPARABLE if self.rows[name].notna().any()]
+        known = [name for name in _GROUP_COLUMNS if self.rows[name].notna().any()]
         if not known:
             return {"": self}
         keys = self.rows[known].fillna("unknown").astype(str)
         if len(keys.drop_duplicates()) == 1:
             return {"": self}
-        # Of a family with several groups, what tells them apart; of others the name is enough.
+        # Only where a family has several groups are their distinguishing values added to its name.
         first = keys[known[0]]
         labels = first.copy()
         for name in known[1:]:
-            tells = keys.groupby(first)[name].transform("nunique") > 1
-            labels = labels.where(~tells, labels + ", " + keys[name])
+            differs = keys.groupby(first)[name].transform("nunique") > 1
+            labels = labels.where(~differs, labels + ", " + keys[name])
         return {
             label: replace(
                 self, rows=self.rows[labels == label].reset_index(drop=True), dropped=(), notes=()
@@ -77,10 +77,10 @@ class Table:
 
     @cached_property
     def fingerprint(self) -> str:
-        """First 12 hex of a SHA-256 over what is known in `rows`, under the names of the schema.
+        """The first 12 hex digits of a SHA-256 of the known values in the columns of the schema.
 
-        The order of rows and columns, the width of a number's type and columns that nothing
-        reads make no difference. What was assumed is no content.
+        It does not depend on the order of rows and columns, on the numbers' types, on other columns
+        or on assumed columns.
         """
         names = sorted(c.name for c in SCHEMA if c.name not in self.assumed)
         known = [[_canonical(value) for value in self.rows[name]] for name in names]
@@ -92,42 +92,44 @@ class Table:
 
 
 def _canonical(value: Any) -> str | list[str] | None:
-    """A number by its value whatever its type; None where there is none."""
+    """A value independent of its type, for the fingerprint; None where it is absent."""
     if isinstance(value, list):
-        return [repr(float(one)) for one in value]
+        return [repr(float(item)) for item in value]
     if isinstance(value, str) or value is None:
         return value
     return None if value != value else repr(float(value))
 
 
 def load_table(path: Path | str, columns: Mapping[str, str] | None = None) -> Table:
-    """Read anyone's run table: Parquet, CSV or TSV, these also gzipped.
+    """Read and check a run table from any source: Parquet, CSV or TSV (CSV and TSV also gzipped).
 
-    `columns` maps the file's names to those of the schema: {"Model Size": "params_total"}.
-    Needed is a score (`SCORES`) and a variable (`VARIABLES`) of a law; the rest may be unknown.
-    Raises TableError.
+    `columns` maps the file's names to those of the schema: {"Model Size": "params_total"}. At least
+    one score (`SCORES`) and one variable of a law (`VARIABLES`) are required. Raises TableError.
     """
     path = Path(path)
     if not path.exists():
-        raise TableError(f"{path}: there is no such file")
-    return check(renamed(_read(path), columns or {}, str(path)), str(path))
+        raise TableError(f"{path}: no such file")
+    return check(rename_columns(_read(path), columns or {}, str(path)), str(path))
 
 
 def load_results(path: Path | str) -> Table:
-    """Read a results table of ours, or one that looks like it. Raises TableError."""
+    """Read a results table that this project wrote. Raises TableError where it does not exist."""
     if not Path(path).exists():
         raise TableError(f"{path}: no results yet; `var-scaling run` writes them")
     return load_table(path)
 
 
 def _read(path: Path) -> pd.DataFrame:
-    """The file as it is. Raises TableError with the reader's reason where it cannot be read."""
+    """The unchecked file. Raises TableError with the reason where it cannot be read."""
     kind = "".join(path.suffixes[-2:] if path.suffix == ".gz" else path.suffixes[-1:]).lower()
     if kind not in (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".pq"):
-        raise TableError(f"{path}: is none of .csv, .tsv, .csv.gz, .tsv.gz, .parquet")
+        raise TableError(
+            f"{path}: the file type must be one of .csv, .tsv, .csv.gz, .tsv.gz, .parquet"
+        )
     try:
         if kind in (".parquet", ".pq"):
             return pd.read_parquet(path)
+        # The header line as one value: the most frequent candidate in it is the separator.
         head = pd.read_csv(path, header=None, nrows=1, sep="\0", engine="c", encoding="utf-8-sig")
         separator = "\t" if kind.startswith(".tsv") else max(",;\t", key=str(head.iat[0, 0]).count)
         frame = pd.read_csv(path, sep=separator, encoding="utf-8-sig", skipinitialspace=True)
@@ -139,54 +141,56 @@ def _read(path: Path) -> pd.DataFrame:
     return frame.rename(columns=lambda name: str(name).strip())
 
 
-def renamed(frame: pd.DataFrame, columns: Mapping[str, str], where: str) -> pd.DataFrame:
-    """`frame` under the schema's names. Raises TableError for a name that is not there."""
-    refuse_names(columns, map(str, frame.columns), where)
+def rename_columns(frame: pd.DataFrame, columns: Mapping[str, str], where: str) -> pd.DataFrame:
+    """`frame` with the schema's names. Raises TableError for a missing, unknown or taken name."""
+    check_column_mapping(columns, map(str, frame.columns), where)
     taken = [ours for theirs, ours in columns.items() if ours in frame.columns and ours != theirs]
     taken = [name for name in taken if name not in columns]
     if taken:
-        raise TableError(f"{where}: there is a column {taken[0]} already: map it away or drop it")
+        raise TableError(f"{where}: there is already a column {taken[0]}; rename or drop it")
     return frame.rename(columns=dict(columns))
 
 
-def refuse_names(columns: Mapping[str, str], there: Any, where: str) -> None:
-    """Raise TableError if `columns` names a missing column or maps to an unused one."""
-    there = sorted(set(there))
+def check_column_mapping(columns: Mapping[str, str], names: Any, where: str) -> None:
+    """Raise TableError if `columns` maps a name that is not in `names`, maps to a name outside the
+    schema, or maps two names to one column.
+    """
+    names = sorted(set(names))
     for theirs, ours in columns.items():
-        if theirs not in there:
-            raise TableError(f"{where}: there is no {theirs!r}; there are: {', '.join(there)}")
+        if theirs not in names:
+            raise TableError(f"{where}: there is no {theirs!r}; there are: {', '.join(names)}")
         if ours not in BY_NAME:
             near = get_close_matches(ours, BY_NAME, 3) or (*SCORES, *VARIABLES)
             raise TableError(f"{where}: {ours!r} is no column of the schema; did you mean one of "
                              f"{', '.join(near)}?")  # fmt: skip
     for ours in columns.values():
-        if (twice := [t for t in columns if columns[t] == ours])[1:]:
-            raise TableError(f"{where}: {' and '.join(map(repr, twice))} are both to be {ours}")
+        if (same := [theirs for theirs in columns if columns[theirs] == ours])[1:]:
+            raise TableError(f"{where}: {' and '.join(map(repr, same))} are both mapped to {ours}")
 
 
 def check(frame: pd.DataFrame, where: str = "table") -> Table:
-    """The usable rows of `frame`, named as in the schema.
+    """The usable rows of `frame`, whose columns have the schema's names, as a Table.
 
-    Raises TableError if no score or no variable is among the columns, if an error is no share, or
-    if no row is left.
+    Raises TableError if there is no score or no variable among the columns, if an error rate is
+    above 1, or if no row is usable.
     """
-    found: Checked = checked(frame, where)
-    return Table(found.rows, found.dropped, where, found.notes, found.assumed)
+    result: CheckedRows = check_frame(frame, where)
+    return Table(result.rows, result.dropped, where, result.notes, result.assumed)
 
 
 def complete(table: Table, column: str, parameters: str = "params_total") -> Table:
-    """Fill `column` where it is unknown, by C = 6 N D, from the two others; `notes` says so.
+    """Fill the unknown values of `column` by C = 6 N D from the other two; `notes` say so.
 
-    `column` is train_flops (C, FLOP), tokens_seen (D) or one of params_total and params_blocks (N);
-    `parameters` is the N that is meant where `column` is not itself one. It is a convention, off by
-    some 10 to 30 % for our models (`analysis.compute`), so it never happens unasked. Raises
-    TableError where there is nothing to fill, or nothing to fill it from.
+    `column` is train_flops (C, FLOPs), tokens_seen (D), params_total or params_blocks (N).
+    `parameters` is the column of N where `column` is C or D. C = 6 N D is a convention with an
+    error of 10 to 30 % for our models, so it is applied only on request. Raises TableError where
+    nothing is unknown or no row has both other values.
     """
     parameters = column if column in _SIZES else parameters
     if column not in (triple := ("train_flops", parameters, "tokens_seen")):
         raise TableError(f"{column!r}: C = 6 N D gives one of {', '.join(triple)}")
     compute, size, tokens = (table.rows[name].astype(float) for name in triple)
-    given = {
+    computed = {
         "train_flops": 6 * size * tokens,
         "tokens_seen": compute / (6 * size),
         parameters: compute / (6 * tokens),
@@ -194,12 +198,12 @@ def complete(table: Table, column: str, parameters: str = "params_total") -> Tab
     unknown = table.rows[column].isna()
     others = [name for name in triple if name != column]
     if not unknown.any():
-        raise TableError(f"{table.source}: every row knows its {column} already")
-    filled = unknown & given.notna()
-    if not filled.any():
         raise TableError(
-            f"{table.source}: no row without {column} knows both {' and '.join(others)}"
+            f"{table.source}: {column} is known in every row; there is nothing to fill"
         )
-    rows = table.rows.assign(**{column: table.rows[column].astype(float).where(~filled, given)})
-    note = f"{column} of {filled.sum()} rows by C = 6 N D from {' and '.join(others)}"
+    filled = unknown & computed.notna()
+    if not filled.any():
+        raise TableError(f"{table.source}: no row without {column} has both {' and '.join(others)}")
+    rows = table.rows.assign(**{column: table.rows[column].astype(float).where(~filled, computed)})
+    note = f"{column} of {filled.sum()} rows was computed by C = 6 N D from {' and '.join(others)}"
     return replace(table, rows=rows, notes=(*table.notes, note))

@@ -1,11 +1,11 @@
-"""Intervals by one principle: the values that the data do not reject.
+"""Profile intervals: the values of a quantity that a test on the data does not reject.
 
-For least squares the test is the F test of the profile: the parameter is held at a value, the rest
-is fitted again, and the value stays as long as the sum of squares rises by no more than the F
-quantile allows. A prediction is held by an imaginary point: one that counts beyond measure for the
-law itself, one that counts as a run for a new run; for a straight line that is exactly the
-textbook's prediction interval. For the other objectives the critical rise is found by simulation
-from the fit (smoothed residuals, seeded). Measured coverage: docs/laws.md.
+For least squares the test is the F test of the profile: the parameter is fixed at a value, the
+others are fitted again, and the value is accepted while the sum of squares rises by no more than
+the F quantile allows. A prediction is fixed by an added point: with a very large weight for the law
+itself, with weight 1 for a new run. For a straight line this is exactly the textbook's prediction
+interval. For the other objectives the critical rise comes from simulations of the fit (smoothed
+residuals, fixed random seed). Measured coverage: docs/laws.md.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,13 +29,13 @@ from analysis.uncertainty.profile import (
 
 Array = NDArray[np.float64]
 
-_LEAST_LOOK = 0.02  # of the least loss: a first guess of how far to look for the ends of E
-PINNED = 1e6  # weight of an imaginary point that the law must go through
+_MIN_E_STEP = 0.02  # of the least loss: lowest initial step of the search for the ends of E
+PIN_WEIGHT = 1e6  # weight of an added point, so large that the law goes through it
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A range, its nominal level, how it was found, and what it rests on."""
+    """A range, its nominal level, its method, and the data that it is based on."""
 
     low: float
     high: float
@@ -45,10 +45,11 @@ class Interval:
 
 
 def interval(fit: Fit, name: str, level: float = 0.95) -> Interval:
-    """The profile interval of one of the law's parameters, in its own units.
+    """The profile interval of a parameter, in its own units.
 
-    Infinite on a side where nothing is rejected; a floor's low end is 0 where no floor is needed.
-    Raises FitError where the fit has no points to spare, or that parameter was fixed.
+    An end is infinite where no value on its side is rejected; the low end of E is 0 where E = 0 is
+    not rejected. Raises FitError where the fit has no degree of freedom or did not converge, or
+    where the parameter was not fitted.
     """
     rise, allowed, error = _test_of(fit, name, level)
     logarithmic = name in {coefficient for coefficient, _ in fit.law.powers} | {"R_star"}
@@ -60,17 +61,17 @@ def interval(fit: Fit, name: str, level: float = 0.95) -> Interval:
 
 
 def _test_of(fit: Fit, name: str, level: float) -> tuple[Rise, float, float]:
-    """How far the objective rises at values of `name`, how far it may, and a standard error."""
-    _refuse_flags(fit)
+    """The rise of the objective at values of `name`, the allowed rise, and a standard error."""
+    _refuse_unconverged(fit)
     if name not in fit.values or (name == "E" and fit.floor is not None):
         raise FitError(f"{name} is not a fitted parameter of {fit.law.formula}")
-    problem, column, to_theta = held_problem(fit, name)
+    problem, column, to_theta = profile_problem(fit, name)
     critical = critical_rise(fit, problem, column, level)
 
     def rise(values: Array) -> Array:
         start = np.repeat(problem.theta[None], len(values), 0)
         start[:, column] = to_theta(values)
-        held = solve(
+        constrained = solve(
             problem.points,
             problem.weights,
             start[None],
@@ -78,25 +79,25 @@ def _test_of(fit: Fit, name: str, level: float) -> tuple[Rise, float, float]:
             problem.log_floor,
             (column,),
         )
-        return held.objective - problem.objective
+        return constrained.objective - problem.objective
 
     error = standard_error(fit, problem, column)
-    if name == "E":  # of log E; where E is nothing that says nothing
-        error = max(error * fit.E, _LEAST_LOOK * float(fit.given.y.min()))
+    if name == "E":  # `error` is of log E; it is meaningless where E is 0, hence the minimum
+        error = max(error * fit.E, _MIN_E_STEP * float(fit.data.y.min()))
     return rise, critical * problem.objective, error
 
 
 def prediction_interval(
     fit: Fit, x: ArrayLike | Sequence[ArrayLike], level: float = 0.95, new_run: bool = True
 ) -> Interval:
-    """Of L at one `x`: what a new run there would measure, or (`new_run` False) the law itself.
+    """The interval of L at one `x`: of a new run there, or (`new_run` False) of the law itself.
 
-    A new run is taken to scatter as the fitted ones do. Raises FitError as `interval` does.
+    A new run is assumed to scatter like the fitted runs. Raises FitError as `interval` does.
     """
     rise, allowed, best = _test_at(fit, x, level, new_run)
     error = max(float(np.sqrt(np.mean(fit.residuals**2))), 1e-9)
     low, high = crossings(rise, best, error, allowed, -np.inf)
-    height = fit.given.points.height
+    height = fit.data.points.height
     kind = "of a new run" if new_run else "of the law"
     return Interval(
         float(np.exp(low + height)), float(np.exp(high + height)), level,
@@ -107,21 +108,23 @@ def prediction_interval(
 def _test_at(
     fit: Fit, x: ArrayLike | Sequence[ArrayLike], level: float, new_run: bool
 ) -> tuple[Rise, float, float]:
-    """How far the objective rises at values of centred log L at `x`, how far it may, and log L̂."""
-    _refuse_flags(fit)
+    """The rise of the objective at values of centred log L at `x`, the allowed rise, and log L̂."""
+    _refuse_unconverged(fit)
     predicted = np.atleast_1d(fit.predict(x))
     if predicted.shape != (1,):
-        raise FitError(f"one x at a time: its shape is {predicted.shape}")
+        raise FitError(f"x must be one point; the predictions have shape {predicted.shape}")
     problem = Problem.of(fit)
-    weight = 1.0 if new_run else PINNED
+    weight = 1.0 if new_run else PIN_WEIGHT
     points = with_point(fit, x)
     weights = np.append(problem.weights[0], weight)[None]
 
     def rise(values: Array) -> Array:
         z = np.column_stack([np.repeat(problem.points.z[None], len(values), 0), values])
         start = np.repeat(problem.theta[None], len(values), 0)
-        held = solve(replace(points, z=z), weights, start[None], fit.objective, problem.log_floor)
-        return held.objective - problem.objective
+        constrained = solve(
+            replace(points, z=z), weights, start[None], fit.objective, problem.log_floor
+        )
+        return constrained.objective - problem.objective
 
     best = float(np.log(predicted[0]) - problem.points.height)
     critical = critical_rise(fit, problem, None, level, points, weight, best)
@@ -129,7 +132,7 @@ def _test_at(
 
 
 def covers(fit: Fit, name: str, value: float, level: float = 0.95) -> bool:
-    """Whether `interval(fit, name, level)` holds `value`, without looking for its ends."""
+    """Whether `interval(fit, name, level)` contains `value`; it does not compute the ends."""
     rise, allowed, _ = _test_of(fit, name, level)
     logarithmic = name in {coefficient for coefficient, _ in fit.law.powers} | {"R_star"}
     return bool(rise(np.log([value]) if logarithmic else np.array([value]))[0] <= allowed)
@@ -139,29 +142,29 @@ def covers_at(
     fit: Fit, x: ArrayLike | Sequence[ArrayLike], value: float, level: float = 0.95,
     new_run: bool = True,
 ) -> bool:  # fmt: skip
-    """Whether `prediction_interval(fit, x, level, new_run)` holds `value`."""
+    """Whether `prediction_interval(fit, x, level, new_run)` contains `value`."""
     rise, allowed, _ = _test_at(fit, x, level, new_run)
-    return bool(rise(np.array([np.log(value) - fit.given.points.height]))[0] <= allowed)
+    return bool(rise(np.array([np.log(value) - fit.data.points.height]))[0] <= allowed)
 
 
 def basis(fit: Fit) -> str:
-    """What an interval rests on, to be printed beside it."""
+    """The data that an interval is based on, in words, to be printed next to it."""
     sizes = ", ".join(
         f"{count} {variable if variable != 'x' else 'sizes'}"
-        for variable, count in zip(fit.law.variables, fit.given.sizes, strict=True)
+        for variable, count in zip(fit.law.variables, fit.data.sizes, strict=True)
     )
-    decades = ", ".join(f"{each:.1f}" for each in fit.given.decades)
+    decades = ", ".join(f"{each:.1f}" for each in fit.data.decades)
     return f"{fit.points} points, {sizes}, {decades} decades"
 
 
-def held_problem(fit: Fit, name: str) -> tuple[Problem, int, Callable[[Array], Array]]:
-    """The problem in which `name` is a column of θ, that column, and what θ is of a value."""
-    height = fit.given.points.height
+def profile_problem(fit: Fit, name: str) -> tuple[Problem, int, Callable[[Array], Array]]:
+    """The problem in which `name` is a column of θ, the column, and the map from a value to θ."""
+    height = fit.data.points.height
     for k, (coefficient, exponent) in enumerate(fit.law.powers):
         if name == exponent:
             return Problem.of(fit), 2 * k + 1, lambda values: values
-        if name == coefficient:  # log A stands in θ where log x is not centred
-            points = fit.given.points
+        if name == coefficient:  # log A is a column of θ only where log x is not centred
+            points = fit.data.points
             centres = points.centres
             logs = tuple(log + centre for log, centre in zip(points.logs, centres, strict=True))
             theta = fit.theta.copy()
@@ -180,12 +183,12 @@ def held_problem(fit: Fit, name: str) -> tuple[Problem, int, Callable[[Array], A
 
 
 def with_point(fit: Fit, x: ArrayLike | Sequence[ArrayLike]) -> Points:
-    """The fit's points and one more at `x`; its z is to be given."""
-    points = fit.given.points
+    """The fit's points and one more at `x`; the caller sets `z`, (n + 1,)."""
+    points = fit.data.points
     added = [np.atleast_1d(each) for each in fit.law.arrays(x)]
     logs = tuple(
-        np.append(log, np.log(more) - centre)
-        for log, more, centre in zip(points.logs, added, points.centres, strict=False)
+        np.append(log, np.log(value) - centre)
+        for log, value, centre in zip(points.logs, added, points.centres, strict=False)
     )
     repeats = points.repeats
     if repeats is not None:
@@ -194,11 +197,13 @@ def with_point(fit: Fit, x: ArrayLike | Sequence[ArrayLike]) -> Points:
 
 
 def _method(fit: Fit) -> str:
+    """How the critical rise was found, in words."""
     if np.isinf(fit.objective.delta):
         return f"profile, F(1, {fit.points - fit.free})"
     return f"profile, critical value of {SIMULATIONS} simulations"
 
 
-def _refuse_flags(fit: Fit) -> None:
+def _refuse_unconverged(fit: Fit) -> None:
+    """Raises FitError where the fit is no optimum."""
     if not fit.certificate.converged:
-        raise FitError("the fit did not converge: no interval can be built on it")
+        raise FitError("the fit did not converge, so it has no interval")

@@ -1,4 +1,4 @@
-"""How far an objective may rise before a value is rejected, and where it has risen so far."""
+"""The rise of the objective at which a value is rejected, and the values that reach it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,38 +13,40 @@ from analysis.fitting.search import solve
 from analysis.fitting.terms import Points, information, residuals
 
 Array = NDArray[np.float64]
-Rise = Callable[[Array], Array]
+Rise = Callable[[Array], Array]  # from values to the rise of the objective above its optimum
 
 SIMULATIONS = 999
 _STEPS = np.array([0.1, 0.3, 0.6, 1, 1.4, 1.8, 2.3, 3, 4, 6, 9, 14, 22, 36, 60])  # standard errors
-_FINER = np.linspace(0, 1, 12)
+_REFINEMENT = np.linspace(0, 1, 12)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A fit as the solver sees it, perhaps with other centres."""
+    """A fit in the form that the solver needs, possibly with other centres than the fit's own."""
 
     points: Points
     weights: Array  # (1, n)
-    theta: Array
+    theta: Array  # (p,)
     objective: float  # scaled, at the optimum
     log_floor: float | None
 
     @staticmethod
     def of(fit: Fit, points: Points | None = None, theta: Array | None = None) -> "Problem":
-        points = points or fit.given.points
+        points = points or fit.data.points
         theta = fit.theta if theta is None else theta
-        weights, log_floor = fit.given.weights[None], fit.given.log_floor(fit.floor)
-        best = solve(points, weights, theta[None, None], fit.objective, log_floor, near=True)
+        weights, log_floor = fit.data.weights[None], fit.data.log_floor(fit.floor)
+        best = solve(
+            points, weights, theta[None, None], fit.objective, log_floor, near_optimum=True
+        )
         return Problem(points, weights, best.theta[0], float(best.objective[0]), log_floor)
 
 
 def standard_error(fit: Fit, problem: Problem, column: int) -> float:
-    """Of θ's column, linearised: only a first guess of how far to look."""
-    known = information(problem.points, problem.weights, problem.theta[None])[0]
-    free = [j for j in range(len(known)) if known[j, j] > 0]
-    scale = np.sqrt(np.diag(known)[free])
-    inverse = np.linalg.pinv(known[np.ix_(free, free)] / np.outer(scale, scale))
+    """The linearised standard error of a column of θ: the first step of the search for the ends."""
+    matrix = information(problem.points, problem.weights, problem.theta[None])[0]
+    free = [j for j in range(len(matrix)) if matrix[j, j] > 0]
+    scale = np.sqrt(np.diag(matrix)[free])
+    inverse = np.linalg.pinv(matrix[np.ix_(free, free)] / np.outer(scale, scale))
     spread = np.sqrt(np.mean(fit.residuals**2) * fit.points / max(fit.points - fit.free, 1))
     if column not in free:
         return 1.0
@@ -56,46 +58,60 @@ def critical_rise(
     fit: Fit, problem: Problem, column: int | None, level: float,
     points: Points | None = None, weight: float = 0.0, best: float = 0.0,
 ) -> float:  # fmt: skip
-    """By what share of itself the objective may rise before a value is rejected."""
-    spare = fit.points - fit.free
-    if spare < 1:
-        raise FitError(f"{fit.points} points and {fit.free} parameters leave nothing to judge by")
+    """The relative rise of the objective above which a value is rejected.
+
+    `column` is the column of θ that is fixed; None for a prediction, which is an added last point
+    of `points` with this `weight` and the predicted log L `best`.
+    """
+    degrees_of_freedom = fit.points - fit.free
+    if degrees_of_freedom < 1:
+        raise FitError(f"{fit.points} points and {fit.free} parameters leave no degree of freedom")
     if np.isinf(fit.objective.delta):
-        return float(stats.f.ppf(level, 1, spare) / spare)
+        return float(stats.f.ppf(level, 1, degrees_of_freedom) / degrees_of_freedom)
     noise = _noise(fit, fit.points + 1)
     law = residuals(replace(problem.points, z=np.zeros(fit.points)), problem.theta[None])[0]
-    free = replace(problem.points, z=law + noise[:, :-1])
+    simulated = replace(problem.points, z=law + noise[:, :-1])
     start = np.repeat(problem.theta[None], len(noise), 0)[None]
-    found = solve(free, problem.weights, start, fit.objective, problem.log_floor, tolerance=1e-8)
+    unconstrained = solve(
+        simulated, problem.weights, start, fit.objective, problem.log_floor, tolerance=1e-8
+    )
     if column is not None:
-        held = solve(
-            free, problem.weights, start, fit.objective, problem.log_floor, (column,), 1e-8
+        constrained = solve(
+            simulated, problem.weights, start, fit.objective, problem.log_floor, (column,), 1e-8
         )
     else:
         assert points is not None
         new = best + (noise[:, -1:] if weight == 1 else 0 * noise[:, -1:])
-        more = replace(points, z=np.column_stack([free.z, new]))
+        extended = replace(points, z=np.column_stack([simulated.z, new]))
         weights = np.append(problem.weights[0], weight)[None]
-        held = solve(more, weights, start, fit.objective, problem.log_floor, tolerance=1e-8)
-    return float(np.quantile(held.objective / found.objective - 1, level))
+        constrained = solve(
+            extended, weights, start, fit.objective, problem.log_floor, tolerance=1e-8
+        )
+    return float(np.quantile(constrained.objective / unconstrained.objective - 1, level))
 
 
 def _noise(fit: Fit, count: int) -> Array:
-    """(simulations, count) log residuals like the fit's: resampled, widened, and smoothed."""
+    """(SIMULATIONS, count) log residuals: a smoothed bootstrap of the fit's residuals, which are
+    first inflated by sqrt(n / (n - p)).
+    """
     generator = np.random.default_rng(0)
     residual = fit.residuals - fit.residuals.mean()
     residual = residual * np.sqrt(fit.points / (fit.points - fit.free))
-    smooth = fit.points**-0.2
+    bandwidth = fit.points**-0.2  # of the kernel, in standard deviations
     drawn = generator.choice(residual, size=(SIMULATIONS, count))
-    drawn += smooth * residual.std() * generator.standard_normal(drawn.shape)
-    return np.asarray(drawn / np.sqrt(1 + smooth**2))
+    drawn += bandwidth * residual.std() * generator.standard_normal(drawn.shape)
+    return np.asarray(drawn / np.sqrt(1 + bandwidth**2))
 
 
 def crossings(
     rise: Rise, best: float, error: float, allowed: float, least: float
 ) -> tuple[float, float]:
-    """The two values around `best` where `rise` reaches `allowed`; `least` is as low as it goes."""
-    if allowed <= 1e-24:  # nothing scatters: nothing but the optimum is left
+    """The values below and above `best` where `rise` reaches `allowed`.
+
+    An end is infinite if no value on its side does; the lower end is at least `least`. `error`: the
+    unit of the steps.
+    """
+    if allowed <= 1e-24:  # the points are exactly on the law: only the optimum is accepted
         return best, best
     ends = []
     for side in (-1, 1):
@@ -107,7 +123,7 @@ def crossings(
         first = int(np.argmax(over))
         inside, outside = (tried[first - 1] if first else best), tried[first]
         for _ in range(3):
-            between = inside + (outside - inside) * _FINER
+            between = inside + (outside - inside) * _REFINEMENT
             over = rise(between) > allowed
             first = int(np.argmax(over)) if over.any() else len(between) - 1
             inside, outside = between[max(first - 1, 0)], between[first]

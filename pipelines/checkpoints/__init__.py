@@ -1,1 +1,1 @@
-"""Weights in and out: published checkpoints, and finished models loaded for use."""
+"""Import and export published checkpoints, and load finished models."""

@@ -1,4 +1,4 @@
-"""Weights in and out: released checkpoints become ours, ours become files that its code loads."""
+"""Import released checkpoints, and export weights to files that the released code loads."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,13 +7,20 @@ from pathlib import Path
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from pipelines.workspace.address import finished, read_generator, read_tokenizer
+from pipelines.workspace.address import finished_folder, read_generator, read_tokenizer
 from pipelines.workspace.damage import mark_done
-from pipelines.workspace.provenance import note_attempt
-from pipelines.workspace.store import Home, drift, file_lock, init_run_dir, refuse, weights_of
-from var_scaling.class_names import keep_names, names_of, read_names
+from pipelines.workspace.provenance import record_attempt
+from pipelines.workspace.store import (
+    Home,
+    file_lock,
+    init_run_dir,
+    raise_if_mismatch,
+    record_differences,
+    weights_of,
+)
+from var_scaling.class_names import load_names, read_names, save_names
 from var_scaling.config import ImportedTokenizer, SomeTokenizer
-from var_scaling.disk import file_sha256, is_done, whole, write_json
+from var_scaling.disk import atomic_write, file_sha256, is_done, write_json
 from var_scaling.experiment import ImportedModel
 from var_scaling.models.var import published
 from var_scaling.pyramid import PAPER_256, Pyramid
@@ -26,16 +33,16 @@ from var_scaling.weights import (
     save_tensors,
 )
 
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Imported:
-    """What an import left behind."""
+class ImportResult:
+    """The imported records."""
 
     tokenizer: ImportedTokenizer
     model: ImportedModel | None
-    reused: bool  # the tokenizer was here already
+    reused: bool  # whether the tokenizer was in the home before
 
 
 def import_released(
@@ -43,41 +50,48 @@ def import_released(
     files: list[Path],
     name: str,
     patch_nums: tuple[int, ...] | None,
-    say: Say,
+    print_line: PrintLine,
     classes: Path | None = None,
-) -> Imported:
-    """Read a VQVAE, or a VQVAE and a VAR over it, into `home` under `name`.
+) -> ImportResult:
+    """Import a VQVAE, or a VQVAE and a VAR that uses it, into `home` under `name`.
 
-    The two may come in one checkpoint of the released trainer. A VQVAE that is here already, from
-    the very same file, is used again under the name it has. `classes`: a file with the names of
-    the VAR's classes. Raises WeightsError, Drift or ValueError; nothing is written before
-    everything has been checked.
+    Both may be in one checkpoint of the released trainer. If the home has a VQVAE from the same
+    file, that one is used, under its own name. `classes`: a file with the names of the VAR's
+    classes. Raises WeightsError, ConfigMismatchError or ValueError. All checks are done before
+    anything is written.
     """
-    _refuse_name(name)
-    tokenizer_part, var_part = _sorted([_read(path, say) for path in files])
+    _check_name(name)
+    tokenizer_part, var_part = _find_parts([_read(path, print_line) for path in files])
     pyramid = published.pyramid_of(var_part.path, var_part.var) if var_part else None
     if patch_nums is not None:
         if pyramid is not None and pyramid.patch_nums != patch_nums:
             raise WeightsError(
-                f"{files[-1]} tells of sides {pyramid.patch_nums}, --sides of {patch_nums}"
+                f"{files[-1]} has the sides {pyramid.patch_nums}, but --sides is {patch_nums}"
             )
         pyramid = Pyramid(patch_nums=patch_nums)
     assert tokenizer_part.tokenizer is not None
     if pyramid is None:
-        scales = published.scales_of(tokenizer_part.tokenizer)
+        scales = published.scale_count(tokenizer_part.tokenizer)
         if "pos_1LC" in (var_part.var or {} if var_part else {}) or scales not in (None, 10):
             raise WeightsError(
-                f"{files[-1]}: does not tell its scales' sides; give --sides 1,2,3,..."
+                f"{files[-1]}: does not record the sides of its scales; give --sides 1,2,3,..."
             )
         pyramid = Pyramid(patch_nums=PAPER_256)
-        say(f"the file does not tell its scales' sides; taken as {_told(pyramid)} (else --sides)")
-    say("taken as the released code has it, for no file tells: half of phi kept, no cosine lookup")
+        sides = ", ".join(map(str, pyramid.patch_nums))
+        print_line(
+            f"the file does not record the sides of its scales: assumed {sides}; give --sides if "
+            "they differ"
+        )
+    print_line(
+        "assumed as in the released code, because no file records it: phi with strength 0.5, no "
+        "cosine lookup"
+    )
     sha256 = file_sha256(tokenizer_part.path)
     t, tokenizer_state = published.read_tokenizer(
         tokenizer_part.path, tokenizer_part.tokenizer, name, sha256, pyramid
     )
-    known = _same(home, t)
-    t = known or t
+    existing = _find_same(home, t)
+    t = existing or t
     model, var_state = None, None
     if var_part is not None and var_part.var is not None:
         spec, var_state = published.read_var(var_part.path, var_part.var, t)
@@ -90,29 +104,29 @@ def import_released(
         )
         if is_done(home.imported(name)):
             path = home.imported(name) / "model.json"
-            refuse(path, drift(path, model))
+            raise_if_mismatch(path, record_differences(path, model))
     if classes is not None and model is None:
-        raise ValueError(f"--classes {classes}: a VQVAE has no classes; give the VAR too")
+        raise ValueError(f"--classes {classes}: a VQVAE has no classes; import its VAR too")
     names = read_names(classes, model.classes) if classes is not None and model else None
-    if known is None:
-        _keep(home.tokenizer(t.name), "tokenizer.json", t, tokenizer_state)
+    if existing is None:
+        _write(home.tokenizer(t.name), "tokenizer.json", t, tokenizer_state)
     if model is not None and var_state is not None:
-        _keep(home.imported(name), "model.json", model, var_state)
-        keep_names(home.imported(name), names, str(classes))
-    return Imported(t, model, reused=known is not None)
+        _write(home.imported(name), "model.json", model, var_state)
+        save_names(home.imported(name), names, str(classes))
+    return ImportResult(t, model, reused=existing is not None)
 
 
 def export_released(home: Home, address: str, out: Path) -> str:
-    """Write the weights at `address` for the released code's strict loader; returns how to load.
+    """Write the weights at `address` for the released code; returns the Python code to load them.
 
-    The names of the classes, where they are known, are written beside (`names_beside`).
+    If the names of the classes are known, they are written to `class_names_path(out)`.
 
     `address` is tokenizers/NAME, imported/NAME or SWEEP/TRIAL. Raises WeightsError or ValueError.
     """
-    folder = finished(home, address)
-    for path in (out, names_beside(out)):
+    folder = finished_folder(home, address)
+    for path in (out, class_names_path(out)):
         if path.exists():
-            raise ValueError(f"{path} exists; it is not written over")
+            raise ValueError(f"{path} exists and is not overwritten")
     state = load_tensors(*weights_of(folder))
     if (folder / "tokenizer.json").exists():
         t = read_tokenizer(folder)
@@ -124,69 +138,79 @@ def export_released(home: Home, address: str, out: Path) -> str:
             f".load_state_dict(torch.load({out.name!r}), strict=True)"
         )
     generator = read_generator(folder)
-    form = generator.family.published
-    if form is None:
+    published_format = generator.family.published
+    if published_format is None:
         raise ValueError(
-            f"{address} is a {generator.family.name} model: there are no published weights of its "
-            "kind, so there is no format to export it to"
+            f"{address} is a {generator.family.name} model: there are no published weights of this "
+            "family, so there is no format to export to"
         )
-    exported, call = form.export(generator.spec, state)
-    names = names_of(folder, generator.classes)
+    exported, call = published_format.export(generator.spec, state)
+    names = load_names(folder, generator.classes)
     if names is not None:
-        write_json(names_beside(out), {"names": list(names)})
+        write_json(class_names_path(out), {"names": list(names)})
     _save_pth(exported, out)
     return f"{call}.load_state_dict(torch.load({out.name!r}), strict=True)"
 
 
-def names_beside(out: Path) -> Path:
-    """Where an export puts the names of a model's classes: no file of weights has room for them."""
+def class_names_path(out: Path) -> Path:
+    """The file for the names of a model's classes, which the weights file cannot hold."""
     return out.with_suffix(".classes.json")
 
 
-def _refuse_name(name: str) -> None:
+def _check_name(name: str) -> None:
     try:
         TypeAdapter(Name).validate_python(name)
     except ValidationError as error:
         raise ValueError(
-            f"--as {name}: a name is of a-z, 0-9, '.', '_', '-'; 64 at most"
+            f"--as {name}: a name has at most 64 characters of a-z, 0-9, '.', '_', '-'"
         ) from error
 
 
-def _read(path: Path, say: Say) -> published.Parts:
-    say(f"reading {path}")
-    return published.parts_of(path, read_file(path))
+def _read(path: Path, print_line: PrintLine) -> published.CheckpointParts:
+    print_line(f"reading {path}")
+    return published.split_checkpoint(path, read_file(path))
 
 
-def _sorted(parts: list[published.Parts]) -> tuple[published.Parts, published.Parts | None]:
-    """(the one with the VQVAE, the one with the VAR), which may be the same."""
+def _find_parts(
+    parts: list[published.CheckpointParts],
+) -> tuple[published.CheckpointParts, published.CheckpointParts | None]:
+    """(part with the VQVAE, part with the VAR or None); both may be the same part.
+
+    Raises WeightsError if there is no VQVAE, or more than one VQVAE or VAR.
+    """
     tokenizers = [part for part in parts if part.tokenizer is not None]
     models = [part for part in parts if part.var is not None]
-    for what, found in (("VQVAE", tokenizers), ("VAR", models)):
-        if len(found) > 1:
-            files = ", ".join(str(part.path) for part in found)
-            raise WeightsError(f"{files}: each holds a {what}; import them one by one")
+    for kind, matching in (("VQVAE", tokenizers), ("VAR", models)):
+        if len(matching) > 1:
+            files = ", ".join(str(part.path) for part in matching)
+            raise WeightsError(f"{files}: each holds a {kind}; import them one by one")
     if not tokenizers:
         files = ", ".join(str(part.path) for part in parts)
-        raise WeightsError(f"{files}: no VQVAE among them; a VAR is nothing without its tokenizer")
+        raise WeightsError(
+            f"{files}: no VQVAE in these files; a VAR can only be imported with its VQVAE"
+        )
     return tokenizers[0], models[0] if models else None
 
 
-def _same(home: Home, t: ImportedTokenizer) -> ImportedTokenizer | None:
-    """The tokenizer in `home` that came from the same file; Drift if its name is another's."""
+def _find_same(home: Home, t: ImportedTokenizer) -> ImportedTokenizer | None:
+    """The tokenizer in `home` that was imported from the same file; None if there is none.
+
+    Raises ConfigMismatchError if the name belongs to a different tokenizer.
+    """
     for folder in sorted(home.root.glob("tokenizers/*")):
-        known = _readable(folder)
-        if known is not None and known == t.model_copy(update={"name": known.name}):
-            assert isinstance(known, ImportedTokenizer)
-            return known
+        other = _read_finished(folder)
+        if other is not None and other == t.model_copy(update={"name": other.name}):
+            assert isinstance(other, ImportedTokenizer)
+            return other
     path = home.tokenizer(t.name) / "tokenizer.json"
     if path.exists() and (is_done(path.parent) or read_tokenizer(path.parent).kind == "trained"):
         recorded = read_tokenizer(path.parent).model_dump(mode="json")
-        refuse(path, difference(recorded, t.model_dump(mode="json")))
+        raise_if_mismatch(path, difference(recorded, t.model_dump(mode="json")))
     return None
 
 
-def _readable(folder: Path) -> SomeTokenizer | None:
-    """The finished tokenizer in `folder`; None too if its record is of another version."""
+def _read_finished(folder: Path) -> SomeTokenizer | None:
+    """The finished tokenizer in `folder`; None if there is none or its record is unreadable."""
     if not is_done(folder):
         return None
     try:
@@ -195,16 +219,16 @@ def _readable(folder: Path) -> SomeTokenizer | None:
         return None
 
 
-def _keep(folder: Path, file: str, record: Record, state: State) -> None:
-    """Write `record` and its weights into `folder`, the mark last; what was left half-way goes."""
+def _write(folder: Path, file: str, record: Record, state: State) -> None:
+    """Write `record` and its weights into `folder`, done.json last. Remove an incomplete import."""
     with file_lock(folder):
         if is_done(folder):
             init_run_dir(folder, file, record)
             return
-        for left in (folder / file, *folder.glob(".tmp*"), *folder.glob(".weights*")):
-            left.unlink(missing_ok=True)
+        for leftover in (folder / file, *folder.glob(".tmp*"), *folder.glob(".weights*")):
+            leftover.unlink(missing_ok=True)
         init_run_dir(folder, file, record)
-        note_attempt(folder, threads=1)
+        record_attempt(folder, threads=1)
         weights = folder / "weights.safetensors"
         save_tensors(state, weights)
         marker = {"status": "done", "weights_sha256": file_sha256(weights)}
@@ -212,9 +236,5 @@ def _keep(folder: Path, file: str, record: Record, state: State) -> None:
 
 
 def _save_pth(state: State, out: Path) -> None:
-    with whole(out) as beside:
-        torch.save(dict(state), beside)
-
-
-def _told(pyramid: Pyramid) -> str:
-    return ", ".join(map(str, pyramid.patch_nums))
+    with atomic_write(out) as temporary_path:
+        torch.save(dict(state), temporary_path)

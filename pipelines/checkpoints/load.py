@@ -1,14 +1,14 @@
-"""A finished model out of its folder: record, weights and tokenizer, ready to be used."""
+"""Load a finished model with its record, weights and tokenizer."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.stages.context import ProcessContext, RunContext, StopFile
-from pipelines.workspace.address import finished, read_generator
+from pipelines.workspace.address import finished_folder, read_generator
 from pipelines.workspace.settings import Settings
-from pipelines.workspace.store import Home, drift, refuse, weights_of
-from var_scaling.class_names import names_of
+from pipelines.workspace.store import Home, raise_if_mismatch, record_differences, weights_of
+from var_scaling.class_names import load_names
 from var_scaling.disk import is_done
 from var_scaling.experiment import ImportedModel, Trial
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A model and its tokenizer on the place's device, frozen, and the hashes of their weights."""
+class LoadedModel:
+    """A model and its tokenizer, frozen, on the device, and the hashes of their weights."""
 
     address: str
     folder: Path
@@ -37,31 +37,34 @@ class Loaded:
 
     @property
     def names(self) -> tuple[str, ...] | None:
-        """Of the classes, by number; None where they are not known."""
-        return names_of(self.folder, self.record.classes)
+        """The names of the classes, by number; None if they are not known."""
+        return load_names(self.folder, self.record.classes)
 
 
-def load_generator(context: RunContext, address: str, raw: bool = False) -> Loaded:
-    """The model at `address` (SWEEP/TRIAL or imported/NAME), `raw`: with the last weights where its
-    own are an average. Raises ValueError, Drift, and
-    WeightsError if a file of weights is not the one that was recorded.
+def load_generator(context: RunContext, address: str, raw: bool = False) -> LoadedModel:
+    """Load the model at `address` (SWEEP/TRIAL or imported/NAME).
+
+    `raw`: use the last weights if the model's weights are an average. Raises ValueError,
+    ConfigMismatchError, and WeightsError if a weights file does not have its recorded hash.
     """
-    folder = finished(context.home, address)
+    folder = finished_folder(context.home, address)
     record = read_generator(folder)
-    home = context.home.tokenizer(record.tokenizer.name)
-    if not is_done(home):
-        raise ValueError(f"{address}: its tokenizer {record.tokenizer.name} is not in {home}")
-    path = home / "tokenizer.json"
-    refuse(path, drift(path, record.tokenizer))
+    tokenizer_folder = context.home.tokenizer(record.tokenizer.name)
+    if not is_done(tokenizer_folder):
+        raise ValueError(
+            f"{address}: its tokenizer {record.tokenizer.name} is not in {tokenizer_folder}"
+        )
+    path = tokenizer_folder / "tokenizer.json"
+    raise_if_mismatch(path, record_differences(path, record.tokenizer))
 
     from var_scaling.tokenizer.model import load_tokenizer
     from var_scaling.weights import load_weights
 
     device = context.device()
-    weights, tokenizer_weights = weights_of(folder, raw), weights_of(home)
+    weights, tokenizer_weights = weights_of(folder, raw), weights_of(tokenizer_folder)
     model = record.family.build(record.spec, seed=0)
     load_weights(model, *weights)
-    return Loaded(
+    return LoadedModel(
         address,
         folder,
         record,
@@ -72,11 +75,12 @@ def load_generator(context: RunContext, address: str, raw: bool = False) -> Load
     )
 
 
-def load_model(address: str, home: str | Path = "runs", device: str = "cpu") -> Loaded:
-    """The finished model at `address` for use in Python: `load_model("quickstart/d6").model`.
+def load_model(address: str, home: str | Path = "runs", device: str = "cpu") -> LoadedModel:
+    """Load the finished model at `address` in Python: `load_model("quickstart/d6").model`.
 
     `device` is "cpu" or "cuda". Raises what `load_generator` raises.
     """
-    at = Home(Path(home))
+    folders = Home(Path(home))
     process = ProcessContext(device=device)
-    return load_generator(RunContext(at, Settings(), StopFile(at.root / "stop"), process), address)
+    stop = StopFile(folders.root / "stop")
+    return load_generator(RunContext(folders, Settings(), stop, process), address)

@@ -1,1 +1,1 @@
-"""The commands. No logic: they read options, call the packages below and print."""
+"""The command line: commands that read options, call the packages below and print results."""

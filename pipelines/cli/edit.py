@@ -1,4 +1,4 @@
-"""The verb that edits a picture: fill a hole in it, paint around it, give it detail."""
+"""The command `edit`: in-paint, out-paint or super-resolve an image."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ from pipelines.cli.options import (
 from pipelines.cli.terminal import console as screen
 from pipelines.workspace.settings import load_settings
 from pipelines.workspace.store import Home
-from var_scaling.class_names import called
+from var_scaling.class_names import class_label
 
 if TYPE_CHECKING:
     from pipelines.editing.edit import Outcome
@@ -39,8 +39,8 @@ def edit(
     in_paint: Annotated[
         str | None,
         typer.Option(
-            help="regenerate this box: left,top,right,bottom in pixels, or in per cent: "
-            "25%,0%,75%,50%"
+            help="regenerate this box: left,top,right,bottom in pixels, such as 8,0,24,16, or in "
+            "per cent, such as 25%,0%,75%,50%"
         ),
     ] = None,
     out_paint: Annotated[
@@ -50,7 +50,7 @@ def edit(
     mask: Annotated[
         Path | None,
         typer.Option(
-            help="image file: regenerate where it is white, or transparent",
+            help="image file, such as mask.png: regenerate where it is white, or transparent",
             exists=True,
             dir_okay=False,
         ),
@@ -61,42 +61,47 @@ def edit(
     label: Annotated[
         str | None,
         typer.Option(
-            "--class", help="class of the new content, number or name. Default: unconditional"
+            "--class",
+            help="class of the new content, a number or a name, such as 3 or cat. "
+            "Default: unconditional",
         ),
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="number of results")] = 4,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    count: Annotated[int, typer.Option(min=1, help="number of results, such as 8")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="random seed, such as 1")] = 0,
     name: Annotated[
-        str | None, typer.Option(help="name of the edit. Default: that of the image file")
+        str | None,
+        typer.Option(help="name of the edit, such as cat-mask. Default: that of the image file"),
     ] = None,
     window: Annotated[
         str | None,
         typer.Option(
-            help="square that the model sees: left,top,size in pixels. Default: around the hole"
+            help="square that the model sees: left,top,size in pixels, such as 0,0,256. "
+            "Default: around the hole"
         ),
     ] = None,
     feather: Annotated[
-        int | None, typer.Option(help="width of the blended border in pixels. Default: window / 32")
+        int | None,
+        typer.Option(help="width of the blended border in pixels, such as 4. Default: window / 32"),
     ] = None,
     blank: Annotated[
         bool,
         typer.Option(
             "--blank",
-            help="clear the hole before encoding; otherwise tokens at its border depend "
-            "on its old content",
+            help="clear the hole before encoding; otherwise tokens at its border depend on its old "
+            "content",
         ),
     ] = False,
     mask_by: Annotated[
         Literal["light", "alpha"] | None,
         typer.Option(
-            help="what the mask means: white (light) or transparent (alpha). Default: "
-            "alpha if it has any"
+            help="what marks the hole in the mask: white (light) or transparency (alpha). "
+            "Default: alpha if the mask has any"
         ),
     ] = None,
     keep_scales: Annotated[
         int | None,
         typer.Option(
-            help="number of coarse scales taken from the small image. Default: by its size"
+            help="number of coarse scales taken from the small image, such as 4. Default: by its size"
         ),
     ] = None,
     guidance: Guidance = None,
@@ -108,56 +113,59 @@ def edit(
     home: HomeFolder = RUNS,
     as_json: AsJson = False,
 ) -> None:
-    """Fill a hole in a picture, paint around a part of it, or give detail to a small one.
+    """Fill a hole in an image, paint around a part of it, or add detail to a small image.
 
-    Without --class it goes by the picture alone, with it the new is to show that class. Outside
-    the hole each pixel of kept-*.png is the picture's own, in 8-bit RGB as it is displayed, also
-    where the file has 16 bits or CMYK. To paint beyond a picture's edge, set it on a larger canvas
-    first. A larger --count goes on with the same results.
+    The new content has the class --class; without it, it is unconditional. Outside the hole each
+    pixel of kept-*.png equals the input as displayed in 8-bit RGB, also if the file has 16 bits or
+    CMYK. To paint beyond the edge of an image, put it on a larger canvas first. A larger --count
+    adds results to the same edit.
     """
     sampling = read_sampling(guidance, top_k, top_p, temperature, smooth, precision)
-    from pipelines.editing.edit import edit_picture
+    from pipelines.editing.edit import edit_image
     from pipelines.editing.request import EditOptions
     from pipelines.stages.context import RunContext, StopFile, local_process
 
-    at, settings = Home(home), load_settings()
-    asked = EditOptions(
+    workspace, settings = Home(home), load_settings()
+    options = EditOptions(
         image, in_paint, out_paint, mask, super_resolve, mask_by, window, keep_scales, feather,
         blank, label, count, seed, name, sampling,
     )  # fmt: skip
-    with screen.steps(f"editing {image.name}") as report_progress:
+    with screen.progress_bar(f"editing {image.name}") as report_progress:
         process = local_process(settings.local)
-        context = RunContext(at, settings, StopFile(at.root / "stop"), process, report_progress)
-        made = edit_picture(context, address, asked, report_progress)
-    # A window that was asked for leaves out of a small picture what it was to leave out.
-    if made.missed > 0 and not (super_resolve and window):
-        left, top, size = made.edit.window
-        what = "the picture lies outside, and is not in the result"
+        context = RunContext(
+            workspace, settings, StopFile(workspace.root / "stop"), process, report_progress
+        )
+        outcome = edit_image(context, address, options, report_progress)
+    # No warning for a window given with --super-resolve: the user chose what it leaves out.
+    if outcome.unseen_share > 0 and not (super_resolve and window):
+        left, top, size = outcome.edit.window
+        what = "the image is outside and is not in the result"
         if not super_resolve:
-            what = "what was to be painted lies outside, and is as it was"
+            what = "the hole is outside and is not changed"
         screen.warn(
-            f"the model sees {size} × {size} px from x {left}, y {top}: {made.missed:.0%} of {what}"
+            f"the model sees {size} × {size} px from x {left}, y {top}: "
+            f"{outcome.unseen_share:.0%} of {what}"
         )
     if as_json:
-        manifest = json.loads((made.folder / "manifest.json").read_text())
-        print(json.dumps({"folder": str(made.folder), **manifest}))
+        manifest = json.loads((outcome.folder / "manifest.json").read_text())
+        print(json.dumps({"folder": str(outcome.folder), **manifest}))
     else:
-        _say(made, label is not None)
-    if made.anew:
+        _print_outcome(outcome, label is not None)
+    if outcome.newly_made:
         from pipelines.tracking.sync import mirror_model
 
-        mirror_model(at, settings, address, screen.warn)
+        mirror_model(workspace, settings, address, screen.warn)
 
 
-def _say(made: "Outcome", by_class: bool) -> None:
-    told = "by the picture alone"
-    if by_class:
-        weights = made.edit.sampling.guidance
-        listed = weights if isinstance(weights, tuple) else (weights,)
-        which = called(made.edit.label, made.names)
-        told = f"class {which}, guidance {', '.join(f'{weight:g}' for weight in listed)}"
-    again = "" if made.anew else "; made before, nothing was redone"
-    tokens = f"{made.kept} tokens kept, {made.drawn} drawn"
-    results = f"{made.edit.count} result{'s' * (made.edit.count > 1)}"
-    screen.say(f"{made.edit.name}: {results}, {told}; {tokens}{again}")
-    screen.say(str(made.folder / "sheet.png"))
+def _print_outcome(outcome: "Outcome", conditional: bool) -> None:
+    condition = "unconditional"
+    if conditional:
+        weights = outcome.edit.sampling.guidance
+        weights = weights if isinstance(weights, tuple) else (weights,)
+        label = class_label(outcome.edit.label, outcome.names)
+        condition = f"class {label}, guidance {', '.join(f'{weight:g}' for weight in weights)}"
+    note = "" if outcome.newly_made else "; it was complete already, nothing was redone"
+    tokens = f"{outcome.kept} tokens kept, {outcome.drawn} drawn"
+    results = f"{outcome.edit.count} result{'s' * (outcome.edit.count > 1)}"
+    screen.print_line(f"{outcome.edit.name}: {results}, {condition}; {tokens}{note}")
+    screen.print_line(str(outcome.folder / "sheet.png"))

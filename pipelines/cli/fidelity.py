@@ -1,4 +1,4 @@
-"""The verb that says how good images are: FID and related scores."""
+"""The command `fidelity`: FID and related scores of images."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-_CALLED = {
+_TITLES = {
     "fid": "FID",
     "inception_score": "inception score",
     "kid": "KID",
@@ -35,26 +35,31 @@ def fidelity(
     ],
     name: Annotated[
         str | None,
-        typer.Option("--set", help="name of the sample set. Default: default", show_default=False),
+        typer.Option(
+            "--set",
+            help="name of the sample set, such as guided. Default: default",
+            show_default=False,
+        ),
     ] = None,
     extractor: Annotated[
         ExtractorName | None,
         typer.Option(
-            help="feature network. Default: inception if var-scaling.toml names its "
-            "weights, else seeded"
+            help="feature network: inception, seeded or classifier. Default: inception if var-scaling.toml "
+            "names its weights, else seeded"
         ),
     ] = None,
     against: Annotated[
         str | None,
         typer.Option(
-            help="reference images: NAME-train or NAME-validation. Default: the model's "
-            "training images"
+            help="reference images: NAME-train or NAME-validation, such as imagenet-validation. "
+            "Default: the model's training images"
         ),
     ] = None,
     reference: Annotated[
         Path | None,
         typer.Option(
-            help="reference statistics of another program: .npz with mu and sigma",
+            help="reference statistics of another program: .npz file with mu and sigma. "
+            "Default: computed here",
             exists=True,
             dir_okay=False,
         ),
@@ -63,7 +68,8 @@ def fidelity(
         int | None,
         typer.Option(
             min=2,
-            help="maximum number of reference images, evenly spread. Default: 50,000",
+            help="maximum number of reference images, evenly spaced, such as 10000. "
+            "Default: 50,000",
             show_default=False,
         ),
     ] = None,
@@ -74,86 +80,89 @@ def fidelity(
 ) -> None:
     """FID, inception score, KID, precision and recall of samples; FID of reconstructions.
 
-    Only Inception's numbers bear these names. Its weights are a file of yours, named in
-    var-scaling.toml; without it a small seeded network looks, whose numbers compare with their
-    like alone. What is found stands beside the images, and in the results of the next fit if the
-    model has been evaluated.
+    These names are used only for features of the Inception network, whose weights file is named in
+    var-scaling.toml. Without it a small seeded network extracts the features, and its numbers can
+    be compared only with numbers of the same network. The result is written to the folder of the
+    images and, if the model has been evaluated, to the results table of the next fit.
     """
     from pipelines.evaluation.fid import FidelityOptions, measure_fidelity
-    from pipelines.evaluation.reference_stats import Cut
+    from pipelines.evaluation.reference_stats import CropOptions
     from pipelines.evaluation.scores import has_row
     from pipelines.stages.context import RunContext, StopFile, local_process
 
-    at, settings = Home(home), load_settings()
-    asked = FidelityOptions(
-        name, extractor, against, reference, images, Cut(enlarge, validation_share)
+    workspace, settings = Home(home), load_settings()
+    options = FidelityOptions(
+        name, extractor, against, reference, images, CropOptions(enlarge, validation_share)
     )
     if extractor is None and settings.weights.inception is None:
         screen.warn(
-            "no [weights] inception in var-scaling.toml: the small seeded network looks. What it "
-            "finds is no FID and compares only with its like"
+            "no [weights] inception in var-scaling.toml: the small seeded network extracts the "
+            "features. Its distance is no FID and can be compared only with that of the same network"
         )
-    with screen.steps(f"fidelity of {address}") as report_progress:
-        # Nothing else runs beside: all processors may look.
+    with screen.progress_bar(f"fidelity of {address}") as report_progress:
+        # No other stage runs at the same time, so all CPUs may be used.
         process = replace(local_process(settings.local), threads=settings.local.cpus)
-        context = RunContext(at, settings, StopFile(at.root / "stop"), process, report_progress)
-        found = measure_fidelity(context, address, asked, report_progress)
-    if found.kept_in is not None:
+        context = RunContext(
+            workspace, settings, StopFile(workspace.root / "stop"), process, report_progress
+        )
+        result = measure_fidelity(context, address, options, report_progress)
+    if result.kept_in is not None:
         from pipelines.tracking.sync import mirror_model
 
-        mirror_model(at, settings, address, screen.warn)
-        if found.fidelity.set is not None and not has_row(at.root / address):
+        mirror_model(workspace, settings, address, screen.warn)
+        if result.fidelity.set is not None and not has_row(workspace.root / address):
             screen.warn(
-                f"{address} was not evaluated: these numbers are in no results table until "
+                f"{address} was not evaluated: for these numbers to appear in a results table, run "
                 f"var-scaling evaluate {address} --data DATA"
             )
     if as_json:
-        print(found.fidelity.model_dump_json())
+        print(result.fidelity.model_dump_json())
         return
-    one = found.fidelity
-    of = "" if one.references is None else f", {one.references:,} images"
-    screen.say(
-        f"{found.title}: {one.samples:,} images, by {one.extractor}, against {one.reference}{of}"
+    scores = result.fidelity
+    count = "" if scores.references is None else f", {scores.references:,} images"
+    screen.print_line(
+        f"{result.title}: {scores.samples:,} images, by {scores.extractor}, "
+        f"against {scores.reference}{count}"
     )
-    screen.console.print(fidelity_table(one))
-    for caution in cautions(one):
-        screen.say(caution)
+    screen.console.print(fidelity_table(scores))
+    for caution in cautions(scores):
+        screen.print_line(caution)
 
 
-def fidelity_table(found: "Fidelity") -> Table:
-    """Each number under its right name; its standard error, or spread over splits or subsets."""
+def fidelity_table(fidelity: "Fidelity") -> Table:
+    """The scores, each with its standard error or its spread over splits or subsets."""
     table = screen.new_table("", "", "±")
-    for name, (value, spread) in found.with_spreads.items():
-        shown = "" if spread is None else f"{spread:.2g}"
-        table.add_row(_CALLED.get(name, name), f"{value:.5g}", shown)
+    for name, (value, spread) in fidelity.with_spreads.items():
+        spread_text = "" if spread is None else f"{spread:.2g}"
+        table.add_row(_TITLES.get(name, name), f"{value:.5g}", spread_text)
     return table
 
 
-def cautions(found: "Fidelity") -> list[str]:
-    """What a reader of the numbers ought to know."""
-    from pipelines.evaluation.fid import ENOUGH, ENOUGH_A_SPLIT
+def cautions(fidelity: "Fidelity") -> list[str]:
+    """Sentences on the bias and comparability of the scores."""
+    from pipelines.evaluation.fid import MIN_FID_SAMPLES, MIN_SPLIT_SAMPLES
     from var_scaling.evaluation.statistics import SPLITS
 
-    said = []
-    if found.samples < ENOUGH:
-        said.append(
-            f"{found.samples:,} images are few: the fewer, the more a Fréchet distance is biased "
-            f"upwards; compare it only with others of {found.samples:,}"
+    sentences = []
+    if fidelity.samples < MIN_FID_SAMPLES:
+        sentences.append(
+            f"with only {fidelity.samples:,} images the Fréchet distance is biased upwards, the more "
+            f"the fewer images: compare it only with distances of {fidelity.samples:,} images"
         )
-    a_split = found.samples // SPLITS
-    if a_split < ENOUGH_A_SPLIT:
-        said.append(
-            f"the score is a mean over {SPLITS} splits of about {a_split:,}, and of so few it is "
-            f"biased downwards: compare it only with others of {found.samples:,}"
+    split_size = fidelity.samples // SPLITS
+    if split_size < MIN_SPLIT_SAMPLES:
+        sentences.append(
+            f"the score is a mean over {SPLITS} splits of about {split_size:,}, and with so few "
+            f"images it is biased downwards: compare it only with scores of {fidelity.samples:,}"
         )
-    if "fid" in found.scores and found.references is not None:
-        said.append(
-            f"{found.reference} was gathered here, of images as this project cuts them. It is not "
-            "the batch that ADM published, so this is not the FID that papers report; for that "
-            "one: --reference with ADM's .npz"
+    if "fid" in fidelity.scores and fidelity.references is not None:
+        sentences.append(
+            f"{fidelity.reference} was computed by this project, from images as it crops them. It is "
+            "not the reference batch that ADM published, so this is not the FID that papers report; "
+            "for that, give --reference with ADM's .npz"
         )
-    if found.references is None:
-        said.append(
-            f"{found.reference} has moments alone: neither KID nor precision and recall can be had"
+    if fidelity.references is None:
+        sentences.append(
+            f"{fidelity.reference} has only moments: KID, precision and recall need features"
         )
-    return said
+    return sentences

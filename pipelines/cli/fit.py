@@ -1,4 +1,4 @@
-"""The verbs that learn from finished runs: fit, report, coverage."""
+"""The commands that analyse finished runs: fit, report, coverage."""
 
 import json
 from collections.abc import Callable
@@ -20,20 +20,23 @@ from var_scaling.experiment import Sweep
 
 app = typer.Typer()
 
-Something = Annotated[
+SweepOrTable = Annotated[
     str,
-    typer.Argument(help="a sweep, or a table of runs: .csv, .tsv, .parquet, mlflow:EXPERIMENT"),
+    typer.Argument(help="sweep, or a table of runs: .csv, .tsv, .parquet, mlflow:EXPERIMENT"),
 ]
-TheObjective = Annotated[
-    str, typer.Option("--objective", help="loss of the log residuals: squares, huber or absolute")
+ObjectiveName = Annotated[
+    str,
+    typer.Option(
+        "--objective", help="loss function of the residuals of log L: squares, huber or absolute"
+    ),
 ]
 
 
 @app.command()
 def fit(
-    name: Something,
+    name: SweepOrTable,
     home: HomeFolder = RUNS,
-    objective: TheObjective = "squares",
+    objective: ObjectiveName = "squares",
     columns: Annotated[
         list[str] | None,
         typer.Option(
@@ -43,32 +46,38 @@ def fit(
     ] = None,
     complete: Annotated[
         str | None,
-        typer.Option("--complete", help="column to compute by C = 6 N D, such as train_flops"),
+        typer.Option(
+            "--complete",
+            help="column to compute by C = 6 N D from the other two, such as train_flops",
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="folder for the report of a table")
+        Path | None,
+        typer.Option("--out", help="folder for the report of a table, such as ./report"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fit the laws again to whatever has finished, draw and report them; or fit anyone's table."""
+    """Fit the laws to the finished trials of a sweep, or to a table of runs; write figures and report."""
     from pipelines.report import external_table as tables
 
     if not tables.is_table(name):
-        theirs = {"--column": columns, "--complete": complete, "--out": out}
-        if said := [option for option, value in theirs.items() if value]:
-            raise ValueError(f"{', '.join(said)}: of a table; {name} is no .csv, .tsv or .parquet")
-        at = Home(home)
-        publish_and_show(at, sweep_of(name, at), name, True, as_json, objective)
+        table_options = {"--column": columns, "--complete": complete, "--out": out}
+        if given := [option for option, value in table_options.items() if value]:
+            raise ValueError(
+                f"{', '.join(given)}: only for a table; {name} is not a .csv, .tsv or .parquet file"
+            )
+        workspace = Home(home)
+        publish_and_show(workspace, resolve_sweep(name, workspace), name, True, as_json, objective)
         return
-    with screen.steps("laws") as progress:
-        where, laws = tables.fit_table(
+    with screen.progress_bar("laws") as progress:
+        folder, laws = tables.fit_table(
             name, Home(home), objective, columns or [], complete, out, progress
         )
     if as_json:
         print(json.dumps(laws))
         return
     show(laws)
-    console.print(f"report   {where}", soft_wrap=True, highlight=False)
+    console.print(f"report   {folder}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -82,59 +91,76 @@ def report(
     ],
     home: HomeFolder = RUNS,
     against: Annotated[
-        str | None, typer.Option("--against", help="compare with another sweep or a laws.json")
+        str | None,
+        typer.Option(
+            "--against",
+            help="compare with another sweep, or with a laws.json file. Default: no comparison",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the report and say where it is; or what differs between this one and another."""
+    """Write the report of a sweep and print its path; or compare its laws with those of another."""
     from pipelines.report import compare as comparison
     from pipelines.report.publish import publish, report_path
     from pipelines.results.table import collect_results
 
-    at = Home(home)
-    sweep = sweep_of(name, at)
-    publish(at, sweep, collect_results(at, sweep), again=against is None)
+    workspace = Home(home)
+    sweep = resolve_sweep(name, workspace)
+    publish(workspace, sweep, collect_results(workspace, sweep), again=against is None)
     if against is None:
-        path = report_path(at, sweep)
+        path = report_path(workspace, sweep)
         print(json.dumps({"report": str(path)}) if as_json else path)
         return
-    path, found = comparison.compare(at, sweep, comparison.laws_at(at, against))
+    path, difference = comparison.compare(workspace, sweep, comparison.laws_at(workspace, against))
     if as_json:
-        print(json.dumps(found.as_dict()))
+        print(json.dumps(difference.as_dict()))
     else:
-        console.print(difference_table(found))
+        console.print(difference_table(difference))
         console.print(f"report   {path}", soft_wrap=True, highlight=False)
 
 
 @app.command()
 def coverage(
-    points: Annotated[list[int] | None, typer.Option("--points", min=4)] = None,
+    points: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--points",
+            min=4,
+            help="number of sizes; may be repeated. Default: 8, 12 and 20",
+            show_default=False,
+        ),
+    ] = None,
     noise: Annotated[
-        float, typer.Option(min=1e-6, help="standard deviation of log L between runs")
+        float, typer.Option(min=1e-6, help="standard deviation of log L between runs, such as 0.01")
     ] = 0.004,
-    alpha: Annotated[float, typer.Option(min=1e-3)] = 0.2,
+    alpha: Annotated[
+        float, typer.Option(min=1e-3, help="exponent α of the simulated law, such as 0.3")
+    ] = 0.2,
     floor: Annotated[
-        float, typer.Option(min=0, help="irreducible loss E of the simulated law")
+        float, typer.Option(min=0, help="irreducible loss E of the simulated law, such as 1.5")
     ] = 1.5,
-    objective: TheObjective = "squares",
+    objective: ObjectiveName = "squares",
     method: Annotated[str, typer.Option(help="interval method: profile or bootstrap")] = "profile",
-    simulations: Annotated[int, typer.Option(min=10)] = 500,
+    simulations: Annotated[
+        int, typer.Option(min=10, help="number of simulated sweeps for each row, such as 500")
+    ] = 500,
     as_json: AsJson = False,
 ) -> None:
-    """Simulate how often a 95 % interval holds the truth, for L = E + (β x)^-α at this many sizes.
+    """Simulate how often a 95 % interval contains the true value, for the law L = E + (β x)^-α.
 
-    Sizes are those of depths 1, 2, ...; β is 2e-4; predictions are at 8 times the largest.
+    The sizes are those of models of depth 1, 2, ...; β is 2e-4; predictions are at 8 times the
+    largest size.
     """
     from dataclasses import asdict
 
     from analysis.uncertainty.coverage import Coverage, coverage_of_depths
 
     rows: list[Coverage] = []
-    with screen.steps("simulations") as progress:
+    with screen.progress_bar("simulations") as progress:
         for count in points or [8, 12, 20]:
-            said = partial(_say, progress, f"n = {count}", simulations)
+            report_progress = partial(_report, progress, f"n = {count}", simulations)
             rows += coverage_of_depths(
-                count, alpha, floor, noise, objective, method, simulations, said
+                count, alpha, floor, noise, objective, method, simulations, report_progress
             )
     if as_json:
         print(json.dumps([asdict(row) for row in rows]))
@@ -150,10 +176,10 @@ def coverage(
     console.print(table)
 
 
-def _say(progress: Callable[[str, int, int], None], what: str, total: int, done: int) -> None:
-    progress(what, done, total)
+def _report(progress: Callable[[str, int, int], None], title: str, total: int, done: int) -> None:
+    progress(title, done, total)
 
 
-def sweep_of(name: str, at: Home) -> Sweep:
-    """The sweep of that name or path; `imported` is made of what was imported into the home."""
-    return imported_sweep(at) if name == IMPORTED else find_sweep(name)
+def resolve_sweep(name: str, workspace: Home) -> Sweep:
+    """The sweep of this name or path. `imported`: all models imported into `workspace`."""
+    return imported_sweep(workspace) if name == IMPORTED else find_sweep(name)

@@ -1,4 +1,4 @@
-"""The verbs of a sweep on a cluster: end its jobs, try again, read their output, mirror, doctor."""
+"""The commands for a sweep on a cluster: cancel, retry, logs, mirror, doctor."""
 
 import time
 from collections import deque
@@ -6,15 +6,15 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli import run as running
+from pipelines.cli import run as cli_run
 from pipelines.cli.options import RUNS, Detach, Dirty, HomeFolder, Only, SweepName
-from pipelines.cli.run import Run
+from pipelines.cli.run import RunOptions
 from pipelines.cli.terminal import console as screen
 from pipelines.stages.graph import sweep_stages
 from pipelines.workspace.address import imported_sweep
 from pipelines.workspace.settings import load_settings
 from pipelines.workspace.store import IMPORTED, Home
-from pipelines.workspace.sweeps import choose, find_sweep
+from pipelines.workspace.sweeps import find_sweep, select_trials
 
 app = typer.Typer()
 
@@ -27,74 +27,83 @@ def cancel(
         bool,
         typer.Option(
             "--forget",
-            help="release the jobs without contacting Slurm, if that cluster no longer exists",
+            help="mark the jobs as cancelled without contacting Slurm, for a cluster that no longer "
+            "exists",
         ),
     ] = False,
     home: HomeFolder = RUNS,
 ) -> None:
-    """End a sweep's jobs, on a cluster or here. What they saved is kept; `retry` goes on."""
+    """Cancel the jobs of a sweep, or stop it on this machine. Everything saved is kept; `retry`
+    resumes.
+    """
     from pipelines.execution import control as intervene
     from pipelines.execution.local import STOP
     from pipelines.workspace import driver_lock as driver
 
-    sweep, at = find_sweep(name), Home(home)
-    folder = at.sweep(sweep.name)
-    stages = sweep_stages(at, sweep)
-    ended = intervene.cancel(stages, folder, frozenset(only or ()), forget, screen.say)
-    at_it = driver.alive(folder)
-    if at_it is not None and at_it.on == "local":
+    sweep, workspace = find_sweep(name), Home(home)
+    folder = workspace.sweep(sweep.name)
+    stages = sweep_stages(workspace, sweep)
+    cancelled = intervene.cancel(stages, folder, frozenset(only or ()), forget, screen.print_line)
+    driver_process = driver.live_driver(folder)
+    if driver_process is not None and driver_process.on == "local":
         (folder / STOP).touch()
-        screen.say(f"asked {at_it} to save and stop")
-    elif not ended:
-        screen.say(f"{sweep.name}: no job is known to be there")
+        screen.print_line(f"requested that {driver_process} saves and stops")
+    elif not cancelled:
+        screen.print_line(f"{sweep.name}: has no jobs to cancel")
 
 
 @app.command()
 def retry(
     name: SweepName,
     on: Annotated[
-        str | None, typer.Option("--on", help="cluster. Default: the one of the last jobs")
+        str | None,
+        typer.Option("--on", help="cluster, such as h100. Default: that of the last jobs"),
     ] = None,
     only: Only = None,
     detach: Detach = False,
     dirty: Dirty = False,
     home: HomeFolder = RUNS,
 ) -> None:
-    """Run again what failed or was cancelled, from where it was."""
+    """Run failed and cancelled stages again, from their last checkpoint."""
     from pipelines.execution import cluster
     from pipelines.execution import control as intervene
     from pipelines.workspace import driver_lock as driver
 
-    sweep, at = find_sweep(name), Home(home)
-    stages = sweep_stages(at, sweep)
-    where = on or cluster.cluster_of(stages) or "local"
-    at_it = driver.alive(at.sweep(sweep.name))
-    if on is not None and at_it is not None and at_it.on != on:
-        raise ValueError(f"--on {on}: {at_it} is at work, and would take it up there")
-    again = intervene.reset_failed(stages, frozenset(only or ()), screen.say)
-    if not again:
-        screen.say(f"{sweep.name}: nothing has failed or was cancelled")
+    sweep, workspace = find_sweep(name), Home(home)
+    stages = sweep_stages(workspace, sweep)
+    target = on or cluster.last_cluster(stages) or "local"
+    driver_process = driver.live_driver(workspace.sweep(sweep.name))
+    if on is not None and driver_process is not None and driver_process.on != on:
+        raise ValueError(
+            f"--on {on}: {driver_process} runs this sweep on {driver_process.on} and would resubmit the "
+            f"stages there. Leave out --on, or stop that driver first"
+        )
+    reset = intervene.reset_failed(stages, frozenset(only or ()), screen.print_line)
+    if not reset:
+        screen.print_line(f"{sweep.name}: no stage has failed or was cancelled")
         return
-    if at_it is not None:
-        screen.say(f"the driver at work takes it up ({at_it})")
+    if driver_process is not None:
+        screen.print_line(f"the running driver resubmits them ({driver_process})")
         return
     trials = {trial.name for trial in sweep.trials}
-    chosen = tuple(n for n in only or () if n in trials)
-    how = Run(name, home, where, chosen, dirty=dirty, detach=detach)
-    running.run(choose(sweep, chosen), at, load_settings(), how)
+    selected = tuple(trial for trial in only or () if trial in trials)
+    options = RunOptions(name, home, target, selected, dirty=dirty, detach=detach)
+    cli_run.run(select_trials(sweep, selected), workspace, load_settings(), options)
 
 
 @app.command()
 def logs(
     address: Annotated[str, typer.Argument(help="SWEEP/TRIAL or tokenizers/NAME")],
-    rank: Annotated[int, typer.Option(min=0, help="rank of the process")] = 0,
-    lines: Annotated[int, typer.Option(min=1, help="number of lines, from the end")] = 50,
+    rank: Annotated[int, typer.Option(min=0, help="rank of the process, such as 1")] = 0,
+    lines: Annotated[
+        int, typer.Option(min=1, help="number of lines from the end, such as 200")
+    ] = 50,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="print new lines until Ctrl-C")
     ] = False,
     home: HomeFolder = RUNS,
 ) -> None:
-    """What a trial's latest job has written, and the error it ended with."""
+    """Print the output of a trial's latest job, and the error if it failed."""
     from pipelines.execution.slurm.submit import log_of
     from pipelines.stages.attempt import FAILED
     from pipelines.workspace import job_log as jobs
@@ -103,22 +112,24 @@ def logs(
     folder = home / address
     record = jobs.latest(folder)
     if record is None:
-        here = "it ran on this machine, whose terminal has it all" if folder.exists() else "no such"
-        raise ValueError(f"{folder}: no job of a cluster has worked here ({here})")
+        reason = (
+            "it ran on this machine; see its terminal" if folder.exists() else "it does not exist"
+        )
+        raise ValueError(f"{folder}: no cluster job has run in this folder ({reason})")
     if (folder / FAILED).exists():
-        screen.say_error(read_json(folder / FAILED)["traceback"])
+        screen.print_error(read_json(folder / FAILED)["traceback"])
     path = log_of(Home(home), record, rank)
     if not path.exists():
-        said = "has not begun" if record.job else "is not in Slurm's hands yet"
-        raise ValueError(f"{path}: nothing yet; job {record.job or record.submission} {said}")
+        state = "has not started" if record.job else "is not submitted to Slurm yet"
+        raise ValueError(f"{path}: no output yet; job {record.job or record.submission} {state}")
     with open(path, errors="replace") as file:
-        screen.say(f"{path} (job {record.job} on {record.cluster})")
+        screen.print_line(f"{path} (job {record.job} on {record.cluster})")
         for line in deque(file, lines):
-            screen.say(line.rstrip("\n"))
+            screen.print_line(line.rstrip("\n"))
         while follow:
             line = file.readline()
             if line:
-                screen.say(line.rstrip("\n"))
+                screen.print_line(line.rstrip("\n"))
             else:
                 time.sleep(0.5)
 
@@ -127,31 +138,34 @@ def logs(
 def mirror(
     name: SweepName,
     follow: Annotated[
-        bool, typer.Option("--follow", help="continue until everything is done, or Ctrl-C")
+        bool, typer.Option("--follow", help="repeat until all stages are done, or Ctrl-C")
     ] = False,
     home: HomeFolder = RUNS,
 ) -> None:
-    """Bring MLflow to what the disk says: after an outage, or beside a sweep that was left."""
-    from pipelines.tracking.sync import mirror as bring_up_to_date
+    """Update MLflow from the results on disk: after an MLflow outage, or for a detached sweep."""
+    from pipelines.tracking.sync import mirror as update_mlflow
 
-    at = Home(home)
-    sweep = imported_sweep(at) if name == IMPORTED else find_sweep(name)
-    bring_up_to_date(at, sweep, load_settings(), follow, screen.say)
+    workspace = Home(home)
+    sweep = imported_sweep(workspace) if name == IMPORTED else find_sweep(name)
+    update_mlflow(workspace, sweep, load_settings(), follow, screen.print_line)
 
 
 @app.command()
 def doctor(
     on: Annotated[
-        str, typer.Option("--on", help="where to run: local, or a cluster of var-scaling.toml")
+        str,
+        typer.Option(
+            "--on", help="where to run: local, or a cluster of var-scaling.toml, such as h100"
+        ),
     ] = ("local"),
     home: HomeFolder = RUNS,
 ) -> None:
-    """Look at what a run needs, here or on a cluster, and say what to do where it is not there."""
+    """Check what a run needs, on this machine or on a cluster, and print how to fix what is missing."""
     from pipelines.execution.doctor import examine
 
     findings = examine(Home(home), load_settings(), on)
     for finding in findings:
-        mark = {True: "ok  ", False: "BAD ", None: "note"}[finding.good]
-        screen.say(f"{mark}  {finding.what}: {finding.said}")
-    if any(finding.good is False for finding in findings):
+        mark = {True: "ok  ", False: "BAD ", None: "note"}[finding.ok]
+        screen.print_line(f"{mark}  {finding.name}: {finding.message}")
+    if any(finding.ok is False for finding in findings):
         raise typer.Exit(1)

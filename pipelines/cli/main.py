@@ -1,7 +1,7 @@
-"""The command line: verbs, and the names of sweeps.
+"""The command line `var-scaling`.
 
-Exit codes: 0 done, 1 something failed, 2 asked wrongly, 3 a folder is the home of something else,
-4 another process is at it, 130 stopped by Ctrl-C.
+Exit codes: 0 done, 1 something failed, 2 invalid options, 3 a folder belongs to a run with a
+different config, 4 another process uses the folder, 130 stopped by Ctrl-C.
 """
 
 import json
@@ -17,27 +17,27 @@ from typer.core import TyperGroup
 from pipelines.cli import edit as cli_edit
 from pipelines.cli import fidelity as cli_fidelity
 from pipelines.cli import fit as cli_fit
-from pipelines.cli import forecast as cli_laws
-from pipelines.cli import jobs as cli_cluster
+from pipelines.cli import forecast as cli_forecast
+from pipelines.cli import jobs as cli_jobs
 from pipelines.cli import models as cli_models
-from pipelines.cli import run as running
+from pipelines.cli import run as cli_run
 from pipelines.cli import sample as cli_sample
 from pipelines.cli import speed as cli_speed
-from pipelines.cli.fit import sweep_of
+from pipelines.cli.fit import resolve_sweep
 from pipelines.cli.options import RUNS, AsJson, Detach, Dirty, HomeFolder, Only, SweepName
-from pipelines.cli.run import Run
+from pipelines.cli.run import RunOptions
 from pipelines.cli.terminal import console as screen
-from pipelines.cli.terminal.console import console, errors, say_error
+from pipelines.cli.terminal.console import console, errors, print_error
 from pipelines.cli.terminal.plan import plan_table
 from pipelines.cli.terminal.publish import publish_and_show
-from pipelines.execution.backend import Away
+from pipelines.execution.backend import BackendUnavailable
 from pipelines.execution.status import SweepState, View, overview
 from pipelines.planning import cost as planning
 from pipelines.stages.graph import refuse_mismatch, sweep_stages
 from pipelines.workspace.provenance import code_version
 from pipelines.workspace.settings import load_settings
-from pipelines.workspace.store import Busy, ConfigMismatchError, Home
-from pipelines.workspace.sweeps import choose, explained, known_sweeps
+from pipelines.workspace.store import ConfigMismatchError, FolderInUseError, Home
+from pipelines.workspace.sweeps import describe_error, known_sweeps, select_trials
 
 TASKS = {
     "Run a sweep": ("sweeps", "plan", "run", "status", "report", "ui"),
@@ -67,11 +67,11 @@ app = typer.Typer(
 )
 
 
-_TFLOPS = 400.0  # 40 % of an H100's dense bf16 peak of 989
+_TFLOPS = 400.0  # TFLOP/s: 40 % of an H100's dense bf16 peak of 989
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         print(f"var-scaling {version('var-scaling')}, {code_version()}")
         raise typer.Exit
 
@@ -85,17 +85,19 @@ def describe(
         ),
     ] = False,
 ) -> None:
-    """Find out how visual autoregressive models scale: images to tokens to trials to a law."""
+    """Measure how visual autoregressive models scale: tokenize images, train models of several sizes,
+    fit a scaling law.
+    """
 
 
 @app.command()
 def sweeps(as_json: AsJson = False) -> None:
     """List the sweeps of this project, each with its question."""
-    found = known_sweeps()
+    available = known_sweeps()
     if as_json:
-        print(json.dumps([sweep.model_dump(mode="json") for sweep in found]))
+        print(json.dumps([sweep.model_dump(mode="json") for sweep in available]))
     else:
-        console.print(screen.sweeps_table(found))
+        console.print(screen.sweeps_table(available))
 
 
 @app.command()
@@ -106,29 +108,31 @@ def plan(
         float | None,
         typer.Option(
             min=1e-3,
-            help="sustained training throughput of one GPU in TFLOP/s. Default: 400",
+            help="sustained training throughput of one GPU in TFLOP/s, such as 350. Default: 400",
             show_default=False,
         ),
     ] = None,
     on: Annotated[
         str | None,
-        typer.Option("--on", help="cluster of var-scaling.toml, for GPUs, hours and price"),
+        typer.Option(
+            "--on", help="cluster of var-scaling.toml, such as h100, for its GPUs and price"
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show parameters, FLOPs and cost of each trial before anything runs.
 
-    GPU time is FLOPs over --tflops. 400 TFLOP/s is 40 % of an H100's dense bf16 peak of 989: an
-    assumption until you have measured your own.
+    GPU time is FLOPs divided by --tflops. The default of 400 TFLOP/s is 40 % of an H100's dense bf16
+    peak of 989: an assumption. Measure your own with `var-scaling speed`.
     """
     if on and tflops is not None:
         raise ValueError(
-            f"--tflops {tflops:g}: what a GPU of --on {on} sustains is in its settings"
+            f"--tflops {tflops:g}: leave it out with --on {on}, whose settings give the throughput"
         )
-    sweep, at = sweep_of(name, Home(home)), Home(home)
+    sweep, workspace = resolve_sweep(name, Home(home)), Home(home)
     cluster = load_settings().cluster(on) if on else None
     price = planning.price_on(cluster) if cluster else planning.Price((tflops or _TFLOPS) * 1e12)
-    stages = sweep_stages(at, sweep)
+    stages = sweep_stages(workspace, sweep)
     rows = planning.plan_rows(sweep, overview(stages), price, cluster)
     if as_json:
         print(json.dumps(planning.plan_summary(sweep, stages, rows, price)))
@@ -142,29 +146,38 @@ def run(
     name: SweepName,
     home: HomeFolder = RUNS,
     on: Annotated[
-        str, typer.Option("--on", help="where to run: local, or a cluster of var-scaling.toml")
+        str,
+        typer.Option(
+            "--on", help="where to run: local, or a cluster of var-scaling.toml, such as h100"
+        ),
     ] = ("local"),
     only: Only = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="print what would run, and exit")
+        bool, typer.Option("--dry-run", help="print the stages that would run, and exit")
     ] = False,
     detach: Detach = False,
     dirty: Dirty = False,
     take_over: Annotated[
-        bool, typer.Option("--take-over", help="take over the lock of another driver")
+        bool,
+        typer.Option(
+            "--take-over", help="take over the lock of another driver; its jobs keep running"
+        ),
     ] = False,
 ) -> None:
-    """Train what is missing, fit the laws and write the report. Run it again after any "
-    "interruption."""
-    at, settings = Home(home), load_settings()
-    sweep = choose(sweep_of(name, at), only or ())
-    how = Run(name, home, on, tuple(only or ()), dirty=dirty, detach=detach, take_over=take_over)
+    """Run the stages that are not done, fit the laws and write the report. After an interruption, run
+    the same command again: it resumes.
+    """
+    workspace, settings = Home(home), load_settings()
+    sweep = select_trials(resolve_sweep(name, workspace), only or ())
+    options = RunOptions(
+        name, home, on, tuple(only or ()), dirty=dirty, detach=detach, take_over=take_over
+    )
     if dry_run:
-        screen.say(running.dry_run(sweep, at, settings, how))
+        screen.print_line(cli_run.dry_run(sweep, workspace, settings, options))
         return
-    running.run(sweep, at, settings, how)
+    cli_run.run(sweep, workspace, settings, options)
     if not detach:
-        publish_and_show(at, sweep_of(name, at), name, again=False)
+        publish_and_show(workspace, resolve_sweep(name, workspace), name, again=False)
 
 
 @app.command()
@@ -173,76 +186,88 @@ def status(
     home: HomeFolder = RUNS,
     as_json: AsJson = False,
     watch: Annotated[
-        bool, typer.Option("--watch", help="refresh until everything is done, or Ctrl-C")
+        bool,
+        typer.Option("--watch", help="refresh every 5 s until all stages have ended, or Ctrl-C"),
     ] = False,
 ) -> None:
     """Show the state of each stage: attempt, step, loss, speed, node, job and error."""
     from pipelines.execution import cluster
     from pipelines.execution.slurm import slurm
 
-    sweep, at = sweep_of(name, Home(home)), Home(home)
-    stages = sweep_stages(at, sweep)
+    sweep, workspace = resolve_sweep(name, Home(home)), Home(home)
+    stages = sweep_stages(workspace, sweep)
     refuse_mismatch(stages)
     state = SweepState(stages)
 
-    def look() -> tuple[list[View], str]:
-        queue = slurm.look() if cluster.asks_slurm(stages) else None
-        return state.look(queue), cluster.driver_words(at.sweep(sweep.name))
+    def poll() -> tuple[list[View], str]:
+        queue = slurm.queue_or_none() if cluster.has_live_jobs(stages) else None
+        return state.poll(queue), cluster.driver_status(workspace.sweep(sweep.name))
 
     if watch and as_json:
-        raise ValueError("--watch or --json: JSON is of one look")
+        raise ValueError("--watch with --json: --json prints the state once; give only one of them")
     if watch:
-        screen.watch(sweep, look)
+        screen.watch(sweep, poll)
         return
-    views, driver = look()
+    views, driver = poll()
     if as_json:
-        shown = [asdict(view) for view in views]
-        print(json.dumps({"sweep": sweep.name, "driver": driver, "stages": shown}))
+        rows = [asdict(view) for view in views]
+        print(json.dumps({"sweep": sweep.name, "driver": driver, "stages": rows}))
     else:
         console.print(screen.status_table(sweep, views, driver))
 
 
 @app.command()
 def ui(
-    name: Annotated[str | None, typer.Argument(help="sweep whose trials to compare")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="sweep whose trials to compare, such as quickstart")
+    ] = None,
     home: HomeFolder = RUNS,
     port: Annotated[
         int | None,
         typer.Option(
-            min=1024, max=65535, help="port on 127.0.0.1. Default: 5000", show_default=False
+            min=1024,
+            max=65535,
+            help="port on 127.0.0.1, 1024 to 65535. Default: 5000",
+            show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Serve MLflow on this machine and say where to look; Ctrl-C ends it."""
+    """Serve MLflow on this machine and print its address, until Ctrl-C."""
     from pipelines.tracking import mlflow as tracking
     from pipelines.tracking import server as serve
 
-    at, uri = Home(home), load_settings().mlflow.uri
+    workspace, uri = Home(home), load_settings().mlflow.uri
     if uri is not None and port is not None:
-        raise ValueError(f"--port {port}: MLflow is served at {uri}, as var-scaling.toml says")
+        raise ValueError(
+            f"--port {port}: leave it out, because var-scaling.toml names the server {uri}"
+        )
     if uri is not None:
-        shown = sweep_of(name, at).name if name else None
-        screen.say(tracking.MLflowTracker(at, uri).url(shown, uri) if shown else uri)
+        experiment = resolve_sweep(name, workspace).name if name else None
+        screen.print_line(
+            tracking.MLflowTracker(workspace, uri).url(experiment, uri) if experiment else uri
+        )
         return
-    if not (at.root / "mlflow.db").exists():
-        raise ValueError(f"{at.root}: nothing has been logged here yet; `var-scaling run` does")
+    if not (workspace.root / "mlflow.db").exists():
+        raise ValueError(
+            f"{workspace.root}: nothing has been logged to MLflow yet; start `var-scaling run` first"
+        )
     port = port or 5000
     base = f"http://127.0.0.1:{port}"
     pages = {"all experiments": base}
     if name:
-        shown = sweep_of(name, at).name
-        pages = {"compare": tracking.MLflowTracker(at).url(shown, base), **pages}
-    with serve.server(at, port) as server:
-        for what, url in pages.items():
-            console.print(f"{what}: {url}", soft_wrap=True, highlight=False)
+        experiment = resolve_sweep(name, workspace).name
+        pages = {"compare": tracking.MLflowTracker(workspace).url(experiment, base), **pages}
+    with serve.server(workspace, port) as server:
+        for title, url in pages.items():
+            console.print(f"{title}: {url}", soft_wrap=True, highlight=False)
         server.wait()
-    raise typer.Exit(1)  # it was to run until Ctrl-C
+    raise typer.Exit(1)  # reached only if the server ended by itself, before Ctrl-C
 
 
 app.add_typer(cli_fit.app)
 app.add_typer(cli_models.app)
-app.add_typer(cli_cluster.app)
-app.add_typer(cli_laws.app)
+app.add_typer(cli_jobs.app)
+app.add_typer(cli_forecast.app)
 app.add_typer(cli_sample.app)
 app.add_typer(cli_edit.app)
 app.add_typer(cli_fidelity.app)
@@ -250,16 +275,26 @@ app.add_typer(cli_speed.app)
 
 
 def main() -> None:
-    """The console script: what a person can mend is said in a line, not in a traceback."""
-    codes = [(ConfigMismatchError, 3), (Busy, 4), (ValueError, 2), (OSError, 1), (Away, 1)]
+    """The console script. An error that the user can fix is printed as one line, not a traceback."""
+    # The first match counts: ConfigMismatchError is a ValueError.
+    codes = [
+        (ConfigMismatchError, 3), (FolderInUseError, 4), (ValueError, 2), (OSError, 1),
+        (BackendUnavailable, 1),
+    ]  # fmt: skip
     try:
         app()
     except KeyboardInterrupt:
-        errors.print("Stopped at once; what was saved is kept.")
+        errors.print("Stopped immediately; everything saved so far is kept.")
         sys.exit(130)
-    except (ConfigMismatchError, Busy, ValueError, OSError, Away) as error:
-        said = explained(error) if isinstance(error, ValidationError) else str(error)
-        say_error(f"error: {said}")
+    except (
+        ConfigMismatchError,
+        FolderInUseError,
+        ValueError,
+        OSError,
+        BackendUnavailable,
+    ) as error:
+        text = describe_error(error) if isinstance(error, ValidationError) else str(error)
+        print_error(f"error: {text}")
         sys.exit(next(code for kind, code in codes if isinstance(error, kind)))
 
 

@@ -1,4 +1,4 @@
-"""The verbs about one model: bring it in, take it out, score it."""
+"""The commands for one model: import, export, evaluate."""
 
 import json
 from pathlib import Path
@@ -37,61 +37,63 @@ def import_weights(
     ],
     name: Annotated[str, typer.Option("--as", help="name of the imported model, such as d16")],
     sides: Annotated[
-        str | None, typer.Option(help="sides of the scales if no file contains them: 1,2,3,...")
+        str | None,
+        typer.Option(help="sides of the scales in tokens if no file contains them: 1,2,3,..."),
     ] = None,
     classes: Annotated[
         Path | None,
         typer.Option(
-            help="file with the class names in order: a JSON list, or one name a line",
+            help="file with the class names in class order: a JSON list, or one name a line. "
+            "Default: no names",
             exists=True,
             dir_okay=False,
         ),
     ] = None,
     home: HomeFolder = RUNS,
 ) -> None:
-    """Read released weights: a VQVAE, or one and the VAR over it. Nothing in a file is ever run."""
+    """Import released weights: a VQVAE, or a VQVAE and its VAR. No code in a file is executed."""
     from pipelines.checkpoints.convert import import_released
 
-    found = import_released(Home(home), files, name, _numbers(sides), screen.say, classes)
-    t = found.tokenizer
-    again = " (here already, from the same file)" if found.reused else ""
+    result = import_released(Home(home), files, name, _numbers(sides), screen.print_line, classes)
+    t = result.tokenizer
+    note = " (already imported from the same file)" if result.reused else ""
     shape = f"{t.codebook_size:,} codes of {t.code_channels} channels, ch {t.channels}"
     pyramid = ", ".join(map(str, t.pyramid.patch_nums))
-    screen.say(f"tokenizer {t.name}{again}: {shape}, {t.side} px, sides {pyramid}")
+    screen.print_line(f"tokenizer {t.name}{note}: {shape}, {t.side} px, sides {pyramid}")
     fields = t.model_dump(exclude_defaults=True, exclude={"pyramid"})
     if t.pyramid != ImportedTokenizer.model_fields["pyramid"].default:
         fields["pyramid"] = t.pyramid
-    said = ", ".join(f"{name}={value!r}" for name, value in fields.items())
-    screen.say(f"in a sweep: ImportedTokenizer({said})")
-    if found.model:
-        m = found.model.model
+    arguments = ", ".join(f"{name}={value!r}" for name, value in fields.items())
+    screen.print_line(f"in a sweep: ImportedTokenizer({arguments})")
+    if result.model:
+        m = result.model.model
         settings = m.model_dump(exclude={"family", "depth"}, exclude_defaults=True)
         other = "".join(f", {field}={value!r}" for field, value in settings.items())
-        screen.say(
-            f"imported/{name}: {found.model.family.name}, depth {m.depth}, width {m.width}, "
-            f"{m.heads} heads{other}, {found.model.classes:,} classes"
+        screen.print_line(
+            f"imported/{name}: {result.model.family.name}, depth {m.depth}, width {m.width}, "
+            f"{m.heads} heads{other}, {result.model.classes:,} classes"
         )
         if not (Home(home).imported(name) / CLASSES).exists():
             screen.warn(
-                "no file of weights has the names or the order of the classes: they go by numbers "
-                "until the same command is given --classes FILE"
+                "weights do not contain class names, so the classes are numbered. To name them, run "
+                "the same command with --classes FILE"
             )
-        screen.say(f"next: var-scaling evaluate imported/{name} --data DATA")
+        screen.print_line(f"next: var-scaling evaluate imported/{name} --data DATA")
 
 
 @app.command()
 def export(
     address: Address,
-    out: Annotated[Path, typer.Argument(help="path of the .pth file to write")],
+    out: Annotated[Path, typer.Argument(help="path of the .pth file to write, such as d16.pth")],
     home: HomeFolder = RUNS,
 ) -> None:
-    """Write weights as a .pth that the released code loads strictly."""
-    from pipelines.checkpoints.convert import export_released, names_beside
+    """Write weights as a .pth file that the released code loads with strict=True."""
+    from pipelines.checkpoints.convert import class_names_path, export_released
 
-    how = export_released(Home(home), address, out)
-    screen.say(f"{out}\nload it with: {how}")
-    if names_beside(out).exists():
-        screen.say(f"{names_beside(out)}: the names of its classes, for import --classes")
+    code = export_released(Home(home), address, out)
+    screen.print_line(f"{out}\nload it with: {code}")
+    if class_names_path(out).exists():
+        screen.print_line(f"{class_names_path(out)}: its class names, for import --classes")
 
 
 @app.command()
@@ -100,7 +102,8 @@ def evaluate(
     data: Annotated[
         str | None,
         typer.Option(
-            help="name of the images in var-scaling.toml. Default: the model's own held-out images"
+            help="images of var-scaling.toml, such as imagenet. Default: the model's own held-out "
+            "images"
         ),
     ] = None,
     enlarge: Enlarge = None,
@@ -109,24 +112,28 @@ def evaluate(
     home: HomeFolder = RUNS,
     as_json: AsJson = False,
 ) -> None:
-    """Held-out loss and error of one model, told each image's class and told none."""
+    """Measure held-out loss and error of one model, conditional on the class and unconditional."""
     from pipelines.evaluation.likelihood import Images, evaluate_model
     from pipelines.stages.context import RunContext, StopFile, local_process
 
-    at, settings = Home(home), load_settings()
-    with screen.steps(f"evaluating {address}") as report_progress:
+    workspace, settings = Home(home), load_settings()
+    with screen.progress_bar(f"evaluating {address}") as report_progress:
         images = Images(data, enlarge, validation_share)
-        process = local_process(settings.local)  # as in training: then the numbers agree
-        context = RunContext(at, settings, StopFile(at.root / "stop"), process, report_progress)
+        process = local_process(
+            settings.local
+        )  # same settings as in training, so that the numbers agree
+        context = RunContext(
+            workspace, settings, StopFile(workspace.root / "stop"), process, report_progress
+        )
         scores = evaluate_model(context, address, images, report_progress, raw_weights)
     if "class_order" in scores:
         screen.warn(scores["class_order"])
     if as_json:
         print(json.dumps(scores))
     else:
-        record = read_generator(at.root / address)
-        what = record.family.validation(record.spec)
-        screen.console.print(screen.evaluation_table(address, scores, what))
+        record = read_generator(workspace.root / address)
+        validation = record.family.validation(record.spec)
+        screen.console.print(screen.evaluation_table(address, scores, validation))
 
 
 def _numbers(text: str | None) -> tuple[int, ...] | None:
@@ -135,4 +142,6 @@ def _numbers(text: str | None) -> tuple[int, ...] | None:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise typer.BadParameter(f"--sides {text}: whole numbers with commas, 1,2,3") from error
+        raise typer.BadParameter(
+            f"--sides {text}: must be whole numbers separated by commas, such as 1,2,3"
+        ) from error

@@ -1,4 +1,4 @@
-"""What several commands take, and the settings of a sample as a person writes them."""
+"""Options that several commands share, and the parsing of sampling settings."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -18,10 +18,12 @@ SweepName = Annotated[
 HomeFolder = Annotated[
     Path,
     typer.Option(
-        "--home", envvar="VAR_SCALING_HOME", help="run directory: tokenizers, trials, reports"
+        "--home",
+        envvar="VAR_SCALING_HOME",
+        help="run directory with tokenizers, trials and reports, such as /scratch/runs",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 Only = Annotated[
     list[str] | None, typer.Option("--only", help="name of a trial, such as d4; may be repeated")
 ]
@@ -31,16 +33,17 @@ Detach = Annotated[
 Dirty = Annotated[
     bool,
     typer.Option(
-        "--dirty", help="allow code that differs from its commit; a patch is kept with the run"
+        "--dirty",
+        help="allow uncommitted changes of the code; they are saved as a patch with the run",
     ),
 ]
-# None where it is not said: a value that is said is answered exactly.
+# None: not given, so the default depends on the model. A value that is given is always used.
 Enlarge = Annotated[
     float | None,
     typer.Option(
         min=1,
-        help="shorter side after resizing, before the centre crop, in image sides, such as 1.125. "
-        "Default: as for the model's own images; for other images 1.125 in evaluate, 1 in fidelity",
+        help="shorter side after resizing, before the centre crop, as a multiple of the image side, "
+        "such as 1.125. Default: as for the model's own images; for other images 1.125 in evaluate, 1 in fidelity",
         show_default=False,
     ),
 ]
@@ -49,37 +52,42 @@ ValidationShare = Annotated[
     typer.Option(
         min=0,
         max=0.99,
-        help="share of images to hold out if the folder has no splits, such as 0.1. "
-        "Default: as for "
-        "the model's own images; 0 for other images",
+        help="share of images to hold out if the folder has no splits, 0 to 0.99, such as 0.1. "
+        "Default: as for the model's own images; 0 for other images",
         show_default=False,
     ),
 ]
 
-# Of a sample: one value, or one for each step of the sampler, with commas.
+# Sampling settings: one value, or one for each step of the sampler, separated by commas.
 Guidance = Annotated[
     str | None,
     typer.Option(
         help="classifier-free guidance g in c + g (c - u), with conditional c and "
-        "unconditional u, such as "
-        "1.5. VAR: the value at the last scale, rising from 0; or one for each scale: 0,0.5,1,..."
+        "unconditional u, such as 1.5; 0: none. VAR: the value at the last scale, rising from 0; or "
+        "one for each scale: 0,0.5,1,... Default: VAR 1.5, AR 1, DiT 0.5"
     ),
 ]
 TopK = Annotated[
-    str | None, typer.Option(help="sample from the k most likely codes, such as 900; 0: from all")
+    str | None,
+    typer.Option(
+        help="sample from the k most likely codes, such as 900; 0: from all. Default: VAR 900, AR 0"
+    ),
 ]
 TopP = Annotated[
     str | None,
     typer.Option(
-        help="sample from the most likely codes of this total probability, such as 0.96; "
-        "0: from all"
+        help="sample from the most likely codes with this total probability, such as 0.96; "
+        "0: from all. Default: VAR 0.96, AR 0"
     ),
 ]
 Temperature = Annotated[
-    str | None, typer.Option(help="softmax temperature: below 1 less varied, above 1 more varied")
+    str | None,
+    typer.Option(
+        help="softmax temperature, such as 0.9: below 1 less varied, above 1 more varied. Default: 1"
+    ),
 ]
 Smooth = Annotated[
-    bool, typer.Option("--smooth", help="mix codes by Gumbel-softmax: smoother shapes; not for FID")
+    bool, typer.Option("--smooth", help="mix codes by Gumbel-softmax: smoother images; not for FID")
 ]
 Precision = Annotated[
     str | None,
@@ -89,16 +97,16 @@ Set = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="any sampling setting of the model's family, such as steps=25 or sampler=sde "
-        "for DiT; may "
-        "be repeated",
+        help="any sampling setting of the model's family, such as steps=25 or sampler=sde for DiT; "
+        "may be repeated",
         metavar="NAME=VALUE",
     ),
 ]
 RawWeights = Annotated[
     bool,
     typer.Option(
-        "--raw-weights", help="use the last weights of a model that averages its weights (EMA)"
+        "--raw-weights",
+        help="use the last weights of a model that averages its weights (EMA), not the average",
     ),
 ]
 
@@ -113,38 +121,38 @@ def read_sampling(
     rising: bool = True,
     named: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """The settings that were given, by the names of the sampling record. Raises ValueError."""
+    """The given settings by their names in the sampling record. Raises ValueError."""
     given: dict[str, Any] = {
-        "guidance": _values("--guidance", guidance, float),
-        "top_k": _values("--top-k", top_k, int),
-        "top_p": _values("--top-p", top_p, float),
-        "temperature": _values("--temperature", temperature, float),
+        "guidance": _parse_numbers("--guidance", guidance, float),
+        "top_k": _parse_numbers("--top-k", top_k, int),
+        "top_p": _parse_numbers("--top-p", top_p, float),
+        "temperature": _parse_numbers("--temperature", temperature, float),
         "precision": precision,
         "smooth": True if smooth else None,
         "rising": None if rising else False,
     }
     given = {name: value for name, value in given.items() if value is not None}
     others = named_settings(named)
-    if twice := sorted(given.keys() & others.keys()):
-        raise ValueError(f"--set {twice[0]}: is given twice, once by its own option")
+    if duplicates := sorted(given.keys() & others.keys()):
+        raise ValueError(f"--set {duplicates[0]}: is given twice, once by its own option")
     return given | others
 
 
 def named_settings(named: Sequence[str] | None) -> dict[str, Any]:
-    """What --set says, each NAME=VALUE. Raises ValueError."""
-    found: dict[str, Any] = {}
+    """The settings given by --set NAME=VALUE. Raises ValueError."""
+    settings: dict[str, Any] = {}
     for text in named or ():
         name, equals, value = text.partition("=")
         if not equals or not name or not value:
-            raise ValueError(f"--set {text}: wanted NAME=VALUE, such as steps=25")
-        if name in found:
+            raise ValueError(f"--set {text}: must be NAME=VALUE, such as steps=25")
+        if name in settings:
             raise ValueError(f"--set {text}: {name} is given twice")
-        found[name] = _value(value)
-    return found
+        settings[name] = _parse_value(value)
+    return settings
 
 
-def _value(text: str) -> Any:
-    """A number, true or false, several with commas between them, or the text itself."""
+def _parse_value(text: str) -> Any:
+    """A number, true or false, a tuple of values separated by commas, or the text itself."""
     parts = []
     for part in text.split(","):
         try:
@@ -154,14 +162,14 @@ def _value(text: str) -> Any:
     return parts[0] if len(parts) == 1 else tuple(parts)
 
 
-def _values(option: str, text: str | None, read: Callable[[str], float]) -> Any:
+def _parse_numbers(option: str, text: str | None, parse: Callable[[str], float]) -> Any:
     if text is None:
         return None
     try:
-        values = tuple(read(part) for part in text.split(","))
+        values = tuple(parse(part) for part in text.split(","))
     except ValueError as error:
-        kind = "a whole number" if read is int else "a number"
+        kind = "a whole number" if parse is int else "a number"
         raise ValueError(
-            f"{option} {text}: wanted {kind}, or one for each scale with commas between them"
+            f"{option} {text}: must be {kind}, or one for each scale separated by commas"
         ) from error
     return values[0] if len(values) == 1 else values

@@ -1,1 +1,1 @@
-"""Edits of pictures as resumable work on disk."""
+"""Image editing: fill holes and add detail. An edit can be interrupted and resumed."""

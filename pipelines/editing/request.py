@@ -1,6 +1,6 @@
-"""What edit is asked for: a person's words and files to one record, and to what the model is shown.
+"""Turn the options and files of `edit` into a record, and into the input of the model.
 
-Shapes: h, w height and width of the picture.
+Shapes: h, w height and width of the picture, which is the image to edit.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from pydantic import NonNegativeInt, PositiveInt
 
-from pipelines.sampling.settings import fitting, never_without, sampling_of
+from pipelines.sampling.settings import only_conditional, parse_sampling, resolve_guidance
 from var_scaling.class_names import Names, class_number
 from var_scaling.data.decode import Undecodable, decode
 from var_scaling.experiment import ImportedModel, Trial
@@ -34,24 +34,27 @@ from var_scaling.recipe import Sha256
 from var_scaling.record import Name, Record
 
 Kind = Literal["in-paint", "out-paint", "mask", "super-resolve"]
-By = Literal["light", "alpha"]
+MaskBy = Literal["light", "alpha"]
 
 
 class EditSet(Record):
-    """All that the pictures of an edit depend on. Pixels are those of the upright picture."""
+    """Everything the results of an edit depend on.
+
+    Pixel coordinates refer to the picture after its EXIF rotation.
+    """
 
     format: Literal[2] = 2  # of the record on disk; 1 had no `sampling.family`
     name: Name
     kind: Kind
     image_sha256: Sha256  # of the file
-    box: Box | None = None  # filled, or kept to out-paint
+    box: Box | None = None  # filled, or kept when out-painting
     mask_sha256: Sha256 | None = None  # of the file
-    mask_by: By | None = None
-    window: Window  # what of the picture the model sees
-    label: NonNegativeInt  # the class; the number of classes: none
-    kept_scales: PositiveInt | None = None  # to super-resolve
+    mask_by: MaskBy | None = None
+    window: Window  # the square of the picture that the model sees
+    label: NonNegativeInt  # the class; the number of classes means unconditional
+    kept_scales: PositiveInt | None = None  # for super-resolution
     feather_px: NonNegativeInt | None = None  # None: 1/32 of the window
-    blank: bool = False  # whether the hole was emptied before the picture was encoded
+    blank: bool = False  # whether the hole was cleared before the picture was encoded
     count: PositiveInt
     seed: NonNegativeInt
     sampling: AnySampling
@@ -61,14 +64,14 @@ class EditSet(Record):
 
 @dataclass(frozen=True)
 class EditOptions:
-    """An edit in a person's words; exactly one of the first four is given."""
+    """The options of `edit`. Of in_paint, out_paint, mask and super_resolve, one must be given."""
 
     image: Path
     in_paint: str | None = None
     out_paint: str | None = None
     mask: Path | None = None
     super_resolve: bool = False
-    mask_by: By | None = None
+    mask_by: MaskBy | None = None
     window: str | None = None
     keep_scales: int | None = None
     feather_px: int | None = None
@@ -77,47 +80,47 @@ class EditOptions:
     count: int = 4
     seed: int = 0
     name: str | None = None
-    sampling: Mapping[str, Any] = field(default_factory=dict)  # those settings that were given
+    sampling: Mapping[str, Any] = field(default_factory=dict)  # only the settings given
 
     @property
     def kind(self) -> Kind:
-        """Raises EditError unless one is asked for, and nothing that belongs to another."""
-        asked: dict[Kind, object] = {
+        """Raises EditError unless one kind is given, and no option of another kind."""
+        values: dict[Kind, object] = {
             "in-paint": self.in_paint,
             "out-paint": self.out_paint,
             "mask": self.mask,
             "super-resolve": self.super_resolve or None,
         }
-        kinds = [kind for kind, value in asked.items() if value is not None]
+        kinds = [kind for kind, value in values.items() if value is not None]
         if len(kinds) != 1:
             raise EditError(
-                "say one of --in-paint BOX, --out-paint BOX, --mask FILE, --super-resolve"
+                "give one of --in-paint BOX, --out-paint BOX, --mask FILE, --super-resolve"
                 + (f", not {' and '.join(f'--{kind}' for kind in kinds)}" if kinds else "")
             )
         enlarges = self.super_resolve
-        for option, given, fits, why in (
-            ("--mask-by", self.mask_by, self.mask, "says how to read a --mask"),
-            ("--keep-scales", self.keep_scales, enlarges, "belongs to --super-resolve"),
-            ("--feather", self.feather_px, not enlarges, "there is no hole to blend into"),
-            ("--blank", self.blank or None, not enlarges, "there is no hole to empty"),
+        for option, value, allowed, reason in (
+            ("--mask-by", self.mask_by, self.mask, "is only an option of --mask"),
+            ("--keep-scales", self.keep_scales, enlarges, "is only an option of --super-resolve"),
+            ("--feather", self.feather_px, not enlarges, "there is no hole to blend"),
+            ("--blank", self.blank or None, not enlarges, "there is no hole to clear"),
         ):
-            if given is not None and not fits:
-                raise EditError(f"{option} with --{kinds[0]}: {why}")
+            if value is not None and not allowed:
+                raise EditError(f"{option} with --{kinds[0]}: {reason}")
         return kinds[0]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """An edit ready to be made."""
+    """A checked edit and the input of the model."""
 
     edit: EditSet
     picture_hw3: np.ndarray  # uint8
-    hole_hw: np.ndarray | None  # bool; None where all is enlarged
+    hole_hw: np.ndarray | None  # bool; None for super-resolution
     scene: Scene
 
     @property
-    def missed(self) -> float:
-        """Share of the hole, or of what is to be enlarged, that the model does not see."""
+    def unseen_share(self) -> float:
+        """Share of the hole, or of the picture to enlarge, outside the window."""
         if self.hole_hw is not None:
             return missed_share(self.hole_hw, self.scene.window)
         height, width = self.picture_hw3.shape[:2]
@@ -125,50 +128,50 @@ class Plan:
 
 
 def plan_edit(
-    asked: EditOptions,
+    options: EditOptions,
     record: Trial | ImportedModel,
     names: Names | None,
     weights_sha256: str,
     tokenizer_sha256: str,
 ) -> Plan:
-    """Check everything that can be before a weight is read. Raises ValueError, OSError."""
-    if not record.family.edits:
+    """Check everything that does not need the weights. Raises ValueError, OSError."""
+    if not record.family.supports_editing:
         raise ValueError(
-            f"{record.name} is a {record.family.name} model: it cannot keep some tokens and draw "
-            "the others, so it edits no picture"
+            f"{record.name} is a {record.family.name} model, which cannot keep some tokens and "
+            "sample the others: use a model of a family that supports editing, such as VAR"
         )
-    kind, t = asked.kind, record.tokenizer
-    label = _label(asked, record, names)
-    no_class = "it pulls towards a class: say which, with --class N"
-    given = sampling_of(record.family, asked.sampling)
-    sampling = fitting(given, record, None if asked.label is not None else no_class)
-    record.family.frames(record.spec, sampling)  # raises where a list has another length
-    content = asked.image.read_bytes()
-    picture_hw3 = np.asarray(_decoded(asked.image, content))
+    kind, t = options.kind, record.tokenizer
+    label = _label(options, record, names)
+    no_class = "guidance needs a class: give it with --class N"
+    given = parse_sampling(record.family, options.sampling)
+    sampling = resolve_guidance(given, record, None if options.label is not None else no_class)
+    record.family.frames(record.spec, sampling)  # raises for a list of the wrong length
+    content = options.image.read_bytes()
+    picture_hw3 = np.asarray(_decoded(options.image, content))
     height, width = picture_hw3.shape[:2]
-    window = None if asked.window is None else read_window(asked.window, width, height)
+    window = None if options.window is None else read_window(options.window, width, height)
     hole_hw, box, mask_sha256 = None, None, None
     if kind == "super-resolve":
-        scene = scene_to_enlarge(picture_hw3, t, window, asked.keep_scales)
+        scene = scene_to_enlarge(picture_hw3, t, window, options.keep_scales)
     else:
-        hole_hw, box, mask_sha256 = _hole(asked, width, height)
+        hole_hw, box, mask_sha256 = _hole(options, width, height)
         outpaint = kind == "out-paint"
-        scene = scene_to_paint(picture_hw3, hole_hw, t, outpaint, window, asked.blank)
-        feather_in(scene.window, asked.feather_px)  # one that does not fit is refused at once
+        scene = scene_to_paint(picture_hw3, hole_hw, t, outpaint, window, options.blank)
+        feather_in(scene.window, options.feather_px)  # raises if the border is too wide
     edit = EditSet(
-        name=asked.name or name_for(asked.image),
+        name=options.name or edit_name(options.image),
         kind=kind,
         image_sha256=_sha256(content),
         box=box,
         mask_sha256=mask_sha256,
-        mask_by=asked.mask_by,
+        mask_by=options.mask_by,
         window=scene.window,
         label=label,
-        kept_scales=_whole_scales(scene, t.pyramid.lengths) if hole_hw is None else None,
-        feather_px=asked.feather_px,
-        blank=asked.blank,
-        count=asked.count,
-        seed=asked.seed,
+        kept_scales=_kept_scales(scene, t.pyramid.lengths) if hole_hw is None else None,
+        feather_px=options.feather_px,
+        blank=options.blank,
+        count=options.count,
+        seed=options.seed,
         sampling=sampling,
         weights_sha256=weights_sha256,
         tokenizer_sha256=tokenizer_sha256,
@@ -176,46 +179,48 @@ def plan_edit(
     return Plan(edit, picture_hw3, hole_hw, scene)
 
 
-def name_for(image: Path) -> str:
-    """A folder's name out of a file's. Raises ValueError where nothing of it can be used."""
+def edit_name(image: Path) -> str:
+    """A folder name made from the file name. Raises ValueError if no character can be used."""
     letters = unicodedata.normalize("NFKD", image.stem.lower())
     plain = "".join(letter for letter in letters if not unicodedata.combining(letter))
     name = re.sub(r"[^a-z0-9._-]+", "-", plain).lstrip("._-")[:64].rstrip("._-")
     if not name:
-        raise ValueError(f"{image.name}: no letter or digit to name the edit by: give --name")
+        raise ValueError(f"{image.name}: has no letter or digit to name the edit: give --name")
     return name
 
 
-def _label(asked: EditOptions, record: Trial | ImportedModel, names: Names | None) -> int:
-    if asked.label is None:
-        if never_without(record):
+def _label(options: EditOptions, record: Trial | ImportedModel, names: Names | None) -> int:
+    if options.label is None:
+        if only_conditional(record):
             raise ValueError(
-                f"{record.name} was trained with label_drop = 0: it always knew the class and "
-                "cannot go by the picture alone. Say which to paint: --class N, 0 to "
+                f"{record.name} was trained with class_dropout_prob = 0, so it cannot sample "
+                "without a class. Give the class of the new content: --class N, 0 to "
                 f"{record.classes - 1}"
             )
         return record.classes
     try:
-        return class_number(asked.label, names, record.classes)
+        return class_number(options.label, names, record.classes)
     except ValueError as error:
         raise ValueError(
-            f"--class {asked.label}: {error}; without --class it goes by the picture alone"
+            f"--class {options.label}: {error}; leave out --class to sample unconditionally"
         ) from error
 
 
-def _hole(asked: EditOptions, width: int, height: int) -> tuple[np.ndarray, Box | None, str | None]:
-    if asked.mask is None:
-        box = read_box(asked.in_paint or asked.out_paint or "", width, height)
-        return box_hole(box, width, height, asked.out_paint is not None), box, None
-    content = asked.mask.read_bytes()
+def _hole(
+    options: EditOptions, width: int, height: int
+) -> tuple[np.ndarray, Box | None, str | None]:
+    if options.mask is None:
+        box = read_box(options.in_paint or options.out_paint or "", width, height)
+        return box_hole(box, width, height, options.out_paint is not None), box, None
+    content = options.mask.read_bytes()
     try:
-        hole_hw = mask_hole(open_mask(content), width, height, asked.mask_by)
+        hole_hw = mask_hole(open_mask(content), width, height, options.mask_by)
     except Undecodable as error:
-        raise EditError(f"{asked.mask}: {error}") from error
+        raise EditError(f"{options.mask}: {error}") from error
     return hole_hw, None, _sha256(content)
 
 
-def _whole_scales(scene: Scene, lengths: tuple[int, ...]) -> int:
+def _kept_scales(scene: Scene, lengths: tuple[int, ...]) -> int:
     return sum(bool(part.all()) for part in scene.keep_L.split(lengths))
 
 

@@ -1,7 +1,7 @@
-"""The folder of an edit: whose home it is, and which of the results in it are whole.
+"""The folder of an edit: its record, and the results that are complete on disk.
 
-results.json has the checksum of each result's files, and is written after them: what it does not
-list, or what is not there as listed, is drawn again.
+results.json has the checksums of each result's files and is written after them. A result that it
+does not list, or whose files differ from it, is drawn again.
 """
 
 import json
@@ -15,73 +15,78 @@ import numpy as np
 from PIL import Image
 
 from pipelines.editing.request import EditSet
-from pipelines.workspace.store import ConfigMismatchError, drift, read_record, refuse
-from var_scaling.disk import DONE, is_done, read_json, whole, write_json
+from pipelines.workspace.store import (
+    ConfigMismatchError,
+    raise_if_mismatch,
+    read_record,
+    record_differences,
+)
+from var_scaling.disk import DONE, atomic_write, is_done, read_json, write_json
 
 RECORD, RESULTS, MANIFEST, SHEET = "edit.json", "results.json", "manifest.json", "sheet.png"
 _RESULT = re.compile(r"(generated|kept)-\d+\.png")
 
-Sums = dict[str, int]  # CRC-32 by the name of a file
+Checksums = dict[str, int]  # CRC-32 by file name
 
 
 class EditFolder:
-    """The pictures of `edit` below `folder`."""
+    """The folder of the edit `edit`."""
 
     def __init__(self, folder: Path, edit: EditSet):
         self.folder, self.edit = folder, edit
 
     @property
-    def shown(self) -> str:
-        """What the model was given, as a picture for people."""
+    def preview(self) -> str:
+        """The file that shows the input of the model."""
         return "enlarged.png" if self.edit.kind == "super-resolve" else "hole.png"
 
-    def names(self, index: int) -> tuple[str, ...]:
-        """The files of one result; the last is what it comes to."""
+    def files(self, index: int) -> tuple[str, ...]:
+        """The file names of one result; the last is the final image."""
         kinds = ("generated",) if self.edit.kind == "super-resolve" else ("generated", "kept")
         return tuple(f"{kind}-{index}.png" for kind in kinds)
 
     def refuse_other(self) -> None:
-        """Raise Drift if results of another edit lie here, or more of this; nothing is written.
+        """Raise ConfigMismatchError if the folder has results of another edit, or more of this one.
 
-        One that failed before its first result does not keep the name. A larger count that did
-        not come to its end is no more than a wish.
+        An edit that failed before its first result does not block the name, and a larger count that
+        was not completed does not count. Writes nothing.
         """
         path = self.folder / RECORD
         if not path.exists() or not self._results():
             return
-        known = self._recorded()
-        if known.model_copy(update={"count": self.edit.count}) != self.edit:
-            refuse(path, drift(path, self.edit))
-        if known.count > self.edit.count and is_done(self.folder):
+        existing = self._recorded()
+        if existing.model_copy(update={"count": self.edit.count}) != self.edit:
+            raise_if_mismatch(path, record_differences(path, self.edit))
+        if existing.count > self.edit.count and is_done(self.folder):
             raise ConfigMismatchError(
-                f"{self.folder} has {known.count} results already. Ask for --count {known.count} "
-                "or more, or give the new edit a --name of its own"
+                f"{self.folder} has {existing.count} results already. Ask for --count "
+                f"{existing.count} or more, or give the new edit a --name of its own"
             )
 
     def init_run_dir(self) -> None:
-        """Be the home of `edit`; results that no record speaks for are removed. Raises Drift."""
+        """Write the record, and remove results without a record. Raises ConfigMismatchError."""
         self.refuse_other()
         path = self.folder / RECORD
         (self.folder / DONE).unlink(missing_ok=True)
         if not path.exists():
             for stale in (self.folder / RESULTS, *self._results()):
                 stale.unlink(missing_ok=True)
-        with whole(path) as beside:
-            beside.write_text(self.edit.model_dump_json(indent=1) + "\n")
+        with atomic_write(path) as temporary_path:
+            temporary_path.write_text(self.edit.model_dump_json(indent=1) + "\n")
 
     def missing(self) -> list[int]:
-        """The results of which a file is not there as it was written."""
-        noted = self._noted()
+        """The results with a file that is missing or differs from its checksum."""
+        checksums = self._checksums()
         return [
             index
             for index in range(self.edit.count)
-            if {name: _crc32(self.folder / name) for name in self.names(index)}
-            != noted.get(str(index))
+            if {name: _crc32(self.folder / name) for name in self.files(index)}
+            != checksums.get(str(index))
         ]
 
-    def is_whole(self) -> bool:
-        """Whether the edit is done and all that belongs to it is there."""
-        files = ("original.png", self.shown, SHEET, MANIFEST)
+    def is_complete(self) -> bool:
+        """Whether the edit is done and all its files exist."""
+        files = ("original.png", self.preview, SHEET, MANIFEST)
         return (
             is_done(self.folder)
             and (self.folder / RECORD).exists()
@@ -90,39 +95,41 @@ class EditFolder:
             and not self.missing()
         )
 
-    def keep_result(self, index: int, pictures: Mapping[str, np.ndarray]) -> None:
-        """Write the files of one result, by name, and then that they are whole."""
-        sums = {name: self.keep(name, pixels_hw3) for name, pixels_hw3 in pictures.items()}
-        write_json(self.folder / RESULTS, {**self._noted(), str(index): sums})
+    def write_result(self, index: int, pictures: Mapping[str, np.ndarray]) -> None:
+        """Write the images of one result, by file name, then record their checksums."""
+        checksums = {
+            name: self.write_image(name, pixels_hw3) for name, pixels_hw3 in pictures.items()
+        }
+        write_json(self.folder / RESULTS, {**self._checksums(), str(index): checksums})
 
-    def keep(self, name: str, pixels_hw3: np.ndarray) -> int:
-        """Write a picture; its CRC-32."""
-        kept = BytesIO()
-        Image.fromarray(pixels_hw3).save(kept, format="PNG")
-        with whole(self.folder / name) as beside:
-            beside.write_bytes(kept.getvalue())
-        return zlib.crc32(kept.getvalue())
+    def write_image(self, name: str, pixels_hw3: np.ndarray) -> int:
+        """Write an image as PNG and return the CRC-32 of the file."""
+        buffer = BytesIO()
+        Image.fromarray(pixels_hw3).save(buffer, format="PNG")
+        with atomic_write(self.folder / name) as temporary_path:
+            temporary_path.write_bytes(buffer.getvalue())
+        return zlib.crc32(buffer.getvalue())
 
     def read(self, name: str) -> np.ndarray:
         with Image.open(self.folder / name, formats=("PNG",)) as image:
             return np.asarray(image)
 
     def _recorded(self) -> EditSet:
-        known = read_record(self.folder / RECORD, EditSet)
-        return EditSet.model_validate_json(json.dumps(known))
+        fields = read_record(self.folder / RECORD, EditSet)
+        return EditSet.model_validate_json(json.dumps(fields))
 
     def _results(self) -> list[Path]:
-        """Files that look like results of an edit."""
-        found = self.folder.glob("*.png")
-        return [path for path in found if _RESULT.fullmatch(path.name) and path.is_file()]
+        """Files that have the name of a result."""
+        paths = self.folder.glob("*.png")
+        return [path for path in paths if _RESULT.fullmatch(path.name) and path.is_file()]
 
-    def _noted(self) -> dict[str, Sums]:
-        """What is noted of each result; a torn or foreign file notes nothing."""
+    def _checksums(self) -> dict[str, Checksums]:
+        """Checksums of each result, by index; empty if results.json is missing or unreadable."""
         try:
-            noted = read_json(self.folder / RESULTS)
+            results = read_json(self.folder / RESULTS)
         except (FileNotFoundError, IsADirectoryError, ValueError):
             return {}
-        return noted if isinstance(noted, dict) else {}
+        return results if isinstance(results, dict) else {}
 
 
 def _crc32(path: Path) -> int | None:

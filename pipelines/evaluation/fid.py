@@ -9,16 +9,16 @@ import torch
 
 from pipelines.evaluation.image_sets import ImageSet, data_and_split, image_set
 from pipelines.evaluation.reference_stats import (
-    MOST,
-    Cut,
+    MAX_REFERENCE_IMAGES,
+    CropOptions,
     Reference,
     ReportProgress,
-    gather,
-    given_reference,
+    gather_statistics,
     real_data,
+    reference_from_file,
     reference_of,
 )
-from pipelines.evaluation.scores import Fidelity, fidelities, note_fidelity
+from pipelines.evaluation.scores import Fidelity, fidelities, save_fidelity
 from pipelines.stages.context import RunContext
 from pipelines.workspace.damage import WEIGHTS
 from pipelines.workspace.provenance import code_version
@@ -34,69 +34,73 @@ from var_scaling.evaluation.extractors import (
 from var_scaling.evaluation.fidelity import compare
 from var_scaling.experiment.scoring import ExtractorName
 
-ENOUGH = 10_000  # samples; of fewer, FID is biased by more than models differ (arXiv 1911.07023)
-# Images of a split of the inception score. Of as many, drawn from 250 equal classes and each sure,
-# it comes to 188 instead of 250, and of 50 images to 44.
-ENOUGH_A_SPLIT = 500
+# With fewer samples, the bias of FID is larger than the differences between models
+# (arXiv 1911.07023).
+MIN_FID_SAMPLES = 10_000
+# Images per split of the inception score. With so few images of 250 equally likely, certainly
+# recognised classes, the score is 188 instead of 250; with 50 images, it is 44.
+MIN_SPLIT_SAMPLES = 500
 
 
 @dataclass(frozen=True)
 class FidelityOptions:
-    """What is to be measured, in a person's words."""
+    """What to measure, as the command line gives it."""
 
     set: str | None = None
-    extractor: ExtractorName | None = None  # None: Inception where its weights are named
+    extractor: ExtractorName | None = None  # None: Inception if its weights are set
     against: str | None = None  # NAME-train or NAME-validation
     reference: Path | None = None
-    images: int | None = None  # of a reference that is gathered here, and of reconstructions
+    images: int | None = None  # most images of the reference and of reconstructions
 
     @property
-    def most(self) -> int:
-        return MOST if self.images is None else self.images
+    def max_images(self) -> int:
+        return MAX_REFERENCE_IMAGES if self.images is None else self.images
 
-    cut: Cut = field(default_factory=Cut)
+    crop: CropOptions = field(default_factory=CropOptions)
 
 
-class Found(NamedTuple):
+class FidelityResult(NamedTuple):
     title: str
     fidelity: Fidelity
-    kept_in: Path | None  # the folder; None: one of the user's, in which nothing is written
+    kept_in: Path | None  # the folder with the saved result; None for a folder of the user's images
 
 
 def measure_fidelity(
-    context: RunContext, address: str, asked: FidelityOptions, report_progress: ReportProgress
-) -> Found:
-    """Every score of the images at `address` that the extractor allows, kept beside them.
+    context: RunContext, address: str, options: FidelityOptions, report_progress: ReportProgress
+) -> FidelityResult:
+    """Compute and save every score of the images at `address` that the extractor allows.
 
-    Raises ValueError (of it WeightsError, StatisticsError, DataError, Drift).
+    Raises ValueError, including WeightsError, StatisticsError, DataError and ConfigMismatchError.
     """
     torch.set_num_threads(context.process.threads)
-    images = image_set(context, address, asked.set, asked.against, asked.most, asked.cut)
-    wanted = _wanted(address, images, asked)
+    images = image_set(
+        context, address, options.set, options.against, options.max_images, options.crop
+    )
+    reference_data = _reference_data(address, images, options)
     if images.folder is not None:
-        fidelities(images.folder)  # what cannot be read shows before the work
-    extractor = extractor_named(context, asked.extractor, images.data)
-    reference = _reference(context, images, wanted, extractor, asked, report_progress)
-    return compared(context, address, images, reference, extractor, report_progress)
+        fidelities(images.folder)  # raises now, not after the work, if the file cannot be read
+    extractor = extractor_named(context, options.extractor, images.data)
+    reference = _reference(context, images, reference_data, extractor, options, report_progress)
+    return score_image_set(context, address, images, reference, extractor, report_progress)
 
 
-def compared(
+def score_image_set(
     context: RunContext,
     address: str,
     images: ImageSet,
     reference: Reference,
     extractor: Extractor,
     report_progress: ReportProgress,
-) -> Found:
-    """Every score of `images` against `reference`, kept beside them."""
+) -> FidelityResult:
+    """Compute every score of `images` against `reference`, and save it in the images' folder."""
     began = time.monotonic()
-    gathered = gather(
-        extractor, images.batches(), images.count, f"looking at {address}", report_progress
+    statistics = gather_statistics(
+        extractor, images.batches(), images.count, f"features of {address}", report_progress
     )
     strata = None if images.classes_N is None else torch.from_numpy(images.classes_N)
-    line = compare(gathered, reference.statistics, extractor, strata)
-    found = Fidelity(
-        images=images.called,
+    line = compare(statistics, reference.statistics, extractor, strata)
+    fidelity = Fidelity(
+        images=images.description,
         set=images.set,
         scores={name: value for name, value in line.items() if isinstance(value, float)},
         samples=line["fake_images"],
@@ -112,8 +116,8 @@ def compared(
         device=context.process.device,
     )
     if images.folder is not None:
-        note_fidelity(images.folder, found)
-    return Found(f"{address}, {images.called}", found, images.folder)
+        save_fidelity(images.folder, fidelity)
+    return FidelityResult(f"{address}, {images.description}", fidelity, images.folder)
 
 
 _COUNTS = ("kid_subset_size", "fake_features", "real_features")
@@ -122,63 +126,70 @@ _COUNTS = ("kid_subset_size", "fake_features", "real_features")
 def extractor_named(
     context: RunContext, name: ExtractorName | None, data: DataRecord | None
 ) -> Extractor:
-    """The network that looks; "classifier" is the one that learnt the classes of `data`."""
+    """The feature network `name`; "classifier" is the classifier trained on `data`."""
     path = context.settings.weights.inception
     chosen = name or (INCEPTION if path else "seeded")
     if chosen == CLASSIFIER:
         return _classifier(context, data).to(context.device())
-    made = inception_extractor(path) if chosen == INCEPTION else seeded_extractor()
-    return made.to(context.device())
+    extractor = inception_extractor(path) if chosen == INCEPTION else seeded_extractor()
+    return extractor.to(context.device())
 
 
 def _classifier(context: RunContext, data: DataRecord | None) -> Extractor:
     if data is None:
         raise ValueError(
-            "classifier: whose classes? It is trained on the images that a model here learnt"
+            "classifier: there is one per data set, but the data of these images are not known; "
+            "choose another extractor"
         )
     folder = context.home.network(data.name)
     if not is_done(folder):
         raise ValueError(
-            f"classifier: none has learnt the classes of {data.name}; a sweep with a scoring whose "
-            'extractors have "classifier" trains it'
+            f"classifier: no classifier is trained on {data.name}; a sweep trains it if a scoring "
+            'has "classifier" among its extractors'
         )
     return classifier_extractor(folder / WEIGHTS, read_json(folder / DONE)["weights_sha256"])
 
 
-def _wanted(address: str, images: ImageSet, asked: FidelityOptions) -> tuple[str, str] | None:
-    """Name and split of the data to compare with; None: a file says it. Raises ValueError."""
-    if asked.reference is not None:
-        if asked.against is not None and not images.rebuilt:  # there it says which images
-            raise ValueError("--against or --reference: one thing to compare with, not two")
-        theirs = [f"--{name.replace('_', '-')}" for name in asked.cut.said]
-        theirs += [] if asked.images is None else ["--images"]
-        if theirs and not images.rebuilt:
+def _reference_data(
+    address: str, images: ImageSet, options: FidelityOptions
+) -> tuple[str, str] | None:
+    """(name, split) of the reference images; None if the user gives a statistics file.
+
+    Raises ValueError.
+    """
+    if options.reference is not None:
+        # For a tokenizer, --against says which images to reconstruct.
+        if options.against is not None and not images.reconstructed:
+            raise ValueError("--against and --reference exclude each other: give one of them")
+        unused = [f"--{name.replace('_', '-')}" for name in options.crop.given]
+        unused += [] if options.images is None else ["--images"]
+        if unused and not images.reconstructed:
             raise ValueError(
-                f"{', '.join(theirs)}: what --reference holds was gathered elsewhere, and cannot "
-                "be had otherwise"
+                f"{', '.join(unused)}: has no effect on the statistics in the file given by "
+                "--reference; leave it out"
             )
         return None
-    if asked.against is not None:
-        return data_and_split(asked.against, images.data)
-    if images.real is None:
+    if options.against is not None:
+        return data_and_split(options.against, images.data)
+    if images.default_reference is None:
         raise ValueError(
-            f"{address}: what it is to be like is not known here: --against NAME-train, or "
+            f"{address}: its reference images are not known: give --against NAME-train or "
             "--reference FILE.npz"
         )
-    return images.real
+    return images.default_reference
 
 
 def _reference(
     context: RunContext,
     images: ImageSet,
-    wanted: tuple[str, str] | None,
+    reference_data: tuple[str, str] | None,
     extractor: Extractor,
-    asked: FidelityOptions,
+    options: FidelityOptions,
     report_progress: ReportProgress,
 ) -> Reference:
-    if wanted is None:
-        assert asked.reference is not None
-        return given_reference(asked.reference, extractor)
-    name, split = wanted
-    data = real_data(context, name, split, images.side, images.data, asked.cut)
-    return reference_of(context, data, split, extractor, asked.most, report_progress)
+    if reference_data is None:
+        assert options.reference is not None
+        return reference_from_file(options.reference, extractor)
+    name, split = reference_data
+    data = real_data(context, name, split, images.side, images.data, options.crop)
+    return reference_of(context, data, split, extractor, options.max_images, report_progress)

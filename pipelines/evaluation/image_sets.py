@@ -1,6 +1,6 @@
-"""The images that fidelity judges: a set of samples, a tokenizer's reconstructions, or a folder.
+"""The images to score: a set of samples, a tokenizer's reconstructions, or a folder of images.
 
-Shapes: B images, W their side.
+Shapes: B images, W image side in pixels.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,17 +15,17 @@ from torch import Tensor
 
 from pipelines.evaluation.reference_stats import (
     Batch,
-    Cut,
+    CropOptions,
     batches_of,
     read_batches,
-    readers,
+    reader_count,
     real_data,
     real_images,
 )
-from pipelines.sampling.finalize import images_of
+from pipelines.sampling.finalize import list_images
 from pipelines.sampling.store import RECORD, SAMPLES, SampleFolder, recorded
 from pipelines.stages.context import RunContext
-from pipelines.workspace.address import finished, read_generator, read_tokenizer
+from pipelines.workspace.address import finished_folder, read_generator, read_tokenizer
 from pipelines.workspace.store import weights_of
 from var_scaling.config import CacheKind
 from var_scaling.data.decode import Undecodable, decode
@@ -43,18 +43,20 @@ SPLITS = ("train", "validation")
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of one side, to be looked at batch by batch, and what they are to be like."""
+    """Square images of one size, read in batches, and their default reference."""
 
-    called: str  # what they are, beside the address
-    folder: Path | None  # where the result is kept
-    set: str | None  # of samples
-    rebuilt: bool  # by a tokenizer
+    description: str  # what the images are, shown after the address
+    folder: Path | None  # where the result is saved; None: nowhere
+    set: str | None  # name of the set of samples
+    reconstructed: bool  # whether they are reconstructions by a tokenizer
     count: int
     side: int
-    data: DataRecord | None  # what the model learnt, if that is known
-    real: tuple[str, str] | None  # the name and split of the data to compare with, if none is said
+    data: DataRecord | None  # the training images of the model, if known
+    default_reference: tuple[str, str] | None  # name and split of data, if the user gives none
     batches: Callable[[], Iterator[Batch]]
-    classes_N: np.ndarray | None = None  # of each image, where each class has a fixed number
+    classes_N: np.ndarray | None = (
+        None  # class of each image, for sets with a fixed count per class
+    )
 
 
 def image_set(
@@ -63,99 +65,110 @@ def image_set(
     name: str | None,
     against: str | None,
     images: int,
-    cut: Cut,
+    crop: CropOptions,
     cache: CacheKind = "tokens",
 ) -> ImageSet:
-    """What is at `address`: SWEEP/TRIAL or imported/NAME (its set `name`), tokenizers/NAME (the
-    reconstructions of at most `images` images of `against`, through tokens, or through the features
-    before they are quantised), or a folder of images.
+    """The images at `address`.
 
-    Raises ValueError, DataError, Drift.
+    For SWEEP/TRIAL or imported/NAME, the set of samples `name`. For tokenizers/NAME, the
+    reconstructions of at most `images` images of `against`, from tokens or, with
+    `cache="features"`, from the features before quantisation. Else `address` is a folder of images.
+
+    Raises ValueError, DataError, ConfigMismatchError.
     """
     home = context.home.root / address
     if (home / "trial.json").exists() or (home / "model.json").exists():
         return _samples(context, address, name or "default")
     if name is not None:
-        raise ValueError(f"--set {name}: only a model has sets of samples; {address} is none")
+        raise ValueError(
+            f"--set {name}: only models have sets of samples, and {address} is not a model"
+        )
     if (home / "tokenizer.json").exists():
-        return _reconstructions(context, address, against, images, cut, cache)
+        return _reconstructions(context, address, against, images, crop, cache)
     if Path(address).is_dir():
         return _folder(context, Path(address))
     raise ValueError(
-        f"{address}: neither SWEEP/TRIAL, imported/NAME or tokenizers/NAME of {context.home.root}, "
-        "nor a folder of images"
+        f"{address}: is neither SWEEP/TRIAL, imported/NAME or tokenizers/NAME in "
+        f"{context.home.root} nor a folder of images"
     )
 
 
-def data_and_split(against: str, own: DataRecord | None) -> tuple[str, str]:
-    """`imagenet-train` as name and split; `train` alone is of the data `own`. Raises ValueError."""
+def data_and_split(against: str, default: DataRecord | None) -> tuple[str, str]:
+    """Split `imagenet-train` into name and split; `train` means the data `default`.
+
+    Raises ValueError.
+    """
     name, dash, split = against.rpartition("-")
     if split not in SPLITS or (dash and not name):
-        raise ValueError(f"--against {against}: wanted NAME-train or NAME-validation")
+        raise ValueError(f"--against {against}: allowed are NAME-train and NAME-validation")
     if name:
         return name, split
-    if own is None:
-        raise ValueError(f"--against {against}: of which data? NAME-{split}")
-    return own.name, split
+    if default is None:
+        raise ValueError(f"--against {against}: the data are not known; give NAME-{split}")
+    return default.name, split
 
 
 def _samples(context: RunContext, address: str, name: str) -> ImageSet:
-    record = read_generator(finished(context.home, address))
+    record = read_generator(finished_folder(context.home, address))
     folder = context.home.root / address / SAMPLES / name
-    _refuse_unfinished(address, folder)
-    images = images_of(folder)
+    _check_finished(address, folder)
+    images = list_images(folder)
     files = [folder / image["file"] for image in images]
     data = record.data if isinstance(record, Trial) else None
     return ImageSet(
-        called=f"set {name}",
+        description=f"set {name}",
         folder=folder,
         set=name,
-        rebuilt=False,
+        reconstructed=False,
         count=len(files),
         side=record.tokenizer.side,
         data=data,
-        real=(data.name, "train") if data else None,
-        batches=_reading(context, files, record.tokenizer.side),
+        default_reference=(data.name, "train") if data else None,
+        batches=_file_batches(context, files, record.tokenizer.side),
         classes_N=np.array([image["class"] for image in images]),
     )
 
 
-def _refuse_unfinished(address: str, folder: Path) -> None:
+def _check_finished(address: str, folder: Path) -> None:
     if is_done(folder):
         return
     if not (folder / RECORD).exists():
         sets = sorted(path.parent.name for path in folder.parent.glob(f"*/{DONE}"))
-        there = f"there is {', '.join(sets)}" if sets else "there is none yet"
+        available = f"its sets are {', '.join(sets)}" if sets else "it has none yet"
         raise ValueError(
-            f"{address} has no set of samples {folder.name!r}; {there}. Make it with: "
+            f"{address} has no set of samples {folder.name!r}; {available}. Make it with: "
             f"var-scaling sample {address} --name {folder.name} --count 100"
         )
-    wanted = recorded(folder)
-    done = len(SampleFolder(folder, wanted).marked())
+    record = recorded(folder)
+    done = len(SampleFolder(folder, record).marked_chunks())
     raise ValueError(
-        f"{folder}: not finished, {done} of {wanted.chunks} chunks are there. Go on with the "
-        f"options that it was begun with: var-scaling sample {address} --name {folder.name} "
-        f"--count {wanted.count} …"
+        f"{folder}: not finished, {done} of {record.chunks} chunks are done. Finish it with the "
+        f"options that it was started with: var-scaling sample {address} --name {folder.name} "
+        f"--count {record.count} …"
     )
 
 
 def _reconstructions(
-    context: RunContext, address: str, against: str | None, images: int, cut: Cut, cache: CacheKind
+    context: RunContext,
+    address: str,
+    against: str | None,
+    images: int,
+    crop: CropOptions,
+    cache: CacheKind,
 ) -> ImageSet:
-    folder = finished(context.home, address)
+    folder = finished_folder(context.home, address)
     t = read_tokenizer(folder)
-    own = getattr(t, "data", None)
-    if against is None and own is None:
+    training_data = getattr(t, "data", None)
+    if against is None and training_data is None:
         raise ValueError(
-            f"{address} was trained elsewhere: say which images it is to give back, --against "
-            "NAME-validation"
+            f"{address} is imported: give the images to reconstruct with --against NAME-validation"
         )
-    name, split = data_and_split(against or "validation", own)
-    data = real_data(context, name, split, t.side, own, cut)
+    name, split = data_and_split(against or "validation", training_data)
+    data = real_data(context, name, split, t.side, training_data, crop)
     source = real_images(context, data, split)
     rows = spread_rows(source.rows, images)
 
-    def again(model: "MultiScaleVQVAE", images_B3WW: Tensor) -> Tensor:
+    def reconstruct(model: "MultiScaleVQVAE", images_B3WW: Tensor) -> Tensor:
         if cache == "features":
             return model.render(model.features(images_B3WW)).clamp(-1, 1)
         return model.decode(model.encode(images_B3WW))
@@ -168,20 +181,20 @@ def _reconstructions(
         device = context.device()
         model = load_tokenizer(t, *weights_of(folder)).to(device)
         for numbers, originals in batches_of(context, source, data, rows):
-            parts = to_unit(originals).to(device).split(model.micro_batch_size)
+            parts = to_unit(originals).to(device).split(model.max_batch_size)
             with torch.no_grad(), precision_context("fp32", device):
-                rebuilt = torch.cat([to_pixels(again(model, p)) for p in parts])
-            yield numbers, rebuilt
+                reconstructions = torch.cat([to_pixels(reconstruct(model, p)) for p in parts])
+            yield numbers, reconstructions
 
     return ImageSet(
-        called=f"reconstructions of {name}-{split}",
+        description=f"reconstructions of {name}-{split}",
         folder=folder,
         set=None,
-        rebuilt=True,
+        reconstructed=True,
         count=len(rows),
         side=t.side,
-        data=own,
-        real=(name, split),
+        data=training_data,
+        default_reference=(name, split),
         batches=batches,
     )
 
@@ -190,39 +203,44 @@ def _folder(context: RunContext, folder: Path) -> ImageSet:
     names = [name for name in read_tree(folder).file_paths() if is_image(name)]
     files = sorted(folder / name for name in names)
     if not files:
-        raise ValueError(f"{folder}: no image file is in it")
+        raise ValueError(f"{folder}: contains no image file")
     side = _square(files[0]).shape[0]
     return ImageSet(
-        called=f"folder {folder.resolve().name}",
+        description=f"folder {folder.resolve().name}",
         folder=None,
         set=None,
-        rebuilt=False,
+        reconstructed=False,
         count=len(files),
         side=side,
         data=None,
-        real=None,
-        batches=_reading(context, files, side),
+        default_reference=None,
+        batches=_file_batches(context, files, side),
     )
 
 
-def _reading(context: RunContext, files: list[Path], side: int) -> Callable[[], Iterator[Batch]]:
-    """Image files, all of this side, a batch in memory at a time."""
+def _file_batches(
+    context: RunContext, files: list[Path], side: int
+) -> Callable[[], Iterator[Batch]]:
+    """A function that reads image files of side `side`, one batch at a time.
+
+    It raises ValueError if an image has another size.
+    """
 
     def read(rows: np.ndarray) -> np.ndarray:
         images = [_square(files[row]) for row in rows.tolist()]
         for row, image in zip(rows.tolist(), images, strict=True):
             if len(image) != side:
                 raise ValueError(
-                    f"{files[row]}: {len(image)} px, but {files[0].name} has {side}: images of "
-                    "one set are of one size"
+                    f"{files[row]}: {len(image)} px, but {files[0].name} has {side} px: all images "
+                    "of a set must have the same size"
                 )
         return np.stack(images)
 
-    return lambda: read_batches(read, len(files), readers(context, len(files)))
+    return lambda: read_batches(read, len(files), reader_count(context, len(files)))
 
 
 def _square(path: Path) -> np.ndarray:
-    """uint8 (W, W, 3). Raises ValueError for another shape: how to crop it is undefined."""
+    """uint8 (W, W, 3). Raises ValueError if the image is not square, since no crop is defined."""
     try:
         image: Image.Image = decode(path.read_bytes())
     except Undecodable as error:

@@ -1,13 +1,13 @@
-"""Score a finished model on held-out images: one we trained, or one that was imported."""
+"""Loss and error of a finished model on held-out images, for trained and imported models."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.checkpoints.load import load_generator
-from pipelines.stages.stages import RunContext, description, run_tokens
+from pipelines.stages.stages import RunContext, cache_description, run_tokens
 from pipelines.workspace.provenance import code_version
-from var_scaling.class_names import order_doubt
+from var_scaling.class_names import class_order_warning
 from var_scaling.config import CacheKind, Tokenizer
 from var_scaling.datasets import DataRecord, ImageFiles
 from var_scaling.disk import read_json
@@ -15,16 +15,16 @@ from var_scaling.experiment import ImportedModel, Trial
 from var_scaling.metrics import Line, MetricsLog
 
 ReportProgress = Callable[[str, int, int], None]
-_ENLARGE = 1.125  # as VAR's recipe cuts images (arXiv 2404.02905)
+_ENLARGE = 1.125  # the crop of VAR's recipe (arXiv 2404.02905)
 
 
 @dataclass(frozen=True)
 class Images:
-    """Which image files to score on, and how they are cut (see ImageFiles)."""
+    """The image files to evaluate on, and how they are cropped (see ImageFiles)."""
 
     name: str | None
-    enlarge: float | None = None  # None: as the model's own images, or _ENLARGE for others
-    validation_share: float | None = None  # None: as the model's own images, or 0
+    enlarge: float | None = None  # None: as the training images; _ENLARGE for other images
+    validation_share: float | None = None  # None: as the training images; 0 for other images
 
 
 def evaluate_model(
@@ -34,18 +34,19 @@ def evaluate_model(
     report_progress: ReportProgress,
     raw: bool = False,
 ) -> Line:
-    """Loss and error of the model at `address`, told the true label and, if it learnt to, none.
+    """Loss and error of the model at `address`, class-conditional and, if it was trained with class
+    dropout, unconditional.
 
-    `raw`: of the last weights, where the model's own are an average.
+    `raw`: of the last weights, if the model's weights are an average.
 
-    A trial of our own is scored on its own data unless `images` has a name. For an imported model
-    the result is kept, for its sweep's results table. `class_order` says, where it is there, why
-    the order of the classes is not known to be the model's. Raises ValueError, Drift, DataError.
+    A trial is evaluated on its own data unless `images` has a name. For an imported model, the
+    result is saved for the results table. The key `class_order`, if present, says why the order of
+    the classes may not be the model's. Raises ValueError, ConfigMismatchError, DataError.
     """
     loaded = load_generator(context, address, raw)
     generator, t = loaded.record, loaded.record.tokenizer
     data = _data_of(generator, images, address)
-    kind = generator.family.reads(generator.model)
+    kind = generator.family.cache_kind(generator.model)
     tokens = _tokens_of(context, t, data, kind)
     run_tokens(context, t, data, "validation", output_dir=tokens, cache=kind)
 
@@ -53,28 +54,28 @@ def evaluate_model(
     from var_scaling.tokenizer.cache import open_cache
     from var_scaling.training.optim import precision_context
 
-    cache = open_cache(tokens, description(context.home, t, data, "validation", kind))
-    ours = generator if isinstance(generator, Trial) else None
+    cache = open_cache(tokens, cache_description(context.home, t, data, "validation", kind))
+    trial = generator if isinstance(generator, Trial) else None
     doubt = None
-    if ours is None or data.name != ours.data.name:
-        doubt = order_doubt(loaded.names, cache.manifest.get("classes"))
-    labels = LABELS[:1] if ours and ours.class_dropout_prob == 0 else LABELS
-    with precision_context(ours.precision if ours else "fp32", context.device()):
+    if trial is None or data.name != trial.data.name:
+        doubt = class_order_warning(loaded.names, cache.manifest.get("classes"))
+    labels = LABELS[:1] if trial and trial.class_dropout_prob == 0 else LABELS
+    with precision_context(trial.precision if trial else "fp32", context.device()):
         scores = evaluate(
             generator.spec,
             loaded.model,
             loaded.tokenizer.quantize,
             cache,
             labels,
-            lambda done, of: report_progress(f"scoring {address}", done, of),
+            lambda done, total: report_progress(f"scoring {address}", done, total),
         )
-    spent = evaluation_flops(generator.spec, cache.images, labels)
-    line = {**scores, "data": data.name, "evaluation_flops": spent}
-    if cut := data.cut():
+    flops = evaluation_flops(generator.spec, cache.images, labels)
+    line = {**scores, "data": data.name, "evaluation_flops": flops}
+    if cut := data.crop_settings():
         line["cut"] = cut
     if doubt is not None:
         line["class_order"] = doubt
-    if ours is None:
+    if trial is None:
         log = MetricsLog(loaded.folder / "metrics.jsonl")
         log("validation", 0, {**line, "commit": code_version()})
         log.close()
@@ -82,31 +83,33 @@ def evaluate_model(
 
 
 def _data_of(generator: Trial | ImportedModel, images: Images, address: str) -> DataRecord:
-    """The record of the images that are asked for: the trial's own, or files of another name."""
-    said = {"enlarge": images.enlarge, "validation_share": images.validation_share}
-    asked = {name: value for name, value in said.items() if value is not None}
+    """The record of the requested images: the trial's own data, or image files of another name."""
+    options = {"enlarge": images.enlarge, "validation_share": images.validation_share}
+    given = {name: value for name, value in options.items() if value is not None}
     if isinstance(generator, Trial) and images.name in (None, generator.data.name):
-        if asked and not generator.data.cut():
-            options = ", ".join(f"--{name.replace('_', '-')}" for name in asked)
-            raise ValueError(f"{options}: {generator.data.name} are made images, which no file has")
-        return generator.data.model_copy(update=asked)
+        if given and not generator.data.crop_settings():
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise ValueError(
+                f"{names}: applies to image files only; {generator.data.name} are generated images"
+            )
+        return generator.data.model_copy(update=given)
     if images.name is None:
-        raise ValueError(f"{address} was trained elsewhere: say on which images, with --data NAME")
-    usual = ImageFiles(
+        raise ValueError(f"{address} is imported: give the images to evaluate on with --data NAME")
+    defaults = ImageFiles(
         name=images.name, side=generator.tokenizer.side, classes=generator.classes, enlarge=_ENLARGE
     )
-    return usual.model_copy(update=asked)
+    return defaults.model_copy(update=given)
 
 
 def _tokens_of(context: RunContext, t: Tokenizer, data: DataRecord, kind: CacheKind) -> Path:
-    """Where the tokens of exactly these images are, or will be.
+    """The folder for the tokens of exactly these images.
 
-    Those of sweeps lie at a place by name; where other images of that name lie there, or nothing
-    yet, the place has the record's hash in its name.
+    It is the folder that sweeps use, if that holds tokens of these images. Else, because the name
+    may stand for other images there, it is a folder with the record's hash in its name.
     """
-    usual = context.home.tokens(t.name, data.name, "validation", kind)
-    wanted = data.as_seen("validation")
-    manifest = usual / "manifest.json"
-    if manifest.exists() and read_json(manifest).get("data") == wanted.model_dump(mode="json"):
-        return usual
-    return usual.with_name(f"{usual.name}-{wanted.fingerprint()[:8]}")
+    sweep_folder = context.home.tokens(t.name, data.name, "validation", kind)
+    record = data.for_split("validation")
+    manifest = sweep_folder / "manifest.json"
+    if manifest.exists() and read_json(manifest).get("data") == record.model_dump(mode="json"):
+        return sweep_folder
+    return sweep_folder.with_name(f"{sweep_folder.name}-{record.fingerprint()[:8]}")

@@ -1,6 +1,6 @@
-"""What samples are compared with: statistics of a data set's images, gathered once, or a file's.
+"""Reference statistics for FID and related scores: computed once from images, or read from a file.
 
-Shapes: B images, W their side.
+Shapes: B images, W image side in pixels.
 """
 
 import json
@@ -23,96 +23,109 @@ from var_scaling.data.dataset import ImageDataset, open_images
 from var_scaling.data.listing import DataError, list_images
 from var_scaling.data.loader import in_order
 from var_scaling.data.order import spread_rows
-from var_scaling.datasets import DataRecord, ImageFiles, Reading, record_of
+from var_scaling.datasets import DataRecord, ImageFiles, ReadOptions, record_of
 from var_scaling.disk import DONE, file_sha256, is_done, read_json, write_json
 from var_scaling.evaluation.archives import ExternalStatistics, load_statistics, save_statistics
 from var_scaling.evaluation.extractors import Extractor
 from var_scaling.evaluation.statistics import Statistics, StatisticsError
 
-MOST = 50_000  # images of a reference: as many as samples are made for a FID that is reported
-_BATCH = 64  # images that are looked at together
-_WORTH = 1000  # images from which on starting worker processes to read them pays
+MAX_REFERENCE_IMAGES = 50_000  # the usual number of samples for a reported FID
+_BATCH = 64  # images per pass of the feature network
+_MIN_FOR_WORKERS = 1000  # images; for fewer, starting worker processes takes longer than it saves
 
 ReportProgress = Callable[[str, int, int], None]
 Batch = tuple[np.ndarray, Tensor]  # rows (B,), images uint8 (B, W, W, 3)
 
 
 @dataclass(frozen=True)
-class Cut:
-    """How the images of a folder that no model here was trained on become squares."""
+class CropOptions:
+    """How to crop image files to squares. None: as the data record has it."""
 
-    enlarge: float | None = None  # shorter side before the centre is cut; None: the data's own
-    validation_share: float | None = None  # of images held out; None: the data's own, else 0
+    enlarge: float | None = None  # shorter side before the centre crop, as a factor
+    validation_share: float | None = None  # of all images; 0 if neither has it
 
     @property
-    def said(self) -> dict[str, float]:
-        """What was asked for, by field."""
+    def given(self) -> dict[str, float]:
+        """The fields that are not None."""
         both = {"enlarge": self.enlarge, "validation_share": self.validation_share}
         return {name: value for name, value in both.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What samples are compared with, under the name that the result bears."""
+    """Statistics of reference images, and the reference's name in results."""
 
     name: str
     statistics: Statistics | ExternalStatistics
-    sha256: str  # of the file that holds them
+    sha256: str  # of the statistics file
 
 
 def real_data(
-    context: RunContext, name: str, split: str, side: int, own: DataRecord | None, cut: Cut
+    context: RunContext,
+    name: str,
+    split: str,
+    side: int,
+    training_data: DataRecord | None,
+    crop: CropOptions,
 ) -> Any:
-    """The record of the real images called `name`, cut to `side`.
+    """The record of the real images `name`, cropped to `side`.
 
-    That is `own` where it bears the name, made images that a tokenizer here was trained on, or
-    image files. Raises DataError where there are none, ValueError where they cannot be cut so.
+    It is `training_data` if that has the name, else the generated images of that name on which a
+    tokenizer in this home was trained, else image files. Raises DataError if there are none,
+    ValueError if they cannot be cropped so.
     """
-    data = own if own is not None and own.name == name else _made_here(context, name)
+    if training_data is not None and training_data.name == name:
+        data: DataRecord | None = training_data
+    else:
+        data = _generated_images(context, name)
     if data is None:
         root = context.settings.data_root(name)
         if root is None:
             raise DataError(
-                f'{name}: no images of that name: put [data] {name} = "/path" into var-scaling.toml'
+                f'{name}: no such images; add [data] {name} = "/path" to var-scaling.toml'
             )
-        share = cut.validation_share or 0.0
+        share = crop.validation_share or 0.0
         listing = list_images(root, split, share)
         classes = len(listing.classes) if listing.classes else int(listing.labels.max()) + 1
         data = ImageFiles(name=name, side=side, classes=classes, validation_share=share)
-    return data.cut_to(side, cut.said)  # a reference shows each image once, as it is
+    return data.with_crop(side, crop.given)  # without augmentation
 
 
-def _made_here(context: RunContext, name: str) -> DataRecord | None:
-    """The made images of that name that a tokenizer here learnt. Raises ValueError if several did,
-    of different images.
+def _generated_images(context: RunContext, name: str) -> DataRecord | None:
+    """The generated images `name` on which a tokenizer in this home was trained.
+
+    Raises ValueError if tokenizers were trained on different images of that name.
     """
-    found = {}
+    records = {}
     for path in sorted((context.home.root / "tokenizers").glob("*/tokenizer.json")):
         data = read_json(path).get("data", {})
         kind = data.get("kind")
         if kind and data.get("name") == name and not record_of(kind).reads_files:
-            found[path.parent.name] = record_of(kind).model_validate_json(json.dumps(data))
-    if len(set(found.values())) > 1:
+            records[path.parent.name] = record_of(kind).model_validate_json(json.dumps(data))
+    if len(set(records.values())) > 1:
         raise ValueError(
-            f"{name}: the tokenizers {', '.join(found)} learnt different images of that name; "
-            "which are meant is not known here"
+            f"{name}: the tokenizers {', '.join(records)} were trained on different images of that "
+            "name, so the name is ambiguous"
         )
-    return next(iter(found.values()), None)
+    return next(iter(records.values()), None)
 
 
 def real_images(context: RunContext, data: DataRecord, split: str) -> ImageDataset:
-    """The images of a record that `real_data` gave. Raises DataError."""
-    survey, root = context.home.survey(data.name, split), context.settings.data_root(data.name)
+    """The images of a record from `real_data`. Raises DataError."""
+    listing = context.home.image_listing(data.name, split)
+    root = context.settings.data_root(data.name)
     report_progress = context.report_progress or (lambda what, done, total: None)
-    with file_lock(survey, wait=WAIT) if root else nullcontext():
-        reading = Reading(root, survey, _readers(context, data, _WORTH), report_progress)
+    with file_lock(listing, wait=WAIT) if root else nullcontext():
+        reading = ReadOptions(
+            root, listing, _readers(context, data, _MIN_FOR_WORKERS), report_progress
+        )
         return open_images(data, split, reading)
 
 
 def batches_of(
     context: RunContext, source: ImageDataset, data: DataRecord, rows: np.ndarray
 ) -> Iterator[Batch]:
-    """The images of `rows`, each under its place among them."""
+    """The images of `rows` in batches. Each batch has its indices into `rows`."""
     return read_batches(
         lambda chosen: source.images(rows[chosen], np.zeros_like(chosen)),
         len(rows),
@@ -123,36 +136,36 @@ def batches_of(
 def read_batches(
     read: Callable[[np.ndarray], np.ndarray], count: int, workers: int
 ) -> Iterator[Batch]:
-    """Images 0 … `count` - 1, a batch in memory at a time, ahead by `workers` processes."""
+    """Images 0 … `count` - 1 in batches, read ahead by `workers` processes."""
     starts = range(0, count, _BATCH)
     chosen = [np.arange(start, min(start + _BATCH, count)) for start in starts]
     for rows, images in zip(chosen, in_order(read, chosen, workers), strict=True):
         yield rows, torch.from_numpy(images)
 
 
-def readers(context: RunContext, count: int) -> int:
+def reader_count(context: RunContext, count: int) -> int:
     """Worker processes for reading `count` image files."""
-    return context.process.workers if count >= _WORTH else 0
+    return context.process.workers if count >= _MIN_FOR_WORKERS else 0
 
 
 def _readers(context: RunContext, data: DataRecord, count: int) -> int:
-    """As many, but none for images that are made: that costs less than passing them on."""
-    return readers(context, count) if data.reads_files else 0
+    """The same, but 0 for generated images: generating one is faster than sending it."""
+    return reader_count(context, count) if data.reads_files else 0
 
 
-def gather(
+def gather_statistics(
     extractor: Extractor,
     batches: Iterable[Batch],
     count: int,
     what: str,
     report_progress: ReportProgress,
 ) -> Statistics:
-    """What `extractor` makes of `count` images."""
-    found = Statistics(extractor)
+    """Statistics of the features of `count` images."""
+    statistics = Statistics(extractor)
     for rows, images in batches:
-        found.add(extractor(images.to(extractor.device)), rows)
-        report_progress(what, found.count, count)
-    return found
+        statistics.add(extractor(images.to(extractor.device)), rows)
+        report_progress(what, statistics.count, count)
+    return statistics
 
 
 def reference_of(
@@ -163,27 +176,29 @@ def reference_of(
     images: int,
     report_progress: ReportProgress,
 ) -> Reference:
-    """Statistics of at most `images` of `data`'s `split`, spread evenly; kept, and used again.
+    """Statistics of at most `images` evenly spaced images of a split, saved and reused.
 
-    `data` is what `real_data` gave. Raises StatisticsError where what is kept is of other images,
-    or of another extractor.
+    `data` comes from `real_data`. Raises StatisticsError if the saved statistics are of other
+    images or of another extractor.
     """
     source = real_images(context, data, split)
     rows = spread_rows(source.rows, images)
     name = f"{data.name}-{split}"
-    if (enlarge := data.cut().get("enlarge", 1)) != 1:
+    if (enlarge := data.crop_settings().get("enlarge", 1)) != 1:
         name += f"-x{enlarge:g}"
-    if len(rows) < min(source.rows, MOST) or len(rows) > MOST:  # not the usual choice
+    if (
+        len(rows) < min(source.rows, MAX_REFERENCE_IMAGES) or len(rows) > MAX_REFERENCE_IMAGES
+    ):  # not the default number
         name += f"-{len(rows)}"
     fingerprint = {
         "data": data.model_dump(mode="json"),
         "split": split,
         "images": len(rows),
         "of_images": source.rows,
-        "files": getattr(source, "files_fingerprint", None),  # made images have none
+        "files": getattr(source, "files_fingerprint", None),  # None for generated images
     }
     folder = context.home.reference(f"{name}-{data.side}px-{extractor.name}")
-    if _is_cut_otherwise(folder, data.model_dump(mode="json")):
+    if _is_cropped_otherwise(folder, data.model_dump(mode="json")):
         name = f"{name}-{data.fingerprint()[:8]}"
         folder = context.home.reference(f"{name}-{data.side}px-{extractor.name}")
     path = folder / "statistics.npz"
@@ -191,38 +206,40 @@ def reference_of(
         if not is_done(folder):
             began = time.monotonic()
             batches = batches_of(context, source, data, rows)
-            found = gather(extractor, batches, len(rows), f"reference {name}", report_progress)
-            save_statistics(path, found, fingerprint)
-            said = {"extractor": extractor.name, "extractor_sha256": extractor.sha256}
+            statistics = gather_statistics(
+                extractor, batches, len(rows), f"reference {name}", report_progress
+            )
+            save_statistics(path, statistics, fingerprint)
+            network = {"extractor": extractor.name, "extractor_sha256": extractor.sha256}
             seconds = round(time.monotonic() - began, 3)
-            made = {"commit": code_version(), "seconds": seconds}
-            write_json(folder / "reference.json", {**said, **fingerprint, **made})
+            origin = {"commit": code_version(), "seconds": seconds}
+            write_json(folder / "reference.json", {**network, **fingerprint, **origin})
             write_json(folder / DONE, {"status": "done", "sha256": file_sha256(path)})
         try:
-            kept = load_statistics(path, extractor, fingerprint)
+            saved = load_statistics(path, extractor, fingerprint)
         except StatisticsError as error:
             raise StatisticsError(
-                f"{error}\nMove {folder} away, and they are gathered anew"
+                f"{error}\nMove {folder} away to compute the statistics again"
             ) from error
-    return Reference(name, kept, read_json(folder / DONE)["sha256"])
+    return Reference(name, saved, read_json(folder / DONE)["sha256"])
 
 
-def _is_cut_otherwise(folder: Path, wanted: dict[str, Any]) -> bool:
-    """Whether the finished reference in `folder` is of the same data, cut or split otherwise."""
+def _is_cropped_otherwise(folder: Path, record: dict[str, Any]) -> bool:
+    """Whether the reference in `folder` is of the same data with another crop or split."""
     if not is_done(folder) or not (folder / "reference.json").exists():
         return False
     recorded = read_json(folder / "reference.json").get("data", {})
-    options = {name: wanted[name] for name in ("enlarge", "validation_share") if name in wanted}
-    return recorded != wanted and {**recorded, **options} == wanted
+    options = {name: record[name] for name in ("enlarge", "validation_share") if name in record}
+    return recorded != record and {**recorded, **options} == record
 
 
-def given_reference(path: Path, extractor: Extractor) -> Reference:
-    """Statistics in a file from elsewhere: `mu` and `sigma`, as ADM and pytorch-fid give them.
+def reference_from_file(path: Path, extractor: Extractor) -> Reference:
+    """Statistics in an external file: `mu` and `sigma`, as ADM and pytorch-fid provide them.
 
-    One that we wrote says what looked and at what: the extractor must be the same, the rest is
-    taken as it stands. Its name is the file's with the head of its hash, for two files of one name
-    are two references. Raises StatisticsError.
+    A file written by this project records its extractor, which must be the same. The reference's
+    name includes the head of the file's hash, so that two files of one name are two references.
+    Raises StatisticsError.
     """
-    kept = load_statistics(path, extractor, None, foreign=True)
+    statistics = load_statistics(path, extractor, None, allow_external=True)
     sha256 = file_sha256(path)
-    return Reference(f"{path.name} {sha256[:8]}", kept, sha256)
+    return Reference(f"{path.name} {sha256[:8]}", statistics, sha256)

@@ -1,7 +1,7 @@
-"""What was measured of finished models: beside their images and weights, and in the results row.
+"""Saved FID and related scores, and the columns of the results table that they fill. No torch.
 
-`fidelity.json` lies in a set of samples or with a tokenizer; `speed.json` with a model (speed.py).
-No torch.
+`fidelity.json` is in the folder of a set of samples or of a tokenizer. `speed.json` is in the
+folder of a model (see throughput.py).
 """
 
 from pathlib import Path
@@ -10,17 +10,17 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipelines.evaluation.throughput import SPEED as SPEED
-from pipelines.evaluation.throughput import speed_columns
+from pipelines.evaluation.throughput import benchmark_columns
 from pipelines.workspace.log_end import latest_line
 from pipelines.workspace.store import file_lock
 from var_scaling.disk import read_json, write_json
 from var_scaling.record import Record, explain
 
 FIDELITY = "fidelity.json"
-_SPREADS = ("_std", "_stderr")  # how the names of spreads end
+_SPREADS = ("_std", "_stderr")  # suffixes of the names of spreads
 _FORMAT = 1  # of fidelity.json
-_WAIT = 30.0  # seconds, while another process writes its lines
-# Column of the results row: what an extractor calls it.
+_WAIT = 30.0  # seconds to wait while another process writes the file
+# Results column -> name of the score in `Fidelity.scores`.
 _SCORES = {
     "fid": "fid",
     "inception_score": "inception_score",
@@ -29,26 +29,26 @@ _SCORES = {
     "fidelity_recall": "recall",
     "fd_seeded": "fd_seeded",
 }
-NUMBERS = (
+NUMBER_COLUMNS = (
     *_SCORES, "fidelity_samples", "sampling_images_per_second", "sampling_latency_seconds",
     "sampling_peak_memory_bytes", "training_tokens_per_second", "training_mfu",
 )  # fmt: skip
-WORDS = ("fidelity_set", "fidelity_reference", "speed_machine")
+TEXT_COLUMNS = ("fidelity_set", "fidelity_reference", "speed_machine")
 
 
 class Fidelity(Record):
-    """What one extractor found in one set of images, compared with one reference."""
+    """The scores of one set of images against one reference, with one extractor."""
 
-    images: str  # what was judged, in words
-    set: str | None  # of samples; None: a tokenizer's reconstructions, or a folder
-    scores: dict[str, float]  # by their right names: FID only where Inception looked
+    images: str  # description of the scored images
+    set: str | None  # set of samples; None: reconstructions, or a folder
+    scores: dict[str, float]  # "fid" only with Inception features
     samples: int
-    references: int | None  # images; None: external statistics, which do not record it
-    counts: dict[str, int]  # what KID, precision and recall were drawn from
+    references: int | None  # reference images; None: external statistics do not record it
+    counts: dict[str, int]  # subset size of KID, features for precision and recall
     extractor: str
     extractor_sha256: str
-    reference: str  # data-split, or a file's name with the head of its hash
-    reference_sha256: str  # of the statistics
+    reference: str  # data-split, or a file name with the head of its hash
+    reference_sha256: str  # of the statistics file
     commit: str | None
     time: str  # UTC
     seconds: float
@@ -56,7 +56,7 @@ class Fidelity(Record):
 
     @property
     def with_spreads(self) -> dict[str, tuple[float, float | None]]:
-        """Each score, and its standard error, or its spread over splits or subsets."""
+        """Each score with its standard error or its spread over splits or subsets; None without."""
         spreads = {
             name.removesuffix(end): value
             for name, value in self.scores.items()
@@ -71,49 +71,52 @@ class Fidelity(Record):
 
 
 def fidelities(folder: Path) -> list[Fidelity]:
-    """What was found so far in the images of `folder`, oldest first. Raises ValueError."""
+    """The saved scores of the images in `folder`, oldest first.
+
+    Raises ValueError if the file cannot be read.
+    """
     path = folder / FIDELITY
     if not path.exists():
         return []
-    file_lock = read_json(path)
-    if file_lock.get("format") != _FORMAT:
-        raise ValueError(f"{path}: format {file_lock.get('format')}, this version reads {_FORMAT}")
+    content = read_json(path)
+    if content.get("format") != _FORMAT:
+        raise ValueError(f"{path}: format {content.get('format')}, this version reads {_FORMAT}")
     try:
-        return [Fidelity.model_validate(one) for one in file_lock["measured"]]
+        return [Fidelity.model_validate(entry) for entry in content["measured"]]
     except ValidationError as error:
-        raise ValueError(f"{path}: {explain(error, Fidelity)}; move it away") from error
+        raise ValueError(f"{path}: {explain(error, Fidelity)}; move the file away") from error
 
 
-def note_fidelity(folder: Path, found: Fidelity) -> None:
-    """Add `found`, in place of what the same extractor found against the same reference before."""
+def save_fidelity(folder: Path, fidelity: Fidelity) -> None:
+    """Save `fidelity`, replacing the scores of the same images, extractor and reference."""
     with file_lock(folder, wait=_WAIT, file="fidelity.lock"):
-        kept = [one for one in fidelities(folder) if _told_apart(one) != _told_apart(found)]
-        entries = [one.model_dump(mode="json") for one in (*kept, found)]
+        others = [one for one in fidelities(folder) if _identity(one) != _identity(fidelity)]
+        entries = [one.model_dump(mode="json") for one in (*others, fidelity)]
         write_json(folder / FIDELITY, {"format": _FORMAT, "measured": entries})
 
 
-def alike(found: list[Fidelity], one: Fidelity) -> list[Fidelity]:
-    """Those of as many of the same images and the same reference: what may stand in a row."""
-    return [other for other in found if _basis(other) == _basis(one)]
+def comparable(candidates: list[Fidelity], fidelity: Fidelity) -> list[Fidelity]:
+    """Those with the same images, sample count and reference: they may share a table row."""
+    return [one for one in candidates if _basis(one) == _basis(fidelity)]
 
 
 def has_row(folder: Path) -> bool:
-    """Whether results tables have a row of the model in `folder`: one that was evaluated."""
+    """Whether results tables have a row of the model in `folder`: only evaluated models do."""
     return latest_line(folder / "metrics.jsonl", "validation") is not None
 
 
 def columns(folder: Path) -> dict[str, Any]:
-    """What the results row of the finished model in `folder` has of all this; absent is absent.
+    """The columns of the results row that later measurements of a finished model fill.
 
-    NUMBERS and WORDS are the names that may be there.
+    A value that was not measured is absent. All names are in NUMBER_COLUMNS or TEXT_COLUMNS.
     """
-    return {**_fidelity_columns(folder), **speed_columns(folder)}
+    return {**_fidelity_columns(folder), **benchmark_columns(folder)}
 
 
 def _fidelity_columns(folder: Path) -> dict[str, Any]:
-    """Of the set with the most samples; of equals that named `default`, then the last measured.
+    """Scores of the set with the most samples; among equals, `default`, then the latest.
 
-    There Inception comes first. All numbers are of the same samples against the same reference.
+    Within the set, Inception is preferred. All scores are of the same samples and reference.
     """
     found = [one for path in sorted(folder.glob(f"samples/*/{FIDELITY}"))
              for one in fidelities(path.parent)]  # fmt: skip
@@ -122,7 +125,7 @@ def _fidelity_columns(folder: Path) -> dict[str, Any]:
     chosen = max(found, key=lambda one: (one.samples, one.set == "default", one.time)).set
     rest = [one for one in found if one.set == chosen]
     best = max(rest, key=lambda one: ("fid" in one.scores, one.samples, one.time))
-    scores = {name: x for one in alike(rest, best) for name, x in one.scores.items()}
+    scores = {name: x for one in comparable(rest, best) for name, x in one.scores.items()}
     values = {column: scores[name] for column, name in _SCORES.items() if name in scores}
     return {
         **values,
@@ -132,9 +135,9 @@ def _fidelity_columns(folder: Path) -> dict[str, Any]:
     }
 
 
-def _told_apart(found: Fidelity) -> tuple[str, str, str]:
-    return found.images, found.extractor, found.reference
+def _identity(fidelity: Fidelity) -> tuple[str, str, str]:
+    return fidelity.images, fidelity.extractor, fidelity.reference
 
 
-def _basis(found: Fidelity) -> tuple[str, str, int]:
-    return found.images, found.reference, found.samples
+def _basis(fidelity: Fidelity) -> tuple[str, str, int]:
+    return fidelity.images, fidelity.reference, fidelity.samples

@@ -1,5 +1,7 @@
-"""What a sweep's scorings ask for, as stages: draw a set of samples and compare it with images held
-out; compare a tokenizer's reconstructions with the same images; train a network that looks.
+"""The stages of a sweep's scorings.
+
+They draw a set of samples and compare it with held-out images, compare a tokenizer's
+reconstructions with the same images, and train a classifier whose features are compared.
 """
 
 from time import monotonic
@@ -9,16 +11,16 @@ from pipelines.sampling.request import SampleOptions, plan_set
 from pipelines.stages.attempt import Attempt, Stopped, at_work
 from pipelines.stages.context import RunContext
 from pipelines.stages.registry import FLOOR, NETWORK, SPLITS
-from pipelines.workspace.damage import WEIGHTS, ended
+from pipelines.workspace.damage import WEIGHTS, is_complete
 from pipelines.workspace.store import file_lock, init_run_dir
 from var_scaling.disk import file_sha256, write_json
 from var_scaling.experiment.scoring import FeatureNetwork, ReconstructionFloor, ScoredSet
 
-_WAIT = 24 * 3600.0  # seconds, while another process draws the same set
+_WAIT = 24 * 3600.0  # seconds to wait while another process draws the same set
 
 
 def run(context: RunContext, payload: dict[str, Any]) -> str:
-    """What a stage does that is given as JSON. Returns "done"; raises Stopped, ValueError."""
+    """Run the stage that is given as JSON. Returns "done"; raises Stopped, ValueError."""
     if payload["kind"] == FLOOR.name:
         return _run_floor(context, ReconstructionFloor.model_validate_json(payload["config"]))
     if payload["kind"] == NETWORK.name:
@@ -31,13 +33,13 @@ def _run_score(context: RunContext, sweep: str, config: ScoredSet) -> str:
     folder = context.home.trial(sweep, trial.name) / "scores" / f"{scoring.name}-{config.extractor}"
     with at_work(folder, context.process, context.requested_signal) as attempt:
         init_run_dir(folder, "score.json", config)
-        if ended(folder):
+        if is_complete(folder):
             return "done"
         attempt.begin({})
         address = f"{sweep}/{trial.name}"
         given = config.sampling.model_dump(exclude={"family"}, exclude_unset=False)
         guided = config.sampling.guided
-        if not guided:  # said or not, there is none: a model without null labels is sampled so
+        if not guided:  # a model that was trained without a null class has no guidance
             given["guidance"] = 0.0
         plan = plan_set(
             context,
@@ -51,15 +53,17 @@ def _run_score(context: RunContext, sweep: str, config: ScoredSet) -> str:
                 raw=scoring.raw,
             ),
         )
-        from pipelines.sampling.draw import How, sample_set
+        from pipelines.sampling.draw import DrawOptions, sample_set
 
         report_progress = _Progress(attempt, context)
         with file_lock(plan.folder, wait=_WAIT):
-            left = sample_set(context, plan, How(), attempt.stop, report_progress)
-        if left:
-            raise RuntimeError(f"{plan.folder} does not keep what is written")
-        found = _compared(context, address, scoring.name, config, report_progress)
-        attempt.finish({"status": "done", **found}, ("score.json",))
+            remaining = sample_set(context, plan, DrawOptions(), attempt.stop, report_progress)
+        if remaining:
+            raise RuntimeError(
+                f"{plan.folder}: files that were written are missing; check the disk"
+            )
+        scores = _score_samples(context, address, scoring.name, config, report_progress)
+        attempt.finish({"status": "done", **scores}, ("score.json",))
     return "done"
 
 
@@ -68,14 +72,14 @@ def _run_floor(context: RunContext, floor: ReconstructionFloor) -> str:
     folder = context.home.tokenizer(t.name) / "floors" / floor.of_tokenizer
     with at_work(folder, context.process, context.requested_signal) as attempt:
         init_run_dir(folder, "floor.json", floor)
-        if ended(folder):
+        if is_complete(folder):
             return "done"
         attempt.begin({})
-        from pipelines.evaluation.fid import compared, extractor_named
+        from pipelines.evaluation.fid import extractor_named, score_image_set
         from pipelines.evaluation.image_sets import ImageSet, image_set
         from pipelines.evaluation.reference_stats import (
-            MOST,
-            Cut,
+            MAX_REFERENCE_IMAGES,
+            CropOptions,
             batches_of,
             real_data,
             real_images,
@@ -85,28 +89,40 @@ def _run_floor(context: RunContext, floor: ReconstructionFloor) -> str:
 
         report_progress, address = _Progress(attempt, context), f"tokenizers/{t.name}"
         against = f"{floor.data.name}-train"
-        rebuilt = image_set(context, address, None, against, floor.images, Cut(), floor.cache)
+        reconstructions = image_set(
+            context, address, None, against, floor.images, CropOptions(), floor.cache
+        )
         extractor = extractor_named(context, floor.extractor, floor.data)
-        data = real_data(context, floor.data.name, "validation", t.side, floor.data, Cut())
-        reference = reference_of(context, data, "validation", extractor, MOST, report_progress)
-        found = compared(context, address, rebuilt, reference, extractor, report_progress).fidelity
+        data = real_data(context, floor.data.name, "validation", t.side, floor.data, CropOptions())
+        reference = reference_of(
+            context, data, "validation", extractor, MAX_REFERENCE_IMAGES, report_progress
+        )
+        reconstructed = score_image_set(
+            context, address, reconstructions, reference, extractor, report_progress
+        ).fidelity
         source = real_images(context, data, "train")
         rows = spread_rows(source.rows, floor.images)
-        real = ImageSet(
-            called=f"images of {against}",
+        training_images = ImageSet(
+            description=f"images of {against}",
             folder=None,
             set=None,
-            rebuilt=False,
+            reconstructed=False,
             count=len(rows),
             side=t.side,
             data=floor.data,
-            real=None,
+            default_reference=None,
             batches=lambda: batches_of(context, source, data, rows),
         )
-        itself = compared(context, against, real, reference, extractor, report_progress).fidelity
-        distances = {**_distance(found), "distance_of_images": _distance(itself)["distance"]}
-        kept = {"reference": reference.name, "extractor_sha256": extractor.sha256}
-        attempt.finish({"status": "done", **distances, **kept}, ("floor.json",))
+        # The distance of the training images themselves, without any reconstruction.
+        original = score_image_set(
+            context, against, training_images, reference, extractor, report_progress
+        ).fidelity
+        distances = {
+            **_distance(reconstructed),
+            "distance_of_images": _distance(original)["distance"],
+        }
+        measured_with = {"reference": reference.name, "extractor_sha256": extractor.sha256}
+        attempt.finish({"status": "done", **distances, **measured_with}, ("floor.json",))
     return "done"
 
 
@@ -114,7 +130,7 @@ def _run_network(context: RunContext, config: FeatureNetwork) -> str:
     folder = context.home.network(config.data.name)
     with at_work(folder, context.process, context.requested_signal) as attempt:
         init_run_dir(folder, "network.json", config)
-        if ended(folder):
+        if is_complete(folder):
             return "done"
         attempt.begin({})
         import torch
@@ -126,44 +142,44 @@ def _run_network(context: RunContext, config: FeatureNetwork) -> str:
         torch.set_num_threads(context.process.threads)
         training, held_out = (real_images(context, config.data, split) for split in SPLITS)
         report_progress = _Progress(attempt, context)
-        network, right = train_classifier(
+        network, accuracy = train_classifier(
             config, training, held_out, context.device(), report_progress
         )
         save_weights(network, folder / WEIGHTS)
-        found = {"accuracy": right, "weights_sha256": file_sha256(folder / WEIGHTS)}
-        attempt.finish({"status": "done", **found}, ("network.json", WEIGHTS))
+        result = {"accuracy": accuracy, "weights_sha256": file_sha256(folder / WEIGHTS)}
+        attempt.finish({"status": "done", **result}, ("network.json", WEIGHTS))
     return "done"
 
 
-def _compared(
+def _score_samples(
     context: RunContext, address: str, name: str, config: ScoredSet, report_progress: "_Progress"
 ) -> dict[str, Any]:
     from pipelines.evaluation.fid import FidelityOptions, measure_fidelity
 
     against = f"{config.trial.data.name}-validation"
-    asked = FidelityOptions(set=name, extractor=config.extractor, against=against)
-    found = measure_fidelity(context, address, asked, report_progress).fidelity
+    options = FidelityOptions(set=name, extractor=config.extractor, against=against)
+    fidelity = measure_fidelity(context, address, options, report_progress).fidelity
     return {
-        **_distance(found),
-        "samples": found.samples,
-        "reference": found.reference,
-        "extractor_sha256": found.extractor_sha256,
+        **_distance(fidelity),
+        "samples": fidelity.samples,
+        "reference": fidelity.reference,
+        "extractor_sha256": fidelity.extractor_sha256,
     }
 
 
-def _distance(found: Any) -> dict[str, float | None]:
-    """The Fréchet distance, whichever network looked, and its standard error if it has one."""
+def _distance(fidelity: Any) -> dict[str, float | None]:
+    """The Fréchet distance with any feature network, and its standard error if it has one."""
     from var_scaling.evaluation.extractors import metric_name
 
-    name = metric_name("fid", found.extractor)
+    name = metric_name("fid", fidelity.extractor)
     return {
-        "distance": found.scores[name],
-        "distance_stderr": found.scores.get(f"{name}_stderr"),
+        "distance": fidelity.scores[name],
+        "distance_stderr": fidelity.scores.get(f"{name}_stderr"),
     }
 
 
 class _Progress:
-    """Leaves how far a stage has come, at most twice a second, and asks whether to stop."""
+    """Writes a stage's progress at most twice a second, and raises Stopped if it must stop."""
 
     def __init__(self, attempt: Attempt, context: RunContext):
         self.attempt, self.context, self.written = attempt, context, 0.0
@@ -176,4 +192,4 @@ class _Progress:
             if self.context.report_progress is not None:
                 self.context.report_progress(what, done, total)
         if self.attempt.stop(done) and done < total:
-            raise Stopped(f"{what} stopped; run again to go on")
+            raise Stopped(f"{what}: stopped; run again to continue")

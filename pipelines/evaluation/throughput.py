@@ -1,7 +1,7 @@
-"""Measure how fast one model samples and learns here, and keep it beside the model by machine.
+"""Measure a model's sampling and training speed on this machine, and save it with the model.
 
-`speed.json`: {"format": 1, "measured": [Measured, ...]}, one entry a command, of an earlier one
-what no later one measured again. Reading it needs no torch.
+`speed.json`: {"format": 1, "measured": [BenchmarkResult, ...]}, one entry per command. A later
+command replaces the rows that it measures again. Reading it needs no torch.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipelines.checkpoints.load import load_generator
-from pipelines.sampling.settings import fitting, sampling_of
+from pipelines.sampling.settings import parse_sampling, resolve_guidance
 from pipelines.stages.context import RunContext
 from pipelines.workspace.provenance import code_version
 from pipelines.workspace.store import file_lock
@@ -27,19 +27,19 @@ from var_scaling.record import Record, explain
 
 SPEED = "speed.json"
 _FORMAT = 1
-_LOCK, _WAIT = "speed.lock", 30.0  # seconds, while another process writes its lines
+_LOCK, _WAIT = "speed.lock", 30.0  # seconds to wait while another process writes the file
 ReportProgress = Callable[[str, int, int], None]
 
 
 class BenchmarkResult(Record):
-    """What one command measured on one machine."""
+    """The measurements of one command on one machine."""
 
     machine: Machine
     weights_sha256: str
     tokenizer_sha256: str
     commit: str | None
     time: str  # UTC
-    seconds: float  # that a cell might take
+    seconds: float  # time budget of each cell
     peaks: tuple[MatmulPeak, ...]
     sampling: tuple[SamplingSpeed, ...]
     training: tuple[TrainingSpeed, ...]
@@ -47,30 +47,35 @@ class BenchmarkResult(Record):
 
 @dataclass(frozen=True)
 class BenchmarkOptions:
-    """Which cells of the table, and about how many seconds each may have."""
+    """The cells of the table to measure, and the time budget of each in seconds."""
 
     batches: tuple[int, ...]
-    precisions: tuple[Precision, ...]  # none named: those that the device is meant for
-    guidance: float | None  # and without; None: the usual one, or 0 where that can do nothing
-    micro_batches: tuple[int, ...]  # of training; none: no training
+    precisions: tuple[Precision, ...]  # empty: the device's defaults
+    guidance: float | None  # besides 0; None: the default, or 0 if it has no effect
+    micro_batches: tuple[int, ...]  # of training; empty: do not measure it
     seconds: float
-    settings: Mapping[str, Any] = field(default_factory=dict)  # others of the sampling record
+    settings: Mapping[str, Any] = field(default_factory=dict)  # other sampling settings
 
 
 def measure_speed(
-    context: RunContext, address: str, asked: BenchmarkOptions, report_progress: ReportProgress
+    context: RunContext, address: str, options: BenchmarkOptions, report_progress: ReportProgress
 ) -> BenchmarkResult:
-    """Time the model at `address`, and write its speed.json. Raises ValueError, Drift, Busy."""
-    measurements(context.home.root / address)  # what cannot be read shows before the work
+    """Measure the model at `address`, and write its speed.json.
+
+    Raises ValueError, ConfigMismatchError, FolderInUseError.
+    """
+    read_benchmarks(context.home.root / address)  # raises now, not after the work, if unreadable
     loaded = load_generator(context, address)
     family = loaded.record.family
-    given = dict(asked.settings)
-    if asked.guidance is not None:
-        given["guidance"] = asked.guidance
-    usual = sampling_of(family, given)
-    guidance = fitting(usual, loaded.record, None).guidance
+    given = dict(options.settings)
+    if options.guidance is not None:
+        given["guidance"] = options.guidance
+    defaults = parse_sampling(family, given)
+    guidance = resolve_guidance(defaults, loaded.record, None).guidance
     if isinstance(guidance, tuple):
-        raise ValueError(f"a {family.name} model has a list of guidance: give one, --guidance G")
+        raise ValueError(
+            f"a {family.name} model has a list of guidance scales: give one with --guidance G"
+        )
     import torch
 
     from var_scaling.evaluation.bench import Bench, matmul_peak
@@ -79,114 +84,120 @@ def measure_speed(
     torch.set_num_threads(context.process.threads)
     device = context.device()
     subject = Subject(loaded.record.spec, loaded.model, loaded.tokenizer)
-    bench = Bench(device, asked.seconds)
-    precisions = asked.precisions or (("fp32",) if device.type == "cpu" else ("fp32", "bf16"))
-    ways = [(p, weight) for p in precisions for weight in dict.fromkeys((0.0, guidance))]
-    cells = len(ways) * len(asked.batches) + len(precisions) * len(asked.micro_batches)
+    bench = Bench(device, options.seconds)
+    precisions = options.precisions or (("fp32",) if device.type == "cpu" else ("fp32", "bf16"))
+    settings = [(p, scale) for p in precisions for scale in dict.fromkeys((0.0, guidance))]
+    cells = len(settings) * len(options.batches) + len(precisions) * len(options.micro_batches)
     peaks = {}
     for done, precision in enumerate(precisions):
         report_progress(f"matrix products in {precision}", done, len(precisions))
         peaks[precision] = matmul_peak(precision, bench)
     report_progress("sampling", 0, cells)
     sampling = []
-    for row in sampling_speeds(subject, ways, asked.batches, peaks, bench, usual):
+    for row in sampling_speeds(subject, settings, options.batches, peaks, bench, defaults):
         sampling.append(row)
         report_progress("sampling", len(sampling), cells)
     training = []
-    for step in training_speeds(subject, precisions, asked.micro_batches, peaks, bench):
+    for step in training_speeds(subject, precisions, options.micro_batches, peaks, bench):
         training.append(step)
         report_progress("training", len(sampling) + len(training), cells)
-    found = BenchmarkResult(
+    result = BenchmarkResult(
         machine=_machine(device),
         weights_sha256=loaded.weights_sha256,
         tokenizer_sha256=loaded.tokenizer_sha256,
         commit=code_version(),
         time=time.strftime("%FT%TZ", time.gmtime()),
-        seconds=asked.seconds,
+        seconds=options.seconds,
         peaks=tuple(peaks.values()),
         sampling=tuple(sampling),
         training=tuple(training),
     )
-    note_measured(loaded.folder, found)
-    return found
+    save_benchmark(loaded.folder, result)
+    return result
 
 
-def measurements(folder: Path) -> list[BenchmarkResult]:
-    """What was measured of the model in `folder`, the latest last. Raises ValueError."""
+def read_benchmarks(folder: Path) -> list[BenchmarkResult]:
+    """The saved measurements of the model in `folder`, the latest last. Raises ValueError."""
     path = folder / SPEED
     if not path.exists():
         return []
-    kept = read_json(path)
-    if kept.get("format") != _FORMAT:
-        raise ValueError(f"{path}: format {kept.get('format')}, this version reads {_FORMAT}")
+    content = read_json(path)
+    if content.get("format") != _FORMAT:
+        raise ValueError(f"{path}: format {content.get('format')}, this version reads {_FORMAT}")
     try:
-        found = [BenchmarkResult.model_validate_json(json.dumps(one)) for one in kept["measured"]]
+        entries = content["measured"]
+        results = [BenchmarkResult.model_validate_json(json.dumps(entry)) for entry in entries]
     except ValidationError as error:
-        raise ValueError(f"{path}: {explain(error, BenchmarkResult)}; move it away") from error
-    return sorted(found, key=lambda one: one.time)
+        raise ValueError(
+            f"{path}: {explain(error, BenchmarkResult)}; move the file away"
+        ) from error
+    return sorted(results, key=lambda result: result.time)
 
 
-def note_measured(folder: Path, found: BenchmarkResult) -> None:
-    """Add `found`, in place of the same rows of the same machine, and of all of other weights."""
+def save_benchmark(folder: Path, result: BenchmarkResult) -> None:
+    """Save `result`. It replaces the same rows of its machine, and its machine's rows of other
+    weights.
+    """
     with file_lock(folder, wait=_WAIT, file=_LOCK):
-        others = [left for one in measurements(folder) if (left := _left(one, found))]
-        entries = [one.model_dump(mode="json") for one in (*others, found)]
+        earlier = read_benchmarks(folder)
+        others = [kept for one in earlier if (kept := _without_replaced(one, result))]
+        entries = [one.model_dump(mode="json") for one in (*others, result)]
         write_json(folder / SPEED, {"format": _FORMAT, "measured": entries})
 
 
-def _left(one: BenchmarkResult, found: BenchmarkResult) -> BenchmarkResult | None:
-    """What of `one` is not in `found`: a part measured anew leaves the rest as it was."""
-    if _key(one) != _key(found):
-        return one
-    if (one.weights_sha256, one.tokenizer_sha256) != (found.weights_sha256, found.tokenizer_sha256):
+def _without_replaced(old: BenchmarkResult, new: BenchmarkResult) -> BenchmarkResult | None:
+    """`old` without the rows that `new` replaces; None if none are left."""
+    if _machine_key(old) != _machine_key(new):
+        return old
+    if (old.weights_sha256, old.tokenizer_sha256) != (new.weights_sha256, new.tokenizer_sha256):
         return None
-    ways = {_way(row) for row in found.sampling}
-    steps = {(row.precision, row.micro_batch) for row in found.training}
+    settings = {_sampling_key(row) for row in new.sampling}
+    steps = {(row.precision, row.micro_batch) for row in new.training}
     rows = {
-        "sampling": tuple(row for row in one.sampling if _way(row) not in ways),
+        "sampling": tuple(row for row in old.sampling if _sampling_key(row) not in settings),
         "training": tuple(
-            row for row in one.training if (row.precision, row.micro_batch) not in steps
+            row for row in old.training if (row.precision, row.micro_batch) not in steps
         ),
     }
-    return one.model_copy(update=rows) if any(rows.values()) else None
+    return old.model_copy(update=rows) if any(rows.values()) else None
 
 
-def _way(row: SamplingSpeed) -> tuple[str, float, str, int]:
+def _sampling_key(row: SamplingSpeed) -> tuple[str, float, str, int]:
     return row.precision, row.guidance, row.settings, row.batch
 
 
-def machine_of(one: BenchmarkResult, between: str) -> str:
-    """A machine by its name, and a processor by its threads too: speed depends on both."""
-    threads = one.machine.threads
-    said = f"{between}{threads} thread{'s' * (threads > 1)}"
-    return one.machine.name + said * (one.machine.device == "cpu")
+def machine_name(result: BenchmarkResult, separator: str) -> str:
+    """The name of the GPU, or of the CPU with its number of threads: speed depends on both."""
+    threads = result.machine.threads
+    suffix = f"{separator}{threads} thread{'s' * (threads > 1)}"
+    return result.machine.name + suffix * (result.machine.device == "cpu")
 
 
-def speed_columns(folder: Path) -> dict[str, Any]:
-    """The results row's columns, of the machine last measured on; absent is absent.
+def benchmark_columns(folder: Path) -> dict[str, Any]:
+    """The columns of the results row, for the latest machine. A value not measured is absent.
 
-    Sampling is that with the most guidance and no other unusual setting: images/s of the best
-    precision and batch, with the memory of that row, and the least latency of one image. Training
-    is the row with most tokens/s.
+    Sampling: among rows with the largest guidance and otherwise default settings, images/s and
+    memory of the fastest row, and the lowest latency of one image. Training: the row with the
+    highest tokens/s.
     """
-    found = measurements(folder)
-    if not found:
+    results = read_benchmarks(folder)
+    if not results:
         return {}
-    last = found[-1]
-    here = [one for one in found if _key(one) == _key(last)]
-    sampling = [row for one in here for row in one.sampling]
-    columns: dict[str, Any] = {"speed_machine": machine_of(last, ", ")}
+    last = results[-1]
+    same_machine = [result for result in results if _machine_key(result) == _machine_key(last)]
+    sampling = [row for result in same_machine for row in result.sampling]
+    columns: dict[str, Any] = {"speed_machine": machine_name(last, ", ")}
     sampling = [row for row in sampling if not row.settings] or sampling
-    most = max((row.guidance for row in sampling), default=0.0)
-    guided = [row for row in sampling if row.guidance == most and row.images_per_second]
+    guidance = max((row.guidance for row in sampling), default=0.0)
+    guided = [row for row in sampling if row.guidance == guidance and row.images_per_second]
     if guided:
         best = max(guided, key=lambda row: row.images_per_second or 0.0)
         columns["sampling_images_per_second"] = best.images_per_second
         columns["sampling_peak_memory_bytes"] = best.memory.gpu_peak_bytes
-    alone = [row.whole.median_seconds for row in guided if row.batch == 1 and row.whole]
-    if alone:
-        columns["sampling_latency_seconds"] = min(alone)
-    steps = [row for one in here for row in one.training if row.tokens_per_second]
+    latencies = [row.whole.median_seconds for row in guided if row.batch == 1 and row.whole]
+    if latencies:
+        columns["sampling_latency_seconds"] = min(latencies)
+    steps = [row for result in same_machine for row in result.training if row.tokens_per_second]
     if steps:
         fastest = max(steps, key=lambda row: row.tokens_per_second or 0.0)
         columns["training_tokens_per_second"] = fastest.tokens_per_second
@@ -195,24 +206,25 @@ def speed_columns(folder: Path) -> dict[str, Any]:
 
 
 def sampling_columns(folder: Path, sampling: SamplingRecord) -> dict[str, Any]:
-    """Of the model in `folder` so sampled, on the machine last measured on: the latency of one
-    image, and images/s of the best batch; empty where it was not timed so.
+    """Latency of one image and images/s of the best batch with the settings `sampling`.
+
+    From the latest machine on which these settings were measured; empty if there is none.
     """
-    asked = sampling.precision, sampling.guidance, sampling.besides()
-    for one in reversed(measurements(folder)):
-        rows = [row for row in one.sampling if _way(row)[:3] == asked and row.whole is not None]
+    key = sampling.precision, sampling.guidance, sampling.other_settings()
+    for result in reversed(read_benchmarks(folder)):
+        rows = [r for r in result.sampling if _sampling_key(r)[:3] == key and r.whole is not None]
         if rows:
-            alone = [row.whole.median_seconds for row in rows if row.batch == 1 and row.whole]
+            latencies = [row.whole.median_seconds for row in rows if row.batch == 1 and row.whole]
             return {
-                "latency_seconds": min(alone, default=None),
+                "latency_seconds": min(latencies, default=None),
                 "images_per_second": max(row.images_per_second or 0.0 for row in rows),
-                "speed_machine": machine_of(one, ", "),
+                "speed_machine": machine_name(result, ", "),
             }
     return {}
 
 
-def _key(one: BenchmarkResult) -> tuple[str, int]:
-    return one.machine.name, one.machine.threads
+def _machine_key(result: BenchmarkResult) -> tuple[str, int]:
+    return result.machine.name, result.machine.threads
 
 
 def _machine(device: Any) -> Machine:
@@ -228,8 +240,8 @@ def _machine(device: Any) -> Machine:
 
 
 def _processor() -> str:
-    """As Linux calls it, else as Python does."""
-    listed = Path("/proc/cpuinfo")
-    lines = listed.read_text(errors="replace").splitlines() if listed.exists() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine()
+    """The name of the CPU from Linux, else from Python."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()

@@ -1,1 +1,1 @@
-"""Stages brought to their end: here by Ray, on a cluster by Slurm; their state; their control."""
+"""Runs the stages of a sweep, with Ray on this machine or with Slurm on a cluster; their status."""

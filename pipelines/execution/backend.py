@@ -1,6 +1,6 @@
-"""What runs tasks elsewhere: the interface that the reconciler, status and cancel speak to.
+"""The interface of a job scheduler, as the reconciler, `status` and `cancel` use it.
 
-Slurm through submitit is one (slurm/backend.py); the tests have one of plain processes.
+slurm/backend.py implements it for Slurm, through submitit; the tests implement it with processes.
 """
 
 from collections.abc import Iterable
@@ -13,39 +13,39 @@ if TYPE_CHECKING:
     from pipelines.execution.tasks import Task
 
 Phase = Literal["queued", "running", "ended"]
-# Why a job is over, as far as that matters: ended by a person; for want of memory; by what is no
-# fault of its stage; or in any other way.
+# Why a job ended, as far as the reconciler treats it differently: a user cancelled it; it ran out
+# of memory; "no fault" of the stage, such as a preemption or a failed node; or any other reason.
 End = Literal["cancelled", "out of memory", "no fault", "other"]
 
 
-class Away(RuntimeError):
-    """The backend does not answer: nothing is known, so nothing may be concluded."""
+class BackendUnavailable(RuntimeError):
+    """The backend does not answer, so the state of its jobs is unknown."""
 
 
-class Delayed(RuntimeError):
-    """The submission failed; whether the jobs were accepted is unknown."""
+class SubmissionUnconfirmed(RuntimeError):
+    """The submission reported an error; whether the jobs were accepted is unknown. Try later."""
 
 
-class TooMany(Delayed):
-    """More jobs at a time than this user may have: fewer, or later."""
+class JobLimitReached(SubmissionUnconfirmed):
+    """The submission exceeds the number of jobs that this user may have. Submit fewer, or later."""
 
 
-class Refused(RuntimeError):
-    """These jobs will never be taken as they are; the message says why."""
+class SubmissionRejected(RuntimeError):
+    """The backend will never accept these jobs as they are; the message says why."""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One job as the backend has it."""
+class JobStatus:
+    """The state of one job, as the backend reports it."""
 
-    job: str
+    job: str  # its id
     name: str
-    state: str  # in the backend's own words
+    state: str  # the backend's name of the state, such as "PENDING"
     node: str
     phase: Phase
-    end: End = "other"  # of one that has ended
-    note: str = ""  # what a person is told of it: why it waits
-    remark: str = ""  # what is wrong with it while it is active
+    end: End = "other"  # only meaningful if it has ended
+    note: str = ""  # for display: why it waits
+    problem: str = ""  # what is wrong with an active job
 
     @property
     def active(self) -> bool:
@@ -54,50 +54,58 @@ class Seen:
 
 @dataclass(frozen=True)
 class Queue:
-    """All of this user's jobs that the backend remembers, by id and by name."""
+    """All of this user's jobs that the backend lists, at one point in time."""
 
-    jobs: dict[str, Seen]
-    at: float  # time.time() of the answer
+    jobs: dict[str, JobStatus]  # by id
+    queried_at: float  # time.time() of the answer
 
-    def find(self, job: str | None, name: str, index: int | None) -> Seen | None:
-        """The job of that id and name; without an id, the one of that name (and array index)."""
+    def find(self, job: str | None, name: str, index: int | None) -> JobStatus | None:
+        """The job with that id and name; without an id, the one with that name and array index."""
         if job is not None:
-            seen = self.jobs.get(job)
-            return seen if seen is not None and seen.name == name else None
-        ends = "" if index is None else f"_{index}"
-        named = [s for s in self.jobs.values() if s.name == name and s.job.endswith(ends)]
-        return named[0] if named else None
+            # Compare the name too: another cluster may have assigned the same id.
+            status = self.jobs.get(job)
+            return status if status is not None and status.name == name else None
+        suffix = "" if index is None else f"_{index}"
+        matches = [s for s in self.jobs.values() if s.name == name and s.job.endswith(suffix)]
+        return matches[0] if matches else None
 
 
 class Backend(Protocol):
-    """Jobs are named by `JobRecord.name`, so that one whose id was never heard is found again."""
+    """A job scheduler. Jobs are named by `JobRecord.name`, so that a job is found again even if the
+    driver died before it received the job's id.
+    """
 
     @property
     def name(self) -> str:
-        """For messages: who does not answer."""
+        """The name of the backend, for messages."""
         ...
 
     @property
-    def submits_with(self) -> str:
-        """For messages: who takes no job."""
+    def submit_command(self) -> str:
+        """The name of the program that submits jobs, for messages."""
         ...
 
     def queue(self) -> Queue:
-        """What there is now. Raises Away."""
+        """The jobs that the backend lists now. Raises BackendUnavailable."""
         ...
 
-    def accounts(self, names: Iterable[str]) -> dict[str, Seen]:
-        """What is remembered of jobs that the queue has forgotten, by id; nothing if nothing is."""
+    def accounts(self, names: Iterable[str]) -> dict[str, JobStatus]:
+        """Jobs with these names that the queue no longer lists, by id; empty if there is no
+        accounting.
+        """
         ...
 
     def submit(self, tasks: "list[Task]", submission: str) -> list[str]:
-        """The ids of one array over `tasks`, which ask for the same. Raises Delayed or Refused."""
+        """Submit `tasks`, which need equal resources, as one array; returns the job ids in order.
+
+        Raises SubmissionUnconfirmed or SubmissionRejected.
+        """
         ...
 
     def cancel(self, jobs: list[str]) -> None:
-        """Ask that `jobs` end. Raises Away."""
+        """Request that `jobs` end. Raises BackendUnavailable."""
         ...
 
-    def last_words(self, record: JobRecord) -> str:
-        """The last line of a job's output that says something."""
+    def last_log_line(self, record: JobRecord) -> str:
+        """The last line that the job's stage wrote to its output."""
         ...

@@ -1,4 +1,4 @@
-"""One thing that a doctor has looked at; and how programs, torch among them, are asked about it."""
+"""The result of one check of `doctor`, and how `doctor` runs programs and parses their output."""
 
 import json
 import os
@@ -6,73 +6,88 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-# Of Slurm's variables those that say which Slurm and who pays; the rest describe another job, and
-# srun would start its step there.
+# The variables of Slurm that select the cluster and the account. The others describe the job that
+# this process may run in; with them, srun would start its step inside that job.
 _KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_ACCOUNT", "SLURM_QOS", "SLURM_RESERVATION")
-Answer = subprocess.CompletedProcess[str]
-# Here and on a node; a GPU that torch can name may still be one it cannot compute on.
+ProgramResult = subprocess.CompletedProcess[str]
+# This script runs on this machine and on a node. It also computes on the GPU, because torch may
+# list a GPU that it cannot use, for example one with an unsupported architecture.
 TORCH = """
 import json, torch
-said = {"torch": torch.__version__, "gpus": [], "error": ""}
+report = {"torch": torch.__version__, "gpus": [], "error": ""}
 try:
-    found = [torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count())]
-    said["gpus"] = [(one.name, one.total_memory / 1e9) for one in found]
+    gpus = [torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count())]
+    report["gpus"] = [(gpu.name, gpu.total_memory / 1e9) for gpu in gpus]
     torch.ones(1, device="cuda").sum().item()
 except (RuntimeError, AssertionError) as error:
-    said["error"] = str(error).splitlines()[0]
-print("doctor: torch=" + json.dumps(said))
+    report["error"] = str(error).splitlines()[0]
+print("doctor: torch=" + json.dumps(report))
 """
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What was looked at, whether it will do (None: who knows), and what to do if not."""
+    """What was checked, whether it is ok (None: unknown, or only a note), and what to do if not."""
 
-    what: str
-    good: bool | None
-    said: str
+    name: str
+    ok: bool | None
+    message: str
 
 
-def ask(*words: str, seconds: float = 20.0) -> Answer:
-    """How the program ended and what it said; where it is missing or silent, words for that."""
-    kept = {k: v for k, v in os.environ.items() if k in _KEPT or not k.startswith("SLURM_")}
+def run_program(*command: str, seconds: float = 20.0) -> ProgramResult:
+    """The exit code and output of the program. As in a shell, the code is 127 if it cannot be run
+    and 124 if it takes longer than `seconds`; stderr then says so.
+    """
+    environment = {k: v for k, v in os.environ.items() if k in _KEPT or not k.startswith("SLURM_")}
     try:
         return subprocess.run(
-            words, capture_output=True, encoding="utf-8", errors="replace", timeout=seconds,
-            check=False, env=kept, stdin=subprocess.DEVNULL,
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=seconds,
+            check=False, env=environment, stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except OSError as error:
-        return Answer(words, 127, "", f"{words[0]} cannot be run: {error.strerror}")
+        return ProgramResult(command, 127, "", f"{command[0]} cannot be run: {error.strerror}")
     except subprocess.TimeoutExpired:
-        return Answer(words, 124, "", f"{words[0]} did not answer within {seconds:g} s")
+        return ProgramResult(command, 124, "", f"{command[0]} did not answer within {seconds:g} s")
 
 
-def facts(answer: Answer) -> dict[str, str]:
-    """What lines such as `doctor: node=n1` say; a cluster may greet with lines of its own."""
-    lines = [line.removeprefix("doctor: ") for line in answer.stdout.splitlines()
+def parse_facts(result: ProgramResult) -> dict[str, str]:
+    """The values of lines such as `doctor: node=n1`. Other lines are skipped: a cluster may print a
+    welcome message.
+    """
+    lines = [line.removeprefix("doctor: ") for line in result.stdout.splitlines()
              if line.startswith("doctor: ")]  # fmt: skip
     return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
-def complaint(answer: Answer) -> str:
-    """The last that a program said, errors first; srun only adds that it ended."""
-    lines = (answer.stderr.strip() or answer.stdout.strip()).splitlines()
-    own = [line for line in lines if not line.startswith(("srun: ", "slurmstepd: "))]
-    return (own or lines or [f"exit code {answer.returncode}, no word"])[-1]
+def last_error(result: ProgramResult) -> str:
+    """The last line that the program printed, to stderr or else to stdout. Lines of srun are left
+    out if there are others: they only say that the program ended.
+    """
+    lines = (result.stderr.strip() or result.stdout.strip()).splitlines()
+    of_program = [line for line in lines if not line.startswith(("srun: ", "slurmstepd: "))]
+    return (of_program or lines or [f"exit code {result.returncode}, no output"])[-1]
 
 
-def torch_sees(answer: Answer, device: str, memory_gb: float) -> tuple[bool | None, str]:
-    if "torch" not in facts(answer):
-        return False, f"torch does not load ({complaint(answer)}): install it again in {sys.prefix}"
-    seen = json.loads(facts(answer)["torch"])
-    gpus = ", ".join(f"{name} ({memory:.0f} GB)" for name, memory in seen["gpus"])
-    said = f"torch {seen['torch']} sees {gpus or 'no GPU'}"
+def check_torch(result: ProgramResult, device: str, memory_gb: float) -> tuple[bool | None, str]:
+    """(ok, message) for the output of TORCH; `device` and `memory_gb` are the expected ones."""
+    if "torch" not in parse_facts(result):
+        return (
+            False,
+            f"torch does not load ({last_error(result)}): install it again in {sys.prefix}",
+        )
+    report = json.loads(parse_facts(result)["torch"])
+    gpus = ", ".join(f"{name} ({memory:.0f} GB)" for name, memory in report["gpus"])
+    message = f"torch {report['torch']} sees {gpus or 'no GPU'}"
     if device == "cpu":
-        idle = f'{said}: left idle by device = "cpu"; "cuda" would use them'
-        return (None, idle) if gpus else (True, f'{said}; device = "cpu" needs none')
-    if seen["error"] or not gpus:
-        mend = 'install a torch built for the driver that nvidia-smi shows, or device = "cpu"'
-        return False, f"{said} that it can use ({seen['error']}): {mend}"
-    if min(memory for _, memory in seen["gpus"]) < 0.95 * memory_gb:
-        return False, f"{said}, but gpu_memory_gb = {memory_gb:g}: set what there is"
-    return True, said
+        idle = f'{message}, not used because device = "cpu"; set device = "cuda" to use it'
+        return (None, idle) if gpus else (True, f'{message}; device = "cpu" needs none')
+    if report["error"] or not gpus:
+        fix = 'install a torch built for the driver that nvidia-smi shows, or set device = "cpu"'
+        return False, f"{message} that it can use ({report['error']}): {fix}"
+    # 5 % tolerance: torch reports slightly less than the nominal memory.
+    if min(memory for _, memory in report["gpus"]) < 0.95 * memory_gb:
+        return (
+            False,
+            f"{message}, but gpu_memory_gb = {memory_gb:g}: set it to the smallest of them",
+        )
+    return True, message

@@ -1,4 +1,4 @@
-"""A sweep on a cluster, as a whole: launch it, or submit what can go and leave it."""
+"""Launch a sweep on a cluster: run it to its end, or submit what can start now and exit."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipelines.execution.backend import Queue
 from pipelines.execution.local import Observe, Outcome, run_on_cluster
-from pipelines.execution.ray_session import ray_here
+from pipelines.execution.ray_session import local_ray
 from pipelines.execution.reconcile import NOTE, Reconciler
 from pipelines.execution.slurm import slurm
 from pipelines.execution.slurm.backend import SlurmBackend
@@ -18,8 +18,8 @@ from pipelines.execution.tasks import Array, Task, arrays_of, refuse_unready, wo
 from pipelines.stages.graph import Stages, init_run_dirs, of_kind
 from pipelines.stages.registry import TRIAL
 from pipelines.workspace import job_log as jobs
-from pipelines.workspace.driver_lock import Driver, alive, driving
-from pipelines.workspace.modules import named_in
+from pipelines.workspace.driver_lock import Driver, live_driver, hold_driver_lock
+from pipelines.workspace.modules import module_names
 from pipelines.workspace.provenance import attempts
 from pipelines.workspace.settings import Cluster, MLflow, Settings, SettingsError
 from pipelines.workspace.snapshot import take_snapshot
@@ -28,8 +28,9 @@ from var_scaling.config import TrainedTokenizer
 from var_scaling.disk import is_done
 from var_scaling.experiment import Trial
 
-# What must not reach a job from the shell that submits: it describes another job, or Ray.
-_OTHERS = ("RAY_", "SBATCH_", "SRUN_",
+# Environment variables with these prefixes describe another job, or Ray: jobs must not inherit them
+# from the shell that submits.
+_DROPPED_PREFIXES = ("RAY_", "SBATCH_", "SRUN_",
            "SLURM_JOB", "SLURM_STEP", "SLURM_TASK", "SLURM_NODE", "SLURM_NTASKS",
            "SLURM_PROC", "SLURM_LOCAL", "SLURM_ARRAY", "SLURM_CPUS", "SLURM_MEM", "SLURM_GPUS",
            "SLURM_TRES", "SLURM_SRUN", "SLURM_GTIDS", "SLURM_RESTART")  # fmt: skip
@@ -46,72 +47,80 @@ def launch(
     take_over: bool,
     observe: Observe,
 ) -> Outcome:
-    """Bring `stages` of the sweep in `folder` to their end on `cluster`: attach to what runs.
+    """Run `stages` of the sweep in `folder` on `cluster` until they end; jobs that already run are
+    attached to. With `detach`, submit what can start now, and return.
 
-    With `detach`, submit what can be submitted now, and leave. Raises DirtyTree, SettingsError,
-    ValueError if something is missing, or Busy if another driver is at it.
+    Raises DirtyTree, SettingsError, ValueError if something is missing, or FolderInUseError if another driver
+    runs this sweep.
     """
     refuse_unready(stages, cluster)
-    where = settings.cluster(cluster)
-    refuse_without_slurm(cluster)
-    arrays = arrays_of(stages, where)  # refuses before it spends
-    snapshot = take_snapshot(home, dirty, named_in(stage.config for stage in stages))
-    settings = _for_jobs(stages, settings)
+    config = settings.cluster(cluster)
+    require_sbatch(cluster)
+    arrays = arrays_of(stages, config)  # raises SettingsError before anything is submitted
+    snapshot = take_snapshot(home, dirty, module_names(stage.config for stage in stages))
+    settings = _job_settings(stages, settings)
     environment = environment_for_jobs()
-    driven = tuple(stage.address for stage in stages)
-    with driving(folder, cluster, take_over, driven) as driver:
+    addresses = tuple(stage.address for stage in stages)
+    with hold_driver_lock(folder, cluster, take_over, addresses) as driver:
         init_run_dirs(stages)
         backend = SlurmBackend(home, settings, cluster, snapshot, environment)
-        make = partial(
-            Reconciler, folder, backend, cluster, snapshot.code, where.poll_seconds, driver
+        make_reconciler = partial(
+            Reconciler, folder, backend, cluster, snapshot.code, config.poll_seconds, driver
         )
         if detach:
-            return Outcome(True, submit_once(make(), _ready(arrays, stages)))
-        queue, state = _Queue(where), SweepState(stages)
+            return Outcome(True, submit_once(make_reconciler(), _ready_tasks(arrays, stages)))
+        queue, state = _CachedQueue(config), SweepState(stages)
         try:
-            with ray_here(cpus=2):
-                failures = run_on_cluster(stages, make, where, lambda: observe(state.look(queue())))
+            with local_ray(cpus=2):
+                failures = run_on_cluster(
+                    stages, make_reconciler, config, lambda: observe(state.poll(queue()))
+                )
         except KeyboardInterrupt:
             return Outcome(True, {})
     return Outcome(False, failures)
 
 
-def refuse_without_slurm(cluster: str) -> None:
+def require_sbatch(cluster: str) -> None:
+    """Raise SettingsError if this machine cannot submit jobs to Slurm."""
     if shutil.which("sbatch") is None:
-        raise SettingsError(f"--on {cluster}: no sbatch here; submit from a login node of Slurm")
+        raise SettingsError(
+            f"--on {cluster}: sbatch is not in PATH; submit from a login node of Slurm"
+        )
 
 
 def environment_for_jobs() -> dict[str, str]:
-    """Ours, without what describes another job."""
-    return {k: v for k, v in os.environ.items() if not k.startswith(_OTHERS)}
+    """The environment of this process, without the variables that describe another job."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(_DROPPED_PREFIXES)}
 
 
-class _Queue:
-    """Slurm's queue as the screen needs it: asked seldom."""
+class _CachedQueue:
+    """Slurm's queue for the display, which redraws often: squeue runs at most every few seconds."""
 
     def __init__(self, cluster: Cluster):
-        self.every = min(10.0, cluster.poll_seconds)
-        self.known: Queue | None = None
-        self.asked = 0.0
+        self.interval = min(10.0, cluster.poll_seconds)  # seconds
+        self.queue: Queue | None = None
+        self.queried_at = 0.0
 
     def __call__(self) -> Queue | None:
-        if time.time() - self.asked > self.every:
-            self.asked = time.time()
-            self.known = slurm.look()
-        return self.known
+        if time.time() - self.queried_at > self.interval:
+            self.queried_at = time.time()
+            self.queue = slurm.queue_or_none()
+        return self.queue
 
 
-def _for_jobs(stages: Stages, settings: Settings) -> Settings:
-    """What jobs need of the settings: where data lies, whatever their environment says."""
+def _job_settings(stages: Stages, settings: Settings) -> Settings:
+    """The settings for jobs: with every data folder written out, so that it does not depend on the
+    environment of the job, and without MLflow, to which jobs do not write.
+    """
     configs = [stage.config for stage in stages]
-    names = {one.data.name for one in configs if isinstance(one, TrainedTokenizer | Trial)}
+    names = {config.data.name for config in configs if isinstance(config, TrainedTokenizer | Trial)}
     roots = {name: settings.data_root(name) for name in sorted(names)}
     data = {**settings.data, **{name: root for name, root in roots.items() if root is not None}}
     return settings.model_copy(update={"data": data, "mlflow": MLflow()})
 
 
-def _ready(arrays: list[Array], stages: Stages) -> list[Task]:
-    """What waits for nothing that is not done."""
+def _ready_tasks(arrays: list[Array], stages: Stages) -> list[Task]:
+    """The tasks that are not done and whose needs are all done."""
     done = {stage.address for stage in stages if is_done(stage.directory)}
     return [
         task
@@ -123,15 +132,17 @@ def _ready(arrays: list[Array], stages: Stages) -> list[Task]:
 
 
 def submit_once(reconciler: Reconciler, tasks: list[Task]) -> dict[str, str]:
-    """Attach to what runs, submit what is missing, each array of equal resources, and leave.
+    """Attach to running jobs, submit the other tasks in arrays of equal resources, and return why
+    tasks failed, by name, with the reconciler's notes.
 
-    Looks again for as long as a job has ended and it is not yet sure how.
+    Polls again as long as a job has ended and the reconciler does not yet know how.
     """
     failures: dict[str, str] = {}
     arrays: dict[object, list[Task]] = {}
     for task in tasks:
-        asks = replace(task.resources, micro_batch_size=None)
-        arrays.setdefault((asks, task.payload["module"], task.payload.get("kind")), []).append(task)
+        resources = replace(task.resources, micro_batch_size=None)  # Slurm does not use it
+        key = (resources, task.payload["module"], task.payload.get("kind"))
+        arrays.setdefault(key, []).append(task)
     while True:
         for array in arrays.values():
             failures |= reconciler.step(array)
@@ -140,28 +151,28 @@ def submit_once(reconciler: Reconciler, tasks: list[Task]) -> dict[str, str]:
         time.sleep(reconciler.poll_seconds)
 
 
-def asks_slurm(stages: Stages) -> bool:
-    """Whether a job may have one of `stages` in hand."""
+def has_live_jobs(stages: Stages) -> bool:
+    """Whether a cluster job may still work on one of `stages`."""
     records = [jobs.latest(folder) for _, folder in work_folders(stages).values()]
     return any(record is not None and record.live for record in records)
 
 
-def cluster_of(stages: Stages) -> str | None:
-    """The cluster that last had one of the trials; before any has begun, one of the other stages.
+def last_cluster(stages: Stages) -> str | None:
+    """The cluster to which a trial was submitted last; before any trial has begun, any other stage.
 
-    None where its trials ran on this machine.
+    None if the trials ran on this machine.
     """
     trials = [stage.directory for stage in of_kind(stages, TRIAL)]
     begun = any(attempts(folder) or jobs.latest(folder) for folder in trials)
     folders = trials if begun else [folder for _, folder in work_folders(stages).values()]
-    known = [jobs.latest(folder) for folder in folders]
-    there = [record for record in known if record is not None and record.cluster]
-    return max(there, key=lambda record: record.time).cluster if there else None
+    records = [jobs.latest(folder) for folder in folders]
+    submitted = [record for record in records if record is not None and record.cluster]
+    return max(submitted, key=lambda record: record.time).cluster if submitted else None
 
 
-def driver_words(folder: Path) -> str:
-    """Who drives the sweep in `folder` now, and what it has to say."""
-    driver: Driver | None = alive(folder)
+def driver_status(folder: Path) -> str:
+    """The process that drives the sweep in `folder` now, and its notes; "" if there is none."""
+    driver: Driver | None = live_driver(folder)
     if driver is None:
         return ""
     note = (folder / NOTE).read_text() if (folder / NOTE).exists() else ""

@@ -1,4 +1,4 @@
-"""What a person does to a sweep on a cluster: end its jobs, have it tried again."""
+"""The user's control of a sweep on a cluster: cancel its jobs, retry what failed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ from pipelines.execution.tasks import work_folders
 from pipelines.stages.attempt import FAILED
 from pipelines.stages.graph import Stage, Stages
 from pipelines.workspace import job_log as jobs
-from pipelines.workspace.driver_lock import LOCK, alive
+from pipelines.workspace.driver_lock import LOCK, live_driver
 from var_scaling.disk import is_done
 
 
@@ -20,45 +20,53 @@ def cancel(
     forget: bool,
     print_line: Callable[[str], None],
 ) -> int:
-    """End the jobs of the sweep in the folder `sweep`, and submit no more; `forget` asks no Slurm.
+    """Cancel the jobs of the sweep in the folder `sweep`, and submit no more for it.
 
-    Stages that the driver of another sweep waits for are left alone. How many were cancelled.
+    `forget` only records this, without calling Slurm. Stages that the driver of another sweep needs
+    are not cancelled. Returns the number of tasks cancelled. Raises BackendUnavailable.
     """
-    found = {name: at for name, at in work_folders(stages).items() if not at[0].provided}
-    folders = {name: folder for name, (_, folder) in found.items()}
+    stage_and_folder = {
+        name: value for name, value in work_folders(stages).items() if not value[0].provided
+    }
+    folders = {name: folder for name, (_, folder) in stage_and_folder.items()}
     records = {name: jobs.latest(folder) for name, folder in folders.items()}
-    driver = alive(sweep)
+    driver = live_driver(sweep)
     driven = driver is not None and driver.on != "local"
-    needed = _needed_elsewhere(sweep)
-    wanted = {}
+    needed = _stages_of_other_sweeps(sweep)
+    selected = {}
     for name, record in records.items():
-        stage = found[name][0]
+        stage = stage_and_folder[name][0]
         ended = record is not None and not record.live and record.ended in ("failed", "cancelled")
-        if is_done(folders[name]) or ended or not _chosen(stage, only):
+        if is_done(folders[name]) or ended or not _is_selected(stage, only):
             continue
         if stage.address in needed:
-            print_line(f"{name}: left alone, sweep {needed[stage.address]} needs it")
+            print_line(f"{name}: not cancelled, sweep {needed[stage.address]} needs it")
         elif driven or record is not None:
-            wanted[name] = record
-    for name in wanted:
+            selected[name] = record
+    # First the record, so that the driver submits none of them again.
+    for name in selected:
         jobs.note(folders[name], "cancelled", reason="it was cancelled")
-    live = {name: record for name, record in wanted.items() if record is not None and record.live}
+    live = {name: record for name, record in selected.items() if record is not None and record.live}
     if live and not forget:
         queue = slurm.queue()
-        there = [queue.find(one.job, one.name, one.index) for one in live.values()]
-        slurm.cancel([seen.job for seen in there if seen is not None and seen.active])
-    for name in wanted:
+        found = [queue.find(record.job, record.name, record.index) for record in live.values()]
+        slurm.cancel([status.job for status in found if status is not None and status.active])
+    for name in selected:
         job = live[name].job if name in live else None
-        what = f"job {job} {'forgotten' if forget else 'cancelled'}" if job else "not to be started"
-        print_line(f"{name}: {what}")
-    return len(wanted)
+        result = (
+            f"job {job} {'forgotten' if forget else 'cancelled'}"
+            if job
+            else "will not be submitted"
+        )
+        print_line(f"{name}: {result}")
+    return len(selected)
 
 
-def _needed_elsewhere(sweep: Path) -> dict[str, str]:
-    """The addresses of stages that other sweeps, driven now, work on, each with that sweep."""
+def _stages_of_other_sweeps(sweep: Path) -> dict[str, str]:
+    """Address -> sweep, for the stages of all other sweeps that a driver runs now."""
     needed: dict[str, str] = {}
     for lock in sweep.parent.glob(f"*/{LOCK}"):
-        other = alive(lock.parent) if lock.parent != sweep else None
+        other = live_driver(lock.parent) if lock.parent != sweep else None
         if other is not None:
             needed |= dict.fromkeys(other.stages, lock.parent.name)
     return needed
@@ -67,26 +75,27 @@ def _needed_elsewhere(sweep: Path) -> dict[str, str]:
 def reset_failed(
     stages: Stages, only: frozenset[str], print_line: Callable[[str], None]
 ) -> list[str]:
-    """Have what failed or was cancelled tried again; the names of these stages. Raises Away.
+    """Mark what failed or was cancelled to be run again; returns the names of these tasks.
 
-    A driver at work takes them up; else the next run does.
+    The driver that runs now resubmits them; otherwise the next run does. Raises BackendUnavailable.
     """
-    found = work_folders(stages)
-    records = [jobs.latest(folder) for _, folder in found.values()]
-    queue = slurm.queue() if any(one is not None and one.live for one in records) else None
+    stage_and_folder = work_folders(stages)
+    records = [jobs.latest(folder) for _, folder in stage_and_folder.values()]
+    live = any(record is not None and record.live for record in records)
+    queue = slurm.queue() if live else None
     again = []
-    for name, (stage, folder) in found.items():
+    for name, (stage, folder) in stage_and_folder.items():
         failed = state_of(folder, queue)[0] in ("failed", "cancelled")
-        if not failed or not _chosen(stage, only):
+        if not failed or not _is_selected(stage, only):
             continue
         if jobs.latest(folder) is not None:
             jobs.note(folder, "retry")
         (folder / FAILED).unlink(missing_ok=True)
-        print_line(f"{name}: to be tried again")
+        print_line(f"{name}: will be run again")
         again.append(name)
     return again
 
 
-def _chosen(stage: Stage, only: frozenset[str]) -> bool:
-    """Whether `only` names it; with a stage all its parts are chosen."""
+def _is_selected(stage: Stage, only: frozenset[str]) -> bool:
+    """Whether `only` is empty or names `stage`; this selects all parts of the stage."""
     return not only or stage.name in only

@@ -1,4 +1,4 @@
-"""Ray's door: the stages of a sweep as a graph of tasks, run as this machine's resources allow."""
+"""Run the stages of a sweep with Ray: on this machine, or, through one actor, on a cluster."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -6,31 +6,37 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipelines.execution.ray_session import ray_here
+from pipelines.execution.ray_session import local_ray
 from pipelines.execution.slurm import submit as launch
 from pipelines.execution.status import SweepState, View
-from pipelines.execution.tasks import Task, arrays_of, largest_first, refuse_unready, to_be_retried
+from pipelines.execution.tasks import (
+    Task,
+    arrays_of,
+    largest_first,
+    refuse_unready,
+    retry_requested,
+)
 from pipelines.stages.attempt import Stopped
 from pipelines.stages.context import RunContext, StopFile, asking_to_stop, local_process
 from pipelines.stages.graph import Stage, Stages
 from pipelines.stages.registry import TOKENS
 from pipelines.stages.stages import run_stage
-from pipelines.workspace.damage import ended
-from pipelines.workspace.driver_lock import driving
+from pipelines.workspace.damage import is_complete
+from pipelines.workspace.driver_lock import hold_driver_lock
 from pipelines.workspace.settings import Cluster, Settings
 from pipelines.workspace.store import Home
 
-STOP = "stop"  # a file that asks the stages of a sweep on this machine to stop
+STOP = "stop"  # name of the file that makes the stages of a sweep on this machine stop
 Observe = Callable[[list[View]], None]
 Work = Callable[[RunContext], str]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended; `failures` maps a stage to the error that stopped it."""
+    """How a run ended."""
 
     interrupted: bool
-    failures: dict[str, str]
+    failures: dict[str, str]  # title of a stage -> the error that stopped it
 
 
 def run(
@@ -41,21 +47,21 @@ def run(
     observe: Observe,
     take_over: bool = False,
 ) -> Outcome:
-    """Bring `stages` of the sweep in `folder` to their end: what is half done goes on.
+    """Run `stages` of the sweep in `folder` until they end; interrupted stages resume.
 
-    `observe` is given the state of every stage about twice a second. Ctrl-C or SIGTERM asks the
-    stages to save and stop; a second one ends them at once. Raises Busy if another driver runs this
-    sweep, ValueError if a cluster has a stage in hand or an imported tokenizer is not here.
+    `observe` gets the state of every stage about twice a second. Ctrl-C or SIGTERM makes the stages
+    save and stop; a second one ends them immediately. Raises FolderInUseError if another driver runs this
+    sweep, ValueError if a cluster job works on a stage or an imported tokenizer is missing.
     """
     refuse_unready(stages, "local")
     state = SweepState(stages)
-    driver = driving(folder, "local", take_over, tuple(stage.address for stage in stages))
-    with driver, ray_here(settings.local.cpus):
+    driver = hold_driver_lock(folder, "local", take_over, tuple(stage.address for stage in stages))
+    with driver, local_ray(settings.local.cpus):
         stop_file = folder / STOP
         stop_file.unlink(missing_ok=True)
         with asking_to_stop(stop_file):
             context = RunContext(home, settings, StopFile(stop_file), local_process(settings.local))
-            failures = _run_graph(stages, context, stop_file, lambda: observe(state.look()))
+            failures = _run_graph(stages, context, stop_file, lambda: observe(state.poll()))
         interrupted = stop_file.exists()
         stop_file.unlink(missing_ok=True)
         return Outcome(interrupted, failures)
@@ -65,19 +71,19 @@ def run_on_cluster(
     stages: Stages,
     reconciler: Callable[[], Any],
     cluster: Cluster,
-    look: Callable[[], None],
+    on_poll: Callable[[], None],
 ) -> dict[str, str]:
-    """The same on a cluster: one actor sees all jobs through, each array behind what it needs.
+    """Run `stages` on a cluster: one actor runs the jobs of each array after those it needs.
 
-    `reconciler` makes the actor's Reconciler. Returns why, by unit, for each that is not done. Ends
-    at once on Ctrl-C: the jobs are Slurm's, and go on.
+    `reconciler` creates the actor's Reconciler. `on_poll` is called at least every 5 s. Returns the
+    error of each task that is not done, by name. Ctrl-C ends only this driver: the jobs continue.
     """
     import ray
 
-    # No retry of a submission: it would submit twice.
+    # Ray does not retry calls of an actor by default; a retry would submit jobs twice.
     actor = ray.remote(num_cpus=0, max_concurrency=1000)(ReconcilerActor).remote(reconciler)
     tasks: dict[str, Task] = {}
-    ends: dict[str, list[Any]] = {}  # by address: how its arrays end
+    ends: dict[str, list[Any]] = {}  # by address of a stage: the Ray results of its arrays
     waiting = []
     for array in arrays_of(stages, cluster):
         tasks |= {task.name: task for task in array.tasks}
@@ -88,17 +94,17 @@ def run_on_cluster(
     failures: dict[str, str] = {}
     while waiting:
         ready, waiting = ray.wait(waiting, num_returns=1, timeout=min(5.0, cluster.poll_seconds))
-        look()
+        on_poll()
         for task in ready:
             failures |= ray.get(task)
-        for name in [name for name in failures if to_be_retried(tasks[name])]:
+        for name in [name for name in failures if retry_requested(tasks[name])]:
             del failures[name]
             waiting.append(actor.run_until_done.remote([tasks[name]]))
     return failures
 
 
 class ReconcilerActor:
-    """The actor around a Reconciler, which knows no Ray."""
+    """The Ray actor around a Reconciler, which does not depend on Ray itself."""
 
     def __init__(self, reconciler: Callable[[], Any]):
         self.reconciler = reconciler()
@@ -108,12 +114,12 @@ class ReconcilerActor:
 
 
 def _run_graph(
-    stages: Stages, context: RunContext, stop_file: Path, look: Callable[[], None]
+    stages: Stages, context: RunContext, stop_file: Path, on_poll: Callable[[], None]
 ) -> dict[str, str]:
-    """Run every unfinished stage behind those it needs; returns the errors of those that failed.
+    """Run every unfinished stage after those it needs; returns the error of each failed stage.
 
-    Ray is given a stage when all that it needs has ended and a slot is free, largest first: tasks
-    that only wait would hold slots, and Ray would start them in an order of its own.
+    A stage goes to Ray only when its needs have ended and a slot is free, largest first: waiting
+    tasks would occupy slots, and Ray would start them in another order.
     """
     import ray
 
@@ -122,65 +128,67 @@ def _run_graph(
     queue = [
         stage
         for stage in largest_first(stages)
-        if not stage.provided and not ended(stage.directory)
+        if not stage.provided and not is_complete(stage.directory)
     ]
     running: dict[Any, Stage] = {}
     errors: dict[str, str] = {}
-    without: set[str] = set()  # stages that failed, or lack one that did
+    blocked: set[str] = set()  # addresses of stages that failed, or need one that did
     while running or queue:
         while len(running) < slots and not stop_file.exists():
-            stage = _next(queue, running.values(), without)
+            stage = _next(queue, running.values(), blocked)
             if stage is None:
                 break
-            work, cpus = _work_of(stage, context, stop_file)
-            # A killed worker's stage is started again: stages go on from the disk.
-            task = ray.remote(num_cpus=cpus, max_retries=2)(_do).remote(work, context)
+            work, cpus = _work_and_cpus(stage, context, stop_file)
+            # Ray runs the stage of a killed worker again; it resumes from its checkpoint.
+            task = ray.remote(num_cpus=cpus, max_retries=2)(_call).remote(work, context)
             running[task] = stage
         if not running:
-            break  # asked to stop, or nothing left that can be run
+            break  # a stop was requested, or no stage can run
         ready, _ = ray.wait(list(running), num_returns=1, timeout=0.5)
-        look()
+        on_poll()
         for task in ready:
             stage, error = running.pop(task), _error_of(task)
             if error is not None:
                 errors[stage.title] = error
-                without.add(stage.address)
+                blocked.add(stage.address)
     return errors
 
 
-def _next(queue: list[Stage], running: Iterable[Stage], without: set[str]) -> Stage | None:
-    """Take the first stage out of `queue` that waits for nothing; None where all of them do.
+def _next(queue: list[Stage], running: Iterable[Stage], blocked: set[str]) -> Stage | None:
+    """Remove and return the first stage in `queue` whose needs have ended; None if there is none.
 
-    Those that lack a stage that failed leave the queue: they did not fail by themselves.
+    Stages that need a failed stage are removed too, without an error of their own.
     """
-    open_ones = {stage.address for stage in (*queue, *running)}
+    unfinished = {stage.address for stage in (*queue, *running)}
     for stage in list(queue):
         needs = {need.address for need in stage.needs}
-        if needs & without:
+        if needs & blocked:
             queue.remove(stage)
-            without.add(stage.address)
-        elif not needs & open_ones:
+            blocked.add(stage.address)
+        elif not needs & unfinished:
             queue.remove(stage)
             return stage
     return None
 
 
-def _work_of(stage: Stage, context: RunContext, stop_file: Path) -> tuple[Work, int]:
-    """What to call with a place, and the CPUs that it takes: several processes for a training."""
+def _work_and_cpus(stage: Stage, context: RunContext, stop_file: Path) -> tuple[Work, int]:
+    """The function to call with a RunContext, and the CPUs that it uses. A training runs in several
+    processes if the settings say so.
+    """
     local, threads = context.settings.local, context.process.threads
     if stage.kind == TOKENS or local.processes == 1:
         return partial(run_stage, stage), threads
-    work = partial(launch.run_here, stage, stop_file)
+    work = partial(launch.run_local_processes, stage, stop_file)
     return work, min(local.cpus, threads * local.processes)
 
 
-def _do(work: Work, context: RunContext) -> str:
-    """Ray takes functions alone, and `work` is one with its arguments."""
+def _call(work: Work, context: RunContext) -> str:
+    """Call `work`: Ray accepts plain functions only, and `work` is a functools.partial."""
     return work(context)
 
 
 def _error_of(task: Any) -> str | None:
-    """Why `task` failed; None if it did not, or was asked to stop."""
+    """The error of the Ray task; None if it succeeded, or stopped on request."""
     import ray
 
     try:

@@ -1,8 +1,8 @@
-"""A Ray of our own on this machine: reachable by this user alone, in a directory that goes with it.
+"""A private Ray session on this machine, in a temporary directory that is removed afterwards.
 
-Ray runs what it is sent and unpickles what it is given, so anyone who reaches it runs code as this
-user. Every port is bound to 127.0.0.1, where all users of a machine meet: each request must carry a
-token that only this user can read.
+Ray unpickles and runs whatever it receives, so a user who can connect to it can run code as this
+user. Every port is bound to 127.0.0.1, but all users of the machine can connect to that address.
+Therefore each request must carry a token that only this user can read.
 """
 
 import os
@@ -17,24 +17,24 @@ from typing import Any
 
 import psutil
 
-from pipelines.workspace.store import Busy, file_lock
+from pipelines.workspace.store import FolderInUseError, file_lock
 
 _PREFIX = "vs-ray-"
-# The kernel takes at most 107 bytes for the path of a socket. Below the place that is chosen come
-# /vs-ray-12345678/r and Ray's /session_2026-11-26_18-07-12_219432_4194304/sockets/plasma_store.
-_LONGEST = 107 - 18 - 64
-_PLACES = ("/tmp", "/var/tmp", "/dev/shm")
+# The kernel allows at most 107 bytes for the path of a socket. To the chosen folder are appended
+# /vs-ray-12345678/r (18) and /session_2026-11-26_18-07-12_219432_4194304/sockets/plasma_store (64).
+_MAX_PATH_BYTES = 107 - 18 - 64
+_SOCKET_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 _PORT_WAIT = "RAY_gcs_server_port_wait_time_s"
-_PATIENCE = 180  # seconds for each part of the second start; Ray's own time-outs are 30 and 60
+_LONG_TIMEOUT = 180  # seconds for each step of the second start; Ray's defaults are 30 and 60
 
 
 class RayNotStarted(OSError):
-    """Ray does not start here; the message says what was tried and what to set."""
+    """Ray does not start on this machine; the message says what was tried and what to set."""
 
 
 @contextmanager
-def ray_here(cpus: int) -> Iterator[None]:
-    """Ray for the time of the block: offline, without telemetry, for this user alone.
+def local_ray(cpus: int) -> Iterator[None]:
+    """Run Ray during the block: offline, without telemetry, accessible to this user only.
 
     Raises RayNotStarted.
     """
@@ -50,37 +50,41 @@ def ray_here(cpus: int) -> Iterator[None]:
 
 @contextmanager
 def _private_directory() -> Iterator[Path]:
-    """A new directory of mode 0700 with a short path; removed afterwards, as are those of runs
-    that were killed. Raises RayNotStarted if there is no place for one.
+    """Create a directory of mode 0700 with a short path, and remove it after the block. Directories
+    left by killed runs are removed too. Raises RayNotStarted if no folder is suitable.
     """
-    place = _place()
-    _remove_abandoned(place)
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+    parent = _socket_folder()
+    _remove_abandoned(parent)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
     try:
-        with file_lock(folder):  # while this process lives, the directory is not abandoned
+        with file_lock(folder):  # as long as it is locked, no other run removes it
             yield folder
     finally:
         _end_processes(folder)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _place() -> Path:
-    """The first of TMPDIR and the usual places that takes a short path. Raises RayNotStarted."""
-    wanted = [tempfile.gettempdir(), *_PLACES]
-    for place in dict.fromkeys(os.path.realpath(one) for one in wanted):
-        short = len(os.fsencode(place)) <= _LONGEST
-        if short and os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK):
-            return Path(place)
+def _socket_folder() -> Path:
+    """The first of TMPDIR and _SOCKET_FOLDERS that is writable and has a path short enough for
+    Ray's sockets. Raises RayNotStarted.
+    """
+    candidates = [tempfile.gettempdir(), *_SOCKET_FOLDERS]
+    for folder in dict.fromkeys(os.path.realpath(candidate) for candidate in candidates):
+        short = len(os.fsencode(folder)) <= _MAX_PATH_BYTES
+        if short and os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK):
+            return Path(folder)
     raise RayNotStarted(
-        f"Ray needs a directory that can be written to, with a path of at most {_LONGEST} bytes, "
-        f"for its sockets; tried {', '.join(dict.fromkeys(wanted))}. Set TMPDIR to one"
+        "Ray needs a writable directory for its sockets, with a path of at most "
+        f"{_MAX_PATH_BYTES} bytes; tried {', '.join(dict.fromkeys(candidates))}. "
+        "Set TMPDIR to such a directory"
     )
 
 
-def _remove_abandoned(place: Path) -> None:
-    """Remove the directories in `place` that killed runs of this user have left behind."""
-    for folder in place.glob(f"{_PREFIX}*"):
-        with suppress(OSError, Busy):  # another run of this user removes it at the same moment
+def _remove_abandoned(parent: Path) -> None:
+    """Remove the directories in `parent` that killed runs of this user left."""
+    for folder in parent.glob(f"{_PREFIX}*"):
+        # FolderInUseError: the run still works. OSError: another run removes it at the same moment.
+        with suppress(OSError, FolderInUseError):
             if folder.is_symlink() or folder.stat().st_uid != os.getuid():
                 continue
             with file_lock(folder):
@@ -90,7 +94,7 @@ def _remove_abandoned(place: Path) -> None:
 
 @contextmanager
 def _environment(folder: Path) -> Iterator[None]:
-    """What Ray and its workers read from the environment; as it was before, afterwards."""
+    """Set the environment variables of Ray and its workers; restore the old values afterwards."""
     token = folder / "token"
     with open(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(_TOKEN)
@@ -98,7 +102,7 @@ def _environment(folder: Path) -> Iterator[None]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the odd name of "bind to 127.0.0.1 only"
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # despite its name: bind to 127.0.0.1 only
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
     names = (*ours, "RAY_AUTH_TOKEN", "RAY_ADDRESS", _PORT_WAIT)
@@ -113,38 +117,39 @@ def _environment(folder: Path) -> Iterator[None]:
                 os.environ[name] = value
 
 
-_TOKEN = secrets.token_hex(32)  # one for the life of this process: Ray reads the file only once
+_TOKEN = secrets.token_hex(32)  # the same for all sessions of this process: Ray reads it only once
 
 
 def _start(folder: Path, cpus: int) -> None:
-    """Start Ray; once more, with more time, if that fails. Raises RayNotStarted."""
+    """Start Ray; if that fails, try once more with longer timeouts. Raises RayNotStarted."""
     try:
         _init(folder, cpus)
         return
     except Exception as error:  # noqa: BLE001 - Ray raises bare Exceptions
-        first = error
+        first_error = error
     _end_processes(folder)
     time.sleep(1)
     try:
-        with _patiently():
+        with _longer_timeouts():
             _init(folder, cpus)
     except Exception as error:
         _end_processes(folder)
         load = os.getloadavg()[0]
         raise RayNotStarted(
-            f"Ray did not start, neither in its usual time ({_first_line(first)}) nor with "
-            f"{_PATIENCE} s for each step ({_first_line(error)}). This machine has a load of "
-            f"{load:.1f} on {os.cpu_count()} cores and {folder.parent} has "
-            f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB free. Run again when it is quieter; "
-            "with fewer [local] cpus in var-scaling.toml; or with TMPDIR set to another disk"
+            f"Ray did not start, neither with its default timeouts ({_first_line(first_error)}) "
+            f"nor with {_LONG_TIMEOUT} s for each step ({_first_line(error)}). The machine has a "
+            f"load of {load:.1f} on {os.cpu_count()} cores, and {folder.parent} has "
+            f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB free. Run again when the load is "
+            "lower, with fewer [local] cpus in var-scaling.toml, or with TMPDIR on another disk"
         ) from error
 
 
 def _init(folder: Path, cpus: int) -> None:
     import ray
 
-    inside = folder / "r"  # Ray opens its directory to all users; the one around it stays closed
-    inside.mkdir(exist_ok=True)
+    # Ray opens its directory to all users; the private directory around it protects it.
+    ray_folder = folder / "r"
+    ray_folder.mkdir(exist_ok=True)
     try:
         ray.init(
             address="local",
@@ -152,8 +157,8 @@ def _init(folder: Path, cpus: int) -> None:
             include_dashboard=False,
             logging_level="ERROR",
             log_to_driver=False,
-            object_store_memory=100 * 2**20,  # stages pass names, not data
-            _temp_dir=str(inside),
+            object_store_memory=100 * 2**20,  # bytes; small, because stages pass data on disk
+            _temp_dir=str(ray_folder),
         )
     except BaseException:
         ray.shutdown()
@@ -161,16 +166,18 @@ def _init(folder: Path, cpus: int) -> None:
 
 
 @contextmanager
-def _patiently() -> Iterator[None]:
-    """Let Ray wait longer for its own parts: two of the three time-outs have no setting."""
+def _longer_timeouts() -> Iterator[None]:
+    """Make Ray wait longer for its own processes. Two of the three timeouts have no setting, so
+    this patches Ray.
+    """
     from ray._private import ray_constants, services
 
     patched: list[tuple[Any, str, Any]] = [
-        (ray_constants, "GCS_SERVER_REQUEST_TIMEOUT_SECONDS", _PATIENCE),
-        (services, "get_node", _retried(services.get_node)),
+        (ray_constants, "GCS_SERVER_REQUEST_TIMEOUT_SECONDS", _LONG_TIMEOUT),
+        (services, "get_node", _with_retries(services.get_node)),
     ]
     before = [(module, name, getattr(module, name)) for module, name, _ in patched]
-    os.environ[_PORT_WAIT] = str(_PATIENCE)
+    os.environ[_PORT_WAIT] = str(_LONG_TIMEOUT)
     for module, name, value in patched:
         setattr(module, name, value)
     try:
@@ -180,33 +187,35 @@ def _patiently() -> Iterator[None]:
             setattr(module, name, value)
 
 
-def _retried(ask: Callable[..., Any]) -> Callable[..., Any]:
-    """`ask`, again each second until it knows the node or the time is over."""
+def _with_retries(get_node: Callable[..., Any]) -> Callable[..., Any]:
+    """`get_node`, retried every second until the node has registered, or for _LONG_TIMEOUT."""
 
-    def patient(*words: Any) -> Any:
-        deadline = time.monotonic() + _PATIENCE
+    def call(*arguments: Any) -> Any:
+        deadline = time.monotonic() + _LONG_TIMEOUT
         while True:
             try:
-                return ask(*words)
+                return get_node(*arguments)
             except RuntimeError:
                 if time.monotonic() > deadline:
                     raise
             time.sleep(1)
 
-    return patient
+    return call
 
 
 def _end_processes(folder: Path) -> None:
-    """End what is left of the Ray in `folder`: processes of this user that name it."""
-    left = []
+    """Kill the remaining processes of the Ray session in `folder`: those of this user that have
+    the folder in their command line.
+    """
+    killed = []
     for process in psutil.process_iter(["uids", "cmdline"]):
-        uids, words = process.info["uids"], process.info["cmdline"] or []
+        uids, arguments = process.info["uids"], process.info["cmdline"] or []
         ours = uids is not None and uids.real == os.getuid() and process.pid != os.getpid()
-        if ours and any(f"{folder}/" in word or word.endswith(str(folder)) for word in words):
+        if ours and any(f"{folder}/" in arg or arg.endswith(str(folder)) for arg in arguments):
             with suppress(psutil.Error):
                 process.kill()
-                left.append(process)
-    psutil.wait_procs(left, timeout=5)
+                killed.append(process)
+    psutil.wait_procs(killed, timeout=5)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,8 +1,8 @@
-"""What is wanted of a cluster against what is there: units of a sweep, seen through to their end.
+"""Compare the tasks of a sweep with the jobs on a cluster, and submit what is missing.
 
-The disk is asked first: a unit is done when its folder says so, whatever the backend thinks. A job
-that ended without a word is submitted again for as long as it got further; one that left an error,
-or that was cancelled, waits for `retry`.
+The disk decides: a task is done when its folder says so, whatever the backend reports. A job that
+ended without an error message is submitted again as long as it makes progress. A task that left an
+error, or that was cancelled, is not submitted again until the user runs `retry`.
 """
 
 import asyncio
@@ -12,34 +12,36 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipelines.execution.backend import (
-    Away,
     Backend,
-    Delayed,
+    BackendUnavailable,
+    JobLimitReached,
+    JobStatus,
     Queue,
-    Refused,
-    Seen,
-    TooMany,
+    SubmissionRejected,
+    SubmissionUnconfirmed,
 )
 from pipelines.execution.tasks import Task
 from pipelines.stages.attempt import FAILED, heartbeat_age
 from pipelines.workspace import job_log as jobs
-from pipelines.workspace.driver_lock import Driver, still_driving
+from pipelines.workspace.driver_lock import Driver, check_driver
 from pipelines.workspace.job_log import JobRecord
 from pipelines.workspace.store import in_use
 from var_scaling.disk import is_done, read_json
 
-NOTE = "driver.note"  # the driver's message for `status`
-_LONGEST = 300.0  # seconds between two tries to submit
-_FRUITLESS = 3  # ends without a word in a row, none of them further than the one before
-_SUBMITS = 60.0  # seconds that a submission may take
-_SETTLES = 2.0  # polls between the end of a job and a verdict: files may come later than the news
+NOTE = "driver.note"  # file with the driver's messages, which `status` prints
+_MAX_BACKOFF = 300.0  # seconds between two attempts to submit
+_MAX_FRUITLESS = 3  # jobs in a row that may end without an error message and without progress
+_SUBMISSION_TIMEOUT = 60.0  # seconds that a submission may take
+# Polls between the end of a job and the decision about it: on a network disk, the files of the job
+# may appear later than the backend reports its end.
+_SETTLING_POLLS = 2.0
 
 
 class Reconciler:
-    """Sees units through on one backend: attaches to what runs, submits what is missing.
+    """Runs tasks on one backend until they end: attaches to their jobs, submits missing ones.
 
-    `cluster` is what the ledgers call the backend, `code` the version that its jobs run, `sweep`
-    the folder that `driver` drives.
+    `cluster` is the name of the backend in jobs.jsonl, `code` the version that its jobs run,
+    `sweep` the folder that `driver` drives.
     """
 
     def __init__(
@@ -56,113 +58,123 @@ class Reconciler:
         self.queue: Queue | None = None
         self.accounts: Queue | None = None
         self.names: list[str] = []
-        self.unsettled: dict[str, float] = {}  # units whose job has ended, and since when
-        self.asked: dict[str, float] = {}  # submissions of this driver, and when sbatch returned
-        self.notes: dict[str, str] = {}  # what there is to say, by whom or what it is about
-        self.not_before, self.patience = 0.0, 0.0  # when sbatch is tried again; how long it waits
-        self.at_most: int | None = None  # jobs in one array, where a limit has shown itself
+        # Tasks whose job has ended, not yet decided about: name -> time.time() when first seen.
+        self.unsettled: dict[str, float] = {}
+        # Unconfirmed submissions of this driver -> time.time() when the submission returned.
+        self.submitted_at: dict[str, float] = {}
+        self.notes: dict[str, str] = {}  # task or program -> message for `status`
+        self.not_before = 0.0  # time.time() before which nothing is submitted
+        self.backoff = 0.0  # seconds to wait after the last failed submission
+        self.max_array_size: int | None = None  # set once the backend has rejected a larger array
 
     async def run_until_done(self, tasks: list[Task], *needs: dict[str, str]) -> dict[str, str]:
-        """Come back when every unit has ended: why, by name, for each that is not done.
+        """Return when every task has ended: name -> error, for each task that is not done.
 
-        `needs` are what the units that these wait for came to. Raises Busy if another driver took
+        `needs` are the results of the tasks that these need. Raises FolderInUseError if another driver took
         over.
         """
-        lacking = [name for need in needs for name in need]
-        if lacking:
-            return {task.name: f"needs {', '.join(lacking)}" for task in tasks}
+        failed_needs = [name for need in needs for name in need]
+        if failed_needs:
+            return {task.name: f"needs {', '.join(failed_needs)}" for task in tasks}
         failed: dict[str, str] = {}
-        open_units = list(tasks)
-        while open_units:
-            failed |= self.step(open_units)
-            open_units = [u for u in open_units if not u.done and u.name not in failed]
-            if open_units:
+        open_tasks = list(tasks)
+        while open_tasks:
+            failed |= self.step(open_tasks)
+            open_tasks = [task for task in open_tasks if not task.done and task.name not in failed]
+            if open_tasks:
                 await asyncio.sleep(self.poll_seconds)
-        self.step([task for task in tasks if task.done])  # the ledgers hear how it ended
+        self.step([task for task in tasks if task.done])  # records in jobs.jsonl that they ended
         return failed
 
     def step(self, tasks: list[Task]) -> dict[str, str]:
-        """Look once and submit what is to be submitted: why, by name, for each that has failed."""
-        still_driving(self.sweep, self.driver)
-        self._look()
+        """Poll once and submit what is missing: name -> error, for each task that has failed."""
+        check_driver(self.sweep, self.driver)
+        self._poll_queue()
         records = [jobs.latest(task.folder) for task in tasks]
         self.names = [record.name for record in records if record is not None and record.live]
         self.accounts = None
         failed, missing = {}, []
         for task in tasks:
-            verdict = self._judge(task)
-            if verdict == "submit":
+            decision = self._decide(task)
+            if decision == "submit":
                 missing.append(task)
-            elif verdict is not None:
-                failed[task.name] = verdict
+            elif decision is not None:
+                failed[task.name] = decision
         if missing and time.time() >= self.not_before:
-            failed |= self._submit(missing[: self.at_most])
+            failed |= self._submit(missing[: self.max_array_size])
         return failed
 
-    def _look(self) -> None:
-        """Ask the backend, unless another array of this driver just did."""
-        if self.queue is not None and time.time() - self.queue.at < self.poll_seconds / 2:
+    def _poll_queue(self) -> None:
+        """Update `self.queue`, unless another array of this driver has just done so."""
+        if self.queue is not None and time.time() - self.queue.queried_at < self.poll_seconds / 2:
             return
         try:
             self.queue = self.backend.queue()
-        except Away as error:
-            self._say(self.backend.name, f"it does not answer, its jobs go on: {error}")
+        except BackendUnavailable as error:
+            self._set_note(self.backend.name, f"it does not answer, its jobs continue: {error}")
         else:
-            self._say(self.backend.name, "")
+            self._set_note(self.backend.name, "")
 
-    def _judge(self, task: Task) -> str | None:
-        """None: wait, or done; "submit"; else why it failed."""
+    def _decide(self, task: Task) -> str | None:
+        """What to do about `task`. None: nothing, it is done or running; "submit": submit it;
+        otherwise the reason why it failed.
+        """
         record = jobs.latest(task.folder)
         if task.done:
             if record is not None and record.live:
                 self._note_end(task, record, "done", "")
             return None
         if is_done(task.folder) and (record is None or record.ended == "done"):
-            return "submit" if self._settled(task) else None  # the parts were not joined
+            # This part is done, but the parts were not joined: one more job joins them.
+            return "submit" if self._has_settled(task) else None
         if record is not None and record.ended in ("failed", "cancelled") and not record.again:
             return record.reason
         if record is None or not record.live or record.again:
-            return None if at_work_here(task.folder) else "submit"
+            return None if runs_locally(task.folder) else "submit"
         queue = self.queue
-        if queue is None or queue.at <= self._known_from(record):
-            return None  # nothing is known yet
-        seen = queue.find(record.job, record.name, record.index)
-        if seen is None:
-            seen = self._accounted(record)
-        if seen is not None and record.job is None:
-            jobs.note(task.folder, "submitted", submission=record.submission, job=seen.job)
-            record = replace(record, job=seen.job)
-        if seen is not None and seen.active:
+        if queue is None or queue.queried_at <= self._known_to_backend_at(record):
+            return None  # this queue is too old to list the job
+        status = queue.find(record.job, record.name, record.index)
+        if status is None:
+            status = self._find_in_accounts(record)
+        if status is not None and record.job is None:
+            jobs.note(task.folder, "submitted", submission=record.submission, job=status.job)
+            record = replace(record, job=status.job)
+        if status is not None and status.active:
             self.unsettled.pop(task.name, None)
-            self._say(task.name, seen.remark)
+            self._set_note(task.name, status.problem)
             return None
         if record.job is None:
             self._note_end(task, record, "never submitted", "")
             return "submit"
-        return self._conclude(task, record, seen) if self._settled(task) else None
+        return self._handle_end(task, record, status) if self._has_settled(task) else None
 
-    def _settled(self, task: Task) -> bool:
-        """Whether what was first noticed a while ago is still so."""
-        now = time.time()  # once: what is first noticed now has not settled, however slow this is
-        since = self.unsettled.setdefault(task.name, now)
-        if now - since < _SETTLES * self.poll_seconds:
+    def _has_settled(self, task: Task) -> bool:
+        """Whether the job of `task` ended at least _SETTLING_POLLS polls ago."""
+        # Read the clock once, so that the first call always returns False, even on a slow machine.
+        now = time.time()
+        first_seen = self.unsettled.setdefault(task.name, now)
+        if now - first_seen < _SETTLING_POLLS * self.poll_seconds:
             return False
         del self.unsettled[task.name]
         return True
 
-    def _known_from(self, record: JobRecord) -> float:
-        """When `record` is known there, if ever: another driver's submission may be on its way."""
-        if record.job is not None or record.submission in self.asked:
-            return self.asked.get(record.submission, record.time)
-        return record.time + _SUBMITS
+    def _known_to_backend_at(self, record: JobRecord) -> float:
+        """The time from which the backend lists the job of `record`, if it was accepted. The
+        submission of another driver may still be in progress.
+        """
+        if record.job is not None or record.submission in self.submitted_at:
+            return self.submitted_at.get(record.submission, record.time)
+        return record.time + _SUBMISSION_TIMEOUT
 
-    def _conclude(self, task: Task, record: JobRecord, seen: Seen | None) -> str | None:
-        """What to do about a job that is over while its unit is not done."""
-        how, end = (seen.state, seen.end) if seen is not None else ("GONE", "other")
-        failure = task.folder / FAILED
-        left = read_json(failure) if failure.exists() else None
-        if left is not None and left["restart_id"].rpartition(".")[0] == record.job:
-            reason = left["error"] + (f" (rank {left['rank']})" if left["rank"] else "")
+    def _handle_end(self, task: Task, record: JobRecord, status: JobStatus | None) -> str | None:
+        """What to do about a job that has ended while its task is not done: see `_decide`."""
+        state, end = (status.state, status.end) if status is not None else ("GONE", "other")
+        path = task.folder / FAILED
+        failure = read_json(path) if path.exists() else None
+        # A restart id is the job id, a dot and the number of the restart.
+        if failure is not None and failure["restart_id"].rpartition(".")[0] == record.job:
+            reason = failure["error"] + (f" (rank {failure['rank']})" if failure["rank"] else "")
             return self._note_end(task, record, "failed", reason)
         if end == "cancelled":
             return self._note_end(task, record, "cancelled", f"job {record.job} was cancelled")
@@ -173,35 +185,43 @@ class Reconciler:
         fruitless = record.fruitless
         if end != "no fault":
             fruitless = fruitless + 1 if reached <= record.progress else 0
-        if fruitless >= _FRUITLESS:
-            last = self.backend.last_words(record)
+        if fruitless >= _MAX_FRUITLESS:
+            last_line = self.backend.last_log_line(record)
             reason = (
-                f"its job ended {fruitless} times ({how} at last) without a word or any progress"
+                f"its job ended {fruitless} times (last state: {state}) without an error message "
+                f"and without progress; the last line of its log: {last_line}"
             )
-            return self._note_end(
-                task, record, "failed", f"{reason}; its log ends: {last}", fruitless
-            )
-        self._note_end(task, record, how, "", fruitless)
+            return self._note_end(task, record, "failed", reason, fruitless)
+        self._note_end(task, record, state, "", fruitless)
         return "submit"
 
     def _note_end(
         self, task: Task, record: JobRecord, how: str, reason: str, fruitless: int = 0
     ) -> str:
+        """Record in jobs.jsonl how the job of `task` ended; returns `reason`."""
         jobs.note(
             task.folder, "ended", submission=record.submission, how=how, reason=reason,
             fruitless=fruitless, progress=progress_in(task.folder),
         )  # fmt: skip
         return reason
 
-    def _accounted(self, record: JobRecord) -> Seen | None:
-        """What the accounts say of a job that the queue has forgotten; asked once for all."""
+    def _find_in_accounts(self, record: JobRecord) -> JobStatus | None:
+        """The status of a job that the queue no longer lists, from the accounting of the backend,
+        which is queried once per step for all jobs.
+        """
         if self.accounts is None:
             self.accounts = Queue(self.backend.accounts(self.names), time.time())
-        seen = self.accounts.find(record.job, record.name, record.index)
-        return None if seen is None or seen.active else seen  # active by accounts alone: a runaway
+        status = self.accounts.find(record.job, record.name, record.index)
+        # Active in the accounts but not in the queue: the accounts missed the end of the job (Slurm
+        # calls it a runaway job).
+        return None if status is None or status.active else status
 
     def _submit(self, tasks: list[Task]) -> dict[str, str]:
-        """One array of `units`, noted before and after: why, by name, for each refused."""
+        """Submit `tasks` as one array: name -> error, for each rejected task.
+
+        jobs.jsonl is written before and after the submission, so that the jobs are found again even
+        if this driver dies in between.
+        """
         submission = jobs.new_submission()
         for index, task in enumerate(tasks):
             jobs.note(
@@ -211,50 +231,56 @@ class Reconciler:
             )  # fmt: skip
         try:
             ids = self.backend.submit(tasks, submission)
-        except Delayed as error:
-            self.asked[submission] = time.time()
-            if isinstance(error, TooMany):
-                self.at_most = max(1, len(tasks) // 2)
-            self.patience = min(_LONGEST, max(self.poll_seconds, 2 * self.patience))
-            self.not_before = time.time() + self.patience
-            self._say(self.backend.submits_with, f"{error}; tried again in {self.patience:.0f} s")
-            return {}  # the next look finds out whether it went through all the same
-        except Refused as error:
+        except SubmissionUnconfirmed as error:
+            self.submitted_at[submission] = time.time()
+            if isinstance(error, JobLimitReached):
+                self.max_array_size = max(1, len(tasks) // 2)
+            self.backoff = min(_MAX_BACKOFF, max(self.poll_seconds, 2 * self.backoff))
+            self.not_before = time.time() + self.backoff
+            self._set_note(
+                self.backend.submit_command, f"{error}; trying again in {self.backoff:.0f} s"
+            )
+            return {}  # the next poll shows whether the jobs were accepted in spite of the error
+        except SubmissionRejected as error:
             for task in tasks:
                 record = jobs.latest(task.folder)
                 assert record is not None
                 self._note_end(task, record, "failed", str(error))
             return {task.name: str(error) for task in tasks}
-        self.patience = 0.0
-        self._say(self.backend.submits_with, "")
+        self.backoff = 0.0
+        self._set_note(self.backend.submit_command, "")
         for task, job in zip(tasks, ids, strict=True):
             record = jobs.latest(task.folder)
             jobs.note(task.folder, "submitted", submission=submission, job=job)
-            if record is not None and record.ended == "cancelled":  # while it was submitted
-                with suppress(Away):  # then the job itself finds out as it starts
+            # The user cancelled the task during the submission. If this call fails, the job itself
+            # reads the cancellation when it starts, and exits.
+            if record is not None and record.ended == "cancelled":
+                with suppress(BackendUnavailable):
                     self.backend.cancel([job])
         return {}
 
-    def _say(self, about: str, text: str) -> None:
-        """Leave a note for those who look at the sweep; no text takes it back."""
+    def _set_note(self, subject: str, text: str) -> None:
+        """Set the note on `subject` that `status` prints; an empty text removes it."""
         before = dict(self.notes)
-        self.notes.pop(about, None)
+        self.notes.pop(subject, None)
         if text:
-            self.notes[about] = text
+            self.notes[subject] = text
         if self.notes != before:
-            said = "\n".join(f"{about}: {text}" for about, text in self.notes.items())
-            (self.sweep / NOTE).write_text(said)
+            notes = "\n".join(f"{subject}: {text}" for subject, text in self.notes.items())
+            (self.sweep / NOTE).write_text(notes)
 
 
-def at_work_here(folder: Path) -> bool:
-    """Whether a run on this machine is at it: by its lock, or by a heartbeat."""
+def runs_locally(folder: Path) -> bool:
+    """Whether a run on this machine works in `folder`: it holds the lock, or has a heartbeat."""
     age = heartbeat_age(folder)
     return in_use(folder) or (jobs.latest(folder) is None and age is not None and age < 60)
 
 
 def progress_in(folder: Path) -> int:
-    """How far the stage in `folder` has come, in whatever counts there; only ever compared."""
+    """The saved progress of the stage in `folder`: training steps, shards or images. The unit does
+    not matter, because only values of the same folder are compared.
+    """
     steps = [int(path.stem.rpartition("-")[2]) for path in folder.glob("checkpoint/step-*.pt")]
-    shards = [len(read_json(one)["shards_crc32"]) for one in folder.glob("manifest.json")]
-    images = [read_json(one)["done"] for one in folder.glob("drawn.json")]
+    shards = [len(read_json(path)["shards_crc32"]) for path in folder.glob("manifest.json")]
+    images = [read_json(path)["done"] for path in folder.glob("drawn.json")]
     return max([0, *steps, *shards, *images])

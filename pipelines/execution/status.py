@@ -1,4 +1,4 @@
-"""The disk to views: the state of every stage of a sweep, as a person would see it. No torch."""
+"""Read the state of every stage of a sweep from disk, for display. Does not import torch."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,19 +13,19 @@ from pipelines.workspace.damage import damage_in, status_of
 from pipelines.workspace.job_log import JobRecord
 from pipelines.workspace.log_end import latest_line, latest_lines
 from pipelines.workspace.provenance import attempts
-from pipelines.workspace.store import in_use, natural, part_folders
+from pipelines.workspace.store import in_use, natural_key, part_folders
 from var_scaling.config import ImportedTokenizer
 from var_scaling.disk import DONE, is_done, read_json
 
 
 @dataclass(frozen=True)
 class View:
-    """One stage as a person would see it now."""
+    """The state of one stage, for display."""
 
-    kind: str  # tokenizer, tokens, trial, imported
+    kind: str  # tokenizer, tokens, trial, imported, network, floor, score
     name: str
-    # waiting, queued, running, stopped, cancelled, failed, diverged, done; of a finished stage of
-    # which a file is damaged: to repair (by `run`), damaged (by the user)
+    # waiting, queued, running, stopped, cancelled, failed, diverged, done. If a file of a finished
+    # stage is damaged: "to repair" (`run` can do it) or "damaged" (the user must restore the file).
     state: str
     done: int
     total: int
@@ -45,35 +45,35 @@ class View:
 
     @property
     def over(self) -> bool:
-        """Whether there is nothing for `run` to do here."""
+        """Whether there is nothing left to do for `run`."""
         return self.finished or self.state == "damaged"
 
 
 class SweepState:
-    """The views of stages, look after look: what has finished is read once."""
+    """The views of all stages, for repeated polling: a finished stage is read only once."""
 
     def __init__(self, stages: Stages):
-        trials = sorted(of_kind(stages, TRIAL), key=lambda stage: natural(stage.name))
+        trials = sorted(of_kind(stages, TRIAL), key=lambda stage: natural_key(stage.name))
         others = [stage for stage in stages if stage.kind != TRIAL]
         self.stages = sorted([*others, *trials], key=lambda stage: KINDS.index(stage.kind))
         self._finished: dict[str, View] = {}
 
-    def look(self, queue: Queue | None = None) -> list[View]:
-        """Every stage in the order of need; `queue` is what Slurm says of its jobs."""
+    def poll(self, queue: Queue | None = None) -> list[View]:
+        """The view of every stage, each after the stages it needs. `queue`: Slurm's jobs."""
         return [self._view(stage, queue) for stage in self.stages]
 
     def _view(self, stage: Stage, queue: Queue | None) -> View:
-        if (known := self._finished.get(stage.address)) is not None:
-            return known
+        if (finished := self._finished.get(stage.address)) is not None:
+            return finished
         view = _VIEWS[stage.kind.name](stage, queue)
-        if view.finished and stage.kind != IMPORTED:  # those may still be evaluated
+        if view.finished and stage.kind != IMPORTED:  # an imported model may be evaluated later
             self._finished[stage.address] = view
         return view
 
 
 def overview(stages: Stages, queue: Queue | None = None) -> list[View]:
-    """One look at `stages`."""
-    return SweepState(stages).look(queue)
+    """The views of `stages`, read once."""
+    return SweepState(stages).poll(queue)
 
 
 def _imported_view(stage: Stage, queue: Queue | None) -> View:
@@ -81,12 +81,12 @@ def _imported_view(stage: Stage, queue: Queue | None) -> View:
     line = latest_line(folder / "metrics.jsonl", "validation")
     if not is_done(folder):
         return View("imported", stage.name, "waiting", 0, 0, "", note="not imported yet")
-    if (found := damage_in(folder)) is not None:
-        return View("imported", stage.name, "damaged", 0, 0, "", note=str(found))
+    if (damage := damage_in(folder)) is not None:
+        return View("imported", stage.name, "damaged", 0, 0, "", note=str(damage))
     if line is None:
         return View("imported", stage.name, "done", 0, 0, "", note="not evaluated yet")
-    scored = f"{line['images_scored']:,} images of {line['data']}"
-    return View("imported", stage.name, "done", 0, 0, "", line["loss"], note=scored)
+    note = f"{line['images_scored']:,} images of {line['data']}"
+    return View("imported", stage.name, "done", 0, 0, "", line["loss"], note=note)
 
 
 def _tokenizer_view(stage: Stage, queue: Queue | None) -> View:
@@ -106,9 +106,10 @@ def _training_view(stage: Stage, queue: Queue | None) -> View:
     lines = latest_lines(folder / "metrics.jsonl", ("train", "validation"))
     state, note = state_of(folder, queue)
     if state == "running" and not lines:
-        note = _reading(folder)
+        note = _reading_progress(folder)
     train, scores = lines.get("train"), lines.get("validation")
     logged = max((line["step"] for line in lines.values()), default=0)
+    # Metrics are logged every few steps only; the heartbeat is newer.
     done = max(logged, _heartbeat_step(folder)) if state == "running" else logged
     rate = train["images_per_second"] if train else None
     seconds = train["seconds"] if train else None
@@ -118,7 +119,7 @@ def _training_view(stage: Stage, queue: Queue | None) -> View:
         loss = train["loss"]
     return View(
         stage.kind.name, stage.name, state, done, steps, "steps", loss, rate, seconds, left, note,
-        **_whereabouts(folder, queue),
+        **_attempt_and_job(folder, queue),
     )  # fmt: skip
 
 
@@ -127,30 +128,30 @@ def _heartbeat_step(folder: Path) -> int:
     return int(read_json(path)["step"]) if path.exists() else 0
 
 
-def _whereabouts(folder: Path, queue: Queue | None) -> dict[str, Any]:
-    """Which attempt, in which job, on which node."""
-    known = attempts(folder)
+def _attempt_and_job(folder: Path, queue: Queue | None) -> dict[str, Any]:
+    """The fields attempt, job and node of a View."""
+    begun = attempts(folder)
     record = jobs.latest(folder)
-    last = known[-1] if known else {}
+    last = begun[-1] if begun else {}
     job = (record.job if record is not None else None) or last.get("job", "")
-    seen = _seen(record, queue) if record is not None and record.live else None
-    node = seen.node if seen is not None and seen.node else last.get("node", "")
-    return {"attempt": len(known), "job": job, "node": node}
+    status = _job_status(record, queue) if record is not None and record.live else None
+    node = status.node if status is not None and status.node else last.get("node", "")
+    return {"attempt": len(begun), "job": job, "node": node}
 
 
-def _seen(record: JobRecord, queue: Queue | None) -> Any:
+def _job_status(record: JobRecord, queue: Queue | None) -> Any:
     return queue.find(record.job, record.name, record.index) if queue is not None else None
 
 
-def parts_of(whole: Path) -> list[Path]:
-    """The folders of the parts in which these tokens are being encoded, if they are."""
-    begun = sorted((whole / "parts").glob("*-of-*"))
+def parts_of(tokens: Path) -> list[Path]:
+    """The folders of all parts of the token cache `tokens`; empty if it is not split into parts."""
+    begun = sorted((tokens / "parts").glob("*-of-*"))
     if not begun:
         return []
-    return part_folders(whole, of=int(begun[0].name.rpartition("-")[2]))
+    return part_folders(tokens, count=int(begun[0].name.rpartition("-")[2]))
 
 
-# Of many parts the one that most needs a look says what state the whole is in.
+# Worst first: the state of tokens encoded in parts is the worst state among the parts.
 _WORST = (
     "damaged", "to repair", "failed", "cancelled", "stopped", "running", "queued", "waiting",
     "done",
@@ -161,35 +162,37 @@ def _tokens_view(stage: Stage, queue: Queue | None) -> View:
     name, folder, parts = stage.name, stage.directory, parts_of(stage.directory)
     if not parts or is_done(folder):
         state, note = state_of(folder, queue)
-        progress, where = _progress(folder), _whereabouts(folder, queue)
+        progress, attempt = _progress(folder), _attempt_and_job(folder, queue)
         done, total = progress["done"], progress["total"]
         if parts:
-            done, total = _together(parts)
-        note = note or _reading(folder)
-        return View("tokens", name, state, done, total, "images", note=note, **where)
+            done, total = _total_progress(parts)
+        note = note or _reading_progress(folder)
+        return View("tokens", name, state, done, total, "images", note=note, **attempt)
     states = [state_of(part, queue) for part in parts]
-    if all(one[0] == "done" for one in states):
-        states = [("running", "to be joined")]
-    state, note = min(states, key=lambda one: _WORST.index(one[0]))
+    if all(part_state == "done" for part_state, _ in states):
+        states = [("running", "parts must be joined")]
+    state, note = min(states, key=lambda state_and_note: _WORST.index(state_and_note[0]))
     ended = sum(is_done(part) for part in parts)
     note = "; ".join(filter(None, (f"{ended} of {len(parts)} parts", note)))
-    done, total = _together(parts)
+    done, total = _total_progress(parts)
     return View("tokens", name, state, done, total, "images", note=note)
 
 
 def _scoring_view(stage: Stage, queue: Queue | None) -> View:
-    """Samples, reconstructions or a network that looks: how far they are, then what came out."""
+    """View of a scoring stage: sample scores, reconstruction scores or the feature network. Shows
+    the progress while it runs, and the distance or accuracy when it is done.
+    """
     folder = stage.directory
     state, note = state_of(folder, queue)
     progress = _progress(folder)
     if is_done(folder):
-        found = read_json(folder / DONE)
-        name = "distance" if "distance" in found else "accuracy"
-        note = note or f"{name} {found[name]:.3f}"
+        marker = read_json(folder / DONE)
+        name = "distance" if "distance" in marker else "accuracy"
+        note = note or f"{name} {marker[name]:.3f}"
     unit = "steps" if stage.kind == NETWORK else "images"
     return View(
         stage.kind.name, stage.name, state, progress["done"], progress["total"], unit,
-        note=note, **_whereabouts(folder, queue),
+        note=note, **_attempt_and_job(folder, queue),
     )  # fmt: skip
 
 
@@ -200,9 +203,9 @@ _VIEWS = {
 }  # fmt: skip
 
 
-def _together(parts: list[Path]) -> tuple[int, int]:
-    reached = [_progress(part) for part in parts]
-    return sum(one["done"] for one in reached), sum(one["total"] for one in reached)
+def _total_progress(parts: list[Path]) -> tuple[int, int]:
+    progress = [_progress(part) for part in parts]
+    return sum(part["done"] for part in progress), sum(part["total"] for part in progress)
 
 
 def _progress(folder: Path) -> dict[str, Any]:
@@ -210,27 +213,29 @@ def _progress(folder: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {"what": "", "done": 0, "total": 0}
 
 
-def _reading(folder: Path) -> str:
-    """How far a stage has come in looking at its images, before its own work begins."""
+def _reading_progress(folder: Path) -> str:
+    """The progress of reading the image files, which happens before a stage's own work; "" if the
+    stage is not at that point.
+    """
     progress = _progress(folder)
     if not progress["what"].startswith("reading"):
         return ""
     return f"{progress['what']}: {progress['done']:,} of {progress['total']:,}"
 
 
-_SILENT = 600.0  # seconds: longer than an evaluation should take
-_SUBMITTED = 300.0  # seconds after which what was to be submitted never was
-_FRESH = 120.0  # seconds after which a heartbeat is an old one
+_SILENT_AFTER = 600.0  # seconds without a heartbeat: longer than an evaluation should take
+_SUBMISSION_TIMEOUT = 300.0  # seconds after which an unconfirmed submission counts as failed
+_FRESH_HEARTBEAT = 120.0  # seconds; with a younger heartbeat, a stage counts as running
 
 
 def state_of(folder: Path, queue: Queue | None = None) -> tuple[str, str]:
-    """(state, note): the note is the error of a failed stage, the reason of a diverged one."""
+    """(state, note) as in View; the note is, for example, the error of a failed stage."""
     if is_done(folder):
-        found = damage_in(folder)
-        if found is None:
+        damage = damage_in(folder)
+        if damage is None:
             return status_of(folder), read_json(folder / DONE).get("reason", "")
         if not in_use(folder):
-            return "to repair" if found.by_run else "damaged", str(found)
+            return "to repair" if damage.repaired_by_run else "damaged", str(damage)
     if in_use(folder):
         return "running", ""
     record = jobs.latest(folder)
@@ -241,34 +246,37 @@ def state_of(folder: Path, queue: Queue | None = None) -> tuple[str, str]:
     if record is not None and not record.again and record.ended in ("failed", "cancelled"):
         return record.ended, record.reason
     started = (folder / "provenance.json").exists() or record is not None
-    return ("stopped", "run again to go on") if started else ("waiting", "")
+    return ("stopped", "run again to resume") if started else ("waiting", "")
 
 
 def _state_of_job(folder: Path, record: JobRecord, queue: Queue | None) -> tuple[str, str]:
-    """By Slurm's word; where it does not answer, by the last heartbeat."""
+    """(state, note) of a stage whose job may still run: as Slurm reports it; if Slurm does not
+    answer, by the age of the last heartbeat.
+    """
     age = heartbeat_age(folder)
-    seen = _seen(record, queue)
-    if seen is not None and seen.active:
-        if seen.phase == "running":
-            silent = age is not None and age > _SILENT
-            return "running", f"no heartbeat for {since(age)}" if silent else ""
-        return "queued", seen.note
-    if age is not None and age < _FRESH:
+    status = _job_status(record, queue)
+    if status is not None and status.active:
+        if status.phase == "running":
+            silent = age is not None and age > _SILENT_AFTER
+            return "running", f"no heartbeat for {format_duration(age)}" if silent else ""
+        return "queued", status.note
+    if age is not None and age < _FRESH_HEARTBEAT:
         return "running", ""
     if (folder / FAILED).exists():
         return "failed", read_json(folder / FAILED)["error"]
     if queue is None:
-        return "queued", "Slurm was not asked or does not answer"
-    if seen is None and record.job is None and queue.at - record.time < _SUBMITTED:
+        return "queued", "Slurm was not queried or does not answer"
+    pending = record.job is None and queue.queried_at - record.time < _SUBMISSION_TIMEOUT
+    if status is None and pending:
         return "queued", "being submitted"
-    if seen is not None and seen.end == "cancelled":
+    if status is not None and status.end == "cancelled":
         return "cancelled", f"job {record.job} was cancelled"
-    how = f"ended ({seen.state.lower()})" if seen is not None else "is gone"
-    return "stopped", f"its job {how}: the driver, or the next run, goes on"
+    end = f"ended ({status.state.lower()})" if status is not None else "no longer exists"
+    return "stopped", f"its job {end}: the driver, or the next run, resumes it"
 
 
-def since(seconds: float | None) -> str:
-    """A span of time as people say it."""
+def format_duration(seconds: float | None) -> str:
+    """A duration for display, with a suitable unit; "" for None."""
     if seconds is None:
         return ""
     if seconds < 90:

@@ -1,4 +1,4 @@
-"""What one job of a cluster does: a stage of a sweep or a part of one, and what it asks for."""
+"""Tasks: what one cluster job does (a stage of a sweep or a part of one), and its resources."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from pipelines.stages.registry import (
     how_to_import,
 )
 from pipelines.workspace import job_log as jobs
-from pipelines.workspace.damage import Damage, damage_in, ended
+from pipelines.workspace.damage import Damage, damage_in, is_complete
 from pipelines.workspace.settings import Cluster
 from pipelines.workspace.store import part_folders
 from var_scaling.accounting.tokenizer import encoding_flops, tokenizer_train_flops
@@ -35,27 +35,28 @@ from var_scaling.experiment.ledger import scoring_flops, trial_ledger
 
 @dataclass(frozen=True)
 class Task:
-    """A job to be: it works in `folder`, and is not needed once `whole`, or that, is done."""
+    """The work of one job. It writes `folder`, and is done once `folder` or `output_dir` is."""
 
     name: str  # "tokenizer ch160", "tokens imagenet-train 3 of 16", "trial d16"
     folder: Path
-    output_dir: Path
+    output_dir: Path  # the folder of the stage; differs from `folder` for a part of a stage
     resources: Resources
-    payload: dict[str, Any]  # what to do, as JSON: see words_of
-    # All those of which this is the first. Who makes the last part joins them; where that one did
-    # not live to do it, the first is not done either.
+    payload: dict[str, Any]  # what to do, as JSON: see payload_of
+    # Only in the task of the first part: the folders of all parts. The job that finishes the last
+    # part joins them. If it was killed before that, the task of the first part is not done either,
+    # so that it runs again and joins them.
     parts: tuple[Path, ...] = ()
 
     @property
     def done(self) -> bool:
-        if ended(self.output_dir):
+        if is_complete(self.output_dir):
             return True
         unjoined = bool(self.parts) and all(is_done(part) for part in self.parts)
-        return ended(self.folder) and not unjoined
+        return is_complete(self.folder) and not unjoined
 
 
 def payload_of(stage: Stage) -> dict[str, Any]:
-    """What to do for `stage`, as JSON: for `run` of the module that it names."""
+    """The work of `stage` as JSON: the argument of `run` of the module that it names."""
     payload = {"module": stage.kind.module, "kind": stage.kind.name}
     if stage.kind in (NETWORK, FLOOR, SCORE):
         return {**payload, "sweep": stage.sweep, "config": stage.config.model_dump_json()}
@@ -68,7 +69,9 @@ def payload_of(stage: Stage) -> dict[str, Any]:
 
 
 def tasks_of(stage: Stage, cluster: Cluster) -> list[Task]:
-    """The jobs of `stage`: of tokens as many as were begun with, or as the rule says."""
+    """The tasks of `stage`. An encoding that has begun keeps its number of parts; for a new one
+    `encoding_parts` gives the number.
+    """
     if stage.provided:
         return []
     if stage.kind == TOKENS:
@@ -76,8 +79,8 @@ def tasks_of(stage: Stage, cluster: Cluster) -> list[Task]:
     if stage.kind in (NETWORK, FLOOR, SCORE):
         resources = encoding_resources(scoring_flops(stage.config), cluster)
         return [Task(stage.title, stage.directory, stage.directory, resources, payload_of(stage))]
-    ask = tokenizer_resources if stage.kind == TOKENIZER else trial_resources
-    resources = ask(stage.config, cluster)
+    resources_of = tokenizer_resources if stage.kind == TOKENIZER else trial_resources
+    resources = resources_of(stage.config, cluster)
     return [Task(stage.title, stage.directory, stage.directory, resources, payload_of(stage))]
 
 
@@ -115,7 +118,7 @@ def _part_title(stage: Stage, number: int, of: int) -> str:
 
 @dataclass(frozen=True)
 class Array:
-    """Units that one submission may hold: they ask Slurm for the same and wait for the same."""
+    """Tasks for one submission: they need equal resources and wait for the same stages."""
 
     tasks: list[Task]
     stages: list[Stage]
@@ -123,12 +126,12 @@ class Array:
 
 
 def arrays_of(stages: Stages, cluster: Cluster) -> list[Array]:
-    """Every unit of `stages`, in the order of need; of trials the largest first."""
+    """Every task of `stages`, each array after those it needs; among trials the largest first."""
     arrays: dict[tuple[Any, ...], Array] = {}
     for stage in largest_first(stages):
         for task in tasks_of(stage, cluster):
-            asks = replace(task.resources, micro_batch_size=None)  # of no matter to Slurm
-            key = (asks, *stage.needs) if stage.kind == TRIAL else (stage.address,)
+            resources = replace(task.resources, micro_batch_size=None)  # Slurm does not use it
+            key = (resources, *stage.needs) if stage.kind == TRIAL else (stage.address,)
             array = arrays.setdefault(key, Array([], [], stage.needs))
             array.tasks.append(task)
             if not array.stages or array.stages[-1] is not stage:
@@ -137,22 +140,22 @@ def arrays_of(stages: Stages, cluster: Cluster) -> list[Array]:
 
 
 def largest_first(stages: Stages) -> list[Stage]:
-    """Each stage behind all that it needs; at one depth the largest first, so that a grid ends with
-    small ones.
+    """Order `stages`: each after all it needs; at equal depth the largest first, so that no large
+    stage runs alone at the end.
     """
     depth: dict[str, int] = {}
     for stage in stages:
-        below = [depth.get(need.address, 0) for need in stage.needs]
-        depth[stage.address] = 1 + max(below, default=0)
+        need_depths = [depth.get(need.address, 0) for need in stage.needs]
+        depth[stage.address] = 1 + max(need_depths, default=0)
 
-    def place(stage: Stage) -> tuple[int, int]:
+    def sort_key(stage: Stage) -> tuple[int, int]:
         return depth[stage.address], -_flops(stage)
 
-    return sorted(stages, key=place)
+    return sorted(stages, key=sort_key)
 
 
 def _flops(stage: Stage) -> int:
-    """What it takes; of tokens and what is imported 0."""
+    """The FLOPs of `stage`; 0 for tokens and for what is imported."""
     if stage.kind == TRIAL:
         return int(trial_ledger(stage.config)["train_flops"])
     if stage.kind == TOKENIZER and not stage.provided:
@@ -161,7 +164,7 @@ def _flops(stage: Stage) -> int:
 
 
 def work_folders(stages: Stages) -> dict[str, tuple[Stage, Path]]:
-    """Every folder in which a job may work, by the name of its unit."""
+    """Every folder in which a job may work: task name -> (stage, folder)."""
     folders: dict[str, tuple[Stage, Path]] = {}
     for stage in stages:
         if stage.kind == IMPORTED:
@@ -174,22 +177,22 @@ def work_folders(stages: Stages) -> dict[str, tuple[Stage, Path]]:
 
 
 def damaged_stages(stages: Stages) -> dict[str, Damage]:
-    """All finished stages that are damaged, by name; every changed file is read."""
+    """All finished stages that are damaged, by task name; every changed file is read."""
     folders = {name: folder for name, (_, folder) in work_folders(stages).items()}
     folders |= {stage.title: stage.directory for stage in of_kind(stages, IMPORTED)}
-    found = {name: damage_in(folder, thorough=True) for name, folder in folders.items()}
-    return {name: one for name, one in found.items() if one is not None}
+    damages = {name: damage_in(folder, thorough=True) for name, folder in folders.items()}
+    return {name: damage for name, damage in damages.items() if damage is not None}
 
 
-def to_be_retried(task: Task) -> bool:
-    """Whether a user asked to have it tried again."""
+def retry_requested(task: Task) -> bool:
+    """Whether the user requested a retry of `task`."""
     record = jobs.latest(task.folder)
     return record is not None and record.again
 
 
-def refuse_unready(stages: Stages, where: str) -> None:
-    """Raise ValueError if an imported tokenizer that is needed is not here, or if a job of another
-    cluster than `where` has one of `stages` in hand.
+def refuse_unready(stages: Stages, location: str) -> None:
+    """Raise ValueError if a needed tokenizer has not been imported, or if a job on a cluster other
+    than `location` ("local" or the name of a cluster) works on one of `stages`.
     """
     needed = {need.address for stage in stages if not stage.provided for need in stage.needs}
     for stage in stages:
@@ -197,9 +200,11 @@ def refuse_unready(stages: Stages, where: str) -> None:
             raise ValueError(how_to_import(stage.config))
     for name, (_, folder) in work_folders(stages).items():
         record = jobs.latest(folder)
-        if record is not None and record.live and record.cluster != where and not is_done(folder):
+        if record is None or not record.live or record.cluster == location:
+            continue
+        if not is_done(folder):
             raise ValueError(
-                f"{name} is in the hands of job {record.job} on {record.cluster}: run with "
+                f"job {record.job} on {record.cluster} works on {name}: run with "
                 f"--on {record.cluster}, or `var-scaling cancel` it first "
-                "(with --forget where that cluster is no more)"
+                "(with --forget if that cluster no longer exists)"
             )

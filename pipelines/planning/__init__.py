@@ -1,1 +1,1 @@
-"""What a sweep will cost, what it will find, what to run next."""
+"""Before a run: the cost of a sweep, forecasts of its results, and which runs to make next."""

@@ -1,4 +1,4 @@
-"""Forecasts on disk: frozen once under runs/SWEEP/forecasts, graded when their runs have ended."""
+"""Forecasts on disk: written once to SWEEP/forecasts, graded when the run has ended."""
 
 import json
 import time
@@ -23,18 +23,24 @@ from analysis.forecasting.seal import read_with_checksum, save_with_checksum
 from analysis.table.table import Table, load_results
 from pipelines.planning.targets import (
     SIZES,
-    begun_at,
     caveats,
+    check_comparable,
+    comparable_models,
     find_target,
-    like_target,
-    refuse_unlike,
+    reached_step,
     sizes_of,
 )
 from pipelines.results.table import collect_results, rows_of
 from pipelines.workspace.damage import LOG, damage_in
 from pipelines.workspace.log_end import latest_line
 from pipelines.workspace.provenance import code_version
-from pipelines.workspace.store import ConfigMismatchError, Home, drift, file_lock, natural
+from pipelines.workspace.store import (
+    ConfigMismatchError,
+    Home,
+    file_lock,
+    natural_key,
+    record_differences,
+)
 from var_scaling.disk import is_done, read_json, write_json
 from var_scaling.experiment import ImportedModel, Sweep, Trial
 
@@ -43,8 +49,8 @@ _OUTCOMES = "outcomes.json"
 
 
 @dataclass(frozen=True)
-class Frozen:
-    """A forecast and the file that holds it. `new` is False where it was there already."""
+class FrozenForecast:
+    """A forecast and its file. `new` is False if the same forecast had been written before."""
 
     forecast: Forecast
     path: Path
@@ -57,43 +63,49 @@ def forecasts_folder(home: Home, sweep: Sweep) -> Path:
 
 
 def finished_runs(home: Home, sweep: Sweep) -> Table:
-    """The results of `sweep`, collected anew. Raises Drift, ValueError where there are none."""
+    """The results of `sweep`, collected from the disk.
+
+    Raises ConfigMismatchError; ValueError if there are no results.
+    """
     collect_results(home, sweep)
     return load_results(home.sweep(sweep.name) / "results.parquet")
 
 
 def make_forecasts(
     home: Home, sweep: Sweep, at: Sequence[str], variable: str, now: float | None = None
-) -> list[Frozen]:
-    """Freeze what the finished runs of `sweep` say of each target, all of them or none.
+) -> list[FrozenForecast]:
+    """Predict each target in `at` from the finished runs of `sweep`, and write the forecasts.
 
-    `now` in seconds since 1970. Raises ValueError where a target cannot be predicted.
+    Writes all of them or none. `now`: seconds since 1970. Raises ValueError if a target cannot be
+    predicted.
     """
     now = time.time() if now is None else now
     table = finished_runs(home, sweep)
-    made = [_forecast(home, sweep, table, one, variable, now) for one in dict.fromkeys(at)]
+    forecasts = [
+        _forecast(home, sweep, table, address, variable, now) for address in dict.fromkeys(at)
+    ]
     folder = forecasts_folder(home, sweep)
     with file_lock(folder, wait=10.0):
-        known = _frozen_before(folder)
-        found = [_placed(folder, forecast, known, now) for forecast in made]
-        for one in found:
+        existing = _intact_forecasts(folder)
+        frozen = [_assign_file(folder, forecast, existing, now) for forecast in forecasts]
+        for one in frozen:
             if one.new:
                 write_json(one.path, save_with_checksum(one.forecast))
-    return found
+    return frozen
 
 
 def _forecast(
     home: Home, sweep: Sweep, table: Table, at: str, variable: str, now: float
 ) -> Forecast:
     owner, trial = find_target(sweep, at)
-    begun = begun_at(home, owner, trial)
-    things: tuple[Trial | ImportedModel, ...] = (*sweep.trials, *sweep.imported)
+    begun = reached_step(home, owner, trial)
+    models: tuple[Trial | ImportedModel, ...] = (*sweep.trials, *sweep.imported)
     finished = set(table.finals.trial)
-    used = like_target([one for one in things if one.name in finished], trial)
-    ends = table.finals[table.finals.trial.isin({one.name for one in used})]
+    used = comparable_models([model for model in models if model.name in finished], trial)
+    ends = table.finals[table.finals.trial.isin({model.name for model in used})]
     runs = [_run(row) for row in ends.to_dict("records")]
-    refuse_unlike(used, set(ends["data"]), trial)
-    trained = [one for one in used if isinstance(one, Trial)]
+    check_comparable(used, set(ends["data"]), trial)
+    trained = [model for model in used if isinstance(model, Trial)]
     return freeze(
         Target(owner, trial.name, sizes_of(trial), trial.model_dump(mode="json"), begun),
         runs,
@@ -107,102 +119,109 @@ def _forecast(
 
 
 def _run(row: dict[Any, Any]) -> Run:
-    def known(names: Sequence[str]) -> dict[str, float]:
+    def present(names: Sequence[str]) -> dict[str, float]:  # neither None nor NaN
         return {n: float(row[n]) for n in names if row[n] is not None and row[n] == row[n]}
 
-    return Run(str(row["trial"]), known(SIZES), known(METRICS))
+    return Run(str(row["trial"]), present(SIZES), present(METRICS))
 
 
-def _placed(folder: Path, made: Forecast, known: list[tuple[Path, Any]], now: float) -> Frozen:
-    """`made` and its file, or the one that said the same before. Raises ForecastError."""
-    for path, content in known:
+def _assign_file(
+    folder: Path, forecast: Forecast, existing: list[tuple[Path, Any]], now: float
+) -> FrozenForecast:
+    """`forecast` with a new file name, or the existing forecast with the same prediction.
+
+    Raises ForecastError if the name is taken.
+    """
+    for path, content in existing:
         before = read_with_checksum(content)
-        if before.says_what(made):
-            return Frozen(before, path, content["sha256"], new=False)
-    target = made.target
-    name = target.trial if target.sweep == made.sweep else f"{target.trial}@{target.sweep}"
+        if before.same_prediction(forecast):
+            return FrozenForecast(before, path, content["sha256"], new=False)
+    target = forecast.target
+    name = target.trial if target.sweep == forecast.sweep else f"{target.trial}@{target.sweep}"
     when = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
     path = folder / f"{name}-{when}.json"
     if path.exists():
-        raise ForecastError(f"{path} is frozen already and says something else; ask again later")
-    return Frozen(made, path, save_with_checksum(made)["sha256"], new=True)
+        raise ForecastError(f"{path} exists and holds a different forecast; try again in a second")
+    return FrozenForecast(forecast, path, save_with_checksum(forecast)["sha256"], new=True)
 
 
-def _frozen_before(folder: Path) -> list[tuple[Path, Any]]:
-    """What is intact of the forecasts in `folder`."""
-    found = []
+def _intact_forecasts(folder: Path) -> list[tuple[Path, Any]]:
+    """(path, content) of the forecasts in `folder` whose checksum is right."""
+    intact = []
     for path in _files(folder):
         try:
             read_with_checksum(content := read_json(path))
-        except ValueError:  # named and counted by `score`
+        except ValueError:  # `grade_forecasts` reports it as tampered
             continue
-        found.append((path, content))
-    return found
+        intact.append((path, content))
+    return intact
 
 
 def _files(folder: Path) -> list[Path]:
     paths = [path for path in folder.glob("*.json") if path.name != _OUTCOMES]
-    return sorted(paths, key=lambda path: natural(path.name))
+    return sorted(paths, key=lambda path: natural_key(path.name))
 
 
 # Outcomes -----------------------------------------------------------------------------------------
 
 
-def graded(home: Home, sweep: Sweep) -> list[Outcome]:
-    """What has come of every forecast of `sweep`; nothing is written."""
+def grade_forecasts(home: Home, sweep: Sweep) -> list[Outcome]:
+    """The outcome of every forecast of `sweep`. Writes nothing."""
     folder = forecasts_folder(home, sweep)
-    found = [_outcome(home, path) for path in _files(folder)]
+    outcomes = [_outcome(home, path) for path in _files(folder)]
     before = read_json(folder / _OUTCOMES) if (folder / _OUTCOMES).exists() else []
-    gone = [row["file"] for row in before if not (folder / row["file"]).exists()]
-    return found + [Outcome(name, "missing", "it was scored before", None) for name in gone]
+    missing = [row["file"] for row in before if not (folder / row["file"]).exists()]
+    return outcomes + [Outcome(name, "missing", "it was graded before", None) for name in missing]
 
 
 def score_all(home: Home, sweep: Sweep) -> list[Outcome]:
-    """The same, kept in outcomes.json. Raises ValueError where nothing was ever frozen."""
-    outcomes = graded(home, sweep)
+    """The same, written to outcomes.json. Raises ValueError if there are no forecasts."""
+    outcomes = grade_forecasts(home, sweep)
     if not outcomes:
-        raise ValueError(f"{sweep.name}: no forecast has been frozen; `var-scaling forecast` does")
+        raise ValueError(f"{sweep.name}: there are no forecasts; `var-scaling forecast` makes them")
     write_json(forecasts_folder(home, sweep) / _OUTCOMES, outcomes_as_json(outcomes))
     return outcomes
 
 
 def outcomes_as_json(outcomes: list[Outcome]) -> list[dict[str, Any]]:
-    """Plain rows: the file, the target, what became of it, and the grades."""
+    """JSON rows: the file, the target, its state with the reason, and the grades."""
     return [
         {
-            "file": one.file,
-            "target": _address(one.forecast) if one.forecast else None,
-            "frozen": one.forecast.time if one.forecast else None,
-            "state": one.state,
-            "said": one.said,
-            "grades": [asdict(grade) for grade in one.grades],
+            "file": outcome.file,
+            "target": _address(outcome.forecast) if outcome.forecast else None,
+            "frozen": outcome.forecast.time if outcome.forecast else None,
+            "state": outcome.state,
+            "said": outcome.reason,
+            "grades": [asdict(grade) for grade in outcome.grades],
         }
-        for one in outcomes
+        for outcome in outcomes
     ]
 
 
 def _outcome(home: Home, path: Path) -> Outcome:
     try:
         forecast = read_with_checksum(read_json(path))
-    except ValueError as error:  # no JSON, a changed one, or that of another version
+    except ValueError as error:  # not JSON, changed, or of another version
         return Outcome(path.name, "tampered", str(error), None)
     target = forecast.target
     folder = home.trial(target.sweep, target.trial)
     try:
         trial = Trial.model_validate_json(json.dumps(target.record))
-        unlike = drift(folder / "trial.json", trial)
+        differences = record_differences(folder / "trial.json", trial)
     except (ValidationError, ConfigMismatchError) as error:
-        return Outcome(path.name, "void", f"the run cannot be told: {error}", forecast)
-    if unlike:
-        said = "the run is another than was predicted: " + "; ".join(unlike[:3])
-        return Outcome(path.name, "void", said, forecast)
+        return Outcome(
+            path.name, "void", f"the record of the run cannot be read: {error}", forecast
+        )
+    if differences:
+        reason = "the run is not the one that was predicted: " + "; ".join(differences[:3])
+        return Outcome(path.name, "void", reason, forecast)
     if not is_done(folder):
         line = latest_line(folder / "metrics.jsonl", "train")
-        said = f"at step {line['step']:,} of {trial.steps:,}" if line else "not begun"
-        return Outcome(path.name, "waiting", said, forecast)
-    found = damage_in(folder)
-    if found is not None and LOG in found.files:
-        return Outcome(path.name, "waiting", str(found), forecast)
+        reason = f"at step {line['step']:,} of {trial.steps:,}" if line else "not begun"
+        return Outcome(path.name, "waiting", reason, forecast)
+    damage = damage_in(folder)
+    if damage is not None and LOG in damage.files:
+        return Outcome(path.name, "waiting", str(damage), forecast)
     return _graded(home, path, forecast, trial)
 
 
@@ -210,20 +229,20 @@ def _graded(home: Home, path: Path, forecast: Forecast, trial: Trial) -> Outcome
     """The grade of a run that has ended."""
     target = forecast.target
     folder = home.trial(target.sweep, target.trial)
-    alone = Sweep(name=target.sweep, question="What was predicted?", trials=(trial,))
+    one_trial = Sweep(name=target.sweep, question="What was predicted?", trials=(trial,))
     ends = [
         row
-        for row in rows_of(home, alone)
+        for row in rows_of(home, one_trial)
         if row["step"] == row["steps"] and row["status"] == "done"
     ]
     line = latest_line(folder / "metrics.jsonl", "validation")
     if not ends or line is None:
-        return Outcome(path.name, "diverged", "the run ended without a score", forecast)
+        return Outcome(path.name, "diverged", "the run ended without an evaluation", forecast)
     ended, frozen = line["time_ms"] / 1000, datetime.fromisoformat(forecast.time).timestamp()
     if ended < frozen:
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(ended))
-        said = f"the run had ended at {when}, before it was predicted at {forecast.time}"
-        return Outcome(path.name, "void", said, forecast)
+        reason = f"the run had ended at {when}, before it was predicted at {forecast.time}"
+        return Outcome(path.name, "void", reason, forecast)
     measured = {m: value for m in METRICS if (value := ends[-1][m]) is not None}
     try:
         return Outcome(path.name, "graded", "", forecast, score(forecast, measured))

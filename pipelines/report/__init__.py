@@ -1,1 +1,1 @@
-"""Laws fitted, drawn and reported from the results of a sweep or from any table."""
+"""Fit scaling laws to the results of a sweep or to any table, and write plots and reports."""

@@ -1,4 +1,4 @@
-"""What differs between the laws of one sweep and those of another, as a page."""
+"""Compare the laws of two sweeps on an HTML page."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,24 +14,24 @@ if TYPE_CHECKING:
 
 
 def laws_at(home: Home, other: str) -> dict[str, Any]:
-    """The laws.json of a sweep of this home, of a folder, or the file itself. Raises ValueError."""
+    """The content of a laws.json, found by sweep name, folder or path. Raises ValueError."""
     path = Path(other)
     if path.suffix != ".json":
         inside = path / "laws.json"
         path = inside if inside.exists() else home.sweep(find_sweep(other).name) / "laws.json"
     if not path.exists():
-        raise ValueError(f"{path}: no laws there yet; `var-scaling fit {other}` makes them")
+        raise ValueError(f"{path}: the file does not exist; `var-scaling fit {other}` writes it")
     laws: dict[str, Any] = read_json(path)
     if laws.get("format") != 2:
-        raise ValueError(f"{path}: written by an older version; `var-scaling fit` writes it anew")
+        raise ValueError(f"{path}: written by an older version; `var-scaling fit` updates it")
     return laws
 
 
 def compare(home: Home, sweep: Sweep, other: dict[str, Any]) -> tuple[Path, "Difference"]:
-    """Write the page beside the sweep's report; its path and what it says."""
+    """Write the page beside the sweep's report; returns its path and the differences."""
     from analysis.report.compare import difference, write_difference
 
-    found = difference(laws_at(home, str(home.sweep(sweep.name) / "laws.json")), other)
+    differences = difference(laws_at(home, str(home.sweep(sweep.name) / "laws.json")), other)
     path = report_path(home, sweep).with_name(f"against-{other['sweep']}.html")
-    write_difference(path, found)
-    return path, found
+    write_difference(path, differences)
+    return path, differences

@@ -1,4 +1,4 @@
-"""A law from anyone's table: a file, or an MLflow experiment; the report goes beside it."""
+"""Fit laws to an external table: a file or an MLflow experiment."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,13 +21,13 @@ def fit_table(
     home: Home,
     objective: str,
     columns: Sequence[str],
-    made: str | None,
+    completed: str | None,
     out: Path | None,
     progress: Callable[[str, int, int], None],
 ) -> tuple[Path, dict[str, Any]]:
-    """Fit every law that the table carries, and write figures, laws.json and the report.
+    """Fit every law that the table has data for, and write plots, laws.json and the report.
 
-    Returns the report's path and what laws.json holds. Raises TableError.
+    Returns the report's path and the content of laws.json. Raises TableError.
     """
     from analysis.export import laws_of_all
     from analysis.report.html import Facts
@@ -35,27 +35,27 @@ def fit_table(
     from analysis.study import studies
     from analysis.table.table import complete, load_table
 
-    renamed = dict(_pair(each) for each in columns)
+    renamed = dict(_parse_column(option) for option in columns)
     if name.startswith(_MLFLOW):
         table, title = _from_mlflow(name.removeprefix(_MLFLOW), home, renamed), name
     else:
         table, title = load_table(Path(name), renamed), Path(name).name
-    if made is not None:
-        table = complete(table, made)
-    found = studies(table, objective, progress=progress)
+    if completed is not None:
+        table = complete(table, completed)
+    fitted = studies(table, objective, progress=progress)
     base = Path(f"{Path(title.replace(':', '-')).stem}-laws")
     folder = out or (base if name.startswith(_MLFLOW) else Path(name).parent / base)
     facts = Facts(title=title, question=f"The laws of {name}", settings={}, provenance={})
-    page = write_pages(folder, found, facts, ("svg", "png", "pdf"))
-    laws = {**laws_of_all(found), "sweep": title}
+    page = write_pages(folder, fitted, facts, ("svg", "png", "pdf"))
+    laws = {**laws_of_all(fitted), "sweep": title}
     write_json(folder / "laws.json", laws)
     return page, laws
 
 
-def _pair(given: str) -> tuple[str, str]:
-    theirs, equals, ours = given.rpartition("=")
+def _parse_column(option: str) -> tuple[str, str]:
+    theirs, equals, ours = option.rpartition("=")
     if not equals or not theirs or not ours:
-        raise ValueError(f"--column {given!r}: THEIRS=OURS, as in 'Model Size=params_total'")
+        raise ValueError(f"--column {option!r}: write THEIRS=OURS, as in 'Model Size=params_total'")
     return theirs, ours
 
 

@@ -1,11 +1,11 @@
-"""What the report says besides the laws, read from the home: settings, provenance, pictures."""
+"""The report's content besides the laws: settings, provenance, tokenizers and images."""
 
 import json
 from typing import Any
 
 from analysis.report.html import Facts
-from pipelines.report.images import exhibits
-from pipelines.results.health import plain_failures
+from pipelines.report.images import report_images
+from pipelines.results.health import failed_checks
 from pipelines.stages.graph import Stages, of_kind
 from pipelines.stages.registry import TOKENIZER, TRIAL
 from pipelines.workspace.log_end import latest_line
@@ -15,7 +15,7 @@ from var_scaling.experiment import Sweep
 
 
 def facts_of(sweep: Sweep, stages: Stages) -> Facts:
-    """All of it for `sweep` as the disk has it now."""
+    """The facts of `sweep` as they are on disk now."""
     tokenizers, pictures = [], {}
     for stage in of_kind(stages, TOKENIZER):
         t, folder = stage.config, stage.directory
@@ -44,19 +44,21 @@ def facts_of(sweep: Sweep, stages: Stages) -> Facts:
         tokenizers=tokenizers,
         pictures=pictures,
         trials=tuple(trial.name for trial in sweep.trials),
-        failures=plain_failures(stages),
-        **exhibits(stages)._asdict(),
+        failures=failed_checks(stages),
+        **report_images(stages)._asdict(),
     )
 
 
 def _settings(sweep: Sweep) -> dict[str, str]:
-    method = {"scored on": "held-out tokens, labels kept, at the end of each trial; no smoothing"}
-    elsewhere = {
-        f"imported {model.name}": f"SHA-256 {model.sha256}; how it was trained is not known here"
+    method = {
+        "scored on": "held-out tokens, with class labels, at the end of each trial; no smoothing"
+    }
+    imported = {
+        f"imported {model.name}": f"SHA-256 {model.sha256}; its training is not recorded"
         for model in sweep.imported
     }
     if not sweep.trials:
-        return {**elsewhere, **method}
+        return {**imported, **method}
     first = sweep.trials[0]
     rates = sorted({trial.optimiser.learning_rate for trial in sweep.trials})
     return {
@@ -66,7 +68,7 @@ def _settings(sweep: Sweep) -> dict[str, str]:
         "precision": ", ".join(sorted({trial.precision for trial in sweep.trials})),
         "peak learning rate": f"{rates[0]:.3g} to {rates[-1]:.3g}",
         "optimiser (first trial)": json.dumps(first.optimiser.model_dump(mode="json")),
-        **elsewhere,
+        **imported,
         **method,
     }
 

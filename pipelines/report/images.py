@@ -1,15 +1,15 @@
-"""What the report shows of what was made with a sweep's models: pictures, fidelity, speed."""
+"""The report's samples, edits, fidelity and speed of a sweep's models."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipelines.evaluation.scores import Fidelity, fidelities
-from pipelines.evaluation.throughput import machine_of, measurements
-from pipelines.results.artifacts import EDITS, SAMPLES, Artifact, made_in
+from pipelines.evaluation.throughput import machine_name, read_benchmarks
+from pipelines.results.artifacts import EDITS, SAMPLES, Artifact, artifacts_in
 from pipelines.stages.graph import Stages, of_kind
 from pipelines.stages.registry import TOKENIZER
-from var_scaling.class_names import called, names_of
+from var_scaling.class_names import class_label, load_names
 from var_scaling.evaluation.rates import Memory, Timing
 from var_scaling.experiment import ImportedModel, Trial
 from var_scaling.experiment.ledger import model_ledger
@@ -18,13 +18,13 @@ from var_scaling.models.registry import sampling_from
 if TYPE_CHECKING:
     from analysis.report.html import ModelImages
 
-_MODELS, _SETS, _EDITS = 4, 2, 3  # with pictures in the page; the rest is named
+_MODELS, _SETS, _EDITS = 4, 2, 3  # most shown as images; the rest is listed by name
 _HEADINGS = {"fid": "FID", "inception_score": "inception score", "kid": "KID"}
 _NONE = "–"
 
 
 class ReportImages(NamedTuple):
-    """The fields of the report's facts of these names."""
+    """The fields of `Facts` with the same names."""
 
     made: "tuple[ModelImages, ...]"
     unshown: str
@@ -38,23 +38,25 @@ class _Model(NamedTuple):
     folder: Path
 
 
-def exhibits(stages: Stages) -> ReportImages:
-    """All of it, the largest model first."""
+def report_images(stages: Stages) -> ReportImages:
+    """Images, fidelity and speed of all models, the largest model first."""
     models = _models(stages)
-    with_pictures = [one for one in models if any(made.pictures for made in made_in(one.folder))]
-    rest = [one.address for one in with_pictures[_MODELS:]]
+    with_pictures = [
+        model for model in models if any(made.pictures for made in artifacts_in(model.folder))
+    ]
+    rest = [model.address for model in with_pictures[_MODELS:]]
     return ReportImages(
-        tuple(_shown(one) for one in with_pictures[:_MODELS]),
-        f"Of {', '.join(rest)} there are pictures on disk." if rest else "",
-        _filled([*_of_samples(models), *_of_tokenizers(stages)]),
-        _filled([row for one in models for row in _speed_rows(one)]),
+        tuple(_model_images(model) for model in with_pictures[:_MODELS]),
+        f"Images of {', '.join(rest)} are on disk." if rest else "",
+        _same_columns([*_sample_rows(models), *_tokenizer_rows(stages)]),
+        _same_columns([row for model in models for row in _speed_rows(model)]),
     )
 
 
-def folders(stages: Stages) -> list[Path]:
-    """Where something may lie that the report shows."""
+def artifact_folders(stages: Stages) -> list[Path]:
+    """The folders whose artifacts the report shows."""
     tokenizers = [stage.directory for stage in of_kind(stages, TOKENIZER)]
-    return [*(one.folder for one in _models(stages)), *tokenizers]
+    return [*(model.folder for model in _models(stages)), *tokenizers]
 
 
 def _models(stages: Stages) -> list[_Model]:
@@ -64,105 +66,106 @@ def _models(stages: Stages) -> list[_Model]:
         for stage in stages
         if isinstance(stage.config, Trial | ImportedModel)
     ]
-    return sorted(models, key=lambda one: -model_ledger(one.record)["params_blocks"])
+    return sorted(models, key=lambda model: -model_ledger(model.record)["params_blocks"])
 
 
-def _shown(model: _Model) -> "ModelImages":
+def _model_images(model: _Model) -> "ModelImages":
     from analysis.report.html import ModelImages
 
-    found = [one for one in made_in(model.folder) if one.pictures]
-    sets = sorted((one for one in found if one.kind == SAMPLES), key=_first_default)
-    edits = [one for one in found if one.kind == EDITS]
+    artifacts = [artifact for artifact in artifacts_in(model.folder) if artifact.pictures]
+    sets = sorted((artifact for artifact in artifacts if artifact.kind == SAMPLES), key=_set_order)
+    edits = [artifact for artifact in artifacts if artifact.kind == EDITS]
     pictures = [
-        (f"{model.address}, {_caption(one, picture, model)}", picture)
-        for one in (*sets[:_SETS], *edits[:_EDITS])
-        for picture in one.pictures
+        (f"{model.address}, {_caption(artifact, picture, model)}", picture)
+        for artifact in (*sets[:_SETS], *edits[:_EDITS])
+        for picture in artifact.pictures
     ]
-    rest = [one.place for one in (*sets[_SETS:], *edits[_EDITS:])]
+    rest = [artifact.path for artifact in (*sets[_SETS:], *edits[_EDITS:])]
     return ModelImages(
         model.address, tuple(pictures), f"Also on disk: {', '.join(rest)}." * bool(rest)
     )
 
 
-def _first_default(made: Artifact) -> tuple[bool, str]:
-    return made.name != "default", made.name
+def _set_order(artifact: Artifact) -> tuple[bool, str]:
+    """Sort key: the set `default` first, then by name."""
+    return artifact.name != "default", artifact.name
 
 
-def _caption(made: Artifact, picture: Path, model: _Model) -> str:
-    asked = made.record()
-    if not asked:
-        return made.place
+def _caption(artifact: Artifact, picture: Path, model: _Model) -> str:
+    options = artifact.record()
+    if not options:
+        return artifact.path
     classes = model.record.classes
-    names = names_of(model.folder, classes)
-    how = _how(asked)
-    if made.kind == EDITS:
-        told = (
+    names = load_names(model.folder, classes)
+    settings = _describe_sampling(options)
+    if artifact.kind == EDITS:
+        label = (
             "without a class"
-            if asked["label"] == classes
-            else f"class {called(asked['label'], names)}"
+            if options["label"] == classes
+            else f"class {class_label(options['label'], names)}"
         )
-        return f"edit {made.name}: {asked['kind']}, {told}, {how}"
-    what = f"samples {made.name}: "
+        return f"edit {artifact.name}: {options['kind']}, {label}, {settings}"
+    title = f"samples {artifact.name}: "
     if picture.stem == "strips":
-        what += "how some of them came about, from left to right; "
-    many = len(asked["classes"])
-    told = "without a class"
-    if many > 1:
-        told = f"of each of {many} classes"
-    elif asked["classes"] != [classes]:
-        told = f"of class {called(asked['classes'][0], names)}"
-    return what + f"{asked['count']:,} {told}, {how}"
+        title += "intermediate steps of some samples, from left to right; "
+    class_count = len(options["classes"])
+    label = "without a class"
+    if class_count > 1:
+        label = f"of each of {class_count} classes"
+    elif options["classes"] != [classes]:
+        label = f"of class {class_label(options['classes'][0], names)}"
+    return title + f"{options['count']:,} {label}, {settings}"
 
 
-def _how(asked: dict[str, Any]) -> str:
-    """How images were drawn, and by whom chosen."""
-    how = f"{sampling_from(asked['sampling']).describe()}, seed {asked['seed']}"
-    if rejection := asked.get("rejection"):
-        how += f", the best {rejection['rate']:.3g} by {rejection['classifier']}"
-    return how
+def _describe_sampling(options: dict[str, Any]) -> str:
+    """The sampling settings, the seed and the rejection rate as text."""
+    text = f"{sampling_from(options['sampling']).describe()}, seed {options['seed']}"
+    if rejection := options.get("rejection"):
+        text += f", the best {rejection['rate']:.3g} by {rejection['classifier']}"
+    return text
 
 
-def _of_samples(models: Iterable[_Model]) -> Iterator[dict[str, str]]:
+def _sample_rows(models: Iterable[_Model]) -> Iterator[dict[str, str]]:
     for model in models:
-        for made in made_in(model.folder):
-            if made.kind == SAMPLES:
-                asked = made.record()
-                drawn = {"drawn": _how(asked)} if asked else {}
-                for one in fidelities(made.folder):
-                    yield _fidelity_row(model.address, made.name, drawn, one)
+        for artifact in artifacts_in(model.folder):
+            if artifact.kind == SAMPLES:
+                options = artifact.record()
+                settings = {"drawn": _describe_sampling(options)} if options else {}
+                for fidelity in fidelities(artifact.folder):
+                    yield _fidelity_row(model.address, artifact.name, settings, fidelity)
 
 
-def _of_tokenizers(stages: Stages) -> Iterator[dict[str, str]]:
+def _tokenizer_rows(stages: Stages) -> Iterator[dict[str, str]]:
     for stage in of_kind(stages, TOKENIZER):
-        for one in fidelities(stage.directory):
-            yield _fidelity_row(stage.address, one.images, {}, one)
+        for fidelity in fidelities(stage.directory):
+            yield _fidelity_row(stage.address, fidelity.images, {}, fidelity)
 
 
 def _fidelity_row(
-    address: str, images: str, drawn: dict[str, str], found: Fidelity
+    address: str, images: str, settings: dict[str, str], fidelity: Fidelity
 ) -> dict[str, str]:
-    of = "" if found.references is None else f", {found.references:,} images"
+    references = "" if fidelity.references is None else f", {fidelity.references:,} images"
     scores = {
         _HEADINGS.get(name, name): f"{value:.4g}" + ("" if spread is None else f" ± {spread:.2g}")
-        for name, (value, spread) in found.with_spreads.items()
+        for name, (value, spread) in fidelity.with_spreads.items()
     }
     return {
         "model": address,
         "images": images,
-        **drawn,
-        "count": f"{found.samples:,}",
-        "reference": found.reference + of,
-        "extractor": found.extractor,
+        **settings,
+        "count": f"{fidelity.samples:,}",
+        "reference": fidelity.reference + references,
+        "extractor": fidelity.extractor,
         **scores,
     }
 
 
 def _speed_rows(model: _Model) -> Iterator[dict[str, str]]:
-    for one in measurements(model.folder):
-        known = {"model": model.address, "machine": machine_of(one, ", ")}
-        for row in one.sampling:
+    for result in read_benchmarks(model.folder):
+        common = {"model": model.address, "machine": machine_name(result, ", ")}
+        for row in result.sampling:
             yield {
-                **known,
+                **common,
                 "work": "sampling",
                 "precision": row.precision,
                 "guidance": ", ".join(filter(None, (f"{row.guidance:g}", row.settings))),
@@ -171,9 +174,9 @@ def _speed_rows(model: _Model) -> Iterator[dict[str, str]]:
                 "MFU": _share(row.transformer_mfu),
                 "memory": _memory(row.memory),
             }
-        for step in one.training:
+        for step in result.training:
             yield {
-                **known,
+                **common,
                 "work": "training",
                 "precision": step.precision,
                 "batch": str(step.micro_batch),
@@ -200,7 +203,7 @@ def _share(value: float | None) -> str:
 
 
 def _memory(memory: Memory) -> str:
-    """Of the GPU, all of it; of a processor what the process grew by, and that is another thing."""
+    """Peak memory of a GPU; on a CPU, by how much the process grew, marked with +."""
     if memory.gpu_peak_bytes is not None:
         return f"{memory.gpu_peak_bytes / 1e6:,.0f} MB"
     if memory.process_growth_bytes is not None:
@@ -212,7 +215,7 @@ def _number(value: float | None) -> str:
     return _NONE if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _filled(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Under one heading for all; a dash where a row has nothing."""
+def _same_columns(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The rows with the columns of all rows; a dash where a row has no value."""
     names = dict.fromkeys(name for row in rows for name in row)
     return [{name: row.get(name, _NONE) for name in names} for row in rows]

@@ -1,4 +1,4 @@
-"""From results to what people look at: laws.json, figures, report, the law run in MLflow."""
+"""Publish the results of a sweep: laws.json, plots, report, and the values for MLflow."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.execution.tasks import damaged_stages
-from pipelines.report.images import folders
+from pipelines.report.images import artifact_folders
 from pipelines.report.side_by_side import side_by_side
-from pipelines.results.artifacts import stamp_of
-from pipelines.results.health import plain_failures
+from pipelines.results.artifacts import combined_stamp
+from pipelines.results.health import failed_checks
 from pipelines.stages.graph import Stages, of_kind, sweep_stages
 from pipelines.stages.registry import SCORE
-from pipelines.workspace.damage import ended
+from pipelines.workspace.damage import is_complete
 from pipelines.workspace.store import Home
 from var_scaling.disk import read_json, write_json
 from var_scaling.experiment import Sweep
@@ -29,23 +29,23 @@ def publish(
     objective: str = "squares",
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> dict[str, Any]:
-    """The laws of `sweep`, fitted and drawn; what stands for these results is kept, unless `again`.
+    """Fit the laws of `sweep` and write laws.json, plots and report, if outdated or if `again`.
 
-    What was made with its models since, pictures and their numbers, is new too: the page shows it.
-    Returns what laws.json holds. Raises TableError where there is nothing to fit.
+    They are outdated if the results, the damage or the artifacts of the models have changed.
+    Returns the content of laws.json. Raises TableError if there is nothing to fit.
     """
     folder, stages = home.sweep(sweep.name), sweep_stages(home, sweep)
-    damaged = {stage: str(found) for stage, found in damaged_stages(stages).items()}
-    failures = list(plain_failures(stages))
-    wanted = {
+    damaged = {stage: str(damage) for stage, damage in damaged_stages(stages).items()}
+    failures = list(failed_checks(stages))
+    inputs = {
         "format": _FORMAT, "results_fingerprint": results_fingerprint, "objective": objective,
-        "made": _made(stages),
+        "made": _artifact_stamp(stages),
     }  # fmt: skip
     warnings = {"damaged": damaged, "failures": failures}
     if not again and (folder / "laws.json").exists() and report_path(home, sweep).exists():
         laws: dict[str, Any] = read_json(folder / "laws.json")
-        known = {"damaged": {}, "failures": [], **laws}
-        if all(known.get(key) == value for key, value in (wanted | warnings).items()):
+        recorded = {"damaged": {}, "failures": [], **laws}
+        if all(recorded.get(key) == value for key, value in (inputs | warnings).items()):
             return laws
     import pandas as pd
 
@@ -54,36 +54,42 @@ def publish(
     from analysis.report.pages import Scored, write_pages
     from analysis.study import studies
     from analysis.table.table import load_results
-    from pipelines.planning.forecasts import graded
+    from pipelines.planning.forecasts import grade_forecasts
     from pipelines.report.facts import facts_of
 
     table = load_results(folder / "results.parquet")
-    beneath = [f"{s}: {what}" for s, what in damaged.items() if not s.startswith("trial ")]
-    table = replace(table, notes=(*table.notes, *beneath))  # of a trial its rows say it
-    found = studies(table, objective, tuple(graded(home, sweep)), progress)
-    # PDFs take as long as all the rest: who asks for laws or report gets them, a run does not.
+    # The rows of a trial already say that it is damaged.
+    notes = [
+        f"{stage}: {text}" for stage, text in damaged.items() if not stage.startswith("trial ")
+    ]
+    table = replace(table, notes=(*table.notes, *notes))
+    fitted = studies(table, objective, tuple(grade_forecasts(home, sweep)), progress)
+    # PDFs take as long as everything else, so only explicit requests write them, not every run.
     kinds = ("svg", "png", "pdf") if again else ("svg", "png")
     report, path = report_path(home, sweep).parent, folder / "images.parquet"
     scored, families = None, dict[str, Any]()
     if path.exists():
-        images, beside = pd.read_parquet(path), {}
-        with suppress(ValueError):  # the page says why families cannot be compared
+        images, samples = pd.read_parquet(path), {}
+        with suppress(ValueError):  # the report says why families cannot be compared
             families = {"families": comparison_scalars(images)}
-            beside = side_by_side(home, images, report)
-        scored = Scored(images, _unscored(stages), beside)
-    write_pages(report, found, facts_of(sweep, stages), kinds, scored)
-    laws = {**laws_of_all(found), **wanted, **warnings, "sweep": sweep.name, **families}
+            samples = side_by_side(home, images, report)
+        scored = Scored(images, _unscored(stages), samples)
+    write_pages(report, fitted, facts_of(sweep, stages), kinds, scored)
+    laws = {**laws_of_all(fitted), **inputs, **warnings, "sweep": sweep.name, **families}
     write_json(folder / "laws.json", laws)
     return laws
 
 
 def _unscored(stages: Stages) -> tuple[str, ...]:
-    return tuple(stage.name for stage in of_kind(stages, SCORE) if not ended(stage.directory))
+    return tuple(stage.name for stage in of_kind(stages, SCORE) if not is_complete(stage.directory))
 
 
-def _made(stages: Stages) -> dict[str, str] | None:
-    """What the page shows besides laws. No plain value: two reports do not differ in it."""
-    stamp = stamp_of(folders(stages))
+def _artifact_stamp(stages: Stages) -> dict[str, str] | None:
+    """A stamp of the artifacts that the report shows.
+
+    In a dict, so that the comparison of two laws.json files, which compares plain values, skips it.
+    """
+    stamp = combined_stamp(artifact_folders(stages))
     return None if stamp is None else {"stamp": stamp}
 
 
@@ -92,23 +98,23 @@ def report_path(home: Home, sweep: Sweep) -> Path:
 
 
 def paths(home: Home, sweep: Sweep) -> dict[str, Path]:
-    """What a person would open."""
+    """The existing output files for the user, by name."""
     report = report_path(home, sweep)
-    shown = {
+    files = {
         "report": report,
         "figure": report.with_name("laws_in_parameters.png"),
         "results": home.sweep(sweep.name) / "results.parquet",
     }
-    return {what: path for what, path in shown.items() if path.exists()}
+    return {name: path for name, path in files.items() if path.exists()}
 
 
 def law_scalars(laws: dict[str, Any]) -> dict[str, float]:
-    """The numbers of the laws by name, as MLflow metrics."""
+    """The coefficients of the laws as MLflow metrics."""
     scalars: dict[str, float | None] = {}
     for group, law in _all_laws(laws):
         fit = law["fit"]
-        of = f"law/{group}/" if group else "law/"
-        base = f"{of}{law['symbol']}_of_{law['variable_symbol']}/{fit['law']}".replace(",", "")
+        prefix = f"law/{group}/" if group else "law/"
+        base = f"{prefix}{law['symbol']}_of_{law['variable_symbol']}/{fit['law']}".replace(",", "")
         interval = law["intervals"]["alpha"]
         scalars |= {
             f"{base}/alpha": fit["values"]["alpha"],
@@ -124,43 +130,43 @@ def law_scalars(laws: dict[str, Any]) -> dict[str, float]:
 
 
 def law_columns(laws: dict[str, Any]) -> dict[str, list[Any]]:
-    """The laws as a table, one column a list."""
-    found = _all_laws(laws)
-    groups = {"of": [group for group, _ in found]} if "groups" in laws else {}
+    """The laws as a table: column name -> values."""
+    rows = _all_laws(laws)
+    groups = {"of": [group for group, _ in rows]} if "groups" in laws else {}
     return groups | {
-        "law": [law["label"] for _, law in found],
-        "form": [law["fit"]["formula"] for _, law in found],
-        "alpha": [law["fit"]["values"]["alpha"] for _, law in found],
-        "alpha_low": [law["intervals"]["alpha"]["low"] for _, law in found],
-        "alpha_high": [law["intervals"]["alpha"]["high"] for _, law in found],
-        "beta": [law["fit"]["paper_beta"] for _, law in found],
-        "E": [law["fit"]["values"].get("E", 0.0) for _, law in found],
-        "r": [law["fit"]["r"] for _, law in found],
-        "r2": [law["fit"]["r2"] for _, law in found],
-        "points": [law["fit"]["points"] for _, law in found],
+        "law": [law["label"] for _, law in rows],
+        "form": [law["fit"]["formula"] for _, law in rows],
+        "alpha": [law["fit"]["values"]["alpha"] for _, law in rows],
+        "alpha_low": [law["intervals"]["alpha"]["low"] for _, law in rows],
+        "alpha_high": [law["intervals"]["alpha"]["high"] for _, law in rows],
+        "beta": [law["fit"]["paper_beta"] for _, law in rows],
+        "E": [law["fit"]["values"].get("E", 0.0) for _, law in rows],
+        "r": [law["fit"]["r"] for _, law in rows],
+        "r2": [law["fit"]["r2"] for _, law in rows],
+        "points": [law["fit"]["points"] for _, law in rows],
     }
 
 
 def _all_laws(laws: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Every law with the group of runs that it is of."""
+    """(group of runs, law) for every law."""
     from analysis.export import groups_of
 
-    return [(group, law) for group, one in groups_of(laws).items() for law in one["laws"]]
+    return [(group, law) for group, content in groups_of(laws).items() for law in content["laws"]]
 
 
 def mirrored(home: Home, sweep: Sweep, laws: dict[str, Any]) -> bool:
-    """Whether MLflow already shows these results."""
+    """Whether these results are already in MLflow."""
     path, database = home.sweep(sweep.name) / "mirrored.json", home.root / "mlflow.db"
     return path.exists() and database.exists() and read_json(path) == _mirrored_as(database, laws)
 
 
-def note_mirrored(home: Home, sweep: Sweep, laws: dict[str, Any]) -> None:
+def save_mirrored(home: Home, sweep: Sweep, laws: dict[str, Any]) -> None:
     path = home.sweep(sweep.name) / "mirrored.json"
     write_json(path, _mirrored_as(home.root / "mlflow.db", laws))
 
 
 def _mirrored_as(database: Path, laws: dict[str, Any]) -> dict[str, Any]:
-    """These results in this very database: one made anew holds nothing yet."""
+    """Identifies the results and, by its inode, the database: a new database is empty."""
     return {
         "results": laws["results_fingerprint"], "made": laws.get("made"),
         "database": database.stat().st_ino,

@@ -1,1 +1,1 @@
-"""From the disk to the results table, and what was made of each model."""
+"""The results tables of a sweep, and the samples, edits and measurements of each model."""

@@ -1,4 +1,4 @@
-"""What MLflow's comparison page knows of a run before it starts: its name and its params."""
+"""Names, params and tags of MLflow runs."""
 
 import math
 from pathlib import Path
@@ -12,12 +12,12 @@ from var_scaling.experiment.ledger import model_ledger, trial_ledger
 
 
 def run_name(trial: Trial) -> str:
-    """The trial by its name and size; the size is what the comparison page is read for."""
+    """The trial's name with its size, by which runs are compared in MLflow."""
     return f"{trial.name} N={trial_ledger(trial)['params_blocks']:.2g}"
 
 
 def trial_facts(trial: Trial) -> dict[str, Any]:
-    """What tells one trial of a sweep from another, besides its name."""
+    """The fields in which the trials of a sweep differ, besides the name."""
     return {
         "family": trial.family.name,
         "depth": trial.model.depth,
@@ -29,7 +29,7 @@ def trial_facts(trial: Trial) -> dict[str, Any]:
 
 
 def trial_params(sweep: Sweep, trial: Trial) -> dict[str, Any]:
-    """What the comparison page plots by; its axes are linear, so sizes come as log10 too."""
+    """Params of a trial. Sizes are also given as log10, because MLflow's plots have linear axes."""
     ledger = trial_ledger(trial)
     return {
         "sweep": sweep.name,
@@ -49,7 +49,7 @@ def trial_params(sweep: Sweep, trial: Trial) -> dict[str, Any]:
 
 
 def imported_params(model: ImportedModel) -> dict[str, Any]:
-    """What is known of a model that was trained elsewhere: its shape and its file."""
+    """Params of an imported model: its shape and the hash of its file."""
     ledger = model_ledger(model)
     return {
         "family": model.family.name,
@@ -64,12 +64,12 @@ def imported_params(model: ImportedModel) -> dict[str, Any]:
 
 
 def attempt_tags(folder: Path) -> dict[str, str]:
-    """By which code, in which attempt, job and on which node the latest numbers came about."""
-    known = attempts(folder)
-    last = known[-1] if known else {}
-    where = {"slurm_job_id": last.get("job"), "node": last.get("node")}
-    said = {"commit": last.get("commit") or "unknown", "attempts": len(known), **where}
-    return {name: str(value) for name, value in said.items() if value}
+    """Commit, Slurm job and node of the latest attempt, and the number of attempts."""
+    recorded = attempts(folder)
+    last = recorded[-1] if recorded else {}
+    job = {"slurm_job_id": last.get("job"), "node": last.get("node")}
+    tags = {"commit": last.get("commit") or "unknown", "attempts": len(recorded), **job}
+    return {name: str(value) for name, value in tags.items() if value}
 
 
 def tokenizer_params(t: SomeTokenizer) -> dict[str, Any]:

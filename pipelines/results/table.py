@@ -1,4 +1,4 @@
-"""The disk to the results table: one row for each evaluation of each model of a sweep. No torch."""
+"""results.parquet: the table with one row per evaluation of each model of a sweep. No torch."""
 
 import hashlib
 import json
@@ -15,9 +15,9 @@ from pipelines.results.images import write_images
 from pipelines.stages.graph import refuse_mismatch, sweep_stages
 from pipelines.workspace.damage import LOG, damage_in, status_of
 from pipelines.workspace.log_end import latest_line
-from pipelines.workspace.provenance import attempts, commit_of, lost
+from pipelines.workspace.provenance import attempts, commit_of, lost_work
 from pipelines.workspace.store import Home
-from var_scaling.disk import DONE, read_json, whole
+from var_scaling.disk import DONE, atomic_write, read_json
 from var_scaling.experiment import ImportedModel, Sweep, Trial
 from var_scaling.experiment.ledger import model_ledger, trial_ledger
 from var_scaling.metrics import Line, read_metrics
@@ -26,7 +26,7 @@ from var_scaling.results import COLUMNS, Row, Status, make_row, scores_in
 
 
 def rows_of(home: Home, sweep: Sweep) -> list[Row]:
-    """One row for each evaluation so far of each model of `sweep`."""
+    """One row for each evaluation of each model of `sweep` so far."""
     make: dict[str, Callable[..., list[Row]]] = {"trial": _trial_rows, "imported": _imported_rows}
     return [
         row
@@ -37,7 +37,7 @@ def rows_of(home: Home, sweep: Sweep) -> list[Row]:
 
 
 def _imported_rows(home: Home, sweep: Sweep, model: ImportedModel) -> list[Row]:
-    """The latest evaluation of a model that was trained elsewhere: how is not known here."""
+    """The latest evaluation of an imported model. Its training is unknown."""
     folder = home.imported(model.name)
     line = latest_line(folder / "metrics.jsonl", "validation")
     if line is None:
@@ -57,86 +57,91 @@ def _imported_rows(home: Home, sweep: Sweep, model: ImportedModel) -> list[Row]:
     ]
 
 
-def _refuse_unlike(rows: list[Row]) -> None:
-    """Nats a token of other tokens, or of other images, are no points of one law."""
-    scored = sorted({_scored_what(row) for row in rows})
+def _check_same_data(rows: list[Row]) -> None:
+    """Raise ValueError if losses are of different tokens or images: one law cannot compare them."""
+    scored = sorted({_evaluated_on(row) for row in rows})
     if len(scored) > 1:
         raise ValueError(
-            "these models were scored on different things, which no law compares: "
-            + "; ".join(f"{', '.join(_scored_on(rows, what))} on {what}" for what in scored)
-            + ". Evaluate all alike, or put those that belong together into a sweep of your own"
+            "these models were evaluated on different tokens or images, so their losses cannot be "
+            "compared: "
+            + "; ".join(f"{', '.join(_models_on(rows, data))} on {data}" for data in scored)
+            + ". Evaluate all on the same data, or write a sweep with the comparable models only"
         )
 
 
-def _refuse_other_cuts(home: Home, sweep: Sweep) -> None:
-    """The same images cut in another way are other images. What is not recorded is not compared."""
-    cuts: dict[str, list[str]] = {}
+def _check_same_crop(home: Home, sweep: Sweep) -> None:
+    """Raise ValueError if imported models were evaluated on different crops of the images.
+
+    Evaluations that do not record the crop are not checked.
+    """
+    crops: dict[str, list[str]] = {}
     for model in sweep.imported:
         line = latest_line(home.imported(model.name) / "metrics.jsonl", "validation")
         if line is not None and "cut" in line:
-            said = ", ".join(f"{name} {value:g}" for name, value in line["cut"].items())
-            cuts.setdefault(said, []).append(model.name)
-    if len(cuts) > 1:
-        listed = "; ".join(f"{', '.join(names)} with {said}" for said, names in cuts.items())
+            crop = ", ".join(f"{name} {value:g}" for name, value in line["cut"].items())
+            crops.setdefault(crop, []).append(model.name)
+    if len(crops) > 1:
+        listed = "; ".join(f"{', '.join(names)} with {crop}" for crop, names in crops.items())
         raise ValueError(
-            f"these models were scored on images that were cut differently: {listed}. Evaluate all "
-            "alike, with the same --enlarge and --validation-share"
+            f"these models were evaluated on different crops or splits: {listed}. Evaluate all "
+            "with the same --enlarge and --validation-share"
         )
 
 
-def _scored_on(rows: list[Row], what: str) -> list[str]:
-    return sorted({row["trial"] for row in rows if _scored_what(row) == what})
+def _models_on(rows: list[Row], data: str) -> list[str]:
+    return sorted({row["trial"] for row in rows if _evaluated_on(row) == data})
 
 
-def _scored_what(row: Row) -> str:
+def _evaluated_on(row: Row) -> str:
     return f"{row['data']} in tokens of {row['tokenizer']}"
 
 
-def _identity(sweep: Sweep, thing: Trial | ImportedModel) -> dict[str, Any]:
+def _identity(sweep: Sweep, model: Trial | ImportedModel) -> dict[str, Any]:
     return {
         "sweep": sweep.name,
-        "trial": thing.name,
-        "family": thing.family.name,
-        "depth": thing.model.depth,
-        "width": thing.model.width,
-        "heads": thing.model.heads,
-        "tokenizer": thing.tokenizer.name,
-        "loss_unit": thing.family.validation(thing.spec).loss_unit,
+        "trial": model.name,
+        "family": model.family.name,
+        "depth": model.model.depth,
+        "width": model.model.width,
+        "heads": model.model.heads,
+        "tokenizer": model.tokenizer.name,
+        "loss_unit": model.family.validation(model.spec).loss_unit,
     }
 
 
 def _scores(line: Line) -> Row:
-    """What an evaluation found, and what that took."""
-    images, spent = line.get("images_scored"), line.get("evaluation_flops")
-    return {**scores_in(line), "val_images": images, "evaluation_flops": spent}
+    """The scores of an evaluation, its number of images and its FLOPs."""
+    images, flops = line.get("images_scored"), line.get("evaluation_flops")
+    return {**scores_in(line), "val_images": images, "evaluation_flops": flops}
 
 
 def _trial_rows(home: Home, sweep: Sweep, trial: Trial) -> list[Row]:
     folder = home.trial(sweep.name, trial.name)
     lines = read_metrics(folder / "metrics.jsonl")
-    kind = trial.family.reads(trial.model)
+    kind = trial.family.cache_kind(trial.model)
     tokens = home.tokens(trial.tokenizer.name, trial.data.name, "train", kind)
     status, damage = _row_status(folder)
-    known_tokens = (tokens / "manifest.json").exists() and damage_in(tokens) is None
-    images = read_json(tokens / "manifest.json").get("images") if known_tokens else None
-    known = {"commit": commit_of(folder), "damage": damage, **_lost(folder, trial)}
-    later = measured.columns(folder) if status == "done" else {}  # of the weights at the end
-    shown = [line for line in lines if line["kind"] == "validation"]
-    # Where it ended is a result too, though nothing was measured there.
-    if status == "diverged" or (status == "damaged" and not shown):
+    tokens_readable = (tokens / "manifest.json").exists() and damage_in(tokens) is None
+    images = read_json(tokens / "manifest.json").get("images") if tokens_readable else None
+    facts = {"commit": commit_of(folder), "damage": damage, **_lost_columns(folder, trial)}
+    # Samples and speed are measured with the final weights only.
+    later = measured.columns(folder) if status == "done" else {}
+    evaluations = [line for line in lines if line["kind"] == "validation"]
+    # The last step of a failed trial is a row too, although it has no evaluation.
+    if status == "diverged" or (status == "damaged" and not evaluations):
         last = lines[-1] if lines else {"step": 0, "seconds": 0.0, "images_per_second": 0.0}
-        shown.append({key: last[key] for key in ("step", "seconds", "images_per_second")})
+        evaluations.append({key: last[key] for key in ("step", "seconds", "images_per_second")})
     train_losses = {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
     return [
         _row(sweep, trial, line, train_losses, images, status,
-             known | (later if line["step"] == trial.steps else {}))
-        for line in shown
+             facts | (later if line["step"] == trial.steps else {}))
+        for line in evaluations
     ]  # fmt: skip
 
 
-def _lost(folder: Path, trial: Trial) -> dict[str, Any]:
-    """What was paid for and led to no number: kept apart from the trial's own compute."""
-    steps, seconds = lost(folder)
+def _lost_columns(folder: Path, trial: Trial) -> dict[str, Any]:
+    """Compute that was lost with failed attempts. It is not part of the trial's train_flops."""
+    steps, seconds = lost_work(folder)
     flops = trial_ledger(trial)["train_flops"] // trial.steps
     return {
         "attempts": len(attempts(folder)), "lost_seconds": seconds, "lost_flops": steps * flops,
@@ -150,14 +155,14 @@ def _row(
     train_losses: dict[int, float],
     images: int | None,
     status: Status,
-    known: dict[str, Any],
+    facts: dict[str, Any],
 ) -> Row:
-    """`trial` as it stood when `line` was written, trained on tokens of `images` images."""
+    """The row of `trial` at the step of `line`. `images`: number of images in its token cache."""
     step = line["step"]
     ledger: dict[str, Any] = dict(trial_ledger(trial))
-    grown = [key for key in ledger if key.endswith("_seen") or key.startswith("train_flops")]
-    ledger.update({key: ledger[key] * step // trial.steps for key in grown})
-    reached = [loss for at, loss in train_losses.items() if at <= step]
+    growing = [key for key in ledger if key.endswith("_seen") or key.startswith("train_flops")]
+    ledger.update({key: ledger[key] * step // trial.steps for key in growing})
+    losses_so_far = [loss for at, loss in train_losses.items() if at <= step]
     return make_row(
         {
             **_identity(sweep, trial),
@@ -172,11 +177,11 @@ def _row(
             "schedule": schedule_class(trial.optimiser),
             "unique_tokens": images * trial.family.sequence_length(trial.spec) if images else None,
             "epochs": step * trial.batch_size / images if images else None,
-            "train_loss": reached[-1] if reached else None,
+            "train_loss": losses_so_far[-1] if losses_so_far else None,
             "seconds": line["seconds"],
             "images_per_second": line["images_per_second"],
             "status": status,
-            **known,
+            **facts,
             **ledger,
             **_scores(line),
         }
@@ -184,9 +189,10 @@ def _row(
 
 
 def schedule_class(optimiser: Optimiser) -> str:
-    """The learning rate as a share of its peak over the share of the steps done, in words.
+    """A description of the learning rate schedule, relative to its peak and length.
 
-    Two runs of equal class differ in peak rate and length alone, as a frontier of losses wants.
+    Runs with the same description differ in peak rate and length only, so a frontier of losses may
+    compare them.
     """
     words = []
     if optimiser.warm_up > 0:
@@ -200,53 +206,56 @@ def schedule_class(optimiser: Optimiser) -> str:
 
 
 def _row_status(folder: Path) -> tuple[Status, str | None]:
-    """The status of the trial in `folder`, and what is damaged of it."""
-    found = damage_in(folder)
-    if found is not None and (LOG in found.files or DONE in found.files):
-        return "damaged", str(found)
-    match state_of(folder)[0] if found is None else status_of(folder):
+    """The status of the trial in `folder`, and a description of its damage."""
+    damage = damage_in(folder)
+    if damage is not None and (LOG in damage.files or DONE in damage.files):
+        return "damaged", str(damage)
+    match state_of(folder)[0] if damage is None else status_of(folder):
         case "done" | "diverged" | "failed" as status:
-            return status, None if found is None else str(found)
+            return status, None if damage is None else str(damage)
     return "running", None
 
 
 def collect_results(home: Home, sweep: Sweep) -> str:
-    """Collect the sweep into results.parquet; the fingerprint of what stands there.
+    """Write results.parquet of the sweep, and return the fingerprint of its rows.
 
-    Raises Drift, ValueError where nothing has been evaluated yet.
+    Raises ConfigMismatchError; ValueError if no trial has been evaluated.
     """
-    refuse_mismatch(sweep_stages(home, sweep))  # else old losses would stand beside new sizes
+    # Without this check, old losses would appear with the sizes of a changed sweep.
+    refuse_mismatch(sweep_stages(home, sweep))
     fingerprint = write_results(home, sweep)
     if fingerprint is None:
-        raise ValueError(f"{sweep.name}: no trial has been evaluated yet; `var-scaling run` does")
+        raise ValueError(
+            f"{sweep.name}: no trial has been evaluated yet; `var-scaling run` trains and evaluates"
+        )
     return fingerprint
 
 
 def write_results(home: Home, sweep: Sweep) -> str | None:
-    """Collect `sweep` into its results.parquet: the one table that analysis reads.
+    """Write the rows of `sweep` to results.parquet, the table that the analysis reads.
 
-    Returns the fingerprint of the rows, or None where there is nothing to write yet.
+    Returns the fingerprint of the rows, or None if there are none.
     """
     rows = rows_of(home, sweep)
     if not rows:
         return None
     if sweep.imported:
-        _refuse_unlike(rows)
-        _refuse_other_cuts(home, sweep)
-    with whole(home.sweep(sweep.name) / "results.parquet") as beside:
-        pq.write_table(arrow_table(rows), beside)
+        _check_same_data(rows)
+        _check_same_crop(home, sweep)
+    with atomic_write(home.sweep(sweep.name) / "results.parquet") as temporary_path:
+        pq.write_table(arrow_table(rows), temporary_path)
     write_images(home.sweep(sweep.name), sweep_stages(home, sweep))
     text = json.dumps(rows)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def arrow_table(rows: list[Row]) -> pa.Table:
-    """One type a column, whatever is in it. FLOPs are float64: those of a d16 overflow int64.
+    """The rows as a table with fixed column types. FLOPs are float64, because they overflow int64.
 
-    A score that no row has, such as a token error where no family has tokens, is no column.
+    Scores that no row has are left out, such as the token error of families without tokens.
     """
-    there = [c for c in COLUMNS if not c.score or any(row[c.name] is not None for row in rows)]
-    types = {column.name: _ARROW[column.kind] for column in there}
+    present = [c for c in COLUMNS if not c.score or any(row[c.name] is not None for row in rows)]
+    types = {column.name: _ARROW[column.kind] for column in present}
     records = [
         {name: float(row[name]) if row[name] is not None and kind == pa.float64() else row[name]
          for name, kind in types.items()}

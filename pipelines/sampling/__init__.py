@@ -1,1 +1,1 @@
-"""Sets of samples as resumable work on disk."""
+"""Sample sets: draw, resume and complete them on disk."""

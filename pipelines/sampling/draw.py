@@ -1,7 +1,7 @@
-"""A set of samples drawn: the missing images of its chunks, by one process or by many.
+"""Draw the missing images of a sample set, by one process or by several.
 
-An image depends on the set's record, its class and its index alone, so it does not matter which
-process draws which chunk, or whether it was drawn before. The process that finds none missing
+An image depends only on the set's record, its class and its index. So any process may draw any
+chunk, and an image that is drawn again is the same. The process that finds no image missing
 completes the set (finalize.py).
 """
 
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from pipelines.checkpoints.load import Loaded, load_generator
-from pipelines.sampling.finalize import end_set, ended, write_strips
+from pipelines.checkpoints.load import LoadedModel, load_generator
+from pipelines.sampling.finalize import finalize_set, is_finished, write_strips
 from pipelines.sampling.rejection import RejectionClassifier, load_rejection_classifier
 from pipelines.sampling.request import Plan
 from pipelines.sampling.store import (
+    ImageWriters,
     ProcessShare,
     SampleFolder,
     StoredImage,
-    Writers,
     refuse_changed,
     refuse_other,
 )
@@ -33,77 +33,92 @@ from var_scaling.experiment.sample_set import Request, SampleSet
 if TYPE_CHECKING:
     from torch import Tensor
 
-_BATCH = {"cpu": 16, "cuda": 64}  # images at a time, where nothing is said
+_BATCH = {"cpu": 16, "cuda": 64}  # images per forward pass, by device, if no option gives it
 
-Stop = Callable[[int], bool]  # told how many images are done
-ReportProgress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class How:
-    """What can be chosen about a set that changes no image: on a processor not one bit."""
-
-    batch: int | None = None
-    strips: int = 0  # images to be shown as they come about
-    part: tuple[int, int] | None = None  # which of how many; None: all
+Stop = Callable[[int], bool]  # (images done) -> whether to stop
+ReportProgress = Callable[[str, int, int], None]  # (task, images done, images in total)
 
 
 @dataclass(frozen=True)
-class Ready:
-    """A model, and the judge of its images if there is one, as the set's record has them."""
+class DrawOptions:
+    """How to draw a set. No option changes an image; on a CPU the bits are the same too."""
 
-    loaded: Loaded
-    judge: RejectionClassifier | None
-    wanted: SampleSet
+    batch: int | None = None  # images per forward pass
+    strips: int = 0  # number of images whose intermediate steps are shown
+    part: tuple[int, int] | None = None  # (index from 0, number of parts); None: all parts
+
+
+@dataclass(frozen=True)
+class LoadedSampler:
+    """The loaded model and classifier of a set. Their checksums match the set's record."""
+
+    loaded: LoadedModel
+    classifier: RejectionClassifier | None  # None without rejection
+    config: SampleSet
 
     def scores(self, images_BWW3: "Tensor", labels: Sequence[int]) -> list[float | None]:
-        """What the judge gives each image for its class."""
-        if self.judge is None or self.wanted.rejection is None:
+        """The classifier's probability of each image's own class; None without a classifier."""
+        if self.classifier is None or self.config.rejection is None:
             return [None] * len(labels)
-        from var_scaling.generation.reject import scored
+        from var_scaling.generation.reject import classifier_scores
 
         device = self.loaded.device
-        outputs = self.wanted.rejection.outputs
-        return list(scored(self.judge.probabilities, images_BWW3.to(device), labels, outputs))
+        outputs = self.config.rejection.outputs
+        return list(
+            classifier_scores(
+                self.classifier.probabilities, images_BWW3.to(device), labels, outputs
+            )
+        )
 
 
-def make_ready(context: RunContext, plan: Plan) -> Ready:
-    """Load what `plan` needs. Raises Drift where it is not what the record says, ValueError."""
+def load_sampler(context: RunContext, plan: Plan) -> LoadedSampler:
+    """Load the model and the classifier of `plan`.
+
+    Raises ConfigMismatchError if a checksum differs from the record, ValueError.
+    """
     import torch
 
     torch.set_num_threads(context.drawing_threads())
-    loaded, wanted = load_generator(context, plan.address, plan.raw), plan.wanted
-    judge = load_rejection_classifier(context, plan.classifier) if wanted.rejection else None
-    found = [("weights", wanted.weights_sha256, loaded.weights_sha256)]
-    found += [("tokenizer", wanted.tokenizer_sha256, loaded.tokenizer_sha256)]
-    if judge and wanted.rejection:
-        found += [("classifier", wanted.rejection.classifier_sha256, judge.sha256)]
-    for what, asked, there in found:
-        if asked != there:
+    loaded, config = load_generator(context, plan.address, plan.raw), plan.config
+    classifier = load_rejection_classifier(context, plan.classifier) if config.rejection else None
+    checksums = [("weights", config.weights_sha256, loaded.weights_sha256)]
+    checksums += [("tokenizer", config.tokenizer_sha256, loaded.tokenizer_sha256)]
+    if classifier and config.rejection:
+        checksums += [("classifier", config.rejection.classifier_sha256, classifier.sha256)]
+    for file, recorded, actual in checksums:
+        if recorded != actual:
             raise ConfigMismatchError(
-                f"{plan.folder}: its {what} had SHA-256 {asked}; now they have {there}"
+                f"{plan.folder}: the {file} file had SHA-256 {recorded} when the set was begun, "
+                f"and has {actual} now. Restore the file, or give the new set a --name of its own"
             )
-    return Ready(loaded, judge, wanted)
+    return LoadedSampler(loaded, classifier, config)
 
 
 def sample_set(
-    context: RunContext, plan: Plan, how: How, stop: Stop, report_progress: ReportProgress
+    context: RunContext,
+    plan: Plan,
+    options: DrawOptions,
+    stop: Stop,
+    report_progress: ReportProgress,
 ) -> list[int]:
-    """Draw what is missing of the set, or of one part, here; the chunks that others have to draw.
+    """Draw the missing images of the set, or of one part, in this process.
 
-    Empty: the set is done. Raises Stopped, with what was drawn on disk; Drift, ValueError, OSError.
+    Returns the chunks that other parts still have to draw; empty: the set is done. Raises Stopped
+    (the images drawn so far are on disk), ConfigMismatchError, ValueError, OSError.
     """
-    at = SampleFolder(plan.folder, plan.wanted)
-    refuse_other(plan.folder, plan.wanted)
-    there = ended(at)
-    if there and not how.strips:
+    store = SampleFolder(plan.folder, plan.config)
+    refuse_other(plan.folder, plan.config)
+    finished = is_finished(store)
+    if finished and not options.strips:
         return []
-    ready = make_ready(context, plan)
-    at.init_run_dir()  # not before: a larger count that cannot be drawn undoes no finished set
-    chunks = [] if there else chunks_of(plan.wanted, how.part)
+    sampler = load_sampler(context, plan)
+    # Only after loading, because it removes the done marker if the count is larger: when the model
+    # cannot be loaded, the finished smaller set stays finished.
+    store.init_run_dir()
+    chunks = [] if finished else chunks_of_part(plan.config, options.part)
     if chunks:
-        draw(context, ready, at, chunks, how.batch, stop, report_progress)
-    return end(context, ready, at, chunks, how, stop, report_progress)
+        draw(context, sampler, store, chunks, options.batch, stop, report_progress)
+    return finish_set(context, sampler, store, chunks, options, stop, report_progress)
 
 
 def stop_requested(context: RunContext) -> bool:
@@ -112,92 +127,95 @@ def stop_requested(context: RunContext) -> bool:
     return context.requested_signal() == Signal.STOP
 
 
-def chunks_of(wanted: SampleSet, part: tuple[int, int] | None) -> list[int]:
-    """The chunks of one part: every n-th, so that all parts advance through the set alike."""
+def chunks_of_part(config: SampleSet, part: tuple[int, int] | None) -> list[int]:
+    """The chunks of one part: every n-th chunk, beginning with the part's own index."""
     first, step = part or (0, 1)
-    return list(range(first, wanted.chunks, step))
+    return list(range(first, config.chunks, step))
 
 
 def draw(
     context: RunContext,
-    ready: Ready,
-    at: SampleFolder,
+    sampler: LoadedSampler,
+    store: SampleFolder,
     chunks: Sequence[int],
     batch: int | None,
     stop: Stop,
     report_progress: ReportProgress,
 ) -> None:
-    """Draw what is missing of `chunks`. Raises Stopped between two batches, all on disk."""
+    """Draw the missing images of `chunks`.
+
+    Raises Stopped between two batches, when all images drawn are on disk.
+    """
     from var_scaling.generation.sample import sample
 
-    found = {chunk: at.look(chunk) for chunk in chunks}
-    total = sum(len(at.wanted.chunk(chunk)) for chunk in chunks)
+    stored = {chunk: store.stored_images(chunk) for chunk in chunks}
+    total = sum(len(store.config.chunk(chunk)) for chunk in chunks)
     todo = [
         (chunk, request)
         for chunk in chunks
-        for request in at.wanted.chunk(chunk)
-        if request not in found[chunk]
+        for request in store.config.chunk(chunk)
+        if request not in stored[chunk]
     ]
-    marks = _Marks(at, found, todo, str(context.device()), context.process.save_every)
-    title, done = f"samples {at.wanted.name}", total - len(todo)
+    marker = _ChunkMarker(store, stored, todo, str(context.device()), context.process.save_every)
+    title, done = f"samples {store.config.name}", total - len(todo)
     report_progress(title, done, total)
     batch = batch or context.process.micro_batch_size or _BATCH[context.process.device]
     requests = [request for _, request in todo]
-    place_in_todo = 0
-    writers = Writers(at, threads=max(1, min(8, context.process.workers)))
+    position = 0  # in `todo`
+    writers = ImageWriters(store, threads=max(1, min(8, context.process.workers)))
     try:
         if todo and stop(done):
             raise Stopped(f"{title}: {done:,} of {total:,} images are on disk")
-        wanted, loaded = at.wanted, ready.loaded
+        config, loaded = store.config, sampler.loaded
         drawn = sample(
-            loaded.record.spec, loaded.model, loaded.tokenizer, requests, wanted.sampling,
-            wanted.seed, batch,
+            loaded.record.spec, loaded.model, loaded.tokenizer, requests, config.sampling,
+            config.seed, batch,
         )  # fmt: skip
         for part in drawn:
-            marks.note(writers.settle())
+            marker.note(writers.flush())
             labels = [request.label for request in part.requests]
-            scores = ready.scores(part.images_BWW3, labels)
+            scores = sampler.scores(part.images_BWW3, labels)
             pixels = part.images_BWW3.numpy()
-            here = todo[place_in_todo : place_in_todo + len(labels)]
-            for (chunk, request), image, score in zip(here, pixels, scores, strict=True):
+            batch_todo = todo[position : position + len(labels)]
+            for (chunk, request), image, score in zip(batch_todo, pixels, scores, strict=True):
                 writers.add(chunk, request, image, score)
-            place_in_todo += len(labels)
+            position += len(labels)
             done += len(labels)
             report_progress(title, done, total)
-            if place_in_todo < len(todo) and stop(done):
+            if position < len(todo) and stop(done):
                 raise Stopped(f"{title}: {done:,} of {total:,} images are on disk")
     finally:
         try:
-            marks.note(writers.settle(), last=True)
+            marker.note(writers.flush(), last=True)
         finally:
             writers.close()
 
 
-class _Marks:
-    """Marks chunks as their last missing image comes to lie on disk, and all at times.
+class _ChunkMarker:
+    """Writes the mark of a chunk once its last missing image is on disk, and at intervals.
 
-    Between two marks a process that is killed loses at most `every` seconds and a batch.
+    A process that is killed loses at most the images of `every` seconds and of one batch.
     """
 
     def __init__(
         self,
-        at: SampleFolder,
-        found: dict[int, dict[Request, StoredImage]],
+        store: SampleFolder,
+        stored: dict[int, dict[Request, StoredImage]],
         todo: list[tuple[int, Request]],
         device: str,
         every: float,
     ):
-        self.at, self.found, self.device, self.every = at, found, device, every
+        self.store, self.stored, self.device, self.every = store, stored, device, every
         self.missing: dict[int, int] = {}
         for chunk, _ in todo:
             self.missing[chunk] = self.missing.get(chunk, 0) + 1
-        self.new: dict[int, int] = {}  # images by chunk that are not marked yet
+        self.new: dict[int, int] = {}  # by chunk, number of images that are not marked yet
         self.since = monotonic()
 
-    def note(self, made: list[tuple[int, Request, StoredImage]], last: bool = False) -> None:
-        """These are on disk; `last`: no more will come, so what there is of a chunk is marked."""
-        for chunk, request, image in made:
-            self.found[chunk][request] = image
+    def note(self, written: list[tuple[int, Request, StoredImage]], last: bool = False) -> None:
+        """Add images that are on disk. `last`: no more follow; mark incomplete chunks too."""
+        for chunk, request, image in written:
+            self.stored[chunk][request] = image
             self.new[chunk] = self.new.get(chunk, 0) + 1
         due = last or monotonic() - self.since >= self.every
         to_mark = [chunk for chunk in self.new if due or self.new[chunk] == self.missing[chunk]]
@@ -208,43 +226,43 @@ class _Marks:
                 images, now - self.since, self.device, code_version(), socket.gethostname()
             )
             self.since = now
-            self.at.mark(chunk, self.found[chunk], share)
+            self.store.mark(chunk, self.stored[chunk], share)
 
 
-def end(
+def finish_set(
     context: RunContext,
-    ready: Ready,
-    at: SampleFolder,
+    sampler: LoadedSampler,
+    store: SampleFolder,
     chunks: Sequence[int],
-    how: How,
+    options: DrawOptions,
     stop: Stop,
     report_progress: ReportProgress,
 ) -> list[int]:
-    """End the set if nothing is missing; else the chunks that are.
+    """Complete the set if no image is missing; otherwise return the chunks with missing images.
 
-    Those of `chunks`, just drawn, that the disk does not have as they were written are drawn once
-    more. Two that find nothing missing at the same time both end the set: with the same files.
-    Raises Drift if it was made another meanwhile; what `draw` raises.
+    `chunks` were just drawn: those whose files differ from what was written are drawn once more.
+    Two processes may complete the set at the same time; both write the same files. Raises
+    ConfigMismatchError if the record was changed meanwhile, and what `draw` raises.
     """
-    lacking = _end(ready, at, how.strips)
-    again = sorted(set(chunks).intersection(lacking))
-    if not again:
-        return lacking
-    draw(context, ready, at, again, how.batch, stop, report_progress)
-    return _end(ready, at, how.strips)
+    incomplete = _finish_if_complete(sampler, store, options.strips)
+    damaged = sorted(set(chunks).intersection(incomplete))
+    if not damaged:
+        return incomplete
+    draw(context, sampler, store, damaged, options.batch, stop, report_progress)
+    return _finish_if_complete(sampler, store, options.strips)
 
 
-def _end(ready: Ready, at: SampleFolder, strips: int) -> list[int]:
-    unmarked = set(range(at.wanted.chunks)) - at.marked()
+def _finish_if_complete(sampler: LoadedSampler, store: SampleFolder, strips: int) -> list[int]:
+    unmarked = set(range(store.config.chunks)) - store.marked_chunks()
     if unmarked:
         return sorted(unmarked)
-    done = is_done(at.folder)
-    lacking = [] if done else end_set(at, ready.loaded.address, ready.loaded.names)
-    if lacking:
-        return lacking
+    done = is_done(store.folder)
+    incomplete = [] if done else finalize_set(store, sampler.loaded.address, sampler.loaded.names)
+    if incomplete:
+        return incomplete
     if strips:
-        write_strips(at, ready.loaded, strips)
-    refuse_changed(at.folder, at.wanted)
+        write_strips(store, sampler.loaded, strips)
+    refuse_changed(store.folder, store.config)
     if not done:
-        write_json(at.folder / DONE, {"status": "done", "images": at.wanted.images})
+        write_json(store.folder / DONE, {"status": "done", "images": store.config.images})
     return []

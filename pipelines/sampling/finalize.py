@@ -1,4 +1,4 @@
-"""The end of a set of samples: the accepted ones, the pictures for people, the manifest."""
+"""Complete a sample set: link the accepted images, write the grid and the manifest."""
 
 import os
 import re
@@ -13,81 +13,82 @@ from PIL import Image
 
 from pipelines.sampling.image_grid import grid, strips
 from pipelines.sampling.store import STRIPS, SampleFolder, StoredImage
-from var_scaling.class_names import Names, brief, named
-from var_scaling.disk import DONE, is_done, read_json, whole, write_json
+from var_scaling.class_names import Names, class_fields, short_class_label
+from var_scaling.disk import DONE, atomic_write, is_done, read_json, write_json
 from var_scaling.experiment.sample_set import NONE, Request, SampleSet
 
 if TYPE_CHECKING:
-    from pipelines.checkpoints.load import Loaded
+    from pipelines.checkpoints.load import LoadedModel
 
 MANIFEST, GRID = "manifest.json", "grid.png"
 _FORMAT = 1  # of manifest.json
-_ROWS, _COLUMNS = 16, 12  # of the grid
-_ABANDONED = 3600.0  # seconds after which a file written beside its place is a dead process's
-_BESIDE = re.compile(r"\.(\d+|[a-z]+)\.(png|json)\..+\.\d+")  # as `whole` names it
+_ROWS, _COLUMNS = 16, 12  # at most, of the grid
+_ABANDONED = 3600.0  # seconds after which a temporary file belongs to a process that has died
+_TEMPORARY = re.compile(r"\.(\d+|[a-z]+)\.(png|json)\..+\.\d+")  # names given by `atomic_write`
 
 
-def ended(at: SampleFolder) -> bool:
-    """Whether the set is done and all that it lists is there.
+def is_finished(store: SampleFolder) -> bool:
+    """Whether the set is done and every file of its manifest exists.
 
-    Where something was lost it is done no more: the marker goes, so that it is made again.
+    If a file was lost, this removes the done marker, so that the file is made again.
     """
-    if not (is_done(at.folder) and at.is_current()):
+    if not (is_done(store.folder) and store.is_current()):
         return False
-    if not _all_there(at.folder):
-        (at.folder / DONE).unlink(missing_ok=True)
-    return is_done(at.folder)
+    if not _has_all_files(store.folder):
+        (store.folder / DONE).unlink(missing_ok=True)
+    return is_done(store.folder)
 
 
-def end_set(at: SampleFolder, address: str, names: Names | None = None) -> list[int]:
-    """Write all but the marker that it is done; or the chunks of which an image is missing.
+def finalize_set(store: SampleFolder, address: str, names: Names | None = None) -> list[int]:
+    """Write everything except the done marker; if images are missing, return their chunks instead.
 
-    `names`: of the classes, for grid and manifest.
-
-    An image whose bytes are not those that were written is removed, and so is missing.
+    `names`: class names, for grid and manifest. An image whose checksum differs from its mark is
+    removed and counts as missing.
     """
-    found, lacking = at.look_at_all()
-    if lacking:
-        return lacking
-    wanted = at.wanted
-    kept, rejection = list(found), None
-    if wanted.rejection is not None:
+    stored, incomplete = store.all_stored_images()
+    if incomplete:
+        return incomplete
+    config = store.config
+    kept, rejection = list(stored), None
+    if config.rejection is not None:
         from var_scaling.generation.reject import accept
 
-        scores = {request: made.score for request, made in found.items() if made.score is not None}
-        kept, thresholds = accept(scores, wanted.count)
+        scores = {
+            request: image.score for request, image in stored.items() if image.score is not None
+        }
+        kept, thresholds = accept(scores, config.count)
         rejected: dict[str, dict[str, float]] = {}
         for request in scores.keys() - set(kept):
-            of_class = rejected.setdefault(wanted.folder(request.label), {})
+            of_class = rejected.setdefault(config.folder(request.label), {})
             of_class[str(request.index)] = scores[request]
         rejection = {
-            **wanted.rejection.model_dump(mode="json"),
-            "candidates": wanted.candidates,
-            "rate_real": wanted.count / wanted.candidates,
-            "thresholds": {wanted.folder(label): least for label, least in thresholds.items()},
+            **config.rejection.model_dump(mode="json"),
+            "candidates": config.candidates,
+            "rate_real": config.count / config.candidates,
+            "thresholds": {config.folder(label): score for label, score in thresholds.items()},
             "rejected": rejected,
         }
-    damaged = set(at.damaged({request: found[request] for request in kept}))
+    damaged = set(store.damaged({request: stored[request] for request in kept}))
     if damaged:
         for request in damaged:
-            at.path(request).unlink(missing_ok=True)
-        chunks = range(wanted.chunks)
-        return [chunk for chunk in chunks if not damaged.isdisjoint(wanted.chunk(chunk))]
-    if wanted.rejection is not None:
-        _put_in_images(at, kept)
-    _save(at.folder / GRID, _grid(at.folder, wanted, kept, address, names))
-    _sweep(at.folder)
-    write_json(at.folder / MANIFEST, _manifest(at, kept, found, address, rejection, names))
+            store.path(request).unlink(missing_ok=True)
+        chunks = range(config.chunks)
+        return [chunk for chunk in chunks if not damaged.isdisjoint(config.chunk(chunk))]
+    if config.rejection is not None:
+        _link_accepted_images(store, kept)
+    _save(store.folder / GRID, _grid(store.folder, config, kept, address, names))
+    _remove_abandoned_files(store.folder)
+    write_json(store.folder / MANIFEST, _manifest(store, kept, stored, address, rejection, names))
     return []
 
 
-def images_of(folder: Path) -> list[dict[str, Any]]:
-    """Every image of a set that is done, in the order of drawing: file, class, index."""
+def list_images(folder: Path) -> list[dict[str, Any]]:
+    """The images of a finished set in drawing order: a dict each, with file, class, index."""
     return list(read_json(folder / MANIFEST)["images"])
 
 
 def read_image(path: Path) -> np.ndarray:
-    """uint8 (W, W, 3). Raises OSError, which names the file."""
+    """uint8 (W, W, 3). Raises OSError, naming the file."""
     try:
         with Image.open(path, formats=("PNG",)) as image:
             return np.asarray(image)
@@ -95,66 +96,66 @@ def read_image(path: Path) -> np.ndarray:
         raise OSError(f"{path}: {error}") from error
 
 
-def write_strips(at: SampleFolder, loaded: "Loaded", count: int) -> None:
-    """The first `count` images, each drawn once more, to be shown as it comes about."""
+def write_strips(store: SampleFolder, loaded: "LoadedModel", count: int) -> None:
+    """Draw the first `count` images again, and show their intermediate steps as strips."""
     from var_scaling.generation.sample import sample
 
-    wanted = at.wanted
-    requests = [Request(one["class"], one["index"]) for one in images_of(at.folder)[:count]]
+    config = store.config
+    requests = [Request(row["class"], row["index"]) for row in list_images(store.folder)[:count]]
     spec = loaded.record.spec
     drawn = sample(
-        spec, loaded.model, loaded.tokenizer, requests, wanted.sampling, wanted.seed, 1, strips=True
+        spec, loaded.model, loaded.tokenizer, requests, config.sampling, config.seed, 1, strips=True
     )
     rows = []
     for part in drawn:
         assert part.strips_BKWW3 is not None
         name = (
-            f"{_class_name(wanted, part.requests[0].label, loaded.names)} #{part.requests[0].index}"
+            f"{_class_name(config, part.requests[0].label, loaded.names)} #{part.requests[0].index}"
         )
         rows.append((name, list(part.strips_BKWW3[0].numpy())))
-    frames = loaded.record.family.frames(spec, wanted.sampling)
-    _save(at.folder / STRIPS, strips(rows, frames, _title(wanted, loaded.address)))
+    frames = loaded.record.family.frames(spec, config.sampling)
+    _save(store.folder / STRIPS, strips(rows, frames, _title(config, loaded.address)))
 
 
-def _put_in_images(at: SampleFolder, accepted: Iterable[Request]) -> None:
-    """Make images/ hold the accepted candidates and no others: linked, or copied.
+def _link_accepted_images(store: SampleFolder, accepted: Iterable[Request]) -> None:
+    """Link (or copy) the accepted candidates into images/, and remove other samples from it.
 
-    What is not a sample by its name is left alone: a person's file, or what another process that
-    ends the set writes at this moment.
+    Files that do not have the name of a sample are kept: a user may have put them there, or
+    another process that completes the set is writing them.
     """
-    wanted = {at.wanted.file(request) for request in accepted}
-    images = at.folder / "images"
-    there = {
+    accepted_files = {store.config.file(request) for request in accepted}
+    images = store.folder / "images"
+    existing_files = {
         str(path.relative_to(images))
         for path in images.glob("*/*.png")
         if path.stem.isdecimal() and path.is_file()
     }
-    for name in there - wanted:
+    for name in existing_files - accepted_files:
         (images / name).unlink(missing_ok=True)
-    for name in sorted(wanted):
-        source, target = at.drawn / name, images / name
-        with whole(target) as beside:
-            beside.unlink(missing_ok=True)  # a dead process's
+    for name in sorted(accepted_files):
+        source, target = store.drawn / name, images / name
+        with atomic_write(target) as temporary_path:
+            temporary_path.unlink(missing_ok=True)  # may exist from a process that was killed
             try:
-                os.link(source, beside)
-            except OSError:  # a disk without hard links
-                beside.write_bytes(source.read_bytes())
+                os.link(source, temporary_path)
+            except OSError:  # a file system without hard links
+                temporary_path.write_bytes(source.read_bytes())
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what killed processes left beside the places of the set's files."""
-    long_ago = time.time() - _ABANDONED
+def _remove_abandoned_files(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in the folder of the set."""
+    oldest_kept = time.time() - _ABANDONED
     for path in folder.rglob(".*"):
-        if _BESIDE.fullmatch(path.name):
-            with suppress(FileNotFoundError):  # a living process's, which came to its place
-                if path.stat().st_mtime < long_ago:
+        if _TEMPORARY.fullmatch(path.name):
+            with suppress(FileNotFoundError):  # its process renamed it meanwhile
+                if path.stat().st_mtime < oldest_kept:
                     path.unlink()
 
 
-def _all_there(folder: Path) -> bool:
-    """Whether grid, manifest and every image that it lists are there, each as long as it was."""
+def _has_all_files(folder: Path) -> bool:
+    """Whether grid, manifest and all its images exist, each image with its recorded size."""
     try:
-        sizes = {row["file"]: row["bytes"] for row in images_of(folder)}
+        sizes = {row["file"]: row["bytes"] for row in list_images(folder)}
         return (folder / GRID).is_file() and all(
             (folder / file).stat().st_size == size for file, size in sizes.items()
         )
@@ -163,75 +164,77 @@ def _all_there(folder: Path) -> bool:
 
 
 def _grid(
-    folder: Path, wanted: SampleSet, kept: list[Request], address: str, names: Names | None
+    folder: Path, config: SampleSet, kept: list[Request], address: str, names: Names | None
 ) -> np.ndarray:
-    of_class: dict[int, list[Request]] = {label: [] for label in _spread(wanted.classes, _ROWS)}
+    of_class: dict[int, list[Request]] = {
+        label: [] for label in _evenly_spaced(config.classes, _ROWS)
+    }
     for request in kept:
         row = of_class.get(request.label)
         if row is not None and len(row) < _COLUMNS:
             row.append(request)
     rows = [
         (
-            _class_name(wanted, label, names),
-            [read_image(folder / "images" / wanted.file(one)) for one in row],
+            _class_name(config, label, names),
+            [read_image(folder / "images" / config.file(request)) for request in row],
         )
         for label, row in of_class.items()
     ]
-    return grid(rows, _title(wanted, address))
+    return grid(rows, _title(config, address))
 
 
 def _manifest(
-    at: SampleFolder,
+    store: SampleFolder,
     kept: list[Request],
-    found: dict[Request, StoredImage],
+    stored: dict[Request, StoredImage],
     address: str,
     rejection: dict[str, Any] | None,
     names: Names | None,
 ) -> dict[str, Any]:
-    shares = list(at.shares())
+    shares = list(store.process_shares())
     images = []
     for request in kept:
-        made = found[request]
-        unnamed = names is None or request.label == at.wanted.model_classes
+        image = stored[request]
+        unnamed = names is None or request.label == store.config.model_classes
         row = {
-            "file": f"images/{at.wanted.file(request)}",
-            **named(request.label, None if unnamed else names),
+            "file": f"images/{store.config.file(request)}",
+            **class_fields(request.label, None if unnamed else names),
             "index": request.index,
-            "bytes": made.bytes,
-            "crc32": made.crc32,
+            "bytes": image.bytes,
+            "crc32": image.crc32,
         }
-        images.append(row if made.score is None else {**row, "score": made.score})
+        images.append(row if image.score is None else {**row, "score": image.score})
     return {
         "format": _FORMAT,
         "address": address,
-        "set": at.wanted.model_dump(mode="json"),
+        "set": store.config.model_dump(mode="json"),
         "rejection": rejection,
         "commits": sorted({share.commit or "unknown" for share in shares}),
         "devices": sorted({share.device for share in shares}),
         "hosts": sorted({share.host for share in shares}),
-        "seconds": sum(share.seconds for share in shares),  # of all processes together
+        "seconds": sum(share.seconds for share in shares),  # sum over all processes
         "ended": time.strftime("%F %T %z"),
         "images": images,
     }
 
 
-def _title(wanted: SampleSet, address: str) -> str:
-    """What a picture says of itself."""
-    kept = f", best {wanted.rejection.rate:.0%}" if wanted.rejection else ""
-    return f"{address}  {wanted.sampling.describe()}, seed {wanted.seed}{kept}"
+def _title(config: SampleSet, address: str) -> str:
+    """The title of grid and strips: address, sampling settings, seed, share kept."""
+    kept = f", best {config.rejection.rate:.0%}" if config.rejection else ""
+    return f"{address}  {config.sampling.describe()}, seed {config.seed}{kept}"
 
 
-def _class_name(wanted: SampleSet, label: int, names: Names | None) -> str:
-    return NONE if label == wanted.model_classes else brief(label, names)
+def _class_name(config: SampleSet, label: int, names: Names | None) -> str:
+    return NONE if label == config.model_classes else short_class_label(label, names)
 
 
-def _spread(labels: tuple[int, ...], most: int) -> list[int]:
-    """At most so many of them, evenly from the first to the last."""
-    if len(labels) <= most:
+def _evenly_spaced(labels: tuple[int, ...], maximum: int) -> list[int]:
+    """At most `maximum` labels, evenly spaced from the first to the last."""
+    if len(labels) <= maximum:
         return list(labels)
-    return [labels[round(place)] for place in np.linspace(0, len(labels) - 1, most)]
+    return [labels[round(index)] for index in np.linspace(0, len(labels) - 1, maximum)]
 
 
 def _save(path: Path, pixels: np.ndarray) -> None:
-    with whole(path) as beside:
-        Image.fromarray(pixels).save(beside, format="PNG")
+    with atomic_write(path) as temporary_path:
+        Image.fromarray(pixels).save(temporary_path, format="PNG")

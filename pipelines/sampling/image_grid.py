@@ -1,6 +1,6 @@
-"""Samples as pictures for people: a grid with a row for each class, strips from scale to scale.
+"""Pictures of samples for display: a grid with one row per class, strips of intermediate steps.
 
-Shapes: W side of the samples; all are uint8 (W, W, 3).
+Shapes: W side of the samples; all images are uint8 (W, W, 3).
 """
 
 from collections.abc import Sequence
@@ -8,20 +8,20 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-Row = tuple[str, Sequence[np.ndarray]]  # what it is; its images
+Row = tuple[str, Sequence[np.ndarray]]  # label of the row; its images
 
-_LEAST = 64  # pixels of a tile's side; smaller samples are enlarged by a whole number
-_TEXT, _GAP = 14, 2
-_MARGIN = 6
+_MIN_SIDE = 64  # pixels of a tile's side; smaller samples are enlarged by a whole factor
+_TEXT, _GAP = 14, 2  # pixels
+_MARGIN = 6  # pixels
 
 
 def grid(rows: Sequence[Row], title: str) -> np.ndarray:
-    """uint8 (height, width, 3): a row of images behind each name, and the title above."""
+    """uint8 (height, width, 3): the title, then each row's name followed by its images."""
     return _sheet(rows, title, ())
 
 
 def strips(rows: Sequence[Row], frames: Sequence[str], title: str) -> np.ndarray:
-    """The same, each row one image as it comes about: after each of `frames`, the last whole."""
+    """As `grid`, each row the intermediate steps of one image: after each of `frames`."""
     for name, images in rows:
         if len(images) != len(frames):
             raise ValueError(f"{name}: {len(images)} images for {len(frames)} frames")
@@ -29,25 +29,25 @@ def strips(rows: Sequence[Row], frames: Sequence[str], title: str) -> np.ndarray
     return _sheet(rows, title, (*first, f"{last}: whole"))
 
 
-def _sheet(rows: Sequence[Row], title: str, heads: Sequence[str]) -> np.ndarray:
+def _sheet(rows: Sequence[Row], title: str, headers: Sequence[str]) -> np.ndarray:
     font = ImageFont.load_default(_TEXT)
     side = max(len(image) for _, images in rows for image in images)
-    side *= max(1, -(-_LEAST // side))
-    column = max([side, *(round(font.getlength(head)) + 4 for head in heads)])
+    side *= max(1, -(-_MIN_SIDE // side))  # -(-a // b): a / b rounded up
+    column = max([side, *(round(font.getlength(header)) + 4 for header in headers)])
     left = 2 * _MARGIN + max(round(font.getlength(name)) for name, _ in rows)
-    top = 2 * _MARGIN + _TEXT + (_TEXT + _MARGIN if heads else 0)
+    top = 2 * _MARGIN + _TEXT + (_TEXT + _MARGIN if headers else 0)
     columns = max(len(images) for _, images in rows)
     width = max(left + columns * (column + _GAP), round(font.getlength(title)) + _MARGIN) + _MARGIN
-    paper = Image.new("RGB", (width, top + len(rows) * (side + _GAP) + _MARGIN), "white")
-    pen = ImageDraw.Draw(paper)
-    pen.text((_MARGIN, _MARGIN), title, fill="black", font=font, anchor="lt")
-    for number, head in enumerate(heads):
+    canvas = Image.new("RGB", (width, top + len(rows) * (side + _GAP) + _MARGIN), "white")
+    draw = ImageDraw.Draw(canvas)
+    draw.text((_MARGIN, _MARGIN), title, fill="black", font=font, anchor="lt")
+    for number, header in enumerate(headers):
         x = left + number * (column + _GAP)
-        pen.text((x, top - _MARGIN), head, fill="black", font=font, anchor="ls")
+        draw.text((x, top - _MARGIN), header, fill="black", font=font, anchor="ls")
     for number, (name, images) in enumerate(rows):
         y = top + number * (side + _GAP)
-        pen.text((left - _MARGIN, y + side // 2), name, fill="black", font=font, anchor="rm")
-        for place, pixels in enumerate(images):
+        draw.text((left - _MARGIN, y + side // 2), name, fill="black", font=font, anchor="rm")
+        for column_index, pixels in enumerate(images):
             tile = Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)
-            paper.paste(tile, (left + place * (column + _GAP), y))
-    return np.asarray(paper)
+            canvas.paste(tile, (left + column_index * (column + _GAP), y))
+    return np.asarray(canvas)

@@ -1,7 +1,7 @@
-"""A set of samples as jobs of a cluster: what each is told, what it asks for, where it works.
+"""Sampling as cluster jobs: the task, resources and folder of each job.
 
-Below the set's folder jobs-COUNT-of-N/ has what the jobs of N parts note of themselves; a set that
-has grown gets other jobs. The images are the set's own.
+The folder jobs-COUNT/ of a set has the state of its jobs, one folder for each part. A larger count
+has other jobs. All jobs write their images into the folder of the set.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import Any
 
 from pipelines.execution.slurm.resources import encoding_resources
 from pipelines.execution.tasks import Task
-from pipelines.sampling.draw import How, chunks_of, draw, end, make_ready
+from pipelines.sampling.draw import DrawOptions, chunks_of_part, draw, finish_set, load_sampler
 from pipelines.sampling.request import Plan
 from pipelines.sampling.store import SampleFolder, refuse_changed
 from pipelines.stages.attempt import FAILED, at_work
@@ -25,69 +25,71 @@ from var_scaling.disk import DONE, is_done, read_json, write_json
 from var_scaling.experiment import ImportedModel, Trial
 from var_scaling.experiment.sample_set import SampleSet
 
-# Of what a cluster sustains in training, which is mostly products of large matrices: an assumption.
-# A job that takes longer than it asked for goes back into the queue and goes on.
-_SLOWER = 4
-DRAWN = "drawn.json"
+# Training throughput of a GPU over its sampling throughput. An assumption: training consists mostly
+# of products of large matrices, sampling of smaller ones. A job that exceeds its requested time is
+# put back into the queue and resumes.
+_SLOWDOWN = 4
+DRAWN = "drawn.json"  # progress of a job
 
 
 def job_folders(plan: Plan, parts: int) -> list[Path]:
-    """Where each of so many jobs keeps its notes."""
-    return part_folders(plan.folder / f"jobs-{plan.wanted.count}", parts)
+    """The folders in which the jobs of `parts` parts keep their state."""
+    return part_folders(plan.folder / f"jobs-{plan.config.count}", parts)
 
 
 def sample_tasks(
-    plan: Plan, how: How, parts: int, record: Trial | ImportedModel, cluster: Cluster
+    plan: Plan, options: DrawOptions, parts: int, record: Trial | ImportedModel, cluster: Cluster
 ) -> list[Task]:
-    """One unit a part; as few as there are chunks."""
-    parts = min(parts, plan.wanted.chunks)
-    image = total(record.family.sampling_flops(record.spec, plan.wanted.sampling.guided))
-    image += decoding_flops(record.tokenizer)
-    resources = encoding_resources(_SLOWER * image * plan.wanted.drawn / parts, cluster)
+    """One task for each part; at most one for each chunk."""
+    parts = min(parts, plan.config.chunks)
+    flops_per_image = total(record.family.sampling_flops(record.spec, plan.config.sampling.guided))
+    flops_per_image += decoding_flops(record.tokenizer)
+    task_flops = flops_per_image * plan.config.drawn / parts
+    resources = encoding_resources(_SLOWDOWN * task_flops, cluster)
     folders = job_folders(plan, parts)
     return [
         Task(
-            f"samples {plan.address}/{plan.wanted.name} {number + 1} of {parts}",
+            f"samples {plan.address}/{plan.config.name} {number + 1} of {parts}",
             folder,
             plan.folder,
             resources,
-            _words(plan, how, (number, parts)),
+            _payload(plan, options, (number, parts)),
             tuple(folders) if number == 0 else (),
         )
         for number, folder in enumerate(folders)
     ]
 
 
-def _words(plan: Plan, how: How, part: tuple[int, int]) -> dict[str, Any]:
+def _payload(plan: Plan, options: DrawOptions, part: tuple[int, int]) -> dict[str, Any]:
     return {
         "module": __name__,
         "address": plan.address,
-        "set": plan.wanted.model_dump_json(),
+        "set": plan.config.model_dump_json(),
         "folder": str(plan.folder),
         "classifier": plan.classifier,
-        "batch": how.batch,
-        "strips": how.strips,
+        "batch": options.batch,
+        "strips": options.strips,
         "part": list(part),
     }
 
 
 def run(context: RunContext, payload: dict[str, Any]) -> str:
-    """What a job does. Returns "done"; raises what `_run_part` raises."""
-    wanted = SampleSet.model_validate_json(payload["set"])
-    plan = Plan(payload["address"], Path(payload["folder"]), wanted, payload["classifier"])
+    """Run the part of a job. Returns "done"; raises what `_run_part` raises."""
+    config = SampleSet.model_validate_json(payload["set"])
+    plan = Plan(payload["address"], Path(payload["folder"]), config, payload["classifier"])
     part = (payload["part"][0], payload["part"][1])
-    how = How(payload["batch"], payload["strips"], part)
-    return _run_part(context, plan, how, job_folders(plan, part[1]))
+    options = DrawOptions(payload["batch"], payload["strips"], part)
+    return _run_part(context, plan, options, job_folders(plan, part[1]))
 
 
 def images_drawn(tasks: list[Task]) -> int:
-    """How many images the jobs have come to, by their own word."""
-    notes = [task.folder / DRAWN for task in tasks]
-    return sum(read_json(note)["done"] for note in notes if note.exists())
+    """The number of images drawn, by the progress files of the jobs."""
+    files = [task.folder / DRAWN for task in tasks]
+    return sum(read_json(file)["done"] for file in files if file.exists())
 
 
 def reset_failed(tasks: list[Task]) -> None:
-    """Have what failed or was cancelled tried again."""
+    """Mark the failed and cancelled tasks to be run again."""
     for task in tasks:
         record = jobs.latest(task.folder)
         if record is not None and record.ended in ("failed", "cancelled") and not task.done:
@@ -95,55 +97,62 @@ def reset_failed(tasks: list[Task]) -> None:
             (task.folder / FAILED).unlink(missing_ok=True)
 
 
-def others_at_it(plan: Plan, mine: list[Task], cluster: str) -> str:
-    """Which job may be drawing the set, other than those that `mine` attach to; "" if none."""
-    attached = {task.folder for task in mine}
+def other_job(plan: Plan, tasks: list[Task], cluster: str) -> str:
+    """A message if a job that does not belong to `tasks` may be drawing the set; else ""."""
+    own_folders = {task.folder for task in tasks}
     if is_done(plan.folder):
         return ""
     for ledger in sorted(plan.folder.glob(f"jobs-*/parts/*/{jobs.JOBS}")):
         folder, record = ledger.parent, jobs.latest(ledger.parent)
         if record is None or not record.live or is_done(folder):
             continue
-        if folder not in attached or record.cluster != cluster:
-            of = int(folder.name.rpartition("-")[2])
+        if folder not in own_folders or record.cluster != cluster:
+            count = int(folder.name.rpartition("-")[2])
+            same_jobs = f"--on {record.cluster} --jobs {count}"
             return (
                 f"job {record.job or record.submission} on {record.cluster} may still draw this "
-                f"set, as one of {of}: attach to it with --on {record.cluster} --jobs {of}, or end "
-                f"it with `scancel {record.job or ''}` and see it off with the same words"
+                f"set, as one of {count}: attach to it with {same_jobs}. Or end it with "
+                f"`scancel {record.job or ''}`, then run once with {same_jobs}, which records its "
+                "end"
             )
     return ""
 
 
-def _run_part(context: RunContext, plan: Plan, how: How, folders: Sequence[Path]) -> str:
-    """A job's part of a set; `folders` are those of the jobs of all parts. Returns "done".
+def _run_part(
+    context: RunContext, plan: Plan, options: DrawOptions, folders: Sequence[Path]
+) -> str:
+    """Draw one part of a set. `folders`: of the jobs of all parts. Returns "done".
 
-    Raises Stopped, Superseded, Drift, ValueError, OSError.
+    Raises Stopped, Superseded, ConfigMismatchError, ValueError, OSError.
     """
-    assert how.part is not None
-    folder = folders[how.part[0]]
+    assert options.part is not None
+    folder = folders[options.part[0]]
     with at_work(folder, context.process, context.requested_signal) as attempt:
-        at = SampleFolder(plan.folder, plan.wanted)
-        refuse_changed(plan.folder, plan.wanted)
+        store = SampleFolder(plan.folder, plan.config)
+        refuse_changed(plan.folder, plan.config)
         if is_done(plan.folder):
             return "done"
         attempt.begin({})
-        ready = make_ready(context, plan)
-        chunks = chunks_of(plan.wanted, how.part)
-        draw(context, ready, at, chunks, how.batch, attempt.stop, _Drawn(folder))
-        attempt.finish({"status": "done"})  # what the end draws again is a file or two
-        for chunk in end(context, ready, at, chunks, how, lambda done: False, lambda *said: None):
-            # Where that part was done, an image of it is lost: it is to be done again.
+        sampler = load_sampler(context, plan)
+        chunks = chunks_of_part(plan.config, options.part)
+        draw(context, sampler, store, chunks, options.batch, attempt.stop, _JobProgress(folder))
+        # Done before the set is finished: finishing draws a few damaged images again at most.
+        attempt.finish({"status": "done"})
+        for chunk in finish_set(
+            context, sampler, store, chunks, options, lambda done: False, lambda *progress: None
+        ):
+            # If the part of this chunk was done, an image was lost: that part must run again.
             (folders[chunk % len(folders)] / DONE).unlink(missing_ok=True)
         return "done"
 
 
-class _Drawn:
-    """Leaves how far a job has come, at most twice a second: for its driver, who asks the disk."""
+class _JobProgress:
+    """Writes the progress of a job to its folder, at most twice a second; the driver reads it."""
 
     def __init__(self, folder: Path):
-        self.path, self.written = folder / DRAWN, 0.0
+        self.path, self.last_write = folder / DRAWN, 0.0
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        if monotonic() - self.written > 0.5 or done >= total:
-            self.written = monotonic()
+        if monotonic() - self.last_write > 0.5 or done >= total:
+            self.last_write = monotonic()
             write_json(self.path, {"done": done, "total": total})

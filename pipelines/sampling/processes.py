@@ -1,7 +1,7 @@
-"""A set of samples drawn by several processes of this machine: each draws chunks of its own.
+"""Draw a sample set with several processes on this machine; each draws its own chunks.
 
-They say by a pipe how far they are. They leave when asked to by the stop file, and at once when the
-process that started them is gone, however it went.
+The worker processes report their progress through pipes. They stop when the stop file exists, and
+exit immediately when their parent process has ended for any reason.
 """
 
 import multiprocessing
@@ -16,84 +16,101 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
-from pipelines.sampling.draw import How, ReportProgress, draw, end, make_ready, stop_requested
-from pipelines.sampling.finalize import ended
+from pipelines.sampling.draw import (
+    DrawOptions,
+    ReportProgress,
+    draw,
+    finish_set,
+    load_sampler,
+    stop_requested,
+)
+from pipelines.sampling.finalize import is_finished
 from pipelines.sampling.request import Plan
 from pipelines.sampling.store import SampleFolder, refuse_other
 from pipelines.stages.attempt import Stopped
 from pipelines.stages.context import RunContext, StopFile
 
 _POLL = 0.5  # seconds
-_LEAVES = 60.0  # seconds that a process may take to write what it has and leave
-
-Said = tuple[str, str]  # what it is about; in words
+_EXIT_TIMEOUT = 60.0  # seconds that a process may take to write its images and exit
 
 
 class ProcessFailed(RuntimeError):
-    """One of several processes failed; the message says which and why."""
+    """A worker process failed; the message names the process and the error."""
 
 
-def sample_set_by(
+def sample_set_in_processes(
     processes: int,
     context: RunContext,
     plan: Plan,
-    how: How,
+    options: DrawOptions,
     stop_file: Path,
     report_progress: ReportProgress,
 ) -> list[int]:
-    """The same as `sample_set`, of a whole set, by so many processes.
+    """As `sample_set`, for a whole set, with up to `processes` processes.
 
-    Raises what that raises; ProcessFailed where one of them failed.
+    Raises what `sample_set` raises, and ProcessFailed if a process failed.
     """
-    assert how.part is None
-    at = SampleFolder(plan.folder, plan.wanted)
-    refuse_other(plan.folder, plan.wanted)
-    lacking: list[int] = []
-    if not ended(at):
-        found, lacking = at.look_at_all()
-        shares = [lacking[rank::processes] for rank in range(min(processes, len(lacking)))]
-        with _started(context, plan, how, shares, stop_file) as workers:
-            _run_until_done(workers, plan, len(found), report_progress, stop_file)
-    elif not how.strips:
+    assert options.part is None
+    store = SampleFolder(plan.folder, plan.config)
+    refuse_other(plan.folder, plan.config)
+    incomplete: list[int] = []  # chunks
+    if not is_finished(store):
+        stored, incomplete = store.all_stored_images()
+        count = min(processes, len(incomplete))
+        chunks_by_rank = [incomplete[rank::processes] for rank in range(count)]
+        with _started(context, plan, options, chunks_by_rank, stop_file) as workers:
+            _run_until_done(workers, plan, len(stored), report_progress, stop_file)
+    elif not options.strips:
         return []
-    ready = make_ready(context, plan)
-    at.init_run_dir()
-    return end(
-        context, ready, at, lacking, how, lambda done: stop_requested(context), report_progress
+    sampler = load_sampler(context, plan)
+    store.init_run_dir()
+    return finish_set(
+        context,
+        sampler,
+        store,
+        incomplete,
+        options,
+        lambda done: stop_requested(context),
+        report_progress,
     )
 
 
 @contextmanager
 def _started(
-    context: RunContext, plan: Plan, how: How, shares: list[list[int]], stop_file: Path
+    context: RunContext,
+    plan: Plan,
+    options: DrawOptions,
+    chunks_by_rank: list[list[int]],
+    stop_file: Path,
 ) -> Iterator[dict[Connection, SpawnProcess]]:
-    """The processes, by the pipe on which each is heard; none is left behind."""
-    # A fork would inherit torch's threads and a GPU's context, neither of which lives on in it.
+    """Start the processes; yield them by the pipe that each writes to; kill them at the end."""
+    # Not fork: torch's threads and the CUDA context do not work in a forked process.
     spawn = multiprocessing.get_context("spawn")
     workers: dict[Connection, SpawnProcess] = {}
     try:
-        for rank, chunks in enumerate(shares):
-            hears, says = spawn.Pipe(duplex=False)
+        for rank, chunks in enumerate(chunks_by_rank):
+            receiver, sender = spawn.Pipe(duplex=False)
             process_context = replace(context.process, local_rank=rank, logs_to_stdout=False)
-            there = replace(
+            worker_context = replace(
                 context,
                 process=process_context,
                 requested_signal=StopFile(stop_file),
                 report_progress=None,
             )
-            words = (says, there, plan, how, chunks)
-            process = spawn.Process(target=_work, args=words, name=str(rank + 1), daemon=True)
+            arguments = (sender, worker_context, plan, options, chunks)
+            process = spawn.Process(target=_work, args=arguments, name=str(rank + 1), daemon=True)
             process.start()
-            says.close()  # so that its end is seen here
-            workers[hears] = process
+            # The pipe reports its end only when no process holds the sending side open.
+            sender.close()
+            workers[receiver] = process
         yield workers
         for process in workers.values():
-            process.join(_LEAVES)
+            process.join(_EXIT_TIMEOUT)
     finally:
-        for hears, process in workers.items():
+        for receiver, process in workers.items():
             process.kill()
             process.join()
-            hears.close()
+            receiver.close()
 
 
 def _run_until_done(
@@ -103,70 +120,76 @@ def _run_until_done(
     report_progress: ReportProgress,
     stop_file: Path,
 ) -> None:
-    """Hear all of them out. Raises Stopped, or ProcessFailed with the first failure."""
-    title, total = f"samples {plan.wanted.name}", plan.wanted.drawn
-    reached = dict.fromkeys(workers, 0)
-    started: dict[Connection, int] = {}
+    """Receive the messages of all processes until they have ended.
+
+    Raises Stopped, or ProcessFailed with the first failure.
+    """
+    title, total = f"samples {plan.config.name}", plan.config.drawn
+    drawn = dict.fromkeys(workers, 0)  # images of each process since it started
+    initial: dict[Connection, int] = {}  # first count that each process reported
     failure = None
     report_progress(title, done, total)
-    listening = set(workers)
-    while listening:
-        for hears in wait(list(listening), _POLL):
-            assert isinstance(hears, Connection)
+    open_pipes = set(workers)
+    while open_pipes:
+        for receiver in wait(list(open_pipes), _POLL):
+            assert isinstance(receiver, Connection)
             try:
-                about, said = hears.recv()
-            except (EOFError, OSError):
-                listening.discard(hears)
-                process = workers[hears]
-                process.join(_LEAVES)
+                kind, text = receiver.recv()
+            except (EOFError, OSError):  # the process has ended
+                open_pipes.discard(receiver)
+                process = workers[receiver]
+                process.join(_EXIT_TIMEOUT)
                 if process.exitcode and failure is None and not stop_file.exists():
-                    failure = f"it ended with {_how(process.exitcode)}"
+                    failure = f"it ended with {_describe_exit(process.exitcode)}"
                     failure = f"process {process.name} of {len(workers)}: {failure}"
                     stop_file.touch()
                 continue
-            if about == "done":
-                started.setdefault(hears, int(said))
-                reached[hears] = int(said) - started[hears]
-                report_progress(title, done + sum(reached.values()), total)
+            if kind == "done":
+                initial.setdefault(receiver, int(text))
+                drawn[receiver] = int(text) - initial[receiver]
+                report_progress(title, done + sum(drawn.values()), total)
             elif failure is None:
-                failure = f"process {workers[hears].name} of {len(workers)}: {said}"
+                failure = f"process {workers[receiver].name} of {len(workers)}: {text}"
                 stop_file.touch()
     if failure is not None:
         raise ProcessFailed(failure)
     if stop_file.exists():
-        count = done + sum(reached.values())
+        count = done + sum(drawn.values())
         raise Stopped(f"{title}: {count:,} of {total:,} images are on disk")
 
 
-def _how(code: int) -> str:
-    if code < 0:
+def _describe_exit(code: int) -> str:
+    if code < 0:  # multiprocessing's convention for a process that a signal ended
         return f"signal {signal.Signals(-code).name}"
     return f"exit code {code}"
 
 
-def _work(says: Connection, context: RunContext, plan: Plan, how: How, chunks: list[int]) -> None:
-    """What one process does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first one decides
+def _work(
+    sender: Connection, context: RunContext, plan: Plan, options: DrawOptions, chunks: list[int]
+) -> None:
+    """The work of one process: draw `chunks`, and send ("done", count) or ("failed", error)."""
+    # Ctrl-C reaches all processes; the parent handles it and creates the stop file.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     try:
-        at, ready = SampleFolder(plan.folder, plan.wanted), make_ready(context, plan)
-        at.init_run_dir()
+        store, sampler = SampleFolder(plan.folder, plan.config), load_sampler(context, plan)
+        store.init_run_dir()
         draw(
-            context, ready, at, chunks, how.batch, lambda done: stop_requested(context),
-            lambda what, done, total: says.send(("done", str(done))),
+            context, sampler, store, chunks, options.batch, lambda done: stop_requested(context),
+            lambda what, done, total: sender.send(("done", str(done))),
         )  # fmt: skip
     except Stopped:
-        pass  # the first process asked for it, and says so itself
-    except Exception as error:  # noqa: BLE001  it is the first process's to report
-        traceback.print_exc()  # on stderr: where it came about is lost with this process
-        says.send(("failed", f"{type(error).__name__}: {error}"))
+        pass  # the parent requested the stop and reports it
+    except Exception as error:  # noqa: BLE001  the parent reports it
+        traceback.print_exc()  # to stderr, because only the message is sent to the parent
+        sender.send(("failed", f"{type(error).__name__}: {error}"))
     finally:
-        says.close()
+        sender.close()
 
 
-def _leave_with_parent() -> None:
-    """A killed parent asks for nothing any more: its marked chunks are kept, no more is made."""
+def _exit_with_parent() -> None:
+    """Exit when the parent process ends. Images that are marked on disk are kept."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

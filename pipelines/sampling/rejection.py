@@ -1,4 +1,4 @@
-"""The classifier that rejects samples: a ResNet's file, or an extractor that has a head for it."""
+"""The classifier of rejection sampling: a ResNet file, or an extractor with class logits."""
 
 import json
 from collections.abc import Callable
@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.stages.context import RunContext
-from var_scaling.class_names import Names, called, class_number
+from var_scaling.class_names import Names, class_label, class_number
 from var_scaling.experiment.sample_set import Rejection
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-EXTRACTORS = ("extractor", "inception", "seeded")  # "extractor": Inception where it is named
+# "extractor": Inception if var-scaling.toml names its weights, else the seeded network.
+EXTRACTORS = ("extractor", "inception", "seeded")
 
 
 @dataclass(frozen=True)
 class RejectionClassifier:
-    """What says how sure a class is: uint8 (B, W, W, 3) to probabilities (B, outputs)."""
+    """A classifier. `probabilities` maps uint8 images (B, W, W, 3) to (B, outputs)."""
 
     name: str
     sha256: str
@@ -27,15 +28,16 @@ class RejectionClassifier:
 
 
 def load_rejection_classifier(context: RunContext, which: str | None) -> RejectionClassifier:
-    """The classifier `which`: a file, one of EXTRACTORS, or None: [weights] classifier.
+    """Load the classifier `which`: a file, or one of EXTRACTORS. None: that of var-scaling.toml.
 
     Raises ValueError (WeightsError for a file that cannot be used).
     """
     which = which or (str(context.settings.weights.classifier or "") or None)
     if which is None:
         raise ValueError(
-            "--reject wants a classifier, and none is named: --classifier FILE.pth, a ResNet in "
-            'torchvision\'s format, or in var-scaling.toml:\n  [weights]\n  classifier = "FILE.pth"'
+            "--reject needs a classifier, and none is named. Give --classifier FILE.pth, a ResNet "
+            "in torchvision's format, or write in var-scaling.toml:\n"
+            '  [weights]\n  classifier = "FILE.pth"'
         )
     if which in EXTRACTORS:
         return _extractor(context, which)
@@ -47,60 +49,71 @@ def load_rejection_classifier(context: RunContext, which: str | None) -> Rejecti
     )
 
 
-def rejection_by(
-    judge: RejectionClassifier, rate: float, model_classes: int, outputs: tuple[int, ...] | None
+def rejection_record(
+    classifier: RejectionClassifier,
+    rate: float,
+    model_classes: int,
+    outputs: tuple[int, ...] | None,
 ) -> Rejection:
-    """The record of it. Raises ValueError where it is not known which output is which class."""
-    if outputs is None and judge.outputs != model_classes:
-        own = " Inception's 1,008 have an order of their own." if judge.outputs == 1008 else ""
+    """The record of rejection sampling with `classifier`, which keeps the share `rate`.
+
+    Raises ValueError if it is not known which output belongs to which class.
+    """
+    if outputs is None and classifier.outputs != model_classes:
+        note = (
+            " Inception's 1,008 outputs have another order." if classifier.outputs == 1008 else ""
+        )
         raise ValueError(
-            f"{judge.name} has {judge.outputs:,} outputs, the model {model_classes:,} classes."
-            f"{own} Say which output is each class's with --class-map FILE, a JSON list"
+            f"{classifier.name} has {classifier.outputs:,} outputs, the model {model_classes:,} "
+            f"classes.{note} Give the output of each class with --class-map FILE, a JSON list"
         )
     if outputs is not None:
-        beyond = sorted({context for context in outputs if not 0 <= context < judge.outputs})
-        if len(outputs) != model_classes or beyond:
+        invalid = sorted({output for output in outputs if not 0 <= output < classifier.outputs})
+        if len(outputs) != model_classes or invalid:
             raise ValueError(
-                f"--class-map: wanted {model_classes:,} outputs, one for each class, from 0 to "
-                f"{judge.outputs - 1:,}; it has {len(outputs):,}"
-                + (f", among them {beyond[0]}" if beyond else "")
+                f"--class-map: expected {model_classes:,} outputs, one for each class, from 0 to "
+                f"{classifier.outputs - 1:,}; it has {len(outputs):,}"
+                + (f", among them {invalid[0]}" if invalid else "")
             )
     return Rejection(
-        rate=rate, classifier=judge.name, classifier_sha256=judge.sha256, outputs=outputs
+        rate=rate, classifier=classifier.name, classifier_sha256=classifier.sha256, outputs=outputs
     )
 
 
 def read_class_map(path: Path, classes: int, names: Names | None) -> tuple[int, ...]:
-    """The classifier's output for each class. Raises ValueError, OSError.
+    """Read the index of the classifier's output for each class. Raises ValueError, OSError.
 
-    A JSON list in the order of the classes, or an object `{"cat": 281, ...}` by name or number.
+    The file is a JSON list in class order, or an object with class names or numbers as keys, such
+    as {"cat": 281, ...}.
     """
     try:
-        found = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path}: no JSON: {error}") from error
-    if isinstance(found, dict):
-        found = _by_class(path, found, classes, names)
-    whole = isinstance(found, list) and all(type(one) is int for one in found)
-    if not whole:
-        raise ValueError(f"{path}: wanted a JSON list of whole numbers, one for each class")
-    return tuple(found)
+        raise ValueError(f"{path}: not valid JSON: {error}") from error
+    if isinstance(content, dict):
+        content = _by_class(path, content, classes, names)
+    # `type`, not isinstance: True is an instance of int.
+    if not (isinstance(content, list) and all(type(output) is int for output in content)):
+        raise ValueError(f"{path}: expected a JSON list of whole numbers, one for each class")
+    return tuple(content)
 
 
-def _by_class(path: Path, found: dict[str, Any], classes: int, names: Names | None) -> list[Any]:
-    """The values of an object that has each class once."""
+def _by_class(path: Path, content: dict[str, Any], classes: int, names: Names | None) -> list[Any]:
+    """The values of an object in class order. Raises ValueError unless it has each class once."""
     outputs: dict[int, Any] = {}
-    for word, output in found.items():
+    for key, output in content.items():
         try:
-            number = class_number(word, names, classes)
+            number = class_number(key, names, classes)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         if number in outputs:
-            raise ValueError(f"{path}: {word!r} is class {called(number, names)}, given before")
+            raise ValueError(
+                f"{path}: {key!r} is class {class_label(number, names)}, which the file has twice"
+            )
         outputs[number] = output
-    absent = [called(one, names) for one in range(classes) if one not in outputs]
-    if absent:
-        raise ValueError(f"{path}: {len(absent)} classes are not in it, the first {absent[0]}")
+    missing = [class_label(number, names) for number in range(classes) if number not in outputs]
+    if missing:
+        raise ValueError(f"{path}: {len(missing)} classes are missing, the first is {missing[0]}")
     return [outputs[number] for number in range(classes)]
 
 
@@ -108,8 +121,8 @@ def _extractor(context: RunContext, which: str) -> RejectionClassifier:
     from var_scaling.evaluation.extractors import inception_extractor, seeded_extractor
 
     file = context.settings.weights.inception
-    known = which == "inception" or (which == "extractor" and file is not None)
-    extractor = inception_extractor(file) if known else seeded_extractor()
+    use_inception = which == "inception" or (which == "extractor" and file is not None)
+    extractor = inception_extractor(file) if use_inception else seeded_extractor()
     extractor.to(context.device())
 
     def probabilities(images_BWW3: "Tensor") -> "Tensor":

@@ -1,4 +1,4 @@
-"""What set of samples is asked for: a person's words to one record. No torch but to reject."""
+"""Turn the options of `sample` into the record of a set. Imports torch only with --reject."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -6,150 +6,160 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.sampling.rejection import load_rejection_classifier, read_class_map, rejection_by
-from pipelines.sampling.settings import fitting, never_without, sampling_of
+from pipelines.sampling.rejection import load_rejection_classifier, read_class_map, rejection_record
+from pipelines.sampling.settings import only_conditional, parse_sampling, resolve_guidance
 from pipelines.sampling.store import SAMPLES
 from pipelines.stages.context import RunContext
-from pipelines.workspace.address import finished, read_generator
+from pipelines.workspace.address import finished_folder, read_generator
 from pipelines.workspace.store import weights_of
-from var_scaling.class_names import PREFIX, Names, alike, class_number, names_of
+from var_scaling.class_names import PREFIX, Names, class_number, load_names, normalize_name
 from var_scaling.disk import DONE, read_json
 from var_scaling.experiment import ImportedModel, Trial
 from var_scaling.experiment.sample_set import NONE, SampleSet
 
-_FEW = 16  # classes: so many are all sampled where nothing is said
-_MOST = 10_000_000  # images drawn for one set; its folder is listed and its marks are read as one
+_MAX_DEFAULT_CLASSES = 16  # up to this number of classes, --classes may be left out: all
+_MAX_IMAGES = 10_000_000  # drawn for one set: its folder and its marks are read as a whole
 
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """A set in a person's words."""
+    """The options of `sample` that define a set, as the user gives them."""
 
     classes: str | None = None  # "0,1,5-8", "cat,dog", "all", "none"
-    count: int = 8
+    count: int = 8  # images of each class
     seed: int = 0
     name: str = "default"
-    sampling: Mapping[str, Any] = field(default_factory=dict)  # those settings that were given
-    reject: float | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)  # only the settings given
+    reject: float | None = None  # share of the candidates to keep
     classifier: str | None = None
     class_map: Path | None = None
-    raw: bool = False  # the last weights of a model whose own are an average
+    raw: bool = False  # use the last weights of a model that averages its weights (EMA)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A set that can be drawn, and where."""
+    """A checked set and its folder."""
 
     address: str
     folder: Path
-    wanted: SampleSet
-    classifier: str | None  # as named, for the process that samples
+    config: SampleSet
+    classifier: str | None  # as given, for the process that loads it
 
     @property
     def raw(self) -> bool:
-        """Whether the set is of the last weights of a model whose own are an average."""
+        """Whether the set uses the last weights of a model that averages its weights (EMA)."""
         marker = read_json(self.folder.parents[1] / DONE)
-        return self.wanted.weights_sha256 == marker.get("raw_weights_sha256")
+        return self.config.weights_sha256 == marker.get("raw_weights_sha256")
 
 
-def plan_set(context: RunContext, address: str, asked: SampleOptions) -> Plan:
-    """Check all that can be before the model is loaded. Raises ValueError, OSError."""
-    folder = finished(context.home, address)
+def plan_set(context: RunContext, address: str, options: SampleOptions) -> Plan:
+    """Check everything that does not need the loaded model. Raises ValueError, OSError."""
+    folder = finished_folder(context.home, address)
     record = read_generator(folder)
-    tokenizer = finished(context.home, f"tokenizers/{record.tokenizer.name}")
-    names = names_of(folder, record.classes)
-    labels = read_classes(asked.classes, record.classes, names)
-    _refuse_never_learnt(record, labels)
-    if asked.count < 1:
-        raise ValueError(f"--count {asked.count}: wanted 1 or more images of each class")
-    sampling = sampling_of(record.family, asked.sampling)
-    record.family.frames(record.spec, sampling)  # raises where a list has another length
-    rejection, classifier = None, asked.classifier
-    if asked.reject is None and (classifier or asked.class_map):
-        raise ValueError("--classifier and --class-map say how to --reject: at which rate?")
-    if asked.reject is not None:
-        if not 0 < asked.reject <= 1:
-            raise ValueError(f"--reject {asked.reject:g}: the share to keep, above 0, at most 1")
+    tokenizer = finished_folder(context.home, f"tokenizers/{record.tokenizer.name}")
+    names = load_names(folder, record.classes)
+    labels = read_classes(options.classes, record.classes, names)
+    _refuse_unconditional(record, labels)
+    if options.count < 1:
+        raise ValueError(f"--count {options.count}: must be at least 1 image of each class")
+    sampling = parse_sampling(record.family, options.sampling)
+    record.family.frames(record.spec, sampling)  # raises for a list of the wrong length
+    rejection, classifier = None, options.classifier
+    if options.reject is None and (classifier or options.class_map):
+        raise ValueError(
+            "--classifier and --class-map are options of rejection sampling: give --reject RATE too"
+        )
+    if options.reject is not None:
+        if not 0 < options.reject <= 1:
+            raise ValueError(
+                f"--reject {options.reject:g}: the share to keep must be above 0 and at most 1"
+            )
         if record.classes in labels:
             raise ValueError(
-                "--reject keeps what a classifier is surest of being the class asked for: with "
-                "--classes none there is none"
+                "--reject keeps the images to whose class a classifier gives the highest "
+                f"probability, and images of --classes {NONE} have no class"
             )
         if classifier and Path(classifier).exists():
             classifier = str(Path(classifier).absolute())
-        judge = load_rejection_classifier(context, classifier)
+        loaded_classifier = load_rejection_classifier(context, classifier)
         outputs = None
-        if asked.class_map:
-            outputs = read_class_map(asked.class_map, record.classes, names)
-        rejection = rejection_by(judge, asked.reject, record.classes, outputs)
-    reason = f"it pulls towards a class, and with --classes {NONE} there is none"
+        if options.class_map:
+            outputs = read_class_map(options.class_map, record.classes, names)
+        rejection = rejection_record(loaded_classifier, options.reject, record.classes, outputs)
+    reason = f"guidance needs a class, and --classes {NONE} has none"
     no_class = reason if labels == (record.classes,) else None
-    wanted = SampleSet(
-        name=asked.name,
-        seed=asked.seed,
+    config = SampleSet(
+        name=options.name,
+        seed=options.seed,
         classes=labels,
         model_classes=record.classes,
-        count=asked.count,
-        sampling=fitting(sampling, record, no_class),
+        count=options.count,
+        sampling=resolve_guidance(sampling, record, no_class),
         rejection=rejection,
-        weights_sha256=weights_of(folder, asked.raw)[1],
+        weights_sha256=weights_of(folder, options.raw)[1],
         tokenizer_sha256=read_json(tokenizer / DONE)["weights_sha256"],
     )
-    if wanted.drawn > _MOST:
+    if config.drawn > _MAX_IMAGES:
         candidates = (
-            "" if rejection is None else f", {wanted.candidates:,} candidates of each class"
+            "" if rejection is None else f", {config.candidates:,} candidates of each class"
         )
         raise ValueError(
-            f"{wanted.drawn:,} images would have to be drawn{candidates}: one set is of at most "
-            f"{_MOST:,}. Ask for fewer, or for several sets with --name and another --seed"
+            f"the set would draw {config.drawn:,} images{candidates}; at most {_MAX_IMAGES:,} are "
+            "allowed. Lower --count, or draw several sets with different --name and --seed"
         )
-    return Plan(address, folder / SAMPLES / wanted.name, wanted, classifier)
+    return Plan(address, folder / SAMPLES / config.name, config, classifier)
 
 
-def read_classes(text: str | None, known: int, names: Names | None = None) -> tuple[int, ...]:
-    """`0,1,5-8`, names, `all`, `none` (the label `known`), or a mixture; rising, each once.
+def read_classes(text: str | None, classes: int, names: Names | None = None) -> tuple[int, ...]:
+    """Parse `0,1,5-8`, names, `all`, `none` (the label `classes`), or a mixture of these.
 
-    Not said, it is all where they are few. Raises ValueError.
+    The labels are in ascending order, each once. None: all classes if there are at most 16. Raises
+    ValueError.
     """
     if text is None:
-        if known > _FEW:
+        if classes > _MAX_DEFAULT_CLASSES:
             raise ValueError(
-                f"the model knows {known:,} classes: say which, --classes 0,1,5-8 or --classes all"
+                f"the model has {classes:,} classes: choose some with --classes 0,1,5-8, or "
+                "--classes all"
             )
         text = "all"
     labels: set[int] = set()
     for word in _words(text, names):
         if word == "all":
-            labels |= set(range(known))
+            labels |= set(range(classes))
         elif word == NONE:
-            labels.add(known)
+            labels.add(classes)
         else:
-            labels |= set(_span(word, text, known, names))
+            labels |= set(_class_range(word, text, classes, names))
     return tuple(sorted(labels))
 
 
 def _words(text: str, names: Names | None) -> Iterator[str]:
-    """What stands between commas; a name with commas in it, as ImageNet's have, is one word."""
-    with_commas = {alike(name): name.count(",") for name in names or () if "," in name}
-    most = 1 + max(with_commas.values(), default=0)
+    """The words between commas; a class name that contains commas, as in ImageNet, is one word."""
+    with_commas = {normalize_name(name): name.count(",") for name in names or () if "," in name}
+    max_parts = 1 + max(with_commas.values(), default=0)  # of a name
     parts = text.split(",")
     while parts:
-        joined = [",".join(parts[:count]).strip() for count in range(min(most, len(parts)), 0, -1)]
-        known = (word for word in joined if alike(word.removeprefix(PREFIX)) in with_commas)
-        word = next(known, joined[-1])
+        # The longest sequence of parts that is a name with commas, else the first part alone.
+        counts = range(min(max_parts, len(parts)), 0, -1)
+        joined = [",".join(parts[:count]).strip() for count in counts]
+        matches = (
+            word for word in joined if normalize_name(word.removeprefix(PREFIX)) in with_commas
+        )
+        word = next(matches, joined[-1])
         yield word
         del parts[: 1 + word.count(",")]
 
 
-def _span(word: str, text: str, known: int, names: Names | None) -> range:
-    found = re.fullmatch(r"([0-9]+)-([0-9]+)", word)
+def _class_range(word: str, text: str, classes: int, names: Names | None) -> range:
+    match = re.fullmatch(r"([0-9]+)-([0-9]+)", word)
     try:
-        if not found:
-            number = class_number(word, names, known, f"0,1,5-8 or all or {NONE}")
+        if not match:
+            number = class_number(word, names, classes, f"0,1,5-8 or all or {NONE}")
             return range(number, number + 1)
-        first, last = int(found[1]), class_number(found[2], names, known)
+        first, last = int(match[1]), class_number(match[2], names, classes)
         if last < first:
-            raise ValueError(f"{word} runs backwards")
+            raise ValueError(f"{word}: the first number is larger than the last")
     except ValueError as error:
         raise ValueError(f"--classes {text}: {error}") from error
     return range(first, last + 1)
@@ -157,15 +167,15 @@ def _span(word: str, text: str, known: int, names: Names | None) -> range:
 
 def read_part(text: str) -> tuple[int, int]:
     """`2/8` as (1, 8): the second of eight. Raises ValueError."""
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise ValueError(f"--part {text}: wanted I/N, from 1/N to N/N: the second of eight is 2/8")
-    return int(found[1]) - 1, int(found[2])
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise ValueError(f"--part {text}: must be I/N, from 1/N to N/N: the second of eight is 2/8")
+    return int(match[1]) - 1, int(match[2])
 
 
-def _refuse_never_learnt(record: Trial | ImportedModel, labels: tuple[int, ...]) -> None:
-    if record.classes in labels and never_without(record):
+def _refuse_unconditional(record: Trial | ImportedModel, labels: tuple[int, ...]) -> None:
+    if record.classes in labels and only_conditional(record):
         raise ValueError(
-            f"--classes {NONE}: {record.name} was trained with label_drop = 0 and never without "
-            "a class"
+            f"--classes {NONE}: {record.name} was trained with class_dropout_prob = 0, so it "
+            "cannot sample without a class"
         )

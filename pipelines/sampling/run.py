@@ -1,4 +1,4 @@
-"""One call of `sample`, here or on a cluster: who may do it, how it is stopped, how it ended."""
+"""Run `sample` on this machine or on a cluster: locks, stop requests and the outcome."""
 
 import asyncio
 import fcntl
@@ -9,38 +9,38 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pipelines.execution.cluster import environment_for_jobs, refuse_without_slurm, submit_once
+from pipelines.execution.cluster import environment_for_jobs, require_sbatch, submit_once
 from pipelines.execution.reconcile import Reconciler
 from pipelines.execution.slurm.backend import SlurmBackend
 from pipelines.execution.tasks import Task
-from pipelines.sampling.draw import How, ReportProgress, sample_set, stop_requested
-from pipelines.sampling.finalize import ended
-from pipelines.sampling.jobs import images_drawn, others_at_it, reset_failed, sample_tasks
-from pipelines.sampling.processes import ProcessFailed, sample_set_by
+from pipelines.sampling.draw import DrawOptions, ReportProgress, sample_set, stop_requested
+from pipelines.sampling.finalize import is_finished
+from pipelines.sampling.jobs import images_drawn, other_job, reset_failed, sample_tasks
+from pipelines.sampling.processes import ProcessFailed, sample_set_in_processes
 from pipelines.sampling.request import Plan
 from pipelines.sampling.store import STRIPS, SampleFolder, refuse_other
 from pipelines.stages.attempt import Stopped
 from pipelines.stages.context import RunContext, StopFile, asking_to_stop
 from pipelines.workspace.address import read_generator
-from pipelines.workspace.driver_lock import driving
-from pipelines.workspace.modules import named_in
+from pipelines.workspace.driver_lock import hold_driver_lock
+from pipelines.workspace.modules import module_names
 from pipelines.workspace.settings import MLflow
 from pipelines.workspace.snapshot import take_snapshot
-from pipelines.workspace.store import Busy, file_lock, in_use
+from pipelines.workspace.store import FolderInUseError, file_lock, in_use
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How it ended: done, unless one of these says otherwise."""
+    """How sampling ended. The set is done if no field is set."""
 
-    stopped: str | None = None  # asked to stop, or left: what to know
-    failures: dict[str, str] = field(default_factory=dict)  # by unit
-    missing: str | None = None  # this part is done, the set is not
+    stopped: str | None = None  # message, if it was stopped or the driver exited early
+    failures: dict[str, str] = field(default_factory=dict)  # error message by task
+    missing: str | None = None  # message, if this part is done and the set is not
 
 
 @dataclass(frozen=True)
-class Launch:
-    """What is said about a cluster."""
+class ClusterOptions:
+    """The options of `sample` for a cluster."""
 
     cluster: str
     jobs: int
@@ -50,154 +50,182 @@ class Launch:
     take_over: bool
 
 
-def here(
-    context: RunContext, plan: Plan, how: How, processes: int, report_progress: ReportProgress
+def sample_locally(
+    context: RunContext,
+    plan: Plan,
+    draw_options: DrawOptions,
+    processes: int,
+    report_progress: ReportProgress,
 ) -> Outcome:
-    """Draw on this machine. Raises Busy, Drift, ValueError, OSError."""
-    refuse_other(plan.folder, plan.wanted)
-    mine = "" if how.part is None else f"-{how.part[0] + 1}-of-{how.part[1]}"
-    with _alone(plan.folder, how.part):
-        stop_file = plan.folder / f"stop{mine}"
+    """Draw on this machine. Raises FolderInUseError, ConfigMismatchError, ValueError, OSError."""
+    refuse_other(plan.folder, plan.config)
+    part = draw_options.part
+    suffix = "" if part is None else f"-{part[0] + 1}-of-{part[1]}"
+    with _sampling_lock(plan.folder, part):
+        stop_file = plan.folder / f"stop{suffix}"
         stop_file.unlink(missing_ok=True)
         context = replace(context, requested_signal=StopFile(stop_file))
         try:
             with asking_to_stop(stop_file):
                 if processes > 1:
-                    left = sample_set_by(processes, context, plan, how, stop_file, report_progress)
+                    incomplete = sample_set_in_processes(
+                        processes, context, plan, draw_options, stop_file, report_progress
+                    )
                 else:
-                    left = sample_set(
-                        context, plan, how, lambda done: stop_requested(context), report_progress
+                    incomplete = sample_set(
+                        context,
+                        plan,
+                        draw_options,
+                        lambda done: stop_requested(context),
+                        report_progress,
                     )
         except Stopped as error:
             return Outcome(stopped=str(error))
         except ProcessFailed as error:
-            return Outcome(failures={plan.wanted.name: str(error)})
+            return Outcome(failures={plan.config.name: str(error)})
         finally:
             stop_file.unlink(missing_ok=True)
-    if not left:
+    if not incomplete:
         return Outcome()
-    if how.part is None:
-        lost = f"{plan.folder} does not keep what is written: {len(left):,} of its chunks, twice"
-        return Outcome(failures={plan.wanted.name: lost})
-    others = f"{len(left):,} of {plan.wanted.chunks:,} chunks are still missing"
+    if part is None:
+        lost = (
+            f"{plan.folder}: files of {len(incomplete):,} chunks were written twice and are "
+            "missing or damaged again: check the disk"
+        )
+        return Outcome(failures={plan.config.name: lost})
+    others = f"{len(incomplete):,} of {plan.config.chunks:,} chunks are still missing"
     return Outcome(
         missing=f"This part is done; {others}. The last part to finish completes the set."
     )
 
 
 @contextmanager
-def _alone(folder: Path, part: tuple[int, int] | None) -> Iterator[None]:
-    """Be the one who draws the set here; or the one at this part, beside those at others.
+def _sampling_lock(folder: Path, part: tuple[int, int] | None) -> Iterator[None]:
+    """Lock the whole set, or one part of it; processes may draw different parts at the same time.
 
-    Raises Busy, naming the owner.
+    A part takes the lock of the set as a shared lock. Raises FolderInUseError, naming the owner.
     """
     if part is None:
         with file_lock(folder):
             yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    mine = f"{part[0] + 1}-of-{part[1]}"
-    with open(folder / "lock", "a+") as lock, file_lock(folder, file=f"lock-{mine}"):
-        if not _locked(lock.fileno(), fcntl.LOCK_SH):
+    name = f"{part[0] + 1}-of-{part[1]}"
+    with open(folder / "lock", "a+") as lock, file_lock(folder, file=f"lock-{name}"):
+        if not _try_lock(lock.fileno(), fcntl.LOCK_SH):
             lock.seek(0)
-            raise Busy(f"{folder} is in use by {lock.read().strip() or 'another process'}")
+            raise FolderInUseError(
+                f"{folder} is in use by {lock.read().strip() or 'another process'}"
+            )
         lock.truncate(0)
-        lock.write(f"pid {os.getpid()} on {socket.gethostname()}, which draws part {mine}\n")
+        lock.write(f"pid {os.getpid()} on {socket.gethostname()}, which draws part {name}\n")
         lock.flush()
         yield
 
 
-def other_split(folder: Path, part: tuple[int, int]) -> str:
-    """Which part of another number of parts is being drawn on this machine; "" if none."""
+def conflicting_part(folder: Path, part: tuple[int, int]) -> str:
+    """A message if this machine draws a part of another division into parts; "" if not."""
     for path in sorted(folder.glob("lock-*-of-*")):
         other = path.name.removeprefix("lock-").replace("-of-", "/")
         if other.endswith(f"/{part[1]}"):
             continue
         with open(path, "a+") as lock:
-            if not _locked(lock.fileno(), fcntl.LOCK_SH):
+            if not _try_lock(lock.fileno(), fcntl.LOCK_SH):
                 return (
-                    f"part {other} of this set is being drawn: some of its chunks are those of "
-                    f"part {part[0] + 1}/{part[1]} too, and both draw them. Begin all parts with "
-                    "the same number behind the stroke"
+                    f"part {other} of this set is being drawn. Some of its chunks belong to part "
+                    f"{part[0] + 1}/{part[1]} too, and both draw them. Start all parts with the "
+                    "same number after the slash"
                 )
     return ""
 
 
-def _locked(descriptor: int, how: int) -> bool:
+def _try_lock(descriptor: int, operation: int) -> bool:
     try:
-        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
 
 
-def on_cluster(
-    context: RunContext, plan: Plan, how: How, launch: Launch, report_progress: ReportProgress
+def sample_on_cluster(
+    context: RunContext,
+    plan: Plan,
+    draw_options: DrawOptions,
+    cluster_options: ClusterOptions,
+    report_progress: ReportProgress,
 ) -> Outcome:
-    """Draw as an array of jobs: what is done stays, what runs is attached to.
+    """Draw with an array of jobs. Finished parts are kept; running jobs are attached to.
 
-    Killing this driver ends no job. Raises Busy, Drift, DirtyTree, ValueError, SettingsError.
+    The jobs keep running if this driver is killed. Raises FolderInUseError, ConfigMismatchError,
+    DirtyTree, ValueError, SettingsError.
     """
-    where = context.settings.cluster(launch.cluster)
-    refuse_other(plan.folder, plan.wanted)
-    at = SampleFolder(plan.folder, plan.wanted)
-    if ended(at):
-        if how.strips and not (plan.folder / STRIPS).exists():
+    cluster = context.settings.cluster(cluster_options.cluster)
+    refuse_other(plan.folder, plan.config)
+    store = SampleFolder(plan.folder, plan.config)
+    if is_finished(store):
+        if draw_options.strips and not (plan.folder / STRIPS).exists():
             raise ValueError(
-                f"{plan.folder} is done, so no job is left to draw strips: the same words without "
-                f"--on {launch.cluster} draw them here"
+                f"{plan.folder} is done, so no job is left to draw strips. The same command "
+                f"without --on {cluster_options.cluster} draws them on this machine"
             )
         return Outcome()
-    refuse_without_slurm(launch.cluster)
+    require_sbatch(cluster_options.cluster)
     record = read_generator(context.home.root / plan.address)
-    tasks = sample_tasks(plan, how, launch.jobs, record, where)
-    others = others_at_it(plan, tasks, launch.cluster)
-    if others:
-        raise ValueError(others)
+    tasks = sample_tasks(plan, draw_options, cluster_options.jobs, record, cluster)
+    message = other_job(plan, tasks, cluster_options.cluster)
+    if message:
+        raise ValueError(message)
     if in_use(plan.folder):
-        raise Busy(f"{plan.folder} is being drawn by a process of this machine")
-    snapshot = take_snapshot(context.home, launch.dirty, named_in([record]))
+        raise FolderInUseError(f"{plan.folder} is being drawn by a process of this machine")
+    snapshot = take_snapshot(context.home, cluster_options.dirty, module_names([record]))
     settings = context.settings.model_copy(update={"mlflow": MLflow()})
-    with driving(plan.folder, launch.cluster, launch.take_over) as driver:
-        at.init_run_dir()
-        if launch.retry:
+    with hold_driver_lock(
+        plan.folder, cluster_options.cluster, cluster_options.take_over
+    ) as driver:
+        store.init_run_dir()
+        if cluster_options.retry:
             reset_failed(tasks)
         backend = SlurmBackend(
-            context.home, settings, launch.cluster, snapshot, environment_for_jobs()
+            context.home, settings, cluster_options.cluster, snapshot, environment_for_jobs()
         )
         reconciler = Reconciler(
-            plan.folder, backend, launch.cluster, snapshot.code, where.poll_seconds, driver
+            plan.folder,
+            backend,
+            cluster_options.cluster,
+            snapshot.code,
+            cluster.poll_seconds,
+            driver,
         )
-        if launch.detach:
+        if cluster_options.detach:
             missing = [task for task in tasks if not task.done]
             failures = _with_logs(context, tasks, submit_once(reconciler, missing))
-            return Outcome(None if failures else _LEFT, failures)
+            return Outcome(None if failures else _DRIVER_EXITED, failures)
         try:
             failures = asyncio.run(_run_until_done(reconciler, tasks, plan, report_progress))
         except KeyboardInterrupt:
-            return Outcome(stopped=_LEFT)
+            return Outcome(stopped=_DRIVER_EXITED)
     return Outcome(failures=_with_logs(context, tasks, failures))
 
 
-_LEFT = "Left; its jobs go on"
+_DRIVER_EXITED = "This process exits; its jobs keep running"
 
 
 def _with_logs(context: RunContext, tasks: list[Task], failures: dict[str, str]) -> dict[str, str]:
-    """The same, and where a unit's output is."""
-    where = {task.name: task.folder.relative_to(context.home.root) for task in tasks}
+    """`failures`, each followed by the command that shows the logs of its task."""
+    addresses = {task.name: task.folder.relative_to(context.home.root) for task in tasks}
     return {
-        name: f"{why} (var-scaling logs {where[name]})" if name in where else why
-        for name, why in failures.items()
+        name: f"{error} (var-scaling logs {addresses[name]})" if name in addresses else error
+        for name, error in failures.items()
     }
 
 
 async def _run_until_done(
     reconciler: Reconciler, tasks: list[Task], plan: Plan, report_progress: ReportProgress
 ) -> dict[str, str]:
-    """Why, by unit, for each that is not done; the disk says meanwhile how far they are."""
-    seen = asyncio.create_task(reconciler.run_until_done(tasks))
-    title, total = f"samples {plan.wanted.name}", plan.wanted.drawn
-    while not seen.done():
+    """Run the jobs, report the progress found on disk, and return the errors by task."""
+    run = asyncio.create_task(reconciler.run_until_done(tasks))
+    title, total = f"samples {plan.config.name}", plan.config.drawn
+    while not run.done():
         report_progress(title, min(total, images_drawn(tasks)), total)
-        await asyncio.wait([seen], timeout=min(1.0, reconciler.poll_seconds))
-    return seen.result()
+        await asyncio.wait([run], timeout=min(1.0, reconciler.poll_seconds))
+    return run.result()

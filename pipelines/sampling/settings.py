@@ -1,6 +1,6 @@
-"""The sampling record of a model from what was given, and whether guidance can do anything.
+"""Build a model's sampling record from the given settings; decide whether guidance applies.
 
-No torch.
+Does not import torch.
 """
 
 from collections.abc import Mapping
@@ -12,56 +12,60 @@ from pydantic_core import ErrorDetails
 from var_scaling.experiment import ImportedModel, Trial
 from var_scaling.models.base import ModelFamily, SamplingRecord
 
-_OTHER_KIND = ("tuple_type", "float_type", "int_type")  # pydantic's names of faults
+_TYPE_ERRORS = ("tuple_type", "float_type", "int_type")  # names of pydantic
 
 
-def never_without(record: Trial | ImportedModel) -> bool:
-    """Whether the model was always told a class while it learnt."""
+def only_conditional(record: Trial | ImportedModel) -> bool:
+    """Whether the model was trained without the null class, so that guidance cannot be computed."""
     return isinstance(record, Trial) and record.class_dropout_prob == 0
 
 
-def fitting(
+def resolve_guidance(
     sampling: SamplingRecord, record: Trial | ImportedModel, no_class: str | None
 ) -> SamplingRecord:
-    """`sampling`, its guidance 0 where it can do nothing.
+    """`sampling`, with guidance 0 if guidance cannot be computed.
 
-    `no_class` says why there is no class to pull towards, where there is none. Raises ValueError if
-    guidance was asked for nevertheless.
+    `no_class`: the reason if no class was given, else None. Raises ValueError if guidance cannot be
+    computed but was given explicitly.
     """
-    why = no_class
-    if why is None and never_without(record):
-        why = f"{record.name} was trained with label_drop = 0 and has nothing to pull away from"
-    if why is None or not sampling.guided:
+    reason = no_class
+    if reason is None and only_conditional(record):
+        reason = (
+            f"{record.name} was trained with class_dropout_prob = 0, so it has no unconditional "
+            "prediction, which guidance needs. Leave guidance out"
+        )
+    if reason is None or not sampling.guided:
         return sampling
     weights = sampling.guidance if isinstance(sampling.guidance, tuple) else (sampling.guidance,)
     if "guidance" in sampling.model_fields_set:
-        raise ValueError(f"guidance {', '.join(f'{weight:g}' for weight in weights)}: {why}")
+        raise ValueError(f"guidance {', '.join(f'{weight:g}' for weight in weights)}: {reason}")
     return sampling.model_copy(update={"guidance": 0.0})
 
 
-def sampling_of(family: ModelFamily, given: Mapping[str, Any]) -> SamplingRecord:
-    """The family's record; what was not given is not among its `model_fields_set`.
+def parse_sampling(family: ModelFamily, given: Mapping[str, Any]) -> SamplingRecord:
+    """The family's sampling record; only the given settings are in its `model_fields_set`.
 
-    Raises ValueError where a value is wrong, or the family has no such setting.
+    Raises ValueError for a wrong value, or a setting that the family does not have.
     """
     try:
         return family.sampling(**given)
     except ValidationError as error:
-        # Of a field that may be one thing or another, pydantic complains for both.
-        faults = [fault for fault in error.errors() if fault["type"] not in _OTHER_KIND]
-        lines = [_line(fault, family) for fault in faults]
+        # For a field of a union type, such as float | tuple, pydantic reports an error for each
+        # member of the union: drop those that only say that the other member's type was expected.
+        errors = [details for details in error.errors() if details["type"] not in _TYPE_ERRORS]
+        lines = [_message(details, family) for details in errors]
         raise ValueError("\n".join(lines)) from error
 
 
-def _line(fault: ErrorDetails, family: ModelFamily) -> str:
-    if fault["type"] == "extra_forbidden":
+def _message(error: ErrorDetails, family: ModelFamily) -> str:
+    if error["type"] == "extra_forbidden":
         fields = [name for name in family.sampling.model_fields if name != "family"]
         return (
-            f"--{_option(fault)}: the family {family.name} has no such setting; it has "
+            f"--{_option(error)}: the family {family.name} has no such setting; its settings are "
             f"{', '.join(fields)}"
         )
-    return f"--{_option(fault)} {fault['input']}: {fault['msg']}"
+    return f"--{_option(error)} {error['input']}: {error['msg']}"
 
 
-def _option(fault: ErrorDetails) -> str:
-    return str(fault["loc"][0]).replace("_", "-")
+def _option(error: ErrorDetails) -> str:
+    return str(error["loc"][0]).replace("_", "-")

@@ -1,8 +1,8 @@
-"""The folder of a set of samples: its images, and for each chunk a mark of what is whole on disk.
+"""The folder of a sample set: its images, and a mark for each chunk that lists the written images.
 
-A mark is written after its images and lists them with size and checksum. What it does not list, or
-what is not there as listed, is drawn again: so whatever a killed process or a full disk left, and
-however much a set has grown, the next run makes what is missing and nothing else. No torch.
+A mark is written after its images and has their sizes and checksums. An image that no mark lists,
+or whose file differs from the mark, is drawn again. So after a killed process, a full disk or a
+larger --count, the next run draws exactly the missing images. Does not import torch.
 """
 
 import json
@@ -17,17 +17,22 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipelines.workspace.store import ConfigMismatchError, drift, read_record, refuse
-from var_scaling.disk import DONE, is_done, read_json, whole
+from pipelines.workspace.store import (
+    ConfigMismatchError,
+    raise_if_mismatch,
+    read_record,
+    record_differences,
+)
+from var_scaling.disk import DONE, atomic_write, is_done, read_json
 from var_scaling.experiment.sample_set import Request, SampleSet
 
 RECORD, SAMPLES, STRIPS = "sampling.json", "samples", "strips.png"
-_READERS = 8  # files read at a time: a network disk answers late, not slowly
+_READERS = 8  # files read in parallel: a network disk has a high latency, but enough bandwidth
 
 
 @dataclass(frozen=True)
 class StoredImage:
-    """An image on disk; `score` where a classifier has judged it."""
+    """An image file. `score`: with rejection, the classifier's probability of its class."""
 
     bytes: int
     crc32: int
@@ -36,7 +41,7 @@ class StoredImage:
 
 @dataclass(frozen=True)
 class ProcessShare:
-    """One process's share of a chunk: what it made, by what code, where, in how long."""
+    """One process's contribution to a chunk: images, duration, device, code version, host."""
 
     images: int
     seconds: float
@@ -46,164 +51,176 @@ class ProcessShare:
 
 
 class SampleFolder:
-    """The images of `wanted` below `folder`."""
+    """The folder of the sample set `config`."""
 
-    def __init__(self, folder: Path, wanted: SampleSet):
-        self.folder, self.wanted = folder, wanted
-        # Where images are drawn to; those that a classifier accepts come into images/ at the end.
-        self.drawn = folder / ("images" if wanted.rejection is None else "candidates")
+    def __init__(self, folder: Path, config: SampleSet):
+        self.folder, self.config = folder, config
+        # With rejection all candidates are drawn here; at the end the accepted ones are linked into
+        # images/.
+        self.drawn = folder / ("images" if config.rejection is None else "candidates")
 
     def init_run_dir(self) -> None:
-        """Be the home of `wanted`: new, the same, or the same with another count.
+        """Write the record of `config`: a new set, the same set, or the same with another count.
 
-        A count that was never reached may fall again. Raises Drift if the folder belongs to
-        another set, or has more images of this one.
+        A larger count that was requested but not completed may be lowered again. Raises
+        ConfigMismatchError if the folder belongs to another set or has more images of this one.
         """
-        refuse_other(self.folder, self.wanted)
+        refuse_other(self.folder, self.config)
         path = self.folder / RECORD
         if path.exists():
             if self.is_current():
                 return
-        else:  # it is unknown what the marks belong to
+        else:  # without a record it is unknown to which set the marks belong
             for mark in (self.folder / "chunks").glob("*.json"):
                 mark.unlink(missing_ok=True)
         for stale in (DONE, STRIPS):
             (self.folder / stale).unlink(missing_ok=True)
-        with whole(path) as beside:
-            beside.write_text(self.wanted.model_dump_json(indent=1) + "\n")
+        with atomic_write(path) as temporary_path:
+            temporary_path.write_text(self.config.model_dump_json(indent=1) + "\n")
 
     def is_current(self) -> bool:
-        """Whether the folder is the home of this set, with this count."""
-        return recorded(self.folder) == self.wanted
+        """Whether the folder has the record of exactly this set, with this count."""
+        return recorded(self.folder) == self.config
 
     def path(self, request: Request) -> Path:
-        return self.drawn / self.wanted.file(request)
+        return self.drawn / self.config.file(request)
 
     def mark_path(self, chunk: int) -> Path:
         return self.folder / "chunks" / f"{chunk:05d}.json"
 
-    def marked(self) -> set[int]:
-        """The chunks of which something is marked: one listing, nothing is read."""
+    def marked_chunks(self) -> set[int]:
+        """The chunks that have a mark, by one listing of the folder; no file is read."""
         try:
             names = os.listdir(self.folder / "chunks")
         except FileNotFoundError:
             return set()
         return {int(name[:-5]) for name in names if name[:-5].isdigit()}
 
-    def look(self, chunk: int) -> dict[Request, StoredImage]:
-        """Those images of `chunk` that are whole on disk, in the order of drawing."""
+    def stored_images(self, chunk: int) -> dict[Request, StoredImage]:
+        """The images of `chunk` that are complete on disk, in drawing order.
+
+        Compares sizes, not checksums: `damaged` does that.
+        """
         listed = self._mark(chunk)[0]
-        judged = self.wanted.rejection is not None
+        needs_score = self.config.rejection is not None
         return {
             request: listed[request]
-            for request in self.wanted.chunk(chunk)
+            for request in self.config.chunk(chunk)
             if request in listed
-            and (listed[request].score is not None) == judged
+            and (listed[request].score is not None) == needs_score
             and _size(self.path(request)) == listed[request].bytes
         }
 
-    def look_at_all(self) -> tuple[dict[Request, StoredImage], list[int]]:
-        """All images that are whole on disk, in the order of drawing; the chunks that lack some."""
-        found: dict[Request, StoredImage] = {}
-        lacking = []
-        for chunk in range(self.wanted.chunks):
-            here = self.look(chunk)
-            found |= here
-            if len(here) < len(self.wanted.chunk(chunk)):
-                lacking.append(chunk)
-        return found, lacking
+    def all_stored_images(self) -> tuple[dict[Request, StoredImage], list[int]]:
+        """All images that are complete on disk, in drawing order; the chunks that miss images."""
+        stored: dict[Request, StoredImage] = {}
+        incomplete = []
+        for chunk in range(self.config.chunks):
+            in_chunk = self.stored_images(chunk)
+            stored |= in_chunk
+            if len(in_chunk) < len(self.config.chunk(chunk)):
+                incomplete.append(chunk)
+        return stored, incomplete
 
-    def damaged(self, found: dict[Request, StoredImage]) -> list[Request]:
-        """Those of which the file is not what was written; reads them all."""
-        requests = list(found)
+    def damaged(self, images: dict[Request, StoredImage]) -> list[Request]:
+        """The images whose file has another checksum than when it was written; reads all files."""
+        requests = list(images)
         with ThreadPoolExecutor(_READERS) as pool:
-            sums = pool.map(lambda one: _crc32(self.path(one)), requests)
+            checksums = pool.map(lambda request: _crc32(self.path(request)), requests)
             return [
-                one for one, crc32 in zip(requests, sums, strict=True) if crc32 != found[one].crc32
+                request
+                for request, crc32 in zip(requests, checksums, strict=True)
+                if crc32 != images[request].crc32
             ]
 
     def write(self, request: Request, pixels_WW3: np.ndarray, score: float | None) -> StoredImage:
-        """Put one image in its place, whole."""
-        kept = BytesIO()
-        Image.fromarray(pixels_WW3).save(kept, format="PNG")
-        content = kept.getvalue()
-        with whole(self.path(request)) as beside:
-            beside.write_bytes(content)
+        """Write one image atomically."""
+        buffer = BytesIO()
+        Image.fromarray(pixels_WW3).save(buffer, format="PNG")
+        content = buffer.getvalue()
+        with atomic_write(self.path(request)) as temporary_path:
+            temporary_path.write_bytes(content)
         return StoredImage(len(content), zlib.crc32(content), score)
 
     def mark(self, chunk: int, images: dict[Request, StoredImage], share: ProcessShare) -> None:
-        """Note that these images of `chunk` are whole on disk, last made in `life`."""
+        """Record that `images` of `chunk` are complete on disk; `share`: this process's part."""
         rows = [
-            [request.label, request.index, made.bytes, made.crc32, made.score]
-            for request, made in images.items()
+            [request.label, request.index, image.bytes, image.crc32, image.score]
+            for request, image in images.items()
         ]
-        shares = [*(asdict(one) for one in self._mark(chunk)[1]), asdict(share)]
-        with whole(self.mark_path(chunk)) as beside:
-            beside.write_text(json.dumps({"images": rows, "lives": shares}) + "\n")
+        shares = [*map(asdict, self._mark(chunk)[1]), asdict(share)]
+        with atomic_write(self.mark_path(chunk)) as temporary_path:
+            temporary_path.write_text(json.dumps({"images": rows, "lives": shares}) + "\n")
 
-    def shares(self) -> Iterator[ProcessShare]:
+    def process_shares(self) -> Iterator[ProcessShare]:
         """Every process's share of every chunk."""
-        for chunk in range(self.wanted.chunks):
+        for chunk in range(self.config.chunks):
             yield from self._mark(chunk)[1]
 
     def _mark(self, chunk: int) -> tuple[dict[Request, StoredImage], list[ProcessShare]]:
-        """What is noted of `chunk`; a torn or foreign file, or a folder, notes nothing."""
+        """The images and shares of the mark of `chunk`; none if it is missing or unreadable."""
         try:
-            noted = read_json(self.mark_path(chunk))
-            images = {Request(row[0], row[1]): StoredImage(*row[2:]) for row in noted["images"]}
-            return images, [ProcessShare(**one) for one in noted["lives"]]
+            mark = read_json(self.mark_path(chunk))
+            images = {Request(row[0], row[1]): StoredImage(*row[2:]) for row in mark["images"]}
+            return images, [ProcessShare(**share) for share in mark["lives"]]
         except (FileNotFoundError, IsADirectoryError, ValueError, LookupError, TypeError):
             return {}, []
 
 
-class Writers:
-    """Threads that write images while the next are drawn: PNG and disk need no interpreter."""
+class ImageWriters:
+    """Threads that write images while the next batch is drawn.
 
-    def __init__(self, at: SampleFolder, threads: int):
-        self.at, self.pool = at, ThreadPoolExecutor(threads)
-        self.waiting: list[tuple[int, Request, Future[StoredImage]]] = []
+    PNG compression and file writes release the interpreter lock.
+    """
+
+    def __init__(self, store: SampleFolder, threads: int):
+        self.store, self.pool = store, ThreadPoolExecutor(threads)
+        self.pending: list[tuple[int, Request, Future[StoredImage]]] = []
 
     def add(self, chunk: int, request: Request, pixels: np.ndarray, score: float | None) -> None:
-        future = self.pool.submit(self.at.write, request, pixels, score)
-        self.waiting.append((chunk, request, future))
+        future = self.pool.submit(self.store.write, request, pixels, score)
+        self.pending.append((chunk, request, future))
 
-    def settle(self) -> list[tuple[int, Request, StoredImage]]:
-        """What was added, once it is whole on disk. Raises OSError."""
-        waiting, self.waiting = self.waiting, []
-        return [(chunk, request, future.result()) for chunk, request, future in waiting]
+    def flush(self) -> list[tuple[int, Request, StoredImage]]:
+        """Wait until every added image is on disk, and return these. Raises OSError."""
+        pending, self.pending = self.pending, []
+        return [(chunk, request, future.result()) for chunk, request, future in pending]
 
     def close(self) -> None:
         self.pool.shutdown(cancel_futures=True)
 
 
 def recorded(folder: Path) -> SampleSet:
-    """The set that `folder` is the home of. Raises Drift if this version cannot read it."""
+    """The record of the set in `folder`.
+
+    Raises ConfigMismatchError if this version cannot read it.
+    """
     return SampleSet.model_validate_json(json.dumps(read_record(folder / RECORD, SampleSet)))
 
 
-def refuse_other(folder: Path, wanted: SampleSet) -> None:
-    """Raise Drift if `folder` belongs to another set, or has more of this one; nothing is written.
+def refuse_other(folder: Path, config: SampleSet) -> None:
+    """Raise ConfigMismatchError if `folder` belongs to another set or has more images of this one.
 
-    A larger count that did not come to its end is no more than a wish.
+    A larger count that was not completed does not count. Writes nothing.
     """
     path = folder / RECORD
     if not path.exists():
         return
-    known = recorded(folder)
-    if known.grown_from(wanted):
+    existing = recorded(folder)
+    if existing.extends(config):
         if not is_done(folder):
             return
         raise ConfigMismatchError(
-            f"{folder} has {known.count} images of each class already. Ask for --count "
-            f"{known.count} or more, or give the new set a --name of its own"
+            f"{folder} has {existing.count} images of each class already. Ask for --count "
+            f"{existing.count} or more, or give the new set a --name of its own"
         )
-    if not wanted.grown_from(known):
-        refuse(path, drift(path, wanted))
+    if not config.extends(existing):
+        raise_if_mismatch(path, record_differences(path, config))
 
 
-def refuse_changed(folder: Path, wanted: SampleSet) -> None:
-    """Raise ConfigMismatchError if `folder` now holds another set, or more or fewer samples."""
-    refuse(folder / RECORD, drift(folder / RECORD, wanted))
+def refuse_changed(folder: Path, config: SampleSet) -> None:
+    """Raise ConfigMismatchError if `folder` now has another set or another count."""
+    raise_if_mismatch(folder / RECORD, record_differences(folder / RECORD, config))
 
 
 def _crc32(path: Path) -> int | None:

@@ -1,1 +1,1 @@
-"""The stages of a sweep: which there are, what each does, and one attempt at one of them."""
+"""The stages of a sweep: their kinds, their code, and the attempts at running one."""

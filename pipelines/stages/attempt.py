@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.stages.context import ProcessContext
 from pipelines.workspace.damage import mark_done
-from pipelines.workspace.provenance import note_attempt, revise_attempt
+from pipelines.workspace.provenance import record_attempt, update_attempt
 from pipelines.workspace.store import file_lock
 from var_scaling.disk import read_json, write_json
 from var_scaling.metrics import Line, MetricsLog
@@ -62,7 +62,7 @@ class Attempt:
         if self.process.first:
             heartbeat = self.folder / HEARTBEAT
             self.before = read_json(heartbeat) if heartbeat.exists() else None
-            number = note_attempt(
+            number = record_attempt(
                 self.folder, self.process.threads, {**self.process.facts, **facts}
             )
             owner = {"number": number, "nonce": self.nonce, **self.process.facts}
@@ -96,7 +96,7 @@ class Attempt:
         return self.requested_signal()
 
     def stop(self, done: int) -> bool:
-        """The same for a stage without checkpoints: whether to stop."""
+        """Like `poll_signal`, for a stage without checkpoints: whether to stop."""
         from var_scaling.training.loop import Signal
 
         return self.poll_signal(done) == Signal.STOP
@@ -137,7 +137,7 @@ class Attempt:
         lost = max(0, before["step"] - resumed)
         seconds = lost * before["seconds_per_step"]
         facts = {"reached": before["step"], "lost_steps": lost, "lost_seconds": seconds}
-        revise_attempt(self.folder, -2, facts)
+        update_attempt(self.folder, -2, facts)
 
 
 @contextmanager
@@ -163,7 +163,7 @@ def at_work(
         except (Stopped, Superseded):
             raise
         except Exception as error:
-            if process.world_size > 1 and _of_another(error):
+            if process.world_size > 1 and _reports_other_process(error):
                 print(f"{error}\na process of this job has ended: see its error")
                 raise
             attempt.check()  # errors of a superseded attempt are not recorded
@@ -178,8 +178,8 @@ def at_work(
             raise
 
 
-def _of_another(error: Exception) -> bool:
-    """Whether the error only reports that another process of the job has ended."""
+def _reports_other_process(error: Exception) -> bool:
+    """Whether `error` only reports that another process of the job has ended."""
     from torch.distributed import DistError
 
     text = str(error)
@@ -188,22 +188,24 @@ def _of_another(error: Exception) -> bool:
 
 
 def _write_first(path: Path, value: dict[str, Any]) -> None:
-    """Write `value`, unless a process of the same restart has: the first error is the cause."""
+    """Write `value`, unless a process of the same restart has done so: the first error is the cause
+    of the others.
+    """
     with suppress(FileNotFoundError):
         if read_json(path)["restart_id"] != value["restart_id"]:
             path.unlink()
-    beside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-    beside.write_text(json.dumps(value, indent=1) + "\n")
+    temporary_path = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    temporary_path.write_text(json.dumps(value, indent=1) + "\n")
     try:
-        os.link(beside, path)
+        os.link(temporary_path, path)
     except OSError:
         if not path.exists():  # the disk has no hard links; else another process was first
-            os.replace(beside, path)
-    beside.unlink(missing_ok=True)
+            os.replace(temporary_path, path)
+    temporary_path.unlink(missing_ok=True)
 
 
 def _forget_failure(folder: Path, process: ProcessContext) -> None:
-    """Remove the error of an earlier restart; one of this restart is another process's."""
+    """Remove the error of an earlier restart; keep that of another process of this restart."""
     path = folder / FAILED
     if (
         process.first

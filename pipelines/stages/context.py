@@ -29,11 +29,13 @@ class ProcessContext:
     workers: int = 0  # processes that decode images
     micro_batch_size: int | None = None
     save_every: float = 20.0
-    alone: bool = True  # whether a lock of this machine's kernel keeps others out
+    # Whether this process locks the folder. False in cluster jobs, because such a lock works on one
+    # machine only, and in processes whose parent holds the lock.
+    alone: bool = True
     logs_to_stdout: bool = False  # whether a user reads its output
     restart_id: str = ""  # differs between the restarts of one job
     rendezvous_file: Path | None = None  # where the processes of a job find each other
-    address: str = "127.0.0.1"  # of the first one's machine
+    address: str = "127.0.0.1"  # of the machine of rank 0
     facts: dict[str, Any] = field(default_factory=dict)  # for provenance.json
 
     @property
@@ -45,14 +47,14 @@ class StopFile:
     """Requests a stop as soon as the file `path` exists."""
 
     def __init__(self, path: Path):
-        self.path, self.looked, self.found = path, 0.0, False
+        self.path, self.last_check, self.exists = path, 0.0, False
 
     def __call__(self) -> "Signal":
         from var_scaling.training.loop import Signal
 
-        if not self.found and monotonic() - self.looked > 0.5:
-            self.looked, self.found = monotonic(), self.path.exists()
-        return Signal.STOP if self.found else Signal.CONTINUE
+        if not self.exists and monotonic() - self.last_check > 0.5:
+            self.last_check, self.exists = monotonic(), self.path.exists()
+        return Signal.STOP if self.exists else Signal.CONTINUE
 
 
 @contextmanager
@@ -63,13 +65,13 @@ def asking_to_stop(stop_file: Path) -> Iterator[None]:
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def ask(number: int, frame: Any) -> None:
+    def request_stop(number: int, frame: Any) -> None:
         stop_file.touch()
-        for which, handler in before.items():
-            signal.signal(which, handler)
+        for handled, handler in before.items():
+            signal.signal(handled, handler)
 
     for number in before:
-        signal.signal(number, ask)
+        signal.signal(number, request_stop)
     try:
         yield
     finally:
@@ -88,7 +90,7 @@ class RunContext:
     report_progress: Callable[[str, int, int], None] | None = None  # (task, done, total)
 
     def drawing_threads(self) -> int:
-        """Threads to sample with; one on a CPU, where more make rounding depend on the batch."""
+        """Threads for sampling: 1 on a CPU, where more would make rounding depend on the batch."""
         return 1 if self.process.device == "cpu" else self.process.threads
 
     def device(self) -> Any:
@@ -98,12 +100,12 @@ class RunContext:
             return torch.device("cpu")
         if not torch.cuda.is_available():
             raise ValueError('device = "cuda", but torch sees no GPU here')
-        # Slurm may show a process all GPUs of its job on the node, or its own alone.
+        # Slurm may show a process all GPUs of its job on the node, or only its own GPU.
         return torch.device("cuda", self.process.local_rank % torch.cuda.device_count())
 
     @contextmanager
     def world(self) -> "Iterator[World]":
-        """The process group of this stage's training, joined and left again."""
+        """Join the process group of this stage's training; leave it after the block."""
         from var_scaling.training.distributed import join, leave
 
         process = self.process
@@ -117,11 +119,11 @@ class RunContext:
             process.micro_batch_size,
         )
         yield world
-        leave(world)  # not after an error: the others would wait for what never comes
+        leave(world)  # not after an error: the other processes would wait for this one forever
 
 
 def local_process(local: Local) -> ProcessContext:
-    """All that a stage on this machine may use."""
+    """The resources that a stage on this machine may use."""
     return ProcessContext(
         device=local.device,
         threads=min(local.cpus, local.threads_per_stage),

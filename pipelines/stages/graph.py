@@ -1,4 +1,4 @@
-"""A sweep expanded into its stages, once: all that plans, shows, runs or ends them walks these."""
+"""A sweep expanded into its stages. Planning, status, run and cancel all use this one list."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,31 +16,31 @@ from pipelines.stages.registry import (
     kind_of,
 )
 from pipelines.workspace import job_log as jobs
-from pipelines.workspace.store import Home, has_results, in_use, init_run_dir, refuse
+from pipelines.workspace.store import Home, has_results, in_use, init_run_dir, raise_if_mismatch
 from var_scaling.config import ImportedTokenizer
 from var_scaling.experiment import Sweep
 from var_scaling.record import Record, difference
 
 
 class Need(NamedTuple):
-    """Another stage: finished, or with its checkpoint of a step on disk."""
+    """A stage that must come first: finished, or with the checkpoint of `step` on disk."""
 
     address: str
-    step: int | None = None
+    step: int | None = None  # None: the stage must be finished
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One directory and what is to lie in it."""
+    """One directory and the config of what is computed into it."""
 
     kind: StageKind
     address: str  # its identity: the path below the home
-    name: str  # for people and --only
+    name: str  # for display and for --only
     directory: Path
     config: Any  # a record of `kind.configs`
     sweep: str
     needs: tuple[Need, ...] = ()
-    provided: bool = False  # imported: must be there, is never run
+    provided: bool = False  # imported: it must exist already and is never run
 
     @property
     def title(self) -> str:
@@ -56,25 +56,28 @@ Stages = tuple[Stage, ...]
 
 
 def sweep_stages(home: Home, sweep: Sweep) -> Stages:
-    """Every stage of `sweep`, each behind what it needs, trials in the order of the sweep.
+    """Every stage of `sweep`, each after the stages it needs, trials in the order of the sweep.
 
-    Raises ValueError where two configs want one directory, or a name is not to be had.
+    Raises ValueError if two configs have the same directory, or if a name is not allowed.
     """
-    found: dict[str, Stage] = {}
+    stages: dict[str, Stage] = {}  # by address
 
     def add(config: Record, provided: bool) -> str:
         kind = kind_of(config)
         directory = kind.directory(home, sweep.name, config)
         address = directory.relative_to(home.root).as_posix()
         provided = provided or isinstance(config, ImportedTokenizer)
-        needs = tuple(Need(add(one, provided), step) for one, step in kind.requires(config))
-        known = found.get(address)
-        if known is not None:
-            _refuse_another(known, config)
-            provided = provided and known.provided
+        needs = tuple(
+            Need(add(required, provided), step) for required, step in kind.requires(config)
+        )
+        existing = stages.get(address)
+        if existing is not None:
+            _refuse_conflict(existing, config)
+            # Needed by a trial of this sweep too, it is run and need not exist already.
+            provided = provided and existing.provided
         name = kind.display(config)
         stage = Stage(kind, address, name, directory, config, sweep.name, needs, provided)
-        found[address] = stage
+        stages[address] = stage
         return address
 
     for trial in sweep.trials:
@@ -83,20 +86,22 @@ def sweep_stages(home: Home, sweep: Sweep) -> Stages:
         add(model, provided=True)
     for floor in sweep.floors:
         add(floor, provided=False)
-    drawn: dict[tuple[str, str], str] = {}  # which stage draws each set of samples
+    samplers: dict[tuple[str, str], str] = {}  # the address of the stage that draws each sample set
     for score in sweep.scored_sets:
         address = add(score, provided=False)
-        first = drawn.setdefault((score.trial.name, score.scoring.name), address)
-        if first != address:  # it looks at what that one draws, instead of waiting for a lock
-            stage = found[address]
-            found[address] = replace(stage, needs=(*stage.needs, Need(first)))
-    return tuple(sorted(found.values(), key=lambda stage: KINDS.index(stage.kind)))
+        first = samplers.setdefault((score.trial.name, score.scoring.name), address)
+        if first != address:  # it scores the samples of `first`, and must not wait for its lock
+            stage = stages[address]
+            stages[address] = replace(stage, needs=(*stage.needs, Need(first)))
+    return tuple(sorted(stages.values(), key=lambda stage: KINDS.index(stage.kind)))
 
 
-def _refuse_another(known: Stage, config: Record) -> None:
-    if known.config != config:
-        lines = difference(known.config.model_dump(mode="json"), config.model_dump(mode="json"))
-        raise ValueError(f"two configs want {known.address}: {'; '.join(lines)}")
+def _refuse_conflict(existing: Stage, config: Record) -> None:
+    if existing.config != config:
+        lines = difference(existing.config.model_dump(mode="json"), config.model_dump(mode="json"))
+        raise ValueError(
+            f"two configs have the same directory {existing.address}: {'; '.join(lines)}"
+        )
 
 
 def of_kind(stages: Stages, *kinds: StageKind) -> Stages:
@@ -104,13 +109,13 @@ def of_kind(stages: Stages, *kinds: StageKind) -> Stages:
 
 
 def refuse_mismatch(stages: Stages) -> None:
-    """Raise Drift if a directory belongs to another config; nothing is written.
+    """Raise ConfigMismatchError if a directory belongs to another config; nothing is written.
 
-    What failed before its first step left nothing to lose: its directory is free for any config.
+    A stage that failed before its first step left no results: its directory accepts any config.
     """
     for stage in stages:
         if _is_bound(stage.directory) and not is_damaged(stage.config_path):
-            refuse(stage.config_path, stage.kind.mismatch(stage.config_path, stage.config))
+            raise_if_mismatch(stage.config_path, stage.kind.mismatch(stage.config_path, stage.config))
 
 
 def _is_bound(directory: Path) -> bool:
@@ -120,9 +125,9 @@ def _is_bound(directory: Path) -> bool:
 
 
 def init_run_dirs(stages: Stages) -> None:
-    """Every directory gets its config now: who looks sees what is to come.
+    """Write the config of each stage into its directory, so that the whole plan is on disk.
 
-    Tokens get theirs as they are encoded: their manifest lists shards.
+    Token caches are left out: their manifest also lists the shards, so it is written with them.
     """
     for stage in of_kind(stages, TOKENIZER, TRIAL, NETWORK, FLOOR, SCORE):
         if not stage.provided:

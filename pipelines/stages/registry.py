@@ -1,4 +1,4 @@
-"""The kinds of stages: where each lies, what it needs, whether its directory is another's."""
+"""The kinds of stages: the directory of each, what it needs, and how its config is compared."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.workspace.damage import damage_in
-from pipelines.workspace.store import Home, drift
+from pipelines.workspace.store import Home, record_differences
 from var_scaling.config import AnyTokenizer, CacheKind, ImportedTokenizer, TrainedTokenizer
 from var_scaling.datasets import Data
 from var_scaling.disk import read_json
@@ -19,8 +19,8 @@ SPLITS: tuple[Split, ...] = ("train", "validation")
 
 
 class TokenSet(Record):
-    """The tokens of one split of some images, or the features that they are made of: the config
-    of a stage that encodes them.
+    """The config of a stage that encodes one split of a data set, to tokens or, with another
+    `cache`, to the features that tokens are quantized from.
     """
 
     tokenizer: AnyTokenizer
@@ -31,16 +31,17 @@ class TokenSet(Record):
 
 @dataclass(frozen=True)
 class StageKind:
-    """What stages of a kind have in common. `display` is unique within the kind."""
+    """What all stages of a kind have in common."""
 
     name: str
     configs: tuple[type[Record], ...]
-    display: Callable[[Any], str]
-    directory: Callable[[Home, str, Any], Path]  # of the sweep of that name
-    requires: Callable[[Any], tuple[tuple[Record, int | None], ...]]  # at a step; None: finished
-    config_file: str  # records what the directory belongs to
+    display: Callable[[Any], str]  # config -> name, unique within the kind
+    directory: Callable[[Home, str, Any], Path]  # (home, sweep name, config) -> directory
+    # config -> (config that must come first, its step); step None: it must be finished
+    requires: Callable[[Any], tuple[tuple[Record, int | None], ...]]
+    config_file: str  # name of the file that records the config of the directory
     mismatch: Callable[[Path, Any], list[str]]  # how that file differs from the config
-    module: str = "pipelines.stages.stages"  # whose `run` does it
+    module: str = "pipelines.stages.stages"  # its `run` executes the stage
 
 
 def kind_of(config: Record) -> StageKind:
@@ -48,20 +49,23 @@ def kind_of(config: Record) -> StageKind:
     for kind in KINDS:
         if isinstance(config, kind.configs):
             return kind
-    raise TypeError(f"{type(config).__name__} describes no stage")
+    kinds = ", ".join(known.__name__ for kind in KINDS for known in kind.configs)
+    raise TypeError(f"{type(config).__name__} is not the config of a stage; allowed are {kinds}")
 
 
 def how_to_import(t: ImportedTokenizer) -> str:
     return (
-        f"tokenizer {t.name} is to be imported, not trained, and is not here yet: "
+        f"tokenizer {t.name} must be imported, not trained, and has not been imported yet. Run "
         f"var-scaling import VQVAE.pth --as {t.name} (SHA-256 {t.sha256})"
     )
 
 
 def is_damaged(path: Path) -> bool:
-    """Whether a finished stage's file is not what it was: then its state says so, no mismatch."""
-    found = damage_in(path.parent)
-    return found is not None and path.name in found.files
+    """Whether this file of a finished stage has changed. `status` reports that as damage, so that
+    it must not be reported as a config mismatch too.
+    """
+    damage = damage_in(path.parent)
+    return damage is not None and path.name in damage.files
 
 
 def _by_name(config: Any) -> str:
@@ -89,11 +93,13 @@ def _needs_tokenizer(config: Any) -> tuple[tuple[Record, int | None], ...]:
 
 
 def _tokens_mismatch(path: Path, tokens: TokenSet) -> list[str]:
-    """Only what the images of this split depend on counts: validation images are never cropped."""
+    """Compare only the fields that the images of this split depend on: validation images, for
+    example, are never cropped.
+    """
     if not path.exists():
         return []
-    wanted = tokens.data.as_seen(tokens.split).model_dump(mode="json")
-    return difference(read_json(path)["data"], wanted)
+    expected = tokens.data.for_split(tokens.split).model_dump(mode="json")
+    return difference(read_json(path)["data"], expected)
 
 
 def _trial_directory(home: Home, sweep: str, trial: Any) -> Path:
@@ -101,18 +107,18 @@ def _trial_directory(home: Home, sweep: str, trial: Any) -> Path:
 
 
 def _trial_needs(trial: Trial) -> tuple[tuple[Record, int | None], ...]:
-    """Its tokens, and the checkpoint that it starts from."""
+    """The tokenizer and tokens of `trial`, and the checkpoint that it starts from."""
     tokens = [
         TokenSet(
             tokenizer=trial.tokenizer,
             data=trial.data,
             split=split,
-            cache=trial.family.reads(trial.model),
+            cache=trial.family.cache_kind(trial.model),
         )
         for split in SPLITS
     ]
     start = [(trial.start.trial, trial.start.step)] if trial.start is not None else []
-    return ((trial.tokenizer, None), *((one, None) for one in tokens), *start)
+    return ((trial.tokenizer, None), *((token_set, None) for token_set in tokens), *start)
 
 
 def _imported_directory(home: Home, sweep: str, model: Any) -> Path:
@@ -124,7 +130,7 @@ def _floor_directory(home: Home, sweep: str, floor: ReconstructionFloor) -> Path
 
 
 def _floor_needs(floor: ReconstructionFloor) -> tuple[tuple[Record, int | None], ...]:
-    return (*_needs_tokenizer(floor), *_network(floor.extractor, floor.data))
+    return (*_needs_tokenizer(floor), *_network_need(floor.extractor, floor.data))
 
 
 def _score_directory(home: Home, sweep: str, score: ScoredSet) -> Path:
@@ -133,10 +139,10 @@ def _score_directory(home: Home, sweep: str, score: ScoredSet) -> Path:
 
 
 def _score_needs(score: ScoredSet) -> tuple[tuple[Record, int | None], ...]:
-    return ((score.trial, None), *_network(score.extractor, score.trial.data))
+    return ((score.trial, None), *_network_need(score.extractor, score.trial.data))
 
 
-def _network(extractor: str, data: Any) -> tuple[tuple[Record, int | None], ...]:
+def _network_need(extractor: str, data: Any) -> tuple[tuple[Record, int | None], ...]:
     return ((FeatureNetwork(data=data), None),) if extractor == "classifier" else ()
 
 
@@ -146,21 +152,21 @@ def _network_directory(home: Home, sweep: str, network: FeatureNetwork) -> Path:
 
 TOKENIZER = StageKind(
     "tokenizer", (TrainedTokenizer, ImportedTokenizer), _by_name, _tokenizer_directory,
-    _needs_nothing, "tokenizer.json", drift,
+    _needs_nothing, "tokenizer.json", record_differences,
 )  # fmt: skip
 TOKENS = StageKind(
     "tokens", (TokenSet,), _tokens_name, _tokens_directory, _needs_tokenizer, "manifest.json",
     _tokens_mismatch,
 )  # fmt: skip
-TRIAL = StageKind("trial", (Trial,), _by_name, _trial_directory, _trial_needs, "trial.json", drift)
+TRIAL = StageKind("trial", (Trial,), _by_name, _trial_directory, _trial_needs, "trial.json", record_differences)
 IMPORTED = StageKind(
     "imported", (ImportedModel,), _by_name, _imported_directory, _needs_tokenizer, "model.json",
-    drift,
+    record_differences,
 )  # fmt: skip
 _SCORING = "pipelines.evaluation.scoring"
 NETWORK = StageKind(
     "network", (FeatureNetwork,), _by_name, _network_directory, _needs_nothing, "network.json",
-    drift, _SCORING,
+    record_differences, _SCORING,
 )  # fmt: skip
 FLOOR = StageKind(
     "floor",
@@ -169,10 +175,10 @@ FLOOR = StageKind(
     _floor_directory,
     _floor_needs,
     "floor.json",
-    drift,
+    record_differences,
     _SCORING,
 )
 SCORE = StageKind(
-    "score", (ScoredSet,), _by_name, _score_directory, _score_needs, "score.json", drift, _SCORING
+    "score", (ScoredSet,), _by_name, _score_directory, _score_needs, "score.json", record_differences, _SCORING
 )
-KINDS = (TOKENIZER, TOKENS, TRIAL, IMPORTED, NETWORK, FLOOR, SCORE)  # in the order of need
+KINDS = (TOKENIZER, TOKENS, TRIAL, IMPORTED, NETWORK, FLOOR, SCORE)  # each after what it may need

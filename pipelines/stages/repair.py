@@ -1,7 +1,7 @@
-"""The final evaluation of a finished training, computed again where its log was damaged.
+"""Recompute the final evaluation of a finished training whose metrics log was damaged.
 
-A function of weights and held-out data, so it is the number that was lost. The lines before it
-cannot be computed again: those that can still be read are kept, and `done.json` says so.
+The evaluation depends only on the weights and the held-out data, so it gives the lost number. The
+earlier lines cannot be recomputed: those that are readable are kept, and `done.json` records it.
 """
 
 import time
@@ -9,7 +9,7 @@ from typing import Any
 
 from pipelines.stages.attempt import Attempt
 from pipelines.stages.context import RunContext
-from pipelines.workspace.damage import LOG, WEIGHTS, damage_in, noted
+from pipelines.workspace.damage import LOG, WEIGHTS, damage_in, file_entry
 from pipelines.workspace.provenance import code_version
 from pipelines.workspace.store import weights_of
 from var_scaling.config import TrainedTokenizer
@@ -21,22 +21,23 @@ from var_scaling.metrics import Line, read_metrics
 def evaluate_trial_again(
     context: RunContext, trial: Trial, quantizer: Any, held_out: Any, attempt: Attempt
 ) -> None:
-    """Log what the weights of `trial` score on `held_out`. Raises WeightsError."""
-    from var_scaling.training.trial import Trained, held_out_scores, progress_of
+    """Log the scores of the weights of `trial` on `held_out`. Raises WeightsError."""
+    from var_scaling.training.trial import TrainedModel, held_out_scores, progress_of
     from var_scaling.weights import load_weights
 
     with context.world() as world:
 
-        def loaded(raw: bool) -> Any:
+        def load_model(raw: bool) -> Any:
             model = trial.family.build(trial.spec, trial.seed)
             load_weights(model, *weights_of(attempt.folder, raw))
             return model.to(world.device)
 
-        trained = Trained(loaded(False), loaded(True) if trial.weight_average > 0 else None)
+        # With weight averaging, the folder holds the averaged and the raw weights.
+        trained = TrainedModel(load_model(False), load_model(True) if trial.weight_average > 0 else None)
         quantizer = quantizer.to(world.device)
         scores = held_out_scores(trial, trained, quantizer, held_out, trial.steps, world)
-    seconds = _seconds_of(attempt, trial.steps)
-    _note(attempt, trial.steps, {**scores, **progress_of(trial, trial.steps, seconds)})
+    seconds = _training_seconds(attempt, trial.steps)
+    _record_repair(attempt, trial.steps, {**scores, **progress_of(trial, trial.steps, seconds)})
 
 
 def evaluate_tokenizer_again(
@@ -51,12 +52,14 @@ def evaluate_tokenizer_again(
         return
     model = load_tokenizer(t, *weights_of(attempt.folder)).to(context.device())
     scores = reconstruct(t, model, held_out, context.device(), perceptual).scores
-    seconds = _seconds_of(attempt, t.steps)
-    _note(attempt, t.steps, {**scores, **progress_of(t, t.steps, seconds)})
+    seconds = _training_seconds(attempt, t.steps)
+    _record_repair(attempt, t.steps, {**scores, **progress_of(t, t.steps, seconds)})
 
 
-def _seconds_of(attempt: Attempt, steps: int) -> float:
-    """How long the training took: as recorded, or by the rate of the last line that is left."""
+def _training_seconds(attempt: Attempt, steps: int) -> float:
+    """Duration of the training in seconds: as recorded in `done.json`, else extrapolated from the
+    last readable line of the log, else 0.
+    """
     recorded = read_json(attempt.folder / DONE).get("seconds")
     if recorded is not None:
         return float(recorded)
@@ -64,22 +67,23 @@ def _seconds_of(attempt: Attempt, steps: int) -> float:
     return float(lines[-1]["seconds"]) * steps / lines[-1]["step"] if lines else 0.0
 
 
-def _note(attempt: Attempt, steps: int, line: Line) -> None:
+def _record_repair(attempt: Attempt, steps: int, line: Line) -> None:
+    """Append `line` to the log; record the repair and the log's new checksum in `done.json`."""
     if not attempt.process.first:
         return
     folder = attempt.folder
-    found = damage_in(folder)
+    damage = damage_in(folder)  # before the log is written: what was damaged
     marker = read_json(folder / DONE)
     attempt.log()("validation", steps, line)
-    said = {
-        "files": {} if found is None else found.files,
+    repair = {
+        "files": {} if damage is None else damage.files,
         "how": "the final evaluation was computed again; no other line could be checked",
         "commit": code_version(),
         "time": time.strftime("%F %T %z"),
     }
-    if "files" not in marker:  # of a version that recorded none
+    if "files" not in marker:  # written by a version that recorded no checksums
         names = (WEIGHTS, "trial.json", "tokenizer.json")
-        marker["files"] = {name: noted(folder / name) for name in names if (folder / name).exists()}
-    marker["files"][LOG] = noted(folder / LOG)
+        marker["files"] = {name: file_entry(folder / name) for name in names if (folder / name).exists()}
+    marker["files"][LOG] = file_entry(folder / LOG)
     attempt.check()
-    write_json(folder / DONE, {**marker, "repaired": [*marker.get("repaired", []), said]})
+    write_json(folder / DONE, {**marker, "repaired": [*marker.get("repaired", []), repair]})

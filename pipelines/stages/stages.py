@@ -1,6 +1,7 @@
-"""The stages: functions of what they read and the one folder they write. They know no orchestrator.
+"""The code of the stages: functions that each write one folder and do not depend on Ray or Slurm.
 
-Each may be called again at any time: done is not redone, half-done goes on, drift is refused.
+A stage may be called again at any time: if it is done it returns at once, if it was interrupted it
+resumes, and if its folder belongs to another config it raises ConfigMismatchError.
 """
 
 import json
@@ -17,9 +18,9 @@ from pipelines.stages.context import RunContext
 from pipelines.stages.graph import Stage
 from pipelines.stages.registry import SPLITS, TOKENIZER, TOKENS, TRIAL, how_to_import
 from pipelines.stages.repair import evaluate_tokenizer_again, evaluate_trial_again
-from pipelines.workspace.damage import LOG, RAW_WEIGHTS, WEIGHTS, ended, mark_done, status_of
+from pipelines.workspace.damage import LOG, RAW_WEIGHTS, WEIGHTS, is_complete, mark_done, status_of
 from pipelines.workspace.store import Home, file_lock, init_run_dir, part_folders, weights_of
-from var_scaling.class_names import CLASSES, keep_names
+from var_scaling.class_names import CLASSES, save_names
 from var_scaling.config import (
     AnyTokenizer,
     CacheKind,
@@ -27,17 +28,20 @@ from var_scaling.config import (
     SomeTokenizer,
     TrainedTokenizer,
 )
-from var_scaling.datasets import Data, DataRecord, Reading
+from var_scaling.datasets import Data, DataRecord, ReadOptions
 from var_scaling.disk import DONE, file_sha256, is_done, read_json, write_json
 from var_scaling.experiment import Trial
 from var_scaling.experiment.trial import Start
 from var_scaling.metrics import read_metrics
 
-KEPT = "kept"  # the folder of checkpoints for other trials to start from
+KEPT = "kept"  # subfolder with the checkpoints that other trials start from
 
 
 def run(context: RunContext, payload: dict[str, Any]) -> str:
-    """What a job was given as JSON (execution.tasks.words_of). Raises what the stage raises."""
+    """Run the stage that `payload` (execution.tasks.payload_of, plus "part") describes.
+
+    Returns how it ended. Raises what the stage raises.
+    """
     if payload["kind"] == TRIAL.name:
         trial = Trial.model_validate_json(json.dumps(payload["trial"]))
         return run_trial(context, payload["sweep"], trial)
@@ -50,7 +54,7 @@ def run(context: RunContext, payload: dict[str, Any]) -> str:
 
 
 def run_stage(stage: Stage, context: RunContext) -> str:
-    """What a stage of that kind does; how it ended. Raises what that raises."""
+    """Run `stage`; returns how it ended. Raises what the stage raises."""
     config = stage.config
     if stage.kind == TOKENIZER:
         return run_tokenizer(context, config)
@@ -63,9 +67,9 @@ def run_stage(stage: Stage, context: RunContext) -> str:
 
 
 def run_tokenizer(context: RunContext, t: SomeTokenizer) -> str:
-    """Train `t` in its folder; an imported one must be there. Returns "done".
+    """Train `t` in its folder, or check that an imported tokenizer is there. Returns "done".
 
-    Raises Stopped, Diverged, WeightsError, or ValueError that says how to bring an imported one.
+    Raises Stopped, Diverged, WeightsError, or ValueError if `t` must be imported first.
     """
     folder = context.home.tokenizer(t.name)
     with at_work(folder, context.process, context.requested_signal) as attempt:
@@ -73,21 +77,21 @@ def run_tokenizer(context: RunContext, t: SomeTokenizer) -> str:
             raise ValueError(how_to_import(t))
         if context.process.first:
             init_run_dir(folder, "tokenizer.json", t)
-        if ended(folder):
+        if is_complete(folder):
             return "done"
         assert isinstance(t, TrainedTokenizer)
         from var_scaling.training.tokenizer import train_tokenizer
 
-        perceptual = _perceptual(context, t)
+        perceptual = _load_perceptual(context, t)
         facts = {} if perceptual is None else {"perceptual_sha256": perceptual.sha256}
         if is_done(folder):
-            held_out = _source(context, t.data, "validation", folder)
+            held_out = _open_images(context, t.data, "validation", folder)
             evaluate_tokenizer_again(context, t, held_out, perceptual, attempt)
             return "done"
         attempt.begin(facts)
-        training, held_out = (_source(context, t.data, split, folder) for split in SPLITS)
+        training, held_out = (_open_images(context, t.data, split, folder) for split in SPLITS)
         if context.process.first:
-            keep_names(folder, training.classes, t.data.name)
+            save_names(folder, training.classes, t.data.name)
         with context.world() as world:
             model = train_tokenizer(
                 t,
@@ -98,11 +102,11 @@ def run_tokenizer(context: RunContext, t: SomeTokenizer) -> str:
                 attempt.log(),
                 context.process.save_every,
                 attempt.poll_signal,
-                _readers(context, t.data),
+                _reader_count(context, t.data),
                 folder / "reconstructions.png",
                 world,
             )
-        _keep(model, attempt, "tokenizer.json", facts)
+        _save_result(model, attempt, "tokenizer.json", facts)
         return "done"
 
 
@@ -115,49 +119,48 @@ def run_tokens(
     output_dir: Path | None = None,
     cache: CacheKind = "tokens",
 ) -> str:
-    """Encode `data`'s `split`, or one `part` (which, of how many), with the trained `t`.
+    """Encode `split` of `data`, or one `part` (index, number of parts) of it, with the trained `t`.
 
-    `whole`: the folder, where it is not that of the sweeps. Who ends the last part joins them.
-    Raises Stopped, DataError or CacheError.
+    `output_dir`: the folder to write; default: the one that all sweeps share. The process that
+    finishes the last part joins the parts. Raises Stopped, DataError or CacheError.
     """
     output_dir = output_dir or context.home.tokens(t.name, data.name, split, cache)
     parts = [] if part is None else part_folders(output_dir, part[1])
     folder = output_dir if part is None else parts[part[0]]
     with at_work(folder, context.process, context.requested_signal) as attempt:
         from var_scaling.tokenizer.cache import array_file
-        from var_scaling.tokenizer.encode import join_parts, note_latents, write_cache
+        from var_scaling.tokenizer.encode import join_parts, record_latent_statistics, write_cache
         from var_scaling.tokenizer.model import load_tokenizer
         from var_scaling.training.optim import precision_context
 
         if is_done(output_dir):
             return "done"
-        source = _source(context, data, split, folder)
-        content = description(context.home, t, data, split, cache)
+        source = _open_images(context, data, split, folder)
+        content = cache_description(context.home, t, data, split, cache)
         files = ("manifest.json", array_file(content), "labels.npy")
         model = load_tokenizer(t, *weights_of(context.home.tokenizer(t.name))).to(context.device())
         if not is_done(folder):
             attempt.begin({})
-            with precision_context(
-                "fp32", context.device()
-            ):  # tokens must not depend on what ran before
+            # Set the precision here: tokens must not depend on settings left by earlier code.
+            with precision_context("fp32", context.device()):
                 complete = write_cache(
                     folder,
                     model,
                     source,
                     content,
-                    _readers(context, data),
+                    _reader_count(context, data),
                     _Progress(folder, context),
                     attempt.stop,
                     part,
                 )
             if not complete:
-                raise Stopped(f"encoding {folder.name} stopped with its shards on disk")
+                raise Stopped(f"encoding of {folder.name} stopped; finished shards are on disk")
             if part is None:
-                note_latents(output_dir, model.quantize)
+                record_latent_statistics(output_dir, model.quantize)
             attempt.finish({"status": "done"}, files)
-        if parts and all(is_done(one) for one in parts):
+        if parts and all(is_done(part_folder) for part_folder in parts):
             join_parts(output_dir, parts, source, content)
-            note_latents(output_dir, model.quantize)
+            record_latent_statistics(output_dir, model.quantize)
             mark_done(output_dir, {"status": "done"}, files)
         return "done"
 
@@ -168,24 +171,24 @@ def run_trial(context: RunContext, sweep: str, trial: Trial) -> str:
     with at_work(folder, context.process, context.requested_signal) as attempt:
         if context.process.first:
             init_run_dir(folder, "trial.json", trial)
-        if ended(folder):
+        if is_complete(folder):
             return status_of(folder)
         from var_scaling.tokenizer.model import load_tokenizer
         from var_scaling.training.loop import Diverged
         from var_scaling.training.trial import train
 
-        repair = is_done(folder)
+        repair = is_done(folder)  # done but not `is_complete`: a damaged log that can be recomputed
         if not repair:
             attempt.begin({})
         t = trial.tokenizer
         tokenizer = load_tokenizer(t, *weights_of(context.home.tokenizer(t.name)))
-        held_out = _tokens(context, trial, "validation")
+        held_out = _open_tokens(context, trial, "validation")
         if repair:
             evaluate_trial_again(context, trial, tokenizer.quantize, held_out, attempt)
             return "done"
-        training = _tokens(context, trial, "train")
+        training = _open_tokens(context, trial, "train")
         if context.process.first:
-            keep_names(folder, training.manifest.get("classes"), trial.data.name)
+            save_names(folder, training.manifest.get("classes"), trial.data.name)
         try:
             with context.world() as world:
                 trained = train(
@@ -199,63 +202,66 @@ def run_trial(context: RunContext, sweep: str, trial: Trial) -> str:
                     attempt.poll_signal,
                     world,
                     folder / KEPT,
-                    None if trial.start is None else _checkpoint(context, sweep, trial.start),
+                    None if trial.start is None else _start_checkpoint(context, sweep, trial.start),
                 )
         except Diverged as error:
             if context.process.first:
                 attempt.finish({"status": "diverged", "reason": str(error)}, ("trial.json", LOG))
             return "diverged"
-        _keep(trained.model, attempt, "trial.json", {}, trained.raw)
+        _save_result(trained.model, attempt, "trial.json", {}, trained.raw)
         return "done"
 
 
-def _checkpoint(context: RunContext, sweep: str, start: Start) -> Path:
-    """The file of a checkpoint that another trial kept. Raises ValueError where it is not there."""
-    from var_scaling.training.checkpoint import name_of
+def _start_checkpoint(context: RunContext, sweep: str, start: Start) -> Path:
+    """The checkpoint file that `start` names. Raises ValueError if it does not exist."""
+    from var_scaling.training.checkpoint import checkpoint_name
 
-    path = context.home.trial(sweep, start.trial.name) / KEPT / name_of(start.step)
+    path = context.home.trial(sweep, start.trial.name) / KEPT / checkpoint_name(start.step)
     if not path.exists():
-        raise ValueError(f"{path}: {start.trial.name} has kept no checkpoint after {start.step}")
+        raise ValueError(
+            f"{path} does not exist: trial {start.trial.name} kept no checkpoint of step "
+            f"{start.step}"
+        )
     return path
 
 
-def _keep(
+def _save_result(
     model: Any, attempt: Attempt, record: str, facts: dict[str, Any], raw: Any = None
 ) -> None:
-    """The weights, the marker that they are all there, and no checkpoint any more."""
+    """Save the weights, then write the `done` marker, then delete the checkpoints."""
     from var_scaling.training.checkpoint import clear
     from var_scaling.weights import save_weights
 
     if not attempt.process.first:
         return
     attempt.check()
-    weights, kept = attempt.folder / WEIGHTS, [WEIGHTS]
+    weights, files = attempt.folder / WEIGHTS, [WEIGHTS]
     save_weights(model, weights)
     last = read_metrics(attempt.folder / LOG)[-1]
     marker = {"status": "done", "weights_sha256": file_sha256(weights), **facts}
     if raw is not None:
         save_weights(raw, attempt.folder / RAW_WEIGHTS)
         marker["raw_weights_sha256"] = file_sha256(attempt.folder / RAW_WEIGHTS)
-        kept.append(RAW_WEIGHTS)
+        files.append(RAW_WEIGHTS)
     marker["seconds"] = last["seconds"]
     if (attempt.folder / CLASSES).exists():
-        kept.append(CLASSES)
-    attempt.finish(marker, (*kept, record, LOG))
+        files.append(CLASSES)
+    attempt.finish(marker, (*files, record, LOG))
     clear(attempt.folder / "checkpoint")
 
 
-def _tokens(context: RunContext, trial: Trial, split: str) -> Any:
-    """The tokens of `split`, their checksums computed by the first process of a job alone."""
+def _open_tokens(context: RunContext, trial: Trial, split: str) -> Any:
+    """Open the cached tokens of `split`. Only rank 0 verifies the checksums, to read them once."""
     from var_scaling.tokenizer.cache import open_cache
 
     t, home = trial.tokenizer, context.home
-    kind = trial.family.reads(trial.model)
+    kind = trial.family.cache_kind(trial.model)
     folder = home.tokens(t.name, trial.data.name, split, kind)
-    expected = description(home, t, trial.data, split, kind)
+    expected = cache_description(home, t, trial.data, split, kind)
     return open_cache(folder, expected, check=context.process.first)
 
 
-def _perceptual(context: RunContext, t: TrainedTokenizer) -> Any:
+def _load_perceptual(context: RunContext, t: TrainedTokenizer) -> Any:
     if t.losses.perceptual == 0:
         return None
     from var_scaling.tokenizer.perceptual import load_perceptual
@@ -263,42 +269,47 @@ def _perceptual(context: RunContext, t: TrainedTokenizer) -> Any:
     return load_perceptual(context.settings.weights.lpips, t.losses.perceptual_sha256)
 
 
-def _source(context: RunContext, data: DataRecord, split: str, folder: Path) -> Any:
+def _open_images(context: RunContext, data: DataRecord, split: str, folder: Path) -> Any:
     from var_scaling.data.dataset import open_images
 
-    survey, root = context.home.survey(data.name, split), context.settings.data_root(data.name)
-    alone = file_lock(survey, wait=WAIT) if root else nullcontext()
-    with alone:
-        reading = Reading(root, survey, _readers(context, data), _Progress(folder, context))
+    """Open the images of `split`; on first use this surveys the files. Raises DataError."""
+    survey, root = context.home.image_listing(data.name, split), context.settings.data_root(data.name)
+    # Stages that run at the same time must not survey the same files twice.
+    lock = file_lock(survey, wait=WAIT) if root else nullcontext()
+    with lock:
+        reading = ReadOptions(root, survey, _reader_count(context, data), _Progress(folder, context))
         return open_images(data, split, reading)
 
 
-def description(
+def cache_description(
     home: Home, t: SomeTokenizer, data: DataRecord, split: str, kind: CacheKind = "tokens"
 ) -> dict[str, Any]:
+    """What the token cache of `split` was made from, as its manifest records it."""
     from var_scaling.tokenizer.cache import describe
 
     weights = read_json(home.tokenizer(t.name) / DONE)["weights_sha256"]
     return describe(t, weights, data, split, kind)
 
 
-def _readers(context: RunContext, data: DataRecord) -> int:
-    """Processes that read files; made images cost less than passing them on."""
+def _reader_count(context: RunContext, data: DataRecord) -> int:
+    """Number of processes that read images; 0 for synthetic images, which are cheaper to compute
+    than to send between processes.
+    """
     return context.process.workers if data.reads_files else 0
 
 
 class _Progress:
-    """Leaves how far a stage without metrics has come in `folder`, at most twice a second."""
+    """Writes the progress of a stage without a metrics log to `folder`, at most twice a second."""
 
     def __init__(self, folder: Path, context: RunContext):
         self.path, self.context = folder / "progress.json", context
         self.written = 0.0
 
-    def __call__(self, what: str, done: int, total: int) -> None:
+    def __call__(self, task: str, done: int, total: int) -> None:
         if not self.context.process.first:
             return
         if monotonic() - self.written > 0.5 or done >= total:
             self.written = monotonic()
-            write_json(self.path, {"what": what, "done": done, "total": total})
+            write_json(self.path, {"what": task, "done": done, "total": total})
             if self.context.report_progress is not None:
-                self.context.report_progress(what, done, total)
+                self.context.report_progress(task, done, total)

@@ -1,1 +1,1 @@
-"""The mirror of a home in MLflow, and its server."""
+"""Copy the results of a home to MLflow, and run its server."""

@@ -1,4 +1,4 @@
-"""MLflow's door: the tracker that is used if no other is named."""
+"""The MLflow tracker, which is used unless the settings name another one."""
 
 import json
 import logging
@@ -10,24 +10,24 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from pipelines.tracking.tracker import Number
+from pipelines.tracking.tracker import MetricValue
 from pipelines.workspace.store import Home, file_lock
-from var_scaling.disk import whole
+from var_scaling.disk import atomic_write
 
-_BATCH = 900  # MLflow takes at most 1,000 metrics a call
-_NOTE = "var_scaling.mirrored"  # the tag of a note; with /NAME if it has one
+_BATCH = 900  # MLflow accepts at most 1,000 metrics per call
+_NOTE = "var_scaling.mirrored"  # tag of a note; followed by /NAME if the note has a name
 _ADDRESS = "var_scaling.address"
-_ARTIFACTS = "mlflow-artifacts:"  # below the --artifacts-destination of the server
+_ARTIFACTS = "mlflow-artifacts:"  # relative to the server's --artifacts-destination
 
 
 def quiet_environment() -> dict[str, str]:
-    """No telemetry, no job workers: for our own calls and for the server."""
+    """Environment variables that turn off telemetry and job workers, in clients and server."""
     return {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_LOGGING_LEVEL": "ERROR",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the mirror tries again by itself
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the mirror itself tries again
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
         "GIT_PYTHON_REFRESH": "quiet",
     }
@@ -42,7 +42,7 @@ def database(home: Home) -> str:
 
 
 def client(home: Home, uri: str | None = None) -> Any:
-    """MLflow's client, for those who read: of a server, or of the home's own database."""
+    """An MLflow client of the server at `uri`, or of the home's database."""
     os.environ.update(quiet_environment())
     for noisy in ("mlflow", "alembic", "mlflow.store", "mlflow.store.db.utils"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -50,9 +50,10 @@ def client(home: Home, uri: str | None = None) -> Any:
 
     with file_lock(home.root, wait=60, file="mlflow.lock"):
         if uri is None and not _file(home).exists():
-            # MLflow makes its tables one by one: killed half-way, it would refuse them.
-            with whole(_file(home)) as beside:
-                MlflowClient(f"sqlite:///{beside}").search_experiments()
+            # MLflow creates its tables one by one, and rejects an incomplete database. So create
+            # it under a temporary name, in case this process is killed.
+            with atomic_write(_file(home)) as temporary_path:
+                MlflowClient(f"sqlite:///{temporary_path}").search_experiments()
     return MlflowClient(uri or database(home))
 
 
@@ -61,21 +62,20 @@ class MLflowTracker:
 
     def __init__(self, home: Home, uri: str | None = None):
         self.home, self.uri = home, uri
-        self.where = uri or database(home)
+        self.location = uri or database(home)
         self.client = client(home, uri)
         self._experiments: dict[str, str] = {}
-        self._found_runs: dict[str, Any] = {}  # as they were when `run` found or made them
+        self._found_runs: dict[str, Any] = {}  # as they were when `run` returned them
 
     def run(self, experiment: str, name: str, address: str, kind: str) -> str:
-        place = self.experiment(experiment)
-        run = self._found(place, address)
+        experiment_id = self.experiment(experiment)
+        run = self._find_run(experiment_id, address)
         if run is None:
-            with file_lock(
-                self.home.root, wait=60, file="mlflow.lock"
-            ):  # two verbs may end at once
+            # Two commands may finish at the same time, and must not create the run twice.
+            with file_lock(self.home.root, wait=60, file="mlflow.lock"):
                 tags = {_ADDRESS: address, "kind": kind, "sweep": experiment}
-                run = self._found(place, address) or self.client.create_run(
-                    place, run_name=name, tags=tags
+                run = self._find_run(experiment_id, address) or self.client.create_run(
+                    experiment_id, run_name=name, tags=tags
                 )
         self._found_runs[run.info.run_id] = run
         return str(run.info.run_id)
@@ -100,25 +100,25 @@ class MLflowTracker:
             tags=[RunTag(name, value) for name, value in tags.items()],
         )
 
-    def numbers(self, run: str, numbers: Sequence[Number]) -> None:
+    def metrics(self, run: str, metrics: Sequence[MetricValue]) -> None:
         from mlflow.entities import Metric
 
-        metrics = [Metric(*number) for number in numbers]
-        for start in range(0, len(metrics), _BATCH):
-            self.client.log_batch(run, metrics=metrics[start : start + _BATCH])
+        values = [Metric(*metric) for metric in metrics]
+        for start in range(0, len(values), _BATCH):
+            self.client.log_batch(run, metrics=values[start : start + _BATCH])
 
-    def shown(self, run: str) -> dict[str, float]:
-        found: dict[str, float] = self.client.get_run(run).data.metrics
-        return found
+    def latest_metrics(self, run: str) -> dict[str, float]:
+        metrics: dict[str, float] = self.client.get_run(run).data.metrics
+        return metrics
 
-    def artifact(self, run: str, file: Path, place: str = "") -> None:
+    def artifact(self, run: str, file: Path, folder: str = "") -> None:
         uri = self._found_runs[run].info.artifact_uri
         if not uri.startswith(_ARTIFACTS) or self.uri is not None:
-            self.client.log_artifact(run, str(file), place or None)
+            self.client.log_artifact(run, str(file), folder or None)
             return
-        target = self.home.root / "mlartifacts" / uri.removeprefix(f"{_ARTIFACTS}/") / place
-        with whole(target / file.name) as beside:
-            shutil.copyfile(file, beside)
+        target = self.home.root / "mlartifacts" / uri.removeprefix(f"{_ARTIFACTS}/") / folder
+        with atomic_write(target / file.name) as temporary_path:
+            shutil.copyfile(file, temporary_path)
 
     def table(self, run: str, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
         rows = [list(row) for row in zip(*columns.values(), strict=True)]
@@ -137,27 +137,27 @@ class MLflowTracker:
         pass
 
     def url(self, sweep: str, base: str) -> str:
-        """The comparison page of the trials of a sweep."""
+        """The URL of the page that compares the trials of a sweep."""
         experiment = self.experiment(sweep)
-        found = self.client.search_runs([experiment], "tags.kind = 'trial'", max_results=200)
-        found = sorted(found, key=lambda run: float(run.data.params.get("log10_N", 0)))
-        runs = quote(json.dumps([run.info.run_id for run in found]))
-        return f"{base}/#/compare-runs?runs={runs}&experiments={quote(json.dumps([experiment]))}"
+        runs = self.client.search_runs([experiment], "tags.kind = 'trial'", max_results=200)
+        runs = sorted(runs, key=lambda run: float(run.data.params.get("log10_N", 0)))
+        ids = quote(json.dumps([run.info.run_id for run in runs]))
+        return f"{base}/#/compare-runs?runs={ids}&experiments={quote(json.dumps([experiment]))}"
 
-    def _found(self, experiment: str, address: str) -> Any:
-        wanted = f"tags.`{_ADDRESS}` = '{address}'"
-        return next(iter(self.client.search_runs([experiment], wanted, max_results=1)), None)
+    def _find_run(self, experiment: str, address: str) -> Any:
+        condition = f"tags.`{_ADDRESS}` = '{address}'"
+        return next(iter(self.client.search_runs([experiment], condition, max_results=1)), None)
 
     def experiment(self, name: str) -> str:
-        """The id of the experiment `name`, found or made."""
+        """The id of the experiment `name`, which is created if needed."""
         if name not in self._experiments:
-            known = self.client.get_experiment_by_name(name)
-            # A server keeps files where it was told to. Without one they lie in the home, wherever
-            # that is moved to: the database holds no path (see `artifact`).
-            place = None if self.uri else f"{_ARTIFACTS}/{name}"
+            existing = self.client.get_experiment_by_name(name)
+            # A server has its own location for files. Without a server they are in the home. The
+            # database must not hold the home's path, so that a home can be moved (see `artifact`).
+            artifact_location = None if self.uri else f"{_ARTIFACTS}/{name}"
             self._experiments[name] = (
-                known.experiment_id
-                if known
-                else self.client.create_experiment(name, artifact_location=place)
+                existing.experiment_id
+                if existing
+                else self.client.create_experiment(name, artifact_location=artifact_location)
             )
         return self._experiments[name]

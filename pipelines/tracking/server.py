@@ -1,4 +1,4 @@
-"""MLflow's pages, served on this machine only."""
+"""Run MLflow's web server, reachable from this machine only."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from pipelines.workspace.store import Home
 
 @contextmanager
 def server(home: Home, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """An MLflow server over `home`, on loopback only, answering when this yields."""
+    """An MLflow server for `home` on the loopback address, ready when the block starts."""
     command = [
         sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
         "--workers", "1", "--backend-store-uri", database(home),
@@ -25,7 +25,7 @@ def server(home: Home, port: int) -> Iterator[subprocess.Popen[bytes]]:
     ]  # fmt: skip
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise ValueError(f"port {port} is taken; choose another with --port")
+            raise ValueError(f"port {port} is in use; choose another with --port")
     log = home.root / "mlflow-server.log"
     with open(log, "w") as out:
         process = subprocess.Popen(
@@ -44,10 +44,10 @@ def _await_health(url: str, process: subprocess.Popen[bytes], log: Path) -> None
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise ValueError(f"the MLflow server ended at once; see {log} (is the port taken?)")
+            raise ValueError(f"the MLflow server exited; see {log} (is the port in use?)")
         try:
             with urlopen(url, timeout=2):
                 return
         except OSError:
             time.sleep(0.3)
-    raise ValueError(f"the MLflow server does not answer at {url}; see {log}")
+    raise ValueError(f"the MLflow server does not respond at {url}; see {log}")

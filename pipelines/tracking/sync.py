@@ -1,4 +1,4 @@
-"""When MLflow is brought up to date: beside a driver or a sweep left alone, and after a verb."""
+"""When the tracker is updated: during a run, on request (`mirror`), and after other commands."""
 
 import threading
 import time
@@ -10,33 +10,33 @@ from pipelines.execution.status import View, overview
 from pipelines.stages.graph import sweep_stages
 from pipelines.tracking.mirror import ENDS, Mirror
 from pipelines.tracking.tracker import Tracker, open_tracker
-from pipelines.workspace.address import finished, read_generator
+from pipelines.workspace.address import finished_folder, read_generator
 from pipelines.workspace.settings import Settings
 from pipelines.workspace.store import IMPORTED, Home
 from var_scaling.experiment import ImportedModel, Sweep
 
-_EVERY = 5.0  # seconds between two looks at the disk
-_FOLLOWS = 15.0  # the same of a mirror that follows what it does not drive
+_EVERY = 5.0  # seconds between two updates during a run
+_FOLLOW_EVERY = 15.0  # seconds between two updates of `mirror --follow`
 
 
 @contextmanager
 def mirroring(
     home: Home, sweep: Sweep, settings: Settings, warn: Callable[[str], None], every: float = _EVERY
 ) -> Iterator[None]:
-    """Mirror every few seconds beside the block's work. What goes wrong costs only the view."""
+    """Update the tracker every few seconds during the block. Errors become warnings."""
     ended = threading.Event()
-    said: set[str] = set()
+    warned: set[str] = set()
 
-    mirror = _Connected(home, sweep, settings)
+    mirror = _ReconnectingMirror(home, sweep, settings)
 
-    def once(text: str) -> None:
-        if text not in said:
-            said.add(text)
+    def warn_once(text: str) -> None:
+        if text not in warned:
+            warned.add(text)
             warn(text)
 
     def follow() -> None:
         while not ended.wait(every):
-            attempt(mirror.catch_up, once)
+            try_mirror(mirror.catch_up, warn_once)
 
     thread = threading.Thread(target=follow, name="mlflow mirror", daemon=True)
     thread.start()
@@ -45,12 +45,12 @@ def mirroring(
     finally:
         ended.set()
         thread.join()
-        attempt(mirror.catch_up, once)
+        try_mirror(mirror.catch_up, warn_once)
         mirror.close()
 
 
-class _Connected:
-    """One mirror for many looks, made anew after an error: what it had found may be gone."""
+class _ReconnectingMirror:
+    """A mirror for repeated updates, replaced after an error, as its runs may no longer exist."""
 
     def __init__(self, home: Home, sweep: Sweep, settings: Settings):
         self._home, self._sweep, self._settings = home, sweep, settings
@@ -76,60 +76,60 @@ class _Connected:
 def mirror(
     home: Home, sweep: Sweep, settings: Settings, follow: bool, print_line: Callable[[str], None]
 ) -> None:
-    """Bring MLflow to what the disk says; with `follow` again and again until all is at an end."""
+    """Update the tracker from the disk; with `follow`, repeat it until all stages have ended."""
     stages = sweep_stages(home, sweep)
     while True:
-        views = overview(stages, slurm.look(20))
-        where: list[str] = []
+        views = overview(stages, slurm.queue_or_none(20))
+        location: list[str] = []
 
-        def bring(views: list[View] = views, where: list[str] = where) -> None:
+        def update(views: list[View] = views, location: list[str] = location) -> None:
             with tracking(home, settings) as tracker:
-                where.append(tracker.where)
+                location.append(tracker.location)
                 Mirror(home, sweep, tracker).catch_up(views)
 
-        caught_up = attempt(bring, print_line)
+        caught_up = try_mirror(update, print_line)
         ended = sum(view.state in ENDS for view in views)
         if caught_up:
-            at_an_end = f"{ended} of {len(views)} stages at an end"
-            print_line(f"{sweep.name}: {at_an_end}, all mirrored in {where[0]}")
+            progress = f"{ended} of {len(views)} stages have ended"
+            print_line(f"{sweep.name}: {progress}, all mirrored in {location[0]}")
         if caught_up and (not follow or all(view.finished for view in views)):
             return
         if not follow:
             raise ValueError(
-                f"{''.join(where) or 'the tracker'} could not be brought up to date; nothing is "
-                "lost: try again"
+                f"{''.join(location) or 'the tracker'} could not be updated; nothing is lost: "
+                "try again"
             )
-        time.sleep(_FOLLOWS)
+        time.sleep(_FOLLOW_EVERY)
 
 
 def mirror_model(home: Home, settings: Settings, address: str, warn: Callable[[str], None]) -> None:
-    """Bring the run of the one model at `address` up to date: for who made something with it.
+    """Update the run of the model at `address`, after a command added an artifact to it.
 
-    What goes wrong is warned of. A tokenizer that no model here rests on has no run.
+    Errors become warnings. A tokenizer has a run only if a model in the home uses it.
     """
 
-    def bring() -> None:
-        if sweep := _around(home, address):
+    def update() -> None:
+        if sweep := _sweep_of_model(home, address):
             with tracking(home, settings) as tracker:
                 Mirror(home, sweep, tracker).catch_up()
 
-    attempt(bring, warn)
+    try_mirror(update, warn)
 
 
-def _around(home: Home, address: str) -> Sweep | None:
-    """The model at `address`, or the first over that tokenizer, as a sweep of its own.
+def _sweep_of_model(home: Home, address: str) -> Sweep | None:
+    """A sweep with only the model at `address`, or with the first model that uses that tokenizer.
 
-    It bears the name of the sweep that the model belongs to. Raises ValueError.
+    It has the name of the model's sweep. None if no model uses the tokenizer. Raises ValueError.
     """
     kind, _, name = address.partition("/")
     if kind == "tokenizers":
         folders = (path.parent for path in sorted(home.root.glob("*/*/trial.json")))
-        over = (at for at in folders if read_generator(at).tokenizer.name == name)
-        folder = next(over, None)
+        users = (path for path in folders if read_generator(path).tokenizer.name == name)
+        folder = next(users, None)
         if folder is None:
             return None
     else:
-        folder = finished(home, address)
+        folder = finished_folder(home, address)
     record = read_generator(folder)
     if isinstance(record, ImportedModel):
         return Sweep(name=IMPORTED, question="", trials=(), imported=(record,))
@@ -138,7 +138,7 @@ def _around(home: Home, address: str) -> Sweep | None:
 
 @contextmanager
 def tracking(home: Home, settings: Settings) -> Iterator[Tracker]:
-    """The tracker that the settings name, for the time of the block."""
+    """The tracker that the settings name, closed after the block."""
     tracker = open_tracker(home, settings)
     try:
         yield tracker
@@ -146,12 +146,12 @@ def tracking(home: Home, settings: Settings) -> Iterator[Tracker]:
         tracker.close()
 
 
-def attempt(work: Callable[[], None], warn: Callable[[str], None]) -> bool:
-    """Whether `work` at the tracking server succeeded; `warn` is told if not."""
+def try_mirror(work: Callable[[], None], warn: Callable[[str], None]) -> bool:
+    """Call `work`, which uses the tracker. If it raises, call `warn` and return False."""
     try:
         work()
-    except Exception as error:  # noqa: BLE001 - whatever MLflow raises, the disk has it all
+    except Exception as error:  # noqa: BLE001 - MLflow may raise anything
         first = str(error).splitlines()[0] if str(error) else ""
-        warn(f"MLflow mirror: {type(error).__name__}: {first}; the next run catches up")
+        warn(f"MLflow mirror: {type(error).__name__}: {first}; the next update repeats it")
         return False
     return True

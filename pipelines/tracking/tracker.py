@@ -1,4 +1,4 @@
-"""Where runs are shown: what the mirror asks of MLflow, or of a tracker of a user's own."""
+"""The interface of a tracker: MLflow, or a module of the user."""
 
 import importlib
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from pipelines.workspace.settings import Settings
 from pipelines.workspace.store import Home
 
 
-class Number(NamedTuple):
+class MetricValue(NamedTuple):
     """One value of a metric."""
 
     name: str  # such as val/loss
@@ -19,38 +19,38 @@ class Number(NamedTuple):
 
 
 class Tracker(Protocol):
-    """Runs by address. Every call may come twice: the mirror starts anew after any failure.
+    """Stores runs by address. A call may be repeated, because the mirror retries after failures.
 
-    A tracker of a user's own is an importable module with a function `open_tracker(home)`; it is
-    named in var-scaling.toml, [tracking] module = "...".
+    A user's tracker is an importable module with a function `open_tracker(home)`, named in
+    var-scaling.toml under [tracking] module = "...".
     """
 
-    where: str  # for messages
+    location: str  # for messages
 
     def run(self, experiment: str, name: str, address: str, kind: str) -> str:
-        """The id of the run of `address`, found or made."""
+        """The id of the run of `address`, which is created if needed."""
         ...
 
     def notes(self, run: str) -> dict[str, str]:
-        """What `note` has kept of the run, by name."""
+        """The notes of the run, by name."""
         ...
 
     def note(self, run: str, name: str, text: str) -> None:
-        """Keep `text`, in place of an earlier note of that name."""
+        """Store `text`, replacing an earlier note of that name."""
         ...
 
     def params(self, run: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None: ...
 
-    def numbers(self, run: str, numbers: Sequence[Number]) -> None:
-        """Add values of metrics. The same again changes nothing."""
+    def metrics(self, run: str, metrics: Sequence[MetricValue]) -> None:
+        """Add metric values. Adding the same value again changes nothing."""
         ...
 
-    def shown(self, run: str) -> dict[str, float]:
+    def latest_metrics(self, run: str) -> dict[str, float]:
         """The latest value of each metric."""
         ...
 
-    def artifact(self, run: str, file: Path, place: str = "") -> None:
-        """Copy `file` into the folder `place` of the run, over one of its name."""
+    def artifact(self, run: str, file: Path, folder: str = "") -> None:
+        """Copy `file` into the folder `place` of the run, replacing a file of that name."""
         ...
 
     def table(self, run: str, name: str, columns: Mapping[str, Sequence[Any]]) -> None: ...
@@ -63,7 +63,7 @@ class Tracker(Protocol):
 
 
 def open_tracker(home: Home, settings: Settings) -> Tracker:
-    """The tracker that the settings name. Raises ValueError; what the tracker raises."""
+    """The tracker that the settings name. Raises ValueError and what the tracker raises."""
     name = settings.tracking.module
     if name is None:
         from pipelines.tracking.mlflow import MLflowTracker
@@ -74,6 +74,8 @@ def open_tracker(home: Home, settings: Settings) -> Tracker:
     except ImportError as error:
         raise ValueError(f"[tracking] module = {name!r}: {error}") from error
     if not hasattr(module, "open_tracker"):
-        raise ValueError(f"[tracking] module = {name!r}: it has no function open_tracker(home)")
+        raise ValueError(
+            f"[tracking] module = {name!r}: the module has no function open_tracker(home)"
+        )
     tracker: Tracker = module.open_tracker(home)
     return tracker

@@ -1,1 +1,1 @@
-"""What lies in a home and beside it: run directories, locks, settings, the code's version."""
+"""The folders of a home: run directories, locks, settings, job logs and the code's version."""

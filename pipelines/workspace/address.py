@@ -1,4 +1,4 @@
-"""What lies at an address of a home: tokenizers/NAME, imported/NAME, SWEEP/TRIAL. No torch."""
+"""Read the folder at an address: tokenizers/NAME, imported/NAME or SWEEP/TRIAL. No torch."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,27 +7,30 @@ from typing import TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from pipelines.workspace.damage import LOG, WEIGHTS, damage_in
-from pipelines.workspace.store import IMPORTED, Home, refuse_old
+from pipelines.workspace.store import IMPORTED, Home, check_format
 from var_scaling.config import AnyTokenizer, SomeTokenizer
-from var_scaling.disk import Damaged, is_done
+from var_scaling.disk import DamagedFileError, is_done
 from var_scaling.experiment import ImportedModel, Sweep, Trial
 from var_scaling.record import Record, explain
 
-Found = TypeVar("Found")
+RecordT = TypeVar("RecordT")
 
 
-def finished(home: Home, address: str) -> Path:
-    """The folder at `address`, its weights there. Raises ValueError, Damaged."""
+def finished_folder(home: Home, address: str) -> Path:
+    """The folder of the finished stage at `address`, which has weights.
+
+    Raises ValueError if there is none, Damaged if a file that its results need is damaged.
+    """
     folder = home.root / address
     inside = folder.resolve().is_relative_to(home.root.resolve())
     if len(Path(address).parts) != 2 or not inside:
-        raise ValueError(f"{address}: name it as SWEEP/TRIAL, imported/NAME or tokenizers/NAME")
+        raise ValueError(f"{address}: an address is SWEEP/TRIAL, imported/NAME or tokenizers/NAME")
     if not (is_done(folder) and (folder / WEIGHTS).exists()):
-        raise ValueError(f"{folder}: nothing finished is here")
-    found = damage_in(folder)
-    # No sample depends on the log, and weights are compared as they are loaded.
-    if found is not None and set(found.files) - {LOG, WEIGHTS}:
-        raise Damaged(str(found))
+        raise ValueError(f"{folder}: no finished model or tokenizer in this folder")
+    damage = damage_in(folder)
+    # No sample depends on the log, and loading the weights checks their hash.
+    if damage is not None and set(damage.files) - {LOG, WEIGHTS}:
+        raise DamagedFileError(str(damage))
     return folder
 
 
@@ -39,7 +42,9 @@ def read_tokenizer(folder: Path) -> SomeTokenizer:
 def read_generator(folder: Path) -> Trial | ImportedModel:
     """The record of the trial or imported model in `folder`. Raises ValueError."""
     if (folder / "tokenizer.json").exists():
-        raise ValueError(f"{folder} is a tokenizer; a model is named SWEEP/TRIAL or imported/NAME")
+        raise ValueError(
+            f"{folder} is a tokenizer; the address of a model is SWEEP/TRIAL or imported/NAME"
+        )
     if (folder / "model.json").exists():
         return _read_record(folder / "model.json", ImportedModel.model_validate_json, ImportedModel)
     return _read_record(folder / "trial.json", Trial.model_validate_json, Trial)
@@ -47,32 +52,34 @@ def read_generator(folder: Path) -> Trial | ImportedModel:
 
 def imported_models(home: Home) -> tuple[ImportedModel, ...]:
     """All models that were imported into `home`, by name."""
-    found = sorted((home.root / "imported").glob("*/model.json"))
+    paths = sorted((home.root / "imported").glob("*/model.json"))
     return tuple(
         _read_record(path, ImportedModel.model_validate_json, ImportedModel)
-        for path in found
+        for path in paths
         if is_done(path.parent)
     )
 
 
 def imported_sweep(home: Home) -> Sweep:
-    """The models that were trained elsewhere, as a sweep: nothing to run, something to fit."""
+    """The imported models as a sweep without trials. Raises ValueError if there are none."""
     models = imported_models(home)
     if not models:
-        raise ValueError(f"{home.root}: nothing has been imported here; `var-scaling import` does")
-    question = "Where do models that were trained elsewhere lie?"
+        raise ValueError(
+            f"{home.root}: no model has been imported; `var-scaling import` imports one"
+        )
+    question = "Which losses do imported models reach?"
     return Sweep(name=IMPORTED, question=question, trials=(), imported=models)
 
 
 def _read_record(
-    path: Path, read: Callable[[bytes], Found], kind: type[Record] | None = None
-) -> Found:
+    path: Path, read: Callable[[bytes], RecordT], kind: type[Record] | None = None
+) -> RecordT:
     try:
         if kind is not None:
-            refuse_old(path, kind)
+            check_format(path, kind)
         return read(path.read_bytes())
     except FileNotFoundError as error:
-        raise ValueError(f"{path.parent}: no model is here") from error
+        raise ValueError(f"{path.parent}: no model in this folder") from error
     except ValidationError as error:
-        said = explain(error, kind or Record)
-        raise ValueError(f"{path} is no record that this version reads:\n{said}") from error
+        details = explain(error, kind or Record)
+        raise ValueError(f"{path}: this version cannot read the record:\n{details}") from error

@@ -1,7 +1,7 @@
-"""The one driver of a sweep: a lock that says whose it is, shows life, and can be broken.
+"""The lock of a sweep's driver: a file that names its owner, has a heartbeat and can be taken over.
 
-Kernel locks do not reach across login nodes on every shared disk; a file made by `link` does. Its
-modification time, by the file server's clock, is the heartbeat.
+Kernel locks (flock) do not work between login nodes on every shared disk; a file created with
+`link` does. Its modification time, by the file server's clock, is the heartbeat.
 """
 
 import contextlib
@@ -15,131 +15,133 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipelines.workspace.store import Busy
+from pipelines.workspace.store import FolderInUseError
 from var_scaling.disk import read_json
 
 LOCK = "driver.json"
-_BEAT = 5.0
+_HEARTBEAT_SECONDS = 5.0
 _DEAD_AFTER = 120.0  # seconds without a heartbeat from another machine
 
 
 @dataclass(frozen=True)
 class Driver:
-    """Who drives, from where, since when."""
+    """The process that drives a sweep. The fields are the keys of driver.json."""
 
     token: str
     pid: int
     host: str
-    boot: str
-    born: str  # when the process started: pids are given out again
+    boot: str  # id of the host's current boot
+    born: str  # when the process started, because the system reuses pids
     since: str
     on: str  # "local", or the cluster
-    realm: str = ""  # user and process namespace: elsewhere the same number is another process
-    stages: tuple[str, ...] = ()  # the addresses of all that it drives
+    realm: str = ""  # user and pid namespace: in another one, the pid means another process
+    stages: tuple[str, ...] = ()  # the addresses of the stages that it drives
 
     def __str__(self) -> str:
         return f"pid {self.pid} on {self.host}, on {self.on}, since {self.since}"
 
 
 @contextlib.contextmanager
-def driving(
+def hold_driver_lock(
     folder: Path, on: str, take_over: bool = False, stages: tuple[str, ...] = ()
 ) -> Iterator[Driver]:
-    """Be the one driver of the sweep in `folder`.
+    """Hold the driver lock of the sweep in `folder` during the block.
 
-    Raises Busy, naming the other, unless that one is dead or `take_over`. A driver whose lock was
-    taken notices in `still_driving`.
+    Raises FolderInUseError, naming the other driver, unless that one is dead or `take_over` is set.
+    A driver whose lock was taken over learns it from `check_driver`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    me = replace(_myself(on), stages=stages)
-    while not _made(folder / LOCK, me):
-        other = owner(folder)
+    me = replace(_this_process(on), stages=stages)
+    while not _create_lock(folder / LOCK, me):
+        other = read_driver(folder)
         if other is None:
-            continue  # it left just now
-        if not take_over and _alive(folder, other):
-            raise Busy(
+            continue  # the other driver released the lock just now
+        if not take_over and _is_alive(folder, other):
+            raise FolderInUseError(
                 f"{folder} is driven by {other}, last heartbeat {_age(folder):.0f} s ago. "
-                "Watch it with `var-scaling status`, stop it there, or put yourself in its place "
-                "with --take-over: its jobs stay"
+                "Watch it with `var-scaling status`, stop it there, or replace it with "
+                "--take-over: its jobs keep running"
             )
-        _break(folder, other)
+        _remove_lock(folder, other)
     ended = threading.Event()
-    thread = threading.Thread(target=_beat, args=(folder, me, ended), daemon=True)
+    thread = threading.Thread(target=_send_heartbeats, args=(folder, me, ended), daemon=True)
     thread.start()
     try:
         yield me
     finally:
         ended.set()
         thread.join()
-        if is_mine(folder, me):
+        if holds_lock(folder, me):
             (folder / LOCK).unlink(missing_ok=True)
 
 
-def owner(folder: Path) -> Driver | None:
-    """Who drives the sweep in `folder`, dead or alive."""
+def read_driver(folder: Path) -> Driver | None:
+    """The driver that the lock in `folder` names, dead or alive; None without a lock."""
     try:
         return Driver(**read_json(folder / LOCK))
     except FileNotFoundError:
         return None
 
 
-def alive(folder: Path) -> Driver | None:
-    """Who drives the sweep in `folder` now."""
-    other = owner(folder)
-    return other if other is not None and _alive(folder, other) else None
+def live_driver(folder: Path) -> Driver | None:
+    """The live driver of the sweep in `folder`; None if there is none."""
+    driver = read_driver(folder)
+    return driver if driver is not None and _is_alive(folder, driver) else None
 
 
-def is_mine(folder: Path, me: Driver) -> bool:
-    other = owner(folder)
-    return other is not None and other.token == me.token
+def holds_lock(folder: Path, me: Driver) -> bool:
+    driver = read_driver(folder)
+    return driver is not None and driver.token == me.token
 
 
-def still_driving(folder: Path, me: Driver) -> None:
-    """Raise Busy if another driver has taken the place of `me`."""
-    if not is_mine(folder, me):
-        raise Busy(f"{folder} is now driven by {owner(folder) or 'no process'}: this driver exits")
+def check_driver(folder: Path, me: Driver) -> None:
+    """Raise FolderInUseError if another driver has taken over the lock of `me`."""
+    if not holds_lock(folder, me):
+        other = read_driver(folder) or "no process"
+        raise FolderInUseError(f"{folder} is now driven by {other}: this driver exits")
 
 
-def _myself(on: str) -> Driver:
+def _this_process(on: str) -> Driver:
     return Driver(
         uuid.uuid4().hex, os.getpid(), socket.gethostname(), _boot(), _born(os.getpid()) or "",
         time.strftime("%F %T"), on, _realm(),
     )  # fmt: skip
 
 
-def _made(path: Path, me: Driver) -> bool:
-    """Whether the lock is now ours; a link is made by one process only, on NFS too."""
-    beside = path.with_name(f".{path.name}.{me.token}")
-    beside.write_text(json.dumps(vars(me), indent=1) + "\n")
+def _create_lock(path: Path, me: Driver) -> bool:
+    """Create the lock file; False if it exists. `link` is atomic, on NFS too."""
+    temporary_path = path.with_name(f".{path.name}.{me.token}")
+    temporary_path.write_text(json.dumps(vars(me), indent=1) + "\n")
     try:
-        os.link(beside, path)
+        os.link(temporary_path, path)
     except FileExistsError:
         return False
     finally:
-        beside.unlink()
+        temporary_path.unlink()
     return True
 
 
-def _break(folder: Path, other: Driver) -> None:
-    """Take the lock of `other` away; of several that try, one moves it."""
-    aside = folder / f".{LOCK}.{uuid.uuid4().hex}"
+def _remove_lock(folder: Path, other: Driver) -> None:
+    """Remove the lock of `other`. If several processes try, one of them succeeds."""
+    moved_lock = folder / f".{LOCK}.{uuid.uuid4().hex}"
     with contextlib.suppress(FileNotFoundError):
-        os.rename(folder / LOCK, aside)
-        if read_json(aside)["token"] != other.token:  # another was quicker, and this is its lock
+        os.rename(folder / LOCK, moved_lock)
+        # If another process was faster, this is its new lock: put it back.
+        if read_json(moved_lock)["token"] != other.token:
             with contextlib.suppress(FileExistsError):
-                os.link(aside, folder / LOCK)
-        aside.unlink()
+                os.link(moved_lock, folder / LOCK)
+        moved_lock.unlink()
 
 
-def _alive(folder: Path, other: Driver) -> bool:
-    here = (socket.gethostname(), _boot(), _realm())
-    if (other.host, other.boot, other.realm) == here:
+def _is_alive(folder: Path, other: Driver) -> bool:
+    this_machine = (socket.gethostname(), _boot(), _realm())
+    if (other.host, other.boot, other.realm) == this_machine:  # the pid can be looked up
         return _born(other.pid) == other.born
     return _age(folder) < _DEAD_AFTER
 
 
 def _age(folder: Path) -> float:
-    """Seconds since the last heartbeat, both times by the clock of the disk."""
+    """Seconds since the last heartbeat. Both times are by the file server's clock."""
     now = folder / f".now.{uuid.uuid4().hex}"
     now.touch()
     try:
@@ -150,10 +152,10 @@ def _age(folder: Path) -> float:
         now.unlink()
 
 
-def _beat(folder: Path, me: Driver, ended: threading.Event) -> None:
-    while not ended.wait(_BEAT):
+def _send_heartbeats(folder: Path, me: Driver, ended: threading.Event) -> None:
+    while not ended.wait(_HEARTBEAT_SECONDS):
         with contextlib.suppress(OSError):
-            if is_mine(folder, me):
+            if holds_lock(folder, me):
                 os.utime(folder / LOCK)
 
 
@@ -166,7 +168,7 @@ def _realm() -> str:
 
 
 def _born(pid: int) -> str | None:
-    """When process `pid` started, in ticks since boot; None where it is gone, or a zombie."""
+    """When process `pid` started, in clock ticks since boot; None if it has ended."""
     fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return fields[19] if fields and fields[0] != "Z" else None
 

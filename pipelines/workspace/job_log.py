@@ -1,8 +1,8 @@
-"""jobs.jsonl: every job that was ever to work in a folder, noted before and after it is submitted.
+"""jobs.jsonl: the log of all jobs submitted for a folder, with lines before and after submission.
 
-A submission has a name of its own, under which Slurm knows it too. So a driver that died between
-asking Slurm and hearing its answer finds out what became of it, and a job id that another cluster
-gave out again is not taken for ours.
+Each submission has a unique name, which is also the job's name in Slurm. So a driver can find the
+job of a submission whose answer was lost because the previous driver died, and does not mistake a
+job of another cluster that has the same job id for its own.
 """
 
 import json
@@ -18,16 +18,17 @@ JOBS = "jobs.jsonl"
 
 @dataclass(frozen=True)
 class JobRecord:
-    """The latest submission for a folder, and what is known of it."""
+    """The latest submission for a folder, and its state as far as the log records it."""
 
     submission: str
     cluster: str
     time: float
-    index: int | None  # its place in an array
-    job: str | None = None  # Slurm's id, once it answered
+    index: int | None  # within a job array
+    job: str | None = None  # Slurm's job id, once Slurm has answered
     ended: str | None = None  # how it ended, once a driver has seen it
     reason: str = ""
-    fruitless: int = 0  # ends in a row, this one among them, without a word and without progress
+    # Consecutive jobs, this one included, that ended without a reason and without progress.
+    fruitless: int = 0
     progress: int = 0  # how far the stage was when it ended
     again: bool = False  # the user requested a retry
 
@@ -38,7 +39,7 @@ class JobRecord:
 
     @property
     def name(self) -> str:
-        """What Slurm calls the job: no two submissions share it."""
+        """The job's name in Slurm; unique to the submission."""
         return f"var-scaling-{self.submission}"
 
 
@@ -47,19 +48,19 @@ def new_submission() -> str:
 
 
 def note(folder: Path, event: str, **facts: Any) -> None:
-    """Add a line to the ledger of `folder`, whole or not at all."""
+    """Append a line to the job log of `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     line = json.dumps({"event": event, "time": time.time(), **facts}) + "\n"
     with open(folder / JOBS, "ab") as file:
-        if file.tell() and not _ends_whole(folder / JOBS):
-            line = "\n" + line  # a killed writer left half a line: it counts for nothing
+        if file.tell() and not _ends_with_newline(folder / JOBS):
+            line = "\n" + line  # a killed writer left half a line, which readers skip
         file.write(line.encode())
         file.flush()
         os.fsync(file.fileno())
 
 
 def history(folder: Path) -> list[dict[str, Any]]:
-    """Every line that is whole, oldest first."""
+    """All complete lines, oldest first."""
     try:
         text = (folder / JOBS).read_text(errors="replace")
     except FileNotFoundError:
@@ -69,23 +70,23 @@ def history(folder: Path) -> list[dict[str, Any]]:
         try:
             lines.append(json.loads(line))
         except json.JSONDecodeError:
-            continue  # half a line, see `note`
+            continue  # an incomplete line, see `note`
     return lines
 
 
 def latest(folder: Path) -> JobRecord | None:
-    """What the ledger says of the newest submission."""
+    """The newest submission in the job log; None if there is none."""
     record: JobRecord | None = None
     for line in history(folder):
         if line["event"] == "submitting":
-            kept = record.fruitless if record and not record.again else 0
+            fruitless = record.fruitless if record and not record.again else 0
             record = JobRecord(
                 line["submission"], line["cluster"], line["time"], line["index"],
-                fruitless=kept, progress=record.progress if record else 0,
+                fruitless=fruitless, progress=record.progress if record else 0,
             )  # fmt: skip
-        elif line["event"] == "cancelled":  # whether or not it was ever submitted
-            begun = record or JobRecord("", "", line["time"], None)
-            record = replace(begun, ended="cancelled", reason=line["reason"], again=False)
+        elif line["event"] == "cancelled":  # with or without a submission before
+            previous = record or JobRecord("", "", line["time"], None)
+            record = replace(previous, ended="cancelled", reason=line["reason"], again=False)
         elif record is None:
             continue
         elif line["event"] == "submitted" and line["submission"] == record.submission:
@@ -100,7 +101,7 @@ def latest(folder: Path) -> JobRecord | None:
     return record
 
 
-def _ends_whole(path: Path) -> bool:
+def _ends_with_newline(path: Path) -> bool:
     with open(path, "rb") as file:
         file.seek(-1, os.SEEK_END)
         return file.read(1) == b"\n"

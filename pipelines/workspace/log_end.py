@@ -1,4 +1,4 @@
-"""The end of metrics.jsonl: where a stage is now, without reading all that it was."""
+"""The last lines of metrics.jsonl: the progress of a stage, without reading the whole log."""
 
 import json
 import os
@@ -8,38 +8,38 @@ from pathlib import Path
 
 from var_scaling.metrics import Line
 
-_BLOCK = 4_096  # bytes that are read at a time
+_BLOCK = 4_096  # bytes per read
 
 
 def latest_lines(path: Path, kinds: Sequence[str]) -> dict[str, Line]:
-    """The line of each of `kinds` that was written last: of a long log only the end is read.
+    """The last written line of each of `kinds`. Of a long log, only the end is read.
 
-    After a resume that is where the stage is now; lines of the attempt before may say more.
+    After a resume, that is the current step; lines of an earlier attempt may have a higher one.
     """
-    found: dict[str, Line] = {}
+    latest: dict[str, Line] = {}
     if not path.exists():
-        return found
+        return latest
     with open(path, "rb") as file:
-        end, kept = file.seek(0, os.SEEK_END), b""
-        whole = False  # whether what follows `kept` begins a line: the last may be half written
-        while end > 0 and len(found) < len(kinds):
+        end, rest = file.seek(0, os.SEEK_END), b""
+        complete = False  # whether the last line, which may be incomplete, has been dropped
+        while end > 0 and len(latest) < len(kinds):
             start = max(0, end - _BLOCK)
             file.seek(start)
-            text = file.read(end - start) + kept
+            text = file.read(end - start) + rest
             lines = text.split(b"\n")
-            if not whole:
+            if not complete:
                 lines.pop()
-                whole = True
-            kept = lines.pop(0) if start > 0 and lines else b""
+                complete = True
+            rest = lines.pop(0) if start > 0 and lines else b""
             for written in reversed(lines):
-                if len(found) == len(kinds):
+                if len(latest) == len(kinds):
                     break
                 with suppress(ValueError, KeyError, TypeError):
                     line = json.loads(written)
                     if line["kind"] in kinds:
-                        found.setdefault(line["kind"], line)
+                        latest.setdefault(line["kind"], line)
             end = start
-    return found
+    return latest
 
 
 def latest_line(path: Path, kind: str) -> Line | None:

@@ -1,4 +1,4 @@
-"""What code, packages and machine made a number: one entry for each attempt."""
+"""provenance.json: the code, packages and machine of each attempt at a stage."""
 
 import os
 import platform
@@ -12,25 +12,25 @@ from typing import Any
 
 from var_scaling.disk import read_json, write_json
 
-ROOMS = ("var_scaling", "pipelines", "analysis", "sweeps")  # where the code is
-SNAPSHOT = "snapshot.json"  # marks code that was put aside for jobs, and says what it is
+CODE_FOLDERS = ("var_scaling", "pipelines", "analysis", "sweeps")  # the folders that hold code
+SNAPSHOT = "snapshot.json"  # in a copy of the code for jobs: which version it is
 _PACKAGES = ("torch", "numpy", "ray", "mlflow", "pydantic", "Pillow")
 
 
-def note_attempt(folder: Path, threads: int, facts: dict[str, Any] | None = None) -> int:
-    """Add this attempt to `folder`/provenance.json, with what else is known of it; its number."""
+def record_attempt(folder: Path, threads: int, facts: dict[str, Any] | None = None) -> int:
+    """Add this attempt, with `facts`, to `folder`/provenance.json; returns its number from 1."""
     before = attempts(folder)
-    here = {"started": time.strftime("%F %T %z"), "threads": threads, "pid": os.getpid()}
-    _keep(folder, [*before, {**here, **(facts or {}), **surroundings()}])
+    process = {"started": time.strftime("%F %T %z"), "threads": threads, "pid": os.getpid()}
+    _write(folder, [*before, {**process, **(facts or {}), **environment()}])
     return len(before) + 1
 
 
-def revise_attempt(folder: Path, which: int, facts: dict[str, Any]) -> None:
-    """Add to what is known of an earlier attempt."""
-    known = attempts(folder)
-    if len(known) >= abs(which):
-        known[which] |= facts
-        _keep(folder, known)
+def update_attempt(folder: Path, which: int, facts: dict[str, Any]) -> None:
+    """Add `facts` to the attempt with index `which`; does nothing if there is no such attempt."""
+    recorded = attempts(folder)
+    if len(recorded) >= abs(which):
+        recorded[which] |= facts
+        _write(folder, recorded)
 
 
 def attempts(folder: Path) -> list[dict[str, Any]]:
@@ -39,25 +39,25 @@ def attempts(folder: Path) -> list[dict[str, Any]]:
     return list(read_json(path)["attempts"]) if path.exists() else []
 
 
-def lost(folder: Path) -> tuple[int, float]:
-    """(steps, seconds of training) that attempts did after their last checkpoint, and lost."""
-    known = attempts(folder)
-    steps = sum(attempt.get("lost_steps", 0) for attempt in known)
-    return steps, sum(attempt.get("lost_seconds", 0.0) for attempt in known)
+def lost_work(folder: Path) -> tuple[int, float]:
+    """(steps, seconds) of training that attempts did after their last checkpoint, and so lost."""
+    recorded = attempts(folder)
+    steps = sum(attempt.get("lost_steps", 0) for attempt in recorded)
+    return steps, sum(attempt.get("lost_seconds", 0.0) for attempt in recorded)
 
 
-def _keep(folder: Path, known: list[dict[str, Any]]) -> None:
-    write_json(folder / "provenance.json", {"attempts": known})
+def _write(folder: Path, entries: list[dict[str, Any]]) -> None:
+    write_json(folder / "provenance.json", {"attempts": entries})
 
 
 def commit_of(folder: Path) -> str | None:
-    """The commit of the latest attempt in `folder`; with + where the tree was dirty."""
-    known = attempts(folder)
-    return known[-1]["commit"] if known else None
+    """The commit of the latest attempt in `folder`, with "+" if the working tree was dirty."""
+    recorded = attempts(folder)
+    return recorded[-1]["commit"] if recorded else None
 
 
 @lru_cache(maxsize=1)
-def surroundings() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
     return {
         "commit": code_version(),
         "host": socket.gethostname(),
@@ -70,20 +70,20 @@ def surroundings() -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def code_version() -> str | None:
-    """The commit that this code is at, `+` appended if files differ from it; None outside git."""
+    """The commit of this code, with "+" if files differ from it; None outside git."""
     root = Path(__file__).parents[2]
     if (root / SNAPSHOT).exists():
         return str(read_json(root / SNAPSHOT)["code"])
     commit = _git(root, "rev-parse", "--short=12", "HEAD")
     if commit is None:
         return None
-    return commit + ("+" if _git(root, "status", "--porcelain", "--", *ROOMS) else "")
+    return commit + ("+" if _git(root, "status", "--porcelain", "--", *CODE_FOLDERS) else "")
 
 
-def _git(root: Path, *words: str) -> str | None:
+def _git(root: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(root), *words],
+            ["git", "-C", str(root), *arguments],
             capture_output=True,
             encoding="utf-8",
             errors="replace",

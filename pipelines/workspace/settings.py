@@ -1,4 +1,4 @@
-"""Where things lie, this machine and the clusters: var-scaling.toml and the environment."""
+"""Settings of this machine and of clusters: var-scaling.toml and environment variables."""
 
 import os
 import tomllib
@@ -19,8 +19,8 @@ class SettingsError(ValueError):
 class Local(BaseModel):
     """`--on local`: this machine.
 
-    More threads a stage gain little at tiny sizes (1.3 times from 2) and lose much where cores are
-    shared: two such stages on two busy cores ran 70 times slower than with a thread each.
+    More threads per stage help little at tiny sizes (2 threads: 1.3 times faster) and cost much on
+    shared cores: two such stages on two busy cores ran 70 times slower than with one thread each.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -29,8 +29,8 @@ class Local(BaseModel):
     threads_per_stage: Annotated[int, Field(ge=1)] = 1
     save_every_seconds: Annotated[float, Field(gt=0)] = 20.0
     device: Literal["cpu", "cuda"] = "cpu"
-    processes: Annotated[int, Field(ge=1)] = 1  # of one training: one a GPU
-    micro_batch_size: Annotated[int, Field(ge=1)] | None = None  # in one pass; None: a whole share
+    processes: Annotated[int, Field(ge=1)] = 1  # of one training; one per GPU
+    micro_batch_size: Annotated[int, Field(ge=1)] | None = None  # None: a process's whole share
 
 
 class Cluster(BaseModel):
@@ -42,29 +42,29 @@ class Cluster(BaseModel):
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    nodes: Annotated[int, Field(ge=1)] = 1  # most that one trial may take
-    gpus_per_node: Annotated[int, Field(ge=0)] = 8  # 0: a cluster of processors
+    nodes: Annotated[int, Field(ge=1)] = 1  # most that one trial may use
+    gpus_per_node: Annotated[int, Field(ge=0)] = 8  # 0: a CPU cluster
     cpus_per_gpu: Annotated[int, Field(ge=1)] = 8
     memory_gb_per_gpu: Annotated[float, Field(gt=0)] = 64.0
-    wall_hours: Annotated[float, Field(gt=0)] = 24.0  # of one job; a trial may take many
-    setup: tuple[str, ...] = ()  # lines of shell before a job starts
+    wall_hours: Annotated[float, Field(gt=0)] = 24.0  # of one job; a trial may need several
+    setup: tuple[str, ...] = ()  # shell lines that run before the job
     device: Literal["cpu", "cuda"] = "cuda"
     gpu_memory_gb: Annotated[float, Field(gt=0)] = 80.0
     peak_tflops: Annotated[float, Field(gt=0)] = 989.0  # of one GPU, dense, half precision: H100
-    utilisation: Annotated[float, Field(gt=0, le=1)] = 0.4  # of the peak: assumed, until measured
+    utilisation: Annotated[float, Field(gt=0, le=1)] = 0.4  # of the peak; an assumption
     price_per_gpu_hour: Annotated[float, Field(ge=0)] | None = None
-    signal_seconds: Annotated[int, Field(ge=10)] = 120  # before its end a job is told to save
+    signal_seconds: Annotated[int, Field(ge=10)] = 120  # before a job's end, to save
     save_every_seconds: Annotated[float, Field(gt=0)] = 600.0
     array_parallelism: Annotated[int, Field(ge=1)] = 64  # jobs of one array at a time
-    finish_within_hours: Annotated[float, Field(gt=0)] = 168.0  # a trial gets GPUs until it does
-    trial_gpus: dict[str, Annotated[int, Field(ge=1)]] = {}  # by trial, where the rule will not do
-    encoding_jobs: Annotated[int, Field(ge=1)] | None = None  # None: about an hour of work each
+    finish_within_hours: Annotated[float, Field(gt=0)] = 168.0  # sets the number of GPUs of a trial
+    trial_gpus: dict[str, Annotated[int, Field(ge=1)]] = {}  # by trial, instead of that rule
+    encoding_jobs: Annotated[int, Field(ge=1)] | None = None  # None: one per hour of work
     threads_per_process: Annotated[int, Field(ge=1)] = 1
-    poll_seconds: Annotated[float, Field(gt=0)] = 30.0  # between two looks at the queue
+    poll_seconds: Annotated[float, Field(gt=0)] = 30.0  # between two polls of the queue
 
     @model_validator(mode="after")
     def _leaves_time_to_work(self) -> Self:
-        # Slurm may send the signal up to a minute early.
+        # Slurm may send the signal up to 60 s early.
         if self.wall_hours * 3600 < self.signal_seconds + 60:
             raise ValueError(
                 f"wall_hours = {self.wall_hours:g} is {self.wall_hours * 3600:.0f} s: too short "
@@ -73,7 +73,7 @@ class Cluster(BaseModel):
         return self
 
     @property
-    def sustained(self) -> float:
+    def sustained_flops(self) -> float:
         """FLOP/s of one GPU while it trains."""
         return self.peak_tflops * 1e12 * self.utilisation
 
@@ -84,7 +84,7 @@ class Cluster(BaseModel):
 
 
 class MLflow(BaseModel):
-    """The tracking server; without one, a database in the home."""
+    """The tracking server; if none is given, a database in the home."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -92,7 +92,7 @@ class MLflow(BaseModel):
 
 
 class Tracking(BaseModel):
-    """Where runs are shown, if not in MLflow: a module with `open_tracker(home)`."""
+    """A tracker instead of MLflow: a module with the function `open_tracker(home)`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -100,29 +100,29 @@ class Tracking(BaseModel):
 
 
 class Weights(BaseModel):
-    """Files of other people's weights that some losses and scores need; never downloaded."""
+    """Files of third-party weights that some losses and scores need; never downloaded."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    lpips: tuple[Path, ...] = ()  # VGG-16 and its calibration: one file, or one of each
-    inception: Path | None = None  # what FID and related scores look with
-    classifier: Path | None = None  # a ResNet that rejects samples
+    lpips: tuple[Path, ...] = ()  # VGG-16 and LPIPS weights, in one or two files
+    inception: Path | None = None  # feature network of FID and related scores
+    classifier: Path | None = None  # a ResNet for rejection sampling
 
     def files(self) -> list[tuple[str, Path]]:
-        """Every file that is named, each under its key."""
+        """(key, path) of every file that is set."""
         named = [("inception", self.inception), ("classifier", self.classifier)]
         single = [(key, path) for key, path in named if path is not None]
         return [*(("lpips", path) for path in self.lpips), *single]
 
     def under(self, base: Path) -> Self:
-        """The same, relative paths counted from `base`."""
-        found: dict[str, Any] = {key: base / path.expanduser() for key, path in self.files()}
-        found["lpips"] = tuple(base / path.expanduser() for path in self.lpips)
-        return self.model_copy(update=found)
+        """The same with relative paths resolved against `base`."""
+        paths: dict[str, Any] = {key: base / path.expanduser() for key, path in self.files()}
+        paths["lpips"] = tuple(base / path.expanduser() for path in self.lpips)
+        return self.model_copy(update=paths)
 
 
 class Settings(BaseModel):
-    """What var-scaling.toml may say. Nothing here can change a trial's numbers."""
+    """The content of var-scaling.toml. No setting can change a trial's numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -138,24 +138,24 @@ class Settings(BaseModel):
         if name not in self.clusters:
             known = ", ".join(["local", *self.clusters])
             raise SettingsError(
-                f"--on {name}: no [clusters.{name}] in var-scaling.toml; there is {known}"
+                f"--on {name}: no [clusters.{name}] in var-scaling.toml; allowed are {known}"
             )
         return self.clusters[name]
 
     def data_root(self, name: str) -> Path | None:
-        """The folder of data `name`: [data] of the file, else that name under VAR_SCALING_DATA."""
+        """The folder of data `name`: from [data], else the folder `name` in VAR_SCALING_DATA."""
         if name in self.data:
             return self.data[name].expanduser()
-        under = os.environ.get("VAR_SCALING_DATA")
-        if under and (Path(under).expanduser() / name).exists():
-            return Path(under).expanduser().absolute() / name
+        parent = os.environ.get("VAR_SCALING_DATA")
+        if parent and (Path(parent).expanduser() / name).exists():
+            return Path(parent).expanduser().absolute() / name
         return None
 
 
 def load_settings(path: Path | None = None) -> Settings:
-    """The settings in `path`, VAR_SCALING_SETTINGS or ./var-scaling.toml; defaults where none is.
+    """The settings in `path`, VAR_SCALING_SETTINGS or ./var-scaling.toml; else the defaults.
 
-    Raises SettingsError. Relative paths count from the file.
+    Relative paths in the file are relative to its folder. Raises SettingsError.
     """
     named = path or (
         Path(os.environ["VAR_SCALING_SETTINGS"]) if "VAR_SCALING_SETTINGS" in os.environ else None
@@ -168,7 +168,7 @@ def load_settings(path: Path | None = None) -> Settings:
     try:
         settings = Settings.model_validate(tomllib.loads(file.read_text()))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise SettingsError(f"{file}: not TOML: {error}") from error
+        raise SettingsError(f"{file}: not valid TOML: {error}") from error
     except ValidationError as error:
         raise SettingsError(f"{file}: {explain(error, Settings)}") from error
     base = file.absolute().parent

@@ -1,4 +1,4 @@
-"""What lies where under --home, who may write there, and what stage it is in."""
+"""The folders of a home (--home), their locks and the records that they belong to."""
 
 import fcntl
 import json
@@ -14,14 +14,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipelines.workspace.damage import RAW_WEIGHTS, WEIGHTS
-from var_scaling.disk import DONE, Damaged, read_json, whole
+from var_scaling.disk import DONE, DamagedFileError, atomic_write, read_json
 from var_scaling.record import Record, difference, explain
 
-_TAKEN = (
+_RESERVED = (
     "tokenizers", "tokens", "images", "references", "code", "jobs", "mlartifacts", "mlflow.db",
     "mlflow.lock", "networks",
 )  # fmt: skip
-_TAKEN_IN_SWEEP = (
+_RESERVED_IN_SWEEP = (
     "report",
     "law",
     "forecasts",
@@ -32,19 +32,19 @@ _TAKEN_IN_SWEEP = (
 )
 
 
-IMPORTED = "imported"  # the sweep of all models that were trained elsewhere
+IMPORTED = "imported"  # the name of the sweep that holds all imported models
 
 
 class ConfigMismatchError(ValueError):
-    """A folder belongs to another record; the message shows where they differ."""
+    """A folder belongs to a run with a different config; the message shows the differences."""
 
 
-class Busy(RuntimeError):
-    """Another process works in this folder; the message says which."""
+class FolderInUseError(RuntimeError):
+    """Another process has locked this folder; the message names it."""
 
 
 class Home:
-    """The one place on disk that a run writes to."""
+    """The root folder for everything that runs write."""
 
     def __init__(self, root: Path):
         self.root = root.absolute()
@@ -53,7 +53,7 @@ class Home:
         return self.root / "tokenizers" / name
 
     def tokens(self, tokenizer: str, data: str, split: str, kind: str = "tokens") -> Path:
-        """Of the cache of one split: tokens, or features."""
+        """The cache of one split; `kind` is tokens or features."""
         return self.root / "tokens" / self.cache_name(tokenizer, data, split, kind)
 
     @staticmethod
@@ -63,35 +63,36 @@ class Home:
     def imported(self, name: str) -> Path:
         return self.trial(IMPORTED, name)
 
-    def survey(self, data: str, split: str) -> Path:
+    def image_listing(self, data: str, split: str) -> Path:
+        """The list of the image files of one split, and what was found in them."""
         return self.root / "images" / f"{data}-{split}"
 
     def reference(self, name: str) -> Path:
-        """Statistics that samples are compared with."""
+        """Statistics of reference images, with which samples are compared."""
         return self.root / "references" / name
 
     def network(self, data: str) -> Path:
-        """The classifier of the images of that name, whose features are compared."""
+        """The classifier trained on `data`, whose features serve as a distance between images."""
         return self.root / "networks" / data
 
     def sweep(self, name: str) -> Path:
-        if name in _TAKEN:
-            raise ValueError(f"a sweep cannot be named {name!r}: that folder holds something else")
+        if name in _RESERVED:
+            raise ValueError(f"a sweep cannot be named {name!r}: the name is reserved")
         return self.root / name
 
     def trial(self, sweep: str, name: str) -> Path:
-        if name in _TAKEN_IN_SWEEP:
-            raise ValueError(f"a trial cannot be named {name!r}: that is something else's place")
+        if name in _RESERVED_IN_SWEEP:
+            raise ValueError(f"a trial cannot be named {name!r}: the name is reserved")
         return self.sweep(sweep) / name
 
 
-def part_folders(tokens: Path, of: int) -> list[Path]:
-    """Where each of `of` jobs puts its part of the tokens in `tokens`."""
-    return [tokens / "parts" / f"{number:03d}-of-{of:03d}" for number in range(of)]
+def part_folders(tokens: Path, count: int) -> list[Path]:
+    """The folders into which `count` jobs write their parts of the cache in `tokens`."""
+    return [tokens / "parts" / f"{number:03d}-of-{count:03d}" for number in range(count)]
 
 
 def has_results(folder: Path) -> bool:
-    """Whether another config would lose something: an end, a checkpoint, a metric, a shard."""
+    """Whether `folder` has results: a done marker, a checkpoint, a metric or a shard."""
     metrics = folder / "metrics.jsonl"
     if (folder / DONE).exists() or (metrics.exists() and metrics.stat().st_size > 0):
         return True
@@ -101,84 +102,93 @@ def has_results(folder: Path) -> bool:
 
 
 def init_run_dir(folder: Path, file: str, record: Record) -> None:
-    """Make `folder` the home of `record`. Raises Drift if there are results of another."""
+    """Write `record` to `folder`/`file`.
+
+    Raises ConfigMismatchError if the folder has results of a different record.
+    """
     path, text = folder / file, record.model_dump_json(indent=1) + "\n"
-    bound = has_results(folder)
-    if bound:
-        refuse(path, drift(path, record))
-    if not path.exists() or (not bound and path.read_text() != text):
-        with whole(path) as beside:
-            beside.write_text(text)
+    has_any = has_results(folder)
+    if has_any:
+        raise_if_mismatch(path, record_differences(path, record))
+    if not path.exists() or (not has_any and path.read_text() != text):
+        with atomic_write(path) as temporary_path:
+            temporary_path.write_text(text)
 
 
-def refuse(path: Path, lines: list[str]) -> None:
-    """Raise Drift if `lines`, the differences from what `path` records, are any."""
+def raise_if_mismatch(path: Path, lines: list[str]) -> None:
+    """Raise ConfigMismatchError if there are `lines`: the differences from the record in `path`."""
     if lines:
         raise ConfigMismatchError(
-            f"{path.parent} is already the home of another {path.stem}:\n  "
+            f"{path.parent} already belongs to a different {path.stem}:\n  "
             + "\n  ".join(lines)
-            + "\nGive the new one a name of its own, or move the folder away."
+            + "\nGive the new one another name, or move the folder away."
         )
 
 
-def drift(path: Path, record: Record) -> list[str]:
-    """How the record in `path` differs from `record`; empty if there is none or they agree."""
+def record_differences(path: Path, record: Record) -> list[str]:
+    """How the record in `path` differs from `record`; empty if it does not, or is missing."""
     if not path.exists():
         return []
     return difference(read_record(path, type(record)), record.model_dump(mode="json"))
 
 
 def read_record(path: Path, kind: type[Record]) -> Any:
-    """The record in `path` as JSON, fields that came later at their defaults. Raises Drift."""
-    refuse_old(path, kind)
+    """The record in `path` as JSON, with newer fields at their defaults.
+
+    Raises ConfigMismatchError if this version cannot read it.
+    """
+    check_format(path, kind)
     try:
         return kind.model_validate_json(path.read_bytes()).model_dump(mode="json")
     except ValidationError as error:
         raise ConfigMismatchError(
-            f"{path} is no record this version reads:\n{explain(error, kind)}"
+            f"{path}: this version cannot read the record:\n{explain(error, kind)}"
         ) from error
 
 
-def refuse_old(path: Path, kind: type[Record]) -> None:
-    """Raise Drift, in one sentence, if the record in `path` is of another format than `kind`'s."""
+def check_format(path: Path, kind: type[Record]) -> None:
+    """Raise ConfigMismatchError if the record in `path` has another format number than `kind`.
+
+    Without this check, the error would list every changed field.
+    """
     field = kind.model_fields.get("format")
     try:
         content = json.loads(path.read_bytes())
     except ValueError:
-        return  # no JSON: the reader reports it
+        return  # not JSON: the reader reports it
     if field is None or not isinstance(content, dict):
         return
-    found = content.get("format", 1)
-    if found != field.default:
+    written = content.get("format", 1)
+    if written != field.default:
         raise ConfigMismatchError(
-            f"{path} has format {found} and this version of the code reads format {field.default}: "
-            "use the version that wrote it, or another --home"
+            f"{path} has format {written}, but this version of the code reads format "
+            f"{field.default}: use the version that wrote it, or another --home"
         )
 
 
 def weights_of(folder: Path, raw: bool = False) -> tuple[Path, str]:
-    """The weights of the finished stage in `folder`, and the SHA-256 that they must have.
+    """(file, expected SHA-256) of the weights of the finished stage in `folder`.
 
-    `raw`: the last ones, of a training that keeps an average of its weights. Raises ValueError
-    where there are none.
+    `raw`: the last weights, of a training that also keeps an average of its weights. Raises
+    ValueError if there are none.
     """
     marker = read_json(folder / DONE)
     if "weights_sha256" not in marker:
-        raise Damaged(f"{folder / DONE} is damaged: it records no hash of the weights")
+        raise DamagedFileError(f"{folder / DONE} is damaged: it records no hash of the weights")
     if not raw:
         return folder / WEIGHTS, str(marker["weights_sha256"])
     if "raw_weights_sha256" not in marker:
         raise ValueError(
-            f"{folder}: has no raw weights beside its own: it was not trained with weight_average"
+            f"{folder}: has no raw weights, because it was not trained with weight_average"
         )
     return folder / RAW_WEIGHTS, str(marker["raw_weights_sha256"])
 
 
 @contextmanager
 def file_lock(folder: Path, wait: float = 0.0, file: str = "lock") -> Iterator[None]:
-    """Be the one process that works in `folder`; the kernel lets go when the process dies.
+    """Hold the lock of `folder` during the block; the kernel releases it if the process dies.
 
-    Raises Busy, naming the owner, if another still holds it after `wait` seconds.
+    Raises FolderInUseError, naming the owner, if another process holds it for `wait` seconds.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / file, "a+") as lock:
@@ -186,7 +196,8 @@ def file_lock(folder: Path, wait: float = 0.0, file: str = "lock") -> Iterator[N
         while not _take(lock.fileno()):
             if time.monotonic() >= deadline:
                 lock.seek(0)
-                raise Busy(f"{folder} is in use by {lock.read().strip() or 'another process'}")
+                owner = lock.read().strip() or "another process"
+                raise FolderInUseError(f"{folder} is in use by {owner}")
             time.sleep(0.2)
         lock.truncate(0)
         lock.write(f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}\n")
@@ -195,7 +206,7 @@ def file_lock(folder: Path, wait: float = 0.0, file: str = "lock") -> Iterator[N
 
 
 def in_use(folder: Path) -> bool:
-    """Whether a living process on this machine works in `folder`."""
+    """Whether a process on this machine holds the lock of `folder`."""
     if not (folder / "lock").exists():
         return False
     with open(folder / "lock", "a+") as lock:
@@ -210,6 +221,6 @@ def _take(descriptor: int) -> bool:
     return True
 
 
-def natural(name: str) -> list[int | str]:
-    """Sort key by which d2 comes before d10."""
+def natural_key(name: str) -> list[int | str]:
+    """Sort key that orders numbers by value: d2 comes before d10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

@@ -1,4 +1,4 @@
-"""Sweeps by name or by path: each is a Python file that defines `sweep`."""
+"""Load sweeps by name or path. Each is a Python file that defines `sweep`."""
 
 import importlib
 import importlib.util
@@ -12,14 +12,14 @@ from types import ModuleType
 from pydantic import ValidationError
 
 import sweeps
-from pipelines.workspace.modules import named_in, share_paths
+from pipelines.workspace.modules import export_python_path, module_names
 from pipelines.workspace.store import IMPORTED
 from var_scaling.experiment import Sweep
 from var_scaling.record import Record, explain
 
 
 class SweepError(ValueError):
-    """There is no such sweep, or its file does not make one; the message says what to mend."""
+    """The sweep does not exist, or its file does not define one; the message says what to fix."""
 
 
 def known_sweeps() -> list[Sweep]:
@@ -27,25 +27,25 @@ def known_sweeps() -> list[Sweep]:
 
 
 def find_sweep(name: str) -> Sweep:
-    """The sweep called `name`, or the one in the file at that path. Raises SweepError."""
+    """The sweep `name`, or the sweep in the file with that path. Raises SweepError."""
     if Path(name).suffix == ".py":
         return _load(name)
     if Path(name).is_file():
-        raise SweepError(f"{name}: a sweep is a Python file; its name ends in .py")
+        raise SweepError(f"{name}: a sweep is a Python file, whose name ends in .py")
     if name not in _names():
         raise SweepError(
-            f"no sweep is called {name!r}; there are {', '.join(_names())}. A file of your own is "
-            "named by its path: var-scaling run ./mine.py"
+            f"no sweep is called {name!r}; available are {', '.join(_names())}. To use your own "
+            "file, give its path: var-scaling run ./mine.py"
         )
     return _load(name)
 
 
-def choose(sweep: Sweep, names: Collection[str]) -> Sweep:
-    """`sweep` with the trials of these names alone; with none, all of it. Raises SweepError."""
+def select_trials(sweep: Sweep, names: Collection[str]) -> Sweep:
+    """`sweep` with only the trials in `names`; without names, all trials. Raises SweepError."""
     unknown = sorted(set(names) - {trial.name for trial in sweep.trials})
     if unknown:
         known = ", ".join(trial.name for trial in sweep.trials)
-        raise SweepError(f"{sweep.name} has no trial {', '.join(unknown)}; there are {known}")
+        raise SweepError(f"{sweep.name} has no trial {', '.join(unknown)}; its trials are {known}")
     if not names:
         return sweep
     chosen = tuple(trial for trial in sweep.trials if trial.name in names)
@@ -60,7 +60,7 @@ def _load(name: str) -> Sweep:
     try:
         module = _from_file(Path(name)) if name.endswith(".py") else _named(name)
     except ValidationError as error:
-        raise SweepError(f"{name}, {_own_line(error)}:\n{explained(error)}") from error
+        raise SweepError(f"{name}, {_own_line(error)}:\n{describe_error(error)}") from error
     except SweepError:
         raise
     except (Exception, SystemExit) as error:
@@ -68,9 +68,9 @@ def _load(name: str) -> Sweep:
     sweep = getattr(module, "sweep", None)
     if not isinstance(sweep, Sweep):
         raise SweepError(f"{name} defines no `sweep = Sweep(...)`")
-    share_paths(named_in((*sweep.trials, *sweep.imported)))
+    export_python_path(module_names((*sweep.trials, *sweep.imported)))
     if sweep.name == IMPORTED:
-        raise SweepError(f"{name}: {IMPORTED!r} is the name of what was imported")
+        raise SweepError(f"{name}: the sweep name {IMPORTED!r} is reserved for imported models")
     return sweep
 
 
@@ -85,7 +85,7 @@ def _from_file(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    folder = str(path.resolve().parent)  # where modules of the user's own may lie
+    folder = str(path.resolve().parent)  # a sweep may import modules beside it
     if folder not in sys.path:
         sys.path.append(folder)
     spec.loader.exec_module(module)
@@ -93,17 +93,17 @@ def _from_file(path: Path) -> ModuleType:
 
 
 def _own_line(error: BaseException) -> str:
-    """Where in a sweep's file the error came from: the innermost frame that is not ours."""
+    """The line of the sweep's file that caused the error: the innermost frame of user code."""
     if isinstance(error, SyntaxError):
         return f"line {error.lineno}"
-    ours = ("/pipelines/", "/var_scaling/", "/site-packages/", "<frozen")
+    internal = ("/pipelines/", "/var_scaling/", "/site-packages/", "<frozen")
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not any(part in frame.filename for part in ours)]
-    return f"line {own[-1].lineno}" if own else "on loading"
+    external = [f for f in frames if not any(part in f.filename for part in internal)]
+    return f"line {external[-1].lineno}" if external else "on loading"
 
 
-def explained(error: ValidationError) -> str:
-    """What is wrong with a record, field by field."""
+def describe_error(error: ValidationError) -> str:
+    """What is wrong with a record, one line per field."""
     return explain(error, next(_records_named(error.title, Record), Sweep))
 
 

@@ -1,18 +1,19 @@
-"""Exact parameters and FLOPs, by component, in integers. Only this and the families count.
+"""Exact numbers of parameters and FLOPs by component, as integers.
 
-Conventions. A multiply-add is 2 FLOPs; matrix products and convolutions are counted, element-wise
-work is not. `dense` counts the L² attention pairs that one masked product computes (what torch's
-counter sees); otherwise only the pairs that the block-causal mask allows: the model's own FLOPs.
-Backward costs twice forward, less the gradient of inputs that need none.
+Only this package and the model families count. Conventions: a multiply-add is 2 FLOPs. Matrix
+products and convolutions are counted, element-wise operations are not. By default only the
+attention pairs that the mask allows are counted: the model FLOPs. `dense` counts all L² pairs, as a
+masked matrix product computes them and torch's FLOP counter reports them. The backward pass costs
+twice the forward pass, minus the gradients of inputs that need none.
 """
 
 Count = dict[str, int]
 
-# A processor's matrix product of fewer rows takes another path, and rounds otherwise (LOG.md): so
-# samplers let no fewer rows through.
+# On a CPU, a matrix product with fewer rows uses another kernel and rounds differently (LOG.md). So
+# samplers pad their batches to this number of rows.
 FEWEST_ROWS = 4
 
-# What counts are given by, whatever the family; one that a family lacks counts 0.
+# The components of every family's counts; a component that a family does not have counts 0.
 COMPONENTS = ("embedding", "attention", "mlp", "adaln", "head")
 FLOP_COMPONENTS = (
     "embedding", "attention_projections", "attention_scores", "mlp", "adaln", "head",
@@ -20,4 +21,5 @@ FLOP_COMPONENTS = (
 
 
 def total(count: Count) -> int:
+    """The sum over components."""
     return sum(count.values())

@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of the tokenizer (arXiv 2404.02905) and of the networks that judge it."""
+"""Parameters and FLOPs of the tokenizer (arXiv 2404.02905), its loss networks and its critic."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -8,18 +8,18 @@ from var_scaling.accounting import Count, total
 from var_scaling.config import Tokenizer, TrainedTokenizer
 from var_scaling.recipe import Critic
 
-# VGG-16 up to the last activation that LPIPS looks at: widths by stage, a halving between two.
+# VGG-16 up to the last activation that LPIPS uses: widths by stage; pooling halves between stages.
 VGG_STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
-CLASSIFIER_STAGES = (32, 64, 128)  # widths of the feature network that learns classes
+CLASSIFIER_STAGES = (32, 64, 128)  # widths of the feature network, a classifier
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One thing with parameters or FLOPs; `flops` are those of one image's forward.
+    """An operation with parameters or FLOPs; `flops` are those of one image's forward pass.
 
-    `backward`: how many times that the training step spends on gradients: of the inputs and of
-    the weights, 2, unless one is not needed.
+    `backward` is the cost of the backward pass relative to `flops`: 2, for the gradients of inputs
+    and weights, or fewer if one of them is not needed.
     """
 
     component: str
@@ -29,7 +29,7 @@ class Layer:
 
 
 def tokenizer_layers(tokenizer: Tokenizer) -> Iterator[Layer]:
-    """Every counted layer of the multi-scale VQVAE, walked in the order of the modules."""
+    """Every counted layer of the multi-scale VQVAE, in the order of the modules."""
     t, grid, z = tokenizer, tokenizer.pyramid.side, tokenizer.code_channels
     widths = [t.channels * multiplier for multiplier in t.multipliers]
     deepest = len(widths) - 1
@@ -70,6 +70,7 @@ def tokenizer_layers(tokenizer: Tokenizer) -> Iterator[Layer]:
 
 
 def tokenizer_parameters(tokenizer: Tokenizer) -> Count:
+    """Trainable parameters by component."""
     counted: Counter[str] = Counter()
     for layer in tokenizer_layers(tokenizer):
         counted[layer.component] += layer.parameters
@@ -77,7 +78,7 @@ def tokenizer_parameters(tokenizer: Tokenizer) -> Count:
 
 
 def tokenizer_flops(tokenizer: Tokenizer) -> Count:
-    """FLOPs of one image through encoder, quantizer (search and residual walk) and decoder."""
+    """FLOPs of one image through encoder, quantizer (code search and phi) and decoder."""
     counted: Counter[str] = Counter()
     for layer in tokenizer_layers(tokenizer):
         counted[layer.component] += layer.flops
@@ -85,66 +86,68 @@ def tokenizer_flops(tokenizer: Tokenizer) -> Count:
 
 
 def encoding_flops(tokenizer: Tokenizer) -> int:
-    """FLOPs of turning one image into tokens."""
+    """FLOPs of encoding one image into tokens."""
     flops = tokenizer_flops(tokenizer)
     return flops["encoder"] + flops["quant_convs"] // 2 + flops["quantizer"]
 
 
 def decoding_flops(tokenizer: Tokenizer) -> int:
-    """FLOPs of turning one image's tokens into the image."""
+    """FLOPs of decoding one image's tokens into pixels."""
     flops = tokenizer_flops(tokenizer)
-    walk = tokenizer.pyramid.scales * _phi(tokenizer).flops if tokenizer.phi_strength else 0
-    return flops["decoder"] + flops["quant_convs"] // 2 + walk
+    phi_flops = tokenizer.pyramid.scales * _phi(tokenizer).flops if tokenizer.phi_strength else 0
+    return flops["decoder"] + flops["quant_convs"] // 2 + phi_flops
 
 
 # Training ---------------------------------------------------------------------------------------
 
 
 def tokenizer_training_flops(t: TrainedTokenizer, with_critic: bool) -> Count:
-    """FLOPs of one training step on one image; `judged`: with the critic at work."""
+    """FLOPs of one training step on one image; `with_critic`: of a step with the critic."""
     counted: Counter[str] = Counter()
     for layer in tokenizer_layers(t):
         backward = layer.backward
         if layer.component == "quantizer" and backward == 1 and t.codebook.learns == "gradient":
-            backward = 2  # through phi to the codes
+            backward = 2  # the gradient passes through phi to the codes
         counted[layer.component] += (1 + backward) * layer.flops
     if t.losses.perceptual > 0:
-        # Both images forward; backward only to the reconstruction, no weight learns.
+        # Forward for both images; backward only to the reconstruction, as VGG's weights are fixed.
         counted["perceptual"] = sum(
             (3 if layer.component == "vgg" else 2) * layer.flops for layer in vgg_layers(t.side)
         )
     critic = t.losses.critic
     if with_critic and critic is not None:
         first, *rest = critic_layers(critic, t.side)
-        # Its own step: two images, forward and backward, its first layer's inputs without; the
-        # tokenizer's: one forward, and backward to the image alone.
+        # The critic's step: forward and backward for two images; the first layer's input needs no
+        # gradient: 2 × (1 + 1) there, 2 × (1 + 2) elsewhere. The tokenizer's step: one forward, and
+        # backward to the image only: 1 + 1.
         counted["critic"] = 6 * first.flops + 8 * sum(layer.flops for layer in rest)
-        # The factor weighs two gradients of the decoder's last layer.
+        # The adaptive weight of the critic compares two gradients of the decoder's last layer.
         counted["decoder"] += 2 * _conv("decoder", t.channels, 3, 3, t.side).flops
     return dict(counted)
 
 
-def judged_steps(t: TrainedTokenizer, done: int) -> int:
-    """How many of the first `done` steps the critic takes part in."""
+def critic_steps(t: TrainedTokenizer, steps_done: int) -> int:
+    """The number of steps with the critic among the first `steps_done`."""
     critic = t.losses.critic
-    return 0 if critic is None else max(0, done - critic_starts(critic, t.steps))
+    return 0 if critic is None else max(0, steps_done - critic_starts(critic, t.steps))
 
 
 def critic_starts(critic: Critic, steps: int) -> int:
+    """The first of `steps` steps with the critic."""
     return int(critic.starts * steps)
 
 
-def tokenizer_train_flops(t: TrainedTokenizer, done: int) -> int:
-    """FLOPs of the first `done` steps on the global batch; k-means, done once, is not counted."""
+def tokenizer_train_flops(t: TrainedTokenizer, steps_done: int) -> int:
+    """FLOPs of the first `steps_done` steps on the global batch, without the initial k-means."""
     plain, with_critic = (tokenizer_training_flops(t, with_critic) for with_critic in (False, True))
-    more = total(with_critic) - total(plain)
-    unquantised = min(done, t.codebook.starts_at)
-    an_image = done * total(plain) + judged_steps(t, done) * more
-    return t.batch_size * (an_image - unquantised * plain["quantizer"])
+    critic = total(with_critic) - total(plain)
+    unquantised = min(steps_done, t.codebook.starts_at)  # the first steps skip the quantizer
+    per_image = steps_done * total(plain) + critic_steps(t, steps_done) * critic
+    return t.batch_size * (per_image - unquantised * plain["quantizer"])
 
 
 def vgg_layers(side: int) -> Iterator[Layer]:
-    """What LPIPS computes of one image: VGG-16's convolutions, then a weight for each channel."""
+    """LPIPS on one image: VGG-16's convolutions, then a weight for each channel."""
     width = 3
     for stage, widths in enumerate(VGG_STAGES):
         side = side // 2 if stage else side
@@ -212,23 +215,22 @@ def _phi(t: Tokenizer) -> Layer:
 
 def _quantizer(t: Tokenizer) -> Iterator[Layer]:
     z, pyramid = t.code_channels, t.pyramid
-    search = (
-        2 * pyramid.length * z * t.codebook_size
-    )  # nearest codes; nothing flows back through it
+    # Nearest-code search: distances to all codes. No gradient passes through it.
+    search = 2 * pyramid.length * z * t.codebook_size
     yield Layer("quantizer", t.codebook_size * z, search, backward=0)
     phi = _phi(t)
-    held = t.phi_convolutions or pyramid.scales
+    phis = t.phi_convolutions or pyramid.scales  # 0: a convolution for each scale
     if t.phi_strength > 0:
-        yield Layer("quantizer", held * phi.parameters, pyramid.scales * phi.flops, phi.backward)
+        yield Layer("quantizer", phis * phi.parameters, pyramid.scales * phi.flops, phi.backward)
 
 
 def classifier_flops(side: int) -> int:
-    """FLOPs of the convolutions of one image's forward through evaluation.classifier."""
-    flops, before = 2 * 9 * 3 * CLASSIFIER_STAGES[0] * side**2, CLASSIFIER_STAGES[0]
+    """FLOPs of the convolutions in one image's forward pass through evaluation.classifier."""
+    flops, width_in = 2 * 9 * 3 * CLASSIFIER_STAGES[0] * side**2, CLASSIFIER_STAGES[0]
     for width in CLASSIFIER_STAGES:
-        if width != before:
+        if width != width_in:
             side = (side + 1) // 2
-            flops += 2 * before * width * side**2  # the shortcut
-        flops += 2 * 9 * (before + width) * width * side**2
-        before = width
+            flops += 2 * width_in * width * side**2  # the shortcut
+        flops += 2 * 9 * (width_in + width) * width * side**2
+        width_in = width
     return flops

@@ -1,1 +1,1 @@
-"""Images: made here or read from disk, as uint8 arrays, addressed by index."""
+"""Images, generated or read from disk: uint8 arrays, addressed by row."""

@@ -1,35 +1,37 @@
-"""The images of one split, by row, whatever they are and wherever they come from."""
+"""The interface of all image datasets: the images of one split, by row."""
 
 from typing import Protocol
 
 import numpy as np
 
-from var_scaling.datasets import DataRecord, Reading
+from var_scaling.datasets import DataRecord, ReadOptions
 
 
 class ImageDataset(Protocol):
-    """Images by row. A function of its record and split: the same image at any time."""
+    """Images by row. An image depends only on the record, the split, the row and the epoch."""
 
     rows: int
     labels: np.ndarray  # (rows,) int64
-    classes: list[str] | None  # their names, by number; None where labels are bare numbers
+    classes: list[str] | None  # class names by class number; None where the data has no names
 
     def images(self, rows: np.ndarray, epochs: np.ndarray) -> np.ndarray:
-        """uint8 (n, side, side, 3) of `rows`, each as epoch `epochs` sees it."""
+        """uint8 (n, side, side, 3): the images of `rows`, each with the crop of its epoch."""
         ...
 
 
-def open_images(data: DataRecord, split: str, reading: Reading) -> ImageDataset:
+def open_images(data: DataRecord, split: str, options: ReadOptions) -> ImageDataset:
     """The images of `data`'s `split` ("train" or "validation"). Raises DataError, ValueError.
 
-    Image files lie under `reading.root` and are surveyed once, into the folder `reading.survey`.
+    Image files are under `options.root`. Each is decoded once, and `options.survey` is the folder
+    with the result.
     """
-    found = data.open(split, reading)
-    if len(found.labels) != found.rows:
-        raise ValueError(f"{data.name}: {found.rows:,} rows, but {len(found.labels):,} labels")
-    labels = found.labels
-    if found.rows and not (int(labels.min()) >= 0 and int(labels.max()) < data.classes):
+    dataset = data.open(split, options)
+    labels = dataset.labels
+    if len(labels) != dataset.rows:
+        raise ValueError(f"{data.name}: {dataset.rows:,} rows, but {len(labels):,} labels")
+    if dataset.rows and not (int(labels.min()) >= 0 and int(labels.max()) < data.classes):
         raise ValueError(
-            f"{data.name}: labels from {labels.min()} to {labels.max()}, of {data.classes} classes"
+            f"{data.name}: labels are {labels.min()} to {labels.max()}; with {data.classes} "
+            f"classes, 0 to {data.classes - 1} are allowed"
         )
-    return found
+    return dataset

@@ -1,25 +1,25 @@
-"""Dead leaves: images of a few flat shapes by class, each a pure function of its address."""
+"""Dead leaves: generated images of a few flat shapes, each a pure function of its row."""
 
 import numpy as np
 
 from var_scaling.datasets import DeadLeaves
 
 _SPLITS = {"train": 0, "validation": 1}
-_WORDS = 8  # uniform draws of one leaf: x, y, radius, shape, aspect, angle, colour, spare
+_DRAWS_PER_LEAF = 8  # uniforms: x, y, radius, shape, aspect, angle, colour, spare
 
 
 class DeadLeavesSource:
-    """The images of one split, as `Source`. Row r is image r // classes of class r % classes."""
+    """The images of one split (`ImageDataset`). Row r: image r // classes of class r % classes."""
 
     def __init__(self, data: DeadLeaves, split: str):
         self.data = data
         self.split = split
         self.rows = data.train_images if split == "train" else data.validation_images
         self.labels = np.arange(self.rows, dtype=np.int64) % data.classes
-        self.classes: list[str] | None = None  # they have no names
+        self.classes: list[str] | None = None  # generated classes have no names
 
     def images(self, rows: np.ndarray, epochs: np.ndarray | int = 0) -> np.ndarray:
-        """uint8 (n, side, side, 3). The same whatever else is asked for, in every epoch."""
+        """uint8 (n, side, side, 3). An image depends only on its row, not on the epoch."""
         numbers, classes = np.divmod(np.asarray(rows, dtype=np.int64), self.data.classes)
         draws = np.stack(
             [self._draws(int(c), int(i)) for c, i in zip(classes, numbers, strict=True)]
@@ -27,24 +27,23 @@ class DeadLeavesSource:
         return paint(draws, _palettes(self.data)[classes], self.data)
 
     def _draws(self, label: int, number: int) -> np.ndarray:
-        """(1 + leaves, _WORDS) uniforms of one image, at its place in a counted stream."""
+        """(1 + leaves, _DRAWS_PER_LEAF) uniforms of one image, from its part of a Philox stream."""
         key = np.array([self.data.seed, 2 * label + _SPLITS[self.split]], dtype=np.uint64)
-        shape = (1 + self.data.leaves, _WORDS)
-        blocks = shape[0] * _WORDS // 4  # Philox yields four words a count
+        shape = (1 + self.data.leaves, _DRAWS_PER_LEAF)
+        blocks = shape[0] * _DRAWS_PER_LEAF // 4  # Philox yields four numbers per counter value
         bits = np.random.Philox(key=key, counter=np.array([number * blocks, 0, 0, 0], np.uint64))
         return np.random.Generator(bits).random(shape, dtype=np.float64)
 
 
 def _palettes(data: DeadLeaves) -> np.ndarray:
-    """(classes, colours, 3) in [0, 1]: the colours are what a class is known by."""
+    """(classes, colours, 3) in [0, 1]: classes differ only in their colours."""
     generator = np.random.Generator(np.random.Philox(key=[data.seed, 2**63]))
     return generator.random((data.classes, data.colours, 3))
 
 
 def paint(draws: np.ndarray, palettes: np.ndarray, data: DeadLeaves) -> np.ndarray:
-    """Lay the leaves back to front: `draws` (n, 1 + leaves, words) in [0, 1), the first the ground.
-
-    Returns uint8 (n, side, side, 3). Even shapes are ellipses, odd ones boxes, turned at random.
+    """Paint the leaves back to front. `draws`: (n, 1 + leaves, _DRAWS_PER_LEAF) in [0, 1); the
+    first is the background. Returns uint8 (n, side, side, 3). Leaves are rotated ellipses or boxes.
     """
     n = len(draws)
     axis = (np.arange(data.side, dtype=np.float32) + 0.5) / data.side

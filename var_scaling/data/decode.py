@@ -1,4 +1,4 @@
-"""Any image file's bytes to the RGB square a model sees."""
+"""Decode the bytes of an image file to the RGB square that a model gets."""
 
 import io
 import struct
@@ -6,21 +6,21 @@ import struct
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# Longer than this many times its width, an image is cut before it is enlarged: at 256 px a
-# 1 × 60,000 strip would take 12 GB on the way to a square that shows 1 / 60,000 of it.
-_WIDEST = 16
-# What is read, as Pillow calls it; all are decoded in this process. An MPO file opens as a JPEG.
+# Images with a larger aspect ratio are cropped before they are resized: at 256 px, a 1 × 60,000
+# strip would need 12 GB of memory for a square that shows 1 / 60,000 of it.
+_MAX_ASPECT_RATIO = 16
+# Pillow's names of the accepted formats; no external program decodes any. MPO files open as JPEG.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 
 
 class Undecodable(ValueError):
-    """This is no image that we can read; the message says why."""
+    """The bytes are not an image of an accepted format; the message says why."""
 
 
 def decode(content: bytes) -> Image.Image:
-    """The picture as a viewer shows it: upright, on white where transparent, 8-bit RGB.
+    """The image as a viewer shows it, in 8-bit RGB: EXIF orientation applied, white background.
 
-    Raises Undecodable. Animations give their first frame.
+    Of an animation, the first frame. Raises Undecodable.
     """
     if not content:
         raise Undecodable("empty file")
@@ -35,78 +35,78 @@ def decode(content: bytes) -> Image.Image:
 
 
 def open_image(content: bytes) -> Image.Image:
-    """`content` in one of FORMATS, its pixels not read yet. Raises Undecodable.
+    """Open `content` in one of FORMATS; the pixels are not read yet. Raises Undecodable.
 
-    The content decides the format, not the name: Pillow would hand EPS to Ghostscript and others
-    to whatever plugin is installed.
+    The content decides the format, not the file name. Other formats are refused because Pillow
+    would run Ghostscript for EPS, and any installed plugin for others.
     """
     try:
         return Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError as error:
-        read = f"not an image format that is read ({', '.join(FORMATS)})"
-        raise Undecodable(f"{read}{_kind(content)}") from error
+        reason = f"not an image format that is read ({', '.join(FORMATS)})"
+        raise Undecodable(f"{reason}{_format_hint(content)}") from error
 
 
-def _kind(content: bytes) -> str:
-    """What `content` looks like by its first bytes, if it does: nothing is decoded."""
+def _format_hint(content: bytes) -> str:
+    """The format that the first bytes indicate, as a part of a message; "" if unknown."""
     Image.init()
     for name, (_, accept) in Image.OPEN.items():
         try:
-            known = accept is not None and accept(content[:16]) is True
+            accepted = accept is not None and accept(content[:16]) is True
         except (IndexError, struct.error):  # too short for that format
-            known = False
-        if known and name not in FORMATS:
+            accepted = False
+        if accepted and name not in FORMATS:
             return f"; it looks like {name}"
     return ""
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any Pillow mode as displayed.
+    """Convert an image of any Pillow mode to RGB as it is displayed.
 
-    Pillow's plain `convert` clips 16-bit samples to 255 and reveals the colours that lie under
-    transparent pixels; here samples are scaled and alpha is composited.
+    Pillow's plain `convert` clips 16-bit samples to 255 and shows the hidden colours of transparent
+    pixels; this function scales the samples and composites alpha on white.
     """
     if image.mode.startswith("I"):
         return _from_16_bit(image)
     if image.mode == "F":
-        raise Undecodable("floating-point samples have no agreed white")
+        raise Undecodable("floating-point samples have no standard white level")
     if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
-        colour = image.convert("RGBA")
-        white = Image.new("RGBA", colour.size, "white")
-        return Image.alpha_composite(white, colour).convert("RGB")
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
     samples = np.asarray(image).astype(np.int64)
     if samples.min() < 0 or samples.max() > 65535:
-        raise Undecodable("32-bit samples beyond 16 bits have no agreed white")
+        raise Undecodable("32-bit samples above 65535 or below 0 have no standard white level")
     gray = np.rint(samples / 257).astype(np.uint8)
-    clear = image.info.get("transparency")
-    if isinstance(clear, int):
-        gray[samples == clear] = 255
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        gray[samples == transparent] = 255
     return Image.fromarray(gray).convert("RGB")
 
 
 def square(
-    image: Image.Image, side: int, enlarge: float, where: np.random.Generator | None, flip: bool
+    image: Image.Image, side: int, enlarge: float, rng: np.random.Generator | None, flip: bool
 ) -> np.ndarray:
     """uint8 (side, side, 3): shorter side to round(enlarge × side) by Lanczos, then a crop.
 
-    `where` draws the crop's place and, if `flip`, a mirror; without it the crop is the centre.
+    `rng` draws the position of the crop and, with `flip`, a mirror; None takes the centre crop.
     """
     short, long = sorted(image.size)
-    if long > _WIDEST * short:
-        width, height = (min(edge, _WIDEST * short) for edge in image.size)
+    if long > _MAX_ASPECT_RATIO * short:
+        width, height = (min(edge, _MAX_ASPECT_RATIO * short) for edge in image.size)
         image = ImageOps.fit(image, (width, height), Image.Resampling.BOX)
     scale = round(enlarge * side) / min(image.size)
     size = (max(side, round(image.width * scale)), max(side, round(image.height * scale)))
     image = image.resize(size, Image.Resampling.LANCZOS)
     left, top = (size[0] - side) // 2, (size[1] - side) // 2
-    if where is not None:
-        left = int(where.integers(size[0] - side + 1))
-        top = int(where.integers(size[1] - side + 1))
+    if rng is not None:
+        left = int(rng.integers(size[0] - side + 1))
+        top = int(rng.integers(size[1] - side + 1))
     pixels = np.asarray(image)[top : top + side, left : left + side]
-    if where is not None and flip and where.random() < 0.5:
+    if rng is not None and flip and rng.random() < 0.5:
         pixels = pixels[:, ::-1]
     return np.ascontiguousarray(pixels)

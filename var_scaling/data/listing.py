@@ -1,4 +1,4 @@
-"""What images lie at a path: folders by class, or Parquet in the Hugging Face layout."""
+"""Lists the images under a root: one folder per class, or Parquet in the Hugging Face layout."""
 
 import hashlib
 import os
@@ -9,31 +9,31 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from var_scaling.class_names import alike
+from var_scaling.class_names import normalize_name
 from var_scaling.data.folders import FolderListing
 from var_scaling.data.parquet import ParquetListing, refuse_copies
 from var_scaling.data.tree import DataError, Folder, is_image, read_tree
 from var_scaling.randomness import seed_for
 from var_scaling.text import one_line
 
-# Names that data sets in the wild give their splits, the usual one first. Capitals do not matter.
+# Common names of the splits, the most usual first. Case does not matter.
 SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "val", "valid", "test"),
 }
-_NAMES = {name: split for split, names in SPLITS.items() for name in names}
-# May lie beside the two that are read, and are not.
+_SPLIT_OF_NAME = {name: split for split, names in SPLITS.items() for name in names}
+# Further splits that data sets may have; they are not read.
 _UNREAD = ("testing", "unlabeled", "unlabelled", "unsupervised", "extra")
 
-Found = TypeVar("Found")  # where a split lies
+Location = TypeVar("Location")  # of a split: a folder, or Parquet files
 
 
 class Listing(Protocol):
     """The images of one split, before any is decoded."""
 
-    names: list[str]  # as a person would find the image: relative path, or file and row
+    names: list[str]  # for messages: relative path, or Parquet file and row
     labels: np.ndarray  # (images,) int64
-    classes: list[str] | None  # None where labels are bare numbers
+    classes: list[str] | None  # class names by number; None if the data has no names
 
     def read(self, row: int) -> bytes:
         """The encoded bytes of image `row`."""
@@ -41,11 +41,11 @@ class Listing(Protocol):
 
 
 def list_images(root: Path, split: str, validation_share: float) -> Listing:
-    """Everything under `root` that belongs to `split`. Raises DataError.
+    """The images under `root` that belong to `split`. Raises DataError.
 
-    A split is a folder or Parquet files of that name; where there is none, `validation_share`
-    of the whole, chosen by a hash of each name, is held out. What could be read in two ways, or
-    would leave images out that no split's name explains, is refused.
+    A split is a folder or Parquet files of that name. If the data has no validation split, the
+    share `validation_share` is held out, chosen by a hash of each name. Layouts that are ambiguous,
+    or that have images outside of every split, are refused.
     """
     if not root.exists():
         raise DataError(f"{root}: no such folder")
@@ -61,7 +61,7 @@ def list_images(root: Path, split: str, validation_share: float) -> Listing:
 
 
 def fingerprint(listing: Listing) -> str:
-    """Changes with any name, label or class: a data set by another content is another data set."""
+    """12 hex digits that depend on all names, labels and class names, in order."""
     digest = hashlib.sha256(repr(listing.classes).encode())
     digest.update("\0".join(listing.names).encode(errors="surrogateescape"))
     digest.update(listing.labels.tobytes())
@@ -74,140 +74,149 @@ def fingerprint(listing: Listing) -> str:
 def _list_folders(root: Path, tree: Folder, split: str, share: float) -> Listing:
     bases = _split_folders(root, tree)
     if not bases:
-        return _held_out(FolderListing(root, tree, _NAMES), root, split, share)
+        return _held_out(FolderListing(root, tree, _SPLIT_OF_NAME), root, split, share)
     if len(bases) == 2 and any(base.has_links() for base in bases.values()):
         train, validation = (bases[name].real_paths() for name in SPLITS)
         both = train.keys() & validation.keys()
         if both:
             raise DataError(
-                f"{root}: {len(both):,} images are in train and in validation, by symbolic links; "
-                f"one is {one_line(min(both))}"
+                f"{root}: {len(both):,} images are in both train and validation, through symbolic "
+                f"links (the first: {one_line(min(both))}); remove them from one of the two"
             )
-    return _of_split(root, bases, lambda base: FolderListing(root, base, _NAMES), split, share)
+    return _of_split(
+        root, bases, lambda base: FolderListing(root, base, _SPLIT_OF_NAME), split, share
+    )
 
 
 def _split_folders(root: Path, tree: Folder) -> dict[str, Folder]:
-    """The folder of each split; {} where the root holds the classes themselves.
+    """The folder of each split; {} if the root contains the class folders.
 
-    A single folder of a split's name that holds no folders, beside others with images, is a class
-    of that name (`train`, among vehicles).
+    If only one folder has the name of a split and it contains no folders, while other folders
+    contain images, it is a class of that name (`train`, among vehicles).
     """
-    named = [one for one in tree.folders if one.name.casefold() in _NAMES]
-    known = (*_NAMES, *_UNREAD)
-    others = [one for one in tree.folders if one.name.casefold() not in known and one.first_image()]
-    if not named or (len(named) == 1 and not named[0].folders and named[0].files and others):
+    splits = [folder for folder in tree.folders if folder.name.casefold() in _SPLIT_OF_NAME]
+    others = [
+        folder
+        for folder in tree.folders
+        if folder.name.casefold() not in (*_SPLIT_OF_NAME, *_UNREAD) and folder.first_image()
+    ]
+    if not splits or (len(splits) == 1 and not splits[0].folders and splits[0].files and others):
         return {}
     stray = others[0].first_image() if others else None
     stray = stray or next((name for name in tree.files if is_image(name)), None)
     if stray is not None:
         raise DataError(
-            f"{root}: holds the split {one_line(named[0].name)!r}, and images outside of any "
-            f"split (the first: {one_line(stray)}). Splits are called {', '.join(_NAMES)}: if "
-            "that is one, rename it; if it is a class, move it into the splits; else move it away"
+            f"{root}: holds the split {one_line(splits[0].name)!r}, and images outside of any "
+            f"split (the first: {one_line(stray)}). Names of splits: {', '.join(_SPLIT_OF_NAME)}. "
+            "If this is a split, rename it; if a class, move it into the splits; else move it away"
         )
-    found: dict[str, Folder] = {}
+    folder_of: dict[str, Folder] = {}
     for split in SPLITS:
-        name = _one_name(root, split, [one.name.casefold() for one in named])
-        chosen = [one for one in named if one.name.casefold() == name]
-        if len(chosen) > 1:
-            names = " and ".join(one_line(one.name) for one in chosen)
+        name = _name_of_split(root, split, [folder.name.casefold() for folder in splits])
+        matches = [folder for folder in splits if folder.name.casefold() == name]
+        if len(matches) > 1:
+            names = " and ".join(one_line(folder.name) for folder in matches)
             raise DataError(f"{root}: {names} both name the {split} split; rename one of them")
-        if chosen:
-            found[split] = chosen[0]
-    return found
+        if matches:
+            folder_of[split] = matches[0]
+    return folder_of
 
 
 # Parquet ------------------------------------------------------------------------------------------
 
 
 def _parquet_files(root: Path, tree: Folder) -> list[Path]:
-    """All Parquet files, sorted. Raises DataError where there are images beside them."""
-    found = sorted(
+    """All Parquet files, sorted. Raises DataError if there are image files too."""
+    files = sorted(
         root / folder.path / name
         for folder in tree.walk()
         for name in folder.files
         if name.lower().endswith(".parquet")
     )
-    if found:
+    if files:
         tree.refuse_faults()
         image = tree.first_image()
         if image is not None:
             raise DataError(
-                f"{root}: holds Parquet files ({os.path.relpath(found[0], root)}) and image files "
-                f"({one_line(image)}): which of them are the data is not known. Give a root with "
-                "one kind"
+                f"{root}: holds Parquet files ({os.path.relpath(files[0], root)}) and image files "
+                f"({one_line(image)}), so it is unclear which are the data. Give a root with only "
+                "one of the two"
             )
-    return found
+    return files
 
 
 def _list_parquet(root: Path, files: list[Path], split: str, share: float) -> Listing:
     names = {path: _split_name(path.relative_to(root)) for path in files}
-    if _NAMES.keys().isdisjoint(names.values()):
+    if _SPLIT_OF_NAME.keys().isdisjoint(names.values()):
         listing = _held_out(ParquetListing(root, files), root, split, share)
         refuse_copies(root, files)
         return listing
     stray = next((path for path, name in names.items() if name is None), None)
     if stray:
         raise DataError(
-            f"{root}: {os.path.relpath(stray, root)} carries no split's name "
-            f"({', '.join(_NAMES)}), though other Parquet files do. Rename it or move it away"
+            f"{root}: the name of {os.path.relpath(stray, root)} has no split "
+            f"({', '.join(_SPLIT_OF_NAME)}), but other Parquet files do. Rename it or move it away"
         )
-    own = {}
-    for one in SPLITS:
-        name = _one_name(root, one, set(filter(None, names.values())))
+    files_of = {}
+    for split_name in SPLITS:
+        name = _name_of_split(root, split_name, set(filter(None, names.values())))
         if name:
-            own[one] = [path for path in files if names[path] == name]
-    listing = _of_split(root, own, lambda found: ParquetListing(root, found), split, share)
-    refuse_copies(root, [path for found in own.values() for path in found])
+            files_of[split_name] = [path for path in files if names[path] == name]
+    listing = _of_split(root, files_of, lambda paths: ParquetListing(root, paths), split, share)
+    refuse_copies(root, [path for paths in files_of.values() for path in paths])
     return listing
 
 
 def _split_name(path: Path) -> str | None:
-    """What names a Parquet file's split, the nearest: `train-0-of-9.parquet`, `train/0.parquet`."""
+    """The split in the name of a file or its nearest folder: `train-0-of-9.parquet`, `train/0`."""
     words = [*path.parts[:-1], path.stem.split("-")[0]]
     for word in reversed(words):
-        plain = re.sub(r"(\.parquet|[_. ]*\d+)$", "", word.casefold())
-        if plain in _NAMES or plain in _UNREAD:
-            return plain
+        name = re.sub(r"(\.parquet|[_. ]*\d+)$", "", word.casefold())
+        if name in _SPLIT_OF_NAME or name in _UNREAD:
+            return name
     return None
 
 
 # Both ---------------------------------------------------------------------------------------------
 
 
-def _one_name(root: Path, split: str, present: Collection[str]) -> str | None:
-    """The name under which `split` lies here; `test` only where the set has no other.
+def _name_of_split(root: Path, split: str, present: Collection[str]) -> str | None:
+    """The name that `split` has under `root`; `test` only if no other name is present.
 
-    Raises DataError where two names claim to be the split.
+    Raises DataError if two names are the split's.
     """
-    claims = [name for name in SPLITS[split] if name in present]
-    if len(claims) > 1 and claims[1] != "test":
+    matches = [name for name in SPLITS[split] if name in present]
+    if len(matches) > 1 and matches[1] != "test":
         raise DataError(
-            f"{root}: {claims[0]} and {claims[1]} both name the {split} split; which of them is "
-            "meant is not known. Rename one, or move it away"
+            f"{root}: {matches[0]} and {matches[1]} both name the {split} split; it is unclear "
+            "which to read. Rename one, or move it away"
         )
-    return claims[0] if claims else None
+    return matches[0] if matches else None
 
 
 def _of_split(
-    root: Path, own: Mapping[str, Found], read: Callable[[Found], Listing], split: str, share: float
+    root: Path,
+    locations: Mapping[str, Location],
+    read: Callable[[Location], Listing],
+    split: str,
+    share: float,
 ) -> Listing:
-    """The images of `split`, of those splits that lie here: at least one."""
-    if len(own) == len(SPLITS):
-        parts = {name: read(found) for name, found in own.items()}
-        _refuse_other_classes(root, parts["train"].classes, parts["validation"].classes)
-        return parts[split]
-    if split in own and ("validation" in own or share == 0):
-        return read(own[split])
-    if "train" not in own:
+    """The images of `split`. `locations`: those of the splits that exist, at least one."""
+    if len(locations) == len(SPLITS):
+        listings = {name: read(location) for name, location in locations.items()}
+        _refuse_other_classes(root, listings["train"].classes, listings["validation"].classes)
+        return listings[split]
+    if split in locations and ("validation" in locations or share == 0):
+        return read(locations[split])
+    if "train" not in locations:
         raise DataError(
             f"{root}: no train split (looked for folders or Parquet files named "
-            f"{', '.join(SPLITS['train'])}), only one for validation"
+            f"{', '.join(SPLITS['train'])}), only a validation split"
         )
-    return _held_out(read(own["train"]), root, split, share)
+    return _held_out(read(locations["train"]), root, split, share)
 
 
-class _Part:
+class _Subset:
     """Some rows of a listing."""
 
     def __init__(self, listing: Listing, rows: np.ndarray):
@@ -222,18 +231,19 @@ class _Part:
 
 
 def _held_out(listing: Listing, root: Path, split: str, share: float) -> Listing:
+    """The rows of `split` where `share` of `listing` is held out, by a hash of each name."""
     if share == 0:
         looked_for = ", ".join(SPLITS[split])
         raise DataError(
             f"{root}: no {split} split (looked for folders or Parquet files named {looked_for}); "
-            "set validation_share to hold out a part of the whole"
+            "set validation_share to hold out a share of the images"
         )
     draw = np.array([seed_for(0, f"split:{name}") for name in listing.names]) / 2.0**63
-    held = draw < share
-    rows = np.flatnonzero(held if split == "validation" else ~held)
+    is_held_out = draw < share
+    rows = np.flatnonzero(is_held_out if split == "validation" else ~is_held_out)
     if not len(rows):
         raise DataError(f"{root}: validation_share = {share} leaves no {split} images")
-    return _Part(listing, rows)
+    return _Subset(listing, rows)
 
 
 def _refuse_other_classes(root: Path, train: list[str] | None, held_out: list[str] | None) -> None:
@@ -242,14 +252,14 @@ def _refuse_other_classes(root: Path, train: list[str] | None, held_out: list[st
     if train is None or held_out is None:
         without = "train" if train is None else "validation"
         raise DataError(
-            f"{root}: the files of one split name their classes, those of {without} do not: equal "
-            "labels need not be the same class. Write both with the same ClassLabel"
+            f"{root}: the files of {without} have no class names, those of the other split do: "
+            "equal labels may be different classes. Write both with the same ClassLabel"
         )
-    apart = sorted(set(train) ^ set(held_out))
-    what = "the same names in another order"
-    if apart:
-        what = f"not in both: {', '.join(map(one_line, apart[:9]))}"
-    if apart and sorted(map(alike, train)) == sorted(map(alike, held_out)):
-        what = "their names differ only in capitals or Unicode form: "
-        what += ", ".join(map(ascii, apart[:9]))
-    raise DataError(f"{root}: train and validation have different classes ({what})")
+    unmatched = sorted(set(train) ^ set(held_out))
+    reason = "the same names in a different order"
+    if unmatched:
+        reason = f"not in both: {', '.join(map(one_line, unmatched[:9]))}"
+    if unmatched and sorted(map(normalize_name, train)) == sorted(map(normalize_name, held_out)):
+        reason = "their names differ only in case or Unicode form: "
+        reason += ", ".join(map(ascii, unmatched[:9]))
+    raise DataError(f"{root}: train and validation have different classes ({reason})")

@@ -1,4 +1,4 @@
-"""Work on rows in worker processes, in order: decode while the model trains."""
+"""An ordered `map` in worker processes, to decode images while the model trains."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
@@ -18,9 +18,9 @@ class _Lookup(Dataset, Generic[Key, Value]):
 
 
 def in_order(read: Callable[[Key], Value], keys: Iterable[Key], workers: int) -> Iterator[Value]:
-    """`map(read, keys)`, computed ahead by `workers` processes (0: here and now).
+    """`map(read, keys)`, prefetched by `workers` processes (0: in this process, on demand).
 
-    torch's DataLoader does the work: it passes errors on and ends its workers with their parent.
+    It uses torch's DataLoader, which re-raises workers' errors and ends workers with their parent.
     """
     if workers == 0:
         return map(read, keys)
@@ -29,11 +29,11 @@ def in_order(read: Callable[[Key], Value], keys: Iterable[Key], workers: int) ->
         loader(
             _Lookup(read),
             batch_sampler=keys,
-            collate_fn=_as_is,
+            collate_fn=_identity,
             num_workers=workers,
         )
     )
 
 
-def _as_is(value: Value) -> Value:
+def _identity(value: Value) -> Value:
     return value

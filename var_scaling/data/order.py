@@ -1,4 +1,4 @@
-"""Which rows make up batch `step`: a pure function, so a resume needs one integer."""
+"""The rows of each batch, a pure function of the step: a resume needs only the step."""
 
 from functools import lru_cache
 
@@ -10,21 +10,21 @@ from var_scaling.randomness import seed_for
 def batch_rows(count: int, batch: int, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
     """(rows, epochs), each (batch,): the global batch of step `step` (from 0) over `count` rows.
 
-    Each epoch is a permutation of its own; a batch may straddle two. Every row comes once an epoch.
+    Each epoch is a new permutation with every row once; a batch may contain rows of two epochs.
     """
     if count < 1:
-        raise ValueError("there are no rows to draw from")
-    epochs, places = np.divmod(np.arange(step * batch, (step + 1) * batch), count)
+        raise ValueError(f"count = {count}: a batch needs at least one row to draw from")
+    epochs, positions = np.divmod(np.arange(step * batch, (step + 1) * batch), count)
     rows = np.empty(batch, dtype=np.int64)
     for epoch in np.unique(epochs):
         chosen = epochs == epoch
-        rows[chosen] = _permutation(count, seed, int(epoch))[places[chosen]]
+        rows[chosen] = _permutation(count, seed, int(epoch))[positions[chosen]]
     return rows, epochs
 
 
-def spread_rows(count: int, wanted: int) -> np.ndarray:
-    """At most `wanted` rows, evenly over all: a file sorted by class begins with one class."""
-    return np.unique(np.linspace(0, count - 1, min(wanted, count)).round().astype(np.int64))
+def spread_rows(count: int, limit: int) -> np.ndarray:
+    """At most `limit` rows, evenly spaced: the first rows of sorted data have only one class."""
+    return np.unique(np.linspace(0, count - 1, min(limit, count)).round().astype(np.int64))
 
 
 @lru_cache(maxsize=2)

@@ -1,4 +1,4 @@
-"""Images in Parquet files as the Hugging Face `datasets` library writes them."""
+"""Images in Parquet files, in the format of the Hugging Face `datasets` library."""
 
 import filecmp
 import json
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from var_scaling.data.decode import Undecodable
 from var_scaling.data.tree import DataError
 
-_CACHED_BYTES = 1 << 30  # decoded row groups kept by one reader
+_CACHED_BYTES = 1 << 30  # row groups that one reader keeps in memory
 
 
 class ParquetListing:
@@ -25,46 +25,49 @@ class ParquetListing:
         self.files = files
         self.names = []
         labels = []
-        self._place: list[tuple[int, int, int]] = []  # first row, file, row group
+        self._row_groups: list[tuple[int, int, int]] = []  # first row, file number, group number
         rows = 0
         _refuse_shards(root, files)
         self.classes = _class_names(files[0], _open_parquet(files[0]))
         for number, path in enumerate(files):
             file = _open_parquet(path)
             for group in range(file.num_row_groups):
-                self._place.append((rows, number, group))
+                self._row_groups.append((rows, number, group))
                 rows += file.metadata.row_group(group).num_rows
             column = file.read(columns=["label"]).column("label")
             if column.null_count:
                 raise DataError(f"{path}: {column.null_count} rows have no label")
             labels.append(column.to_numpy())
-            shown = os.path.relpath(path, root)
-            self.names += [f"{shown}:{row}" for row in range(len(labels[-1]))]
+            relative = os.path.relpath(path, root)
+            self.names += [f"{relative}:{row}" for row in range(len(labels[-1]))]
             refuse_other_names(files[0], self.classes, path, _class_names(path, file))
         self.labels = np.concatenate(labels).astype(np.int64)
         if not rows:
             raise DataError(f"{root}: the Parquet files hold no rows")
         if self.labels.min() < 0:
-            raise DataError(f"{root}: negative labels; a test split without labels?")
+            raise DataError(
+                f"{root}: label {self.labels.min()} is negative, as in test splits without labels; "
+                "labels count from 0"
+            )
         if self.classes is not None and self.labels.max() >= len(self.classes):
             raise DataError(
                 f"{root}: label {self.labels.max()}, but the files name {len(self.classes)} classes"
             )
-        self._starts = np.array([first for first, _, _ in self._place])
-        self._groups: OrderedDict[int, pa.Array] = OrderedDict()
+        self._starts = np.array([first for first, _, _ in self._row_groups])
+        self._cache: OrderedDict[int, pa.Array] = OrderedDict()
 
     def read(self, row: int) -> bytes:
-        """Raises Undecodable where the row holds no bytes: `datasets` may write a path alone."""
-        place = int(np.searchsorted(self._starts, row, side="right")) - 1
-        content = self._group(place)[row - int(self._starts[place])].as_py()
+        """Raises Undecodable if the row holds no bytes: `datasets` may write only a path."""
+        index = int(np.searchsorted(self._starts, row, side="right")) - 1
+        content = self._group(index)[row - int(self._starts[index])].as_py()
         if content is None:
-            raise Undecodable("the row holds no bytes, or only the path of a file elsewhere")
+            raise Undecodable("the row holds no image bytes (perhaps only the path of a file)")
         return bytes(content)
 
-    def _group(self, place: int) -> pa.Array:
-        """The encoded images of one row group, the most recently used kept in memory."""
-        if place not in self._groups:
-            _, number, group = self._place[place]
+    def _group(self, index: int) -> pa.Array:
+        """The encoded images of one row group. A cache keeps the most recently used groups."""
+        if index not in self._cache:
+            _, number, group = self._row_groups[index]
             try:
                 table = pq.ParquetFile(self.files[number]).read_row_group(
                     group, columns=["image.bytes"], use_threads=False
@@ -72,91 +75,92 @@ class ParquetListing:
             except (OSError, pa.ArrowException) as error:
                 path = self.files[number]
                 raise DataError(f"{path}: row group {group} is damaged ({error})") from error
-            self._groups[place] = table.column("image").combine_chunks().field("bytes")
-            while len(self._groups) > 1 and self._cached_bytes() > _CACHED_BYTES:
-                self._groups.popitem(last=False)
-        self._groups.move_to_end(place)
-        return self._groups[place]
+            self._cache[index] = table.column("image").combine_chunks().field("bytes")
+            while len(self._cache) > 1 and self._cached_bytes() > _CACHED_BYTES:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(index)
+        return self._cache[index]
 
     def _cached_bytes(self) -> int:
-        return sum(group.nbytes for group in self._groups.values())
+        return sum(group.nbytes for group in self._cache.values())
 
 
 def refuse_copies(root: Path, files: list[Path]) -> None:
-    """Raise DataError if two of `files` are equal byte for byte: their rows would count twice."""
+    """Raise DataError if two of `files` are identical: their rows would count twice."""
     of_size: dict[int, list[Path]] = defaultdict(list)
     for path in files:
         try:
             of_size[os.path.getsize(path)].append(path)
         except OSError as error:
             raise DataError(f"{path}: not readable ({error.strerror})") from error
-    for size, same in of_size.items():
-        for at, path in enumerate(same):
-            for other in same[:at]:
+    for size, same_size in of_size.items():
+        for position, path in enumerate(same_size):
+            for other in same_size[:position]:
                 if size and filecmp.cmp(other, path, shallow=False):
-                    one, two = (os.path.relpath(one, root) for one in (other, path))
+                    first, second = (os.path.relpath(file, root) for file in (other, path))
                     raise DataError(
-                        f"{root}: {one} and {two} are the same file, byte for byte: its rows would "
+                        f"{root}: {first} and {second} have identical content: their rows would "
                         "be read twice. Remove one of them"
                     )
 
 
 def _refuse_shards(root: Path, files: list[Path]) -> None:
-    """Raise DataError where numbered shards are missing, or there twice."""
+    """Raise DataError if numbered shards are missing or present twice."""
     shards: dict[str, dict[int, str]] = defaultdict(dict)
     totals: dict[str, int] = {}
     for path in files:
-        shown = os.path.relpath(path, root)
-        if found := re.fullmatch(r"(.*?)(\d+)-of-(\d+).*", path.stem):
-            kind, number = found[1].casefold().rstrip("-_. "), int(found[2])
-            if totals.setdefault(kind, int(found[3])) != int(found[3]):
+        relative = os.path.relpath(path, root)
+        if match := re.fullmatch(r"(.*?)(\d+)-of-(\d+).*", path.stem):
+            prefix, number = match[1].casefold().rstrip("-_. "), int(match[2])
+            if totals.setdefault(prefix, int(match[3])) != int(match[3]):
                 raise DataError(
-                    f"{root}: {shown} is a shard of {int(found[3])}, others are shards of "
-                    f"{totals[kind]}: two sets lie side by side. Remove one of them"
+                    f"{root}: {relative} is one of {int(match[3])} shards, others are of "
+                    f"{totals[prefix]}: the folder has two sets of shards. Remove one of them"
                 )
         elif path.stem.isdecimal():
-            kind, number = os.path.dirname(shown) + os.sep, int(path.stem)
+            prefix, number = os.path.dirname(relative) + os.sep, int(path.stem)
         else:
             continue
-        other = shards[kind].setdefault(number, shown)
-        if other != shown:
+        other = shards[prefix].setdefault(number, relative)
+        if other != relative:
             raise DataError(
-                f"{root}: shard {number} is there twice, as {other} and as {shown}: two copies or "
+                f"{root}: shard {number} exists twice, as {other} and as {relative}: two copies or "
                 "two configurations. Give the folder of one of them as the root"
             )
     for path in files:
         if path.stem.casefold() in totals:
             raise DataError(
-                f"{root}: {os.path.relpath(path, root)} lies beside shards of the same name "
-                f"({shards[path.stem.casefold()].popitem()[1]}): its rows may be there twice. "
+                f"{root}: {os.path.relpath(path, root)} is next to shards of the same name "
+                f"({shards[path.stem.casefold()].popitem()[1]}): its rows may be read twice. "
                 "Remove one or the other"
             )
-    for kind, named in shards.items():
-        total = totals.get(kind, max(named) + (min(named) == 0))
-        start = 1 if max(named) >= total else 0
-        missing = sorted(set(range(start, start + total)) - named.keys())
-        if missing and (kind in totals or min(named) <= 1):  # else no shards: years, for example
+    for prefix, paths in shards.items():
+        total = totals.get(prefix, max(paths) + (min(paths) == 0))
+        start = 1 if max(paths) >= total else 0
+        missing = sorted(set(range(start, start + total)) - paths.keys())
+        # Numbers without "-of-" that start above 1 are not shards but years, for example.
+        if missing and (prefix in totals or min(paths) <= 1):
             raise DataError(
-                f"{root}: of the {total} shards like {named[min(named)]} these are missing: "
-                f"{', '.join(map(str, missing[:9]))}. Fetch them; or rename the files, if a part "
-                "of the set is all that is wanted"
+                f"{root}: of the {total} shards like {paths[min(paths)]} these are missing: "
+                f"{', '.join(map(str, missing[:9]))}. Download them; or rename the files, to use "
+                "only a part of the data"
             )
 
 
 def refuse_other_names(
-    first: Path, expected: list[str] | None, path: Path, found: list[str] | None
+    first: Path, expected: list[str] | None, path: Path, names: list[str] | None
 ) -> None:
     """Raise DataError unless both files name the same classes in the same order."""
-    if found != expected:
+    if names != expected:
         raise DataError(
-            f"{path}: has {_shown(found)}, {first.name} has {_shown(expected)}: equal labels need "
-            "not be the same class. Write both files with the same ClassLabel"
+            f"{path}: has {_summary(names)}, {first.name} has {_summary(expected)}: equal labels "
+            "may be different classes. Write both files with the same ClassLabel"
         )
 
 
-def _shown(names: list[str] | None) -> str:
+def _summary(names: list[str] | None) -> str:
     if names is None:
-        return "no names of classes"
+        return "no class names"
     return f"{len(names)} classes ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
 
 
@@ -182,25 +186,24 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
 
 
 def _is_bytes(image: pa.StructType) -> bool:
-    place = image.get_field_index("bytes")
-    kind = image.field(place).type if place >= 0 else None
-    return kind is not None and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    index = image.get_field_index("bytes")
+    dtype = image.field(index).type if index >= 0 else None
+    return dtype is not None and (pa.types.is_binary(dtype) or pa.types.is_large_binary(dtype))
 
 
 def _class_names(path: Path, file: pq.ParquetFile) -> list[str] | None:
-    """The `ClassLabel` names that `datasets` leaves in the schema's metadata, if it did."""
+    """The `ClassLabel` names that `datasets` writes to the schema's metadata; None if absent."""
     metadata = (file.schema_arrow.metadata or {}).get(b"huggingface")
     if metadata is None:
         return None
     try:
-        read: Any = json.loads(metadata)
+        names: Any = json.loads(metadata)
     except ValueError as error:
-        raise DataError(f"{path}: the metadata of `datasets` is no JSON ({error})") from error
-    found: Any = read
+        raise DataError(f"{path}: the metadata of `datasets` is not JSON ({error})") from error
     for key in ("info", "features", "label", "names"):
-        found = found.get(key) if isinstance(found, dict) else None
-    if found is None:
+        names = names.get(key) if isinstance(names, dict) else None
+    if names is None:
         return None
-    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-        raise DataError(f"{path}: the names of its classes are no list of words: {found!r:.80}")
-    return found
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{path}: the class names are not a list of strings: {names!r:.80}")
+    return names

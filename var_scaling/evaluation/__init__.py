@@ -1,1 +1,1 @@
-"""How good a model is, as functions of model and data: the same number twice."""
+"""Scores of models: deterministic functions of a model and data."""

@@ -1,8 +1,8 @@
-"""A small residual network that learns the classes of a data set, and looks at samples afterwards.
+"""A small residual classifier of a data set, used as the feature extractor of its samples.
 
-It is trained once by one recipe (experiment.scoring.FeatureNetwork) on the images that the models
-learnt, and known by the hash of its weights. Its features are the averages of all its stages, not
-of the last alone: that one tells classes apart and little else.
+It is trained once with one recipe (experiment.scoring.FeatureNetwork) on the training images of
+the models, and identified by the hash of its weights. Its features are the spatial averages of all
+its stages: those of the last stage alone separate the classes and encode little else.
 
 Shapes: B images, W side of the images, C channels, H side of a map, K classes.
 """
@@ -26,10 +26,10 @@ from var_scaling.training.optim import precision_context
 from var_scaling.weights import load_tensors
 
 CLASSIFIER = "classifier"
-_GROUPS = 8  # of the normalisation, which knows no batch: the same image, the same features
+_GROUPS = 8  # of GroupNorm: the features of an image do not depend on the rest of its batch
 _WEIGHT_DECAY = 0.05
-_JUDGED = 2_048  # images held out of which the accuracy is told
-_BATCH = 256  # of them at a time
+_MAX_VALIDATION = 2_048  # held-out images over which the accuracy is measured
+_BATCH = 256  # images at a time
 
 
 class SmallResNet(nn.Module):
@@ -46,15 +46,15 @@ class SmallResNet(nn.Module):
         self.out = nn.Linear(CLASSIFIER_STAGES[-1], classes)
 
     def forward(self, images_B3WW: Tensor) -> tuple[Tensor, Tensor]:
-        h_BCHH, looks = self.stem(images_B3WW / 127.5 - 1), []
+        h_BCHH, features = self.stem(images_B3WW / 127.5 - 1), []
         for stage in self.stages:
             h_BCHH = stage(h_BCHH)
-            looks.append(h_BCHH.mean((2, 3)))
-        return torch.cat(looks, dim=1), self.out(looks[-1])
+            features.append(h_BCHH.mean((2, 3)))
+        return torch.cat(features, dim=1), self.out(features[-1])
 
 
 class _Block(nn.Module):
-    """x + two convolutions of x (arXiv 1512.03385); a wider one halves the map."""
+    """x + two convolutions of x (arXiv 1512.03385); a block that widens halves the map."""
 
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
@@ -77,10 +77,10 @@ def train_classifier(
     device: torch.device,
     report_progress: Callable[[str, int, int], None],
 ) -> tuple[SmallResNet, float]:
-    """The trained network, on `device`, and the share of images held out that it names rightly.
+    """The trained network, on `device`, and its accuracy on held-out images.
 
-    AdamW, a rate that falls by a cosine; float32. `tell` may raise to stop it: what was learnt is
-    lost then, it takes a minute or two.
+    AdamW with a cosine schedule, in float32. `report_progress` may raise to stop the training; it
+    is not saved then, since it takes a minute or two.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(config.seed, "feature network"))
@@ -100,18 +100,18 @@ def train_classifier(
             optimizer.step()
             schedule.step()
             report_progress(f"network {config.name}", step + 1, config.steps)
-        right = 0
-        rows = spread_rows(held_out.rows, _JUDGED)
+        correct = 0
+        rows = spread_rows(held_out.rows, _MAX_VALIDATION)
         with torch.no_grad():
             for start in range(0, len(rows), _BATCH):
                 chosen = rows[start : start + _BATCH]
-                named = network(_images(held_out, chosen, device))[1].argmax(1).cpu().numpy()
-                right += int((named == held_out.labels[chosen]).sum())
-    return network, right / len(rows)
+                predicted = network(_images(held_out, chosen, device))[1].argmax(1).cpu().numpy()
+                correct += int((predicted == held_out.labels[chosen]).sum())
+    return network, correct / len(rows)
 
 
 def classifier_extractor(path: Path, sha256: str) -> Extractor:
-    """The network in `path`. Raises WeightsError where it is not the one of that hash."""
+    """The network in `path`. Raises WeightsError if the hash of its weights is not `sha256`."""
     state = load_tensors(path, sha256)
     network = SmallResNet(len(state["out.bias"]))
     load_frozen(path, state, network)
@@ -121,6 +121,6 @@ def classifier_extractor(path: Path, sha256: str) -> Extractor:
 
 
 def _images(source: ImageDataset, rows: np.ndarray, device: torch.device) -> Tensor:
-    """Float32 (B, 3, W, W), each as the first epoch sees it."""
+    """Float32 (B, 3, W, W), in 0 … 255, with the crops of epoch 0."""
     images_BWW3 = torch.from_numpy(source.images(rows, np.zeros_like(rows)))
     return images_BWW3.to(device).movedim(3, 1).float()

@@ -1,7 +1,7 @@
 """Feature extractors of FID and related scores: Inception, or a small network with seeded weights.
 
-A number is only called FID when Inception took the features; of any other extractor it bears the
-name. Shapes: B images, H side, C channels, D features, K outputs.
+A distance is called FID only if Inception extracted the features; otherwise its name contains that
+of the extractor. Shapes: B images, H side, C channels, D features, K outputs.
 """
 
 import hashlib
@@ -21,13 +21,13 @@ from var_scaling.training.optim import precision_context
 from var_scaling.weights import WeightsError, tensors_sha256
 
 INCEPTION = "inception"
-# The released conversion of TensorFlow's weights, and where pytorch-fid keeps it.
+# The conversion of TensorFlow's weights that pytorch-fid publishes.
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 INCEPTION_BYTES = 95_628_359
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 _RELEASE = "https://github.com/mseitzer/pytorch-fid/releases/tag/fid_weights"
 
-# kind: what it is called with Inception, and what with any other extractor.
+# kind: (name with Inception, name with any other extractor).
 _NAMES = {
     "fid": ("fid", "fd_{}"),
     "inception_score": ("inception_score", "score_{}"),
@@ -36,29 +36,30 @@ _NAMES = {
     "recall": ("recall", "recall_{}"),
 }
 
-_SEEDED_STAGES = (16, 16, 32)  # channels; their averages are the features, 64 together
+_SEEDED_STAGES = (16, 16, 32)  # channels; their spatial averages are the 64 features
 _SEEDED_OUTPUTS = 16
-_SEEDED_CONTRAST = 4.0  # of the logits, so that scores are well above 1
-_SEEDED_EDGES = 4.0  # how much stronger edges count than colours: so blur and noise are seen
+_SEEDED_CONTRAST = 4.0  # factor of the logits, so that Inception Scores are well above 1
+_SEEDED_EDGES = 4.0  # weight of edges relative to colours, so that features show blur and noise
 
 
 class ExtractorOutput(NamedTuple):
-    """What an extractor makes of images; float32, on its device."""
+    """Features and logits of a batch of images; float32, on the extractor's device."""
 
     features_BD: Tensor
-    logits_BK: Tensor  # no bias added
+    logits_BK: Tensor  # without the bias of the last layer
 
 
 class Extractor(nn.Module):
-    """A frozen network that looks at uint8 images (B, H, H, 3), H at least `smallest_side`.
+    """A frozen network that takes uint8 images (B, H, H, 3), H at least `smallest_side`.
 
-    Float32 throughout, whatever autocast or TF32 is around: the same numbers from every caller.
+    It computes in float32 also inside autocast or with TF32 enabled, so that every caller gets the
+    same numbers.
     """
 
     def __init__(
         self, name: str, sha256: str, width: int, outputs: int, smallest_side: int, net: nn.Module
     ) -> None:
-        """`net` takes float32 (B, 3, H, H) in 0 … 255 and gives features and logits."""
+        """`net` maps float32 (B, 3, H, H) in 0 … 255 to features and logits."""
         super().__init__()
         self.name, self.sha256 = name, sha256
         self.width, self.outputs, self.smallest_side = width, outputs, smallest_side
@@ -77,37 +78,39 @@ class Extractor(nn.Module):
 
 
 def metric_name(kind: str, extractor: Extractor | str) -> str:
-    """What a number is called: `fid`, `inception_score`, `kid`, `precision` or `recall` of
-    Inception; `fd_<extractor>`, `score_…`, `kd_…`, `precision_…`, `recall_…` of any other.
+    """The column name of a score: `fid`, `inception_score`, `kid`, `precision` or `recall` with
+    Inception; `fd_<extractor>`, `score_…`, `kd_…`, `precision_…`, `recall_…` with any other.
     """
     name = extractor if isinstance(extractor, str) else extractor.name
-    own, others = _NAMES[kind]
-    return own if name == INCEPTION else others.format(name)
+    with_inception, with_other = _NAMES[kind]
+    return with_inception if name == INCEPTION else with_other.format(name)
 
 
 def inception_extractor(path: Path | None) -> Extractor:
-    """Inception with the weights in `path`: the released file, byte for byte.
+    """Inception with the weights in `path`, which must be the published file, byte for byte.
 
-    Raises WeightsError, which says what is wanted, if none is named or it is another.
+    Raises WeightsError with the expected file if `path` is None or is another file.
     """
-    wanted = f"  {INCEPTION_FILE}, {INCEPTION_BYTES:,} bytes\n  SHA-256 {INCEPTION_SHA256}"
+    expected = f"  {INCEPTION_FILE}, {INCEPTION_BYTES:,} bytes\n  SHA-256 {INCEPTION_SHA256}"
     if path is None:
         raise WeightsError(
-            "FID, IS, KID, precision and recall want Inception's weights, and none are named. "
-            f"Nothing is downloaded for you. Fetch\n{wanted}\n  from {_RELEASE}\n"
-            f'and put into var-scaling.toml:\n  [weights]\n  inception = "{INCEPTION_FILE}"'
+            "FID, IS, KID, precision and recall need Inception's weights, and no file is set. "
+            f"It is not downloaded automatically. Download\n{expected}\n  from {_RELEASE}\n"
+            f'and add to var-scaling.toml:\n  [weights]\n  inception = "{INCEPTION_FILE}"'
         )
     if not path.is_file():
-        raise WeightsError(f"{path}: no such file; wanted\n{wanted}\n  from {_RELEASE}")
+        raise WeightsError(f"{path}: no such file; expected\n{expected}\n  from {_RELEASE}")
     size = path.stat().st_size
     if size != INCEPTION_BYTES:
-        why = "cut short, or another file" if size < INCEPTION_BYTES else "another file"
-        raise WeightsError(f"{path}: {size:,} bytes, {why}; wanted\n{wanted}\n  from {_RELEASE}")
+        why = "truncated, or another file" if size < INCEPTION_BYTES else "another file"
+        raise WeightsError(
+            f"{path}: {size:,} bytes, {why}; expected\n{expected}\n  from {_RELEASE}"
+        )
     sha256 = file_sha256(path)
     if sha256 != INCEPTION_SHA256:
         raise WeightsError(
-            f"{path}: SHA-256 {sha256}; wanted\n{wanted}\n  from {_RELEASE}\n"
-            "Other weights give other numbers, which are not FID"
+            f"{path}: SHA-256 {sha256}; expected\n{expected}\n  from {_RELEASE}\n"
+            "Distances with other weights are not FID"
         )
     net = Inception()
     load_frozen(path, read_frozen(path), net)
@@ -115,13 +118,18 @@ def inception_extractor(path: Path | None) -> Extractor:
 
 
 def seeded_extractor() -> Extractor:
-    """A small network with drawn weights, bit for bit the same on every machine.
+    """A small network with pseudo-random weights, bitwise the same on every machine.
 
-    Its numbers tell sets of images apart, not as people do: for tests and for a first run.
+    Its distances detect differences between sets of images but do not follow human judgement: it
+    is for tests and for a first run without downloads.
     """
     net = _Seeded()
-    state = {name: drawn(f"seeded {name}", value.shape) for name, value in net.state_dict().items()}
-    # Half of the first filters see edges alone, not colours: a turned copy is taken off each.
+    state = {
+        name: hashed_weights(f"seeded {name}", value.shape)
+        for name, value in net.state_dict().items()
+    }
+    # Half of the first filters respond to edges, not to colours: each minus itself rotated by 180°,
+    # so that it sums to 0.
     edges = state["stages.0.weight"][_SEEDED_STAGES[0] // 2 :]
     edges.copy_(_SEEDED_EDGES * (edges - edges.flip((2, 3))))
     net.load_state_dict(state)
@@ -135,11 +143,12 @@ def seeded_extractor() -> Extractor:
     )
 
 
-def drawn(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Float32 weights that depend on `name` and `shape` alone, uniform, of variance 2 / fan-in.
+def hashed_weights(name: str, shape: tuple[int, ...]) -> Tensor:
+    """Float32 weights that depend only on `name` and `shape`: uniform, of variance 2 / fan-in.
 
-    That keeps activations in scale through ReLUs (arXiv 1502.01852). The bits are SHAKE-256's,
-    which no library's next version changes; vectors, being biases, are a quarter as wide.
+    This variance keeps the scale of activations through ReLUs (arXiv 1502.01852). The bits come
+    from SHAKE-256, because a library's random generator may change with its version. Vectors are
+    biases: uniform in ±0.25.
     """
     count = int(np.prod(shape))
     bits = np.frombuffer(hashlib.shake_256(name.encode()).digest(2 * count), dtype="<u2")
@@ -148,7 +157,7 @@ def drawn(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 class _Seeded(nn.Module):
-    """Three convolutions that halve; the features are each one's activations, averaged."""
+    """Three convolutions of stride 2; the features are the spatial averages of all activations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -159,9 +168,9 @@ class _Seeded(nn.Module):
         self.out = nn.Linear(sum(_SEEDED_STAGES), _SEEDED_OUTPUTS, bias=False)
 
     def forward(self, images_B3HH: Tensor) -> tuple[Tensor, Tensor]:
-        h_BCHH, looks = images_B3HH / 127.5 - 1, []
+        h_BCHH, averages = images_B3HH / 127.5 - 1, []
         for stage in self.stages:
             h_BCHH = F.relu(stage(h_BCHH))
-            looks.append(h_BCHH.mean((2, 3)))
-        features_BD = torch.cat(looks, dim=1)
+            averages.append(h_BCHH.mean((2, 3)))
+        features_BD = torch.cat(averages, dim=1)
         return features_BD, self.out(features_BD) * _SEEDED_CONTRAST

@@ -1,4 +1,4 @@
-"""Networks that other people trained, read strictly and then left as they are: they only judge.
+"""Pretrained networks for evaluation only: weights are read strictly and then frozen.
 
 Shapes: B images, C channels, H side.
 """
@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from var_scaling.weights import State, read_tensors, refuse_mismatch
 
-_BOOKKEEPING = ".num_batches_tracked"  # how long the training was; no output depends on it
+_BOOKKEEPING = ".num_batches_tracked"  # a counter of training; no output depends on it
 
 
 class FrozenNorm(nn.Module):
-    """Batch normalisation by the statistics of a training that is over (arXiv 1502.03167).
+    """Batch normalisation with fixed running statistics (arXiv 1502.03167).
 
-    Values and names are those of `nn.BatchNorm2d` in evaluation, less `num_batches_tracked`, which
-    the released files have or have not by the version of torch that wrote them.
+    Values and names are those of `nn.BatchNorm2d` in evaluation mode, without
+    `num_batches_tracked`: the published files have it or not, depending on the version of torch
+    that wrote them.
     """
 
     def __init__(self, channels: int, eps: float) -> None:
@@ -38,14 +39,14 @@ class FrozenNorm(nn.Module):
 
 
 def read_frozen(path: Path) -> State:
-    """The tensors in `path` that play a part in evaluation. Raises WeightsError."""
+    """The tensors in `path` that evaluation uses. Raises WeightsError if it cannot be read."""
     return {k: v for k, v in read_tensors(path).items() if not k.endswith(_BOOKKEEPING)}
 
 
 def load_frozen(path: Path, state: State, model: nn.Module) -> None:
-    """Put `state`, read from `path`, into `model`, every name and shape as it must be, and freeze.
+    """Load `state`, read from `path`, into `model` and freeze it.
 
-    Raises WeightsError with all that is missing, not known or of another shape.
+    Raises WeightsError with all names that are missing, unknown or of another shape.
     """
     refuse_mismatch(str(path), state, model)
     model.load_state_dict(state, strict=True)
@@ -56,11 +57,11 @@ def refuse_images(images: Tensor, smallest_side: int) -> None:
     """Raise ValueError unless `images` are uint8 (B, H, H, 3), H at least `smallest_side`."""
     shape, dtype = tuple(images.shape), images.dtype
     if dtype != torch.uint8 or len(shape) != 4 or shape[3] != 3:
-        raise ValueError(f"images {dtype} {shape}: wanted torch.uint8 (images, side, side, 3)")
+        raise ValueError(f"images {dtype} {shape}: expected torch.uint8 (images, side, side, 3)")
     if shape[1] != shape[2]:
         raise ValueError(
-            f"images of {shape[1]} × {shape[2]} pixels: resizing them would squash them; crop "
-            "them to squares first"
+            f"images of {shape[1]} × {shape[2]} pixels: resizing would distort them; crop them to "
+            "squares first"
         )
     if shape[1] < smallest_side:
-        raise ValueError(f"images of side {shape[1]}: wanted at least {smallest_side}")
+        raise ValueError(f"images of side {shape[1]}: expected at least {smallest_side}")

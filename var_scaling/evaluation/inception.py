@@ -1,9 +1,9 @@
-"""Inception-v3 as FID and IS were defined on it: TensorFlow's network of December 2015.
+"""Inception-v3 as FID and IS define it: TensorFlow's network of December 2015.
 
-It is not torchvision's. Average pools leave the padding out, the last block's pool is a maximum,
-images are resized as TensorFlow 1 did, and there are 1,008 outputs. So it is in the TensorFlow
-graph behind FID (arXiv 1706.08500) and in that graph's ports, pytorch-fid and torch-fidelity, whose
-released weights have the names below.
+It differs from torchvision's: average pools exclude the padding, the last block has a maximum pool,
+images are resized as in TensorFlow 1, and there are 1,008 outputs. The TensorFlow graph of FID
+(arXiv 1706.08500) and its ports, pytorch-fid and torch-fidelity, have these properties too. Module
+names are those of the ports' published weights.
 
 Shapes: B images, C channels, H side, D features (2,048), K outputs (1,008).
 """
@@ -23,17 +23,17 @@ _SIDE = 299  # pixels
 
 
 class Conv(NamedTuple):
-    """A convolution, its norm and ReLU."""
+    """A convolution, followed by batch normalisation and ReLU."""
 
     name: str
     channels: int
     kernel: tuple[int, int]  # height, width
     stride: int = 1
-    padded: bool = True  # so far that a stride of 1 keeps the side
+    padded: bool = True  # "same" padding: with stride 1 the side stays equal
 
 
 class Fork(NamedTuple):
-    """Two convolutions of the same input, side by side."""
+    """Two convolutions of the same input; their channels are concatenated."""
 
     first: Conv
     second: Conv
@@ -76,7 +76,7 @@ def _fine(pooled: int) -> list[Path]:
 
 
 def _middle(c: int) -> list[Path]:
-    """A block at 17 × 17: kernels of 7 × 7 taken apart into rows and columns."""
+    """A block at 17 × 17: kernels of 7 × 7 are factorised into 1 × 7 and 7 × 1."""
     return [
         [Conv("branch1x1", 192, _ONE)],
         _chain("branch7x7", (c, _ONE), (c, _FLAT), (192, _TALL)),
@@ -109,7 +109,7 @@ _TO_COARSE: list[Path] = [
     _chain("branch7x7x3", (192, _ONE), (192, _FLAT), (192, _TALL), (192, _THREE), halves=True),
     [_halve],
 ]
-# Name, channels in, paths.
+# (name, input channels, paths).
 _BLOCKS: tuple[tuple[str, int, list[Path]], ...] = (
     ("Mixed_5b", 192, _fine(32)),
     ("Mixed_5c", 256, _fine(64)),
@@ -128,8 +128,8 @@ _BLOCKS: tuple[tuple[str, int, list[Path]], ...] = (
 class Inception(nn.Module):
     """Images (B, 3, H, H), float32 in 0 … 255, to features (B, 2048) and logits (B, 1008).
 
-    The features are the last activations averaged over the image. The logits lack the last layer's
-    bias: so do those that the Inception Score's own code takes (arXiv 1606.03498).
+    The features are the spatial averages of the last activations. The logits are without the bias
+    of the last layer, as in the code of the Inception Score (arXiv 1606.03498).
     """
 
     def __init__(self) -> None:
@@ -141,7 +141,7 @@ class Inception(nn.Module):
 
     def forward(self, images_B3HH: Tensor) -> tuple[Tensor, Tensor]:
         unit_B3HH = (resize_as_tensorflow_1(images_B3HH, _SIDE) - 128) / 128
-        x_BCHH = _walk(self, _STEM, unit_B3HH)
+        x_BCHH = _run_path(self, _STEM, unit_B3HH)
         for name, _, _ in _BLOCKS:
             x_BCHH = self.get_submodule(name)(x_BCHH)
         features_BD = x_BCHH.mean((2, 3))
@@ -149,7 +149,7 @@ class Inception(nn.Module):
 
 
 class _Block(nn.Module):
-    """Paths from the same input, their channels joined."""
+    """Parallel paths from the same input; their channels are concatenated."""
 
     def __init__(self, width: int, paths: list[Path]) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class _Block(nn.Module):
             _add(self, width, path)
 
     def forward(self, x_BCHH: Tensor) -> Tensor:
-        return torch.cat([_walk(self, path, x_BCHH) for path in self.paths], dim=1)
+        return torch.cat([_run_path(self, path, x_BCHH) for path in self.paths], dim=1)
 
 
 class _ConvNormReLU(nn.Module):
@@ -174,7 +174,7 @@ class _ConvNormReLU(nn.Module):
 
 
 def _add(module: nn.Module, width: int, path: Path) -> None:
-    """Give `module` the layers of `path`, whose input has `width` channels."""
+    """Add the layers of `path` to `module`; the input has `width` channels."""
     for step in path:
         if isinstance(step, Conv):
             module.add_module(step.name, _ConvNormReLU(width, step))
@@ -184,7 +184,7 @@ def _add(module: nn.Module, width: int, path: Path) -> None:
                 module.add_module(conv.name, _ConvNormReLU(width, conv))
 
 
-def _walk(module: nn.Module, path: Path, x_BCHH: Tensor) -> Tensor:
+def _run_path(module: nn.Module, path: Path, x_BCHH: Tensor) -> Tensor:
     for step in path:
         if isinstance(step, Conv):
             x_BCHH = module.get_submodule(step.name)(x_BCHH)
@@ -196,19 +196,19 @@ def _walk(module: nn.Module, path: Path, x_BCHH: Tensor) -> Tensor:
 
 
 def resize_as_tensorflow_1(images_BCHH: Tensor, side: int) -> Tensor:
-    """Bilinear, as TensorFlow 1 did it by default: corners not aligned, nothing smoothed.
+    """Bilinear resizing as TensorFlow 1 did by default: corners not aligned, no antialiasing.
 
-    Pixel i of the result is read at i × H / side, with no shift by half a pixel, between two
-    pixels; past the last one it is that one.
+    Pixel i of the result is interpolated at position i × H / side, without a shift by half a
+    pixel. Beyond the last pixel its value is repeated.
     """
-    return _stretched(_stretched(images_BCHH, 3, side), 2, side)
+    return _resize_axis(_resize_axis(images_BCHH, 3, side), 2, side)
 
 
-def _stretched(x_BCHH: Tensor, dim: int, side: int) -> Tensor:
+def _resize_axis(x_BCHH: Tensor, dim: int, side: int) -> Tensor:
     length = x_BCHH.shape[dim]
-    at = torch.arange(side, device=x_BCHH.device, dtype=x_BCHH.dtype) * (length / side)
-    below = at.long()
-    share = (at - below).view(side, *[1] * (3 - dim))
+    position = torch.arange(side, device=x_BCHH.device, dtype=x_BCHH.dtype) * (length / side)
+    below = position.long()
+    weight = (position - below).view(side, *[1] * (3 - dim))
     low = x_BCHH.index_select(dim, below)
     high = x_BCHH.index_select(dim, (below + 1).clamp(max=length - 1))
-    return low + (high - low) * share
+    return low + (high - low) * weight

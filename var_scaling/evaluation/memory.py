@@ -1,4 +1,4 @@
-"""How much memory a piece of work took at most, and whether it can be had at all."""
+"""Peak memory of a computation, and a check that enough memory is free before it."""
 
 import ctypes
 from contextlib import suppress
@@ -8,60 +8,62 @@ import torch
 
 from var_scaling.evaluation.rates import Memory
 
-_PROCESS = Path("/proc/self")  # Linux; elsewhere nothing can be told
-_FORGET_PEAK = "5"  # proc(5): what clear_refs takes to set VmHWM back to what is held now
+_PROCESS = Path("/proc/self")  # Linux only; elsewhere the peak is unknown
+_RESET_PEAK = "5"  # proc(5): written to clear_refs, it resets VmHWM (the peak) to VmRSS
 
 
 class PeakMemory:
-    """The most that is held from its making on."""
+    """The peak memory since this object was created."""
 
     def __init__(self, device: torch.device):
         self.device = device
         self.before: int | None = None
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        elif _peak_forgotten():
+        elif _reset_peak():
             self.before = _bytes(_PROCESS / "status", "VmRSS")
 
     def read(self) -> Memory:
         if self.device.type == "cuda":
             return Memory(gpu_peak_bytes=torch.cuda.max_memory_allocated(self.device))
-        most = _bytes(_PROCESS / "status", "VmHWM")
-        if self.before is None or most is None or most <= self.before:
-            return Memory()  # it fitted into what earlier work had left
-        return Memory(process_growth_bytes=most - self.before)
+        peak = _bytes(_PROCESS / "status", "VmHWM")
+        if self.before is None or peak is None or peak <= self.before:
+            return Memory()  # unknown: it fitted into memory that the process already held
+        return Memory(process_growth_bytes=peak - self.before)
 
 
-def lacking(needed_bytes: int, device: torch.device) -> str | None:
-    """Why `needed_bytes` cannot be had; None where they can, or only trying would tell.
+def memory_shortage(needed_bytes: int, device: torch.device) -> str | None:
+    """A message if fewer than `needed_bytes` are free; None if they are free or it is unknown.
 
-    A GPU says so itself; a processor's kernel lends what it has not, and kills who uses it.
+    A GPU is not checked, because its allocator raises an error. Linux overcommits the memory of a
+    CPU: the allocation succeeds, and the kernel kills the process when it uses the memory.
     """
     free = None if device.type == "cuda" else _bytes(Path("/proc/meminfo"), "MemAvailable")
     if free is None or needed_bytes <= free:
         return None
-    return f"out of memory: needs more than {needed_bytes / 1e9:.1f} GB, {free / 1e9:.1f} are free"
+    return f"out of memory: needs {needed_bytes / 1e9:.1f} GB or more; {free / 1e9:.1f} GB are free"
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether this is torch's or Python's word for too little memory."""
-    named = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return named or "can't allocate memory" in str(error)  # as torch's CPU allocator says it
+    """Whether `error` is an out-of-memory error of torch or Python."""
+    typed = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return typed or "can't allocate memory" in str(error)  # a RuntimeError of the CPU allocator
 
 
-def _peak_forgotten() -> bool:
-    with suppress(AttributeError, OSError):  # glibc alone has it, and keeps much that was freed
+def _reset_peak() -> bool:
+    # glibc keeps freed memory; malloc_trim returns it, so that it does not hide the next peak.
+    with suppress(AttributeError, OSError):  # not glibc: no malloc_trim
         ctypes.CDLL(None).malloc_trim(0)
     try:
-        (_PROCESS / "clear_refs").write_text(_FORGET_PEAK)
+        (_PROCESS / "clear_refs").write_text(_RESET_PEAK)
     except OSError:
         return False
     return True
 
 
 def _bytes(file: Path, name: str) -> int | None:
-    """A line `name: 123 kB` of /proc; None where there is none."""
+    """The value of a line `name: 123 kB` in a file of /proc; None if there is no such line."""
     if not file.exists():
         return None
-    found = (line.split() for line in file.read_text().splitlines())
-    return next((int(words[1]) * 1024 for words in found if words[:1] == [f"{name}:"]), None)
+    rows = (line.split() for line in file.read_text().splitlines())
+    return next((int(words[1]) * 1024 for words in rows if words[:1] == [f"{name}:"]), None)

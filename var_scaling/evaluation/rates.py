@@ -1,4 +1,4 @@
-"""What was measured of speed, as records: seconds, and the rates that follow. No torch."""
+"""Records of measured speed: seconds and the rates that follow from them. No torch."""
 
 from collections.abc import Mapping, Sequence
 from statistics import median
@@ -9,7 +9,7 @@ from var_scaling.record import Record
 
 
 class Timing(Record):
-    """What one piece of work took, over repeats after a first that does not count."""
+    """Seconds of one computation over `repeats`, after an untimed first run."""
 
     median_seconds: float
     least_seconds: float
@@ -27,23 +27,23 @@ class Timing(Record):
 
 
 class Memory(Record):
-    """Absent where it cannot be told."""
+    """Peak memory; None where it is unknown."""
 
-    gpu_peak_bytes: int | None = None  # of all tensors, weights among them
-    process_growth_bytes: int | None = None  # of the process's peak over what it held before
+    gpu_peak_bytes: int | None = None  # of all tensors, weights included
+    process_growth_bytes: int | None = None  # the process's peak minus its memory before
 
 
 class Machine(Record):
-    """What the clock ran on."""
+    """The machine on which the times were measured."""
 
-    name: str  # of the GPU, or else of the processor
+    name: str  # of the GPU, or of the CPU if there is none
     device: str
     threads: int
     torch: str
 
 
 class MatmulPeak(Record):
-    """The most that square matrix products reached, FLOPs (2 a multiply-add) by the second."""
+    """The highest FLOP/s of square matrix products; a multiply-add is 2 FLOPs."""
 
     precision: Precision
     side: int
@@ -54,19 +54,20 @@ Peaks = Mapping[Precision, MatmulPeak]
 
 
 class SamplingSpeed(Record):
-    """One way to sample; `missing` says why there is nothing else, if there is not.
+    """Speed of sampling with one setting; `missing` gives the reason if it was not measured.
 
-    `whole` has all: random numbers, transformer, filters, the grid, the decoder, the way to the
-    processor. MFU (PaLM, arXiv 2204.02311, appendix B) is the transformer's `model_flops` a second
-    over the measured peak of its precision. They are those of the batch that the settings need: two
-    passes only for as long as guidance has weight, and the first scale untold once a batch.
-    `computed_flops` has also the rows that are there to make every batch round alike.
+    `whole` includes everything: random numbers, transformer, filters, grids, decoder, and the copy
+    to the CPU. MFU (PaLM, arXiv 2204.02311, appendix B) is the transformer's `model_flops` per
+    second over the measured peak of its precision. `model_flops` are the FLOPs that the settings
+    require for the batch: a second, unconditional pass only at scales where the guidance weight is
+    not 0, and the unconditional first scale once per batch. `computed_flops` also count the rows
+    that pad every batch to the same shape, so that rounding does not depend on the batch.
     """
 
     precision: Precision  # of the transformer; the decoder always runs in fp32
     guidance: float
     batch: int
-    settings: str = ""  # others that are not the family's usual ones, in words
+    settings: str = ""  # other settings that differ from the defaults of the family, as text
     missing: str | None = None
     whole: Timing | None = None
     transformer: Timing | None = None  # without filters
@@ -79,7 +80,7 @@ class SamplingSpeed(Record):
 
 
 class TrainingSpeed(Record):
-    """Steps on random tokens: forward, backward, AdamW; MFU as above, backward counted."""
+    """Speed of training steps on random tokens: forward, backward (counted in MFU), AdamW."""
 
     precision: Precision
     micro_batch: int
@@ -93,5 +94,5 @@ class TrainingSpeed(Record):
 
 
 def utilisation(flops: int, seconds: float, peak: MatmulPeak | None) -> float | None:
-    """Share of `peak` that `flops` in `seconds` come to; None where no peak was measured."""
+    """`flops` / `seconds` as a share of `peak`; None if no peak was measured."""
     return None if peak is None else flops / seconds / peak.flops_per_second

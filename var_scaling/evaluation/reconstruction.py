@@ -1,4 +1,4 @@
-"""How well a tokenizer gives images back and which codes it uses, on held-out images."""
+"""Reconstruction quality and codebook use of a tokenizer on held-out images."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -11,21 +11,21 @@ from torch import Tensor
 from var_scaling.config import Tokenizer
 from var_scaling.data.dataset import ImageDataset
 from var_scaling.data.order import spread_rows
-from var_scaling.disk import whole
+from var_scaling.disk import atomic_write
 from var_scaling.metrics import Line
 from var_scaling.tokenizer.autoencoder import to_pixels, to_unit
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.tokenizer.perceptual import Perceptual
 
-_HELD_OUT = 2048  # images that are scored
-_JUDGED = 256  # images that LPIPS looks at: VGG-16 costs more than the tokenizer
+_MAX_SCORED = 2048  # images
+_MAX_LPIPS = 256  # images scored by LPIPS: VGG-16 costs more than the tokenizer
 _SHEET = 32  # images on the reconstruction sheet
 _SSIM_WINDOW = 11  # pixels
 
 
 class Reconstruction(NamedTuple):
     scores: Line
-    sheet: np.ndarray  # uint8 (2, n, side, side, 3): some images, and what came back
+    sheet: np.ndarray  # uint8 (2, n, side, side, 3): images and their reconstructions
 
 
 @torch.no_grad()
@@ -36,39 +36,40 @@ def reconstruct(
     device: torch.device,
     perceptual: Perceptual | None,
 ) -> Reconstruction:
-    """PSNR in dB (of the squared error over all pixels), SSIM, LPIPS, and per scale the codes' use.
+    """PSNR in dB (from the mean squared error over all pixels), SSIM, LPIPS, and use of the codes.
 
-    At most 2,048 images are scored, by LPIPS at most 256, spread evenly over all.
+    At most 2,048 images are scored, by LPIPS at most 256, spread evenly over the held-out images.
 
-    Used: share of codes chosen at all; dead: how many were not. Perplexity: exp of the entropy of
-    the choices. SSIM: Gaussian window of 11 pixels, σ 1.5 (Wang et al. 2004); absent below that.
+    Used: share of the codes that occur; dead: number of codes that do not. Perplexity: exp of the
+    entropy of the code frequencies. Both are given per scale and over all scales. SSIM: Gaussian
+    window of 11 pixels, σ 1.5 (Wang et al. 2004); absent for smaller images.
     """
     was_training = model.training
     model.eval()
     batch = min(256, model.max_batch_size)
-    rows = spread_rows(held_out.rows, _HELD_OUT)
+    rows = spread_rows(held_out.rows, _MAX_SCORED)
     counts = torch.zeros(t.pyramid.scales, t.codebook_size, dtype=torch.int64)
     sums: dict[str, float] = {}
     for part in np.array_split(rows, -(-len(rows) // batch)):
         images = _read(held_out, part).to(device)
         ids_BL = model.encode(images)
-        for name, values_B in _compared(model.decode(ids_BL), images).items():
+        for name, values_B in _pixel_scores(model.decode(ids_BL), images).items():
             sums[name] = sums.get(name, 0.0) + float(values_B.double().mean()) * len(part)
         for k, ids_BS in enumerate(model.quantize.scales_of(ids_BL.cpu())):
             counts[k] += torch.bincount(ids_BS.flatten(), minlength=t.codebook_size)
     means = {name: value / len(rows) for name, value in sums.items()}
     if perceptual is not None:
-        judged = _read(held_out, spread_rows(held_out.rows, _JUDGED)).to(device)
-        parts = judged.split(min(32, batch))
-        looks = [perceptual(model.decode(model.encode(part)), part) for part in parts]
-        means["lpips"] = float(torch.cat(looks).double().mean())
-    shown = spread_rows(held_out.rows, _SHEET)
-    originals = held_out.images(shown, np.zeros_like(shown))
+        images = _read(held_out, spread_rows(held_out.rows, _MAX_LPIPS)).to(device)
+        parts = images.split(min(32, batch))
+        distances = [perceptual(model.decode(model.encode(part)), part) for part in parts]
+        means["lpips"] = float(torch.cat(distances).double().mean())
+    rows_of_sheet = spread_rows(held_out.rows, _SHEET)
+    originals = held_out.images(rows_of_sheet, np.zeros_like(rows_of_sheet))
     parts = to_unit(torch.from_numpy(originals)).split(batch)
     rebuilt = torch.cat([model.decode(model.encode(part.to(device))) for part in parts])
     model.train(was_training)
     scores = {
-        "psnr_db": float(10 * np.log10(4 / means["mse"])),
+        "psnr_db": float(10 * np.log10(4 / means["mse"])),  # 4 = 2²: pixels are in [-1, 1]
         **means,
         "images_scored": len(rows),
         **_usage(counts),
@@ -80,23 +81,23 @@ def _read(held_out: ImageDataset, rows: np.ndarray) -> Tensor:
     return to_unit(torch.from_numpy(held_out.images(rows, np.zeros_like(rows))))
 
 
-def _compared(rebuilt: Tensor, images: Tensor) -> dict[str, Tensor]:
+def _pixel_scores(rebuilt: Tensor, images: Tensor) -> dict[str, Tensor]:
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    compared = {"mse": (rebuilt - images).square().mean((1, 2, 3))}
+    scores = {"mse": (rebuilt - images).square().mean((1, 2, 3))}
     if images.shape[-1] >= _SSIM_WINDOW:
-        compared["ssim"] = structural_similarity_index_measure(  # type: ignore[assignment]
+        scores["ssim"] = structural_similarity_index_measure(  # type: ignore[assignment]
             rebuilt, images, reduction="none", data_range=(-1.0, 1.0)
         )
-    return compared
+    return scores
 
 
 def _usage(counts_KV: Tensor) -> Line:
-    whole, scales = counts_KV.sum(0), list(counts_KV)
+    total, scales = counts_KV.sum(0), list(counts_KV)
     return {
-        "codes_used_all": _used(whole),
-        "codes_dead": int((whole == 0).sum()),
-        "perplexity_all": _perplexity(whole),
+        "codes_used_all": _used(total),
+        "codes_dead": int((total == 0).sum()),
+        "perplexity_all": _perplexity(total),
         "used_per_scale": [_used(row) for row in scales],
         "perplexity_per_scale": [_perplexity(row) for row in scales],
     }
@@ -112,7 +113,7 @@ def _perplexity(counts_V: Tensor) -> float:
 
 
 def draw_sheet(path: Path, pairs: np.ndarray) -> None:
-    """A PNG of images, each over its reconstruction, enlarged until a person can see them."""
+    """Write a PNG of images, each above its reconstruction; small images are enlarged."""
     _, count, side, _, _ = pairs.shape
     columns = min(count, 16)
     zoom = max(1, 64 // side)
@@ -122,5 +123,5 @@ def draw_sheet(path: Path, pairs: np.ndarray) -> None:
             framed = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)
             lines.append(np.concatenate(list(framed), axis=1))
     sheet = np.concatenate(lines).repeat(zoom, axis=0).repeat(zoom, axis=1)
-    with whole(path) as beside:
-        Image.fromarray(sheet).save(beside, format="PNG")
+    with atomic_write(path) as temporary_path:
+        Image.fromarray(sheet).save(temporary_path, format="PNG")

@@ -1,7 +1,7 @@
-"""ResNet classifiers (arXiv 1512.03385), for choosing among samples: "-re" in VAR's tables.
+"""ResNet classifiers (arXiv 1512.03385) for rejection sampling: "-re" in VAR's tables.
 
-Names, and strides in the 3 × 3 convolution of a bottleneck, are torchvision's: its released files
-can be read. Which network a file holds is worked out from it.
+Module names, and the stride in the 3 × 3 convolution of a bottleneck, are torchvision's, so that
+its published files can be loaded. The names in a file determine which network it holds.
 
 Shapes: B images, C channels, H side, K classes.
 """
@@ -17,8 +17,8 @@ from var_scaling.evaluation.frozen import FrozenNorm, load_frozen, read_frozen, 
 from var_scaling.training.optim import precision_context
 from var_scaling.weights import State, WeightsError
 
-# Blocks a stage, and whether they are bottlenecks: 1 × 1, 3 × 3, 1 × 1.
-_KINDS = {
+# (blocks of each stage, whether they are bottlenecks: 1 × 1, 3 × 3, 1 × 1).
+_ARCHITECTURES = {
     "resnet18": ((2, 2, 2, 2), False),
     "resnet34": ((3, 4, 6, 3), False),
     "resnet50": ((3, 4, 6, 3), True),
@@ -27,13 +27,13 @@ _KINDS = {
 }
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
 _RESIZED, _SIDE = 256, 224  # pixels
-# Of ImageNet's training images in [0, 1], by channel: what torchvision's weights were trained with.
+# Of ImageNet's training images in [0, 1], by channel, as for the training of torchvision's weights.
 _MEAN = (0.485, 0.456, 0.406)
 _DEVIATION = (0.229, 0.224, 0.225)
 
 
 class Classifier(nn.Module):
-    """A frozen ResNet: `name`, the `sha256` of its file, and how many `classes` it knows."""
+    """A frozen ResNet: its `name`, the `sha256` of its file, and its number of `classes`."""
 
     def __init__(self, name: str, sha256: str, classes: int, net: "ResNet") -> None:
         super().__init__()
@@ -44,17 +44,17 @@ class Classifier(nn.Module):
     def probabilities(self, images_BHH3: Tensor) -> Tensor:
         """(B, K) float32, of uint8 images (B, H, H, 3) on the classifier's device.
 
-        Prepared as torchvision prepares them for its first ImageNet weights: resized to 256 pixels
-        (bilinear, antialiased, rounded to whole levels), the 224 in the middle, less the mean over
-        the deviation of ImageNet. Float32 throughout. Raises ValueError for other images.
+        Preprocessing is torchvision's for its first ImageNet weights: resize to 256 pixels
+        (bilinear, antialiased, rounded to integers), crop the central 224, subtract ImageNet's mean
+        and divide by its standard deviation. All in float32. Raises ValueError for other images.
         """
         refuse_images(images_BHH3, smallest_side=1)
         with precision_context("fp32", images_BHH3.device):
-            return self.net(prepared(images_BHH3)).softmax(1)
+            return self.net(preprocess(images_BHH3)).softmax(1)
 
 
-def prepared(images_BHH3: Tensor) -> Tensor:
-    """Float32 (B, 3, 224, 224) as the network was trained on them."""
+def preprocess(images_BHH3: Tensor) -> Tensor:
+    """Float32 (B, 3, 224, 224), resized, cropped and normalised as in the network's training."""
     x = images_BHH3.movedim(3, 1).float()
     if x.shape[2] != _RESIZED:
         x = F.interpolate(x, (_RESIZED, _RESIZED), mode="bilinear", antialias=True).round()
@@ -65,51 +65,51 @@ def prepared(images_BHH3: Tensor) -> Tensor:
 
 
 def load_classifier(path: Path) -> Classifier:
-    """The classifier whose weights lie in `path`. Raises WeightsError, which says what is wrong."""
+    """The classifier with the weights in `path`. Raises WeightsError for other networks."""
     state = read_frozen(path)
-    name = _kind(path, state)
+    name = _architecture(path, state)
     classes = state["fc.weight"].shape[0]
     net = ResNet(name, classes)
     load_frozen(path, state, net)
     return Classifier(name, file_sha256(path), classes, net)
 
 
-def _kind(path: Path, state: State) -> str:
+def _architecture(path: Path, state: State) -> str:
     blocks = tuple(
         len({name.split(".")[1] for name in state if name.startswith(f"{stage}.")})
         for stage in _STAGES
     )
-    kind = blocks, "layer1.0.conv3.weight" in state
+    architecture = blocks, "layer1.0.conv3.weight" in state
     if "fc.weight" not in state or not any(blocks):
-        some = ", ".join(sorted(state)[:4])
+        examples = ", ".join(sorted(state)[:4])
         raise WeightsError(
-            f"{path}: no ResNet with torchvision's names: it has {some} …, and lacks "
+            f"{path}: not a ResNet with torchvision's names: it has {examples} …, but not "
             "layer1.0.conv1.weight … or fc.weight"
         )
-    name = next((name for name, known in _KINDS.items() if known == kind), None)
+    name = next((name for name, a in _ARCHITECTURES.items() if a == architecture), None)
     if name is None:
         raise WeightsError(
-            f"{path}: a ResNet of {blocks} {'bottlenecks' if kind[1] else 'blocks'} a stage; known "
-            f"are {', '.join(_KINDS)}"
+            f"{path}: a ResNet with {blocks} {'bottlenecks' if architecture[1] else 'blocks'} per "
+            f"stage; supported are {', '.join(_ARCHITECTURES)}"
         )
     return name
 
 
 class ResNet(nn.Module):
-    """`name` as in torchvision: (B, 3, 224, 224), prepared, to logits (B, classes)."""
+    """`name` as in torchvision: preprocessed images (B, 3, 224, 224) to logits (B, classes)."""
 
     def __init__(self, name: str, classes: int) -> None:
         super().__init__()
-        blocks, bottleneck = _KINDS[name]
+        blocks, bottleneck = _ARCHITECTURES[name]
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = _norm(64)
         width = 64
         for k, (stage, count) in enumerate(zip(_STAGES, blocks, strict=True)):
-            made = []
+            layers = []
             for number in range(count):
-                made.append(_Block(width, 64 * 2**k, 2 if k and not number else 1, bottleneck))
-                width = made[-1].width
-            self.add_module(stage, nn.Sequential(*made))
+                layers.append(_Block(width, 64 * 2**k, 2 if k and not number else 1, bottleneck))
+                width = layers[-1].width
+            self.add_module(stage, nn.Sequential(*layers))
         self.fc = nn.Linear(width, classes)
 
     def forward(self, images_B3HH: Tensor) -> Tensor:
@@ -121,12 +121,12 @@ class ResNet(nn.Module):
 
 
 class _Block(nn.Module):
-    """x + convolutions of x: two of 3 × 3, or one between two of 1 × 1 that narrow and widen."""
+    """x + convolutions of x: two of 3 × 3, or 1 × 1 (narrows), 3 × 3, 1 × 1 (widens)."""
 
     def __init__(self, width: int, channels: int, stride: int, bottleneck: bool) -> None:
         super().__init__()
         self.width = channels * 4 if bottleneck else channels
-        # (channels, kernel, stride) of each.
+        # (channels, kernel, stride) of each convolution.
         layers = [(channels, 3, stride), (channels, 3, 1)]
         if bottleneck:
             layers = [(channels, 1, 1), (channels, 3, stride), (self.width, 1, 1)]
@@ -137,7 +137,7 @@ class _Block(nn.Module):
             self.add_module(f"bn{k}", _norm(after))
             before = after
         self.layers = len(layers)
-        self.downsample = nn.Sequential()  # where the shape stays: nothing
+        self.downsample = nn.Sequential()  # the identity, if the shape stays the same
         if stride > 1 or width != self.width:
             shortcut = nn.Conv2d(width, self.width, 1, stride, bias=False)
             self.downsample = nn.Sequential(shortcut, _norm(self.width))

@@ -1,4 +1,4 @@
-"""What is trained and measured: trials, sweeps, imported models, sets of samples, their costs."""
+"""Records of experiments: trials, imported models, sweeps, sets of samples, and their costs."""
 
 from var_scaling.experiment.sweep import Sweep
 from var_scaling.experiment.trial import ImportedModel, Trial

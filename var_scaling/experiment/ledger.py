@@ -1,4 +1,4 @@
-"""What a trial costs: the columns of the results row that follow from its record alone."""
+"""Costs of a trial: the columns of its results row that follow from its record alone."""
 
 from var_scaling.accounting import COMPONENTS, FLOP_COMPONENTS, total
 from var_scaling.accounting.tokenizer import classifier_flops, decoding_flops, encoding_flops
@@ -6,9 +6,9 @@ from var_scaling.experiment.scoring import FeatureNetwork, ReconstructionFloor, 
 from var_scaling.experiment.trial import ImportedModel, Trial
 
 
-def model_ledger(thing: Trial | ImportedModel) -> dict[str, int]:
-    """Parameters, and FLOPs of one image; units in the names. Known without any training."""
-    family, spec, tokenizer = thing.family, thing.spec, thing.tokenizer
+def model_ledger(generator: Trial | ImportedModel) -> dict[str, int]:
+    """Parameters and FLOPs per image, by column name; no training is needed."""
+    family, spec, tokenizer = generator.family, generator.spec, generator.tokenizer
     parameters = family.parameters(spec)
     return {
         "params_total": total(parameters),
@@ -22,33 +22,33 @@ def model_ledger(thing: Trial | ImportedModel) -> dict[str, int]:
 
 
 def trial_ledger(trial: Trial) -> dict[str, int]:
-    """All of it, and what the whole training takes, under each convention of counting."""
+    """`model_ledger`, and the FLOPs of the whole training under each counting convention."""
     family, spec = trial.family, trial.spec
     images, length = trial.images_seen, family.sequence_length(spec)
-    known = model_ledger(trial)
+    per_image = model_ledger(trial)
     flops = family.training_flops(spec)
     dense = total(family.training_flops(spec, dense=True))
     return {
-        **known,
+        **per_image,
         "tokens_seen": images * length,
         "images_seen": images,
         "train_flops": images * total(flops),
         **{f"train_flops_{name}": images * flops.get(name, 0) for name in FLOP_COMPONENTS},
         "train_flops_dense_mask": images * dense,
-        "train_flops_6n_total": 6 * known["params_total"] * images * length,
-        "train_flops_6n_blocks": 6 * known["params_blocks"] * images * length,
+        "train_flops_6n_total": 6 * per_image["params_total"] * images * length,
+        "train_flops_6n_blocks": 6 * per_image["params_blocks"] * images * length,
     }
 
 
 def scoring_flops(config: ScoredSet | ReconstructionFloor | FeatureNetwork) -> int:
-    """What drawing a set of samples, reconstructing images, or training a feature network takes;
-    looking at the images apart.
+    """FLOPs of sampling a set, reconstructing images, or training a feature network; without
+    those of the feature extractor.
     """
     if isinstance(config, FeatureNetwork):
         return 3 * config.steps * config.batch_size * classifier_flops(config.data.side)
     if isinstance(config, ReconstructionFloor):
-        each = encoding_flops(config.tokenizer) + decoding_flops(config.tokenizer)
-        return config.images * each
+        per_image = encoding_flops(config.tokenizer) + decoding_flops(config.tokenizer)
+        return config.images * per_image
     trial, images = config.trial, config.scoring.count * config.trial.classes
-    drawing = trial.family.batch_flops(trial.spec, config.sampling, images)
-    return drawing + images * decoding_flops(trial.tokenizer)
+    sampling = trial.family.batch_flops(trial.spec, config.sampling, images)
+    return sampling + images * decoding_flops(trial.tokenizer)

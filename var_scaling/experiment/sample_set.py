@@ -1,7 +1,8 @@
-"""A set of samples: which images are wanted, in which order, and where each lies. No torch.
+"""A set of samples: its images, their order and their file names. No torch.
 
-Images are drawn in chunks of a fixed number of requests, index by index over all classes: so any
-prefix is balanced, a larger set begins with a smaller one, and anybody may draw any chunk.
+Requests are ordered by index, then by class, and divided into chunks of a fixed size. So every
+prefix has about equally many images of each class, a smaller set is a prefix of a larger one, and
+any process can draw any chunk.
 """
 
 import math
@@ -16,16 +17,17 @@ from var_scaling.recipe import Sha256
 from var_scaling.record import Name, Record
 
 CHUNK = 64  # requests
-NONE = "none"  # what the class of those told none is called
+NONE = "none"  # folder of unconditional samples
 
 Labels = Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
 class Request:
-    """One image to be: the class it is to show (the number of classes: none), and which of those.
+    """One image to draw: `label` is its class (the number of classes: the null class), `index` its
+    number within the class.
 
-    With a seed and the settings it says all that the image depends on.
+    The image depends only on these two, the model, the settings and the seed.
     """
 
     label: int
@@ -33,22 +35,26 @@ class Request:
 
 
 class Rejection(Record):
-    """Of the candidates of a class those are kept of which a classifier is surest (reject.py)."""
+    """Rejection sampling: of the candidates of each class, keep those to whose class a classifier
+    gives the highest probability.
+    """
 
-    rate: Annotated[float, Field(gt=0, le=1)]  # images kept by candidate drawn
+    rate: Annotated[float, Field(gt=0, le=1)]  # images kept / candidates drawn
     classifier: str
     classifier_sha256: Sha256
-    outputs: tuple[NonNegativeInt, ...] | None = None  # by class, where the orders differ
+    outputs: tuple[NonNegativeInt, ...] | None = (
+        None  # classifier output of each class, if they differ
+    )
 
 
 class SampleSet(Record):
-    """All that the images of a set depend on."""
+    """Everything that the images of a set depend on."""
 
     format: Literal[2] = 2  # of the record on disk; 1 had no `sampling.family`
     name: Name
     seed: NonNegativeInt
-    classes: Labels  # rising
-    model_classes: PositiveInt  # that many the model knows; as a label: none
+    classes: Labels  # in ascending order
+    model_classes: PositiveInt  # number of classes of the model; as a label: the null class
     count: PositiveInt  # images of each class
     sampling: AnySampling
     rejection: Rejection | None = None
@@ -57,10 +63,11 @@ class SampleSet(Record):
 
     @property
     def candidates(self) -> int:
-        """How many of each class are drawn: so many that `count` is `rate` of them."""
+        """Images drawn of each class: `count` / `rate`, rounded up."""
         if self.rejection is None:
             return self.count
-        return math.ceil(self.count / Fraction(str(self.rejection.rate)))  # as it was written
+        # An exact fraction, since rounding of a float quotient could change the ceiling.
+        return math.ceil(self.count / Fraction(str(self.rejection.rate)))
 
     @property
     def images(self) -> int:
@@ -68,7 +75,7 @@ class SampleSet(Record):
 
     @property
     def drawn(self) -> int:
-        """How many images the model has to make."""
+        """Number of images that the model generates, rejected candidates included."""
         return self.candidates * len(self.classes)
 
     @property
@@ -76,18 +83,18 @@ class SampleSet(Record):
         return -(-self.drawn // CHUNK)
 
     def chunk(self, number: int) -> list[Request]:
-        """The requests of one chunk; only the last may have fewer than CHUNK."""
-        places = range(number * CHUNK, min((number + 1) * CHUNK, self.drawn))
-        many = len(self.classes)
-        return [Request(self.classes[place % many], place // many) for place in places]
+        """The requests of one chunk: CHUNK of them, or fewer in the last chunk."""
+        positions = range(number * CHUNK, min((number + 1) * CHUNK, self.drawn))
+        classes = len(self.classes)
+        return [Request(self.classes[p % classes], p // classes) for p in positions]
 
     def file(self, request: Request) -> str:
-        """Where an image lies below its folder: 0007/00012.png, or none/00012.png."""
+        """Path of an image in the folder of the set: 0007/00012.png, or none/00012.png."""
         return f"{self.folder(request.label)}/{request.index:05d}.png"
 
     def folder(self, label: int) -> str:
         return NONE if label == self.model_classes else f"{label:04d}"
 
-    def grown_from(self, other: "SampleSet") -> bool:
-        """Whether this is `other` with more images of each class."""
+    def extends(self, other: "SampleSet") -> bool:
+        """Whether this set is `other` with more images of each class."""
         return self.count > other.count and self == other.model_copy(update={"count": self.count})

@@ -1,4 +1,4 @@
-"""Which samples a sweep draws of its models, and what they are compared with. No torch."""
+"""Sets of samples that a sweep draws from its trials, and how they are scored. No torch."""
 
 from typing import Annotated, Literal, Self
 
@@ -16,13 +16,13 @@ ExtractorName = Literal["inception", "seeded", "classifier"]
 
 
 class FeatureNetwork(Record):
-    """A small residual network that learns to name the classes of a data set's training images, and
-    whose features are then compared ("classifier"): the config of a stage.
+    """A small residual classifier, trained on a data set's training images and then used as the
+    feature extractor "classifier": the config of a stage.
     """
 
     data: Data
     most_steps: PositiveInt = 1_000
-    most_passes: PositiveInt = 20  # over the training images, where their number is known
+    most_passes: PositiveInt = 20  # over the training images, if their number is known
     batch_size: PositiveInt = 64
     learning_rate: PositiveFloat = 2e-3
     seed: NonNegativeInt = 0
@@ -39,58 +39,58 @@ class FeatureNetwork(Record):
         return min(self.most_steps, max(1, self.most_passes * images // self.batch_size))
 
     @model_validator(mode="after")
-    def _something_to_learn(self) -> Self:
+    def _has_two_classes(self) -> Self:
         if self.data.classes < 2:
-            raise ValueError(f"classifier: the images of {self.data.name} are all of one class")
+            raise ValueError(f"classifier: {self.data.name} has one class; at least 2 are needed")
         return self
 
 
 class Scoring(Record):
-    """A set of samples of each trial whose family has settings here, and its distance to real
-    images: those held out, as the trial's data has them; a distance for each feature network.
+    """One set of samples of each trial whose family has settings in `sampling`, and its distance
+    to the held-out images of the trial's data set, with each of `extractors`.
     """
 
     name: Name  # of the set of samples
-    sampling: tuple[AnySampling, ...]  # one for each family that is sampled
+    sampling: tuple[AnySampling, ...]  # settings, at most one for each family
     count: PositiveInt  # images of each class
     seed: NonNegativeInt = 0
-    raw: bool = False  # the last weights of the trials that average theirs, and of no others
-    chooses: bool = False  # serves to choose settings: a comparison reports other sets, not this
+    raw: bool = False  # sample the raw weights; trials without a weight average are left out
+    chooses: bool = False  # used only to select settings; a comparison reports other sets
     extractors: Annotated[tuple[ExtractorName, ...], Field(min_length=1)] = ("seeded",)
-    only: tuple[Name, ...] = ()  # trials; none named: all
+    only: tuple[Name, ...] = ()  # names of trials; empty: all
 
     @model_validator(mode="after")
     def _one_of_each_family(self) -> Self:
-        families = [one.family for one in self.sampling]
+        families = [settings.family for settings in self.sampling]
         if len(set(families)) < len(families):
-            raise ValueError(f"sampling: {', '.join(families)}: one of each family")
+            raise ValueError(f"sampling: {', '.join(families)}: at most one for each family")
         return self
 
     def sampling_of(self, trial: Trial) -> SamplingRecord | None:
-        """How `trial` is sampled; None where this set is not drawn of it."""
+        """Sampling settings of `trial`; None if this set is not drawn from it."""
         if (self.only and trial.name not in self.only) or (self.raw and not trial.weight_average):
             return None
-        return next((one for one in self.sampling if one.family == trial.model.family), None)
+        return next((s for s in self.sampling if s.family == trial.model.family), None)
 
     def scored_sets(self, trial: Trial) -> "tuple[ScoredSet, ...]":
-        """One for each feature network; what other trials and networks are told is left out, so
-        that a change there binds no result of this one.
+        """One for each extractor. Each record leaves out the settings of other families, trials
+        and extractors, so that a change of those does not invalidate this result.
         """
         sampling = self.sampling_of(trial)
         if sampling is None:
             return ()
-        alone = self.model_copy(update={"sampling": (sampling,), "only": ()})
+        own = self.model_copy(update={"sampling": (sampling,), "only": ()})
         return tuple(
-            ScoredSet(trial=trial, scoring=alone.model_copy(update={"extractors": (one,)}))
-            for one in self.extractors
+            ScoredSet(trial=trial, scoring=own.model_copy(update={"extractors": (extractor,)}))
+            for extractor in self.extractors
         )
 
 
 class ScoredSet(Record):
-    """One set of samples of one trial, and its distance by one network: the config of a stage."""
+    """One set of samples of one trial, scored with one extractor: the config of a stage."""
 
     trial: Trial
-    scoring: Scoring  # for this family and one extractor
+    scoring: Scoring  # with settings for this family only and one extractor
 
     @property
     def extractor(self) -> ExtractorName:
@@ -108,9 +108,10 @@ class ScoredSet(Record):
 
 
 class ReconstructionFloor(Record):
-    """The distance of a tokenizer's reconstructions to images held out, beside that of the images
-    that it reconstructs: the config of a stage. No sample of a model on it is nearer than its
-    reconstructions, but by chance. `cache`: through the tokens, or the features before them.
+    """The distance of a tokenizer's reconstructions to held-out images, and that of the original
+    images, for comparison: the config of a stage. Samples of a model with this tokenizer are not
+    expected to be nearer to the held-out images than its reconstructions. `cache`: decode from
+    the tokens, or from the features before quantisation.
     """
 
     tokenizer: AnyTokenizer
@@ -121,7 +122,7 @@ class ReconstructionFloor(Record):
 
     @property
     def of_tokenizer(self) -> str:
-        """Its name among the floors of its tokenizer."""
+        """Name of the folder among the reconstruction floors of the tokenizer."""
         features = "-features" if self.cache == "features" else ""
         return f"{self.data.name}-{self.extractor}-{self.images}{features}"
 

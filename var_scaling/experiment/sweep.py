@@ -18,8 +18,8 @@ class Sweep(Record):
     name: Name
     question: str
     trials: tuple[Trial, ...]
-    imported: tuple[ImportedModel, ...] = ()  # points of the same law, trained elsewhere
-    scorings: tuple[Scoring, ...] = ()  # samples that are drawn of the trials, and scored
+    imported: tuple[ImportedModel, ...] = ()  # models trained elsewhere, points of the same law
+    scorings: tuple[Scoring, ...] = ()  # sets of samples to draw from the trials and score
 
     @property
     def tokenizers(self) -> tuple[SomeTokenizer, ...]:
@@ -27,7 +27,7 @@ class Sweep(Record):
 
     @property
     def token_sets(self) -> tuple[tuple[SomeTokenizer, DataRecord], ...]:
-        """Each (tokenizer, data) whose tokens some trial reads."""
+        """Each (tokenizer, data) whose token cache a trial reads."""
         pairs = {(t.tokenizer.name, t.data.name): (t.tokenizer, t.data) for t in self.trials}
         return tuple(pairs.values())
 
@@ -35,65 +35,67 @@ class Sweep(Record):
     def scored_sets(self) -> tuple[ScoredSet, ...]:
         """Every set of samples that is drawn and scored."""
         return tuple(
-            one
+            scored
             for scoring in self.scorings
             for trial in self.trials
-            for one in scoring.scored_sets(trial)
+            for scored in scoring.scored_sets(trial)
         )
 
     @property
     def floors(self) -> tuple[ReconstructionFloor, ...]:
-        """Of each tokenizer, for each extractor and number of samples that is used with it."""
-        found = {}
-        for one in self.scored_sets:
-            trial, scoring = one.trial, one.scoring
+        """One for each tokenizer, extractor and number of samples among the scored sets."""
+        floors = {}
+        for scored in self.scored_sets:
+            trial, scoring = scored.trial, scored.scoring
             floor = ReconstructionFloor(
                 tokenizer=trial.tokenizer,
                 data=trial.data,
                 images=scoring.count * trial.classes,
-                extractor=one.extractor,
-                cache=trial.family.reads(trial.model),
+                extractor=scored.extractor,
+                cache=trial.family.cache_kind(trial.model),
             )
-            found[floor.name] = floor
-        return tuple(found.values())
+            floors[floor.name] = floor
+        return tuple(floors.values())
 
     @model_validator(mode="after")
-    def _scorings_have_names_of_their_own(self) -> Self:
-        names = [one.name for one in self.scorings]
+    def _scorings_are_valid(self) -> Self:
+        names = [scoring.name for scoring in self.scorings]
         if len(set(names)) < len(names):
-            raise ValueError(f"scorings: {', '.join(names)}: each needs a name of its own")
-        known = {trial.name for trial in self.trials}
-        for one in self.scorings:
-            if missing := [name for name in one.only if name not in known]:
-                raise ValueError(f"scorings: {one.name} is only of {', '.join(missing)}: no trial")
+            raise ValueError(f"scorings: {', '.join(names)}: names must be unique")
+        trials = {trial.name for trial in self.trials}
+        for scoring in self.scorings:
+            if missing := [name for name in scoring.only if name not in trials]:
+                raise ValueError(
+                    f"scorings: {scoring.name}: only: no trial is named {', '.join(missing)}"
+                )
         return self
 
     @model_validator(mode="after")
-    def _asks_something(self) -> Self:
+    def _is_not_empty(self) -> Self:
         if not self.trials and not self.imported:
-            raise ValueError("trials: at least one is needed")
+            raise ValueError("trials: at least one trial or imported model is needed")
         return self
 
     @model_validator(mode="after")
-    def _one_name_one_thing(self) -> Self:
-        names = sorted(one.name for one in (*self.trials, *self.imported))
-        twice = sorted({name for name, following in pairwise(names) if name == following})
-        if twice:
-            raise ValueError(
-                f"trials must have names of their own; given twice: {', '.join(twice)}"
-            )
+    def _names_are_unique(self) -> Self:
+        names = sorted(model.name for model in (*self.trials, *self.imported))
+        repeated = sorted({name for name, following in pairwise(names) if name == following})
+        if repeated:
+            raise ValueError(f"trials: names must be unique; repeated: {', '.join(repeated)}")
         trained = [t for t in self.tokenizers if isinstance(t, TrainedTokenizer)]
         datasets = [trial.data for trial in self.trials] + [t.data for t in trained]
-        for kind, things in (
+        for kind, records in (
             ("tokenizer", [trial.tokenizer for trial in self.trials]),
             ("data", datasets),
         ):
             first: dict[str, Record] = {}
-            for thing in things:
-                known = first.setdefault(thing.name, thing)
-                if known != thing:
-                    lines = difference(known.model_dump(mode="json"), thing.model_dump(mode="json"))
+            for record in records:
+                earlier = first.setdefault(record.name, record)
+                if earlier != record:
+                    lines = difference(
+                        earlier.model_dump(mode="json"), record.model_dump(mode="json")
+                    )
                     raise ValueError(
-                        f"two different {kind}s are named {thing.name}: {'; '.join(lines)}"
+                        f"two different {kind}s are named {record.name}: {'; '.join(lines)}"
                     )
         return self

@@ -1,4 +1,4 @@
-"""Generators: a training run of our own, and a model that was trained elsewhere. No torch."""
+"""Generators: a training run (Trial), and a model that was trained elsewhere. No torch."""
 
 from typing import Annotated, Literal, Self
 
@@ -13,7 +13,7 @@ from var_scaling.record import Name, Record
 
 
 class Generator(Record):
-    """A generator of images, and the tokenizer between its tokens and pixels."""
+    """A generator of images: a model and the tokenizer that maps between its tokens and pixels."""
 
     format: Literal[2] = 2  # of the record on disk; 1 had no `model.family`
     name: Name
@@ -22,12 +22,12 @@ class Generator(Record):
 
     @property
     def family(self) -> ModelFamily:
-        """What trains, scores, samples and counts the model."""
+        """The family of the model, which implements training, scoring, sampling and accounting."""
         return family_of(self.model)
 
 
 class ImportedModel(Generator):
-    """A generator trained elsewhere, known by the SHA-256 of the file it was read from."""
+    """A generator trained elsewhere, identified by the SHA-256 of its original file."""
 
     kind: Literal["imported"] = "imported"
     classes: PositiveInt
@@ -42,20 +42,20 @@ class ImportedModel(Generator):
 class Trial(Generator):
     """One training run. Two trials with equal records give equal numbers.
 
-    `keep_steps`: after these its checkpoint is kept, for other trials to start from. With `start`
-    the training goes on from such a checkpoint, weights, optimizer and all, as if its own first
-    steps had been those of the other trial: images, FLOPs and seconds count from there.
+    `keep_steps`: the checkpoints after these steps are kept, and other trials can start from them.
+    With `start` the training continues from such a checkpoint, including the optimizer state, as
+    if the first steps of the other trial were its own: images, FLOPs and seconds include them.
 
-    With `weight_average` the model is the moving average (EMA) of the weights; the last weights,
-    called raw, are kept beside it, and both are scored.
+    With `weight_average` the model is the exponential moving average (EMA) of the weights. The last
+    weights, called raw, are saved too, and both are scored.
     """
 
     data: Data
     optimiser: Optimiser
-    batch_size: PositiveInt  # global, however many processes
+    batch_size: PositiveInt  # global: the sum over all processes
     steps: PositiveInt
     class_dropout_prob: ProperShare = 0.1
-    weight_average: ProperShare = 0.0  # decay a step of the averaged weights; 0: the last ones
+    weight_average: ProperShare = 0.0  # decay per step of the EMA; 0: no averaging
     evaluations: Annotated[int, Field(ge=1, le=64)] = 6
     precision: Precision = "fp32"
     seed: NonNegativeInt = 0
@@ -73,48 +73,48 @@ class Trial(Generator):
 
     @property
     def images_seen(self) -> int:
-        """Training images of the whole trial, repeats counted."""
+        """Number of training images over the whole trial; repeated images count again."""
         return self.batch_size * self.steps
 
     @property
     def evaluation_steps(self) -> tuple[int, ...]:
-        """Steps after which held-out tokens are scored: the end, and halves of halves before it."""
+        """Steps after which the held-out tokens are scored: `steps`, `steps` / 2, `steps` / 4, …"""
         return tuple(sorted({max(1, self.steps >> k) for k in range(self.evaluations)}))
 
     @model_validator(mode="after")
     def _images_fit_tokenizer(self) -> Self:
         if self.data.side != self.tokenizer.side:
             raise ValueError(
-                f"data.side = {self.data.side}: the tokenizer takes {self.tokenizer.side}"
+                f"data.side = {self.data.side}: the tokenizer takes images of {self.tokenizer.side}"
             )
         return self
 
     @model_validator(mode="after")
-    def _kept_steps_are_steps(self) -> Self:
+    def _keep_steps_are_valid(self) -> Self:
         if list(self.keep_steps) != sorted({k for k in self.keep_steps if k <= self.steps}):
             raise ValueError(
-                f"keep_steps = {list(self.keep_steps)}: wanted rising steps up to {self.steps}"
+                f"keep_steps = {list(self.keep_steps)}: expected ascending steps up to {self.steps}"
             )
         return self
 
     @model_validator(mode="after")
-    def _starts_from_its_like(self) -> Self:
+    def _start_is_compatible(self) -> Self:
         if self.start is None:
             return self
         trunk, step = self.start.trial, self.start.step
-        unlike = [
+        different = [
             name
             for name in ("model", "tokenizer", "classes", "batch_size", "weight_average")
             if getattr(self, name) != getattr(trunk, name)
         ]
-        if unlike:
-            raise ValueError(f"start: {trunk.name} has another {' and another '.join(unlike)}")
+        if different:
+            raise ValueError(f"start: {trunk.name} has a different {', '.join(different)}")
         if trunk.name == self.name:
-            raise ValueError(f"start: {trunk.name} cannot start from itself; give one another name")
+            raise ValueError(f"start: {trunk.name} cannot start from itself; rename one of the two")
         if step not in trunk.keep_steps:
-            raise ValueError(f"start: {trunk.name} has no step {step} among its keep_steps")
+            raise ValueError(f"start: step {step} is not among the keep_steps of {trunk.name}")
         if step >= self.steps:
-            raise ValueError(f"start: step {step} is not before the last of steps = {self.steps}")
+            raise ValueError(f"start: step {step} must be below steps = {self.steps}")
         return self
 
     @model_validator(mode="after")
@@ -124,7 +124,7 @@ class Trial(Generator):
 
 
 class Start(Record):
-    """Another trial's checkpoint after a step."""
+    """The checkpoint of another trial after `step`."""
 
     trial: Trial
     step: PositiveInt

@@ -1,1 +1,1 @@
-"""What a trained model makes: samples and edits, each a function of seed, class and index."""
+"""Samples and edits: each depends only on the model, settings, seed, class and index."""

@@ -1,14 +1,15 @@
-"""A picture edited by a model: some of its tokens kept, the others drawn anew around them.
+"""Editing a picture with a model: keep some of its tokens and sample the others.
 
-In-painting, out-painting and class-conditional editing keep the tokens outside a hole; super-
-resolution keeps the coarse scales whole (arXiv 2404.02905, section 5.3).
+In-painting, out-painting and class-conditional editing keep the tokens outside a hole;
+super-resolution keeps all tokens of the coarse scales (arXiv 2404.02905, section 5.3).
 
-The encoder sees the whole window, so a kept token also tells of what was in the hole, as in the
-released demo: it looks around itself, and its norms look everywhere. Measured on CIFAR-10, 60 to
-75 % of the finest kept tokens change with what is in a hole of 8 or 16 of 32 pixels. `blank` takes
-that out before the encoder looks, at the price of a flat patch that it knows from no photograph.
+The encoder reads the whole window, as in the released demo. Because of its receptive field and its
+norms, a kept token also contains information about the original content of the hole: on CIFAR-10,
+60 to 75 % of the finest kept tokens change with the content of a hole of 8 or 16 of 32 pixels.
+`blank` fills the hole with the mean colour before encoding. This removes the information, but
+encodes a flat patch that is unlike any training image.
 
-Shapes: h, w the picture, H side of the model's images, L tokens of the whole pyramid.
+Shapes: h, w the picture, H side of the model's images, L tokens of all scales.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,21 +26,21 @@ from var_scaling.generation.kept import (
     coarse_positions,
     kept_cells,
     kept_positions,
-    scales_shown_by,
+    scales_covered_by,
 )
-from var_scaling.generation.sample import Sampled, sample
-from var_scaling.models.base import Kept, ModelSpec, SamplingRecord
+from var_scaling.generation.sample import SampleBatch, sample
+from var_scaling.models.base import KeptTokens, ModelSpec, SamplingRecord
 from var_scaling.tokenizer.autoencoder import to_unit
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.training.optim import precision_context
 
 
 class Scene(NamedTuple):
-    """What of a picture the model is shown, and what of that it keeps."""
+    """The part of a picture that is the model's input, and the tokens of it that are kept."""
 
     window: Window
-    square_HH3: np.ndarray  # uint8: the window as large as the model takes it
-    keep_L: Tensor  # bool: the positions whose tokens are the picture's own
+    square_HH3: np.ndarray  # uint8: the window, resized to the model's image size
+    keep_L: Tensor  # bool: True where the picture's token is kept
 
 
 def scene_to_paint(
@@ -50,42 +51,42 @@ def scene_to_paint(
     window: Window | None = None,
     blank: bool = False,
 ) -> Scene:
-    """The hole is to be filled: what of the picture the model sees, and which tokens are kept.
+    """The window and the kept tokens for filling a hole in a picture.
 
-    With `blank` the encoder is shown the mean colour of the rest in the hole's place. Raises
-    EditError where window and hole do not fit, or nothing would be kept or drawn.
+    With `blank` the hole is filled with the mean colour of the rest before encoding. Raises
+    EditError if window and hole do not fit, or if nothing would be kept or sampled.
     """
     window = window_for(hole_hw, outpaint, window)
-    keep_RR = kept_cells(window.of(hole_hw), t.pyramid.side)
-    shown_hw3 = _without(picture_hw3, hole_hw, window) if blank else picture_hw3
-    square_HH3 = to_square(shown_hw3, window, t.side)
+    keep_RR = kept_cells(window.crop(hole_hw), t.pyramid.side)
+    input_hw3 = _fill_with_mean(picture_hw3, hole_hw, window) if blank else picture_hw3
+    square_HH3 = to_square(input_hw3, window, t.side)
     return Scene(window, square_HH3, kept_positions(keep_RR, t.pyramid))
 
 
 def scene_to_enlarge(
     picture_hw3: np.ndarray, t: Tokenizer, window: Window | None = None, scales: int | None = None
 ) -> Scene:
-    """A small picture (or its `window`) is to get detail: its coarse scales are kept.
+    """The kept tokens for super-resolution: the coarse scales of a small picture or its `window`.
 
-    How many is `scales`, or as many as it speaks for itself. Raises EditError if it is not smaller
-    than the model's images, or so many cannot be kept.
+    `scales` of them are kept; by default those of `scales_covered_by`. Raises EditError if the
+    window is not smaller than the model's images, or if `scales` is out of range.
     """
     height, width = picture_hw3.shape[:2]
     window = window or centred_window(width, height)
-    shown = scales_shown_by(window.size, t.pyramid, t.downsampling)
-    keep_L = coarse_positions(t.pyramid, shown if scales is None else scales)
+    covered = scales_covered_by(window.size, t.pyramid, t.downsampling)
+    keep_L = coarse_positions(t.pyramid, covered if scales is None else scales)
     return Scene(window, to_square(picture_hw3, window, t.side), keep_L)
 
 
 @torch.no_grad()
-def encoded(tokenizer: MultiScaleVQVAE, square_HH3: np.ndarray) -> Tensor:
-    """Ids (1, L) of a uint8 image, on the tokenizer's device, in full float32."""
+def encode_square(tokenizer: MultiScaleVQVAE, square_HH3: np.ndarray) -> Tensor:
+    """Ids (1, L) of a uint8 image, on the tokenizer's device, computed in float32."""
     device = tokenizer.quantize.embedding.weight.device
     with precision_context("fp32", device):
         return tokenizer.encode(to_unit(torch.from_numpy(square_HH3)[None].to(device)))
 
 
-def edited(
+def generate_edits(
     spec: ModelSpec,
     model: nn.Module,
     tokenizer: MultiScaleVQVAE,
@@ -94,20 +95,20 @@ def edited(
     sampling: SamplingRecord,
     seed: int,
     batch: int,
-) -> Iterator[Sampled]:
-    """Draw `requests` around what the scene keeps: in all of them the same tokens at every scale.
+) -> Iterator[SampleBatch]:
+    """Sample `requests`; all of them keep the same tokens of the scene.
 
-    As `sample` otherwise: the same request gives the same image, whatever the batch.
+    Everything else is as in `sample`: an image does not depend on its batch.
     """
-    ids_1L = encoded(tokenizer, scene.square_HH3)
-    kept = Kept(ids_1L, scene.keep_L.to(ids_1L.device)[None])
+    ids_1L = encode_square(tokenizer, scene.square_HH3)
+    kept = KeptTokens(ids_1L, scene.keep_L.to(ids_1L.device)[None])
     return sample(spec, model, tokenizer, requests, sampling, seed, batch, kept)
 
 
-def _without(picture_hw3: np.ndarray, hole_hw: np.ndarray, window: Window) -> np.ndarray:
-    """The picture, the mean colour of what the window keeps in place of the hole."""
-    hole_SS = window.of(hole_hw)
+def _fill_with_mean(picture_hw3: np.ndarray, hole_hw: np.ndarray, window: Window) -> np.ndarray:
+    """The picture with its hole in the mean colour of the rest of the window."""
+    hole_SS = window.crop(hole_hw)
     filled_hw3 = picture_hw3.copy()
-    seen_SS3 = window.of(filled_hw3)
-    seen_SS3[hole_SS] = np.rint(seen_SS3[~hole_SS].mean(0))
+    window_SS3 = window.crop(filled_hw3)  # a view: the assignment changes filled_hw3
+    window_SS3[hole_SS] = np.rint(window_SS3[~hole_SS].mean(0))
     return filled_hw3

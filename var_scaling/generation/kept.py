@@ -1,7 +1,7 @@
-"""Which tokens of a picture an edit keeps: those of cells without a hole, or the coarse scales.
+"""The tokens of a picture that an edit keeps: those of cells outside the hole, or coarse scales.
 
 Shapes: S side of the model's window onto the picture in pixels, R side of the finest map, L tokens
-of the whole pyramid.
+of all scales.
 """
 
 import numpy as np
@@ -12,41 +12,43 @@ from torch import Tensor
 from var_scaling.generation.masks import EditError
 from var_scaling.pyramid import Pyramid
 
-# A scale of no more tokens is kept whole: the released demo_zero_shot_edit.ipynb.
-_KEPT_WHOLE = 3
+# A scale with at most 3 tokens is kept entirely, as in the released demo_zero_shot_edit.ipynb.
+_ALWAYS_KEPT = 3
 
 
 def kept_cells(hole_SS: np.ndarray, side: int) -> Tensor:
-    """bool (R, R), R = `side`: cells of the finest map of which no pixel lies in the hole.
+    """bool (R, R), R = `side`: True for cells of the finest map without a pixel of the hole.
 
-    `hole_SS` is the hole as the window shows it. A pixel on the border of two cells is in both.
+    `hole_SS` is the hole within the window. A pixel on the border of two cells belongs to both.
     Raises EditError if no cell is kept.
     """
     pixels = torch.from_numpy(np.ascontiguousarray(hole_SS, dtype=np.float32))
-    # Adaptive pooling looks at floor(i S / R) to ceil((i + 1) S / R): all that touches a cell.
+    # Cell i of adaptive pooling covers floor(i S / R) to ceil((i + 1) S / R): all its pixels.
     kept_RR = F.adaptive_max_pool2d(pixels[None, None], side)[0, 0] == 0
     if not kept_RR.any():
         raise EditError(
-            f"the hole reaches into each of the {side} × {side} cells that the model sees, so "
-            "nothing of the picture would be kept: keep a larger piece of it in one place"
+            f"the hole reaches into each of the {side} × {side} cells of the model's finest map, "
+            "so nothing of the picture would be kept: keep a larger connected area"
         )
     return kept_RR
 
 
 def kept_positions(keep_RR: Tensor, pyramid: Pyramid) -> Tensor:
-    """bool (L,), on the CPU: the positions whose tokens are the picture's own.
+    """bool (L,), on the CPU: True for the positions whose tokens are kept.
 
-    As in the released editing demo: at each scale the map of kept cells (true or 1), resized
-    bilinearly to that scale's side, is more than a half; a scale of at most 3 tokens is kept whole.
-    Raises EditError if the finest scale has nothing to generate.
+    As in the released editing demo: at each scale the map of kept cells is resized bilinearly, and
+    a position is kept if its value exceeds 0.5. A scale of at most 3 tokens is kept entirely.
+    Raises EditError if nothing is left to generate at the finest scale.
     """
     if tuple(keep_RR.shape) != (pyramid.side, pyramid.side):
         shape = " × ".join(map(str, keep_RR.shape))
-        raise EditError(f"kept cells: {shape}, but the finest map has side {pyramid.side}")
+        raise EditError(
+            f"kept cells have shape {shape}, but the finest map has side {pyramid.side}"
+        )
     keep = keep_RR.detach().cpu().bool().float()[None, None]
     scales = []
     for side in pyramid.patch_nums:
-        if side * side <= _KEPT_WHOLE:
+        if side * side <= _ALWAYS_KEPT:
             scales.append(torch.ones(side * side, dtype=torch.bool))
         else:
             resized = F.interpolate(keep, size=(side, side), mode="bilinear", align_corners=False)
@@ -57,27 +59,28 @@ def kept_positions(keep_RR: Tensor, pyramid: Pyramid) -> Tensor:
 
 
 def coarse_positions(pyramid: Pyramid, scales: int) -> Tensor:
-    """bool (L,): the first `scales` scales are kept whole, the finer ones generated."""
+    """bool (L,): True for the tokens of the first `scales` scales. Raises EditError."""
     if not 1 <= scales < pyramid.scales:
         raise EditError(
-            f"{scales} scales to keep: of a pyramid of {pyramid.scales}, "
-            + (f"1 to {pyramid.scales - 1} can be" if pyramid.scales > 1 else "none can be")
+            f"cannot keep {scales} scales: of the model's {pyramid.scales} scales, "
+            + (f"1 to {pyramid.scales - 1}" if pyramid.scales > 1 else "none")
+            + " can be kept"
         )
     return torch.tensor(pyramid.levels) < scales
 
 
-def scales_shown_by(pixels: int, pyramid: Pyramid, downsampling: int) -> int:
-    """How many coarse scales a small image of side `pixels` speaks for, for super-resolution.
+def scales_covered_by(pixels: int, pyramid: Pyramid, downsampling: int) -> int:
+    """The number of coarse scales that an image of side `pixels` determines, for super-resolution.
 
-    Those whose maps it could have filled itself: side × `downsampling` within its own; at least
-    one. Raises EditError if the image is not smaller than what the model makes.
+    A scale counts if its side × `downsampling` is at most `pixels`; the first always counts. Raises
+    EditError if the image is not smaller than the model's images.
     """
-    whole = pyramid.side * downsampling
-    if pixels >= whole:
+    model_side = pyramid.side * downsampling
+    if pixels >= model_side:
         raise EditError(
-            f"the image has {pixels} px on its shorter side and the model makes {whole}: there is "
-            "nothing to add. Super-resolution starts from a smaller image"
+            f"the image has {pixels} px on its shorter side, the model's images {model_side}: "
+            "super-resolution needs a smaller image"
         )
     if pyramid.scales == 1:
-        raise EditError("a pyramid of one scale has no coarse map that could be kept")
+        raise EditError("the model has a single scale, so there is no coarse scale to keep")
     return max(1, sum(side * downsampling <= pixels for side in pyramid.patch_nums))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from var_scaling.experiment.sample_set import Request
-from var_scaling.models.base import Kept, ModelSpec, SamplingRecord
+from var_scaling.models.base import KeptTokens, ModelSpec, SamplingRecord
 from var_scaling.models.registry import family_of
 from var_scaling.randomness import seed_for
 from var_scaling.tokenizer.autoencoder import to_pixels
@@ -19,13 +19,13 @@ from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.training.optim import precision_context
 
 
-class Sampled(NamedTuple):
-    """A batch of what was asked for; on the processor."""
+class SampleBatch(NamedTuple):
+    """The samples of a batch of requests, on the CPU."""
 
     requests: tuple[Request, ...]
-    ids_BL: Tensor | None  # None where the family draws no tokens
+    ids_BL: Tensor | None  # None if the family samples no tokens
     images_BWW3: Tensor  # uint8
-    strips_BKWW3: Tensor | None  # uint8: what each frame decodes to
+    strips_BKWW3: Tensor | None  # uint8: the decoded image of each frame
 
 
 @torch.no_grad()
@@ -37,82 +37,85 @@ def sample(
     sampling: SamplingRecord,
     seed: int,
     batch: int,
-    kept: Kept | None = None,
+    kept: KeptTokens | None = None,
     strips: bool = False,
-) -> Iterator[Sampled]:
-    """Draw `requests`, `batch` at a time, on the device of the weights.
+) -> Iterator[SampleBatch]:
+    """Sample `requests` in batches of `batch`, on the device of the weights.
 
-    A sample is a function of seed, class, index and settings. On one thread of a processor that
-    holds bit for bit, whatever the batch and the order (measured, LOG.md); on several, and on a
-    GPU, matrix products of another batch may round otherwise. `kept` (one row) is kept of every
-    image. Raises ValueError for a class that the model does not know, or settings that do not fit
-    it.
+    A sample depends only on model, settings, seed, class and index. With one CPU thread this holds
+    bit for bit for every batch size and order (measured, LOG.md). With several threads or on a GPU,
+    the rounding of a matrix product can depend on the batch size. All images keep the tokens of
+    `kept` (one row). `strips` also decodes the intermediate frames. Raises ValueError for an
+    unknown class, or for settings that do not fit the model.
     """
     family, quantizer = family_of(spec.config), tokenizer.quantize
     device = quantizer.embedding.weight.device
-    family.frames(spec, sampling)
-    _refuse_unknown(requests, spec.classes)
+    family.frames(spec, sampling)  # raises if the settings do not fit the model
+    _check_labels(requests, spec.classes)
     for start in range(0, len(requests), batch):
-        part = tuple(requests[start : start + batch])
-        labels_B = torch.tensor([request.label for request in part], device=device)
-        draws = RequestDraws(seed, part, device)
-        given = None if kept is None else Kept(*(_repeated(each, len(part)) for each in kept))
+        batch_requests = tuple(requests[start : start + batch])
+        labels_B = torch.tensor([request.label for request in batch_requests], device=device)
+        draws = RequestDraws(seed, batch_requests, device)
+        kept_batch = None
+        if kept is not None:
+            kept_batch = KeptTokens(*(row.expand(len(batch_requests), -1) for row in kept))
         ids, grids = [], []
         with precision_context(sampling.precision, device):
-            for frame in family.sample(spec, model, quantizer, labels_B, sampling, draws, given):
+            for frame in family.sample(
+                spec, model, quantizer, labels_B, sampling, draws, kept_batch
+            ):
                 if frame.ids_BN is not None:
                     ids.append(frame.ids_BN.cpu())
                 grids.append(frame.grid_BZHH)
-        images = rendered(tokenizer, grids[-1])
-        shown = [rendered(tokenizer, grid) for grid in grids] if strips else None
-        yield Sampled(
-            part,
+        images = decode_images(tokenizer, grids[-1])
+        frames = [decode_images(tokenizer, grid) for grid in grids] if strips else None
+        yield SampleBatch(
+            batch_requests,
             torch.cat(ids, dim=1) if ids else None,
             images,
-            torch.stack(shown, dim=1) if shown is not None else None,
+            torch.stack(frames, dim=1) if frames is not None else None,
         )
 
 
 @dataclass(frozen=True)
 class RequestDraws:
-    """The random numbers of each request, drawn on the CPU: the same on every device."""
+    """The random numbers of each request, drawn on the CPU, so that every device gets the same."""
 
     seed: int
     requests: Sequence[Request]
     device: torch.device
 
     def uniform(self, purpose: str, step: int, shape: tuple[int, ...]) -> Tensor:
-        return self._drawn(torch.rand, purpose, step, shape)
+        return self._draw(torch.rand, purpose, step, shape)
 
     def normal(self, purpose: str, step: int, shape: tuple[int, ...]) -> Tensor:
-        return self._drawn(torch.randn, purpose, step, shape)
+        return self._draw(torch.randn, purpose, step, shape)
 
-    def _drawn(
-        self, draw: Callable[..., Tensor], purpose: str, step: int, shape: tuple[int, ...]
+    def _draw(
+        self, torch_draw: Callable[..., Tensor], purpose: str, step: int, shape: tuple[int, ...]
     ) -> Tensor:
         rows = []
         for request in self.requests:
-            place = seed_for(self.seed, f"sample {purpose}", request.label, request.index, step)
-            rows.append(draw(shape, generator=torch.Generator().manual_seed(place)))
+            seed = seed_for(self.seed, f"sample {purpose}", request.label, request.index, step)
+            rows.append(torch_draw(shape, generator=torch.Generator().manual_seed(seed)))
         return torch.stack(rows).to(self.device)
 
 
 @torch.no_grad()
-def rendered(tokenizer: MultiScaleVQVAE, f_BZHH: Tensor) -> Tensor:
-    """uint8 (B, W, W, 3) on the processor; one by one, as convolutions round by the batch too."""
+def decode_images(tokenizer: MultiScaleVQVAE, f_BZHH: Tensor) -> Tensor:
+    """The decoded images, uint8 (B, W, W, 3) on the CPU.
+
+    They are decoded one by one: the rounding of a convolution depends on the batch size.
+    """
     with precision_context("fp32", f_BZHH.device):
         images = [to_pixels(tokenizer.render(grid_1ZHH)) for grid_1ZHH in f_BZHH.split(1)]
     return torch.cat(images).cpu()
 
 
-def _repeated(row_1L: Tensor, images: int) -> Tensor:
-    return row_1L.expand(images, -1)
-
-
-def _refuse_unknown(requests: Sequence[Request], classes: int) -> None:
-    wrong = sorted({request.label for request in requests if not 0 <= request.label <= classes})
-    if wrong:
+def _check_labels(requests: Sequence[Request], classes: int) -> None:
+    unknown = sorted({request.label for request in requests if not 0 <= request.label <= classes})
+    if unknown:
         raise ValueError(
-            f"classes {', '.join(map(str, wrong))}: the model knows 0 to {classes - 1}, and "
-            f"{classes} for none"
+            f"unknown classes {', '.join(map(str, unknown))}: the model has classes 0 to "
+            f"{classes - 1}, and {classes} is the null class"
         )

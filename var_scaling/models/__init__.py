@@ -1,1 +1,1 @@
-"""The generators that are compared: what they compute, not how they are trained."""
+"""The model families that are compared (VAR, AR, DiT): networks, losses, samplers and costs."""

@@ -1,7 +1,7 @@
-"""What a model family is: all that the rest of the program needs of one. No torch on import.
+"""The interface of a model family to the rest of the program. Imports no torch.
 
-A family is a package, or a module of a user's own, with an object `FAMILY`. Trainer, evaluation,
-sampling, timing, accounting, results and reports call its methods and name no family.
+A family is a package of this project or a user's module, with an object `FAMILY`. Training,
+evaluation, sampling, timing, accounting, results and reports call its methods and name no family.
 
 Shapes: B images, L tokens of an image, P parts of the validation loss, Z code channels, H side of
 the tokenizer's grid.
@@ -31,21 +31,22 @@ if TYPE_CHECKING:
 
 
 class SampleDraws(Protocol):
-    """The random numbers of a batch of samples, float32 (B, *shape): a function of each sample's
-    seed, class and index, the purpose, and the step of the sampler.
+    """The random numbers of a batch of samples, float32 (B, *shape). They depend only on each
+    sample's seed, class and index, on the purpose, and on the step of the sampler.
     """
 
     def uniform(self, purpose: str, step: int, shape: tuple[int, ...]) -> Tensor:
         """Numbers in [0, 1)."""
 
-    def normal(self, purpose: str, step: int, shape: tuple[int, ...]) -> Tensor: ...
+    def normal(self, purpose: str, step: int, shape: tuple[int, ...]) -> Tensor:
+        """Standard normal numbers."""
 
 
 class ModelRecord(Record):
-    """The shape of a network. A family's own record has `family` fixed, and the fields it needs.
+    """The shape of a network. Each family has a subclass that fixes `family` and adds its fields.
 
-    `family` is the name of a family of this project, or of a module that can be imported and has an
-    object FAMILY. It is written into trial.json, so any process that reads it finds the family.
+    `family` is the name of a family of this project, or of an importable module with an object
+    FAMILY. It is written into trial.json, so any process that reads the file finds the family.
     """
 
     family: str
@@ -62,15 +63,15 @@ class ModelRecord(Record):
         return None
 
     def at_depth(self, depth: int) -> ModelRecord:
-        """The record of another depth on the same ladder."""
+        """The model of another depth in the same family of sizes."""
         return self.model_copy(update={"depth": depth})
 
 
 class SamplingRecord(Record):
-    """How a model is sampled from, besides seed, class and index. A family's own has more fields.
+    """The sampling settings other than seed, class and index. Each family has a subclass.
 
-    `guidance` is g of c + g (c - u), the conditional prediction c and the unconditional u
-    (Ho and Salimans 2022); 0 is none. A list has an entry for each step of the sampler.
+    `guidance` is g of c + g (c - u), with the conditional prediction c and the unconditional u
+    (Ho and Salimans 2022); 0 disables it. A list has an entry for each step of the sampler.
     """
 
     family: str
@@ -79,34 +80,34 @@ class SamplingRecord(Record):
 
     @property
     def guided(self) -> bool:
-        """Whether the unconditional prediction is needed at all."""
+        """Whether any step needs the unconditional prediction."""
         return any(self.guidance) if isinstance(self.guidance, tuple) else self.guidance > 0
 
     def describe(self) -> str:
-        """The guidance, and every other setting that is not the default: for titles and tables."""
-        return ", ".join([self._guidance_words(), *self._others()])
+        """The guidance and every other non-default setting, for titles and tables."""
+        return ", ".join([self._describe_guidance(), *self._non_default()])
 
-    def besides(self) -> str:
-        """The settings other than guidance and precision that are not the default."""
-        return ", ".join(self._others("precision"))
+    def other_settings(self) -> str:
+        """The non-default settings other than guidance and precision."""
+        return ", ".join(self._non_default("precision"))
 
-    def _others(self, *without: str) -> list[str]:
+    def _non_default(self, *excluded: str) -> list[str]:
         fields = type(self).model_fields
         return [
-            name if value is True else f"{name} {_plain(value)}"
+            name if value is True else f"{name} {_to_text(value)}"
             for name, value in self
-            if name not in ("family", "guidance", *self._said_with_guidance, *without)
+            if name not in ("family", "guidance", *self._described_with_guidance, *excluded)
             and value != fields[name].default
         ]
 
-    _said_with_guidance: ClassVar[tuple[str, ...]] = ()  # fields that `_guidance_words` tells of
+    _described_with_guidance: ClassVar[tuple[str, ...]] = ()  # fields in `_describe_guidance`
 
-    def _guidance_words(self) -> str:
-        return f"guidance {_plain(self.guidance)}" if self.guided else "no guidance"
+    def _describe_guidance(self) -> str:
+        return f"guidance {_to_text(self.guidance)}" if self.guided else "no guidance"
 
 
-def _plain(value: Any) -> str:
-    return " ".join(map(_plain, value)) if isinstance(value, tuple) else str(value)
+def _to_text(value: Any) -> str:
+    return " ".join(map(_to_text, value)) if isinstance(value, tuple) else str(value)
 
 
 M = TypeVar("M", bound=ModelRecord)
@@ -115,7 +116,7 @@ S = TypeVar("S", bound=SamplingRecord)
 
 @dataclass(frozen=True)
 class ModelSpec(Generic[M]):
-    """All that a network is built from. The label `classes` is the null class."""
+    """Everything that determines a network. The label `classes` is the null class."""
 
     config: M
     tokenizer: Tokenizer
@@ -124,82 +125,82 @@ class ModelSpec(Generic[M]):
 
 @dataclass(frozen=True)
 class Validation:
-    """What the validation loss of a family is, and the parts of an image that it is reported by."""
+    """The unit of a family's validation loss, and the parts of an image that it is reported for."""
 
     loss_unit: str
-    parts: tuple[str, ...]
+    parts: tuple[str, ...]  # names, such as one for each scale
     sizes: tuple[int, ...]  # terms of the mean in each part, such as its tokens
-    scores: tuple[str, ...] = ("loss", "error")  # what `validate` returns sums of
-    last_part: bool = False  # whether the last part's scores are reported on their own
-    every: int = 1  # one image in so many is scored
-    passes: int = 1  # forwards over each scored image
+    scores: tuple[str, ...] = ("loss", "error")  # the scores whose sums `validate` returns
+    last_part: bool = False  # whether the last part's scores are also reported separately
+    score_every: int = 1  # n: every n-th image is scored
+    forwards_per_image: int = 1  # forward passes over each scored image
 
 
 @dataclass(frozen=True)
 class StepDraws:
     """The random numbers of a training step: a function of seed, purpose and step.
 
-    They are drawn for all `images` of the global batch, and this process takes the `share` of its
-    own: so their number of processes changes nothing.
+    They are drawn for all `images` of the global batch, and this process uses those of its
+    `local_slice`. So the number of processes does not change them.
     """
 
     seed: int
     step: int
     images: int
-    share: slice
+    local_slice: slice
 
     def seed_of(self, purpose: str) -> int:
-        """The seed of a generator for one purpose."""
+        """The seed of the generator for `purpose`."""
         return seed_for(self.seed, purpose, self.step)
 
 
 class Batch(NamedTuple):
     """Images as tokens, on the device of the network. Class dropout has been applied."""
 
-    ids_BL: Tensor  # int64; where the family reads features, the grids (B, Z, H, H) in float32
+    ids_BL: Tensor  # int64; if the family trains on features, float32 grids (B, Z, H, H)
     labels_B: Tensor
 
 
-class Kept(NamedTuple):
-    """Tokens that are given, not drawn."""
+class KeptTokens(NamedTuple):
+    """Tokens that an edit keeps instead of sampling them."""
 
     ids_BL: Tensor
-    mask_BL: Tensor  # bool, True where they are kept
+    mask_BL: Tensor  # bool, True where the token is kept
 
 
 class Frame(NamedTuple):
-    """How far a sampler has come; the last frame is the sample."""
+    """An intermediate result of a sampler; the last frame is the sample."""
 
-    grid_BZHH: Tensor  # what the tokenizer's decoder takes
-    ids_BN: Tensor | None  # the tokens that this frame added; None where none are drawn
+    grid_BZHH: Tensor  # the input of the tokenizer's decoder
+    ids_BN: Tensor | None  # the tokens that this frame adds; None if it adds none
 
 
 class PublishedFormat(ABC):
-    """A family's checkpoints as its authors publish them."""
+    """The format in which a family's authors publish their checkpoints."""
 
     @abstractmethod
     def export(self, spec: ModelSpec, state: State) -> tuple[State, str]:
-        """The weights as the published loader takes them, and how it builds the network."""
+        """The weights as the published code loads them, and the call that builds the network."""
 
 
 class ModelFamily(ABC, Generic[M, S]):
-    """One kind of model. Stateless; the methods of the second half import torch."""
+    """A kind of model. Stateless. Only the methods below "With torch" import torch."""
 
-    name: str  # in tables and pages
+    name: str  # in tables and reports
     config: type[M]
     sampling: type[S]
-    edits: bool = False  # whether tokens can be kept while the others are drawn
+    supports_editing: bool = False  # whether some tokens can be kept while others are sampled
 
-    def reads(self, config: M) -> CacheKind:
-        """What the model is trained on: tokens, or the features before they are quantised."""
+    def cache_kind(self, config: M) -> CacheKind:
+        """The training data: tokens, or the encoder's features before quantisation."""
         return "tokens"
 
     def check(self, spec: ModelSpec[M]) -> None:
-        """Raise ValueError, in words, where the model cannot work on the tokenizer's tokens."""
+        """Raise ValueError with the reason if the model does not fit the tokenizer."""
 
     @abstractmethod
     def sequence_length(self, spec: ModelSpec[M]) -> int:
-        """Positions of one image that go through the network."""
+        """Sequence positions per image in the network."""
 
     @abstractmethod
     def parameters(self, spec: ModelSpec[M]) -> Count:
@@ -207,58 +208,59 @@ class ModelFamily(ABC, Generic[M, S]):
 
     @abstractmethod
     def block_parameters(self, spec: ModelSpec[M]) -> int:
-        """Weights of the block matrices alone, the N of a law."""
+        """Weights of the block matrices alone: N of the scaling laws."""
 
     @abstractmethod
     def forward_flops(self, spec: ModelSpec[M], dense: bool = False) -> Count:
-        """FLOPs of one forward over one image by component (accounting.FLOP_COMPONENTS).
+        """FLOPs of one forward pass over one image by component (accounting.FLOP_COMPONENTS).
 
-        `dense` counts masked attention pairs too.
+        `dense` also counts the masked attention pairs.
         """
 
     @abstractmethod
     def training_flops(self, spec: ModelSpec[M], dense: bool = False) -> Count:
-        """FLOPs of forward and backward on one image."""
+        """FLOPs of the forward and backward pass on one image."""
 
     @abstractmethod
     def sampling_flops(self, spec: ModelSpec[M], guided: bool = True) -> Count:
-        """FLOPs of sampling one image without the decoder, the default settings taken."""
+        """FLOPs of sampling one image with the default settings, without the decoder."""
 
     @abstractmethod
     def batch_flops(
         self, spec: ModelSpec[M], sampling: S, images: int, computed: bool = False
     ) -> int:
-        """FLOPs of sampling a batch of `images`, without the decoder: those that are needed, or
-        with `computed` those that this program's sampler spends.
+        """FLOPs that sampling a batch of `images` needs, without the decoder; with `computed` those
+        that this program's sampler performs, padding rows included.
         """
 
     @abstractmethod
     def training_bytes(self, spec: ModelSpec[M], precision: Precision) -> float:
-        """Memory of one image's activations while training, estimated."""
+        """Estimated memory of one image's activations in training."""
 
     @abstractmethod
     def sampling_bytes(self, spec: ModelSpec[M], sampling: S, images: int) -> int:
-        """Memory that sampling a batch takes at the least."""
+        """A lower bound of the memory for sampling a batch."""
 
     @abstractmethod
     def validation(self, spec: ModelSpec[M]) -> Validation: ...
 
     @abstractmethod
     def frames(self, spec: ModelSpec[M], sampling: S) -> tuple[str, ...]:
-        """What the frames of `sample` show, in a few letters each.
+        """A short label for each frame of `sample`, such as "4x4".
 
-        Raises ValueError where the settings do not fit the model.
+        Raises ValueError if the settings do not fit the model.
         """
 
     @property
     def published(self) -> PublishedFormat | None:
+        """The published checkpoint format; None if the family has none."""
         return None
 
     # With torch ----------------------------------------------------------------------------------
 
     @abstractmethod
     def build(self, spec: ModelSpec[M], seed: int) -> nn.Module:
-        """The network as it starts: a function of spec and seed."""
+        """The network with its initial weights: a function of spec and seed."""
 
     @abstractmethod
     def loss(
@@ -272,8 +274,9 @@ class ModelFamily(ABC, Generic[M, S]):
         """The training loss, a float32 scalar: the mean over the images of `batch`."""
 
     def normalize(self, network: nn.Module, latents: LatentStatistics | None) -> None:
-        """Give a new network the statistics of its training data, None where the token cache has
-        none. Most families need none. Raises ValueError, in words, where they are needed.
+        """Store the statistics of the training data in a new network. Most families need none.
+
+        Raises ValueError if the family needs them and the token cache has none (`latents` is None).
         """
 
     @abstractmethod
@@ -285,10 +288,10 @@ class ModelFamily(ABC, Generic[M, S]):
         batch: Batch,
         rows: Sequence[int],
     ) -> list[Tensor]:
-        """For each of the scores of `validation` each image's sums by part, (B, P) each.
+        """For each score of `validation`, the sums over the terms of each part, (B, P).
 
-        `rows`: which images of the validation split these are. A family that needs random numbers
-        draws them from these alone.
+        `rows` are the indices of the images in the validation split. A family that needs random
+        numbers must derive their seeds from these indices alone.
         """
 
     @abstractmethod
@@ -300,12 +303,12 @@ class ModelFamily(ABC, Generic[M, S]):
         labels_B: Tensor,
         sampling: S,
         draws: SampleDraws,
-        kept: Kept | None = None,
+        kept: KeptTokens | None = None,
     ) -> Iterator[Frame]:
-        """Draw a batch, frame by frame. Runs in the precision of the caller.
+        """Sample a batch, frame by frame, in the caller's precision.
 
-        `kept` comes only where `edits` is true. Raises ValueError where the settings lead to
-        numbers that are not finite.
+        `kept` is given only if `supports_editing` is true. Raises ValueError if the settings lead
+        to numbers that are not finite.
         """
 
     @abstractmethod
@@ -317,7 +320,7 @@ class ModelFamily(ABC, Generic[M, S]):
         labels_B: Tensor,
         sampling: S,
     ) -> None:
-        """The network's part of a sample and nothing else: for timing it."""
+        """Run only the network's forward passes of `sample`, for timing."""
 
 
-AnyFamily = ModelFamily  # of any records
+AnyFamily = ModelFamily  # with any config and sampling record

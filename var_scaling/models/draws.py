@@ -1,6 +1,6 @@
-"""Random numbers of training and validation, drawn on the CPU: the same on every device.
+"""Random numbers of training and validation, drawn on the CPU, so that every device gets the same.
 
-Shapes: B images of a share.
+Shapes: B images of this process.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,41 +13,41 @@ from var_scaling.randomness import seed_for
 
 
 def uniform_of(draws: StepDraws, purpose: str) -> Tensor:
-    """A number in [0, 1) for each image of the share, (B,)."""
+    """Uniform numbers in [0, 1), (B,): one for each image of this process."""
     generator = torch.Generator().manual_seed(draws.seed_of(purpose))
-    return torch.rand(draws.images, generator=generator)[draws.share]
+    return torch.rand(draws.images, generator=generator)[draws.local_slice]
 
 
 def normal_of(draws: StepDraws, purpose: str, shape: tuple[int, ...]) -> Tensor:
-    """(B, *shape) normal numbers. Each image has its own seed, so none is drawn for others."""
-    places = range(draws.images)[draws.share]
-    return normals(draws.seed, purpose, draws.step, places, shape)
+    """(B, *shape) normal numbers. Each image has its own seed, so only this process's are drawn."""
+    indices = range(draws.images)[draws.local_slice]
+    return normals(draws.seed, purpose, draws.step, indices, shape)
 
 
 def normals(
-    seed: int, purpose: str, step: int, places: Sequence[int], shape: tuple[int, ...]
+    seed: int, purpose: str, step: int, indices: Sequence[int], shape: tuple[int, ...]
 ) -> Tensor:
-    """(B, *shape) normal float32 numbers, from one seed for each of `places`."""
-    return _drawn(torch.randn, seed, purpose, step, places, shape)
+    """(B, *shape) normal float32 numbers; each image index of `indices` has its own seed."""
+    return _draw(torch.randn, seed, purpose, step, indices, shape)
 
 
 def uniforms(
-    seed: int, purpose: str, step: int, places: Sequence[int], shape: tuple[int, ...]
+    seed: int, purpose: str, step: int, indices: Sequence[int], shape: tuple[int, ...]
 ) -> Tensor:
-    """The same in [0, 1)."""
-    return _drawn(torch.rand, seed, purpose, step, places, shape)
+    """The same with uniform numbers in [0, 1)."""
+    return _draw(torch.rand, seed, purpose, step, indices, shape)
 
 
-def _drawn(
-    draw: Callable[..., Tensor],
+def _draw(
+    torch_draw: Callable[..., Tensor],
     seed: int,
     purpose: str,
     step: int,
-    places: Sequence[int],
+    indices: Sequence[int],
     shape: tuple[int, ...],
 ) -> Tensor:
-    generator, numbers_BX = torch.Generator(), torch.empty(len(places), *shape)
-    for numbers_X, place in zip(numbers_BX, places, strict=True):
-        generator.manual_seed(seed_for(seed, purpose, step, place))
-        draw(shape, generator=generator, out=numbers_X)
+    generator, numbers_BX = torch.Generator(), torch.empty(len(indices), *shape)
+    for numbers_X, index in zip(numbers_BX, indices, strict=True):
+        generator.manual_seed(seed_for(seed, purpose, step, index))
+        torch_draw(shape, generator=generator, out=numbers_X)
     return numbers_BX

@@ -1,4 +1,4 @@
-"""Layers that more than one family is made of; VAR's block (arXiv 2404.02905) with the released
+"""Layers that several model families share. VAR's block (arXiv 2404.02905) has the released
 parameter names.
 
 Shapes: B images, L tokens, C width, N heads.
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 _LARGEST_SCALE = math.log(100.0)  # of the learned attention temperature
 # Stores the keys and values of the current positions; returns those of all visible positions.
 KVCache = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-Rotate = Callable[[Tensor], Tensor]  # of queries and keys (B, N, L, C / N), by their positions
+Rotate = Callable[[Tensor], Tensor]  # rotary embedding of queries or keys (B, N, L, C / N)
 
 
 class Attention(nn.Module):
@@ -30,7 +30,7 @@ class Attention(nn.Module):
             self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4.0)))
         self.mat_qkv = nn.Linear(width, 3 * width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(width))
-        self.v_bias = nn.Parameter(torch.zeros(width))  # keys have none: it would cancel
+        self.v_bias = nn.Parameter(torch.zeros(width))  # no key bias: softmax cancels it
         self.proj = nn.Linear(width, width)
 
     def forward(
@@ -85,10 +85,10 @@ class Modulation(nn.Sequential):
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """No autocast within the block.
+    """A context manager that disables autocast.
 
-    A meta tensor has no autocast. Any question asked here must be one that torch.compile can
-    trace: `is_autocast_available` split the graph at each call under torch 2.11.
+    The meta device has no autocast. torch.compile must be able to trace every call in this
+    function: under torch 2.11, `is_autocast_available` broke the graph at each call.
     """
     if device.type == "meta":
         return nullcontext()
@@ -96,15 +96,15 @@ def full_precision(device: torch.device) -> AbstractContextManager[object]:
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype:
-    """What matrix products give here."""
-    kind = device.type
-    if kind != "meta" and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
+    """The dtype of a matrix product's output in the current autocast context."""
+    device_type = device.type
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
     return torch.float32
 
 
 def modulate(x_BLC: Tensor, scale_B1C: Tensor, shift_B1C: Tensor) -> Tensor:
-    """LayerNorm without affine, then the condition's scale and shift."""
+    """LayerNorm without affine parameters, then the condition's scale and shift."""
     return F.layer_norm(x_BLC, x_BLC.shape[-1:], eps=1e-6) * (1 + scale_B1C) + shift_B1C
 
 
@@ -120,8 +120,8 @@ class Block(nn.Module):
         else:
             self.ada_lin = Modulation(width, 6)
 
-    def parts(self, cond: Tensor) -> Tensor:
-        """AdaLN (B, 6, 1, C) of `cond`, which is (B, C), or the shared layer's (B, 6, 1, C)."""
+    def adaln_params(self, cond: Tensor) -> Tensor:
+        """AdaLN gates, scales, shifts (B, 6, 1, C); `cond` is (B, C), or if shared (B, 6, 1, C)."""
         if hasattr(self, "ada_gss"):
             return cond + rearrange(self.ada_gss, "1 1 n c -> 1 n 1 c")
         return self.ada_lin(cond)
@@ -129,14 +129,14 @@ class Block(nn.Module):
     def forward(
         self,
         x_BLC: Tensor,
-        parts_B61C: Tensor,
+        adaln_B61C: Tensor,
         mask_LL: Tensor | None,
         keep_2B11: Tensor | Sequence[float],
         kv_cache: KVCache | None = None,
         rotate: Rotate | None = None,
     ) -> Tensor:
-        """`parts` are those of the condition; `keep` scales each residual."""
-        gamma1, gamma2, scale1, scale2, shift1, shift2 = parts_B61C.unbind(1)
+        """`adaln` comes from `adaln_params`; `keep` scales the two residual branches."""
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = adaln_B61C.unbind(1)
         h = gamma1 * self.attn(modulate(x_BLC, scale1, shift1), mask_LL, kv_cache, rotate)
         x_BLC = x_BLC + keep_2B11[0] * h
         h = gamma2 * self.ffn(modulate(x_BLC, scale2, shift2))
@@ -144,7 +144,7 @@ class Block(nn.Module):
 
 
 class ModulatedNorm(nn.Module):
-    """The last norm before the head."""
+    """The last norm before the head: LayerNorm with the condition's scale and shift."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -158,8 +158,8 @@ class ModulatedNorm(nn.Module):
 def init_adaln_transformer(
     module: nn.Module, width: int, gamma_init: float, adaln_init: float, head_init: float
 ) -> None:
-    """VAR's initial weights (arXiv 2404.02905, as released) of a module with `blocks`, `head_nm`
-    and `head`: standard deviations relative to sqrt(1 / 3C), every bias 0.
+    """Initialise a module that has `blocks`, `head_nm` and `head` as the released VAR code does
+    (arXiv 2404.02905): standard deviations relative to sqrt(1 / 3C), every bias 0.
     """
     std = math.sqrt(1 / (3 * width))
     for name, parameter in module.named_parameters():
@@ -190,9 +190,10 @@ def init_adaln_transformer(
 def drop_path_factors(
     rate: float, depth: int, images: int, generator: torch.Generator
 ) -> Tensor | None:
-    """(D, 2, B): 0 where an image's residual branch is dropped, else 1 / kept share.
+    """Factors (D, 2, B) of the residual branches: 0 where dropped, else 1 / (1 - drop rate).
 
-    The rate grows linearly from 0 at the first block to `rate` at the last; None where it is 0.
+    The drop rate grows linearly from 0 at the first block to `rate` at the last. Returns None if
+    `rate` is 0.
     """
     if rate == 0:
         return None

@@ -1,4 +1,4 @@
-"""From logits to codes: filters, the draw, and the mixture. Pure functions of what they are given.
+"""From logits to codes: guidance, filters, sampling and the Gumbel mixture. Pure functions.
 
 Shapes: B images, S tokens of a scale, V codes, C code channels.
 """
@@ -7,61 +7,62 @@ import torch
 from torch import Tensor
 
 
-def guided(cond_BSV: Tensor, uncond_BSV: Tensor, weight: float) -> Tensor:
-    """Classifier-free guidance (Ho and Salimans 2022): (1 + t) × told - t × untold the class."""
+def apply_guidance(cond_BSV: Tensor, uncond_BSV: Tensor, weight: float) -> Tensor:
+    """Classifier-free guidance (Ho, Salimans 2022): (1 + t) × conditional - t × unconditional."""
     return (1 + weight) * cond_BSV - weight * uncond_BSV
 
 
-def filtered(logits_BSV: Tensor, top_k: int, top_p: float) -> Tensor:
-    """The logits, -inf where they may not be chosen; 0 switches a filter off.
+def filter_logits(logits_BSV: Tensor, top_k: int, top_p: float) -> Tensor:
+    """The logits with -inf for each code that top-k or top-p removes; 0 disables a filter.
 
-    Top-k keeps all that are at least the k-th largest, ties too. Of these top-p drops the least
-    likely for as long as they sum to at most 1 - p, never the likeliest (Holtzman et al. 2020).
+    Top-k keeps every logit that is at least the k-th largest, ties included. Top-p then removes the
+    least likely codes that sum to at most 1 - p, never the likeliest (Holtzman et al. 2020).
     """
-    few = 0 < top_k < logits_BSV.shape[-1]
-    if few:
-        falling_BSK, places_BSK = logits_BSV.topk(top_k, dim=-1)
-        logits_BSV = logits_BSV.masked_fill(logits_BSV < falling_BSK[..., -1:], -torch.inf)
+    use_top_k = 0 < top_k < logits_BSV.shape[-1]
+    if use_top_k:
+        descending_BSK, indices_BSK = logits_BSV.topk(top_k, dim=-1)
+        logits_BSV = logits_BSV.masked_fill(logits_BSV < descending_BSK[..., -1:], -torch.inf)
     if top_p == 0:
         return logits_BSV
-    if not few:
-        return _likely(logits_BSV, *logits_BSV.sort(dim=-1), top_p)
-    # What top-k found is sorted: a third of the time. It is not all where the k-th has its like.
-    found_BSV = _likely(logits_BSV, falling_BSK.flip(-1), places_BSK.flip(-1), top_p)
+    if not use_top_k:
+        return _top_p(logits_BSV, *logits_BSV.sort(dim=-1), top_p)
+    # topk returns sorted logits, so top-p needs no sort of all V codes (a third of the time).
+    # Rows with ties at the k-th logit keep more than k codes: these few rows are sorted in full.
+    filtered_BSV = _top_p(logits_BSV, descending_BSK.flip(-1), indices_BSK.flip(-1), top_p)
     tied_BS = logits_BSV.isfinite().sum(-1) > top_k
     if tied_BS.any():
         tied_NV = logits_BSV[tied_BS]
-        found_BSV[tied_BS] = _likely(tied_NV, *tied_NV.sort(dim=-1), top_p)
-    return found_BSV
+        filtered_BSV[tied_BS] = _top_p(tied_NV, *tied_NV.sort(dim=-1), top_p)
+    return filtered_BSV
 
 
-def _likely(logits_BSV: Tensor, rising_BSK: Tensor, places_BSK: Tensor, top_p: float) -> Tensor:
-    """Top-p among the codes at `places`, in rising order of their logits."""
-    unlikely_BSK = rising_BSK.softmax(-1).cumsum(-1) <= 1 - top_p
-    unlikely_BSK[..., -1] = False
+def _top_p(logits_BSV: Tensor, ascending_BSK: Tensor, indices_BSK: Tensor, top_p: float) -> Tensor:
+    """Top-p among the codes `indices`, whose logits `ascending` are in ascending order."""
+    unlikely_BSK = ascending_BSK.softmax(-1).cumsum(-1) <= 1 - top_p
+    unlikely_BSK[..., -1] = False  # the likeliest code always stays
     dropped_BSV = torch.zeros_like(logits_BSV, dtype=torch.bool)
-    return logits_BSV.masked_fill(dropped_BSV.scatter_(-1, places_BSK, unlikely_BSK), -torch.inf)
+    return logits_BSV.masked_fill(dropped_BSV.scatter_(-1, indices_BSK, unlikely_BSK), -torch.inf)
 
 
-def chosen(logits_BSV: Tensor, uniform_BS: Tensor) -> Tensor:
-    """Ids (B, S) drawn from the softmax of the logits, one by each float32 number in [0, 1).
+def sample_ids(logits_BSV: Tensor, uniform_BS: Tensor) -> Tensor:
+    """Ids (B, S) sampled from the softmax of the logits with one float32 number in [0, 1) each.
 
-    By inverting the cumulative distribution, summed in float64: a token needs one random number,
-    and 24 random bits times the sum stay below it, so no code of probability 0 is ever drawn.
+    It inverts the cumulative distribution, summed in float64: the largest float32 number below 1
+    times the total stays below the total, so a code of probability 0 is never sampled.
     """
-    sums_BSV = logits_BSV.softmax(-1).double().cumsum(-1)
-    at_BS1 = uniform_BS.double()[..., None] * sums_BSV[..., -1:]
-    return torch.searchsorted(sums_BSV, at_BS1, right=True)[..., 0]
+    cumulative_BSV = logits_BSV.softmax(-1).double().cumsum(-1)
+    target_BS1 = uniform_BS.double()[..., None] * cumulative_BSV[..., -1:]
+    return torch.searchsorted(cumulative_BSV, target_BS1, right=True)[..., 0]
 
 
-def mixed(
+def mix_codes(
     logits_BSV: Tensor, uniform_BSV: Tensor, sharpening: float, tau: float, codes_VC: Tensor
 ) -> Tensor:
-    """Code vectors (B, S, C) averaged by a Gumbel softmax (Jang et al. 2017) of filtered logits:
-    these times `sharpening`, at temperature `tau`.
+    """Code vectors (B, S, C) averaged with the weights of a Gumbel softmax (Jang et al. 2017) of
+    the filtered logits times `sharpening`, at temperature `tau`.
     """
-    least = torch.finfo(uniform_BSV.dtype).tiny  # a 0 would forbid a code, and may be the last
-    gumbel_BSV = -(-uniform_BSV.clamp_min(least).log()).log()
+    tiny = torch.finfo(uniform_BSV.dtype).tiny  # 0 would give -inf: a row could lose all its codes
+    gumbel_BSV = -(-uniform_BSV.clamp_min(tiny).log()).log()
     weights_BSV = ((logits_BSV * sharpening + gumbel_BSV) / tau).softmax(-1)
-    # One by one: a product over the whole batch would round by its size.
+    # Image by image: the rounding of one product over the batch would depend on the batch size.
     return torch.stack([weights_SV @ codes_VC for weights_SV in weights_BSV])

@@ -1,4 +1,4 @@
-"""A family by its name, a record by its family. No torch."""
+"""Look up a model family by its name, and a record's class by its family. Imports no torch."""
 
 import importlib
 import json
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, SerializeAsAny, TypeAdapter, ValidationInfo
 
 from var_scaling.models.base import ModelFamily, ModelRecord, SamplingRecord
-from var_scaling.record import read_as
+from var_scaling.record import validate_tagged
 
 FAMILIES = {
     "var": "var_scaling.models.var.family",
@@ -19,16 +19,16 @@ FAMILIES = {
 
 @cache
 def family_named(name: str) -> ModelFamily:
-    """The family `name`: one of FAMILIES, or the FAMILY of the module of that name.
+    """The family `name`: a key of FAMILIES, or a module that has an object FAMILY.
 
-    Raises ValueError.
+    Raises ValueError if the module cannot be imported or has no FAMILY.
     """
-    known = ", ".join(FAMILIES)
+    names = ", ".join(FAMILIES)
     try:
         module = importlib.import_module(FAMILIES.get(name, name))
     except ImportError as error:
         raise ValueError(
-            f"{error}: a family is one of {known}, or a module of your own that Python finds "
+            f"{error}: a family is one of {names}, or a module of your own that Python can import "
             "(put its folder on PYTHONPATH)"
         ) from error
     family = getattr(module, "FAMILY", None)
@@ -42,15 +42,15 @@ def family_of(record: ModelRecord | SamplingRecord) -> ModelFamily:
 
 
 def _read_model(value: Any, info: ValidationInfo) -> Any:
-    return read_as(value, info, "family", lambda name: family_named(name).config)
+    return validate_tagged(value, info, "family", lambda name: family_named(name).config)
 
 
 def _read_sampling(value: Any, info: ValidationInfo) -> Any:
-    return read_as(value, info, "family", lambda name: family_named(name).sampling)
+    return validate_tagged(value, info, "family", lambda name: family_named(name).sampling)
 
 
 def sampling_from(content: dict[str, Any]) -> SamplingRecord:
-    """The settings that a manifest holds. Raises ValueError."""
+    """The sampling settings in a manifest. Raises ValueError if they are not valid."""
     adapter: TypeAdapter[SamplingRecord] = TypeAdapter(AnySampling)
     return adapter.validate_json(json.dumps(content))
 

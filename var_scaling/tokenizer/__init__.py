@@ -1,1 +1,1 @@
-"""Images to tokens and back: a multi-scale residual VQVAE, and the cache of what it says."""
+"""Images to tokens and back: a multi-scale residual VQVAE, and the cache of encoded images."""

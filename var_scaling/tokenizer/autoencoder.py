@@ -14,25 +14,25 @@ from var_scaling.config import Tokenizer
 
 
 def norm(width: int, groups: int) -> nn.GroupNorm:
-    """`groups` groups, or the most below that which divide the width."""
+    """Group norm with gcd(groups, width) groups, so that the groups always divide the width."""
     return nn.GroupNorm(math.gcd(groups, width), width, eps=1e-6)
 
 
-class Draws:
-    """Where dropout draws from: a generator for each image, consumed layer by layer."""
+class DropoutGenerators:
+    """One random generator per image, shared by all dropout layers of a model."""
 
     def __init__(self) -> None:
         self.generators: list[torch.Generator] = []
 
-    def begin(self, seeds: list[int], device: torch.device) -> None:
-        """Before a forward: one seed an image, so that no mask depends on who shares the batch."""
+    def seed(self, seeds: list[int], device: torch.device) -> None:
+        """Call it before each forward, one seed per image: masks never depend on the batch."""
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
 
 class Dropout(nn.Module):
-    """Each image's mask is its own generator's."""
+    """Dropout of the share `share`, each image's mask drawn from the generator of that image."""
 
-    def __init__(self, share: float, draws: Draws):
+    def __init__(self, share: float, draws: DropoutGenerators):
         super().__init__()
         self.share, self.draws = share, draws
 
@@ -162,7 +162,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(B, code_channels, grid, grid) to (B, 3, side, side), not clamped."""
+    """(B, code_channels, grid, grid) to (B, 3, side, side), not clamped to [-1, 1]."""
 
     def __init__(self, t: Tokenizer, dropout: Dropout):
         super().__init__()
@@ -178,7 +178,7 @@ class Decoder(nn.Module):
             )
             if level > 0:
                 levels[-1].upsample = Upsample(level_width)
-        self.up = nn.ModuleList(levels)  # indexed by level, finest first, though run coarsest first
+        self.up = nn.ModuleList(levels)  # index 0 is the finest level; run in reverse order
         self.norm_out = norm(widths[0], t.norm_groups)
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 

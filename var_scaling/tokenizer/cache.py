@@ -1,8 +1,9 @@
-"""Every image encoded once: arrays on disk, memory-mapped, checked whenever they are opened.
+"""The token cache: each image encoded once, in memory-mapped arrays with checksums.
 
-`tokens.npy` holds one row per (image, crop): uint16 (rows × crops, L), row r's crops together. For
-models that are not trained on tokens `features.npy` holds the grid before it is quantised instead:
-float16 (rows × crops, Z, H, H). Written by encode.py in shards, each noted with its checksum.
+`tokens.npy` has one row per (image, crop): uint16 (images × crops, L), the crops of an image in
+consecutive rows. For models that are not trained on tokens, `features.npy` has the grid before
+quantisation instead: float16 (images × crops, Z, H, H). encode.py writes the rows in shards and
+records the CRC-32 of each shard.
 """
 
 import zlib
@@ -18,17 +19,17 @@ from var_scaling.datasets import DataRecord
 from var_scaling.disk import is_done, read_json
 from var_scaling.record import difference
 
-SHARD = 4096  # rows between two notes on disk
-_MAKE_ANEW = "delete the folder to have it made again"
+SHARD = 4096  # rows per checksum
+_DELETE_FOLDER = "delete the folder, and it will be encoded again"
 
 
 class CacheError(ValueError):
-    """A token cache is not what it should be; the message says how."""
+    """A token cache is missing, damaged or of another config; the message says which."""
 
 
 @dataclass(frozen=True)
 class LatentStatistics:
-    """Mean and standard deviation of each channel of the grid that the tokens stand for, (Z,)."""
+    """Mean and standard deviation of each channel of the grid that the tokens decode to, (Z,)."""
 
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
@@ -36,7 +37,7 @@ class LatentStatistics:
 
 @dataclass(frozen=True)
 class TokenCache:
-    """The tokens of one split, memory-mapped, and the label of each image."""
+    """The tokens (or features) of one split, memory-mapped, and the label of each image."""
 
     tokens: np.ndarray  # (images × crops, L) uint16; features: (images × crops, Z, H, H) float16
     labels: np.ndarray  # (images,) int64
@@ -48,26 +49,25 @@ class TokenCache:
         return len(self.labels)
 
     def batch(self, rows: np.ndarray, epochs: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """(ids (n, L), labels (n,)), int64: each image under the crop that its epoch picks.
+        """(ids (n, L), labels (n,)), int64, of the images `rows`, each with crop epoch % crops.
 
-        Of features, the grids (n, Z, H, H) in float32.
+        A cache of features returns grids (n, Z, H, H) in float32 instead of ids.
         """
-        places = rows * self.crops + epochs % self.crops
-        kind = np.float32 if self.tokens.dtype == np.float16 else np.int64
-        return torch.from_numpy(self.tokens[places].astype(kind)), torch.from_numpy(
-            self.labels[rows]
-        )
+        crop_rows = rows * self.crops + epochs % self.crops
+        dtype = np.float32 if self.tokens.dtype == np.float16 else np.int64
+        inputs = torch.from_numpy(self.tokens[crop_rows].astype(dtype))
+        return inputs, torch.from_numpy(self.labels[rows])
 
 
 def describe(
     tokenizer: Tokenizer, weights: str, data: DataRecord, split: str, kind: CacheKind = "tokens"
 ) -> dict[str, Any]:
-    """What the tokens are of; `weights` is the SHA-256 of the tokenizer's. Compared on opening."""
+    """The content of a cache, compared when it is opened. `weights`: their SHA-256."""
     content = {
         "format": 1,
         "tokenizer": tokenizer.name,
         "tokenizer_weights_sha256": weights,
-        "data": data.as_seen(split).model_dump(mode="json"),
+        "data": data.for_split(split).model_dump(mode="json"),
         "split": split,
         "crops": data.views(split),
         "tokens_per_image": tokenizer.pyramid.length,
@@ -80,40 +80,40 @@ def describe(
 
 
 def array_file(content: dict[str, Any]) -> str:
-    """The file with the rows of a cache that is described so."""
+    """Name of the array file of a cache with the description `content`."""
     return f"{content.get('kind', 'tokens')}.npy"
 
 
-def row_of(content: dict[str, Any]) -> tuple[tuple[int, ...], type[np.generic]]:
-    """Shape and type of a row."""
+def row_layout(content: dict[str, Any]) -> tuple[tuple[int, ...], type[np.generic]]:
+    """Shape and dtype of one row of the array."""
     if content.get("kind") == "features":
         return tuple(content["features_per_image"]), np.float16
     return (content["tokens_per_image"],), np.uint16
 
 
 def open_cache(folder: Path, expected: dict[str, Any], check: bool = True) -> TokenCache:
-    """The finished cache in `folder`. Raises CacheError if unfinished, damaged or of others.
+    """The finished cache in `folder`. Raises CacheError if unfinished, damaged or of other content.
 
-    Without `check` no checksum is computed: for all processes of a job but the first.
+    With `check=False` no checksum is computed: process 0 of a job has done so for all others.
     """
     if not is_done(folder):
-        raise CacheError(f"{folder}: the tokens are not all there yet")
+        raise CacheError(f"{folder}: the token cache is not finished")
     try:
         manifest = read_json(folder / "manifest.json")
-        refuse_other(folder, manifest, expected)
+        check_description(folder, manifest, expected)
         file = folder / array_file(expected)
         tokens, labels = np.load(file, "r"), np.load(folder / "labels.npy")
     except CacheError:
         raise
     except (OSError, ValueError, EOFError) as error:
-        raise CacheError(f"{folder}: missing or damaged: {error}; {_MAKE_ANEW}") from error
+        raise CacheError(f"{folder}: missing or damaged: {error}; {_DELETE_FOLDER}") from error
     rows, shards = manifest["images"] * manifest["crops"], manifest["shards_crc32"]
     shapes = (tokens.shape, labels.shape, len(shards))
-    if shapes != ((rows, *row_of(manifest)[0]), (manifest["images"],), -(-rows // SHARD)):
-        raise CacheError(f"{folder}: damaged: {rows} rows recorded, found {shapes}; {_MAKE_ANEW}")
-    for number, noted in enumerate(shards if check else ()):
-        where = f" in shard {number} (rows from {number * SHARD})"
-        _refuse_damaged(file, checksum(tokens, number), noted, where)
+    if shapes != ((rows, *row_layout(manifest)[0]), (manifest["images"],), -(-rows // SHARD)):
+        raise CacheError(f"{folder}: damaged: {rows} rows, shapes {shapes}; {_DELETE_FOLDER}")
+    for number, recorded in enumerate(shards if check else ()):
+        position = f" in shard {number} (rows from {number * SHARD})"
+        _refuse_damaged(file, checksum(tokens, number), recorded, position)
     if check:
         labels_crc32 = zlib.crc32(labels.tobytes())
         _refuse_damaged(folder / "labels.npy", labels_crc32, manifest["labels_crc32"])
@@ -121,24 +121,25 @@ def open_cache(folder: Path, expected: dict[str, Any], check: bool = True) -> To
 
 
 def latent_statistics(manifest: dict[str, Any]) -> LatentStatistics | None:
-    """What the manifest has of the grid's channels; None where it is of an earlier version."""
-    noted = manifest.get("latents")
-    if noted is None:
+    """The statistics in a manifest; None if an earlier version wrote it without them."""
+    recorded = manifest.get("latents")
+    if recorded is None:
         return None
-    return LatentStatistics(tuple(noted["mean"]), tuple(noted["deviation"]))
+    return LatentStatistics(tuple(recorded["mean"]), tuple(recorded["deviation"]))
 
 
-def _refuse_damaged(path: Path, found: int, noted: int, where: str = "") -> None:
-    if found != noted:
-        crcs = f"its CRC-32 is {found:08x}, manifest.json records {noted:08x}"
-        raise CacheError(f"{path} is damaged{where}: {crcs}; {_MAKE_ANEW}")
+def _refuse_damaged(path: Path, crc32: int, recorded: int, position: str = "") -> None:
+    if crc32 != recorded:
+        crcs = f"its CRC-32 is {crc32:08x}, manifest.json records {recorded:08x}"
+        raise CacheError(f"{path} is damaged{position}: {crcs}; {_DELETE_FOLDER}")
 
 
-def refuse_other(folder: Path, manifest: dict[str, Any], expected: dict[str, Any]) -> None:
+def check_description(folder: Path, manifest: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Raise CacheError with each field of the manifest that differs from `expected`."""
     recorded = {key: manifest.get(key) for key in expected}
     lines = difference(recorded, expected)
     if lines:
-        raise CacheError(f"{folder} holds the tokens of something else:\n  " + "\n  ".join(lines))
+        raise CacheError(f"{folder} has tokens of a different config:\n  " + "\n  ".join(lines))
 
 
 def checksum(tokens: np.ndarray, shard: int) -> int:

@@ -1,4 +1,4 @@
-"""The patch discriminator, and how strongly the tokenizer listens to it (arXiv 2012.09841, eq. 7).
+"""The patch discriminator and the weight of its loss (VQGAN, arXiv 2012.09841, eq. 7).
 
 Shapes: B images, H side.
 """
@@ -16,10 +16,10 @@ from var_scaling.recipe import Critic
 
 
 class PatchCritic(nn.Module):
-    """Images (B, 3, H, H) to verdicts (B, 1, h, h), one a patch: above 0 real, below made.
+    """Images (B, 3, H, H) to logits (B, 1, h, h), one per patch: above 0 real, below 0 generated.
 
-    Group norm instead of the usual batch norm: a verdict must not depend on the other images of a
-    batch, nor on how many processes share it.
+    Group norm replaces the usual batch norm: the logits of an image must not depend on the other
+    images of the batch, nor on the number of processes.
     """
 
     def __init__(self, config: Critic, seed: int):
@@ -48,39 +48,40 @@ class PatchCritic(nn.Module):
         return self.layers(images_B3HH)
 
 
-def hinge(real: Tensor, made: Tensor) -> Tensor:
-    """The critic's own loss: real above 1, made below -1 cost nothing."""
-    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + made).mean())
+def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """The critic's loss: 0 where the logits are above 1 for real and below -1 for fake images."""
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
-def say_at(config: Critic, step: int, steps: int) -> float:
-    """Share of the adversarial weight that counts at `step`: 0, rising over the warm-up, 1."""
+def adversarial_warm_up(config: Critic, step: int, steps: int) -> float:
+    """Factor of the adversarial weight at `step`: 0, a linear rise over the warm-up, then 1."""
     passed = step - critic_starts(config, steps)
     if passed < 0:
         return 0.0
     return min(1.0, (passed + 1) / max(1.0, config.warm_up * steps))
 
 
-def balanced(
+def balanced_gradients(
     config: Critic,
     rebuilt: Tensor,
-    reconstruction: Tensor,
-    verdict: Tensor,
+    reconstruction_loss: Tensor,
+    generator_loss: Tensor,
     last_layer: Tensor,
     mean: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of both losses by the rebuilt images, and the factor that makes them equally loud.
+    """Gradients of both losses by the rebuilt images, and the adaptive weight of the second.
 
-    factor = |∂ reconstruction / ∂ last layer| / |∂ verdict / ∂ last layer|, clamped. Each judge is
-    walked back once: to the images, and from there to the layer. `mean` is over all processes.
+    weight = |∂ reconstruction / ∂ last layer| / |∂ generator loss / ∂ last layer|, clamped. Each
+    loss is back-propagated once, to the images, and from there to the layer. `mean` is the mean
+    over all processes.
     """
-    (by_truth,) = torch.autograd.grad(reconstruction, rebuilt)
-    (by_critic,) = torch.autograd.grad(verdict, rebuilt)
-    at_last = [
+    (grad_reconstruction,) = torch.autograd.grad(reconstruction_loss, rebuilt)
+    (grad_generator,) = torch.autograd.grad(generator_loss, rebuilt)
+    norms = [
         mean(torch.autograd.grad(rebuilt, last_layer, gradient, retain_graph=True)[0]).norm()
-        for gradient in (by_truth, by_critic)
+        for gradient in (grad_reconstruction, grad_generator)
     ]
-    factor = (at_last[0] / at_last[1].clamp_min(1e-12)).clamp(
+    factor = (norms[0] / norms[1].clamp_min(1e-12)).clamp(
         config.least_factor, config.largest_factor
     )
-    return by_truth, by_critic, factor
+    return grad_reconstruction, grad_generator, factor

@@ -1,4 +1,4 @@
-"""The tokenizer whole: images to token ids and back. Shapes as in quantizer.py."""
+"""The complete tokenizer: images to token ids and back. Shapes as in quantizer.py."""
 
 from pathlib import Path
 
@@ -7,20 +7,20 @@ from torch import Tensor, nn
 
 from var_scaling.config import Tokenizer
 from var_scaling.randomness import seed_for
-from var_scaling.tokenizer.autoencoder import Decoder, Draws, Dropout, Encoder
+from var_scaling.tokenizer.autoencoder import Decoder, Dropout, DropoutGenerators, Encoder
 from var_scaling.tokenizer.quantizer import Quantized, Quantizer
 from var_scaling.weights import load_weights
 
 
 class MultiScaleVQVAE(nn.Module):
-    """VAR's tokenizer, parameters named as released; images (B, 3, side, side) in [-1, 1]."""
+    """VAR's tokenizer with the released parameter names. Images (B, 3, side, side) in [-1, 1]."""
 
     def __init__(self, t: Tokenizer, seed: int = 0, dropout: float = 0.0):
         super().__init__()
         self.side, self.channels = t.side, t.channels
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(seed, "tokenizer init"))
-            self.draws = Draws()
+            self.draws = DropoutGenerators()
             self.encoder = Encoder(t, Dropout(dropout, self.draws))
             self.decoder = Decoder(t, Dropout(dropout, self.draws))
             self.quantize = Quantizer(t)
@@ -29,16 +29,16 @@ class MultiScaleVQVAE(nn.Module):
 
     @property
     def max_batch_size(self) -> int:
-        """How many images may go through together: the largest activation stays within 1 GiB."""
+        """Images per forward pass for which the largest float32 activation stays within 1 GiB."""
         return max(1, 2**28 // (self.side**2 * self.channels))
 
     def forward(
         self, images_B3HH: Tensor, commitment: float, quantised: bool
     ) -> tuple[Tensor, Quantized | None]:
-        """Training: the images again, float32 and not clamped, and what became of their grid.
+        """For training: the rebuilt images, float32 and not clamped, and the quantizer's output.
 
-        The quantizer stands outside autocast. Unless `quantised`, plain autoencoding. With dropout,
-        `draws.begin` comes first.
+        The quantizer runs in float32, outside autocast. With `quantised=False` the model is a plain
+        autoencoder. With dropout, call `draws.seed` first.
         """
         f_BCHH, quantized = self.features(images_B3HH), None
         if quantised:
@@ -48,7 +48,7 @@ class MultiScaleVQVAE(nn.Module):
         return self.render(f_BCHH).float(), quantized
 
     def features(self, images_B3HH: Tensor) -> Tensor:
-        """The grid that is quantised."""
+        """The feature grid (B, C, H, H) before quantisation."""
         return self.quant_conv(self.encoder(images_B3HH))
 
     def encode(self, images_B3HH: Tensor) -> Tensor:
@@ -56,11 +56,11 @@ class MultiScaleVQVAE(nn.Module):
         return self.quantize.encode(self.features(images_B3HH))
 
     def render(self, f_BCHH: Tensor) -> Tensor:
-        """The image of a quantised grid, not clamped."""
+        """The images of quantised grids (B, C, H, H), not clamped."""
         return self.decoder(self.post_quant_conv(f_BCHH))
 
     def decode(self, ids_BL: Tensor) -> Tensor:
-        """The images that the tokens stand for, clamped to [-1, 1]."""
+        """The images of token ids (B, L), clamped to [-1, 1]."""
         return self.render(self.quantize.decode(ids_BL)).clamp(-1, 1)
 
 

@@ -1,1 +1,1 @@
-"""The one loop, and the two things trained by it: a tokenizer, a trial."""
+"""The training loop, and the training of a tokenizer and of a trial's model."""

@@ -1,22 +1,21 @@
-"""Weights averaged over the steps of a training."""
+"""Moving average (EMA) of the weights over the training steps."""
 
 import torch
 from torch import nn
 
 
 class WeightAverage:
-    """Moving average of a module's weights; the decay grows as (s/2 + 1) / (s/2 + 10) to its limit.
-
-    `average` is a module of the same kind to hold it.
+    """Moving average of a module's weights. At step s the decay is (s/2 + 1) / (s/2 + 10), at most
+    `decay`: the early average is short. `average` is a second module of the same shape.
     """
 
     def __init__(self, module: nn.Module, average: nn.Module, decay: float):
         self.module, self.average, self.decay = module, average.requires_grad_(False), decay
-        self.start()
+        self.reset()
 
     @torch.no_grad()
-    def start(self) -> None:
-        """Forget what was: the average is the module as it is now."""
+    def reset(self) -> None:
+        """Set the average to the current weights of the module."""
         self.average.load_state_dict(self.module.state_dict())
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What a run needs to go on exactly where it was: written whole, the last two kept."""
+"""Checkpoints: all that a bitwise resume needs, written atomically; the last two are kept."""
 
 import shutil
 from pathlib import Path
@@ -8,58 +8,58 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import torch
 
-from var_scaling.disk import whole
+from var_scaling.disk import atomic_write
 
-# A disk that does not answer is none of these: better to end than to begin anew.
+# Other I/O errors (a disk that does not respond) are raised: skipping them would lose progress.
 _DAMAGE = (EOFError, RuntimeError, ValueError, UnpicklingError, BadZipFile, FileNotFoundError)
 FORMAT = 3
 State = dict[str, Any]
 
 
 def save(folder: Path, step: int, state: State) -> None:
-    """Write the state after `step` steps; then drop all before it but one.
+    """Write the state after `step` steps, then delete the earlier checkpoints except the last.
 
-    A later one is left alone: it is damaged, or a newer attempt's, which must not lose it.
+    A later checkpoint is kept: it is damaged, or a newer attempt wrote it.
     """
-    last = folder / name_of(step)
+    last = folder / checkpoint_name(step)
     write(last, step, state)
-    before = [path for path in sorted(folder.glob("step-*.pt")) if path < last]
-    torn = folder.glob(".step-*")  # by writers that were killed
-    for path in [*before[:-1], *torn]:
+    earlier = [path for path in sorted(folder.glob("step-*.pt")) if path < last]
+    partial = folder.glob(".step-*")  # temporary files of processes that were killed
+    for path in [*earlier[:-1], *partial]:
         path.unlink(missing_ok=True)
 
 
-def name_of(step: int) -> str:
+def checkpoint_name(step: int) -> str:
     return f"step-{step:09d}.pt"
 
 
 def write(path: Path, step: int, state: State) -> None:
-    """Write the state after `step` steps, whole or not at all."""
-    with whole(path) as beside:
-        torch.save({"format": FORMAT, "step": step, **state}, beside)
+    """Write the state after `step` steps atomically."""
+    with atomic_write(path) as temporary_path:
+        torch.save({"format": FORMAT, "step": step, **state}, temporary_path)
 
 
 def read(path: Path) -> State:
-    """The checkpoint in `path`. Raises ValueError if it is absent, damaged or of another kind."""
+    """The checkpoint in `path`. Raises ValueError if it is absent, damaged or of another format."""
     try:
         state = _read(path)
     except _DAMAGE as error:
-        raise ValueError(f"{path}: no checkpoint to start from: {error}") from error
+        raise ValueError(f"{path}: cannot read a checkpoint to start from: {error}") from error
     _refuse_format(path, state)
     return state
 
 
-def latest(folder: Path, set_aside: bool = True) -> State | None:
-    """The newest undamaged checkpoint, or None. A damaged one is passed over with a word.
+def latest(folder: Path, rename_damaged: bool = True) -> State | None:
+    """The newest undamaged checkpoint, or None. A damaged one is skipped, with a message.
 
-    With `set_aside` it is renamed, so that it takes the place of no good one.
+    With `rename_damaged` it is renamed, so that `save` does not count it among the last two.
     """
     for path in sorted(folder.glob("step-*.pt"), reverse=True):
         try:
             state = _read(path)
         except _DAMAGE as error:
-            print(f"{path}: unreadable ({error}); trying the one before", flush=True)
-            if set_aside and path.exists():
+            print(f"{path}: unreadable ({error}); trying the checkpoint before it", flush=True)
+            if rename_damaged and path.exists():
                 path.rename(path.with_suffix(".torn"))
             continue
         _refuse_format(path, state)
@@ -69,23 +69,23 @@ def latest(folder: Path, set_aside: bool = True) -> State | None:
 
 def _refuse_format(path: Path, state: State) -> None:
     if state["format"] != FORMAT:
-        raise ValueError(f"{path}: format {state['format']}; this code reads {FORMAT}")
+        raise ValueError(f"{path}: checkpoint format {state['format']}; this code reads {FORMAT}")
 
 
 def _read(path: Path) -> State:
-    with ZipFile(path) as parts:  # torch looks at no checksum, and believes what a part says it is
-        plain = all(
-            (part.compress_type, part.compress_size, part.external_attr)
-            == (ZIP_STORED, part.file_size, 0)
-            for part in parts.infolist()
+    with ZipFile(path) as archive:  # torch.load checks neither checksums nor members' headers
+        stored_plain = all(
+            (member.compress_type, member.compress_size, member.external_attr)
+            == (ZIP_STORED, member.file_size, 0)
+            for member in archive.infolist()
         )
-        if not plain or parts.testzip() is not None:
-            raise BadZipFile("not what was written")
+        if not stored_plain or archive.testzip() is not None:
+            raise BadZipFile("a checksum or header does not match")
     state: State = torch.load(path, weights_only=True, map_location="cpu")
     return state
 
 
 def clear(folder: Path) -> None:
-    """A finished run resumes no more; what killed writers left half-written goes too."""
+    """Delete all checkpoints of a finished run, and the partial files of killed processes."""
     if folder.exists():
         shutil.rmtree(folder)

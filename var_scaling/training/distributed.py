@@ -1,4 +1,4 @@
-"""How the processes of one training find each other, and how they part."""
+"""Start and end of the process group of one training (torch.distributed)."""
 
 import os
 import socket
@@ -13,9 +13,10 @@ import torch.distributed as dist
 from var_scaling.disk import read_json, write_json
 from var_scaling.training.world import World
 
-# How long one process may keep the others waiting: the first judges a tokenizer and writes alone.
-_LONGEST_WAIT = timedelta(hours=1)
-_HERE = "127.0.0.1"  # processes of one machine need no port that others can reach
+# Limit of one collective call. It is long because process 0 evaluates a tokenizer and writes files
+# while the others wait.
+_COLLECTIVE_TIMEOUT = timedelta(hours=1)
+_LOOPBACK = "127.0.0.1"  # processes on one machine need no port that other machines can reach
 
 
 def join(
@@ -25,69 +26,67 @@ def join(
     rendezvous_file: Path,
     address: str,
     micro_batch_size: int | None = None,
-    patience: float = 600.0,
+    timeout_s: float = 600.0,
 ) -> World:
-    """The world of `size` processes, once all are there. GPUs talk by NCCL, processors by gloo.
+    """The world of `size` processes, once all have joined. Backend: NCCL on GPUs, gloo on CPUs.
 
-    The first writes into the file `meeting`, in a folder that all share, where it listens: its
-    machine's `address` and a free port. Each life of a job needs a `meeting` of its own: in one
-    from an earlier life the others would find where the first no longer is. Raises TimeoutError if
-    not all have come after `patience` seconds. One process alone touches no file.
+    Process 0 writes the `address` of its machine and a free port to `rendezvous_file`, in a folder
+    that all processes share. Each restart of a job needs a new file: an old one contains an address
+    where no process listens. Raises TimeoutError if not all processes have joined after
+    `timeout_s`. A single process writes no file.
     """
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     if size > 1:
-        store, address = _meet(rank, size, rendezvous_file, address, patience)
+        store, address = _meet(rank, size, rendezvous_file, address, timeout_s)
         gpu = device if device.type == "cuda" else None
-        if address == _HERE and sys.platform == "linux":
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        if address == _LOOPBACK and sys.platform == "linux":
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gloo must not guess an interface
         dist.init_process_group(
             backend="nccl" if gpu else "gloo",
             store=store,
             rank=rank,
             world_size=size,
-            timeout=_LONGEST_WAIT,
+            timeout=_COLLECTIVE_TIMEOUT,
             device_id=gpu,
         )
     return World(rank, size, device, micro_batch_size)
 
 
 def _meet(
-    rank: int, size: int, rendezvous_file: Path, address: str, patience: float
+    rank: int, size: int, rendezvous_file: Path, address: str, timeout_s: float
 ) -> tuple[dist.TCPStore, str]:
-    """What the processes know of each other before they can talk, and the first one's address;
-    returns when all are there.
-    """
-    deadline, limit, port = time.monotonic() + patience, timedelta(seconds=patience), 0
+    """The key-value store of the processes, and the address of process 0. Waits for all of them."""
+    deadline, limit, port = time.monotonic() + timeout_s, timedelta(seconds=timeout_s), 0
     if rank > 0:
         while not rendezvous_file.exists():
             if time.monotonic() > deadline:
                 raise TimeoutError(
-                    f"{rendezvous_file}: not written by process 0 within {patience:g} s"
+                    f"{rendezvous_file}: process 0 did not write it within {timeout_s:g} s"
                 )
             time.sleep(0.1)
-        found = read_json(rendezvous_file)
-        address, port = found["address"], found["port"]
+        rendezvous = read_json(rendezvous_file)
+        address, port = rendezvous["address"], rendezvous["port"]
     try:
-        listens = _listen_here() if rank == 0 and address == _HERE else None
+        fd = _listen_on_loopback() if rank == 0 and address == _LOOPBACK else None
         store = dist.TCPStore(
-            address, port, size, rank == 0, limit, wait_for_workers=False, master_listen_fd=listens
+            address, port, size, rank == 0, limit, wait_for_workers=False, master_listen_fd=fd
         )
         if rank == 0:
             write_json(rendezvous_file, {"address": address, "port": store.port})
-        store.set(f"process {rank}", "here")
-        store.wait([f"process {each}" for each in range(size)], limit)
+        store.set(f"process {rank}", "joined")
+        store.wait([f"process {other}" for other in range(size)], limit)
     except dist.DistError as error:
         raise TimeoutError(
-            f"{rendezvous_file}: not all {size} processes met at {address} within {patience:g} s"
+            f"{rendezvous_file}: not all {size} processes connected to {address} in {timeout_s:g} s"
         ) from error
     return store, address
 
 
-def _listen_here() -> int:
-    """A socket on a free port of loopback: by itself TCPStore listens on every interface."""
+def _listen_on_loopback() -> int:
+    """A socket on a free loopback port. TCPStore's own socket would listen on every interface."""
     listener = socket.socket()
-    listener.bind((_HERE, 0))
+    listener.bind((_LOOPBACK, 0))
     listener.listen(1024)
     return listener.detach()
 

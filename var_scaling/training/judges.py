@@ -1,4 +1,4 @@
-"""What tells a tokenizer how far its images are off: pixels, LPIPS, a critic that learns along.
+"""The tokenizer's reconstruction losses: pixels, LPIPS, and a critic that is trained with it.
 
 Shapes: B images, H side.
 """
@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from var_scaling.config import TrainedTokenizer
-from var_scaling.tokenizer.critic import PatchCritic, balanced, hinge
+from var_scaling.tokenizer.critic import PatchCritic, balanced_gradients, hinge_loss
 from var_scaling.tokenizer.perceptual import Perceptual
 from var_scaling.training.optim import ScheduledOptimizer, precision_context
 from var_scaling.training.world import World
 
-JUDGED = ("adversarial", "adversarial_factor")  # stats of the critic's say in the tokenizer's loss
+ADVERSARIAL_STATS = ("adversarial", "adversarial_factor")  # logged only where the critic is used
 
 
-class Judges:
-    """The terms of the loss beside quantisation; those of weight 0 are not there at all."""
+class ReconstructionLosses:
+    """All terms of the loss but quantisation. A term of weight 0 is neither built nor computed."""
 
     def __init__(self, t: TrainedTokenizer, perceptual: Perceptual | None, world: World):
         self.t, self.losses, self.world = t, t.losses, world
@@ -34,56 +34,56 @@ class Judges:
             self.net = world.wrap(self.critic)
 
     def terms(self, rebuilt_B3HH: Tensor, images_B3HH: Tensor) -> dict[str, Tensor]:
-        """The distances that have a weight, each before it."""
+        """The distances with a weight above 0, not yet weighted."""
         terms = {}
         if self.losses.l1 > 0:
             terms["l1"] = F.l1_loss(rebuilt_B3HH, images_B3HH)
         if self.losses.l2 > 0:
             terms["l2"] = F.mse_loss(rebuilt_B3HH, images_B3HH)
         if self.perceptual is not None:
-            with torch.autocast(images_B3HH.device.type, enabled=False):  # small differences count
+            with torch.autocast(images_B3HH.device.type, enabled=False):  # small differences
                 terms["perceptual"] = self.perceptual(rebuilt_B3HH, images_B3HH).mean()
         return terms
 
-    def weighed(self, terms: dict[str, Tensor]) -> Tensor:
+    def weighted_sum(self, terms: dict[str, Tensor]) -> Tensor:
         weights = {
             "l1": self.losses.l1, "l2": self.losses.l2, "perceptual": self.losses.perceptual,
         }  # fmt: skip
         return torch.stack([weights[name] * value for name, value in terms.items()]).sum()
 
-    def pull(
+    def adversarial_surrogate(
         self,
         rebuilt: Tensor,
         reconstruction: Tensor,
         scale: Callable[[Tensor], Tensor],
         last_layer: Tensor,
-        say: float,
+        warm_up: float,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """A loss whose gradient is that of `reconstruction` plus the critic's, made equally loud.
+        """A loss with the gradient of `reconstruction` plus the weighted adversarial loss.
 
-        `reconstruction` comes scaled; so does the result. `say` is the critic's warm-up. The
-        gradients by the image are taken once and used twice, for the factor and for the descent.
+        `reconstruction` and the result are multiplied by the loss scale. `warm_up` is in [0, 1].
+        The gradients by the image are computed once and used for the factor and for the update.
         """
         assert self.critic is not None
         assert self.losses.critic is not None
-        verdict = -self.critic(rebuilt).float().mean()
-        by_truth, by_critic, factor = balanced(
-            self.losses.critic, rebuilt, reconstruction, scale(verdict), last_layer, self.world.mean
-        )
-        weight = self.losses.adversarial * say * factor
-        surrogate = (rebuilt * (by_truth + weight * by_critic)).sum()
-        return surrogate, dict(zip(JUDGED, (verdict, factor), strict=True))
+        generator_loss = -self.critic(rebuilt).float().mean()
+        grad_reconstruction, grad_generator, factor = balanced_gradients(
+            self.losses.critic, rebuilt, reconstruction, scale(generator_loss), last_layer,
+            self.world.mean,
+        )  # fmt: skip
+        weight = self.losses.adversarial * warm_up * factor
+        surrogate = (rebuilt * (grad_reconstruction + weight * grad_generator)).sum()
+        return surrogate, dict(zip(ADVERSARIAL_STATS, (generator_loss, factor), strict=True))
 
-    def learn(self, images: Tensor, made: Tensor, step: int) -> dict[str, Tensor]:
-        """The critic's own update. Real and made go through it together, as one batch."""
+    def train_critic(self, images: Tensor, rebuilt: Tensor, step: int) -> dict[str, Tensor]:
+        """One update of the critic on the real and rebuilt images, joined to one batch."""
         with precision_context(self.t.precision, self.world.device):
-            real, fake = self.net(torch.cat([images, made])).float().chunk(2)
-            loss = hinge(real, fake)
+            real, fake = self.net(torch.cat([images, rebuilt])).float().chunk(2)
+            loss = hinge_loss(real, fake)
         self.optimizer.backward(self.optimizer.scale(loss))
-        found = self.optimizer.step(step)
-        named = {f"critic_{name}": value for name, value in found.items()}
-        share_right = 0.5 * ((real > 0).float().mean() + (fake < 0).float().mean())
-        return {"critic": loss, "critic_right": share_right, **named}
+        stats = {f"critic_{name}": value for name, value in self.optimizer.step(step).items()}
+        accuracy = 0.5 * ((real > 0).float().mean() + (fake < 0).float().mean())
+        return {"critic": loss, "critic_right": accuracy, **stats}
 
     def state(self) -> dict[str, object]:
         state: dict[str, object] = {"perceptual_sha256": self._perceptual_sha256()}
@@ -92,12 +92,12 @@ class Judges:
         return state
 
     def restore(self, state: dict) -> None:
-        """Raises ValueError if the perceptual weights are not those that training began with."""
-        began, here = state["perceptual_sha256"], self._perceptual_sha256()
-        if began != here:
+        """Raises ValueError if training started with other perceptual weights."""
+        recorded, current = state["perceptual_sha256"], self._perceptual_sha256()
+        if recorded != current:
             raise ValueError(
-                f"training began with perceptual weights {began}, and was to go on with {here}: "
-                "name the same files under [weights] in var-scaling.toml"
+                f"training started with perceptual weights of SHA-256 {recorded}, now given "
+                f"{current}: name the same files under [weights] in var-scaling.toml"
             )
         if self.critic is not None:
             self.critic.load_state_dict(state["critic"])

@@ -1,4 +1,4 @@
-"""The training loop as a generator: mechanics live here once, the caller owns the `for`."""
+"""The training loop as a generator (the caller owns the `for`), its log and its checkpoints."""
 
 import math
 import time
@@ -19,22 +19,22 @@ Log = Callable[[str, int, Line], None]  # kind, steps done, values
 
 
 class Signal(IntEnum):
-    """What a training is asked to do between two steps."""
+    """What the training must do after the current step."""
 
     CONTINUE = 0
-    CHECKPOINT = 1  # write a checkpoint now, go on
-    STOP = 2  # write a checkpoint now, leave
+    CHECKPOINT = 1  # write a checkpoint, then continue
+    STOP = 2  # write a checkpoint, then exit
 
 
 PollSignal = Callable[[int], Signal]  # given the number of steps done
 
 
 class Diverged(RuntimeError):
-    """The loss or its gradient stopped being finite; nothing after that step is worth a FLOP."""
+    """The loss or its gradient is not finite, so that further steps would be useless."""
 
 
 class Interrupted(RuntimeError):
-    """Asked to stop, and stopped between two steps with all progress on disk."""
+    """Training stopped on request between two steps, after it wrote a checkpoint."""
 
 
 def updates(update: Callable[[int], Stats], start: int, stop: int) -> Iterator[tuple[int, Stats]]:
@@ -51,8 +51,8 @@ def refuse_non_finite(stats: Mapping[str, Any], step: int, stop: int) -> None:
             raise Diverged(f"{name} = {float(value)} at step {step} of {stop}")
 
 
-class Window:
-    """Means of the stats since the last look; saved, so that a resume averages the same."""
+class MeanStats:
+    """Means of the stats since the last log line. Checkpoints have them: a resume logs the same."""
 
     def __init__(self, state: dict[str, tuple[float, int]] | None = None):
         self.sums = dict(state or {})
@@ -62,34 +62,34 @@ class Window:
             total, count = self.sums.get(name, (0.0, 0))
             self.sums[name] = (total + float(value), count + 1)
 
-    def take(self) -> dict[str, float]:
+    def pop(self) -> dict[str, float]:
         means = {name: total / count for name, (total, count) in self.sums.items()}
         self.sums = {}
         return means
 
 
 class Stopwatch:
-    """Seconds of training, evaluation left out, over all attempts; and when to save next."""
+    """Seconds of training over all attempts, without evaluation; and whether a save is due."""
 
     def __init__(
         self, seconds: float, save_every: float, clock: Callable[[], float] = time.monotonic
     ):
         self._clock = clock
         self._save_every = save_every
-        self._since = self._saved = clock()
-        self._before = seconds
+        self._started = self._saved = clock()
+        self._seconds_before = seconds
         self._paused = False
 
-    def lap(self) -> float:
-        """Seconds of training until now; stands still during a pause."""
-        return self._before + (0.0 if self._paused else self._clock() - self._since)
+    def seconds(self) -> float:
+        """Seconds of training until now, without the pauses."""
+        return self._seconds_before + (0.0 if self._paused else self._clock() - self._started)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What is done in this block is off the clock."""
-        self._before, self._paused = self.lap(), True
+        """Do not count the time of this block."""
+        self._seconds_before, self._paused = self.seconds(), True
         yield
-        self._since, self._paused = self._clock(), False
+        self._started, self._paused = self._clock(), False
 
     def save_is_due(self) -> bool:
         return self._clock() - self._saved >= self._save_every
@@ -99,11 +99,11 @@ class Stopwatch:
 
 
 class Journal:
-    """What a training keeps of itself in `folder` and `log`: lines, checkpoints, the time spent.
+    """The checkpoints of a training in `folder`, its log lines, and its training time.
 
-    `progress(done, seconds)` is added to every line. A training that has no checkpoint of its own
-    begins with the state in the file `start`, if one is given. Only the first process of `world`
-    writes; RuntimeError if not all find the same checkpoint.
+    Every log line contains `progress(done, seconds)`. Without a checkpoint in `folder`, the
+    training starts from the checkpoint file `start`, if given. Only process 0 of `world` writes.
+    Raises RuntimeError if the processes read different checkpoints.
     """
 
     def __init__(
@@ -116,35 +116,37 @@ class Journal:
         start: Path | None = None,
     ):
         self.folder, self.log, self.progress, self.writes = folder, log, progress, world.first
-        self.resumed = checkpoint.latest(folder, set_aside=world.first)
+        self.resumed = checkpoint.latest(folder, rename_damaged=world.first)
         if self.resumed is None and start is not None:
             self.resumed = checkpoint.read(start)
-        begun = self.resumed or {"step": 0, "seconds": 0.0, "window": None}
-        self.start: int = begun["step"]
-        if (last := world.most(self.start)) != -world.most(-self.start):
-            raise RuntimeError(f"{folder}: step {last} is not there for all; is it a shared disk?")
-        self.window = Window(begun["window"])
-        self.watch = Stopwatch(begun["seconds"], save_every)
+        initial = self.resumed or {"step": 0, "seconds": 0.0, "window": None}
+        self.start: int = initial["step"]
+        if (last := world.max(self.start)) != -world.max(-self.start):
+            raise RuntimeError(
+                f"{folder}: not all processes see step {last}; use a disk that all processes share"
+            )
+        self.means = MeanStats(initial["window"])
+        self.stopwatch = Stopwatch(initial["seconds"], save_every)
 
-    def note(self, kind: str, done: int, values: Line) -> None:
+    def write_line(self, kind: str, done: int, values: Line) -> None:
         if self.writes:
-            self.log(kind, done, {**values, **self.progress(done, self.watch.lap())})
+            self.log(kind, done, {**values, **self.progress(done, self.stopwatch.seconds())})
 
     def save(self, done: int, state: checkpoint.State) -> None:
-        """Write `state` and all that is needed to go on from it as if nothing had happened."""
+        """Write a checkpoint: `state`, and what a resume needs to log the same numbers."""
         if self.writes:
-            checkpoint.save(self.folder, done, self._whole(state))
-        self.watch.saved()
+            checkpoint.save(self.folder, done, self._with_log_state(state))
+        self.stopwatch.saved()
 
-    def keep(self, path: Path, done: int, state: checkpoint.State) -> None:
-        """Write the same for other trainings to start from; it stays."""
+    def save_permanent(self, path: Path, done: int, state: checkpoint.State) -> None:
+        """Write a checkpoint that is never deleted, for other trainings to start from."""
         if self.writes:
-            checkpoint.write(path, done, self._whole(state))
+            checkpoint.write(path, done, self._with_log_state(state))
 
-    def _whole(self, state: checkpoint.State) -> checkpoint.State:
-        return {**state, "seconds": self.watch.lap(), "window": self.window.sums}
+    def _with_log_state(self, state: checkpoint.State) -> checkpoint.State:
+        return {**state, "seconds": self.stopwatch.seconds(), "window": self.means.sums}
 
 
 def log_steps(steps: int, lines: int = 200) -> frozenset[int]:
-    """About `lines` steps, evenly spread, the last among them."""
+    """About `lines` evenly spaced steps, including the last."""
     return frozenset(max(1, round(steps * k / lines)) for k in range(1, lines + 1))

@@ -1,4 +1,4 @@
-"""AdamW with the paper's groups; rates as pure functions of the step; precision, loss scale."""
+"""AdamW with VAR's parameter groups, schedules as functions of the step, precision, loss scale."""
 
 import math
 from collections.abc import Iterator
@@ -10,23 +10,23 @@ from torch import Tensor, nn
 
 from var_scaling.recipe import Optimiser, Precision
 
-# Besides every vector and bias (arXiv 2404.02905); matched as parts of a parameter's name.
+# No weight decay, as for every vector and bias (arXiv 2404.02905). Substrings of parameter names.
 _NOT_DECAYED = (
     "pos_start", "pos_1LC", "lvl_embed", "scale_mul", "ada_gss", "quantize.embedding",
 )  # fmt: skip
-_HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_SCALE, _SCALE_GROWS_EVERY, _LARGEST_SCALE = 2.0**11, 1000, 32768.0
+_HALF_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_INITIAL_SCALE, _SCALE_GROWTH_INTERVAL, _MAX_SCALE = 2.0**11, 1000, 32768.0
 
 
 def adamw(model: nn.Module, config: Optimiser) -> torch.optim.AdamW:
-    """Two groups, decayed and not; `set_rates` gives both their values at each step."""
+    """Two groups, with and without weight decay; `set_rates` sets their values at each step."""
     decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+    not_decayed: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             exempt = parameter.ndim < 2 or any(part in name for part in _NOT_DECAYED)
-            (plain if exempt else decayed).append(parameter)
-    groups = [{"params": decayed, "decayed": True}, {"params": plain, "decayed": False}]
+            (not_decayed if exempt else decayed).append(parameter)
+    groups = [{"params": decayed, "decayed": True}, {"params": not_decayed, "decayed": False}]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=config.learning_rate,
@@ -37,7 +37,7 @@ def adamw(model: nn.Module, config: Optimiser) -> torch.optim.AdamW:
 
 
 def set_rates(optimizer: torch.optim.Optimizer, config: Optimiser, step: int, steps: int) -> float:
-    """Put step `step`'s learning rate and weight decay into the groups; returns the rate."""
+    """Set the learning rate and weight decay of step `step` in the groups; returns the rate."""
     rate = learning_rate_at(config, step, steps)
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -46,19 +46,19 @@ def set_rates(optimizer: torch.optim.Optimizer, config: Optimiser, step: int, st
 
 
 def learning_rate_at(config: Optimiser, step: int, steps: int) -> float:
-    """Linear warm-up to the peak, then down to `final` × peak at the last of `steps`."""
+    """Linear warm-up to the peak, then decay to `final` × peak at the last of `steps`."""
     warm = config.warm_up * steps
     if step < warm:
         share = config.warm_up_from + (1 - config.warm_up_from) * step / warm
     else:
-        share = _fallen(config, min(1.0, (step - warm) / max(1.0, steps - 1 - warm)))
+        share = _decay_share(config, min(1.0, (step - warm) / max(1.0, steps - 1 - warm)))
     return config.learning_rate * share
 
 
-def _fallen(config: Optimiser, passed: float) -> float:
-    """Share of the peak when `passed` of the steps after warm-up are over."""
+def _decay_share(config: Optimiser, passed: float) -> float:
+    """Share of the peak rate after the share `passed` of the steps that follow the warm-up."""
     final, bend = config.final, config.plateau
-    if config.decay == "two_slopes":  # gently to half-way between the peak and a straight fall
+    if config.decay == "two_slopes":  # at the bend: half-way between the peak and a linear decay
         middle = (1 + final + (1 - final) * (1 - bend)) / 2
         if passed < bend:
             return 1 + (middle - 1) * passed / bend
@@ -81,27 +81,28 @@ def weight_decay_at(config: Optimiser, step: int, steps: int) -> float:
 
 @contextmanager
 def precision_context(
-    precision: Precision, device: torch.device, halve: bool = True
+    precision: Precision, device: torch.device, autocast: bool = True
 ) -> Iterator[None]:
-    """Matrix products within the block run in `precision`; the results of others stay float32.
+    """Matrix products within the block run in `precision`; other operations return float32.
 
-    Without `halve` it is the way back: half precision is then where it was on the way there.
+    `autocast=False` is for the backward pass: autograd reuses the dtypes of the forward pass, so
+    only TF32 must be set.
     """
     switches: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
-    before = [switch.allow_tf32 for switch in switches]
-    half = _HALVES.get(precision) if halve else None
+    previous = [switch.allow_tf32 for switch in switches]
+    half = _HALF_DTYPES.get(precision) if autocast else None
     try:
         for switch in switches:
-            switch.allow_tf32 = precision != "fp32"  # of no effect on a processor
+            switch.allow_tf32 = precision != "fp32"  # no effect on a CPU
         with torch.autocast(device.type, dtype=half or torch.bfloat16, enabled=half is not None):
             yield
     finally:
-        for switch, allowed in zip(switches, before, strict=True):
+        for switch, allowed in zip(switches, previous, strict=True):
             switch.allow_tf32 = allowed
 
 
 class ScheduledOptimizer:
-    """One module's optimiser: its rates by the step, its loss scale, its clipping."""
+    """AdamW of one module, with its schedules, fp16 loss scale and gradient clipping."""
 
     def __init__(self, module: nn.Module, config: Optimiser, steps: int, precision: Precision):
         self.config, self.steps, self.precision = config, steps, precision
@@ -109,48 +110,48 @@ class ScheduledOptimizer:
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.scaler = torch.amp.GradScaler(
             self.parameters[0].device.type,
-            init_scale=_SCALE,
-            growth_interval=_SCALE_GROWS_EVERY,
+            init_scale=_INITIAL_SCALE,
+            growth_interval=_SCALE_GROWTH_INTERVAL,
             enabled=precision == "fp16",
         )
 
     def scale(self, loss: Tensor) -> Tensor:
-        """`loss` as its `backward` wants it: large enough for half-precision gradients."""
+        """`loss` × loss scale, the input of `backward`. It prevents underflow of fp16 gradients."""
         return self.scaler.scale(loss)
 
     def backward(self, scaled: Tensor) -> None:
-        """Add `scaled`'s gradients, in the arithmetic of the way there: TF32 or not is a choice."""
-        with precision_context(self.precision, self.parameters[0].device, halve=False):
+        """Add the gradients of the `scaled` loss, with TF32 as in the forward pass."""
+        with precision_context(self.precision, self.parameters[0].device, autocast=False):
             scaled.backward()
 
     def step(self, step: int) -> dict[str, Tensor]:
-        """Clip what scaled losses sent back since the last call; one step with step `step`'s rates.
+        """Unscale and clip the gradients since the last call, then update with the rates of `step`.
 
-        Returns the gradient's norm; if it is not finite, no weight changes. In fp16 that happens
-        while the loss scale finds its size: then {"skipped": 1} instead, for that is no failure.
+        Returns the gradient norm; if it is not finite, no weight changes. In fp16 this is normal
+        while the loss scale adapts: the result is then {"skipped": 1}, without a norm.
         """
         set_rates(self.adamw, self.config, step, self.steps)
         self.scaler.unscale_(self.adamw)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip or math.inf)
         if self.scaler.is_enabled():
-            found = self._scaled_step(norm)
+            stats = self._scaled_step(norm)
         else:
-            found = {"grad_norm": norm}
+            stats = {"grad_norm": norm}
             if torch.isfinite(norm):
                 self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
-        return found
+        return stats
 
     def _scaled_step(self, norm: Tensor) -> dict[str, Tensor]:
         self.scaler.step(self.adamw)
         self.scaler.update()
-        if self.scaler.get_scale() > _LARGEST_SCALE:
-            self.scaler.update(_LARGEST_SCALE)
+        if self.scaler.get_scale() > _MAX_SCALE:
+            self.scaler.update(_MAX_SCALE)
         skipped = not torch.isfinite(norm)
-        found = {"skipped": norm.new_tensor(float(skipped))}
-        if not skipped or self.scaler.get_scale() < 1:  # no scale is small enough: it diverged
-            found["grad_norm"] = norm
-        return found
+        stats = {"skipped": norm.new_tensor(float(skipped))}
+        if not skipped or self.scaler.get_scale() < 1:  # below 1: the training has diverged
+            stats["grad_norm"] = norm
+        return stats
 
     @property
     def rate(self) -> float:

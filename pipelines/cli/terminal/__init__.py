@@ -1,1 +1,1 @@
-"""What the commands print: tables, bars, warnings."""
+"""The output of the commands: tables, progress bars, warnings."""

@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: tables, progress, paths."""
+"""Terminal output: tables, progress bars, messages."""
 
 import sys
 import time
@@ -13,15 +13,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column, Table
 from rich.text import Text
 
-from pipelines.execution.status import View, since
+from pipelines.execution.status import View, format_duration
 from var_scaling.experiment import Sweep
 from var_scaling.models.base import Validation
 from var_scaling.text import printable
 
 
 class LiteralConsole(Console):
-    """Shows text as it is: brackets are no markup, colons no emoji, and control characters, which
-    may stand in any name, question or message of a user, are spelt out.
+    """Prints text literally: brackets are not markup, colons are not emoji, and control characters,
+    which names and messages of users may contain, are escaped.
     """
 
     def __init__(self, **options: Any):
@@ -31,7 +31,7 @@ class LiteralConsole(Console):
         return super().render_str(printable(text), **options)
 
 
-_WIDE = None if sys.stdout.isatty() else 150  # a file or a pipe has no width to fit
+_WIDE = None if sys.stdout.isatty() else 150  # columns of a file or pipe, which has no width
 console = LiteralConsole(width=_WIDE)
 errors = LiteralConsole(stderr=True, width=_WIDE)
 
@@ -40,25 +40,25 @@ _COLOURS = {
     "cancelled": "red", "damaged": "red", "to repair": "yellow",
 }  # fmt: skip
 _ENDED = ("done", "damaged", "diverged", "failed", "cancelled", "imported")
-_LISTED = 50  # stages of one kind and state that a table lists
-_HEARTBEAT = 20.0  # seconds between lines where there is no terminal to redraw
+_LISTED = 50  # maximum number of stages of one kind and state that a table lists
+_HEARTBEAT = 20.0  # seconds between lines without a terminal
 
 
 def warn(text: str) -> None:
-    say_error(text, "yellow")
+    print_error(text, "yellow")
 
 
-def say_error(text: str, colour: str = "red") -> None:
+def print_error(text: str, colour: str = "red") -> None:
     errors.print(text, style=colour, soft_wrap=True, highlight=False)
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     console.print(text, soft_wrap=True, highlight=False)
 
 
-def sweeps_table(found: list[Sweep]) -> Table:
+def sweeps_table(sweeps: list[Sweep]) -> Table:
     table = new_table("sweep", "question", "trials", "depths", "images")
-    for sweep in found:
+    for sweep in sweeps:
         depths = sorted({trial.model.depth for trial in sweep.trials})
         data = ", ".join(sorted({trial.data.name for trial in sweep.trials}))
         span = f"{depths[0]}–{depths[-1]}" if len(depths) > 1 else str(depths[0])
@@ -67,7 +67,7 @@ def sweeps_table(found: list[Sweep]) -> Table:
 
 
 def new_table(*columns: str, title: str = "", caption: str = "") -> Table:
-    """A table whose long words are folded: of a path cut short with "…" there is no use."""
+    """A table that wraps long words, because a path cut off with "…" is of no use."""
     return Table(
         *(Column(header, overflow="fold") for header in columns),
         title=title, caption=caption, box=SIMPLE_HEAD, title_justify="left",
@@ -76,30 +76,30 @@ def new_table(*columns: str, title: str = "", caption: str = "") -> Table:
 
 
 def status_table(sweep: Sweep, views: list[View], driver: str = "") -> Table:
-    """`driver`: who drives it now, and what it has to say.
+    """The state of each stage. `driver`: the process that drives the sweep, and its notes.
 
-    Many stages of one kind and state, of which there is nothing else to say, are one line.
+    Many finished or waiting stages of one kind, without notes, share one line.
     """
     jobs = any(view.job for view in views)
-    where = ("attempt", "job", "node") if jobs else ()
+    job_columns = ("attempt", "job", "node") if jobs else ()
     table = new_table(
-        "stage", "name", "state", "step", "", "loss", "images/s", "left", *where, "",
+        "stage", "name", "state", "step", "", "loss", "images/s", "left", *job_columns, "",
         title=sweep.name, caption=driver,
     )  # fmt: skip
-    for view in _gathered(views):
-        whereabouts = (str(view.attempt or ""), view.job, view.node) if jobs else ()
+    for view in _merge_groups(views):
+        job_cells = (str(view.attempt or ""), view.job, view.node) if jobs else ()
         table.add_row(
             view.kind, view.name, coloured(view.state),
             f"{view.done:,}/{view.total:,}" if view.total else "", _share(view),
             "" if view.loss is None else f"{view.loss:.4f}",
             "" if view.images_per_second is None else f"{view.images_per_second:,.0f}",
-            since(view.seconds_left), *whereabouts, view.note,
+            format_duration(view.seconds_left), *job_cells, view.note,
         )  # fmt: skip
     return table
 
 
-def _gathered(views: list[View]) -> list[View]:
-    """`views`, those of one kind that are all done or waiting as one where they are many."""
+def _merge_groups(views: list[View]) -> list[View]:
+    """`views`, with large groups of done or waiting stages of one kind merged into one view."""
     groups: dict[tuple[str, str], list[View]] = {}
     for view in views:
         if view.state in ("done", "waiting") and not view.note:
@@ -110,39 +110,39 @@ def _gathered(views: list[View]) -> list[View]:
         if len(group) <= _LISTED or view.note:
             lines.append(view)
         elif view is group[0]:
-            lines.append(_together(group))
+            lines.append(_merge(group))
     return lines
 
 
-def _together(group: list[View]) -> View:
-    """The stages of `group` as one, of which each is in `status --json`."""
+def _merge(group: list[View]) -> View:
+    """One view of all stages of `group`; `status --json` lists each of them."""
     first, losses = group[0], [view.loss for view in group if view.loss is not None]
     note = f"loss {min(losses):.4f}–{max(losses):.4f}; " if losses else ""
     done, total = sum(view.done for view in group), sum(view.total for view in group)
     return View(
-        first.kind, f"{len(group):,} of them", first.state, done, total, first.unit,
-        note=f"{note}each: --json",
+        first.kind, f"{len(group):,} stages", first.state, done, total, first.unit,
+        note=f"{note}all: --json",
     )  # fmt: skip
 
 
-def watch(sweep: Sweep, look: Callable[[], tuple[list[View], str]], every: float = 5.0) -> None:
-    """The status table, drawn anew until every stage has ended, or Ctrl-C."""
+def watch(sweep: Sweep, poll: Callable[[], tuple[list[View], str]], interval: float = 5.0) -> None:
+    """Redraw the status table every `interval` seconds until every stage has ended, or Ctrl-C."""
     with Live(console=console, auto_refresh=False, screen=False) as live:
         while True:
-            views, driver = look()
+            views, driver = poll()
             live.update(status_table(sweep, views, driver), refresh=True)
             if all(view.state in _ENDED for view in views):
                 return
-            time.sleep(every)
+            time.sleep(interval)
 
 
 @contextmanager
 def progress(console: Console) -> Iterator[Callable[[list[View]], None]]:
-    """Bars that follow the stages on a terminal; elsewhere a line when a stage changes state."""
+    """A bar for each stage on a terminal; otherwise a line when a stage changes its state."""
     if not console.is_terminal:
         yield _Lines(console)
         return
-    with said_bars(console) as bars:
+    with status_bars(console) as bars:
         tasks: dict[str, TaskID] = {}
 
         def observe(views: list[View]) -> None:
@@ -151,9 +151,11 @@ def progress(console: Console) -> Iterator[Callable[[list[View]], None]]:
                     continue
                 name = f"{view.kind} {view.name}"
                 if name not in tasks:
-                    tasks[name] = bars.add_task(name, said="", total=view.total or None)
+                    tasks[name] = bars.add_task(name, status="", total=view.total or None)
                 total = view.total or None
-                bars.update(tasks[name], completed=view.done, total=total, said=_said(view))
+                bars.update(
+                    tasks[name], completed=view.done, total=total, status=_status_text(view)
+                )
 
         yield observe
 
@@ -163,49 +165,49 @@ class _Description(ProgressColumn):
         return Text(f"{printable(task.description):34}")
 
 
-class _Said(ProgressColumn):
+class _Status(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(printable(task.fields["said"]))
+        return Text(printable(task.fields["status"]))
 
 
-def said_bars(console: Console) -> Progress:
-    """Bars with a word behind each: its field `said`."""
+def status_bars(console: Console) -> Progress:
+    """Progress bars, each followed by the text of its field `status`."""
     return Progress(
         _Description(),
         BarColumn(bar_width=28),
         MofNCompleteColumn(),
-        _Said(),
+        _Status(),
         console=console,
     )
 
 
 class _Lines:
-    """Progress where lines are all there is: a log file, CI."""
+    """Progress as lines, for output that is not a terminal: a log file, CI."""
 
     def __init__(self, console: Console):
         self.console = console
         self.states: dict[str, str] = {}
-        self.spoke = time.monotonic()
+        self.last_print = time.monotonic()
 
     def __call__(self, views: list[View]) -> None:
-        beat = time.monotonic() - self.spoke > _HEARTBEAT
+        due = time.monotonic() - self.last_print > _HEARTBEAT
         for view in views:
             name = f"{view.kind} {view.name}"
             changed = self.states.get(name, "waiting") != view.state
-            if changed or (beat and view.state == "running"):
+            if changed or (due and view.state == "running"):
                 self.states[name] = view.state
-                self.spoke = time.monotonic()
+                self.last_print = time.monotonic()
                 self.console.print(
-                    f"{name:34} {view.state:9} {_share(view):>8} {_said(view)}",
+                    f"{name:34} {view.state:9} {_share(view):>8} {_status_text(view)}",
                     soft_wrap=True, highlight=False,
                 )  # fmt: skip
 
 
-def _said(view: View) -> str:
+def _status_text(view: View) -> str:
     parts = [
         "" if view.loss is None else f"loss {view.loss:.3f}",
         "" if view.images_per_second is None else f"{view.images_per_second:,.0f} images/s",
-        f"{since(view.seconds_left)} left" if view.seconds_left else "",
+        f"{format_duration(view.seconds_left)} left" if view.seconds_left else "",
         view.note,
     ]
     return "  ".join(filter(None, parts))
@@ -219,32 +221,32 @@ def coloured(state: str) -> Text:
     return Text(state, style=_COLOURS.get(state, ""))
 
 
-def short(number: float) -> str:
-    """A large number as people say it: 2.4 M, 61 T, 1.2e21."""
-    for size, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+def format_number(number: float) -> str:
+    """A large number with an SI prefix: 2.4 M, 61 T, 1.2e21."""
+    for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:
-            return f"{number / size:.3g} {letter}" if number < 1e18 else f"{number:.2e}"
+            return f"{number / size:.3g} {prefix}" if number < 1e18 else f"{number:.2e}"
     return f"{number:.0f}"
 
 
-def evaluation_table(name: str, scores: dict[str, Any], what: Validation) -> Table:
-    """Each score, whole and by part, for each thing that the model was told."""
+def evaluation_table(name: str, scores: dict[str, Any], validation: Validation) -> Table:
+    """Each score in total and by part: conditional on the true label, and unconditional."""
     images = f"{scores['images_scored']:,} images"
-    flops = f"{short(scores['evaluation_flops'])}FLOPs"
-    errors = ", error as a share of tokens" if "error" in what.scores else ""
+    flops = f"{format_number(scores['evaluation_flops'])}FLOPs"
+    errors = ", error as a share of tokens" if "error" in validation.scores else ""
     table = new_table(
-        "", "all", "± s.e.", *(what.parts if len(what.parts) > 1 else ()),
+        "", "all", "± s.e.", *(validation.parts if len(validation.parts) > 1 else ()),
         title=f"{name} on {images} of {scores['data']}",
-        caption=f"loss in {what.loss_unit}{errors}; {flops}",
+        caption=f"loss in {validation.loss_unit}{errors}; {flops}",
     )  # fmt: skip
-    for suffix, told in (("", "true label"), ("_no_label", "no label")):
-        for score in what.scores:
+    for suffix, condition in (("", "true label"), ("_no_label", "no label")):
+        for score in validation.scores:
             key = f"{score}{suffix}"
             if key in scores:
                 stderr = scores[f"{key}_stderr"]
-                parts = scores[f"{key}_parts"] if len(what.parts) > 1 else ()
+                parts = scores[f"{key}_parts"] if len(validation.parts) > 1 else ()
                 table.add_row(
-                    f"{score}, {told}", f"{scores[key]:.4f}",
+                    f"{score}, {condition}", f"{scores[key]:.4f}",
                     "–" if stderr is None else f"{stderr:.4f}",
                     *(f"{value:.3f}" for value in parts),
                 )  # fmt: skip
@@ -252,8 +254,8 @@ def evaluation_table(name: str, scores: dict[str, Any], what: Validation) -> Tab
 
 
 @contextmanager
-def steps(title: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for one long piece of work after the other; nothing where there is no terminal."""
+def progress_bar(title: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a function (task, done, total) that updates a bar; without a terminal it does nothing."""
     if not console.is_terminal:
         yield lambda what, done, total: None
         return

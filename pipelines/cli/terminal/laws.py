@@ -1,4 +1,4 @@
-"""The laws on a terminal: tables, what could not be fitted, verdicts, and where the report is."""
+"""Print laws: tables, verdicts, refused fits and the paths of the report."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def law_tables(laws: dict[str, Any]) -> Group:
-    """The laws as the paper states them: the raw loss, then what lies above a fitted floor."""
+    """Two tables: the power laws of the raw loss, and those with a fitted irreducible loss E."""
     title = f"{laws['sweep']}: {laws['sizes']} sizes, {laws['decades']:.1f} decades of N"
     raw = new_table(
         "raw: L = (β x)^-α", "α [95 %]", "β", "r", "R²", "largest predicted", title=title
@@ -21,7 +21,7 @@ def law_tables(laws: dict[str, Any]) -> Group:
     reducible = new_table(
         "reducible: L = E + (β x)^-α", "E [95 %]", "α [95 %]", "β", "r", "R²", "largest predicted",
         caption=f"objective: {laws['objective']}; intervals by profile; r and R² of log(L − E) on "
-        "log x; predicted: from the smaller sizes, less what was measured",
+        "log x; predicted: error of the loss predicted from the smaller sizes",
     )  # fmt: skip
     for law in laws["laws"]:
         fit, values = law["fit"], law["fit"]["values"]
@@ -41,7 +41,7 @@ def law_tables(laws: dict[str, Any]) -> Group:
 
 
 def verdicts(laws: dict[str, Any]) -> list[str]:
-    """What the data say of a floor, a line for each metric in N."""
+    """Whether the data prefer a law with irreducible loss E: one line for each metric, in N."""
     size = laws["size"]
     symbols = {law["metric"]: law["label"] for law in laws["laws"] if law["variable"] == size}
     return [
@@ -51,46 +51,46 @@ def verdicts(laws: dict[str, Any]) -> list[str]:
     ]
 
 
-def best_rates(laws: dict[str, Any]) -> list[str]:
-    """A line for each size that was run with several learning rates."""
+def best_learning_rates(laws: dict[str, Any]) -> list[str]:
+    """One line for each size that was run with several learning rates."""
     return [
-        f"N = {one['size']:,.0f}: best of {len(one['losses'])} rates {one['best']:.3g}"
-        + (f" = {one['constant']:.3g} / width" if one["constant"] is not None else "")
-        + (", at the edge of those tried" if one["at_edge"] else "")
-        for one in laws.get("rates", [])
+        f"N = {row['size']:,.0f}: best of {len(row['losses'])} learning rates {row['best']:.3g}"
+        + (f" = {row['constant']:.3g} / width" if row["constant"] is not None else "")
+        + (", at the edge of the tried range" if row["at_edge"] else "")
+        for row in laws.get("rates", [])
     ]
 
 
-def gathered(refused: list[str]) -> list[str]:
-    """Refusals for one reason in one line: `LAW, form: reason` to `LAW, LAW: reason`."""
+def group_by_reason(refused: list[str]) -> list[str]:
+    """Merge the lines `LAW, form: reason` with the same reason into `LAW, LAW: reason`."""
     laws: dict[str, list[str]] = {}
     for line in refused:
         law, _, reason = line.partition(": ")
-        named = law.removesuffix(", pure").removesuffix(", floor").removesuffix(", logit")
-        laws.setdefault(reason, []).append(named)
+        label = law.removesuffix(", pure").removesuffix(", floor").removesuffix(", logit")
+        laws.setdefault(reason, []).append(label)
     return [f"{', '.join(dict.fromkeys(names))}: {reason}" for reason, names in laws.items()]
 
 
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else f"{value:{form}}"
+def _number(value: float | None, spec: str) -> str:
+    return "–" if value is None else f"{value:{spec}}"
 
 
-def _interval(interval: dict[str, float | None], form: str) -> str:
-    low, high = interval["low"], interval["high"]  # None where there is no end
-    ends = "−∞" if low is None else f"{low:{form}}", "∞" if high is None else f"{high:{form}}"
+def _interval(interval: dict[str, float | None], spec: str) -> str:
+    low, high = interval["low"], interval["high"]  # None: unbounded
+    ends = "−∞" if low is None else f"{low:{spec}}", "∞" if high is None else f"{high:{spec}}"
     return f"[{ends[0]}, {ends[1]}]"
 
 
-def say_paths(console: Console, published: dict[str, Path], sweep: str) -> None:
-    for what, path in published.items():
-        console.print(f"{what:8} {path}", soft_wrap=True, highlight=False)
+def print_paths(console: Console, published: dict[str, Path], sweep: str) -> None:
+    for title, path in published.items():
+        console.print(f"{title:8} {path}", soft_wrap=True, highlight=False)
     console.print(f"compare  var-scaling ui {sweep}   (the runs side by side, in MLflow)")
 
 
-def difference_table(found: "Difference") -> Table:
-    """The laws of both, side by side."""
-    columns = found.rows()
-    table = new_table(*columns, title=" against ".join(found.names))
+def difference_table(difference: "Difference") -> Table:
+    """The laws of both sweeps, side by side."""
+    columns = difference.rows()
+    table = new_table(*columns, title=" against ".join(difference.names))
     for row in zip(*columns.values(), strict=True):
         table.add_row(*row)
     return table

@@ -1,11 +1,11 @@
-"""What a sweep will cost, as a table."""
+"""The cost of a sweep as a table."""
 
 from typing import Any
 
 from rich.table import Table
 
-from pipelines.cli.terminal.console import coloured, new_table, short
-from pipelines.planning.cost import Price, preparation, resources_shown
+from pipelines.cli.terminal.console import coloured, format_number, new_table
+from pipelines.planning.cost import Price, format_resources, preparation_steps
 from pipelines.stages.graph import Stages, of_kind
 from pipelines.stages.registry import TOKENIZER
 from pipelines.workspace.settings import Cluster
@@ -16,7 +16,7 @@ from var_scaling.experiment import Sweep
 from var_scaling.experiment.ledger import model_ledger
 
 
-def _few(number: float | None) -> str:
+def _format_amount(number: float | None) -> str:
     if number is None:
         return ""
     if number < 0.01:
@@ -31,52 +31,57 @@ def plan_table(
     price: Price,
     cluster: Cluster | None = None,
 ) -> Table:
-    """The rows as a person reads them; for a cluster what each takes of it."""
+    """The table of a sweep's stages; with `cluster`, also the resources and price of each."""
     money = ["price"] if price.per_gpu_hour is not None else []
-    there = ["GPUs", "at once", "a job", "hours", *money] if cluster is not None else []
-    more = [] if there else ["N total", "tokens"]
+    job_columns = ["GPUs", "micro-batch", "a job", "hours", *money] if cluster is not None else []
+    count_columns = [] if job_columns else ["N total", "tokens"]
     caption = (
-        _tokenizers(stages) + f"\nGPU-hours at {short(price.sustained)}FLOP/s a GPU, sustained: "
-        f"{price.assumed}; evaluation not counted"
+        _tokenizers(stages)
+        + f"\nGPU-hours at {format_number(price.sustained_flops)}FLOP/s sustained per GPU: "
+        f"{price.basis}; without evaluation"
     )
-    if there:
+    if job_columns:
         caption += (
-            "\nat once: images in one pass of a GPU, by an estimate of its memory; a job: its wall "
-            "time, after which it queues up again; hours: of training, queueing apart"
+            "\nmicro-batch: images per pass of a GPU, from an estimate of its memory; a job: wall "
+            "time of one job, which is then queued again; hours: of training, without queueing"
         )
     table = new_table(
-        "trial", "depth", "width", "N blocks", *more, "FLOPs", "GPU-hours", *there,
+        "trial", "depth", "width", "N blocks", *count_columns, "FLOPs", "GPU-hours", *job_columns,
         "batch", "steps", "rate", "state", title=f"{sweep.name}: {sweep.question}", caption=caption,
     )  # fmt: skip
-    blank = [""] * (3 + len(more))
+    blank = [""] * (3 + len(count_columns))
 
-    def cost(flops: int, asks: list[str]) -> list[str]:
-        paid = [_few(price.money(flops))] if money else []
-        return [short(flops), _few(price.hours(flops)), *(asks + paid if there else [])]
+    def cost(flops: int, resources: list[str]) -> list[str]:
+        price_cell = [_format_amount(price.money(flops))] if money else []
+        job_cells = resources + price_cell if job_columns else []
+        return [format_number(flops), _format_amount(price.hours(flops)), *job_cells]
 
-    whole = 0
-    for name, flops, asked in preparation(stages, cluster):
-        table.add_row(name, *blank, *cost(flops, asked), *[""] * 4)
-        whole += flops
+    total_flops = 0
+    for name, flops, resources in preparation_steps(stages, cluster):
+        table.add_row(name, *blank, *cost(flops, resources), *[""] * 4)
+        total_flops += flops
     table.add_section()
     for row in rows:
         flops = row["train_flops"]
-        whole += flops
-        counts = [] if there else [short(row["params_total"]), short(row["tokens_seen"])]
+        total_flops += flops
+        counts = [format_number(row["params_total"]), format_number(row["tokens_seen"])]
+        if job_columns:
+            counts = []
         table.add_row(
-            row["trial"], str(row["depth"]), str(row["width"]), short(row["params_blocks"]),
-            *counts, *cost(flops, resources_shown(row)), str(row["batch_size"]),
-            short(row["steps"]),            f"{row['learning_rate']:.2g}", coloured(row["state"]),
+            row["trial"], str(row["depth"]), str(row["width"]), format_number(row["params_blocks"]),
+            *counts, *cost(flops, format_resources(row)), str(row["batch_size"]),
+            format_number(row["steps"]), f"{row['learning_rate']:.2g}", coloured(row["state"]),
         )  # fmt: skip
     for model in sweep.imported:
-        known = model_ledger(model)
-        counts = [] if there else [short(known["params_total"]), ""]
+        ledger = model_ledger(model)
+        counts = [] if job_columns else [format_number(ledger["params_total"]), ""]
         table.add_row(
             model.name, str(model.model.depth), str(model.model.width),
-            short(known["params_blocks"]), *counts, *[""] * (5 + len(there)), "imported",
+            format_number(ledger["params_blocks"]), *counts, *[""] * (5 + len(job_columns)),
+            "imported",
         )  # fmt: skip
     table.add_section()
-    table.add_row("all", *blank, *cost(whole, [""] * 4), *[""] * 4)
+    table.add_row("all", *blank, *cost(total_flops, [""] * 4), *[""] * 4)
     return table
 
 

@@ -1,4 +1,4 @@
-"""After the training: fit, draw, report, bring to MLflow, and show."""
+"""After training: fit the laws, write figures and report, update MLflow, print the laws."""
 
 import json
 from typing import Any
@@ -13,59 +13,64 @@ from var_scaling.experiment import Sweep
 
 
 def publish_and_show(
-    at: Home,
+    home: Home,
     sweep: Sweep,
     name: str,
     again: bool,
     as_json: bool = False,
     objective: str = "squares",
 ) -> None:
-    """The laws of what has finished; fitted anew only for new results, or `again`."""
+    """Fit the laws to the finished trials and print them.
+
+    Fits only if there are new results, or with `again`.
+    """
     from pipelines.report import publish
 
-    with screen.steps("laws") as progress:
-        laws = publish.publish(at, sweep, collect_results(at, sweep), again, objective, progress)
-    for stage, what in laws.get("damaged", {}).items():
-        warn(f"{stage}: {what}")
+    with screen.progress_bar("laws") as progress:
+        laws = publish.publish(
+            home, sweep, collect_results(home, sweep), again, objective, progress
+        )
+    for stage, damage in laws.get("damaged", {}).items():
+        warn(f"{stage}: {damage}")
     for failure in laws.get("failures", []):
         warn(failure)
-    if not publish.mirrored(at, sweep, laws) or again:
+    if not publish.mirrored(home, sweep, laws) or again:
         from pipelines.tracking import sync as mirror
 
         settings = load_settings()
-        if mirror.attempt(lambda: _mirror_all(at, sweep, laws, settings), warn):
-            publish.note_mirrored(at, sweep, laws)
+        if mirror.try_mirror(lambda: _mirror_all(home, sweep, laws, settings), warn):
+            publish.save_mirrored(home, sweep, laws)
     if as_json:
         print(json.dumps(laws))
         return
     show(laws)
-    screen_laws.say_paths(console, publish.paths(at, sweep), name)
+    screen_laws.print_paths(console, publish.paths(home, sweep), name)
 
 
 def show(laws: dict[str, Any]) -> None:
-    """Tables, verdicts and what was not fitted, as laws.json has them."""
+    """Print the tables, verdicts and refused fits of a laws.json."""
     from analysis.export import groups_of
 
-    for group, found in groups_of(laws).items():
+    for group, group_laws in groups_of(laws).items():
         title = f"{laws['sweep']}, {group}" if group else laws["sweep"]
-        console.print(screen_laws.law_tables({**found, "sweep": title}))
-        for verdict in screen_laws.verdicts(found):
+        console.print(screen_laws.law_tables({**group_laws, "sweep": title}))
+        for verdict in screen_laws.verdicts(group_laws):
             console.print(verdict, soft_wrap=True, highlight=False)
-        for rate in screen_laws.best_rates(found):
-            console.print(rate, soft_wrap=True, highlight=False)
-        for why in screen_laws.gathered(found["refused"]):
-            console.print(f"not fitted: {why}", soft_wrap=True, highlight=False)
+        for line in screen_laws.best_learning_rates(group_laws):
+            console.print(line, soft_wrap=True, highlight=False)
+        for refusal in screen_laws.group_by_reason(group_laws["refused"]):
+            console.print(f"not fitted: {refusal}", soft_wrap=True, highlight=False)
 
 
-def _mirror_all(at: Home, sweep: Sweep, laws: dict[str, Any], settings: Settings) -> None:
+def _mirror_all(home: Home, sweep: Sweep, laws: dict[str, Any], settings: Settings) -> None:
     from pipelines.report import publish
     from pipelines.tracking.mirror import Mirror
     from pipelines.tracking.sync import tracking
 
-    folder = at.sweep(sweep.name)
+    folder = home.sweep(sweep.name)
     report = sorted(path for path in (folder / "report").iterdir() if path.is_file())
     files = [*report, folder / "results.parquet"]
-    with tracking(at, settings) as tracker:
-        mirror = Mirror(at, sweep, tracker)
+    with tracking(home, settings) as tracker:
+        mirror = Mirror(home, sweep, tracker)
         mirror.catch_up()
         mirror.publish_law(publish.law_scalars(laws), publish.law_columns(laws), files)

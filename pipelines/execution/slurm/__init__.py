@@ -1,1 +1,1 @@
-"""All that knows Slurm: submission, states of jobs, resources, what a job does on its node."""
+"""The code that depends on Slurm: submission, job states, resources, and the job on its node."""

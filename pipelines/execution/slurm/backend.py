@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipelines.execution.backend import Queue, Seen
+from pipelines.execution.backend import JobStatus, Queue
 from pipelines.execution.slurm import slurm, submit
 from pipelines.execution.tasks import Task
 from pipelines.workspace.job_log import JobRecord
@@ -14,7 +14,7 @@ from pipelines.workspace.store import Home
 
 @dataclass(frozen=True)
 class SlurmBackend:
-    """One cluster of the settings, and the code and environment that its jobs get."""
+    """A Backend for one cluster of the settings, with the code and environment of its jobs."""
 
     home: Home
     settings: Settings
@@ -22,12 +22,12 @@ class SlurmBackend:
     snapshot: Snapshot
     environment: dict[str, str]
     name: str = "Slurm"
-    submits_with: str = "sbatch"
+    submit_command: str = "sbatch"
 
     def queue(self) -> Queue:
         return slurm.queue()
 
-    def accounts(self, names: Iterable[str]) -> dict[str, Seen]:
+    def accounts(self, names: Iterable[str]) -> dict[str, JobStatus]:
         return slurm.accounts(names)
 
     def submit(self, tasks: list[Task], submission: str) -> list[str]:
@@ -39,5 +39,5 @@ class SlurmBackend:
     def cancel(self, jobs: list[str]) -> None:
         slurm.cancel(jobs)
 
-    def last_words(self, record: JobRecord) -> str:
-        return submit.last_words(self.home, record)
+    def last_log_line(self, record: JobRecord) -> str:
+        return submit.last_log_line(self.home, record)

@@ -1,6 +1,7 @@
-"""What Slurm says: its queue, its accounts, its partitions and nodes; and how a job is cancelled.
+"""Calls of Slurm's programs: queue, accounting, partitions and nodes, and cancellation of jobs.
 
-squeue is believed before sacct: accounts lag, and call a requeued job NODE_FAIL for a while.
+squeue takes precedence over sacct: the accounting is delayed, and reports a requeued job as
+NODE_FAIL for a while.
 """
 
 import os
@@ -11,10 +12,10 @@ import subprocess
 import time
 from collections.abc import Iterable, Iterator
 
-from pipelines.execution.backend import Away, End, Phase, Queue, Seen
+from pipelines.execution.backend import BackendUnavailable, End, JobStatus, Phase, Queue
 
-# The states in which a job is over (squeue and sacct, JOB STATE CODES). Any other state, known here
-# or not, is that of a job that may still run: submitted again it would run twice.
+# The states of a job that has ended (manuals of squeue and sacct, JOB STATE CODES). In any other
+# state, listed below or not, the job may still run: submitted again, it would run twice.
 ENDED = frozenset(
     (
         "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
@@ -28,7 +29,7 @@ ACTIVE = frozenset(
         "RESV_DEL_HOLD", "EXPEDITING", "LAUNCH_FAILED", "POWER_UP_NODE", "RECONFIG_FAIL",
     )
 )  # fmt: skip
-# Reasons of pending jobs that do not start without a change by a user.
+# Reasons of pending jobs that will not start unless a user changes something.
 HOPELESS = frozenset(
     (
         "PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints", "JobHeldUser", "JobHeldAdmin",
@@ -41,111 +42,121 @@ _END: dict[str, End] = {
     "CANCELLED": "cancelled", "OUT_OF_MEMORY": "out of memory", "PREEMPTED": "no fault",
     "NODE_FAIL": "no fault", "BOOT_FAIL": "no fault", "REVOKED": "no fault",
 }  # fmt: skip
-_SECONDS = 20.0  # after which a silent slurmctld counts as away
+_TIMEOUT = 20.0  # seconds after which slurmctld counts as unavailable
 
 
-def seen_of(job: str, name: str, state: str, node: str, reason: str) -> Seen:
-    """A job as squeue and sacct tell of it."""
+def job_status(job: str, name: str, state: str, node: str, reason: str) -> JobStatus:
+    """The JobStatus for one line of squeue or sacct."""
     known = state in ENDED or state in ACTIVE
-    remark = ""
+    problem = ""
     if not known:
-        remark = f"job {job} is in a state not known here, {state}: taken as active"
+        problem = f"job {job} is in the unknown state {state}: treated as active"
     elif state in ACTIVE and reason in HOPELESS:
-        remark = f"job {job} waits for what may never be: {reason}"
-    note = reason if state == "PENDING" else state.lower() if known else remark
+        problem = f"job {job} cannot start without a change by a user: {reason}"
+    note = reason if state == "PENDING" else state.lower() if known else problem
     phase: Phase = "queued"
     if state in ENDED:
         phase = "ended"
     elif state in ("RUNNING", "COMPLETING"):
         phase = "running"
-    return Seen(job, name, state, node, phase, _END.get(state, "other"), note, remark)
+    return JobStatus(job, name, state, node, phase, _END.get(state, "other"), note, problem)
 
 
-def queue(seconds: float = _SECONDS) -> Queue:
-    """What squeue knows now. Raises Away."""
-    text = _ask("squeue", "--me", "-r", "-h", "-t", "all", "-o", "%i|%j|%T|%N|%r", seconds=seconds)
+def queue(seconds: float = _TIMEOUT) -> Queue:
+    """All jobs of this user that squeue lists now. Raises BackendUnavailable."""
+    text = _run_program(
+        "squeue", "--me", "-r", "-h", "-t", "all", "-o", "%i|%j|%T|%N|%r", seconds=seconds
+    )
     jobs = {}
-    for job, name, state, node, reason in _fields(text, 5):
-        jobs[job] = seen_of(job, name, state, node, "" if reason == "None" else reason)
+    for job, name, state, node, reason in _parse_jobs(text, 5):
+        jobs[job] = job_status(job, name, state, node, "" if reason == "None" else reason)
     return Queue(jobs, time.time())
 
 
-def _fields(text: str, count: int) -> Iterator[list[str]]:
-    """The lines of a listing of jobs: the id, the name, in which anything may stand, and the rest.
+def _parse_jobs(text: str, count: int) -> Iterator[list[str]]:
+    """The `count` fields of each line of a job list: id, name and others, separated by "|".
 
-    A line of another kind is part of a name with a line break in it, which is none of ours.
+    The name may contain any characters, "|" and line breaks among them. A line that does not start
+    with a job id belongs to a name with a line break; jobs of var-scaling have no such names.
     """
     for line in text.split("\n"):
         job, _, rest = line.partition("|")
-        found = [job, *rest.rsplit("|", count - 2)]
-        if len(found) == count and re.fullmatch(r"[0-9]+[0-9_+]*", job) and found[2].strip():
-            yield found
+        fields = [job, *rest.rsplit("|", count - 2)]
+        if len(fields) == count and re.fullmatch(r"[0-9]+[0-9_+]*", job) and fields[2].strip():
+            yield fields
 
 
-def look(seconds: float = 1.0) -> Queue | None:
-    """The queue, or None where there is no Slurm or it is silent."""
+def queue_or_none(seconds: float = 1.0) -> Queue | None:
+    """The queue, or None if there is no Slurm or it does not answer."""
     try:
         return queue(seconds)
-    except Away:
+    except BackendUnavailable:
         return None
 
 
-def accounts(names: Iterable[str], seconds: float = _SECONDS) -> dict[str, Seen]:
-    """What sacct knows of the jobs with these names; nothing where there is no accounting."""
-    wanted = ",".join(sorted(set(names)))
-    if not wanted or shutil.which("sacct") is None:
+def accounts(names: Iterable[str], seconds: float = _TIMEOUT) -> dict[str, JobStatus]:
+    """The jobs with these names that sacct lists, by id; empty if there is no accounting."""
+    name_list = ",".join(sorted(set(names)))
+    if not name_list or shutil.which("sacct") is None:
         return {}
-    command = ["-X", "-n", "-P", "--name", wanted, "-S", "now-90days"]
+    options = ["-X", "-n", "-P", "--name", name_list, "-S", "now-90days"]
     try:
-        text = _ask("sacct", *command, "-o", "JobID,JobName,State,NodeList", seconds=seconds)
-    except Away:
-        return {}  # switched off on many clusters; the disk decides then
-    found = {}
-    for job, name, state, node in _fields(text, 4):
-        found[job] = seen_of(job, name, state.split()[0].rstrip("+"), node, "")
-    return found
+        text = _run_program(
+            "sacct", *options, "-o", "JobID,JobName,State,NodeList", seconds=seconds
+        )
+    except BackendUnavailable:
+        return {}  # many clusters have no accounting; then the disk decides
+    jobs = {}
+    for job, name, state, node in _parse_jobs(text, 4):
+        # sacct prints, for example, "CANCELLED by 1000", and "+" after a truncated state.
+        jobs[job] = job_status(job, name, state.split()[0].rstrip("+"), node, "")
+    return jobs
 
 
 def cancel(jobs: list[str]) -> None:
-    """Ask Slurm to end `jobs`. Raises Away."""
+    """Request that Slurm end `jobs`. Raises BackendUnavailable."""
     if jobs:
-        _ask("scancel", *jobs)
+        _run_program("scancel", *jobs)
 
 
 def node_address(node: str) -> str:
-    """An address of `node` that resolves here: the name itself, or what Slurm has for it."""
+    """An address of `node` that this machine can resolve: its name, else NodeAddr from Slurm."""
     try:
         socket.getaddrinfo(node, None)
         return node
     except OSError:
-        text = _ask("scontrol", "show", "node", node, "-o")
+        text = _run_program("scontrol", "show", "node", node, "-o")
     fields = dict(part.split("=", 1) for part in text.split() if "=" in part)
     return fields.get("NodeAddr", node)
 
 
 def partition(name: str) -> dict[str, str]:
-    """The partition's settings; empty if there is none of that name. Raises Away."""
+    """The settings of the partition; empty if it does not exist. Raises BackendUnavailable."""
     try:
-        text = _ask("scontrol", "show", "partition", name, "-o", seconds=5)
-    except Away as error:
+        text = _run_program("scontrol", "show", "partition", name, "-o", seconds=5)
+    except BackendUnavailable as error:
         if "not found" in str(error):
             return {}
         raise
     return dict(part.split("=", 1) for part in text.split() if "=" in part)
 
 
-def _ask(*command: str, seconds: float = _SECONDS) -> str:
-    """What the program prints, in whatever encoding: a name of any user may be in it."""
+def _run_program(*command: str, seconds: float = _TIMEOUT) -> str:
+    """The output of the program. Raises BackendUnavailable. Invalid bytes are replaced, because the
+    output may contain names of other users in any encoding.
+    """
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             command, capture_output=True, encoding="utf-8", errors="replace", timeout=seconds,
             check=False, env={**os.environ, "SLURM_TIME_FORMAT": "standard"},
         )  # fmt: skip
     except FileNotFoundError as error:
-        raise Away(f"{command[0]} is not on this machine: submit from a login node") from error
+        raise BackendUnavailable(
+            f"{command[0]} is not installed on this machine: use a login node"
+        ) from error
     except subprocess.TimeoutExpired as error:
-        raise Away(f"{command[0]} did not answer within {seconds:g} s") from error
-    if done.returncode:
-        said = done.stderr.strip() or done.stdout.strip() or done.returncode
-        raise Away(f"{command[0]}: {said}")
-    return done.stdout
+        raise BackendUnavailable(f"{command[0]} did not answer within {seconds:g} s") from error
+    if result.returncode:
+        message = result.stderr.strip() or result.stdout.strip() or result.returncode
+        raise BackendUnavailable(f"{command[0]}: {message}")
+    return result.stdout

@@ -1,4 +1,4 @@
-"""submitit's door: an array of units to Slurm, and where their output goes."""
+"""Submit an array of tasks to Slurm, or local processes, through submitit; read their log files."""
 
 import os
 import time
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipelines.execution.backend import Delayed, Refused, TooMany
+from pipelines.execution.backend import JobLimitReached, SubmissionRejected, SubmissionUnconfirmed
 from pipelines.execution.slurm.worker import LOCAL, Work
 from pipelines.execution.tasks import Task, payload_of
 from pipelines.stages.attempt import FAILED, WAIT, Stopped
@@ -19,13 +19,13 @@ from pipelines.workspace.snapshot import Snapshot
 from pipelines.workspace.store import Home, file_lock
 from var_scaling.disk import read_json
 
-_NEVER = 60 * 24 * 365  # minutes: what runs here has no wall time
-# sbatch failed, and may not tomorrow: slurmctld is away or busy, or too much is queued already.
-_PASSING = (
+_NO_TIME_LIMIT = 60 * 24 * 365  # minutes: local processes have no wall time
+# Errors of sbatch that may pass: slurmctld is unavailable or busy.
+_TRANSIENT_ERRORS = (
     "Unable to contact", "Socket timed out", "Connection refused", "Transport endpoint",
     "temporarily", "Zero Bytes",
 )  # fmt: skip
-_TOO_MANY = "MaxSubmitJob"  # in QOSMaxSubmitJobPerUserLimit and its like
+_LIMIT_ERROR = "MaxSubmitJob"  # part of QOSMaxSubmitJobPerUserLimit and similar error names
 
 
 def submit(
@@ -37,7 +37,10 @@ def submit(
     snapshot: Snapshot,
     environment: dict[str, str],
 ) -> list[str]:
-    """Slurm's ids of one array over `units`, which ask for the same. Raises Delayed or Refused."""
+    """Submit `tasks`, which need equal resources, as one array; returns Slurm's job ids in order.
+
+    Raises SubmissionUnconfirmed or SubmissionRejected.
+    """
     import submitit
 
     works = [
@@ -47,10 +50,11 @@ def submit(
         )
         for task in tasks
     ]  # fmt: skip
-    folder = _private(home.root / "jobs") / submission
+    folder = _private_folder(home.root / "jobs") / submission
     try:
         with _environment(environment):
-            # A trial of weeks runs into its wall time every day: that is no reason to give up.
+            # A trial that takes weeks reaches the wall time every day, and must be requeued each
+            # time; submitit's default is to stop after three times.
             executor = submitit.AutoExecutor(folder, "slurm", slurm_max_num_timeout=10**6)
             executor.update_parameters(
                 **_parameters(tasks[0], submission, settings.cluster(cluster), snapshot)
@@ -58,18 +62,20 @@ def submit(
             with executor.batch():
                 submitted = [executor.submit(work) for work in works]
             return [str(job.job_id) for job in submitted]
-    except Exception as error:  # submitit wraps whatever sbatch said
-        said = f"sbatch: {_first_line(error)}"
-        if _TOO_MANY in str(error):
-            raise TooMany(f"{said} ({_TOO_MANY}…)") from error
-        # Names of other jobs in what sbatch says may be in any encoding: submitit decodes strictly,
-        # after the jobs are submitted. The next look finds them by name.
-        passing = isinstance(error, UnicodeDecodeError) or any(w in str(error) for w in _PASSING)
-        raise (Delayed if passing else Refused)(said) from error
+    except Exception as error:  # submitit wraps every error of sbatch
+        message = f"sbatch: {_first_line(error)}"
+        if _LIMIT_ERROR in str(error):
+            raise JobLimitReached(f"{message} ({_LIMIT_ERROR}…)") from error
+        # The output of sbatch may contain job names in any encoding. submitit decodes it strictly,
+        # and only after the jobs are submitted: the reconciler's next poll finds them by name.
+        transient = isinstance(error, UnicodeDecodeError) or any(
+            text in str(error) for text in _TRANSIENT_ERRORS
+        )
+        raise (SubmissionUnconfirmed if transient else SubmissionRejected)(message) from error
 
 
-def run_here(stage: Stage, stop: Path, context: RunContext) -> str:
-    """Run `stage` by several processes of this machine until done, or `stop` exists.
+def run_local_processes(stage: Stage, stop: Path, context: RunContext) -> str:
+    """Run `stage` with several processes on this machine until it is done, or `stop` exists.
 
     Raises Stopped, or RuntimeError with the error of the process that failed first.
     """
@@ -81,10 +87,15 @@ def run_here(stage: Stage, stop: Path, context: RunContext) -> str:
         {**payload_of(stage), "stop": str(stop)},
     )  # fmt: skip
     with file_lock(folder, wait=WAIT):
-        executor = submitit.AutoExecutor(_private(context.home.root / "jobs") / submission, "local")
+        executor = submitit.AutoExecutor(
+            _private_folder(context.home.root / "jobs") / submission, "local"
+        )
         gpus = {"gpus_per_node": local.processes} if local.device == "cuda" else {}
         executor.update_parameters(
-            timeout_min=_NEVER, tasks_per_node=local.processes, local_stderr_to_stdout=True, **gpus
+            timeout_min=_NO_TIME_LIMIT,
+            tasks_per_node=local.processes,
+            local_stderr_to_stdout=True,
+            **gpus,
         )
         job = executor.submit(work)
         while not job.done():
@@ -98,8 +109,8 @@ def run_here(stage: Stage, stop: Path, context: RunContext) -> str:
     return ended
 
 
-def _private(folder: Path) -> Path:
-    """`folder`, there for this user alone: a job runs the pickles that lie in it."""
+def _private_folder(folder: Path) -> Path:
+    """Create `folder`, accessible to this user only, because jobs run the pickles in it."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.stat().st_uid == os.getuid():
         folder.chmod(0o700)
@@ -109,6 +120,7 @@ def _private(folder: Path) -> Path:
 def _parameters(
     task: Task, submission: str, cluster: Cluster, snapshot: Snapshot
 ) -> dict[str, Any]:
+    """The parameters of submitit's executor for the job of `task`."""
     resources, code = task.resources, snapshot.folder
     optional = {
         "slurm_account": cluster.account,
@@ -127,11 +139,11 @@ def _parameters(
         "slurm_signal_delay_s": cluster.signal_seconds,
         "slurm_array_parallelism": cluster.array_parallelism,
         "slurm_stderr_to_stdout": True,
-        # First of all the code as it was submitted, whatever the folder that sbatch was called in.
+        # Import the code of the snapshot, not that of the folder in which sbatch was called.
         "slurm_setup": [*cluster.setup, f'export PYTHONPATH="{code}:$PYTHONPATH"', f'cd "{code}"'],
         "slurm_srun_args": [
             "--kill-on-bad-exit=1",
-            "--wait=0",  # the first process may still save when the others have left
+            "--wait=0",  # rank 0 may still save when the other processes have exited
             f"--cpus-per-task={cluster.cpus_per_gpu}",
         ],
         "slurm_additional_parameters": {"requeue": True},
@@ -140,32 +152,35 @@ def _parameters(
 
 
 def log_of(home: Home, record: JobRecord, rank: int = 0) -> Path:
-    """Where the output of a process of the job goes."""
+    """The file with the output of process `rank` of the job."""
     return home.root / "jobs" / record.submission / f"{record.job}_{rank}_log.out"
 
 
-def last_words(home: Home, record: JobRecord) -> str:
-    """The last line of the job's output that says something."""
+def last_log_line(home: Home, record: JobRecord) -> str:
+    """The last line of the job's output that is neither empty nor printed by submitit."""
     path = log_of(home, record)
     if not path.exists():
         return "(it left no log)"
     lines = [line.strip() for line in path.read_text(errors="replace").splitlines()]
-    said = [line for line in lines if line and not line.startswith("submitit ")]
-    return said[-1] if said else "(its log is empty)"
+    of_stage = [line for line in lines if line and not line.startswith("submitit ")]
+    return of_stage[-1] if of_stage else "(its log is empty)"
 
 
 def _first_line(error: Exception) -> str:
+    """The first line of the error, preferably one of sbatch."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if "sbatch: error" in line]
-    return (told or lines or [type(error).__name__])[0]
+    of_sbatch = [line for line in lines if "sbatch: error" in line]
+    return (of_sbatch or lines or [type(error).__name__])[0]
 
 
 @contextmanager
-def _environment(wanted: dict[str, str]) -> Iterator[None]:
-    """The environment of the caller, not of Ray's worker: sbatch passes it to the job."""
+def _environment(environment: dict[str, str]) -> Iterator[None]:
+    """Replace the environment of this process, a Ray worker, by `environment` during the block:
+    sbatch passes it on to the job.
+    """
     before = dict(os.environ)
     os.environ.clear()
-    os.environ.update(wanted)
+    os.environ.update(environment)
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
-"""What a job does on its node: one stage, from the snapshot of the code it was submitted with.
+"""The code of a job on its node: it runs one stage, from the code snapshot of its submission.
 
-Slurm may end a job at any moment. It says so with a signal where it can: then the stage saves
-between two steps, and the job goes back into the queue by itself.
+Slurm may end a job at any time. If Slurm sends a signal before, the stage saves a checkpoint
+between two steps, and the job requeues itself.
 """
 
 import importlib
@@ -24,82 +24,88 @@ if TYPE_CHECKING:
     from var_scaling.training.loop import Signal
 
 LOCAL = "local"
-_REQUEUES = 6  # tries, ten seconds apart: slurmctld may be away for a moment
+_REQUEUE_ATTEMPTS = 6  # ten seconds apart: slurmctld may be unavailable for a moment
 
 
 @dataclass(frozen=True)
 class Work:
-    """One unit, as submitit pickles it: names and JSON, so that what counts is read from disk."""
+    """One task, as submitit pickles it. It holds names and JSON only: the job reads all other state
+    from disk when it starts.
+    """
 
     home: str
     folder: str
-    settings: str  # as they were on submission
+    settings: str  # JSON of the settings at the time of submission
     cluster: str
     submission: str
     payload: dict[str, Any]
 
     def __call__(self) -> str:
-        """Do it; returns how it ended. Raises what the stage raises."""
+        """Run the task; returns how it ended. Raises what the stage raises."""
         if self.cluster == LOCAL:
-            return self._here()
+            return self._run_local()
         signals = _Signals()
-        if not self._wanted():
+        if not self._is_current():
             return "superseded"
         settings = Settings.model_validate_json(self.settings)
-        context = RunContext(Home(Path(self.home)), settings, signals, self._process(settings))
+        context = RunContext(
+            Home(Path(self.home)), settings, signals, self._slurm_process(settings)
+        )
         try:
-            return self._stage(context)
+            return self._run_stage(context)
         except Superseded as error:
             if context.process.world_size > 1:
-                raise  # so that srun ends the others, who wait for this one
+                raise  # so that srun ends the other processes, which wait for this one
             print(error, flush=True)
             return "superseded"
         except Stopped as error:
             print(error, flush=True)
-            if context.process.first and self._wanted():
+            if context.process.first and self._is_current():
                 signals.requeue()
             return "stopped"
 
-    def _wanted(self) -> bool:
+    def _is_current(self) -> bool:
         """Whether this submission is the newest and has not been cancelled."""
         record = jobs.latest(Path(self.folder))
         if record is None or (record.submission == self.submission and record.ended != "cancelled"):
             return True
-        print(f"this job was cancelled, or a later one ({record.job}) works here: nothing to do")
+        print(
+            f"this job was cancelled, or a later one ({record.job}) works in {self.folder}: exiting"
+        )
         return False
 
-    def _here(self) -> str:
-        """The same as one of several processes on this machine, which are not requeued."""
+    def _run_local(self) -> str:
+        """Run the task as one of several processes on this machine, which are not requeued."""
         settings = Settings.model_validate_json(self.settings)
         requested_signal = StopFile(Path(self.payload["stop"]))
         context = RunContext(
             Home(Path(self.home)),
             settings,
             requested_signal,
-            _process_here(settings, self.submission),
+            _local_process(settings, self.submission),
         )
         try:
-            return self._stage(context)
+            return self._run_stage(context)
         except Stopped:
             return "stopped"
 
     def checkpoint(self) -> Any:
-        """What submitit puts back into the queue: the same again, for the disk has the rest."""
+        """submitit calls this to requeue the job: the same task again, which resumes from disk."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
-    def _stage(self, context: RunContext) -> str:
-        """By the module that the words name: any kind of work is done here."""
+    def _run_stage(self, context: RunContext) -> str:
+        """Call `run` of the module that the payload names: stages, scoring or sampling."""
         ended: str = importlib.import_module(self.payload["module"]).run(context, self.payload)
         return ended
 
-    def _process(self, settings: Settings) -> ProcessContext:
+    def _slurm_process(self, settings: Settings) -> ProcessContext:
         cluster = settings.cluster(self.cluster)
-        job, life = job_id(), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        job, restarts = job_id(), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         node = os.environ.get("SLURMD_NODENAME", "")
         rank, size = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
-        many = int(os.environ.get("SLURM_JOB_NUM_NODES", "1")) > 1
+        multi_node = int(os.environ.get("SLURM_JOB_NUM_NODES", "1")) > 1
         folder = Path(self.home) / "jobs" / self.submission
         return ProcessContext(
             rank=rank,
@@ -112,18 +118,18 @@ class Work:
             save_every=cluster.save_every_seconds,
             alone=False,
             logs_to_stdout=rank == 0,
-            restart_id=f"{job}.{life}",
-            rendezvous_file=folder / f"meeting-{job}-{life}.json",
-            address=slurm.node_address(node) if many and rank == 0 else "127.0.0.1",
+            restart_id=f"{job}.{restarts}",
+            rendezvous_file=folder / f"meeting-{job}-{restarts}.json",
+            address=slurm.node_address(node) if multi_node and rank == 0 else "127.0.0.1",
             facts={
-                "job": job, "restart": life, "node": node, "cluster": self.cluster,
+                "job": job, "restart": restarts, "node": node, "cluster": self.cluster,
                 "submission": self.submission, "processes": size,
                 "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
             },
         )  # fmt: skip
 
 
-def _process_here(settings: Settings, submission: str) -> ProcessContext:
+def _local_process(settings: Settings, submission: str) -> ProcessContext:
     rank = int(os.environ["SUBMITIT_LOCAL_GLOBALID"])
     return replace(
         local_process(settings.local),
@@ -139,21 +145,22 @@ def _process_here(settings: Settings, submission: str) -> ProcessContext:
 
 
 def job_id() -> str:
-    """This job's id as squeue prints it."""
+    """The id of this job, as squeue prints it."""
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     return os.environ["SLURM_JOB_ID"]
 
 
 class _Signals:
-    """What Slurm's signals mean: SIGUSR2, save and leave; SIGTERM, save, for the end may be near.
+    """Handles Slurm's signals. SIGUSR2: save and stop. SIGTERM: save only, because Slurm may kill
+    the job soon.
 
-    A job that leaves on SIGTERM would count as ended where Slurm was about to requeue it.
+    A job that exits on SIGTERM would count as ended even if Slurm was about to requeue it.
     """
 
     def __init__(self) -> None:
         self.stop = self.save = False
-        self.submitit = signal.getsignal(signal.SIGUSR2)
+        self.submitit_handler = signal.getsignal(signal.SIGUSR2)
         signal.signal(signal.SIGUSR2, self._stop)
         signal.signal(signal.SIGTERM, self._save)
 
@@ -166,14 +173,14 @@ class _Signals:
         return Signal.CHECKPOINT if save else Signal.CONTINUE
 
     def requeue(self) -> None:
-        """Go back into the queue, and end this process; where Slurm will not, simply return."""
-        if not callable(self.submitit):
+        """Requeue the job, which ends this process. Returns if Slurm does not requeue it."""
+        if not callable(self.submitit_handler):
             return
-        for left in reversed(range(_REQUEUES)):
+        for left in reversed(range(_REQUEUE_ATTEMPTS)):
             try:
-                self.submitit(signal.SIGUSR2, None)
+                self.submitit_handler(signal.SIGUSR2, None)
             except (subprocess.SubprocessError, OSError) as error:
-                print(f"Slurm did not requeue this job: {error}; {left} more tries", flush=True)
+                print(f"Slurm did not requeue this job: {error}; {left} attempts left", flush=True)
                 time.sleep(10 if left else 0)
 
     def _stop(self, number: int, frame: Any) -> None:

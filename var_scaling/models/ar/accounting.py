@@ -1,6 +1,6 @@
 """Parameters, FLOPs and memory of the AR transformer.
 
-T tokens of an image are predicted from T inputs: the class first, the last token is not fed back.
+The T tokens of an image are predicted from T inputs: the class and the first T - 1 tokens.
 """
 
 from var_scaling.accounting import FEWEST_ROWS, Count
@@ -8,13 +8,13 @@ from var_scaling.config import Tokenizer
 from var_scaling.models.ar.config import ArModel
 from var_scaling.recipe import Precision
 
-# Bytes that a block keeps for the backward pass, by token and channel: as VAR's, whose block it is.
-_KEPT, _KEPT_HALF = 100, 60
-_LOGITS = 12  # bytes a token and code: logits, their float copy, their gradient
+# Bytes that a block saves for the backward pass, per token and channel: as for VAR's block.
+_SAVED_BYTES_FP32, _SAVED_BYTES_HALF = 100, 60
+_LOGITS_BYTES = 12  # per token and code: logits, their float32 copy, their gradient
 
 
-def has_levels(model: ArModel, tokenizer: Tokenizer) -> bool:
-    """Whether the model has an embedding for each of the residual codes of a position."""
+def has_level_embedding(model: ArModel, tokenizer: Tokenizer) -> bool:
+    """Whether the model has an embedding for each residual level of a position."""
     return model.positions == "learned" or tokenizer.pyramid.scales > 1
 
 
@@ -22,13 +22,13 @@ def ar_parameters(model: ArModel, tokenizer: Tokenizer, classes: int) -> Count:
     """Trainable parameters by component; the sum equals `numel` over the module."""
     width, depth, pyramid = model.width, model.depth, tokenizer.pyramid
     adaln = model.block == "adaln"
-    words = tokenizer.code_channels + 1 if model.embedding == "codes" else tokenizer.codebook_size
-    places = pyramid.length if model.positions == "learned" else 0
-    places += pyramid.scales if has_levels(model, tokenizer) else 0
+    rows = tokenizer.code_channels + 1 if model.embedding == "codes" else tokenizer.codebook_size
+    position_rows = pyramid.length if model.positions == "learned" else 0
+    position_rows += pyramid.scales if has_level_embedding(model, tokenizer) else 0
     biases = 3 * width + (model.heads if model.normalised_attention else 0)
     hidden = model.hidden
     return {
-        "embedding": (words + classes + 1 + places + adaln) * width,  # adaln: the start token
+        "embedding": (rows + classes + 1 + position_rows + adaln) * width,  # adaln: pos_start
         "attention": depth * (4 * width * width + (biases if adaln else width)),
         "mlp": depth
         * (2 * hidden * width + hidden + width if adaln else 3 * hidden * width + width),
@@ -38,30 +38,30 @@ def ar_parameters(model: ArModel, tokenizer: Tokenizer, classes: int) -> Count:
 
 
 def ar_block_parameters(model: ArModel) -> int:
-    """Weights of the block matrices: 18 w² a block with AdaLN, as VAR's."""
+    """Weights of the block matrices: 18 w² per block with AdaLN, as in VAR."""
     width = model.width
-    own = 10 * width + 2 * model.hidden if model.block == "adaln" else 4 * width + 3 * model.hidden
-    return model.depth * width * own
+    other, mlp = (10, 2) if model.block == "adaln" else (4, 3)  # matrices w x w and w x hidden
+    return model.depth * width * (other * width + mlp * model.hidden)
 
 
 def ar_forward_flops(model: ArModel, tokenizer: Tokenizer, dense: bool = False) -> Count:
-    """FLOPs of one teacher-forced forward over one image's tokens."""
+    """FLOPs of one teacher-forced forward pass over one image's tokens."""
     width, depth, length = model.width, model.depth, tokenizer.pyramid.length
     pairs = length * length if dense else length * (length + 1) // 2
     adaln = model.block == "adaln"
-    vectors = tokenizer.code_channels if model.embedding == "codes" else 0
+    channels = tokenizer.code_channels if model.embedding == "codes" else 0  # a table: no product
     return {
-        "embedding": 2 * (length - 1) * vectors * width,
+        "embedding": 2 * (length - 1) * channels * width,
         "attention_projections": depth * 8 * width * width * length,
         "attention_scores": depth * 4 * pairs * width,
         "mlp": depth * (4 if adaln else 6) * model.hidden * width * length,
-        "adaln": (12 * depth + 4) * width * width if adaln else 0,  # once an image
+        "adaln": (12 * depth + 4) * width * width if adaln else 0,  # per image
         "head": 2 * length * width * tokenizer.codebook_size,
     }
 
 
 def ar_training_flops(model: ArModel, tokenizer: Tokenizer, dense: bool = False) -> Count:
-    """FLOPs of forward and backward on one image. The cached tokens need no gradient."""
+    """FLOPs of forward and backward on one image. The input embedding needs no input gradient."""
     forward = ar_forward_flops(model, tokenizer, dense)
     return {name: (2 if name == "embedding" else 3) * flops for name, flops in forward.items()}
 
@@ -69,7 +69,7 @@ def ar_training_flops(model: ArModel, tokenizer: Tokenizer, dense: bool = False)
 def ar_batch_flops(
     model: ArModel, tokenizer: Tokenizer, guided: bool, images: int, computed: bool
 ) -> int:
-    """FLOPs of sampling a batch with cached keys and values, without the decoder."""
+    """FLOPs of sampling a batch with a KV cache, no decoder; `computed` includes padding rows."""
     rows = images * (2 if guided else 1)
     if computed:
         rows = max(rows, FEWEST_ROWS)
@@ -77,14 +77,15 @@ def ar_batch_flops(
 
 
 def ar_training_bytes(model: ArModel, tokenizer: Tokenizer, precision: Precision) -> float:
-    """What one image in a training pass takes besides the weights: an estimate."""
+    """Estimated memory of one image's activations and logits in training."""
     length = tokenizer.pyramid.length
-    kept = _KEPT_HALF if precision in ("bf16", "fp16") else _KEPT
-    return length * model.depth * model.width * kept + length * tokenizer.codebook_size * _LOGITS
+    saved = _SAVED_BYTES_HALF if precision in ("bf16", "fp16") else _SAVED_BYTES_FP32
+    activations = length * model.depth * model.width * saved
+    return activations + length * tokenizer.codebook_size * _LOGITS_BYTES
 
 
 def ar_sampling_bytes(model: ArModel, tokenizer: Tokenizer, guided: bool, images: int) -> int:
-    """Less than what a batch takes: keys and values in 2 bytes, and one token's logits."""
+    """A lower bound: keys and values in 2 bytes, and one token's logits."""
     rows = max(FEWEST_ROWS, images * (2 if guided else 1))
-    wide = 2 * model.depth * model.width * tokenizer.pyramid.length
-    return rows * (wide * 2 + tokenizer.codebook_size * 4)
+    cached_numbers = 2 * model.depth * model.width * tokenizer.pyramid.length
+    return rows * (cached_numbers * 2 + tokenizer.codebook_size * 4)

@@ -1,4 +1,4 @@
-"""AR's records: the transformer's shape, how it is sampled from, published and tiny sizes."""
+"""AR's configs: model, sampling settings, and the published and tiny sizes."""
 
 from typing import Literal, Self
 
@@ -7,31 +7,31 @@ from pydantic import NonNegativeInt, PositiveInt, model_validator
 from var_scaling.models.base import ModelRecord, SamplingRecord
 from var_scaling.recipe import NonNegativeFloat, PositiveFloat, Share
 
-_FRAMES = 8  # of a sample in the making, at most
+_MAX_FRAMES = 8  # intermediate results of a sample
 
 
 class ArModel(ModelRecord):
-    """A raster autoregressive transformer: it predicts one token after another, row by row.
+    """An autoregressive transformer: it predicts the tokens one by one in raster order.
 
-    `block`: "adaln" is VAR's block, the class by AdaLN; "llama" is LlamaGen's (arXiv 2406.06525):
-    RMSNorm, SwiGLU, no biases, the class as a prefix token. `embedding`: tokens enter as a linear
-    map of their code vectors, or by a learned table.
+    `block`: "adaln" is VAR's block, conditioned on the class by AdaLN; "llama" is LlamaGen's (arXiv
+    2406.06525): RMSNorm, SwiGLU, no biases, the class as a prefix token. `embedding`: the input of
+    a token is a linear map of its code vector ("codes") or a learned embedding ("table").
     """
 
     family: Literal["ar"] = "ar"
     width_per_depth: PositiveInt = 64
-    fixed_width: PositiveInt | None = None  # in place of width_per_depth x depth
-    fixed_heads: PositiveInt | None = None  # in place of one for each layer of depth
+    fixed_width: PositiveInt | None = None  # overrides width_per_depth x depth
+    fixed_heads: PositiveInt | None = None  # overrides heads = depth
     block: Literal["adaln", "llama"] = "adaln"
     positions: Literal["learned", "rotary"] = "learned"
     embedding: Literal["codes", "table"] = "codes"
     mlp_ratio: PositiveInt = 4  # of the adaln block
-    hidden_multiple: PositiveInt = 256  # the llama block's 8/3 x width is rounded up to one
+    hidden_multiple: PositiveInt = 256  # llama block: 8/3 x width is rounded up to a multiple
     drop_path_per_depth: NonNegativeFloat = 0.1 / 24
     normalised_attention: bool = True  # of the adaln block
-    gamma_init: NonNegativeFloat = 1e-3  # AdaLN rows that scale a block's output
-    adaln_init: NonNegativeFloat = 0.5
-    head_init: NonNegativeFloat = 0.02
+    gamma_init: NonNegativeFloat = 1e-3  # scale of the initial AdaLN weights of the two gates
+    adaln_init: NonNegativeFloat = 0.5  # scale of the other initial AdaLN weights
+    head_init: NonNegativeFloat = 0.02  # scale of the initial head weights
 
     @property
     def width(self) -> int:
@@ -55,17 +55,17 @@ class ArModel(ModelRecord):
 
     def at_depth(self, depth: int) -> "ArModel":
         if self.fixed_width or self.fixed_heads:
-            raise ValueError("fixed_width and fixed_heads: such a model has no ladder of depths")
+            raise ValueError("fixed_width or fixed_heads is set, so the depth cannot be varied")
         return self.model_copy(update={"depth": depth})
 
     @model_validator(mode="after")
-    def _heads_fit(self) -> Self:
+    def _check_shape(self) -> Self:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
         if self.positions == "rotary" and self.width // self.heads % 4:
             raise ValueError(
-                f"positions = rotary: {self.width // self.heads} channels a head; rows and columns "
-                "turn pairs of channels, so they must be a multiple of 4"
+                f"positions = rotary: {self.width // self.heads} channels per head; they must be a "
+                "multiple of 4, because rows and columns both rotate pairs of channels"
             )
         if self.drop_path >= 1:
             raise ValueError(
@@ -75,7 +75,7 @@ class ArModel(ModelRecord):
 
 
 class ArSampling(SamplingRecord):
-    """How an AR model is sampled from. LlamaGen's guidance of 2.0 is 1.0 here."""
+    """The sampling settings of an AR model. LlamaGen's guidance scale 2.0 is guidance 1.0 here."""
 
     family: Literal["ar"] = "ar"
     guidance: NonNegativeFloat = 1.0
@@ -85,13 +85,13 @@ class ArSampling(SamplingRecord):
 
 
 def frame_rows(side: int) -> tuple[int, ...]:
-    """How many rows of the grid each frame shows."""
-    frames = min(side, _FRAMES)
+    """The number of sampled rows of the grid in each frame."""
+    frames = min(side, _MAX_FRAMES)
     return tuple(side * (number + 1) // frames for number in range(frames))
 
 
 def tiny_ar(depth: int, width_per_depth: int = 8) -> ArModel:
-    """A size that a CPU can train: width 8 d, the same blocks as `tiny_var`, nothing dropped."""
+    """A model that a CPU can train: width 8 d, the blocks of `tiny_var`, no drop path."""
     return ArModel(depth=depth, width_per_depth=width_per_depth, drop_path_per_depth=0.0)
 
 
@@ -108,7 +108,7 @@ _LLAMAGEN = {
 def llamagen(size: str) -> ArModel:
     """A published LlamaGen: "B", "L", "XL", "XXL" or "3B". Its tokenizer has 16,384 codes."""
     if size not in _LLAMAGEN:
-        raise ValueError(f"LlamaGen {size}: the sizes are {', '.join(_LLAMAGEN)}")
+        raise ValueError(f"LlamaGen {size}: unknown size; use {', '.join(_LLAMAGEN)}")
     depth, width, heads = _LLAMAGEN[size]
     return ArModel(
         depth=depth,

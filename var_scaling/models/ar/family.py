@@ -1,4 +1,4 @@
-"""AR as a family: what the rest of the program needs of it. No torch on import."""
+"""AR's implementation of ModelFamily. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from var_scaling.models.ar.config import ArModel, ArSampling, frame_rows
 from var_scaling.models.base import (
     Batch,
     Frame,
-    Kept,
+    KeptTokens,
     ModelFamily,
     ModelSpec,
     SampleDraws,
@@ -32,8 +32,8 @@ Spec = ModelSpec[ArModel]
 class ArFamily(ModelFamily[ArModel, ArSampling]):
     """Next-token prediction in raster order over the tokens of a one-scale tokenizer.
 
-    A tokenizer whose scales all have the same side has residual codes at each position: these are
-    read position by position.
+    A tokenizer whose scales all have the same side is a residual quantiser: each position has a
+    code per level. The model predicts all levels of a position before the next position.
     """
 
     name = "ar"
@@ -44,9 +44,9 @@ class ArFamily(ModelFamily[ArModel, ArSampling]):
         pyramid = spec.tokenizer.pyramid
         if len(set(pyramid.patch_nums)) > 1:
             raise ValueError(
-                "model.family = ar: predicts the tokens of one map; tokenizer "
+                "model.family = ar: needs a tokenizer with one scale; tokenizer "
                 f"{spec.tokenizer.name} has scales {', '.join(map(str, pyramid.patch_nums))}: use "
-                f"sides=({pyramid.side},), or the same side again for residual codes"
+                f"patch_nums=({pyramid.side},), or repeat this side for residual codes"
             )
 
     def sequence_length(self, spec: Spec) -> int:
@@ -65,8 +65,8 @@ class ArFamily(ModelFamily[ArModel, ArSampling]):
         return accounting.ar_training_flops(spec.config, spec.tokenizer, dense)
 
     def sampling_flops(self, spec: Spec, guided: bool = True) -> Count:
-        runs = 2 if guided else 1
-        return {name: runs * flops for name, flops in self.forward_flops(spec).items()}
+        passes = 2 if guided else 1
+        return {name: passes * flops for name, flops in self.forward_flops(spec).items()}
 
     def batch_flops(
         self, spec: Spec, sampling: ArSampling, images: int, computed: bool = False
@@ -126,7 +126,7 @@ class ArFamily(ModelFamily[ArModel, ArSampling]):
         labels_B: Tensor,
         sampling: ArSampling,
         draws: SampleDraws,
-        kept: Kept | None = None,
+        kept: KeptTokens | None = None,
     ) -> Iterator[Frame]:
         from var_scaling.models.ar.model import AR
         from var_scaling.models.ar.sampler import sample_tokens
@@ -143,10 +143,10 @@ class ArFamily(ModelFamily[ArModel, ArSampling]):
         sampling: ArSampling,
     ) -> None:
         from var_scaling.models.ar.model import AR
-        from var_scaling.models.ar.sampler import passes_alone
+        from var_scaling.models.ar.sampler import run_network
 
         assert isinstance(network, AR)
-        passes_alone(network, quantizer, labels_B, sampling)
+        run_network(network, quantizer, labels_B, sampling)
 
 
 FAMILY = ArFamily()

@@ -1,7 +1,7 @@
 """The AR transformer: logits of each token given the class and all tokens before it.
 
-Shapes: B images, T tokens of an image in raster order, I of them that are fed back (T - 1 in
-training), C width, N heads, Z code channels, V codes, D depth.
+Shapes: B images, T tokens of an image in raster order, I input tokens (T - 1 in training), C
+width, N heads, Z code channels, V codes, D depth.
 """
 
 import torch
@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from var_scaling.config import Tokenizer
-from var_scaling.models.ar.accounting import has_levels
+from var_scaling.models.ar.accounting import has_level_embedding
 from var_scaling.models.ar.config import ArModel
 from var_scaling.models.layers import (
     Block,
@@ -28,10 +28,10 @@ _LLAMA_STD = 0.02  # LlamaGen's initial standard deviation; its head starts at 0
 
 
 class AR(nn.Module):
-    """Labels are taken as given; index `classes` is the null class.
+    """A causal transformer over an image's tokens. Index `classes` is the null class.
 
-    With AdaLN and learned positions the parameters have VAR's names: for a single token the two
-    are the same network.
+    The network drops no labels; the trainer does. With AdaLN and learned positions the parameters
+    have VAR's names: for a single token both are the same network.
     """
 
     def __init__(self, model: ArModel, tokenizer: Tokenizer, classes: int, seed: int):
@@ -58,7 +58,7 @@ class AR(nn.Module):
             self.pos_start = nn.Parameter(torch.empty(1, 1, width))
         if model.positions == "learned":
             self.pos_1LC = nn.Parameter(torch.empty(1, self.tokens, width))
-        if has_levels(model, tokenizer):
+        if has_level_embedding(model, tokenizer):
             self.lvl_embed = nn.Embedding(self.levels, width)
         self.class_emb = nn.Embedding(classes + 1, width)
         self.word_embed: nn.Module
@@ -84,46 +84,47 @@ class AR(nn.Module):
     def forward(self, labels_B: Tensor, previous: Tensor, keep_D2B: Tensor | None = None) -> Tensor:
         """Teacher-forced logits (B, T, V), in raster order.
 
-        `previous` is what `inputs_of` makes of the first T - 1 tokens. `keep` holds the factor of
-        each image's residual branches.
+        `previous` is `token_inputs` of the first T - 1 tokens. `keep` holds the factors of the
+        residual branches from `drop_path_factors`.
         """
         with full_precision(labels_B.device):
             cond_BC = self.class_emb(labels_B)
-            x_BTC = torch.cat([self.first(cond_BC), self.word_embed(previous)], dim=1)
-            x_BTC = self.placed(x_BTC, slice(0, self.tokens))
+            x_BTC = torch.cat([self.start_embedding(cond_BC), self.word_embed(previous)], dim=1)
+            x_BTC = self.add_positions(x_BTC, slice(0, self.tokens))
         if keep_D2B is None:
             keep_D2B = x_BTC.new_ones(self.config.depth, 2, len(labels_B))
-        kind = autocast_dtype(labels_B.device)
-        x_BTC, cond, keep_D2B = x_BTC.to(kind), cond_BC.to(kind), keep_D2B.to(kind)
+        dtype = autocast_dtype(labels_B.device)
+        x_BTC, cond, keep_D2B = x_BTC.to(dtype), cond_BC.to(dtype), keep_D2B.to(dtype)
         rotate = self.rotation(slice(0, self.tokens))
         for block, keep_2B in zip(self.blocks, keep_D2B, strict=True):
             assert isinstance(block, Block | LlamaBlock)
             keep_2B11 = keep_2B[:, :, None, None]
-            x_BTC = block(x_BTC, block.parts(cond), self.mask_TT, keep_2B11, None, rotate)
-        return self.read(x_BTC, cond_BC)
+            x_BTC = block(x_BTC, block.adaln_params(cond), self.mask_TT, keep_2B11, None, rotate)
+        return self.head_logits(x_BTC, cond_BC)
 
-    def first(self, cond_BC: Tensor) -> Tensor:
-        """What stands before the first token, (B, 1, C)."""
+    def start_embedding(self, cond_BC: Tensor) -> Tensor:
+        """The input that predicts the first token: the class, (B, 1, C)."""
         return (
             cond_BC[:, None] + self.pos_start if self.config.block == "adaln" else cond_BC[:, None]
         )
 
-    def placed(self, x_BtC: Tensor, here: slice) -> Tensor:
-        """`x` with the learned embeddings of the positions `here` and of their residual levels."""
+    def add_positions(self, x_BtC: Tensor, positions: slice) -> Tensor:
+        """`x` plus the learned embeddings of `positions` and of their residual levels."""
         if hasattr(self, "lvl_embed"):
             levels_T = torch.arange(self.tokens, device=x_BtC.device) % self.levels
-            x_BtC = x_BtC + self.lvl_embed(levels_T[here])
+            x_BtC = x_BtC + self.lvl_embed(levels_T[positions])
         if hasattr(self, "pos_1LC"):
-            x_BtC = x_BtC + self.pos_1LC[:, here]
+            x_BtC = x_BtC + self.pos_1LC[:, positions]
         return x_BtC
 
-    def rotation(self, here: slice) -> Rotate | None:
+    def rotation(self, positions: slice) -> Rotate | None:
+        """The rotary embedding of `positions`; None if the model has none."""
         if self.angles_TP is None:
             return None
-        angles_TP = self.angles_TP[here]
-        return lambda x_BNTc: rotated(x_BNTc, angles_TP)
+        angles_TP = self.angles_TP[positions]
+        return lambda x_BNTc: apply_rotary(x_BNTc, angles_TP)
 
-    def read(self, x_BTC: Tensor, cond_BC: Tensor) -> Tensor:
+    def head_logits(self, x_BTC: Tensor, cond_BC: Tensor) -> Tensor:
         if self.config.block == "adaln":
             return self.head(self.head_nm(x_BTC.float(), cond_BC))
         return self.head(self.head_nm(x_BTC.float()))
@@ -136,7 +137,7 @@ class AR(nn.Module):
 
 
 class LlamaBlock(nn.Module):
-    """Attention and SwiGLU behind RMSNorm, without biases; the class is not asked here."""
+    """LlamaGen's block: RMSNorm before attention and SwiGLU, no biases, no class condition."""
 
     def __init__(self, width: int, heads: int, hidden: int):
         super().__init__()
@@ -149,14 +150,14 @@ class LlamaBlock(nn.Module):
         self.w3 = nn.Linear(width, hidden, bias=False)
         self.w2 = nn.Linear(hidden, width, bias=False)
 
-    def parts(self, cond_BC: Tensor) -> Tensor:
-        """The condition does not change this block."""
+    def adaln_params(self, cond_BC: Tensor) -> Tensor:
+        """Empty: the condition does not change this block. `forward` ignores it."""
         return cond_BC[:, :0]
 
     def forward(
         self,
         x_BTC: Tensor,
-        parts: Tensor,
+        adaln: Tensor,
         mask_TT: Tensor | None,
         keep_2B11: Tensor | tuple[float, float],
         kv_cache: KVCache | None = None,
@@ -174,38 +175,38 @@ class LlamaBlock(nn.Module):
         return x_BTC + keep_2B11[1] * self.w2(F.silu(self.w1(h)) * self.w3(h))
 
 
-def inputs_of(model: ArModel, quantizer: Quantizer, ids_BI: Tensor) -> Tensor:
-    """What the network takes of the tokens (B, I): the ids, or their code vectors (B, I, Z)."""
+def token_inputs(model: ArModel, quantizer: Quantizer, ids_BI: Tensor) -> Tensor:
+    """The network's input for the tokens (B, I): the ids, or their code vectors (B, I, Z)."""
     return quantizer.embedding(ids_BI) if model.embedding == "codes" else ids_BI
 
 
-def raster(ids_BL: Tensor, levels: int) -> Tensor:
-    """The tokens as the model reads them: position by position, its residual codes together."""
+def to_raster(ids_BL: Tensor, levels: int) -> Tensor:
+    """Tokens in the model's order: position by position, all levels of a position together."""
     return rearrange(ids_BL, "b (k p) -> b (p k)", k=levels)
 
 
 def from_raster(values_BT: Tensor, levels: int) -> Tensor:
-    """The tokenizer's order again: level by level."""
+    """Values in the tokenizer's order: level by level. The inverse of `to_raster`."""
     return rearrange(values_BT, "b (p k) -> b (k p)", k=levels)
 
 
 def rotary_angles(side: int, levels: int, head_width: int) -> Tensor:
-    """(T, P) angles for P pairs of channels: half of them by the row, half by the column of the
-    token that is fed in at each position (rotary embedding, arXiv 2104.09864, in two dimensions).
+    """Angles (T, P) of P channel pairs: a two-dimensional rotary embedding (arXiv 2104.09864).
 
-    The first input is the class, which is not turned.
+    Half of the pairs depend on the row, half on the column of the input token. The first input is
+    the class; its angles are 0.
     """
     pairs = head_width // 4
-    speeds_P = 10_000.0 ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
-    fed_T = torch.arange(side * side * levels - 1) // levels
-    rows, columns = fed_T // side, fed_T % side
-    turned = torch.cat([rows[:, None] * speeds_P, columns[:, None] * speeds_P], dim=1)
-    return torch.cat([turned.new_zeros(1, 2 * pairs), turned]).float()
+    frequencies_P = 10_000.0 ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
+    position_I = torch.arange(side * side * levels - 1) // levels  # of each input token in the grid
+    rows, columns = position_I // side, position_I % side
+    angles = torch.cat([rows[:, None] * frequencies_P, columns[:, None] * frequencies_P], dim=1)
+    return torch.cat([angles.new_zeros(1, 2 * pairs), angles]).float()
 
 
-def rotated(x_BNTc: Tensor, angles_TP: Tensor) -> Tensor:
-    """Each pair of neighbouring channels turned by its angle."""
-    one, other = x_BNTc.float().unflatten(-1, (-1, 2)).unbind(-1)
+def apply_rotary(x_BNTc: Tensor, angles_TP: Tensor) -> Tensor:
+    """Rotate each pair of neighbouring channels by its angle."""
+    even, odd = x_BNTc.float().unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = angles_TP.cos(), angles_TP.sin()
-    turned = torch.stack([one * cos - other * sin, one * sin + other * cos], dim=-1)
-    return turned.flatten(-2).to(x_BNTc.dtype)
+    rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+    return rotated.flatten(-2).to(x_BNTc.dtype)

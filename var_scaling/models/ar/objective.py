@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from var_scaling.models.ar.config import ArModel
-from var_scaling.models.ar.model import from_raster, inputs_of, raster
+from var_scaling.models.ar.model import from_raster, to_raster, token_inputs
 from var_scaling.models.base import Batch, ModelSpec, StepDraws
 from var_scaling.models.layers import drop_path_factors
 from var_scaling.tokenizer.quantizer import Quantizer
@@ -21,24 +21,24 @@ def training_loss(
     batch: Batch,
     draws: StepDraws,
 ) -> Tensor:
-    """Mean cross entropy over the tokens of `batch`; the residual branches dropped by image."""
+    """Mean cross entropy over the tokens of `batch`, with drop path per image."""
     model = spec.config
     generator = torch.Generator().manual_seed(draws.seed_of("drop path"))
     keep_D2B = drop_path_factors(model.drop_path, model.depth, draws.images, generator)
     if keep_D2B is not None:
-        keep_D2B = keep_D2B[:, :, draws.share].to(batch.labels_B.device)
-    ids_BT = raster(batch.ids_BL, spec.tokenizer.pyramid.scales)
-    logits_BTV = network(batch.labels_B, inputs_of(model, quantizer, ids_BT[:, :-1]), keep_D2B)
+        keep_D2B = keep_D2B[:, :, draws.local_slice].to(batch.labels_B.device)
+    ids_BT = to_raster(batch.ids_BL, spec.tokenizer.pyramid.scales)
+    logits_BTV = network(batch.labels_B, token_inputs(model, quantizer, ids_BT[:, :-1]), keep_D2B)
     return F.cross_entropy(logits_BTV.flatten(0, 1).float(), ids_BT.flatten())
 
 
 def level_sums(
     spec: ModelSpec[ArModel], network: nn.Module, quantizer: Quantizer, batch: Batch
 ) -> list[Tensor]:
-    """Cross entropy in nats and top-1 errors, each summed by level: two of (B, K) float64."""
+    """Cross entropy in nats and top-1 errors, both summed per level: two (B, K) float64 tensors."""
     levels = spec.tokenizer.pyramid.scales
-    ids_BT = raster(batch.ids_BL, levels)
-    logits_BTV = network(batch.labels_B, inputs_of(spec.config, quantizer, ids_BT[:, :-1]))
+    ids_BT = to_raster(batch.ids_BL, levels)
+    logits_BTV = network(batch.labels_B, token_inputs(spec.config, quantizer, ids_BT[:, :-1]))
     loss_BT = F.cross_entropy(logits_BTV.movedim(-1, 1).float(), ids_BT, reduction="none")
     error_BT = logits_BTV.argmax(-1) != ids_BT
     return [

@@ -1,15 +1,15 @@
 """Parameters, FLOPs and memory of the diffusion transformer.
 
-An image is T = (H / patch)² positions of Z patch² numbers each.
+An image has T = (H / patch)² positions with Z patch² numbers each.
 """
 
 from var_scaling.accounting import FEWEST_ROWS, Count
 from var_scaling.config import Tokenizer
-from var_scaling.models.dit.config import DitModel, DitSampling, times_of
+from var_scaling.models.dit.config import DitModel, DitSampling, sampling_times
 from var_scaling.recipe import Precision
 
-# Bytes that a block keeps for the backward pass, by position and channel.
-_KEPT, _KEPT_HALF = 100, 60
+# Bytes that a block saves for the backward pass, per position and channel: as for VAR's block.
+_SAVED_BYTES_FP32, _SAVED_BYTES_HALF = 100, 60
 
 
 def positions(model: DitModel, tokenizer: Tokenizer) -> int:
@@ -17,68 +17,68 @@ def positions(model: DitModel, tokenizer: Tokenizer) -> int:
 
 
 def patch_channels(model: DitModel, tokenizer: Tokenizer) -> tuple[int, int]:
-    """Numbers that enter and leave at each position."""
-    entering = tokenizer.code_channels * model.patch**2
-    return entering, entering * (2 if model.learned_variance else 1)
+    """Input and output channels of each position."""
+    channels_in = tokenizer.code_channels * model.patch**2
+    return channels_in, channels_in * (2 if model.learned_variance else 1)
 
 
 def dit_parameters(model: DitModel, tokenizer: Tokenizer, classes: int) -> Count:
     """Trainable parameters by component; the sum equals `numel` over the module.
 
-    The table of positions is fixed and not counted.
+    The position embedding is fixed and not counted.
     """
     width, depth, hidden = model.width, model.depth, model.mlp_ratio * model.width
-    entering, leaving = patch_channels(model, tokenizer)
+    channels_in, channels_out = patch_channels(model, tokenizer)
     time = (model.time_channels + 1) * width + (width + 1) * width
     return {
-        "embedding": (entering + 1) * width + time + (classes + 1) * width,
+        "embedding": (channels_in + 1) * width + time + (classes + 1) * width,
         "attention": depth * (4 * width * width + 4 * width),
         "mlp": depth * (2 * hidden * width + hidden + width),
         "adaln": (6 * depth + 2) * (width * width + width),
-        "head": (width + 1) * leaving,
+        "head": (width + 1) * channels_out,
     }
 
 
 def dit_block_parameters(model: DitModel) -> int:
-    """Weights of the block matrices, AdaLN's among them: 18 w² a block."""
+    """Weights of the block matrices including AdaLN: 18 w² per block at MLP ratio 4."""
     return (4 + 2 * model.mlp_ratio + 6) * model.depth * model.width**2
 
 
 def dit_forward_flops(model: DitModel, tokenizer: Tokenizer) -> Count:
-    """FLOPs of one forward over one image at one time. Nothing is masked."""
+    """FLOPs of one forward pass over one image at one time. No attention pair is masked."""
     width, depth, length = model.width, model.depth, positions(model, tokenizer)
-    entering, leaving = patch_channels(model, tokenizer)
+    channels_in, channels_out = patch_channels(model, tokenizer)
     return {
-        "embedding": 2 * length * entering * width
+        "embedding": 2 * length * channels_in * width
         + 2 * model.time_channels * width
         + 2 * width * width,
         "attention_projections": depth * 8 * width * width * length,
         "attention_scores": depth * 4 * length * length * width,
         "mlp": depth * 4 * model.mlp_ratio * width * width * length,
         "adaln": (12 * depth + 4) * width * width,
-        "head": 2 * length * width * leaving,
+        "head": 2 * length * width * channels_out,
     }
 
 
 def dit_training_flops(model: DitModel, tokenizer: Tokenizer) -> Count:
-    """FLOPs of forward and backward on one image. What data enters needs no gradient."""
+    """FLOPs of forward and backward on one image. The network's inputs need no gradient."""
     forward = dit_forward_flops(model, tokenizer)
     flops = {name: 3 * count for name, count in forward.items()}
-    last_of_time = 2 * model.width**2  # the only layer of the embedding that is fed by another
-    flops["embedding"] = 2 * forward["embedding"] + last_of_time
+    # The time MLP's second layer is the only embedding layer whose input needs a gradient.
+    flops["embedding"] = 2 * forward["embedding"] + 2 * model.width**2
     return flops
 
 
 def dit_batch_flops(
     model: DitModel, tokenizer: Tokenizer, sampling: DitSampling, images: int, computed: bool
 ) -> int:
-    """FLOPs of sampling a batch: at each step all of the network, twice where it is guided.
+    """FLOPs of sampling a batch: one pass at each step, two with guidance.
 
-    `computed`: with the spare rows that AdaLN takes for a small batch.
+    `computed` also counts the padding rows of AdaLN in a small batch.
     """
     forward = dit_forward_flops(model, tokenizer)
     flops = 0
-    for time in times_of(model, sampling.steps):
+    for time in sampling_times(model, sampling.steps):
         rows = images * (2 if sampling.guided_at(time) else 1)
         flops += rows * sum(forward.values())
         if computed:
@@ -87,14 +87,14 @@ def dit_batch_flops(
 
 
 def dit_training_bytes(model: DitModel, tokenizer: Tokenizer, precision: Precision) -> float:
-    """What one image in a training pass takes besides the weights: an estimate."""
-    kept = _KEPT_HALF if precision in ("bf16", "fp16") else _KEPT
-    return positions(model, tokenizer) * model.depth * model.width * kept
+    """Estimated memory of one image's activations in training."""
+    saved = _SAVED_BYTES_HALF if precision in ("bf16", "fp16") else _SAVED_BYTES_FP32
+    return positions(model, tokenizer) * model.depth * model.width * saved
 
 
 def dit_sampling_bytes(
     model: DitModel, tokenizer: Tokenizer, sampling: DitSampling, images: int
 ) -> int:
-    """Less than what a batch takes: one block's activations in 2 bytes."""
+    """A lower bound: one block's activations in 2 bytes."""
     rows = images * (2 if sampling.guided else 1)
     return rows * positions(model, tokenizer) * model.width * (4 + 2 * model.mlp_ratio) * 2

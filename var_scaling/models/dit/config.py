@@ -1,4 +1,4 @@
-"""DiT's records: the transformer's shape, how it is sampled from, published and tiny sizes."""
+"""DiT's configs: model, sampling settings, and the published and tiny sizes."""
 
 from typing import Annotated, Literal, Self
 
@@ -7,24 +7,24 @@ from pydantic import Field, PositiveInt, model_validator
 from var_scaling.models.base import ModelRecord, SamplingRecord
 from var_scaling.recipe import NonNegativeFloat, Share
 
-BINS = 8  # of the times of the validation loss
-_FRAMES = 8  # of a sample in the making, at most
+BINS = 8  # time intervals of the validation loss
+_MAX_FRAMES = 8  # intermediate results of a sample
 
 
 class DitModel(ModelRecord):
     """A diffusion transformer with AdaLN-Zero (arXiv 2212.09748) on the tokenizer's grid.
 
     `prediction`: "velocity" is flow matching on the straight path between data and noise
-    (arXiv 2401.08740); "epsilon" predicts the noise of `schedule_steps` discrete steps with linear
-    β, and with `learned_variance` the variance of a step too, as published.
+    (arXiv 2401.08740). "epsilon" predicts the noise on a schedule of `schedule_steps` discrete
+    steps with linear β, and with `learned_variance` also the variance of a step, as published.
     """
 
     family: Literal["dit"] = "dit"
     width_per_depth: PositiveInt = 64
-    fixed_width: PositiveInt | None = None  # in place of width_per_depth x depth
-    fixed_heads: PositiveInt | None = None  # in place of one for each layer of depth
-    latents: Literal["quantized", "unquantized"] = "quantized"  # what the tokens stand for, or f
-    patch: PositiveInt = 1  # side of the squares of the grid that become one position
+    fixed_width: PositiveInt | None = None  # overrides width_per_depth x depth
+    fixed_heads: PositiveInt | None = None  # overrides heads = depth
+    latents: Literal["quantized", "unquantized"] = "quantized"  # decoded tokens, or features
+    patch: PositiveInt = 1  # side of the square of grid cells per position
     mlp_ratio: PositiveInt = 4
     time_channels: Annotated[int, Field(ge=2, multiple_of=2)] = 256
     prediction: Literal["velocity", "epsilon"] = "velocity"
@@ -41,26 +41,26 @@ class DitModel(ModelRecord):
 
     def at_depth(self, depth: int) -> "DitModel":
         if self.fixed_width or self.fixed_heads:
-            raise ValueError("fixed_width and fixed_heads: such a model has no ladder of depths")
+            raise ValueError("fixed_width or fixed_heads is set, so the depth cannot be varied")
         return self.model_copy(update={"depth": depth})
 
     @model_validator(mode="after")
-    def _fits_itself(self) -> Self:
+    def _check_shape(self) -> Self:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
         if self.width % 4:
-            raise ValueError(f"width {self.width}: must be a multiple of 4 (sines and cosines)")
+            raise ValueError(f"width {self.width}: must be a multiple of 4 (position embedding)")
         if self.learned_variance and self.prediction != "epsilon":
-            raise ValueError("learned_variance: only with prediction = epsilon")
+            raise ValueError("learned_variance: allowed only with prediction = epsilon")
         return self
 
 
 class DitSampling(SamplingRecord):
-    """How a DiT is sampled from. Guidance is g of c + g (c - u): the published 1.5 is .5 here.
+    """The sampling settings of a DiT. Guidance is g of c + g (c - u): the published 1.5 is 0.5.
 
-    `sampler`: "ode" follows the deterministic path (Euler for a velocity model, DDIM for an ε
-    model), "sde" adds noise at each step (Euler-Maruyama, DDPM). Guidance applies to the times in
-    `interval`, where 1 is pure noise and 0 the image (arXiv 2404.07724).
+    `sampler`: "ode" is deterministic (Euler for a velocity model, DDIM for an ε model), "sde" adds
+    noise at each step (Euler-Maruyama, DDPM). Guidance applies to the times in `interval`, where 1
+    is pure noise and 0 the image (arXiv 2404.07724).
     """
 
     family: Literal["dit"] = "dit"
@@ -70,7 +70,7 @@ class DitSampling(SamplingRecord):
     interval: tuple[Share, Share] = (0.0, 1.0)
 
     @model_validator(mode="after")
-    def _interval_rises(self) -> Self:
+    def _check_interval(self) -> Self:
         if self.interval[0] > self.interval[1]:
             raise ValueError(f"interval = {self.interval}: the first must not exceed the second")
         return self
@@ -80,15 +80,15 @@ class DitSampling(SamplingRecord):
         return self.guidance > 0 and self.interval[0] <= time <= self.interval[1]
 
     def frame_steps(self) -> tuple[int, ...]:
-        """After how many steps a frame is shown."""
-        frames = min(self.steps, _FRAMES)
+        """The steps after which the sampler yields a frame."""
+        frames = min(self.steps, _MAX_FRAMES)
         return tuple(self.steps * (number + 1) // frames for number in range(frames))
 
 
-def times_of(model: DitModel, steps: int) -> tuple[float, ...]:
-    """The times in (0, 1] at which a sampler of so many steps asks the model, 1 first.
+def sampling_times(model: DitModel, steps: int) -> tuple[float, ...]:
+    """The times in (0, 1] at which a sampler with `steps` steps evaluates the model, 1 first.
 
-    A discrete schedule has the times 1 / N, 2 / N, …, 1. Raises ValueError where it has too few.
+    A discrete schedule has the times 1 / N, 2 / N, …, 1. Raises ValueError if `steps` exceeds N.
     """
     if model.prediction == "velocity":
         return tuple(1 - number / steps for number in range(steps))
@@ -102,7 +102,7 @@ def times_of(model: DitModel, steps: int) -> tuple[float, ...]:
 
 
 def tiny_dit(depth: int, width_per_depth: int = 8) -> DitModel:
-    """A size that a CPU can train: width 8 d, flow matching, each cell of the grid a position."""
+    """A model that a CPU can train: width 8 d, flow matching, one position per grid cell."""
     return DitModel(depth=depth, width_per_depth=width_per_depth, time_channels=32)
 
 
@@ -113,7 +113,7 @@ _PUBLISHED = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": 
 def published_dit(size: str, patch: int) -> DitModel:
     """A published DiT: "S", "B", "L" or "XL", with patches of side 2, 4 or 8."""
     if size not in _PUBLISHED:
-        raise ValueError(f"DiT {size}: the sizes are {', '.join(_PUBLISHED)}")
+        raise ValueError(f"DiT {size}: unknown size; use {', '.join(_PUBLISHED)}")
     depth, width, heads = _PUBLISHED[size]
     return DitModel(
         depth=depth,

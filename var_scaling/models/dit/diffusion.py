@@ -1,8 +1,8 @@
-"""Paths between data and noise, and the samplers that follow them back. They know no network.
+"""Paths between data and noise, and the samplers that reverse them, independent of the network.
 
-Two paths. Straight (flow matching, arXiv 2401.08740): x_t = (1 - t) x_0 + t ε, predicted is the
-velocity v = ε - x_0. Discrete (DDPM, arXiv 2006.11239): x_n = √ᾱ_n x_0 + √(1 - ᾱ_n) ε for N steps
-of linear β, predicted is ε. Times are in (0, 1], 1 is noise; step n of N is the time n / N.
+Straight path (flow matching, arXiv 2401.08740): x_t = (1 - t) x_0 + t ε; the model predicts the
+velocity v = ε - x_0. Discrete path (DDPM, arXiv 2006.11239): x_n = √ᾱ_n x_0 + √(1 - ᾱ_n) ε for N
+steps of linear β; the model predicts ε. Times are in (0, 1], 1 is noise; step n of N is time n / N.
 
 Each sampler yields its estimate of x_0 after each step; the last is the sample.
 
@@ -16,15 +16,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-Velocity = Callable[[Tensor, float], Tensor]  # of x and t
-Normal = Callable[[int], Tensor]  # fresh normal numbers of x's shape, for a step
+Velocity = Callable[[Tensor, float], Tensor]  # (x, t) -> v
+Normal = Callable[[int], Tensor]  # step -> new normal numbers of x's shape
 
-_BETAS = (1e-4, 0.02)  # of a schedule of 1,000 steps; others are scaled
+_BETAS = (1e-4, 0.02)  # first and last of 1,000 steps; scaled for another number of steps
 
 
 class NoisePrediction(NamedTuple):
-    """What an ε model gives: the noise and, where it learned it, the variance of the step as
-    numbers that run from -1 (the least possible) to 1 (the largest).
+    """The output of an ε model: the noise and, if learned, the variance of the step as a number
+    from -1 (the lower bound β̃) to 1 (the upper bound β).
     """
 
     epsilon: Tensor
@@ -39,7 +39,7 @@ Epsilon = Callable[[Tensor, float], NoisePrediction]
 
 def on_path(clean: Tensor, noise: Tensor, t_B: Tensor) -> Tensor:
     """x_t of the straight path."""
-    t = _beside(t_B, clean)
+    t = _broadcast(t_B, clean)
     return (1 - t) * clean + t * noise
 
 
@@ -52,16 +52,16 @@ def epsilon_of_velocity(velocity: Tensor, x: Tensor, t: float) -> Tensor:
 
 
 def velocity_of_epsilon(epsilon: Tensor, x: Tensor, t: float) -> Tensor:
-    """Defined for t < 1: at pure noise ε tells nothing of the image."""
+    """The velocity from ε at x_t. Defined for t < 1: at pure noise ε does not determine x_0."""
     return (epsilon - x) / (1 - t)
 
 
 def euler(velocity: Velocity, x: Tensor, times: Sequence[float]) -> Iterator[Tensor]:
-    """Euler steps of dx / dt = v through `times`, from noise x to 0."""
-    for t, after in zip(times, [*times[1:], 0.0], strict=True):
+    """Euler steps of dx / dt = v through `times`, from noise x to time 0."""
+    for t, t_next in zip(times, [*times[1:], 0.0], strict=True):
         v = velocity(x, t)
         yield clean_of_velocity(v, x, t)
-        x = x + (after - t) * v
+        x = x + (t_next - t) * v
 
 
 def euler_maruyama(
@@ -69,15 +69,15 @@ def euler_maruyama(
 ) -> Iterator[Tensor]:
     """The reverse SDE dx = (v - w s / 2) dt + √w dW with score s = -ε / t and w = t.
 
-    The last step is taken without noise.
+    The last step adds no noise.
     """
-    for step, (t, after) in enumerate(zip(times, [*times[1:], 0.0], strict=True)):
+    for step, (t, t_next) in enumerate(zip(times, [*times[1:], 0.0], strict=True)):
         v = velocity(x, t)
         yield clean_of_velocity(v, x, t)
-        if after > 0:
-            width = t - after
+        if t_next > 0:
+            dt = t - t_next
             drift = v + epsilon_of_velocity(v, x, t) / 2  # w s = -ε
-            x = x - width * drift + math.sqrt(t * width) * normal(step)
+            x = x - dt * drift + math.sqrt(t * dt) * normal(step)
 
 
 # The discrete schedule ----------------------------------------------------------------------------
@@ -94,62 +94,65 @@ class Schedule:
         self.alpha_bars_N = (1 - self.betas_N).cumprod(0)
 
     def number(self, time: float) -> int:
-        """Which step a time is, from 0."""
+        """The index of the step at `time`, from 0."""
         return round(time * self.steps) - 1
 
     def alpha_bar(self, time: float) -> float:
-        """ᾱ at a time of the schedule; 1 at the image itself."""
+        """ᾱ at a time of the schedule; 1 at time 0, the image."""
         return float(self.alpha_bars_N[self.number(time)]) if time > 0 else 1.0
 
     def noised(self, clean: Tensor, noise: Tensor, numbers_B: Tensor) -> Tensor:
-        """x_n of each image at its step, `numbers` from 0."""
-        alpha_bar = _beside(self.alpha_bars_N.to(numbers_B.device)[numbers_B], clean).float()
+        """x_n of each image at its own step; `numbers` are step indices from 0."""
+        alpha_bar = _broadcast(self.alpha_bars_N.to(numbers_B.device)[numbers_B], clean).float()
         return alpha_bar.sqrt() * clean + (1 - alpha_bar).sqrt() * noise
 
 
 def ddim(
     epsilon: Epsilon, x: Tensor, times: Sequence[float], schedule: Schedule
 ) -> Iterator[Tensor]:
-    """Denoising diffusion implicit models (arXiv 2010.02502) without noise."""
-    for t, after in zip(times, [*times[1:], 0.0], strict=True):
-        here, there = schedule.alpha_bar(t), schedule.alpha_bar(after)
+    """Denoising diffusion implicit models (arXiv 2010.02502), deterministic (η = 0)."""
+    for t, t_next in zip(times, [*times[1:], 0.0], strict=True):
+        bar, bar_next = schedule.alpha_bar(t), schedule.alpha_bar(t_next)
         eps = epsilon(x, t).epsilon
-        clean = (x - math.sqrt(1 - here) * eps) / math.sqrt(here)
+        clean = (x - math.sqrt(1 - bar) * eps) / math.sqrt(bar)
         yield clean
-        x = math.sqrt(there) * clean + math.sqrt(1 - there) * eps
+        x = math.sqrt(bar_next) * clean + math.sqrt(1 - bar_next) * eps
 
 
 def ddpm(
     epsilon: Epsilon, x: Tensor, times: Sequence[float], schedule: Schedule, normal: Normal
 ) -> Iterator[Tensor]:
-    """Ancestral sampling of the schedule that `times` leave of the whole one (arXiv 2102.09672).
+    """Ancestral sampling on the subset `times` of the schedule (arXiv 2102.09672).
 
-    Without a learned variance a step has that of the posterior.
+    Without a learned variance a step uses the variance β̃ of the posterior.
     """
-    for step, (t, after) in enumerate(zip(times, [*times[1:], 0.0], strict=True)):
-        here, there = schedule.alpha_bar(t), schedule.alpha_bar(after)
+    for step, (t, t_next) in enumerate(zip(times, [*times[1:], 0.0], strict=True)):
+        bar, bar_next = schedule.alpha_bar(t), schedule.alpha_bar(t_next)
         predicted = epsilon(x, t)
-        clean = (x - math.sqrt(1 - here) * predicted.epsilon) / math.sqrt(here)
+        clean = (x - math.sqrt(1 - bar) * predicted.epsilon) / math.sqrt(bar)
         yield clean
-        if after == 0:
+        if t_next == 0:
             return
-        mean, least, most = posterior(clean, x, here, there)
-        deviation: Tensor | float = math.sqrt(least)
+        mean, beta_tilde, beta = posterior(clean, x, bar, bar_next)
+        deviation: Tensor | float = math.sqrt(beta_tilde)
         if predicted.variance is not None:
-            share = (predicted.variance + 1) / 2
-            deviation = (share * math.log(most) + (1 - share) * math.log(least)).mul(0.5).exp()
+            share = (predicted.variance + 1) / 2  # interpolates the log variance, eq. 15
+            log_variance = share * math.log(beta) + (1 - share) * math.log(beta_tilde)
+            deviation = log_variance.mul(0.5).exp()
         x = mean + deviation * normal(step)
 
 
-def posterior(clean: Tensor, x: Tensor, here: float, there: float) -> tuple[Tensor, float, float]:
-    """Mean of x one step nearer to the image, its variance β̃, and the step's β, where ᾱ goes from
-    `here` to `there`.
+def posterior(clean: Tensor, x: Tensor, bar: float, bar_next: float) -> tuple[Tensor, float, float]:
+    """Mean and variance β̃ of q(x_next | x, x_0), and the step's β (arXiv 2006.11239, eq. 7).
+
+    The step goes from x, where ᾱ is `bar`, one step towards the image, where ᾱ is `bar_next`.
     """
-    beta = 1 - here / there
-    mean = math.sqrt(there) * beta / (1 - here) * clean
-    mean = mean + math.sqrt(here / there) * (1 - there) / (1 - here) * x
-    return mean, beta * (1 - there) / (1 - here), beta
+    beta = 1 - bar / bar_next
+    mean = math.sqrt(bar_next) * beta / (1 - bar) * clean
+    mean = mean + math.sqrt(bar / bar_next) * (1 - bar_next) / (1 - bar) * x
+    return mean, beta * (1 - bar_next) / (1 - bar), beta
 
 
-def _beside(values_B: Tensor, x: Tensor) -> Tensor:
+def _broadcast(values_B: Tensor, x: Tensor) -> Tensor:
+    """`values` (B,) as (B, 1, …), to broadcast against `x`."""
     return values_B.view(-1, *[1] * (x.ndim - 1))

@@ -1,4 +1,4 @@
-"""DiT as a family: what the rest of the program needs of it. No torch on import."""
+"""DiT's implementation of ModelFamily. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from var_scaling.config import CacheKind
 from var_scaling.models.base import (
     Batch,
     Frame,
-    Kept,
+    KeptTokens,
     ModelFamily,
     ModelSpec,
     SampleDraws,
@@ -18,7 +18,7 @@ from var_scaling.models.base import (
     Validation,
 )
 from var_scaling.models.dit import accounting
-from var_scaling.models.dit.config import BINS, DitModel, DitSampling, times_of
+from var_scaling.models.dit.config import BINS, DitModel, DitSampling, sampling_times
 from var_scaling.recipe import Precision
 
 if TYPE_CHECKING:
@@ -32,22 +32,22 @@ Spec = ModelSpec[DitModel]
 
 
 class DitFamily(ModelFamily[DitModel, DitSampling]):
-    """Diffusion in the space of the tokenizer's grid, normalised per channel."""
+    """Diffusion on the tokenizer's grid, normalised per channel."""
 
     name = "dit"
     config = DitModel
     sampling = DitSampling
 
-    def reads(self, config: DitModel) -> CacheKind:
+    def cache_kind(self, config: DitModel) -> CacheKind:
         return "tokens" if config.latents == "quantized" else "features"
 
     def check(self, spec: Spec) -> None:
         side, patch = spec.tokenizer.pyramid.side, spec.config.patch
         if side % patch:
-            dividing = [number for number in range(1, side + 1) if side % number == 0]
+            divisors = [number for number in range(1, side + 1) if side % number == 0]
             raise ValueError(
                 f"model.patch = {patch}: does not divide the grid side {side}; use "
-                f"{', '.join(map(str, dividing[:-1]))} or {dividing[-1]}"
+                f"{', '.join(map(str, divisors[:-1]))} or {divisors[-1]}"
             )
 
     def sequence_length(self, spec: Spec) -> int:
@@ -67,8 +67,8 @@ class DitFamily(ModelFamily[DitModel, DitSampling]):
 
     def sampling_flops(self, spec: Spec, guided: bool = True) -> Count:
         steps = min(DitSampling().steps, spec.config.schedule_steps)
-        runs = steps * (2 if guided else 1)
-        return {name: runs * flops for name, flops in self.forward_flops(spec).items()}
+        passes = steps * (2 if guided else 1)
+        return {name: passes * flops for name, flops in self.forward_flops(spec).items()}
 
     def batch_flops(
         self, spec: Spec, sampling: DitSampling, images: int, computed: bool = False
@@ -82,18 +82,20 @@ class DitFamily(ModelFamily[DitModel, DitSampling]):
         return accounting.dit_sampling_bytes(spec.config, spec.tokenizer, sampling, images)
 
     def validation(self, spec: Spec) -> Validation:
-        """The squared error of the prediction, in bins of time; an eighth of the images, each at
-        one time in every bin, cost as much as one forward over all.
+        """The squared error of the prediction in BINS bins of time. Every BINS-th image is scored
+        once in each bin, so validation costs one forward pass over all images.
         """
         numbers = spec.tokenizer.code_channels * spec.tokenizer.pyramid.side**2
         names = tuple(f"t {number / BINS:g}-{(number + 1) / BINS:g}" for number in range(BINS))
         unit = f"squared error of {spec.config.prediction}"
-        if spec.config.latents == "unquantized":  # of another grid: no point of the same law
+        if spec.config.latents == "unquantized":  # another grid: these losses are not comparable
             unit += " of features"
-        return Validation(unit, names, (numbers,) * BINS, ("loss",), every=BINS, passes=BINS)
+        return Validation(
+            unit, names, (numbers,) * BINS, ("loss",), score_every=BINS, forwards_per_image=BINS
+        )
 
     def frames(self, spec: Spec, sampling: DitSampling) -> tuple[str, ...]:
-        times_of(spec.config, sampling.steps)  # raises where there are too many steps
+        sampling_times(spec.config, sampling.steps)  # raises if there are too many steps
         return tuple(f"step {step}" for step in sampling.frame_steps())
 
     def build(self, spec: Spec, seed: int) -> DiT:
@@ -107,15 +109,15 @@ class DitFamily(ModelFamily[DitModel, DitSampling]):
         assert isinstance(network, DiT)
         if latents is None:
             raise ValueError(
-                "dit: needs the mean and deviation of each channel, and the token cache's "
-                "manifest.json has none; it is of an earlier version: delete the folder of the "
-                "tokens to have them made again"
+                "dit: needs the mean and deviation of each channel, but the token cache's "
+                "manifest.json has none: an earlier version wrote it. Delete the folder of the "
+                "tokens; the next run encodes them again"
             )
-        still = [str(z) for z, deviation in enumerate(latents.deviation) if deviation == 0]
-        if still:
+        constant = [str(z) for z, deviation in enumerate(latents.deviation) if deviation == 0]
+        if constant:
             raise ValueError(
-                f"dit: channels {', '.join(still)} of the grid are the same in all images, so "
-                "they cannot be normalised: the tokenizer has collapsed; train another"
+                f"dit: channels {', '.join(constant)} of the grid are the same in all images, so "
+                "they cannot be normalised: the tokenizer has collapsed; train another one"
             )
         for buffer_Z, values in (
             (network.latent_mean_Z, latents.mean),
@@ -155,7 +157,7 @@ class DitFamily(ModelFamily[DitModel, DitSampling]):
         labels_B: Tensor,
         sampling: DitSampling,
         draws: SampleDraws,
-        kept: Kept | None = None,
+        kept: KeptTokens | None = None,
     ) -> Iterator[Frame]:
         from var_scaling.models.dit.model import DiT
         from var_scaling.models.dit.sampler import denoise
@@ -172,10 +174,10 @@ class DitFamily(ModelFamily[DitModel, DitSampling]):
         sampling: DitSampling,
     ) -> None:
         from var_scaling.models.dit.model import DiT
-        from var_scaling.models.dit.sampler import passes_alone
+        from var_scaling.models.dit.sampler import run_network
 
         assert isinstance(network, DiT)
-        passes_alone(network, labels_B, _shape(spec), sampling)
+        run_network(network, labels_B, _shape(spec), sampling)
 
 
 def _shape(spec: Spec) -> tuple[int, int, int]:

@@ -1,7 +1,7 @@
 """The diffusion transformer (arXiv 2212.09748), with the released parameter names.
 
-Shapes: B images, Z channels and H side of the grid, T positions, C width, N heads, P numbers of a
-patch.
+Shapes: B images, R rows of the condition, Z channels and H side of the grid, T positions, C width,
+N heads, P numbers of a patch.
 """
 
 import math
@@ -24,13 +24,14 @@ from var_scaling.models.layers import (
 )
 from var_scaling.randomness import seed_for
 
-_STD = 0.02  # of the embeddings of class and time
+_STD = 0.02  # initial standard deviation of the class and time embeddings
 
 
 class DiT(nn.Module):
-    """Takes and gives grids that are normalised per channel: what they are of is in its buffers.
+    """A transformer with AdaLN-Zero. Input and output grids are normalised per channel.
 
-    Index `classes` is the null class. At the start of training the output is exactly 0.
+    Buffers hold the mean and deviation of each channel. Index `classes` is the null class. The
+    head starts at zero, so the initial output is exactly 0.
     """
 
     def __init__(self, model: DitModel, tokenizer: Tokenizer, classes: int, seed: int):
@@ -48,8 +49,8 @@ class DiT(nn.Module):
 
     def _build(self, model: DitModel, tokenizer: Tokenizer, classes: int) -> None:
         width = model.width
-        entering, leaving = patch_channels(model, tokenizer)
-        self.x_embedder = nn.Linear(entering, width)
+        channels_in, channels_out = patch_channels(model, tokenizer)
+        self.x_embedder = nn.Linear(channels_in, width)
         self.t_embedder = nn.Sequential(
             nn.Linear(model.time_channels, width), nn.SiLU(), nn.Linear(width, width)
         )
@@ -58,30 +59,30 @@ class DiT(nn.Module):
             DitBlock(width, model.heads, model.mlp_ratio) for _ in range(model.depth)
         )
         self.final_modulation = Modulation(width, 2)
-        self.final_linear = nn.Linear(width, leaving)
+        self.final_linear = nn.Linear(width, channels_out)
         channels = tokenizer.code_channels
         self.register_buffer("latent_mean_Z", torch.zeros(channels))
         self.register_buffer("latent_deviation_Z", torch.ones(channels))
-        self.register_buffer("pos_embed_TC", sine_positions(width, self.side), persistent=False)
+        self.register_buffer("pos_embed_TC", sincos_positions(width, self.side), persistent=False)
 
     def forward(self, x_BZHH: Tensor, t_B: Tensor, labels_B: Tensor) -> Tensor:
         """The prediction (B, Z, H, H), or (B, 2 Z, H, H) with a learned variance. Times in (0, 1].
 
-        The condition has at least FEWEST_ROWS rows: a smaller matrix product rounds differently on
-        a CPU, and a sample would depend on its batch.
+        Padding gives the condition at least FEWEST_ROWS rows: a smaller matrix product rounds
+        differently on a CPU, so a sample would depend on the batch size.
         """
         images = len(x_BZHH)
-        spare = max(0, FEWEST_ROWS - images)
-        if spare and self.side**2 < FEWEST_ROWS:
-            x_BZHH = torch.cat([x_BZHH, x_BZHH[:1].expand(spare, -1, -1, -1)])
+        padding = max(0, FEWEST_ROWS - images)
+        if padding and self.side**2 < FEWEST_ROWS:  # else the T positions make enough rows
+            x_BZHH = torch.cat([x_BZHH, x_BZHH[:1].expand(padding, -1, -1, -1)])
         with full_precision(labels_B.device):
-            t_R, labels_R = F.pad(t_B, (0, spare)), F.pad(labels_B, (0, spare))
-            waves_RW = time_waves(t_R, self.config.time_channels)
-            cond_RC = self.t_embedder(waves_RW) + self.y_embedder(labels_R)
+            t_R, labels_R = F.pad(t_B, (0, padding)), F.pad(labels_B, (0, padding))
+            embedding_RW = timestep_embedding(t_R, self.config.time_channels)
+            cond_RC = self.t_embedder(embedding_RW) + self.y_embedder(labels_R)
             x_BTC = self.x_embedder(self.patches(x_BZHH)) + self.pos_embed_TC
-        kind = autocast_dtype(labels_B.device)
+        dtype = autocast_dtype(labels_B.device)
         rows = len(x_BTC)
-        x_BTC, cond = x_BTC.to(kind), cond_RC.to(kind)
+        x_BTC, cond = x_BTC.to(dtype), cond_RC.to(dtype)
         for block in self.blocks:
             assert isinstance(block, DitBlock)
             x_BTC = block(x_BTC, block.adaLN_modulation(cond)[:rows])
@@ -90,29 +91,29 @@ class DiT(nn.Module):
         return self.grid(out_BTP)[:images]
 
     def patches(self, x_BZHH: Tensor) -> Tensor:
-        """(B, T, Z patch²): the grid's squares in raster order."""
+        """(B, T, Z patch²): the grid's patches in raster order, channels first in each."""
         p = self.config.patch
         return rearrange(x_BZHH, "b z (y p) (x q) -> b (y x) (z p q)", p=p, q=p)
 
     def grid(self, values_BTP: Tensor) -> Tensor:
-        """The grid whose squares have these values, their channels last as released."""
+        """The grid of patches (B, T, patch² Z), channels last in each patch, as released."""
         p = self.config.patch
         return rearrange(
             values_BTP, "b (y x) (p q z) -> b z (y p) (x q)", y=self.side, p=p, q=p
         ).contiguous()
 
     def normalized(self, grid_BZHH: Tensor) -> Tensor:
-        """The tokenizer's grid with mean 0 and deviation 1 in each channel."""
+        """The tokenizer's grid, scaled to mean 0 and deviation 1 in each channel."""
         mean, deviation = self.latent_mean_Z, self.latent_deviation_Z
         return (grid_BZHH - mean[:, None, None]) / deviation[:, None, None]
 
     def denormalized(self, x_BZHH: Tensor) -> Tensor:
-        """The way back, for the tokenizer's decoder."""
+        """The inverse of `normalized`, for the tokenizer's decoder."""
         mean, deviation = self.latent_mean_Z, self.latent_deviation_Z
         return x_BZHH * deviation[:, None, None] + mean[:, None, None]
 
     def _init_weights(self) -> None:
-        """As published: Xavier for matrices, zero for each AdaLN layer and for the head."""
+        """The published initial weights: Xavier for matrices, zero for AdaLN layers and head."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -137,14 +138,14 @@ class DitBlock(nn.Module):
         self.mlp = FeedForward(width, ratio)
         self.adaLN_modulation = Modulation(width, 6)
 
-    def forward(self, x_BTC: Tensor, parts_B61C: Tensor) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = parts_B61C.unbind(1)
+    def forward(self, x_BTC: Tensor, adaln_B61C: Tensor) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = adaln_B61C.unbind(1)
         x_BTC = x_BTC + gate1 * self.attn(modulate(x_BTC, scale1, shift1))
         return x_BTC + gate2 * self.mlp(modulate(x_BTC, scale2, shift2))
 
 
 class PlainAttention(nn.Module):
-    """Multi-head attention of all positions, with biases."""
+    """Multi-head attention over all positions, with biases and without a mask."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -160,19 +161,19 @@ class PlainAttention(nn.Module):
         return self.proj(rearrange(h, "b n t c -> b t (n c)"))
 
 
-def sine_positions(width: int, side: int) -> Tensor:
-    """(T, C) fixed sines and cosines: half of the channels by the column, half by the row."""
+def sincos_positions(width: int, side: int) -> Tensor:
+    """(T, C) fixed sines and cosines: half of the channels for the column, half for the row."""
     quarter = width // 4
-    speeds_Q = 10_000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+    frequencies_Q = 10_000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-    waves = [place.flatten()[:, None] * speeds_Q for place in (columns, rows)]
-    return torch.cat([part for wave in waves for part in (wave.sin(), wave.cos())], dim=1).float()
+    angles = [index.flatten()[:, None] * frequencies_Q for index in (columns, rows)]
+    return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], 1).float()
 
 
-def time_waves(t_B: Tensor, channels: int) -> Tensor:
-    """(B, W) cosines and sines of 1,000 t, so that a discrete step and a time look alike."""
+def timestep_embedding(t_B: Tensor, channels: int) -> Tensor:
+    """(B, W) cosines and sines of 1,000 t, so that t in (0, 1] has the scale of 1,000 steps."""
     half = channels // 2
-    places = torch.arange(half, dtype=torch.float32, device=t_B.device)
-    speeds_H = torch.exp(-math.log(10_000.0) * places / half)
-    turned_BH = 1000 * t_B.float()[:, None] * speeds_H
-    return torch.cat([turned_BH.cos(), turned_BH.sin()], dim=1)
+    index_H = torch.arange(half, dtype=torch.float32, device=t_B.device)
+    frequencies_H = torch.exp(-math.log(10_000.0) * index_H / half)
+    angles_BH = 1000 * t_B.float()[:, None] * frequencies_H
+    return torch.cat([angles_BH.cos(), angles_BH.sin()], dim=1)

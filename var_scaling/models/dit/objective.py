@@ -1,4 +1,4 @@
-"""DiT's objectives: the squared error of the predicted velocity or noise, at random times.
+"""DiT's objectives: squared error of the predicted velocity or noise at random times.
 
 Shapes: B images, Z channels and H side of the grid, P bins of time.
 """
@@ -16,7 +16,7 @@ from var_scaling.models.dit.model import DiT
 from var_scaling.models.draws import normal_of, normals, uniform_of, uniforms
 from var_scaling.tokenizer.quantizer import Quantizer
 
-_SEED = 0  # of validation: the same noise for all models
+_SEED = 0  # of validation, fixed: all models get the same noise
 
 
 def training_loss(
@@ -26,9 +26,9 @@ def training_loss(
     batch: Batch,
     draws: StepDraws,
 ) -> Tensor:
-    """Mean squared error over images and numbers; with a learned variance, its bound besides."""
+    """Mean squared error over images and numbers, plus the variance's bound if it is learned."""
     model = spec.config
-    clean_BZHH = latents_of(network, quantizer, batch)
+    clean_BZHH = normalized_latents(network, quantizer, batch)
     device = clean_BZHH.device
     noise_BZHH = normal_of(draws, "noise", tuple(clean_BZHH.shape[1:])).to(device)
     t_B = uniform_of(draws, "time").to(device)
@@ -58,30 +58,31 @@ def variance_bound(
     numbers_B: Tensor,
     schedule: Schedule,
 ) -> Tensor:
-    """The variational bound's term of each image at its step, in bits a number (arXiv 2102.09672,
-    section 3.1). `epsilon` gets no gradient from it: only the variance learns here.
+    """The term of the variational bound of each image at its step, in bits per number (arXiv
+    2102.09672, section 3.1). Pass `epsilon` detached: the term trains only the variance.
 
-    At the last step it is the negative log density of the image. The published code discretises
-    that to 256 grey levels, which a grid of latents does not have.
+    At the last step it is the negative log density of the image. The published code uses the
+    probability of 256 discrete grey levels there, which a grid of latents does not have.
     """
     shape = (-1, *[1] * (clean.ndim - 1))
     bars = schedule.alpha_bars_N.to(clean.device)
-    before = torch.cat([bars.new_ones(1), bars[:-1]])
-    here, there = bars[numbers_B].view(shape), before[numbers_B].view(shape)
-    beta = 1 - here / there
-    least_all = (1 - bars / before) * (1 - before) / (1 - bars)
-    least_all[0] = least_all[min(1, len(least_all) - 1)]  # 0 at the last step: its neighbour's
-    log_least = least_all[numbers_B].view(shape).log().float()
+    bars_next = torch.cat([bars.new_ones(1), bars[:-1]])  # one step nearer to the image
+    bar, bar_next = bars[numbers_B].view(shape), bars_next[numbers_B].view(shape)
+    beta = 1 - bar / bar_next
+    beta_tilde_N = (1 - bars / bars_next) * (1 - bars_next) / (1 - bars)
+    # β̃ of the last step is 0 and has no logarithm: use that of the step before.
+    beta_tilde_N[0] = beta_tilde_N[min(1, len(beta_tilde_N) - 1)]
+    log_beta_tilde = beta_tilde_N[numbers_B].view(shape).log().float()
     share = (variance + 1) / 2
-    log_var = share * beta.log().float() + (1 - share) * log_least
-    to_clean = (there.sqrt() * beta / (1 - here)).float()
-    to_x = ((here / there).sqrt() * (1 - there) / (1 - here)).float()
-    guessed = (x - (1 - here).sqrt().float() * epsilon) / here.sqrt().float()
-    gap = to_clean * (clean - guessed)  # between the true mean and the model's
-    kl = 0.5 * (log_var - log_least + (log_least - log_var).exp() - 1)
-    kl = kl + 0.5 * gap.square() * (-log_var).exp()
-    own_mean = to_clean * guessed + to_x * x
-    density = 0.5 * ((clean - own_mean).square() * (-log_var).exp() + log_var + math.log(math.tau))
+    log_var = share * beta.log().float() + (1 - share) * log_beta_tilde
+    clean_factor = (bar_next.sqrt() * beta / (1 - bar)).float()
+    x_factor = ((bar / bar_next).sqrt() * (1 - bar_next) / (1 - bar)).float()
+    clean_estimate = (x - (1 - bar).sqrt().float() * epsilon) / bar.sqrt().float()
+    mean_difference = clean_factor * (clean - clean_estimate)  # true mean - the model's mean
+    kl = 0.5 * (log_var - log_beta_tilde + (log_beta_tilde - log_var).exp() - 1)
+    kl = kl + 0.5 * mean_difference.square() * (-log_var).exp()
+    mean = clean_factor * clean_estimate + x_factor * x
+    density = 0.5 * ((clean - mean).square() * (-log_var).exp() + log_var + math.log(math.tau))
     nats = torch.where((numbers_B == 0).view(shape), density, kl)
     return nats.flatten(1).mean(1) / math.log(2)
 
@@ -93,12 +94,12 @@ def bin_sums(
     batch: Batch,
     rows: Sequence[int],
 ) -> list[Tensor]:
-    """Each image's squared errors, summed in each of BINS bins of time: one of (B, P) float64.
+    """Each image's squared errors, summed in each of BINS bins of time: one (B, P) float64 tensor.
 
-    An image has one time in each bin, and its own noise there: a function of its number alone.
+    An image has one time and one noise in each bin. Both depend only on its index in the split.
     """
     model = spec.config
-    clean_BZHH = latents_of(network, quantizer, batch)
+    clean_BZHH = normalized_latents(network, quantizer, batch)
     device, shape = clean_BZHH.device, tuple(clean_BZHH.shape[1:])
     within_BP = uniforms(_SEED, "validation time", 0, rows, (BINS,)).to(device)
     schedule = Schedule(model.schedule_steps)
@@ -107,20 +108,21 @@ def bin_sums(
         noise_BZHH = normals(_SEED, "validation noise", number, rows, shape).to(device)
         t_B = (number + within_BP[:, number]) / BINS
         if model.prediction == "velocity":
-            x_BZHH, wanted = on_path(clean_BZHH, noise_BZHH, t_B), noise_BZHH - clean_BZHH
+            x_BZHH, target = on_path(clean_BZHH, noise_BZHH, t_B), noise_BZHH - clean_BZHH
         else:
             numbers_B = (t_B * model.schedule_steps).long()
-            x_BZHH, wanted = schedule.noised(clean_BZHH, noise_BZHH, numbers_B), noise_BZHH
+            x_BZHH, target = schedule.noised(clean_BZHH, noise_BZHH, numbers_B), noise_BZHH
             t_B = (numbers_B + 1) / model.schedule_steps
         predicted = network(x_BZHH, t_B, batch.labels_B)[:, : shape[0]]
-        sums.append((predicted.double() - wanted.double()).square().flatten(1).sum(1))
+        sums.append((predicted.double() - target.double()).square().flatten(1).sum(1))
     return [torch.stack(sums, dim=1)]
 
 
 @torch.no_grad()
-def latents_of(network: nn.Module, quantizer: Quantizer, batch: Batch) -> Tensor:
-    """What the tokens stand for, or the features, normalised per channel, (B, Z, H, H)."""
-    inner = network.module if hasattr(network, "module") else network  # within several processes
+def normalized_latents(network: nn.Module, quantizer: Quantizer, batch: Batch) -> Tensor:
+    """The grid decoded from the tokens, or the features, normalised per channel, (B, Z, H, H)."""
+    # DistributedDataParallel wraps the network.
+    inner = network.module if hasattr(network, "module") else network
     assert isinstance(inner, DiT)
     with torch.autocast(batch.ids_BL.device.type, enabled=False):
         features = batch.ids_BL.is_floating_point()

@@ -1,4 +1,4 @@
-"""DiT's sampler: the network as a denoiser, guided, and the steps that follow it.
+"""DiT's sampler: the guided network as a denoiser, and the steps from noise to a grid.
 
 Shapes: B images, Z channels and H side of the grid.
 """
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from var_scaling.models.base import Frame, SampleDraws
-from var_scaling.models.dit.config import DitModel, DitSampling, times_of
+from var_scaling.models.dit.config import DitModel, DitSampling, sampling_times
 from var_scaling.models.dit.diffusion import (
     NoisePrediction,
     Normal,
@@ -22,7 +22,7 @@ from var_scaling.models.dit.diffusion import (
 )
 from var_scaling.models.dit.model import DiT
 from var_scaling.models.layers import full_precision
-from var_scaling.models.logits import guided
+from var_scaling.models.logits import apply_guidance
 
 
 @torch.no_grad()
@@ -33,56 +33,55 @@ def denoise(
     sampling: DitSampling,
     draws: SampleDraws,
 ) -> Iterator[Frame]:
-    """From noise to a grid; each frame is the estimate of the grid after one of `frame_steps`.
+    """From noise to a grid. Each frame is the estimate of the grid after one of `frame_steps`.
 
-    Raises ValueError where guidance leads to numbers that are not finite.
+    Raises ValueError if guidance leads to numbers that are not finite.
     """
-    shown = sampling.frame_steps()
-    clean = estimates(
+    frame_steps = sampling.frame_steps()
+    estimates = clean_estimates(
         network.config,
-        predictions(network, labels_B, sampling),
+        guided_prediction(network, labels_B, sampling),
         draws.normal("noise", 0, shape),
         sampling,
         lambda step: draws.normal("step noise", step, shape),
     )
-    for step, clean_BZHH in enumerate(clean, 1):
-        if step not in shown:
+    for step, clean_BZHH in enumerate(estimates, 1):
+        if step not in frame_steps:
             continue
         if not clean_BZHH.isfinite().all():
             raise ValueError(
                 f"the sample is not finite after step {step}: guidance {sampling.guidance:g} is "
-                "too strong, or the precision too coarse"
+                "too strong, or the precision too low"
             )
         yield Frame(network.denormalized(clean_BZHH), None)
 
 
-def predictions(network: DiT, labels_B: Tensor, sampling: DitSampling) -> Velocity:
-    """The network's guided output for a batch at a time. A learned variance is not guided."""
+def guided_prediction(network: DiT, labels_B: Tensor, sampling: DitSampling) -> Velocity:
+    """A function of (x, t): the network's guided output. A learned variance is not guided."""
     null_B = torch.full_like(labels_B, network.classes)
-    both_R = torch.cat([labels_B, null_B])
+    labels_R = torch.cat([labels_B, null_B])
     images = len(labels_B)
 
     def predict(x_BZHH: Tensor, t: float) -> Tensor:
         if not sampling.guided_at(t):
             return network(x_BZHH, x_BZHH.new_full((images,), t), labels_B).float()
         x_RZHH = torch.cat([x_BZHH, x_BZHH])
-        out = network(x_RZHH, x_BZHH.new_full((2 * images,), t), both_R).float()
+        out = network(x_RZHH, x_BZHH.new_full((2 * images,), t), labels_R).float()
         conditional, unconditional = out[:images], out[images:]
         channels = x_BZHH.shape[1]
-        told, untold = conditional[:, :channels], unconditional[:, :channels]
+        cond_BZHH, uncond_BZHH = conditional[:, :channels], unconditional[:, :channels]
         with full_precision(labels_B.device):
-            return torch.cat(
-                [guided(told, untold, sampling.guidance), conditional[:, channels:]], dim=1
-            )
+            guided_BZHH = apply_guidance(cond_BZHH, uncond_BZHH, sampling.guidance)
+            return torch.cat([guided_BZHH, conditional[:, channels:]], dim=1)
 
     return predict
 
 
-def estimates(
+def clean_estimates(
     model: DitModel, predict: Velocity, x: Tensor, sampling: DitSampling, normal: Normal
 ) -> Iterator[Tensor]:
-    """The estimates of x_0, step by step, by the sampler that fits the model's prediction."""
-    times = times_of(model, sampling.steps)
+    """The estimate of x_0 after each step of the sampler that fits the model's prediction."""
+    times = sampling_times(model, sampling.steps)
     stochastic = sampling.sampler == "sde"
     if model.prediction == "velocity":
         return euler_maruyama(predict, x, times, normal) if stochastic else euler(predict, x, times)
@@ -102,11 +101,11 @@ def estimates(
 
 
 @torch.no_grad()
-def passes_alone(
+def run_network(
     network: DiT, labels_B: Tensor, shape: tuple[int, int, int], sampling: DitSampling
 ) -> None:
-    """The network's part of a sample, for timing: what it denoises does not matter."""
-    predict = predictions(network, labels_B, sampling)
+    """The network's part of a sample, for timing: the input values do not affect the time."""
+    predict = guided_prediction(network, labels_B, sampling)
     x_BZHH = torch.zeros(len(labels_B), *shape, device=labels_B.device)
-    for time in times_of(network.config, sampling.steps):
+    for time in sampling_times(network.config, sampling.steps):
         predict(x_BZHH, time)

@@ -7,11 +7,11 @@ from var_scaling.config import Tokenizer
 from var_scaling.models.var.config import VarModel
 from var_scaling.recipe import Precision
 
-# Bytes that a block keeps for the backward pass, by token and channel. Measured with saved-tensor
-# hooks at d6 and d10, 680 tokens: 87 and 91 in fp32, 37 and 43 in bf16 (on a CPU; on a GPU more of
-# autocast stays in fp32, hence the margin).
-_KEPT, _KEPT_HALF = 100, 60
-_LOGITS = 12  # bytes a token and code: logits, their float copy, their gradient
+# Bytes that a block saves for the backward pass, per token and channel. Measured with saved-tensor
+# hooks at d6 and d10, 680 tokens: 87 and 91 in fp32, 37 and 43 in bf16. These are CPU values; on a
+# GPU autocast keeps more in fp32, hence the margin.
+_SAVED_BYTES_FP32, _SAVED_BYTES_HALF = 100, 60
+_LOGITS_BYTES = 12  # per token and code: logits, their float32 copy, their gradient
 
 
 def var_parameters(model: VarModel, tokenizer: Tokenizer, classes: int) -> Count:
@@ -36,81 +36,83 @@ def var_parameters(model: VarModel, tokenizer: Tokenizer, classes: int) -> Count
 
 
 def var_block_parameters(model: VarModel) -> int:
-    """Weights of the block matrices, the paper's N: 73,728 d³ at width 64 d (18 w² a block)."""
+    """Weights of the block matrices, the paper's N: 18 w² per block, so 73,728 d³ at w = 64 d."""
     per_block = 4 + 2 * model.mlp_ratio + (0 if model.shared_adaln else 6)
     shared = 6 if model.shared_adaln else 0
     return (per_block * model.depth + shared) * model.width**2
 
 
 def var_forward_flops(model: VarModel, tokenizer: Tokenizer, dense: bool = False) -> Count:
-    """FLOPs of one teacher-forced forward over one image's tokens."""
+    """FLOPs of one teacher-forced forward pass over one image's tokens."""
     width, depth, pyramid = model.width, model.depth, tokenizer.pyramid
     length = pyramid.length
     pairs = length * length if dense else pyramid.visible_pairs
-    conditioned = 12 * width * width * (1 if model.shared_adaln else depth)
+    block_adaln = 12 * width * width * (1 if model.shared_adaln else depth)
     return {
         "embedding": 2 * (length - pyramid.lengths[0]) * tokenizer.code_channels * width,
         "attention_projections": depth * 8 * width * width * length,
         "attention_scores": depth * 4 * pairs * width,
         "mlp": depth * 4 * model.mlp_ratio * width * width * length,
-        "adaln": conditioned + 4 * width * width,  # once an image, not once a token
+        "adaln": block_adaln + 4 * width * width,  # per image, not per token
         "head": 2 * length * width * tokenizer.codebook_size,
     }
 
 
 def var_training_flops(model: VarModel, tokenizer: Tokenizer, dense: bool = False) -> Count:
-    """FLOPs of forward and backward on one image. The cached tokens need no gradient."""
+    """FLOPs of forward and backward on one image. The input embedding needs no input gradient."""
     forward = var_forward_flops(model, tokenizer, dense)
     return {name: (2 if name == "embedding" else 3) * flops for name, flops in forward.items()}
 
 
 def var_sampling_flops(model: VarModel, tokenizer: Tokenizer, guided: bool = True) -> Count:
-    """FLOPs of sampling one image's tokens with cached keys and values; guidance runs two.
+    """FLOPs of sampling one image's tokens with a KV cache, without the decoder.
 
-    Each scale attends to itself and all coarser, the pairs of the block-causal mask; AdaLN is
-    computed once an image. The released sampler computes it at every scale. Without the decoder.
+    Guidance needs two passes. Each scale attends to itself and all coarser scales: the pairs of the
+    block-causal mask. AdaLN is computed once per image; the released sampler recomputes it at every
+    scale.
     """
-    runs = 2 if guided else 1
-    return {name: runs * flops for name, flops in var_forward_flops(model, tokenizer).items()}
+    passes = 2 if guided else 1
+    return {name: passes * flops for name, flops in var_forward_flops(model, tokenizer).items()}
 
 
-def sampled_flops(
+def var_batch_flops(
     model: VarModel, tokenizer: Tokenizer, guidance: Sequence[float], images: int, uncond_first: int
 ) -> int:
-    """FLOPs of sampling a batch of `images` with a weight of guidance for each scale; no decoder.
+    """FLOPs of sampling a batch of `images` with a guidance weight for each scale; no decoder.
 
-    The pass that is told no class runs for as long as a later scale still has weight, its head only
-    at those that have. At the first scale it is the same for all images: `untold_first` rows stand
-    for it, read in any case, and 1 is needed. Keys and values are cached, AdaLN once a row.
+    The unconditional pass runs up to the last scale with a non-zero weight, its head only at scales
+    with a non-zero weight. At the first scale it is the same for all images, so 1 row is enough;
+    `uncond_first` is the number of rows that are computed there. Keys and values are cached, AdaLN
+    is computed once per row.
     """
     width, depth, pyramid = model.width, model.depth, tokenizer.pyramid
-    until = max((k for k, weight in enumerate(guidance) if weight), default=-1)
+    last_guided = max((k for k, weight in enumerate(guidance) if weight), default=-1)
     rows = images + uncond_first
     flops = rows * (12 * width * width * (1 if model.shared_adaln else depth) + 4 * width * width)
     for k, (start, length) in enumerate(zip(pyramid.starts, pyramid.lengths, strict=True)):
         if k > 0:
-            rows = 2 * images if k <= until else images
+            rows = 2 * images if k <= last_guided else images
             flops += images * 2 * length * tokenizer.code_channels * width
-        a_token = (8 + 4 * model.mlp_ratio) * width * width + 4 * (start + length) * width
-        flops += rows * depth * length * a_token
-        read = rows if k == 0 or guidance[k] else images
-        flops += read * 2 * length * width * tokenizer.codebook_size
+        flops_per_token = (8 + 4 * model.mlp_ratio) * width * width + 4 * (start + length) * width
+        flops += rows * depth * length * flops_per_token
+        head_rows = rows if k == 0 or guidance[k] else images
+        flops += head_rows * 2 * length * width * tokenizer.codebook_size
     return flops
 
 
 def var_training_bytes(model: VarModel, tokenizer: Tokenizer, precision: Precision) -> float:
-    """What one image in a training pass takes besides the weights: an estimate."""
+    """Estimated memory of one image's activations and logits in training."""
     length = tokenizer.pyramid.length
-    kept = _KEPT_HALF if precision in ("bf16", "fp16") else _KEPT
-    return length * model.depth * model.width * kept + length * tokenizer.codebook_size * _LOGITS
+    saved = _SAVED_BYTES_HALF if precision in ("bf16", "fp16") else _SAVED_BYTES_FP32
+    activations = length * model.depth * model.width * saved
+    return activations + length * tokenizer.codebook_size * _LOGITS_BYTES
 
 
 def var_sampling_bytes(
     model: VarModel, tokenizer: Tokenizer, guidance: Sequence[float], images: int
 ) -> int:
-    """Less than what a batch takes: keys and values, and the finest logits with their order."""
+    """A lower bound: keys and values, and the finest scale's logits with their sorted indices."""
     rows = 2 * images if any(guidance[1:]) else images
-    wide = 2 * model.depth * model.width * tokenizer.pyramid.length  # a half's 2 bytes each
-    return rows * wide * 2 + images * tokenizer.pyramid.lengths[-1] * tokenizer.codebook_size * (
-        4 + 8
-    )
+    cache_bytes = 2 * model.depth * model.width * tokenizer.pyramid.length * 2  # 2 bytes each
+    logits = tokenizer.pyramid.lengths[-1] * tokenizer.codebook_size
+    return rows * cache_bytes + images * logits * (4 + 8)

@@ -1,4 +1,4 @@
-"""VAR's records: the transformer's shape, how it is sampled from, and published and tiny sizes."""
+"""VAR's configs: model, sampling settings, and the published and tiny sizes."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple, Self
@@ -8,11 +8,12 @@ from pydantic import NonNegativeInt, PositiveInt, model_validator
 from var_scaling.models.base import ModelRecord, SamplingRecord
 from var_scaling.recipe import NonNegativeFloat, Optimiser, PositiveFloat, Precision, Share
 
-_MIXED_AT_FIRST, _MIXED_LESS, _MIXED_AT_LEAST = 0.27, 0.95, 0.005  # as released
+# Gumbel temperature of `smooth`: its start, relative decrease and minimum, as released.
+_TAU_START, _TAU_DECREASE, _TAU_MIN = 0.27, 0.95, 0.005
 
 
 class VarModel(ModelRecord):
-    """A VAR transformer. One dial, depth; width and heads follow from it."""
+    """A VAR transformer. Depth determines width and heads."""
 
     family: Literal["var"] = "var"
     width_per_depth: PositiveInt = 64
@@ -20,9 +21,9 @@ class VarModel(ModelRecord):
     drop_path_per_depth: NonNegativeFloat = 0.1 / 24
     shared_adaln: bool = False
     normalised_attention: bool = True
-    gamma_init: NonNegativeFloat = 1e-5  # AdaLN rows that scale a block's output
-    adaln_init: NonNegativeFloat = 0.5
-    head_init: NonNegativeFloat = 0.02
+    gamma_init: NonNegativeFloat = 1e-5  # scale of the initial AdaLN weights of the two gates
+    adaln_init: NonNegativeFloat = 0.5  # scale of the other initial AdaLN weights
+    head_init: NonNegativeFloat = 0.02  # scale of the initial head weights
 
     @property
     def width(self) -> int:
@@ -38,7 +39,7 @@ class VarModel(ModelRecord):
         return self.drop_path_per_depth * self.depth
 
     @model_validator(mode="after")
-    def _keeps_some_paths(self) -> Self:
+    def _check_drop_path(self) -> Self:
         if self.drop_path >= 1:
             raise ValueError(
                 f"drop_path_per_depth x depth = {self.drop_path:.3g} must stay below 1"
@@ -46,24 +47,24 @@ class VarModel(ModelRecord):
         return self
 
 
-class AtScale(NamedTuple):
-    """The settings of one scale. `tau` is None where codes are drawn and not mixed."""
+class ScaleSettings(NamedTuple):
+    """The sampling settings of one scale. `tau` is None unless codes are mixed (`smooth`)."""
 
     guidance: float  # t of (1 + t) × conditional - t × unconditional
     top_k: int  # 0: all
     top_p: float  # 0: all
     temperature: float
-    sharpening: float  # of the logits before they are mixed
-    tau: float | None  # of the Gumbel softmax that mixes codes
+    sharpening: float  # factor on the logits before the Gumbel softmax
+    tau: float | None  # temperature of the Gumbel softmax that mixes codes
 
 
 class VarSampling(SamplingRecord):
-    """What may be set about a sample besides its seed, class and index.
+    """The sampling settings of a VAR.
 
-    A value that is a list has an entry for each scale. A single `guidance` grows linearly from 0 at
-    the first scale to that at the last (`rising`), or is the same at all. The defaults are those of
-    the released FID figures. `smooth` shows each finer scale a mixture of codes instead of those
-    drawn: rounder shapes, for pictures, not for figures.
+    A list has an entry for each scale. A single `guidance` is constant over the scales or, with
+    `rising`, grows linearly from 0 at the first scale to its value at the last. The defaults are
+    those of the released FID results. With `smooth` a mixture of codes enters the
+    grid instead of the sampled codes: smoother shapes, for viewing, not for metrics.
     """
 
     family: Literal["var"] = "var"
@@ -74,38 +75,38 @@ class VarSampling(SamplingRecord):
     temperature: PositiveFloat | tuple[PositiveFloat, ...] = 1.0
     smooth: bool = False
 
-    _said_with_guidance: ClassVar[tuple[str, ...]] = ("rising",)
+    _described_with_guidance: ClassVar[tuple[str, ...]] = ("rising",)
 
-    def _guidance_words(self) -> str:
+    def _describe_guidance(self) -> str:
         rises = self.guided and self.rising and not isinstance(self.guidance, tuple)
-        return super()._guidance_words() + ", rising from 0" * rises
+        return super()._describe_guidance() + ", rising from 0" * rises
 
-    def at(self, k: int, scales: int) -> AtScale:
-        """The settings of scale `k` of `scales`. Raises ValueError if a list has another length."""
-        way = k / (scales - 1) if scales > 1 else 1.0  # a lone scale is the last one
-        guidance = _one(self, "guidance", k, scales)
+    def at_scale(self, k: int, scales: int) -> ScaleSettings:
+        """The settings of scale `k`. Raises ValueError if a list does not have `scales` entries."""
+        progress = k / (scales - 1) if scales > 1 else 1.0  # a single scale counts as the last
+        guidance = _value_at_scale(self, "guidance", k, scales)
         if self.rising and not isinstance(self.guidance, tuple):
-            guidance *= way
-        tau = max(_MIXED_AT_FIRST * (1 - _MIXED_LESS * way), _MIXED_AT_LEAST)
-        return AtScale(
+            guidance *= progress
+        tau = max(_TAU_START * (1 - _TAU_DECREASE * progress), _TAU_MIN)
+        return ScaleSettings(
             guidance=guidance,
-            top_k=int(_one(self, "top_k", k, scales)),
-            top_p=_one(self, "top_p", k, scales),
-            temperature=_one(self, "temperature", k, scales),
-            sharpening=1 + way,
+            top_k=int(_value_at_scale(self, "top_k", k, scales)),
+            top_p=_value_at_scale(self, "top_p", k, scales),
+            temperature=_value_at_scale(self, "temperature", k, scales),
+            sharpening=1 + progress,
             tau=tau if self.smooth else None,
         )
 
-    def steps(self, scales: int) -> list[AtScale]:
-        """The settings of every scale of a pyramid. Raises ValueError."""
-        return [self.at(k, scales) for k in range(scales)]
+    def steps(self, scales: int) -> list[ScaleSettings]:
+        """The settings of every scale. Raises ValueError as `at_scale` does."""
+        return [self.at_scale(k, scales) for k in range(scales)]
 
     def weights(self, scales: int) -> list[float]:
-        """The guidance of every scale. Raises ValueError."""
-        return [at.guidance for at in self.steps(scales)]
+        """The guidance weight of every scale. Raises ValueError as `at_scale` does."""
+        return [settings.guidance for settings in self.steps(scales)]
 
 
-def _one(sampling: VarSampling, name: str, k: int, scales: int) -> float:
+def _value_at_scale(sampling: VarSampling, name: str, k: int, scales: int) -> float:
     value = getattr(sampling, name)
     if not isinstance(value, tuple):
         return float(value)
@@ -117,10 +118,10 @@ def _one(sampling: VarSampling, name: str, k: int, scales: int) -> float:
 
 
 def tiny_var(depth: int, width_per_depth: int = 8) -> VarModel:
-    """A rung of a ladder that a CPU can climb: width 8 d, so N = 1,152 d³ in the blocks.
+    """A model that a CPU can train: width 8 d, so N = 1,152 d³ weights in the blocks.
 
-    64 d is far too coarse below depth 4. Tiny models train for one pass over endless data, so
-    nothing is dropped. AdaLN gammas start near, not at, zero, as the paper's do.
+    With width 64 d the steps between sizes are far too large below depth 4. Tiny models train for
+    one pass over endless data, so drop path is off. AdaLN gates start near zero, as in the paper.
     """
     return VarModel(
         depth=depth, width_per_depth=width_per_depth, drop_path_per_depth=0.0, gamma_init=1e-3
@@ -129,7 +130,7 @@ def tiny_var(depth: int, width_per_depth: int = 8) -> VarModel:
 
 @dataclass(frozen=True)
 class PaperRecipe:
-    """What the released recipe fixes at a depth (arXiv 2404.02905, and the released trainer)."""
+    """The released training recipe of one depth (arXiv 2404.02905, and the released trainer)."""
 
     model: VarModel
     optimiser: Optimiser
@@ -138,13 +139,14 @@ class PaperRecipe:
     precision: Precision = "fp16"
 
     def steps(self, images: int) -> int:
-        """Updates of `epochs` epochs, as many each as the released trainer makes: its last batch is
-        filled up. Ours straddles two passes instead, so the images seen are a little more.
+        """Updates of `epochs` epochs, rounded up per epoch: the released trainer fills each last
+        batch. Here a batch can span two epochs instead, so slightly more images are seen.
         """
         return self.epochs * -(-images // self.batch_size)
 
 
-# Depth: batch, epochs, rate per 256 images, gamma init, final rate, final decay, shared AdaLN.
+# Depth: batch size, epochs, learning rate per 256 images, gamma_init, final learning rate as a
+# share of the peak, final weight decay, shared AdaLN.
 _PUBLISHED = {
     16: (768, 200, 1e-4, 1e-3, 0.1, 0.05, False),
     20: (768, 250, 1e-4, 1e-3, 0.1, 0.05, False),
@@ -155,13 +157,15 @@ _PUBLISHED = {
 
 
 def paper_recipe(depth: int) -> PaperRecipe:
-    """The released recipe at `depth`: exact at 16, 20, 24, 30 and 36, the nearest smaller between.
+    """The released recipe for `depth`. Published depths: 16, 20, 24, 30 and 36.
 
-    Below 16 nothing is published; there it is that of 16. Peak rate = rate per 256 images × batch /
-    256, as the released trainer has it. Warm-up 2 % of the steps, `lin0`, drop path 0.1 d / 24.
+    Another depth uses the next smaller of them; below 16, that of 16. Peak rate = rate per 256
+    images × batch size / 256, warm-up 2 % of the steps, schedule `lin0`, drop path 0.1 d / 24.
     """
-    base = max((d for d in _PUBLISHED if d <= depth), default=16)
-    batch, epochs, rate, gamma, final, decay, shared = _PUBLISHED[base]
-    optimiser = Optimiser(learning_rate=rate * batch / 256, final=final, final_weight_decay=decay)
+    published_depth = max((d for d in _PUBLISHED if d <= depth), default=16)
+    batch_size, epochs, rate, gamma, final, decay, shared = _PUBLISHED[published_depth]
+    optimiser = Optimiser(
+        learning_rate=rate * batch_size / 256, final=final, final_weight_decay=decay
+    )
     model = VarModel(depth=depth, gamma_init=gamma, shared_adaln=shared)
-    return PaperRecipe(model, optimiser, batch, epochs)
+    return PaperRecipe(model, optimiser, batch_size, epochs)

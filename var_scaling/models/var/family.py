@@ -1,4 +1,4 @@
-"""VAR as a family: what the rest of the program needs of it. No torch on import."""
+"""VAR's implementation of ModelFamily. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from var_scaling.accounting import FEWEST_ROWS, Count
 from var_scaling.models.base import (
     Batch,
     Frame,
-    Kept,
+    KeptTokens,
     ModelFamily,
     ModelSpec,
     PublishedFormat,
@@ -36,7 +36,7 @@ class VarFamily(ModelFamily[VarModel, VarSampling]):
     name = "var"
     config = VarModel
     sampling = VarSampling
-    edits = True
+    supports_editing = True
 
     def sequence_length(self, spec: Spec) -> int:
         return spec.tokenizer.pyramid.length
@@ -60,8 +60,8 @@ class VarFamily(ModelFamily[VarModel, VarSampling]):
         self, spec: Spec, sampling: VarSampling, images: int, computed: bool = False
     ) -> int:
         weights = sampling.weights(spec.tokenizer.pyramid.scales)
-        untold = FEWEST_ROWS - 1 if computed else int(any(weights))
-        return accounting.sampled_flops(spec.config, spec.tokenizer, weights, images, untold)
+        uncond = FEWEST_ROWS - 1 if computed else int(any(weights))
+        return accounting.var_batch_flops(spec.config, spec.tokenizer, weights, images, uncond)
 
     def training_bytes(self, spec: Spec, precision: Precision) -> float:
         return accounting.var_training_bytes(spec.config, spec.tokenizer, precision)
@@ -77,7 +77,7 @@ class VarFamily(ModelFamily[VarModel, VarSampling]):
 
     def frames(self, spec: Spec, sampling: VarSampling) -> tuple[str, ...]:
         pyramid = spec.tokenizer.pyramid
-        sampling.steps(pyramid.scales)  # raises where a list has another length
+        sampling.steps(pyramid.scales)  # raises if a list has another length
         return tuple(f"{side}x{side}" for side in pyramid.patch_nums)
 
     @property
@@ -123,14 +123,14 @@ class VarFamily(ModelFamily[VarModel, VarSampling]):
         labels_B: Tensor,
         sampling: VarSampling,
         draws: SampleDraws,
-        kept: Kept | None = None,
+        kept: KeptTokens | None = None,
     ) -> Iterator[Frame]:
         from var_scaling.models.var.model import VAR
         from var_scaling.models.var.sampler import sample_tokens
 
         assert isinstance(network, VAR)
-        for drawn in sample_tokens(network, quantizer, labels_B, sampling, draws, kept):
-            yield Frame(drawn.f_BZHH, drawn.ids_BS)
+        for result in sample_tokens(network, quantizer, labels_B, sampling, draws, kept):
+            yield Frame(result.f_BZHH, result.ids_BS)
 
     def network_passes(
         self,
@@ -141,10 +141,10 @@ class VarFamily(ModelFamily[VarModel, VarSampling]):
         sampling: VarSampling,
     ) -> None:
         from var_scaling.models.var.model import VAR
-        from var_scaling.models.var.sampler import passes_alone
+        from var_scaling.models.var.sampler import run_network
 
         assert isinstance(network, VAR)
-        passes_alone(network, quantizer, labels_B, sampling)
+        run_network(network, quantizer, labels_B, sampling)
 
 
 FAMILY = VarFamily()

@@ -1,6 +1,6 @@
 """The VAR transformer (arXiv 2404.02905), with the released parameter names.
 
-Shapes: B images, L tokens of the whole pyramid, S of the first scale, C width, Z code channels,
+Shapes: B images, L tokens of all scales, S of the first scale, C width, Z code channels,
 V codes, D depth.
 """
 
@@ -22,9 +22,9 @@ from var_scaling.randomness import seed_for
 
 
 class VAR(nn.Module):
-    """Logits for every token, given the class and, for each scale, what the coarser ones show.
+    """Logits of every token given the class and all coarser scales.
 
-    Labels are taken as given; index `classes` means none. Dropping labels is the trainer's act.
+    Index `classes` is the null class. The network drops no labels; the trainer does.
     """
 
     def __init__(self, model: VarModel, tokenizer: Tokenizer, classes: int, seed: int):
@@ -65,10 +65,10 @@ class VAR(nn.Module):
     ) -> Tensor:
         """Teacher-forced logits (B, L, V).
 
-        `shown` is the quantizer's teacher input (B, L - S, Z). `keep` holds the factor of each
-        image's residual branches: 0 where drop path drops, else 1 / kept share.
+        `input` is the quantizer's teacher input (B, L - S, Z). `keep` holds the factors of the
+        residual branches from `drop_path_factors`.
         """
-        with full_precision(labels_B.device):  # as released
+        with full_precision(labels_B.device):  # the released code embeds in float32
             cond_BC = self.class_emb(labels_B)
             first = cond_BC[:, None] + self.pos_start
             x_BLC = torch.cat([first, self.word_embed(input_BLZ)], dim=1)
@@ -76,15 +76,16 @@ class VAR(nn.Module):
         if keep_D2B is None:
             keep_D2B = x_BLC.new_ones(self.config.depth, 2, len(labels_B))
         cond = self.shared_ada_lin(cond_BC) if self.config.shared_adaln else cond_BC
-        kind = autocast_dtype(labels_B.device)  # the blocks run in it, their sums too, as released
-        x_BLC, cond, keep_D2B = x_BLC.to(kind), cond.to(kind), keep_D2B.to(kind)
+        # As released, the blocks and the residual stream run in the autocast dtype.
+        dtype = autocast_dtype(labels_B.device)
+        x_BLC, cond, keep_D2B = x_BLC.to(dtype), cond.to(dtype), keep_D2B.to(dtype)
         for block, keep_2B in zip(self.blocks, keep_D2B, strict=True):
             assert isinstance(block, Block)
-            x_BLC = block(x_BLC, block.parts(cond), self.mask_LL, keep_2B[:, :, None, None])
+            x_BLC = block(x_BLC, block.adaln_params(cond), self.mask_LL, keep_2B[:, :, None, None])
         return self.head(self.head_nm(x_BLC.float(), cond_BC))
 
 
 def block_causal_mask(pyramid: Pyramid) -> Tensor:
-    """(L, L), True where the row's position may see the column's: its own scale and all coarser."""
+    """(L, L), True where a row's position attends to a column's: the same scale and all coarser."""
     levels_L = torch.tensor(pyramid.levels)
     return levels_L[:, None] >= levels_L[None, :]
