@@ -192,8 +192,8 @@ def test_a_class_map_may_use_class_names(tmp_path):
     assert read_class_map(path, 3, PLANES) == (5, 6, 7)
     for content, message in (
         ({"plane": 1}, "'plane' is none of the 3 classes"),
-        ({"airplane": 1, "1": 2}, "'1' is class 1 airplane, given before"),
-        ({"airplane": 1}, "2 classes are not in it, the first 0 10"),
+        ({"airplane": 1, "1": 2}, "'1' is class 1 airplane, which the file has twice"),
+        ({"airplane": 1}, "2 classes are missing, the first is 0 10"),
     ):
         path.write_text(json.dumps(content))
         with pytest.raises(ValueError, match=message):
@@ -289,7 +289,7 @@ def test_an_imported_model_can_get_class_names_later_and_exports_them(files, tmp
     (tmp_path / "names.txt").write_text("tench\nshark\nray\n")
     at = ("--home", tmp_path / "home")
     code, _, said = command("import", *files, "--as", "it", *at, "--sides", "1,2")
-    assert (code, "go by numbers until the same command is given --classes" in said) == (0, True)
+    assert (code, "To name them, run the same command with --classes FILE" in said) == (0, True)
     again = ("import", *files, "--as", "it", "--sides", "1,2", "--classes", tmp_path / "names.txt")
     code, _, said = command(*again, *at)
     assert (code, said) == (0, "")
@@ -324,4 +324,4 @@ def test_evaluate_warns_if_the_order_of_classes_is_unknown(files, tmp_path, comm
     save_names(home.imported("it"), ("tench", "shark", "ray"), "released")
     code, _, said = command(*words)
     assert code == 2
-    assert "in another order (class 0 tench of the model is ray of the data)" in said
+    assert "in a different order (class 0 tench of the model is ray of the data)" in said

@@ -65,8 +65,8 @@ def test_a_wrong_command_for_a_cluster_is_refused_with_the_reason(tmp_path):
             "no [clusters.b] in var-scaling.toml; allowed are local, a",
         ),
         (["run", "smoke", "--only", "d9"], "smoke has no trial d9; its trials are d1, d2, d3, d4"),
-        (["run", "smoke", "--detach"], "--detach leaves jobs to Slurm"),
-        (["logs", "smoke/d1"], "no job of a cluster has worked here"),
+        (["run", "smoke", "--detach"], "--detach needs a cluster"),
+        (["logs", "smoke/d1"], "no cluster job has run in this folder"),
     ):
         done = subprocess.run(
             [*COMMAND, *words, "--home", str(tmp_path / "runs")],

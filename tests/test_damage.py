@@ -312,7 +312,7 @@ def test_run_repairs_what_it_can_and_names_the_rest(home):
     assert done.exit_code == 1
     assert "trial d3: " in done.output
     assert "the final evaluation is computed again" in done.output
-    assert "left as it is: trial d2" in done.output
+    assert "Damaged and not repaired: trial d2" in done.output
     assert damage_in(home.trial("smoke", "d3")) is None
     assert damage_in(home.trial("smoke", "d2")) is not None
 

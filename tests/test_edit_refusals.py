@@ -21,7 +21,7 @@ BOXED = ("--in-paint", "9,4,17,13")
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "say one of --in-paint BOX, --out-paint BOX, --mask FILE, --super-resolve"),
+        ((), "give one of --in-paint BOX, --out-paint BOX, --mask FILE, --super-resolve"),
         ((*BOXED, "--super-resolve"), "--super-resolve, not --in-paint and --super-resolve"),
         (("--in-paint", "9,4,17"), "'9,4,17': expected left,top,right,bottom"),
         (("--in-paint", "9,4,40,13"), "reaches outside the picture, which is 27 px wide and 21"),
@@ -34,13 +34,16 @@ BOXED = ("--in-paint", "9,4,17,13")
         ((*BOXED, "--window", "0,0,40"), "does not lie within the picture"),
         ((*BOXED, "--window", "0,0,12"), "cuts the hole"),
         ((*BOXED, "--feather", "9"), "feather 9 px: must be 0 to 5"),
-        ((*BOXED, "--keep-scales", "1"), "--keep-scales with --in-paint: belongs to --super"),
-        (("--super-resolve", "--feather", "1"), "there is no hole to blend into"),
-        ((*BOXED, "--mask-by", "alpha"), "--mask-by with --in-paint: says how to read a --mask"),
+        (
+            (*BOXED, "--keep-scales", "1"),
+            "--keep-scales with --in-paint: is only an option of --super",
+        ),
+        (("--super-resolve", "--feather", "1"), "there is no hole to blend"),
+        ((*BOXED, "--mask-by", "alpha"), "--mask-by with --in-paint: is only an option of --mask"),
         ((*BOXED, "--class", "8"), "--class 8: the model has classes 0 to 7"),
-        ((*BOXED, "--guidance", "2"), "guidance 2: it pulls towards a class: say which"),
+        ((*BOXED, "--guidance", "2"), "guidance 2: guidance needs a class: give it"),
         ((*BOXED, "--class", "1", "--guidance", "1,2"), "2 values, but the model has 3 scales"),
-        ((*BOXED, "--class", "1", "--guidance", "a"), "--guidance a: wanted a number, or one"),
+        ((*BOXED, "--class", "1", "--guidance", "a"), "--guidance a: must be a number, or one"),
         ((*BOXED, "--top-p", "1.5"), "--top-p 1.5: Input should be less than or equal to 1"),
         ((*BOXED, "--name", "A b"), "name = 'A b'"),
     ],
@@ -61,9 +64,9 @@ def test_a_model_without_class_dropout_needs_a_class(command, home, tmp_path):
     words = (picture(tmp_path), *BOXED, "--count", 1)
     said = command(*words, model="s/told")
     assert said.code == 2
-    assert "cannot go by the picture alone. Say which to paint: --class N, 0 to 7" in said.errors
+    assert "without a class. Give the class of the new content: --class N, 0 to 7" in said.errors
     said = command(*words, "--class", 1, "--guidance", 1.5, model="s/told")
-    assert (said.code, "has nothing to pull away from" in said.errors) == (2, True)
+    assert (said.code, "has no unconditional prediction" in said.errors) == (2, True)
     said = command(*words, "--class", 1, model="s/told")
     assert (said.code, "class 1, guidance 0; " in said.out) == (0, True)
 

@@ -336,8 +336,8 @@ def test_a_larger_count_adds_to_the_existing_results(command, home, tmp_path, mo
 def test_the_part_of_a_small_picture_outside_its_square_is_reported(command, tmp_path):
     words = (picture(tmp_path, 8, 16), "--super-resolve", "--count", 1, "--name")
     said = command(*words, "oblong")
-    assert "sees 8 × 8 px from x 4, y 0: 50% of the picture lies outside" in said.errors
-    assert ": 1 result, by the picture alone" in said.out
+    assert "sees 8 × 8 px from x 4, y 0: 50% of the image is outside" in said.errors
+    assert ": 1 result, unconditional" in said.out
     assert command(*words, "asked", "--window", "0,0,8").errors == ""
 
 
@@ -370,7 +370,7 @@ def test_the_part_outside_the_window_is_unchanged_and_reported(command, home, tm
     words = ("--out-paint", "0,5,20,15", "--window", "0,0,16", "--count", 1, "--name", "part")
     said = command(picture(tmp_path), *words)
     assert said.code == 0
-    assert "the model sees 16 × 16 px from x 0, y 0: 74% of what" in said.errors
+    assert "the model sees 16 × 16 px from x 0, y 0: 74% of the hole is outside" in said.errors
     folder = folder_of(home, "part")
     changed = (shown(folder / "kept-0.png") != shown(folder / "original.png")).any(2)
     unseen = np.ones((21, 27), bool)

@@ -111,7 +111,7 @@ def test_a_var_that_does_not_fit_its_tokenizer_is_refused(files, tmp_path):
         bring(home, files[1])
     with pytest.raises(WeightsError, match="each holds a VQVAE"):
         bring(home, files[0], files[0])
-    with pytest.raises(WeightsError, match=r"sides \(1, 2\), --sides of \(1, 3\)"):
+    with pytest.raises(WeightsError, match=r"sides \(1, 2\), but --sides is \(1, 3\)"):
         bring(home, *files, patch_nums=(1, 3))
     other = SMALL.model_copy(update={"codebook_size": 8})
     torch.save(var_state(VarModel(depth=2, width_per_depth=8), t=other), files[1])

@@ -291,7 +291,10 @@ def test_sample_uses_the_settings_of_each_family(home, capsys, monkeypatch):
     }  # fmt: skip
     code, said = called(capsys, monkeypatch, "sample", "three/ar-d1", *words, "--set", "steps=3")
     assert code == 2
-    assert "--steps: the family ar has no such setting; it has guidance, precision, top_k" in said
+    assert (
+        "--steps: the family ar has no such setting; its settings are guidance, precision, top_k"
+        in said
+    )
 
 
 def test_raw_weights_are_sampled_too(home, capsys, monkeypatch):
@@ -450,7 +453,7 @@ def test_guidance_of_a_model_without_class_dropout_is_refused(home, capsys, monk
     words = ("--home", runs, "--count", 1, "--classes", "0", "--name", "g", "--guidance", "1")
     code, said = called(capsys, monkeypatch, "sample", "three/dit-d1", *words)
     assert code == 2
-    assert "label_drop = 0" in said
+    assert "class_dropout_prob = 0" in said
 
 
 def test_a_dit_on_tokens_of_an_earlier_version_is_refused_with_advice(tmp_path):

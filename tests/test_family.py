@@ -253,7 +253,10 @@ def test_sample_uses_the_settings_of_the_family_and_refuses_others(toy, capsys, 
     }  # fmt: skip
     code, said = called(capsys, monkeypatch, *words, "--name", "other", "--top-k", "5")
     assert code == 2
-    assert "--top-k: the family unigram has no such setting; it has guidance, precision" in said
+    assert (
+        "--top-k: the family unigram has no such setting; its settings are guidance, precision"
+        in said
+    )
 
 
 def test_speed_times_the_family(toy, capsys, monkeypatch):
@@ -270,7 +273,7 @@ def test_commands_that_a_family_does_not_support_are_refused(toy, capsys, monkey
     words = ("edit", "toy/u1", picture, "--in-paint", "25%,25%,75%,75%", "--home", toy / "runs")
     code, said = called(capsys, monkeypatch, *words)
     assert code == 2
-    assert "u1 is a unigram model: it cannot keep some tokens" in said
+    assert "u1 is a unigram model, which cannot keep some tokens" in said
     out = toy / "out.pth"
     code, said = called(capsys, monkeypatch, "export", "toy/u1", out, "--home", toy / "runs")
     assert code == 2

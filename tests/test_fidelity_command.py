@@ -278,9 +278,13 @@ def test_of_sets_with_one_size_the_default_set_has_the_results_row(tmp_path):
 @pytest.mark.parametrize(
     ("samples", "changes", "said"),
     [
-        (4_990, {}, ("upwards", "10 splits of about 499,", "leaves-train was gathered here")),
-        (9_999, {}, ("upwards", "leaves-train was gathered here")),
-        (10_000, {"references": None}, ("has moments alone",)),
+        (
+            4_990,
+            {},
+            ("upwards", "10 splits of about 499,", "leaves-train was computed by this project"),
+        ),
+        (9_999, {}, ("upwards", "leaves-train was computed by this project")),
+        (10_000, {"references": None}, ("has only moments",)),
         (10_000, {"scores": {"fd_seeded": 1.0}}, ()),
     ],
 )
@@ -415,17 +419,17 @@ def test_the_command_prints_the_extractor_and_the_scores(context, smoke, tmp_pat
     found = json.loads(done.stdout)
     folder = smoke / "smoke" / "d2" / "samples" / "default"
     assert found in read_json(folder / "fidelity.json")["measured"]
-    assert "is no FID and compares only with its like" in done.stderr
+    assert "is no FID and can be compared only with that of the same network" in done.stderr
     shown = CliRunner().invoke(cli.app, words)
     assert f"{found['scores']['fd_seeded']:.5g}" in shown.stdout
-    assert "the fewer, the more a Fréchet distance is biased" in shown.stdout
+    assert "the Fréchet distance is biased upwards, the more the fewer images" in shown.stdout
     assert brought == ["smoke/d2"] * 2
     assert "was not evaluated" not in done.stderr
     (smoke / "smoke" / "d2" / "metrics.jsonl").rename(tmp_path / "away")
     unevaluated = CliRunner().invoke(cli.app, [*words, "--json"])
     (tmp_path / "away").rename(smoke / "smoke" / "d2" / "metrics.jsonl")
     assert json.loads(unevaluated.stdout)["scores"] == found["scores"]
-    assert "in no results table until var-scaling evaluate smoke/d2" in unevaluated.stderr
+    assert "to appear in a results table, run var-scaling evaluate smoke/d2" in unevaluated.stderr
 
 
 def test_relative_weight_paths_start_at_the_settings_file(tmp_path):

@@ -331,7 +331,7 @@ def test_the_command_prints_tables_or_json_and_exits_with_1_for_a_tampered_file(
     place = [str(tmp_path / "s.py"), "--home", str(home.root)]
     said = CliRunner().invoke(app, ["forecast", *place, "--at", "d4"], catch_exceptions=False)
     assert said.exit_code == 0
-    assert "frozen in" in said.output
+    assert "written to" in said.output
     finish(home, sweep(), "d4")
     told = CliRunner().invoke(app, ["score", *place], catch_exceptions=False)
     assert (told.exit_code, "[" in told.output) == (0, True)

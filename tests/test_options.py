@@ -183,7 +183,9 @@ def test_no_law_is_fitted_to_models_scored_on_different_crops(command, imported,
     bring(imported.root, *files, name="second")
     scores(command, imported, "--data", "pictures", "--enlarge", "1.5")
     scores(command, imported, "--data", "pictures", "--enlarge", "1.0", address="imported/second")
-    with pytest.raises(ValueError, match=r"different crops or splits: it with enlarge 1\.5.*second with"):
+    with pytest.raises(
+        ValueError, match=r"different crops or splits: it with enlarge 1\.5.*second with"
+    ):
         write_results(imported, imported_sweep(imported))
     scores(command, imported, "--data", "pictures", "--enlarge", "1.5", address="imported/second")
     assert write_results(imported, imported_sweep(imported))
@@ -252,12 +254,21 @@ def test_options_that_contradict_a_reference_file_are_refused(tmp_path, asked, o
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("fit", "smoke", "--column", "a=val_loss"), "--column: of a table; smoke is no .csv"),
-        (("fit", "smoke", "--complete", "tokens_seen"), "--complete: of a table"),
-        (("fit", "smoke", "--out", "there"), "--out: of a table"),
-        (("plan", "smoke", "--on", "box", "--tflops", "9"), "--tflops 9: what a GPU of --on box"),
-        (("status", "smoke", "--watch", "--json"), "--watch or --json"),
-        (("ui", "--port", "5005"), "--port 5005: MLflow is served at http://mlflow.example"),
+        (
+            ("fit", "smoke", "--column", "a=val_loss"),
+            "--column: only for a table; smoke is not a .csv",
+        ),
+        (("fit", "smoke", "--complete", "tokens_seen"), "--complete: only for a table"),
+        (("fit", "smoke", "--out", "there"), "--out: only for a table"),
+        (
+            ("plan", "smoke", "--on", "box", "--tflops", "9"),
+            "--tflops 9: leave it out with --on box",
+        ),
+        (("status", "smoke", "--watch", "--json"), "--watch with --json"),
+        (
+            ("ui", "--port", "5005"),
+            "--port 5005: leave it out, because var-scaling.toml names the server http://mlflow.example",
+        ),
     ],
 )
 def test_an_option_without_effect_is_refused(command, tmp_path, monkeypatch, words, said):

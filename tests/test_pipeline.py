@@ -160,7 +160,7 @@ def test_ctrl_c_stops_cleanly_and_prints_how_to_resume(tmp_path):
     os.kill(run.pid, signal.SIGINT)
     said, _ = run.communicate(timeout=60)
     assert run.returncode == 130
-    assert "To go on: var-scaling run smoke" in said
+    assert "To resume: var-scaling run smoke" in said
     assert "Traceback" not in said
     assert list((home / "tokenizers/tiny-smoke/checkpoint").glob("step-*.pt"))
     stages = overview(sweep_stages(Home(home), find_sweep("smoke")))
@@ -250,7 +250,7 @@ def test_files_are_written_atomically(tmp_path):
         (["run", "nosuch"], 2, "no sweep is called 'nosuch'"),
         (["run", "smoke", "--on", "mars"], 2, "--on mars"),
         (["fit", "smoke"], 2, "no trial has been evaluated yet"),
-        (["ui"], 2, "nothing has been logged here yet"),
+        (["ui"], 2, "nothing has been logged to MLflow yet"),
     ],
 )
 def test_a_wrong_command_gets_an_error_of_one_line(tmp_path, words, code, message):
@@ -268,7 +268,7 @@ def test_a_failed_stage_is_reported_with_its_reason(tmp_path):
         "failed tokenizer cifar10-ch16: DataError: data 'cifar10' has no path: put [data]"
         in done.stderr
     )
-    assert "go on with: var-scaling run cifar10" in done.stderr
+    assert "then resume with: var-scaling run cifar10" in done.stderr
     status = json.loads(var_scaling("status", "cifar10", "--json", home=tmp_path).stdout)
     assert status["stages"][0]["state"] == "failed"
     assert "no path" in status["stages"][0]["note"]

@@ -76,4 +76,4 @@ def test_run_warns_of_a_world_writable_home(smoke, monkeypatch, capsys, mode, wa
     finally:
         smoke.chmod(before)
     assert not end.value.code
-    assert ("can be written to by all users" in capsys.readouterr().err) is warned
+    assert ("is writable by all users" in capsys.readouterr().err) is warned

@@ -19,7 +19,7 @@ from pipelines.sampling.draw import DrawOptions, sample_set
 from pipelines.sampling.finalize import finalize_set, read_image
 from pipelines.sampling.processes import ProcessFailed
 from pipelines.sampling.request import SampleOptions, plan_set
-from pipelines.sampling.run import sample_locally, conflicting_part
+from pipelines.sampling.run import conflicting_part, sample_locally
 from pipelines.sampling.store import ProcessShare, SampleFolder
 from pipelines.stages.context import ProcessContext
 from pipelines.workspace.store import ConfigMismatchError, FolderInUseError, file_lock, in_use
@@ -146,7 +146,10 @@ def test_a_set_on_a_faulty_disk_is_not_marked_as_finished(home, monkeypatch):
     plan = asked(home)
     monkeypatch.setattr(SampleFolder, "damaged", lambda at, found: list(found)[:1])
     outcome = sample_locally(context_in(home), plan, DrawOptions(), 1, lambda *said: None)
-    assert "does not keep what is written: 1 of its chunks, twice" in outcome.failures["default"]
+    assert (
+        "files of 1 chunks were written twice and are missing or damaged again"
+        in outcome.failures["default"]
+    )
     assert not is_done(plan.folder)
 
 

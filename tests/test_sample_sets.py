@@ -54,8 +54,8 @@ def asked(home, count: int = 9, **words):
     return plan_set(context_in(home), ADDRESS, SampleOptions(count=count, **words))
 
 
-def make(home, plan, how: DrawOptions = DrawOptions(), stop=lambda done: False, report_progress=lambda *said: None):  # noqa: B008
-    return sample_set(context_in(home), plan, how, stop, report_progress)
+def make(home, plan, options=None, stop=lambda done: False, report_progress=lambda *progress: None):
+    return sample_set(context_in(home), plan, options or DrawOptions(), stop, report_progress)
 
 
 def pictures(plan) -> dict[str, bytes]:
@@ -155,7 +155,7 @@ def test_weights_that_changed_after_the_plan_are_refused(tmp_path):
         make(own, plan)
     done = own.root / ADDRESS / DONE
     write_json(done, {**read_json(done), "weights_sha256": file_sha256(weights)})
-    with pytest.raises(ConfigMismatchError, match=r"its weights had SHA-256 .*; now they have"):
+    with pytest.raises(ConfigMismatchError, match=r"the weights file had SHA-256 .* and has"):
         make(own, plan)
     assert not plan.folder.exists()  # an invalid request does not reserve the name
 
@@ -169,7 +169,12 @@ def test_a_stopped_set_keeps_its_images_and_resumes(home, undisturbed):
         make(home, plan, DrawOptions(batch=5), stop=lambda done: done >= 10)
     assert len(pictures(plan)) == 10
     told = []
-    make(home, plan, DrawOptions(batch=62), report_progress=lambda what, done, total: told.append(done))
+    make(
+        home,
+        plan,
+        DrawOptions(batch=62),
+        report_progress=lambda what, done, total: told.append(done),
+    )
     assert told == [10, 72]  # none of the ten images was drawn again
     assert pictures(plan) == undisturbed
 
@@ -331,17 +336,20 @@ def test_rejection_keeps_the_highest_scores_and_records_them(home, class_map):
 
 def test_invalid_rejection_options_are_refused(home, tmp_path, class_map):
     for words, said in (
-        ({"reject": 0.5}, "none is named: --classifier FILE.pth"),
-        ({"reject": 1.5, "classifier": "seeded"}, "above 0, at most 1"),
+        ({"reject": 0.5}, "none is named. Give --classifier FILE.pth"),
+        ({"reject": 1.5, "classifier": "seeded"}, "above 0 and at most 1"),
         ({"reject": 0.5, "classifier": "seeded"}, "16 outputs, the model 8 classes"),
-        ({"reject": 0.5, "classifier": "seeded", "classes": "none"}, "there is none"),
-        ({"classifier": "seeded"}, "at which rate"),
+        (
+            {"reject": 0.5, "classifier": "seeded", "classes": "none"},
+            "of --classes none have no class",
+        ),
+        ({"classifier": "seeded"}, "give --reject RATE too"),
     ):
         with pytest.raises(ValueError, match=said):
             asked(home, **words)
     for text, said in (
-        ("[1, 2", "no JSON"),
-        ("[1, 2]", "wanted 8 outputs, one for each class, from 0 to 15; it has 2"),
+        ("[1, 2", "not valid JSON"),
+        ("[1, 2]", "expected 8 outputs, one for each class, from 0 to 15; it has 2"),
         ("[1, 2, 3, 4, 5, 6, 7, 16]", "among them 16"),
         ('["a"]', "a JSON list of whole numbers"),
     ):

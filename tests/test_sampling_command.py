@@ -80,12 +80,12 @@ def test_classes_and_ranges_are_parsed():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (None, "knows 1,000 classes: say which"),
+        (None, "has 1,000 classes: choose some"),
         ("", "'' is not a class"),
         ("dog", "'dog' is not a class; allowed: 0,1,5-8 or all or none"),
         ("-3", "'-3' is not a class"),
-        ("8-5", "8-5 runs backwards"),
-        ("5-1000", "knows 0 to 999; no class is 1000"),
+        ("8-5", "8-5: the first number is larger than the last"),
+        ("5-1000", "has classes 0 to 999; there is no class 1000"),
     ],
 )
 def test_invalid_classes_are_refused(text, said):
@@ -96,7 +96,7 @@ def test_invalid_classes_are_refused(text, said):
 def test_parts_are_parsed():
     assert read_part("2/8") == (1, 8)
     for text in ("9/8", "0/8", "2", "a/b", "1/0"):
-        with pytest.raises(ValueError, match=f"--part {text}: wanted I/N"):
+        with pytest.raises(ValueError, match=f"--part {text}: must be I/N"):
             read_part(text)
 
 
@@ -106,19 +106,23 @@ def test_parts_are_parsed():
         (["grid/d9"], 2, "no finished model or tokenizer in this folder"),
         (["d2"], 2, "an address is SWEEP/TRIAL"),
         ([ADDRESS, "--classes", "8"], 2, "the model has classes 0 to 7; there is no class 8"),
-        ([ADDRESS, "--count", "0"], 2, "--count 0: wanted 1 or more"),
+        ([ADDRESS, "--count", "0"], 2, "--count 0: must be at least 1"),
         ([ADDRESS, "--top-k", "1,2"], 2, "2 values, but the model has 3 scales"),
         ([ADDRESS, "--guidance", "-1"], 2, "--guidance"),
-        ([ADDRESS, "--guidance", "0,1,2", "--constant-guidance"], 2, "says it for each scale"),
-        ([ADDRESS, "--classes", "none", "--guidance", "2"], 2, "pulls towards a class"),
-        ([ADDRESS, "--part", "9/8"], 2, "--part 9/8: wanted I/N"),
-        ([ADDRESS, "--part", "1/2", "--processes", "2"], 2, "--part is one process's share"),
+        ([ADDRESS, "--guidance", "0,1,2", "--constant-guidance"], 2, "has a value for each scale"),
+        ([ADDRESS, "--classes", "none", "--guidance", "2"], 2, "guidance needs a class"),
+        ([ADDRESS, "--part", "9/8"], 2, "--part 9/8: must be I/N"),
+        ([ADDRESS, "--part", "1/2", "--processes", "2"], 2, "a part is drawn by one process"),
         ([ADDRESS, "--on", "moon"], 2, "no [clusters.moon]"),
-        ([ADDRESS, "--jobs", "2"], 2, "about --on CLUSTER"),
+        ([ADDRESS, "--jobs", "2"], 2, "need --on CLUSTER"),
         ([ADDRESS, "--npz", "."], 2, "is a directory"),
         ([ADDRESS, "--npz", "a.npz", "--on", "moon", "--detach"], 2, "--detach does not wait"),
-        ([ADDRESS, "--count", "1250001"], 2, "10,000,008 images would have to be drawn: one set"),
-        ([ADDRESS, "--reject", "0"], 2, "above 0, at most 1"),
+        (
+            [ADDRESS, "--count", "1250001"],
+            2,
+            "the set would draw 10,000,008 images; at most 10,000,000",
+        ),
+        ([ADDRESS, "--reject", "0"], 2, "above 0 and at most 1"),
         ([ADDRESS, "--name", "My Set"], 2, "name = 'My Set'"),
     ],
 )
@@ -132,7 +136,9 @@ def test_invalid_requests_are_refused_and_leave_no_files(home, sample, words, co
 def test_a_model_without_class_dropout_is_sampled_without_guidance(tmp_path):
     own = small_home(tmp_path, trial(tokenizer=tokenizer(), class_dropout_prob=0.0))
     place = context_in(own)
-    with pytest.raises(ValueError, match="label_drop = 0 and never without a class"):
+    with pytest.raises(
+        ValueError, match="class_dropout_prob = 0, so it cannot sample without a class"
+    ):
         plan_set(place, ADDRESS, SampleOptions(classes="none"))
     assert plan_set(place, ADDRESS, SampleOptions()).config.sampling.guidance == 0
 
@@ -189,16 +195,16 @@ def test_ignored_options_are_reported(home, sample, tmp_path, monkeypatch):
     words = [ADDRESS, "--count", "9"]
     out = tmp_path / "out.npz"
     code, said = sample(*words, "--part", "1/2", "--npz", str(out))
-    assert "--npz and --strips: nothing is written before then" in said
+    assert "--npz and --strips are written only when the set is done" in said
     assert not out.exists()
     assert sample(*words)[0] == 0
     code, said = sample(*words, "--processes", "4")
-    assert (code, "this set has 2: so many processes draw it, not 4" in said) == (0, True), said
+    assert (code, "it has 2: only 2 of 4 processes are used" in said) == (0, True), said
     (tmp_path / "box.toml").write_text('[clusters.box]\npartition = "p"\n')
     monkeypatch.setenv("VAR_SCALING_SETTINGS", str(tmp_path / "box.toml"))
     code, said = sample(*words, "--on", "box", "--strips", "1")
     assert code == 2
-    assert "no job is left to draw strips: the same words without --on box draw them here" in said
+    assert "no job is left to draw strips. The same command without --on box draws them" in said
     assert sample(*words, "--on", "box")[0] == 0
     assert sample(*words, "--strips", "1")[0] == 0
     code, said = sample(*words, "--on", "box", "--strips", "2")
@@ -254,7 +260,7 @@ def test_ctrl_c_keeps_all_images_and_prints_how_to_resume(home, words):
     os.killpg(process.pid, signal.SIGINT)  # to the whole process group, as a terminal does
     said = process.communicate(timeout=60)[0]
     assert process.returncode == 130, said
-    assert "of 16,000 images are on disk. To go on: var-scaling sample grid/d2" in said
+    assert "of 16,000 images are on disk. To resume: var-scaling sample grid/d2" in said
     folder = home.root / ADDRESS / "samples" / "default"
     marked = sum(len(read_json(path)["images"]) for path in folder.glob("chunks/*.json"))
     assert len(pictures(folder)) == marked
@@ -284,7 +290,7 @@ def test_a_killed_process_is_reported_and_the_other_images_are_kept(home):
     said = process.communicate(timeout=60)[0]
     assert process.returncode == 1
     assert "it ended with signal SIGKILL" in said
-    assert "The rest is kept. Once mended, go on with: var-scaling sample" in said
+    assert "is kept. Fix the error, then resume with: var-scaling sample" in said
 
 
 def test_without_a_terminal_progress_is_printed_at_intervals():

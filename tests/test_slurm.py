@@ -57,7 +57,7 @@ def test_status_and_logs_show_a_finished_sweep(undisturbed):
     said = subprocess.run(words, capture_output=True, text=True, env=undisturbed.environment)
     assert "validation step 2,000" in said.stdout
     dry = undisturbed.run("--dry-run")
-    assert "nothing: all is done" in dry.stdout
+    assert "nothing: everything is done" in dry.stdout
 
 
 # What clusters do -----------------------------------------------------------------------------

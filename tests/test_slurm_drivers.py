@@ -64,7 +64,7 @@ def test_a_running_driver_picks_up_a_retry(site, undisturbed):
     site.box.run("scancel", site.job("d2"))
     site.box.wait(lambda: jobs.latest(site.trial("d2")).ended == "cancelled", "the driver saw it")
     retried = site.call("retry", "--only", "d2")
-    assert "the driver at work takes it up" in retried.stdout
+    assert "the running driver resubmits them" in retried.stdout
     assert site.ends(driver) == 0
     for name in ("d2", "d3"):
         unharmed(site, undisturbed, name)

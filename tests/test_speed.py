@@ -374,16 +374,16 @@ def test_a_model_without_class_dropout_is_timed_without_guidance(tmp_path):
     words += ["--home", str(home.root)]
     done = CliRunner().invoke(app, words, catch_exceptions=False)
     assert [row["guidance"] for row in json.loads(done.output)["sampling"]] == [0.0]
-    with pytest.raises(ValueError, match="guidance 2: d2 was trained with label_drop = 0"):
+    with pytest.raises(ValueError, match="guidance 2: d2 was trained with class_dropout_prob = 0"):
         CliRunner().invoke(app, [*words, "--guidance", "2"], catch_exceptions=False)
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--batches", "0,4"], "--batches 0,4: whole numbers from 1"),
+        (["--batches", "0,4"], "--batches 0,4: must be whole numbers of at least 1"),
         (["--micro-batches", "x"], "--micro-batches x"),
-        (["--precisions", "fp32,fp8"], "fp8: there are fp32, tf32, bf16, fp16"),
+        (["--precisions", "fp32,fp8"], "fp8: allowed are fp32, tf32, bf16, fp16"),
     ],
 )
 def test_invalid_speed_options_are_refused(tmp_path, words, said):

@@ -114,8 +114,8 @@ def test_many_finished_trials_are_summarised_but_problems_are_listed():
     assert "d49" in few
     others = [view(900, "failed", "out of memory"), view(901, "running"), view(902, note="look")]
     many = shown([*(view(number) for number in range(500)), *others])
-    assert "500 of them" in many
-    assert "each: --json" in many
+    assert "500 stages" in many
+    assert "details: --json" in many
     assert "6,000/6,000" in many
     assert "3.0000–3.4990" in many
     assert "d499" not in many

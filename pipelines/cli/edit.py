@@ -101,7 +101,8 @@ def edit(
     keep_scales: Annotated[
         int | None,
         typer.Option(
-            help="number of coarse scales taken from the small image, such as 4. Default: by its size"
+            help="number of coarse scales taken from the small image, such as 4. Default: by its "
+            "size"
         ),
     ] = None,
     guidance: Guidance = None,

@@ -44,8 +44,8 @@ def fidelity(
     extractor: Annotated[
         ExtractorName | None,
         typer.Option(
-            help="feature network: inception, seeded or classifier. Default: inception if var-scaling.toml "
-            "names its weights, else seeded"
+            help="feature network: inception, seeded or classifier. Default: inception if "
+            "var-scaling.toml names its weights, else seeded"
         ),
     ] = None,
     against: Annotated[
@@ -97,7 +97,8 @@ def fidelity(
     if extractor is None and settings.weights.inception is None:
         screen.warn(
             "no [weights] inception in var-scaling.toml: the small seeded network extracts the "
-            "features. Its distance is no FID and can be compared only with that of the same network"
+            "features. Its distance is no FID and can be compared only with that of the same "
+            "network"
         )
     with screen.progress_bar(f"fidelity of {address}") as report_progress:
         # No other stage runs at the same time, so all CPUs may be used.
@@ -146,8 +147,8 @@ def cautions(fidelity: "Fidelity") -> list[str]:
     sentences = []
     if fidelity.samples < MIN_FID_SAMPLES:
         sentences.append(
-            f"with only {fidelity.samples:,} images the Fréchet distance is biased upwards, the more "
-            f"the fewer images: compare it only with distances of {fidelity.samples:,} images"
+            f"with only {fidelity.samples:,} images the Fréchet distance is biased upwards, the "
+            f"more the fewer images: compare it only with distances of {fidelity.samples:,} images"
         )
     split_size = fidelity.samples // SPLITS
     if split_size < MIN_SPLIT_SAMPLES:
@@ -157,9 +158,9 @@ def cautions(fidelity: "Fidelity") -> list[str]:
         )
     if "fid" in fidelity.scores and fidelity.references is not None:
         sentences.append(
-            f"{fidelity.reference} was computed by this project, from images as it crops them. It is "
-            "not the reference batch that ADM published, so this is not the FID that papers report; "
-            "for that, give --reference with ADM's .npz"
+            f"{fidelity.reference} was computed by this project, from images as it crops them. It "
+            "is not the reference batch that ADM published, so this is not the FID that papers "
+            "report; for that, give --reference with ADM's .npz"
         )
     if fidelity.references is None:
         sentences.append(

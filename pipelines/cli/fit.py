@@ -57,7 +57,7 @@ def fit(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fit the laws to the finished trials of a sweep, or to a table of runs; write figures and report."""
+    """Fit the laws to the finished trials of a sweep or to a table; write figures and a report."""
     from pipelines.report import external_table as tables
 
     if not tables.is_table(name):

@@ -157,8 +157,8 @@ def _forecast_table(frozen: "FrozenForecast") -> Table:
         title=f"{target.sweep}/{target.trial}, {forecast.variable} "
         f"{format_number(target.sizes[forecast.variable])}: {forecast.extrapolation:.3g} times "
         "the largest used",
-        caption="* is the prediction to quote: of the law that the data prefer or, if they prefer none, "
-        "of the law with E",
+        caption="* is the prediction to quote: of the law that the data prefer or, if they prefer "
+        "none, of the law with E",
     )  # fmt: skip
     for predicted in forecast.metrics:
         for law in predicted.predictions:
@@ -173,8 +173,8 @@ def _outcome_table(name: str, outcomes: "list[Outcome]") -> Table:
     table = new_table(
         "target", "frozen", "metric", "law", "predicted [95 %]", "measured", "error", "inside", "z",
         title=f"{name}: {len(outcomes)} forecasts",
-        caption="the law marked * of each metric; the other law is in outcomes.json. error: predicted "
-        "/ measured - 1; z: ±1.96 at the ends of the interval",
+        caption="the law marked * of each metric; the other law is in outcomes.json. error: "
+        "predicted / measured - 1; z: ±1.96 at the ends of the interval",
     )  # fmt: skip
     for outcome in outcomes:
         forecast = outcome.forecast
@@ -203,10 +203,10 @@ def _ranking_table(advice: "NextRuns", at: str, metric: str, price: Price | None
         "a FLOP",
         title=f"{metric} at {at}: {plan.predicted:.4f} {_interval(plan.low, plan.high)} now, "
         f"{advice.fit.law.formula} on {advice.fit.points} runs",
-        caption="each run alone. narrower: decrease of the interval's width, relative to now; a FLOP: "
-        "this decrease per FLOP, relative to the best run; in parentheses: above the budget.\nThis "
-        "assumes that the law holds at the size of the run: a stronger assumption, the farther the "
-        "run is from the target",
+        caption="each run alone. narrower: decrease of the interval's width, relative to now; a "
+        "FLOP: this decrease per FLOP, relative to the best run; in parentheses: above the "
+        "budget.\nThis assumes that the law holds at the size of the run: a stronger assumption, "
+        "the farther the run is from the target",
     )  # fmt: skip
     best = plan.ranking[0].narrowing_per_flop
     for step in plan.ranking:
@@ -228,7 +228,8 @@ def _plan_table(advice: "NextRuns", budget: float, price: Price | None) -> Table
     for step in plan.runs:
         run = step.candidate
         table.add_row(
-            run.name, format_number(run.flops), *_cost(run.flops, price), _interval(step.low, step.high),
+            run.name, format_number(run.flops), *_cost(run.flops, price),
+            _interval(step.low, step.high),
             f"{step.narrowing:.1%}",
         )  # fmt: skip
     table.add_section()

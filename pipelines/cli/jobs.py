@@ -27,8 +27,8 @@ def cancel(
         bool,
         typer.Option(
             "--forget",
-            help="mark the jobs as cancelled without contacting Slurm, for a cluster that no longer "
-            "exists",
+            help="mark the jobs as cancelled without contacting Slurm, for a cluster that no "
+            "longer exists",
         ),
     ] = False,
     home: HomeFolder = RUNS,
@@ -75,8 +75,8 @@ def retry(
     driver_process = driver.live_driver(workspace.sweep(sweep.name))
     if on is not None and driver_process is not None and driver_process.on != on:
         raise ValueError(
-            f"--on {on}: {driver_process} runs this sweep on {driver_process.on} and would resubmit the "
-            f"stages there. Leave out --on, or stop that driver first"
+            f"--on {on}: a driver runs this sweep on {driver_process.on} and would resubmit the "
+            f"stages there ({driver_process}). Leave out --on, or stop that driver first"
         )
     reset = intervene.reset_failed(stages, frozenset(only or ()), screen.print_line)
     if not reset:
@@ -157,10 +157,10 @@ def doctor(
         typer.Option(
             "--on", help="where to run: local, or a cluster of var-scaling.toml, such as h100"
         ),
-    ] = ("local"),
+    ] = "local",
     home: HomeFolder = RUNS,
 ) -> None:
-    """Check what a run needs, on this machine or on a cluster, and print how to fix what is missing."""
+    """Check what a run needs, here or on a cluster, and print how to fix what is missing."""
     from pipelines.execution.doctor import examine
 
     findings = examine(Home(home), load_settings(), on)

@@ -85,8 +85,8 @@ def describe(
         ),
     ] = False,
 ) -> None:
-    """Measure how visual autoregressive models scale: tokenize images, train models of several sizes,
-    fit a scaling law.
+    """Measure how visual autoregressive models scale: tokenize images, train models of several
+    sizes, fit a scaling law.
     """
 
 
@@ -122,8 +122,8 @@ def plan(
 ) -> None:
     """Show parameters, FLOPs and cost of each trial before anything runs.
 
-    GPU time is FLOPs divided by --tflops. The default of 400 TFLOP/s is 40 % of an H100's dense bf16
-    peak of 989: an assumption. Measure your own with `var-scaling speed`.
+    GPU time is FLOPs divided by --tflops. The default of 400 TFLOP/s is 40 % of an H100's dense
+    bf16 peak of 989: an assumption. Measure your own with `var-scaling speed`.
     """
     if on and tflops is not None:
         raise ValueError(
@@ -150,7 +150,7 @@ def run(
         typer.Option(
             "--on", help="where to run: local, or a cluster of var-scaling.toml, such as h100"
         ),
-    ] = ("local"),
+    ] = "local",
     only: Only = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print the stages that would run, and exit")
@@ -164,8 +164,8 @@ def run(
         ),
     ] = False,
 ) -> None:
-    """Run the stages that are not done, fit the laws and write the report. After an interruption, run
-    the same command again: it resumes.
+    """Run the stages that are not done, fit the laws and write the report. After an interruption,
+    run the same command again: it resumes.
     """
     workspace, settings = Home(home), load_settings()
     sweep = select_trials(resolve_sweep(name, workspace), only or ())
@@ -249,7 +249,8 @@ def ui(
         return
     if not (workspace.root / "mlflow.db").exists():
         raise ValueError(
-            f"{workspace.root}: nothing has been logged to MLflow yet; start `var-scaling run` first"
+            f"{workspace.root}: nothing has been logged to MLflow yet; start `var-scaling run` "
+            "first"
         )
     port = port or 5000
     base = f"http://127.0.0.1:{port}"
@@ -275,7 +276,7 @@ app.add_typer(cli_speed.app)
 
 
 def main() -> None:
-    """The console script. An error that the user can fix is printed as one line, not a traceback."""
+    """The console script. Errors that the user can fix are printed without a traceback."""
     # The first match counts: ConfigMismatchError is a ValueError.
     codes = [
         (ConfigMismatchError, 3), (FolderInUseError, 4), (ValueError, 2), (OSError, 1),

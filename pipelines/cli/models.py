@@ -75,8 +75,8 @@ def import_weights(
         )
         if not (Home(home).imported(name) / CLASSES).exists():
             screen.warn(
-                "weights do not contain class names, so the classes are numbered. To name them, run "
-                "the same command with --classes FILE"
+                "weights do not contain class names, so the classes are numbered. To name them, "
+                "run the same command with --classes FILE"
             )
         screen.print_line(f"next: var-scaling evaluate imported/{name} --data DATA")
 

@@ -42,8 +42,9 @@ Enlarge = Annotated[
     float | None,
     typer.Option(
         min=1,
-        help="shorter side after resizing, before the centre crop, as a multiple of the image side, "
-        "such as 1.125. Default: as for the model's own images; for other images 1.125 in evaluate, 1 in fidelity",
+        help="shorter side after resizing, before the centre crop, as a multiple of the image "
+        "side, such as 1.125. Default: as for the model's own images; for other images 1.125 in "
+        "evaluate, 1 in fidelity",
         show_default=False,
     ),
 ]
@@ -63,8 +64,8 @@ Guidance = Annotated[
     str | None,
     typer.Option(
         help="classifier-free guidance g in c + g (c - u), with conditional c and "
-        "unconditional u, such as 1.5; 0: none. VAR: the value at the last scale, rising from 0; or "
-        "one for each scale: 0,0.5,1,... Default: VAR 1.5, AR 1, DiT 0.5"
+        "unconditional u, such as 1.5; 0: none. VAR: the value at the last scale, rising from 0; "
+        "or one for each scale: 0,0.5,1,... Default: VAR 1.5, AR 1, DiT 0.5"
     ),
 ]
 TopK = Annotated[
@@ -83,7 +84,8 @@ TopP = Annotated[
 Temperature = Annotated[
     str | None,
     typer.Option(
-        help="softmax temperature, such as 0.9: below 1 less varied, above 1 more varied. Default: 1"
+        help="softmax temperature, such as 0.9: below 1 less varied, above 1 more varied. "
+        "Default: 1"
     ),
 ]
 Smooth = Annotated[

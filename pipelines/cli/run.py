@@ -115,8 +115,8 @@ def _exit_if_damaged(damaged: dict[str, Damage]) -> None:
     unrepaired = [stage for stage, damage in damaged.items() if not damage.repaired_by_run]
     if unrepaired:
         errors.print(
-            f"Damaged and not repaired: {', '.join(unrepaired)}. To fit the laws without it: "
-            "var-scaling fit", soft_wrap=True,
+            f"Damaged and not repaired: {', '.join(unrepaired)}. To fit the laws without "
+            "these stages: var-scaling fit", soft_wrap=True,
         )  # fmt: skip
         raise typer.Exit(1)
 

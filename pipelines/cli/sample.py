@@ -116,7 +116,7 @@ def sample(
         typer.Option(
             "--on", help="where to run: local, or a cluster of var-scaling.toml, such as h100"
         ),
-    ] = ("local"),
+    ] = "local",
     jobs: Annotated[int, typer.Option(min=1, help="number of jobs on the cluster, such as 8")] = 1,
     retry: Annotated[
         bool,
@@ -156,8 +156,8 @@ def sample(
     _refuse_combination(part, processes, on, jobs, detach or retry or take_over)
     if npz is not None and detach:
         raise ValueError(
-            "--npz is written when the set is done, and --detach does not wait for that: leave out --npz, "
-            "and run the command again when the jobs have ended"
+            "--npz is written when the set is done, and --detach does not wait for that: leave "
+            "out --npz, and run the command again when the jobs have ended"
         )
     workspace, settings = Home(home), load_settings()
     context = RunContext(
@@ -176,16 +176,13 @@ def sample(
         sample_on_cluster,
     )
 
-    draw_options, done, strips_file = (
-        DrawOptions(batch, strips, this_part),
-        plan.folder / DONE,
-        plan.folder / STRIPS,
-    )
+    draw_options = DrawOptions(batch, strips, this_part)
+    done, strips_file = plan.folder / DONE, plan.folder / STRIPS
     before = _modified_at(done), _modified_at(strips_file)
     if processes > plan.config.chunks:
         screen.warn(
-            f"processes share the set in chunks of {CHUNK} images, and it has {plan.config.chunks}: "
-            f"only {plan.config.chunks} of {processes} processes are used"
+            f"processes share the set in chunks of {CHUNK} images, and it has "
+            f"{plan.config.chunks}: only {plan.config.chunks} of {processes} processes are used"
         )
     with image_progress(screen.console) as report_progress:
         if on == "local":
@@ -203,7 +200,8 @@ def sample(
         screen.print_line(outcome.missing)
         if npz is not None or strips:
             screen.warn(
-                "--npz and --strips are written only when the set is done: run the command again then"
+                "--npz and --strips are written only when the set is done: run the command again "
+                "then"
             )
         return
     if strips or _modified_at(done) != before[0]:
@@ -251,7 +249,8 @@ def _refuse_combination(
     """Raise ValueError for options that exclude each other."""
     if part and processes > 1:
         raise ValueError(
-            "--part with --processes: a part is drawn by one process. Start one command for each part"
+            "--part with --processes: a part is drawn by one process. Start one command for each "
+            "part"
         )
     if on != "local" and (part or processes > 1):
         raise ValueError(

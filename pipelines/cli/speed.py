@@ -159,7 +159,8 @@ def _sizes(option: str, text: str) -> tuple[int, ...]:
         sizes = ()
     if not sizes or min(sizes) < 1:
         raise ValueError(
-            f"{option} {text}: must be whole numbers of at least 1, separated by commas, such as 1,8"
+            f"{option} {text}: must be whole numbers of at least 1, separated by commas, such as "
+            "1,8"
         )
     return tuple(sorted(set(sizes)))
 

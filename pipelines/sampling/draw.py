@@ -172,7 +172,7 @@ def draw(
             config.seed, batch,
         )  # fmt: skip
         for part in drawn:
-            marker.note(writers.flush())
+            marker.note(writers.flush())  # the batch before, written while this one was drawn
             labels = [request.label for request in part.requests]
             scores = sampler.scores(part.images_BWW3, labels)
             pixels = part.images_BWW3.numpy()
@@ -194,7 +194,7 @@ def draw(
 class _ChunkMarker:
     """Writes the mark of a chunk once its last missing image is on disk, and at intervals.
 
-    A process that is killed loses at most the images of `every` seconds and of one batch.
+    A process that is killed loses at most the images of `interval` seconds and of one batch.
     """
 
     def __init__(
@@ -203,9 +203,9 @@ class _ChunkMarker:
         stored: dict[int, dict[Request, StoredImage]],
         todo: list[tuple[int, Request]],
         device: str,
-        every: float,
+        interval: float,  # seconds between two marks
     ):
-        self.store, self.stored, self.device, self.every = store, stored, device, every
+        self.store, self.stored, self.device, self.interval = store, stored, device, interval
         self.missing: dict[int, int] = {}
         for chunk, _ in todo:
             self.missing[chunk] = self.missing.get(chunk, 0) + 1
@@ -217,7 +217,7 @@ class _ChunkMarker:
         for chunk, request, image in written:
             self.stored[chunk][request] = image
             self.new[chunk] = self.new.get(chunk, 0) + 1
-        due = last or monotonic() - self.since >= self.every
+        due = last or monotonic() - self.since >= self.interval
         to_mark = [chunk for chunk in self.new if due or self.new[chunk] == self.missing[chunk]]
         for chunk in to_mark:
             now, images = monotonic(), self.new.pop(chunk)

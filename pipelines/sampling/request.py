@@ -80,6 +80,7 @@ def plan_set(context: RunContext, address: str, options: SampleOptions) -> Plan:
                 f"probability, and images of --classes {NONE} have no class"
             )
         if classifier and Path(classifier).exists():
+            # A cluster job may run in another working directory.
             classifier = str(Path(classifier).absolute())
         loaded_classifier = load_rejection_classifier(context, classifier)
         outputs = None

@@ -121,7 +121,7 @@ def _merge(group: list[View]) -> View:
     done, total = sum(view.done for view in group), sum(view.total for view in group)
     return View(
         first.kind, f"{len(group):,} stages", first.state, done, total, first.unit,
-        note=f"{note}all: --json",
+        note=f"{note}details: --json",
     )  # fmt: skip
 
 
@@ -255,7 +255,7 @@ def evaluation_table(name: str, scores: dict[str, Any], validation: Validation) 
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a function (task, done, total) that updates a bar; without a terminal it does nothing."""
+    """Yield a function (task, done, total) that updates a progress bar on a terminal."""
     if not console.is_terminal:
         yield lambda what, done, total: None
         return
