@@ -195,5 +195,5 @@ def test_tied_tensors_are_imported_and_a_failed_import_does_not_reserve_its_name
 
 
 def test_an_invalid_name_is_refused_before_any_file_is_read(tmp_path):
-    with pytest.raises(ValueError, match=r"--as \.\./x: a name is of"):
+    with pytest.raises(ValueError, match=r"--as \.\./x: a name has at most"):
         bring(tmp_path / "home", tmp_path / "absent.pth", name="../x")

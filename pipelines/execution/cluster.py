@@ -50,8 +50,8 @@ def launch(
     """Run `stages` of the sweep in `folder` on `cluster` until they end; jobs that already run are
     attached to. With `detach`, submit what can start now, and return.
 
-    Raises DirtyTree, SettingsError, ValueError if something is missing, or FolderInUseError if another driver
-    runs this sweep.
+    Raises DirtyTree, SettingsError, ValueError if something is missing, or FolderInUseError if
+    another driver runs this sweep.
     """
     refuse_unready(stages, cluster)
     config = settings.cluster(cluster)

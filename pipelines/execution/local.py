@@ -50,8 +50,9 @@ def run(
     """Run `stages` of the sweep in `folder` until they end; interrupted stages resume.
 
     `observe` gets the state of every stage about twice a second. Ctrl-C or SIGTERM makes the stages
-    save and stop; a second one ends them immediately. Raises FolderInUseError if another driver runs this
-    sweep, ValueError if a cluster job works on a stage or an imported tokenizer is missing.
+    save and stop; a second one ends them immediately. Raises FolderInUseError if another driver
+    runs this sweep, ValueError if a cluster job works on a stage or an imported tokenizer is
+    missing.
     """
     refuse_unready(stages, "local")
     state = SweepState(stages)

@@ -70,8 +70,8 @@ class Reconciler:
     async def run_until_done(self, tasks: list[Task], *needs: dict[str, str]) -> dict[str, str]:
         """Return when every task has ended: name -> error, for each task that is not done.
 
-        `needs` are the results of the tasks that these need. Raises FolderInUseError if another driver took
-        over.
+        `needs` are the results of the tasks that these need. Raises FolderInUseError if another
+        driver took over.
         """
         failed_needs = [name for need in needs for name in need]
         if failed_needs:

@@ -115,7 +115,9 @@ def refuse_mismatch(stages: Stages) -> None:
     """
     for stage in stages:
         if _is_bound(stage.directory) and not is_damaged(stage.config_path):
-            raise_if_mismatch(stage.config_path, stage.kind.mismatch(stage.config_path, stage.config))
+            raise_if_mismatch(
+                stage.config_path, stage.kind.mismatch(stage.config_path, stage.config)
+            )
 
 
 def _is_bound(directory: Path) -> bool:

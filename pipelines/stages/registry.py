@@ -158,7 +158,9 @@ TOKENS = StageKind(
     "tokens", (TokenSet,), _tokens_name, _tokens_directory, _needs_tokenizer, "manifest.json",
     _tokens_mismatch,
 )  # fmt: skip
-TRIAL = StageKind("trial", (Trial,), _by_name, _trial_directory, _trial_needs, "trial.json", record_differences)
+TRIAL = StageKind(
+    "trial", (Trial,), _by_name, _trial_directory, _trial_needs, "trial.json", record_differences
+)
 IMPORTED = StageKind(
     "imported", (ImportedModel,), _by_name, _imported_directory, _needs_tokenizer, "model.json",
     record_differences,
@@ -179,6 +181,13 @@ FLOOR = StageKind(
     _SCORING,
 )
 SCORE = StageKind(
-    "score", (ScoredSet,), _by_name, _score_directory, _score_needs, "score.json", record_differences, _SCORING
+    "score",
+    (ScoredSet,),
+    _by_name,
+    _score_directory,
+    _score_needs,
+    "score.json",
+    record_differences,
+    _SCORING,
 )
 KINDS = (TOKENIZER, TOKENS, TRIAL, IMPORTED, NETWORK, FLOOR, SCORE)  # each after what it may need

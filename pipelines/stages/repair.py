@@ -33,7 +33,9 @@ def evaluate_trial_again(
             return model.to(world.device)
 
         # With weight averaging, the folder holds the averaged and the raw weights.
-        trained = TrainedModel(load_model(False), load_model(True) if trial.weight_average > 0 else None)
+        trained = TrainedModel(
+            load_model(False), load_model(True) if trial.weight_average > 0 else None
+        )
         quantizer = quantizer.to(world.device)
         scores = held_out_scores(trial, trained, quantizer, held_out, trial.steps, world)
     seconds = _training_seconds(attempt, trial.steps)
@@ -83,7 +85,9 @@ def _record_repair(attempt: Attempt, steps: int, line: Line) -> None:
     }
     if "files" not in marker:  # written by a version that recorded no checksums
         names = (WEIGHTS, "trial.json", "tokenizer.json")
-        marker["files"] = {name: file_entry(folder / name) for name in names if (folder / name).exists()}
+        marker["files"] = {
+            name: file_entry(folder / name) for name in names if (folder / name).exists()
+        }
     marker["files"][LOG] = file_entry(folder / LOG)
     attempt.check()
     write_json(folder / DONE, {**marker, "repaired": [*marker.get("repaired", []), repair]})

@@ -273,11 +273,16 @@ def _open_images(context: RunContext, data: DataRecord, split: str, folder: Path
     from var_scaling.data.dataset import open_images
 
     """Open the images of `split`; on first use this surveys the files. Raises DataError."""
-    survey, root = context.home.image_listing(data.name, split), context.settings.data_root(data.name)
+    survey, root = (
+        context.home.image_listing(data.name, split),
+        context.settings.data_root(data.name),
+    )
     # Stages that run at the same time must not survey the same files twice.
     lock = file_lock(survey, wait=WAIT) if root else nullcontext()
     with lock:
-        reading = ReadOptions(root, survey, _reader_count(context, data), _Progress(folder, context))
+        reading = ReadOptions(
+            root, survey, _reader_count(context, data), _Progress(folder, context)
+        )
         return open_images(data, split, reading)
 
 
