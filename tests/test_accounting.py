@@ -244,10 +244,10 @@ def test_a_tokenizers_training_flops_equal_the_counters(changes):
     judged = t.losses.critic is not None
     assert late == 2 * total(tokenizer_training_flops(t, judged))
     # Over all steps: the critic is asked in the last six of eight.
-    plain = total(tokenizer_training_flops(t, judged=False))
-    later = total(tokenizer_training_flops(t, judged=True))
+    plain = total(tokenizer_training_flops(t, with_critic=False))
+    later = total(tokenizer_training_flops(t, with_critic=True))
     expected = 2 * (2 * plain + 6 * later) if judged else 16 * plain
-    before = tokenizer_training_flops(t, judged=False)["quantizer"] * t.codebook.starts_at
+    before = tokenizer_training_flops(t, with_critic=False)["quantizer"] * t.codebook.starts_at
     expected -= 2 * before
     assert tokenizer_train_flops(t, 8) == expected
 

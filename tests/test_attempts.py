@@ -32,7 +32,7 @@ def test_of_two_drivers_the_second_is_told_of_the_first(tmp_path):
 def test_a_driver_whose_place_was_taken_notices(tmp_path):
     with driver.driving(tmp_path, "box") as first:
         with driver.driving(tmp_path, "box", take_over=True) as second:
-            with pytest.raises(Busy, match="this driver leaves"):
+            with pytest.raises(Busy, match="this driver exits"):
                 driver.still_driving(tmp_path, first)
             driver.still_driving(tmp_path, second)
         assert driver.owner(tmp_path) is None

@@ -119,12 +119,12 @@ class Processes:
             process.wait()
 
 
-def as_job(root: str, job: str, payload: str) -> None:
+def as_job(root: str, job: str, text: str) -> None:
     """In a process of `Processes`."""
     process = ProcessContext(alone=False, restart_id=f"{job}.0", facts={"job": job})
     run(
         RunContext(Home(Path(root)), Settings(), StopFile(Path(root) / "stop"), process),
-        json.loads(payload),
+        json.loads(text),
     )
 
 

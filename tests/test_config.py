@@ -71,7 +71,7 @@ def test_images_of_another_side_than_the_tokenizers_are_refused():
 def test_two_things_of_one_name_are_refused_with_the_difference():
     other = trial(name="d3", tokenizer=tokenizer(codebook_size=64))
     text = explained(Sweep, name="s", question="?", trials=(trial(), other))
-    assert "tokenizers are named t: codes: recorded 32, wanted 64" in text
+    assert "tokenizers are named t: codebook_size: recorded 32, wanted 64" in text
     text = explained(Sweep, name="s", question="?", trials=(trial(), trial()))
     assert "given twice: d2" in text
 
@@ -82,7 +82,10 @@ def test_a_name_must_fit_a_folder():
 
 def test_difference_names_each_field_that_differs():
     one, other = trial().model_dump(), trial(seed=1, batch_size=4).model_dump()
-    assert difference(one, other) == ["batch: recorded 8, wanted 4", "seed: recorded 0, wanted 1"]
+    assert difference(one, other) == [
+        "batch_size: recorded 8, wanted 4",
+        "seed: recorded 0, wanted 1",
+    ]
 
 
 def test_the_last_evaluation_is_at_the_end():

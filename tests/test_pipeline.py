@@ -181,7 +181,7 @@ def trained_here(smoke: Path, home: Path, name: str, **local) -> str:
 
 @pytest.mark.slow
 def test_two_processes_here_train_what_one_does(smoke, tmp_path):
-    assert trained_here(smoke, tmp_path, "d2", processes=2, max_batch_size=8) == "done"
+    assert trained_here(smoke, tmp_path, "d2", processes=2, micro_batch_size=8) == "done"
     both = [read_metrics(root / "smoke" / "d2" / "metrics.jsonl") for root in (tmp_path, smoke)]
     for mine, theirs in zip(*both, strict=True):
         assert mine["images_seen"] == theirs["images_seen"]
@@ -204,7 +204,7 @@ def test_a_folder_of_another_record_is_refused_with_the_difference(tmp_path):
     (tmp_path / "d2" / "metrics.jsonl").write_text("{}\n")
     init_run_dir(tmp_path / "d2", "trial.json", trial())
     with pytest.raises(
-        ConfigMismatchError, match=r"batch: recorded 8, wanted 16\n.*name of its own"
+        ConfigMismatchError, match=r"batch_size: recorded 8, wanted 16\n.*name of its own"
     ):
         init_run_dir(tmp_path / "d2", "trial.json", trial(batch_size=16))
 

@@ -108,35 +108,35 @@ def test_a_mean_objective_and_default_tolerances_stop_at_once_and_are_caught(
     points, start, iterations
 ):
     claimed, taken = stopped_at_once(points, start, count=False)
-    init_run_dir = certify(SURFACE, *points, claimed)
+    checked = certify(SURFACE, *points, claimed)
     assert taken <= iterations
-    assert not init_run_dir.is_optimum
-    assert init_run_dir.excess == pytest.approx(0.15, abs=0.015)
-    assert init_run_dir.gradient > 1e-3
-    assert init_run_dir.words.startswith("NOT an optimum: 1")
+    assert not checked.is_optimum
+    assert checked.excess == pytest.approx(0.15, abs=0.015)
+    assert checked.gradient > 1e-3
+    assert checked.words.startswith("NOT an optimum: 1")
 
 
 def test_a_sum_objective_with_default_tolerances_is_caught_too(points):
     claimed, _ = stopped_at_once(points, HOFFMANN, count=True)
-    init_run_dir = certify(SURFACE, *points, claimed)
-    assert not init_run_dir.is_optimum
-    assert init_run_dir.excess > 0.1
+    checked = certify(SURFACE, *points, claimed)
+    assert not checked.is_optimum
+    assert checked.excess > 0.1
 
 
 def test_hoffmanns_point_is_no_optimum_of_the_published_points(points):
-    init_run_dir = certify(SURFACE, *points, HOFFMANN)
-    assert not init_run_dir.is_optimum
-    assert init_run_dir.excess > 0.15
-    assert "NOT an optimum" in init_run_dir.words
+    checked = certify(SURFACE, *points, HOFFMANN)
+    assert not checked.is_optimum
+    assert checked.excess > 0.15
+    assert "NOT an optimum" in checked.words
 
 
 @pytest.mark.parametrize("objective", ["huber", "squares", "absolute"])
 def test_our_own_optimum_passes_as_one(points, objective):
     found = fit_law(SURFACE, *points, objective)
-    init_run_dir = certify(SURFACE, *points, found.values, objective)
-    assert init_run_dir.is_optimum
-    assert abs(init_run_dir.excess) < 1e-9
-    assert init_run_dir.words.startswith("an optimum")
+    checked = certify(SURFACE, *points, found.values, objective)
+    assert checked.is_optimum
+    assert abs(checked.excess) < 1e-9
+    assert checked.words.startswith("an optimum")
 
 
 def test_leaving_out_the_five_highest_losses_is_a_choice_that_moves_beta(fit):

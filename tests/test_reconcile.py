@@ -148,13 +148,13 @@ def test_it_is_given_up_after_three_deaths_without_progress_and_not_with_it(tmp_
 
 
 @pytest.mark.parametrize(
-    ("state", "words"), [("CANCELLED", "was cancelled"), ("OUT_OF_MEMORY", "memory_gb_per_gpu")]
+    ("state", "expected"), [("CANCELLED", "was cancelled"), ("OUT_OF_MEMORY", "memory_gb_per_gpu")]
 )
-def test_some_ends_wait_for_retry(tmp_path, task, state, payload):
+def test_some_ends_wait_for_retry(tmp_path, task, state, expected):
     submitting(task.folder)
     jobs.note(task.folder, "submitted", submission="s", job="7")
     reconciler = Scripted(tmp_path, seen("7", state))
-    assert payload in twice(reconciler, task)["trial d1"]
+    assert expected in twice(reconciler, task)["trial d1"]
     assert reconciler.taken == []
     jobs.note(task.folder, "retry")
     reconciler.step([task])

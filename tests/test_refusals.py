@@ -85,7 +85,7 @@ def test_a_loss_has_a_width(delta):
 
 
 @pytest.mark.parametrize(
-    ("claim", "message"),
+    ("claimed", "message"),
     [
         ({"A": 1.0}, "no value for alpha, E"),
         ({"A": 1.0, "alpha": 0.1, "E": 1.0, "gamma": 2}, "unknown: gamma"),
@@ -95,9 +95,9 @@ def test_a_loss_has_a_width(delta):
         ({"A": 1.0, "alpha": 0.1, "E": -1.0}, "E = -1: a floor cannot be negative"),
     ],
 )
-def test_a_claim_that_is_none_is_refused(init_run_dir, message):
+def test_a_claim_that_is_none_is_refused(claimed, message):
     with pytest.raises(FitError, match=message):
-        certify(FLOOR, SIZES, GOOD, init_run_dir)
+        certify(FLOOR, SIZES, GOOD, claimed)
 
 
 def test_the_truth_of_points_without_noise_is_an_optimum():

@@ -90,7 +90,9 @@ def test_a_tokenizer_saves_when_wished_and_goes_on(tmp_path):
 
 
 def test_a_tokenizers_batch_is_not_split(tmp_path):
-    with pytest.raises(ValueError, match=r"batch = 8 is more than at_once = 3 .* more processes"):
+    with pytest.raises(
+        ValueError, match=r"batch_size = 8 is more than micro_batch_size = 3 .* more processes"
+    ):
         run(tmp_path, tokenizer(), world=World(micro_batch_size=3))
     run(tmp_path, tokenizer(), world=World(micro_batch_size=8))
 

@@ -253,7 +253,7 @@ def test_a_wish_to_stop_after_the_last_step_is_late(tmp_path, quantizer, token_c
     assert checkpoint.latest(tmp_path / "earlier" / "checkpoint")["step"] == 11
 
 
-@pytest.mark.parametrize("at_once", [1, 3, 8])
+@pytest.mark.parametrize("micro_batch_size", [1, 3, 8])
 def test_a_batch_in_passes_trains_as_the_whole_batch_does(
     micro_batch_size, tmp_path, quantizer, token_cache, monkeypatch
 ):

@@ -236,10 +236,10 @@ def test_a_claim_is_held_against_the_optimum():
     y = noisy(6)
     best = fit_law(FLOOR, SIZES, y)
     assert certify(FLOOR, SIZES, y, best.values).is_optimum
-    init_run_dir = certify(FLOOR, SIZES, y, {**best.values, "E": 1.2})
-    assert not init_run_dir.is_optimum
-    assert init_run_dir.excess > 0.1
-    assert "NOT an optimum" in init_run_dir.words
+    checked = certify(FLOOR, SIZES, y, {**best.values, "E": 1.2})
+    assert not checked.is_optimum
+    assert checked.excess > 0.1
+    assert "NOT an optimum" in checked.words
     with pytest.raises(FitError, match="no value for E"):
         certify(FLOOR, SIZES, y, {"A": 1.0, "alpha": 0.1})
 

@@ -68,7 +68,7 @@ def score(name: SweepName, home: HomeFolder = RUNS, as_json: AsJson = False) -> 
         console.print(_outcome_table(name, outcomes))
     broken = [one for one in outcomes if one.state in ("tampered", "missing")]
     for one in broken:
-        screen.say_error(f"{one.file} is {one.state}: {one.reason}")
+        screen.say_error(f"{one.file} is {one.state}: {one.said}")
     if broken:
         raise typer.Exit(1)
 
@@ -164,7 +164,7 @@ def _outcome_table(name: str, outcomes: "list[Outcome]") -> Table:
             continue
         target = f"{one.forecast.target.sweep}/{one.forecast.target.trial}"
         if one.state != "graded":
-            table.add_row(target, one.forecast.time, one.state, one.reason)
+            table.add_row(target, one.forecast.time, one.state, one.said)
         for grade in one.grades:
             if grade.headline:
                 table.add_row(

@@ -168,7 +168,7 @@ def _reconstructions(
         device = context.device()
         model = load_tokenizer(t, *weights_of(folder)).to(device)
         for numbers, originals in batches_of(context, source, data, rows):
-            parts = to_unit(originals).to(device).split(model.micro_batch_size)
+            parts = to_unit(originals).to(device).split(model.max_batch_size)
             with torch.no_grad(), precision_context("fp32", device):
                 rebuilt = torch.cat([to_pixels(again(model, p)) for p in parts])
             yield numbers, rebuilt
