@@ -89,7 +89,7 @@ class Box:
         self.nodes = [f"n{number}" for number in range(1, nodes + 1)]
         self.cpus, self.memory_mb, self.gpus = cpus, memory_mb, gpus
         self.accounting, self.remembers = accounting, remembers
-        self.init_run_dir: socket.socket | None = None
+        self.port_guard: socket.socket | None = None
         self.environment = {
             name: value
             for name, value in os.environ.items()  # we may be in a job of another cluster
@@ -132,9 +132,9 @@ class Box:
     def down(self) -> None:
         """Ends daemons and jobs, however far `up` came; at once: their state is not needed."""
         self.daemons.sweep()
-        if self.init_run_dir:
-            self.init_run_dir.close()
-            self.init_run_dir = None
+        if self.port_guard:
+            self.port_guard.close()
+            self.port_guard = None
 
     # Disasters -----------------------------------------------------------------------------------
 
@@ -207,7 +207,7 @@ class Box:
             log.unlink()
         for node in self.nodes:
             (self.root / "spool" / node).mkdir()
-        self.init_run_dir, ports = claim_ports()
+        self.port_guard, ports = claim_ports()
         named = {"root": self.root, "user": USER}
         optional = "GresTypes=gpu\n" if self.gpus else ""
         if self.accounting:

@@ -23,17 +23,17 @@ def claim_ports() -> tuple[socket.socket, range]:
     starts = list(range(10_000, 32_000, PORTS))  # below those that the kernel gives to clients
     random.SystemRandom().shuffle(starts)
     for start in starts:
-        init_run_dir = socket.socket()
+        port_guard = socket.socket()
         try:
-            init_run_dir.bind(("127.0.0.1", start))
-            init_run_dir.listen()
+            port_guard.bind(("127.0.0.1", start))
+            port_guard.listen()
             for port in range(start + 1, start + PORTS):
                 with socket.socket() as probe:
                     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     probe.bind(("", port))
-            return init_run_dir, range(start + 1, start + PORTS)
+            return port_guard, range(start + 1, start + PORTS)
         except OSError:
-            init_run_dir.close()
+            port_guard.close()
     raise OSError(f"nowhere are {PORTS} ports in a row free")
 
 
