@@ -86,7 +86,10 @@ def test_values_at_the_health_bounds_are_not_reported(home, values):
     ("values", "said"),
     [
         ({"loss": UNIFORM, "loss_no_label": 9.0}, "not below the 4.852 of a uniform"),
-        ({"loss": 1.5, "loss_no_label": 1.4999}, "higher loss with the class (1.5000 nats per token)"),
+        (
+            {"loss": 1.5, "loss_no_label": 1.4999},
+            "higher loss with the class (1.5000 nats per token)",
+        ),
     ],
 )
 def test_a_failed_trial_is_reported(home, values, said):

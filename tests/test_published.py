@@ -132,8 +132,8 @@ def test_the_estimate_of_hoffmann_is_not_an_optimum_of_the_published_points(poin
 
 @pytest.mark.parametrize("objective", ["huber", "squares", "absolute"])
 def test_our_optimum_passes_the_check(points, objective):
-    found = fit_law(SURFACE, *points, objective)
-    found = certify(SURFACE, *points, found.values, objective)
+    law = fit_law(SURFACE, *points, objective)
+    found = certify(SURFACE, *points, law.values, objective)
     assert found.is_optimum
     assert abs(found.excess) < 1e-9
     assert found.summary.startswith("an optimum")

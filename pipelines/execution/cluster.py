@@ -18,7 +18,7 @@ from pipelines.execution.tasks import Array, Task, arrays_of, refuse_unready, wo
 from pipelines.stages.graph import Stages, init_run_dirs, of_kind
 from pipelines.stages.registry import TRIAL
 from pipelines.workspace import job_log as jobs
-from pipelines.workspace.driver_lock import Driver, live_driver, hold_driver_lock
+from pipelines.workspace.driver_lock import Driver, hold_driver_lock, live_driver
 from pipelines.workspace.modules import module_names
 from pipelines.workspace.provenance import attempts
 from pipelines.workspace.settings import Cluster, MLflow, Settings, SettingsError

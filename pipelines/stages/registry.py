@@ -181,13 +181,7 @@ FLOOR = StageKind(
     _SCORING,
 )
 SCORE = StageKind(
-    "score",
-    (ScoredSet,),
-    _by_name,
-    _score_directory,
-    _score_needs,
-    "score.json",
-    record_differences,
-    _SCORING,
-)
+    "score", (ScoredSet,), _by_name, _score_directory, _score_needs, "score.json",
+    record_differences, _SCORING,
+)  # fmt: skip
 KINDS = (TOKENIZER, TOKENS, TRIAL, IMPORTED, NETWORK, FLOOR, SCORE)  # each after what it may need
