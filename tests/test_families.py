@@ -363,10 +363,9 @@ def test_a_sweep_draws_and_scores_samples_of_its_trials(home):
     assert steps == pytest.approx(5 / (2 * 2))  # guided: two passes per step
     page = (home / "three" / "report" / "index.html").read_text()
     assert "Samples “plain, seeded network”" in page
-    assert "By the condition “plain, classifier network”" in page
-    assert (
-        "plain, last weights, classifier network" not in page
-    )  # drawn by the stage of the seeded extractor only
+    assert "Condition “plain, classifier network”" in page
+    # Only the stage of the seeded network samples with the last weights.
+    assert "plain, last weights, classifier network" not in page
     assert "plain, last weights, seeded network" in page
     assert "Samples “few" not in page  # one arm cannot be compared
     assert "No multiplier of compute: no size was run with several seeds" in page
@@ -461,7 +460,9 @@ def test_a_dit_on_tokens_of_an_earlier_version_is_refused_with_advice(tmp_path):
     quantizer = MultiScaleVQVAE(MULTI_SCALE).quantize
     old = TokenCache(cache.tokens, cache.labels, 1, {})
     words = (tmp_path, lambda *words: None, 1e9, lambda done: 0, World())
-    with pytest.raises(ValueError, match="delete the folder of the tokens to have them made again"):
+    with pytest.raises(
+        ValueError, match="Delete the folder of the tokens; the next run encodes"
+    ):
         train(trial, quantizer, old, old, *words)
 
 

@@ -1,8 +1,10 @@
 """Rules of the code: no unused config fields, no heavy imports in light commands, short code."""
 
 import ast
+import io
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import grimp
@@ -74,10 +76,24 @@ def test_every_column_of_the_results_has_a_unit():
     assert not {"host", "colour", "path"} & names
 
 
-def test_the_code_of_one_trial_has_fewer_than_2800_lines():
+def code_lines(path: Path) -> int:
+    """Lines of a file without blank lines, comments and docstrings: those may grow."""
+    text = path.read_text()
+    skip = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in skip and token.type != tokenize.ENDMARKER:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            lines.difference_update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return len(lines)
+
+
+def test_the_code_of_one_trial_has_fewer_than_1900_lines():
     """All our code that training a VAR uses: trainer, network, objective."""
     graph = grimp.build_graph("var_scaling", "pipelines", exclude_type_checking_imports=True)
     entries = {"var_scaling.training.trial", "var_scaling.models.var.objective"}
     reached = entries.union(*(graph.find_upstream_modules(entry) for entry in entries))
     files = [ROOT / (name.replace(".", "/") + ".py") for name in reached]
-    assert sum(path.read_text().count("\n") for path in files if path.exists()) < 2800
+    assert 1000 < sum(code_lines(path) for path in files if path.exists()) < 1900
