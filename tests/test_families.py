@@ -460,9 +460,7 @@ def test_a_dit_on_tokens_of_an_earlier_version_is_refused_with_advice(tmp_path):
     quantizer = MultiScaleVQVAE(MULTI_SCALE).quantize
     old = TokenCache(cache.tokens, cache.labels, 1, {})
     words = (tmp_path, lambda *words: None, 1e9, lambda done: 0, World())
-    with pytest.raises(
-        ValueError, match="Delete the folder of the tokens; the next run encodes"
-    ):
+    with pytest.raises(ValueError, match="Delete the folder of the tokens; the next run encodes"):
         train(trial, quantizer, old, old, *words)
 
 
