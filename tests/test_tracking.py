@@ -1,8 +1,11 @@
 """The MLflow mirror: replays are idempotent, and an outage only delays it."""
 
+import json
+import re
 import signal
 import socket
 import subprocess
+from urllib.parse import unquote
 from urllib.request import urlopen
 
 import pytest
@@ -11,6 +14,7 @@ from conftest import COMMAND, trial
 from pipelines.tracking.mirror import Mirror
 from pipelines.tracking.mlflow import MLflowTracker
 from pipelines.tracking.sync import try_mirror
+from pipelines.tracking.tracker import MetricValue
 from pipelines.workspace import job_log as jobs
 from pipelines.workspace.store import Home, init_run_dir
 from var_scaling.disk import write_json
@@ -124,6 +128,21 @@ def test_a_dead_server_gives_a_warning_and_does_not_stop_the_run(home):
     assert "MLflow mirror: DatabaseError" in said[0]
     assert try_mirror(lambda: Mirror(home, SWEEP, MLflowTracker(home)).catch_up(), said.append)
     assert len(said) == 1
+
+
+def test_the_comparison_page_takes_several_sweeps_and_shows_the_held_out_loss_first(home):
+    tracker = MLflowTracker(home)
+    for sweep in ("a", "b"):
+        run = tracker.run(sweep, f"{sweep}-d2", f"{sweep}/d2", "trial")
+        tracker.metrics(run, [MetricValue(n, 1.5, 0, 1) for n in ("train/loss", "val/loss")])
+    url = unquote(tracker.comparison_url(["a", "b"], "http://x"))
+    runs, experiments = map(json.loads, re.fullmatch(r".*runs=(.*)&experiments=(.*)", url).groups())
+    assert len(set(runs)) == len(set(experiments)) == 2
+    for run in runs:
+        assert min(tracker.latest_metrics(run)) == "Held-out loss"
+        assert tracker.latest_metrics(run)["Held-out loss"] == 1.5
+    with pytest.raises(ValueError, match="c: nothing has been logged to MLflow yet"):
+        tracker.comparison_url(["a", "c"], "http://x")
 
 
 def test_the_page_is_served_on_loopback_and_compares_the_trials(smoke):

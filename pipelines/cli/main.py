@@ -218,8 +218,13 @@ def status(
 
 @app.command()
 def ui(
-    name: Annotated[
-        str | None, typer.Argument(help="sweep whose trials to compare, such as quickstart")
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME]...",
+            help="one or more sweeps whose trials to compare, such as quickstart quickstart_again",
+            show_default=False,
+        ),
     ] = None,
     home: HomeFolder = RUNS,
     port: Annotated[
@@ -241,24 +246,21 @@ def ui(
         raise ValueError(
             f"--port {port}: leave it out, because var-scaling.toml names the server {uri}"
         )
-    if uri is not None:
-        experiment = resolve_sweep(name, workspace).name if name else None
-        screen.print_line(
-            tracking.MLflowTracker(workspace, uri).url(experiment, uri) if experiment else uri
-        )
-        return
-    if not (workspace.root / "mlflow.db").exists():
+    if uri is None and not (workspace.root / "mlflow.db").exists():
         raise ValueError(
             f"{workspace.root}: nothing has been logged to MLflow yet; start `var-scaling run` "
             "first"
         )
-    port = port or 5000
-    base = f"http://127.0.0.1:{port}"
+    base = uri or f"http://127.0.0.1:{port or 5000}"
     pages = {"all experiments": base}
-    if name:
-        experiment = resolve_sweep(name, workspace).name
-        pages = {"compare": tracking.MLflowTracker(workspace).url(experiment, base), **pages}
-    with serve.server(workspace, port) as server:
+    if names:
+        sweeps = [resolve_sweep(name, workspace).name for name in dict.fromkeys(names)]
+        tracker = tracking.MLflowTracker(workspace, uri)
+        pages = {"compare": tracker.comparison_url(sweeps, base), **pages}
+    if uri is not None:
+        screen.print_line(next(iter(pages.values())))
+        return
+    with serve.server(workspace, port or 5000) as server:
         for title, url in pages.items():
             console.print(f"{title}: {url}", soft_wrap=True, highlight=False)
         server.wait()

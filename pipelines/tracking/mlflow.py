@@ -15,8 +15,12 @@ from pipelines.workspace.store import Home, file_lock
 from var_scaling.disk import atomic_write
 
 _BATCH = 900  # MLflow accepts at most 1,000 metrics per call
+_COMPARED = 200  # runs on the comparison page; the page lists their ids in its URL
 _NOTE = "var_scaling.mirrored"  # tag of a note; followed by /NAME if the note has a name
 _ADDRESS = "var_scaling.address"
+# MLflow's comparison page first shows the metric whose name sorts first, so the validation loss is
+# logged a second time under a name with a capital letter.
+_FIRST_METRIC = {"val/loss": "Held-out loss"}
 _ARTIFACTS = "mlflow-artifacts:"  # relative to the server's --artifacts-destination
 
 
@@ -103,7 +107,12 @@ class MLflowTracker:
     def metrics(self, run: str, metrics: Sequence[MetricValue]) -> None:
         from mlflow.entities import Metric
 
-        values = [Metric(*metric) for metric in metrics]
+        first = [
+            metric._replace(name=_FIRST_METRIC[metric.name])
+            for metric in metrics
+            if metric.name in _FIRST_METRIC
+        ]
+        values = [Metric(*metric) for metric in (*metrics, *first)]
         for start in range(0, len(values), _BATCH):
             self.client.log_batch(run, metrics=values[start : start + _BATCH])
 
@@ -136,13 +145,24 @@ class MLflowTracker:
     def close(self) -> None:
         pass
 
-    def url(self, sweep: str, base: str) -> str:
-        """The URL of the page that compares the trials of a sweep."""
-        experiment = self.experiment(sweep)
-        runs = self.client.search_runs([experiment], "tags.kind = 'trial'", max_results=200)
+    def comparison_url(self, sweeps: Sequence[str], base: str) -> str:
+        """The URL of the page that compares the trials of one or more sweeps, smallest N first.
+
+        Raises ValueError if nothing of a sweep has been logged.
+        """
+        experiments = []
+        for sweep in sweeps:
+            experiment = self.client.get_experiment_by_name(sweep)
+            if experiment is None:
+                raise ValueError(
+                    f"{sweep}: nothing has been logged to MLflow yet; start `var-scaling run "
+                    f"{sweep}` or `var-scaling mirror {sweep}` first"
+                )
+            experiments.append(experiment.experiment_id)
+        runs = self.client.search_runs(experiments, "tags.kind = 'trial'", max_results=_COMPARED)
         runs = sorted(runs, key=lambda run: float(run.data.params.get("log10_N", 0)))
         ids = quote(json.dumps([run.info.run_id for run in runs]))
-        return f"{base}/#/compare-runs?runs={ids}&experiments={quote(json.dumps([experiment]))}"
+        return f"{base}/#/compare-runs?runs={ids}&experiments={quote(json.dumps(experiments))}"
 
     def _find_run(self, experiment: str, address: str) -> Any:
         condition = f"tags.`{_ADDRESS}` = '{address}'"
