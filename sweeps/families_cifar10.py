@@ -18,6 +18,7 @@ from var_scaling.models.base import ModelRecord
 from var_scaling.models.dit.config import tiny_dit
 from var_scaling.models.var.config import tiny_var
 
+# The spread between seeds is pooled over sizes, so the costliest size can have a single run.
 SEEDS = {2: 2, 3: 2, 4: 1}  # depth: runs
 VAR_STEPS = 2_000
 
@@ -49,6 +50,7 @@ def _trial(name: str, arm: str, model: ModelRecord, tokenizer: TrainedTokenizer)
         optimiser=tiny_optimiser(model.width, RATES[arm]),
         batch_size=32,
         steps=VAR_STEPS,
+        # See families_rates.family_trial.
         weight_average=0.995 if model.family == "dit" else 0.0,
     )
 
@@ -69,6 +71,7 @@ sweep = Sweep(
         for depth, runs in SEEDS.items()
         for seed in range(runs)
     ),
+    # 205 x 10 classes: about the 2,048 samples of `families`.
     scorings=(
         Scoring(name="unguided", sampling=UNGUIDED, count=205, extractors=NETWORKS),
         Scoring(name="unguided-raw", sampling=UNGUIDED, count=205, extractors=NETWORKS, raw=True),

@@ -36,6 +36,7 @@ def _others() -> tuple[Trial, ...]:
         t = scales_tokenizer(steps)
         variants.append((f"var-t{steps}", "var", tiny_var(DEPTH), t))
         variants.append((f"dit-t{steps}", "dit", tiny_dit(DEPTH), t))
+    # Seed 0, as in the first run of each arm: only the named setting differs.
     return tuple(budgeted(name, arm, model, t, 0) for name, arm, model, t in variants)
 
 
@@ -48,6 +49,7 @@ def _guided(guidance: float) -> tuple[Scoring, Scoring]:
     selection = Scoring(
         name=f"choose-g{guidance:g}",
         sampling=sampling,
+        # 64 x 8 classes = 512 images. With so few, DiT's better weight was missed (LOG.md).
         count=64,
         seed=1,
         chooses=True,

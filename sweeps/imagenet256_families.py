@@ -21,6 +21,7 @@ from var_scaling.recipe import Codebook, Optimiser
 
 _BATCH = 256  # of LlamaGen and DiT
 _LLAMAGEN_EPOCHS = 300
+# The published lengths, as are the optimisers below (docs/families.md, Published recipes).
 _DIT_STEPS = {"S": 400_000, "B": 400_000, "L": 400_000, "XL": 7_000_000}
 
 
@@ -33,6 +34,7 @@ _one_scale = _single_scale("vqvae-16384", codebook_size=16_384, code_channels=8)
 _features = _single_scale(
     "features-8x",
     pyramid=Pyramid(patch_nums=(32,)),
+    # Three halvings instead of four: a grid of 32 x 32.
     multipliers=(1, 2, 4, 4),
     code_channels=4,
     # Quantisation starts at the last step, so that it trains as an autoencoder.
@@ -60,6 +62,7 @@ def _ar(size: str) -> Trial:
         model=llamagen(size),
         optimiser=_llamagen,
         batch_size=_BATCH,
+        # Rounded up in each epoch, as in `PaperRecipe.steps`.
         steps=_LLAMAGEN_EPOCHS * -(-IMAGES // _BATCH),
         precision="bf16",
         evaluations=10,
@@ -101,11 +104,13 @@ sweep = Sweep(
         *(
             trial.model_copy(update={"name": f"var-{trial.name}"})
             for trial in grid.trials
+            # The depths of the paper's table at 256 pixels.
             if trial.model.depth in (16, 20, 24, 30)
         ),
         *(_ar(size) for size in ("B", "L", "XL", "XXL")),
         *(_diffusion(size) for size in ("S", "B", "L", "XL")),
     ),
+    # 50 x 1,000 classes: the 50,000 samples of the published FIDs.
     scorings=(
         Scoring(name="guided", sampling=_GUIDED, count=50, extractors=("inception",)),
         Scoring(name="unguided", sampling=_UNGUIDED, count=50, extractors=("inception",)),

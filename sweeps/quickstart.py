@@ -8,9 +8,11 @@ from var_scaling.models.var.config import tiny_var
 
 def grid(name: str, seed: int) -> Sweep:
     """The sweep with one seed for images, tokenizer and transformers."""
+    # 80,000 = 2,500 steps x 32 images: no image is seen twice.
     images = DeadLeaves(
         name=f"dead-leaves-{seed}", side=16, train_images=80_000, validation_images=4_096, seed=seed
     )
+    # Two downsamplings of 16 pixels: the finest scale is 4 x 4.
     tokenizer = tiny_tokenizer(
         f"tiny-{seed}", images, patch_nums=(1, 2, 3, 4), codebook_size=128, steps=900, seed=seed
     )
@@ -25,6 +27,7 @@ def grid(name: str, seed: int) -> Sweep:
             steps=2_500,
             seed=seed,
         )
+        # N = 1,152 d³: a factor of 216.
         for depth in range(1, 7)
     )
     question = "Does the held-out loss fall as a power of the parameters?"

@@ -17,6 +17,7 @@ def _short() -> Sweep:
             "name": "tiny-smoke",
             "data": images,
             "steps": 60,
+            # The tiny ladder quantises from step 300 on, after the end of this training.
             "codebook": full_tokenizer.codebook.model_copy(update={"starts_at": 30}),
         }
     )

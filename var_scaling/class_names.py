@@ -53,6 +53,8 @@ def read_names(path: Path, classes: int) -> tuple[str, ...]:
     if isinstance(names, dict) and "names" in names:
         names = names["names"]
     elif isinstance(names, dict):
+        # {"0": "tench"} or {"0": ["n01440764", "tench"]}. A missing number gives None, which the
+        # check below refuses.
         numbered = [names.get(str(number)) for number in range(len(names))]
         names = [item[-1] if isinstance(item, list) and item else item for item in numbered]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -82,6 +84,7 @@ def class_number(word: str, names: Names | None, classes: int, allowed: str = ""
         raise ValueError(f"{word!r} is not a class; allowed: {allowed}. {_NO_NAMES}")
     name = word.removeprefix(PREFIX)
     normalized = normalize_name(name)
+    # An exact match first: names of two classes may differ in case alone.
     matches = [number for number, other in enumerate(names) if other == name] or [
         number for number, other in enumerate(names) if normalize_name(other) == normalized
     ]
@@ -104,6 +107,7 @@ def _similar_classes(name: str, names: Names) -> list[int]:
     """The classes whose names contain `name` or are similar to it."""
     folded = [other.casefold() for other in names]
     similar = difflib.get_close_matches(name.casefold(), folded, n=_MAX_NAMES)
+    # One or two letters are part of too many names.
     part = name.casefold() if len(name) > 2 else None
     return [
         number
@@ -117,6 +121,7 @@ def class_order_warning(model: Names | None, data: Names | None) -> str | None:
 
     Raises ValueError if both have the same names in a different order.
     """
+    # Conditional losses of class k are wrong, without any error, if k is another class in the data.
     if model is not None and data is not None:
         if list(model) == list(data):
             return None

@@ -26,6 +26,7 @@ class Tokenizer(Record):
     """Architecture of a multi-scale residual VQVAE (arXiv 2404.02905)."""
 
     name: Name
+    # The defaults are the released tokenizer (vae_ch160v4096z32.pth): 256 px to 16 x 16.
     pyramid: Pyramid = Pyramid(patch_nums=PAPER_256)
     codebook_size: Annotated[int, Field(ge=2, le=65536)] = 4096  # token ids are stored as uint16
     code_channels: PositiveInt = 32
@@ -38,6 +39,7 @@ class Tokenizer(Record):
 
     @property
     def downsampling(self) -> int:
+        # The coarsest level is not followed by a downsampling.
         return int(2 ** (len(self.multipliers) - 1))
 
     @property
@@ -82,11 +84,13 @@ class TrainedTokenizer(Tokenizer):
 
     @model_validator(mode="after")
     def _images_are_large_enough_for_the_losses(self) -> Self:
+        # VGG-16 halves the side four times: 16 px leave one position at its last stage.
         if self.losses.perceptual > 0 and self.side < 16:
             raise ValueError(
                 f"losses.perceptual > 0: needs images of side 16 or more, not {self.side}"
             )
         critic = self.losses.critic
+        # After the halvings, two convolutions take one position each: 3 leave one logit.
         if critic is not None and self.side // 2**critic.halvings < 3:
             raise ValueError(
                 f"losses.critic.halvings = {critic.halvings}: too many for images of side "

@@ -67,6 +67,8 @@ class DataRecord(Record):
     def validation_content(self) -> dict[str, Any]:
         """The fields that the validation images depend on; for generated images not the name."""
         content = self.for_split("validation").model_dump(mode="json")
+        # Two records of generated images with equal fields have the same validation
+        # images, whatever their names.
         del content["name"], content["train_images"]
         return content
 
@@ -142,6 +144,7 @@ class ImageFiles(DataRecord):
         return self.model_copy(update={"crops": 0, "flip": False, "train_images": None})
 
     def validation_content(self) -> dict[str, Any]:
+        # With the name: it is the only field that identifies the files.
         return self.for_split("validation").model_dump(mode="json")
 
     def crop_settings(self) -> dict[str, float]:
@@ -179,6 +182,7 @@ def _read(value: Any, info: ValidationInfo) -> Any:
     return validate_tagged(value, info, "kind", record_of)
 
 
+# SerializeAsAny: pydantic would otherwise write only the fields of DataRecord, not of the kind.
 Data = Annotated[SerializeAsAny[DataRecord], BeforeValidator(_read)]
 
 

@@ -26,6 +26,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
         yield temporary_path
         with open(temporary_path, "rb+") as file:
             os.fsync(file.fileno())  # the content must be on disk before the name
+        # Atomic within a file system, hence a temporary file in the same folder: a reader finds the
+        # old file or the new one, also after a kill.
         os.replace(temporary_path, path)
     finally:
         temporary_path.unlink(missing_ok=True)
@@ -33,6 +35,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, value: Any) -> None:
     with atomic_write(path) as temporary_path:
+        # NaN and Infinity are not JSON: other programs could not read the file.
         temporary_path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
@@ -40,6 +43,7 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises DamagedFileError, FileNotFoundError."""
     try:
         return json.loads(path.read_bytes())
+    # JSONDecodeError, or UnicodeDecodeError if the bytes are not text.
     except ValueError as error:
         raise DamagedFileError(f"{path} is damaged: not valid JSON ({error})") from error
 

@@ -44,6 +44,8 @@ def tiny_tokenizer(
         channels=16,
         multipliers=(1, 2, 2),
         residual_blocks=1,
+        # Several groups lose the means of channels, and so flat colours: after 400 steps 17.9 dB
+        # with 16 groups, 17.8 dB with 4, 19.6 dB with one (LOG.md).
         norm_groups=1,
         codebook=Codebook(starts_at=300, decay=0.95),
         optimiser=Optimiser(
@@ -93,6 +95,7 @@ def paper_tokenizer(
             adversarial=0.4,
             critic=Critic(optimiser=critic_optimiser),
         ),
+        # A plain autoencoder first: quantised from step 0, training may collapse (LOG.md).
         codebook=Codebook(starts_at=1000),
         optimiser=rates,
         batch_size=batch,

@@ -35,6 +35,8 @@ def read_metrics(path: Path) -> list[Line]:
     complete = text[: text.rfind(b"\n") + 1]  # a last line without "\n" is still being written
     lines: dict[tuple[str, int], Line] = {}
     for encoded in complete.splitlines():
+        # ValueError: not JSON. KeyError: no kind or step. TypeError: JSON, but not an object, such
+        # as a bare number (LOG.md).
         with suppress(ValueError, KeyError, TypeError):  # two processes wrote at the same time
             line = json.loads(encoded)
             lines[line["kind"], line["step"]] = line

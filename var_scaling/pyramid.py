@@ -25,6 +25,7 @@ class Pyramid(Record):
     def _sides_do_not_decrease(self) -> Self:
         if not self.patch_nums or self.patch_nums[0] < 1:
             raise ValueError("patch_nums needs at least one side, each at least 1")
+        # Equal sides are allowed: residual codes at the same positions.
         if any(low > high for low, high in zip(self.patch_nums, self.patch_nums[1:], strict=False)):
             raise ValueError(
                 f"patch_nums = {self.patch_nums}: sides must not decrease, e.g. (1, 2, 3, 4)"
@@ -53,6 +54,7 @@ class Pyramid(Record):
     @property
     def starts(self) -> tuple[int, ...]:
         """Position of each scale's first token."""
+        # PAPER_256: 0, 1, 5, 14, 30, 55, 91, 155, 255, 424.
         return (0, *accumulate(self.lengths[:-1]))
 
     @property
@@ -66,5 +68,6 @@ class Pyramid(Record):
 
         286,434 of 680² for the paper's pyramid.
         """
+        # A query of scale k attends to all positions up to the end of its own scale.
         ends = accumulate(self.lengths)
         return sum(length * end for length, end in zip(self.lengths, ends, strict=True))

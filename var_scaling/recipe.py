@@ -56,6 +56,7 @@ class Codebook(Record):
     A code is the moving average of the vectors assigned to it, or learned by gradient as in VAR.
     """
 
+    # By gradient, four of five codes stay unused at small scale (tokenizer/codebook.py).
     learns: Literal["averages", "gradient"] = "averages"
     starts_at: NonNegativeInt = 0  # first step with quantisation; plain autoencoding before
     decay: ProperShare = 0.99  # of the moving averages

@@ -25,6 +25,8 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 class Record(BaseModel):
     """Frozen data that describes what to run; never where or how it runs."""
 
+    # frozen: a record that was checked stays valid. forbid: a misspelt field is an error, not a
+    # default. strict: "1" is no integer. allow_inf_nan: NaN is not JSON.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
@@ -33,6 +35,7 @@ class Record(BaseModel):
 
     def fingerprint(self) -> str:
         """12 hex digits of a SHA-256 over all fields: equal records have equal fingerprints."""
+        # sort_keys: the order of the fields in the class must not change the fingerprint.
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -81,6 +84,7 @@ def _shown(value: Any) -> str:
 def _field_path(record: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """The path of an error without the tags that pydantic adds for members of unions."""
     inside = range(len(location) - 1)
+    # A part is a tag if the record at this place has no such field and it is no key of a mapping.
     tags = [
         index
         for index in inside
@@ -137,6 +141,7 @@ def validate_tagged(
             )
         return value
     try:
+        # In JSON a tuple is an array: strict validation accepts it only from JSON.
         if info.mode == "json":
             return expected.model_validate_json(json.dumps(value))
         return expected.model_validate(value)
@@ -152,5 +157,6 @@ def _with_fields(error: ValidationError, record: type[Record]) -> ValidationErro
         if item["type"] == "extra_forbidden":
             message = _unknown_field(record, item["loc"])
         kind: Any = PydanticCustomError("nested_record", "{message}", {"message": message})
+        # loc is the path inside this record; pydantic puts the path of the outer field before it.
         lines.append(InitErrorDetails(type=kind, loc=item["loc"], input=item["input"]))
     return ValidationError.from_exception_data(error.title, lines)

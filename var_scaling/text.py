@@ -23,6 +23,7 @@ def printable(text: str) -> str:
 
 def one_line(text: str) -> str:
     """`text` for one line of a message: line breaks, tabs and special blanks are escaped too."""
+    # A file name that is not UTF-8 has surrogates, which a terminal cannot print.
     valid = text.encode(errors="backslashreplace").decode()
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in valid)
 

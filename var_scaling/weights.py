@@ -38,6 +38,7 @@ def load_tensors(path: Path, sha256: str) -> State:
     """The tensors of a file that this project wrote. Raises WeightsError if its hash differs."""
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
+    # Hashed at each load: one changed bit in a weight would change results without any error.
     actual = file_sha256(path)
     if actual != sha256:
         raise WeightsError(
@@ -51,6 +52,7 @@ def load_tensors(path: Path, sha256: str) -> State:
 def load_weights(model: nn.Module, path: Path, sha256: str) -> None:
     """Load strictly: the hash, all names and all shapes must match. Raises WeightsError."""
     state = load_tensors(path, sha256)
+    # load_state_dict would convert another dtype, and accept NaN, without a message.
     refuse_mismatch(str(path), state, model)
     model.load_state_dict(state, strict=True)
 
@@ -107,6 +109,8 @@ def read_file(path: Path) -> Any:
         raise WeightsError(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
     if path.stat().st_size == 0:
         raise WeightsError(f"{path}: the file is empty")
+    # safetensors has its own reader; all else is what torch.save writes: a zip file, or, before
+    # torch 1.6, a bare pickle.
     if path.suffix == ".safetensors":
         return _tensors_in(path)
     if zipfile.is_zipfile(path):
@@ -114,10 +118,12 @@ def read_file(path: Path) -> Any:
     elif _first_bytes(path) != b"PK":
         is_uncompressed = False
     else:
+        # The directory of a zip file is at its end, so a truncated one only begins like a zip.
         raise WeightsError(
             f"{path}: truncated: it starts like a file that torch saved, but its end is missing"
         )
     try:
+        # mmap reads the bytes as they are in the file: compressed tensors would be garbage.
         return torch.load(path, weights_only=True, map_location="cpu", mmap=is_uncompressed)
     except UnpicklingError as error:
         text = str(error)
@@ -178,6 +184,8 @@ def _is_invalid(name: Any, value: Any) -> bool:
         and isinstance(value, Tensor)
         and value.layout == torch.strided
         and value.device.type == "cpu"
+        # A damaged file can claim more elements than its storage has: reading them would return
+        # memory that was never written.
         and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
     )
 

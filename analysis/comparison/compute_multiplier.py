@@ -91,14 +91,17 @@ def multiplier(
     objective = objective_of(objective)
     pairs = _arrays(a), _arrays(b)
     pooled = pool_points(law, *pairs, objective)
+    # Only losses that both reached are compared, so that no law is extrapolated.
     low, high = _common(a, b, pairs, losses, extrapolate)
     initial_shifts = _interpolated_shifts(pairs, low, high)
     best = best_shift(pooled, initial_shifts)
+    # The F profile and the F test of one shape need sums of squares, whatever the objective is.
     squares = pool_points(law, *pairs, SQUARES)
     least_squares = best if math.isinf(objective.delta) else best_shift(squares, initial_shifts)
     ends = profile_of_shift(squares, least_squares, level)
     method = f"profile, F(1, {pooled.degrees_of_freedom})"
     if least_squares is not best:
+        # The least-squares interval sets the width of the grid that the resamples are solved on.
         half = (ends[1] - ends[0]) / 2
         width = min(max(2 * half, 1e-4), 2.0)
         shifts = resampled_shifts(pooled, best, width, resamples, seed)
@@ -154,6 +157,7 @@ def multiplier_of_tables(
     """
     all_rows = pd.concat([rows_a, rows_b])
     for column in ("data", "tokenizer"):
+        # A loss of tokens is in the unit of its tokenizer; a score of decoded images is not.
         if column == "tokenizer" and metric.lower().startswith(_IMAGE_METRICS):
             continue
         values = sorted(map(str, all_rows[column].dropna().unique())) if column in all_rows else []
@@ -205,6 +209,7 @@ def _common(
     """Lowest and highest loss that both families measured. Raises FitError unless `extrapolate` if
     there is none, or if one of `losses` is outside.
     """
+    # The range that both families cover: from the higher minimum to the lower maximum.
     low = max(float(y.min()) for _, y in pairs)
     high = min(float(y.max()) for _, y in pairs)
     if low >= high and not extrapolate:
@@ -231,9 +236,11 @@ def _interpolated_shifts(pairs: tuple[tuple[Array, Array], ...], low: float, hig
     log x is interpolated linearly between each family's points in order of loss; a loss outside
     the family's range gets the x of its nearest end.
     """
+    # At equal loss the horizontal distance of the two curves in log x is log m.
     losses = np.linspace(math.log(low), math.log(high), 5)
     log_x = []
     for x, y in pairs:
+        # np.interp needs increasing losses; x falls with them.
         order = np.argsort(y)
         log_x.append(np.interp(losses, np.log(y[order]), np.log(x[order])))
     return np.asarray(log_x[1] - log_x[0])

@@ -112,6 +112,7 @@ def conditions(images: pd.DataFrame) -> tuple[Condition, ...]:
 
 
 def _conditions_of_network(extractor: str, rows: pd.DataFrame) -> Iterator[Condition]:
+    # Sets that choose settings are not reported: the least of many scores is biased downwards.
     reported = rows[~rows.chooses]
     last = reported[reported.raw]
     for name, set_rows in reported[~reported.raw].groupby("set", sort=False):
@@ -130,9 +131,11 @@ def _last_weights(rows: pd.DataFrame, last: pd.DataFrame) -> pd.DataFrame:
     An arm is left out if one of its runs has no such samples. Empty if no arm has any.
     """
     settings = rows[["trial", "settings", "samples"]].drop_duplicates()
+    # Equal settings and number of samples, so that only the weights differ.
     matching = last.merge(settings).drop_duplicates("trial")  # one set of each run
     parts = []
     for _, runs in rows.groupby("arm", sort=False):
+        # A family that does not average has only last weights: its rows stay as they are.
         if not runs.averaged.any():
             parts.append(runs)
         elif runs.trial.isin(matching.trial).all():
@@ -150,6 +153,8 @@ def best_of_grid(rows: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for _, arm_rows in rows[~rows.raw].groupby("arm", sort=False):
         grid = arm_rows[arm_rows.chooses]
+        # All settings are compared over the same trials. Otherwise differences between trials would
+        # enter the choice.
         settings = grid.groupby("trial").settings.nunique()
         common = settings.index[settings == grid.settings.nunique()]
         grid = grid[grid.trial.isin(common)]
@@ -157,6 +162,7 @@ def best_of_grid(rows: pd.DataFrame) -> pd.DataFrame:
             continue
         best = np.log(grid.distance).groupby(grid.settings).mean().idxmin()
         independent = ~arm_rows.chooses & ~arm_rows.sampling_seed.isin(grid.sampling_seed)
+        # Sets of equal settings of one trial are no runs of their own: one set per trial.
         parts.append(arm_rows[independent & (arm_rows.settings == best)].drop_duplicates("trial"))
     return pd.concat(parts) if parts else rows.iloc[:0]
 
@@ -178,12 +184,15 @@ def rank_arms(
     if not allow_incomparable:
         refuse_incomparable(condition.rows)
     arm_curves = curves(condition.rows, score, cost)
+    # The largest cost that all arms reached: no arm is extrapolated upwards.
     budget = min(float(curve.cost.max()) for curve in arm_curves.values())
     try:
         deviation, free = spread(condition.rows, score)
     except ValueError:
+        # With NaN no difference is significant, since every comparison with NaN is False.
         deviation, free = float("nan"), 1
     times = float(student.ppf((1 + _LEVEL) / 2, free))
+    # The floor is subtracted from the distance, so its error adds. An unknown error counts as 0.
     errors = condition.rows.groupby("arm").floor_stderr.max()
     floors = {str(arm): float(error) for arm, error in errors.items() if score == "above"}
     ranking = []
@@ -191,6 +200,7 @@ def rank_arms(
         if curve.cost.min() > _EQUAL * budget:
             continue
         distance = float(np.exp(_log_score(curve, budget)))
+        # An error of the distance divided by the distance is one of its logarithm.
         floor_error = float(np.nan_to_num(floors.get(curve.arm, 0.0))) / distance
         seed_error = deviation / float(np.sqrt(_runs_at(curve, budget)))
         error = float(np.hypot(seed_error, floor_error))
@@ -261,6 +271,7 @@ def pairwise_multipliers(
     }
     selected = []
     for (arm, against), multiplier in every.items():
+        # If the arms share no score, neither direction has a value, and one of the two is kept.
         mirrored = every[against, arm]
         if multiplier.value is None or mirrored.value is None:
             if arm < against:
@@ -289,6 +300,7 @@ def robustness(measured: tuple[Condition, ...]) -> pd.DataFrame:
                 continue
             if len(ranking) < 2:  # arms of one size each, at different costs
                 continue
+            # The first ranking that could be computed is the one that all others are compared with.
             first = first or ranking
             rows.append({
                 "condition": condition.name,

@@ -56,6 +56,7 @@ class PooledPoints:
         else:  # also where log E is -inf: no step leaves E = 0, so `near` is no use as a start
             starts, near = starting_points(points, point_weights, None)[:3], None
         all_weights = point_weights[None] if weights is None else weights
+        # The scatter of resamples needs less precision than an estimate.
         tolerance = 1e-11 if weights is None else 1e-8
         return solve(
             points, all_weights, starts[:, None], self.objective, tolerance=tolerance,
@@ -95,6 +96,8 @@ def best_shift(pooled: PooledPoints, initial_shifts: ArrayLike) -> JointOptimum:
 
     The grid is extended while its edge is best. Raises FitError if there is no minimum.
     """
+    # The objective may have several minima in the shift: a grid first, then a search between the
+    # neighbours of its best point.
     grid = np.unique(np.asarray(initial_shifts, dtype=float))
     middle = float(grid.mean())
     grid = np.concatenate([[grid[0] - 1], grid, [grid[-1] + 1]])
@@ -104,6 +107,7 @@ def best_shift(pooled: PooledPoints, initial_shifts: ArrayLike) -> JointOptimum:
         if 0 < best < len(grid) - 1:
             break
         side = -1 if best == 0 else 1
+        # Twice the present width, so few extensions are needed.
         further = grid[best] + side * 2 * (grid[-1] - grid[0])
         if abs(further - middle) > 10 * _MAX_SHIFT:
             raise FitError(
@@ -112,6 +116,7 @@ def best_shift(pooled: PooledPoints, initial_shifts: ArrayLike) -> JointOptimum:
         index = 0 if side < 0 else len(grid)
         grid = np.insert(grid, index, further)
         solved.insert(index, pooled.at(further))
+    # From here on each fit starts at the last optimum, which is close.
     near = solved[best].theta[0]
     low, high = grid[best - 1], grid[best + 1]
     minimum = optimize.minimize_scalar(
@@ -132,6 +137,7 @@ def profile_of_shift(pooled: PooledPoints, best: JointOptimum, level: float) -> 
     if best.objective <= _EXACT * len(pooled.second):
         return best.shift, best.shift
     free = pooled.degrees_of_freedom
+    # (S_fixed - S) / (S / (n - p)) ≤ F(1, n - p).
     allowed = best.objective * stats.f.ppf(level, 1, free) / free
 
     def excess(move: float) -> float:
@@ -141,6 +147,8 @@ def profile_of_shift(pooled: PooledPoints, best: JointOptimum, level: float) -> 
 
     ends = []
     for side in (-1, 1):
+        # S is nearly quadratic in the shift, so its root is extrapolated linearly to the end, plus
+        # 10 % so that the end lies inside the bracket. The step doubles where that is not enough.
         inside, root_rise = 0.0, excess(side * _FIRST_STEP) + np.sqrt(allowed)
         step = min(1.1 * _FIRST_STEP * np.sqrt(allowed) / root_rise, 1.0) if root_rise > 0 else 1.0
         while step < _MAX_SHIFT and excess(side * step) <= 0:
@@ -166,6 +174,7 @@ def resampled_shifts(
     weights = np.array([_drawn(pooled, generator) for _ in range(resamples)])
     for _ in range(5):
         shifts = best.shift + width * _GRID
+        # All resamples share the grid, so each grid point is one batch of refits.
         objective = np.stack(
             [pooled.at(shift, best.theta, weights).objective for shift in shifts]
         )  # (grid, B)
@@ -174,6 +183,8 @@ def resampled_shifts(
         if edge.mean() < 0.01:
             break
         width *= 2
+    # The vertex of the parabola through three points at distance `step`: (before - after) / (2
+    # curvature) steps from the middle one.
     middle = np.clip(best_index, 1, len(shifts) - 2)
     before, at, after = (objective[middle + k, np.arange(resamples)] for k in (-1, 0, 1))
     curvature = before - 2 * at + after
@@ -193,6 +204,7 @@ def _drawn(pooled: PooledPoints, generator: np.random.Generator) -> Array:
     x = pooled.data.points.logs[0]
     for _ in range(1000):
         weights = np.zeros(len(x))
+        # Within each family, so that both keep their number of runs.
         for family in (~pooled.second, pooled.second):
             count = int(family.sum())
             weights[family] = generator.multinomial(count, np.full(count, 1 / count))

@@ -49,6 +49,7 @@ def one_law_for_both(a: Mapping[str, Any], b: Mapping[str, Any]) -> CommonLawTes
     if separate < _EXACT**2 * count_all:  # no scatter: F would divide by 0
         return CommonLawTest(float(joint < _EXACT**2 * count_all), "", values)
     free = fits[0].free
+    # Two laws have 2 · free parameters, the common one has free: the difference is free.
     degrees_of_freedom = count_all - 2 * free
     statistic = max(joint - separate, 0.0) / free / (separate / degrees_of_freedom)
     return CommonLawTest(float(stats.f.sf(statistic, free, degrees_of_freedom)), "", values)

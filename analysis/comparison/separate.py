@@ -56,6 +56,7 @@ def shape_test(joint: float, separate: FitPair) -> ShapeTest | None:
     """
     a, b = separate
     count, parameters = a.points + b.points, a.free + b.free
+    # The joint fit has one law's parameters and the shift, the separate fits those of two laws.
     extra, spare = a.free - 1, count - parameters
     if spare < 1:
         return None
@@ -74,9 +75,12 @@ def at_losses(
     Resamples in which neither law reaches the loss have no m and are left out.
     """
     a, b = fits
+    # Different seeds: the resamples of the two families must be independent.
     drawn = [bootstrap(fit, resamples, seed + k).values for k, fit in enumerate(fits)]
     results, refused = [], []
     for loss in map(float, losses):
+        # C_b / C_a: b's x in the numerator. Infinite where only b never reaches the loss, 0 where
+        # only a does not.
         value = _ratio(size_for(b.law, b.values, loss), size_for(a.law, a.values, loss))
         ratios = _ratio(*(size_for(a.law, values, loss) for values in reversed(drawn)))
         ratios = ratios[~np.isnan(ratios)]

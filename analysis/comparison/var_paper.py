@@ -34,6 +34,7 @@ class PublishedLaw:
     digit: float = 0.01  # one unit in the last printed place of α
 
 
+# The paper gives N in billions of parameters and C in PFLOP.
 _N, _C = 1e9, 1e15
 PUBLISHED_LAWS = (
     PublishedLaw("val_loss_last", "N", 2.0, 0.23, _N, "1e9 parameters", 4.5, -0.998),
@@ -68,6 +69,7 @@ class PaperComparison:
         """Whether our interval overlaps the printed exponent ± half a unit in its last place."""
         if self.low is None or self.high is None:
             return None
+        # The printed exponent is rounded: it stands for half a digit on either side.
         half = self.printed.digit / 2
         return self.low - half <= self.printed.alpha <= self.high + half
 
@@ -119,6 +121,8 @@ def _with_published_E(printed: PublishedLaw, column: str, raw: Fit) -> PaperComp
 def _compared(
     printed: PublishedLaw, column: str, form: str, fit: Fit, alpha: Interval
 ) -> PaperComparison:
+    # β is per unit of x: ours per parameter or FLOP, the printed one per 1e9 or 1e15.
     beta = None if fit.paper_beta is None else fit.paper_beta * printed.unit
+    # NaN, which is not equal to itself, becomes None.
     r = fit.r if fit.r == fit.r else None
     return PaperComparison(printed, column, form, fit.alpha, alpha.low, alpha.high, beta, fit.E, r)

@@ -113,6 +113,7 @@ def approaches(
     `budget`, by default the largest training FLOPs of a run.
     """
     cost = cost_of(rows, params) if cost is None else cost
+    # First the frontier: it selects the schedule, and the other approaches use the same runs.
     curve = frontier(rows, metric, params=params, schedule=schedule, within_runs=within_runs)
     if "schedule" in rows:
         schedules = (
@@ -120,11 +121,13 @@ def approaches(
         )
         rows = rows[schedules == curve.schedule]
     ends = run_ends(rows, metric, params)
+    # One row per finished run: approaches 2 and 3 compare whole runs.
     N, C, L = (ends[name].to_numpy(dtype=float) for name in (params, "train_flops", metric))
     parabolas = isoflops(N, C, L, budgets=budgets, cost=cost)
     estimates: list[Approach] = []
     refused: dict[int, str] = {}
     fit: Fit | None = None
+    # Each approach may be refused on its own; the others are still computed.
     try:
         estimates.append(from_envelope(curve, cost, resamples, seed))
     except (NoEstimate, FrontierError) as error:

@@ -78,12 +78,15 @@ def from_envelope(
             "record each run from before it is the best until a larger size is better, and "
             f"add sizes at both ends{commonest}"
         )
+    # (B, n) over all candidate points. Only columns that occur in a resample are kept, as 0/1
+    # weights of the lines.
     kept = resampled_frontiers(frontier, resamples, seed) & _uncensored(frontier)
     used = kept.any(axis=0)
     weights = kept[:, used].astype(float)
     too_few = weights.sum(1) < _MIN_SIZES
     log_C = np.log(candidates.flops[used])
     pairs = []
+    # First the frontier itself (the estimate), then the points of all resamples (the interval).
     for chosen, flops, size, tokens in (
         (uncensored, frontier.flops, frontier.size, frontier.tokens),
         (used, candidates.flops, candidates.size, candidates.tokens),
@@ -91,6 +94,7 @@ def from_envelope(
         D = np.where(np.isfinite(tokens), tokens, cost.tokens(size, flops))
         pairs.append((np.log(size[chosen]), np.log(D[chosen])))
     drawn = [fit_lines(log_C, value, weights)[0] for value in pairs[1]]
+    # A line through one or two points is no estimate; NaN is left out of the percentiles.
     for slopes in drawn:
         slopes[too_few] = np.nan
     basis = f"{uncensored.sum()} points of {sizes} sizes, {len(candidates.runs)} runs"
@@ -131,6 +135,7 @@ def from_parabolas(isoflops: IsoFlops, resamples: int = RESAMPLES, seed: int = 0
     pairs = [
         (sizes, np.log(isoflops.cost.tokens(np.exp(sizes), budgets))) for sizes in (log_N, drawn_N)
     ]
+    # Weights are inverse variances of log N*: a flat parabola hardly places its vertex.
     precision = 1 / np.array([[each.uncertainty for each in parabolas]])
     drawn = [fit_lines(np.log(budgets), each, precision)[0] for each in pairs[1]]
     points = sum(len(each.sizes) for each in parabolas)
@@ -148,9 +153,11 @@ def from_surface(fit: Fit, cost: Cost, budgets: tuple[float, float], draws: Boot
 
     The lines are exact where C = k N^q D.
     """
+    # Under a counted cost log N* is only nearly linear in log C: a least-squares line.
     grid = np.geomspace(*budgets, _BUDGETS)
     best = optimal(fit, cost, budgets[1], draws)
     N, D, _ = optimum(fit.values, cost, grid)
+    # (B, 1) parameters against (9,) budgets: optima (B, 9).
     columns = {name: values[:, None] for name, values in draws.values.items()}
     drawn = [fit_lines(np.log(grid), np.log(each))[0] for each in optimum(columns, cost, grid)[:2]]
     basis = best.N_interval.basis
@@ -162,6 +169,7 @@ def from_surface(fit: Fit, cost: Cost, budgets: tuple[float, float], draws: Boot
 
 def fit_lines(log_C: Array, values: Array, weights: Array | None = None) -> tuple[Array, Array]:
     """Slope and value at log C = 0, (B,) each, of least-squares lines through (n,) or (B, n)."""
+    # Closed form for one line per resample; log C is centred at the weighted mean.
     w = np.ones((1, len(log_C))) if weights is None else weights
     total = w.sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):  # a resample without points gives NaN
@@ -183,6 +191,7 @@ def _approach(
     intervals = []
     for slopes in drawn:
         usable = slopes[np.isfinite(slopes)]
+        # 2.5 % tails of fewer values would be extremes, not percentiles.
         if len(usable) < 20:
             raise NoEstimate(f"{len(usable)} of {len(slopes)} resamples have an optimum")
         low, high = np.percentile(usable, [2.5, 97.5])

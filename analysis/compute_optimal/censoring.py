@@ -24,6 +24,7 @@ def censoring_reasons(
     largest size, or if a neighbouring size has no record at this compute and was the best at the
     end (next smaller size) or at the start (next larger size) of its record.
     """
+    # Groups are numbered by size, so g - 1 and g + 1 are the neighbouring sizes.
     group = size_groups(size)
     count = int(group.max()) + 1
     first = np.array([np.flatnonzero(group == g)[0] for g in range(count)])
@@ -37,12 +38,16 @@ def censoring_reasons(
         late[g] = loss[: first[g]][group[: first[g]] < g].min(initial=np.inf) < loss[first[g]]
     reasons = np.full(len(flops), "", dtype=object)
     for g in range(count):
+        # Still the best at its end: no other frontier point lies between its last one and the end
+        # of its record.
         on_frontier = np.flatnonzero((group == g) & best)
         if len(on_frontier) and not best[on_frontier[-1] + 1 : last[g] + 1].any():
             reasons[on_frontier[-1]] = (
                 f"size {size[on_frontier[-1]]:.4g} was still the best when its record ended"
             )
     names = [f"{size[index]:.4g}" for index in first]
+    # The loss has a single minimum in size, so it is enough that both neighbours are known to be
+    # worse at this compute.
     for at in np.flatnonzero(reasons == ""):
         g, C = group[at], flops[at]
         if g == 0:

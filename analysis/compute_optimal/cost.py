@@ -61,11 +61,13 @@ class Cost:
 
     def is_extrapolated(self, N: float) -> bool:
         """Whether N is outside the sizes at which f was counted."""
+        # Within 1e-4: the end sizes come from exp(log N) and differ from the table's by rounding.
         return not self.is_power_law and not self.sizes[0] <= N * 1.0001 <= self.sizes[-1] * 1.0002
 
     def logs(self, u: Array) -> tuple[Array, Array]:
         """log f and d log f / d log N at u = log N."""
         low, high = np.log(self.sizes[0]), np.log(self.sizes[-1])
+        # Beyond the counted sizes the value at the end is continued as a straight line in logs.
         inside = np.clip(u, low, high)
         if self.is_power_law:
             middle, slope = np.full_like(u, np.log(self.flops_per_token[0])), np.zeros_like(u)
@@ -86,6 +88,7 @@ def six_nd(factor: float = 6.0) -> Cost:
     if not factor > 0:
         raise CostError(f"C = {factor:g} N D: the factor must be positive")
     scope = {6.0: " (forward and backward)", 2.0: " (forward)"}.get(factor, "")
+    # One size N = 1 with f = `factor` and exponent 1 on both sides is f = factor · N.
     return Cost(f"C = {factor:g} N D{scope}", (1.0,), (float(factor),), (1.0, 1.0))
 
 
@@ -104,10 +107,13 @@ def cost_of(rows: pd.DataFrame, params: str = "params_blocks") -> Cost:
     numbers = numbers[(np.isfinite(numbers) & (numbers > 0)).all(axis=1)]
     if not len(numbers):
         raise CostError(f"no row has {params}, tokens_seen and train_flops")
+    # A fixed order of rows, so that the order of the table does not change the means by rounding.
+    # lexsort takes its first key last.
     sizes, tokens, flops = numbers[np.lexsort(numbers.T[::-1])].T
     group = size_groups(sizes)
     log_f = np.log(flops / tokens)
     grouped = pd.DataFrame({"u": np.log(sizes), "f": log_f}).groupby(group)
+    # If runs of one size differ in FLOPs per token, f is no function of N.
     spread = grouped.f.max() - grouped.f.min()
     middle = grouped.mean()
     worst = int(spread.to_numpy().argmax())
@@ -145,6 +151,7 @@ def _interpolated_cost(u: Array, log_f: Array, params: str) -> Cost:
     if len(falls):
         a, b = np.exp(u[falls[0]]), np.exp(u[falls[0] + 1])
         raise CostError(f"FLOPs per token do not rise from {params} = {a:.4g} to {b:.4g}")
+    # PCHIP is monotone between increasing points; a cubic spline could overshoot and make f fall.
     spline = PchipInterpolator(u, log_f)
     ends = (float(spline(u[0], 1)), float(spline(u[-1], 1)))
     # A slope of 0 at an end would make the optimum unbounded there, so the secant replaces it.

@@ -76,6 +76,8 @@ def band(
     flops = (
         np.geomspace(frontier.flops[0], frontier.flops[-1], 50) if at is None else np.asarray(at)
     )
+    # Every resample is a row of 0/1 weights over the same candidate points, so all refits are one
+    # batch. Points that are on no resample's frontier are left out.
     kept = resampled_frontiers(frontier, resamples, seed)
     used = kept.any(axis=0)
     candidates = frontier.candidates
@@ -91,6 +93,7 @@ def band(
     columns: dict[str, Any] = {name: each[:, None] for name, each in values.items()}
     curves = np.log(law.predict(flops, columns))
     line = np.log(fit.predict(flops))
+    # The missing runs lift the whole band, so only the scatter around the median is used.
     middle = np.median(curves, axis=0)
     low, high = np.quantile(curves - middle, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return Band(
@@ -106,9 +109,11 @@ def resampled_frontiers(frontier: Frontier, resamples: int = RESAMPLES, seed: in
     if runs < 3:
         raise FrontierError(f"{runs} runs: resampling needs at least 3")
     generator = np.random.default_rng(seed)
+    # > 0: the frontier is a minimum, so it does not matter how often a run was drawn.
     drawn = generator.multinomial(runs, np.full(runs, 1 / runs), size=resamples) > 0
     parts = []
     for part in np.array_split(drawn, max(1, drawn.shape[0] * len(candidates.flops) // _CELLS)):
+        # A run that was not drawn has an infinite loss and is never on the frontier. (b, n).
         losses = np.where(part[:, candidates.run], candidates.loss, np.inf)
         parts.append(non_dominated_mask(losses))
     return np.concatenate(parts)
@@ -126,6 +131,7 @@ def _start(fit: Fit, data: FitData) -> Array:
     points, law = data.points, fit.law
     start: list[float] = []
     for (coefficient, exponent), centre in zip(law.powers, points.centres, strict=True):
+        # The centres of `data` differ from the fit's, because it has other points.
         log_A = float(np.log(fit[coefficient]))
         start += [log_A - points.height - fit[exponent] * centre, fit[exponent]]
     if law.floor:

@@ -57,6 +57,8 @@ def isoflops(
         within = np.abs(log_C - log_budgets[nearest]) <= np.log1p(budget_tolerance)
         groups = [np.flatnonzero(within & (nearest == k)) for k in range(len(log_budgets))]
     else:
+        # Neighbours in log C closer than the tolerance are one group; `parabola` refuses a group
+        # whose whole range is too wide.
         order = np.argsort(log_C, kind="stable")
         groups = np.split(
             order, np.flatnonzero(np.diff(log_C[order]) > np.log1p(budget_tolerance)) + 1
@@ -85,15 +87,18 @@ def vertices(parabolas: Sequence[Parabola], resamples: int, seed: int = 0) -> tu
     NaN where a refit opens downward.
     """
     generator = np.random.default_rng(seed)
+    # A parabola of five points has two degrees of freedom, too few residuals to resample alone.
     residuals = np.concatenate([each.residuals for each in parabolas])
     degrees_of_freedom = len(residuals) - 3 * len(parabolas)
     pool = residuals * np.sqrt(len(residuals) / degrees_of_freedom)
     log_N, log_L = [], []
     for each in parabolas:
         drawn = generator.choice(pool, size=(resamples, len(each.sizes)))
+        # Coefficients are linear in log L: a change of residuals (B, n) moves them by (B, 3).
         change = drawn @ np.linalg.pinv(each.design).T
         c0, c1, c2 = (each.coefficients + change).T
         vertex = -c1 / (2 * np.where(c2 > 0, c2, np.nan))
+        # u = log(N / centre); L at the vertex is c0 + c1 u + c2 u².
         log_N.append(np.log(each.centre) + vertex)
         log_L.append(c0 + vertex * (c1 + vertex * c2))
     return np.stack(log_N, axis=1), np.stack(log_L, axis=1)

@@ -87,6 +87,7 @@ class Parabola:
     def uncertainty(self) -> float:
         """Linearised variance of log N* for residuals of variance 1."""
         _, slope, curvature = self.coefficients
+        # The gradient of -slope / (2 curvature) by the three coefficients.
         gradient = np.array([0, -1 / (2 * curvature), slope / (2 * curvature**2)])
         return float(np.square(np.linalg.pinv(self.design).T @ gradient).sum())
 
@@ -109,6 +110,7 @@ def parabola(
     they raise TooWide. Raises an IsoFlopError where there is no optimum. `cost` (by default 6 N D)
     gives D.
     """
+    # By size, then by loss: the ends of `sizes` are first and last, and row order has no effect.
     order = np.lexsort((np.asarray(L, dtype=float), np.asarray(N, dtype=float)))
     sizes, flops, losses = (np.asarray(each, dtype=float)[order] for each in (N, C, L))
     budget = float(np.median(flops)) if budget is None and len(flops) else budget or np.nan
@@ -121,6 +123,7 @@ def parabola(
         )
     left_out = int((~inside).sum())
     sizes, losses = sizes[inside], losses[inside]
+    # u = log(N / centre) keeps 1, u, u² far from collinear.
     centre = float(np.exp(np.log(sizes).mean()))
     design, coefficients = _fitted(sizes, losses, centre)
     vertex = _vertex(budget, coefficients, sizes, centre)
@@ -129,6 +132,7 @@ def parabola(
     covariance = np.linalg.inv(design.T @ design) * (residuals @ residuals) / degrees_of_freedom
     t = float(stats.t.ppf((1 + level) / 2, degrees_of_freedom))
     low, high = _fieller(coefficients, covariance, t, vertex)
+    # The parabola is flat at its vertex: to first order the error of N* adds nothing to that of L.
     at = np.array([1.0, vertex, vertex**2])
     log_L, error = float(at @ coefficients), t * float(np.sqrt(at @ covariance @ at))
     size = float(centre * np.exp(vertex))
@@ -163,10 +167,13 @@ def _window(budget: float, sizes: Array, losses: Array, max_factor: float) -> ND
     """(n,) the points near the minimum, by repeated fits until they stay the same."""
     u, max_distance, seen = np.log(sizes), np.log(max_factor * _SLACK), set[bytes]()
     middle, lowest = float(u.mean()), int(losses.argmin())
+    # The window depends on the minimum and the minimum on the window, hence the repeated fits. The
+    # first fit uses all points.
     coefficients = _fitted(sizes, losses, float(np.exp(middle)))[1]
     try:
         middle += _vertex(budget, coefficients, sizes, float(np.exp(middle)))
     except NoInteriorMinimum:
+        # The best measured size is an end of the grid: the minimum lies outside the sizes tried.
         if lowest in (0, len(u) - 1):
             raise
         middle = float(u[lowest])  # with far points the parabola may have no minimum inside
@@ -179,6 +186,7 @@ def _window(budget: float, sizes: Array, losses: Array, max_factor: float) -> ND
                 f"near N = {np.exp(middle):.3g}; at least {MIN_SIZES} sizes are needed: add sizes "
                 "there",
             )
+        # A window seen before means that the fits have settled, or alternate between a few windows.
         if inside.tobytes() in seen:
             return np.asarray(inside)
         seen.add(inside.tobytes())
@@ -219,12 +227,15 @@ def _vertex(budget: float, coefficients: Array, sizes: Array, centre: float) -> 
 
 def _fieller(c: Array, covariance: Array, t: float, vertex: float) -> tuple[float, float]:
     """Fieller's interval: all v for which a t test does not reject slope + 2 v · curvature = 0."""
+    # slope + 2 v curvature is 0 at the vertex v; (this)² ≤ t² · variance is quadratic in v.
     s = t**2 * covariance
     quadratic = 4 * (c[2] ** 2 - s[2, 2])
     linear = 4 * (c[1] * c[2] - s[1, 2])
     constant = c[1] ** 2 - s[1, 1]
+    # The curvature itself is not significantly positive: no v is rejected far away.
     if quadratic <= 0:
         return -np.inf, np.inf
     root = np.sqrt(max(linear**2 - 4 * quadratic * constant, 0.0))
     ends = (-linear - root) / (2 * quadratic), (-linear + root) / (2 * quadratic)
+    # Rounding must not put the vertex outside its own interval.
     return min(float(ends[0]), vertex), max(float(ends[1]), vertex)

@@ -64,6 +64,7 @@ def optimal(
     draws = bootstrap(fit, resamples, seed) if draws is None else draws
     drawn = np.stack(optimum(draws.values, cost, budget))
     usable = drawn[:, np.isfinite(drawn).all(axis=0)]
+    # Percentiles at 2.5 % need more draws than this.
     if usable.shape[1] < 20:
         raise AllocationError(
             f"{usable.shape[1]} of {draws.resamples} resamples have an optimum, fewer than 20"
@@ -97,6 +98,7 @@ def optimum(
         losses = np.stack([surface.loss(u, cost.logs(u)[0]) for u in minima])
         best = np.where(np.isnan(losses), np.inf, losses).argmin(0)
         u = np.take_along_axis(np.stack(minima), best[None], axis=0)[0]
+        # Without falling terms in both N and D the formulas still give numbers, but no optimum.
         u = np.where(surface.has_optimum & np.isfinite(u), u, np.nan)
         log_f = cost.logs(u)[0]
         L = surface.loss(u, log_f)
@@ -138,17 +140,23 @@ class _Surface:
 
     def minimum_outside(self, cost: Cost, end: int) -> Array:
         """log N* under the power law of `cost` below (`end` 0) or above (1) its sizes."""
+        # Index -end: 0 is the first size and -1 the last. f = k N^q there.
         q = cost.end_exponents[end]
         log_k = np.log(cost.flops_per_token[-end]) - q * np.log(cost.sizes[-end])
+        # dL/dlog N = 0 with D = C / (k N^q): α A N^-α = q β B (k N^q / C)^β, solved for log N.
         ratio = np.log(self.alpha / (q * self.beta)) + self.log_A - self.log_B
         return np.asarray((ratio + self.beta * (self.log_C - log_k)) / (self.alpha + q * self.beta))
 
     def minimum_inside(self, cost: Cost, low: float, high: float) -> Array:
         """log N* between the sizes of `cost`: by a grid search, then bisection."""
+        # The exponent q of a counted cost varies with N, so L may have several minima between the
+        # sizes: the grid finds the lowest one, bisection its place.
         grid = np.linspace(low, high, _GRID)
         log_f = cost.logs(grid)[0]
+        # In 16 parts, to limit memory: a part computes losses of shape (b, 240).
         parts = [self._columns(at) for at in np.array_split(np.arange(len(self.log_A)), 16)]
         nearest = np.concatenate([part.loss(grid, log_f).argmin(1) for part in parts])
+        # The minimum lies between the two neighbours of the best grid point.
         left = grid[np.maximum(nearest - 1, 0)]
         right = grid[np.minimum(nearest + 1, _GRID - 1)]
         for _ in range(_BISECTIONS):

@@ -26,8 +26,11 @@ class Certificate:
         """Warnings for the reader; empty if there are none."""
         flags = [] if self.converged else [f"NOT CONVERGED: gradient {self.gradient:.0e}"]
         flags += [_BOUND_MESSAGES.get(bound, bound) for bound in self.bounds]
+        # Little agreement means several local optima, so the best one may have been missed.
         if self.starts > 1 and self.agreed < 0.25:
             flags.append(f"only {self.agreed:.0%} of {self.starts} starts reached the best optimum")
+        # With condition c a standard error can be up to sqrt(c) times that of a parameter fitted
+        # alone, here 1,000 times.
         if self.condition > 1e6:
             flags.append(f"parameters are nearly redundant (condition number {self.condition:.0e})")
         return tuple(flags)

@@ -70,6 +70,7 @@ class Fit:
         """
         if len(self.law.powers) > 1 or self.alpha == 0:
             return None
+        # A x^-α = (β x)^-α gives β = A^(-1/α).
         log_beta = -math.log(self.A) / self.alpha if self.A > 0 else math.inf
         # exp overflows a float above 709.
         return math.exp(log_beta) if abs(log_beta) < 700 else None
@@ -99,6 +100,7 @@ class Fit:
         """Warnings that a reader must know before using the numbers of this fit."""
         rising = [
             f"L rises with {variable}: {exponent} = {self.values[exponent]:.3g}"
+            # Not strict: U, the last variable of `REPEATED`, has no power of its own.
             for (_, exponent), variable in zip(self.law.powers, self.law.variables, strict=False)
             if self.values[exponent] < 0
         ]
@@ -153,14 +155,19 @@ def fit_law(
     """
     objective = objective_of(objective)
     data = check_points(law, x, y, floor=floor, weights=weights)
+    # The solver works on batches. This is a batch of one problem: weights (1, n), starts (S, 1, p).
     points, w = data.points, data.weights[None]
     log_floor = data.log_floor(floor)
     starts = starting_points(points, data.weights, log_floor)
     solved = solve(points, w, starts[:, None], objective, log_floor)
     theta, start, gradient = solved.theta[0], starts[solved.best[0]], float(solved.gradient[0])
+    # Least absolute deviations have their optimum at a corner, where the Huber losses of decreasing
+    # width stop short of it. Linear programs reach it exactly.
     if objective.name == "absolute":
         theta, gradient = to_vertex(points, data.weights, theta, log_floor is not None)
     values = data.values(theta)
+    # The solver's θ refers to the centre of the points. A coefficient is its term's value at x = 1,
+    # often many decades away, and can overflow although the fit is good.
     overflowed = [name for name, value in values.items() if not np.isfinite(value)]
     if overflowed:
         raise FitError(
@@ -189,6 +196,7 @@ def fit_law(
             "returns the fit with a flag instead"
         )
     r, r2 = _correlation(data, law, values)
+    # expm1 of a log residual is predicted / measured - 1.
     error = np.expm1(residuals(points, theta[None])[0])
     rms = float(np.sqrt(np.average(error**2, weights=data.weights)))
     return Fit(law, objective, values, r, r2, rms, certificate, data, theta, floor)
@@ -197,6 +205,7 @@ def fit_law(
 def _bounds_hit(points: Points, theta: Array, free_floor: bool) -> tuple[str, ...]:
     """The parameters at a bound, in words; a fixed E is not one."""
     lowest, highest = points.bounds
+    # The names in the order of θ, see Points.parameters.
     names = [name for pair in points.law.powers for name in pair]
     names += ["E"] * points.law.floor + ["R_star"] * points.law.repeats
     return tuple(
@@ -215,8 +224,10 @@ def _condition_number(
     fitted.
     """
     matrix = information(points, weights, theta[None])[0]
+    # Where E is exactly 0, log E = -inf has no effect on L: its row and column are 0.
     free = [j for j in range(len(matrix)) if j not in fixed and matrix[j, j] > 0]
     matrix = matrix[np.ix_(free, free)]
+    # Without the scaling the number would depend on the units of the parameters.
     scale = np.sqrt(np.diag(matrix))
     return float(np.linalg.cond(matrix / np.outer(scale, scale)))
 
@@ -228,6 +239,7 @@ def _correlation(data: FitData, law: Law, values: dict[str, float]) -> tuple[flo
     y = data.y
     if len(law.powers) == 1:
         reducible = y / (1 - y) if law.odds else y - values.get("E", 0.0)
+        # E is above a loss, which residuals of log L allow: log(L - E) does not exist there.
         if (reducible <= 0).any():
             return math.nan, math.nan
         measured = np.log(reducible)

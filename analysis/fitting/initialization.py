@@ -7,7 +7,9 @@ from analysis.fitting.terms import Points, log_effective_data
 
 Array = NDArray[np.float64]
 
+# Only the starts lie in this range: the exponents of the fit are free up to the bounds of Points.
 _EXPONENTS = np.geomspace(0.01, 4.0, 24)
+# Muennighoff et al. (arXiv 2305.16264) find R* of about 15; the starts lie on both sides of it.
 _R_STARS = (1.0, 6.0, 40.0)  # initial values of R*
 _MIN_COEFFICIENT = 1e-3  # replaces a coefficient that the linear solve makes smaller or negative
 _MAX_STARTS = 10
@@ -29,13 +31,16 @@ def starting_points(points: Points, weights: Array, floor: float | None) -> Arra
     for R_star in _R_STARS:
         log_D = log_effective_data(points, np.array([[np.log(R_star)]]))[0][0]
         projected = _projected(points, (points.logs[0], log_D), weights, floor)
+        # R* is the last column of θ, as its log.
         starts.append(np.column_stack([projected, np.full(len(projected), np.log(R_star))]))
     return np.concatenate(starts)
 
 
 def _log_odds_line(points: Points, weights: Array) -> Array:
     """The straight line through the log odds, which is the law itself."""
+    # log(L / (1 - L)), with 1 - L = -expm1(log L); z + height is log L.
     odds = points.z + points.height - np.log(-np.expm1(points.z + points.height))
+    # polyfit multiplies residuals, not their squares, by w: hence the root.
     slope, offset = np.polyfit(points.logs[0], odds, 1, w=np.sqrt(weights))
     return np.array([[offset, -slope]])
 
@@ -50,6 +55,9 @@ def _projected(
     if not points.law.floor and len(logs) == 1:  # a straight line in logs; it may rise
         slope, offset = np.polyfit(logs[0], points.z, 1, w=np.sqrt(weights))
         return np.array([[offset, -slope]])
+    # Relative residuals, Σ_k c_k x^-α_k / y - 1, are linear in the coefficients and nearly equal to
+    # log residuals where they are small. Columns are therefore divided by y, and the target is 1
+    # (less a fixed E).
     y = np.exp(points.z)
     columns = [np.exp(-exponents[:, k, None] * log) / y for k, log in enumerate(logs)]
     target = np.ones_like(y)
@@ -59,6 +67,7 @@ def _projected(
         target = 1 - np.exp(floor) / y
     design = np.stack(columns, axis=-1) * np.sqrt(weights)[:, None]  # (grid, n, terms)
     weighted_target = target * np.sqrt(weights)
+    # The normal equations of all grid points at once, (grid, terms, terms).
     normal = np.einsum("gnp,gnq->gpq", design, design)
     diagonal = np.einsum("gpp->gp", normal)
     # A ridge of 1e-9, because two columns with nearly equal exponents make the matrix singular.
@@ -73,6 +82,7 @@ def _projected(
         theta[:, 2 * k] = np.log(coefficients[chosen, k])
         theta[:, 2 * k + 1] = exponents[chosen, k]
     if points.law.floor:
+        # A fixed E may be 0, which is log E = -inf.
         theta[:, 2 * len(logs)] = floor if floor is not None else np.log(coefficients[chosen, -1])
     return theta
 
@@ -83,6 +93,7 @@ def _best_of_blocks(misfit: Array, powers: int) -> NDArray[np.intp]:
     if powers == 2:
         width = len(_EXPONENTS)
         blocks = (blocks[:, None] * width + blocks[None, :]).ravel()
+    # `first` is the rank of the best point of each block, so sorting it puts the best blocks first.
     order = np.argsort(misfit, kind="stable")
     _, first = np.unique(blocks[order], return_index=True)
     return order[np.sort(first)][:_MAX_STARTS]

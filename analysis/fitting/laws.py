@@ -47,6 +47,7 @@ class Law:
     def parameters(self) -> tuple[Parameter, ...]:
         """In the order of the formula; their number is the number of free parameters."""
         parameters = []
+        # Not strict: U of `REPEATED` is a variable without a power.
         for (coefficient, exponent), variable in zip(self.powers, self.variables, strict=False):
             unit = f"[L] [{variable}]^{exponent}" if not self.odds else f"[{variable}]^{exponent}"
             parameters.append(
@@ -70,6 +71,7 @@ class Law:
         arrays = self.arrays(x)
         if self.repeats:
             arrays = [arrays[0], effective_data(arrays[1], arrays[2], values["R_star"])]
+        # The values may be columns (B, 1) of a bootstrap, which broadcast with x.
         reducible = sum(
             values[coefficient] * array ** -values[exponent]
             for (coefficient, exponent), array in zip(self.powers, arrays, strict=False)
@@ -84,6 +86,7 @@ class Law:
         A law of one variable takes the array itself, the others a tuple such as `(N, D)`.
         """
         if len(self.variables) == 1:
+            # asanyarray keeps masked arrays, so that check_points can refuse masked values.
             return [np.asanyarray(x, dtype=float)]
         arrays = [np.asanyarray(each, dtype=float) for each in x]  # type: ignore[union-attr]
         if len(arrays) != len(self.variables):
@@ -100,12 +103,16 @@ def effective_data(D: Array, U: Array, R_star: float | Array) -> Array:
     R = D/U - 1 is the number of repetitions. Where D is below U, no token is repeated and D' = D.
     """
     repeats = np.maximum(D / U - 1, 0)
+    # expm1, because with few repetitions 1 - exp loses digits.
     return np.minimum(D, U) - U * R_star * np.expm1(-repeats / R_star)
 
 
 PURE = Law("pure", "L = A x^-α = (β x)^-α", ("x",), (("A", "alpha"),))
 FLOOR = Law("floor", "L = E + A x^-α = E + (β x)^-α", ("x",), (("A", "alpha"),), floor=True)
+# For error rates near 1: there a power law of the error has an exponent near .01, and the log odds
+# are a straight line (docs/laws.md).
 LOGIT = Law("logit", "L / (1 - L) = A x^-α = (β x)^-α", ("x",), (("A", "alpha"),), odds=True)
+# Hoffmann et al. 2022 (arXiv 2203.15556), Eq. 2.
 SURFACE = Law(
     "surface", "L = E + A N^-α + B D^-β", ("N", "D"), (("A", "alpha"), ("B", "beta")), floor=True
 )

@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 
+# Huber losses of decreasing width, least squares first. Started at the narrow width, most of a
+# handful of points lie outside it, where the Hessian has no curvature, and Newton's steps jump from
+# kink to kink.
 _WIDTHS = (
     np.inf, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6, 3e-7, 1e-7, 3e-8,
 )  # fmt: skip
@@ -42,12 +45,14 @@ class Objective:
         """The unscaled loss of each residual: r², Huber's r²/2 or δ(|r| - δ/2), or |r|."""
         size = np.abs(residual)
         if np.isinf(self.delta):
+            # Without the 1/2 of Huber's loss, so that the objective of a fit is its sum of squares.
             return residual**2
         if self.name == "absolute":
             return size
         return np.where(size <= self.delta, residual**2 / 2, self.delta * (size - self.delta / 2))
 
 
+# δ of Hoffmann et al. 2022, §3.3.
 HUBER = Objective("huber", 1e-3)
 SQUARES = Objective("squares", np.inf)
 ABSOLUTE = Objective("absolute", 1e-6)
@@ -70,6 +75,8 @@ def scaled(residual: Array, width: float) -> tuple[Array, Array, Array, Array]:
     if np.isinf(width):
         return residual**2, 2 * residual, np.full_like(residual, 2), np.full_like(residual, 2)
     size = np.abs(residual)
+    # The majoriser of the linear part touches the loss at the residual and has the curvature 1 /
+    # |r|, as in iteratively reweighted least squares; the second derivative there is 0.
     inside = size <= width
     return (
         np.where(inside, residual**2 / (2 * width), size - width / 2),

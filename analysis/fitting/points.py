@@ -44,6 +44,7 @@ class FitData:
         """The law's parameters, (B,) each, at θ (B, p)."""
         points, parameters = self.points, {}
         for k, (coefficient, exponent) in enumerate(self.law.powers):
+            # Undoes the centring: c - α (log x - centre) + height is log A - α log x.
             c, power = theta[:, 2 * k], theta[:, 2 * k + 1]
             with np.errstate(over="ignore"):  # `fit_law` refuses infinite values
                 parameters[coefficient] = np.exp(c + points.height + power * points.centres[k])
@@ -77,10 +78,12 @@ def check_points(
         raise FitError("weights must be positive numbers, one for each point")
     scaled_weights = raw_weights / raw_weights.max()  # so that their mean cannot overflow
     notes = _refuse_designs(law, arrays, losses, floor is None)
+    # U of `REPEATED` has no power. The second log, of D, is replaced by log D' in the solver.
     logs = [np.log(each) for each in arrays[: len(law.powers)]]
     z = np.log(losses)
     # log L is not centred for the law in the odds: odds are not invariant to the scale of L.
     height = 0.0 if law.odds else float(z.mean())
+    # Centred logs separate level from slope, and the units of x and L drop out of the fit.
     points = Points(
         law=law,
         logs=tuple(log - log.mean() for log in logs),
@@ -93,6 +96,7 @@ def check_points(
         law=law,
         x=tuple(arrays) if len(law.variables) > 1 else arrays[0],
         y=losses,
+        # Mean 1, so that a common factor of the weights changes neither objective nor intervals.
         weights=scaled_weights / scaled_weights.mean(),
         points=points,
         sizes=tuple(len(np.unique(each)) for each in arrays),
@@ -158,6 +162,7 @@ def _refuse_designs(law: Law, arrays: list[Array], y: Array, free_floor: bool) -
             f"{law.formula} has {free} parameters and there are {len(y)} points: it would fit any "
             f"losses exactly; at least {free + 1} points are needed"
         )
+    # Several runs of one size (seeds) add points but no information about the shape.
     if len(law.powers) == 1 and len(np.unique(arrays[0])) < free:
         raise FitError(
             f"{law.formula} has {free} parameters and needs as many different sizes; there are "

@@ -40,11 +40,14 @@ def solve(
     `fixed`, `tolerance`, `near_optimum`: see solver.minimise. Where E goes to zero it is set to
     exactly 0 (log E = -inf) and the other parameters are minimised again.
     """
+    # The number of problems B: starts, weights and data sets have B rows or are shared by all.
     rows = max(starts.shape[1], len(weights), points.z.shape[0] if points.z.ndim == 2 else 1)
     floor_at = 2 * points.powers
     if points.law.floor and log_floor is not None:
         fixed = (*fixed, floor_at)
     start_count = len(starts)
+    # Every start of every problem is a row of one batch, (S · B, p), in the order start by start.
+    # Weights and data sets are repeated in the same order.
     all_starts = np.broadcast_to(starts, (start_count, rows, starts.shape[2]))
     all_starts = all_starts.reshape(start_count * rows, -1)
     all_points = (
@@ -60,6 +63,7 @@ def solve(
     )
     best, row = objectives.argmin(0), np.arange(rows)
     least = objectives[best, row]
+    # 1e-14: the objective of points exactly on the law is 0, and so is a relative tolerance.
     agreed = (objectives <= least * (1 + _SAME_OPTIMUM) + 1e-14).mean(0)
     theta, gradient = thetas[best, row], gradients[best, row]
     if points.law.floor and floor_at not in fixed:
@@ -79,6 +83,7 @@ def _without_floor(
     if not len(low):
         return theta, least, gradient
     start = theta[low].copy()
+    # No finite step reaches log E = -inf, so it is set, and the other parameters are minimised.
     start[:, at] = -np.inf
     low_weights = weights if len(weights) == 1 else weights[low]
     low_points = points.rows(low)

@@ -48,6 +48,7 @@ def minimise(
     component of its step is longer. `near_optimum`: the starts are close to the optimum, so the
     wider losses are skipped.
     """
+    # Chunks of the batch: each holds several (B, p, n) arrays.
     rows = max(1, _CHUNK // points.count)
     parts = []
     for first in range(0, len(theta), rows):
@@ -57,6 +58,7 @@ def minimise(
         start = theta[part]
         part_weights = np.broadcast_to(part_weights, (len(start), points.count))
         z = np.broadcast_to(z, part_weights.shape)
+        # The optimum of each wider loss is the start for the next; it need not be exact.
         for width in objective.widths(near_optimum)[:-1]:
             start = _newton(points, z, part_weights, start, width, fixed, _LOOSE_TOLERANCE)
         start = _newton(points, z, part_weights, start, objective.delta, fixed, tolerance)
@@ -72,6 +74,7 @@ def _newton(
     theta = theta.copy()
     free = [j for j in range(points.parameters) if j not in fixed]
     lowest, highest = (bound[free] for bound in points.bounds)
+    # Fixed columns are not clipped: log E = -inf (E = 0) is below its bound.
     theta[:, free] = theta[:, free].clip(lowest, highest)
     floor_free = points.law.floor and 2 * points.powers in free
     damping = np.full(len(theta), 1e-2)
@@ -85,6 +88,8 @@ def _newton(
         if fixed:
             gradient, hessian, majoriser = gradient[:, free], hessian[:, free], majoriser[:, free]
             hessian, majoriser = hessian[:, :, free], majoriser[:, :, free]
+        # A component that rests on a bound is taken out of the step. Otherwise the step of the
+        # others would assume that it moves too, and laws whose E goes to 0 would converge slowly.
         at_bound = pushed_outward(start[:, free], gradient, lowest, highest)
         _remove_components(at_bound, gradient, hessian, majoriser)
         step = _step(gradient, hessian, majoriser, damping[active])
@@ -93,6 +98,7 @@ def _newton(
         trial[:, free] = (start[:, free] + step).clip(lowest, highest)
         trial_objective = _objective(points, trial, z_active, w, width)
         linear_decrease = -(gradient * (trial[:, free] - start[:, free])).sum(1)
+        # Written with ~ so that a NaN counts as a poor step.
         poor = np.flatnonzero(~(objective[active] - trial_objective > _GOOD_GAIN * linear_decrease))
         if floor_free and len(poor):  # E may lie in a curved valley: try a step along it
             curved = _along_valley(points, start[poor], trial[poor] - start[poor])
@@ -103,8 +109,10 @@ def _newton(
                 curved[lower],
                 curved_objective[lower],
             )
+        # A strongly damped step is short at any gradient, so it does not count as the last.
         last = (np.abs(linear_decrease) <= _ROUNDING * objective[active]) & (damping[active] < 1e-2)
         before = objective[active]
+        # The last step is taken even if rounding raises the objective in its last digits.
         better = last | (trial_objective <= before)
         theta[active[better]] = trial[better]
         objective[active[better]] = trial_objective[better]
@@ -131,6 +139,8 @@ def _remove_components(at_bound: NDArray[np.bool_], gradient: Array, *matrices: 
     """Change gradient and matrices in place so that the step of the components at a bound is 0."""
     row, column = np.nonzero(at_bound)
     gradient[row, column] = 0
+    # A row and column of the identity, with gradient 0, give the component the step 0 and leave the
+    # others as they would be without it.
     for matrix in matrices:
         matrix[row, column, :] = 0
         matrix[row, :, column] = 0
@@ -146,14 +156,18 @@ def _along_valley(points: Points, theta: Array, step: Array) -> Array:
     """
     powers, at = points.powers, 2 * points.powers
     c, exponent = theta[:, : 2 * powers : 2], theta[:, 1 : 2 * powers : 2]
+    # m, the log of the sum of all terms at the centre, where log x = 0 and t_k = c.
     level = np.logaddexp(theta[:, at], np.logaddexp.reduce(c, axis=1))[:, None]
     share, floor = np.exp(c - level), np.exp(theta[:, at : at + 1] - level)
     dc, new_exponent = step[:, : 2 * powers : 2], exponent + step[:, 1 : 2 * powers : 2]
+    # First-order changes: dm = Σ share · d(log term), and σ = share · α changes by share · (dα + α
+    # (dc - dm)).
     rise = (share * dc).sum(1, keepdims=True) + np.where(floor > 0, floor * step[:, at : at + 1], 0)
     slope = share * (new_exponent + exponent * (dc - rise))
     with np.errstate(divide="ignore", invalid="ignore"):
         shares = np.abs(slope / new_exponent)
     shares = np.where(shares > 0, shares, share)
+    # E is what remains of L, but at least a tenth of its present share, as its log is taken.
     floor_share = np.maximum(1 - shares.sum(1, keepdims=True), floor / 10)
     log_total = np.log(floor_share + shares.sum(1, keepdims=True))
     moved = theta + step
@@ -166,6 +180,8 @@ def _along_valley(points: Points, theta: Array, step: Array) -> Array:
 def _step(gradient: Array, hessian: Array, majoriser: Array, damping: Array) -> Array:
     """The damped Newton step; where it is no descent direction, that of the majoriser."""
     diagonal = np.arange(gradient.shape[1])
+    # Marquardt's scaling: damping is relative to the curvature of each parameter. That of the
+    # majoriser is never negative, unlike that of the Hessian.
     scale = majoriser[:, diagonal, diagonal] + 1e-12
     damped = hessian.copy()
     damped[:, diagonal, diagonal] += damping[:, None] * scale
@@ -191,6 +207,7 @@ def evaluate(
 ) -> tuple[Array, Array, Array]:
     """Objective (B,), relative gradient (B,) and Hessian (B, p, p) at `theta` (B, p)."""
     gradient, hessian, _, scale = _derivatives(points, theta, z, weights, width)
+    # At a constrained optimum only the components that could still move must vanish.
     gradient[:, list(fixed)] = 0
     lowest, highest = points.bounds
     gradient[pushed_outward(theta, gradient, lowest, highest)] = 0
@@ -213,6 +230,9 @@ def _derivatives(
     residual, shares, logs, slopes = terms
     slope = slopes_of(points, theta, terms)
     _, first, second, majorising = scaled(residual, width)
+    # The objective is Σ w ρ(r), with gradient Σ w ρ' g and Hessian Σ w (ρ'' g gᵀ + ρ' ∂²log L), g =
+    # ∂log L. For a log-sum-exp ∂²log L = Σ_k share_k (∂t_k ∂t_kᵀ + ∂²t_k) - g gᵀ; in the odds it is
+    # the negative of that. The loops add the share_k terms, the matrix product below the rest.
     sign = -1.0 if points.law.odds else 1.0
     pull = weights * first
     hessian = np.zeros((len(theta), points.parameters, points.parameters))
@@ -231,6 +251,7 @@ def _derivatives(
         share, log, beta = shares[points.powers - 1], logs[-1], theta[:, exponent, None]
         d_exponent = -beta * slopes[0]  # derivative of the power's exponent t_k by log R*
         force = pull * share
+        # ∂t ∂tᵀ + ∂²t of the last power, in the row of log R*: with log A, with β, with itself.
         for j, summand in (
             (c, d_exponent), (exponent, -log * d_exponent - slopes[0]),
             (at, d_exponent**2 - beta * slopes[1]),
@@ -238,6 +259,7 @@ def _derivatives(
             hessian[:, at, j] += (force * summand).sum(1)
             hessian[:, j, at] = hessian[:, at, j]
     transposed = slope.transpose(0, 2, 1)
+    # (B, p, n) times (B, n, p): the sum over points.
     hessian += np.matmul(slope * (weights * second - sign * pull)[:, None], transposed)
     majoriser = np.matmul(slope * (weights * majorising)[:, None], transposed)
     gradient = np.matmul(slope, pull[..., None])[..., 0]

@@ -9,6 +9,7 @@ from analysis.fitting.laws import Law
 
 Array = NDArray[np.float64]
 
+# It only stops a fit that diverges; a fit that rests on it has a flag.
 _MAX_EXPONENT = 30.0
 _R_STAR_RANGE = (1e-2, 1e5)  # lowest and highest R*
 _MIN_E = 1e-5  # share of the least loss: a smaller E cannot be distinguished from 0
@@ -78,11 +79,15 @@ def slopes_of(points: Points, theta: Array, terms: "Terms") -> Array:
     _, shares, logs, slopes = terms
     jacobian = np.empty((len(theta), points.parameters, points.count))
     for k, log in enumerate(logs):
+        # log L is a log-sum-exp, so its derivative by the exponent t_k is the share of term k, and
+        # t_k = c - α log x. In the odds log L = -log(1 + exp(-t)): the derivative by t is the share
+        # of exp(-t), so the same lines serve.
         jacobian[:, 2 * k] = shares[k]
         np.multiply(shares[k], -log, out=jacobian[:, 2 * k + 1])
     if points.law.floor:
         jacobian[:, 2 * points.powers] = shares[points.powers]
     if slopes is not None:
+        # t_k = c - β log D', so the derivative by log R* is -β dlog D'/dlog R*.
         exponent = theta[:, 2 * points.powers - 1, None]
         jacobian[:, -1] = shares[points.powers - 1] * -exponent * slopes[0]
     return jacobian
@@ -101,14 +106,17 @@ def terms_of(points: Points, theta: Array, z: Array) -> Terms:
     if points.repeats is not None:
         logs[-1], *slope = log_effective_data(points, theta[:, -1:])
         slopes = (slope[0], slope[1])
+    # t_k of each power at each point, (B, n) each.
     exponents = [
         theta[:, 2 * k, None] - theta[:, 2 * k + 1, None] * log for k, log in enumerate(logs)
     ]
     shape = exponents[0].shape
     if points.law.odds:
+        # log L = -log(1 + exp(-t)), t the log odds: a log-sum-exp of -t and 0.
         exponents = [-exponents[0], np.zeros(shape)]
     elif points.law.floor:
         exponents.append(np.broadcast_to(theta[:, 2 * points.powers, None], shape))
+    # A single power needs neither exp nor log.
     if len(exponents) == 1:
         return exponents[0] - z, [np.ones(shape)], logs, slopes
     largest = exponents[0]  # subtracted so that no exp overflows
@@ -131,10 +139,12 @@ def log_effective_data(points: Points, rho: Array) -> tuple[Array, Array, Array]
     base = np.minimum(np.exp(log_D - log_U), 1)  # D' / U without repeats
     decay = np.exp(-ratio)
     effective = base - R_star * np.expm1(-ratio)  # D' / U
+    # Derivatives of R* (1 - exp(-r)) by ρ = log R*, with r = R / R*, so dr/dρ = -r.
     first = R_star * (-np.expm1(-ratio) - ratio * decay)
     second = first - R_star * ratio**2 * decay
     slope = first / effective
     return (
+        # points.centres[-1] is the mean of log D: the same centre for D' and D, at any R*.
         log_U + np.log(effective) - points.centres[-1],
         slope,
         second / effective - slope**2,

@@ -34,6 +34,7 @@ class Claim:
         """The result in a sentence."""
         if self.is_optimum:
             return f"an optimum, within {max(self.excess, 0):.1e} of the best objective found"
+        # The parameter with the largest ratio to the optimum, in either direction.
         furthest = max(self.values, key=lambda name: abs(np.log(self._ratio(name))))
         return (
             f"NOT an optimum: {self.excess:.1%} above the best of {self.best.certificate.starts} "
@@ -81,6 +82,7 @@ def certify(
         raise FitError(f"E = {values['E']:g}: the irreducible loss E cannot be negative")
     best = fit_law(law, x, y, objective)
     data, points = best.data, best.data.points
+    # The inverse of FitData.columns: log coefficients at the centre of the points, not at x = 1.
     theta = np.empty_like(best.theta)  # the claim in the solver's centred logs
     for k, (coefficient, exponent) in enumerate(law.powers):
         shift = points.height + values[exponent] * points.centres[k]
@@ -90,6 +92,7 @@ def certify(
         theta[2 * points.powers] = np.log(E) - points.height if E > 0 else -np.inf
     if law.repeats:
         theta[-1] = np.log(values["R_star"])
+    # From the claimed numbers themselves, so that θ adds no rounding error.
     residual = np.log(data.y) - np.log(law.predict(data.x, values))
     claimed_objective = float((data.weights * best.objective.value(residual)).sum())
     best_objective = best.certificate.objective

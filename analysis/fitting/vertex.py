@@ -28,10 +28,12 @@ def to_vertex(
     """
     free = np.ones(len(theta), dtype=bool)
     at = 2 * points.powers
+    # Where E is 0, log E = -inf cannot move.
     if points.law.floor and (floor_fixed or not np.isfinite(theta[at])):
         free[at] = False
     lowest, highest = points.bounds
     residual = residuals(points, theta[None])[0]
+    # The trust region bounds each component of a step: far away the linearisation is wrong.
     objective, trust_radius = float(weights @ np.abs(residual)), 0.1
     for _ in range(_MAX_ITERATIONS):
         slope = jacobian(points, theta[None])[0][free].T  # (n, p)
@@ -44,6 +46,7 @@ def to_vertex(
         new_theta = theta + step
         new_residual = residuals(points, new_theta[None])[0]
         new_objective = float(weights @ np.abs(new_residual))
+        # A step that does not lower the objective is dropped; the next is at most a quarter of it.
         if new_objective < objective:
             theta, residual, objective = new_theta, new_residual, new_objective
             trust_radius *= 2
@@ -51,8 +54,11 @@ def to_vertex(
             trust_radius = float(np.abs(step).max()) / 4
         if trust_radius < 1e-13 or np.abs(step).max() < 1e-13:
             break
+    # The linear programs end within their tolerance; this step reaches rounding error.
     theta, residual = _interpolated(points, weights, theta, free)
     slope = jacobian(points, theta[None])[0]
+    # At a corner |r| has no derivative at the points with r = 0. Their signs may be any number in
+    # [-1, 1], and the point is an optimum if some choice makes the gradient 0.
     zero = np.abs(residual) <= np.maximum(_ZERO * np.abs(residual).mean(), 1e-13)
     gradient = slope @ (weights * np.sign(residual))
     free &= ~pushed_outward(theta, gradient, *points.bounds)
@@ -60,6 +66,7 @@ def to_vertex(
     subgradient = slope[:, ~zero] @ (weights * np.sign(residual))[~zero]
     zero_slope = slope[:, zero] * weights[zero]
     if zero_slope.shape[1]:
+        # Each row in units of its summands, as the relative gradient is measured.
         scale = (np.abs(slope) @ weights)[:, None]
         multipliers = lsq_linear(
             zero_slope / scale, -subgradient / scale[:, 0], (-1, 1), method="bvls"
@@ -73,8 +80,10 @@ def _interpolated(
 ) -> tuple[Array, Array]:
     """θ moved so that the p smallest residuals are zero to rounding, unless that is worse."""
     residual = residuals(points, theta[None])[0]
+    # A vertex of a linear program with p unknowns has p residuals of zero.
     nearest = np.argsort(np.abs(residual))[: free.sum()]
     new_theta, new_residual = theta.copy(), residual
+    # Newton's method on these p equations converges quadratically: four steps are enough.
     for _ in range(4):
         slope = jacobian(points, new_theta[None])[0][free][:, nearest].T
         new_theta[free] -= np.linalg.lstsq(slope, new_residual[nearest], rcond=None)[0]
@@ -95,8 +104,11 @@ def _linearised_step(
     """
     count, parameters = slope.shape
     unit = max(float(np.abs(residual).mean()), 1e-9)  # the solver's tolerance is 1e-7, absolute
+    # Each column of the unknowns too is brought to order one.
     size = np.abs(slope).max(0) + 1e-300
     low, high = (bound * size / unit for bound in room)
+    # The dual as a minimisation: the unknowns are u / w (n) and the multipliers of the lower and
+    # upper limits of d (p each).
     cost = np.concatenate([-residual / unit * weights, -low, high])
     equal = np.hstack(
         [(slope / size * weights[:, None]).T, -np.eye(parameters), np.eye(parameters)]
@@ -105,4 +117,5 @@ def _linearised_step(
     solution = linprog(cost, A_eq=equal, b_eq=np.zeros(parameters), bounds=bounds, method="highs")
     if solution.status:
         return np.zeros(parameters)
+    # The multipliers of the p equations are d in scaled units.
     return np.asarray(solution.eqlin.marginals) * unit / size

@@ -37,6 +37,7 @@ class Design:
     def half_widths(self, counts: Counts) -> Array:
         """(B,) half-widths of log L at the target with `counts` (B, G) more runs of each kind."""
         gradients = self.gradients
+        # (B, p, p): M gains a aᵀ for every new run.
         added = np.einsum(
             "bg,gp,gq->bpq", counts.astype(float), gradients, gradients, optimize=True
         )
@@ -74,6 +75,7 @@ class Design:
             after = self._half_width(
                 variance - (projected @ self.target) ** 2 / denominator, added + 1
             )
+            # Besides the smaller variance, the quantile of one more degree of freedom counts.
             gain = self._half_width(np.array([variance]), added) - after
             merit = np.where(allowed, gain / self.flops if per_flop else gain, -np.inf)
             kind = int(merit.argmax())
@@ -98,6 +100,8 @@ def narrowest_within(design: Design, budget: float) -> tuple[Counts, str]:
         all_plans = np.array(list(itertools.product(*(range(count + 1) for count in max_counts))))
         affordable = all_plans[all_plans @ design.flops <= budget * (1 + 1e-12)]
         return _narrowest(design, affordable), f"the best of all {len(affordable):,} plans"
+    # Greedy by width per FLOP can fill the budget with cheap runs, greedy by width alone can spend
+    # it on one run. Both are tried, from nothing and from each single run.
     kinds = np.flatnonzero(max_counts)
     starts = [np.zeros_like(max_counts), *np.eye(len(max_counts), dtype=np.intp)[kinds]]
     greedy = [
@@ -120,6 +124,7 @@ def _exchanged(design: Design, counts: Counts, budget: float) -> Counts:
     budget, until no change narrows the interval.
     """
     unit = np.eye(len(counts), dtype=np.intp)
+    # (changes, G): one more run of a kind, or one more of a kind and one fewer of another.
     changes = np.unique(np.concatenate([unit, *(unit - row for row in unit)]), axis=0)
     while True:
         neighbours = counts + changes
@@ -130,6 +135,7 @@ def _exchanged(design: Design, counts: Counts, budget: float) -> Counts:
             return counts
         candidates = _refilled(design, neighbours[allowed], budget)
         best = _narrowest(design, candidates)
+        # The margin keeps rounding from continuing the search among equal plans.
         if design.half_widths(best[None])[0] >= design.half_widths(counts[None])[0] * (1 - 1e-12):
             return counts
         counts = best
@@ -137,6 +143,7 @@ def _exchanged(design: Design, counts: Counts, budget: float) -> Counts:
 
 def _refilled(design: Design, plans: Counts, budget: float) -> Counts:
     """`plans`, and the ten narrowest of them extended greedily to the budget."""
+    # Only ten, because each greedy extension is a loop over single runs.
     narrowest = plans[design.half_widths(plans).argsort()[:10]]
     extended = [design.greedy_plan(start, budget, per_flop=True) for start in narrowest]
     return np.concatenate([plans, np.array(extended)])

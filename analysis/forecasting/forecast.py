@@ -132,12 +132,14 @@ def freeze(
         all_caveats.append(f"{variable} of {without} is not known: not used")
     if not sized:
         raise ForecastError(f"{variable} is known for no finished run: no law can be fitted")
+    # A forecast of a run whose loss is already in the fit would be no forecast.
     if target.trial in {run.trial for run in sized} and target.sweep == sweep:
         raise ForecastError(
             f"{target.trial} is one of the fitted runs: choose a target that has not finished"
         )
     largest, at = max(run.sizes[variable] for run in sized), target.sizes[variable]
     metrics, refused = [], []
+    # dict.fromkeys: each metric once, in a fixed order, so that equal input gives equal files.
     for metric in dict.fromkeys(metric for run in sized for metric in run.measured):
         measured = [run for run in sized if metric in run.measured]
         try:
@@ -180,6 +182,8 @@ def _prediction(candidate: Candidate, at: float, level: float) -> Prediction:
     return Prediction(
         law=candidate.name, formula=fit.law.formula, values=fit.values,
         predicted=float(fit.predict(at)),
+        # An end that no value reaches is 0 or infinite. JSON has no infinity, so an open end is
+        # None.
         low=interval.low if interval.low > 0 else None,
         high=interval.high if math.isfinite(interval.high) else None,
         level=level, method=interval.method, basis=interval.basis, spare=fit.points - fit.free,
@@ -241,10 +245,13 @@ def score(forecast: Forecast, measured: Mapping[str, float]) -> tuple[Graded, ..
 
 def _grade(metric: MetricPrediction, prediction: Prediction, measured: float) -> Graded:
     log_ratio = math.log(measured / prediction.predicted)
+    # Profile intervals are asymmetric: the error is compared with the half-width on its own side.
     end = prediction.high if log_ratio > 0 else prediction.low
     half_widths = z = None
     if end is not None and end != prediction.predicted:
         half_widths = log_ratio / abs(math.log(end / prediction.predicted))
+        # One half-width is one t quantile. The tail probability of that t value is mapped to a
+        # normal deviate, by sf and isf, because 1 - cdf has no digits left in far tails.
         t_value = abs(half_widths) * stats.t.ppf((1 + prediction.level) / 2, prediction.spare)
         deviate = float(stats.norm.isf(stats.t.sf(t_value, prediction.spare)))
         z = math.copysign(deviate, log_ratio) if math.isfinite(deviate) else None

@@ -95,11 +95,13 @@ def plan(
         )  # fmt: skip
 
     now = float(design.half_widths(np.zeros((1, len(groups)), dtype=np.intp))[0])
+    # Row k of the identity matrix is the plan of one run of kind k.
     half_widths = design.half_widths(np.eye(len(groups), dtype=np.intp))
     ranking = [step(kind, float(half), now) for kind, half in enumerate(half_widths)]
     counts, method = narrowest_within(design, budget)
     runs, before, taken = [], now, [0] * len(groups)
     for kind, half in design.ordered_runs(counts):
+        # The next unused seed of this kind.
         candidate = groups[kind][taken[kind]]
         runs.append(replace(step(kind, half, before), candidate=candidate))
         before, taken[kind] = half, taken[kind] + 1
@@ -121,6 +123,7 @@ def _refuse(
             f"{fit.points} points and {fit.free} parameters leave no degree of freedom: a plan "
             "needs at least one"
         )
+    # s would be 0, and with it every half-width.
     if float(np.abs(fit.residuals).max()) < 1e-12:
         raise FitError("the residuals of the fit are zero: there is no interval to narrow")
     if not candidates:
@@ -148,11 +151,14 @@ def _design(
 ) -> tuple[Design, list[list[Candidate]]]:
     kinds: dict[tuple[tuple[float, ...], float], list[Candidate]] = {}
     for candidate in candidates:
+        # Runs of equal x and FLOPs have equal gradients, so the search counts kinds instead of
+        # runs.
         kinds.setdefault((candidate.x, candidate.flops), []).append(candidate)
     groups = list(kinds.values())
     degrees_of_freedom = fit.points - fit.free
     weights = fit.data.weights
     measured = _gradients(fit, fit.data.x if isinstance(fit.data.x, tuple) else (fit.data.x,))
+    # The target is the last row, so that one call serves candidates and target.
     proposed = _gradients(fit, tuple(np.array([*(g[0].x for g in groups), target]).T))
     design = Design(
         information=(measured * weights[:, None]).T @ measured,
@@ -161,6 +167,7 @@ def _design(
         flops=np.array([group[0].flops for group in groups]),
         copies=np.array([len(group) for group in groups]),
         spread=float(np.sqrt((weights * fit.residuals**2).sum() / degrees_of_freedom)),
+        # One quantile for each possible number of new runs, 0 to all candidates.
         t_quantiles=stats.t.ppf(
             (1 + level) / 2, degrees_of_freedom + np.arange(len(candidates) + 1)
         ),
@@ -181,6 +188,7 @@ def _gradients(fit: Fit, x: tuple[Array, ...]) -> Array:
     given = fit.data.points
     points = replace(
         given,
+        # The gradients at new x need the centres of the fit, which θ refers to.
         logs=tuple(np.log(each) - centre for each, centre in zip(x, given.centres, strict=False)),
         z=np.zeros(len(x[0])),
         repeats=(np.log(x[1]), np.log(x[2])) if given.repeats is not None else None,
@@ -189,6 +197,7 @@ def _gradients(fit: Fit, x: tuple[Array, ...]) -> Array:
     if not fit.law.floor:
         return gradients
     index_of_E = 2 * given.powers
+    # A fixed E is no parameter and adds no uncertainty.
     if fit.floor is not None:
         return np.delete(gradients, index_of_E, axis=1)
     # The fit's parameter is log E. Use E in units of exp(height): its derivative is finite at 0.

@@ -26,6 +26,7 @@ def save_with_checksum(forecast: Forecast) -> dict[str, Any]:
     The digest reveals a change of the forecast alone. A change of both the forecast and the digest
     is noticed only if the digest was published elsewhere before.
     """
+    # Through JSON and back, so that the digest is of what a reader will load: lists, not tuples.
     content: dict[str, Any] = json.loads(json.dumps(asdict(forecast)))
     return {"sha256": digest(content), "forecast": content}
 
@@ -39,6 +40,7 @@ def read_with_checksum(content: Any) -> Forecast:
         raise ChecksumError(
             f"the content does not match its SHA-256 {str(content['sha256'])[:12]}…: it was changed"
         )
+    # After the digest: a changed file is reported as changed, not as another format.
     if fields.get("format") != FORMAT:
         raise ForecastError(f"format {fields.get('format')}: this version reads {FORMAT}")
     try:
@@ -48,6 +50,8 @@ def read_with_checksum(content: Any) -> Forecast:
 
 
 def _forecast(fields: dict[str, Any]) -> Forecast:
+    # Lists of JSON become the tuples of the frozen dataclasses, so that a loaded forecast equals
+    # the saved one.
     return Forecast(
         **{
             **fields,
@@ -61,6 +65,7 @@ def _forecast(fields: dict[str, Any]) -> Forecast:
 
 def digest(content: Any) -> str:
     """SHA-256 of `content` as JSON with sorted keys and no spaces."""
+    # A canonical text: the layout of the file and the order of its keys do not matter.
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 

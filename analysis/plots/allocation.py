@@ -56,6 +56,7 @@ def isoflop_figure(
     isoflops: IsoFlops, *, xlabel: str = SIZES["params_blocks"], ylabel: str = "$L$ (nats/token)"
 ) -> Figure:
     """The runs of each budget, their parabola, and its minimum with the interval of N."""
+    # Three keys in each row of the legend below the panel.
     rows = -(-len(isoflops.parabolas) // 3)
     figure, ((panel,),) = new_figure(SINGLE, 2.3 + 0.14 * rows)
     styles = sequential_styles(each.budget for each in isoflops.parabolas)
@@ -64,6 +65,7 @@ def isoflop_figure(
         panel.plot(each.sizes, each.losses, style.marker, color=style.colour, ms=2.8, zorder=3)
         line = np.geomspace(each.sizes.min(), each.sizes.max(), 80)
         panel.plot(line, each.predict(line), color=style.colour, ls=style.line, lw=0.9, zorder=2)
+        # Fieller's interval can be unbounded; an end far from the data would stretch the axis.
         ends = np.clip([each.N_interval.low, each.N_interval.high], line[0] / 1.5, line[-1] * 1.5)
         panel.plot(ends, [each.L, each.L], color=INK, lw=0.8, zorder=4)
         panel.plot(each.N, each.L, "*", ms=6.5, color=INK, mec="white", mew=0.4, zorder=5)
@@ -97,6 +99,8 @@ def allocation_figure(approaches: Approaches) -> Figure:
         style = APPROACH_STYLES[approach.number]
         low, high = approach.budgets
         for panel, best in ((sizes, approach.N), (tokens, approach.D)):
+            # Within the data, and dotted up to the requested budget. Two points are enough: a
+            # power law is a straight line on log axes.
             for start, stop, line in (
                 (low, high, style.line),
                 (high, approaches.budget, DASHES[3]),
@@ -144,6 +148,7 @@ def _points(sizes: Axes, tokens: Axes, approaches: Approaches) -> None:
         style, cost = APPROACH_STYLES[2], approaches.isoflops.cost
         for each in approaches.isoflops.parabolas:
             ends = np.array([each.N_interval.low, each.N_interval.high])
+            # As in isoflop_figure: an interval can be unbounded.
             ends = np.clip(ends, each.sizes.min() / 2, each.sizes.max() * 2)
             spans = ((sizes, each.N, ends), (tokens, each.D, cost.tokens(ends, each.budget)))
             for panel, best, span in spans:
@@ -159,10 +164,12 @@ def _band(sizes: Axes, tokens: Axes, approaches: Approaches) -> None:
         return
     budgets = np.geomspace(answer.budgets[0], max(answer.budgets[1], approaches.budget), 25)
     draws = bootstrap(approaches.fit, _RESAMPLES)
+    # (resamples, 1), so that `optimum` broadcasts them against the budgets.
     columns = {name: values[:, None] for name, values in draws.values.items()}
     for panel, drawn in zip(
         (sizes, tokens), optimum(columns, approaches.isoflops.cost, budgets)[:2], strict=True
     ):
+        # nan: the law of a resample can have no optimum.
         low, high = np.nanpercentile(drawn, [2.5, 97.5], axis=0)
         panel.fill_between(
             budgets, low, high, color=APPROACH_STYLES[3].colour, alpha=0.16, lw=0, zorder=1

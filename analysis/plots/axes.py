@@ -45,16 +45,21 @@ def set_ticks(axis: Axis, low: float, high: float, max_ticks: int = 5) -> None:
 
 def round_numbers(low: float, high: float, max_ticks: int = 5) -> Array:
     """Three to `max_ticks` round numbers in [low, high], as evenly spaced in log as possible."""
+    # 1e-9: the log of a power of ten can be slightly off an integer.
     first, last = int(np.ceil(np.log10(low) - 1e-9)), int(np.floor(np.log10(high) + 1e-9))
+    # Two decades or more: only powers of ten, every `stride`-th one.
     if last - first >= 2:
         stride = -(-(last - first + 1) // max_ticks)
         return np.asarray(10.0 ** np.arange(first, last + 1, stride))
+    # Less than two decades: the coarsest set of round mantissas with enough ticks in the range.
     decades = 10.0 ** np.arange(first - 1, last + 1)
     for parts in ((1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
         numbers = np.outer(decades, parts).ravel()
         numbers = numbers[(numbers >= low * (1 - 1e-9)) & (numbers <= high * (1 + 1e-9))]
         if 3 <= len(numbers) <= max_ticks:
             return np.asarray(numbers)
+    # A range too narrow for these: evenly spaced numbers. The argument of MaxNLocator is only an
+    # upper limit, so it is raised until three are found.
     for steps in range(2, 4 * max_ticks):
         numbers = np.asarray(MaxNLocator(steps, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high))
         numbers = numbers[(numbers >= low) & (numbers <= high) & (numbers > 0)]
@@ -76,6 +81,7 @@ def tick(value: float, powers: bool = False) -> str:
 def count(number: float) -> str:
     """Three significant digits with a unit: 1.5M."""
     for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        # 0.9995: from there on three digits round up to 1,000, and the next unit is shorter.
         if number >= unit * 0.9995:
             return f"{number / unit:.3g}{name}"
     return f"{number:.3g}"

@@ -51,6 +51,7 @@ def laws_in_compute(study: Study) -> Figure | None:
     for panel, metric in zip(panels.flat, metrics, strict=False):
         draw_runs(panel, study.table.rows, "train_flops", metric, study.size, styles)
         findings = [study.get(metric, "train_flops", law) for law in ("pure", "floor")]
+        # Without a visible E, the second law would cover the first.
         fits = [
             f.fit
             for f in findings
@@ -64,7 +65,7 @@ def laws_in_compute(study: Study) -> Figure | None:
     hide_empty_panels(panels, len(metrics))
     censored = np.concatenate([study.frontiers[metric].censored for metric in metrics])
     legend_above(figure, _frontier_handles(laws, censored), 3 if len(metrics) > 1 else 2)
-    size_legend(figure, styles, "$N$", marked=False)
+    size_legend(figure, styles, "$N$", marked=False)  # runs are lines without markers
     return figure
 
 
@@ -101,6 +102,7 @@ def _frontier_handles(laws: set[str], censored: NDArray[np.bool_]) -> list[Any]:
         Line2D([], [], ls="", marker="o", color=BLUE, mfc=face, mew=0.9, label=name)
         for name, face, which in dots if which.any()
     ]  # fmt: skip
+    # [1:]: without the handle "measured", because frontier points have their own.
     lines = law_handles([law for law in ("pure", "floor") if law in laws], None, band=False)[1:]
     return [*handles, *lines, Patch(color=GREY, alpha=0.3, lw=0, label="95 %, runs resampled")]
 
@@ -113,6 +115,7 @@ def frontier_figure(
     figure, ((panel,),) = new_figure(SINGLE, 2.6)
     candidates = frontier.candidates
     panel.plot(candidates.flops, candidates.loss, ".", ms=2, color=GREY, alpha=0.5, mew=0, zorder=1)
+    # Least squares: the default for sweeps (docs/laws.md); that of fit_law is the Huber loss.
     draw_frontier(panel, frontier, [fit_law(law, frontier.flops, frontier.loss, "squares")])
     panel.set(xlabel=xlabel, ylabel=ylabel)
     legend_inside(panel)
@@ -130,6 +133,7 @@ def draw_runs(
 ) -> None:
     """Draw each run's evaluations as a thin line in the style of its size; a dot if it has one."""
     known = rows.dropna(subset=[x, metric, size])
+    # Runs of several seeds or sweeps can share a name; each is a line of its own.
     for _, run in known.groupby([size, "trial", *(_label(known, n) for n in _RUN)]):
         style, single = styles[float(run[size].iloc[0])], len(run) == 1
         run = run.sort_values(x)

@@ -97,6 +97,7 @@ def dots_figure(groups: Mapping[str, Sequence[Dot]], xlabel: str) -> Figure:
     """Dots with intervals: a panel for each group, four in a row; one line for each dot's name."""
     columns = min(4, len(groups))
     rows = -(-len(groups) // columns)
+    # The same rows in all panels: names are written only at the left.
     names = list(dict.fromkeys(dot.name for dots in groups.values() for dot in dots))
     width = DOUBLE if columns > 1 else SINGLE
     figure, panels = new_figure(width, 0.5 + rows * (0.4 + _ROW_HEIGHT * len(names)), rows, columns)
@@ -106,6 +107,7 @@ def dots_figure(groups: Mapping[str, Sequence[Dot]], xlabel: str) -> Figure:
         panel.set_title(heading)
         panel.set_yticks(range(len(names)), names if k % columns == 0 else [""] * len(names))
         panel.tick_params(axis="y", length=0)
+        # Inverted: the first name is at the top.
         panel.set_ylim(len(names) - 0.4, -0.6)
         panel.locator_params(axis="x", nbins=5 if columns < 3 else 3)
         panel.grid(True, axis="x", lw=0.4, color=PALE)
@@ -123,6 +125,7 @@ def draw_dot(panel: Axes, row: float, dot: Dot) -> None:
             panel.plot([dot.value, end], [row, row], color=dot.colour, lw=1, zorder=2)
             panel.plot(end, row, "|", color=dot.colour, ms=4, zorder=2)
         elif (dot.low, dot.high) != (None, None):
+            # The tip is at a share of the panel's width (0 or 1), the tail in data coordinates.
             panel.annotate(
                 "", (side, row), (dot.value, row), annotation_clip=False,
                 xycoords=panel.get_yaxis_transform(), textcoords="data",
@@ -149,6 +152,7 @@ def holdout_figure(rolled: Mapping[str, Sequence[HeldOut]]) -> Figure:
         style = LAW_STYLES[law]
         ratio = np.array([each.x / each.cut for each in held_out])
         error = 100 * np.array([each.relative_error for each in held_out])
+        # Every cut predicts all larger runs, so the largest size has an error for each cut.
         last = np.array([each.x for each in held_out]) == max(each.x for each in held_out)
         face = style.colour if law == "floor" else "white"
         shift = 1.015 ** (2 * k - len(rolled) + 1)  # laws side by side: equal errors stay visible
@@ -158,6 +162,7 @@ def holdout_figure(rolled: Mapping[str, Sequence[HeldOut]]) -> Figure:
                 ratio[chosen] * shift, error[chosen], style.marker, color=style.colour, ms=size,
                 mfc=face, mew=0.22 * base_size, zorder=3,
             )  # fmt: skip
+        # The mean over runs of the largest size, for each cut.
         steps, which = np.unique(ratio[last], return_inverse=True)
         means = np.bincount(which, error[last]) / np.bincount(which)
         panel.plot(steps * shift, means, color=style.colour, ls=style.line, lw=0.8, zorder=4)
@@ -188,6 +193,7 @@ def influence(study: Study) -> Figure | None:
     handles: list[Any] = []
     for k, candidate in enumerate(candidates):
         style = LAW_STYLES[candidate.name]
+        # The laws side by side, as in holdout_figure.
         shift = 1.04 ** (2 * k - len(candidates) + 1)
         x = np.array([each.x for each in candidate.influence]) * shift
         change = np.array([each.alpha_change for each in candidate.influence])
@@ -214,7 +220,9 @@ def _name_largest(panel: Axes, candidates: Sequence[Any], trials: Sequence[str])
     """Annotate the run that changes the exponent most with its name."""
     influences = (each for candidate in candidates for each in candidate.influence)
     most = max(influences, key=lambda each: abs(each.alpha_change))
+    # Point k of the fit is trial k. Without a finding there are no names.
     if most.point < len(trials):
+        # The label goes to the side with more room: the square root is the middle of a log axis.
         side = 1 if most.x < np.sqrt(np.prod(panel.get_xlim())) else -1
         panel.annotate(
             trials[most.point], (most.x, most.alpha_change), (6 * side, 0),

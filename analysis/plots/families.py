@@ -48,6 +48,7 @@ def families(rows: pd.DataFrame, network: str = "", cautions: Sequence[str] = ()
                 panel.plot(
                     curve.cost, np.exp(curve.log_score), color=style.colour, ls=style.line, lw=1.1
                 )
+            # One floor for each arm: arms with several tokenizers are split (comparison.with_arms).
             floor = runs.floor.dropna()
             if len(floor):
                 panel.axhline(float(floor.iloc[0]), color=style.colour, lw=0.7, ls=(0, (1, 2)))
@@ -92,10 +93,12 @@ def frontier(rows: pd.DataFrame) -> Figure:
 
 def _draw_settings(panel: Axes, arm_rows: pd.DataFrame, cost: str, style: SeriesStyle) -> None:
     """Means over seeds of each size and setting of one arm, and their Pareto frontier."""
+    # Geometric means of distances, as in the comparison.
     sizes = arm_rows.assign(log=np.log(arm_rows.distance)).groupby(["depth", "settings"])
     means = sizes.agg(cost=(cost, "median"), log=("log", "mean")).sort_values("cost")
     distance = np.exp(means["log"])
     panel.plot(means.cost, distance, style.marker, color=style.colour, ms=3, alpha=0.5)
+    # In order of cost: on the frontier if it is below all cheaper settings.
     best = distance < distance.cummin().shift(fill_value=np.inf)
     panel.plot(means.cost[best], distance[best], color=style.colour, ls=style.line, lw=1.1)
 
@@ -110,10 +113,12 @@ def _keys(styles: Mapping[str, SeriesStyle]) -> list[Line2D]:
 @styled
 def sample_grid(samples: Mapping[str, NDArray[np.uint8]]) -> Figure:
     """A grid of samples of each arm, uint8 (K, n, W, W, 3): K rows of classes, n columns."""
+    # The height follows below from the shape of the grids.
     figure, (panels,) = new_figure(DOUBLE, 0.0, 1, len(samples))
     aspect = 0.0
     for panel, (arm, images) in zip(panels, samples.items(), strict=True):
         classes, count, side = images.shape[:3]
+        # (K, W, n, W, 3): the pixel rows of a class hold all of its n images.
         grid = images.transpose(0, 2, 1, 3, 4).reshape(classes * side, count * side, 3)
         panel.imshow(grid, interpolation="nearest")
         panel.set_axis_off()

@@ -59,11 +59,14 @@ def law_band(fit: Fit, x: ArrayLike, level: float = 0.95) -> tuple[Array, Array]
     points, theta = fit.data.points, fit.theta[None]
     if points.repeats is not None:
         raise ValueError(f"{fit.law.name}: the band of a law of repeated data is not drawn")
+    # The gradient at `x` in the fit's centred logs, to which θ refers. It does not depend on the
+    # measured losses, so z = 0.
     arrays = [np.atleast_1d(each) for each in fit.law.arrays(x)]
     logs = tuple(np.log(a) - centre for a, centre in zip(arrays, points.centres, strict=True))
     at = replace(points, logs=logs, z=np.zeros_like(logs[0]))
     slopes = jacobian(at, theta)[0]
     information_matrix = information(points, fit.data.weights[None], theta)[0]
+    # Not a fixed E (index 2 × powers of θ), nor an E of 0, whose gradient is 0 everywhere.
     free = np.array([
         k for k in range(len(information_matrix))
         if information_matrix[k, k] > 0 and not (fit.floor is not None and k == 2 * points.powers)
@@ -71,6 +74,7 @@ def law_band(fit: Fit, x: ArrayLike, level: float = 0.95) -> tuple[Array, Array]
     degrees_of_freedom = fit.points - fit.free
     variance = float(np.sum(fit.data.weights * fit.residuals**2)) / degrees_of_freedom
     covariance = np.linalg.pinv(information_matrix[np.ix_(free, free)])
+    # (m,): √(gᵀ M⁻¹ g) at each x. Rounding can make the square slightly negative.
     error = np.sqrt(np.maximum(np.einsum("im,ij,jm->m", slopes[free], covariance, slopes[free]), 0))
     half_width = float(stats.t.ppf((1 + level) / 2, degrees_of_freedom)) * np.sqrt(variance) * error
     log_L = np.log(fit.predict(x))
@@ -96,6 +100,7 @@ def draw_law(
     style = LAW_STYLES[fit.law.name] if style is None else style
     x = np.asarray(fit.data.x, dtype=float)
     low, high = np.log(x.min()), np.log(x.max())
+    # Three pieces: below, within and beyond the data.
     ends = (low - _BACK * (high - low), low, high, high + ahead * (high - low))
     for k, (start, stop) in enumerate(pairwise(ends)):
         x_line = np.exp(np.linspace(start, stop, 100 if k == 1 else 40))
@@ -122,6 +127,7 @@ def draw_law(
 
 def seed_styles(seeds: Sequence[Any] | None) -> dict[Any, SeriesStyle]:
     """A style for each seed; the default style if there is only one."""
+    # Seeds can be of several types, which Python does not compare with each other.
     different = (
         [] if seeds is None else sorted(set(seeds), key=lambda seed: (str(type(seed)), seed))
     )
@@ -129,6 +135,7 @@ def seed_styles(seeds: Sequence[Any] | None) -> dict[Any, SeriesStyle]:
         return dict.fromkeys(different, SeriesStyle(BLUE, "o", "-"))
     if len(different) <= _MAX_SEEDS:
         return categorical_styles(different)
+    # By rank: sequential_styles sorts its keys, but seeds can be of several types.
     styles = sequential_styles(range(len(different)))
     return {seed: styles[k] for k, seed in enumerate(different)}
 
@@ -178,6 +185,7 @@ def law_handles(laws: Sequence[str], seeds: Sequence[Any] | None, band: bool = T
 
 def fit_label(fit: Fit, alpha: Interval | None = None) -> str:
     """The legend label of a law's line: α with its interval, and E."""
+    # A small exponent gets one more decimal, for about three significant digits.
     digits = 3 if abs(fit.alpha) >= 0.05 else 4
     text = f"α = {fit.alpha:.{digits}f}"
     if alpha is not None:
@@ -215,5 +223,6 @@ def law_figure(
     legend_inside(panel)
     logarithmic(panel)
     if len(set(seeds or ())) > 1:
+        # [:-1]: without the handle "beyond the data".
         legend_above(figure, law_handles([], seeds, band=False)[:-1], 3)
     return figure

@@ -110,6 +110,7 @@ def _law_panel(panel: Axes, study: Study, findings: list[LawResult], above: bool
 
 def seeds_of(study: Study, finding: LawResult) -> Sequence[Any]:
     """The seed of each point, in the order of the fit; empty if they are unknown."""
+    # The rows that the law was fitted to. If they are not as many, seeds cannot be matched.
     known = study.table.finals.dropna(subset=[finding.variable, finding.metric])
     if len(known) != finding.fit.points or known.seed.isna().any():
         return ()
@@ -124,6 +125,7 @@ def _law_with_E(study: Study, metric: str, variable: str) -> LawResult | None:
 
 def has_irreducible_loss(fit: Fit) -> bool:
     """Whether the fitted E is visible: near E = 0, the law equals the pure law."""
+    # 1e-3: a smaller E changes no loss by more than 0.1 %.
     return fit.law.floor and 1e-3 * float(fit.data.y.min()) < fit.E
 
 
@@ -156,17 +158,20 @@ def _fits_of(study: Study, metric: str) -> list[Fit]:
 def draw_residuals(panel: Axes, fits: Sequence[Fit], noise: float | None = None) -> None:
     """Residuals in per cent against x; `noise`: sd of log L between seeds, shown as ± 2 sd."""
     if noise is not None:
+        # 200: two standard deviations, in per cent.
         panel.axhspan(-200 * noise, 200 * noise, color=GREY, alpha=0.18, lw=0)
     panel.axhline(0, color=INK, lw=0.6)
     for k, fit in enumerate(fits):
         style = LAW_STYLES[fit.law.name]
         x = np.asarray(fit.data.x, dtype=float)
+        # The residuals are log(measured / predicted).
         percent = 100 * np.expm1(fit.residuals)
         sizes, size_index = np.unique(
             np.round(np.log(x), 2), return_inverse=True
         )  # equal within 1 %
         means = np.bincount(size_index, percent) / np.bincount(size_index)
         panel.plot(np.exp(sizes), means, color=style.colour, ls=style.line, lw=0.8, zorder=2)
+        # Smaller filled markers above larger hollow ones: both stay visible where they coincide.
         face = style.colour if fit.law.floor else "white"
         panel.plot(x, percent, style.marker, color=style.colour, mfc=face, mew=0.8,
                    ms=marker_size(len(x)) * (0.8 if fit.law.floor else 1.3),
@@ -194,6 +199,7 @@ def scales(study: Study) -> Figure | None:
     """Loss of each scale against N, each with its own power law; coarse is dark, fine is bright."""
     if not study.scales:
         return None
+    # Two keys in each row of the legend below the panel.
     rows = -(-len(study.scales) // 2)
     figure, ((panel,),) = new_figure(SINGLE, 2.4 + 0.13 * rows)
     styles = sequential_styles(study.scales)

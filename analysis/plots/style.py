@@ -97,6 +97,7 @@ def new_figure(
 ) -> tuple[Figure, NDArray[Any]]:
     """A figure of `width` x `height` inches, and its panels as an array (rows, columns)."""
     layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03)
+    # Not through matplotlib's global state: the caller's current figure stays the same.
     figure = Figure(figsize=(width, height), layout=layout)
     return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
 
@@ -119,6 +120,7 @@ def hide_empty_panels(panels: NDArray[Any], count: int) -> None:
     for k, panel in enumerate(panels.flat):
         if k >= count:
             panel.set_axis_off()
+        # A panel above one that is switched off keeps its label.
         elif k + columns < count and panels.flat[k + columns].axison:
             panel.set_xlabel("")
 
@@ -127,6 +129,7 @@ def save(figure: Figure, folder: Path, name: str, kinds: Iterable[str]) -> None:
     """Write `name`.kind for each of svg, pdf, png, without dates: the same bytes every time."""
     folder.mkdir(parents=True, exist_ok=True)
     dateless = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    # Resolution, fonts and the hash salt are read only when a file is written.
     with mpl.rc_context(STYLE):
         for kind in kinds:
             figure.savefig(folder / f"{name}.{kind}", metadata=dateless.get(kind))
@@ -160,6 +163,7 @@ def size_styles(sizes: Iterable[float]) -> dict[float, SeriesStyle]:
     rising = sorted(sizes)
     if len(rising) <= MAX_LEGEND_KEYS:
         return sequential_styles(rising)
+    # The same norm as that of the colour bar, so that both have the same colours.
     return _shaded(rising, LogNorm(rising[0], rising[-1])(rising))
 
 
@@ -198,6 +202,7 @@ def size_legend(
 def marker_size(count: int, least: float = 1.3) -> float:
     """The size of a marker in points, smaller for many points."""
     most = float(STYLE["lines.markersize"])
+    # Beyond 40 points the area of all markers together stays the same.
     return max(least, most * min(1.0, (40 / max(count, 1)) ** 0.5))
 
 
@@ -210,9 +215,13 @@ def legend_inside(panel: Axes, **kwargs: Any) -> Legend:
     """A legend at the lower left of a log-log panel; the y axis is extended downwards for it."""
     legend = panel.legend(**{"loc": "lower left"} | kwargs)
     lines = len(legend.get_texts()) + bool(legend.get_title().get_text())
+    # The height of a panel in points (72 per inch). About 0.7 of the figure are panels, the rest is
+    # labels and legends.
     height = panel.get_figure().get_size_inches()[1] * 72 / _rows(panel) * 0.7  # type: ignore[union-attr]
+    # 10.5 points for each line of text. At most 45 % of the panel, so that the data stay legible.
     share = min(lines * 10.5 / height, 0.45)
     low, high = panel.get_ylim()
+    # On a log axis: the new range below `low` is `share` of the whole range.
     panel.set_ylim(low / (high / low) ** (share / (1 - share)), high)
     return legend
 

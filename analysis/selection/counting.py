@@ -28,6 +28,8 @@ class Counting:
     less: tuple[str, ...] = ()  # columns that are subtracted
 
 
+# At width 8 embeddings and head hold more weights than the block does, so the way of counting bends
+# the curve and moves its exponent (LOG.md).
 COUNTINGS = (
     Counting("blocks", "N", "weights of the block matrices, with AdaLN (the paper's formula)",
              ("params_blocks",)),
@@ -118,6 +120,7 @@ def exponent_spread(conventions: Sequence[Convention], variable: str) -> str:
     fitted = [each for each in conventions if each.variable == variable and each.fit]
     if len(fitted) < 2:
         return f"{variable}: fewer than two countings could be fitted"
+    # `fitted` has only laws with a fit; the infinities and assertions are for the type checker.
     low = min(fitted, key=lambda each: each.fit.alpha if each.fit else np.inf)
     high = max(fitted, key=lambda each: each.fit.alpha if each.fit else -np.inf)
     assert low.fit is not None
@@ -180,6 +183,7 @@ def _fit_counting(
         unknown = int((~np.isfinite(sizes)).sum())
         if unknown:
             raise FitError(f"unknown (NaN) in {unknown} of {len(rows)} rows")
+        # The count is a column, because `select` works on a table.
         points = rows.assign(**{_COLUMN: sizes})
         if select is not None:
             points = select(points, _COLUMN)
@@ -211,6 +215,7 @@ def _variables(points: pd.DataFrame, law: Law) -> Array | tuple[Array, ...]:
     if not law.repeats:
         return sizes, data
     epochs = pd.to_numeric(points.epochs, errors="coerce").to_numpy(dtype=float)
+    # U, the unique tokens: all tokens seen / passes over the data.
     return sizes, data, data / epochs
 
 

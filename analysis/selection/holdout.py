@@ -85,6 +85,7 @@ def leave_largest_out(
         return None
     return HeldOut(
         x=float(rank.max()),
+        # Several runs of the largest size: the mean over seeds has less noise than one of them.
         measured=float(losses[above].mean()),
         predicted=float(fit.predict(_at(columns, above)).mean()),
         cut=float(rank[~above].max()),
@@ -124,6 +125,7 @@ def rolling(
             results.append(CutRefused(cut, sizes, runs, str(error)))
             continue
         above = np.flatnonzero(~below)
+        # Every run above the cut, not only the next size: extrapolations of several ranges.
         for point in above[np.argsort(rank[above], kind="stable")]:
             x_point = _at(columns, point)
             interval, reason = _interval(fit, x_point) if intervals else (None, None)
@@ -159,6 +161,7 @@ def _cuts(rank: Array, free: int, max_cuts: int) -> list[tuple[float, int]]:
     sizes = np.unique(rank)
     cuts = [
         (float(sizes[count - 1]), count)
+        # At least one size must remain above the cut.
         for count in range(free, len(sizes))
         if (rank <= sizes[count - 1]).sum() > free
     ]

@@ -46,8 +46,10 @@ def influence(fit: Fit) -> tuple[Influence, ...]:
     removable = _removable(fit)
     if not len(removable):
         return ()
+    # A point of weight 0 is left out. Its row keeps the same arrays, so all refits are one batch.
     weights = np.repeat(data.weights[None], len(removable), 0)
     weights[np.arange(len(removable)), removable] = 0
+    # Without a point the optimum can be elsewhere, most of all when points are few.
     starts = starting_points(points, data.weights, log_floor)
     if fit.points > _FEW:
         starts = starts[:2]
@@ -57,10 +59,12 @@ def influence(fit: Fit) -> tuple[Influence, ...]:
     columns = data.columns(theta)
     before = residuals(points, fit.theta[None])
     change = residuals(points, theta) - before  # of predicted log L, (B, n)
+    # s² of the full fit with n - p degrees of freedom, as in Cook's D.
     variance = float(np.mean(data.weights * before[0] ** 2))
     variance *= fit.points / (fit.points - fit.free)
     distances = np.mean(change**2, 1) * fit.points / (fit.free * max(variance, _EXACT))
     sizes = fit.law.arrays(data.x)[0]
+    # The largest size is the one that extrapolation starts from.
     changes = np.expm1(change[:, int(np.argmax(sizes))])
     exponent = fit.law.powers[0][1]
     free_floor = fit.law.floor and fit.floor is None
@@ -82,5 +86,6 @@ def _removable(fit: Fit) -> NDArray[np.intp]:
     if len(fit.law.powers) > 1:
         return np.arange(fit.points)
     _, size, runs = np.unique(fit.data.x, return_inverse=True, return_counts=True)
+    # A point that is the only run of its size takes the size with it.
     sizes_left = len(runs) - (runs[size] == 1)
     return np.flatnonzero(sizes_left >= fit.free)

@@ -42,6 +42,7 @@ def rate_sweeps(finals: pd.DataFrame, size: str) -> tuple[RateSweep, ...]:
         losses = runs.groupby("learning_rate").val_loss.mean()
         if len(losses) < 2:
             continue
+        # c = rate · width has a meaning only if all runs of the size have one width.
         widths = runs.width.dropna().unique()
         width = int(widths[0]) if len(widths) == 1 else None
         by_rate = dict(zip(losses.index.tolist(), losses.tolist(), strict=True))

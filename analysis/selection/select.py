@@ -128,10 +128,13 @@ def choose(
         try:
             fits[name] = fit_law(law, x, y, objective, floor=floor)
         except FitError as error:
+            # The pure law is the reference of every comparison.
             if name == "pure":
                 raise
             refused.append(f"{name}: {error}")
     rolled = {name: _rolled(fit) for name, fit in fits.items()}
+    # A law with more parameters starts at a larger cut, so errors are averaged over the pairs that
+    # all laws predicted.
     errors, pair_count = _rolling_errors(rolled)
     candidates = {
         name: _candidate(name, fit, rolled[name], errors[name]) for name, fit in fits.items()
@@ -160,12 +163,15 @@ def aicc(fit: Fit) -> float | None:
     includes its fitted width. Additive constants are omitted: n log(RSS / n) for squares and
     2 n log(Σ|r| / n) for absolute. The correction is exact only for Gaussian straight lines.
     """
+    # The scale of the residuals is fitted too and counts as a parameter.
     n, k = fit.points, fit.free + 1
     if n - k < 2:
         return None
     weights = fit.data.weights
     if fit.objective.name == "absolute":
         width = float(np.mean(weights * np.abs(fit.residuals)))
+        # -2 log likelihood at the best width, without constants. Below _EXACT rounding would
+        # decide.
         misfit = 2 * n * np.log(max(width, _EXACT))
     elif np.isinf(fit.objective.delta):
         misfit = n * np.log(max(float(np.mean(weights * fit.residuals**2)), _EXACT**2))
@@ -180,6 +186,8 @@ def _least_huber(loss: float, delta: float) -> float:
 
     def misfit(log_s: float) -> float:
         s = np.exp(log_s)
+        # Z(s) = ∫ exp(-Huber(r) / s) dr: a Gaussian of variance s up to δ, exponential tails
+        # beyond.
         middle = np.sqrt(2 * np.pi * s) * special.erf(delta / np.sqrt(2 * s))
         tails = 2 * s / delta * np.exp(-(delta**2) / (2 * s))
         return float(2 * np.log(middle + tails) + 2 * loss / s)
@@ -195,6 +203,7 @@ def curvature_of(x: ArrayLike, y: ArrayLike) -> Curvature | None:
     degrees_of_freedom = len(u) - 3
     if degrees_of_freedom < 1 or len(np.unique(u)) < 3:
         return None
+    # Centred, because u and u² are nearly collinear over the few decades of a sweep.
     u = u - u.mean()
     line = np.column_stack([np.ones_like(u), u])
     # u² minus its projection on the line; its coefficient is the quadratic one (FWL theorem).
@@ -237,6 +246,8 @@ def _candidate(
 ) -> Candidate:
     """The candidate with all its statistics."""
     log_y = np.log(fit.data.y)
+    # R² of log L for every law; fit.r2 is in the logs in which each law is a straight line, which
+    # differ between laws.
     spread = float(np.sum((log_y - log_y.mean()) ** 2))
     held_out = leave_largest_out(fit.law, fit.data.x, fit.data.y, fit.objective, floor=fit.floor)
     free_floor = fit.law.floor and fit.floor is None

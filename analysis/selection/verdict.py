@@ -6,6 +6,7 @@ from dataclasses import dataclass
 _MIN_AICC_GAIN = (
     2.0  # of AICc (Burnham and Anderson 2002, 2.6); below it both laws are about equally likely
 )
+# The slope of log L at a size is α (1 - E / L): with E = L / 2 the exponent is twice the slope.
 _LARGE_E = 0.5  # of the least loss; a larger E would at least double the exponent at that size
 _SIGNIFICANCE = 0.05  # p value of the curvature test
 
@@ -75,11 +76,13 @@ def verdict_of(
             doubts.append(f"AICc differs by less than {_MIN_AICC_GAIN:g}")
         else:
             votes.add("floor" if gain < 0 else "pure")
+    # Each criterion has at most one vote. Contradictory votes, like any doubt, prevent a verdict.
     for vote in (_held_out_vote(pure, floor, reasons), _E_vote(floor, least_loss, reasons, doubts)):
         votes.update({vote} if vote else ())
     if curvature is not None:
         t, p = curvature
         reasons.append(f"curvature t = {t:.1f} (p = {p:.2g})")
+        # The pure law is straight in logs, and E > 0 bends it upwards only.
         if t < 0 and p < _SIGNIFICANCE:
             doubts.append("log L curves downwards, which neither law can describe")
     if len(votes) > 1:
@@ -130,6 +133,7 @@ def _held_out_vote(pure: Evidence, floor: Evidence, reasons: list[str]) -> str |
         return None
     reasons.append(_errors(floor, pure))
     gain = abs(pure.held_out) - abs(floor.held_out)
+    # The largest size may be a single run: a difference within its scatter is no evidence.
     if abs(gain) <= min(pure.scatter, floor.scatter):
         return None
     return "floor" if gain > 0 else "pure"
@@ -146,6 +150,7 @@ def _E_vote(
     reasons.append(f"E from {low:.4g} to {high:.4g} (95 %)")
     if low > 0:
         return "floor"
+    # E = 0 is not rejected, and no accepted E would change the exponent much.
     if high <= _LARGE_E * least_loss:
         return "pure"
     largest = f"{high / least_loss:.0%}" if high < least_loss else "nearly all"

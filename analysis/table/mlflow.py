@@ -10,6 +10,7 @@ from analysis.table.schema import BY_NAME, SCORES
 from analysis.table.table import Table, check, check_column_mapping
 from analysis.table.validate import TableError
 
+# Metrics of our tracker that do not follow the rules of `_column`.
 _NAMES = {"val/images_scored": "val_images", "train/loss": "train_loss"}
 # Columns that are valid only at the step at which they were logged.
 _EXACT_STEP = ("val_", "fid", "inception_score", "kid", "fd_", "evaluation_flops")
@@ -41,6 +42,7 @@ def from_mlflow(client: Any, experiment: str, columns: Mapping[str, str] | None 
     logged_names = {name for run in runs for name in (*run.data.metrics, *run.data.params)}
     check_column_mapping(columns, logged_names, where)
     names = pd.Series([_name(run) for run in runs])
+    # Runs that share a name get a part of their id, so that their rows stay apart.
     ambiguous = names[names.duplicated(keep=False)].index
     rows: list[dict[str, Any]] = []
     without_score: list[str] = []
@@ -91,7 +93,9 @@ def _column(name: str, columns: Mapping[str, str]) -> str | None:
     group, _, base = name.rpartition("/")
     guess = _NAMES.get(name, name)
     if group == "val" and name not in _NAMES:
+        # Our tracker logs whole validation lines: val/loss is a score, val/tokens_seen is not.
         guess = f"val_{base}" if f"val_{base}" in BY_NAME else base
+    # A name that the caller maps to a column takes precedence over a guess.
     return guess if guess in BY_NAME and guess not in columns.values() else None
 
 
@@ -102,6 +106,7 @@ def _run_rows(client: Any, run: Any, columns: Mapping[str, str]) -> list[dict[st
     tags = run.data.tags
     named = {name: tags[name] for name in _TAGS if name in tags}
     final_tags = {name: _value(tags[name], name) for name in _FINAL_TAGS if name in tags}
+    # Params and these tags hold for the whole run; metrics have a value at each step.
     named |= {column: text for name, text in run.data.params.items()
               if (column := _column(name, columns))}  # fmt: skip
     constants = {name: _value(text, name) for name, text in named.items()}
@@ -122,6 +127,7 @@ def _run_rows(client: Any, run: Any, columns: Mapping[str, str]) -> list[dict[st
             if _grows_with_training(name)
         }
         logged = {name: _value_at(name, history, step) for name, history in histories.items()}
+        # A None would replace the param of the same column.
         logged = {name: value for name, value in logged.items() if value is not None}
         final = final_tags if step == steps else {}
         rows.append({**constants, **scaled, **final, **logged, "step": step})
@@ -148,6 +154,7 @@ def _histories(client: Any, run: Any, columns: Mapping[str, str]) -> dict[str, A
         else:
             histories[column] = history
     for column, parts in scales.items():
+        # Only steps with all scales: with a gap, a value would get the index of another scale.
         steps = set.intersection(*(set(history) for history in parts.values()))
         histories[column] = {step: [parts[k][step] for k in sorted(parts)] for step in steps}
     return histories
@@ -178,6 +185,7 @@ def _scaled_to_step(total: Any, step: int, steps: Any) -> Any:
     """The part of `total` that was reached by `step` of `steps`; None where one is unknown."""
     if not isinstance(total, int | float) or not isinstance(steps, int | float):
         return None
+    # Integers stay exact, so that this table equals the one from disk.
     exact = isinstance(total, int) and isinstance(steps, int)
     return total * step // steps if exact else total * step / steps
 
@@ -188,6 +196,7 @@ def _value(text: str, name: str) -> Any:
         return None
     if BY_NAME[name].kind == "text":
         return text
+    # int first, for the same reason as in `_scaled_to_step`.
     for kind in (int, float):
         try:
             return kind(text)

@@ -31,6 +31,7 @@ def is_absent(values: pd.Series) -> pd.Series:
 def as_numbers(values: pd.Series) -> pd.Series:
     """`values` as float64; NaN where a value is absent or not a number."""
     if pd.api.types.is_any_real_numeric_dtype(values.dtype):
+        # na_value: nullable columns have pd.NA, which float64 cannot hold.
         return pd.Series(values.to_numpy(dtype=float, na_value=np.nan), index=values.index)
     return pd.Series([_number(value) for value in values], index=values.index, dtype=float)
 
@@ -39,7 +40,7 @@ def _number(value: Any) -> float:
     """`value` as float; NaN where it is not a number."""
     try:
         return float(value)
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError):  # the last: an integer too large for float64
         return float("nan")
 
 
@@ -59,6 +60,7 @@ def as_lists(values: pd.Series) -> pd.Series:
 
 def _list(value: Any) -> list[float] | None:
     """`value` as a list of float; None where it is empty or not a list of numbers."""
+    # A CSV file has lists as text.
     if isinstance(value, str):
         value = value.strip().strip("[]()").replace(",", " ").split()
     if not isinstance(value, list | tuple | np.ndarray):
@@ -81,5 +83,6 @@ def violates_sign(values: pd.Series, sign: Sign) -> pd.Series:
     per cent (validate._refuse_other_units).
     """
     infinite = values.abs() == np.inf
+    # nextafter: the smallest positive number, so that 0 itself violates "positive".
     minimum = {"any": -np.inf, "positive": np.nextafter(0, 1)}.get(sign, 0.0)
     return infinite | (values < minimum)

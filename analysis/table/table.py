@@ -59,6 +59,7 @@ class Table:
         known = [name for name in _GROUP_COLUMNS if self.rows[name].notna().any()]
         if not known:
             return {"": self}
+        # A missing value would belong to no group: groupby drops it.
         keys = self.rows[known].fillna("unknown").astype(str)
         if len(keys.drop_duplicates()) == 1:
             return {"": self}
@@ -97,6 +98,7 @@ def _canonical(value: Any) -> str | list[str] | None:
         return [repr(float(item)) for item in value]
     if isinstance(value, str) or value is None:
         return value
+    # NaN is the only value that differs from itself. repr determines a float exactly.
     return None if value != value else repr(float(value))
 
 
@@ -121,6 +123,7 @@ def load_results(path: Path | str) -> Table:
 
 def _read(path: Path) -> pd.DataFrame:
     """The unchecked file. Raises TableError with the reason where it cannot be read."""
+    # A compressed file has two suffixes: .csv.gz.
     kind = "".join(path.suffixes[-2:] if path.suffix == ".gz" else path.suffixes[-1:]).lower()
     if kind not in (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".pq"):
         raise TableError(
@@ -136,6 +139,7 @@ def _read(path: Path) -> pd.DataFrame:
     except pd.errors.EmptyDataError:
         raise TableError(f"{path}: the file is empty") from None
     except (ValueError, OSError, EOFError, NotImplementedError, zlib.error) as error:
+        # The first line only: messages of pandas can have several.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise TableError(f"{path}: cannot be read: {reason}") from error
     return frame.rename(columns=lambda name: str(name).strip())
@@ -145,6 +149,7 @@ def rename_columns(frame: pd.DataFrame, columns: Mapping[str, str], where: str) 
     """`frame` with the schema's names. Raises TableError for a missing, unknown or taken name."""
     check_column_mapping(columns, map(str, frame.columns), where)
     taken = [ours for theirs, ours in columns.items() if ours in frame.columns and ours != theirs]
+    # A name that is itself renamed is free, so two columns can swap their names.
     taken = [name for name in taken if name not in columns]
     if taken:
         raise TableError(f"{where}: there is already a column {taken[0]}; rename or drop it")
@@ -189,6 +194,7 @@ def complete(table: Table, column: str, parameters: str = "params_total") -> Tab
     parameters = column if column in _SIZES else parameters
     if column not in (triple := ("train_flops", parameters, "tokens_seen")):
         raise TableError(f"{column!r}: C = 6 N D gives one of {', '.join(triple)}")
+    # As float64: FLOPs of large models exceed int64.
     compute, size, tokens = (table.rows[name].astype(float) for name in triple)
     computed = {
         "train_flops": 6 * size * tokens,

@@ -23,6 +23,7 @@ from analysis.table.schema import (
 )  # fmt: skip
 from var_scaling.results import Column
 
+# Statuses of other tools. Any other word is not guessed: its row is dropped.
 _STATUS_NAMES = {
     "finished": "done",
     "completed": "done",
@@ -50,20 +51,26 @@ class CheckedRows:
 
 def check_frame(frame: pd.DataFrame, where: str) -> CheckedRows:
     """The usable rows of `frame` in the schema's types. Raises TableError if there is none."""
+    # A new index: a concatenated table repeats index values, and `reasons` is assigned by index.
     frame = frame.rename(columns=str).reset_index(drop=True)
     _refuse_columns(frame, where)
     given = [column for column in SCHEMA if column.name in frame.columns]
+    # From the unconverted values, so that a message shows what the source has.
     reasons = _bad_numbers(frame)
     rows, notes = _typed(frame, given)
     _refuse_other_units(rows, where)
     assumed = _assume(rows, frame, notes)
     _drop(reasons, ~rows.status.isin(STATUSES), "status is none of " + ", ".join(STATUSES))
+    # These override earlier reasons, which can be consequences: a diverged run has no valid loss.
     reasons[rows.status == "diverged"] = "diverged"
     damaged = rows.status == "damaged"
     reasons[damaged] = rows.damage[damaged].fillna("damaged")
+    # The last of several rows of one step counts. Rows without a step cannot be compared by step,
+    # but an imported model has only one row.
     stepped = rows.step.notna() | (rows.status == "imported")
     repeated = rows.duplicated([*_RUN_KEY, "step"], keep="last") & stepped
     _drop(reasons, repeated, "a row below has the same trial and step")
+    # Where steps are unknown, only a complete copy of a row is a duplicate. Lists cannot be hashed.
     content = [column.name for column in given if column.kind != "list"]
     _drop(reasons, rows.duplicated(content, keep="last"), "an identical row is below")
     named = zip(_labels(rows, frame), reasons, strict=True)
@@ -71,6 +78,7 @@ def check_frame(frame: pd.DataFrame, where: str) -> CheckedRows:
     kept = rows[reasons == ""].reset_index(drop=True)
     if kept.empty:
         raise TableError(f"{where}: no usable row: " + "; ".join(dropped[:5]))
+    # Only now: a dropped row can have a value that is no integer.
     integers = {c.name: as_integers(kept[c.name]) for c in SCHEMA if c.kind == "whole"}
     kept = kept.assign(**integers)
     notes += [*_gaps(kept, frame), *_shared_names(kept), *_damaged(kept)]
@@ -141,6 +149,7 @@ def _labels(rows: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
     if "step" not in frame.columns:
         return rows.trial.tolist()
     values, steps, missing = frame["step"], as_numbers(frame["step"]), is_absent(frame["step"])
+    # 100 rather than 100.0; a step that is no integer as the source has it.
     shown = (int(n) if n % 1 == 0 else raw for n, raw in zip(steps, values, strict=True))
     labels = zip(rows.trial, shown, missing, strict=True)
     return [trial if unknown else f"{trial} at step {step}" for trial, step, unknown in labels]
@@ -160,6 +169,7 @@ def _typed(frame: pd.DataFrame, given: list[Column]) -> tuple[pd.DataFrame, list
             continue
         values = frame[column.name]
         columns[column.name], invalid = _column(values, column)
+        # Invalid scores, variables and steps are reasons to drop the row (_bad_numbers).
         if invalid.any() and not column.need and column.name not in ("step", "steps"):
             first = _display(values[invalid].iloc[0], missing=False)
             notes.append(
@@ -211,6 +221,7 @@ def _assume(rows: pd.DataFrame, frame: pd.DataFrame, notes: list[str]) -> tuple[
         rows["status"] = "done"
         notes.append("status is not given: every run counts as done")
     rows["status"] = [_status(value) for value in rows.status]
+    # dropna=False: runs without a seed or a learning rate are groups too.
     last_steps = rows.groupby(_RUN_KEY, dropna=False).step.transform("max")
     unknown_steps = rows.steps.isna() & rows.step.notna() & (rows.status != "imported")
     if unknown_steps.any():

@@ -68,7 +68,10 @@ def coverage(
     at_target = float(law.predict(target, values))
     generator = np.random.default_rng(seed)
     draw = noise if callable(noise) else lambda g: g.normal(0, noise, truth.size + 1)
+    # Drawn before any fit, so that all methods and objectives are tried on the same data sets.
     drawn = np.stack([draw(generator) for _ in range(simulations)])  # (S, n + 1): the new run last
+    # Only least squares has a critical rise that is the same for all data sets (an F quantile), so
+    # all of them can be solved in one batch.
     if method == "profile" and objective_of(objective) == SQUARES:
         inside = _batched(law, values, x, truth, target, at_target, drawn)
         progress(simulations)
@@ -102,15 +105,19 @@ def _batched(
     target: ArrayLike | Sequence[ArrayLike], at_target: float, drawn: Array,
 ) -> Iterator[tuple[str, NDArray[np.bool_]]]:  # fmt: skip
     """(name, (S,) covered): `_by_profile` for all simulations at once, for least squares only."""
+    # The simulations differ in z only: sizes, weights and starts are those of the noise-free fit.
     exact = fit_law(law, x, truth, SQUARES)
     points, degrees_of_freedom = exact.data.points, exact.points - exact.free
     z = points.z + drawn[:, :-1]
     weights = np.ones((1, exact.points))
     starts = np.stack([exact.theta, *starting_points(points, weights[0], None)[:4]])
     best = solve(replace(points, z=z), weights, starts[:, None], SQUARES).objective
+    # F = (S_fixed - S) / (S / (n - p)), solved for the largest S_fixed that is not rejected.
     allowed = best * (1 + stats.f.ppf(0.95, 1, degrees_of_freedom) / degrees_of_freedom)
     for name in law.names:
         problem, column, to_theta = profile_problem(exact, name)
+        # The column is held at the true value; the interval contains it if S rises by no more than
+        # that.
         start = problem.theta.copy()
         log = name in {coefficient for coefficient, _ in law.powers} | {"R_star"}
         start[column] = to_theta(np.log([values[name]]) if log else np.array([values[name]]))[0]
@@ -119,6 +126,7 @@ def _batched(
         )
         yield name, constrained.objective <= allowed
     log_target = np.log(at_target) - points.height
+    # The added point holds the law at its true value, or is a new run with noise of its own.
     for name, new, weight in (
         ("L(target)", 0 * drawn[:, -1:], PIN_WEIGHT),
         ("new run", drawn[:, -1:], 1),
@@ -139,6 +147,7 @@ def coverage_of_depths(
     `floor`: the true irreducible loss E; at 0 the law is a pure power law. The target is 8 times
     the largest size.
     """
+    # 18 d w² weights in the blocks of depth d, at width w = 8 d of the tiny ladder.
     sizes = 1152.0 * np.arange(1, count + 1) ** 3
     law, values = (FLOOR, {"E": floor}) if floor > 0 else (PURE, {})
     values |= {"A": 2e-4**-alpha, "alpha": alpha}

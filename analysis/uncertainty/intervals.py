@@ -52,6 +52,8 @@ def interval(fit: Fit, name: str, level: float = 0.95) -> Interval:
     where the parameter was not fitted.
     """
     rise, allowed, error = _test_of(fit, name, level)
+    # Coefficients are searched in logs, where they stay positive. E is searched in its own units,
+    # because E = 0 must be within reach.
     logarithmic = name in {coefficient for coefficient, _ in fit.law.powers} | {"R_star"}
     best = np.log(fit[name]) if logarithmic else fit[name]
     low, high = crossings(rise, best, error, allowed, 0.0 if name == "E" else -np.inf)
@@ -68,6 +70,7 @@ def _test_of(fit: Fit, name: str, level: float) -> tuple[Rise, float, float]:
     problem, column, to_theta = profile_problem(fit, name)
     critical = critical_rise(fit, problem, column, level)
 
+    # One batch for all tried values: each is a problem whose `column` is held at the value.
     def rise(values: Array) -> Array:
         start = np.repeat(problem.theta[None], len(values), 0)
         start[:, column] = to_theta(values)
@@ -95,6 +98,7 @@ def prediction_interval(
     A new run is assumed to scatter like the fitted runs. Raises FitError as `interval` does.
     """
     rise, allowed, best = _test_at(fit, x, level, new_run)
+    # Only the unit of the search; for points exactly on the law it must not be 0.
     error = max(float(np.sqrt(np.mean(fit.residuals**2))), 1e-9)
     low, high = crossings(rise, best, error, allowed, -np.inf)
     height = fit.data.points.height
@@ -115,6 +119,8 @@ def _test_at(
         raise FitError(f"x must be one point; the predictions have shape {predicted.shape}")
     problem = Problem.of(fit)
     weight = 1.0 if new_run else PIN_WEIGHT
+    # With the added point at the predicted L its residual is 0: the optimum, and so the objective
+    # that the rise is measured from, are those of the fit without it.
     points = with_point(fit, x)
     weights = np.append(problem.weights[0], weight)[None]
 
@@ -167,6 +173,7 @@ def profile_problem(fit: Fit, name: str) -> tuple[Problem, int, Callable[[Array]
             points = fit.data.points
             centres = points.centres
             logs = tuple(log + centre for log, centre in zip(points.logs, centres, strict=True))
+            # The same law with uncentred log x: c becomes log A - height.
             theta = fit.theta.copy()
             for j, centre in enumerate(centres):
                 theta[2 * j] += theta[2 * j + 1] * centre
@@ -175,6 +182,7 @@ def profile_problem(fit: Fit, name: str) -> tuple[Problem, int, Callable[[Array]
     if name == "R_star":
         return Problem.of(fit), len(fit.theta) - 1, lambda values: values
 
+    # Of E: its column of θ is log E - height, and E = 0 is -inf.
     def log_floor(values: Array) -> Array:
         with np.errstate(divide="ignore"):
             return np.asarray(np.log(np.maximum(values, 0)) - height)
@@ -190,6 +198,7 @@ def with_point(fit: Fit, x: ArrayLike | Sequence[ArrayLike]) -> Points:
         np.append(log, np.log(value) - centre)
         for log, value, centre in zip(points.logs, added, points.centres, strict=False)
     )
+    # The solver computes log D' from log D and log U, so these need the added point too.
     repeats = points.repeats
     if repeats is not None:
         repeats = (np.append(repeats[0], np.log(added[1])), np.append(repeats[1], np.log(added[2])))

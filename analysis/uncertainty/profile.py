@@ -16,6 +16,8 @@ Array = NDArray[np.float64]
 Rise = Callable[[Array], Array]  # from values to the rise of the objective above its optimum
 
 SIMULATIONS = 999
+# The ends of a profile can lie many standard errors away, unequally on the two sides. An end beyond
+# 60 of them counts as infinite.
 _STEPS = np.array([0.1, 0.3, 0.6, 1, 1.4, 1.8, 2.3, 3, 4, 6, 9, 14, 22, 36, 60])  # standard errors
 _REFINEMENT = np.linspace(0, 1, 12)
 
@@ -35,6 +37,8 @@ class Problem:
         points = points or fit.data.points
         theta = fit.theta if theta is None else theta
         weights, log_floor = fit.data.weights[None], fit.data.log_floor(fit.floor)
+        # Solved again: the rise is measured in the solver's scaled objective, and θ may have other
+        # centres.
         best = solve(
             points, weights, theta[None, None], fit.objective, log_floor, near_optimum=True
         )
@@ -44,9 +48,11 @@ class Problem:
 def standard_error(fit: Fit, problem: Problem, column: int) -> float:
     """The linearised standard error of a column of θ: the first step of the search for the ends."""
     matrix = information(problem.points, problem.weights, problem.theta[None])[0]
+    # A column without effect on L (log E at E = 0) would make the matrix singular.
     free = [j for j in range(len(matrix)) if matrix[j, j] > 0]
     scale = np.sqrt(np.diag(matrix)[free])
     inverse = np.linalg.pinv(matrix[np.ix_(free, free)] / np.outer(scale, scale))
+    # Residual standard deviation with n - p degrees of freedom.
     spread = np.sqrt(np.mean(fit.residuals**2) * fit.points / max(fit.points - fit.free, 1))
     if column not in free:
         return 1.0
@@ -66,15 +72,19 @@ def critical_rise(
     degrees_of_freedom = fit.points - fit.free
     if degrees_of_freedom < 1:
         raise FitError(f"{fit.points} points and {fit.free} parameters leave no degree of freedom")
+    # (S_fixed - S) / (S / (n - p)) is F(1, n - p) distributed for Gaussian log residuals.
     if np.isinf(fit.objective.delta):
         return float(stats.f.ppf(level, 1, degrees_of_freedom) / degrees_of_freedom)
     noise = _noise(fit, fit.points + 1)
+    # Residuals against z = 0 are the law's predictions. In the simulations the fitted law is the
+    # truth.
     law = residuals(replace(problem.points, z=np.zeros(fit.points)), problem.theta[None])[0]
     simulated = replace(problem.points, z=law + noise[:, :-1])
     start = np.repeat(problem.theta[None], len(noise), 0)[None]
     unconstrained = solve(
         simulated, problem.weights, start, fit.objective, problem.log_floor, tolerance=1e-8
     )
+    # The parameter or prediction is held at its true value in the simulations, the fitted one.
     if column is not None:
         constrained = solve(
             simulated, problem.weights, start, fit.objective, problem.log_floor, (column,), 1e-8
@@ -94,9 +104,12 @@ def _noise(fit: Fit, count: int) -> Array:
     """(SIMULATIONS, count) log residuals: a smoothed bootstrap of the fit's residuals, which are
     first inflated by sqrt(n / (n - p)).
     """
+    # A fixed seed: the same fit always has the same interval.
     generator = np.random.default_rng(0)
     residual = fit.residuals - fit.residuals.mean()
     residual = residual * np.sqrt(fit.points / (fit.points - fit.free))
+    # n^(-1/5) is the rate of the optimal bandwidth (Silverman). The division below keeps the
+    # variance, which the smoothing noise would raise.
     bandwidth = fit.points**-0.2  # of the kernel, in standard deviations
     drawn = generator.choice(residual, size=(SIMULATIONS, count))
     drawn += bandwidth * residual.std() * generator.standard_normal(drawn.shape)
@@ -115,6 +128,7 @@ def crossings(
         return best, best
     ends = []
     for side in (-1, 1):
+        # One call for all steps, because a batch of refits costs little more than one.
         tried = np.maximum(best + side * error * _STEPS, least)
         over = rise(tried) > allowed
         if not over.any():
@@ -122,6 +136,7 @@ def crossings(
             continue
         first = int(np.argmax(over))
         inside, outside = (tried[first - 1] if first else best), tried[first]
+        # Each round narrows the bracket to 1/11: about 1/1,300 of it is left.
         for _ in range(3):
             between = inside + (outside - inside) * _REFINEMENT
             over = rise(between) > allowed

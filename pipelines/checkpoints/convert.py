@@ -60,8 +60,12 @@ def import_released(
     classes. Raises WeightsError, ConfigMismatchError or ValueError. All checks are done before
     anything is written.
     """
+    # Before the files are read, which are large.
     _check_name(name)
+    # Find the VQVAE and the VAR in the files, and the sides of the scales.
     tokenizer_part, var_part = _find_parts([_read(path, print_line) for path in files])
+    # A VQVAE file does not record the sides. A VAR file records the scale of each position
+    # (lvl_1L), or only their number, which is enough for the published pyramids.
     pyramid = published.pyramid_of(var_part.path, var_part.var) if var_part else None
     if patch_nums is not None:
         if pyramid is not None and pyramid.patch_nums != patch_nums:
@@ -71,6 +75,8 @@ def import_released(
         pyramid = Pyramid(patch_nums=patch_nums)
     assert tokenizer_part.tokenizer is not None
     if pyramid is None:
+        # Do not guess if the VAR has positions of no published pyramid, or if the number of scales
+        # is not 10, as in both published pyramids.
         scales = published.scale_count(tokenizer_part.tokenizer)
         if "pos_1LC" in (var_part.var or {} if var_part else {}) or scales not in (None, 10):
             raise WeightsError(
@@ -86,6 +92,7 @@ def import_released(
         "assumed as in the released code, because no file records it: phi with strength 0.5, no "
         "cosine lookup"
     )
+    # Read and check all weights; nothing is written yet.
     sha256 = file_sha256(tokenizer_part.path)
     t, tokenizer_state = published.read_tokenizer(
         tokenizer_part.path, tokenizer_part.tokenizer, name, sha256, pyramid
@@ -102,12 +109,14 @@ def import_released(
             classes=spec.classes,
             sha256=file_sha256(var_part.path),
         )
+        # `_write` would raise this error only after it has written the tokenizer.
         if is_done(home.imported(name)):
             path = home.imported(name) / "model.json"
             raise_if_mismatch(path, record_differences(path, model))
     if classes is not None and model is None:
         raise ValueError(f"--classes {classes}: a VQVAE has no classes; import its VAR too")
     names = read_names(classes, model.classes) if classes is not None and model else None
+    # Everything is checked: write.
     if existing is None:
         _write(home.tokenizer(t.name), "tokenizer.json", t, tokenizer_state)
     if model is not None and var_state is not None:
@@ -127,6 +136,7 @@ def export_released(home: Home, address: str, out: Path) -> str:
     for path in (out, class_names_path(out)):
         if path.exists():
             raise ValueError(f"{path} exists and is not overwritten")
+    # Raises if the file does not have its recorded hash: damaged weights are not exported.
     state = load_tensors(*weights_of(folder))
     if (folder / "tokenizer.json").exists():
         t = read_tokenizer(folder)
@@ -199,10 +209,14 @@ def _find_same(home: Home, t: ImportedTokenizer) -> ImportedTokenizer | None:
     """
     for folder in sorted(home.root.glob("tokenizers/*")):
         other = _read_finished(folder)
+        # The record has the hash of the released file, so equality but for the name means the same
+        # file.
         if other is not None and other == t.model_copy(update={"name": other.name}):
             assert isinstance(other, ImportedTokenizer)
             return other
     path = home.tokenizer(t.name) / "tokenizer.json"
+    # An import that failed does not reserve its name, and `_write` removes its files. A tokenizer
+    # that is being trained does.
     if path.exists() and (is_done(path.parent) or read_tokenizer(path.parent).kind == "trained"):
         recorded = read_tokenizer(path.parent).model_dump(mode="json")
         raise_if_mismatch(path, difference(recorded, t.model_dump(mode="json")))
@@ -223,18 +237,21 @@ def _write(folder: Path, file: str, record: Record, state: State) -> None:
     """Write `record` and its weights into `folder`, done.json last. Remove an incomplete import."""
     with file_lock(folder):
         if is_done(folder):
-            init_run_dir(folder, file, record)
+            init_run_dir(folder, file, record)  # raises if the finished import has another record
             return
+        # A killed process may have left the record and temporary files of `atomic_write`.
         for leftover in (folder / file, *folder.glob(".tmp*"), *folder.glob(".weights*")):
             leftover.unlink(missing_ok=True)
         init_run_dir(folder, file, record)
         record_attempt(folder, threads=1)
         weights = folder / "weights.safetensors"
         save_tensors(state, weights)
+        # The hash of our file; that of the released file is in the record.
         marker = {"status": "done", "weights_sha256": file_sha256(weights)}
         mark_done(folder, marker, (file, weights.name))
 
 
 def _save_pth(state: State, out: Path) -> None:
     with atomic_write(out) as temporary_path:
+        # A plain dict of tensors, which torch.load reads with weights_only=True.
         torch.save(dict(state), temporary_path)

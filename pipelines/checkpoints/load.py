@@ -54,15 +54,17 @@ def load_generator(context: RunContext, address: str, raw: bool = False) -> Load
         raise ValueError(
             f"{address}: its tokenizer {record.tokenizer.name} is not in {tokenizer_folder}"
         )
+    # The folder may hold another tokenizer of that name by now, whose tokens mean something else.
     path = tokenizer_folder / "tokenizer.json"
     raise_if_mismatch(path, record_differences(path, record.tokenizer))
 
+    # Imported late: modules that only read results import this one, and they need no torch.
     from var_scaling.tokenizer.model import load_tokenizer
     from var_scaling.weights import load_weights
 
     device = context.device()
     weights, tokenizer_weights = weights_of(folder, raw), weights_of(tokenizer_folder)
-    model = record.family.build(record.spec, seed=0)
+    model = record.family.build(record.spec, seed=0)  # all weights are replaced
     load_weights(model, *weights)
     return LoadedModel(
         address,
@@ -82,5 +84,5 @@ def load_model(address: str, home: str | Path = "runs", device: str = "cpu") -> 
     """
     folders = Home(Path(home))
     process = ProcessContext(device=device)
-    stop = StopFile(folders.root / "stop")
+    stop = StopFile(folders.root / "stop")  # required, not used for loading
     return load_generator(RunContext(folders, Settings(), stop, process), address)

@@ -71,6 +71,7 @@ def edit_image(
         store.refuse_other()
         newly_made = not store.is_complete()
         if newly_made:
+            # As for samples: one thread on a CPU, so that a result does not depend on its batch.
             torch.set_num_threads(context.drawing_threads())
             loaded = load_generator(context, address)
             store.init_run_dir()
@@ -132,8 +133,12 @@ def _rows(
     edit, scene, tokenizer = plan.edit, plan.scene, loaded.tokenizer
     indices = range(min(edit.count, _SHOWN))
     of = f" of {edit.count}" if edit.count > _SHOWN else ""
+    # Read from disk, because results of an earlier attempt are shown too. The first file of a
+    # result is the output of the decoder, the last one the final picture.
     drawn = [(f"drawn {i}{of}", store.read(store.files(i)[0])) for i in indices]
     with torch.no_grad():
+        # The input after encoding and decoding: detail that is missing here is lost by the
+        # tokenizer, not by the model.
         decoded_1HH3 = to_pixels(tokenizer.decode(encode_square(tokenizer, scene.square_HH3)).cpu())
     model_input = [("the model sees", scene.square_HH3), ("its tokens", decoded_1HH3[0].numpy())]
     original = ("original", plan.picture_hw3)
@@ -187,6 +192,7 @@ def _manifest(
 
 def _scales(plan: Plan, pyramid: Pyramid) -> list[dict[str, int]]:
     """Number of tokens kept and drawn, by scale."""
+    # keep_L has the scales one after the other, coarse to fine, with side * side tokens each.
     parts = plan.scene.keep_L.split(pyramid.lengths)
     kept = [int(part.sum()) for part in parts]
     return [

@@ -98,6 +98,7 @@ class EditOptions:
                 + (f", not {' and '.join(f'--{kind}' for kind in kinds)}" if kinds else "")
             )
         enlarges = self.super_resolve
+        # (option, its value, whether the kind of edit allows it, message)
         for option, value, allowed, reason in (
             ("--mask-by", self.mask_by, self.mask, "is only an option of --mask"),
             ("--keep-scales", self.keep_scales, enlarges, "is only an option of --super-resolve"),
@@ -146,6 +147,7 @@ def plan_edit(
     given = parse_sampling(record.family, options.sampling)
     sampling = resolve_guidance(given, record, None if options.label is not None else no_class)
     record.family.frames(record.spec, sampling)  # raises for a list of the wrong length
+    # Read once, so that the recorded hash and the pixels are of the same bytes.
     content = options.image.read_bytes()
     picture_hw3 = np.asarray(_decoded(options.image, content))
     height, width = picture_hw3.shape[:2]
@@ -181,6 +183,8 @@ def plan_edit(
 
 def edit_name(image: Path) -> str:
     """A folder name made from the file name. Raises ValueError if no character can be used."""
+    # NFKD separates an accent from its letter, so the letter is kept without it. The name of a
+    # record has at most 64 characters of a-z, 0-9, '.', '_', '-'.
     letters = unicodedata.normalize("NFKD", image.stem.lower())
     plain = "".join(letter for letter in letters if not unicodedata.combining(letter))
     name = re.sub(r"[^a-z0-9._-]+", "-", plain).lstrip("._-")[:64].rstrip("._-")
@@ -197,7 +201,7 @@ def _label(options: EditOptions, record: Trial | ImportedModel, names: Names | N
                 "without a class. Give the class of the new content: --class N, 0 to "
                 f"{record.classes - 1}"
             )
-        return record.classes
+        return record.classes  # the label of the null class
     try:
         return class_number(options.label, names, record.classes)
     except ValueError as error:
@@ -221,6 +225,7 @@ def _hole(
 
 
 def _kept_scales(scene: Scene, lengths: tuple[int, ...]) -> int:
+    # Super-resolution keeps whole scales: a scale is kept if all its tokens are.
     return sum(bool(part.all()) for part in scene.keep_L.split(lengths))
 
 

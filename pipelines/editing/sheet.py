@@ -31,7 +31,7 @@ def sheet(rows: Sequence[Sequence[Tile]]) -> np.ndarray:
     top = _GAP // 2
     for row, height in zip(tiles, heights, strict=True):
         left = _GAP
-        for (name, image), width in zip(row, widths, strict=False):
+        for (name, image), width in zip(row, widths, strict=False):  # a row may be shorter
             draw.text((left, top), name, fill="black", font=font)
             canvas.paste(image, (left, top + label_height))
             left += width + _GAP

@@ -55,6 +55,7 @@ class EditFolder:
         if not path.exists() or not self._results():
             return
         existing = self._recorded()
+        # A result depends on its own index and not on the count, so only the count may differ.
         if existing.model_copy(update={"count": self.edit.count}) != self.edit:
             raise_if_mismatch(path, record_differences(path, self.edit))
         if existing.count > self.edit.count and is_done(self.folder):
@@ -67,7 +68,10 @@ class EditFolder:
         """Write the record, and remove results without a record. Raises ConfigMismatchError."""
         self.refuse_other()
         path = self.folder / RECORD
+        # Before the record changes: if the process is killed in between, the edit is unfinished,
+        # not done with too few results.
         (self.folder / DONE).unlink(missing_ok=True)
+        # Without a record it is unknown which edit made the results.
         if not path.exists():
             for stale in (self.folder / RESULTS, *self._results()):
                 stale.unlink(missing_ok=True)
@@ -76,6 +80,7 @@ class EditFolder:
 
     def missing(self) -> list[int]:
         """The results with a file that is missing or differs from its checksum."""
+        # Reads every file, unlike `SampleFolder.stored_images`, which compares sizes.
         checksums = self._checksums()
         return [
             index
@@ -108,6 +113,8 @@ class EditFolder:
         Image.fromarray(pixels_hw3).save(buffer, format="PNG")
         with atomic_write(self.folder / name) as temporary_path:
             temporary_path.write_bytes(buffer.getvalue())
+        # Of the intended bytes: read from the file, the checksum would agree with whatever a faulty
+        # disk returns.
         return zlib.crc32(buffer.getvalue())
 
     def read(self, name: str) -> np.ndarray:
@@ -115,6 +122,8 @@ class EditFolder:
             return np.asarray(image)
 
     def _recorded(self) -> EditSet:
+        # Through JSON text: records are strict, and pydantic accepts a list as a tuple only from
+        # JSON.
         fields = read_record(self.folder / RECORD, EditSet)
         return EditSet.model_validate_json(json.dumps(fields))
 
@@ -127,6 +136,7 @@ class EditFolder:
         """Checksums of each result, by index; empty if results.json is missing or unreadable."""
         try:
             results = read_json(self.folder / RESULTS)
+        # No error: without checksums the results are drawn again.
         except (FileNotFoundError, IsADirectoryError, ValueError):
             return {}
         return results if isinstance(results, dict) else {}

@@ -76,6 +76,7 @@ def measure_fidelity(
     images = image_set(
         context, address, options.set, options.against, options.max_images, options.crop
     )
+    # Errors in the options are raised before a network is loaded and features are computed.
     reference_data = _reference_data(address, images, options)
     if images.folder is not None:
         fidelities(images.folder)  # raises now, not after the work, if the file cannot be read
@@ -97,11 +98,14 @@ def score_image_set(
     statistics = gather_statistics(
         extractor, images.batches(), images.count, f"features of {address}", report_progress
     )
+    # With a fixed number of images of each class, differences between classes add nothing to the
+    # standard error (see `frechet_error`).
     strata = None if images.classes_N is None else torch.from_numpy(images.classes_N)
     line = compare(statistics, reference.statistics, extractor, strata)
     fidelity = Fidelity(
         images=images.description,
         set=images.set,
+        # The scores are floats; the other values of `line` are counts and a hash.
         scores={name: value for name, value in line.items() if isinstance(value, float)},
         samples=line["fake_images"],
         references=line.get("real_images"),
@@ -128,6 +132,8 @@ def extractor_named(
 ) -> Extractor:
     """The feature network `name`; "classifier" is the classifier trained on `data`."""
     path = context.settings.weights.inception
+    # Inception's weights are never downloaded. Features of another network give no FID, so the
+    # scores have other names, such as fd_seeded.
     chosen = name or (INCEPTION if path else "seeded")
     if chosen == CLASSIFIER:
         return _classifier(context, data).to(context.device())
@@ -147,6 +153,7 @@ def _classifier(context: RunContext, data: DataRecord | None) -> Extractor:
             f"classifier: no classifier is trained on {data.name}; a sweep trains it if a scoring "
             'has "classifier" among its extractors'
         )
+    # Loading compares the file with the hash in the marker.
     return classifier_extractor(folder / WEIGHTS, read_json(folder / DONE)["weights_sha256"])
 
 

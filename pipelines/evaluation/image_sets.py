@@ -76,6 +76,8 @@ def image_set(
 
     Raises ValueError, DataError, ConfigMismatchError.
     """
+    # The record in the folder says what the address is: trial.json and model.json of a model,
+    # tokenizer.json of a tokenizer. Otherwise it is a path.
     home = context.home.root / address
     if (home / "trial.json").exists() or (home / "model.json").exists():
         return _samples(context, address, name or "default")
@@ -98,6 +100,7 @@ def data_and_split(against: str, default: DataRecord | None) -> tuple[str, str]:
 
     Raises ValueError.
     """
+    # From the right, because the name of the data may contain dashes.
     name, dash, split = against.rpartition("-")
     if split not in SPLITS or (dash and not name):
         raise ValueError(f"--against {against}: allowed are NAME-train and NAME-validation")
@@ -123,9 +126,10 @@ def _samples(context: RunContext, address: str, name: str) -> ImageSet:
         count=len(files),
         side=record.tokenizer.side,
         data=data,
+        # The usual reference of a reported FID, as in ADM's statistics of ImageNet.
         default_reference=(data.name, "train") if data else None,
         batches=_file_batches(context, files, record.tokenizer.side),
-        classes_N=np.array([image["class"] for image in images]),
+        classes_N=np.array([image["class"] for image in images]),  # (N,), in drawing order
     )
 
 
@@ -168,6 +172,8 @@ def _reconstructions(
     source = real_images(context, data, split)
     rows = spread_rows(source.rows, images)
 
+    # "features" is for models of continuous latents, whose samples are decoded without
+    # quantisation; `render`, unlike `decode`, does not clamp.
     def reconstruct(model: "MultiScaleVQVAE", images_B3WW: Tensor) -> Tensor:
         if cache == "features":
             return model.render(model.features(images_B3WW)).clamp(-1, 1)
@@ -181,7 +187,9 @@ def _reconstructions(
         device = context.device()
         model = load_tokenizer(t, *weights_of(folder)).to(device)
         for numbers, originals in batches_of(context, source, data, rows):
+            # Batches of the reader may be too large for the decoder's memory.
             parts = to_unit(originals).to(device).split(model.max_batch_size)
+            # The precision is set here, so that settings left by earlier code have no effect.
             with torch.no_grad(), precision_context("fp32", device):
                 reconstructions = torch.cat([to_pixels(reconstruct(model, p)) for p in parts])
             yield numbers, reconstructions
@@ -204,8 +212,10 @@ def _folder(context: RunContext, folder: Path) -> ImageSet:
     files = sorted(folder / name for name in names)
     if not files:
         raise ValueError(f"{folder}: contains no image file")
+    # No record gives the size: the first image does, and the others must agree.
     side = _square(files[0]).shape[0]
     return ImageSet(
+        # `resolve`, because the name of "." is empty.
         description=f"folder {folder.resolve().name}",
         folder=None,
         set=None,

@@ -47,6 +47,7 @@ def evaluate_model(
     generator, t = loaded.record, loaded.record.tokenizer
     data = _data_of(generator, images, address)
     kind = generator.family.cache_kind(generator.model)
+    # Encode the images, unless this has been done.
     tokens = _tokens_of(context, t, data, kind)
     run_tokens(context, t, data, "validation", output_dir=tokens, cache=kind)
 
@@ -56,10 +57,14 @@ def evaluate_model(
 
     cache = open_cache(tokens, cache_description(context.home, t, data, "validation", kind))
     trial = generator if isinstance(generator, Trial) else None
+    # A trial's own data has the class order of its training. For other data, and for an imported
+    # file, class k of the model may be another class of the data.
     doubt = None
     if trial is None or data.name != trial.data.name:
         doubt = class_order_warning(loaded.names, cache.manifest.get("classes"))
+    # Without class dropout the null class was never trained, so it has no meaningful loss.
     labels = LABELS[:1] if trial and trial.class_dropout_prob == 0 else LABELS
+    # A trial in the precision of its training, so that the scores equal those in its log.
     with precision_context(trial.precision if trial else "fp32", context.device()):
         scores = evaluate(
             generator.spec,
@@ -71,10 +76,13 @@ def evaluate_model(
         )
     flops = evaluation_flops(generator.spec, cache.images, labels)
     line = {**scores, "data": data.name, "evaluation_flops": flops}
+    # results/table.py refuses models that were evaluated on different crops.
     if cut := data.crop_settings():
         line["cut"] = cut
     if doubt is not None:
         line["class_order"] = doubt
+    # The log of a trial has the evaluations of its training. An imported model has no log and no
+    # steps; step 0 stands for its only state.
     if trial is None:
         log = MetricsLog(loaded.folder / "metrics.jsonl")
         log("validation", 0, {**line, "commit": code_version()})
@@ -109,6 +117,7 @@ def _tokens_of(context: RunContext, t: Tokenizer, data: DataRecord, kind: CacheK
     """
     sweep_folder = context.home.tokens(t.name, data.name, "validation", kind)
     record = data.for_split("validation")
+    # Compared as validation images: crops and flips of training images do not matter.
     manifest = sweep_folder / "manifest.json"
     if manifest.exists() and read_json(manifest).get("data") == record.model_dump(mode="json"):
         return sweep_folder

@@ -102,6 +102,7 @@ def _generated_images(context: RunContext, name: str) -> DataRecord | None:
         kind = data.get("kind")
         if kind and data.get("name") == name and not record_of(kind).reads_files:
             records[path.parent.name] = record_of(kind).model_validate_json(json.dumps(data))
+    # Equal records count once: several tokenizers may be trained on the same images.
     if len(set(records.values())) > 1:
         raise ValueError(
             f"{name}: the tokenizers {', '.join(records)} were trained on different images of that "
@@ -115,6 +116,8 @@ def real_images(context: RunContext, data: DataRecord, split: str) -> ImageDatas
     listing = context.home.image_listing(data.name, split)
     root = context.settings.data_root(data.name)
     report_progress = context.report_progress or (lambda what, done, total: None)
+    # The first use of image files decodes each of them and writes the listing. Two processes must
+    # not do that at once; generated images have no listing.
     with file_lock(listing, wait=WAIT) if root else nullcontext():
         reading = ReadOptions(
             root, listing, _readers(context, data, _MIN_FOR_WORKERS), report_progress
@@ -127,6 +130,7 @@ def batches_of(
 ) -> Iterator[Batch]:
     """The images of `rows` in batches. Each batch has its indices into `rows`."""
     return read_batches(
+        # Epoch 0 of each row: without augmentation all epochs are the same.
         lambda chosen: source.images(rows[chosen], np.zeros_like(chosen)),
         len(rows),
         _readers(context, data, len(rows)),
@@ -183,6 +187,8 @@ def reference_of(
     """
     source = real_images(context, data, split)
     rows = spread_rows(source.rows, images)
+    # The name identifies the reference in saved results (`_identity` in scores.py), so other crops
+    # and other numbers of images get a suffix.
     name = f"{data.name}-{split}"
     if (enlarge := data.crop_settings().get("enlarge", 1)) != 1:
         name += f"-x{enlarge:g}"
@@ -190,6 +196,8 @@ def reference_of(
         len(rows) < min(source.rows, MAX_REFERENCE_IMAGES) or len(rows) > MAX_REFERENCE_IMAGES
     ):  # not the default number
         name += f"-{len(rows)}"
+    # Saved with the statistics and compared when they are loaded: a name may come to stand for
+    # other images.
     fingerprint = {
         "data": data.model_dump(mode="json"),
         "split": split,
@@ -202,6 +210,7 @@ def reference_of(
         name = f"{name}-{data.fingerprint()[:8]}"
         folder = context.home.reference(f"{name}-{data.side}px-{extractor.name}")
     path = folder / "statistics.npz"
+    # Several stages may need the same reference: the first computes it, the others wait.
     with file_lock(folder, wait=WAIT):
         if not is_done(folder):
             began = time.monotonic()
@@ -230,6 +239,7 @@ def _is_cropped_otherwise(folder: Path, record: dict[str, Any]) -> bool:
         return False
     recorded = read_json(folder / "reference.json").get("data", {})
     options = {name: record[name] for name in ("enlarge", "validation_share") if name in record}
+    # Equal but for the crop: a second reference, not an error.
     return recorded != record and {**recorded, **options} == record
 
 

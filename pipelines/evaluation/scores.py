@@ -90,6 +90,7 @@ def fidelities(folder: Path) -> list[Fidelity]:
 def save_fidelity(folder: Path, fidelity: Fidelity) -> None:
     """Save `fidelity`, replacing the scores of the same images, extractor and reference."""
     with file_lock(folder, wait=_WAIT, file="fidelity.lock"):
+        # Read while the lock is held: two networks may score the same images at once.
         others = [one for one in fidelities(folder) if _identity(one) != _identity(fidelity)]
         entries = [one.model_dump(mode="json") for one in (*others, fidelity)]
         write_json(folder / FIDELITY, {"format": _FORMAT, "measured": entries})
@@ -122,6 +123,7 @@ def _fidelity_columns(folder: Path) -> dict[str, Any]:
              for one in fidelities(path.parent)]  # fmt: skip
     if not found:
         return {}
+    # `time` is ISO 8601 in UTC, so its text sorts by time.
     chosen = max(found, key=lambda one: (one.samples, one.set == "default", one.time)).set
     rest = [one for one in found if one.set == chosen]
     best = max(rest, key=lambda one: ("fid" in one.scores, one.samples, one.time))

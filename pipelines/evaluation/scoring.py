@@ -56,6 +56,8 @@ def _run_score(context: RunContext, sweep: str, config: ScoredSet) -> str:
         from pipelines.sampling.draw import DrawOptions, sample_set
 
         report_progress = _Progress(attempt, context)
+        # The stages of several networks score one set: the first draws it, the others wait and then
+        # find it done.
         with file_lock(plan.folder, wait=_WAIT):
             remaining = sample_set(context, plan, DrawOptions(), attempt.stop, report_progress)
         if remaining:
@@ -88,6 +90,9 @@ def _run_floor(context: RunContext, floor: ReconstructionFloor) -> str:
         from var_scaling.data.order import spread_rows
 
         report_progress, address = _Progress(attempt, context), f"tokenizers/{t.name}"
+        # Training images are reconstructed and compared with held-out ones, so no image is on both
+        # sides. There are as many as samples, because the bias of a Fréchet distance depends on the
+        # number of images (arXiv 1911.07023).
         against = f"{floor.data.name}-train"
         reconstructions = image_set(
             context, address, None, against, floor.images, CropOptions(), floor.cache
@@ -191,5 +196,6 @@ class _Progress:
             write_json(self.attempt.folder / "progress.json", progress)
             if self.context.report_progress is not None:
                 self.context.report_progress(what, done, total)
+        # At the end only the result is left to save, so a stop is ignored there.
         if self.attempt.stop(done) and done < total:
             raise Stopped(f"{what}: stopped; run again to continue")

@@ -85,9 +85,14 @@ def measure_speed(
     device = context.device()
     subject = Subject(loaded.record.spec, loaded.model, loaded.tokenizer)
     bench = Bench(device, options.seconds)
+    # bf16 is not measured on a CPU by default: without instructions for it, it was 70 times slower
+    # than fp32 (LOG.md).
     precisions = options.precisions or (("fp32",) if device.type == "cpu" else ("fp32", "bf16"))
+    # Also without guidance, which needs no unconditional pass. `fromkeys` drops the second value if
+    # it is 0 too.
     settings = [(p, scale) for p in precisions for scale in dict.fromkeys((0.0, guidance))]
     cells = len(settings) * len(options.batches) + len(precisions) * len(options.micro_batches)
+    # The peaks first: the MFU of every row is relative to the peak of its precision.
     peaks = {}
     for done, precision in enumerate(precisions):
         report_progress(f"matrix products in {precision}", done, len(precisions))
@@ -139,6 +144,7 @@ def save_benchmark(folder: Path, result: BenchmarkResult) -> None:
     weights.
     """
     with file_lock(folder, wait=_WAIT, file=_LOCK):
+        # Read while the lock is held, so that no result of another process is lost.
         earlier = read_benchmarks(folder)
         others = [kept for one in earlier if (kept := _without_replaced(one, result))]
         entries = [one.model_dump(mode="json") for one in (*others, result)]
@@ -149,6 +155,7 @@ def _without_replaced(old: BenchmarkResult, new: BenchmarkResult) -> BenchmarkRe
     """`old` without the rows that `new` replaces; None if none are left."""
     if _machine_key(old) != _machine_key(new):
         return old
+    # The model was trained or imported again: its old rows are of another model.
     if (old.weights_sha256, old.tokenizer_sha256) != (new.weights_sha256, new.tokenizer_sha256):
         return None
     settings = {_sampling_key(row) for row in new.sampling}
@@ -241,6 +248,7 @@ def _machine(device: Any) -> Machine:
 
 def _processor() -> str:
     """The name of the CPU from Linux, else from Python."""
+    # `platform.processor` gives no model name on Linux.
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -66,6 +66,7 @@ class Queue:
             status = self.jobs.get(job)
             return status if status is not None and status.name == name else None
         suffix = "" if index is None else f"_{index}"
+        # The name is unique to one submission, so the index identifies the job within its array.
         matches = [s for s in self.jobs.values() if s.name == name and s.job.endswith(suffix)]
         return matches[0] if matches else None
 

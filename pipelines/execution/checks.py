@@ -38,6 +38,7 @@ def run_program(*command: str, seconds: float = 20.0) -> ProgramResult:
     """The exit code and output of the program. As in a shell, the code is 127 if it cannot be run
     and 124 if it takes longer than `seconds`; stderr then says so.
     """
+    # stdin is closed below: srun would otherwise read the input of the terminal.
     environment = {k: v for k, v in os.environ.items() if k in _KEPT or not k.startswith("SLURM_")}
     try:
         return subprocess.run(

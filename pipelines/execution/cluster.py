@@ -64,6 +64,7 @@ def launch(
     with hold_driver_lock(folder, cluster, take_over, addresses) as driver:
         init_run_dirs(stages)
         backend = SlurmBackend(home, settings, cluster, snapshot, environment)
+        # A function and not an object, because the Ray actor creates the reconciler in its process.
         make_reconciler = partial(
             Reconciler, folder, backend, cluster, snapshot.code, config.poll_seconds, driver
         )
@@ -71,11 +72,13 @@ def launch(
             return Outcome(True, submit_once(make_reconciler(), _ready_tasks(arrays, stages)))
         queue, state = _CachedQueue(config), SweepState(stages)
         try:
+            # Ray here runs a single actor, which submits and polls; the stages run on the cluster.
             with local_ray(cpus=2):
                 failures = run_on_cluster(
                     stages, make_reconciler, config, lambda: observe(state.poll(queue()))
                 )
         except KeyboardInterrupt:
+            # Only the driver ends: the jobs continue, and the next run attaches to them.
             return Outcome(True, {})
     return Outcome(False, failures)
 
@@ -103,6 +106,8 @@ class _CachedQueue:
 
     def __call__(self) -> Queue | None:
         if time.time() - self.queried_at > self.interval:
+            # Set before the query, so that a Slurm that does not answer is not queried at every
+            # redraw.
             self.queried_at = time.time()
             self.queue = slurm.queue_or_none()
         return self.queue
@@ -146,6 +151,8 @@ def submit_once(reconciler: Reconciler, tasks: list[Task]) -> dict[str, str]:
     while True:
         for array in arrays.values():
             failures |= reconciler.step(array)
+        # A job that has just ended is decided about only after some polls. Exiting before that
+        # would leave it undecided for ever if `run --detach` is called by cron.
         if not reconciler.unsettled:
             return failures | {about: text for about, text in reconciler.notes.items() if text}
         time.sleep(reconciler.poll_seconds)
@@ -163,6 +170,7 @@ def last_cluster(stages: Stages) -> str | None:
     None if the trials ran on this machine.
     """
     trials = [stage.directory for stage in of_kind(stages, TRIAL)]
+    # Tokenizer and tokens may have been computed on a cluster, and the trials on this machine.
     begun = any(attempts(folder) or jobs.latest(folder) for folder in trials)
     folders = trials if begun else [folder for _, folder in work_folders(stages).values()]
     records = [jobs.latest(folder) for folder in folders]

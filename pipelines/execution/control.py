@@ -42,6 +42,7 @@ def cancel(
         if stage.address in needed:
             print_line(f"{name}: not cancelled, sweep {needed[stage.address]} needs it")
         elif driven or record is not None:
+            # Also a task without a job, if a driver could submit it later.
             selected[name] = record
     # First the record, so that the driver submits none of them again.
     for name in selected:
@@ -49,6 +50,7 @@ def cancel(
     live = {name: record for name, record in selected.items() if record is not None and record.live}
     if live and not forget:
         queue = slurm.queue()
+        # By name, because the id may not be recorded yet, or belong to a job of another cluster.
         found = [queue.find(record.job, record.name, record.index) for record in live.values()]
         slurm.cancel([status.job for status in found if status is not None and status.active])
     for name in selected:
@@ -81,6 +83,7 @@ def reset_failed(
     """
     stage_and_folder = work_folders(stages)
     records = [jobs.latest(folder) for _, folder in stage_and_folder.values()]
+    # Slurm is queried only if the state of a task depends on it: `retry` also works without Slurm.
     live = any(record is not None and record.live for record in records)
     queue = slurm.queue() if live else None
     again = []
@@ -88,6 +91,7 @@ def reset_failed(
         failed = state_of(folder, queue)[0] in ("failed", "cancelled")
         if not failed or not _is_selected(stage, only):
             continue
+        # A task that failed on this machine has no job record; removing its error file is enough.
         if jobs.latest(folder) is not None:
             jobs.note(folder, "retry")
         (folder / FAILED).unlink(missing_ok=True)

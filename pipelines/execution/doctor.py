@@ -40,6 +40,7 @@ def examine(home: Home, settings: Settings, on: str) -> list[CheckResult]:
             return [*results, *_local(settings)]
         return [*results, *doctor_cluster.check_cluster(home, settings, cluster)]
     finally:  # remove the folders that the checks created
+        # The deepest first. `rmdir` fails, as intended, if a folder is no longer empty.
         for folder in created:
             with contextlib.suppress(OSError):
                 folder.rmdir()
@@ -136,6 +137,7 @@ def _home(home: Home) -> Iterator[CheckResult]:
     renamed = probe.with_suffix(".other")
     try:
         root.mkdir(parents=True, exist_ok=True)
+        # atomic_write renames, file_lock uses flock, and the driver lock needs hard links.
         step = "writing"
         with open(probe, "w") as file:
             file.write("doctor\n")
@@ -171,6 +173,7 @@ def _mlflow(home: Home, settings: Settings) -> CheckResult:
     path = home.root / "mlflow.db"
     if not path.exists():
         return CheckResult("MLflow", True, f"{path} will be created")
+    # Read-only: a run may be writing to it. quick_check(1) ends at the first error that it finds.
     address = f"file:{quote(str(path))}?mode=ro"
     try:
         with contextlib.closing(sqlite3.connect(address, uri=True, timeout=5)) as database:
@@ -200,6 +203,7 @@ def _mlflow_server(uri: str) -> tuple[bool | None, str]:
         with urlopen(f"{address.rstrip('/')}/health", timeout=5):
             return True, f"{address} answers"
     except HTTPError as error:
+        # The check sends no password, so a server with a login refuses it even if it works.
         if error.code in (401, 403):
             login = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or _TOKEN"
             return None, f"{address} requires a login ({error}): {login}"
@@ -222,6 +226,7 @@ def _code(cluster: Cluster | None) -> CheckResult:
     changed = run_program(
         "git", "-C", str(ROOT), "status", "--porcelain", "-uall", "--", *CODE_FOLDERS
     ).stdout
+    # Porcelain lines begin with two state letters and a space.
     names = [line[3:] for line in changed.splitlines()]
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     message = f"commit {version.rstrip('+')}, but changed: {', '.join(names[:5])}{more}; commit "
@@ -233,6 +238,7 @@ def _local(settings: Settings) -> list[CheckResult]:
     message = f"cpus = {configured}; this machine has {present}"
     if configured > present:
         message += f": stages would slow each other down; set [local] cpus = {present} in {FILE}"
+    # In a process of its own: a torch that crashes while it loads must not end `doctor`.
     result = run_program(sys.executable, "-c", TORCH, seconds=120)
     return [
         CheckResult("cpus", True if configured <= present else None, message),

@@ -59,6 +59,7 @@ def run(
     driver = hold_driver_lock(folder, "local", take_over, tuple(stage.address for stage in stages))
     with driver, local_ray(settings.local.cpus):
         stop_file = folder / STOP
+        # A killed run may have left its stop file, which would stop this run at once.
         stop_file.unlink(missing_ok=True)
         with asking_to_stop(stop_file):
             context = RunContext(home, settings, StopFile(stop_file), local_process(settings.local))
@@ -82,6 +83,8 @@ def run_on_cluster(
     import ray
 
     # Ray does not retry calls of an actor by default; a retry would submit jobs twice.
+    # One call per array, and all calls are open at the same time, hence the concurrency. They only
+    # wait, so they reserve no CPU.
     actor = ray.remote(num_cpus=0, max_concurrency=1000)(ReconcilerActor).remote(reconciler)
     tasks: dict[str, Task] = {}
     ends: dict[str, list[Any]] = {}  # by address of a stage: the Ray results of its arrays
@@ -89,6 +92,7 @@ def run_on_cluster(
     for array in arrays_of(stages, cluster):
         tasks |= {task.name: task for task in array.tasks}
         needs = [end for need in array.needs for end in ends.get(need.address, [])]
+        # Ray starts a call when its arguments are available: after the arrays that this one needs.
         waiting.append(actor.run_until_done.remote(array.tasks, *needs))
         for stage in array.stages:
             ends.setdefault(stage.address, []).append(waiting[-1])
@@ -98,6 +102,7 @@ def run_on_cluster(
         on_poll()
         for task in ready:
             failures |= ray.get(task)
+        # `retry` was called in another process; it marks the task in jobs.jsonl.
         for name in [name for name in failures if retry_requested(tasks[name])]:
             del failures[name]
             waiting.append(actor.run_until_done.remote([tasks[name]]))
@@ -125,6 +130,7 @@ def _run_graph(
     import ray
 
     local = context.settings.local
+    # A training with several processes occupies the threads of all of them.
     slots = max(1, local.cpus // (context.process.threads * local.processes))
     queue = [
         stage
@@ -160,6 +166,7 @@ def _next(queue: list[Stage], running: Iterable[Stage], blocked: set[str]) -> St
 
     Stages that need a failed stage are removed too, without an error of their own.
     """
+    # A need that is in neither list is done, or is provided.
     unfinished = {stage.address for stage in (*queue, *running)}
     for stage in list(queue):
         needs = {need.address for need in stage.needs}
@@ -177,6 +184,7 @@ def _work_and_cpus(stage: Stage, context: RunContext, stop_file: Path) -> tuple[
     processes if the settings say so.
     """
     local, threads = context.settings.local, context.process.threads
+    # Encoding runs in one process here; only a cluster splits it into parts.
     if stage.kind == TOKENS or local.processes == 1:
         return partial(run_stage, stage), threads
     work = partial(launch.run_local_processes, stage, stop_file)
@@ -195,6 +203,7 @@ def _error_of(task: Any) -> str | None:
     try:
         ray.get(task)
     except ray.exceptions.RayError as error:
+        # Ray wraps the exception of a stage. A worker that was killed has no cause.
         cause = getattr(error, "cause", None) or error
         return None if isinstance(cause, Stopped) else f"{type(cause).__name__}: {cause}"
     return None

@@ -85,6 +85,7 @@ def _remove_abandoned(parent: Path) -> None:
     for folder in parent.glob(f"{_PREFIX}*"):
         # FolderInUseError: the run still works. OSError: another run removes it at the same moment.
         with suppress(OSError, FolderInUseError):
+            # In /tmp, other users can create folders, and links to any folder, with this prefix.
             if folder.is_symlink() or folder.stat().st_uid != os.getuid():
                 continue
             with file_lock(folder):
@@ -96,6 +97,8 @@ def _remove_abandoned(parent: Path) -> None:
 def _environment(folder: Path) -> Iterator[None]:
     """Set the environment variables of Ray and its workers; restore the old values afterwards."""
     token = folder / "token"
+    # The mode is set on creation, so that the token is never readable by others. O_EXCL refuses a
+    # file that is already there.
     with open(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(_TOKEN)
     ours = {
@@ -103,8 +106,10 @@ def _environment(folder: Path) -> Iterator[None]:
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # despite its name: bind to 127.0.0.1 only
+        # Stages reserve CPUs only; Ray must not hide the GPUs from them.
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
+    # RAY_AUTH_TOKEN and RAY_ADDRESS of the user may belong to another Ray cluster.
     names = (*ours, "RAY_AUTH_TOKEN", "RAY_ADDRESS", _PORT_WAIT)
     before = {name: os.environ.pop(name, None) for name in names}
     os.environ.update(ours)
@@ -161,6 +166,7 @@ def _init(folder: Path, cpus: int) -> None:
             _temp_dir=str(ray_folder),
         )
     except BaseException:
+        # Also after Ctrl-C: a start that was interrupted leaves processes of Ray.
         ray.shutdown()
         raise
 
@@ -211,6 +217,7 @@ def _end_processes(folder: Path) -> None:
     for process in psutil.process_iter(["uids", "cmdline"]):
         uids, arguments = process.info["uids"], process.info["cmdline"] or []
         ours = uids is not None and uids.real == os.getuid() and process.pid != os.getpid()
+        # The slash, so that a folder whose name begins with this one does not match.
         if ours and any(f"{folder}/" in arg or arg.endswith(str(folder)) for arg in arguments):
             with suppress(psutil.Error):
                 process.kill()

@@ -88,6 +88,7 @@ class Reconciler:
 
     def step(self, tasks: list[Task]) -> dict[str, str]:
         """Poll once and submit what is missing: name -> error, for each task that has failed."""
+        # At every step: if another driver has taken over, both would submit the same tasks.
         check_driver(self.sweep, self.driver)
         self._poll_queue()
         records = [jobs.latest(task.folder) for task in tasks]
@@ -111,6 +112,7 @@ class Reconciler:
         try:
             self.queue = self.backend.queue()
         except BackendUnavailable as error:
+            # The previous queue remains. It is not used for jobs that were submitted after it.
             self._set_note(self.backend.name, f"it does not answer, its jobs continue: {error}")
         else:
             self._set_note(self.backend.name, "")
@@ -129,21 +131,26 @@ class Reconciler:
             return "submit" if self._has_settled(task) else None
         if record is not None and record.ended in ("failed", "cancelled") and not record.again:
             return record.reason
+        # No job works on the task, but a run on this machine may.
         if record is None or not record.live or record.again:
             return None if runs_locally(task.folder) else "submit"
         queue = self.queue
         if queue is None or queue.queried_at <= self._known_to_backend_at(record):
             return None  # this queue is too old to list the job
         status = queue.find(record.job, record.name, record.index)
+        # The queue takes precedence: sacct reports a requeued job as NODE_FAIL for a while.
         if status is None:
             status = self._find_in_accounts(record)
+        # A driver died, or the submission reported an error, before the id was recorded.
         if status is not None and record.job is None:
             jobs.note(task.folder, "submitted", submission=record.submission, job=status.job)
             record = replace(record, job=status.job)
+        # Also a job that seemed to have ended one poll ago, and that Slurm has requeued since.
         if status is not None and status.active:
             self.unsettled.pop(task.name, None)
             self._set_note(task.name, status.problem)
             return None
+        # Neither the queue nor the accounts list the name: the submission was not accepted.
         if record.job is None:
             self._note_end(task, record, "never submitted", "")
             return "submit"
@@ -170,6 +177,8 @@ class Reconciler:
     def _handle_end(self, task: Task, record: JobRecord, status: JobStatus | None) -> str | None:
         """What to do about a job that has ended while its task is not done: see `_decide`."""
         state, end = (status.state, status.end) if status is not None else ("GONE", "other")
+        # An error message of this job decides, before the state that the backend reports. An error
+        # of an earlier job does not count.
         path = task.folder / FAILED
         failure = read_json(path) if path.exists() else None
         # A restart id is the job id, a dot and the number of the restart.
@@ -182,6 +191,8 @@ class Reconciler:
             reason = f"job {record.job} ran out of memory: raise memory_gb_per_gpu"
             return self._note_end(task, record, "failed", reason)
         reached = progress_in(task.folder)
+        # record.progress is that of the previous job's end. Preemptions and failed nodes do not
+        # count: a job may be preempted several times before its first checkpoint.
         fruitless = record.fruitless
         if end != "no fault":
             fruitless = fruitless + 1 if reached <= record.progress else 0
@@ -224,6 +235,7 @@ class Reconciler:
         """
         submission = jobs.new_submission()
         for index, task in enumerate(tasks):
+            # A single task is submitted without an array, so its job id has no index.
             jobs.note(
                 task.folder, "submitting", submission=submission, cluster=self.name,
                 index=index if len(tasks) > 1 else None, code=self.code,
@@ -232,8 +244,10 @@ class Reconciler:
         try:
             ids = self.backend.submit(tasks, submission)
         except SubmissionUnconfirmed as error:
+            # From now on, a poll that does not list the jobs means that they were not accepted.
             self.submitted_at[submission] = time.time()
             if isinstance(error, JobLimitReached):
+                # The limit is on all jobs of the user: halve the array until it fits.
                 self.max_array_size = max(1, len(tasks) // 2)
             self.backoff = min(_MAX_BACKOFF, max(self.poll_seconds, 2 * self.backoff))
             self.not_before = time.time() + self.backoff
@@ -242,6 +256,7 @@ class Reconciler:
             )
             return {}  # the next poll shows whether the jobs were accepted in spite of the error
         except SubmissionRejected as error:
+            # Recorded as failed, so that the next poll does not submit the same jobs again.
             for task in tasks:
                 record = jobs.latest(task.folder)
                 assert record is not None
@@ -273,6 +288,9 @@ class Reconciler:
 def runs_locally(folder: Path) -> bool:
     """Whether a run on this machine works in `folder`: it holds the lock, or has a heartbeat."""
     age = heartbeat_age(folder)
+    # A lock is visible only on its own machine; a run on another one shows by its heartbeat, which
+    # is written every 5 s. Not in a folder with job records: there, the heartbeat may be that of a
+    # job that has just ended.
     return in_use(folder) or (jobs.latest(folder) is None and age is not None and age < 60)
 
 

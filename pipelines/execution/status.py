@@ -113,6 +113,7 @@ def _training_view(stage: Stage, queue: Queue | None) -> View:
     done = max(logged, _heartbeat_step(folder)) if state == "running" else logged
     rate = train["images_per_second"] if train else None
     seconds = train["seconds"] if train else None
+    # The rate is the mean over all attempts, at the last logged step, to which `seconds` belongs.
     left = seconds / logged * (steps - done) if seconds and logged and state == "running" else None
     loss = scores.get("loss") if scores else None
     if loss is None and train:
@@ -170,6 +171,7 @@ def _tokens_view(stage: Stage, queue: Queue | None) -> View:
         return View("tokens", name, state, done, total, "images", note=note, **attempt)
     states = [state_of(part, queue) for part in parts]
     if all(part_state == "done" for part_state, _ in states):
+        # The job that finishes the last part joins them; if it was killed, one more job does.
         states = [("running", "parts must be joined")]
     state, note = min(states, key=lambda state_and_note: _WORST.index(state_and_note[0]))
     ended = sum(is_done(part) for part in parts)
@@ -234,17 +236,20 @@ def state_of(folder: Path, queue: Queue | None = None) -> tuple[str, str]:
         damage = damage_in(folder)
         if damage is None:
             return status_of(folder), read_json(folder / DONE).get("reason", "")
+        # A locked folder is being repaired now, and counts as running.
         if not in_use(folder):
             return "to repair" if damage.repaired_by_run else "damaged", str(damage)
     if in_use(folder):
         return "running", ""
     record = jobs.latest(folder)
+    # Before the error file: a live job may have been submitted after a failure.
     if record is not None and record.live:
         return _state_of_job(folder, record, queue)
     if (folder / FAILED).exists():
         return "failed", read_json(folder / FAILED)["error"]
     if record is not None and not record.again and record.ended in ("failed", "cancelled"):
         return record.ended, record.reason
+    # Every attempt writes provenance.json when it begins.
     started = (folder / "provenance.json").exists() or record is not None
     return ("stopped", "run again to resume") if started else ("waiting", "")
 
@@ -260,12 +265,14 @@ def _state_of_job(folder: Path, record: JobRecord, queue: Queue | None) -> tuple
             silent = age is not None and age > _SILENT_AFTER
             return "running", f"no heartbeat for {format_duration(age)}" if silent else ""
         return "queued", status.note
+    # Without an answer of Slurm, or with a job that it no longer lists, the disk decides.
     if age is not None and age < _FRESH_HEARTBEAT:
         return "running", ""
     if (folder / FAILED).exists():
         return "failed", read_json(folder / FAILED)["error"]
     if queue is None:
         return "queued", "Slurm was not queried or does not answer"
+    # jobs.jsonl is written before sbatch is called: the call may still be in progress.
     pending = record.job is None and queue.queried_at - record.time < _SUBMISSION_TIMEOUT
     if status is None and pending:
         return "queued", "being submitted"

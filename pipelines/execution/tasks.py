@@ -89,11 +89,15 @@ def _token_tasks(stage: Stage, cluster: Cluster) -> list[Task]:
     assert isinstance(tokens, TokenSet)
     t, data = tokens.tokenizer, tokens.data
     images = data.train_images if tokens.split == "train" else None
+    # The number of parts is in the names of their folders: with another number, finished parts
+    # would be encoded again.
     begun = parts_of(output_dir)
     parts = len(begun) or 1
     if tokens.split == "train" and not begun and not is_done(output_dir):
         parts = encoding_parts(t, data, images, cluster)
     crops = data.views("train")
+    # Only for the wall time. The number of validation images is not in the config: take that of
+    # ImageNet.
     flops = (images or 50_000) * crops * encoding_flops(t) / parts
     resources, payload = encoding_resources(flops, cluster), payload_of(stage)
     if parts == 1:
@@ -131,6 +135,7 @@ def arrays_of(stages: Stages, cluster: Cluster) -> list[Array]:
     for stage in largest_first(stages):
         for task in tasks_of(stage, cluster):
             resources = replace(task.resources, micro_batch_size=None)  # Slurm does not use it
+            # Any other stage has an array of its own, whose tasks are the parts of the stage.
             key = (resources, *stage.needs) if stage.kind == TRIAL else (stage.address,)
             array = arrays.setdefault(key, Array([], [], stage.needs))
             array.tasks.append(task)
@@ -145,6 +150,7 @@ def largest_first(stages: Stages) -> list[Stage]:
     """
     depth: dict[str, int] = {}
     for stage in stages:
+        # 0: with --only, a need may not be among `stages`.
         need_depths = [depth.get(need.address, 0) for need in stage.needs]
         depth[stage.address] = 1 + max(need_depths, default=0)
 

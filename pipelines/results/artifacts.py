@@ -50,12 +50,14 @@ class Artifact(NamedTuple):
     @property
     def stamp(self) -> str:
         """Twelve hex digits of the files' sizes and modification times; they change with a file."""
+        # Sizes and times instead of contents, so that the check reads no picture.
         stats = self._stats().items()
         return _hash(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
 
     @property
     def written_ms(self) -> int:
         """The latest modification time of its files, in milliseconds since 1970."""
+        # The mirror logs the metrics with this time: logging them again then adds no rows.
         return max(stat.st_mtime_ns for stat in self._stats().values()) // 1_000_000
 
     def record(self) -> dict[str, Any]:
@@ -72,6 +74,7 @@ class Artifact(NamedTuple):
 
     def owns(self, name: str) -> bool:
         """Whether the metric `name` can only come from this artifact."""
+        # The mirror sets owned metrics that are no longer measured to NaN.
         return self.measured is not None and name.startswith(self.metric_prefix)
 
     def _stats(self) -> dict[str, os.stat_result]:
@@ -90,6 +93,7 @@ def artifacts_in(folder: Path) -> list[Artifact]:
             pictures = tuple(path / name for name in names if (path / name).exists())
             scores = _if_exists(path / FIDELITY)
             artifacts.append(Artifact(f"{kind}/{path.name}", path, pictures, scores))
+    # fidelity.json of a tokenizer's reconstructions, speed.json of a model.
     artifacts += [
         Artifact(Path(name).stem, folder, (), _if_exists(folder / name))
         for name in (FIDELITY, SPEED)

@@ -53,6 +53,7 @@ def _tokenizer_score_failures(t: SomeTokenizer, line: Line) -> Iterator[str]:
     sides = t.pyramid.patch_nums
     poor = [
         f"{side} x {side} ({perplexity:.1f})"
+        # strict=False: the line may lack the key.
         for side, perplexity in zip(sides, line.get("perplexity_per_scale", ()), strict=False)
         if side * side >= MIN_PERPLEXITY and perplexity < MIN_PERPLEXITY
     ]
@@ -89,7 +90,7 @@ _CHECKS = {"tokenizer": _check_tokenizer, "trial": _check_trial, "imported": _ch
 def _loss_failures(t: Tokenizer, line: Line) -> Iterator[str]:
     loss, uniform, unconditional = (
         line["loss"],
-        math.log(t.codebook_size),
+        math.log(t.codebook_size),  # nats per token of a uniform guess
         line.get("loss_no_label"),
     )
     if loss >= uniform:

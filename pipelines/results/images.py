@@ -66,11 +66,14 @@ IMAGE_COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "speed_machine": (pa.string(), "machine of that measurement"),
 }
 
+# Must be the same for a distance and its floor.
 _COMPARED_WITH = ("reference", "extractor_sha256")
 
 
 def image_rows(stages: Stages) -> list[dict[str, Any]]:
     """One row for each set that has been scored; other sets are left out."""
+    # By tokenizer, network, number of images and kind of latents. The number must be that of the
+    # samples, because the bias of a Fréchet distance depends on it.
     floors = {
         (
             stage.config.tokenizer.name,
@@ -89,6 +92,7 @@ def image_rows(stages: Stages) -> list[dict[str, Any]]:
         trial = config.trial
         cache = trial.family.cache_kind(trial.model)
         key = (trial.tokenizer.name, config.extractor, scores["samples"], cache)
+        # The folder of a score is TRIAL/scores/NAME, and speed.json is in that of the trial.
         speed = sampling_columns(stage.directory.parents[1], config.sampling)
         floor = floors.get(key, {})
         if any(floor.get(name) != scores[name] for name in _COMPARED_WITH):
@@ -103,6 +107,7 @@ def write_images(folder: Path, stages: Stages) -> Path | None:
     """
     rows, path = image_rows(stages), folder / "images.parquet"
     if not rows:
+        # The report reads the file if it exists, so an old table must not remain.
         path.unlink(missing_ok=True)
         return None
     schema = pa.schema({name: kind for name, (kind, _) in IMAGE_COLUMNS.items()})
@@ -113,6 +118,7 @@ def write_images(folder: Path, stages: Stages) -> Path | None:
 
 def bits_per_image(t: Tokenizer) -> float:
     """The capacity of the tokens of one image, in bits."""
+    # (V - 1).bit_length() is log2 V rounded up, without floating point.
     return t.pyramid.length * (t.codebook_size - 1).bit_length()
 
 
@@ -155,6 +161,7 @@ def _row(
         "params_blocks": ledger["params_blocks"],
         "images_seen": ledger["images_seen"],
         "epochs": ledger["images_seen"] / images if images else None,
+        # float64, because the FLOPs of large models exceed int64.
         "train_flops": float(ledger["train_flops"]),
         "train_flops_dense_mask": float(ledger["train_flops_dense_mask"]),
         "train_flops_6n_total": float(ledger["train_flops_6n_total"]),
@@ -168,6 +175,7 @@ def _recipe(t: SomeTokenizer) -> str:
     """A hash of a tokenizer's training recipe, without what may differ between families."""
     if isinstance(t, ImportedTokenizer):
         return t.sha256[:12]
+    # VAR needs several scales, AR and DiT do not, so scales and codebook differ by design.
     recipe = t.model_dump(mode="json", exclude={"name", "pyramid", "codebook_size", "codebook"})
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -68,6 +68,7 @@ def attempt_tags(folder: Path) -> dict[str, str]:
     recorded = attempts(folder)
     last = recorded[-1] if recorded else {}
     job = {"slurm_job_id": last.get("job"), "node": last.get("node")}
+    # There is no commit if the code ran outside a git repository.
     tags = {"commit": last.get("commit") or "unknown", "attempts": len(recorded), **job}
     return {name: str(value) for name, value in tags.items() if value}
 
@@ -84,6 +85,7 @@ def tokenizer_params(t: SomeTokenizer) -> dict[str, Any]:
     }
     if isinstance(t, ImportedTokenizer):
         return {**shape, "sha256": t.sha256}
+    # Only the weights of the loss terms.
     losses = t.losses.model_dump(exclude={"critic", "perceptual_sha256"})
     return {
         **shape,

@@ -121,6 +121,7 @@ def _trial_rows(home: Home, sweep: Sweep, trial: Trial) -> list[Row]:
     kind = trial.family.cache_kind(trial.model)
     tokens = home.tokens(trial.tokenizer.name, trial.data.name, "train", kind)
     status, damage = _row_status(folder)
+    # Damaged tokens leave the columns of the training set empty; the losses are still valid.
     tokens_readable = (tokens / "manifest.json").exists() and damage_in(tokens) is None
     images = read_json(tokens / "manifest.json").get("images") if tokens_readable else None
     facts = {"commit": commit_of(folder), "damage": damage, **_lost_columns(folder, trial)}
@@ -129,6 +130,7 @@ def _trial_rows(home: Home, sweep: Sweep, trial: Trial) -> list[Row]:
     evaluations = [line for line in lines if line["kind"] == "validation"]
     # The last step of a failed trial is a row too, although it has no evaluation.
     if status == "diverged" or (status == "damaged" and not evaluations):
+        # A trial may diverge before its first line is written.
         last = lines[-1] if lines else {"step": 0, "seconds": 0.0, "images_per_second": 0.0}
         evaluations.append({key: last[key] for key in ("step", "seconds", "images_per_second")})
     train_losses = {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
@@ -142,7 +144,7 @@ def _trial_rows(home: Home, sweep: Sweep, trial: Trial) -> list[Row]:
 def _lost_columns(folder: Path, trial: Trial) -> dict[str, Any]:
     """Compute that was lost with failed attempts. It is not part of the trial's train_flops."""
     steps, seconds = lost_work(folder)
-    flops = trial_ledger(trial)["train_flops"] // trial.steps
+    flops = trial_ledger(trial)["train_flops"] // trial.steps  # of one step
     return {
         "attempts": len(attempts(folder)), "lost_seconds": seconds, "lost_flops": steps * flops,
     }  # fmt: skip
@@ -160,6 +162,8 @@ def _row(
     """The row of `trial` at the step of `line`. `images`: number of images in its token cache."""
     step = line["step"]
     ledger: dict[str, Any] = dict(trial_ledger(trial))
+    # The ledger is of the whole training. What grows with the steps is scaled to this step, in
+    # exact integers; sizes stay.
     growing = [key for key in ledger if key.endswith("_seen") or key.startswith("train_flops")]
     ledger.update({key: ledger[key] * step // trial.steps for key in growing})
     losses_so_far = [loss for at, loss in train_losses.items() if at <= step]
@@ -197,9 +201,10 @@ def schedule_class(optimiser: Optimiser) -> str:
     words = []
     if optimiser.warm_up > 0:
         words.append(f"warm-up {optimiser.warm_up} from {optimiser.warm_up_from}")
-    if optimiser.plateau == 1 or optimiser.final == 1:
+    if optimiser.plateau == 1 or optimiser.final == 1:  # never leaves its peak
         return ", ".join([*words, "constant"])
     if optimiser.plateau > 0:
+        # For two_slopes, `plateau` is where the slope changes.
         bend = "bend" if optimiser.decay == "two_slopes" else "plateau"
         words.append(f"{bend} {optimiser.plateau}")
     return ", ".join([*words, f"{optimiser.decay} to {optimiser.final}"])
@@ -208,6 +213,8 @@ def schedule_class(optimiser: Optimiser) -> str:
 def _row_status(folder: Path) -> tuple[Status, str | None]:
     """The status of the trial in `folder`, and a description of its damage."""
     damage = damage_in(folder)
+    # Without a valid log or marker the losses cannot be used. Other damage, such as lost weights,
+    # leaves them valid, and the marker still has the status.
     if damage is not None and (LOG in damage.files or DONE in damage.files):
         return "damaged", str(damage)
     match state_of(folder)[0] if damage is None else status_of(folder):

@@ -78,9 +78,13 @@ def load_sampler(context: RunContext, plan: Plan) -> LoadedSampler:
     """
     import torch
 
+    # One thread on a CPU: with several, the rounding of a matrix product depends on the batch, and
+    # an image must not.
     torch.set_num_threads(context.drawing_threads())
     loaded, config = load_generator(context, plan.address, plan.raw), plan.config
     classifier = load_rejection_classifier(context, plan.classifier) if config.rejection else None
+    # Between two runs the model may be trained again or the classifier file replaced. All images of
+    # a set must come from the same files.
     checksums = [("weights", config.weights_sha256, loaded.weights_sha256)]
     checksums += [("tokenizer", config.tokenizer_sha256, loaded.tokenizer_sha256)]
     if classifier and config.rejection:
@@ -129,6 +133,7 @@ def stop_requested(context: RunContext) -> bool:
 
 def chunks_of_part(config: SampleSet, part: tuple[int, int] | None) -> list[int]:
     """The chunks of one part: every n-th chunk, beginning with the part's own index."""
+    # So chunk c belongs to part c % n; `_run_part` in jobs.py relies on it.
     first, step = part or (0, 1)
     return list(range(first, config.chunks, step))
 
@@ -148,8 +153,11 @@ def draw(
     """
     from var_scaling.generation.sample import sample
 
+    # A mark is rewritten as a whole, so it needs the images of earlier runs too.
     stored = {chunk: store.stored_images(chunk) for chunk in chunks}
     total = sum(len(store.config.chunk(chunk)) for chunk in chunks)
+    # One list over all chunks: a batch may continue in the next chunk, so only the last one is
+    # small.
     todo = [
         (chunk, request)
         for chunk in chunks
@@ -164,6 +172,7 @@ def draw(
     position = 0  # in `todo`
     writers = ImageWriters(store, threads=max(1, min(8, context.process.workers)))
     try:
+        # Before the first batch too: the stop may have been requested while the model was loaded.
         if todo and stop(done):
             raise Stopped(f"{title}: {done:,} of {total:,} images are on disk")
         config, loaded = store.config, sampler.loaded
@@ -182,9 +191,12 @@ def draw(
             position += len(labels)
             done += len(labels)
             report_progress(title, done, total)
+            # Not after the last batch: these chunks are complete, and the set can be completed too.
             if position < len(todo) and stop(done):
                 raise Stopped(f"{title}: {done:,} of {total:,} images are on disk")
     finally:
+        # Also after an error or a stop: images that are on disk get their mark. If that fails, for
+        # example on a full disk, the threads must end all the same.
         try:
             marker.note(writers.flush(), last=True)
         finally:
@@ -206,10 +218,10 @@ class _ChunkMarker:
         interval: float,  # seconds between two marks
     ):
         self.store, self.stored, self.device, self.interval = store, stored, device, interval
-        self.missing: dict[int, int] = {}
+        self.missing: dict[int, int] = {}  # by chunk, number of images that are not marked yet
         for chunk, _ in todo:
             self.missing[chunk] = self.missing.get(chunk, 0) + 1
-        self.new: dict[int, int] = {}  # by chunk, number of images that are not marked yet
+        self.new: dict[int, int] = {}  # by chunk, number of these that are on disk
         self.since = monotonic()
 
     def note(self, written: list[tuple[int, Request, StoredImage]], last: bool = False) -> None:
@@ -218,10 +230,14 @@ class _ChunkMarker:
             self.stored[chunk][request] = image
             self.new[chunk] = self.new.get(chunk, 0) + 1
         due = last or monotonic() - self.since >= self.interval
+        # A chunk that is complete is marked at once, because other processes look only at the marks
+        # to find out whether the set is complete.
         to_mark = [chunk for chunk in self.new if due or self.new[chunk] == self.missing[chunk]]
         for chunk in to_mark:
             now, images = monotonic(), self.new.pop(chunk)
             self.missing[chunk] -= images
+            # The time since the previous mark of this process: its shares do not overlap, so the
+            # manifest can add them up.
             share = ProcessShare(
                 images, now - self.since, self.device, code_version(), socket.gethostname()
             )
@@ -245,6 +261,8 @@ def finish_set(
     ConfigMismatchError if the record was changed meanwhile, and what `draw` raises.
     """
     incomplete = _finish_if_complete(sampler, store, options.strips)
+    # The chunks of other parts may not have been drawn yet. Those of this process were, so their
+    # files were lost or damaged after they were written.
     damaged = sorted(set(chunks).intersection(incomplete))
     if not damaged:
         return incomplete
@@ -253,15 +271,20 @@ def finish_set(
 
 
 def _finish_if_complete(sampler: LoadedSampler, store: SampleFolder, strips: int) -> list[int]:
+    # A cheap test by one directory listing. A mark may list only a part of its chunk;
+    # `finalize_set` reads all marks and finds that out.
     unmarked = set(range(store.config.chunks)) - store.marked_chunks()
     if unmarked:
         return sorted(unmarked)
+    # Another process may have completed the set meanwhile.
     done = is_done(store.folder)
     incomplete = [] if done else finalize_set(store, sampler.loaded.address, sampler.loaded.names)
     if incomplete:
         return incomplete
     if strips:
         write_strips(store, sampler.loaded, strips)
+    # Last check before the marker: a larger --count may have replaced the record while this process
+    # drew the smaller one.
     refuse_changed(store.folder, store.config)
     if not done:
         write_json(store.folder / DONE, {"status": "done", "images": store.config.images})

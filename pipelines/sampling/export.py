@@ -29,6 +29,7 @@ def export_npz(folder: Path, out: Path) -> None:
     with atomic_write(out) as temporary_path:
         save_arr0(temporary_path, batches(), len(images))
         labels = np.array([row["class"] for row in images], np.int64)
+        # The archive is complete with arr_0 alone, so arr_1 is appended to it.
         with (
             zipfile.ZipFile(temporary_path, "a") as archive,
             archive.open("arr_1.npy", "w") as member,

@@ -24,6 +24,8 @@ MANIFEST, GRID = "manifest.json", "grid.png"
 _FORMAT = 1  # of manifest.json
 _ROWS, _COLUMNS = 16, 12  # at most, of the grid
 _ABANDONED = 3600.0  # seconds after which a temporary file belongs to a process that has died
+# The file is an image or a mark (digits), or grid, strips, manifest or another file of the set. The
+# hidden files of a user do not match.
 _TEMPORARY = re.compile(r"\.(\d+|[a-z]+)\.(png|json)\..+\.\d+")  # names given by `atomic_write`
 
 
@@ -56,6 +58,8 @@ def finalize_set(store: SampleFolder, address: str, names: Names | None = None) 
         scores = {
             request: image.score for request, image in stored.items() if image.score is not None
         }
+        # Rejection: keep the `count` candidates of each class with the highest scores. The scores
+        # of the others go into the manifest.
         kept, thresholds = accept(scores, config.count)
         rejected: dict[str, dict[str, float]] = {}
         for request in scores.keys() - set(kept):
@@ -64,13 +68,16 @@ def finalize_set(store: SampleFolder, address: str, names: Names | None = None) 
         rejection = {
             **config.rejection.model_dump(mode="json"),
             "candidates": config.candidates,
+            # The number of candidates is rounded up, so this can be below `rate`.
             "rate_real": config.count / config.candidates,
             "thresholds": {config.folder(label): score for label, score in thresholds.items()},
             "rejected": rejected,
         }
+    # Rejected candidates are not read: only their score is used, and the mark has it.
     damaged = set(store.damaged({request: stored[request] for request in kept}))
     if damaged:
         for request in damaged:
+            # `stored_images` compares sizes only, so it would count this file as complete.
             store.path(request).unlink(missing_ok=True)
         chunks = range(config.chunks)
         return [chunk for chunk in chunks if not damaged.isdisjoint(config.chunk(chunk))]
@@ -92,7 +99,7 @@ def read_image(path: Path) -> np.ndarray:
     try:
         with Image.open(path, formats=("PNG",)) as image:
             return np.asarray(image)
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
         raise OSError(f"{path}: {error}") from error
 
 
@@ -108,6 +115,7 @@ def write_strips(store: SampleFolder, loaded: "LoadedModel", count: int) -> None
     )
     rows = []
     for part in drawn:
+        # K frames of one image: the batch size is 1.
         assert part.strips_BKWW3 is not None
         name = (
             f"{_class_name(config, part.requests[0].label, loaded.names)} #{part.requests[0].index}"
@@ -123,6 +131,8 @@ def _link_accepted_images(store: SampleFolder, accepted: Iterable[Request]) -> N
     Files that do not have the name of a sample are kept: a user may have put them there, or
     another process that completes the set is writing them.
     """
+    # Links, because the candidates must stay where they are: with a larger --count, which images
+    # are accepted may change, and a hard link takes no space.
     accepted_files = {store.config.file(request) for request in accepted}
     images = store.folder / "images"
     existing_files = {
@@ -134,6 +144,8 @@ def _link_accepted_images(store: SampleFolder, accepted: Iterable[Request]) -> N
         (images / name).unlink(missing_ok=True)
     for name in sorted(accepted_files):
         source, target = store.drawn / name, images / name
+        # `os.link` fails if its target exists, and two processes may complete the set at once. So
+        # the link gets a temporary name and then replaces the target.
         with atomic_write(target) as temporary_path:
             temporary_path.unlink(missing_ok=True)  # may exist from a process that was killed
             try:
@@ -159,6 +171,7 @@ def _has_all_files(folder: Path) -> bool:
         return (folder / GRID).is_file() and all(
             (folder / file).stat().st_size == size for file, size in sizes.items()
         )
+    # A manifest that cannot be read counts as lost: it is written again from the marks.
     except (FileNotFoundError, ValueError, LookupError, TypeError):
         return False
 
@@ -195,6 +208,7 @@ def _manifest(
     images = []
     for request in kept:
         image = stored[request]
+        # The null class has no name.
         unnamed = names is None or request.label == store.config.model_classes
         row = {
             "file": f"images/{store.config.file(request)}",

@@ -33,6 +33,7 @@ def _sheet(rows: Sequence[Row], title: str, headers: Sequence[str]) -> np.ndarra
     font = ImageFont.load_default(_TEXT)
     side = max(len(image) for _, images in rows for image in images)
     side *= max(1, -(-_MIN_SIDE // side))  # -(-a // b): a / b rounded up
+    # A column is as wide as its header, which may be wider than a small tile.
     column = max([side, *(round(font.getlength(header)) + 4 for header in headers)])
     left = 2 * _MARGIN + max(round(font.getlength(name)) for name, _ in rows)
     top = 2 * _MARGIN + _TEXT + (_TEXT + _MARGIN if headers else 0)
@@ -40,6 +41,7 @@ def _sheet(rows: Sequence[Row], title: str, headers: Sequence[str]) -> np.ndarra
     width = max(left + columns * (column + _GAP), round(font.getlength(title)) + _MARGIN) + _MARGIN
     canvas = Image.new("RGB", (width, top + len(rows) * (side + _GAP) + _MARGIN), "white")
     draw = ImageDraw.Draw(canvas)
+    # Pillow's anchors: l, m, r are horizontal; t (top), m (middle), s (baseline) are vertical.
     draw.text((_MARGIN, _MARGIN), title, fill="black", font=font, anchor="lt")
     for number, header in enumerate(headers):
         x = left + number * (column + _GAP)
@@ -48,6 +50,7 @@ def _sheet(rows: Sequence[Row], title: str, headers: Sequence[str]) -> np.ndarra
         y = top + number * (side + _GAP)
         draw.text((left - _MARGIN, y + side // 2), name, fill="black", font=font, anchor="rm")
         for column_index, pixels in enumerate(images):
+            # Nearest neighbour by a whole factor: the pixels of the sample are shown unchanged.
             tile = Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)
             canvas.paste(tile, (left + column_index * (column + _GAP), y))
     return np.asarray(canvas)

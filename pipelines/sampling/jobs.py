@@ -54,6 +54,8 @@ def sample_tasks(
             plan.folder,
             resources,
             _payload(plan, options, (number, parts)),
+            # As Task.parts: if the job that finished the last part was killed before it completed
+            # the set, all parts are done and the set is not. Then the first task runs again.
             tuple(folders) if number == 0 else (),
         )
         for number, folder in enumerate(folders)
@@ -61,6 +63,7 @@ def sample_tasks(
 
 
 def _payload(plan: Plan, options: DrawOptions, part: tuple[int, int]) -> dict[str, Any]:
+    # The job imports `module` and calls its `run` with this payload.
     return {
         "module": __name__,
         "address": plan.address,
@@ -90,6 +93,7 @@ def images_drawn(tasks: list[Task]) -> int:
 
 def reset_failed(tasks: list[Task]) -> None:
     """Mark the failed and cancelled tasks to be run again."""
+    # The reconciler does not submit a failed task again without a request; this records one.
     for task in tasks:
         record = jobs.latest(task.folder)
         if record is not None and record.ended in ("failed", "cancelled") and not task.done:
@@ -102,12 +106,14 @@ def other_job(plan: Plan, tasks: list[Task], cluster: str) -> str:
     own_folders = {task.folder for task in tasks}
     if is_done(plan.folder):
         return ""
+    # Jobs of any count and any number of parts: parts of two divisions have chunks in common.
     for ledger in sorted(plan.folder.glob(f"jobs-*/parts/*/{jobs.JOBS}")):
         folder, record = ledger.parent, jobs.latest(ledger.parent)
+        # `live` means only that no driver has recorded the end of the job; it may have ended.
         if record is None or not record.live or is_done(folder):
             continue
         if folder not in own_folders or record.cluster != cluster:
-            count = int(folder.name.rpartition("-")[2])
+            count = int(folder.name.rpartition("-")[2])  # from 002-of-016
             same_jobs = f"--on {record.cluster} --jobs {count}"
             return (
                 f"job {record.job or record.submission} on {record.cluster} may still draw this "
@@ -129,6 +135,8 @@ def _run_part(
     folder = folders[options.part[0]]
     with at_work(folder, context.process, context.requested_signal) as attempt:
         store = SampleFolder(plan.folder, plan.config)
+        # The driver wrote the record when it submitted the job. The job may have waited in the
+        # queue while the set was given another count.
         refuse_changed(plan.folder, plan.config)
         if is_done(plan.folder):
             return "done"

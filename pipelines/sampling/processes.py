@@ -55,6 +55,7 @@ def sample_set_in_processes(
     refuse_other(plan.folder, plan.config)
     incomplete: list[int] = []  # chunks
     if not is_finished(store):
+        # Only chunks with missing images are distributed, so after a resume every process has work.
         stored, incomplete = store.all_stored_images()
         count = min(processes, len(incomplete))
         chunks_by_rank = [incomplete[rank::processes] for rank in range(count)]
@@ -90,7 +91,10 @@ def _started(
     try:
         for rank, chunks in enumerate(chunks_by_rank):
             receiver, sender = spawn.Pipe(duplex=False)
+            # `local_rank` selects the GPU (`RunContext.device`).
             process_context = replace(context.process, local_rank=rank, logs_to_stdout=False)
+            # It is pickled for the new process, so it must not contain callbacks of this one. A
+            # stop reaches the process through the file.
             worker_context = replace(
                 context,
                 process=process_context,
@@ -108,6 +112,8 @@ def _started(
             process.join(_EXIT_TIMEOUT)
     finally:
         for receiver, process in workers.items():
+            # After an error without waiting: images with a mark are kept, the others are drawn
+            # again.
             process.kill()
             process.join()
             receiver.close()
@@ -139,12 +145,16 @@ def _run_until_done(
                 open_pipes.discard(receiver)
                 process = workers[receiver]
                 process.join(_EXIT_TIMEOUT)
+                # If the stop file exists, the process ended on request, or another one failed
+                # first.
                 if process.exitcode and failure is None and not stop_file.exists():
                     failure = f"it ended with {_describe_exit(process.exitcode)}"
                     failure = f"process {process.name} of {len(workers)}: {failure}"
                     stop_file.touch()
                 continue
             if kind == "done":
+                # A process also counts the images of its chunks that were on disk before. `done`
+                # has these already.
                 initial.setdefault(receiver, int(text))
                 drawn[receiver] = int(text) - initial[receiver]
                 report_progress(title, done + sum(drawn.values()), total)
@@ -193,4 +203,5 @@ def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
+        # `sys.exit` would end only this thread.
         os._exit(1)

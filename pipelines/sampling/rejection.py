@@ -59,6 +59,7 @@ def rejection_record(
 
     Raises ValueError if it is not known which output belongs to which class.
     """
+    # If the numbers are equal, output k is taken to be class k.
     if outputs is None and classifier.outputs != model_classes:
         note = (
             " Inception's 1,008 outputs have another order." if classifier.outputs == 1008 else ""
@@ -106,6 +107,7 @@ def _by_class(path: Path, content: dict[str, Any], classes: int, names: Names | 
             number = class_number(key, names, classes)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+        # Two keys can be one class: its name and its number.
         if number in outputs:
             raise ValueError(
                 f"{path}: {key!r} is class {class_label(number, names)}, which the file has twice"
@@ -121,6 +123,7 @@ def _extractor(context: RunContext, which: str) -> RejectionClassifier:
     from var_scaling.evaluation.extractors import inception_extractor, seeded_extractor
 
     file = context.settings.weights.inception
+    # `inception` without a weights file raises an error; `extractor` uses the seeded network then.
     use_inception = which == "inception" or (which == "extractor" and file is not None)
     extractor = inception_extractor(file) if use_inception else seeded_extractor()
     extractor.to(context.device())

@@ -48,6 +48,8 @@ class Plan:
     @property
     def raw(self) -> bool:
         """Whether the set uses the last weights of a model that averages its weights (EMA)."""
+        # The folder is MODEL/samples/NAME. The record of a set has the hash of its weights, not the
+        # option; without an average, the marker has no raw hash.
         marker = read_json(self.folder.parents[1] / DONE)
         return self.config.weights_sha256 == marker.get("raw_weights_sha256")
 
@@ -74,7 +76,7 @@ def plan_set(context: RunContext, address: str, options: SampleOptions) -> Plan:
             raise ValueError(
                 f"--reject {options.reject:g}: the share to keep must be above 0 and at most 1"
             )
-        if record.classes in labels:
+        if record.classes in labels:  # the label of the null class
             raise ValueError(
                 "--reject keeps the images to whose class a classifier gives the highest "
                 f"probability, and images of --classes {NONE} have no class"
@@ -82,11 +84,14 @@ def plan_set(context: RunContext, address: str, options: SampleOptions) -> Plan:
         if classifier and Path(classifier).exists():
             # A cluster job may run in another working directory.
             classifier = str(Path(classifier).absolute())
+        # Loaded here because the record has its hash, and its number of outputs must fit.
         loaded_classifier = load_rejection_classifier(context, classifier)
         outputs = None
         if options.class_map:
             outputs = read_class_map(options.class_map, record.classes, names)
         rejection = rejection_record(loaded_classifier, options.reject, record.classes, outputs)
+    # Only if no image has a class. In a mixture, guidance has no effect on images without one:
+    # conditional and unconditional prediction are equal, so c + g (c - u) = c.
     reason = f"guidance needs a class, and --classes {NONE} has none"
     no_class = reason if labels == (record.classes,) else None
     config = SampleSet(
@@ -97,6 +102,7 @@ def plan_set(context: RunContext, address: str, options: SampleOptions) -> Plan:
         count=options.count,
         sampling=resolve_guidance(sampling, record, no_class),
         rejection=rejection,
+        # Hashes from the done markers: nothing is loaded here. `load_sampler` compares the files.
         weights_sha256=weights_of(folder, options.raw)[1],
         tokenizer_sha256=read_json(tokenizer / DONE)["weights_sha256"],
     )
@@ -158,6 +164,7 @@ def _class_range(word: str, text: str, classes: int, names: Names | None) -> ran
         if not match:
             number = class_number(word, names, classes, f"0,1,5-8 or all or {NONE}")
             return range(number, number + 1)
+        # The last number is checked against the classes; then first <= last is enough.
         first, last = int(match[1]), class_number(match[2], names, classes)
         if last < first:
             raise ValueError(f"{word}: the first number is larger than the last")

@@ -60,10 +60,12 @@ def sample_locally(
     """Draw on this machine. Raises FolderInUseError, ConfigMismatchError, ValueError, OSError."""
     refuse_other(plan.folder, plan.config)
     part = draw_options.part
+    # Parts that are drawn at the same time have locks and stop files of their own.
     suffix = "" if part is None else f"-{part[0] + 1}-of-{part[1]}"
     with _sampling_lock(plan.folder, part):
         stop_file = plan.folder / f"stop{suffix}"
-        stop_file.unlink(missing_ok=True)
+        stop_file.unlink(missing_ok=True)  # left by a killed process
+        # A file, because the worker processes must see the request too.
         context = replace(context, requested_signal=StopFile(stop_file))
         try:
             with asking_to_stop(stop_file):
@@ -88,6 +90,7 @@ def sample_locally(
     if not incomplete:
         return Outcome()
     if part is None:
+        # `finish_set` has already drawn damaged chunks a second time.
         lost = (
             f"{plan.folder}: files of {len(incomplete):,} chunks were written twice and are "
             "missing or damaged again: check the disk"
@@ -111,12 +114,15 @@ def _sampling_lock(folder: Path, part: tuple[int, int] | None) -> Iterator[None]
         return
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{part[0] + 1}-of-{part[1]}"
+    # The lock file of `file_lock(folder)`. Its exclusive lock, for the whole set, and the shared
+    # locks of the parts exclude each other. The second file excludes the same part.
     with open(folder / "lock", "a+") as lock, file_lock(folder, file=f"lock-{name}"):
         if not _try_lock(lock.fileno(), fcntl.LOCK_SH):
             lock.seek(0)
             raise FolderInUseError(
                 f"{folder} is in use by {lock.read().strip() or 'another process'}"
             )
+        # Parts share this file, so it names the one that began last.
         lock.truncate(0)
         lock.write(f"pid {os.getpid()} on {socket.gethostname()}, which draws part {name}\n")
         lock.flush()
@@ -127,9 +133,12 @@ def conflicting_part(folder: Path, part: tuple[int, int]) -> str:
     """A message if this machine draws a part of another division into parts; "" if not."""
     for path in sorted(folder.glob("lock-*-of-*")):
         other = path.name.removeprefix("lock-").replace("-of-", "/")
+        # Parts of the same division have no chunk in common.
         if other.endswith(f"/{part[1]}"):
             continue
         with open(path, "a+") as lock:
+            # Files of ended processes remain; only the lock shows that a part is being drawn.
+            # Closing the file releases the lock that this test takes.
             if not _try_lock(lock.fileno(), fcntl.LOCK_SH):
                 return (
                     f"part {other} of this set is being drawn. Some of its chunks belong to part "
@@ -175,8 +184,11 @@ def sample_on_cluster(
     message = other_job(plan, tasks, cluster_options.cluster)
     if message:
         raise ValueError(message)
+    # Jobs do not take this lock, because it works on one machine only.
     if in_use(plan.folder):
         raise FolderInUseError(f"{plan.folder} is being drawn by a process of this machine")
+    # Jobs run a copy of the code, so an edit of the working tree does not reach a job that starts
+    # or is requeued later. Jobs do not write to MLflow.
     snapshot = take_snapshot(context.home, cluster_options.dirty, module_names([record]))
     settings = context.settings.model_copy(update={"mlflow": MLflow()})
     with hold_driver_lock(
@@ -227,5 +239,7 @@ async def _run_until_done(
     title, total = f"samples {plan.config.name}", plan.config.drawn
     while not run.done():
         report_progress(title, min(total, images_drawn(tasks)), total)
+        # Unlike `wait_for`, this does not cancel the task at the timeout; and unlike `sleep`, it
+        # returns as soon as the task ends.
         await asyncio.wait([run], timeout=min(1.0, reconciler.poll_seconds))
     return run.result()

@@ -37,6 +37,7 @@ def resolve_guidance(
     if reason is None or not sampling.guided:
         return sampling
     weights = sampling.guidance if isinstance(sampling.guidance, tuple) else (sampling.guidance,)
+    # The default guidance of a family may be above 0 (VAR: 1.5); it is switched off silently.
     if "guidance" in sampling.model_fields_set:
         raise ValueError(f"guidance {', '.join(f'{weight:g}' for weight in weights)}: {reason}")
     return sampling.model_copy(update={"guidance": 0.0})

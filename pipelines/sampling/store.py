@@ -73,6 +73,8 @@ class SampleFolder:
         else:  # without a record it is unknown to which set the marks belong
             for mark in (self.folder / "chunks").glob("*.json"):
                 mark.unlink(missing_ok=True)
+        # Before the record changes: if the process is killed in between, the set is unfinished, not
+        # done with too few images. The strips show another count.
         for stale in (DONE, STRIPS):
             (self.folder / stale).unlink(missing_ok=True)
         with atomic_write(path) as temporary_path:
@@ -94,6 +96,7 @@ class SampleFolder:
             names = os.listdir(self.folder / "chunks")
         except FileNotFoundError:
             return set()
+        # Temporary files of `atomic_write` begin with a dot, so they are not digits.
         return {int(name[:-5]) for name in names if name[:-5].isdigit()}
 
     def stored_images(self, chunk: int) -> dict[Request, StoredImage]:
@@ -105,6 +108,7 @@ class SampleFolder:
         needs_score = self.config.rejection is not None
         return {
             request: listed[request]
+            # A mark may list more: of a larger count that was begun and then given up.
             for request in self.config.chunk(chunk)
             if request in listed
             and (listed[request].score is not None) == needs_score
@@ -135,6 +139,8 @@ class SampleFolder:
 
     def write(self, request: Request, pixels_WW3: np.ndarray, score: float | None) -> StoredImage:
         """Write one image atomically."""
+        # Encoded in memory, so that size and checksum are those of the intended bytes. Read from
+        # the file, they would agree with whatever a faulty disk returns.
         buffer = BytesIO()
         Image.fromarray(pixels_WW3).save(buffer, format="PNG")
         content = buffer.getvalue()
@@ -148,6 +154,7 @@ class SampleFolder:
             [request.label, request.index, image.bytes, image.crc32, image.score]
             for request, image in images.items()
         ]
+        # Shares of earlier runs are kept; on disk, their key is "lives".
         shares = [*map(asdict, self._mark(chunk)[1]), asdict(share)]
         with atomic_write(self.mark_path(chunk)) as temporary_path:
             temporary_path.write_text(json.dumps({"images": rows, "lives": shares}) + "\n")
@@ -163,6 +170,7 @@ class SampleFolder:
             mark = read_json(self.mark_path(chunk))
             images = {Request(row[0], row[1]): StoredImage(*row[2:]) for row in mark["images"]}
             return images, [ProcessShare(**share) for share in mark["lives"]]
+        # A damaged mark is no error: its images are drawn again, which gives the same files.
         except (FileNotFoundError, IsADirectoryError, ValueError, LookupError, TypeError):
             return {}, []
 
@@ -187,6 +195,7 @@ class ImageWriters:
         return [(chunk, request, future.result()) for chunk, request, future in pending]
 
     def close(self) -> None:
+        # Writes that have not begun are dropped: after an error, no mark will list their images.
         self.pool.shutdown(cancel_futures=True)
 
 
@@ -195,6 +204,7 @@ def recorded(folder: Path) -> SampleSet:
 
     Raises ConfigMismatchError if this version cannot read it.
     """
+    # Through JSON text: records are strict, and pydantic accepts a list as a tuple only from JSON.
     return SampleSet.model_validate_json(json.dumps(read_record(folder / RECORD, SampleSet)))
 
 
@@ -207,6 +217,7 @@ def refuse_other(folder: Path, config: SampleSet) -> None:
     if not path.exists():
         return
     existing = recorded(folder)
+    # The recorded count is larger: it may be lowered again unless all its images were drawn.
     if existing.extends(config):
         if not is_done(folder):
             return
@@ -214,6 +225,7 @@ def refuse_other(folder: Path, config: SampleSet) -> None:
             f"{folder} has {existing.count} images of each class already. Ask for --count "
             f"{existing.count} or more, or give the new set a --name of its own"
         )
+    # Equal records have no differences, so this raises only for another set.
     if not config.extends(existing):
         raise_if_mismatch(path, record_differences(path, config))
 
@@ -234,4 +246,4 @@ def _size(path: Path) -> int:
     try:
         return path.stat().st_size
     except FileNotFoundError:
-        return -1
+        return -1  # equals no recorded size

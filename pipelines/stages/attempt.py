@@ -50,6 +50,8 @@ class Attempt:
         self, folder: Path, process: ProcessContext, requested_signal: "Callable[[], Signal]"
     ):
         self.folder, self.process, self.requested_signal = folder, process, requested_signal
+        # The number of an attempt may not be unique: cluster jobs have no lock, and two of them
+        # that begin at the same moment count the same earlier attempts.
         self.nonce = f"{socket.gethostname()}-{time.time_ns()}"
         self.begun = False
         self.checked = self.last_beat = 0.0
@@ -60,6 +62,7 @@ class Attempt:
     def begin(self, facts: dict[str, Any]) -> None:
         """Become the newest attempt. Processes of rank > 0 take part in that of rank 0."""
         if self.process.first:
+            # Read before this attempt writes its own: the last step that the previous one reached.
             heartbeat = self.folder / HEARTBEAT
             self.before = read_json(heartbeat) if heartbeat.exists() else None
             number = record_attempt(
@@ -80,6 +83,8 @@ class Attempt:
     def poll_signal(self, done: int) -> "Signal":
         """Between two steps: check ownership, write a heartbeat, return the requested signal."""
         now = time.monotonic()
+        # A step may take milliseconds, and the folder may be on a network disk. The other ranks
+        # need no check of their own: rank 0 ends the job for all.
         if self.process.first and now - self.checked > _OWNER_CHECK:
             self.checked = now
             try:
@@ -126,6 +131,7 @@ class Attempt:
         if self.began is None:
             self.began = (done, now)
             if self.before is not None:
+                # The first heartbeat comes after one step, so the training resumed at `done` - 1.
                 self._count_lost(self.before, done - 1)
         steps, seconds = done - self.began[0], now - self.began[1]
         each = seconds / steps if steps else 0.0
@@ -137,6 +143,7 @@ class Attempt:
         lost = max(0, before["step"] - resumed)
         seconds = lost * before["seconds_per_step"]
         facts = {"reached": before["step"], "lost_steps": lost, "lost_seconds": seconds}
+        # -1 is this attempt, -2 the previous one, which did the lost steps.
         update_attempt(self.folder, -2, facts)
 
 
@@ -152,6 +159,7 @@ def at_work(
 
     from var_scaling.training.loop import Interrupted
 
+    # The number of threads changes the rounding of sums: results must not depend on the core count.
     torch.set_num_threads(process.threads)
     with file_lock(folder, wait=WAIT) if process.alone else nullcontext():
         _forget_failure(folder, process)
@@ -163,6 +171,8 @@ def at_work(
         except (Stopped, Superseded):
             raise
         except Exception as error:
+            # If a process was killed, the others fail with a closed connection. That is no error of
+            # the stage: without an error on disk, the driver submits the job again.
             if process.world_size > 1 and _reports_other_process(error):
                 print(f"{error}\na process of this job has ended: see its error")
                 raise
@@ -194,6 +204,8 @@ def _write_first(path: Path, value: dict[str, Any]) -> None:
     with suppress(FileNotFoundError):
         if read_json(path)["restart_id"] != value["restart_id"]:
             path.unlink()
+    # `link` fails if the file exists, so of several processes exactly one writes its error. The
+    # host is in the name because two nodes may have the same process id.
     temporary_path = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     temporary_path.write_text(json.dumps(value, indent=1) + "\n")
     try:
@@ -207,6 +219,7 @@ def _write_first(path: Path, value: dict[str, Any]) -> None:
 def _forget_failure(folder: Path, process: ProcessContext) -> None:
     """Remove the error of an earlier restart; keep that of another process of this restart."""
     path = folder / FAILED
+    # Another process of this restart may have failed before rank 0 reached this line.
     if (
         process.first
         and path.exists()

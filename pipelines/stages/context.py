@@ -52,6 +52,7 @@ class StopFile:
     def __call__(self) -> "Signal":
         from var_scaling.training.loop import Signal
 
+        # Called after every step, which may take milliseconds: check the disk twice a second.
         if not self.exists and monotonic() - self.last_check > 0.5:
             self.last_check, self.exists = monotonic(), self.path.exists()
         return Signal.STOP if self.exists else Signal.CONTINUE
@@ -67,6 +68,7 @@ def asking_to_stop(stop_file: Path) -> Iterator[None]:
 
     def request_stop(number: int, frame: Any) -> None:
         stop_file.touch()
+        # With the old handlers restored, a second Ctrl-C ends the process immediately.
         for handled, handler in before.items():
             signal.signal(handled, handler)
 

@@ -67,10 +67,14 @@ def sweep_stages(home: Home, sweep: Sweep) -> Stages:
         directory = kind.directory(home, sweep.name, config)
         address = directory.relative_to(home.root).as_posix()
         provided = provided or isinstance(config, ImportedTokenizer)
+        # Recursive: a stage is added after all that it needs, so the dict is in a valid order. What
+        # an imported model needs is not run either.
         needs = tuple(
             Need(add(required, provided), step) for required, step in kind.requires(config)
         )
         existing = stages.get(address)
+        # Several trials share a tokenizer and its tokens: one stage, as long as the configs are
+        # equal.
         if existing is not None:
             _refuse_conflict(existing, config)
             # Needed by a trial of this sweep too, it is run and need not exist already.
@@ -93,6 +97,7 @@ def sweep_stages(home: Home, sweep: Sweep) -> Stages:
         if first != address:  # it scores the samples of `first`, and must not wait for its lock
             stage = stages[address]
             stages[address] = replace(stage, needs=(*stage.needs, Need(first)))
+    # `sorted` is stable, so within a kind the order of insertion remains.
     return tuple(sorted(stages.values(), key=lambda stage: KINDS.index(stage.kind)))
 
 
@@ -121,6 +126,7 @@ def refuse_mismatch(stages: Stages) -> None:
 
 
 def _is_bound(directory: Path) -> bool:
+    # A running stage may not have written results yet.
     record = jobs.latest(directory)
     live = record is not None and record.live
     return has_results(directory) or in_use(directory) or live

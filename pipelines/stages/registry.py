@@ -126,6 +126,7 @@ def _imported_directory(home: Home, sweep: str, model: Any) -> Path:
 
 
 def _floor_directory(home: Home, sweep: str, floor: ReconstructionFloor) -> Path:
+    # Beside the tokenizer, because its floor does not depend on a trial or a sweep.
     return home.tokenizer(floor.tokenizer.name) / "floors" / floor.of_tokenizer
 
 
@@ -143,10 +144,13 @@ def _score_needs(score: ScoredSet) -> tuple[tuple[Record, int | None], ...]:
 
 
 def _network_need(extractor: str, data: Any) -> tuple[tuple[Record, int | None], ...]:
+    # Only this network is trained here: the others have random or third-party weights.
     return ((FeatureNetwork(data=data), None),) if extractor == "classifier" else ()
 
 
 def _network_directory(home: Home, sweep: str, network: FeatureNetwork) -> Path:
+    # One network for each data set, which all sweeps share: distances are comparable only if they
+    # are measured by the same weights.
     return home.network(network.data.name)
 
 

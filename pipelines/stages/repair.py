@@ -65,6 +65,7 @@ def _training_seconds(attempt: Attempt, steps: int) -> float:
     recorded = read_json(attempt.folder / DONE).get("seconds")
     if recorded is not None:
         return float(recorded)
+    # Only a `done.json` of an older version lacks the duration.
     lines = [line for line in read_metrics(attempt.folder / LOG) if line.get("seconds")]
     return float(lines[-1]["seconds"]) * steps / lines[-1]["step"] if lines else 0.0
 
@@ -90,4 +91,6 @@ def _record_repair(attempt: Attempt, steps: int, line: Line) -> None:
         }
     marker["files"][LOG] = file_entry(folder / LOG)
     attempt.check()
+    # Last: if this process is killed before, the log still counts as damaged, and `run` repeats the
+    # repair.
     write_json(folder / DONE, {**marker, "repaired": [*marker.get("repaired", []), repair]})

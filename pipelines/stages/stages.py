@@ -42,6 +42,7 @@ def run(context: RunContext, payload: dict[str, Any]) -> str:
 
     Returns how it ended. Raises what the stage raises.
     """
+    # Records are strict: only when they are validated as JSON does a list count as a tuple.
     if payload["kind"] == TRIAL.name:
         trial = Trial.model_validate_json(json.dumps(payload["trial"]))
         return run_trial(context, payload["sweep"], trial)
@@ -77,13 +78,16 @@ def run_tokenizer(context: RunContext, t: SomeTokenizer) -> str:
             raise ValueError(how_to_import(t))
         if context.process.first:
             init_run_dir(folder, "tokenizer.json", t)
+        # The lock may have been held by another sweep that trained the same tokenizer.
         if is_complete(folder):
             return "done"
         assert isinstance(t, TrainedTokenizer)
+        # All imports of torch are inside functions: `plan` and `status` must not load it.
         from var_scaling.training.tokenizer import train_tokenizer
 
         perceptual = _load_perceptual(context, t)
         facts = {} if perceptual is None else {"perceptual_sha256": perceptual.sha256}
+        # Done but not complete: the log was damaged, and the weights are intact.
         if is_done(folder):
             held_out = _open_images(context, t.data, "validation", folder)
             evaluate_tokenizer_again(context, t, held_out, perceptual, attempt)
@@ -133,8 +137,10 @@ def run_tokens(
         from var_scaling.tokenizer.model import load_tokenizer
         from var_scaling.training.optim import precision_context
 
+        # For a part too: once the parts are joined, none of them is needed.
         if is_done(output_dir):
             return "done"
+        # Opened even if this part is done, because joining the parts needs the images' labels.
         source = _open_images(context, data, split, folder)
         content = cache_description(context.home, t, data, split, cache)
         files = ("manifest.json", array_file(content), "labels.npy")
@@ -155,9 +161,11 @@ def run_tokens(
                 )
             if not complete:
                 raise Stopped(f"encoding of {folder.name} stopped; finished shards are on disk")
+            # The statistics of a part are not needed: they are computed for the joined cache.
             if part is None:
                 record_latent_statistics(output_dir, model.quantize)
             attempt.finish({"status": "done"}, files)
+        # Two jobs that finish at the same time may both join: `join_parts` is safe to repeat.
         if parts and all(is_done(part_folder) for part_folder in parts):
             join_parts(output_dir, parts, source, content)
             record_latent_statistics(output_dir, model.quantize)
@@ -169,6 +177,7 @@ def run_trial(context: RunContext, sweep: str, trial: Trial) -> str:
     """Train `trial` in its folder. Returns "done" or "diverged"; raises Stopped or CacheError."""
     folder = context.home.trial(sweep, trial.name)
     with at_work(folder, context.process, context.requested_signal) as attempt:
+        # Every process runs this function; only rank 0 writes to the folder.
         if context.process.first:
             init_run_dir(folder, "trial.json", trial)
         if is_complete(folder):
@@ -205,6 +214,7 @@ def run_trial(context: RunContext, sweep: str, trial: Trial) -> str:
                     None if trial.start is None else _start_checkpoint(context, sweep, trial.start),
                 )
         except Diverged as error:
+            # A result, not a failure: the trial is not run again.
             if context.process.first:
                 attempt.finish({"status": "diverged", "reason": str(error)}, ("trial.json", LOG))
             return "diverged"
@@ -234,6 +244,7 @@ def _save_result(
 
     if not attempt.process.first:
         return
+    # An older attempt must not overwrite the weights of a newer one.
     attempt.check()
     weights, files = attempt.folder / WEIGHTS, [WEIGHTS]
     save_weights(model, weights)
@@ -292,6 +303,7 @@ def cache_description(
     """What the token cache of `split` was made from, as its manifest records it."""
     from var_scaling.tokenizer.cache import describe
 
+    # The hash of the weights, so that tokens of a tokenizer that was trained again are refused.
     weights = read_json(home.tokenizer(t.name) / DONE)["weights_sha256"]
     return describe(t, weights, data, split, kind)
 

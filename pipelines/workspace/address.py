@@ -22,6 +22,7 @@ def finished_folder(home: Home, address: str) -> Path:
     Raises ValueError if there is none, Damaged if a file that its results need is damaged.
     """
     folder = home.root / address
+    # `resolve`, so that an address with ".." cannot leave the home.
     inside = folder.resolve().is_relative_to(home.root.resolve())
     if len(Path(address).parts) != 2 or not inside:
         raise ValueError(f"{address}: an address is SWEEP/TRIAL, imported/NAME or tokenizers/NAME")

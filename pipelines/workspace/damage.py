@@ -110,6 +110,7 @@ def _difference(path: Path, entry: dict[str, Any], since: int, thorough: bool) -
     """
     try:
         now = path.stat()
+        # An entry of an older version has no length: it is None, and not compared.
         if now.st_size != entry["bytes"] is not None:
             # A network file system may return a cached size until the file is opened.
             with open(path, "rb") as file:
@@ -121,6 +122,7 @@ def _difference(path: Path, entry: dict[str, Any], since: int, thorough: bool) -
     key = (path, now.st_size, now.st_mtime_ns)
     if key not in _hashes:
         changed = now.st_mtime_ns > since and (thorough or now.st_size <= _QUICK)
+        # Weights and tokens: hashing all of them would make `status` slow.
         if now.st_size > _ALWAYS and not changed:
             return ""
         _hashes[key] = file_sha256(path)

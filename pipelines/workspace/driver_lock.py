@@ -64,6 +64,7 @@ def hold_driver_lock(
             )
         _remove_lock(folder, other)
     ended = threading.Event()
+    # In a thread, so that no long step of the driver delays the heartbeat.
     thread = threading.Thread(target=_send_heartbeats, args=(folder, me, ended), daemon=True)
     thread.start()
     try:
@@ -71,6 +72,7 @@ def hold_driver_lock(
     finally:
         ended.set()
         thread.join()
+        # After a take-over, the file is the lock of another driver.
         if holds_lock(folder, me):
             (folder / LOCK).unlink(missing_ok=True)
 
@@ -111,6 +113,7 @@ def _this_process(on: str) -> Driver:
 def _create_lock(path: Path, me: Driver) -> bool:
     """Create the lock file; False if it exists. `link` is atomic, on NFS too."""
     temporary_path = path.with_name(f".{path.name}.{me.token}")
+    # Written before it is linked, so that no process reads a half-written lock.
     temporary_path.write_text(json.dumps(vars(me), indent=1) + "\n")
     try:
         os.link(temporary_path, path)
@@ -125,6 +128,7 @@ def _remove_lock(folder: Path, other: Driver) -> None:
     """Remove the lock of `other`. If several processes try, one of them succeeds."""
     moved_lock = folder / f".{LOCK}.{uuid.uuid4().hex}"
     with contextlib.suppress(FileNotFoundError):
+        # `rename` is atomic: of several processes, one moves the file, the others get an error.
         os.rename(folder / LOCK, moved_lock)
         # If another process was faster, this is its new lock: put it back.
         if read_json(moved_lock)["token"] != other.token:
@@ -142,6 +146,7 @@ def _is_alive(folder: Path, other: Driver) -> bool:
 
 def _age(folder: Path) -> float:
     """Seconds since the last heartbeat. Both times are by the file server's clock."""
+    # The clocks of two machines may differ: take the time from a new file on the same disk.
     now = folder / f".now.{uuid.uuid4().hex}"
     now.touch()
     try:
@@ -154,6 +159,7 @@ def _age(folder: Path) -> float:
 
 def _send_heartbeats(folder: Path, me: Driver, ended: threading.Event) -> None:
     while not ended.wait(_HEARTBEAT_SECONDS):
+        # A network disk may fail for a moment: one missed heartbeat is no reason to end the driver.
         with contextlib.suppress(OSError):
             if holds_lock(folder, me):
                 os.utime(folder / LOCK)
@@ -169,6 +175,8 @@ def _realm() -> str:
 
 def _born(pid: int) -> str | None:
     """When process `pid` started, in clock ticks since boot; None if it has ended."""
+    # The second field, the name in parentheses, may contain spaces and parentheses. After it come
+    # the state (Z: a zombie, which has ended) and, at 19, `starttime`: see proc(5).
     fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return fields[19] if fields and fields[0] != "Z" else None
 

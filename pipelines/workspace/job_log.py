@@ -55,6 +55,8 @@ def note(folder: Path, event: str, **facts: Any) -> None:
         if file.tell() and not _ends_with_newline(folder / JOBS):
             line = "\n" + line  # a killed writer left half a line, which readers skip
         file.write(line.encode())
+        # The line must be on disk before sbatch is called: a driver that is killed in between finds
+        # the job by the name that the line records.
         file.flush()
         os.fsync(file.fileno())
 
@@ -78,6 +80,7 @@ def latest(folder: Path) -> JobRecord | None:
     """The newest submission in the job log; None if there is none."""
     record: JobRecord | None = None
     for line in history(folder):
+        # The next job inherits the count of fruitless jobs; a retry by the user resets it.
         if line["event"] == "submitting":
             fruitless = record.fruitless if record and not record.again else 0
             record = JobRecord(
@@ -89,6 +92,7 @@ def latest(folder: Path) -> JobRecord | None:
             record = replace(previous, ended="cancelled", reason=line["reason"], again=False)
         elif record is None:
             continue
+        # Lines about an older submission may come late, and are ignored.
         elif line["event"] == "submitted" and line["submission"] == record.submission:
             record = replace(record, job=line["job"])
         elif line["event"] == "ended" and line["submission"] == record.submission:

@@ -30,10 +30,13 @@ def latest_lines(path: Path, kinds: Sequence[str]) -> dict[str, Line]:
             if not complete:
                 lines.pop()
                 complete = True
+            # The block begins within a line, whose first half is in the block before.
             rest = lines.pop(0) if start > 0 and lines else b""
             for written in reversed(lines):
                 if len(latest) == len(kinds):
                     break
+                # Two machines that write at the same time may mix their lines, and what remains may
+                # be valid JSON, such as a bare number.
                 with suppress(ValueError, KeyError, TypeError):
                     line = json.loads(written)
                     if line["kind"] in kinds:

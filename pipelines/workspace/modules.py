@@ -17,6 +17,7 @@ def module_names(records: Iterable[Any]) -> list[str]:
     names = []
     for record in records:
         names += [record.model.family] if hasattr(record, "model") else []
+        # A tokenizer has data of its own, which may differ from the trial's.
         owners = (record, getattr(record, "tokenizer", None))
         data = [getattr(owner, "data", None) for owner in owners]
         names += [each.kind for each in data if each is not None]
@@ -57,6 +58,7 @@ def fingerprint(modules: Iterable[Path]) -> str:
         for source in modules
         for path in (sorted(source.rglob("*.py")) if source.is_dir() else [source])
     ]
+    # \0 separates the name from the content: it occurs in no file name.
     for path in files:
         digest.update(f"{path.name}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:8] if files else ""
@@ -68,4 +70,6 @@ def _source(name: str) -> Path:
     path = Path(file).resolve()
     if name.count(".") == 0 and path.name != "__init__.py":
         return path
+    # Module a.b.c in a/b/c.py has two dots, and the folder a is parents[1] of the file. Package a.b
+    # in a/b/__init__.py has one dot, and a is parents[1] too.
     return path.parents[name.count(".") - (path.name != "__init__.py")]  # the top package

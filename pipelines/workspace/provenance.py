@@ -72,6 +72,7 @@ def environment() -> dict[str, Any]:
 def code_version() -> str | None:
     """The commit of this code, with "+" if files differ from it; None outside git."""
     root = Path(__file__).parents[2]
+    # Jobs run a copy of the code, which is not a git checkout.
     if (root / SNAPSHOT).exists():
         return str(read_json(root / SNAPSHOT)["code"])
     commit = _git(root, "rev-parse", "--short=12", "HEAD")

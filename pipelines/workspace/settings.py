@@ -171,6 +171,7 @@ def load_settings(path: Path | None = None) -> Settings:
         raise SettingsError(f"{file}: not valid TOML: {error}") from error
     except ValidationError as error:
         raise SettingsError(f"{file}: {explain(error, Settings)}") from error
+    # Absolute, because jobs run in another folder.
     base = file.absolute().parent
     paths = {name: base / root.expanduser() for name, root in settings.data.items()}
     return settings.model_copy(update={"data": paths, "weights": settings.weights.under(base)})

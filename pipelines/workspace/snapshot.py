@@ -42,6 +42,7 @@ def take_snapshot(home: Home, dirty: bool, modules: Iterable[str] = ()) -> Snaps
             f"{changed}\nCommit it, or run with --dirty to record the difference."
         )
     tree = _write_working_tree() if changed else "HEAD"
+    # The hash of the tree identifies the uncommitted code: equal code gives the same folder.
     code = f"{commit}+{_git('rev-parse', '--short=8', tree)}" if changed else commit
     extra = user_modules(modules)
     if extra:
@@ -64,6 +65,7 @@ def _write_working_tree() -> str:
 
 def _write(folder: Path, tree: str, code: str, patch: str | None, extra: tuple[Path, ...]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
+    # On the same disk, so that the rename is atomic: a job never imports half a copy.
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         temporary_folder = Path(scratch) / folder.name
         archive = Path(scratch) / "code.tar"
@@ -95,4 +97,5 @@ def _git(*arguments: str, **environment: str) -> str:
         raise ValueError(
             f"{ROOT}: cannot copy the code for jobs from this git checkout: {error.stderr.strip()}"
         ) from error
+    # Not `strip`: the first porcelain line may begin with a space.
     return done.stdout.rstrip("\n")

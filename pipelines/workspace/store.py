@@ -17,6 +17,7 @@ from pipelines.workspace.damage import RAW_WEIGHTS, WEIGHTS
 from var_scaling.disk import DONE, DamagedFileError, atomic_write, read_json
 from var_scaling.record import Record, difference, explain
 
+# Sweeps are folders of the home, and trials folders of their sweep: these names are taken.
 _RESERVED = (
     "tokenizers", "tokens", "images", "references", "code", "jobs", "mlartifacts", "mlflow.db",
     "mlflow.lock", "networks",
@@ -110,6 +111,7 @@ def init_run_dir(folder: Path, file: str, record: Record) -> None:
     has_any = has_results(folder)
     if has_any:
         raise_if_mismatch(path, record_differences(path, record))
+    # With results, an equal record is not written again: its text may lack newer fields.
     if not path.exists() or (not has_any and path.read_text() != text):
         with atomic_write(path) as temporary_path:
             temporary_path.write_text(text)
@@ -191,6 +193,8 @@ def file_lock(folder: Path, wait: float = 0.0, file: str = "lock") -> Iterator[N
     Raises FolderInUseError, naming the owner, if another process holds it for `wait` seconds.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    # "a+" does not truncate: the file still names the owner if another process holds the lock. It
+    # is not removed afterwards, because a waiting process would then lock a file without a name.
     with open(folder / file, "a+") as lock:
         deadline = time.monotonic() + wait
         while not _take(lock.fileno()):
@@ -209,6 +213,7 @@ def in_use(folder: Path) -> bool:
     """Whether a process on this machine holds the lock of `folder`."""
     if not (folder / "lock").exists():
         return False
+    # Closing the file releases a lock that this call has taken.
     with open(folder / "lock", "a+") as lock:
         return not _take(lock.fileno())
 

@@ -64,10 +64,12 @@ def _load(name: str) -> Sweep:
     except SweepError:
         raise
     except (Exception, SystemExit) as error:
+        # A sweep file is the user's code, so it may raise anything.
         raise SweepError(f"{name}, {_own_line(error)}: {type(error).__name__}: {error}") from error
     sweep = getattr(module, "sweep", None)
     if not isinstance(sweep, Sweep):
         raise SweepError(f"{name} defines no `sweep = Sweep(...)`")
+    # Workers of Ray and local processes import the same user modules.
     export_python_path(module_names((*sweep.trials, *sweep.imported)))
     if sweep.name == IMPORTED:
         raise SweepError(f"{name}: the sweep name {IMPORTED!r} is reserved for imported models")
@@ -87,6 +89,7 @@ def _from_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     folder = str(path.resolve().parent)  # a sweep may import modules beside it
     if folder not in sys.path:
+        # Last, so that no file beside the sweep hides a module of this project.
         sys.path.append(folder)
     spec.loader.exec_module(module)
     return module

@@ -88,12 +88,15 @@ def tokenizer_flops(tokenizer: Tokenizer) -> Count:
 def encoding_flops(tokenizer: Tokenizer) -> int:
     """FLOPs of encoding one image into tokens."""
     flops = tokenizer_flops(tokenizer)
+    # quant_convs are two equal convolutions, one before and one after the quantiser. Encoding needs
+    # phi too: each scale quantises what the scales before it, decoded, leave over.
     return flops["encoder"] + flops["quant_convs"] // 2 + flops["quantizer"]
 
 
 def decoding_flops(tokenizer: Tokenizer) -> int:
     """FLOPs of decoding one image's tokens into pixels."""
     flops = tokenizer_flops(tokenizer)
+    # Codes are looked up, which costs no FLOPs; phi runs once for each scale.
     phi_flops = tokenizer.pyramid.scales * _phi(tokenizer).flops if tokenizer.phi_strength else 0
     return flops["decoder"] + flops["quant_convs"] // 2 + phi_flops
 
@@ -111,6 +114,7 @@ def tokenizer_training_flops(t: TrainedTokenizer, with_critic: bool) -> Count:
         counted[layer.component] += (1 + backward) * layer.flops
     if t.losses.perceptual > 0:
         # Forward for both images; backward only to the reconstruction, as VGG's weights are fixed.
+        # VGG: 2 forward + 1 backward. The channel weights: 1 + 1, on the squared difference.
         counted["perceptual"] = sum(
             (3 if layer.component == "vgg" else 2) * layer.flops for layer in vgg_layers(t.side)
         )
@@ -140,6 +144,7 @@ def critic_starts(critic: Critic, steps: int) -> int:
 def tokenizer_train_flops(t: TrainedTokenizer, steps_done: int) -> int:
     """FLOPs of the first `steps_done` steps on the global batch, without the initial k-means."""
     plain, with_critic = (tokenizer_training_flops(t, with_critic) for with_critic in (False, True))
+    # What a step with the critic costs in addition.
     critic = total(with_critic) - total(plain)
     unquantised = min(steps_done, t.codebook.starts_at)  # the first steps skip the quantizer
     per_image = steps_done * total(plain) + critic_steps(t, steps_done) * critic
@@ -162,6 +167,7 @@ def critic_layers(critic: Critic, side: int) -> Iterator[Layer]:
     width = 3
     for k in range(critic.halvings + 1):
         stage_width = critic.channels * min(2**k, 8)
+        # Kernel 4, padding 1: stride 2 halves the side, stride 1 takes one pixel off.
         side = side // 2 if k < critic.halvings else side - 1
         yield _conv("critic", width, stage_width, 4, side, bias=k == 0)
         if k > 0:
@@ -199,6 +205,7 @@ def _residual(component: str, cin: int, cout: int, side: int) -> Iterator[Layer]
 def _attention(component: str, width: int, side: int) -> Iterator[Layer]:
     yield _norm(component, width)
     yield _conv(component, width, 3 * width, 1, side)
+    # 2 x 2 L^2 width FLOPs with L = side^2 positions.
     yield Layer(component, 0, 4 * side**4 * width)  # scores and their product with the values
     yield _conv(component, width, width, 1, side)
 
@@ -210,6 +217,7 @@ def _middle(component: str, width: int, side: int) -> Iterator[Layer]:
 
 
 def _phi(t: Tokenizer) -> Layer:
+    # backward=1: gradients of its weights, not of the codes, if these are moving averages.
     return _conv("quantizer", t.code_channels, t.code_channels, 3, t.pyramid.side, backward=1)
 
 
@@ -229,6 +237,7 @@ def classifier_flops(side: int) -> int:
     flops, width_in = 2 * 9 * 3 * CLASSIFIER_STAGES[0] * side**2, CLASSIFIER_STAGES[0]
     for width in CLASSIFIER_STAGES:
         if width != width_in:
+            # 3 x 3 with padding 1 and stride 2: an odd side is rounded up.
             side = (side + 1) // 2
             flops += 2 * width_in * width * side**2  # the shortcut
         flops += 2 * 9 * (width_in + width) * width * side**2

@@ -27,6 +27,8 @@ def open_images(data: DataRecord, split: str, options: ReadOptions) -> ImageData
     """
     dataset = data.open(split, options)
     labels = dataset.labels
+    # For every kind of data, since a user's own dataset may be wrong: a label out of range would
+    # fail much later, in the embedding of the classes.
     if len(labels) != dataset.rows:
         raise ValueError(f"{data.name}: {dataset.rows:,} rows, but {len(labels):,} labels")
     if dataset.rows and not (int(labels.min()) >= 0 and int(labels.max()) < data.classes):

@@ -26,10 +26,12 @@ def decode(content: bytes) -> Image.Image:
         raise Undecodable("empty file")
     try:
         with open_image(content) as image:
+            # `open` reads only the header; a truncated file fails here, inside the try block.
             image.load()
             return to_rgb(ImageOps.exif_transpose(image))
     except Undecodable:
         raise
+    # Decoders raise errors of many types for damaged content, not only OSError.
     except Exception as error:
         raise Undecodable(f"{type(error).__name__}: {error}") from error
 
@@ -49,6 +51,8 @@ def open_image(content: bytes) -> Image.Image:
 
 def _format_hint(content: bytes) -> str:
     """The format that the first bytes indicate, as a part of a message; "" if unknown."""
+    # `open` with `formats` may not have loaded all plugins; their prefix tests are needed. No
+    # decoder runs. `is True`: a plugin may return a text instead, a warning.
     Image.init()
     for name, (_, accept) in Image.OPEN.items():
         try:
@@ -84,6 +88,7 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     gray = np.rint(samples / 257).astype(np.uint8)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
+        # Compared as 16-bit samples: several of them become the same 8-bit value.
         gray[samples == transparent] = 255
     return Image.fromarray(gray).convert("RGB")
 
@@ -100,13 +105,16 @@ def square(
         width, height = (min(edge, _MAX_ASPECT_RATIO * short) for edge in image.size)
         image = ImageOps.fit(image, (width, height), Image.Resampling.BOX)
     scale = round(enlarge * side) / min(image.size)
+    # max: rounding must not make an edge shorter than the crop.
     size = (max(side, round(image.width * scale)), max(side, round(image.height * scale)))
     image = image.resize(size, Image.Resampling.LANCZOS)
     left, top = (size[0] - side) // 2, (size[1] - side) // 2
     if rng is not None:
+        # The order of the three draws is part of the data: in another order each crop changes.
         left = int(rng.integers(size[0] - side + 1))
         top = int(rng.integers(size[1] - side + 1))
     pixels = np.asarray(image)[top : top + side, left : left + side]
     if rng is not None and flip and rng.random() < 0.5:
         pixels = pixels[:, ::-1]
+    # A mirrored view has negative strides, which torch.from_numpy refuses.
     return np.ascontiguousarray(pixels)

@@ -73,6 +73,7 @@ def _refuse_similar_names(folder_path: Path, base: Folder) -> None:
     """
     names: dict[str, str] = {}
     for folder in base.folders:
+        # On a case-insensitive disk, a copy of the data would join the two classes.
         first = names.setdefault(normalize_name(folder.name), folder.name)
         if first != folder.name:
             raise DataError(
@@ -85,6 +86,7 @@ def _refuse_splits_inside(folder_path: Path, folder: Folder, split_names: Collec
     """Refuse a class folder that contains a split: the root or the order of levels is wrong."""
     subfolders = [subfolder for subfolder in folder.walk() if subfolder is not folder]
     split = next((sub for sub in subfolders if sub.name.casefold() in split_names), None)
+    # A class named like a split, with folders inside: they are probably the classes.
     if split is None and subfolders and folder.name.casefold() in split_names:
         split = subfolders[0]
     if split is not None:

@@ -63,6 +63,7 @@ def list_images(root: Path, split: str, validation_share: float) -> Listing:
 def fingerprint(listing: Listing) -> str:
     """12 hex digits that depend on all names, labels and class names, in order."""
     digest = hashlib.sha256(repr(listing.classes).encode())
+    # No file name contains a NUL. surrogateescape: on Linux a name may be bytes that are not UTF-8.
     digest.update("\0".join(listing.names).encode(errors="surrogateescape"))
     digest.update(listing.labels.tobytes())
     return digest.hexdigest()[:12]
@@ -76,6 +77,8 @@ def _list_folders(root: Path, tree: Folder, split: str, share: float) -> Listing
     if not bases:
         return _held_out(FolderListing(root, tree, _SPLIT_OF_NAME), root, split, share)
     if len(bases) == 2 and any(base.has_links() for base in bases.values()):
+        # The same image in both splits would make the held-out loss too small. Only links are
+        # checked: copies and hard links are not found.
         train, validation = (bases[name].real_paths() for name in SPLITS)
         both = train.keys() & validation.keys()
         if both:
@@ -100,8 +103,10 @@ def _split_folders(root: Path, tree: Folder) -> dict[str, Folder]:
         for folder in tree.folders
         if folder.name.casefold() not in (*_SPLIT_OF_NAME, *_UNREAD) and folder.first_image()
     ]
+    # The root contains the class folders, one of which may be named like a split.
     if not splits or (len(splits) == 1 and not splits[0].folders and splits[0].files and others):
         return {}
+    # Images outside of the splits would be left out without a message.
     stray = others[0].first_image() if others else None
     stray = stray or next((name for name in tree.files if is_image(name)), None)
     if stray is not None:
@@ -147,6 +152,7 @@ def _parquet_files(root: Path, tree: Folder) -> list[Path]:
 
 def _list_parquet(root: Path, files: list[Path], split: str, share: float) -> Listing:
     names = {path: _split_name(path.relative_to(root)) for path in files}
+    # No file names a split: the files are the whole, of which a share is held out.
     if _SPLIT_OF_NAME.keys().isdisjoint(names.values()):
         listing = _held_out(ParquetListing(root, files), root, split, share)
         refuse_copies(root, files)
@@ -169,6 +175,8 @@ def _list_parquet(root: Path, files: list[Path], split: str, share: float) -> Li
 
 def _split_name(path: Path) -> str | None:
     """The split in the name of a file or its nearest folder: `train-0-of-9.parquet`, `train/0`."""
+    # From right to left: the file's own name before its folders, the nearest folder first. Numbers
+    # at the end are shards.
     words = [*path.parts[:-1], path.stem.split("-")[0]]
     for word in reversed(words):
         name = re.sub(r"(\.parquet|[_. ]*\d+)$", "", word.casefold())
@@ -203,6 +211,7 @@ def _of_split(
 ) -> Listing:
     """The images of `split`. `locations`: those of the splits that exist, at least one."""
     if len(locations) == len(SPLITS):
+        # Both are listed even though one is returned: class k must be the same class in both.
         listings = {name: read(location) for name, location in locations.items()}
         _refuse_other_classes(root, listings["train"].classes, listings["validation"].classes)
         return listings[split]
@@ -238,6 +247,8 @@ def _held_out(listing: Listing, root: Path, split: str, share: float) -> Listing
             f"{root}: no {split} split (looked for folders or Parquet files named {looked_for}); "
             "set validation_share to hold out a share of the images"
         )
+    # By name, not by row: images that are added do not move others to another split. seed_for has
+    # 63 bits, so this is uniform in [0, 1).
     draw = np.array([seed_for(0, f"split:{name}") for name in listing.names]) / 2.0**63
     is_held_out = draw < share
     rows = np.flatnonzero(is_held_out if split == "validation" else ~is_held_out)

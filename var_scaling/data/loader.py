@@ -13,6 +13,7 @@ class _Lookup(Dataset, Generic[Key, Value]):
     def __init__(self, read: Callable[[Key], Value]):
         self.read = read
 
+    # DataLoader calls this with one element of its batch_sampler. A key is a whole batch here.
     def __getitems__(self, key: Key) -> Value:
         return self.read(key)
 
@@ -24,11 +25,14 @@ def in_order(read: Callable[[Key], Value], keys: Iterable[Key], workers: int) ->
     """
     if workers == 0:
         return map(read, keys)
+    # The results come in the order of the keys, whichever worker is first: the order of training
+    # images must not depend on the number of workers.
     loader: Any = DataLoader
     return iter(
         loader(
             _Lookup(read),
             batch_sampler=keys,
+            # `read` returns complete arrays; the default would convert them to tensors.
             collate_fn=_identity,
             num_workers=workers,
         )

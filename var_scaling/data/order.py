@@ -14,6 +14,7 @@ def batch_rows(count: int, batch: int, seed: int, step: int) -> tuple[np.ndarray
     """
     if count < 1:
         raise ValueError(f"count = {count}: a batch needs at least one row to draw from")
+    # Image number step x batch + i of the training is position `positions` of epoch `epochs`.
     epochs, positions = np.divmod(np.arange(step * batch, (step + 1) * batch), count)
     rows = np.empty(batch, dtype=np.int64)
     for epoch in np.unique(epochs):
@@ -24,9 +25,11 @@ def batch_rows(count: int, batch: int, seed: int, step: int) -> tuple[np.ndarray
 
 def spread_rows(count: int, limit: int) -> np.ndarray:
     """At most `limit` rows, evenly spaced: the first rows of sorted data have only one class."""
+    # unique: rounded positions may be equal.
     return np.unique(np.linspace(0, count - 1, min(limit, count)).round().astype(np.int64))
 
 
+# Two, since a batch at the end of an epoch needs the permutations of both.
 @lru_cache(maxsize=2)
 def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng(seed_for(seed, "order", epoch)).permutation(count)

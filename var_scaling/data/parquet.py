@@ -34,11 +34,13 @@ class ParquetListing:
             for group in range(file.num_row_groups):
                 self._row_groups.append((rows, number, group))
                 rows += file.metadata.row_group(group).num_rows
+            # Labels only. The images, nearly all of the file, are read by row group in `read`.
             column = file.read(columns=["label"]).column("label")
             if column.null_count:
                 raise DataError(f"{path}: {column.null_count} rows have no label")
             labels.append(column.to_numpy())
             relative = os.path.relpath(path, root)
+            # The row within the file: the name of an image does not depend on the other files.
             self.names += [f"{relative}:{row}" for row in range(len(labels[-1]))]
             refuse_other_names(files[0], self.classes, path, _class_names(path, file))
         self.labels = np.concatenate(labels).astype(np.int64)
@@ -58,6 +60,7 @@ class ParquetListing:
 
     def read(self, row: int) -> bytes:
         """Raises Undecodable if the row holds no bytes: `datasets` may write only a path."""
+        # The last row group that starts at or before `row`.
         index = int(np.searchsorted(self._starts, row, side="right")) - 1
         content = self._group(index)[row - int(self._starts[index])].as_py()
         if content is None:
@@ -76,6 +79,7 @@ class ParquetListing:
                 path = self.files[number]
                 raise DataError(f"{path}: row group {group} is damaged ({error})") from error
             self._cache[index] = table.column("image").combine_chunks().field("bytes")
+            # The group just read is kept even if it alone exceeds the limit.
             while len(self._cache) > 1 and self._cached_bytes() > _CACHED_BYTES:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(index)
@@ -87,6 +91,7 @@ class ParquetListing:
 
 def refuse_copies(root: Path, files: list[Path]) -> None:
     """Raise DataError if two of `files` are identical: their rows would count twice."""
+    # Only files of one size can be identical; other files are not read.
     of_size: dict[int, list[Path]] = defaultdict(list)
     for path in files:
         try:
@@ -110,6 +115,7 @@ def _refuse_shards(root: Path, files: list[Path]) -> None:
     totals: dict[str, int] = {}
     for path in files:
         relative = os.path.relpath(path, root)
+        # `datasets` writes train-00000-of-00009.parquet; some sets have 0.parquet, 1.parquet, ...
         if match := re.fullmatch(r"(.*?)(\d+)-of-(\d+).*", path.stem):
             prefix, number = match[1].casefold().rstrip("-_. "), int(match[2])
             if totals.setdefault(prefix, int(match[3])) != int(match[3]):
@@ -135,6 +141,7 @@ def _refuse_shards(root: Path, files: list[Path]) -> None:
                 "Remove one or the other"
             )
     for prefix, paths in shards.items():
+        # Without "-of-": n shards are numbered 0 to n - 1, or 1 to n.
         total = totals.get(prefix, max(paths) + (min(paths) == 0))
         start = 1 if max(paths) >= total else 0
         missing = sorted(set(range(start, start + total)) - paths.keys())
@@ -200,6 +207,7 @@ def _class_names(path: Path, file: pq.ParquetFile) -> list[str] | None:
         names: Any = json.loads(metadata)
     except ValueError as error:
         raise DataError(f"{path}: the metadata of `datasets` is not JSON ({error})") from error
+    # {"info": {"features": {"label": {"names": [...]}}}}
     for key in ("info", "features", "label", "names"):
         names = names.get(key) if isinstance(names, dict) else None
     if names is None:

@@ -86,6 +86,7 @@ def surveyed(
             )
         return _read_kept(folder / "kept.npy", recorded.get("kept_sha256"))
 
+    # Runs in the workers. Only the failures come back, not the decoded images.
     def rejected_among(rows: range) -> list[tuple[int, str]]:
         reasons = ((row, _decode_error(listing, row)) for row in rows)
         return [(row, reason) for row, reason in reasons if reason]
@@ -96,7 +97,9 @@ def surveyed(
     for done, failures in enumerate(in_order(rejected_among, chunks, workers), 1):
         rejected += failures
         progress(f"reading {os.path.basename(folder)}", min(done * _CHUNK, count), count)
+    # Before the checks: their messages name this file.
     _write_rejected(folder / "rejected.csv", listing, rejected)
+    # Files that are never images, such as Thumbs.db, do not count as damage.
     damaged = [(row, reason) for row, reason in rejected if not _is_other_file(listing.names[row])]
     if len(damaged) > REJECTED_SHARE * count:
         first = "; ".join(
@@ -116,6 +119,7 @@ def surveyed(
     with atomic_write(folder / "kept.npy") as temporary_path, open(temporary_path, "wb") as file:
         np.save(file, kept)
     survey = {"rejected": len(rejected), "classes": listing.classes, "validation_share": share}
+    # DONE is written last: a survey killed before this line is made again.
     kept_sha256 = file_sha256(folder / "kept.npy")
     write_json(folder / DONE, {**expected, **survey, "kept_sha256": kept_sha256})
     return kept
@@ -155,6 +159,8 @@ class FileSource:
         rng = None
         if self.crops:
             crop = epoch % self.crops
+            # Crop c of an image is the same in all epochs with epoch % crops = c, so that the token
+            # cache can hold it.
             rng = np.random.default_rng(seed_for(self.data.seed, "crop", row, crop))
         kept = int(self._kept[row])
         try:
@@ -176,6 +182,7 @@ def _decode_error(listing: Listing, row: int) -> str | None:
 def _write_rejected(path: Path, listing: Listing, rejected: list[tuple[int, str]]) -> None:
     with (
         atomic_write(path) as temporary_path,
+        # A file name may have bytes that are not UTF-8.
         open(temporary_path, "w", newline="", errors="backslashreplace") as file,
     ):
         writer = csv.writer(file)

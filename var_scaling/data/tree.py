@@ -83,6 +83,8 @@ class Folder:
         paths: dict[str, str] = {}
         for folder in self.walk():
             for name in folder.files:
+                # folder.real is resolved already, so only a file that is a link needs a system
+                # call.
                 path, real = os.path.join(folder.path, name), os.path.join(folder.real, name)
                 if name in folder.links:
                     real = os.path.realpath(real)
@@ -105,6 +107,8 @@ def _read(root: str, path: str, ancestors: tuple[str, ...], linked: bool = False
     folder = Folder(path, ancestors[-1], linked)
     try:
         with os.scandir(os.path.join(root, path)) as scan:
+            # Sorted: the order of scandir differs between file systems, and the rows follow from
+            # it.
             entries = sorted(scan, key=lambda entry: entry.name)
     except OSError as error:
         folder.faults.append(f"{os.path.join(root, path)}: cannot be read ({error.strerror})")
@@ -121,6 +125,7 @@ def _read(root: str, path: str, ancestors: tuple[str, ...], linked: bool = False
 
 def _add(folder: Folder, entry: os.DirEntry[str], root: str, ancestors: tuple[str, ...]) -> None:
     path, shown = os.path.join(folder.path, entry.name), one_line(entry.path)
+    # is_dir and is_file follow symbolic links.
     if entry.is_dir():
         real = os.path.join(ancestors[-1], entry.name)
         if entry.is_symlink():

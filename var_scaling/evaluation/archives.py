@@ -63,6 +63,7 @@ def save_statistics(path: Path, statistics: Statistics, fingerprint: Mapping[str
         "format": _FORMAT,
         "fingerprint": json.dumps(origin, sort_keys=True, allow_nan=False),
     }
+    # An open file, because np.savez adds .npz to a path without this suffix.
     with atomic_write(path) as temporary_path, open(temporary_path, "wb") as file:
         np.savez(file, **arrays)
 
@@ -107,6 +108,7 @@ def load_statistics(
     s = Statistics(extractor, len(arrays["split_counts"]), int(arrays["keep"]))
     s.count = int(arrays["images"])
     s.mean_D = mean_D.to(s.mean_D)
+    # The inverse of `save_statistics`. For fewer than two images both are 0.
     s.scatter_DD = covariance_DD.to(s.mean_D) * max(0, s.count - 1)
     s.split_counts_I = torch.from_numpy(arrays["split_counts"]).to(s.mean_D)
     s.split_sums_IK = torch.from_numpy(arrays["split_sums"]).to(s.mean_D)
@@ -134,6 +136,7 @@ def save_arr0(
     with (
         atomic_write(path) as temporary_path,
         zipfile.ZipFile(temporary_path, "w") as archive,
+        # zip64: the size can exceed 4 GiB (50,000 images of 256 pixels are 9.8 GB).
         archive.open("arr_0.npy", "w", force_zip64=True) as member,
     ):
         for batch in batches:
@@ -149,6 +152,7 @@ def save_arr0(
                 )
             member.write(np.ascontiguousarray(batch).data)
             written += len(batch)
+        # Inside of atomic_write, so that an error leaves no file.
         if written != count or not count:
             raise ValueError(f"{written:,} images were given, but count = {count:,}")
 
@@ -160,6 +164,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     """
     if not path.is_file():
         raise StatisticsError(f"{path}: no such file")
+    # np.load would report a file that is no zip as pickled data.
     if not zipfile.is_zipfile(path):
         raise StatisticsError(f"{path}: damaged, or not an .npz file")
     try:
@@ -204,6 +209,7 @@ def _moments(path: Path, arrays: dict[str, np.ndarray], width: int) -> tuple[Ten
         raise StatisticsError(
             f"{path}: sigma is not symmetric (by up to {asymmetry:.3g}), so not a covariance"
         )
+    # Exactly symmetric, because eigh reads only one triangle.
     return torch.from_numpy(mean_D), torch.from_numpy((covariance_DD + covariance_DD.T) / 2)
 
 

@@ -36,6 +36,7 @@ class Bench:
     ) -> Timing:
         """Repeat `work` for `share` of the budget, after one untimed run unless `warmed_up`."""
         if not warmed_up:
+            # A first run allocates memory and selects kernels.
             work()
             self.synchronize()
         limit, seconds = share * self.seconds, list[float]()
@@ -62,12 +63,15 @@ def matmul_peak(precision: Precision, bench: Bench) -> MatmulPeak:
     """
     peaks: list[MatmulPeak] = []
     for side in _SIDES:
+        # tf32 is a mode of products of float32 matrices; precision_context sets it.
         dtype = _HALF_DTYPES.get(precision, torch.float32)
         try:
             left, right = (torch.randn(side, side, device=bench.device).to(dtype) for _ in "ab")
             with precision_context(precision, bench.device):
+                # The least time, not the median: disturbances only add time, and a peak is wanted.
                 least = bench.measure(partial(torch.matmul, left, right), 1 / 8).least_seconds
         except (RuntimeError, MemoryError) as error:
+            # A larger product may not fit into memory; the peak is then that of the smaller ones.
             if not peaks or not out_of_memory(error):
                 raise
             break

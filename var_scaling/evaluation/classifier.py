@@ -38,8 +38,10 @@ class SmallResNet(nn.Module):
     def __init__(self, classes: int) -> None:
         super().__init__()
         first = CLASSIFIER_STAGES[0]
+        # No stride and no pooling, unlike in ImageNet's ResNets: the images are small.
         self.stem = nn.Conv2d(3, first, 3, padding=1)
         widths = (first, *CLASSIFIER_STAGES)
+        # `widths` is one longer, so each pair is (before, after). Equal widths: the side is kept.
         self.stages = nn.ModuleList(
             _Block(before, after) for before, after in zip(widths, CLASSIFIER_STAGES, strict=False)
         )
@@ -82,6 +84,7 @@ def train_classifier(
     AdamW with a cosine schedule, in float32. `report_progress` may raise to stop the training; it
     is not saved then, since it takes a minute or two.
     """
+    # torch initialises from the global generator. fork_rng restores the caller's state.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(config.seed, "feature network"))
         network = SmallResNet(config.data.classes).to(device)
@@ -101,6 +104,7 @@ def train_classifier(
             schedule.step()
             report_progress(f"network {config.name}", step + 1, config.steps)
         correct = 0
+        # Spread over the split: rows may be sorted by class.
         rows = spread_rows(held_out.rows, _MAX_VALIDATION)
         with torch.no_grad():
             for start in range(0, len(rows), _BATCH):
@@ -115,6 +119,7 @@ def classifier_extractor(path: Path, sha256: str) -> Extractor:
     state = load_tensors(path, sha256)
     network = SmallResNet(len(state["out.bias"]))
     load_frozen(path, state, network)
+    # Every stage but the first halves the side.
     smallest = 2 ** (len(CLASSIFIER_STAGES) - 1)
     width = sum(CLASSIFIER_STAGES)
     return Extractor(CLASSIFIER, sha256, width, network.out.out_features, smallest, network)

@@ -100,6 +100,7 @@ def inception_extractor(path: Path | None) -> Extractor:
         )
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; expected\n{expected}\n  from {_RELEASE}")
+    # The size before the hash, so that a truncated download gets its own message.
     size = path.stat().st_size
     if size != INCEPTION_BYTES:
         why = "truncated, or another file" if size < INCEPTION_BYTES else "another file"
@@ -138,7 +139,7 @@ def seeded_extractor() -> Extractor:
         tensors_sha256(state),
         sum(_SEEDED_STAGES),
         _SEEDED_OUTPUTS,
-        2 ** len(_SEEDED_STAGES),
+        2 ** len(_SEEDED_STAGES),  # each stage halves the side
         net,
     )
 
@@ -151,8 +152,10 @@ def hashed_weights(name: str, shape: tuple[int, ...]) -> Tensor:
     biases: uniform in ±0.25.
     """
     count = int(np.prod(shape))
+    # 16 bits for each weight, little-endian on every machine. They are exact in float32.
     bits = np.frombuffer(hashlib.shake_256(name.encode()).digest(2 * count), dtype="<u2")
     unit = torch.from_numpy(bits.astype(np.float32) / 2**15 - 1).reshape(shape)
+    # Uniform numbers in ±a have variance a² / 3, so a = √(6 / fan-in).
     return unit * (float(np.sqrt(6 / np.prod(shape[1:]))) if len(shape) > 1 else 0.25)
 
 

@@ -47,6 +47,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     (values_A, vectors_DA), (values_B, vectors_DB) = (
         _spectrum(side.covariance_DD.cpu().numpy()) for side in (a, b)
     )
+    # Σa^½ Σb^½, each in its own eigenbasis: rotations do not change singular values.
     overlap_AB = (vectors_DA * np.sqrt(values_A)).T @ (vectors_DB * np.sqrt(values_B))
     root_trace = np.linalg.svd(overlap_AB, compute_uv=False).sum()
     return max(0.0, float(mean_distance + values_A.sum() + values_B.sum() - 2 * root_trace))
@@ -66,6 +67,8 @@ def frechet_error(fake: Statistics, real: Moments, strata_N: Tensor | None = Non
     rows_N, features_ND = fake.feature_sample.select()
     if len(rows_N) < _MIN_IMAGES_PER_FEATURE * len(fake.mean_D):
         return None
+    # Around the mean of all images, not only of those whose features were kept: that mean is in
+    # the distance.
     centred_ND = features_ND.double().numpy() - fake.mean_D.cpu().numpy()
     shift_D = (fake.mean_D.cpu() - real.mean_D.cpu()).numpy()
     values_A, vectors_DA = _spectrum(fake.covariance_DD.cpu().numpy())
@@ -73,18 +76,23 @@ def frechet_error(fake: Statistics, real: Moments, strata_N: Tensor | None = Non
     # T = Σ^-½ (Σ^½ Σr Σ^½)^½ Σ^-½, on the range of Σ.
     root_DA, inverse_DA = vectors_DA * np.sqrt(values_A), vectors_DA / np.sqrt(values_A)
     across_AB = root_DA.T @ (vectors_DB * np.sqrt(values_B))
+    # With the SVD Σ^½ Σr^½ = U S V', T = Σ^-½ U S U' Σ^-½. So c'T c = Σ s (c'Σ^-½ u)² over R terms,
+    # without a D × D matrix for each image.
     left_AR, singular_R, _ = np.linalg.svd(across_AB, full_matrices=False)
     half_DR = inverse_DA @ left_AR
+    # The change of the distance by each image, up to a constant that the means below remove.
     influence_N = (
         2 * centred_ND @ shift_D
         + np.square(centred_ND).sum(1)
         - (np.square(centred_ND @ half_DR) * singular_R).sum(1)
     )
+    # `strata_N` has the order of the set; `rows_N` are the indices of the kept images in it.
     labels_N = np.zeros(len(influence_N)) if strata_N is None else strata_N.numpy()[rows_N]
     _, stratum_N, counts_S = np.unique(labels_N, return_inverse=True, return_counts=True)
     sums_S = np.bincount(stratum_N, influence_N)
     within_N = influence_N - (sums_S / counts_S)[stratum_N]
     degrees = len(influence_N) - len(counts_S)  # of freedom
+    # The kept images estimate the variance of one image; the distance is of all `fake.count`.
     return float(np.sqrt(np.square(within_N).sum() / degrees / fake.count)) if degrees else None
 
 
@@ -117,7 +125,9 @@ def inception_score(statistics: Statistics) -> tuple[float, float | None]:
     counts_I = s.split_counts_I[nonempty]
     marginal_IK = s.split_sums_IK[nonempty] / counts_I[:, None]
     negentropy_I = s.split_negentropies_I[nonempty] / counts_I
+    # The mean KL divergence is the mean of Σ p log p minus Σ m log m of the marginal m.
     scores_I = (negentropy_I - torch.xlogy(marginal_IK, marginal_IK).sum(1)).exp()
+    # correction=0: the published code uses np.std.
     std = float(scores_I.std(correction=0)) if len(scores_I) > 1 else None
     return float(scores_I.mean()), std
 
@@ -142,6 +152,7 @@ def kernel_distance(
         subsets = 1  # every draw would be the same set
     distances = []
     for number in range(subsets):
+        # A seed for each subset, so that a subset does not depend on how many there are.
         generator = np.random.default_rng(seed_for(seed, "kernel distance", number))
         a_ND, b_ND = (
             side[torch.from_numpy(generator.choice(len(side), size, replace=False)).to(side.device)]
@@ -161,6 +172,7 @@ def _squared_mmd(a_ND: Tensor, b_ND: Tensor) -> float:
     within = 0.0
     for side in (a_ND, b_ND):
         kernel_NN = _kernel(side, side)
+        # Without the diagonal: a kernel of an image with itself would bias the estimate upwards.
         within += float(kernel_NN.sum() - kernel_NN.diagonal().sum()) / (count * (count - 1))
     return within - 2 * float(_kernel(a_ND, b_ND).mean())
 
@@ -213,7 +225,9 @@ def _chunk_rows(columns_MD: Tensor) -> int:
 def _squared_distances(a_ND: Tensor, b_MD: Tensor) -> Tensor:
     """(N, M); exactly 0 between equal points, despite rounding."""
     lengths_NM = a_ND.square().sum(1)[:, None] + b_MD.square().sum(1)
+    # |a|² + |b|² - 2 a·b by one matrix product, without an (N, M, D) array of differences.
     squared_NM = torch.addmm(lengths_NM, a_ND, b_MD.T, alpha=-2)
+    # A copy of an image must lie in a ball of radius 0 around it.
     return squared_NM.masked_fill_(squared_NM < _ZERO_TOLERANCE * lengths_NM, 0.0)
 
 

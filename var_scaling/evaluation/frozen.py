@@ -24,11 +24,13 @@ class FrozenNorm(nn.Module):
 
     def __init__(self, channels: int, eps: float) -> None:
         super().__init__()
+        # Only for type checkers: register_buffer sets these attributes below.
         self.weight: Tensor
         self.bias: Tensor
         self.running_mean: Tensor
         self.running_var: Tensor
         self.eps = eps
+        # Buffers, not parameters: no gradient is ever needed.
         for name, start in (("weight", 1), ("bias", 0), ("running_mean", 0), ("running_var", 1)):
             self.register_buffer(name, torch.full((channels,), float(start)))
 
@@ -48,6 +50,7 @@ def load_frozen(path: Path, state: State, model: nn.Module) -> None:
 
     Raises WeightsError with all names that are missing, unknown or of another shape.
     """
+    # Before load_state_dict, which would accept another dtype and values that are not finite.
     refuse_mismatch(str(path), state, model)
     model.load_state_dict(state, strict=True)
     model.eval().requires_grad_(False)

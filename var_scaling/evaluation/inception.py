@@ -48,6 +48,7 @@ _halve = partial(F.max_pool2d, kernel_size=3, stride=2)
 _maximum = partial(F.max_pool2d, kernel_size=3, stride=1, padding=1)
 _average = partial(F.avg_pool2d, kernel_size=3, stride=1, padding=1, count_include_pad=False)
 
+# Side of the maps: 149 and 147 after two convolutions, 73 after pooling, 71, and 35 at the end.
 _STEM: Path = [
     Conv("Conv2d_1a_3x3", 32, _THREE, stride=2, padded=False),
     Conv("Conv2d_2a_3x3", 32, _THREE, padded=False),
@@ -88,6 +89,7 @@ def _middle(c: int) -> list[Path]:
 def _coarse(pool: Pool) -> list[Path]:
     """A block at 8 × 8."""
 
+    # A kernel of 3 × 3, factorised into 1 × 3 and 3 × 1 side by side.
     def fork(name: str) -> Fork:
         return Fork(Conv(f"{name}a", 384, (1, 3)), Conv(f"{name}b", 384, (3, 1)))
 
@@ -99,6 +101,8 @@ def _coarse(pool: Pool) -> list[Path]:
     ]
 
 
+# The blocks that halve the side, from 35 to 17 and from 17 to 8: strided convolutions and
+# pooling in parallel (arXiv 1512.00567, section 5).
 _TO_MIDDLE: list[Path] = [
     [Conv("branch3x3", 384, _THREE, stride=2, padded=False)],
     _chain("branch3x3dbl", (64, _ONE), (96, _THREE), (96, _THREE), halves=True),
@@ -109,6 +113,7 @@ _TO_COARSE: list[Path] = [
     _chain("branch7x7x3", (192, _ONE), (192, _FLAT), (192, _TALL), (192, _THREE), halves=True),
     [_halve],
 ]
+# The input channels are the sum over the paths of the block before.
 # (name, input channels, paths).
 _BLOCKS: tuple[tuple[str, int, list[Path]], ...] = (
     ("Mixed_5b", 192, _fine(32)),
@@ -140,6 +145,7 @@ class Inception(nn.Module):
         self.fc = nn.Linear(WIDTH, OUTPUTS)
 
     def forward(self, images_B3HH: Tensor) -> tuple[Tensor, Tensor]:
+        # 128, not 127.5: the scaling of pixels in TensorFlow's graph.
         unit_B3HH = (resize_as_tensorflow_1(images_B3HH, _SIDE) - 128) / 128
         x_BCHH = _run_path(self, _STEM, unit_B3HH)
         for name, _, _ in _BLOCKS:
@@ -154,6 +160,7 @@ class _Block(nn.Module):
     def __init__(self, width: int, paths: list[Path]) -> None:
         super().__init__()
         self.paths = paths
+        # Directly in the block, without a container for each path: the published names have none.
         for path in paths:
             _add(self, width, path)
 
@@ -167,7 +174,7 @@ class _ConvNormReLU(nn.Module):
         height, across = conv.kernel
         padding = (height // 2, across // 2) if conv.padded else (0, 0)
         self.conv = nn.Conv2d(width, conv.channels, conv.kernel, conv.stride, padding, bias=False)
-        self.bn = FrozenNorm(conv.channels, eps=1e-3)
+        self.bn = FrozenNorm(conv.channels, eps=1e-3)  # TensorFlow's; torch's default is 1e-5
 
     def forward(self, x_BCHH: Tensor) -> Tensor:
         return F.relu(self.bn(self.conv(x_BCHH)), inplace=True)
@@ -180,6 +187,7 @@ def _add(module: nn.Module, width: int, path: Path) -> None:
             module.add_module(step.name, _ConvNormReLU(width, step))
             width = step.channels
         elif isinstance(step, Fork):
+            # A fork is the last step of its path, so `width` is not needed again.
             for conv in step:
                 module.add_module(conv.name, _ConvNormReLU(width, conv))
 
@@ -208,6 +216,7 @@ def _resize_axis(x_BCHH: Tensor, dim: int, side: int) -> Tensor:
     length = x_BCHH.shape[dim]
     position = torch.arange(side, device=x_BCHH.device, dtype=x_BCHH.dtype) * (length / side)
     below = position.long()
+    # (side, 1) for rows, (side,) for columns: broadcast over the other axes of (B, C, H, W).
     weight = (position - below).view(side, *[1] * (3 - dim))
     low = x_BCHH.index_select(dim, below)
     high = x_BCHH.index_select(dim, (below + 1).clamp(max=length - 1))

@@ -51,21 +51,24 @@ def evaluate(
     model.eval()
     names = [f"{score}{_SUFFIX[label]}" for label in labels for score in validation.scores]
     scored = np.arange(0, cache.images, validation.score_every)
+    # Zero except for the images of this process; the sum over processes below joins the parts.
     sums_NIP = torch.zeros(
         len(names), len(scored), len(validation.parts), dtype=torch.float64, device=world.device
     )
     for start in range(0, len(scored), batch)[world.rank :: world.size]:
         rows = scored[start : start + batch]
+        # The zeros are epochs: every evaluation uses the first crop of each image.
         ids_BL, labels_B = (part.to(device) for part in cache.batch(rows, np.zeros_like(rows)))
         sums: list[Tensor] = []
         for label in labels:
             null_B = torch.full_like(labels_B, spec.classes)
             labelled = Batch(ids_BL, labels_B if label == "true" else null_B)
             sums += family.validate(spec, model, quantizer, labelled, rows.tolist())
-        sums_NIP[:, start : start + len(rows)] = torch.stack(sums)
+        sums_NIP[:, start : start + len(rows)] = torch.stack(sums)  # (N, B, P)
         progress(start + len(rows), len(scored))
     model.train(was_training)
     scores: Line = {}
+    # Each entry is nonzero in one process only, so this sum is exact for any number of processes.
     for name, sums_IP in zip(names, world.sum(sums_NIP).cpu().numpy(), strict=True):
         scores |= _summary(name, sums_IP, validation)
     return {**scores, "images_scored": len(scored)}
@@ -85,7 +88,7 @@ def evaluation_flops(spec: ModelSpec, images: int, labels: Sequence[str]) -> int
 
 def _summary(name: str, sums_IP: np.ndarray, validation: Validation) -> Line:
     sizes = np.array(validation.sizes)
-    per_image = sums_IP.sum(1) / sum(validation.sizes)
+    per_image = sums_IP.sum(1) / sum(validation.sizes)  # (I,)
     images = len(per_image)
     stderr = float(per_image.std(ddof=1) / np.sqrt(images)) if images > 1 else None
     last = {}

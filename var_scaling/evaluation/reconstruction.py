@@ -48,16 +48,19 @@ def reconstruct(
     model.eval()
     batch = min(256, model.max_batch_size)
     rows = spread_rows(held_out.rows, _MAX_SCORED)
+    # (K, V): how often each code is used at each scale.
     counts = torch.zeros(t.pyramid.scales, t.codebook_size, dtype=torch.int64)
     sums: dict[str, float] = {}
     for part in np.array_split(rows, -(-len(rows) // batch)):
         images = _read(held_out, part).to(device)
         ids_BL = model.encode(images)
         for name, values_B in _pixel_scores(model.decode(ids_BL), images).items():
+            # Weighted by the length of the part, because the last parts can be one image shorter.
             sums[name] = sums.get(name, 0.0) + float(values_B.double().mean()) * len(part)
         for k, ids_BS in enumerate(model.quantize.scales_of(ids_BL.cpu())):
             counts[k] += torch.bincount(ids_BS.flatten(), minlength=t.codebook_size)
     means = {name: value / len(rows) for name, value in sums.items()}
+    # A pass of its own over fewer images (_MAX_LPIPS).
     if perceptual is not None:
         images = _read(held_out, spread_rows(held_out.rows, _MAX_LPIPS)).to(device)
         parts = images.split(min(32, batch))
@@ -108,6 +111,7 @@ def _used(counts_V: Tensor) -> float:
 
 
 def _perplexity(counts_V: Tensor) -> float:
+    # xlogy below: a code that is never used contributes 0, not NaN.
     shares = counts_V.double() / counts_V.sum()
     return float((-torch.xlogy(shares, shares).sum()).exp())
 
@@ -118,6 +122,7 @@ def draw_sheet(path: Path, pairs: np.ndarray) -> None:
     columns = min(count, 16)
     zoom = max(1, 64 // side)
     lines = []
+    # A last row that is not full is left out; images and reconstructions alternate row by row.
     for start in range(0, count - count % columns, columns):
         for images in pairs[:, start : start + columns]:
             framed = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)

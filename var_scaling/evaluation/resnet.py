@@ -56,6 +56,8 @@ class Classifier(nn.Module):
 def preprocess(images_BHH3: Tensor) -> Tensor:
     """Float32 (B, 3, 224, 224), resized, cropped and normalised as in the network's training."""
     x = images_BHH3.movedim(3, 1).float()
+    # Rounded, because Pillow resizes integers. Images are square here, so the side of torchvision's
+    # rule (resize the shorter one) is both.
     if x.shape[2] != _RESIZED:
         x = F.interpolate(x, (_RESIZED, _RESIZED), mode="bilinear", antialias=True).round()
     margin = (_RESIZED - _SIDE) // 2
@@ -75,11 +77,12 @@ def load_classifier(path: Path) -> Classifier:
 
 
 def _architecture(path: Path, state: State) -> str:
+    # Names are STAGE.BLOCK.LAYER: count the different blocks of each stage.
     blocks = tuple(
         len({name.split(".")[1] for name in state if name.startswith(f"{stage}.")})
         for stage in _STAGES
     )
-    architecture = blocks, "layer1.0.conv3.weight" in state
+    architecture = blocks, "layer1.0.conv3.weight" in state  # only bottlenecks have a third one
     if "fc.weight" not in state or not any(blocks):
         examples = ", ".join(sorted(state)[:4])
         raise WeightsError(
@@ -107,6 +110,7 @@ class ResNet(nn.Module):
         for k, (stage, count) in enumerate(zip(_STAGES, blocks, strict=True)):
             layers = []
             for number in range(count):
+                # The first block of a stage halves the side, except in layer1, after a pooling.
                 layers.append(_Block(width, 64 * 2**k, 2 if k and not number else 1, bottleneck))
                 width = layers[-1].width
             self.add_module(stage, nn.Sequential(*layers))
@@ -146,6 +150,7 @@ class _Block(nn.Module):
         h_BCHH = x_BCHH
         for k in range(1, self.layers + 1):
             h_BCHH = self.get_submodule(f"bn{k}")(self.get_submodule(f"conv{k}")(h_BCHH))
+            # The last ReLU comes after the shortcut is added (arXiv 1512.03385, figure 2).
             if k < self.layers:
                 h_BCHH = F.relu(h_BCHH)
         return F.relu(h_BCHH + self.downsample(x_BCHH))

@@ -68,6 +68,7 @@ def sampling_speeds(
     for precision, guidance in settings:
         seconds_per_image = 0.0
         sampling = base.model_copy(update={"guidance": guidance, "precision": precision})
+        # In rising order: the time of a batch is extrapolated from the one before.
         for batch in sorted(batches):
             missing = bench.skip_reason(seconds_per_image * batch) or memory_shortage(
                 family.sampling_bytes(spec, sampling, batch), bench.device
@@ -80,6 +81,7 @@ def sampling_speeds(
                 missing=missing,
             )
             if missing is None:
+                # The estimate above is a lower bound, so memory can still run out.
                 row = _or_missing(
                     row, partial(_time_sampling, subject, sampling, batch, peaks, bench)
                 )
@@ -93,9 +95,13 @@ def _time_sampling(
 ) -> SamplingSpeed:
     family, spec = subject.family, subject.spec
     model, tokenizer = subject.model, subject.tokenizer
+    # Classes in turn. Index and class give each image its own random numbers.
     requests = [Request(number % spec.classes, number) for number in range(batch)]
     labels_B = torch.tensor([request.label for request in requests], device=bench.device)
+    # The time of the decoder does not depend on the values of the grid.
     blank_BZHH = tokenizer.quantize.empty_grid(batch)
+    # Half of the budget for whole images, a quarter for each part. The whole comes first: it also
+    # warms up the parts, and only its memory is reported.
     peak_memory = PeakMemory(bench.device)
     whole = bench.measure(
         lambda: list(sample(spec, model, tokenizer, requests, sampling, 0, batch)), share=1 / 2
@@ -113,6 +119,7 @@ def _time_sampling(
     needed, computed = (
         family.batch_flops(spec, sampling, batch, computed) for computed in (False, True)
     )
+    # Narrows the type: a record can have a list of weights, but a row has one number.
     assert isinstance(sampling.guidance, float)
     return SamplingSpeed(
         precision=sampling.precision,
@@ -180,6 +187,7 @@ def _time_training(
     def step() -> None:
         with precision_context(precision, bench.device):
             loss = family.loss(spec, network, subject.tokenizer.quantize, batch, draws)
+        # Outside of the context: `backward` sets the precision itself, as in training.
         optimizer.backward(optimizer.scale(loss))
         optimizer.step(0)
 
@@ -202,8 +210,10 @@ def _or_missing(row: Row, measure: Callable[[], Row]) -> Row:
     """The row that `measure` returns, or `row` with `missing` set if memory runs out."""
     try:
         return measure()
+    # The CPU allocator raises a plain RuntimeError, so the message decides (out_of_memory).
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
+    # After the except block: the exception would keep the tensors of the failed attempt alive.
     torch.cuda.empty_cache()  # frees the memory of the failed attempt; no effect without a GPU
     return row.model_copy(update={"missing": "out of memory"})

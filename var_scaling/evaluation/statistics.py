@@ -41,6 +41,7 @@ class FeatureSample:
         chosen = np.flatnonzero(_hashed(rows_B) <= self._threshold)
         if len(chosen) and self.capacity:
             self._rows.append(rows_B[chosen])
+            # Select before the copy, so that only the chosen rows leave the GPU.
             indices = torch.from_numpy(chosen).to(features_BD.device)
             self._features.append(features_BD[indices].float().cpu())
             self._stored += len(chosen)
@@ -61,6 +62,7 @@ class FeatureSample:
                 f"image {repeated[0]} was added twice: the parts of the set overlap"
             )
         if len(rows_N) > self.capacity:
+            # The hash is a bijection, so there are no ties and exactly `capacity` rows remain.
             hashed = _hashed(rows_N)
             self._threshold = np.partition(hashed, self.capacity - 1)[self.capacity - 1]
             order = order[hashed[order] <= self._threshold]
@@ -117,9 +119,12 @@ class Statistics:
         if not len(rows_B):
             return
         features_BD = output.features_BD.to(self.mean_D)
+        # One value that is not finite makes the mean of its feature not finite: (D,) numbers
+        # to test instead of (B, D).
         mean_D = features_BD.mean(0)
         if not bool(mean_D.isfinite().all()):
             raise ValueError(f"images {rows_B.min()} to {rows_B.max()}: features are not finite")
+        # The scatter of the batch around its own mean; `_add_moments` corrects for the other mean.
         deviations_BD = features_BD - mean_D
         self._add_moments(len(rows_B), mean_D, deviations_BD.T @ deviations_BD)
         self._add_scores(output.logits_BK.to(self.mean_D), rows_B)
@@ -149,6 +154,8 @@ class Statistics:
         self.feature_sample.select()  # raises if an image is in both
 
     def _add_moments(self, count: int, mean_D: Tensor, scatter_DD: Tensor) -> None:
+        # Chan, Golub and LeVeque 1983: the scatter of a union of n and m images is the sum of both
+        # scatters plus n m / (n + m) times the outer product of the difference of the means.
         total = self.count + count
         shift_D = mean_D - self.mean_D
         self.scatter_DD += scatter_DD
@@ -164,6 +171,7 @@ class Statistics:
         member_IB = F.one_hot(split_B, splits).T.to(logits_BK)
         self.split_counts_I += member_IB.sum(1)
         self.split_sums_IK += member_IB @ probs_BK
+        # xlogy: 0 log 0 is 0. A probability can underflow to 0.
         self.split_negentropies_I += member_IB @ torch.xlogy(probs_BK, probs_BK).sum(1)
 
 
@@ -174,6 +182,7 @@ def split_of(rows_B: np.ndarray, splits: int) -> np.ndarray:
     Without the hash, the split would be the remainder of the index; if the class is the remainder
     of the index too, each split would have only a few classes.
     """
+    # `group` numbers the blocks of `splits` consecutive images; its hash rotates the block.
     group, position = np.divmod(rows_B, splits)
     shift = _hashed(group) % np.uint64(splits)
     return (position + shift.astype(np.int64)) % splits
@@ -181,6 +190,7 @@ def split_of(rows_B: np.ndarray, splits: int) -> np.ndarray:
 
 def _hashed(numbers: np.ndarray) -> np.ndarray:
     """uint64, a bijection: the finaliser of SplitMix64 (Steele, Lea and Flood 2014)."""
+    # The state of the generator after n + 1 steps from 0. Products wrap around at 2^64.
     z = (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

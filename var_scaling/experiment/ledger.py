@@ -35,6 +35,8 @@ def trial_ledger(trial: Trial) -> dict[str, int]:
         "train_flops": images * total(flops),
         **{f"train_flops_{name}": images * flops.get(name, 0) for name in FLOP_COMPONENTS},
         "train_flops_dense_mask": images * dense,
+        # C = 6 N D (arXiv 2001.08361): 2 FLOPs forward and 4 backward for each weight and token.
+        # Laws can be refitted under each convention (docs/laws.md).
         "train_flops_6n_total": 6 * per_image["params_total"] * images * length,
         "train_flops_6n_blocks": 6 * per_image["params_blocks"] * images * length,
     }
@@ -45,6 +47,7 @@ def scoring_flops(config: ScoredSet | ReconstructionFloor | FeatureNetwork) -> i
     those of the feature extractor.
     """
     if isinstance(config, FeatureNetwork):
+        # 3: the backward pass costs twice the forward pass.
         return 3 * config.steps * config.batch_size * classifier_flops(config.data.side)
     if isinstance(config, ReconstructionFloor):
         per_image = encoding_flops(config.tokenizer) + decoding_flops(config.tokenizer)

@@ -84,6 +84,7 @@ class SampleSet(Record):
 
     def chunk(self, number: int) -> list[Request]:
         """The requests of one chunk: CHUNK of them, or fewer in the last chunk."""
+        # Position p is image p // classes of class p % classes.
         positions = range(number * CHUNK, min((number + 1) * CHUNK, self.drawn))
         classes = len(self.classes)
         return [Request(self.classes[p % classes], p // classes) for p in positions]

@@ -33,6 +33,7 @@ class FeatureNetwork(Record):
 
     @property
     def steps(self) -> int:
+        # None: the number of image files is not known before they are read.
         images = self.data.train_images
         if images is None:
             return self.most_steps
@@ -103,6 +104,7 @@ class ScoredSet(Record):
     @property
     def sampling(self) -> SamplingRecord:
         sampling = self.scoring.sampling_of(self.trial)
+        # `Scoring.scored_sets` makes no record for a trial without settings.
         assert sampling is not None
         return sampling
 
@@ -123,6 +125,7 @@ class ReconstructionFloor(Record):
     @property
     def of_tokenizer(self) -> str:
         """Name of the folder among the reconstruction floors of the tokenizer."""
+        # The number of images is in the name because the bias of a Fréchet distance depends on it.
         features = "-features" if self.cache == "features" else ""
         return f"{self.data.name}-{self.extractor}-{self.images}{features}"
 

@@ -23,6 +23,7 @@ class Sweep(Record):
 
     @property
     def tokenizers(self) -> tuple[SomeTokenizer, ...]:
+        # By name: `_names_are_unique` refuses two different records with one name.
         return tuple({trial.tokenizer.name: trial.tokenizer for trial in self.trials}.values())
 
     @property
@@ -50,6 +51,7 @@ class Sweep(Record):
             floor = ReconstructionFloor(
                 tokenizer=trial.tokenizer,
                 data=trial.data,
+                # As many as samples: the bias of a Fréchet distance depends on their number.
                 images=scoring.count * trial.classes,
                 extractor=scored.extractor,
                 cache=trial.family.cache_kind(trial.model),
@@ -84,6 +86,7 @@ class Sweep(Record):
             raise ValueError(f"trials: names must be unique; repeated: {', '.join(repeated)}")
         trained = [t for t in self.tokenizers if isinstance(t, TrainedTokenizer)]
         datasets = [trial.data for trial in self.trials] + [t.data for t in trained]
+        # The name is the address of the results on disk, so two records must not share it.
         for kind, records in (
             ("tokenizer", [trial.tokenizer for trial in self.trials]),
             ("data", datasets),

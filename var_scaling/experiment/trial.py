@@ -79,6 +79,7 @@ class Trial(Generator):
     @property
     def evaluation_steps(self) -> tuple[int, ...]:
         """Steps after which the held-out tokens are scored: `steps`, `steps` / 2, `steps` / 4, …"""
+        # Halvings are evenly spaced on a log axis of compute.
         return tuple(sorted({max(1, self.steps >> k) for k in range(self.evaluations)}))
 
     @model_validator(mode="after")
@@ -102,6 +103,8 @@ class Trial(Generator):
         if self.start is None:
             return self
         trunk, step = self.start.trial, self.start.step
+        # These determine the shapes of the checkpoint, the meaning of its tokens, and the number of
+        # images that it has seen. The optimiser may differ, for example in its schedule.
         different = [
             name
             for name in ("model", "tokenizer", "classes", "batch_size", "weight_average")
@@ -130,4 +133,5 @@ class Start(Record):
     step: PositiveInt
 
 
+# `Trial.start` refers to a class that is defined after it.
 Trial.model_rebuild()

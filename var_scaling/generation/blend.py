@@ -33,6 +33,7 @@ class Window(NamedTuple):
 def read_window(text: str, width: int, height: int) -> Window:
     """Parse `left,top,size` in pixels. Raises EditError if it reaches outside the picture."""
     numbers = parse_numbers(text, "left,top,size")
+    # parse_numbers also accepts shares, which only boxes may have.
     if any(mark in text for mark in ".%"):
         raise EditError(f"window {text}: left, top and size must be integers (pixels)")
     window = Window(*map(int, numbers))
@@ -68,6 +69,7 @@ def window_for(hole_hw: np.ndarray, outpaint: bool, user_window: Window | None =
     does not contain the whole hole, or if the window contains nothing of the hole.
     """
     height, width = hole_hw.shape
+    # Rows and columns with at least one pixel of the hole.
     ys, xs = (np.flatnonzero(hole_hw.any(axis)) for axis in (1, 0))
     if not len(xs):
         raise EditError("the hole is empty: nothing is left to generate")
@@ -91,10 +93,12 @@ def window_for(hole_hw: np.ndarray, outpaint: bool, user_window: Window | None =
                 f"{width} × {height}. Fill it in parts, or crop the picture"
             )
         window = Window(
+            # Centred on the hole, then moved as little as needed to lie within the picture.
             min(max((left + right - size) // 2, 0), width - size),
             min(max((top + bottom - size) // 2, 0), height - size),
             size,
         )
+    # Possible for a given window and for the central one of out-painting.
     if not window.crop(hole_hw).any():
         raise EditError(
             f"window {','.join(map(str, window))} contains nothing of the hole, so nothing is "
@@ -147,9 +151,11 @@ def paste_with_weights(
     """`paste` with the weights of `fade_in` computed before, to share them among results."""
     assert picture_hw3.dtype == generated_HH3.dtype == np.uint8
     picture_SS3 = window.crop(picture_hw3).astype(np.float32)
+    # The model's image is resized, never the picture: the picture keeps its own pixels.
     generated_SS3 = _resized(generated_HH3, window.size)
     pasted = picture_hw3.copy()
     window.crop(pasted)[:] = np.rint(
+        # In this form a weight of 0 gives exactly the picture's pixel, and 1 the generated one.
         picture_SS3 + (generated_SS3 - picture_SS3) * fade_SS[..., None]
     )
     return pasted
@@ -179,6 +185,7 @@ def fade_in(hole_hw: np.ndarray, window: Window, feather_px: int | None = None) 
     edge of the picture is not a border. Raises EditError as `feather_in` does.
     """
     feather_px = feather_in(window, feather_px)
+    # Only the hole's part in the window is filled.
     filled_hw = np.zeros_like(hole_hw)
     window.crop(filled_hw)[:] = window.crop(hole_hw)
     # One more pixel on each side within the picture: where the window cuts the hole, its edge is a
@@ -198,13 +205,17 @@ def _fade(hole_hw: np.ndarray, feather_px: int) -> np.ndarray:
     """
     feathers = [feather_px >> halvings for halvings in range(max(feather_px, 1).bit_length())]
     fade_hw = hole_hw.astype(np.float32)
+    # From the shortest ramp to the longest: the longest one that fits is blended over the others.
     for feather in sorted(feathers):
         if feather < 2:
             continue  # a hard edge: the hole itself
         wide_hw = _open(hole_hw, 2 * feather)
+        # No square of this size fits into the hole, so no larger one does.
         if not wide_hw.any():
             break
         near_wide_hw, near_hole_hw = (_blur(part, feather) for part in (wide_hw, hole_hw))
+        # Share of the hole around a pixel in which this ramp fits. 1 / 255 is the step of _blur: no
+        # division by 0.
         share_hw = near_wide_hw / np.maximum(near_hole_hw, np.float32(1 / 255))
         fade_hw += share_hw * (_ramp(hole_hw, feather // 2) - fade_hw)
     return fade_hw * hole_hw
@@ -212,6 +223,9 @@ def _fade(hole_hw: np.ndarray, feather_px: int) -> np.ndarray:
 
 def _ramp(hole_hw: np.ndarray, radius: int) -> np.ndarray:
     """1 / (2 radius + 1) on the hole's outermost pixels, 1 from the (2 radius + 1)th on."""
+    # Eroded by the radius first, so that the blur of the same radius begins at the hole's border
+    # and stays inside. Padding of 2 x radius: each of the two reaches that far. Mode edge: the
+    # picture's edge is not a border of the hole.
     padded = np.pad(hole_hw, 2 * radius, mode="edge")
     height, width = hole_hw.shape
     rows, columns = slice(radius, radius + height), slice(radius, radius + width)
@@ -221,6 +235,7 @@ def _ramp(hole_hw: np.ndarray, radius: int) -> np.ndarray:
 def _open(hole_hw: np.ndarray, radius: int) -> np.ndarray:
     """Morphological opening: the part of the hole covered by squares of side 2 radius + 1 in it."""
     padded = np.pad(hole_hw, 2 * radius)  # with False: a strip along the picture's edge is thin too
+    # Erosion of the complement is dilation.
     return ~_erode(~_erode(padded, radius), radius)
 
 
@@ -230,6 +245,8 @@ def _erode(true_hw: np.ndarray, radius: int) -> np.ndarray:
     The reach doubles in each pass, so the cost grows with the logarithm of the radius.
     """
     for _ in range(2):
+        # A square is separable: rows first, then, transposed, columns. The second turn transposes
+        # back.
         true_hw, reach = true_hw.T, 1
         while reach <= 2 * radius:
             step = min(reach, 2 * radius + 1 - reach)
@@ -239,6 +256,7 @@ def _erode(true_hw: np.ndarray, radius: int) -> np.ndarray:
 
 def _blur(true_hw: np.ndarray, radius: int) -> np.ndarray:
     """float32 share of true pixels in the square around each pixel, in steps of 1 / 255."""
+    # Pillow's box blur takes a time that does not depend on the radius.
     image = Image.fromarray(true_hw.astype(np.uint8) * 255)
     return np.asarray(image.filter(ImageFilter.BoxBlur(radius)), np.float32) / 255
 

@@ -82,6 +82,7 @@ def scene_to_enlarge(
 def encode_square(tokenizer: MultiScaleVQVAE, square_HH3: np.ndarray) -> Tensor:
     """Ids (1, L) of a uint8 image, on the tokenizer's device, computed in float32."""
     device = tokenizer.quantize.embedding.weight.device
+    # As when the token cache was written: another precision can give other ids.
     with precision_context("fp32", device):
         return tokenizer.encode(to_unit(torch.from_numpy(square_HH3)[None].to(device)))
 
@@ -101,6 +102,7 @@ def generate_edits(
     Everything else is as in `sample`: an image does not depend on its batch.
     """
     ids_1L = encode_square(tokenizer, scene.square_HH3)
+    # One row of ids and one of the mask, (1, L); `sample` expands both to its batches.
     kept = KeptTokens(ids_1L, scene.keep_L.to(ids_1L.device)[None])
     return sample(spec, model, tokenizer, requests, sampling, seed, batch, kept)
 

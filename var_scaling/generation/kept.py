@@ -45,6 +45,7 @@ def kept_positions(keep_RR: Tensor, pyramid: Pyramid) -> Tensor:
         raise EditError(
             f"kept cells have shape {shape}, but the finest map has side {pyramid.side}"
         )
+    # (1, 1, R, R), as F.interpolate needs it.
     keep = keep_RR.detach().cpu().bool().float()[None, None]
     scales = []
     for side in pyramid.patch_nums:
@@ -66,6 +67,7 @@ def coarse_positions(pyramid: Pyramid, scales: int) -> Tensor:
             + (f"1 to {pyramid.scales - 1}" if pyramid.scales > 1 else "none")
             + " can be kept"
         )
+    # `levels` has the scale index of each of the L positions.
     return torch.tensor(pyramid.levels) < scales
 
 
@@ -83,4 +85,5 @@ def scales_covered_by(pixels: int, pyramid: Pyramid, downsampling: int) -> int:
         )
     if pyramid.scales == 1:
         raise EditError("the model has a single scale, so there is no coarse scale to keep")
+    # A token covers `downsampling` pixels: a finer map needs detail that the picture does not have.
     return max(1, sum(side * downsampling <= pixels for side in pyramid.patch_nums))

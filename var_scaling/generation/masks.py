@@ -62,6 +62,7 @@ def read_box(text: str, width: int, height: int) -> Box:
 def _box_of_shares(text: str, numbers: list[str], width: int, height: int) -> Box:
     percent = "%" in text
     for number in numbers:
+        # 0 is the same in pixels and in per cent; any other number without % could mean pixels.
         if percent and not number.endswith("%") and float(number) != 0:
             raise EditError(f"box {text}: {number} has no %, but others do: write all with %")
         value = float(number.rstrip("%"))
@@ -74,6 +75,7 @@ def _box_of_shares(text: str, numbers: list[str], width: int, height: int) -> Bo
             )
     whole = 100 if percent else 1
     edges = zip(numbers, (width, height, width, height), strict=True)
+    # floor(x + 0.5) rounds halves up; Python's round would round 28.5 down, to the even number.
     return Box(*(math.floor(float(n.rstrip("%")) / whole * edge + 0.5) for n, edge in edges))
 
 
@@ -138,11 +140,13 @@ def mask_hole(
             f"{rotated} Resize the mask to the picture's size without smoothing (nearest neighbour)"
         )
     colour_hw3, alpha_hw = _colour_and_alpha(mask)
+    # On black, so that transparent pixels are never white.
     visible_hw3 = colour_hw3 * (alpha_hw[..., None] / np.float32(255))
     light_hw = visible_hw3 @ np.array(_LUMA, np.float32)
     white_hw, transparent_hw = light_hw >= 127.5, alpha_hw < 127.5
     if by is None:
         _refuse_ambiguous(visible_hw3, white_hw, transparent_hw)
+        # Not ambiguous: a mask with both white and transparent pixels was refused above.
         by = "alpha" if transparent_hw.any() else "light"
     hole = transparent_hw if by == "alpha" else white_hw
     generated = "transparent" if by == "alpha" else "white"

@@ -38,6 +38,7 @@ def accept(scores: Mapping[Request, float], count: int) -> Accepted:
             raise ValueError(
                 f"class {label}: {len(candidates)} candidates, but {count} must be kept"
             )
+        # A defined order of equal scores: the set must not depend on the order of drawing.
         best = sorted(candidates, key=lambda request: (-scores[request], request.index))[:count]
         thresholds[label] = scores[best[-1]]
         accepted += best
@@ -58,6 +59,7 @@ def classifier_scores(
     outputs; without it the index is the class. On a CPU the images are scored one by one: the
     rounding of a convolution depends on the batch size, and a score must not.
     """
+    # (n, W, W, 3) to (n, K), joined to (B, K).
     parts = images_BWW3.split(1) if images_BWW3.device.type == "cpu" else (images_BWW3,)
     probabilities_BK = torch.cat([probabilities(part) for part in parts]).double().cpu()
     indices = [label if outputs is None else outputs[label] for label in labels]

@@ -58,6 +58,7 @@ def sample(
         draws = RequestDraws(seed, batch_requests, device)
         kept_batch = None
         if kept is not None:
+            # Ids and mask, (1, L) each, to (B, L) without a copy.
             kept_batch = KeptTokens(*(row.expand(len(batch_requests), -1) for row in kept))
         ids, grids = [], []
         with precision_context(sampling.precision, device):
@@ -65,8 +66,11 @@ def sample(
                 spec, model, quantizer, labels_B, sampling, draws, kept_batch
             ):
                 if frame.ids_BN is not None:
+                    # Each frame has the ids that are new in it (for VAR those of one scale):
+                    # joined, (B, L).
                     ids.append(frame.ids_BN.cpu())
                 grids.append(frame.grid_BZHH)
+        # The last frame is the sample; the others are needed for strips only.
         images = decode_images(tokenizer, grids[-1])
         frames = [decode_images(tokenizer, grid) for grid in grids] if strips else None
         yield SampleBatch(
@@ -97,6 +101,8 @@ class RequestDraws:
         rows = []
         for request in self.requests:
             seed = seed_for(self.seed, f"sample {purpose}", request.label, request.index, step)
+            # A generator for each request and step: one for the batch would make the numbers of an
+            # image depend on the images before it.
             rows.append(torch_draw(shape, generator=torch.Generator().manual_seed(seed)))
         return torch.stack(rows).to(self.device)
 
@@ -107,12 +113,14 @@ def decode_images(tokenizer: MultiScaleVQVAE, f_BZHH: Tensor) -> Tensor:
 
     They are decoded one by one: the rounding of a convolution depends on the batch size.
     """
+    # fp32 whatever the precision of sampling: that setting is the transformer's.
     with precision_context("fp32", f_BZHH.device):
         images = [to_pixels(tokenizer.render(grid_1ZHH)) for grid_1ZHH in f_BZHH.split(1)]
     return torch.cat(images).cpu()
 
 
 def _check_labels(requests: Sequence[Request], classes: int) -> None:
+    # Label `classes` is the null class of classifier-free guidance: an unconditional sample.
     unknown = sorted({request.label for request in requests if not 0 <= request.label <= classes})
     if unknown:
         raise ValueError(

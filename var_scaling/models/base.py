@@ -22,6 +22,7 @@ from var_scaling.randomness import seed_for
 from var_scaling.recipe import NonNegativeFloat, Precision
 from var_scaling.record import Record
 
+# For annotations only: `plan`, `status` and `analysis` read families and never load torch.
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -64,6 +65,7 @@ class ModelRecord(Record):
 
     def at_depth(self, depth: int) -> ModelRecord:
         """The model of another depth in the same family of sizes."""
+        # Record.model_copy validates, so a depth that the family cannot have is refused here.
         return self.model_copy(update={"depth": depth})
 
 
@@ -151,6 +153,7 @@ class StepDraws:
 
     def seed_of(self, purpose: str) -> int:
         """The seed of the generator for `purpose`."""
+        # No generator outlives a step: a resume then needs no generator state.
         return seed_for(self.seed, purpose, self.step)
 
 

@@ -14,6 +14,7 @@ from var_scaling.randomness import seed_for
 
 def uniform_of(draws: StepDraws, purpose: str) -> Tensor:
     """Uniform numbers in [0, 1), (B,): one for each image of this process."""
+    # One number for each image of the global batch is cheap: draw all, then take this process's.
     generator = torch.Generator().manual_seed(draws.seed_of(purpose))
     return torch.rand(draws.images, generator=generator)[draws.local_slice]
 
@@ -46,6 +47,7 @@ def _draw(
     indices: Sequence[int],
     shape: tuple[int, ...],
 ) -> Tensor:
+    # X stands for `shape`. Each row is filled in place: `numbers_X` is a view of `numbers_BX`.
     generator, numbers_BX = torch.Generator(), torch.empty(len(indices), *shape)
     for numbers_X, index in zip(numbers_BX, indices, strict=True):
         generator.manual_seed(seed_for(seed, purpose, step, index))

@@ -27,7 +27,10 @@ class Attention(nn.Module):
         self.heads = heads
         self.normalised = normalised
         if normalised:
+            # The logarithm of a positive factor for each head; it starts at 4, as released.
+            # Products of unit vectors are in [-1, 1]: without a factor the softmax is never sharp.
             self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4.0)))
+        # One matrix for all three, with the biases apart: the parameters of the released files.
         self.mat_qkv = nn.Linear(width, 3 * width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(width))
         self.v_bias = nn.Parameter(torch.zeros(width))  # no key bias: softmax cancels it
@@ -49,10 +52,13 @@ class Attention(nn.Module):
             scale = 1.0
         else:
             scale = 0.25 / math.sqrt(q.shape[-1])  # the released code's extra 0.25
+        # After the normalisation: a rotation keeps the norm. Before the cache: each key is rotated
+        # once, when it is stored.
         if rotate is not None:
             q, k = rotate(q), rotate(k)
         if kv_cache is not None:
             k, v = kv_cache(k, v)
+        # A sampler passes no mask: its cache holds only keys that the new positions may see.
         h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_LL, scale=scale)
         return self.proj(rearrange(h, "b n l c -> b l (n c)"))
 
@@ -105,6 +111,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype:
 
 def modulate(x_BLC: Tensor, scale_B1C: Tensor, shift_B1C: Tensor) -> Tensor:
     """LayerNorm without affine parameters, then the condition's scale and shift."""
+    # 1 + scale: an output of 0 from the AdaLN layer leaves the norm as it is.
     return F.layer_norm(x_BLC, x_BLC.shape[-1:], eps=1e-6) * (1 + scale_B1C) + shift_B1C
 
 
@@ -116,6 +123,7 @@ class Block(nn.Module):
         self.attn = Attention(width, heads, normalised)
         self.ffn = FeedForward(width, ratio)
         if shared_adaln:
+            # One AdaLN matrix serves all blocks; each block adds only this offset.
             self.ada_gss = nn.Parameter(torch.empty(1, 1, 6, width))
         else:
             self.ada_lin = Modulation(width, 6)
@@ -136,6 +144,7 @@ class Block(nn.Module):
         rotate: Rotate | None = None,
     ) -> Tensor:
         """`adaln` comes from `adaln_params`; `keep` scales the two residual branches."""
+        # Released order: both gates first. DiT's released order differs (dit/model.py).
         gamma1, gamma2, scale1, scale2, shift1, shift2 = adaln_B61C.unbind(1)
         h = gamma1 * self.attn(modulate(x_BLC, scale1, shift1), mask_LL, kv_cache, rotate)
         x_BLC = x_BLC + keep_2B11[0] * h
@@ -161,10 +170,12 @@ def init_adaln_transformer(
     """Initialise a module that has `blocks`, `head_nm` and `head` as the released VAR code does
     (arXiv 2404.02905): standard deviations relative to sqrt(1 / 3C), every bias 0.
     """
+    # The standard deviation of torch's default for nn.Linear, uniform in +- C^-0.5.
     std = math.sqrt(1 / (3 * width))
     for name, parameter in module.named_parameters():
         if name.endswith("bias"):
             nn.init.zeros_(parameter)
+        # The attention temperature keeps its own start, log 4.
         elif not name.endswith("scale_mul_1H11"):
             nn.init.normal_(parameter, std=std)
     head, head_nm, blocks = module.head, module.head_nm, module.blocks
@@ -176,6 +187,8 @@ def init_adaln_transformer(
     gammas = 2 * width  # the first two of the six chunks
     for block in blocks:
         assert isinstance(block, Block)
+        # The residual stream is a sum of 2 D branches: this keeps its initial variance
+        # independent of the depth D.
         block.attn.proj.weight.data.div_(math.sqrt(2 * len(blocks)))
         block.ffn.fc2.weight.data.div_(math.sqrt(2 * len(blocks)))
         if hasattr(block, "ada_gss"):
@@ -197,6 +210,8 @@ def drop_path_factors(
     """
     if rate == 0:
         return None
+    # Division by the share that is kept preserves the mean of each branch, so evaluation needs no
+    # factor.
     rates = torch.linspace(0, rate, depth)[:, None, None]
     kept = torch.rand(depth, 2, images, generator=generator) >= rates
     return kept / (1 - rates)

@@ -30,6 +30,7 @@ def filter_logits(logits_BSV: Tensor, top_k: int, top_p: float) -> Tensor:
     # Rows with ties at the k-th logit keep more than k codes: these few rows are sorted in full.
     filtered_BSV = _top_p(logits_BSV, descending_BSK.flip(-1), indices_BSK.flip(-1), top_p)
     tied_BS = logits_BSV.isfinite().sum(-1) > top_k
+    # Row by row, so that ties of one image do not change the rounding of the others (LOG.md).
     if tied_BS.any():
         tied_NV = logits_BSV[tied_BS]
         filtered_BSV[tied_BS] = _top_p(tied_NV, *tied_NV.sort(dim=-1), top_p)
@@ -38,6 +39,7 @@ def filter_logits(logits_BSV: Tensor, top_k: int, top_p: float) -> Tensor:
 
 def _top_p(logits_BSV: Tensor, ascending_BSK: Tensor, indices_BSK: Tensor, top_p: float) -> Tensor:
     """Top-p among the codes `indices`, whose logits `ascending` are in ascending order."""
+    # In ascending order the cumulative sum is the probability of a code and of all less likely.
     unlikely_BSK = ascending_BSK.softmax(-1).cumsum(-1) <= 1 - top_p
     unlikely_BSK[..., -1] = False  # the likeliest code always stays
     dropped_BSV = torch.zeros_like(logits_BSV, dtype=torch.bool)
@@ -50,6 +52,8 @@ def sample_ids(logits_BSV: Tensor, uniform_BS: Tensor) -> Tensor:
     It inverts the cumulative distribution, summed in float64: the largest float32 number below 1
     times the total stays below the total, so a code of probability 0 is never sampled.
     """
+    # Not torch.multinomial: it draws for the whole batch from one generator, and each sample must
+    # depend on its own seed alone. `right` skips codes of probability 0, whose sums are equal.
     cumulative_BSV = logits_BSV.softmax(-1).double().cumsum(-1)
     target_BS1 = uniform_BS.double()[..., None] * cumulative_BSV[..., -1:]
     return torch.searchsorted(cumulative_BSV, target_BS1, right=True)[..., 0]
@@ -63,6 +67,7 @@ def mix_codes(
     """
     tiny = torch.finfo(uniform_BSV.dtype).tiny  # 0 would give -inf: a row could lose all its codes
     gumbel_BSV = -(-uniform_BSV.clamp_min(tiny).log()).log()
+    # Filtered codes have logits of -inf, and the noise is finite: their weights are exactly 0.
     weights_BSV = ((logits_BSV * sharpening + gumbel_BSV) / tau).softmax(-1)
     # Image by image: the rounding of one product over the batch would depend on the batch size.
     return torch.stack([weights_SV @ codes_VC for weights_SV in weights_BSV])

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, SerializeAsAny, TypeAdapter, ValidationInf
 from var_scaling.models.base import ModelFamily, ModelRecord, SamplingRecord
 from var_scaling.record import validate_tagged
 
+# Module paths, not objects: a family is imported when it is first named.
 FAMILIES = {
     "var": "var_scaling.models.var.family",
     "ar": "var_scaling.models.ar.family",
@@ -51,9 +52,12 @@ def _read_sampling(value: Any, info: ValidationInfo) -> Any:
 
 def sampling_from(content: dict[str, Any]) -> SamplingRecord:
     """The sampling settings in a manifest. Raises ValueError if they are not valid."""
+    # Through JSON: records are strict, and only pydantic's JSON mode reads a list as a tuple.
     adapter: TypeAdapter[SamplingRecord] = TypeAdapter(AnySampling)
     return adapter.validate_json(json.dumps(content))
 
 
+# A field of these types holds the record of any family. Without SerializeAsAny, pydantic would
+# write only the fields of the base class.
 AnyModel = Annotated[SerializeAsAny[ModelRecord], BeforeValidator(_read_model)]
 AnySampling = Annotated[SerializeAsAny[SamplingRecord], BeforeValidator(_read_sampling)]

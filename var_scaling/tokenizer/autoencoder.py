@@ -39,6 +39,8 @@ class Dropout(nn.Module):
     def forward(self, x_BWHH: Tensor) -> Tensor:
         if not self.training or self.share == 0:
             return x_BWHH
+        # One call per image, not one for the batch: otherwise a mask would depend on the size of
+        # the batch, and so on the number of processes.
         drawn = [
             torch.rand(x.shape, generator=generator, device=x.device)
             for x, generator in zip(x_BWHH, self.draws.generators, strict=True)
@@ -72,6 +74,7 @@ class AttentionBlock(nn.Module):
         self.proj_out = nn.Conv2d(width, width, 1)
 
     def forward(self, x_BWHH: Tensor) -> Tensor:
+        # (B, 3 W, H, H) to three of (B, 1 head, H * H, W).
         q, k, v = rearrange(
             self.qkv(self.norm(x_BWHH)), "b (three w) y x -> three b 1 (y x) w", three=3
         )
@@ -86,6 +89,8 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, stride=2)
 
     def forward(self, x_BWHH: Tensor) -> Tensor:
+        # Padding at the right and at the bottom only, as in the released encoder. Conv2d's own
+        # padding is symmetric: the released weights would get a grid shifted by a pixel.
         return self.conv(F.pad(x_BWHH, (0, 1, 0, 1)))
 
 
@@ -120,6 +125,7 @@ class Level(nn.Module):
             ResidualBlock(cin if j == 0 else cout, cout, groups, dropout) for j in range(blocks)
         )
         self.attn = nn.ModuleList(AttentionBlock(cout, groups) for _ in range(blocks) if attention)
+        # Set by Encoder or Decoder, where a resize follows.
         self.downsample: Downsample | None = None
         self.upsample: Upsample | None = None
 
@@ -146,6 +152,7 @@ class Encoder(nn.Module):
             levels.append(
                 Level(width, level_width, t.residual_blocks, t.norm_groups, dropout, deepest)
             )
+            # The coarsest level keeps its side: n levels halve the image n - 1 times.
             if not deepest:
                 levels[-1].downsample = Downsample(level_width)
             width = level_width
@@ -172,8 +179,10 @@ class Decoder(nn.Module):
         levels: list[Level] = []
         for level, level_width in enumerate(widths):
             deepest = level == len(widths) - 1
+            # The input comes from the next coarser level; that of the coarsest comes from `mid`.
             coarser = widths[-1] if deepest else widths[level + 1]
             levels.append(
+                # One residual block more than in the encoder, as in the released code.
                 Level(coarser, level_width, t.residual_blocks + 1, t.norm_groups, dropout, deepest)
             )
             if level > 0:
@@ -196,5 +205,6 @@ def to_unit(pixels_BHH3: Tensor) -> Tensor:
 
 def to_pixels(images_B3HH: Tensor) -> Tensor:
     """float (B, 3, H, H) in [-1, 1], clamped, to uint8 (B, H, H, 3)."""
+    # Clamp before the conversion: values outside of 0 to 255 have no defined uint8.
     pixels = (images_B3HH.clamp(-1, 1) + 1) * 127.5
     return rearrange(pixels.round().to(torch.uint8), "b c y x -> b y x c")

@@ -19,6 +19,7 @@ from var_scaling.datasets import DataRecord
 from var_scaling.disk import is_done, read_json
 from var_scaling.record import difference
 
+# Also the unit of a resume and of the parts of several jobs: both begin at a multiple of it.
 SHARD = 4096  # rows per checksum
 _DELETE_FOLDER = "delete the folder, and it will be encoded again"
 
@@ -53,7 +54,9 @@ class TokenCache:
 
         A cache of features returns grids (n, Z, H, H) in float32 instead of ids.
         """
+        # Indexing with an array copies only these rows out of the memory map.
         crop_rows = rows * self.crops + epochs % self.crops
+        # uint16 saves disk and page cache; torch's embedding and cross entropy need int64.
         dtype = np.float32 if self.tokens.dtype == np.float16 else np.int64
         inputs = torch.from_numpy(self.tokens[crop_rows].astype(dtype))
         return inputs, torch.from_numpy(self.labels[rows])
@@ -67,6 +70,7 @@ def describe(
         "format": 1,
         "tokenizer": tokenizer.name,
         "tokenizer_weights_sha256": weights,
+        # Only what affects this split: validation tokens stay valid if the training crops change.
         "data": data.for_split(split).model_dump(mode="json"),
         "split": split,
         "crops": data.views(split),
@@ -75,6 +79,7 @@ def describe(
     }
     if kind == "features":
         side = tokenizer.pyramid.side
+        # Caches of tokens have no field `kind`: those written before features existed stay valid.
         content |= {"kind": kind, "features_per_image": [tokenizer.code_channels, side, side]}
     return content
 
@@ -102,12 +107,16 @@ def open_cache(folder: Path, expected: dict[str, Any], check: bool = True) -> To
         manifest = read_json(folder / "manifest.json")
         check_description(folder, manifest, expected)
         file = folder / array_file(expected)
+        # "r" is mmap_mode: the tokens stay on disk, and the processes of a machine share the pages.
         tokens, labels = np.load(file, "r"), np.load(folder / "labels.npy")
+    # A CacheError is a ValueError: the next clause would wrap it in a second message.
     except CacheError:
         raise
     except (OSError, ValueError, EOFError) as error:
         raise CacheError(f"{folder}: missing or damaged: {error}; {_DELETE_FOLDER}") from error
     rows, shards = manifest["images"] * manifest["crops"], manifest["shards_crc32"]
+    # Shapes before checksums: with too few checksums in the list, the loop below would leave rows
+    # unchecked.
     shapes = (tokens.shape, labels.shape, len(shards))
     if shapes != ((rows, *row_layout(manifest)[0]), (manifest["images"],), -(-rows // SHARD)):
         raise CacheError(f"{folder}: damaged: {rows} rows, shapes {shapes}; {_DELETE_FOLDER}")

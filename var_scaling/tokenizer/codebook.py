@@ -34,6 +34,8 @@ class CodebookUpdater:
         self.quantizer, self.config, self.seed = quantizer, config, seed
         self.rank, self.total = rank, total
         self.averaged = config.learns == "averages"
+        # `.data` shares its memory with the parameter: in-place updates below change the codebook.
+        # Codes that are averages must not get gradient steps as well.
         self.codes_VC = quantizer.embedding.weight.requires_grad_(not self.averaged).data
         self.uses_V = torch.zeros_like(self.codes_VC[:, 0])
         self.sums_VC = torch.zeros_like(self.codes_VC)
@@ -46,12 +48,16 @@ class CodebookUpdater:
         """
         if f_BCHH is None:
             bound = self.codes_VC.shape[1] ** -0.5 / 36
+            # Drawn on the CPU, so that every device starts from the same codes.
             generator = torch.Generator().manual_seed(seed_for(self.seed, "codes"))
             drawn = torch.rand(self.codes_VC.shape, generator=generator)
             self.codes_VC.copy_((2 * drawn - 1) * bound)
             return
         scales = range(self.quantizer.pyramid.scales)
+        # Residuals depend on the codes, which do not exist yet: first k-means of the features
+        # themselves, then of the residuals under the codes found so far.
         resized = [self.quantizer.resize_to_scale(f_BCHH, k) for k in scales]
+        # (B, C, S, S) of each scale to (B * S * S, C), joined over the scales.
         self._k_means(torch.cat([part.movedim(1, -1).flatten(0, 2) for part in resized]), 0)
         for attempt in (1, 2):
             self._k_means(torch.cat(self.quantizer(f_BCHH, 0.0).vectors), attempt)
@@ -65,9 +71,11 @@ class CodebookUpdater:
         restarted = torch.zeros(0, dtype=torch.int64, device=self.codes_VC.device)
         ids_N = torch.cat([ids.flatten() for ids in quantized.ids])
         uses_V, sums_VC = self._uses_and_sums(torch.cat(quantized.vectors), ids_N)
+        # average = decay * average + (1 - decay) * new (VQ-VAE, arXiv 1711.00937, appendix A).
         self.uses_V.lerp_(self.total(uses_V), 1 - self.config.decay)
         if self.averaged:
             self.sums_VC.lerp_(self.total(sums_VC), 1 - self.config.decay)
+        # Before the division below: a restart sets uses and sums so that it gives the new code.
         if self.config.restart_below > 0 and (step + 1) % self.config.restart_every == 0:
             restarted = self._restart(quantized.vectors, step)
         if self.averaged:
@@ -88,6 +96,8 @@ class CodebookUpdater:
         dead = (self.uses_V < self.config.restart_below * mean_use).nonzero().flatten()
         world_size = self._world_size()
         count = sum(len(part_NC) for part_NC in vectors) * world_size
+        # Each process draws the same numbers, as rows of the global batch; it has only its own
+        # rows. So the number of processes does not change the codes.
         drawn = self._draw(count, len(dead), "restart", step)
         replacements = torch.zeros_like(self.codes_VC[dead])
         start = 0
@@ -97,6 +107,8 @@ class CodebookUpdater:
             replacements[is_local] = part_NC[local[is_local]]
             start += world_size * len(part_NC)
         replacements = self.total(replacements)  # each is zero on all ranks but one
+        # As if the code had mean use: otherwise the next check would restart it again before its
+        # own use is in the average.
         self.uses_V[dead] = mean_use
         self.sums_VC[dead] = replacements * mean_use
         self.codes_VC[dead] = replacements
@@ -108,14 +120,18 @@ class CodebookUpdater:
     def _k_means(self, vectors_NC: Tensor, attempt: int) -> None:
         first = self._draw(len(vectors_NC), len(self.codes_VC), "k-means", attempt)
         self.codes_VC.copy_(vectors_NC[first])
+        # Lloyd's algorithm. An empty cluster keeps its code.
         for _ in range(_K_MEANS_ROUNDS):
             uses_V, sums_VC = self._uses_and_sums(vectors_NC, self.quantizer.nearest(vectors_NC))
             used = uses_V > 0
             self.codes_VC[used] = sums_VC[used] / uses_V[used, None]
+        # The moving averages start here. These counts are of the k-means images, not of a batch:
+        # with many images an unused code is found only after they have decayed (LOG.md).
         self.uses_V.copy_(uses_V)
         self.sums_VC.copy_(self.codes_VC * uses_V[:, None])
 
     def _uses_and_sums(self, vectors_NC: Tensor, ids_N: Tensor) -> tuple[Tensor, Tensor]:
+        # Counts (V,) and sums (V, C) of the vectors assigned to each code.
         uses_V = torch.bincount(ids_N, minlength=len(self.codes_VC)).to(torch.float32)
         return uses_V, torch.zeros_like(self.codes_VC).index_add_(0, ids_N, vectors_NC)
 

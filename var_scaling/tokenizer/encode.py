@@ -44,25 +44,33 @@ def write_cache(
     tokens = np.lib.format.open_memmap(folder / array_file(description), mode="r+")
     encode = model.features if description.get("kind") == "features" else model.encode
     shards: list[int] = manifest["shards_crc32"]
+    # After the shards that an earlier attempt finished. Rows of an unfinished shard are encoded
+    # again: without a checksum they may be half-written.
     starts = part_rows[len(shards) * SHARD :: SHARD]
     batch = min(_BATCH, model.max_batch_size)
+    # No batch crosses the border of a shard, so each checksum is of complete batches.
     batches = [
         np.arange(first, min(first + batch, start + SHARD, part_rows.stop))
         for start in starts
         for first in range(start, min(start + SHARD, part_rows.stop), batch)
     ]
     device = model.quantize.embedding.weight.device
+    # Row r of the array is crop r % crops of image r // crops.
     images = in_order(lambda r: source.images(r // crops, r % crops), batches, workers)
     for rows, pixels in zip(batches, images, strict=True):
         with torch.inference_mode():
             encoded = encode(to_unit(torch.from_numpy(pixels)).to(device)).cpu()
+        # The file of a part starts with the part's first row.
         tokens[rows - part_rows.start] = encoded.numpy().astype(tokens.dtype)
         done = int(rows[-1]) + 1 - part_rows.start
         progress(f"encoding {folder.name}", done, len(part_rows))
         if done % SHARD == 0 or done == len(part_rows):
+            # Rows first, then the manifest that counts them: a process killed between the two loses
+            # a shard, but the manifest never lists a shard that is not on disk.
             tokens.flush()
             shards.append(checksum(tokens, len(shards)))
             write_json(folder / "manifest.json", manifest)
+            # Stop only here, after a complete shard.
             if stop(done) and done < len(part_rows):
                 return False
     _write_labels(folder, source)
@@ -82,13 +90,16 @@ def record_latent_statistics(folder: Path, quantizer: Quantizer) -> None:
     sums_2Z = torch.zeros(2, quantizer.embedding.weight.shape[1], dtype=torch.float64)
     rows = spread_rows(len(tokens), _STATISTICS_ROWS)
     for part in np.array_split(rows, -(-len(rows) // _BATCH)):
+        # A cache of features already has grids; token ids are decoded to grids.
         if tokens.dtype == np.float16:
             grid_BZHH = torch.from_numpy(tokens[part].astype(np.float64))
         else:
             ids_BL = torch.from_numpy(tokens[part].astype(np.int64)).to(device)
             grid_BZHH = quantizer.decode(ids_BL).double().cpu()
+        # Sums and sums of squares over images and positions, (2, Z).
         sums_2Z += torch.stack([grid_BZHH.sum((0, 2, 3)), grid_BZHH.square().sum((0, 2, 3))])
     mean_Z, square_Z = sums_2Z / (len(rows) * quantizer.pyramid.side**2)
+    # E[x^2] - E[x]^2 can round to just below 0 in a constant channel.
     deviation_Z = (square_Z - mean_Z.square()).clamp_min(0).sqrt()
     statistics = {"mean": mean_Z.tolist(), "deviation": deviation_Z.tolist(), "rows": len(rows)}
     write_json(folder / "manifest.json", {**manifest, "latents": statistics})
@@ -108,16 +119,20 @@ def join_parts(folder: Path, parts: list[Path], source: ImageDataset, descriptio
     """Join the finished `parts`, in order, to one cache in `folder`. Safe to repeat."""
     manifests = [read_json(path / "manifest.json") for path in parts]
     for number, (path, manifest) in enumerate(zip(parts, manifests, strict=True)):
+        # A part of an earlier config must not get into the joined cache.
         check_description(path, manifest, _content(description, source, (number, len(parts))))
     rows = source.rows * description["crops"]
     shape, dtype = row_layout(description)
     file = array_file(description)
+    # Atomic: a job killed while it joins leaves no half-written array; the next one
+    # joins again.
     with atomic_write(folder / file) as temporary:
         tokens = np.lib.format.open_memmap(temporary, "w+", dtype=dtype, shape=(rows, *shape))
         for number, path in enumerate(parts):
             part_rows = rows_of_part(rows, (number, len(parts)))
             tokens[part_rows.start : part_rows.stop] = np.load(path / file, mmap_mode="r")
         tokens.flush()
+    # Parts are complete shards, so the checksums of the parts are those of the whole.
     shards = [crc for manifest in manifests for crc in manifest["shards_crc32"]]
     content = {**_content(description, source, None), "classes": source.classes}
     write_json(folder / "manifest.json", {**content, "shards_crc32": shards})
@@ -127,6 +142,7 @@ def join_parts(folder: Path, parts: list[Path], source: ImageDataset, descriptio
 def _content(
     description: dict[str, Any], source: ImageDataset, part: Part | None
 ) -> dict[str, Any]:
+    # The labels' checksum is in the content: a resume over images with other labels is refused.
     content = {"images": source.rows, "labels_crc32": zlib.crc32(source.labels.tobytes())}
     return {**description, **content, **({} if part is None else {"part": list(part)})}
 
@@ -154,6 +170,8 @@ def _open_or_create(
         return manifest
     folder.mkdir(parents=True, exist_ok=True)
     shape, dtype = row_layout(description)
+    # The array before the manifest: an attempt killed between the two leaves no manifest, and the
+    # next attempt starts here again.
     np.lib.format.open_memmap(
         folder / array_file(description), mode="w+", dtype=dtype, shape=(rows, *shape)
     ).flush()

@@ -18,6 +18,9 @@ class MultiScaleVQVAE(nn.Module):
     def __init__(self, t: Tokenizer, seed: int = 0, dropout: float = 0.0):
         super().__init__()
         self.side, self.channels = t.side, t.channels
+        # The layers draw from torch's global generator. It is seeded for them and restored, so that
+        # building a model changes no other random numbers. devices=[]: they are on the CPU. The
+        # order of the layers decides which of them gets which numbers.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(seed, "tokenizer init"))
             self.draws = DropoutGenerators()
@@ -30,6 +33,7 @@ class MultiScaleVQVAE(nn.Module):
     @property
     def max_batch_size(self) -> int:
         """Images per forward pass for which the largest float32 activation stays within 1 GiB."""
+        # `channels` maps at the full side: 2**28 float32 values are 1 GiB.
         return max(1, 2**28 // (self.side**2 * self.channels))
 
     def forward(
@@ -41,6 +45,8 @@ class MultiScaleVQVAE(nn.Module):
         autoencoder. With dropout, call `draws.seed` first.
         """
         f_BCHH, quantized = self.features(images_B3HH), None
+        # False in the first steps: a tokenizer that is quantised from the start can collapse to a
+        # constant image (LOG.md).
         if quantised:
             with torch.autocast(images_B3HH.device.type, enabled=False):
                 quantized = self.quantize(f_BCHH.float(), commitment)

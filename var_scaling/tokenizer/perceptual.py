@@ -46,6 +46,7 @@ class Perceptual(nn.Module):
             for stage_width in widths:
                 layers += [nn.Conv2d(width, stage_width, 3, padding=1), nn.ReLU()]
                 width = stage_width
+            # The last ReLU of the stage: relu1_2, relu2_2, relu3_3, relu4_3, relu5_3, as in LPIPS.
             self.compared_layers.append(len(layers) - 1)
             linear = nn.Conv2d(stage_width, 1, 1, bias=False)
             nn.init.constant_(linear.weight, 1 / stage_width)  # weights of a distance must be >= 0
@@ -53,6 +54,7 @@ class Perceptual(nn.Module):
             calibration.model = nn.Sequential(nn.Identity(), linear)  # index 1, as in LPIPS
             setattr(self, f"lin{k}", calibration)
         self.features = nn.Sequential(*layers)
+        # Not persistent: the released files do not contain them, and loading is strict.
         self.register_buffer("mean", torch.tensor(_MEAN)[:, None, None], persistent=False)
         self.register_buffer("deviation", torch.tensor(_DEVIATION)[:, None, None], persistent=False)
 
@@ -65,6 +67,7 @@ class Perceptual(nn.Module):
             zip(self._features(images_B3HH), truth_features, strict=True)
         ):
             linear = getattr(self, f"lin{k}").model[1]
+            # The channels are weighted to (B, 1, h, w); then the mean over positions.
             distance_B = distance_B + linear((image_BCHH - truth_BCHH).square()).mean((1, 2, 3))
         return distance_B
 
@@ -92,6 +95,7 @@ def load_perceptual(paths: tuple[Path, ...], sha256: str | None) -> Perceptual:
         )
     state: State = {}
     for path in paths:
+        # Two files make one state: the network of torchvision, the channel weights of LPIPS.
         state.update(
             (name, value)
             for name, value in read_tensors(path).items()

@@ -40,12 +40,14 @@ class Quantizer(nn.Module):
             conv.bias = nn.Parameter(torch.zeros(t.code_channels))
         self.quant_resi = _named_as_released(convs, t.phi_convolutions) if t.phi_strength else None
         self.choice = phi_choice(t.pyramid.scales, count) if t.phi_convolutions else range(count)
+        # A plain list: a second module attribute would add a second set of parameter names.
         self._phi = convs if t.phi_strength else []
 
     def nearest(self, vectors_NC: Tensor) -> Tensor:
         """Ids (N,) of the nearest codes by Euclidean distance."""
         codes_VC = self.embedding.weight
         squares_V = codes_VC.square().sum(1)
+        # 2**16 vectors x 4,096 codes are 1 GiB of float32 distances.
         chunks = [  # |v - c|² without |v|², which does not change the nearest code
             torch.addmm(squares_V, part, codes_VC.T, alpha=-2).argmin(1)
             for part in vectors_NC.split(_CHUNK)
@@ -55,6 +57,7 @@ class Quantizer(nn.Module):
     def resize_to_scale(self, f_BCHH: Tensor, k: int) -> Tensor:
         """The full grid resized to the side of scale k, by area averaging."""
         side = self.pyramid.patch_nums[k]
+        # Not resized: so a repeated side is plain residual quantisation (arXiv 2203.01941).
         if side == self.pyramid.side:
             return f_BCHH
         return F.interpolate(f_BCHH, size=(side, side), mode="area")
@@ -70,6 +73,8 @@ class Quantizer(nn.Module):
         ).contiguous()
         if self.pyramid.patch_nums[k] < self.pyramid.side:
             full = self.pyramid.side
+            # Area downwards, bicubic upwards, as in the released code; codes trained with other
+            # filters would not fit.
             h = F.interpolate(h, size=(full, full), mode="bicubic", align_corners=False)
         return f_BCHH + self.phi(h, k)
 
@@ -77,6 +82,7 @@ class Quantizer(nn.Module):
         """The residual convolution that follows the upsampling of scale k."""
         if not self._phi:
             return h_BCHH
+        # A mixture of identity and convolution, as in the released code (strength 0.5).
         return h_BCHH * (1 - self.strength) + self._phi[self.choice[k]](h_BCHH) * self.strength
 
     def encode(self, f_BCHH: Tensor) -> Tensor:
@@ -97,6 +103,8 @@ class Quantizer(nn.Module):
     def teacher_input(self, ids_BL: Tensor) -> Tensor:
         """Input of each scale but the first, from the scales before it: (B, L - first S, C)."""
         f_hat, inputs = self.empty_grid(len(ids_BL)), []
+        # The last scale is no input. The input of scale k + 1 is the sum of all scales to k,
+        # resized to its side, not the codes of scale k alone.
         for k, ids_BS in enumerate(self.scales_of(ids_BL)[:-1]):
             f_hat = self.add_tokens(f_hat, ids_BS, k)
             inputs.append(rearrange(self.resize_to_scale(f_hat, k + 1), "b c y x -> b (y x) c"))
@@ -110,12 +118,17 @@ class Quantizer(nn.Module):
         f_hat, loss = torch.zeros_like(target), f_BCHH.new_zeros(())
         ids, vectors = [], []
         for k in range(self.pyramid.scales):
+            # The choice of ids has no gradient.
             residual = self.resize_to_scale(target - f_hat.detach(), k)
             vectors.append(rearrange(residual, "b c y x -> (b y x) c"))
             ids.append(self._ids(residual))
             f_hat = self.add_tokens(f_hat, ids[-1], k)
+            # VQ-VAE's two terms (arXiv 1711.00937, eq. 3), here for the sum up to each scale: the
+            # first moves the features to the codes, the second codes and phi to the features. With
+            # codes that are moving averages, the second trains phi only.
             loss = loss + commitment * F.mse_loss(f_hat.detach(), f_BCHH)
             loss = loss + F.mse_loss(f_hat, target)
+        # Straight-through: the value of f_hat, the gradient as if it were f.
         straight = (f_hat - f_BCHH).detach() + f_BCHH
         return Quantized(straight, loss / self.pyramid.scales, ids, vectors)
 
@@ -129,6 +142,7 @@ class Quantizer(nn.Module):
         return codes_VC.new_zeros(images, codes_VC.shape[1], side, side)
 
     def _ids(self, h_BCSS: Tensor) -> Tensor:
+        # Codes are compared with (B * S * S, C) vectors; ids are returned as (B, S * S).
         ids = self.nearest(rearrange(h_BCSS, "b c y x -> (b y x) c").detach())
         return ids.view(len(h_BCSS), -1)
 
@@ -138,6 +152,7 @@ def phi_choice(scales: int, count: int) -> list[int]:
 
     float64 rounding decides exact ties as in the released code: do not rewrite the arithmetic.
     """
+    # The two edges are those of the released code.
     edge = 1 / 3 / count if count == 4 else 1 / 2 / count
     ticks = np.linspace(edge, 1 - edge, count)
     positions = [k / (scales - 1) if scales > 1 else 0.0 for k in range(scales)]

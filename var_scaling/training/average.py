@@ -16,10 +16,13 @@ class WeightAverage:
     @torch.no_grad()
     def reset(self) -> None:
         """Set the average to the current weights of the module."""
+        # Includes the buffers, which do not change in training: `update` averages parameters only.
         self.average.load_state_dict(self.module.state_dict())
 
     @torch.no_grad()
     def update(self, step: int) -> None:
+        # With the full decay from the start, the initial weights would dominate the average for
+        # about 1 / (1 - decay) steps.
         decay = min(self.decay, (step / 2 + 1) / (step / 2 + 10))
         pairs = zip(self.average.parameters(), self.module.parameters(), strict=True)
         for mean, value in pairs:

@@ -35,6 +35,7 @@ def join(
     where no process listens. Raises TimeoutError if not all processes have joined after
     `timeout_s`. A single process writes no file.
     """
+    # Collectives and new tensors of this process then use its own GPU and not GPU 0.
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     if size > 1:
@@ -65,15 +66,20 @@ def _meet(
                     f"{rendezvous_file}: process 0 did not write it within {timeout_s:g} s"
                 )
             time.sleep(0.1)
+        # Never half-written: process 0 writes it atomically.
         rendezvous = read_json(rendezvous_file)
         address, port = rendezvous["address"], rendezvous["port"]
     try:
         fd = _listen_on_loopback() if rank == 0 and address == _LOOPBACK else None
+        # Port 0: the system chooses a free one, and process 0 can publish it only after this
+        # call. So the constructor must not wait for the others, which read the port from the file.
         store = dist.TCPStore(
             address, port, size, rank == 0, limit, wait_for_workers=False, master_listen_fd=fd
         )
         if rank == 0:
             write_json(rendezvous_file, {"address": address, "port": store.port})
+        # Each process waits for the keys of all. A missing one is an error after `timeout_s`, not
+        # after the far longer limit of a collective call.
         store.set(f"process {rank}", "joined")
         store.wait([f"process {other}" for other in range(size)], limit)
     except dist.DistError as error:
@@ -88,6 +94,7 @@ def _listen_on_loopback() -> int:
     listener = socket.socket()
     listener.bind((_LOOPBACK, 0))
     listener.listen(1024)
+    # Detached: the store uses the descriptor, so Python must not close it.
     return listener.detach()
 
 

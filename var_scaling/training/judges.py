@@ -66,18 +66,23 @@ class ReconstructionLosses:
         """
         assert self.critic is not None
         assert self.losses.critic is not None
+        # Not through `self.net`: this pass trains the tokenizer, so there are no gradients of the
+        # critic for DistributedDataParallel to average.
         generator_loss = -self.critic(rebuilt).float().mean()
         grad_reconstruction, grad_generator, factor = balanced_gradients(
             self.losses.critic, rebuilt, reconstruction, scale(generator_loss), last_layer,
             self.world.mean,
         )  # fmt: skip
         weight = self.losses.adversarial * warm_up * factor
+        # Both gradients are constants here, so the gradient of this sum by `rebuilt` is their
+        # weighted sum. VGG and the critic are each passed backward once and not twice.
         surrogate = (rebuilt * (grad_reconstruction + weight * grad_generator)).sum()
         return surrogate, dict(zip(ADVERSARIAL_STATS, (generator_loss, factor), strict=True))
 
     def train_critic(self, images: Tensor, rebuilt: Tensor, step: int) -> dict[str, Tensor]:
         """One update of the critic on the real and rebuilt images, joined to one batch."""
         with precision_context(self.t.precision, self.world.device):
+            # Joining changes no logit: the critic's group norm treats each image alone.
             real, fake = self.net(torch.cat([images, rebuilt])).float().chunk(2)
             loss = hinge_loss(real, fake)
         self.optimizer.backward(self.optimizer.scale(loss))
@@ -86,6 +91,7 @@ class ReconstructionLosses:
         return {"critic": loss, "critic_right": accuracy, **stats}
 
     def state(self) -> dict[str, object]:
+        # LPIPS is not trained, so its hash is enough to detect other weights.
         state: dict[str, object] = {"perceptual_sha256": self._perceptual_sha256()}
         if self.critic is not None:
             state |= {"critic": self.critic.state_dict(), "optimizer": self.optimizer.state()}

@@ -18,6 +18,7 @@ Stats = dict[str, Tensor]
 Log = Callable[[str, int, Line], None]  # kind, steps done, values
 
 
+# Ordered by strength: over several processes the largest signal applies (World.max).
 class Signal(IntEnum):
     """What the training must do after the current step."""
 
@@ -26,6 +27,8 @@ class Signal(IntEnum):
     STOP = 2  # write a checkpoint, then exit
 
 
+# Polled between two steps, never inside one: a signal handler only sets a flag, and the weights of
+# a checkpoint are those after a whole step.
 PollSignal = Callable[[int], Signal]  # given the number of steps done
 
 
@@ -41,6 +44,7 @@ def updates(update: Callable[[int], Stats], start: int, stop: int) -> Iterator[t
     """Yield (steps done, stats) after each `update(step)`. Raises Diverged on a non-finite stat."""
     for step in range(start, stop):
         stats = update(step)
+        # Before the caller logs or saves: a checkpoint never holds a state after a non-finite loss.
         refuse_non_finite(stats, step + 1, stop)
         yield step + 1, stats
 
@@ -60,6 +64,8 @@ class MeanStats:
     def add(self, stats: Stats) -> None:
         for name, value in stats.items():
             total, count = self.sums.get(name, (0.0, 0))
+            # Python numbers: they go into the checkpoint and are exact there. A stat may be absent
+            # from a step (an overflow), so each has its own count.
             self.sums[name] = (total + float(value), count + 1)
 
     def pop(self) -> dict[str, float]:
@@ -76,6 +82,7 @@ class Stopwatch:
     ):
         self._clock = clock
         self._save_every = save_every
+        # Monotonic by default: a corrected system clock must not change the training time.
         self._started = self._saved = clock()
         self._seconds_before = seconds
         self._paused = False
@@ -95,6 +102,7 @@ class Stopwatch:
         return self._clock() - self._saved >= self._save_every
 
     def saved(self) -> None:
+        # The interval begins after the write, so slow writes do not follow each other directly.
         self._saved = self._clock()
 
 
@@ -116,11 +124,14 @@ class Journal:
         start: Path | None = None,
     ):
         self.folder, self.log, self.progress, self.writes = folder, log, progress, world.first
+        # Only process 0 renames damaged files: the others read the same folder at the same time.
         self.resumed = checkpoint.latest(folder, rename_damaged=world.first)
         if self.resumed is None and start is not None:
             self.resumed = checkpoint.read(start)
         initial = self.resumed or {"step": 0, "seconds": 0.0, "window": None}
         self.start: int = initial["step"]
+        # Largest against smallest step: with a disk of its own, a process would train from another
+        # step than the rest without an error.
         if (last := world.max(self.start)) != -world.max(-self.start):
             raise RuntimeError(
                 f"{folder}: not all processes see step {last}; use a disk that all processes share"
@@ -149,4 +160,5 @@ class Journal:
 
 def log_steps(steps: int, lines: int = 200) -> frozenset[int]:
     """About `lines` evenly spaced steps, including the last."""
+    # Fewer steps than lines: equal entries merge, and every step is logged.
     return frozenset(max(1, round(steps * k / lines)) for k in range(1, lines + 1))

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from var_scaling.recipe import Optimiser, Precision
 
 # No weight decay, as for every vector and bias (arXiv 2404.02905). Substrings of parameter names.
+# They have two or more dimensions, so the rule for vectors in `adamw` does not cover them.
 _NOT_DECAYED = (
     "pos_start", "pos_1LC", "lvl_embed", "scale_mul", "ada_gss", "quantize.embedding",
 )  # fmt: skip
 _HALF_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# Loss scale as in the released trainer. The largest finite fp16 number is 65,504.
 _INITIAL_SCALE, _SCALE_GROWTH_INTERVAL, _MAX_SCALE = 2.0**11, 1000, 32768.0
 
 
@@ -24,6 +26,7 @@ def adamw(model: nn.Module, config: Optimiser) -> torch.optim.AdamW:
     not_decayed: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
+            # Vectors are biases and norm weights.
             exempt = parameter.ndim < 2 or any(part in name for part in _NOT_DECAYED)
             (not_decayed if exempt else decayed).append(parameter)
     groups = [{"params": decayed, "decayed": True}, {"params": not_decayed, "decayed": False}]
@@ -38,6 +41,7 @@ def adamw(model: nn.Module, config: Optimiser) -> torch.optim.AdamW:
 
 def set_rates(optimizer: torch.optim.Optimizer, config: Optimiser, step: int, steps: int) -> float:
     """Set the learning rate and weight decay of step `step` in the groups; returns the rate."""
+    # A function of the step and not a scheduler object: a resume has no state to restore.
     rate = learning_rate_at(config, step, steps)
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -51,6 +55,7 @@ def learning_rate_at(config: Optimiser, step: int, steps: int) -> float:
     if step < warm:
         share = config.warm_up_from + (1 - config.warm_up_from) * step / warm
     else:
+        # Index steps - 1 is the last update: it gets exactly `final`.
         share = _decay_share(config, min(1.0, (step - warm) / max(1.0, steps - 1 - warm)))
     return config.learning_rate * share
 
@@ -67,6 +72,7 @@ def _decay_share(config: Optimiser, passed: float) -> float:
         return 1.0
     if config.decay == "exponential":
         return float(final ** ((passed - bend) / (1 - bend)))
+    # Share of the decay that is left: 1 at its start, 0 at the last step.
     left = (1 - passed) / (1 - bend)
     if config.decay == "cosine":
         left = 0.5 - 0.5 * math.cos(math.pi * left)
@@ -88,12 +94,15 @@ def precision_context(
     `autocast=False` is for the backward pass: autograd reuses the dtypes of the forward pass, so
     only TF32 must be set.
     """
+    # TF32 is a global switch of the process. It is restored, so that the precision of a trial
+    # does not affect what is computed after it.
     switches: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
     previous = [switch.allow_tf32 for switch in switches]
     half = _HALF_DTYPES.get(precision) if autocast else None
     try:
         for switch in switches:
             switch.allow_tf32 = precision != "fp32"  # no effect on a CPU
+        # The dtype has no effect where autocast is off, but the call needs one.
         with torch.autocast(device.type, dtype=half or torch.bfloat16, enabled=half is not None):
             yield
     finally:
@@ -131,7 +140,9 @@ class ScheduledOptimizer:
         while the loss scale adapts: the result is then {"skipped": 1}, without a norm.
         """
         set_rates(self.adamw, self.config, step, self.steps)
+        # Before clipping: the limit is for the true gradient, not for the scaled one.
         self.scaler.unscale_(self.adamw)
+        # Without clipping the limit is infinite: log and check still need the norm.
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip or math.inf)
         if self.scaler.is_enabled():
             stats = self._scaled_step(norm)
@@ -143,12 +154,15 @@ class ScheduledOptimizer:
         return stats
 
     def _scaled_step(self, norm: Tensor) -> dict[str, Tensor]:
+        # Skips the update if a gradient is not finite; `update` then halves the scale.
         self.scaler.step(self.adamw)
         self.scaler.update()
         if self.scaler.get_scale() > _MAX_SCALE:
+            # Growth without a limit would cause an overflow again and again.
             self.scaler.update(_MAX_SCALE)
         skipped = not torch.isfinite(norm)
         stats = {"skipped": norm.new_tensor(float(skipped))}
+        # A norm that is not finite ends the training as diverged (loop.updates).
         if not skipped or self.scaler.get_scale() < 1:  # below 1: the training has diverged
             stats["grad_norm"] = norm
         return stats

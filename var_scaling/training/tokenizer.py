@@ -73,6 +73,8 @@ def train_tokenizer(
     batches = _batches(t, training, journal.start, world.share(t.batch_size), workers)
 
     def update(step: int) -> Stats:
+        # Quantisation from step 0 can collapse to a constant (LOG.md), so it may start later. After
+        # a resume the codes come from the checkpoint.
         if step == t.codebook.starts_at:
             trainer.initialize_codes(training)
         return trainer.train_step(to_unit(torch.from_numpy(next(batches))), step)
@@ -87,10 +89,14 @@ def train_tokenizer(
         if done in logged:
             rate = {"learning_rate": trainer.optimizer.rate}
             journal.write_line("train", done, {**journal.means.pop(), **rate})
+        # Only process 0 evaluates; the others wait for it in the next collective call.
         if done in evaluated and world.first:
             with journal.stopwatch.paused():
                 validate(done)
+        # All processes must stop after the same step: those that go on would wait for the others.
         signal = world.max(poll_signal(done))
+        # No checkpoint after the last step: the finished weights are saved instead. There is no
+        # collective call in this branch, so the clocks of the processes may differ.
         if done < t.steps and (journal.stopwatch.save_is_due() or signal >= Signal.CHECKPOINT):
             journal.save(done, {"learner": trainer.state()})
             if signal == Signal.STOP:
@@ -102,6 +108,7 @@ def _batches(
     t: TrainedTokenizer, training: ImageDataset, start: int, share: slice, workers: int
 ) -> Iterator[np.ndarray]:
     """The images of this process for each step from `start`, prefetched by `workers` processes."""
+    # Lazy: the rows of a step are computed when its images are loaded.
     orders = (
         batch_rows(training.rows, t.batch_size, t.seed, step) for step in range(start, t.steps)
     )
@@ -115,6 +122,8 @@ class _TokenizerTrainer:
     def __init__(self, t: TrainedTokenizer, perceptual: Perceptual | None, world: World):
         self.t, self.world = t, world
         self.model = MultiScaleVQVAE(t, t.seed, t.dropout).to(world.device)
+        # It sets whether the codes need gradients, so it comes before the optimizer and before
+        # DistributedDataParallel.
         self.codebook = CodebookUpdater(
             self.model.quantize, t.codebook, t.seed, world.rank, world.sum
         )
@@ -122,6 +131,7 @@ class _TokenizerTrainer:
         self.losses = ReconstructionLosses(t, perceptual, world)
         self.average = None
         if t.weight_average > 0:
+            # Its initial weights do not matter: WeightAverage overwrites them.
             averaged_model = MultiScaleVQVAE(t).to(world.device)
             self.average = WeightAverage(self.model, averaged_model, t.weight_average)
         self.net = world.wrap(self.model)
@@ -140,6 +150,7 @@ class _TokenizerTrainer:
         if images == 0:
             self.codebook.initialize(None)
         else:
+            # Every process computes the same codes from the same images; nothing is communicated.
             rows = spread_rows(training.rows, images)
             pixels = torch.from_numpy(training.images(rows, np.zeros_like(rows)))
             self.model.eval()  # no dropout: its generators are seeded per training step
@@ -158,6 +169,8 @@ class _TokenizerTrainer:
         t = self.t
         images = images.to(self.world.device)
         if t.dropout > 0:
+            # A seed for each row of the global batch: the masks depend neither on the number of
+            # processes nor on the steps that this process has made.
             rows = range(t.batch_size)[self.world.share(t.batch_size)]
             seeds = [seed_for(t.seed, "dropout", step, row) for row in rows]
             self.model.draws.seed(seeds, self.world.device)
@@ -178,16 +191,19 @@ class _TokenizerTrainer:
                     rebuilt, self.optimizer.scale(reconstruction), self.optimizer.scale,
                     self.model.decoder.conv_out.weight, warm_up,
                 )  # fmt: skip
+                # Added after the balance: the adaptive weight compares only losses of the image.
                 scaled = scaled + self.optimizer.scale(quantisation)
                 stats |= adversarial
             else:
                 scaled = self.optimizer.scale(reconstruction + quantisation)
+        # Without the adversarial term: the surrogate has its gradient, but not its value.
         stats["loss"] = reconstruction + quantisation
         self.optimizer.backward(scaled)
         optimizer_stats = self.optimizer.step(step)
         if float(optimizer_stats.get("skipped", 0)) > 0:  # an overflow: these stats are not valid
             stats = {name: value for name, value in stats.items() if name not in ADVERSARIAL_STATS}
         stats |= optimizer_stats
+        # The critic is updated after the tokenizer, on the same images without their graph.
         if warm_up > 0:
             stats |= self.losses.train_critic(images, rebuilt.detach(), step)
         if self.average is not None:
@@ -200,6 +216,7 @@ class _TokenizerTrainer:
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state(),
+            # The updater's moving averages; the codes themselves are in "model".
             "upkeep": self.codebook.state(),
             "judges": self.losses.state(),
             "average": self.average.average.state_dict() if self.average else None,

@@ -64,10 +64,12 @@ def train(
     divisible by the number of processes.
     """
     model = trial.family.build(trial.spec, trial.seed)
+    # Before the average is made, which copies these statistics.
     trial.family.normalize(model, latent_statistics(training.manifest))
     model = model.to(world.device)
     average = None
     if trial.weight_average > 0:
+        # Its initial weights do not matter: WeightAverage overwrites them.
         averaged_model = trial.family.build(trial.spec, trial.seed).to(world.device)
         average = WeightAverage(model, averaged_model, trial.weight_average)
     trained = TrainedModel(model) if average is None else TrainedModel(average.average, model)
@@ -77,6 +79,7 @@ def train(
     micro_batches, rows_here = world.micro_batches(trial.batch_size), trial.batch_size // world.size
     journal = Journal(folder, log, partial(progress_of, trial), save_every, world, start)
     if journal.resumed:
+        # In place: the optimizer and DistributedDataParallel refer to the same parameters.
         model.load_state_dict(journal.resumed["model"])
         optimizer.restore(journal.resumed["optimizer"])
         if average is not None:
@@ -86,12 +89,14 @@ def train(
     def update(step: int) -> Stats:
         losses = []
         for rows in micro_batches:
+            # Gradients add up over the micro-batches; only the last one averages over processes.
             with sync_gradients(net, now=rows == micro_batches[-1]):
                 with precision_context(trial.precision, world.device):
                     loss = batch_loss(trial, net, quantizer, training, step, rows)
                 loss = loss * ((rows.stop - rows.start) / rows_here)  # mean over all rows
                 optimizer.backward(optimizer.scale(loss))
             losses.append(loss.detach())
+        # The losses are already weighted by their rows, so their sum is this process's mean.
         stats = world.means({"loss": torch.stack(losses).sum(), **optimizer.step(step)})
         if average is not None:
             average.update(step)
@@ -103,9 +108,12 @@ def train(
         journal.write_line("validation", done, scores)
 
     def state() -> State:
+        # No generator state: all random numbers are functions of seed, purpose and step.
         averaged = {} if average is None else {"average": average.average.state_dict()}
         return {"model": model.state_dict(), "optimizer": optimizer.state(), **averaged}
 
+    # Lines come before the checkpoint of the same step. After a kill in between, the resumed
+    # training repeats the step and its line; readers keep the last one.
     for done, stats in updates(update, journal.start, trial.steps):
         journal.means.add(stats)
         if done in logged:
@@ -117,7 +125,10 @@ def train(
         if done in trial.keep_steps and permanent_folder is not None:
             with journal.stopwatch.paused():
                 journal.save_permanent(permanent_folder / checkpoint_name(done), done, state())
+        # All processes must stop after the same step: those that go on would wait for the others.
         signal = world.max(poll_signal(done))
+        # No checkpoint after the last step: the finished weights are saved instead. There is no
+        # collective call in this branch, so the clocks of the processes may differ.
         if done < trial.steps and (journal.stopwatch.save_is_due() or signal >= Signal.CHECKPOINT):
             journal.save(done, state())
             if signal == Signal.STOP:
@@ -138,6 +149,7 @@ def held_out_scores(
     The last line of a trial also has the unconditional scores if it trained with class dropout,
     and the scores of the raw weights if it averages them.
     """
+    # Each further setting costs another pass over the images, so they are scored once.
     at_end = done == trial.steps
     settings = LABELS if at_end and trial.class_dropout_prob > 0 else LABELS[:1]
     flops = evaluation_flops(trial.spec, held_out.images, settings)
@@ -167,6 +179,8 @@ def batch_loss(
     rows, epochs = batch_rows(training.images, trial.batch_size, trial.seed, step)
     ids_BL, labels_B = training.batch(rows[share], epochs[share])
     draws = StepDraws(trial.seed, step, trial.batch_size, share)
+    # Classifier-free guidance needs an unconditional prediction: some classes become the null
+    # class.
     generator = torch.Generator().manual_seed(draws.seed_of("label drop"))
     dropped_B = torch.rand(trial.batch_size, generator=generator)[share]
     null_class = torch.tensor(trial.classes)  # the classes are 0 to trial.classes - 1
@@ -179,6 +193,7 @@ def batch_loss(
 def progress_of(trial: Trial, done: int, seconds: float) -> Line:
     """Progress of a trial after `done` steps: images, tokens, FLOPs, and speeds per second."""
     images = done * trial.batch_size
+    # Model FLOPs: masked attention pairs and evaluation are not counted.
     flops_per_image = total(trial.family.training_flops(trial.spec))
     return {
         "images_seen": images,

@@ -30,6 +30,7 @@ class World:
                 f"batch_size = {batch}: not divisible by {self.size} processes, and rounding it "
                 "would change the results; use a number of processes that divides it"
             )
+        # Consecutive rows in the order of ranks: the codebook's restart relies on it.
         rows = batch // self.size
         return slice(self.rank * rows, (self.rank + 1) * rows)
 
@@ -51,6 +52,7 @@ class World:
 
     def sum(self, value: Tensor) -> Tensor:
         if self.size > 1:
+            # In place: `value` itself becomes the sum.
             dist.all_reduce(value)
         return value
 
@@ -61,6 +63,8 @@ class World:
         """Each stat averaged over all processes, in one all-reduce."""
         if self.size == 1:
             return stats
+        # Values are matched by their order. All processes have the same names: after the averaged
+        # gradient a step is skipped on all of them or on none.
         means = self.mean(torch.stack([value.detach().float() for value in stats.values()]))
         return dict(zip(stats, means, strict=True))
 
@@ -68,6 +72,7 @@ class World:
         """The largest value over all processes, so that all act on a signal at the same step."""
         if self.size == 1:
             return value
+        # On the GPU if there is one: NCCL reduces no CPU tensors.
         largest = torch.tensor(value, device=self.device)
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
         return int(largest)

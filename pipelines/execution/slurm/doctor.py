@@ -108,6 +108,7 @@ def _setup(cluster: Cluster) -> CheckResult:
 
 def _partitions() -> list[str]:
     """The names of all partitions. Raises BackendUnavailable."""
+    # -a: also hidden partitions, to which jobs can be submitted.
     result = run_program("sinfo", "-a", "-h", "-o", "%R")
     if result.returncode:
         raise BackendUnavailable(f"sinfo: {last_error(result)}")
@@ -118,6 +119,7 @@ def _partition(name: str, cluster: Cluster) -> CheckResult:
     """Whether the partition `name` accepts the jobs of `cluster`. Raises BackendUnavailable."""
     settings = slurm.partition(name)
     state, max_time = settings["State"], settings["MaxTime"]
+    # MaxNodes may be UNLIMITED.
     nodes = min(int(n) for n in (settings["TotalNodes"], settings["MaxNodes"]) if n.isdigit())
     problems = []
     if state != "UP":
@@ -131,6 +133,7 @@ def _partition(name: str, cluster: Cluster) -> CheckResult:
         problems.append(
             f"a job may use at most {nodes} of its nodes: set nodes = {nodes}, or less, in {FILE}"
         )
+    # PreemptMode may be a list such as GANG,SUSPEND: the last item says what happens to the job.
     mode = settings.get("PreemptMode", "OFF").split(",")[-1]
     preemption = _PREEMPTED.get(mode, mode)
     message = (
@@ -161,6 +164,7 @@ def _nodes(cluster: Cluster) -> CheckResult:
         )
     large_enough = [(number, state) for number, state, gpus in rows if gpus >= gpus_needed]
     fit = sum(number for number, _ in large_enough)
+    # sinfo may append a flag to a state, such as "~" for a node in power saving.
     up = sum(number for number, state in large_enough if state.startswith(_UP))
     message = f"{fit} nodes have {gpus_needed} GPUs or more, {up} of them up"
     if cluster.device == "cuda" and not gpus_needed:
@@ -237,6 +241,7 @@ def _check_node(home: Home, settings: Settings, cluster: Cluster) -> Iterator[Ch
     paths = {"home": probe, "Python": Path(sys.executable), **data}
     quoted = {name: shlex.quote(str(path)) for name, path in paths.items()}
     tests = [f"test -r {path} && echo 'doctor: {name}=yes'" for name, path in quoted.items()]
+    # The node must also be able to write to the home: read back below.
     tests[0] += f" && echo seen > {quoted['home']}"
     # This line is printed only if `setup` did not end the shell.
     after_setup = "echo doctor: setup=yes"
@@ -247,6 +252,9 @@ def _check_node(home: Home, settings: Settings, cluster: Cluster) -> Iterator[Ch
     try:
         home.root.mkdir(parents=True, exist_ok=True)
         probe.touch()
+        # Three limits, each above the one before: srun gives up after 30 s without resources,
+        # `timeout` ends it after 60 s (SIGKILL 10 s later), run_program after 80 s. --chdir=/,
+        # because the current folder may not exist on the node.
         result = run_program(
             *("timeout", "-k", "10", "60", "srun", *_options(cluster, 1, 5), "--immediate=30"),
             *("--job-name=var-scaling-doctor", "--chdir=/", "bash", "-c", script),
@@ -261,6 +269,7 @@ def _check_node(home: Home, settings: Settings, cluster: Cluster) -> Iterator[Ch
             probe.unlink()
     facts = parse_facts(result)
     if "node" not in facts:
+        # 124 is the exit code of `timeout`; with --immediate, srun reports nodes that are busy.
         late = result.returncode == 124 or "busy" in result.stderr
         message = result.stderr.strip() or "srun did not answer within a minute"
         fix = (

@@ -69,6 +69,8 @@ def trial_resources(trial: Trial, cluster: Cluster) -> Resources:
     """
     flops = trial_ledger(trial)["train_flops"]
     processes = _processes(trial.name, trial.batch_size, flops, cluster)
+    # Memory does not change the number of GPUs: a share that does not fit is processed in several
+    # passes, whose gradients are accumulated.
     share = trial.batch_size // processes
     micro_batch_size = _micro_batch_size(trial, share, cluster)
     accum_steps = math.ceil(share / micro_batch_size)
@@ -82,12 +84,14 @@ def tokenizer_resources(t: SomeTokenizer, cluster: Cluster) -> Resources:
     """Like `trial_resources`, for a tokenizer. It does not accumulate gradients: each process takes
     its share of a batch in one pass, so more GPUs are used if the share does not fit in memory.
     """
+    # An imported tokenizer is never run: its resources are only a placeholder.
     if not isinstance(t, TrainedTokenizer):
         return _job(1, None, 0, cluster)
     flops = tokenizer_train_flops(t, t.steps)
     processes = _processes(t.name, t.batch_size, flops, cluster)
     if cluster.device == "cuda" and t.name not in cluster.trial_gpus:
         state = total(tokenizer_parameters(t)) * _STATE_BYTES
+        # Images that fit beside the state; negative if not even the state fits.
         fit = (_usable(cluster) - state) / (t.side**2 * t.channels * _TOKENIZER_BYTES)
         sufficient = [
             n
@@ -106,6 +110,7 @@ def encoding_parts(t: SomeTokenizer, data: DataRecord, images: int | None, clust
         return 1
     crops = data.views("train")
     hours = images * crops * encoding_flops(t) / cluster.sustained_flops / 3600
+    # More parts than jobs that can run at a time would not end sooner.
     most = min(cluster.array_parallelism, cluster.nodes * cluster.workers_per_node)
     return max(1, min(most, math.ceil(hours / _PART_HOURS)))
 
@@ -135,6 +140,8 @@ def _choices(batch: int, cluster: Cluster) -> list[int]:
     nodes.
     """
     per_node = cluster.workers_per_node
+    # Every node of a job has the same number of processes (--ntasks-per-node), so a trial that
+    # needs more than one node takes whole nodes.
     within = [n for n in range(1, per_node + 1) if per_node % n == 0]
     whole = [per_node * nodes for nodes in range(2, cluster.nodes + 1)]
     return [n for n in within + whole if batch % n == 0]
@@ -197,12 +204,15 @@ def _job(processes: int, micro_batch_size: int | None, flops: float, cluster: Cl
     # Hours for the start-up before the first step, and for the time between Slurm's signal, which
     # may come a minute early, and the end of the job.
     spare = 0.25 + (cluster.signal_seconds + 60) / 3600
+    # A quarter more than estimated: the utilisation is an assumption.
     needed = 1.25 * job_hours(flops, processes, cluster) + spare
+    # A training that needs more than wall_hours is requeued at the wall time, and resumes.
     rounded = next((hours for hours in _WALL_HOURS if hours >= needed), cluster.wall_hours)
     return Resources(
         nodes=processes // per_node,
         processes_per_node=per_node,
         gpus_per_node=per_node if cluster.gpus_per_node else 0,
         micro_batch_size=micro_batch_size,
+        # Rounded down: Slurm never starts a job whose time exceeds the partition's MaxTime.
         minutes=math.floor(60 * min(rounded, cluster.wall_hours)),
     )

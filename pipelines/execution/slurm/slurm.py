@@ -38,6 +38,7 @@ HOPELESS = frozenset(
         "QOSMaxWallDurationPerJobLimit", "QOSMaxNodePerJobLimit", "QOSMaxGRESPerJob",
     )
 )  # fmt: skip
+# TIMEOUT and FAILED are absent: after them, a job without progress counts as fruitless.
 _END: dict[str, End] = {
     "CANCELLED": "cancelled", "OUT_OF_MEMORY": "out of memory", "PREEMPTED": "no fault",
     "NODE_FAIL": "no fault", "BOOT_FAIL": "no fault", "REVOKED": "no fault",
@@ -64,6 +65,8 @@ def job_status(job: str, name: str, state: str, node: str, reason: str) -> JobSt
 
 def queue(seconds: float = _TIMEOUT) -> Queue:
     """All jobs of this user that squeue lists now. Raises BackendUnavailable."""
+    # -r: one line per task of an array. -t all: also jobs that have ended, which squeue lists for
+    # MinJobAge, usually 5 minutes. The format: id, name, state, nodes, reason.
     text = _run_program(
         "squeue", "--me", "-r", "-h", "-t", "all", "-o", "%i|%j|%T|%N|%r", seconds=seconds
     )
@@ -81,11 +84,13 @@ def _parse_jobs(text: str, count: int) -> Iterator[list[str]]:
     """
     for line in text.split("\n"):
         job, _, rest = line.partition("|")
+        # Split from the right, because only the name, the second field, may contain "|".
         fields = [job, *rest.rsplit("|", count - 2)]
         if len(fields) == count and re.fullmatch(r"[0-9]+[0-9_+]*", job) and fields[2].strip():
             yield fields
 
 
+# One second only: `status` and the progress display must not wait for a slow slurmctld.
 def queue_or_none(seconds: float = 1.0) -> Queue | None:
     """The queue, or None if there is no Slurm or it does not answer."""
     try:
@@ -99,6 +104,8 @@ def accounts(names: Iterable[str], seconds: float = _TIMEOUT) -> dict[str, JobSt
     name_list = ",".join(sorted(set(names)))
     if not name_list or shutil.which("sacct") is None:
         return {}
+    # -X: jobs without their steps. -P: fields separated by "|". -S: the default is only the current
+    # day, but a sweep may be resumed weeks later.
     options = ["-X", "-n", "-P", "--name", name_list, "-S", "now-90days"]
     try:
         text = _run_program(

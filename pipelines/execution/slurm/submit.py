@@ -59,6 +59,7 @@ def submit(
             executor.update_parameters(
                 **_parameters(tasks[0], submission, settings.cluster(cluster), snapshot)
             )
+            # In a batch, submitit submits all tasks as one array, with a single call of sbatch.
             with executor.batch():
                 submitted = [executor.submit(work) for work in works]
             return [str(job.job_id) for job in submitted]
@@ -86,10 +87,12 @@ def run_local_processes(stage: Stage, stop: Path, context: RunContext) -> str:
         str(context.home.root), str(folder), context.settings.model_dump_json(), LOCAL, submission,
         {**payload_of(stage), "stop": str(stop)},
     )  # fmt: skip
+    # This process locks the folder for all of its child processes (`alone=False`).
     with file_lock(folder, wait=WAIT):
         executor = submitit.AutoExecutor(
             _private_folder(context.home.root / "jobs") / submission, "local"
         )
+        # submitit lists this many GPUs in CUDA_VISIBLE_DEVICES; without the option it hides all.
         gpus = {"gpus_per_node": local.processes} if local.device == "cuda" else {}
         executor.update_parameters(
             timeout_min=_NO_TIME_LIMIT,
@@ -100,6 +103,7 @@ def run_local_processes(stage: Stage, stop: Path, context: RunContext) -> str:
         job = executor.submit(work)
         while not job.done():
             time.sleep(0.2)
+        # The file holds the first error, which is the cause of the errors of the other processes.
         failure = folder / FAILED
         if failure.exists():
             raise RuntimeError(read_json(failure)["error"])
@@ -111,6 +115,8 @@ def run_local_processes(stage: Stage, stop: Path, context: RunContext) -> str:
 
 def _private_folder(folder: Path) -> Path:
     """Create `folder`, accessible to this user only, because jobs run the pickles in it."""
+    # An existing folder keeps its mode: an earlier version may have created it with open
+    # permissions.
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.stat().st_uid == os.getuid():
         folder.chmod(0o700)
@@ -144,8 +150,11 @@ def _parameters(
         "slurm_srun_args": [
             "--kill-on-bad-exit=1",
             "--wait=0",  # rank 0 may still save when the other processes have exited
+            # Since Slurm 22.05, srun does not inherit this option from sbatch.
             f"--cpus-per-task={cluster.cpus_per_gpu}",
         ],
+        # Also if the cluster sets JobRequeue=0, Slurm requeues these jobs after a preemption or the
+        # failure of a node.
         "slurm_additional_parameters": {"requeue": True},
         **{name: value for name, value in optional.items() if value is not None},
     }

@@ -42,9 +42,14 @@ class Work:
 
     def __call__(self) -> str:
         """Run the task; returns how it ended. Raises what the stage raises."""
+        # Local processes have no Slurm variables and are not requeued; a file requests their stop.
         if self.cluster == LOCAL:
             return self._run_local()
+        # Before all else: submitit's handler of SIGUSR2 would requeue at any point of the training,
+        # and lose all steps since the last checkpoint.
         signals = _Signals()
+        # A submission that reported an error may have been accepted all the same. Of two jobs for
+        # one folder, the one that jobs.jsonl does not name exits here.
         if not self._is_current():
             return "superseded"
         settings = Settings.model_validate_json(self.settings)
@@ -60,6 +65,7 @@ class Work:
             return "superseded"
         except Stopped as error:
             print(error, flush=True)
+            # One requeue is enough for all processes. A cancelled job must not be requeued.
             if context.process.first and self._is_current():
                 signals.requeue()
             return "stopped"
@@ -102,10 +108,15 @@ class Work:
 
     def _slurm_process(self, settings: Settings) -> ProcessContext:
         cluster = settings.cluster(self.cluster)
+        # Slurm sets SLURM_RESTART_COUNT only from the first requeue on.
         job, restarts = job_id(), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         node = os.environ.get("SLURMD_NODENAME", "")
         rank, size = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
+        # On a single node the processes meet on the loopback interface, which other machines cannot
+        # reach. Only rank 0 needs the address of its node: it writes it to the rendezvous file.
         multi_node = int(os.environ.get("SLURM_JOB_NUM_NODES", "1")) > 1
+        # The rendezvous file has the restart in its name, because a file of an earlier start
+        # contains a port on which no process listens any more.
         folder = Path(self.home) / "jobs" / self.submission
         return ProcessContext(
             rank=rank,
@@ -146,6 +157,7 @@ def _local_process(settings: Settings, submission: str) -> ProcessContext:
 
 def job_id() -> str:
     """The id of this job, as squeue prints it."""
+    # In an array, SLURM_JOB_ID is a number of its own, which `squeue -r` does not print.
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     return os.environ["SLURM_JOB_ID"]
@@ -167,6 +179,7 @@ class _Signals:
     def __call__(self) -> "Signal":
         from var_scaling.training.loop import Signal
 
+        # A stop persists until the process exits; a request for a checkpoint applies once.
         if self.stop:
             return Signal.STOP
         save, self.save = self.save, False
@@ -176,13 +189,16 @@ class _Signals:
         """Requeue the job, which ends this process. Returns if Slurm does not requeue it."""
         if not callable(self.submitit_handler):
             return
+        # If all attempts fail, the job ends, and the driver submits the task again.
         for left in reversed(range(_REQUEUE_ATTEMPTS)):
             try:
+                # Calls `checkpoint` and `scontrol requeue`, then exits the process.
                 self.submitit_handler(signal.SIGUSR2, None)
             except (subprocess.SubprocessError, OSError) as error:
                 print(f"Slurm did not requeue this job: {error}; {left} attempts left", flush=True)
                 time.sleep(10 if left else 0)
 
+    # The handlers only set a flag: a checkpoint is consistent only between two steps.
     def _stop(self, number: int, frame: Any) -> None:
         self.stop = True
 

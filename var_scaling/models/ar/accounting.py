@@ -22,13 +22,16 @@ def ar_parameters(model: ArModel, tokenizer: Tokenizer, classes: int) -> Count:
     """Trainable parameters by component; the sum equals `numel` over the module."""
     width, depth, pyramid = model.width, model.depth, tokenizer.pyramid
     adaln = model.block == "adaln"
+    # Linear map with bias, or a table with a row for each code.
     rows = tokenizer.code_channels + 1 if model.embedding == "codes" else tokenizer.codebook_size
     position_rows = pyramid.length if model.positions == "learned" else 0
     position_rows += pyramid.scales if has_level_embedding(model, tokenizer) else 0
+    # Of queries, values and the output (keys have none), and a temperature for each head.
     biases = 3 * width + (model.heads if model.normalised_attention else 0)
     hidden = model.hidden
     return {
         "embedding": (rows + classes + 1 + position_rows + adaln) * width,  # adaln: pos_start
+        # llama: no biases; one RMSNorm weight for each channel before attention, MLP and head.
         "attention": depth * (4 * width * width + (biases if adaln else width)),
         "mlp": depth
         * (2 * hidden * width + hidden + width if adaln else 3 * hidden * width + width),
@@ -52,6 +55,7 @@ def ar_forward_flops(model: ArModel, tokenizer: Tokenizer, dense: bool = False) 
     channels = tokenizer.code_channels if model.embedding == "codes" else 0  # a table: no product
     return {
         "embedding": 2 * (length - 1) * channels * width,
+        # Four w x w matrices (q, k, v, output), 2 FLOPs a multiply-add; then q k and weights x v.
         "attention_projections": depth * 8 * width * width * length,
         "attention_scores": depth * 4 * pairs * width,
         "mlp": depth * (4 if adaln else 6) * model.hidden * width * length,
@@ -62,6 +66,7 @@ def ar_forward_flops(model: ArModel, tokenizer: Tokenizer, dense: bool = False) 
 
 def ar_training_flops(model: ArModel, tokenizer: Tokenizer, dense: bool = False) -> Count:
     """FLOPs of forward and backward on one image. The input embedding needs no input gradient."""
+    # The backward pass of a layer is two products: one for its weights, one for its input.
     forward = ar_forward_flops(model, tokenizer, dense)
     return {name: (2 if name == "embedding" else 3) * flops for name, flops in forward.items()}
 
@@ -70,6 +75,7 @@ def ar_batch_flops(
     model: ArModel, tokenizer: Tokenizer, guided: bool, images: int, computed: bool
 ) -> int:
     """FLOPs of sampling a batch with a KV cache, no decoder; `computed` includes padding rows."""
+    # With a cache each visible pair of positions is computed once, as in one teacher-forced pass.
     rows = images * (2 if guided else 1)
     if computed:
         rows = max(rows, FEWEST_ROWS)

@@ -19,6 +19,7 @@ class ArModel(ModelRecord):
     """
 
     family: Literal["ar"] = "ar"
+    # VAR's rules: width 64 d and d heads, so 64 channels per head; drop path 0.1 d / 24.
     width_per_depth: PositiveInt = 64
     fixed_width: PositiveInt | None = None  # overrides width_per_depth x depth
     fixed_heads: PositiveInt | None = None  # overrides heads = depth
@@ -46,6 +47,7 @@ class ArModel(ModelRecord):
         """Channels between the two layers of the MLP."""
         if self.block == "adaln":
             return self.mlp_ratio * self.width
+        # SwiGLU has three matrices where an MLP has two: 8/3 w gives the 8 w² weights of ratio 4.
         return -(-(8 * self.width // 3) // self.hidden_multiple) * self.hidden_multiple
 
     @property
@@ -67,6 +69,7 @@ class ArModel(ModelRecord):
                 f"positions = rotary: {self.width // self.heads} channels per head; they must be a "
                 "multiple of 4, because rows and columns both rotate pairs of channels"
             )
+        # The kept branches are divided by 1 - drop_path.
         if self.drop_path >= 1:
             raise ValueError(
                 f"drop_path_per_depth x depth = {self.drop_path:.3g} must stay below 1"
@@ -86,6 +89,7 @@ class ArSampling(SamplingRecord):
 
 def frame_rows(side: int) -> tuple[int, ...]:
     """The number of sampled rows of the grid in each frame."""
+    # The last entry is always `side`, so the last frame is the whole sample.
     frames = min(side, _MAX_FRAMES)
     return tuple(side * (number + 1) // frames for number in range(frames))
 

@@ -42,6 +42,7 @@ class ArFamily(ModelFamily[ArModel, ArSampling]):
 
     def check(self, spec: Spec) -> None:
         pyramid = spec.tokenizer.pyramid
+        # Raster order needs the same grid at every level.
         if len(set(pyramid.patch_nums)) > 1:
             raise ValueError(
                 "model.family = ar: needs a tokenizer with one scale; tokenizer "
@@ -90,6 +91,7 @@ class ArFamily(ModelFamily[ArModel, ArSampling]):
         return tuple(f"row {rows}" for rows in frame_rows(spec.tokenizer.pyramid.side))
 
     def build(self, spec: Spec, seed: int) -> AR:
+        # Imported in the methods: this module is also read by commands that must not load torch.
         from var_scaling.models.ar.model import AR
 
         return AR(spec.config, spec.tokenizer, spec.classes, seed)

@@ -42,6 +42,8 @@ class AR(nn.Module):
         self.levels = tokenizer.pyramid.scales
         self.mask_TT: Tensor
         self.angles_TP: Tensor | None
+        # The initial weights depend on the seed alone, and the caller's generator is not advanced.
+        # Weights are made on the CPU, so no GPU generator has to be saved.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(seed, "model init"))
             self._build(model, tokenizer, classes)
@@ -74,6 +76,7 @@ class AR(nn.Module):
         )
         self.head_nm = ModulatedNorm(width) if adaln else nn.RMSNorm(width, eps=1e-5)
         self.head = nn.Linear(width, tokenizer.codebook_size, bias=adaln)
+        # Mask and angles follow from the config: not persistent, so weight files do not have them.
         mask_TT = torch.ones(self.tokens, self.tokens, dtype=torch.bool).tril()
         self.register_buffer("mask_TT", mask_TT, persistent=False)
         angles = None
@@ -87,6 +90,7 @@ class AR(nn.Module):
         `previous` is `token_inputs` of the first T - 1 tokens. `keep` holds the factors of the
         residual branches from `drop_path_factors`.
         """
+        # As in VAR: embeddings are summed in float32, the blocks run in the autocast dtype.
         with full_precision(labels_B.device):
             cond_BC = self.class_emb(labels_B)
             x_BTC = torch.cat([self.start_embedding(cond_BC), self.word_embed(previous)], dim=1)
@@ -111,6 +115,7 @@ class AR(nn.Module):
     def add_positions(self, x_BtC: Tensor, positions: slice) -> Tensor:
         """`x` plus the learned embeddings of `positions` and of their residual levels."""
         if hasattr(self, "lvl_embed"):
+            # In raster order the levels of a position follow each other: 0, ..., K - 1, 0, ...
             levels_T = torch.arange(self.tokens, device=x_BtC.device) % self.levels
             x_BtC = x_BtC + self.lvl_embed(levels_T[positions])
         if hasattr(self, "pos_1LC"):
@@ -126,6 +131,7 @@ class AR(nn.Module):
 
     def head_logits(self, x_BTC: Tensor, cond_BC: Tensor) -> Tensor:
         if self.config.block == "adaln":
+            # The last norm gets the residual stream in float32, as in the released VAR.
             return self.head(self.head_nm(x_BTC.float(), cond_BC))
         return self.head(self.head_nm(x_BTC.float()))
 
@@ -142,6 +148,7 @@ class LlamaBlock(nn.Module):
     def __init__(self, width: int, heads: int, hidden: int):
         super().__init__()
         self.heads = heads
+        # Names and epsilon as in LlamaGen: w1 is the gate of SwiGLU, w3 its value, w2 the output.
         self.attention_norm = nn.RMSNorm(width, eps=1e-5)
         self.wqkv = nn.Linear(width, 3 * width, bias=False)
         self.wo = nn.Linear(width, width, bias=False)
@@ -152,6 +159,7 @@ class LlamaBlock(nn.Module):
 
     def adaln_params(self, cond_BC: Tensor) -> Tensor:
         """Empty: the condition does not change this block. `forward` ignores it."""
+        # Of B rows, so that callers can treat all blocks alike.
         return cond_BC[:, :0]
 
     def forward(
@@ -196,8 +204,11 @@ def rotary_angles(side: int, levels: int, head_width: int) -> Tensor:
     Half of the pairs depend on the row, half on the column of the input token. The first input is
     the class; its angles are 0.
     """
+    # A head has head_width / 2 pairs of channels: one half for rows, the other for columns.
     pairs = head_width // 4
     frequencies_P = 10_000.0 ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
+    # Input i + 1 is token i. All residual levels of a position have the same angles; the level
+    # embedding distinguishes them.
     position_I = torch.arange(side * side * levels - 1) // levels  # of each input token in the grid
     rows, columns = position_I // side, position_I % side
     angles = torch.cat([rows[:, None] * frequencies_P, columns[:, None] * frequencies_P], dim=1)
@@ -206,6 +217,7 @@ def rotary_angles(side: int, levels: int, head_width: int) -> Tensor:
 
 def apply_rotary(x_BNTc: Tensor, angles_TP: Tensor) -> Tensor:
     """Rotate each pair of neighbouring channels by its angle."""
+    # (B, N, T, P) each. In float32 also under autocast.
     even, odd = x_BNTc.float().unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = angles_TP.cos(), angles_TP.sin()
     rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)

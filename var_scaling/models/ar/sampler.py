@@ -30,7 +30,9 @@ def sample_tokens(
     uniform_BT = draws.uniform("token", 0, (network.tokens,))
     ids_BT = labels_B.new_zeros(len(labels_B), network.tokens)
     side = quantizer.pyramid.side
+    # Number of tokens done: number of complete rows of the grid.
     rows_at_end = {rows * side * network.levels: rows for rows in frame_rows(side)}
+    # A flag on the device: it collects the checks of all positions of a frame.
     finite = torch.ones((), dtype=torch.bool, device=labels_B.device)
     for position in range(network.tokens):
         previous = None
@@ -51,6 +53,7 @@ def sample_tokens(
                     f"{sampling.temperature:g} is too extreme, or the precision too low"
                 )
             ids_BL = from_raster(ids_BT, network.levels)
+            # Image by image: on a CPU the rounding of a convolution depends on the batch size.
             grid_BZHH = torch.cat([quantizer.decode(ids_1L) for ids_1L in ids_BL.split(1)])
             grid_BZHH[:, :, rows_at_end[position + 1] :] = 0  # rows without tokens yet
             yield Frame(grid_BZHH, ids_BL if position + 1 == network.tokens else None)
@@ -83,9 +86,12 @@ class ARSampler:
             self.cond_RC = network.class_emb(labels_R)
         dtype = autocast_dtype(labels_B.device)
         self.blocks = [block for block in network.blocks if isinstance(block, Block | LlamaBlock)]
+        # The condition is the same at all positions, so AdaLN is computed once and not per token.
         self.adaln_params = [block.adaln_params(self.cond_RC.to(dtype)) for block in self.blocks]
         heads = network.config.heads
         size = (len(self.blocks), 2, len(labels_R), heads, network.tokens)
+        # (D, keys and values, R, N, T, C / N), not initialised: each entry is written before it is
+        # read.
         self.cache = torch.empty(
             *size, network.config.width // heads, dtype=dtype, device=labels_B.device
         )
@@ -98,10 +104,13 @@ class ARSampler:
             if previous is None:
                 x_R1C = network.start_embedding(self.cond_RC)
             else:
+                # A conditional row and its unconditional row have the same token. Padding rows
+                # repeat tokens of the batch; their logits are never read.
                 x_R1C = network.word_embed(previous[torch.arange(rows) % self.images])
             x_R1C = network.add_positions(x_R1C, positions)
         x_R1C = x_R1C.to(self.cache.dtype)
         rotate = network.rotation(positions)
+        # No mask: the only query may see all cached positions. No drop path in sampling.
         for number, (block, adaln) in enumerate(zip(self.blocks, self.adaln_params, strict=True)):
             x_R1C = block(x_R1C, adaln, None, (1.0, 1.0), self._kv_cache(number, position), rotate)
         logits_RV = network.head_logits(x_R1C, self.cond_RC)[:, 0].float()

@@ -29,11 +29,14 @@ def dit_parameters(model: DitModel, tokenizer: Tokenizer, classes: int) -> Count
     """
     width, depth, hidden = model.width, model.depth, model.mlp_ratio * model.width
     channels_in, channels_out = patch_channels(model, tokenizer)
+    # Two linear layers with biases.
     time = (model.time_channels + 1) * width + (width + 1) * width
     return {
         "embedding": (channels_in + 1) * width + time + (classes + 1) * width,
+        # Biases of queries, keys, values and the output.
         "attention": depth * (4 * width * width + 4 * width),
         "mlp": depth * (2 * hidden * width + hidden + width),
+        # Six chunks in each block, two (scale and shift) in the last norm.
         "adaln": (6 * depth + 2) * (width * width + width),
         "head": (width + 1) * channels_out,
     }
@@ -49,9 +52,11 @@ def dit_forward_flops(model: DitModel, tokenizer: Tokenizer) -> Count:
     width, depth, length = model.width, model.depth, positions(model, tokenizer)
     channels_in, channels_out = patch_channels(model, tokenizer)
     return {
+        # The patches, then the time MLP, which runs once per image and not per position.
         "embedding": 2 * length * channels_in * width
         + 2 * model.time_channels * width
         + 2 * width * width,
+        # Four w x w matrices (q, k, v, output), 2 FLOPs a multiply-add; then q k and weights x v.
         "attention_projections": depth * 8 * width * width * length,
         "attention_scores": depth * 4 * length * length * width,
         "mlp": depth * 4 * model.mlp_ratio * width * width * length,
@@ -82,6 +87,7 @@ def dit_batch_flops(
         rows = images * (2 if sampling.guided_at(time) else 1)
         flops += rows * sum(forward.values())
         if computed:
+            # Only the condition is padded, as long as the positions make enough rows themselves.
             flops += max(0, FEWEST_ROWS - rows) * forward["adaln"]
     return flops
 

@@ -26,6 +26,7 @@ class DitModel(ModelRecord):
     latents: Literal["quantized", "unquantized"] = "quantized"  # decoded tokens, or features
     patch: PositiveInt = 1  # side of the square of grid cells per position
     mlp_ratio: PositiveInt = 4
+    # Sines and cosines of the time; 256 as published.
     time_channels: Annotated[int, Field(ge=2, multiple_of=2)] = 256
     prediction: Literal["velocity", "epsilon"] = "velocity"
     learned_variance: bool = False
@@ -81,6 +82,7 @@ class DitSampling(SamplingRecord):
 
     def frame_steps(self) -> tuple[int, ...]:
         """The steps after which the sampler yields a frame."""
+        # The last entry is always `steps`, so the last frame is the sample.
         frames = min(self.steps, _MAX_FRAMES)
         return tuple(self.steps * (number + 1) // frames for number in range(frames))
 
@@ -91,18 +93,21 @@ def sampling_times(model: DitModel, steps: int) -> tuple[float, ...]:
     A discrete schedule has the times 1 / N, 2 / N, …, 1. Raises ValueError if `steps` exceeds N.
     """
     if model.prediction == "velocity":
+        # 1, 1 - 1/S, ..., 1/S. The samplers append time 0.
         return tuple(1 - number / steps for number in range(steps))
     total = model.schedule_steps
     if steps > total:
         raise ValueError(
             f"steps = {steps}: the model was trained on a schedule of {total}; use at most {total}"
         )
+    # Evenly spaced over the schedule with both ends: the first time is 1, the last 1 / N.
     spacing = (total - 1) / max(1, steps - 1)
     return tuple((total - round(number * spacing)) / total for number in range(steps))
 
 
 def tiny_dit(depth: int, width_per_depth: int = 8) -> DitModel:
     """A model that a CPU can train: width 8 d, flow matching, one position per grid cell."""
+    # Velocity: DDIM on a predicted ε multiplies its error at pure noise by 158 (LOG.md).
     return DitModel(depth=depth, width_per_depth=width_per_depth, time_channels=32)
 
 

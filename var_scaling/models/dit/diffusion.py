@@ -61,6 +61,7 @@ def euler(velocity: Velocity, x: Tensor, times: Sequence[float]) -> Iterator[Ten
     for t, t_next in zip(times, [*times[1:], 0.0], strict=True):
         v = velocity(x, t)
         yield clean_of_velocity(v, x, t)
+        # t_next < t: the step goes from noise towards the image.
         x = x + (t_next - t) * v
 
 
@@ -76,6 +77,7 @@ def euler_maruyama(
         yield clean_of_velocity(v, x, t)
         if t_next > 0:
             dt = t - t_next
+            # With w = t the score's factor 1 / t cancels, so the drift stays finite near the image.
             drift = v + epsilon_of_velocity(v, x, t) / 2  # w s = -ε
             x = x - dt * drift + math.sqrt(t * dt) * normal(step)
 
@@ -87,14 +89,17 @@ class Schedule:
     """ᾱ of each of N steps with linear β, in float64."""
 
     def __init__(self, steps: int):
+        # β is inverse to the number of steps, so that ᾱ at pure noise hardly depends on it.
         scale = 1000 / steps
         betas = torch.linspace(_BETAS[0] * scale, _BETAS[1] * scale, steps, dtype=torch.float64)
         self.steps = steps
+        # With 20 steps or fewer a scaled β reaches 1, and ᾱ = 0 has no inverse.
         self.betas_N = betas.clamp_max(0.999)
         self.alpha_bars_N = (1 - self.betas_N).cumprod(0)
 
     def number(self, time: float) -> int:
         """The index of the step at `time`, from 0."""
+        # Rounded: n / N times N is not always exactly n.
         return round(time * self.steps) - 1
 
     def alpha_bar(self, time: float) -> float:
@@ -116,6 +121,7 @@ def ddim(
         eps = epsilon(x, t).epsilon
         clean = (x - math.sqrt(1 - bar) * eps) / math.sqrt(bar)
         yield clean
+        # Eq. 12 with σ = 0: the same noise at the next level.
         x = math.sqrt(bar_next) * clean + math.sqrt(1 - bar_next) * eps
 
 
@@ -127,10 +133,12 @@ def ddpm(
     Without a learned variance a step uses the variance β̃ of the posterior.
     """
     for step, (t, t_next) in enumerate(zip(times, [*times[1:], 0.0], strict=True)):
+        # Steps of the subset may be far apart: β of such a step follows from the ratio of its ᾱ.
         bar, bar_next = schedule.alpha_bar(t), schedule.alpha_bar(t_next)
         predicted = epsilon(x, t)
         clean = (x - math.sqrt(1 - bar) * predicted.epsilon) / math.sqrt(bar)
         yield clean
+        # At the image β̃ is 0 and has no logarithm; the sample is the estimate itself.
         if t_next == 0:
             return
         mean, beta_tilde, beta = posterior(clean, x, bar, bar_next)

@@ -66,6 +66,7 @@ class DitFamily(ModelFamily[DitModel, DitSampling]):
         return accounting.dit_training_flops(spec.config, spec.tokenizer)
 
     def sampling_flops(self, spec: Spec, guided: bool = True) -> Count:
+        # A sampler cannot have more steps than a discrete schedule.
         steps = min(DitSampling().steps, spec.config.schedule_steps)
         passes = steps * (2 if guided else 1)
         return {name: passes * flops for name, flops in self.forward_flops(spec).items()}
@@ -99,6 +100,7 @@ class DitFamily(ModelFamily[DitModel, DitSampling]):
         return tuple(f"step {step}" for step in sampling.frame_steps())
 
     def build(self, spec: Spec, seed: int) -> DiT:
+        # Imported in the methods: this module is also read by commands that must not load torch.
         from var_scaling.models.dit.model import DiT
 
         return DiT(spec.config, spec.tokenizer, spec.classes, seed)
@@ -119,6 +121,7 @@ class DitFamily(ModelFamily[DitModel, DitSampling]):
                 f"dit: channels {', '.join(constant)} of the grid are the same in all images, so "
                 "they cannot be normalised: the tokenizer has collapsed; train another one"
             )
+        # Buffers of the network: they are saved with its weights, so sampling needs no token cache.
         for buffer_Z, values in (
             (network.latent_mean_Z, latents.mean),
             (network.latent_deviation_Z, latents.deviation),

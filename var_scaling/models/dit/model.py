@@ -42,6 +42,8 @@ class DiT(nn.Module):
         self.latent_mean_Z: Tensor
         self.latent_deviation_Z: Tensor
         self.pos_embed_TC: Tensor
+        # The initial weights depend on the seed alone, and the caller's generator is not advanced.
+        # Weights are made on the CPU, so no GPU generator has to be saved.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(seed, "model init"))
             self._build(model, tokenizer, classes)
@@ -60,6 +62,8 @@ class DiT(nn.Module):
         )
         self.final_modulation = Modulation(width, 2)
         self.final_linear = nn.Linear(width, channels_out)
+        # The statistics come from the training data and are saved with the weights. The positions
+        # follow from the config and are not.
         channels = tokenizer.code_channels
         self.register_buffer("latent_mean_Z", torch.zeros(channels))
         self.register_buffer("latent_deviation_Z", torch.ones(channels))
@@ -76,6 +80,7 @@ class DiT(nn.Module):
         if padding and self.side**2 < FEWEST_ROWS:  # else the T positions make enough rows
             x_BZHH = torch.cat([x_BZHH, x_BZHH[:1].expand(padding, -1, -1, -1)])
         with full_precision(labels_B.device):
+            # Padding rows have time 0 and class 0; their results are dropped.
             t_R, labels_R = F.pad(t_B, (0, padding)), F.pad(labels_B, (0, padding))
             embedding_RW = timestep_embedding(t_R, self.config.time_channels)
             cond_RC = self.t_embedder(embedding_RW) + self.y_embedder(labels_R)
@@ -85,8 +90,10 @@ class DiT(nn.Module):
         x_BTC, cond = x_BTC.to(dtype), cond_RC.to(dtype)
         for block in self.blocks:
             assert isinstance(block, DitBlock)
+            # [:rows]: where only the condition was padded, x has fewer rows.
             x_BTC = block(x_BTC, block.adaLN_modulation(cond)[:rows])
         shift, scale = self.final_modulation(cond_RC)[:rows].unbind(1)
+        # float32 for the last norm, also under autocast.
         out_BTP = self.final_linear(modulate(x_BTC.float(), scale, shift))
         return self.grid(out_BTP)[:images]
 
@@ -104,6 +111,8 @@ class DiT(nn.Module):
 
     def normalized(self, grid_BZHH: Tensor) -> Tensor:
         """The tokenizer's grid, scaled to mean 0 and deviation 1 in each channel."""
+        # By channel: one factor for all, as in latent diffusion, leaves deviations that differ by a
+        # factor of 2 to 3 (docs/families.md).
         mean, deviation = self.latent_mean_Z, self.latent_deviation_Z
         return (grid_BZHH - mean[:, None, None]) / deviation[:, None, None]
 
@@ -126,6 +135,7 @@ class DiT(nn.Module):
         nn.init.zeros_(self.final_modulation.weight)
         for block in self.blocks:
             assert isinstance(block, DitBlock)
+            # AdaLN-Zero: with gates of 0 each block is the identity at the start.
             nn.init.zeros_(block.adaLN_modulation.weight)
 
 
@@ -139,6 +149,7 @@ class DitBlock(nn.Module):
         self.adaLN_modulation = Modulation(width, 6)
 
     def forward(self, x_BTC: Tensor, adaln_B61C: Tensor) -> Tensor:
+        # DiT's published order; VAR's block has its gates first (models/layers.py).
         shift1, scale1, gate1, shift2, scale2, gate2 = adaln_B61C.unbind(1)
         x_BTC = x_BTC + gate1 * self.attn(modulate(x_BTC, scale1, shift1))
         return x_BTC + gate2 * self.mlp(modulate(x_BTC, scale2, shift2))
@@ -163,6 +174,7 @@ class PlainAttention(nn.Module):
 
 def sincos_positions(width: int, side: int) -> Tensor:
     """(T, C) fixed sines and cosines: half of the channels for the column, half for the row."""
+    # Channels: sines of the column, its cosines, sines of the row, its cosines.
     quarter = width // 4
     frequencies_Q = 10_000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")

@@ -31,17 +31,21 @@ def training_loss(
     clean_BZHH = normalized_latents(network, quantizer, batch)
     device = clean_BZHH.device
     noise_BZHH = normal_of(draws, "noise", tuple(clean_BZHH.shape[1:])).to(device)
+    # One time for each image, uniform in [0, 1).
     t_B = uniform_of(draws, "time").to(device)
     if model.prediction == "velocity":
         x_BZHH = on_path(clean_BZHH, noise_BZHH, t_B)
         predicted_BZHH = network(x_BZHH, t_B, batch.labels_B)
         return (predicted_BZHH.float() - (noise_BZHH - clean_BZHH)).square().mean()
     schedule = Schedule(model.schedule_steps)
+    # Step indices from 0; the network gets the time of the step, (n + 1) / N, as in sampling.
     numbers_B = (t_B * model.schedule_steps).long()
     x_BZHH = schedule.noised(clean_BZHH, noise_BZHH, numbers_B)
     out = network(x_BZHH, (numbers_B + 1) / model.schedule_steps, batch.labels_B).float()
     if not model.learned_variance:
         return (out - noise_BZHH).square().mean()
+    # L_simple + λ L_vlb (arXiv 2102.09672, eq. 16, λ = 0.001). L_vlb sums the terms of all steps
+    # and one of them is drawn: at N = 1,000 steps the term's weight is 1.
     epsilon_BZHH, variance_BZHH = out.chunk(2, dim=1)
     error = (epsilon_BZHH - noise_BZHH).square().mean()
     bound_B = variance_bound(
@@ -65,6 +69,7 @@ def variance_bound(
     probability of 256 discrete grey levels there, which a grid of latents does not have.
     """
     shape = (-1, *[1] * (clean.ndim - 1))
+    # In float64: near the image 1 - ᾱ is small.
     bars = schedule.alpha_bars_N.to(clean.device)
     bars_next = torch.cat([bars.new_ones(1), bars[:-1]])  # one step nearer to the image
     bar, bar_next = bars[numbers_B].view(shape), bars_next[numbers_B].view(shape)
@@ -73,16 +78,21 @@ def variance_bound(
     # β̃ of the last step is 0 and has no logarithm: use that of the step before.
     beta_tilde_N[0] = beta_tilde_N[min(1, len(beta_tilde_N) - 1)]
     log_beta_tilde = beta_tilde_N[numbers_B].view(shape).log().float()
+    # The learned variance interpolates between log β̃ and log β (eq. 15).
     share = (variance + 1) / 2
     log_var = share * beta.log().float() + (1 - share) * log_beta_tilde
+    # Mean of q(x_next | x, x_0), arXiv 2006.11239, eq. 7. True and predicted mean differ only in
+    # x_0, so the term in x cancels in their difference.
     clean_factor = (bar_next.sqrt() * beta / (1 - bar)).float()
     x_factor = ((bar / bar_next).sqrt() * (1 - bar_next) / (1 - bar)).float()
     clean_estimate = (x - (1 - bar).sqrt().float() * epsilon) / bar.sqrt().float()
     mean_difference = clean_factor * (clean - clean_estimate)  # true mean - the model's mean
+    # KL divergence of two normal distributions, per number: true variance β̃, learned exp(log_var).
     kl = 0.5 * (log_var - log_beta_tilde + (log_beta_tilde - log_var).exp() - 1)
     kl = kl + 0.5 * mean_difference.square() * (-log_var).exp()
     mean = clean_factor * clean_estimate + x_factor * x
     density = 0.5 * ((clean - mean).square() * (-log_var).exp() + log_var + math.log(math.tau))
+    # Step index 0 leads to the image itself: a density in place of the divergence.
     nats = torch.where((numbers_B == 0).view(shape), density, kl)
     return nats.flatten(1).mean(1) / math.log(2)
 
@@ -101,6 +111,8 @@ def bin_sums(
     model = spec.config
     clean_BZHH = normalized_latents(network, quantizer, batch)
     device, shape = clean_BZHH.device, tuple(clean_BZHH.shape[1:])
+    # One time in each bin (stratified): less noise than P independent times, and each bin has as
+    # many terms.
     within_BP = uniforms(_SEED, "validation time", 0, rows, (BINS,)).to(device)
     schedule = Schedule(model.schedule_steps)
     sums = []
@@ -112,7 +124,9 @@ def bin_sums(
         else:
             numbers_B = (t_B * model.schedule_steps).long()
             x_BZHH, target = schedule.noised(clean_BZHH, noise_BZHH, numbers_B), noise_BZHH
+            # The network gets the time of the discrete step, as in training.
             t_B = (numbers_B + 1) / model.schedule_steps
+        # A learned variance is not scored: only the first Z channels.
         predicted = network(x_BZHH, t_B, batch.labels_B)[:, : shape[0]]
         sums.append((predicted.double() - target.double()).square().flatten(1).sum(1))
     return [torch.stack(sums, dim=1)]
@@ -125,5 +139,6 @@ def normalized_latents(network: nn.Module, quantizer: Quantizer, batch: Batch) -
     inner = network.module if hasattr(network, "module") else network
     assert isinstance(inner, DiT)
     with torch.autocast(batch.ids_BL.device.type, enabled=False):
+        # The cache holds tokens (int64) or the features before quantisation (float32 grids).
         features = batch.ids_BL.is_floating_point()
         return inner.normalized(batch.ids_BL if features else quantizer.decode(batch.ids_BL))

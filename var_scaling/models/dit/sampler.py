@@ -48,6 +48,7 @@ def denoise(
     for step, clean_BZHH in enumerate(estimates, 1):
         if step not in frame_steps:
             continue
+        # Checked for frames only: each check synchronises with a GPU.
         if not clean_BZHH.isfinite().all():
             raise ValueError(
                 f"the sample is not finite after step {step}: guidance {sampling.guidance:g} is "
@@ -59,16 +60,19 @@ def denoise(
 def guided_prediction(network: DiT, labels_B: Tensor, sampling: DitSampling) -> Velocity:
     """A function of (x, t): the network's guided output. A learned variance is not guided."""
     null_B = torch.full_like(labels_B, network.classes)
+    # Conditional rows first; with guidance both predictions are one batch.
     labels_R = torch.cat([labels_B, null_B])
     images = len(labels_B)
 
     def predict(x_BZHH: Tensor, t: float) -> Tensor:
         if not sampling.guided_at(t):
+            # Outside the interval the unconditional half is not computed.
             return network(x_BZHH, x_BZHH.new_full((images,), t), labels_B).float()
         x_RZHH = torch.cat([x_BZHH, x_BZHH])
         out = network(x_RZHH, x_BZHH.new_full((2 * images,), t), labels_R).float()
         conditional, unconditional = out[:images], out[images:]
         channels = x_BZHH.shape[1]
+        # Channels after the first Z are the learned variance.
         cond_BZHH, uncond_BZHH = conditional[:, :channels], unconditional[:, :channels]
         with full_precision(labels_B.device):
             guided_BZHH = apply_guidance(cond_BZHH, uncond_BZHH, sampling.guidance)

@@ -16,6 +16,7 @@ class VarModel(ModelRecord):
     """A VAR transformer. Depth determines width and heads."""
 
     family: Literal["var"] = "var"
+    # The published rules: width 64 d and d heads, so 64 channels per head; drop path 0.1 d / 24.
     width_per_depth: PositiveInt = 64
     mlp_ratio: PositiveInt = 4
     drop_path_per_depth: NonNegativeFloat = 0.1 / 24
@@ -40,6 +41,7 @@ class VarModel(ModelRecord):
 
     @model_validator(mode="after")
     def _check_drop_path(self) -> Self:
+        # The kept branches are divided by 1 - drop_path.
         if self.drop_path >= 1:
             raise ValueError(
                 f"drop_path_per_depth x depth = {self.drop_path:.3g} must stay below 1"
@@ -87,6 +89,7 @@ class VarSampling(SamplingRecord):
         guidance = _value_at_scale(self, "guidance", k, scales)
         if self.rising and not isinstance(self.guidance, tuple):
             guidance *= progress
+        # As released: towards fine scales the mixture approaches a single code.
         tau = max(_TAU_START * (1 - _TAU_DECREASE * progress), _TAU_MIN)
         return ScaleSettings(
             guidance=guidance,

@@ -60,6 +60,7 @@ class VarFamily(ModelFamily[VarModel, VarSampling]):
         self, spec: Spec, sampling: VarSampling, images: int, computed: bool = False
     ) -> int:
         weights = sampling.weights(spec.tokenizer.pyramid.scales)
+        # The sampler computes FEWEST_ROWS - 1 null rows at the first scale; guidance needs one.
         uncond = FEWEST_ROWS - 1 if computed else int(any(weights))
         return accounting.var_batch_flops(spec.config, spec.tokenizer, weights, images, uncond)
 
@@ -82,6 +83,7 @@ class VarFamily(ModelFamily[VarModel, VarSampling]):
 
     @property
     def published(self) -> PublishedFormat:
+        # Imported in the methods: this module is also read by commands that must not load torch.
         from var_scaling.models.var.published import ReleasedVar
 
         return ReleasedVar()

@@ -33,6 +33,8 @@ class VAR(nn.Module):
         self.classes = classes
         self.levels_L: Tensor
         self.mask_LL: Tensor
+        # The initial weights depend on the seed alone, and the caller's generator is not advanced.
+        # Weights are made on the CPU, so no GPU generator has to be saved.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(seed, "model init"))
             self._build(model, tokenizer, classes)
@@ -42,6 +44,7 @@ class VAR(nn.Module):
 
     def _build(self, model: VarModel, tokenizer: Tokenizer, classes: int) -> None:
         pyramid, width = tokenizer.pyramid, model.width
+        # The first scale gets both position embeddings, as released.
         self.pos_start = nn.Parameter(torch.empty(1, pyramid.lengths[0], width))
         self.pos_1LC = nn.Parameter(torch.empty(1, pyramid.length, width))
         self.lvl_embed = nn.Embedding(pyramid.scales, width)
@@ -57,6 +60,7 @@ class VAR(nn.Module):
         )
         self.head_nm = ModulatedNorm(width)
         self.head = nn.Linear(width, tokenizer.codebook_size)
+        # Both follow from the pyramid: not persistent, so weight files do not have them.
         self.register_buffer("levels_L", torch.tensor(pyramid.levels), persistent=False)
         self.register_buffer("mask_LL", block_causal_mask(pyramid), persistent=False)
 
@@ -74,6 +78,7 @@ class VAR(nn.Module):
             x_BLC = torch.cat([first, self.word_embed(input_BLZ)], dim=1)
             x_BLC = x_BLC + self.lvl_embed(self.levels_L) + self.pos_1LC
         if keep_D2B is None:
+            # Evaluation and training without drop path: all branches are kept.
             keep_D2B = x_BLC.new_ones(self.config.depth, 2, len(labels_B))
         cond = self.shared_ada_lin(cond_BC) if self.config.shared_adaln else cond_BC
         # As released, the blocks and the residual stream run in the autocast dtype.
@@ -82,10 +87,12 @@ class VAR(nn.Module):
         for block, keep_2B in zip(self.blocks, keep_D2B, strict=True):
             assert isinstance(block, Block)
             x_BLC = block(x_BLC, block.adaln_params(cond), self.mask_LL, keep_2B[:, :, None, None])
+        # The last norm gets the residual stream in float32, as released.
         return self.head(self.head_nm(x_BLC.float(), cond_BC))
 
 
 def block_causal_mask(pyramid: Pyramid) -> Tensor:
     """(L, L), True where a row's position attends to a column's: the same scale and all coarser."""
     levels_L = torch.tensor(pyramid.levels)
+    # Within a scale attention has no order: its tokens are predicted in parallel.
     return levels_L[:, None] >= levels_L[None, :]

@@ -21,10 +21,12 @@ def training_loss(
     draws: StepDraws,
 ) -> Tensor:
     """Mean cross entropy over the tokens of `batch`, with drop path per image."""
+    # For the global batch: the factors do not depend on how it is split over processes.
     generator = torch.Generator().manual_seed(draws.seed_of("drop path"))
     keep_D2B = drop_path_factors(spec.config.drop_path, spec.config.depth, draws.images, generator)
     if keep_D2B is not None:
         keep_D2B = keep_D2B[:, :, draws.local_slice].to(batch.labels_B.device)
+    # The tokenizer is frozen here: codes and phi get no gradient from the transformer.
     with torch.no_grad():
         input_BLZ = _teacher_input(quantizer, batch.ids_BL)
     logits_BLV = network(batch.labels_B, input_BLZ, keep_D2B)
@@ -37,6 +39,7 @@ def scale_sums(
     """Cross entropy in nats and top-1 errors, both summed per scale: two (B, K) float64 tensors."""
     input_BLZ = _teacher_input(quantizer, batch.ids_BL)
     logits_BLV = network(batch.labels_B, input_BLZ)
+    # F.cross_entropy expects the classes in dimension 1: (B, V, L) and (B, L).
     loss_BL = F.cross_entropy(logits_BLV.movedim(-1, 1).float(), batch.ids_BL, reduction="none")
     error_BL = logits_BLV.argmax(-1) != batch.ids_BL
     lengths = list(spec.tokenizer.pyramid.lengths)

@@ -24,6 +24,7 @@ from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.weights import State, WeightsError, as_tensors, refuse_mismatch, shorten_list
 
 _HITS = "quantize.ema_vocab_hit_SV"
+# A VAR file may lack its levels; the number of positions, 680 or 2,240, identifies a preset.
 _PRESETS = {sum(side * side for side in sides): sides for sides in (PAPER_256, PAPER_512)}
 # Fields that the released constructor has no argument for, with their fixed values.
 _FIXED = {"multipliers": (1, 1, 2, 2, 4), "residual_blocks": 2, "norm_groups": 32}
@@ -40,6 +41,7 @@ class CheckpointParts:
 
 def split_checkpoint(path: Path, content: Any) -> CheckpointParts:
     """The tokenizer and VAR weights of a checkpoint file. Raises WeightsError if it has neither."""
+    # Names of the released trainer: `vae_local` is the tokenizer, `var_wo_ddp` the transformer.
     trainer = content.get("trainer") if isinstance(content, Mapping) else None
     if isinstance(trainer, Mapping):
         states = (trainer.get("vae_local"), trainer.get("var_wo_ddp"))
@@ -71,6 +73,7 @@ def read_tokenizer(
         _size(state, channels, *((f"encoder.down.{level}.block.0.{key}", 0) for key in keys))
         for level in range(levels)
     ]
+    # Phi's names: `qresi_ls.N` (shared by scales) or `qresi` (one for all); neither: one per scale.
     phis = _count(state, r"quantize\.quant_resi\.qresi_ls\.(\d+)\..*")
     phis = phis or int("quantize.quant_resi.qresi.weight" in state)
     record = ImportedTokenizer(
@@ -85,6 +88,7 @@ def read_tokenizer(
         phi_convolutions=phis,
         phi_strength=0.5 if any("quant_resi" in name for name in state) else 0.0,
     )
+    # Only names and shapes are compared: the meta device allocates no memory.
     with torch.device("meta"):
         expected = MultiScaleVQVAE(record)
     weights = _checked(path, state, expected, _tokenizer_sidecars(record))
@@ -101,6 +105,7 @@ def read_var(
     codes = _size(state, tokenizer.codebook_size, ("head.weight", 0), ("head.bias", 0))
     channels = _size(state, tokenizer.code_channels, ("word_embed.weight", 1))
     normalised = any(name.endswith("scale_mul_1H11") for name in state)
+    # Only the temperatures show the number of heads; without them it is the depth.
     heads = _size(state, depth, *((f"blocks.{k}.attn.scale_mul_1H11", 1) for k in range(depth)))
     if heads != depth or width % depth:
         raise WeightsError(
@@ -120,6 +125,7 @@ def read_var(
         shared_adaln=any(name.startswith("shared_ada_lin") for name in state),
         normalised_attention=normalised,
     )
+    # The last row of the class embedding is the null class.
     classes = max(1, _size(state, 1001, ("class_emb.weight", 0)) - 1)
     with torch.device("meta"):
         expected = VAR(model, tokenizer, classes, seed=0)
@@ -135,6 +141,7 @@ def pyramid_of(path: Path, var: State | None) -> Pyramid | None:
         return Pyramid(patch_nums=preset) if preset else None
     levels_L = levels.flatten().tolist()
     present = set(levels_L)
+    # The number of consecutive levels from 0. The side of a scale is the root of its length.
     scales = next(level for level in range(len(levels_L) + 1) if level not in present)
     sides = tuple(math.isqrt(levels_L.count(level)) for level in range(scales))
     implied = [level for level, side in enumerate(sides) for _ in range(side * side)]
@@ -174,6 +181,7 @@ def _tokenizer_sidecars(t: Tokenizer) -> State:
 
 
 def _var_sidecars(model: VarModel, pyramid: Pyramid) -> State:
+    # Released form of the mask: added to the attention scores, 0 or -inf, (1, 1, L, L).
     mask_LL = block_causal_mask(pyramid)
     bias_LL = torch.zeros(mask_LL.shape).masked_fill(~mask_LL, -torch.inf)
     zeros = {
@@ -200,6 +208,7 @@ def _checked(path: Path, state: State, module: torch.nn.Module, sidecars: State)
     """The weights without sidecars, in the order of `module`. Raises WeightsError on a mismatch."""
     weights = {name: value for name, value in state.items() if name not in sidecars}
     refuse_mismatch(str(path), weights, module)
+    # Other values would be another network, for example full attention or a bias of the keys.
     for name, expected in sidecars.items():
         buffer = state.get(name)
         if name == _HITS or buffer is None:
@@ -223,5 +232,7 @@ def _size(state: State, default: int, *sources: tuple[str, int]) -> int:
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
     """The largest number that `pattern` matches in a name, plus 1; 0 if no name matches."""
     matches = (re.fullmatch(pattern, name) for name in state)
+    # A list has at least one tensor for each item. A larger number cannot be an index, and it would
+    # set the size of the network that is built for comparison.
     numbers = [int(match.group(1)) for match in matches if match]
     return max((number + 1 for number in numbers if number < len(state)), default=0)

@@ -49,17 +49,22 @@ def sample_tokens(
     steps = sampling.steps(pyramid.scales)
     sampler = VARSampler(model, pyramid, labels_B, [settings.guidance for settings in steps])
     f_BZHH = quantizer.empty_grid(len(labels_B))
+    # (ids, mask), each as a list with one (B, S) tensor for each scale.
     kept_scales = None if kept is None else [part.split(pyramid.lengths, dim=1) for part in kept]
     for k, settings in enumerate(steps):
         input_BSZ = None
         if k:
             input_BZhh = quantizer.resize_to_scale(f_BZHH, k)
+            # Contiguous: a view is multiplied in another way in a batch of one, which rounds
+            # differently (LOG.md).
             input_BSZ = rearrange(input_BZhh, "b z y x -> b (y x) z").contiguous()
         logits_BSV = sampler.logits(k, input_BSZ)
+        # Probabilities and the grid are float32, whatever the precision of the network.
         with full_precision(device):
             sampled_BS, vectors_BSZ = _sample_codes(quantizer, logits_BSV, settings, k, draws)
             ids_BS = sampled_BS
             if kept_scales is not None:
+                # Kept tokens enter the grid at every scale: finer scales are sampled around them.
                 kept_BS, mask_BS = kept_scales[0][k], kept_scales[1][k]
                 ids_BS = kept_BS.where(mask_BS, sampled_BS)
                 kept_BSZ = quantizer.embedding(kept_BS)
@@ -101,6 +106,7 @@ def _sample_codes(
         )
     allowed_BSV = filter_logits(scaled_BSV, settings.top_k, settings.top_p)
     _, tokens, codes = logits_BSV.shape
+    # Sampled also with `smooth`: the ids are the result, the mixture only enters the grid.
     ids_BS = sample_ids(allowed_BSV, draws.uniform("token", k, (tokens,)))
     if settings.tau is None:
         return ids_BS, quantizer.embedding(ids_BS)
@@ -126,6 +132,7 @@ class VARSampler:
         rows = 2 * self.images if self.last_guided > 0 else self.images
         # Row i of the finer scales corresponds to row row_R[i] of the first scale.
         self.row_R = torch.arange(rows, device=labels_B.device).clamp_max(self.images)
+        # The rows of the first scale: B conditional ones, then FEWEST_ROWS - 1 with the null class.
         null_labels = labels_B.new_full((FEWEST_ROWS - 1,), model.classes)
         with full_precision(labels_B.device):
             self.cond_RC = model.class_emb(torch.cat([labels_B, null_labels]))
@@ -136,19 +143,25 @@ class VARSampler:
         self.head_adaln = model.head_nm.ada_lin(self.cond_RC)
         heads = model.config.heads
         size = (len(self.blocks), 2, rows, heads, pyramid.length, model.config.width // heads)
+        # (D, keys and values, R, N, L, C / N), not initialised: each entry is written before it is
+        # read.
         self.cache = torch.empty(size, dtype=dtype, device=labels_B.device)
 
     def logits(self, k: int, input_BSZ: Tensor | None) -> Tensor:
         """Guided logits (B, S, V) of scale `k`. Call scale by scale, the first without input."""
         weight = self.guidance[k]
         x_RSC = self._embed(k, input_BSZ)
+        # No mask: the cache ends with the current scale, and a scale sees all of itself.
         for number, (block, adaln) in enumerate(zip(self.blocks, self.adaln_params, strict=True)):
             x_RSC = block(x_RSC, adaln, None, (1, 1), self._kv_cache(number, k))
+        # Without guidance at this scale the head, a large product, skips the unconditional rows.
+        # The first scale keeps all rows, so that the product has at least FEWEST_ROWS.
         rows = len(x_RSC) if weight or k == 0 else self.images
         logits_RSV = self._head_logits(x_RSC[:rows], self.head_adaln[:rows])
         cond_BSV = logits_RSV[: self.images]
         if not weight:
             return cond_BSV
+        # At the first scale one unconditional row is broadcast over the images.
         uncond = slice(self.images, self.images + 1) if k == 0 else slice(self.images, None)
         return apply_guidance(cond_BSV, logits_RSV[uncond], weight)
 
@@ -158,13 +171,16 @@ class VARSampler:
         positions = slice(start, start + self.pyramid.lengths[k])
         with full_precision(self.cond_RC.device):
             if input_BSZ is None:
+                # The input is the class alone, so the null rows are the same for all images.
                 x_RSC = self.cond_RC[:, None] + model.pos_start
             else:
                 if k == 1:
                     self._select_rows(self.row_R)
+                # No later scale has guidance: drop the unconditional rows.
                 if k == self.last_guided + 1:
                     self._select_rows(self.row_R[: self.images])
                 x_BSC = model.word_embed(input_BSZ)
+                # One or two copies: unconditional rows have the tokens of the conditional ones.
                 x_RSC = x_BSC.repeat(len(self.head_adaln) // self.images, 1, 1)
             x_RSC = x_RSC + model.lvl_embed.weight[k] + model.pos_1LC[:, positions]
         return x_RSC.to(autocast_dtype(x_RSC.device))
@@ -185,6 +201,7 @@ class VARSampler:
                 cache[0, :, :, :end] = key[self.row_R]
                 cache[1, :, :, :end] = value[self.row_R]
                 return key, value
+            # After the last scale with guidance only the conditional rows of the cache are used.
             rows = len(key)
             cache[0, :rows, :, start:end] = key
             cache[1, :rows, :, start:end] = value
