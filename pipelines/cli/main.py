@@ -222,7 +222,7 @@ def ui(
         list[str] | None,
         typer.Argument(
             metavar="[NAME]...",
-            help="one or more sweeps whose trials to compare, such as quickstart quickstart_again",
+            help="one or more sweeps whose trials to compare, such as quickstart ./mine.py",
             show_default=False,
         ),
     ] = None,
@@ -254,7 +254,10 @@ def ui(
     base = uri or f"http://127.0.0.1:{port or 5000}"
     pages = {"all experiments": base}
     if names:
-        sweeps = [resolve_sweep(name, workspace).name for name in dict.fromkeys(names)]
+        sweeps = [
+            resolve_sweep(name, workspace).name if name.endswith(".py") else name
+            for name in dict.fromkeys(names)
+        ]
         tracker = tracking.MLflowTracker(workspace, uri)
         pages = {"compare": tracker.comparison_url(sweeps, base), **pages}
     if uri is not None:

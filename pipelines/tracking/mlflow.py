@@ -154,9 +154,10 @@ class MLflowTracker:
         for sweep in sweeps:
             experiment = self.client.get_experiment_by_name(sweep)
             if experiment is None:
+                logged = ", ".join(sorted(each.name for each in self.client.search_experiments()))
                 raise ValueError(
                     f"{sweep}: nothing has been logged to MLflow yet; start `var-scaling run "
-                    f"{sweep}` or `var-scaling mirror {sweep}` first"
+                    f"{sweep}` or `var-scaling mirror {sweep}` first. Logged are: {logged}"
                 )
             experiments.append(experiment.experiment_id)
         runs = self.client.search_runs(experiments, "tags.kind = 'trial'", max_results=_COMPARED)
