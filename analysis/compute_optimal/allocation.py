@@ -53,7 +53,7 @@ class Approaches:
     budget: float  # FLOPs at which the estimates are compared
     estimates: tuple[Approach, ...]
     refused: dict[int, str]  # number of the approach: the reason
-    frontier: Frontier | None
+    frontier: Frontier
     isoflops: IsoFlops
     fit: Fit | None  # of the surface (approach 3)
 
@@ -107,6 +107,7 @@ def approaches(
 ) -> Approaches:
     """All three approaches on a table of evaluations; an approach that fails is in `refused`.
 
+    Raises FrontierError where no frontier can be formed: it selects the runs of all approaches.
     `cost` is by default the table's own C(N, D); raises CostError where the table has none.
     Approach 1 uses the frontier under `schedule` and `within_runs`. Approaches 2 and 3 use the ends
     of the runs of that schedule; approach 2 groups them by `budgets`. The estimates are compared at

@@ -91,14 +91,12 @@ class Design:
 
 def narrowest_within(design: Design, budget: float) -> tuple[Counts, str]:
     """The counts (G,) with the narrowest interval within `budget`, and the search method."""
-    # 1e-12: a budget that equals a sum of costs must not be missed by rounding.
-    max_counts = np.minimum(design.copies, np.floor(budget / design.flops * (1 + 1e-12))).astype(
-        int
-    )
+    budget *= 1 + 1e-12  # a budget that equals a sum of costs must not be missed by rounding
+    max_counts = np.minimum(design.copies, np.floor(budget / design.flops)).astype(int)
     plan_count = math.prod(int(count) + 1 for count in max_counts)
     if plan_count <= EXHAUSTIVE:
         all_plans = np.array(list(itertools.product(*(range(count + 1) for count in max_counts))))
-        affordable = all_plans[all_plans @ design.flops <= budget * (1 + 1e-12)]
+        affordable = all_plans[all_plans @ design.flops <= budget]
         return _narrowest(design, affordable), f"the best of all {len(affordable):,} plans"
     # Greedy by width per FLOP can fill the budget with cheap runs, greedy by width alone can spend
     # it on one run. Both are tried, from nothing and from each single run.

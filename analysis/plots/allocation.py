@@ -120,7 +120,7 @@ def allocation_figure(approaches: Approaches) -> Figure:
 
 def _size_of(approaches: Approaches) -> str:
     """The column of the sizes."""
-    return approaches.frontier.params if approaches.frontier is not None else "params_blocks"
+    return approaches.frontier.params
 
 
 def _approach_label(approach: Approach) -> str:

@@ -137,7 +137,7 @@ def _run_rows(client: Any, run: Any, columns: Mapping[str, str]) -> list[dict[st
 def _histories(client: Any, run: Any, columns: Mapping[str, str]) -> dict[str, Any]:
     """Each column's values by step; the later value where a step was logged twice.
 
-    Metrics `name/k0`, `name/k1`, ... of the scales become one list in column `name`.
+    Metrics `name/k1`, `name/k2`, ... of the scales become one list in column `name`.
     """
     histories: dict[str, Any] = {}
     scales: dict[str, dict[int, History]] = {}

@@ -117,7 +117,9 @@ def _bad_numbers(frame: pd.DataFrame) -> pd.Series:
         if native:
             allowed = missing & (frame.status == "imported") & (name in OPTIONAL_IF_IMPORTED)
             if name in SCORES[1:]:  # some families do not have this score; every family has a loss
-                allowed |= missing & ~(~missing).groupby(frame.family).transform("any")
+                allowed |= missing & ~(~missing).groupby(frame.family, dropna=False).transform(
+                    "any"
+                )
         bad = (~np.isfinite(values) | (values <= 0)) & ~allowed
         for i in frame.index[bad & (reasons == "")]:
             reasons[i] = f"{name} is not a positive number: {_display(frame[name][i], missing[i])}"

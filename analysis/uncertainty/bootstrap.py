@@ -263,7 +263,8 @@ def _shared(within: Array, groups: NDArray[np.intp], seed: NDArray[np.generic]) 
     """
     labels = np.unique(seed, return_inverse=True)[1].ravel()
     sizes, seeds = groups.max() + 1, labels.max() + 1
-    if len(within) != sizes * seeds or sizes < 2 or seeds < 2:
+    cells = np.unique(groups * seeds + labels).size  # pairs of a size and a seed that were run
+    if not cells == len(within) == sizes * seeds or sizes < 2 or seeds < 2:
         return None
     # The means of the sizes are already subtracted, so this is the effect of each seed.
     effects = np.bincount(labels, within) / sizes

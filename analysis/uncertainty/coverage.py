@@ -84,7 +84,7 @@ def coverage(
     for done, residual in enumerate(drawn):
         try:
             fit = fit_law(law, x, truth * np.exp(residual[:-1]), objective)
-            covered = (
+            covered = list(
                 _by_profile(fit, values, target, at_target, at_target * np.exp(residual[-1]))
                 if method == "profile"
                 else _by_bootstrap(bootstrap(fit, 1000, done, clusters), values, target, at_target)

@@ -19,7 +19,7 @@ from pipelines.execution.tasks import (
 from pipelines.stages.attempt import Stopped
 from pipelines.stages.context import RunContext, StopFile, asking_to_stop, local_process
 from pipelines.stages.graph import Stage, Stages
-from pipelines.stages.registry import TOKENS
+from pipelines.stages.registry import TOKENIZER, TRIAL
 from pipelines.stages.stages import run_stage
 from pipelines.workspace.damage import is_complete
 from pipelines.workspace.driver_lock import hold_driver_lock
@@ -184,8 +184,8 @@ def _work_and_cpus(stage: Stage, context: RunContext, stop_file: Path) -> tuple[
     processes if the settings say so.
     """
     local, threads = context.settings.local, context.process.threads
-    # Encoding runs in one process here; only a cluster splits it into parts.
-    if stage.kind == TOKENS or local.processes == 1:
+    # Every other kind runs in one process here: several would do the same work in one folder.
+    if stage.kind not in (TOKENIZER, TRIAL) or local.processes == 1:
         return partial(run_stage, stage), threads
     work = partial(launch.run_local_processes, stage, stop_file)
     return work, min(local.cpus, threads * local.processes)

@@ -281,9 +281,9 @@ def _load_perceptual(context: RunContext, t: TrainedTokenizer) -> Any:
 
 
 def _open_images(context: RunContext, data: DataRecord, split: str, folder: Path) -> Any:
+    """Open the images of `split`; on first use this surveys the files. Raises DataError."""
     from var_scaling.data.dataset import open_images
 
-    """Open the images of `split`; on first use this surveys the files. Raises DataError."""
     survey, root = (
         context.home.image_listing(data.name, split),
         context.settings.data_root(data.name),

@@ -49,7 +49,8 @@ def take_snapshot(home: Home, dirty: bool, modules: Iterable[str] = ()) -> Snaps
         code += f"+modules-{fingerprint(extra)}"
     folder = home.root / "code" / code.replace("+", "-")
     if not (folder / SNAPSHOT).exists():
-        patch = _git("diff", "--binary", "HEAD", tree) if changed else None
+        # Unstripped: a binary hunk ends with an empty line, without which it cannot be applied.
+        patch = _git_output("diff", "--binary", "HEAD", tree) if changed else None
         _write(folder, tree, code, patch, extra)
     return Snapshot(folder, code)
 
@@ -74,7 +75,7 @@ def _write(folder: Path, tree: str, code: str, patch: str | None, extra: tuple[P
             tar.extractall(temporary_folder, filter="data")
         copy_modules(temporary_folder, extra)
         if patch is not None:
-            (temporary_folder / "changes.patch").write_text(patch + "\n")
+            (temporary_folder / "changes.patch").write_text(patch)
         (temporary_folder / SNAPSHOT).write_text(json.dumps({"code": code}) + "\n")
         try:
             temporary_folder.rename(folder)
@@ -84,6 +85,11 @@ def _write(folder: Path, tree: str, code: str, patch: str | None, extra: tuple[P
 
 
 def _git(*arguments: str, **environment: str) -> str:
+    # Not `strip`: the first porcelain line may begin with a space.
+    return _git_output(*arguments, **environment).rstrip("\n")
+
+
+def _git_output(*arguments: str, **environment: str) -> str:
     try:
         done = subprocess.run(
             ["git", "-C", str(ROOT), *arguments], capture_output=True, encoding="utf-8",
@@ -97,5 +103,4 @@ def _git(*arguments: str, **environment: str) -> str:
         raise ValueError(
             f"{ROOT}: cannot copy the code for jobs from this git checkout: {error.stderr.strip()}"
         ) from error
-    # Not `strip`: the first porcelain line may begin with a space.
-    return done.stdout.rstrip("\n")
+    return done.stdout

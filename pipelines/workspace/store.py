@@ -28,8 +28,10 @@ _RESERVED_IN_SWEEP = (
     "forecasts",
     "stop",
     "driver.json",
+    "driver.note",
     "laws.json",
     "results.parquet",
+    "images.parquet",
 )
 
 

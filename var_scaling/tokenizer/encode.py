@@ -79,7 +79,8 @@ def write_cache(
 
 @torch.inference_mode()
 def record_latent_statistics(folder: Path, quantizer: Quantizer) -> None:
-    """Write to the manifest the mean and deviation of each channel of the decoded token grids.
+    """Write to the manifest the mean and deviation of each channel of the decoded token grids, or
+    of the features if the cache holds these.
 
     Computed over _STATISTICS_ROWS evenly spaced rows, or all if there are fewer. Sums are in
     float64 and in a fixed order, so that the result depends only on the tokens.

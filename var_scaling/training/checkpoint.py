@@ -74,8 +74,8 @@ def latest(folder: Path, rename_damaged: bool = True) -> State | None:
 
 
 def _refuse_format(path: Path, state: State) -> None:
-    if state["format"] != FORMAT:
-        raise ValueError(f"{path}: checkpoint format {state['format']}; this code reads {FORMAT}")
+    if (recorded := state.get("format")) != FORMAT:
+        raise ValueError(f"{path}: checkpoint format {recorded}; this code reads {FORMAT}")
 
 
 def _read(path: Path) -> State:

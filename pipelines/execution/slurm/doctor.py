@@ -164,8 +164,13 @@ def _nodes(cluster: Cluster) -> CheckResult:
         )
     large_enough = [(number, state) for number, state, gpus in rows if gpus >= gpus_needed]
     fit = sum(number for number, _ in large_enough)
-    # sinfo may append a flag to a state, such as "~" for a node in power saving.
-    up = sum(number for number, state in large_enough if state.startswith(_UP))
+    # sinfo may append a flag to a state: "~" for a node in power saving, which Slurm starts when
+    # it is needed, and "*" for a node that does not respond.
+    up = sum(
+        number
+        for number, state in large_enough
+        if state.startswith(_UP) and not state.endswith("*")
+    )
     message = f"{fit} nodes have {gpus_needed} GPUs or more, {up} of them up"
     if cluster.device == "cuda" and not gpus_needed:
         fix = f"gpus_per_node is 0, set it in {FILE}"
