@@ -34,7 +34,7 @@ class World:
         return slice(self.rank * each, (self.rank + 1) * each)
 
     def micro_batches(self, batch: int) -> list[slice]:
-        """The same rows in order, at most `at_once` in each part; the last may be shorter."""
+        """The same rows in order, at most `micro_batch_size` in each part; the last may be shorter."""
         share = self.share(batch)
         each = share.stop - share.start if self.micro_batch_size is None else self.micro_batch_size
         assert each > 0
