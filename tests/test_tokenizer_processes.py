@@ -73,7 +73,7 @@ folder = home / f"rank{world.rank}"
 model = tests.run(folder, tests.shared_tokenizer(), vgg, world=world)
 save_weights(model, folder / "weights.safetensors")
 with mock.patch.object(DDP, "no_sync", autospec=True, side_effect=DDP.no_sync) as kept_back:
-    for name, each in {"trial": world, "passes": replace(world, at_once=3)}.items():
+    for name, each in {"trial": world, "passes": replace(world, micro_batch_size=3)}.items():
         save_weights(tests.run_trial(folder / name, each), folder / f"{name}.safetensors")
 found = {"scores": tests.scores(world), "kept_back": kept_back.call_count}
 try:
