@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from conftest import COMMAND, tokenizer, trial, var_scaling
 
+from pipelines.execution.local import _work_and_cpus
 from pipelines.execution.slurm import submit as launch
 from pipelines.execution.status import overview
 from pipelines.results.table import rows_of
@@ -187,6 +188,19 @@ def test_two_local_processes_equal_one(smoke, tmp_path):
         assert mine["images_seen"] == theirs["images_seen"]
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
     assert attempts(tmp_path / "smoke" / "d2")[0]["processes"] == 2
+
+
+def test_only_trainings_use_several_local_processes(tmp_path):
+    settings = Settings(local=Local(processes=2))
+    context = RunContext(
+        Home(tmp_path), settings, StopFile(tmp_path / "stop"), local_process(settings.local)
+    )
+    several = {
+        stage.kind.name
+        for stage in sweep_stages(Home(tmp_path), find_sweep("families"))
+        if _work_and_cpus(stage, context, tmp_path / "stop")[0].func is launch.run_local_processes
+    }
+    assert several == {"tokenizer", "trial"}
 
 
 @pytest.mark.slow

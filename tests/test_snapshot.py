@@ -44,6 +44,15 @@ def test_a_snapshot_is_the_code_at_its_commit_and_does_not_change(checkout, tmp_
     assert (first.folder / "pipelines" / "__init__.py").read_text() == "x = 1\n"
 
 
+def test_the_saved_difference_of_a_binary_file_can_be_applied(checkout, tmp_path):
+    changed = bytes(range(256))
+    (checkout / "sweeps" / "z.bin").write_bytes(changed)
+    kept = take_snapshot(Home(tmp_path / "runs"), dirty=True)
+    (checkout / "sweeps" / "z.bin").unlink()
+    git(checkout, "apply", str(kept.folder / "changes.patch"))
+    assert (checkout / "sweeps" / "z.bin").read_bytes() == changed
+
+
 def test_uncommitted_code_is_refused_or_saved_with_the_difference(checkout, tmp_path):
     home = Home(tmp_path / "runs")
     (checkout / "pipelines" / "__init__.py").write_text("x = 2\n")

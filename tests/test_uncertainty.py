@@ -211,6 +211,10 @@ def test_seed_noise_is_the_variance_within_sizes():
     shared = seed_noise(*(lambda x, seed, y: (x, y, seed))(*shared_by_seed(generator, seeds=20)))
     assert shared.shared == pytest.approx(0.01, rel=0.5)
     assert seed_noise(SIZES, y[:8], np.zeros(8)) is None
+    # One run is missing and another was run twice: the number of runs alone does not show it.
+    seeds = np.repeat(np.arange(6), 8)
+    seeds[0] = 1
+    assert seed_noise(x, y, seeds).shared is None
 
 
 def test_a_misfit_larger_than_the_seed_noise_is_detected():
