@@ -88,6 +88,7 @@ def command(folder: Path, *words: object) -> subprocess.CompletedProcess:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_sweep_on_a_users_dataset_is_planned_run_and_scored(tmp_path, capsys, monkeypatch):
     (tmp_path / "striped.py").write_text("from test_dataset import SWEEP as sweep\n")
     monkeypatch.chdir(tmp_path)

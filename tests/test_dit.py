@@ -309,6 +309,7 @@ def test_a_slice_of_the_batch_gets_the_random_numbers_of_the_whole_batch(name, v
     assert not torch.allclose(loss_of(slice(0, 8)), other)
 
 
+@pytest.mark.slow
 def test_a_network_trained_on_the_mixture_is_near_the_exact_denoiser():
     """Points of the plane as grids of two channels and side 1."""
     one = tokenizer(pyramid={"patch_nums": (1,)}, code_channels=2, data=images(side=4))

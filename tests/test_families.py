@@ -119,6 +119,7 @@ distributed.leave(world)
 """
 
 
+@pytest.mark.slow
 def test_training_with_two_processes_equals_training_with_one(tmp_path):
     """The same rows and the same noise; numbers equal to rounding."""
     env = {**os.environ, "PYTHONPATH": str(HERE)}
@@ -383,6 +384,7 @@ def test_a_sweep_draws_and_scores_samples_of_its_trials(home):
         assert floor["distance"] > floor["distance_of_images"] > 0
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_an_interrupted_comparison_is_partial_and_resumes_to_the_same_result(home, tmp_path):
     """After an interruption some scores exist, one set is half drawn and one is missing."""

@@ -208,6 +208,7 @@ def test_run_writes_results_of_a_users_family_and_its_losses_fall(toy):
     assert ends.params_attention.eq(0).all()
 
 
+@pytest.mark.slow
 def test_a_new_results_column_needs_one_entry(toy, tmp_path):
     runs = shutil.copytree(toy / "runs", tmp_path / "runs")
     code = f"""
@@ -281,6 +282,7 @@ def test_commands_that_a_family_does_not_support_are_refused(toy, capsys, monkey
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_report_and_a_second_process_find_the_family(toy):
     env = {"PYTHONPATH": str(Path(__file__).parent)}
     done = command("report", toy / "toy.py", "--home", toy / "runs", env=env)

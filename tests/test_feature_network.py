@@ -36,6 +36,7 @@ def learnt(**changes):
     return network, right
 
 
+@pytest.mark.slow
 def test_the_classifier_learns_the_classes_deterministically(tmp_path):
     torch.set_num_threads(1)
     assert learnt(most_steps=60)[1] > 0.4  # 8 classes, each with its own colours

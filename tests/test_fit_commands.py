@@ -66,6 +66,7 @@ def test_a_table_that_does_not_fit_the_options_is_refused_with_a_message(tmp_pat
         says("fit", table(tmp_path), *words)
 
 
+@pytest.mark.slow
 def test_a_report_compared_with_itself_has_no_differences(smoke):
     said = json.loads(says("report", "smoke", "--against", "smoke", "--home", str(smoke), "--json"))
     assert said["runs_a"] == said["runs_b"] == said["changed"] == []

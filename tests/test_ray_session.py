@@ -74,6 +74,7 @@ def test_another_user_can_neither_read_nor_write_nor_submit(place):
     assert not any(name.startswith("RAY_AUTH") for name in os.environ)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_the_same_attack_succeeds_on_a_ray_without_token(place):
     """So the attacks of the test above are effective."""

@@ -58,6 +58,7 @@ def test_cancel_ends_the_jobs_and_retry_resumes_them(site, undisturbed):
     unharmed(site, undisturbed, "d2")
 
 
+@pytest.mark.thorough
 def test_a_running_driver_picks_up_a_retry(site, undisturbed):
     driver = site.start("--only", "d2", "--only", "d3")
     site.saved("d2")

@@ -80,7 +80,7 @@ def process_of(site: Site, rank: int) -> int:
     raise AssertionError(f"rank {rank} runs nowhere")
 
 
-@pytest.mark.parametrize("event", ["node down", "killed"])
+@pytest.mark.parametrize("event", [pytest.param("node down", marks=pytest.mark.thorough), "killed"])
 def test_a_requeued_job_is_not_submitted_again_with_sacct(
     undisturbed, slurm_with_accounts, tmp_path, event
 ):

@@ -191,6 +191,7 @@ def test_resuming_with_other_perceptual_weights_is_refused(tmp_path, vgg):
         run(tmp_path, t, other)
 
 
+@pytest.mark.slow
 def test_a_half_precision_overflow_is_skipped_with_the_critic_too(tmp_path):
     loud = CRITICISED["losses"].model_copy(update={"l2": 1e5})
     run(tmp_path, tokenizer(**{**CRITICISED, "losses": loud, "precision": "fp16", "steps": 20}))

@@ -145,6 +145,7 @@ def test_the_comparison_page_takes_several_sweeps_and_shows_the_held_out_loss_fi
         tracker.comparison_url(["a", "c"], "http://x")
 
 
+@pytest.mark.slow
 def test_the_page_is_served_on_loopback_and_compares_the_trials(smoke):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
