@@ -35,14 +35,15 @@ def open_files(data: ImageFiles, split: str, options: ReadOptions) -> "FileSourc
     if split == "train" and data.train_images not in (None, len(listing.names)):
         raise DataError(
             f"{root}: {len(listing.names):,} training images found, data {data.name!r} has "
-            f"train_images = {data.train_images:,}"
+            f"train_images = {data.train_images:,}; set it to {len(listing.names)} or leave it out"
         )
     count = len(listing.classes) if listing.classes is not None else int(listing.labels.max()) + 1
     # Without names, a number below data.classes is allowed: the last classes may have no image.
     if count != data.classes and (listing.classes is not None or count > data.classes):
         names = ", ".join(map(one_line, (listing.classes or [])[:5]))
         raise DataError(
-            f"{root}: {count} classes found, data {data.name!r} has classes = {data.classes}"
+            f"{root}: {count} classes found, data {data.name!r} has classes = {data.classes}; set it "
+            f"to {count} or correct the folder"
             + (f"; found: {names}{', …' if count > 5 else ''}" if names else "")
         )
     kept = surveyed(listing, root, survey, workers, progress, data.validation_share)
