@@ -42,8 +42,8 @@ def open_files(data: ImageFiles, split: str, options: ReadOptions) -> "FileSourc
     if count != data.classes and (listing.classes is not None or count > data.classes):
         names = ", ".join(map(one_line, (listing.classes or [])[:5]))
         raise DataError(
-            f"{root}: {count} classes found, data {data.name!r} has classes = {data.classes}; set it "
-            f"to {count} or correct the folder"
+            f"{root}: {count} classes found, data {data.name!r} has classes = {data.classes}; "
+            f"set it to {count} or correct the folder"
             + (f"; found: {names}{', …' if count > 5 else ''}" if names else "")
         )
     kept = surveyed(listing, root, survey, workers, progress, data.validation_share)
