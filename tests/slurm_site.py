@@ -74,8 +74,8 @@ class Site:
             return driver.wait(seconds)
         except subprocess.TimeoutExpired:
             os.killpg(driver.pid, signal.SIGKILL)
-            said = (self.root / "said").read_text()[-3000:]
-            pytest.fail(f"the driver did not end:\n{said}\n{self.box.jobs()}")
+            message = (self.root / "said").read_text()[-3000:]
+            pytest.fail(f"the driver did not end:\n{message}\n{self.box.jobs()}")
 
     def trial(self, name: str) -> Path:
         return self.home / "grid" / name

@@ -18,14 +18,14 @@ from var_scaling.weights import save_weights
 ADDRESS = "grid/d2"
 
 
-def small_home(root: Path, wanted: Trial | None = None) -> Home:
+def small_home(root: Path, expected: Trial | None = None) -> Home:
     """`root` with tokenizers/t and grid/d2."""
     home = Home(root)
-    wanted = wanted or trial(tokenizer=tokenizer())
-    t = wanted.tokenizer
+    expected = expected or trial(tokenizer=tokenizer())
+    t = expected.tokenizer
     _finish(home.tokenizer(t.name), "tokenizer.json", t, MultiScaleVQVAE(t, seed=0))
-    model = VAR(wanted.model, t, wanted.classes, seed=0)
-    _finish(home.trial("grid", wanted.name), "trial.json", wanted, model)
+    model = VAR(expected.model, t, expected.classes, seed=0)
+    _finish(home.trial("grid", expected.name), "trial.json", expected, model)
     return home
 
 

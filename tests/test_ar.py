@@ -134,10 +134,10 @@ def test_rotary_attention_depends_on_the_distance_between_tokens():
 def test_a_sample_does_not_depend_on_the_batch_size(name, t, vqvae):
     spec = ModelSpec(MODELS[name], t, CLASSES)
     network = outspoken(MODELS[name], t)
-    asked = [Request(number % (CLASSES + 1), number) for number in range(7)]
+    requested = [Request(number % (CLASSES + 1), number) for number in range(7)]
     sampling = ArSampling(guidance=1.0, top_k=20, top_p=0.9, temperature=0.9)
-    (together,) = sample(spec, network, vqvae, asked, sampling, seed=3, batch=7)
-    alone = list(sample(spec, network, vqvae, asked, sampling, seed=3, batch=1))
+    (together,) = sample(spec, network, vqvae, requested, sampling, seed=3, batch=7)
+    alone = list(sample(spec, network, vqvae, requested, sampling, seed=3, batch=1))
     assert torch.equal(together.ids_BL, torch.cat([one.ids_BL for one in alone]))
     assert torch.equal(together.images_BWW3, torch.cat([one.images_BWW3 for one in alone]))
 
@@ -161,16 +161,16 @@ def test_sampling_follows_the_model(vqvae, t):
     """Frequencies of the first token over many samples match its probabilities."""
     spec = ModelSpec(MODELS["adaln"], t, CLASSES)
     network, family = outspoken(MODELS["adaln"], t), family_named("ar")
-    asked = [Request(2, number) for number in range(2000)]
-    draws = RequestDraws(0, asked, CPU)
-    labels_B = torch.full((len(asked),), 2)
+    requested = [Request(2, number) for number in range(2000)]
+    draws = RequestDraws(0, requested, CPU)
+    labels_B = torch.full((len(requested),), 2)
     sampling = ArSampling(guidance=0.0)
     *_, last = family.sample(spec, network, vqvae.quantize, labels_B, sampling, draws)
     logits_V = ARSampler(network, labels_B[:1], 0.0).logits(0, None)[0]
-    counts_V = torch.bincount(last.ids_BN[:, 0], minlength=t.codebook_size) / len(asked)
+    counts_V = torch.bincount(last.ids_BN[:, 0], minlength=t.codebook_size) / len(requested)
     expected_V = logits_V.softmax(0)
     assert (counts_V - expected_V).abs().max() < 4 * float(
-        (expected_V * (1 - expected_V) / len(asked)).sqrt().max()
+        (expected_V * (1 - expected_V) / len(requested)).sqrt().max()
     )
 
 

@@ -43,11 +43,11 @@ def test_a_fingerprint_that_differs_is_refused_with_both_values(tmp_path):
     with pytest.raises(StatisticsError, match="crop: recorded None, expected centre"):
         load_statistics(path, looking(4), {**SAID, "crop": "centre"})
     other = Extractor("other", "its hash", 5, 4, 1, torch.nn.Linear(1, 1))
-    for said in (SAID, None):
+    for message in (SAID, None):
         with pytest.raises(
             StatisticsError, match="extractor_sha256: recorded 4, expected its hash"
         ):
-            load_statistics(path, other, said)
+            load_statistics(path, other, message)
     whatever = load_statistics(path, looking(4), None)
     assert isinstance(whatever, Statistics)
     assert whatever.count == 9
@@ -71,7 +71,7 @@ SIGMA = np.eye(4)
 
 
 @pytest.mark.parametrize(
-    ("arrays", "said"),
+    ("arrays", "message"),
     [
         ({"arr_0": SIGMA}, "it has arr_0, not mu and sigma"),
         ({"mu": np.zeros(3), "sigma": np.eye(3)}, "the width of this extractor"),
@@ -81,9 +81,9 @@ SIGMA = np.eye(4)
         ({"mu": np.array(["a"] * 4), "sigma": SIGMA}, "expected floating-point numbers"),
     ],
 )
-def test_invalid_moments_are_refused(arrays, said, tmp_path):
+def test_invalid_moments_are_refused(arrays, message, tmp_path):
     np.savez(tmp_path / "s.npz", **arrays)
-    with pytest.raises(StatisticsError, match=said):
+    with pytest.raises(StatisticsError, match=message):
         load_statistics(tmp_path / "s.npz", looking(4), {}, allow_external=True)
 
 
@@ -105,15 +105,16 @@ def test_damaged_and_missing_files_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("written", "said"), [("{", "is not JSON"), ("[]", "is not a JSON object"), ("", "is not JSON")]
+    ("written", "message"),
+    [("{", "is not JSON"), ("[]", "is not a JSON object"), ("", "is not JSON")],
 )
-def test_a_damaged_fingerprint_is_refused(written, said, tmp_path):
+def test_a_damaged_fingerprint_is_refused(written, message, tmp_path):
     path = tmp_path / "s.npz"
     save_statistics(path, gathered(normal(9, 4)), SAID)
     with np.load(path) as archive:
         np.savez(path, **{**archive, "fingerprint": written})
     for fingerprint in (SAID, None):
-        with pytest.raises(StatisticsError, match=rf"s\.npz: damaged, its fingerprint {said}"):
+        with pytest.raises(StatisticsError, match=rf"s\.npz: damaged, its fingerprint {message}"):
             load_statistics(path, looking(4), fingerprint, allow_external=True)
 
 
@@ -129,7 +130,7 @@ def test_samples_are_written_as_one_uint8_array_arr_0(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("images", "count", "said"),
+    ("images", "count", "message"),
     [
         (np.zeros((2, 4, 4, 3), np.float32), None, "float32"),
         (np.zeros((2, 3, 4, 4), np.uint8), None, r"\(2, 3, 4, 4\)"),
@@ -140,8 +141,8 @@ def test_samples_are_written_as_one_uint8_array_arr_0(tmp_path):
     ],
 )
 def test_arrays_that_are_not_images_of_one_size_are_refused_and_no_file_remains(
-    images, count, said, tmp_path
+    images, count, message, tmp_path
 ):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         save_arr0(tmp_path / "samples.npz", images, count)
     assert list(tmp_path.iterdir()) == []

@@ -101,10 +101,10 @@ def test_the_lost_steps_of_a_killed_attempt_are_counted(tmp_path):
 
 
 def test_the_first_of_several_failed_processes_is_reported_as_the_cause(tmp_path):
-    for rank, said in ((1, "the cause"), (0, "a connection was closed")):
+    for rank, message in ((1, "the cause"), (0, "a connection was closed")):
         process = ProcessContext(rank=rank, world_size=2, alone=False, restart_id="7.0")
-        with pytest.raises(ValueError, match=said), at_work(tmp_path, process, goes_on):
-            raise ValueError(said)
+        with pytest.raises(ValueError, match=message), at_work(tmp_path, process, goes_on):
+            raise ValueError(message)
     left = json.loads((tmp_path / FAILED).read_text())
     assert (left["error"], left["rank"]) == ("ValueError: the cause", 1)
     with at_work(

@@ -51,8 +51,8 @@ def test_the_report_opens_with_figures_and_table_without_console_errors(smoke, t
     assert "L_mean(N)" in laws.group()
     assert done.stdout.count("<svg") >= 3
     assert 'src="data:image/png;base64' in done.stdout
-    said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    assert said == []
+    message = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert message == []
 
 
 def test_the_report_is_not_a_blank_page(smoke, tmp_path):

@@ -65,7 +65,9 @@ def test_an_error_rate_is_also_fitted_with_a_law_of_odds():
     found = choose(SIZES[:8], odds / (1 + odds), error_rate=True)
     assert found.get("logit").aicc < found.get("pure").aicc - 10
     assert found.get("logit").fit.alpha == pytest.approx(0.2)
-    assert any(said.startswith("logit against pure: AICc -") for said in found.judgement.remarks)
+    assert any(
+        message.startswith("logit against pure: AICc -") for message in found.judgement.remarks
+    )
 
 
 def test_information_criteria_do_not_depend_on_units():
@@ -265,9 +267,9 @@ def test_the_exponent_is_refitted_for_every_counting_convention_of_the_table():
     missing = found["C", "dense mask"]
     assert missing.fit is None
     assert "column missing: train_flops_dense_mask" in missing.refused
-    said = exponent_spread(tuple(found.values()), "N")
-    assert "0.2 (" in said
-    assert "without AdaLN" in said
+    message = exponent_spread(tuple(found.values()), "N")
+    assert "0.2 (" in message
+    assert "without AdaLN" in message
 
 
 def test_all_counting_conventions_of_a_variable_use_the_same_runs():

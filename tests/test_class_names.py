@@ -124,14 +124,14 @@ def test_a_trial_that_is_copied_elsewhere_is_sampled_by_name(trained, tmp_path, 
     for folder in ("tokenizers/t", "s/d2"):
         shutil.copytree(trained.home.root / folder, tmp_path / folder)
     at = ("--count", 1, "--home", tmp_path)
-    code, _, said = command("sample", "s/d2", "--classes", "plane", *at)
+    code, _, message = command("sample", "s/d2", "--classes", "plane", *at)
     assert code == 2
-    assert "'plane' is none of the 3 classes; similar (1): 1 airplane" in said
+    assert "'plane' is none of the 3 classes; similar (1): 1 airplane" in message
     assert command("sample", "s/d2", "--classes", "Airplane,name:10", *at)[0] == 0
     images = read_json(tmp_path / "s/d2/samples/default/manifest.json")["images"]
     assert [(one["class"], one["class_name"]) for one in images] == [(0, "10"), (1, "airplane")]
-    code, _, said = command("sample", "s/d2", "--classes", "10", *at)
-    assert (code, "the model has classes 0 to 2; there is no class 10" in said) == (2, True)
+    code, _, message = command("sample", "s/d2", "--classes", "10", *at)
+    assert (code, "the model has classes 0 to 2; there is no class 10" in message) == (2, True)
 
 
 # What may be said ---------------------------------------------------------------------------------
@@ -228,8 +228,8 @@ def test_grid_and_strips_show_the_class_names(eight, command, monkeypatch):
     }
     images = read_json(eight.root / ADDRESS / "samples/default/manifest.json")["images"]
     assert [one.get("class_name") for one in images] == ["airplane", "cat", None]
-    code, _, said = command("sample", ADDRESS, "--classes", "cats", "--home", eight.root)
-    assert (code, "3 cat" in said) == (2, True)
+    code, _, message = command("sample", ADDRESS, "--classes", "cats", "--home", eight.root)
+    assert (code, "3 cat" in message) == (2, True)
 
 
 def test_an_edit_takes_a_name_and_records_it(eight, command, tmp_path):
@@ -241,8 +241,8 @@ def test_an_edit_takes_a_name_and_records_it(eight, command, tmp_path):
     assert read_json(folder / "edit.json")["label"] == 1
     (one,) = read_json(folder / "manifest.json")["images"]
     assert (one["class"], one["class_name"]) == (1, "airplane")
-    code, _, said = command(*words, "--class", "dog")
-    assert (code, "--class dog: 'dog' names 2 classes (5 dog, 6 dog)" in said) == (2, True)
+    code, _, message = command(*words, "--class", "dog")
+    assert (code, "--class dog: 'dog' names 2 classes (5 dog, 6 dog)" in message) == (2, True)
     sweep = Sweep(name="grid", question="?", trials=(trial(),))
     ((caption, _),) = report_images(sweep_stages(eight, sweep)).made[0].pictures
     assert "in-paint, class 1 airplane, guidance" in caption
@@ -288,20 +288,20 @@ def test_other_files_are_refused(tmp_path, content):
 def test_an_imported_model_can_get_class_names_later_and_exports_them(files, tmp_path, command):
     (tmp_path / "names.txt").write_text("tench\nshark\nray\n")
     at = ("--home", tmp_path / "home")
-    code, _, said = command("import", *files, "--as", "it", *at, "--sides", "1,2")
-    assert (code, "To name them, run the same command with --classes FILE" in said) == (0, True)
+    code, _, message = command("import", *files, "--as", "it", *at, "--sides", "1,2")
+    assert (code, "To name them, run the same command with --classes FILE" in message) == (0, True)
     again = ("import", *files, "--as", "it", "--sides", "1,2", "--classes", tmp_path / "names.txt")
-    code, _, said = command(*again, *at)
-    assert (code, said) == (0, "")
+    code, _, message = command(*again, *at)
+    assert (code, message) == (0, "")
     assert load_names(tmp_path / "home/imported/it", CLASSES) == ("tench", "shark", "ray")
     code, out, _ = command("export", "imported/it", tmp_path / "out.pth", *at)
     assert (code, "out.classes.json" in out) == (0, True)
     assert read_names(tmp_path / "out.classes.json", 3) == ("tench", "shark", "ray")
     (tmp_path / "names.txt").write_text("tench\n")
-    code, _, said = command(*again, *at)
-    assert (code, "has 1 names; the model has 3 classes" in said) == (2, True)
-    code, _, said = command("import", files[0], "--as", "v", *again[-4:], *at)
-    assert (code, "a VQVAE has no classes" in said) == (2, True)
+    code, _, message = command(*again, *at)
+    assert (code, "has 1 names; the model has 3 classes" in message) == (2, True)
+    code, _, message = command("import", files[0], "--as", "v", *again[-4:], *at)
+    assert (code, "a VQVAE has no classes" in message) == (2, True)
 
 
 def test_evaluate_warns_if_the_order_of_classes_is_unknown(files, tmp_path, command, monkeypatch):
@@ -316,12 +316,12 @@ def test_evaluate_warns_if_the_order_of_classes_is_unknown(files, tmp_path, comm
         (("ray", "shark", "tench"), None),
     ):
         save_names(home.imported("it"), names, "released")
-        code, out, said = command(*words)
-        assert code == 0, said
-        assert (doubt is None and said == "") or doubt in said
+        code, out, message = command(*words)
+        assert code == 0, message
+        assert (doubt is None and message == "") or doubt in message
         assert doubt is None or doubt in json.loads(out)["class_order"]
     assert "class_order" not in json.loads(out)
     save_names(home.imported("it"), ("tench", "shark", "ray"), "released")
-    code, _, said = command(*words)
+    code, _, message = command(*words)
     assert code == 2
-    assert "in a different order (class 0 tench of the model is ray of the data)" in said
+    assert "in a different order (class 0 tench of the model is ray of the data)" in message

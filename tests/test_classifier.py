@@ -46,18 +46,18 @@ def test_each_resnet_has_the_parameters_of_torchvisions(name, parameters, entrie
 
 
 @pytest.mark.parametrize(
-    ("name", "wanted"),  # from torchvision 0.29.2's own code with the same weights, in float64
+    ("name", "expected"),  # from torchvision 0.29.2's own code with the same weights, in float64
     [
         ("resnet18", [-0.1040799934, 0.5501923482, -1.3397903157]),
         ("resnet50", [-0.3219439599, -0.6215819167, 0.5378836886]),
     ],
 )
-def test_logits_equal_those_of_torchvision(name, wanted):
+def test_logits_equal_those_of_torchvision(name, expected):
     net = ResNet(name, 1000)
     net.load_state_dict(drawn_state(net))
     with torch.no_grad():
         logits_BK = net.eval()(preprocess(pixels("images 300", 1, 300, 300, 3)))
-    assert logits_BK[0, [0, 500, 999]].tolist() == pytest.approx(wanted, rel=1e-4)
+    assert logits_BK[0, [0, 500, 999]].tolist() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("side", [16, 100, 256, 300])
@@ -94,7 +94,7 @@ def without(name: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("state", "said"),
+    ("state", "message"),
     [
         ({"features.0.weight": torch.zeros(2)}, "not a ResNet with torchvision's names"),
         (without("fc"), "fc.weight"),
@@ -105,7 +105,7 @@ def without(name: str) -> dict[str, torch.Tensor]:
         (without("layer3.0.conv1"), "1 missing: layer3.0.conv1.weight"),
     ],
 )
-def test_other_files_are_refused(state, said, tmp_path):
+def test_other_files_are_refused(state, message, tmp_path):
     torch.save(state, tmp_path / "some.pth")
-    with pytest.raises(WeightsError, match=said):
+    with pytest.raises(WeightsError, match=message):
         load_classifier(tmp_path / "some.pth")

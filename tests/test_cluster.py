@@ -31,9 +31,9 @@ def test_status_of_a_hundred_trials_is_quick_and_does_not_import_torch(tmp_path)
     for k in range(100):
         submitting(home / "many" / f"t{k}", index=k)
         jobs.note(home / "many" / f"t{k}", "submitted", submission="s", job=f"7_{k}")
-    asked = tmp_path / "asked"
+    requested = tmp_path / "asked"
     (tmp_path / "squeue").write_text(
-        f"#!/bin/sh\necho once >> {asked}\n"
+        f"#!/bin/sh\necho once >> {requested}\n"
         'for k in $(seq 0 98); do echo "7_$k|var-scaling-s|RUNNING|n$k|None"; done\n'
     )
     (tmp_path / "squeue").chmod(0o755)
@@ -48,18 +48,18 @@ def test_status_of_a_hundred_trials_is_quick_and_does_not_import_torch(tmp_path)
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
-    said, heavy = done.stdout.splitlines()
+    message, heavy = done.stdout.splitlines()
     assert heavy == "[]"
-    stages = {one["name"]: one for one in json.loads(said)["stages"] if one["kind"] == "trial"}
+    stages = {one["name"]: one for one in json.loads(message)["stages"] if one["kind"] == "trial"}
     assert stages["t5"]["state"] == "running"
     assert stages["t5"]["node"] == "n5"
     assert stages["t99"]["state"] == "stopped"  # Slurm no longer knows it
-    assert asked.read_text() == "once\n"
+    assert requested.read_text() == "once\n"
 
 
 def test_a_wrong_command_for_a_cluster_is_refused_with_the_reason(tmp_path):
     (tmp_path / "var-scaling.toml").write_text('[clusters.a]\npartition = "p"\n')
-    for words, said in (
+    for words, message in (
         (
             ["run", "smoke", "--on", "b"],
             "no [clusters.b] in var-scaling.toml; allowed are local, a",
@@ -73,7 +73,7 @@ def test_a_wrong_command_for_a_cluster_is_refused_with_the_reason(tmp_path):
             cwd=tmp_path, capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 2, done.stderr
-        assert said in done.stderr.replace("\n", " ")
+        assert message in done.stderr.replace("\n", " ")
 
 
 def test_missing_slurm_commands_raise_an_error(monkeypatch):

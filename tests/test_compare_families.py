@@ -86,7 +86,7 @@ def test_the_spread_equals_that_of_runs_of_one_size():
 @pytest.mark.slow
 @pytest.mark.parametrize(("factor", "noise"), [(2.0, 0.01), (6.5, 0.067), (2.0, 0.133)])
 def test_the_interval_of_the_multiplier_has_nominal_coverage(factor, noise):
-    covered, told, simulations = 0, 0, 400
+    covered, reported, simulations = 0, 0, 400
     for seed in range(simulations):
         rows = table(factor, noise=noise, seed=seed)
         found = curves(rows, "distance", "train_flops")
@@ -94,10 +94,10 @@ def test_the_interval_of_the_multiplier_has_nominal_coverage(factor, noise):
         one = multiplier(found["B"], found["A"], deviation, free, resamples=200, seed=seed)
         if one.value is None or one.narrow:  # stated in the report
             continue
-        told += 1
+        reported += 1
         covered += one.low <= factor <= one.high
-    assert told > simulations / 2
-    assert 0.92 <= covered / told <= 0.975
+    assert reported > simulations / 2
+    assert 0.92 <= covered / reported <= 0.975
 
 
 def test_a_multiplier_of_arms_with_little_overlap_is_marked():
@@ -112,9 +112,9 @@ def test_differing_conditions_of_two_arms_are_listed():
     mixed = table(2.0)
     mixed.loc[mixed.arm == "B", "guidance"] = 1.5
     mixed.loc[mixed.arm == "B", "train_flops"] *= 2
-    said = arm_differences(mixed)
-    assert said[0] == "guidance weights differ: 0.0, 1.5"
-    assert said[1].startswith("the largest budgets differ: A up to")
+    message = arm_differences(mixed)
+    assert message[0] == "guidance weights differ: 0.0, 1.5"
+    assert message[1].startswith("the largest budgets differ: A up to")
 
 
 def test_a_score_that_is_not_positive_is_refused():
@@ -219,8 +219,8 @@ def test_arms_scored_on_different_images_are_refused_unless_allowed(tmp_path):
     (condition,) = conditions(rows)
     with pytest.raises(IncomparableArms, match="images differ: leaves, other-leaves"):
         pairwise_multipliers(condition)
-    (asked,) = pairwise_multipliers(condition, allow_incomparable=True)
-    assert asked.value == pytest.approx(2.0, rel=0.2)
+    (requested,) = pairwise_multipliers(condition, allow_incomparable=True)
+    assert requested.value == pytest.approx(2.0, rel=0.2)
     shown = families_section(rows, tmp_path, ("svg",))
     assert shown.heads[0].sentences[0].startswith("Not compared, because the arms were measured")
     assert "images differ: leaves, other-leaves" in shown.heads[0].cautions

@@ -146,13 +146,13 @@ def test_only_the_first_process_of_a_job_computes_the_checksums(home, monkeypatc
 
     t, data = SWEEP.token_sets[0]
     folder = home.tokens(t.name, data.name, "train")
-    wanted = stages.cache_description(home, t, data, "train")
+    expected = stages.cache_description(home, t, data, "train")
     shards = []
     monkeypatch.setattr(cache, "checksum", lambda tokens, shard: shards.append(shard))
-    cache.open_cache(folder, wanted, check=False)
+    cache.open_cache(folder, expected, check=False)
     assert shards == []
     with pytest.raises(TypeError):
-        cache.open_cache(folder, wanted)
+        cache.open_cache(folder, expected)
     assert shards == [0]
 
 
@@ -161,13 +161,13 @@ def test_only_the_first_process_of_a_job_computes_the_checksums(home, monkeypatc
 
 def test_the_done_file_records_length_and_hash_of_every_essential_file(home):
     tokens = ("manifest.json", "tokens.npy", "labels.npy")
-    wanted = {
+    expected = {
         TOKENIZER: ("weights.safetensors", "tokenizer.json", "metrics.jsonl"),
         "smoke/d3": ("weights.safetensors", "trial.json", "metrics.jsonl"),
         "tokens/tiny-smoke/dead-leaves-smoke-train": tokens,
         "tokens/tiny-smoke/dead-leaves-smoke-validation": tokens,
     }
-    for address, names in wanted.items():
+    for address, names in expected.items():
         folder = home.root / address
         files = read_json(folder / DONE)["files"]
         assert set(files) == set(names)

@@ -73,9 +73,9 @@ def called(capsys, monkeypatch, *words: object) -> str:
     monkeypatch.setattr(sys, "argv", ["var-scaling", *map(str, words)])
     with pytest.raises(SystemExit) as left:
         main()
-    said = capsys.readouterr()
-    assert not left.value.code, said.err
-    return said.out
+    captured = capsys.readouterr()
+    assert not left.value.code, captured.err
+    return captured.out
 
 
 def command(folder: Path, *words: object) -> subprocess.CompletedProcess:

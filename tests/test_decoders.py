@@ -79,7 +79,9 @@ def test_an_eps_named_cat_jpg_starts_no_ghostscript_in_a_survey(tmp_path, ghosts
     (tmp_path / "pets" / "cat" / "cat.jpg").write_bytes(EPS)
     data = ImageFiles(name="pets", side=16, classes=2, validation_share=0.01)
     open_images(
-        data, "train", ReadOptions(tmp_path / "pets", tmp_path / "survey", 0, lambda *told: None)
+        data,
+        "train",
+        ReadOptions(tmp_path / "pets", tmp_path / "survey", 0, lambda *reported: None),
     )
     rejected = (tmp_path / "survey" / "rejected.csv").read_text()
     assert 'cat/cat.jpg,cat,"not an image format' in rejected
@@ -95,8 +97,8 @@ def test_an_eps_named_cat_jpg_starts_no_ghostscript_in_an_edit(
     monkeypatch.chdir(tmp_path)
     Path("mask.png").write_bytes(EPS)
     Path("cat.jpg").write_bytes(as_format("JPEG") if "--mask" in words else EPS)
-    asked = ["edit", ADDRESS, "cat.jpg", *words, "--home", str(home.root)]
-    done = CliRunner().invoke(cli.app, asked)
+    requested = ["edit", ADDRESS, "cat.jpg", *words, "--home", str(home.root)]
+    done = CliRunner().invoke(cli.app, requested)
     assert "it looks like EPS" in str(done.exception)
     assert not ghostscript.exists()
 
@@ -104,8 +106,8 @@ def test_an_eps_named_cat_jpg_starts_no_ghostscript_in_an_edit(
 def test_an_eps_named_cat_jpg_starts_no_ghostscript_in_fidelity(tmp_path, ghostscript):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "cat.jpg").write_bytes(EPS)
-    asked = ["fidelity", str(tmp_path / "mine"), "--against", "pets-train"]
-    done = CliRunner().invoke(cli.app, [*asked, "--home", str(tmp_path / "home")])
+    requested = ["fidelity", str(tmp_path / "mine"), "--against", "pets-train"]
+    done = CliRunner().invoke(cli.app, [*requested, "--home", str(tmp_path / "home")])
     assert "cat.jpg: not an image format" in str(done.exception)
     assert not ghostscript.exists()
 

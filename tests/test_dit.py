@@ -249,10 +249,10 @@ def test_denormalisation_inverts_normalisation_of_the_grid():
 @pytest.mark.parametrize("sampler", ["ode", "sde"])
 def test_a_sample_does_not_depend_on_the_batch_size(name, sampler, vqvae):
     spec, network = ModelSpec(MODELS[name], T, CLASSES), network_of(MODELS[name])
-    asked = [Request(number % (CLASSES + 1), number) for number in range(7)]
+    requested = [Request(number % (CLASSES + 1), number) for number in range(7)]
     sampling = DitSampling(guidance=0.7, steps=5, sampler=sampler, interval=(0.1, 0.9))
-    (together,) = sample(spec, network, vqvae, asked, sampling, seed=3, batch=7, strips=True)
-    alone = list(sample(spec, network, vqvae, asked, sampling, seed=3, batch=1))
+    (together,) = sample(spec, network, vqvae, requested, sampling, seed=3, batch=7, strips=True)
+    alone = list(sample(spec, network, vqvae, requested, sampling, seed=3, batch=1))
     assert together.ids_BL is None
     assert torch.equal(together.images_BWW3, torch.cat([one.images_BWW3 for one in alone]))
     assert together.strips_BKWW3.shape[1] == len(FAMILY.frames(spec, sampling)) == 5

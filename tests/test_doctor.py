@@ -55,9 +55,9 @@ def test_data_is_checked_in_the_folders_of_settings_and_environment(tmp_path, mo
     names = ("photos", "good", "broken", "empty", "gone")
     monkeypatch.setenv("VAR_SCALING_DATA", str(tmp_path))
     seen = found(tmp_path / "runs", data={name: tmp_path / name for name in names})
-    good, said = seen["data photos"]
+    good, message = seen["data photos"]
     assert good
-    assert "such as train/cat/1.png" in said
+    assert "such as train/cat/1.png" in message
     assert seen["data good"][0]
     assert seen["data broken"] == (
         False,
@@ -74,25 +74,25 @@ def test_data_is_checked_in_the_folders_of_settings_and_environment(tmp_path, mo
 def test_only_some_of_many_files_are_checked(tmp_path, monkeypatch):
     for number in range(300):
         (tmp_path / f"{number}").mkdir()
-    asked = []
+    requested = []
     scandir = os.scandir
-    monkeypatch.setattr(doctor.os, "scandir", lambda path: asked.append(path) or scandir(path))
+    monkeypatch.setattr(doctor.os, "scandir", lambda path: requested.append(path) or scandir(path))
     assert doctor._first_file(tmp_path) is None
-    assert len(asked) == 9
+    assert len(requested) == 9
 
 
 @quick
 def test_a_home_that_cannot_be_created_or_linked_is_reported(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    good, said = found(tmp_path / "file")["home"]
-    assert (good, "creating it fails" in said, "--home" in said) == (False, True, True)
+    good, message = found(tmp_path / "file")["home"]
+    assert (good, "creating it fails" in message, "--home" in message) == (False, True, True)
 
     def link(*paths):
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(doctor.os, "link", link)
-    good, said = found(tmp_path / "runs")["home"]
-    assert (good, "creating a hard link fails" in said) == (False, True)
+    good, message = found(tmp_path / "runs")["home"]
+    assert (good, "creating a hard link fails" in message) == (False, True)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -137,8 +137,8 @@ def test_a_broken_mlflow_database_is_reported(tmp_path):
     database.close()
     assert found(tmp_path)["MLflow"][0]
     (tmp_path / "mlflow.db").write_text("no database" * 100)
-    good, said = found(tmp_path)["MLflow"]
-    assert (good, "var-scaling mirror" in said) == (False, True)
+    good, message = found(tmp_path)["MLflow"]
+    assert (good, "var-scaling mirror" in message) == (False, True)
 
 
 @quick
@@ -150,7 +150,7 @@ def test_too_many_cpus_and_missing_weights_are_reported(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("said", "device", "good", "words"),
+    ("message", "device", "good", "words"),
     [
         ('{"torch": "2", "gpus": [["H100", 85.0]], "error": ""}', "cuda", True, "H100 (85 GB)"),
         ('{"torch": "2", "gpus": [["A100", 42.0]], "error": ""}', "cuda", False, "gpu_memory_gb"),
@@ -160,8 +160,10 @@ def test_too_many_cpus_and_missing_weights_are_reported(tmp_path):
         ('{"torch": "2", "gpus": [], "error": "no driver"}', "cpu", True, "needs none"),
     ],
 )
-def test_the_devices_of_torch_are_checked_against_the_settings(said, device, good, words):
-    answer = finding.ProgramResult("python", 0, f"Welcome to node 7!\ndoctor: torch={said}\n", "")
+def test_the_devices_of_torch_are_checked_against_the_settings(message, device, good, words):
+    answer = finding.ProgramResult(
+        "python", 0, f"Welcome to node 7!\ndoctor: torch={message}\n", ""
+    )
     judged = finding.check_torch(answer, device, 80.0)
     assert judged[0] is good
     assert words in judged[1]
@@ -169,17 +171,17 @@ def test_the_devices_of_torch_are_checked_against_the_settings(said, device, goo
 
 def test_a_torch_that_fails_to_import_is_reported_with_the_reason():
     stderr = "Traceback\nImportError: libcudart.so.12\nsrun: error: n1: task 0: Exited with 1\n"
-    good, said = finding.check_torch(finding.ProgramResult("srun", 1, "", stderr), "cpu", 80.0)
-    assert (good, "libcudart" in said) == (False, True)
+    good, message = finding.check_torch(finding.ProgramResult("srun", 1, "", stderr), "cpu", 80.0)
+    assert (good, "libcudart" in message) == (False, True)
 
 
 def test_torch_is_checked_in_a_separate_process(tmp_path):
     """device = "cuda" on a machine without one names torch's reason."""
     import torch
 
-    good, said = found(tmp_path, local=Local(device="cuda"))["torch"]
+    good, message = found(tmp_path, local=Local(device="cuda"))["torch"]
     assert good is torch.cuda.is_available()
-    assert good or "that it can use" in said
+    assert good or "that it can use" in message
 
 
 @pytest.mark.parametrize(
@@ -244,8 +246,8 @@ def test_the_file_system_type_decides_whether_other_machines_share_it(tmp_path, 
     )
     monkeypatch.setattr(doctor_cluster.Path, "read_text", lambda path: mounts)
     assert doctor_cluster._shared(doctor_cluster.Path("/big disk/runs"), "")[0] is True
-    good, said = doctor_cluster._shared(doctor_cluster.Path("/big/runs"), "move it")
-    assert (good, "(tmpfs)" in said, "move it" in said) == (None, True, True)
+    good, message = doctor_cluster._shared(doctor_cluster.Path("/big/runs"), "move it")
+    assert (good, "(tmpfs)" in message, "move it" in message) == (None, True, True)
 
 
 # On a cluster -----------------------------------------------------------------------------------
@@ -267,7 +269,7 @@ def test_a_healthy_cluster_passes_all_checks_and_its_node_sees_the_home(box, tmp
     seen = found(
         tmp_path / "runs", "box", clusters={"box": HEALTHY}, data={"photos": tmp_path / "photos"}
     )
-    assert [f"{what}: {said}" for what, (good, said) in seen.items() if good is False] == []
+    assert [f"{what}: {message}" for what, (good, message) in seen.items() if good is False] == []
     (node,) = (what for what in seen if what.startswith("node n"))
     assert seen[node] == (True, "it sees home, Python, data photos as this machine does")
     assert seen[f"torch on {node.split()[1]}"][0]
@@ -301,9 +303,9 @@ def test_a_healthy_cluster_passes_all_checks_and_its_node_sees_the_home(box, tmp
 )
 def test_each_fault_of_a_cluster_is_reported(box, tmp_path, wrong, what, words):
     cluster = HEALTHY.model_copy(update=wrong)
-    good, said = found(tmp_path, "box", clusters={"box": cluster})[what]
+    good, message = found(tmp_path, "box", clusters={"box": cluster})[what]
     assert good is False
-    assert words in said
+    assert words in message
 
 
 @pytest.mark.slurm
@@ -313,8 +315,12 @@ def test_a_partition_that_is_down_or_too_short_is_reported(box, tmp_path):
         seen = found(tmp_path, "box", clusters={"box": HEALTHY})
     finally:
         box.run("scontrol", "update", "PartitionName=main", "MaxTime=UNLIMITED", "State=UP")
-    good, said = seen["partition main"]
-    assert (good, "it is DOWN" in said, "wall_hours = 0.5, or less" in said) == (False, True, True)
+    good, message = seen["partition main"]
+    assert (good, "it is DOWN" in message, "wall_hours = 0.5, or less" in message) == (
+        False,
+        True,
+        True,
+    )
     assert seen["node"][0] is None  # the check does not wait for a node
 
 
@@ -334,8 +340,8 @@ def test_a_node_without_the_home_is_reported(box, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{srun.parent}:{os.environ['PATH']}")
     (tmp_path / "runs").mkdir()
     seen = found(tmp_path / "runs", "box", clusters={"box": HEALTHY})
-    (good, said) = next(value for what, value in seen.items() if what.startswith("node n"))
-    assert (good, "does not see home" in said) == (False, True)
+    (good, message) = next(value for what, value in seen.items() if what.startswith("node n"))
+    assert (good, "does not see home" in message) == (False, True)
 
 
 @pytest.mark.slurm
@@ -357,6 +363,6 @@ def test_an_unresponsive_slurmctld_is_reported(box, tmp_path):
         seen = found(tmp_path, "box", clusters={"box": HEALTHY})
     finally:
         box.start_controller()
-    good, said = seen["Slurm"]
+    good, message = seen["Slurm"]
     assert good is False
-    assert "did not answer within 5 s; no job can be submitted until it answers" in said
+    assert "did not answer within 5 s; no job can be submitted until it answers" in message

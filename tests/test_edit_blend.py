@@ -25,8 +25,8 @@ from var_scaling.generation.blend import (
 from var_scaling.generation.masks import Box, EditError, box_hole
 
 
-def refused(*said: str):
-    return pytest.raises(EditError, match="".join(f"(?=.*{re.escape(words)})" for words in said))
+def refused(*message: str):
+    return pytest.raises(EditError, match="".join(f"(?=.*{re.escape(words)})" for words in message))
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -92,7 +92,7 @@ def test_a_given_window_is_used_or_refused_but_not_moved():
         window_for(np.zeros((4, 4), bool), False)
     with refused("100 px wide and 40 px high"):
         window_for(hole, False, Window(70, 0, 40))
-    for text, said in {
+    for text, message in {
         "1,2": "left,top,size",
         "0,0,0": "at least one pixel",
         "0,0,0.5": "must be integers",
@@ -100,7 +100,7 @@ def test_a_given_window_is_used_or_refused_but_not_moved():
         "-1,0,10": "within the picture",
         "61,0,40": "x 101, y 40",
     }.items():
-        with refused(said):
+        with refused(message):
             read_window(text, 100, 40)
 
 
@@ -123,8 +123,8 @@ def test_the_square_is_the_window_resized_to_the_side_of_the_model():
 
 def test_a_square_picture_is_preprocessed_as_the_training_images():
     picture = noise(40, 40)
-    wanted = square(Image.fromarray(picture), 16, 1.0, None, False)
-    assert np.array_equal(to_square(picture, centred_window(40, 40), 16), wanted)
+    expected = square(Image.fromarray(picture), 16, 1.0, None, False)
+    assert np.array_equal(to_square(picture, centred_window(40, 40), 16), expected)
 
 
 @given(pictures(), st.sampled_from([1, 8, 16, 40]), st.booleans(), st.integers(0, 12))

@@ -24,9 +24,9 @@ WIDTH, HEIGHT = 40, 20
 SMALL = Pyramid(patch_nums=(1, 2, 3, 4))
 
 
-def refused(*said: str):
+def refused(*message: str):
     """Expect an EditError whose message has all of these texts."""
-    return pytest.raises(EditError, match="".join(f"(?=.*{re.escape(words)})" for words in said))
+    return pytest.raises(EditError, match="".join(f"(?=.*{re.escape(words)})" for words in message))
 
 
 # Boxes ------------------------------------------------------------------------------------------
@@ -49,7 +49,7 @@ def test_a_box_is_in_pixels_unless_it_has_decimal_points_or_percent_signs(text, 
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("1,2,3", "left,top,right,bottom"),
         ("1,2,3,4,5", "left,top,right,bottom"),
@@ -71,8 +71,8 @@ def test_a_box_is_in_pixels_unless_it_has_decimal_points_or_percent_signs(text, 
         ("3,2,41,10", "reaches outside the picture"),
     ],
 )
-def test_an_invalid_box_is_refused_with_its_own_message(text, said):
-    with refused(said):
+def test_an_invalid_box_is_refused_with_its_own_message(text, message):
+    with refused(message):
         read_box(text, WIDTH, HEIGHT)
 
 
@@ -156,7 +156,7 @@ def test_a_colour_picture_is_refused_as_a_mask_unless_alpha_is_given():
 
 
 @pytest.mark.parametrize(
-    ("mask", "by", "said"),
+    ("mask", "by", "message"),
     [
         (Image.new("L", (20, 40)), None, ("20 × 40", "40 × 20", "rotated by 90°", "nearest")),
         (Image.new("L", (80, 40)), None, ("80 × 40", "picture 40 × 20", "nearest")),
@@ -167,8 +167,8 @@ def test_a_colour_picture_is_refused_as_a_mask_unless_alpha_is_given():
         (gray(), "alpha", ("keeps all", "alpha 255 of 255")),
     ],
 )
-def test_an_empty_or_full_mask_is_refused(mask, by, said):
-    with refused(*said):
+def test_an_empty_or_full_mask_is_refused(mask, by, message):
+    with refused(*message):
         mask_hole(mask, WIDTH, HEIGHT, by)
 
 
@@ -221,10 +221,10 @@ def test_kept_positions_equal_those_of_the_released_demo():
     inside, around = (kept_cells(box_hole(box, 64, 64, out), 4) for out in (False, True))
     ring_3 = [1, 1, 1, 1, 0, 1, 1, 1, 1]
     ring_4 = [1, 1, 1, 1, 1, 0, 0, 1, 1, 0, 0, 1, 1, 1, 1, 1]
-    wanted = [1, *[1] * 4, *ring_3, *ring_4]  # 3/4 of each quarter is kept
-    assert kept_positions(inside, SMALL).int().tolist() == wanted
-    wanted = [1, *[0] * 4, *(1 - v for v in ring_3), *(1 - v for v in ring_4)]
-    assert kept_positions(around, SMALL).int().tolist() == wanted
+    expected = [1, *[1] * 4, *ring_3, *ring_4]  # 3/4 of each quarter is kept
+    assert kept_positions(inside, SMALL).int().tolist() == expected
+    expected = [1, *[0] * 4, *(1 - v for v in ring_3), *(1 - v for v in ring_4)]
+    assert kept_positions(around, SMALL).int().tolist() == expected
     assert torch.equal(kept_positions(inside.float(), SMALL), kept_positions(inside, SMALL))
 
 

@@ -55,26 +55,26 @@ def test_an_invalid_edit_is_refused_before_any_file_is_written(
     Image.new("L", (27, 21)).save(tmp_path / "black.png")
     (tmp_path / "words.txt").write_text("words")
     path = picture(tmp_path).rename(tmp_path / "refused.png")
-    said = command(path, *words)
-    assert (said.code, message in said.errors) == (2, True), said.errors
+    result = command(path, *words)
+    assert (result.code, message in result.errors) == (2, True), result.errors
     assert not folder_of(home, "refused").exists()
 
 
 def test_a_model_without_class_dropout_needs_a_class(command, home, tmp_path):
     words = (picture(tmp_path), *BOXED, "--count", 1)
-    said = command(*words, model="s/told")
-    assert said.code == 2
-    assert "without a class. Give the class of the new content: --class N, 0 to 7" in said.errors
-    said = command(*words, "--class", 1, "--guidance", 1.5, model="s/told")
-    assert (said.code, "has no unconditional prediction" in said.errors) == (2, True)
-    said = command(*words, "--class", 1, model="s/told")
-    assert (said.code, "class 1, guidance 0; " in said.out) == (0, True)
+    result = command(*words, model="s/no-null")
+    assert result.code == 2
+    assert "without a class. Give the class of the new content: --class N, 0 to 7" in result.errors
+    result = command(*words, "--class", 1, "--guidance", 1.5, model="s/no-null")
+    assert (result.code, "has no unconditional prediction" in result.errors) == (2, True)
+    result = command(*words, "--class", 1, model="s/no-null")
+    assert (result.code, "class 1, guidance 0; " in result.out) == (0, True)
 
 
 def test_a_file_that_is_not_an_image_is_refused_by_name(command, tmp_path):
     (tmp_path / "a.png").write_bytes(b"PNG?")
-    said = command(tmp_path / "a.png", *BOXED)
-    assert (said.code, "a.png: not an image format" in said.errors) == (2, True)
+    result = command(tmp_path / "a.png", *BOXED)
+    assert (result.code, "a.png: not an image format" in result.errors) == (2, True)
     assert command(tmp_path / "absent.png", *BOXED).code == 2
 
 

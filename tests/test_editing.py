@@ -32,7 +32,7 @@ from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.weights import file_sha256, save_weights
 
 T = tokenizer()  # 16 px, maps of side 1, 2, 4
-TRIALS = (trial(), trial(name="told", class_dropout_prob=0.0))
+TRIALS = (trial(), trial(name="no-null", class_dropout_prob=0.0))
 IMPORTED = ImportedModel(
     name="it", tokenizer=T, model=TRIALS[0].model, classes=TRIALS[0].classes, sha256="0" * 64
 )
@@ -74,7 +74,7 @@ def home(tmp_path_factory, models) -> Path:
     return at.root
 
 
-class Said(NamedTuple):
+class CommandResult(NamedTuple):
     code: int
     out: str
     errors: str
@@ -88,14 +88,14 @@ def command(home, tmp_path, monkeypatch, capsys):
     mirrored: list[str] = []
     monkeypatch.setattr(mirror, "mirror_model", lambda at, how, model, warn: mirrored.append(model))
 
-    def run(*words: object, model: str = "s/d2", at: Path = home) -> Said:
+    def run(*words: object, model: str = "s/d2", at: Path = home) -> CommandResult:
         line = ["var-scaling", "edit", model, *map(str, words), "--home", str(at)]
         monkeypatch.setattr(sys, "argv", line)
         with pytest.raises(SystemExit) as end:
             cli.main()
-        said = capsys.readouterr()
+        result = capsys.readouterr()
         done, mirrored[:] = list(mirrored), []
-        return Said(int(end.value.code or 0), said.out, said.err, done)
+        return CommandResult(int(end.value.code or 0), result.out, result.err, done)
 
     return run
 
@@ -154,8 +154,8 @@ def in_mode(mode: str, path: Path) -> Path:
 def test_an_edit_does_not_change_pixels_outside_the_hole(mode, command, home, tmp_path):
     path = in_mode(mode, tmp_path / ("p.tif" if mode == "CMYK" else "p.png"))
     name = f"mode-{MODES.index(mode)}"
-    said = command(path, "--in-paint", "9,4,17,13", "--count", 1, "--name", name)
-    assert said.code == 0, said.errors
+    result = command(path, "--in-paint", "9,4,17,13", "--count", 1, "--name", name)
+    assert result.code == 0, result.errors
     folder, hole = folder_of(home, name), box_hole(BOX, 31, 23)
     original, kept = shown(folder / "original.png"), shown(folder / "kept-0.png")
     assert np.array_equal(original, shown(path))
@@ -173,8 +173,10 @@ def test_with_blank_the_result_does_not_depend_on_the_content_of_the_hole(home, 
     results = {}
     for name, pixels in (("one", one), ("other", other)):
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
-        said = command(tmp_path / f"{name}.png", "--in-paint", "9,4,17,13", "--count", 1, "--blank")
-        assert said.code == 0, said.errors
+        result = command(
+            tmp_path / f"{name}.png", "--in-paint", "9,4,17,13", "--count", 1, "--blank"
+        )
+        assert result.code == 0, result.errors
         results[name] = [
             (folder_of(home, name) / file).read_bytes()
             for file in ("generated-0.png", "kept-0.png")
@@ -191,8 +193,8 @@ def test_with_blank_the_result_does_not_depend_on_the_content_of_the_hole(home, 
 def test_super_resolution_of_a_small_picture_keeps_its_coarse_scales(command, home, tmp_path):
     path = picture(tmp_path, 8, 10)
     for name, words, kept in (("fine", (), 2), ("coarse", ("--keep-scales", 1), 1)):
-        said = command(path, "--super-resolve", "--count", 2, "--name", name, *words)
-        assert said.code == 0, said.errors
+        result = command(path, "--super-resolve", "--count", 2, "--name", name, *words)
+        assert result.code == 0, result.errors
         manifest = read_json(folder_of(home, name) / "manifest.json")
         assert manifest["scales"] == [
             {"side": side, "kept": side**2 * (k < kept), "drawn": side**2 * (k >= kept)}
@@ -218,15 +220,15 @@ def written(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 def test_a_repeated_edit_is_reused_and_a_different_one_needs_another_name(command, home, tmp_path):
     words = (picture(tmp_path), "--in-paint", "20%,20%,60%,60%", "--class", 2, "--name", "again")
-    said = command(*words)
-    assert (said.code, said.mirrored) == (0, ["s/d2"])
+    result = command(*words)
+    assert (result.code, result.mirrored) == (0, ["s/d2"])
     folder = folder_of(home, "again")
     before = written(folder)
     assert len(before) == 4 + 4 + 3
-    said = command(*words)
-    assert (said.code, written(folder), said.mirrored) == (0, before, [])
-    assert "class 2, guidance 1.5; " in said.out
-    assert "nothing was redone" in said.out
+    result = command(*words)
+    assert (result.code, written(folder), result.mirrored) == (0, before, [])
+    assert "class 2, guidance 1.5; " in result.out
+    assert "nothing was redone" in result.out
 
     # Existing results are reused; missing ones are made again and are equal.
     for name in (DONE, "manifest.json", "sheet.png", "generated-1.png", "kept-3.png"):
@@ -244,16 +246,16 @@ def test_a_repeated_edit_is_reused_and_a_different_one_needs_another_name(comman
         (("--in-paint", "20%,20%,60%,50%"), "box[]: recorded"),
         (("--top-k", 3), "sampling.top_k: recorded 900, expected 3"),
     ):
-        said = command(*words, *more)
-        assert said.code == 3
-        assert "already belongs to a different edit" in said.errors
-        assert difference.replace("[]", "") in said.errors
+        result = command(*words, *more)
+        assert result.code == 3
+        assert "already belongs to a different edit" in result.errors
+        assert difference.replace("[]", "") in result.errors
     picture(tmp_path, seed=5)
     assert "image_sha256" in command(*words).errors
     assert written(folder) == after
 
 
-def boxed(command, tmp_path, name: str, *more: object, box: str = "9,4,17,13") -> Said:
+def boxed(command, tmp_path, name: str, *more: object, box: str = "9,4,17,13") -> CommandResult:
     return command(picture(tmp_path), "--in-paint", box, "--name", name, "--count", 2, *more)
 
 
@@ -281,34 +283,37 @@ def test_pictures_that_are_damaged_or_of_another_edit_are_never_reused(command, 
     assert (folder / "kept-mine.png").read_bytes() == b"a person's own"
     for index in (0, 1):
         for name in (f"generated-{index}.png", f"kept-{index}.png"):
-            wanted = (folder_of(home, "true") / name).read_bytes()
-            assert (folder / name).read_bytes() == wanted
+            expected = (folder_of(home, "true") / name).read_bytes()
+            assert (folder / name).read_bytes() == expected
             # Truncated, or one bit flipped.
-            for broken in (wanted[:50], wanted[:-20] + bytes([wanted[-20] ^ 1]) + wanted[-19:]):
+            for broken in (
+                expected[:50],
+                expected[:-20] + bytes([expected[-20] ^ 1]) + expected[-19:],
+            ):
                 (folder / name).write_bytes(broken)
                 assert boxed(command, tmp_path, "false").code == 0
-                assert (folder / name).read_bytes() == wanted
+                assert (folder / name).read_bytes() == expected
 
 
 def test_an_edit_that_failed_before_its_first_result_does_not_reserve_its_name(
     command, home, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as failing:
-        failing.setattr("pipelines.editing.edit.generate_edits", lambda *told: [][0])
+        failing.setattr("pipelines.editing.edit.generate_edits", lambda *_: [][0])
         with pytest.raises(IndexError):
             boxed(command, tmp_path, "failed", "--class", 1)
     assert boxed(command, tmp_path, "failed", "--class", 2).code == 0
     assert read_json(folder_of(home, "failed") / "edit.json")["label"] == 2
     assert boxed(command, tmp_path, "failed", "--class", 1).code == 3
     # A model that cannot be loaded does not reserve the name.
-    weights = home / "s" / "told" / "weights.safetensors"
+    weights = home / "s" / "no-null" / "weights.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     words = ("--in-paint", "9,4,17,13", "--class", 1, "--name", "unloaded")
-    said = command(tmp_path / "picture.png", *words, model="s/told")
+    result = command(tmp_path / "picture.png", *words, model="s/no-null")
     weights.write_bytes(content)
-    assert (said.code, "is not the file that was trained" in said.errors) == (2, True)
-    assert not (folder_of(home, "unloaded", "s/told") / "edit.json").exists()
+    assert (result.code, "is not the file that was trained" in result.errors) == (2, True)
+    assert not (folder_of(home, "unloaded", "s/no-null") / "edit.json").exists()
 
 
 def test_a_larger_count_adds_to_the_existing_results(command, home, tmp_path, monkeypatch):
@@ -318,7 +323,7 @@ def test_a_larger_count_adds_to_the_existing_results(command, home, tmp_path, mo
     with (
         monkeypatch.context() as failing
     ):  # a larger count that failed does not invalidate the results
-        failing.setattr("pipelines.editing.edit.generate_edits", lambda *told: [][0])
+        failing.setattr("pipelines.editing.edit.generate_edits", lambda *_: [][0])
         with pytest.raises(IndexError):
             boxed(command, tmp_path, "more", "--count", 300)
     assert boxed(command, tmp_path, "more", "--count", 3).code == 0
@@ -327,17 +332,17 @@ def test_a_larger_count_adds_to_the_existing_results(command, home, tmp_path, mo
     for name in ("generated-0.png", "kept-1.png"):
         assert after[name] == before[name]
     assert len(read_json(folder / "manifest.json")["images"]) == 3
-    said = boxed(command, tmp_path, "more")
-    assert (said.code, "has 3 results already. Ask for --count 3 or more" in said.errors) == (
+    result = boxed(command, tmp_path, "more")
+    assert (result.code, "has 3 results already. Ask for --count 3 or more" in result.errors) == (
         3, True,
     )  # fmt: skip
 
 
 def test_the_part_of_a_small_picture_outside_its_square_is_reported(command, tmp_path):
     words = (picture(tmp_path, 8, 16), "--super-resolve", "--count", 1, "--name")
-    said = command(*words, "oblong")
-    assert "sees 8 × 8 px from x 4, y 0: 50% of the image is outside" in said.errors
-    assert ": 1 result, unconditional" in said.out
+    result = command(*words, "oblong")
+    assert "sees 8 × 8 px from x 4, y 0: 50% of the image is outside" in result.errors
+    assert ": 1 result, unconditional" in result.out
     assert command(*words, "asked", "--window", "0,0,8").errors == ""
 
 
@@ -346,19 +351,21 @@ def test_the_manifest_records_the_request_and_the_weights(command, home, tmp_pat
     mask[4:13, 9:17] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
     words = ("--mask", tmp_path / "mask.png", "--count", 1, "--class", 0, "--json")
-    said = command(picture(tmp_path), *words, "--name", "masked")
-    told = json.loads(said.out)
+    result = command(picture(tmp_path), *words, "--name", "masked")
+    printed = json.loads(result.out)
     folder = folder_of(home, "masked")
-    assert told.pop("folder") == str(folder)
-    assert told == read_json(folder / "manifest.json")
-    edit = told["edit"]
+    assert printed.pop("folder") == str(folder)
+    assert printed == read_json(folder / "manifest.json")
+    edit = printed["edit"]
     assert edit == read_json(folder / "edit.json")
     assert edit["image_sha256"] == file_sha256(tmp_path / "picture.png")
     assert edit["mask_sha256"] == file_sha256(tmp_path / "mask.png")
     assert edit["weights_sha256"] == file_sha256(home / "s" / "d2" / "weights.safetensors")
     assert edit["window"] == [2, 0, 21]  # the largest square with the hole at its centre
-    assert told["images"] == [{"index": 0, "class": 0, "files": ["generated-0.png", "kept-0.png"]}]
-    assert told["hole"]["shown_to_encoder"] is True
+    assert printed["images"] == [
+        {"index": 0, "class": 0, "files": ["generated-0.png", "kept-0.png"]}
+    ]
+    assert printed["hole"]["shown_to_encoder"] is True
     # A box of the same pixels gives the same images.
     boxed = ("--in-paint", "9,4,17,13", "--count", 1, "--class", 0, "--name", "boxed")
     assert command(tmp_path / "picture.png", *boxed).code == 0
@@ -368,9 +375,9 @@ def test_the_manifest_records_the_request_and_the_weights(command, home, tmp_pat
 
 def test_the_part_outside_the_window_is_unchanged_and_reported(command, home, tmp_path):
     words = ("--out-paint", "0,5,20,15", "--window", "0,0,16", "--count", 1, "--name", "part")
-    said = command(picture(tmp_path), *words)
-    assert said.code == 0
-    assert "the model sees 16 × 16 px from x 0, y 0: 74% of the hole is outside" in said.errors
+    result = command(picture(tmp_path), *words)
+    assert result.code == 0
+    assert "the model sees 16 × 16 px from x 0, y 0: 74% of the hole is outside" in result.errors
     folder = folder_of(home, "part")
     changed = (shown(folder / "kept-0.png") != shown(folder / "original.png")).any(2)
     unseen = np.ones((21, 27), bool)
@@ -382,9 +389,9 @@ def test_the_part_outside_the_window_is_unchanged_and_reported(command, home, tm
 
 def test_an_imported_model_can_edit(command, home, tmp_path):
     words = (picture(tmp_path), "--out-paint", "4,2,20,16", "--count", 1, "--name", "too")
-    said = command(*words, model="imported/it")
-    assert said.code == 0, said.errors
+    result = command(*words, model="imported/it")
+    assert result.code == 0, result.errors
     folder = folder_of(home, "too", "imported/it")
-    assert said.out.splitlines()[-1] == str(folder / "sheet.png")
+    assert result.out.splitlines()[-1] == str(folder / "sheet.png")
     kept, original = (shown(folder / f"{name}.png") for name in ("kept-0", "original"))
     assert np.array_equal(kept[2:16, 4:20], original[2:16, 4:20])

@@ -32,10 +32,10 @@ def test_import_export_import_is_the_identity(model, files, tmp_path, vqvae_stat
     out = tmp_path / "out_vqvae.pth", tmp_path / "out_var.pth"
     for address, path in zip(("tokenizers/it", "imported/it"), out, strict=True):
         export_released(Home(tmp_path / "a"), address, path)
-    for path, wanted in zip(out, (vqvae_state, var_state(model)), strict=True):
+    for path, expected in zip(out, (vqvae_state, var_state(model)), strict=True):
         state = torch.load(path, weights_only=True)
-        assert state.keys() == wanted.keys()
-        assert all(torch.equal(state[name], value) for name, value in wanted.items())
+        assert state.keys() == expected.keys()
+        assert all(torch.equal(state[name], value) for name, value in expected.items())
     bring(tmp_path / "b", *out)
     for folder in ("tokenizers/it", "imported/it"):
         first, second = (tmp_path / home / folder / "weights.safetensors" for home in "ab")

@@ -130,8 +130,8 @@ def test_training_with_two_processes_equals_training_with_one(tmp_path):
         )
         for rank in (0, 1)
     ]  # fmt: skip
-    said = [worker.communicate(timeout=200)[1] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], said
+    message = [worker.communicate(timeout=200)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], message
     for name in TRAINED:
         alone = trained(tmp_path / "alone" / name, name)
         ranks = [load_file(tmp_path / f"rank{rank}" / f"{name}.safetensors") for rank in (0, 1)]
@@ -214,8 +214,8 @@ def called(capsys, monkeypatch, *words: object) -> tuple[int, str]:
     monkeypatch.setattr(sys, "argv", ["var-scaling", *map(str, words)])
     with pytest.raises(SystemExit) as left:
         main()
-    said = capsys.readouterr()
-    return int(left.value.code or 0), said.out + said.err
+    captured = capsys.readouterr()
+    return int(left.value.code or 0), captured.out + captured.err
 
 
 def test_run_writes_a_row_for_each_family_with_only_its_own_scores(home):
@@ -250,73 +250,75 @@ def test_separate_laws_are_fitted_for_each_family_and_loss(home):
 
 @pytest.mark.parametrize("name", ["var-d2", "ar-d2", "residual-d2", "dit-d2", "features-d2"])
 def test_evaluate_reproduces_the_final_score_of_training(name, home, capsys, monkeypatch):
-    code, said = called(capsys, monkeypatch, "evaluate", f"three/{name}", "--home", home, "--json")
-    assert code == 0, said
+    code, message = called(
+        capsys, monkeypatch, "evaluate", f"three/{name}", "--home", home, "--json"
+    )
+    assert code == 0, message
     trained_to = read_metrics(home / "three" / name / "metrics.jsonl")[-1]
-    found = json.loads(said.splitlines()[-1])
+    found = json.loads(message.splitlines()[-1])
     assert found["loss"] == pytest.approx(trained_to["loss"], rel=1e-6)
     if name.startswith("dit"):
-        code, said = called(
+        code, message = called(
             capsys, monkeypatch, "evaluate", f"three/{name}", "--home", home, "--json",
             "--raw-weights",
         )  # fmt: skip
-        raw = json.loads(said.splitlines()[-1])
+        raw = json.loads(message.splitlines()[-1])
         assert raw["loss"] == pytest.approx(trained_to["loss_raw"], rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["ar-d2", "residual-d2", "dit-d2", "features-d2"])
 def test_each_family_has_samples_strips_and_a_distance(name, home, capsys, monkeypatch):
     words = ("--home", home, "--classes", "0-3", "--count", 3)
-    code, said = called(capsys, monkeypatch, "sample", f"three/{name}", *words, "--strips", 2)
-    assert code == 0, said
+    code, message = called(capsys, monkeypatch, "sample", f"three/{name}", *words, "--strips", 2)
+    assert code == 0, message
     folder = home / "three" / name / "samples" / "default"
     assert len(list((folder / "images").glob("*/*.png"))) == 12
     assert (folder / "strips.png").exists()
-    code, said = called(
+    code, message = called(
         capsys, monkeypatch, "fidelity", f"three/{name}", "--home", home, "--extractor", "seeded"
     )
-    assert code == 0, said
+    assert code == 0, message
 
 
 def test_sample_uses_the_settings_of_each_family(home, capsys, monkeypatch):
     words = ("--home", home, "--classes", "0", "--count", 1, "--name", "few")
-    code, said = called(
+    code, message = called(
         capsys, monkeypatch, "sample", "three/dit-d1", *words, "--set", "steps=3",
         "--set", "sampler=sde", "--set", "interval=0.2,0.8",
     )  # fmt: skip
-    assert code == 0, said
+    assert code == 0, message
     record = read_json(home / "three" / "dit-d1" / "samples" / "few" / "sampling.json")
     assert record["sampling"] == {
         "family": "dit", "guidance": 0.5, "precision": "fp32", "steps": 3, "sampler": "sde",
         "interval": [0.2, 0.8],
     }  # fmt: skip
-    code, said = called(capsys, monkeypatch, "sample", "three/ar-d1", *words, "--set", "steps=3")
+    code, message = called(capsys, monkeypatch, "sample", "three/ar-d1", *words, "--set", "steps=3")
     assert code == 2
     assert (
         "--steps: the family ar has no such setting; its settings are guidance, precision, top_k"
-        in said
+        in message
     )
 
 
 def test_raw_weights_are_sampled_too(home, capsys, monkeypatch):
     words = ("--home", home, "--classes", "0", "--count", 1, "--name", "raw", "--raw-weights")
-    code, said = called(capsys, monkeypatch, "sample", "three/dit-d1", *words)
-    assert code == 0, said
+    code, message = called(capsys, monkeypatch, "sample", "three/dit-d1", *words)
+    assert code == 0, message
     folder = home / "three" / "dit-d1"
     record = read_json(folder / "samples" / "raw" / "sampling.json")
     assert record["weights_sha256"] == read_json(folder / "done.json")["raw_weights_sha256"]
-    code, said = called(capsys, monkeypatch, "sample", "three/ar-d1", *words)
+    code, message = called(capsys, monkeypatch, "sample", "three/ar-d1", *words)
     assert code == 2
-    assert "has no raw weights, because it was not trained with weight_average" in said
+    assert "has no raw weights, because it was not trained with weight_average" in message
 
 
 @pytest.mark.parametrize("name", ["ar-d1", "dit-d1"])
 def test_speed_times_each_family(name, home, capsys, monkeypatch):
     words = ("--home", home, "--seconds", 0.01, "--batches", 1, "--micro-batches", 4)
     more = ("--set", "steps=2") if name.startswith("dit") else ()
-    code, said = called(capsys, monkeypatch, "speed", f"three/{name}", *words, *more, "--json")
-    assert code == 0, said
-    (row, guided) = json.loads(said.splitlines()[-1])["sampling"]
+    code, message = called(capsys, monkeypatch, "speed", f"three/{name}", *words, *more, "--json")
+    assert code == 0, message
+    (row, guided) = json.loads(message.splitlines()[-1])["sampling"]
     assert row["settings"] == ("steps 2" if more else "")
     assert guided["model_flops"] > row["model_flops"] > 0
     sampling = ArSampling() if name == "ar-d1" else DitSampling(steps=2)
@@ -434,13 +436,13 @@ def test_a_scoring_has_one_record_for_each_family():
 @pytest.mark.parametrize("name", ["ar-d1", "dit-d1"])
 def test_an_edit_with_ar_or_dit_is_refused(name, home, capsys, monkeypatch, tmp_path):
     Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
-    code, said = called(
+    code, message = called(
         capsys, monkeypatch, "edit", f"three/{name}", tmp_path / "a.png", "--in-paint", "2,2,8,8",
         "--home", home,
     )  # fmt: skip
     assert code == 2
-    assert "edit" in said
-    assert name.split("-")[0] in said
+    assert "edit" in message
+    assert name.split("-")[0] in message
 
 
 def test_guidance_of_a_model_without_class_dropout_is_refused(home, capsys, monkeypatch, tmp_path):
@@ -452,9 +454,9 @@ def test_guidance_of_a_model_without_class_dropout_is_refused(home, capsys, monk
     del files["files"]["trial.json"]
     write_json(marker, files)
     words = ("--home", runs, "--count", 1, "--classes", "0", "--name", "g", "--guidance", "1")
-    code, said = called(capsys, monkeypatch, "sample", "three/dit-d1", *words)
+    code, message = called(capsys, monkeypatch, "sample", "three/dit-d1", *words)
     assert code == 2
-    assert "class_dropout_prob = 0" in said
+    assert "class_dropout_prob = 0" in message
 
 
 def test_a_dit_on_tokens_of_an_earlier_version_is_refused_with_advice(tmp_path):
@@ -559,6 +561,6 @@ def test_the_best_learning_rate_of_each_size_is_marked_if_at_the_edge():
     assert (small.best, small.at_edge, small.constant) == (0.2, False, 1.6)
     assert small.relative(0.4) == pytest.approx(0.25)
     assert (large.best, large.at_edge) == (0.1, True)
-    said = warnings(study(table))
-    assert any("The best rate of N = 8,000 is 0.1, at the edge" in one for one in said)
+    message = warnings(study(table))
+    assert any("The best rate of N = 8,000 is 0.1, at the edge" in one for one in message)
     assert [one["at_edge"] for one in laws_of(study(table))["rates"]] == [False, True]

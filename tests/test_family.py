@@ -176,8 +176,8 @@ def called(capsys, monkeypatch, *words: object) -> tuple[int, str]:
     monkeypatch.setattr(sys, "argv", ["var-scaling", *map(str, words)])
     with pytest.raises(SystemExit) as left:
         main()
-    said = capsys.readouterr()
-    return int(left.value.code or 0), said.out + said.err
+    captured = capsys.readouterr()
+    return int(left.value.code or 0), captured.out + captured.err
 
 
 def test_plan_counts_the_flops_of_a_users_family(toy):
@@ -235,35 +235,37 @@ print("found", rows.val_top5.dtype, bool((rows.val_top5 < rows.val_error).all())
 
 def test_evaluate_reproduces_the_scores_of_a_users_family(toy, capsys, monkeypatch):
     rows = pd.read_parquet(toy / "runs" / "toy" / "results.parquet")
-    wanted = rows[(rows.step == rows.steps) & (rows.trial == "u2")].iloc[0]
-    code, said = called(capsys, monkeypatch, "evaluate", "toy/u2", "--home", toy / "runs", "--json")
-    assert code == 0, said
-    scores = json.loads(said[said.index("{") : said.rindex("}") + 1])
-    assert scores["loss"] == pytest.approx(wanted.val_loss, rel=1e-6)
+    expected = rows[(rows.step == rows.steps) & (rows.trial == "u2")].iloc[0]
+    code, message = called(
+        capsys, monkeypatch, "evaluate", "toy/u2", "--home", toy / "runs", "--json"
+    )
+    assert code == 0, message
+    scores = json.loads(message[message.index("{") : message.rindex("}") + 1])
+    assert scores["loss"] == pytest.approx(expected.val_loss, rel=1e-6)
 
 
 def test_sample_uses_the_settings_of_the_family_and_refuses_others(toy, capsys, monkeypatch):
     words = ("sample", "toy/u1", "--home", toy / "runs", "--count", 2, "--strips", 1)
-    code, said = called(capsys, monkeypatch, *words, "--temperature", "0.5")
-    assert code == 0, said
+    code, message = called(capsys, monkeypatch, *words, "--temperature", "0.5")
+    assert code == 0, message
     folder = toy / "runs" / "toy" / "u1" / "samples" / "default"
     assert len(list((folder / "images").rglob("*.png"))) == 16
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["set"]["sampling"] == {
         "family": "test_family", "guidance": 0.0, "precision": "fp32", "temperature": 0.5,
     }  # fmt: skip
-    code, said = called(capsys, monkeypatch, *words, "--name", "other", "--top-k", "5")
+    code, message = called(capsys, monkeypatch, *words, "--name", "other", "--top-k", "5")
     assert code == 2
     assert (
         "--top-k: the family unigram has no such setting; its settings are guidance, precision"
-        in said
+        in message
     )
 
 
 def test_speed_times_the_family(toy, capsys, monkeypatch):
     words = ("speed", "toy/u1", "--home", toy / "runs", "--batches", "1", "--seconds", "0.05")
-    code, said = called(capsys, monkeypatch, *words)
-    assert code == 0, said
+    code, message = called(capsys, monkeypatch, *words)
+    assert code == 0, message
     (found,) = json.loads((toy / "runs" / "toy" / "u1" / "speed.json").read_text())["measured"]
     assert found["sampling"][0]["images_per_second"] > 0
     assert found["training"][0]["tokens_per_second"] > 0
@@ -272,13 +274,13 @@ def test_speed_times_the_family(toy, capsys, monkeypatch):
 def test_commands_that_a_family_does_not_support_are_refused(toy, capsys, monkeypatch):
     picture = next((toy / "runs" / "toy").rglob("*.png"))
     words = ("edit", "toy/u1", picture, "--in-paint", "25%,25%,75%,75%", "--home", toy / "runs")
-    code, said = called(capsys, monkeypatch, *words)
+    code, message = called(capsys, monkeypatch, *words)
     assert code == 2
-    assert "u1 is a unigram model, which cannot keep some tokens" in said
+    assert "u1 is a unigram model, which cannot keep some tokens" in message
     out = toy / "out.pth"
-    code, said = called(capsys, monkeypatch, "export", "toy/u1", out, "--home", toy / "runs")
+    code, message = called(capsys, monkeypatch, "export", "toy/u1", out, "--home", toy / "runs")
     assert code == 2
-    assert "toy/u1 is a unigram model: there are no published weights of this" in said
+    assert "toy/u1 is a unigram model: there are no published weights of this" in message
     assert not out.exists()
 
 

@@ -28,11 +28,14 @@ def sources(data):
 
 def learnt(**changes):
     config = FeatureNetwork(data=images(), **changes)
-    told = []
+    reported = []
     network, right = train_classifier(
-        config, *sources(config.data), torch.device("cpu"), lambda *said: told.append(said)
+        config,
+        *sources(config.data),
+        torch.device("cpu"),
+        lambda *message: reported.append(message),
     )
-    assert told[-1] == ("network leaves", config.steps, config.steps)
+    assert reported[-1] == ("network leaves", config.steps, config.steps)
     return network, right
 
 

@@ -60,10 +60,10 @@ def test_the_distance_of_commuting_gaussians_is_the_closed_form():
 def test_the_distance_equals_that_by_the_matrix_root_and_is_symmetric():
     a, b = gathered(normal(300, 40)), gathered(normal(200, 40, seed=1, mean=0.3) * 1.5)
     root = scipy.linalg.sqrtm(a.covariance_DD.numpy() @ b.covariance_DD.numpy())
-    wanted = float((a.mean_D - b.mean_D).square().sum()) + float(
+    expected = float((a.mean_D - b.mean_D).square().sum()) + float(
         a.covariance_DD.trace() + b.covariance_DD.trace() - 2 * np.trace(root.real)
     )
-    assert frechet_distance(a, b) == pytest.approx(wanted, rel=1e-11)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-11)
     assert frechet_distance(b, a) == pytest.approx(frechet_distance(a, b), rel=1e-12)
 
 
@@ -74,9 +74,9 @@ def test_the_distance_is_exact_with_fewer_images_than_features(count):
     # Tr (Σa Σb)^½ without any root: the nuclear norm of the product of the centred features.
     centred = [(z - z.mean(0)) / (len(z) - 1) ** 0.5 for z in (x, y)]
     shared = torch.linalg.matrix_norm(centred[0] @ centred[1].T, ord="nuc")
-    wanted = (x.mean(0) - y.mean(0)).square().sum() - 2 * shared
-    wanted += sum(z.square().sum() for z in centred)
-    assert frechet_distance(a, b) == pytest.approx(float(wanted), rel=1e-10)
+    expected = (x.mean(0) - y.mean(0)).square().sum() - 2 * shared
+    expected += sum(z.square().sum() for z in centred)
+    assert frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-10)
     assert 0 <= frechet_distance(a, a) < 1e-10
 
 
@@ -242,9 +242,9 @@ def test_the_kernel_distance_equals_its_definition():
 
     pairs = [(i, j) for i in range(6) for j in range(6)]
     within = sum(kernel(z[i], z[j]) for z in (a, b) for i, j in pairs if i != j) / 30
-    wanted = within - 2 * sum(kernel(a[i], b[j]) for i, j in pairs) / 36
+    expected = within - 2 * sum(kernel(a[i], b[j]) for i, j in pairs) / 36
     distance, spread = kernel_distance(a, b)
-    assert distance == pytest.approx(wanted, rel=1e-12)
+    assert distance == pytest.approx(expected, rel=1e-12)
     assert spread is None  # of one subset, that is of all
 
 
@@ -278,11 +278,11 @@ def test_precision_and_recall_equal_their_definitions_for_any_chunk_size(monkeyp
         return (np.linalg.norm(points[:, None] - centres, axis=2) <= reach).any(1).mean()
 
     real_, fake_ = real.double().numpy(), fake.double().numpy()
-    wanted = within(fake_, real_), within(real_, fake_)
-    assert all(0.2 < share < 0.95 for share in wanted)
-    assert precision_recall(real, fake) == pytest.approx(wanted)
+    expected = within(fake_, real_), within(real_, fake_)
+    assert all(0.2 < share < 0.95 for share in expected)
+    assert precision_recall(real, fake) == pytest.approx(expected)
     monkeypatch.setattr(fidelity, "_CHUNK_DISTANCES", 100)
-    assert precision_recall(real, fake) == pytest.approx(wanted)
+    assert precision_recall(real, fake) == pytest.approx(expected)
 
 
 def test_copies_of_one_image_lie_in_its_ball_of_radius_0():

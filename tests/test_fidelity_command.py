@@ -55,9 +55,9 @@ def context_in(home, settings=None) -> RunContext:
     return RunContext(Home(home), settings or Settings(), StopFile(home / "stop"))
 
 
-def drawn(context: RunContext, address: str, stop=lambda done: False, **asked):
+def drawn(context: RunContext, address: str, stop=lambda done: False, **requested):
     """A finished set of samples; its folder."""
-    plan = plan_set(context, address, SampleOptions(**asked))
+    plan = plan_set(context, address, SampleOptions(**requested))
     assert sample_set(context, plan, DrawOptions(), stop, report_progress) == []
     return plan.folder
 
@@ -99,9 +99,9 @@ def test_fidelity_equals_the_library_functions_on_the_same_images(context):
     files = sorted((folder / "images").glob("*/*.png"), key=lambda path: (path.stem, path.parent))
     fake = gathered(np.stack([np.asarray(Image.open(path)) for path in files]))
     line = compare(fake, gathered(leaves("train", 200)), seeded_extractor())
-    wanted = {name: value for name, value in line.items() if isinstance(value, float)}
-    assert found.fidelity.scores == pytest.approx(wanted, rel=1e-9)
-    assert {"fd_seeded", "score_seeded", "kd_seeded", "precision_seeded"} <= set(wanted)
+    expected = {name: value for name, value in line.items() if isinstance(value, float)}
+    assert found.fidelity.scores == pytest.approx(expected, rel=1e-9)
+    assert {"fd_seeded", "score_seeded", "kd_seeded", "precision_seeded"} <= set(expected)
     assert not {"fid", "inception_score", "kid"} & set(found.fidelity.scores)
     assert (found.fidelity.samples, found.fidelity.references) == (40, 200)
     assert (found.fidelity.reference, found.kept_in) == (TRAIN, folder)
@@ -133,8 +133,8 @@ def test_external_statistics_give_the_scores_that_they_allow(context, tmp_path):
     kept = next(context.home.reference(f"{TRAIN}-16px-seeded").glob("*.npz"))
     with np.load(kept) as arrays:
         np.savez(tmp_path / "adm.npz", mu=arrays["mu"], sigma=arrays["sigma"], mu_s=np.ones(7))
-    asked = FidelityOptions(reference=tmp_path / "adm.npz")
-    theirs = measure_fidelity(context, "smoke/d2", asked, report_progress).fidelity
+    requested = FidelityOptions(reference=tmp_path / "adm.npz")
+    theirs = measure_fidelity(context, "smoke/d2", requested, report_progress).fidelity
     assert theirs.scores["fd_seeded"] == pytest.approx(ours.scores["fd_seeded"], rel=1e-9)
     assert "kd_seeded" not in theirs.scores
     head = file_sha256(tmp_path / "adm.npz")[:8]
@@ -184,8 +184,8 @@ def test_without_inceptions_weights_the_error_names_the_expected_file(context, t
             measure_fidelity(
                 without, "smoke/d2", FidelityOptions(extractor="inception"), report_progress
             )
-        for said in (INCEPTION_FILE, "95,628,359 bytes", INCEPTION_SHA256):
-            assert said in str(error.value)
+        for message in (INCEPTION_FILE, "95,628,359 bytes", INCEPTION_SHA256):
+            assert message in str(error.value)
     with pytest.raises(WeightsError, match="no such file"):  # a given file is required
         measure_fidelity(without, "smoke/d2", FidelityOptions(), report_progress)
 
@@ -276,7 +276,7 @@ def test_of_sets_with_one_size_the_default_set_has_the_results_row(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("samples", "changes", "said"),
+    ("samples", "changes", "message"),
     [
         (
             4_990,
@@ -288,10 +288,10 @@ def test_of_sets_with_one_size_the_default_set_has_the_results_row(tmp_path):
         (10_000, {"scores": {"fd_seeded": 1.0}}, ()),
     ],
 )
-def test_misleading_comparisons_are_warned_about(tmp_path, samples, changes, said):
+def test_misleading_comparisons_are_warned_about(tmp_path, samples, changes, message):
     found = cautions(looked(tmp_path, "default", samples, "2026", **changes))
-    assert len(found) == len(said)
-    assert all(word in line for word, line in zip(said, found, strict=True))
+    assert len(found) == len(message)
+    assert all(word in line for word, line in zip(message, found, strict=True))
 
 
 # A tokenizer, a folder, other data ---------------------------------------------------------------
@@ -313,17 +313,17 @@ def test_a_folder_of_images_is_scored_and_not_changed(context, tmp_path):
     folder = tmp_path / "mine"
     pictures(folder, leaves("validation", 60))
     before = sorted(folder.rglob("*"))
-    asked = FidelityOptions(images=60, against=f"{DATA.name}-validation")
-    found = measure_fidelity(context, str(folder), asked, report_progress)
+    requested = FidelityOptions(images=60, against=f"{DATA.name}-validation")
+    found = measure_fidelity(context, str(folder), requested, report_progress)
     assert found.fidelity.scores["fd_seeded"] == pytest.approx(0, abs=1e-9)
     assert found.fidelity.images == "folder mine"
     assert (found.kept_in, sorted(folder.rglob("*"))) == (None, before)
     with pytest.raises(ValueError, match="its reference images are not known"):
         measure_fidelity(context, str(folder), FidelityOptions(), report_progress)
-    for size, said in (((20, 20), "20 px, but 000.png has 16"), ((16, 18), "crop to squares")):
+    for size, message in (((20, 20), "20 px, but 000.png has 16"), ((16, 18), "crop to squares")):
         Image.new("RGB", size).save(folder / "2" / "odd.jpg")
-        with pytest.raises(ValueError, match=said):
-            measure_fidelity(context, str(folder), asked, report_progress)
+        with pytest.raises(ValueError, match=message):
+            measure_fidelity(context, str(folder), requested, report_progress)
 
 
 def test_a_reference_uses_the_centre_crop_of_each_training_image_once(tmp_path):
@@ -369,7 +369,7 @@ def test_an_imported_model_is_compared_with_the_given_data(files, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("address", "asked", "said"),
+    ("address", "requested", "message"),
     [
         ("nowhere/d1", FidelityOptions(), "neither SWEEP/TRIAL"),
         (
@@ -400,9 +400,9 @@ def test_an_imported_model_is_compared_with_the_given_data(files, tmp_path):
         ),
     ],
 )
-def test_invalid_measurements_are_refused_with_a_message(context, address, asked, said):
-    with pytest.raises(ValueError, match=said):
-        measure_fidelity(context, address, asked, report_progress)
+def test_invalid_measurements_are_refused_with_a_message(context, address, requested, message):
+    with pytest.raises(ValueError, match=message):
+        measure_fidelity(context, address, requested, report_progress)
 
 
 # The command --------------------------------------------------------------------------------------

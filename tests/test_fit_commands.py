@@ -68,11 +68,13 @@ def test_a_table_that_does_not_fit_the_options_is_refused_with_a_message(tmp_pat
 
 @pytest.mark.slow
 def test_a_report_compared_with_itself_has_no_differences(smoke):
-    said = json.loads(says("report", "smoke", "--against", "smoke", "--home", str(smoke), "--json"))
-    assert said["runs_a"] == said["runs_b"] == said["changed"] == []
-    assert {both["difference"] for law in said["laws"] for both in law["parameters"].values()} == {
-        0.0
-    }
+    message = json.loads(
+        says("report", "smoke", "--against", "smoke", "--home", str(smoke), "--json")
+    )
+    assert message["runs_a"] == message["runs_b"] == message["changed"] == []
+    assert {
+        both["difference"] for law in message["laws"] for both in law["parameters"].values()
+    } == {0.0}
     assert (smoke / "smoke" / "report" / "against-smoke.html").exists()
 
 

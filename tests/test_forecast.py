@@ -329,12 +329,12 @@ def test_the_command_prints_tables_or_json_and_exits_with_1_for_a_tampered_file(
     )
     (tmp_path / "s.py").write_text(code)
     place = [str(tmp_path / "s.py"), "--home", str(home.root)]
-    said = CliRunner().invoke(app, ["forecast", *place, "--at", "d4"], catch_exceptions=False)
-    assert said.exit_code == 0
-    assert "written to" in said.output
+    message = CliRunner().invoke(app, ["forecast", *place, "--at", "d4"], catch_exceptions=False)
+    assert message.exit_code == 0
+    assert "written to" in message.output
     finish(home, sweep(), "d4")
-    told = CliRunner().invoke(app, ["score", *place], catch_exceptions=False)
-    assert (told.exit_code, "[" in told.output) == (0, True)
+    reported = CliRunner().invoke(app, ["score", *place], catch_exceptions=False)
+    assert (reported.exit_code, "[" in reported.output) == (0, True)
     plain = CliRunner().invoke(app, ["score", *place, "--json"], catch_exceptions=False)
     (row,) = json.loads(plain.output)
     assert row["state"] == "graded"

@@ -190,10 +190,10 @@ def test_the_frontier_does_not_depend_on_the_number_of_evaluations():
 
 
 def test_the_checklist_states_how_points_were_selected():
-    said = frontier(curves(), "val_loss").checklist()
-    assert said["schedule"] == "constant"
-    assert (said["smoothing"], said["warm_up"], said["per_decade"]) == (0.05, 0.05, 10)
-    assert said["points"] >= said["censored"] > 0
+    message = frontier(curves(), "val_loss").checklist()
+    assert message["schedule"] == "constant"
+    assert (message["smoothing"], message["warm_up"], message["per_decade"]) == (0.05, 0.05, 10)
+    assert message["points"] >= message["censored"] > 0
 
 
 # The band --------------------------------------------------------------------------------------

@@ -50,10 +50,12 @@ def requests(count: int) -> list[Request]:
     return [Request(number % (CLASSES + 1), number // 3) for number in range(count)]
 
 
-def drawn_by(module, vqvae, asked, sampling, kept=None):
-    labels = torch.tensor([request.label for request in asked])
+def drawn_by(module, vqvae, requested, sampling, kept=None):
+    labels = torch.tensor([request.label for request in requested])
     return list(
-        sample_tokens(module, vqvae.quantize, labels, sampling, RequestDraws(0, asked, CPU), kept)
+        sample_tokens(
+            module, vqvae.quantize, labels, sampling, RequestDraws(0, requested, CPU), kept
+        )
     )
 
 
@@ -62,20 +64,20 @@ def drawn_by(module, vqvae, asked, sampling, kept=None):
 def test_cached_logits_are_those_of_the_full_forward(model, guidance):
     """Logits do not depend on which scales are guided, and so on which rows run."""
     module, vqvae = pair(model)
-    asked = requests(5)
+    requested = requests(5)
     sampling = VarSampling(guidance=guidance)
-    steps = drawn_by(module, vqvae, asked, sampling)
+    steps = drawn_by(module, vqvae, requested, sampling)
     ids_BL = torch.cat([step.ids_BS for step in steps], 1)
     shown = vqvae.quantize.teacher_input(ids_BL)
-    labels = torch.tensor([request.label for request in asked])
+    labels = torch.tensor([request.label for request in requested])
     conditional_logits = vqvae.quantize.scales_of(module(labels, shown))
     unconditional_logits = vqvae.quantize.scales_of(module(torch.full_like(labels, CLASSES), shown))
     for step, cond_BSV, uncond_BSV in zip(
         steps, conditional_logits, unconditional_logits, strict=True
     ):
         weight = sampling.at_scale(step.k, 3).guidance
-        wanted = apply_guidance(cond_BSV, uncond_BSV, weight)
-        torch.testing.assert_close(step.logits_BSV, wanted, rtol=1e-4, atol=1e-4)
+        expected = apply_guidance(cond_BSV, uncond_BSV, weight)
+        torch.testing.assert_close(step.logits_BSV, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_no_unconditional_row_is_computed_at_weight_0():
@@ -111,9 +113,9 @@ def test_adaln_is_computed_once_per_image():
 def test_a_sample_does_not_depend_on_the_rest_of_its_batch(sampling):
     """Tokens and images are bitwise equal in batches of 1, 3 and 16, and in reverse order."""
     module, vqvae = pair(patch_nums=(1, 2, 3, 4))
-    asked = requests(16)
-    alone = list(drawn_from(module, vqvae, asked, sampling, 7, batch=1, strips=True))
-    for order, batch in ((asked, 3), (asked, 16), (asked[::-1], 5)):
+    requested = requests(16)
+    alone = list(drawn_from(module, vqvae, requested, sampling, 7, batch=1, strips=True))
+    for order, batch in ((requested, 3), (requested, 16), (requested[::-1], 5)):
         found = {}
         for part in sample(
             spec_of(module, vqvae), module, vqvae, order, sampling, 7, batch=batch, strips=True
@@ -151,10 +153,10 @@ def test_another_seed_class_or_index_gives_another_sample():
 def test_sampling_does_not_depend_on_training_mode():
     """The released sampler applies drop path if the model is in training mode."""
     module, vqvae = pair()
-    asked = requests(3)
-    quiet = drawn_by(module, vqvae, asked, VarSampling())
+    requested = requests(3)
+    quiet = drawn_by(module, vqvae, requested, VarSampling())
     module.train()
-    loud = drawn_by(module, vqvae, asked, VarSampling())
+    loud = drawn_by(module, vqvae, requested, VarSampling())
     assert module.training
     assert all(torch.equal(a.logits_BSV, b.logits_BSV) for a, b in zip(quiet, loud, strict=True))
 
@@ -162,31 +164,31 @@ def test_sampling_does_not_depend_on_training_mode():
 @pytest.mark.parametrize("smooth", [False, True])
 def test_kept_tokens_do_not_change(smooth):
     module, vqvae = pair(patch_nums=(1, 2, 4))
-    asked = requests(4)
+    requested = requests(4)
     generator = torch.Generator().manual_seed(0)
     given = torch.randint(32, (4, 21), generator=generator)
     mask = torch.rand(4, 21, generator=generator) < 0.5
-    steps = drawn_by(module, vqvae, asked, VarSampling(smooth=smooth), KeptTokens(given, mask))
+    steps = drawn_by(module, vqvae, requested, VarSampling(smooth=smooth), KeptTokens(given, mask))
     ids = torch.cat([step.ids_BS for step in steps], 1)
     chose = torch.cat([step.sampled_BS for step in steps], 1)
     assert torch.equal(ids[mask], given[mask])
     assert torch.equal(ids[~mask], chose[~mask])
     assert not torch.equal(chose[mask], given[mask])
     everything = KeptTokens(given, torch.ones_like(mask))
-    steps = drawn_by(module, vqvae, asked, VarSampling(smooth=smooth), everything)
+    steps = drawn_by(module, vqvae, requested, VarSampling(smooth=smooth), everything)
     torch.testing.assert_close(steps[-1].f_BZHH, vqvae.quantize.decode(given))
 
 
 def test_a_single_scale_has_the_guidance_of_the_last_scale():
     """With one scale, k / (K - 1) is undefined."""
     module, vqvae = pair(patch_nums=(4,))
-    asked = requests(3)
-    (step,) = drawn_by(module, vqvae, asked, VarSampling(guidance=2.0))
-    labels = torch.tensor([request.label for request in asked])
+    requested = requests(3)
+    (step,) = drawn_by(module, vqvae, requested, VarSampling(guidance=2.0))
+    labels = torch.tensor([request.label for request in requested])
     shown = vqvae.quantize.teacher_input(step.ids_BS)
     null_class = torch.full_like(labels, CLASSES)
-    wanted = apply_guidance(module(labels, shown), module(null_class, shown), 2.0)
-    torch.testing.assert_close(step.logits_BSV, wanted, rtol=1e-4, atol=1e-4)
+    expected = apply_guidance(module(labels, shown), module(null_class, shown), 2.0)
+    torch.testing.assert_close(step.logits_BSV, expected, rtol=1e-4, atol=1e-4)
 
 
 # From logits to codes ----------------------------------------------------------------------------

@@ -56,14 +56,14 @@ def test_each_stage_of_a_sweep_occurs_once_after_its_dependencies(tmp_path):
 @pytest.mark.parametrize("name", ["smoke", "quickstart", "imagenet256"])
 def test_stages_use_the_directories_of_the_home(name, tmp_path):
     home, sweep = Home(tmp_path), find_sweep(name)
-    wanted = {home.tokenizer(each.tokenizer.name) for each in sweep.trials}
-    wanted |= {
+    expected = {home.tokenizer(each.tokenizer.name) for each in sweep.trials}
+    expected |= {
         home.tokens(each.tokenizer.name, each.data.name, split)
         for each in sweep.trials
         for split in ("train", "validation")
     }
-    wanted |= {home.trial(sweep.name, each.name) for each in sweep.trials}
-    assert {stage.directory for stage in sweep_stages(home, sweep)} == wanted
+    expected |= {home.trial(sweep.name, each.name) for each in sweep.trials}
+    assert {stage.directory for stage in sweep_stages(home, sweep)} == expected
 
 
 def test_imported_stages_are_never_run(tmp_path):
@@ -172,9 +172,9 @@ def test_each_part_of_tokens_has_a_folder_and_belongs_to_its_stage(tmp_path):
 
 
 def cancelled(stages, sweep: Path, *only: str) -> list[str]:
-    said: list[str] = []
-    intervene.cancel(stages, sweep, frozenset(only), True, said.append)
-    return said
+    message: list[str] = []
+    intervene.cancel(stages, sweep, frozenset(only), True, message.append)
+    return message
 
 
 def submitted(folder: Path) -> None:
@@ -192,13 +192,13 @@ def test_a_name_that_is_the_prefix_of_another_is_not_confused_with_it(tmp_path):
         submitted(stage.directory)
     driven = tuple(stage.address for stage in other)
     with driver.hold_driver_lock(home.sweep("other"), "box", stages=driven):
-        said = cancelled(mine, home.sweep("mine"))
+        message = cancelled(mine, home.sweep("mine"))
     shared = {stage.address for stage in mine} & set(driven)
     assert shared == {mine[0].address}  # only the tokenizer
-    assert [line for line in said if "not cancelled" in line] == [
+    assert [line for line in message if "not cancelled" in line] == [
         f"{mine[0].title}: not cancelled, sweep other needs it"
     ]
-    assert len(said) == len(mine)
+    assert len(message) == len(mine)
 
 
 def test_only_selects_a_stage_with_all_its_parts(tmp_path):
@@ -207,8 +207,8 @@ def test_only_selects_a_stage_with_all_its_parts(tmp_path):
     tokens = stages[1]
     for part in ("000-of-002", "001-of-002"):
         submitted(tokens.directory / "parts" / part)
-    said = cancelled(stages, home.sweep("s"), tokens.name)
-    assert [line.partition(":")[0] for line in said] == [
+    message = cancelled(stages, home.sweep("s"), tokens.name)
+    assert [line.partition(":")[0] for line in message] == [
         f"{tokens.title} 1 of 2", f"{tokens.title} 2 of 2",
     ]  # fmt: skip
 

@@ -52,7 +52,7 @@ def test_a_healthy_sweep_has_no_warnings(home):
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"codes_used_all": 0.49}, "uses 49% of its 128 codes, fewer than 50%"),
         (
@@ -62,11 +62,11 @@ def test_a_healthy_sweep_has_no_warnings(home):
         ({"psnr_db": 7.2}, "reconstructs with 7.2 dB PSNR; for its recipe 10.3 dB are recorded"),
     ],
 )
-def test_a_failed_tokenizer_is_reported(home, values, said):
+def test_a_failed_tokenizer_is_reported(home, values, message):
     change(home.tokenizer("tiny-smoke"), **values)
     (failure,) = found(home)
     assert failure.startswith("tokenizer tiny-smoke ")
-    assert said in failure
+    assert message in failure
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_values_at_the_health_bounds_are_not_reported(home, values):
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"loss": UNIFORM, "loss_no_label": 9.0}, "not below the 4.852 of a uniform"),
         (
@@ -92,11 +92,11 @@ def test_values_at_the_health_bounds_are_not_reported(home, values):
         ),
     ],
 )
-def test_a_failed_trial_is_reported(home, values, said):
+def test_a_failed_trial_is_reported(home, values, message):
     change(home.trial("smoke", "d2"), **values)
     (failure,) = found(home)
     assert failure.startswith("trial d2 ")
-    assert said in failure
+    assert message in failure
 
 
 def test_a_trial_slightly_better_than_chance_is_not_reported(home):

@@ -41,7 +41,7 @@ def test_the_largest_models_come_first_and_the_others_are_listed(home):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"classes": (8,)}, "3 without a class, guidance 1.5"),
         ({"classes": (5,)}, "3 of class 5"),
@@ -51,10 +51,10 @@ def test_the_largest_models_come_first_and_the_others_are_listed(home):
         ({"sampling": VarSampling(top_k=0, smooth=True)}, "top_k 0, smooth, seed"),
     ],
 )
-def test_captions_state_the_sampling_settings(home, changes, said):
+def test_captions_state_the_sampling_settings(home, changes, message):
     samples(home, **changes)
     (made,) = report_images(sweep_stages(home, SWEEP)).made
-    assert said in made.pictures[0][0]
+    assert message in made.pictures[0][0]
 
 
 def test_the_page_has_pictures_and_tables(home, few, tmp_path):

@@ -82,9 +82,9 @@ def picture(path: Path, colour: str = "red", size=(64, 32)) -> None:
 def samples(home: Home, name: str = "default", of: str = "d2", **changes) -> Path:
     """A set in the format of `sample`."""
     folder = home.trial("s", of) / "samples" / name
-    asked = {"seed": 7, "classes": tuple(range(8)), "model_classes": 8, "count": 3}
-    wanted = SampleSet(name=name, **{**asked, "sampling": VarSampling(), **HASHES, **changes})
-    init_run_dir(folder, "sampling.json", wanted)
+    requested = {"seed": 7, "classes": tuple(range(8)), "model_classes": 8, "count": 3}
+    expected = SampleSet(name=name, **{**requested, "sampling": VarSampling(), **HASHES, **changes})
+    init_run_dir(folder, "sampling.json", expected)
     picture(folder / "grid.png")
     picture(folder / "strips.png", "blue")
     write_json(folder / "done.json", {})
@@ -94,8 +94,8 @@ def samples(home: Home, name: str = "default", of: str = "d2", **changes) -> Pat
 def edit(home: Home, name: str = "leaf", of: str = "d2") -> Path:
     folder = home.trial("s", of) / "edits" / name
     picture(folder / "sheet.png", "green")
-    asked = {"kind": "in-paint", "label": 3, "seed": 1, "sampling": VarSampling().model_dump()}
-    write_json(folder / "edit.json", asked)
+    requested = {"kind": "in-paint", "label": 3, "seed": 1, "sampling": VarSampling().model_dump()}
+    write_json(folder / "edit.json", requested)
     write_json(folder / "done.json", {})
     return folder
 
@@ -252,10 +252,10 @@ def test_scores_of_two_references_have_different_names(home):
     }
     later(folder / "fidelity.json")
     mirror, _ = caught_up(home)  # MLflow accepts the names
-    told = run_of(mirror).data.metrics
-    assert {name: told[name] for name in made.metrics()} == made.metrics()
+    reported = run_of(mirror).data.metrics
+    assert {name: reported[name] for name in made.metrics()} == made.metrics()
     # MLflow cannot delete metrics: outdated ones become NaN.
-    assert {name for name, value in told.items() if math.isnan(value)} == {
+    assert {name for name, value in reported.items() if math.isnan(value)} == {
         "fidelity/default/kid", "kid",
     }  # fmt: skip
     assert run_of(mirror).data.tags["fidelity_reference"] == "ADM's (256).npz"
@@ -276,14 +276,14 @@ def test_speed_is_published_by_machine_without_numbers_for_missing_rows(home):
 
 def test_a_command_publishes_its_own_model_and_a_failure_is_a_warning(home, empty_database):
     samples(home)
-    said: list[str] = []
-    mirror_model(home, Settings(), "s/d2", said.append)
+    message: list[str] = []
+    mirror_model(home, Settings(), "s/d2", message.append)
     mirror = Mirror(home, SWEEP, MLflowTracker(home))
     assert len(mirror.tracker.client.search_runs([mirror.tracker.experiment("s")])) == 1
     assert len(artifacts(mirror, "samples/default")) == 2
-    mirror_model(home, Settings(), "s/nothing", said.append)
-    assert len(said) == 1
-    assert "MLflow mirror: ValueError" in said[0]
+    mirror_model(home, Settings(), "s/nothing", message.append)
+    assert len(message) == 1
+    assert "MLflow mirror: ValueError" in message[0]
 
 
 def test_scores_of_a_tokenizer_are_published_in_its_own_run(home):

@@ -52,8 +52,8 @@ def pixels(name: str, *shape: int) -> torch.Tensor:
 
 
 def test_names_and_shapes_equal_those_of_the_released_file(net):
-    said = "\n".join(f"{name} {list(v.shape)}" for name, v in sorted(net.state_dict().items()))
-    assert hashlib.sha256(said.encode()).hexdigest() == NAMES_SHA256
+    message = "\n".join(f"{name} {list(v.shape)}" for name, v in sorted(net.state_dict().items()))
+    assert hashlib.sha256(message.encode()).hexdigest() == NAMES_SHA256
     # With the two running statistics of each norm: the released 95,628,359 bytes minus the pickle.
     assert sum(v.numel() for v in net.state_dict().values()) * 4 == 95_541_568
 
@@ -70,7 +70,7 @@ def test_features_and_logits_equal_those_of_torch_fidelity(net):
 def test_the_resize_equals_that_of_tensorflow_1(height, side):
     pixel_HH = pixels("resize", height, height).double()
     image = pixel_HH.numpy()
-    wanted = torch.empty(side, side, dtype=torch.float64)
+    expected = torch.empty(side, side, dtype=torch.float64)
     for i in range(side):
         for j in range(side):
             y, x = i * height / side, j * height / side
@@ -78,9 +78,9 @@ def test_the_resize_equals_that_of_tensorflow_1(height, side):
             y1, x1 = min(y0 + 1, height - 1), min(x0 + 1, height - 1)
             top = image[y0, x0] + (image[y0, x1] - image[y0, x0]) * (x - x0)
             bottom = image[y1, x0] + (image[y1, x1] - image[y1, x0]) * (x - x0)
-            wanted[i, j] = top + (bottom - top) * (y - y0)
+            expected[i, j] = top + (bottom - top) * (y - y0)
     found = resize_as_tensorflow_1(pixel_HH[None, None], side)[0, 0]
-    assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-10)
+    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-10)
 
 
 def released(tmp_path, monkeypatch, state) -> object:
@@ -121,8 +121,12 @@ def test_without_the_file_the_error_has_its_name_size_and_hash(tmp_path):
     cut = tmp_path / "cut.pth"
     cut.write_bytes(b"PK")
     facts = "pt_inception-2015-12-05-6726825d.pth", "95,628,359 bytes", "6726825d0af5f729"
-    for path, said in ((None, "var-scaling.toml"), (tmp_path / "x", "no such"), (cut, "truncated")):
-        with pytest.raises(WeightsError, match=said) as refused:
+    for path, message in (
+        (None, "var-scaling.toml"),
+        (tmp_path / "x", "no such"),
+        (cut, "truncated"),
+    ):
+        with pytest.raises(WeightsError, match=message) as refused:
             inception_extractor(path)
         assert all(fact in str(refused.value) for fact in facts)
 
@@ -163,7 +167,7 @@ def test_features_do_not_depend_on_the_batch_or_on_autocast():
 
 
 @pytest.mark.parametrize(
-    ("images", "said"),
+    ("images", "message"),
     [
         (torch.zeros(1, 16, 16, 3), "torch.float32"),
         (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), r"\(1, 3, 16, 16\)"),
@@ -171,6 +175,6 @@ def test_features_do_not_depend_on_the_batch_or_on_autocast():
         (torch.zeros(1, 4, 4, 3, dtype=torch.uint8), "at least 8"),
     ],
 )
-def test_arrays_that_are_not_images_are_refused(images, said):
-    with pytest.raises(ValueError, match=said):
+def test_arrays_that_are_not_images_are_refused(images, message):
+    with pytest.raises(ValueError, match=message):
         seeded_extractor()(images)

@@ -71,9 +71,9 @@ def test_an_unknown_state_is_reported(tmp_path, task):
     submitted(task)
     reconciler = Scripted(tmp_path, seen("7", UNKNOWN))
     reconciler.step([task])
-    said = f"job 7 is in the unknown state {UNKNOWN}: treated as active"
-    assert (tmp_path / "s" / "driver.note").read_text() == f"trial d1: {said}"
-    assert state_of(task.folder, Queue(seen("7", UNKNOWN), time.time())) == ("queued", said)
+    message = f"job 7 is in the unknown state {UNKNOWN}: treated as active"
+    assert (tmp_path / "s" / "driver.note").read_text() == f"trial d1: {message}"
+    assert state_of(task.folder, Queue(seen("7", UNKNOWN), time.time())) == ("queued", message)
     reconciler.says = seen("7", "RUNNING")
     reconciler.step([task])
     assert (tmp_path / "s" / "driver.note").read_text() == ""
@@ -132,9 +132,9 @@ def test_status_works_if_another_job_has_a_latin_1_name(programs, tmp_path):
     assert (stages["d1"]["state"], stages["d1"]["node"]) == ("running", "n1")
 
 
-@pytest.mark.parametrize("said", [b"slurmctld: caf\xe9\n", b"\xff"])
-def test_error_messages_of_slurm_may_have_any_encoding(programs, said):
-    program(programs, "scontrol", said)
+@pytest.mark.parametrize("message", [b"slurmctld: caf\xe9\n", b"\xff"])
+def test_error_messages_of_slurm_may_have_any_encoding(programs, message):
+    program(programs, "scontrol", message)
     with open(programs / "scontrol", "a") as file:
         file.write("exit 1\n")
     with pytest.raises(BackendUnavailable, match="scontrol"):

@@ -44,9 +44,9 @@ def test_one_pass_scores_every_label_setting_and_its_flops_are_counted(quantizer
         SPEC, model, quantizer, cache
     )
     unlabelled = TokenCache(cache.tokens, np.full(30, 8), 1, {})
-    told_none = evaluate(SPEC, model, quantizer, unlabelled)
-    assert both["loss_no_label"] == told_none["loss"] != both["loss"]
-    assert both["error_no_label_parts"] == told_none["error_parts"]
+    unlabelled_scores = evaluate(SPEC, model, quantizer, unlabelled)
+    assert both["loss_no_label"] == unlabelled_scores["loss"] != both["loss"]
+    assert both["error_no_label_parts"] == unlabelled_scores["error_parts"]
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         evaluate(SPEC, model, quantizer, cache, LABELS)
     walk = counter.get_flop_counts()["Global"][torch.ops.aten.convolution]

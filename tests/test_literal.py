@@ -43,14 +43,14 @@ def obeyed(text: str) -> set[str]:
     return {c for c in text if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t"}
 
 
-def said(*words: str) -> str:
+def message(*words: str) -> str:
     done = CliRunner().invoke(cli.app, words, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
 
 
 def test_plan_shows_a_question_as_it_is(sweep, tmp_path):
-    shown = said("plan", str(sweep), "--home", str(tmp_path / "runs"))
+    shown = message("plan", str(sweep), "--home", str(tmp_path / "runs"))
     assert SHOWN in shown
     assert obeyed(shown) == set()
 
@@ -59,15 +59,15 @@ def test_the_list_of_sweeps_shows_a_question_as_it_is(monkeypatch, sweep):
     from pipelines.workspace.sweeps import find_sweep
 
     monkeypatch.setattr(cli, "known_sweeps", lambda: [find_sweep(str(sweep))])
-    shown = "".join(said("sweeps").split())
+    shown = "".join(message("sweeps").split())
     assert "".join(SHOWN.split()) in shown
-    assert json.loads(said("sweeps", "--json"))[0]["question"] == QUESTION
+    assert json.loads(message("sweeps", "--json"))[0]["question"] == QUESTION
 
 
 def test_status_shows_an_error_as_it_is(sweep, tmp_path):
     home = Home(tmp_path / "runs")
     write_json(home.trial("mine", "d1") / FAILED, {"error": f"ValueError: {QUESTION}"})
-    shown = "".join(said("status", str(sweep), "--home", str(home.root)).split())
+    shown = "".join(message("status", str(sweep), "--home", str(home.root)).split())
     assert "".join(SHOWN.split()) in shown
     assert obeyed(shown) == set()
 
@@ -151,7 +151,7 @@ def test_rejected_csv_holds_no_formula(tmp_path):
     (tmp_path / "pets" / "=class" / "=cmd|' C calc'!A0.png").write_bytes(b"")
     data = ImageFiles(name="pets", side=8, classes=2, validation_share=0.01)
     open_images(
-        data, "train", ReadOptions(tmp_path / "pets", tmp_path / "survey", 0, lambda *said: None)
+        data, "train", ReadOptions(tmp_path / "pets", tmp_path / "survey", 0, lambda *message: None)
     )
     with open(tmp_path / "survey" / "rejected.csv", newline="") as file:
         rows = list(csv.reader(file))
@@ -183,7 +183,7 @@ def test_a_table_of_strange_names_is_fitted_and_shown_literally(tmp_path):
     lines = ["trial,params_total,val_loss"]
     lines += [f'"{n}",{10**k},{3 * 10 ** (-0.1 * k)}' for k, n in enumerate(names, 3)]
     (tmp_path / "t.csv").write_text("\n".join([*lines, '"$y",1e4,-3']) + "\n")
-    shown = said("fit", str(tmp_path / "t.csv"))
+    shown = message("fit", str(tmp_path / "t.csv"))
     assert obeyed(shown) == set()
     page = (tmp_path / "t-laws" / "index.html").read_text()
     assert "<b>bold</b>" not in page

@@ -232,27 +232,27 @@ def test_generated_images_with_ambiguous_names_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("asked", "option"),
+    ("requested", "option"),
     [
         ({"images": 10}, "--images"),
         ({"crop": CropOptions(enlarge=1.5)}, "--enlarge"),
         ({"crop": CropOptions(validation_share=0.5)}, "--validation-share"),
     ],
 )
-def test_options_that_contradict_a_reference_file_are_refused(tmp_path, asked, option):
+def test_options_that_contradict_a_reference_file_are_refused(tmp_path, requested, option):
     folder = tmp_path / "mine"
     folder.mkdir()
     Image.new("RGB", (16, 16)).save(folder / "1.png")
-    wanted = FidelityOptions(reference=tmp_path / "statistics.npz", **asked)
+    expected = FidelityOptions(reference=tmp_path / "statistics.npz", **requested)
     with pytest.raises(ValueError, match=f"{option}: has no effect on the statistics"):
-        measure_fidelity(context_in(Home(tmp_path / "home")), str(folder), wanted, silent)
+        measure_fidelity(context_in(Home(tmp_path / "home")), str(folder), expected, silent)
 
 
 # Options that would have been dropped -------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (
             ("fit", "smoke", "--column", "a=val_loss"),
@@ -271,13 +271,13 @@ def test_options_that_contradict_a_reference_file_are_refused(tmp_path, asked, o
         ),
     ],
 )
-def test_an_option_without_effect_is_refused(command, tmp_path, monkeypatch, words, said):
+def test_an_option_without_effect_is_refused(command, tmp_path, monkeypatch, words, message):
     (tmp_path / "var-scaling.toml").write_text(
         '[clusters.box]\npartition = "p"\n[mlflow]\nuri = "http://mlflow.example"\n'
     )
     monkeypatch.chdir(tmp_path)
     code, _, err = command(*words, "--home", tmp_path / "home")
-    assert (code, said in err) == (2, True), err
+    assert (code, message in err) == (2, True), err
 
 
 def test_plan_uses_the_given_options(command, tmp_path):

@@ -112,8 +112,8 @@ def waits_for(folder: Path, file: str, run: subprocess.Popen) -> None:
     deadline = time.monotonic() + 120
     while not list(folder.glob(file)):
         if run.poll() is not None:
-            said = Path(run.args[-1]).parent / "said"
-            pytest.fail(f"the run ended before {folder.name} began: {said.read_text()[-2000:]}")
+            message = Path(run.args[-1]).parent / "said"
+            pytest.fail(f"the run ended before {folder.name} began: {message.read_text()[-2000:]}")
         assert time.monotonic() < deadline, f"{folder.name} never began"
         time.sleep(0.01)
 
@@ -159,10 +159,10 @@ def test_ctrl_c_stops_cleanly_and_prints_how_to_resume(tmp_path):
     )
     waits_for(home / "tokenizers/tiny-smoke", "metrics.jsonl", run)
     os.kill(run.pid, signal.SIGINT)
-    said, _ = run.communicate(timeout=60)
+    message, _ = run.communicate(timeout=60)
     assert run.returncode == 130
-    assert "To resume: var-scaling run smoke" in said
-    assert "Traceback" not in said
+    assert "To resume: var-scaling run smoke" in message
+    assert "Traceback" not in message
     assert list((home / "tokenizers/tiny-smoke/checkpoint").glob("step-*.pt"))
     stages = overview(sweep_stages(Home(home), find_sweep("smoke")))
     assert {stage.state for stage in stages} <= {"stopped", "waiting", "done"}

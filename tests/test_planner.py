@@ -336,9 +336,9 @@ def test_the_command_prints_the_next_runs(home, tmp_path):
     (tmp_path / "s.py").write_text(code)
     words = ["next", str(tmp_path / "s.py"), "--home", str(home.root), "--at", "d5"]
     words += ["--law", "pure", "--depths", "1-7", "--budget"]
-    said = CliRunner().invoke(app, [*words, "1e10"], catch_exceptions=False)
-    assert said.exit_code == 0
-    assert "val_loss at d5" in said.output
+    message = CliRunner().invoke(app, [*words, "1e10"], catch_exceptions=False)
+    assert message.exit_code == 0
+    assert "val_loss at d5" in message.output
     found = json.loads(CliRunner().invoke(app, [*words, "1e10", "--json"]).output)
     assert found["flops"] <= 1e10
     assert found["plan"][-1]["high"] < found["now"]["high"]

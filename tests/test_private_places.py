@@ -33,8 +33,8 @@ def test_processes_of_one_machine_communicate_over_loopback(tmp_path):
     rendezvous_file = tmp_path / "meeting.json"
     store, address = distributed._meet(0, 1, rendezvous_file, "127.0.0.1", 10)
     (new,) = listening() - before
-    said = json.loads(rendezvous_file.read_text())
-    assert new == ("127.0.0.1", store.port) == (said["address"], said["port"])
+    message = json.loads(rendezvous_file.read_text())
+    assert new == ("127.0.0.1", store.port) == (message["address"], message["port"])
     assert address == "127.0.0.1"
 
 

@@ -128,8 +128,8 @@ with local_ray(1):
     run.wait()
     with ray_session._private_directory():
         assert not left.exists()
-    said = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
-    assert str(left) not in said
+    message = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+    assert str(left) not in message
 
 
 def test_only_abandoned_directories_of_this_user_are_removed(place, tmp_path):
@@ -186,10 +186,10 @@ def test_run_says_what_to_set_if_no_directory_is_suitable(monkeypatch, capsys, t
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     monkeypatch.setattr(ray_session, "_SOCKET_FOLDERS", ())
-    said = run_smoke(monkeypatch, capsys, tmp_path / "home")
-    assert said.startswith("error: Ray needs a writable directory for its sockets")
-    assert f"at most {ray_session._MAX_PATH_BYTES} bytes" in said
-    assert "Set TMPDIR to such a directory" in said
+    message = run_smoke(monkeypatch, capsys, tmp_path / "home")
+    assert message.startswith("error: Ray needs a writable directory for its sockets")
+    assert f"at most {ray_session._MAX_PATH_BYTES} bytes" in message
+    assert "Set TMPDIR to such a directory" in message
 
 
 def test_a_failed_start_is_retried_once_with_a_longer_timeout(monkeypatch, place):
@@ -217,11 +217,13 @@ def test_a_second_failed_start_raises_an_error(monkeypatch, capsys, place, tmp_p
         raise Exception("The current node timed out during startup.\nand 23 more lines")
 
     monkeypatch.setattr(ray_session, "_init", init)
-    said = run_smoke(monkeypatch, capsys, tmp_path / "home")
-    assert said.startswith("error: Ray did not start, neither with its default timeouts (The cur")
-    assert "Run again when the load is lower" in said
-    assert "TMPDIR" in said
-    assert len(said.strip().splitlines()) == 1
+    message = run_smoke(monkeypatch, capsys, tmp_path / "home")
+    assert message.startswith(
+        "error: Ray did not start, neither with its default timeouts (The cur"
+    )
+    assert "Run again when the load is lower" in message
+    assert "TMPDIR" in message
+    assert len(message.strip().splitlines()) == 1
     assert list(place.iterdir()) == []
 
 

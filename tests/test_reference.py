@@ -107,17 +107,17 @@ def test_grids_reconstructions_and_teacher_inputs_equal_the_reference(model, io)
 
 
 def test_the_training_step_of_the_tokenizer_equals_the_reference(model, settings, io):
-    wanted = arrays("vqvae_train_step.npz")
+    expected = arrays("vqvae_train_step.npz")
     model.zero_grad()
     commitment = settings["vqvae"]["beta"]
     rebuilt, quantized = model(io["images"], commitment, quantised=True)
     error = F.mse_loss(rebuilt, io["images"])
     (error + quantized.loss).backward()
-    assert_close(rebuilt, wanted["rec"])
-    assert_close(quantized.loss, wanted["vq_loss"])
-    assert_close(error, wanted["rec_mse"])
-    assert_close(error + quantized.loss, wanted["total_loss"])
-    check_gradients(model, wanted)
+    assert_close(rebuilt, expected["rec"])
+    assert_close(quantized.loss, expected["vq_loss"])
+    assert_close(error, expected["rec_mse"])
+    assert_close(error + quantized.loss, expected["total_loss"])
+    check_gradients(model, expected)
 
 
 @pytest.mark.parametrize("name", ["var", "var_saln"])
@@ -133,34 +133,34 @@ def test_logits_losses_and_gradients_equal_the_reference(name, record, settings,
     assert config.heads == v["num_heads"]
     module = VAR(config, record, v["num_classes"], seed=0)
     module.load_state_dict(weights(f"{name}_state.npz"), strict=True)
-    wanted, ids = arrays(f"{name}_io.npz"), io["idx_all"]
-    null_class = torch.full_like(wanted["labels"], v["num_classes"])
-    assert_close(module(null_class, io["var_input"]), wanted["logits_uncond"])
-    logits = module(wanted["labels"], io["var_input"])
-    assert_close(logits, wanted["logits"])
+    expected, ids = arrays(f"{name}_io.npz"), io["idx_all"]
+    null_class = torch.full_like(expected["labels"], v["num_classes"])
+    assert_close(module(null_class, io["var_input"]), expected["logits_uncond"])
+    logits = module(expected["labels"], io["var_input"])
+    assert_close(logits, expected["logits"])
     losses = F.cross_entropy(logits.movedim(-1, 1), ids, reduction="none")
-    assert_close(losses, wanted["loss_per_token"])
+    assert_close(losses, expected["loss_per_token"])
     parts = losses.split(list(record.pyramid.lengths), dim=1)
-    assert_close(torch.stack([part.mean() for part in parts]), wanted["loss_per_scale"])
-    assert_close(losses.mean(), wanted["loss"])
-    assert_close(parts[-1].mean(), wanted["loss_tail"])
+    assert_close(torch.stack([part.mean() for part in parts]), expected["loss_per_scale"])
+    assert_close(losses.mean(), expected["loss"])
+    assert_close(parts[-1].mean(), expected["loss_tail"])
     right = (logits.argmax(-1) == ids).float() * 100
-    assert_close(right.mean(), wanted["acc_mean"])
-    assert_close(right[:, -record.pyramid.lengths[-1] :].mean(), wanted["acc_tail"])
+    assert_close(right.mean(), expected["acc_mean"])
+    assert_close(right[:, -record.pyramid.lengths[-1] :].mean(), expected["acc_tail"])
     losses.mean().backward()
-    check_gradients(module, wanted)
+    check_gradients(module, expected)
 
 
-def check_gradients(module: torch.nn.Module, wanted: dict[str, torch.Tensor]) -> None:
+def check_gradients(module: torch.nn.Module, expected: dict[str, torch.Tensor]) -> None:
     parameters = dict(module.named_parameters())
-    named = [key for key in wanted if key.startswith("grad.")]
+    named = [key for key in expected if key.startswith("grad.")]
     assert named
     for key in named:
-        assert_close(parameters[key.removeprefix("grad.")].grad, wanted[key], 1e-3)
+        assert_close(parameters[key.removeprefix("grad.")].grad, expected[key], 1e-3)
     norm = torch.nn.utils.get_total_norm(
         [p.grad for p in parameters.values() if p.grad is not None]
     )
-    assert_close(norm, wanted["grad_global_norm"], 1e-3)
+    assert_close(norm, expected["grad_global_norm"], 1e-3)
 
 
 def schedules() -> list[str]:
@@ -262,5 +262,5 @@ def test_released_files_survive_import_and_export_bitwise(name, settings, record
 
     module = VAR(m, found.tokenizer, found.model.classes, seed=0)
     load_weights(module, *weights_of(home.imported("first")))
-    wanted = arrays(f"{name}_io.npz")
-    assert_close(module(wanted["labels"], io["var_input"]), wanted["logits"])
+    expected = arrays(f"{name}_io.npz")
+    assert_close(module(expected["labels"], io["var_input"]), expected["logits"])

@@ -42,12 +42,12 @@ def check_close(ours: torch.Tensor | float, theirs: list[float] | float, bar: fl
     assert worst <= bar * (1 + theirs.abs().max()), f"off by {worst:.2e}"
 
 
-def check_gradient_norms(module: torch.nn.Module, wanted: dict) -> None:
+def check_gradient_norms(module: torch.nn.Module, expected: dict) -> None:
     found = dict(module.named_parameters())
-    for name, norm in wanted["gradient_norms"].items():
+    for name, norm in expected["gradient_norms"].items():
         check_close(found[name].grad.norm().item(), norm, 1e-3)
     every = [one.grad for one in found.values() if one.grad is not None]
-    check_close(torch.nn.utils.get_total_norm(every).item(), wanted["gradient_norm"], 1e-3)
+    check_close(torch.nn.utils.get_total_norm(every).item(), expected["gradient_norm"], 1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -78,60 +78,60 @@ def test_the_formula_of_weights_and_images_has_not_changed():
 
 @torch.no_grad()
 def test_tokens_of_images_equal_those_of_the_released_code(model):
-    wanted = WANTED["vqvae"]
-    check_close(torch.tensor(some(model.features(images()))), wanted["features"])
+    expected = WANTED["vqvae"]
+    check_close(torch.tensor(some(model.features(images()))), expected["features"])
     ids = model.encode(images())
-    assert ids.tolist() == wanted["ids"]
+    assert ids.tolist() == expected["ids"]
     assert len(ids.unique()) > 16  # more than one token is used
-    check_close(torch.tensor(some(model.quantize.decode(ids))), wanted["f_hat"])
+    check_close(torch.tensor(some(model.quantize.decode(ids))), expected["f_hat"])
     rebuilt = model.render(model.quantize.decode(ids))
-    check_close(torch.tensor(some(rebuilt)), wanted["reconstruction"])
+    check_close(torch.tensor(some(rebuilt)), expected["reconstruction"])
     assert torch.equal(model.decode(ids), rebuilt.clamp(-1, 1))
-    check_close(torch.tensor(some(model.quantize.teacher_input(ids))), wanted["teacher_input"])
+    check_close(torch.tensor(some(model.quantize.teacher_input(ids))), expected["teacher_input"])
 
 
 def test_the_training_step_of_the_tokenizer_equals_the_reference(model):
-    wanted = WANTED["vqvae"]["training"]
+    expected = WANTED["vqvae"]["training"]
     model.zero_grad()
     rebuilt, quantized = model(images(), 0.25, quantised=True)
     error = F.mse_loss(rebuilt, images())
     (error + quantized.loss).backward()
-    check_close(error.item(), wanted["mse"])
-    check_close(quantized.loss.item(), wanted["quantisation"])
-    check_gradient_norms(model, wanted)
+    check_close(error.item(), expected["mse"])
+    check_close(quantized.loss.item(), expected["quantisation"])
+    check_gradient_norms(model, expected)
 
 
 def test_logits_losses_and_gradients_equal_the_reference(model, transformer):
-    module, wanted = transformer
+    module, expected = transformer
     ids = torch.tensor(WANTED["vqvae"]["ids"])
     with torch.no_grad():
         shown = model.quantize.teacher_input(ids)
         without = module(torch.full_like(LABELS, CLASSES), shown)
-    check_close(torch.tensor(some(without)), wanted["logits_uncond"])
+    check_close(torch.tensor(some(without)), expected["logits_uncond"])
     module.zero_grad()
     logits = module(LABELS, shown)
-    check_close(torch.tensor(some(logits)), wanted["logits"])
+    check_close(torch.tensor(some(logits)), expected["logits"])
     losses = F.cross_entropy(logits.movedim(-1, 1), ids, reduction="none")
-    check_close(losses.mean().item(), wanted["loss"])
+    check_close(losses.mean().item(), expected["loss"])
     parts = losses.split(list(T.pyramid.lengths), dim=1)
-    check_close(torch.stack([part.mean() for part in parts]).detach(), wanted["loss_parts"])
+    check_close(torch.stack([part.mean() for part in parts]).detach(), expected["loss_parts"])
     losses.mean().backward()
-    check_gradient_norms(module, wanted)
+    check_gradient_norms(module, expected)
 
 
 @torch.no_grad()
 def test_greedy_guided_sampling_equals_the_released_code(model, transformer):
-    module, wanted = transformer
+    module, expected = transformer
     greedy = VarSampling(guidance=1.5, top_k=1, top_p=0)
     halves = SimpleNamespace(uniform=lambda purpose, k, shape: torch.full((2, *shape), 0.5))
     drawn = list(sample_tokens(module, model.quantize, LABELS, greedy, halves))
-    assert torch.cat([step.ids_BS for step in drawn], 1).tolist() == wanted["greedy_ids"]
+    assert torch.cat([step.ids_BS for step in drawn], 1).tolist() == expected["greedy_ids"]
     image = (model.render(drawn[-1].f_BZHH).clamp(-1, 1) + 1) / 2
-    check_close(torch.tensor(some(image)), wanted["greedy_image"])
+    check_close(torch.tensor(some(image)), expected["greedy_image"])
 
 
 def test_weights_without_decay_are_those_of_the_released_code(transformer):
-    module, wanted = transformer
+    module, expected = transformer
     optimizer = ScheduledOptimizer(module, Optimiser(learning_rate=1e-4), 10, "fp32")
     plain = {
         id(parameter)
@@ -140,7 +140,7 @@ def test_weights_without_decay_are_those_of_the_released_code(transformer):
         for parameter in group["params"]
     }
     found = sorted(name for name, one in module.named_parameters() if id(one) in plain)
-    assert found == wanted["undecayed"]
+    assert found == expected["undecayed"]
 
 
 DECAYS = {  # schedule: (decay, share of the steps after warm-up where it bends)
@@ -155,21 +155,23 @@ DECAYS = {  # schedule: (decay, share of the steps after warm-up where it bends)
 
 @pytest.mark.parametrize("name", DECAYS)
 def test_schedules_equal_those_of_the_released_code(name):
-    wanted = WANTED["schedules"][name]
-    s, (decay, bend) = wanted["settings"], DECAYS[name]
+    expected = WANTED["schedules"][name]
+    s, (decay, bend) = expected["settings"], DECAYS[name]
     config = Optimiser(
         learning_rate=s["peak_lr"], weight_decay=s["wd"], final_weight_decay=s["wd_end"],
         warm_up=s["wp_it"] / s["max_it"], warm_up_from=s["wp0"], decay=decay, plateau=bend,
         final=s["wpe"],
     )  # fmt: skip
-    assert len(wanted["points"]) == 11
-    for step, rate, weight_decay in wanted["points"]:
+    assert len(expected["points"]) == 11
+    for step, rate, weight_decay in expected["points"]:
         assert learning_rate_at(config, step, s["max_it"]) == pytest.approx(rate, rel=1e-9)
         assert weight_decay_at(config, step, s["max_it"]) == pytest.approx(weight_decay, rel=1e-9)
 
 
-@pytest.mark.parametrize("wanted", WANTED["filters"], ids=lambda w: f"k{w['top_k']} p{w['top_p']}")
-def test_top_k_and_top_p_keep_the_same_codes(wanted):
+@pytest.mark.parametrize(
+    "expected", WANTED["filters"], ids=lambda w: f"k{w['top_k']} p{w['top_p']}"
+)
+def test_top_k_and_top_p_keep_the_same_codes(expected):
     logits = torch.from_numpy(4 * uniform("filter", (3, 2, 24))).float()
-    kept = filter_logits(logits, wanted["top_k"], wanted["top_p"]).isfinite()
-    assert [[row.nonzero().flatten().tolist() for row in one] for one in kept] == wanted["kept"]
+    kept = filter_logits(logits, expected["top_k"], expected["top_p"]).isfinite()
+    assert [[row.nonzero().flatten().tolist() for row in one] for one in kept] == expected["kept"]

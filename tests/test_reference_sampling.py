@@ -54,29 +54,29 @@ def as_image(model, f_hat):
 
 @torch.no_grad()
 def test_greedy_guided_sampling_equals_the_reference(model, transformer):
-    module, wanted = transformer
-    drawn = list(sample_tokens(module, model.quantize, wanted["labels"], GREEDY, Halves))
+    module, expected = transformer
+    drawn = list(sample_tokens(module, model.quantize, expected["labels"], GREEDY, Halves))
     for step in drawn:
-        assert torch.equal(step.ids_BS, wanted[f"ar_idx_{step.k}"])
-        assert_close(step.logits_BSV, wanted[f"ar_guided_logits_{step.k}"])
-    assert torch.equal(torch.cat([step.ids_BS for step in drawn], 1), wanted["ar_idx_all"])
-    assert_close(drawn[-1].f_BZHH, wanted["ar_f_hat"])
-    assert_close(as_image(model, drawn[-1].f_BZHH), wanted["ar_images"])
+        assert torch.equal(step.ids_BS, expected[f"ar_idx_{step.k}"])
+        assert_close(step.logits_BSV, expected[f"ar_guided_logits_{step.k}"])
+    assert torch.equal(torch.cat([step.ids_BS for step in drawn], 1), expected["ar_idx_all"])
+    assert_close(drawn[-1].f_BZHH, expected["ar_f_hat"])
+    assert_close(as_image(model, drawn[-1].f_BZHH), expected["ar_images"])
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["inpaint", "outpaint"])
 def test_in_and_out_painting_equal_the_reference(kind, model, io, transformer):
     """The tokens drawn at every position, kept or not, and the resulting images."""
-    module, wanted = transformer
-    mask_BL = kept_positions(wanted[f"{kind}_mask"].bool(), model.quantize.pyramid)[None]
+    module, expected = transformer
+    mask_BL = kept_positions(expected[f"{kind}_mask"].bool(), model.quantize.pyramid)[None]
     kept = KeptTokens(io["idx_all"], mask_BL.expand(4, -1))
-    drawn = list(sample_tokens(module, model.quantize, wanted["labels"], GREEDY, Halves, kept))
+    drawn = list(sample_tokens(module, model.quantize, expected["labels"], GREEDY, Halves, kept))
     chosen = torch.cat([step.sampled_BS for step in drawn], 1)
-    assert torch.equal(chosen, wanted[f"{kind}_idx_all"])
+    assert torch.equal(chosen, expected[f"{kind}_idx_all"])
     ids = torch.cat([step.ids_BS for step in drawn], 1)
     assert torch.equal(ids, io["idx_all"].where(kept.mask_BL, chosen))
-    assert_close(as_image(model, drawn[-1].f_BZHH), wanted[f"{kind}_images"])
+    assert_close(as_image(model, drawn[-1].f_BZHH), expected[f"{kind}_images"])
 
 
 def filters() -> list[str]:

@@ -217,20 +217,20 @@ def test_a_table_without_a_finished_run_makes_a_page(tmp_path):
 
 def test_the_verdict_names_the_true_law_or_says_that_the_data_do_not_decide():
     n = 1152.0 * np.arange(1, 9) ** 3
-    told = {}
+    reported = {}
     for name, y in {"floor": loss(n, noise=1e-4), "pure": (2e-4 * n) ** -0.2}.items():
         generator = np.random.default_rng(5)
         y = y * np.exp(generator.normal(0, 1e-4, len(n)))
-        (said,) = verdicts(study(check(pd.DataFrame({"params_total": n, "val_loss": y}))))
-        told[name] = said
-    assert told["floor"].preferred == "floor"
-    assert re.search(r"above an irreducible loss E = 1\.(49|5)", told["floor"].headline)
-    assert told["pure"].preferred == "pure"
-    assert told["pure"].headline.startswith("A pure power law: exponent 0.2")
+        (message,) = verdicts(study(check(pd.DataFrame({"params_total": n, "val_loss": y}))))
+        reported[name] = message
+    assert reported["floor"].preferred == "floor"
+    assert re.search(r"above an irreducible loss E = 1\.(49|5)", reported["floor"].headline)
+    assert reported["pure"].preferred == "pure"
+    assert reported["pure"].headline.startswith("A pure power law: exponent 0.2")
     few = pd.DataFrame({"params_total": n[:3], "val_loss": loss(n[:3])})
-    (said,) = verdicts(study(check(few)))
-    assert said.preferred is None
-    assert said.unknown
+    (message,) = verdicts(study(check(few)))
+    assert message.preferred is None
+    assert message.unknown
 
 
 def test_warnings_name_misleading_results(ours):
@@ -238,13 +238,13 @@ def test_warnings_name_misleading_results(ours):
     pooled = base.assign(tokenizer=["one", "two"] * (len(base) // 2), epochs=3.0)
     pooled.loc[pooled.depth == 2, "tokenizer"] = "two"
     pooled.loc[pooled.step == 100, "tokenizer"] = ["one", "two"] * 3 + ["two"]
-    said = " ".join(warnings(replace(ours, table=check(pooled))))
-    assert "up to 3.0 times" in said
-    assert "One seed for each size" in said
-    assert "several tokenizers are pooled: one, two" in said
+    message = " ".join(warnings(replace(ours, table=check(pooled))))
+    assert "up to 3.0 times" in message
+    assert "One seed for each size" in message
+    assert "several tokenizers are pooled: one, two" in message
     rates = pd.concat([base, base.assign(learning_rate=0.2, trial=base.trial + "-fast")])
-    told = warnings(replace(ours, table=check(rates)))
-    assert any("several learning rates" in one for one in told)
+    reported = warnings(replace(ours, table=check(rates)))
+    assert any("several learning rates" in one for one in reported)
 
 
 # Checklist and LaTeX -------------------------------------------------------------------------
@@ -262,8 +262,8 @@ def test_the_checklist_is_complete_and_correct(ours, third_party):
     missing = [item.name for item in theirs if item.state == "missing"]
     assert missing == ["split", "checkpoint rule", "seeds", "code of the runs"]
     assert all(item.value.startswith(UNKNOWN) for item in theirs if item.state == "missing")
-    told = {item.name: item.value for item in checklist(third_party, {"code": "abc"})}
-    assert told["code of the runs"] == "abc"
+    reported = {item.name: item.value for item in checklist(third_party, {"code": "abc"})}
+    assert reported["code of the runs"] == "abc"
 
 
 def test_the_checklist_of_a_study_without_laws_claims_no_fit():

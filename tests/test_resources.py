@@ -41,16 +41,16 @@ def test_a_shorter_time_uses_more_gpus_but_the_same_batch():
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("requested", "message"),
     [
         ({"d30": 7}, "does not divide the global batch of 1024"),
         ({"d30": 128}, "more than nodes x gpus_per_node = 8 x 8"),
         ({"d30": 1024}, "more than nodes x gpus_per_node"),
     ],
 )
-def test_invalid_numbers_of_gpus_are_refused_with_the_trial(asked, message):
+def test_invalid_numbers_of_gpus_are_refused_with_the_trial(requested, message):
     with pytest.raises(SettingsError, match=message):
-        trial_resources(paper(30), H100.model_copy(update={"trial_gpus": asked}))
+        trial_resources(paper(30), H100.model_copy(update={"trial_gpus": requested}))
 
 
 def test_a_model_that_fits_no_gpu_is_refused_before_submission():

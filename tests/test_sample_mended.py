@@ -25,7 +25,7 @@ from pipelines.stages.context import ProcessContext
 from pipelines.workspace.store import ConfigMismatchError, FolderInUseError, file_lock, in_use
 from var_scaling.disk import DONE, is_done, read_json, write_json
 
-QUIET = DrawOptions(), lambda done: False, lambda *said: None
+QUIET = DrawOptions(), lambda done: False, lambda *message: None
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def _alone_and_quick(home, monkeypatch):
     shutil.rmtree(home.root / ADDRESS / "samples", ignore_errors=True)
 
 
-def asked(home, count: int = 2, **words):
+def requested(home, count: int = 2, **words):
     return plan_set(
         context_in(home), ADDRESS, SampleOptions(count=count, **{"classes": "0-2", **words})
     )
@@ -63,12 +63,12 @@ def turned_over(path: Path) -> None:
 # A count that was a mistake ----------------------------------------------------------------------
 
 
-def failing(*told):
+def failing(*reported):
     raise RuntimeError("no GPU")
 
 
 def test_a_larger_count_that_was_not_reached_can_be_reverted(home, monkeypatch):
-    plan, larger = asked(home), asked(home, 500)
+    plan, larger = requested(home), requested(home, 500)
     make(home, plan)
     before = pictures(plan)
     with monkeypatch.context() as broken:
@@ -84,11 +84,11 @@ def test_a_larger_count_that_was_not_reached_can_be_reverted(home, monkeypatch):
     assert is_done(plan.folder)
     assert pictures(plan) == before
     with pytest.raises(ConfigMismatchError, match="has 2 images of each class already"):
-        make(home, asked(home, 1))
+        make(home, requested(home, 1))
 
 
 def test_a_process_that_draws_an_outdated_count_does_not_finish_the_set(home):
-    plan, larger = asked(home), asked(home, 3)
+    plan, larger = requested(home), requested(home, 3)
 
     def grow(what, done, total):
         if done == total:
@@ -101,12 +101,12 @@ def test_a_process_that_draws_an_outdated_count_does_not_finish_the_set(home):
 
 
 def test_images_without_a_record_belong_to_no_set(home):
-    plan, other = asked(home), asked(home, seed=1)
+    plan, other = requested(home), requested(home, seed=1)
     make(home, other)
     for name in ("sampling.json", DONE):
         (other.folder / name).unlink()
     assert make(home, plan) == []
-    known = asked(home, name="known")
+    known = requested(home, name="known")
     make(home, known)
     assert pictures(plan) == pictures(known)
 
@@ -116,7 +116,7 @@ def test_images_without_a_record_belong_to_no_set(home):
 
 @pytest.mark.parametrize("finished", [True, False])
 def test_an_image_damaged_without_a_change_of_length_is_drawn_again(home, finished):
-    plan = asked(home)
+    plan = requested(home)
     make(home, plan)
     before = pictures(plan)
     turned_over(plan.folder / "images" / "0001" / "00001.png")
@@ -133,7 +133,7 @@ def test_an_image_damaged_without_a_change_of_length_is_drawn_again(home, finish
 def test_damaged_images_of_a_set_with_rejection_are_made_again(home, tmp_path):
     (tmp_path / "map.json").write_text("[8, 9, 10, 11, 12, 13, 14, 15]")
     words = {"reject": 0.5, "classifier": "seeded", "class_map": tmp_path / "map.json"}
-    plan = asked(home, **words)
+    plan = requested(home, **words)
     make(home, plan)
     before = pictures(plan)
     turned_over(plan.folder / "candidates" / next(iter(before)))
@@ -143,9 +143,9 @@ def test_damaged_images_of_a_set_with_rejection_are_made_again(home, tmp_path):
 
 
 def test_a_set_on_a_faulty_disk_is_not_marked_as_finished(home, monkeypatch):
-    plan = asked(home)
+    plan = requested(home)
     monkeypatch.setattr(SampleFolder, "damaged", lambda at, found: list(found)[:1])
-    outcome = sample_locally(context_in(home), plan, DrawOptions(), 1, lambda *said: None)
+    outcome = sample_locally(context_in(home), plan, DrawOptions(), 1, lambda *message: None)
     assert (
         "files of 1 chunks were written twice and are missing or damaged again"
         in outcome.failures["default"]
@@ -155,7 +155,7 @@ def test_a_set_on_a_faulty_disk_is_not_marked_as_finished(home, monkeypatch):
 
 @pytest.mark.parametrize("lost", ["grid.png", "manifest.json", "images/0002/00001.png"])
 def test_a_set_with_lost_files_is_not_done(home, lost):
-    plan = asked(home)
+    plan = requested(home)
     make(home, plan)
     before = pictures(plan)
     (plan.folder / lost).unlink()
@@ -174,7 +174,7 @@ def test_an_unreadable_picture_is_reported(tmp_path):
 
 
 def test_a_folder_in_place_of_a_chunk_mark_counts_as_no_mark(home):
-    plan = asked(home)
+    plan = requested(home)
     at = SampleFolder(plan.folder, plan.config)
     at.mark_path(0).mkdir(parents=True)
     assert at.stored_images(0) == {}
@@ -187,7 +187,7 @@ def candidates(home, tmp_path) -> SampleFolder:
     """A set with rejection and all its candidates, without a model."""
     (tmp_path / "map.json").write_text("[8, 9, 10, 11, 12, 13, 14, 15]")
     words = {"reject": 0.5, "classifier": "seeded", "class_map": tmp_path / "map.json"}
-    plan = asked(home, 8, **words)
+    plan = requested(home, 8, **words)
     at = SampleFolder(plan.folder, plan.config)
     at.init_run_dir()
     image = np.zeros((16, 16, 3), np.uint8)
@@ -232,7 +232,7 @@ def test_two_processes_can_finish_a_set_with_rejection_at_once(home, tmp_path):
 
 
 def test_old_partial_files_of_killed_processes_are_removed(home):
-    plan = asked(home)
+    plan = requested(home)
     make(home, plan)
     images = plan.folder / "images" / "0001"
     old, new = images / ".00001.png.node7.12", images / ".00001.png.node7.13"
@@ -247,7 +247,7 @@ def test_old_partial_files_of_killed_processes_are_removed(home):
 
 
 def test_parts_can_be_drawn_at_once_but_not_a_part_and_the_whole_set(home):
-    plan, quiet = asked(home, 30), lambda *said: None
+    plan, quiet = requested(home, 30), lambda *message: None
     met = []
 
     def meet(what, done, total):
@@ -271,7 +271,7 @@ def test_parts_can_be_drawn_at_once_but_not_a_part_and_the_whole_set(home):
 
 
 def test_a_killed_process_loses_at_most_one_mark_interval_and_one_batch(home):
-    plan = asked(home, 8)
+    plan = requested(home, 8)
     place = replace(context_in(home), process=ProcessContext(save_every=0.0))
     at, marked = SampleFolder(plan.folder, plan.config), []
 
@@ -279,14 +279,14 @@ def test_a_killed_process_loses_at_most_one_mark_interval_and_one_batch(home):
         marked.append((done, len(at.stored_images(0))))
         return False
 
-    sample_set(place, plan, DrawOptions(batch=6), look, lambda *said: None)
+    sample_set(place, plan, DrawOptions(batch=6), look, lambda *message: None)
     assert marked == [(0, 0), (6, 0), (12, 6), (18, 12)]
     shares = list(at.process_shares())
     assert sum(share.images for share in shares) == plan.config.images == 24
-    other = replace(asked(home, 8, name="other"))
+    other = replace(requested(home, 8, name="other"))
     marked.clear()
     at = SampleFolder(other.folder, other.config)
-    sample_set(context_in(home), other, DrawOptions(batch=6), look, lambda *said: None)
+    sample_set(context_in(home), other, DrawOptions(batch=6), look, lambda *message: None)
     assert [count for _, count in marked] == [0] * 4  # nor after every batch
 
 
@@ -315,11 +315,11 @@ def test_if_one_process_fails_the_others_are_stopped(home, tmp_path, way):
         process.start()
         says.close()
         workers[hears] = process
-    told = []
-    said = {"says": "ValueError: no", "dies": "it ended with exit code 1"}[way]
-    with pytest.raises(ProcessFailed, match=f"process 1 of 2: {said}"):
+    reported = []
+    message = {"says": "ValueError: no", "dies": "it ended with exit code 1"}[way]
+    with pytest.raises(ProcessFailed, match=f"process 1 of 2: {message}"):
         sample_processes._run_until_done(
-            workers, asked(home), 0, lambda what, done, total: told.append(done), stop
+            workers, requested(home), 0, lambda what, done, total: reported.append(done), stop
         )
     assert stop.exists()
     for process in workers.values():
@@ -331,7 +331,7 @@ def test_a_process_exits_when_its_parent_exits(home, tmp_path, monkeypatch):
     """Also a process that never writes to its pipe."""
     context, note = multiprocessing.get_context("fork"), tmp_path / "pid"
 
-    def stuck(*told):
+    def stuck(*reported):
         write_json(note, os.getpid())
         time.sleep(600)
 
@@ -339,7 +339,7 @@ def test_a_process_exits_when_its_parent_exits(home, tmp_path, monkeypatch):
 
     def parent() -> None:
         hears, says = context.Pipe(duplex=False)
-        words = (says, context_in(home), asked(home), DrawOptions(), [0])
+        words = (says, context_in(home), requested(home), DrawOptions(), [0])
         worker = context.Process(target=sample_processes._work, args=words)
         worker.start()
         worker.join()
@@ -366,7 +366,7 @@ def test_a_failed_worker_prints_its_traceback_to_stderr(home, monkeypatch, capfd
     context = multiprocessing.get_context("fork")
     monkeypatch.setattr(sample_processes, "load_sampler", failing)
     hears, says = context.Pipe(duplex=False)
-    words = (says, context_in(home), asked(home), DrawOptions(), [0])
+    words = (says, context_in(home), requested(home), DrawOptions(), [0])
     worker = context.Process(target=sample_processes._work, args=words)
     worker.start()
     assert hears.recv() == ("failed", "RuntimeError: no GPU")

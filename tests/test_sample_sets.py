@@ -50,7 +50,7 @@ def _alone_and_quick(home, monkeypatch):
     shutil.rmtree(home.root / ADDRESS / "samples", ignore_errors=True)
 
 
-def asked(home, count: int = 9, **words):
+def requested(home, count: int = 9, **words):
     return plan_set(context_in(home), ADDRESS, SampleOptions(count=count, **words))
 
 
@@ -68,8 +68,8 @@ def pictures(plan) -> dict[str, bytes]:
 
 @given(st.integers(1, 200), st.integers(1, 40))
 def test_chunks_cover_all_requests_once_and_a_smaller_set_is_a_prefix(count, more):
-    def drawn(wanted):
-        return [request for chunk in range(wanted.chunks) for request in wanted.chunk(chunk)]
+    def drawn(expected):
+        return [request for chunk in range(expected.chunks) for request in expected.chunk(chunk)]
 
     small, large = record(count=count), record(count=count + more)
     assert sorted(drawn(small), key=str) == sorted(
@@ -100,21 +100,21 @@ def test_a_file_is_named_by_class_and_index():
 @pytest.fixture(scope="module")
 def undisturbed(home):
     """The files of nine images of each of eight classes: two chunks, the second not full."""
-    plan = asked(home, name="undisturbed")
+    plan = requested(home, name="undisturbed")
     assert make(home, plan) == []
     return pictures(plan)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 100])
 def test_the_files_do_not_depend_on_the_batch_size(home, undisturbed, batch):
-    plan = asked(home)
+    plan = requested(home)
     assert make(home, plan, DrawOptions(batch=batch)) == []
     assert pictures(plan) == undisturbed
     assert len(undisturbed) == 72
 
 
 def test_parts_in_any_order_make_the_set_and_the_last_one_finishes_it(home, undisturbed):
-    plan = asked(home)
+    plan = requested(home)
     assert make(home, plan, DrawOptions(part=(1, 2))) == [0]
     assert not is_done(plan.folder)
     assert make(home, plan, DrawOptions(part=(0, 2))) == []
@@ -123,10 +123,10 @@ def test_parts_in_any_order_make_the_set_and_the_last_one_finishes_it(home, undi
 
 
 def test_a_larger_count_does_not_change_existing_images(home, undisturbed):
-    plan = asked(home, count=3)
+    plan = requested(home, count=3)
     make(home, plan)
     before = {path: path.stat() for path in (plan.folder / "images").rglob("*.png")}
-    grown = asked(home)
+    grown = requested(home)
     make(home, grown)
     assert pictures(grown) == undisturbed
     assert len(before) == 24
@@ -136,18 +136,18 @@ def test_a_larger_count_does_not_change_existing_images(home, undisturbed):
 
 
 def test_a_different_or_smaller_set_with_the_same_name_is_refused(home):
-    make(home, asked(home, count=2))
+    make(home, requested(home, count=2))
     with pytest.raises(ConfigMismatchError, match=r"seed: recorded 0, expected 1"):
-        make(home, asked(home, count=2, seed=1))
+        make(home, requested(home, count=2, seed=1))
     with pytest.raises(ConfigMismatchError, match=r"sampling.guidance: recorded 1.5, expected 2.0"):
-        make(home, asked(home, count=3, sampling={"guidance": 2.0}))
+        make(home, requested(home, count=3, sampling={"guidance": 2.0}))
     with pytest.raises(ConfigMismatchError, match="has 2 images of each class already"):
-        make(home, asked(home, count=1))
+        make(home, requested(home, count=1))
 
 
 def test_weights_that_changed_after_the_plan_are_refused(tmp_path):
     own = small_home(tmp_path)
-    plan = asked(own, count=1)
+    plan = requested(own, count=1)
     weights = own.root / ADDRESS / "weights.safetensors"
     state = load_tensors(weights, file_sha256(weights))
     save_tensors({name: value + 1 for name, value in state.items()}, weights)
@@ -164,18 +164,18 @@ def test_weights_that_changed_after_the_plan_are_refused(tmp_path):
 
 
 def test_a_stopped_set_keeps_its_images_and_resumes(home, undisturbed):
-    plan = asked(home)
+    plan = requested(home)
     with pytest.raises(Stopped, match="10 of 72 images are on disk"):
         make(home, plan, DrawOptions(batch=5), stop=lambda done: done >= 10)
     assert len(pictures(plan)) == 10
-    told = []
+    reported = []
     make(
         home,
         plan,
         DrawOptions(batch=62),
-        report_progress=lambda what, done, total: told.append(done),
+        report_progress=lambda what, done, total: reported.append(done),
     )
-    assert told == [10, 72]  # none of the ten images was drawn again
+    assert reported == [10, 72]  # none of the ten images was drawn again
     assert pictures(plan) == undisturbed
 
 
@@ -196,7 +196,7 @@ def killed_in_the_middle(home, plan, batch: int, at_mark: int) -> int:
 
 
 def after_a_kill(home, count: int, batch: int, at_mark: int) -> tuple[dict, dict]:
-    plan, other = asked(home, count), asked(home, count, name="undisturbed")
+    plan, other = requested(home, count), requested(home, count, name="undisturbed")
     left = killed_in_the_middle(home, plan, batch, at_mark)
     assert left < plan.config.images
     make(home, plan)
@@ -216,7 +216,7 @@ def test_a_set_of_2000_images_is_the_same_after_a_kill(home):
 
 
 def test_damaged_files_in_the_folder_are_replaced(home, undisturbed):
-    plan = asked(home)
+    plan = requested(home)
     make(home, plan)
     (plan.folder / DONE).unlink()
     images, chunks = plan.folder / "images", plan.folder / "chunks"
@@ -225,9 +225,9 @@ def test_damaged_files_in_the_folder_are_replaced(home, undisturbed):
     (images / "0004" / "00001.png").unlink()
     mark = chunks / "00001.json"
     mark.write_text(mark.read_text()[:80])
-    told = []
-    make(home, plan, report_progress=lambda what, done, total: told.append(done))
-    assert told[0] == 62  # the second chunk has no mark, two images of the first are damaged
+    reported = []
+    make(home, plan, report_progress=lambda what, done, total: reported.append(done))
+    assert reported[0] == 62  # the second chunk has no mark, two images of the first are damaged
     assert pictures(plan) == undisturbed
     assert is_done(plan.folder)
     for rubbish in ("null", "[]", '{"images": 3, "lives": []}', "\0\0"):
@@ -239,7 +239,7 @@ def test_damaged_files_in_the_folder_are_replaced(home, undisturbed):
 
 
 def test_the_manifest_lists_every_image_and_its_settings(home):
-    plan = asked(home, count=2, classes="1,none")
+    plan = requested(home, count=2, classes="1,none")
     make(home, plan, DrawOptions(strips=3))
     manifest = read_json(plan.folder / "manifest.json")
     assert [image["file"] for image in manifest["images"]] == [
@@ -255,7 +255,7 @@ def test_the_manifest_lists_every_image_and_its_settings(home):
 
 
 def test_strips_end_with_the_final_image(home):
-    plan = asked(home, count=1, classes="1")
+    plan = requested(home, count=1, classes="1")
     make(home, plan, DrawOptions(strips=1))
     with Image.open(plan.folder / "strips.png") as picture:
         strips = np.asarray(picture)
@@ -271,7 +271,7 @@ def test_strips_end_with_the_final_image(home):
 
 
 def test_the_npz_is_in_the_order_of_the_manifest(home, tmp_path):
-    plan = asked(home, count=2, classes="1,4")
+    plan = requested(home, count=2, classes="1,4")
     make(home, plan)
     export_npz(plan.folder, tmp_path / "out.npz")
     with np.load(tmp_path / "out.npz") as archive:
@@ -306,7 +306,7 @@ def test_rejection_keeps_the_highest_scores_and_records_them(home, class_map):
     words = {
         "reject": 0.4, "classifier": "seeded", "class_map": class_map, "classes": "0-2",
     }  # fmt: skip
-    plan = asked(home, count=4, **words)
+    plan = requested(home, count=4, **words)
     make(home, plan, DrawOptions(batch=3))
     manifest = read_json(plan.folder / "manifest.json")
     rejection = manifest["rejection"]
@@ -325,17 +325,17 @@ def test_rejection_keeps_the_highest_scores_and_records_them(home, class_map):
     for image in manifest["images"]:
         drawn = plan.folder / "candidates" / Path(image["file"]).relative_to("images")
         assert drawn.read_bytes() == (plan.folder / image["file"]).read_bytes()
-    without = asked(home, count=10, name="plain", classes="0-2")
+    without = requested(home, count=10, name="plain", classes="0-2")
     make(home, without)
     plain = pictures(without)
     assert all(plain[name] == content for name, content in pictures(plan).items())
-    grown = asked(home, count=5, **words)
+    grown = requested(home, count=5, **words)
     make(home, grown)
     assert len(pictures(grown)) == 15
 
 
 def test_invalid_rejection_options_are_refused(home, tmp_path, class_map):
-    for words, said in (
+    for words, message in (
         ({"reject": 0.5}, "none is named. Give --classifier FILE.pth"),
         ({"reject": 1.5, "classifier": "seeded"}, "above 0 and at most 1"),
         ({"reject": 0.5, "classifier": "seeded"}, "16 outputs, the model 8 classes"),
@@ -345,17 +345,17 @@ def test_invalid_rejection_options_are_refused(home, tmp_path, class_map):
         ),
         ({"classifier": "seeded"}, "give --reject RATE too"),
     ):
-        with pytest.raises(ValueError, match=said):
-            asked(home, **words)
-    for text, said in (
+        with pytest.raises(ValueError, match=message):
+            requested(home, **words)
+    for text, message in (
         ("[1, 2", "not valid JSON"),
         ("[1, 2]", "expected 8 outputs, one for each class, from 0 to 15; it has 2"),
         ("[1, 2, 3, 4, 5, 6, 7, 16]", "among them 16"),
         ('["a"]', "a JSON list of whole numbers"),
     ):
         class_map.write_text(text)
-        with pytest.raises(ValueError, match=said):
-            asked(home, reject=0.5, classifier="seeded", class_map=class_map)
+        with pytest.raises(ValueError, match=message):
+            requested(home, reject=0.5, classifier="seeded", class_map=class_map)
 
 
 @pytest.mark.thorough
@@ -369,7 +369,9 @@ def test_a_resnet_from_a_file_can_reject(home, tmp_path):
     torch.save(ResNet("resnet18", classes=8).state_dict(), file)
     found = []
     for batch in (1, 4):
-        plan = asked(home, 2, name=f"by{batch}", classes="0,1", reject=0.5, classifier=str(file))
+        plan = requested(
+            home, 2, name=f"by{batch}", classes="0,1", reject=0.5, classifier=str(file)
+        )
         make(home, plan, DrawOptions(batch=batch))
         found.append(read_json(plan.folder / "manifest.json"))
     assert found[0]["rejection"]["classifier"] == "resnet18"

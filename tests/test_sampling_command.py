@@ -39,7 +39,7 @@ def _alone_and_quick(home, monkeypatch):
     """Without sets of other tests, fsync and MLflow."""
     MIRRORED.clear()
     monkeypatch.setattr(
-        "pipelines.tracking.sync.mirror_model", lambda *told: MIRRORED.append(told[2])
+        "pipelines.tracking.sync.mirror_model", lambda *arguments: MIRRORED.append(arguments[2])
     )
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     shutil.rmtree(home.root / ADDRESS / "samples", ignore_errors=True)
@@ -65,7 +65,7 @@ def pictures(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.png")}
 
 
-# What it is told ---------------------------------------------------------------------------------
+# Options ----------------------------------------------------------------------------------------
 
 
 def test_classes_and_ranges_are_parsed():
@@ -78,7 +78,7 @@ def test_classes_and_ranges_are_parsed():
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (None, "has 1,000 classes: choose some"),
         ("", "'' is not a class"),
@@ -88,8 +88,8 @@ def test_classes_and_ranges_are_parsed():
         ("5-1000", "has classes 0 to 999; there is no class 1000"),
     ],
 )
-def test_invalid_classes_are_refused(text, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_classes_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
         read_classes(text, 1000)
 
 
@@ -101,7 +101,7 @@ def test_parts_are_parsed():
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (["grid/d9"], 2, "no finished model or tokenizer in this folder"),
         (["d2"], 2, "an address is SWEEP/TRIAL"),
@@ -126,9 +126,9 @@ def test_parts_are_parsed():
         ([ADDRESS, "--name", "My Set"], 2, "name = 'My Set'"),
     ],
 )
-def test_invalid_requests_are_refused_and_leave_no_files(home, sample, words, code, said):
+def test_invalid_requests_are_refused_and_leave_no_files(home, sample, words, code, message):
     found = sample(*words)
-    assert said in found[1]
+    assert message in found[1]
     assert found[0] == code
     assert not (home.root / ADDRESS / "samples").exists()
 
@@ -156,11 +156,11 @@ def test_an_imported_model_is_sampled_like_a_trial(files, tmp_path):
 
 def test_a_finished_set_requested_again_is_not_drawn_again(home, sample, tmp_path):
     words = [ADDRESS, "--classes", "0-2", "--count", "2", "--strips", "1"]
-    code, said = sample(*words, "--npz", str(tmp_path / "out.npz"))
-    assert code == 0, said
+    code, message = sample(*words, "--npz", str(tmp_path / "out.npz"))
+    assert code == 0, message
     folder = home.root / ADDRESS / "samples" / "default"
-    assert f"6 images in {folder / 'images'}" in said
-    assert "6 of 6 images" in said
+    assert f"6 images in {folder / 'images'}" in message
+    assert "6 of 6 images" in message
     assert {path.name for path in folder.iterdir()} == {
         "sampling.json", "chunks", "images", "manifest.json", "grid.png", "strips.png",
         "done.json", "lock",
@@ -179,11 +179,11 @@ def test_a_finished_set_requested_again_is_not_drawn_again(home, sample, tmp_pat
 def test_a_set_is_mirrored_once_and_before_it_is_exported(home, sample, tmp_path):
     words = [ADDRESS, "--classes", "0", "--count", "1"]
     (tmp_path / "file").touch()
-    code, said = sample(*words, "--npz", str(tmp_path / "file" / "out.npz"))
+    code, message = sample(*words, "--npz", str(tmp_path / "file" / "out.npz"))
     assert code == 1
     assert MIRRORED == [ADDRESS]
-    code, said = sample(*words)
-    assert "1 image in" in said
+    code, message = sample(*words)
+    assert "1 image in" in message
     assert MIRRORED == [ADDRESS]  # no new files
     sample(*words, "--strips", "1")
     (home.root / ADDRESS / "samples" / "default" / "grid.png").unlink()
@@ -194,44 +194,44 @@ def test_a_set_is_mirrored_once_and_before_it_is_exported(home, sample, tmp_path
 def test_ignored_options_are_reported(home, sample, tmp_path, monkeypatch):
     words = [ADDRESS, "--count", "9"]
     out = tmp_path / "out.npz"
-    code, said = sample(*words, "--part", "1/2", "--npz", str(out))
-    assert "--npz and --strips are written only when the set is done" in said
+    code, message = sample(*words, "--part", "1/2", "--npz", str(out))
+    assert "--npz and --strips are written only when the set is done" in message
     assert not out.exists()
     assert sample(*words)[0] == 0
-    code, said = sample(*words, "--processes", "4")
-    assert (code, "it has 2: only 2 of 4 processes are used" in said) == (0, True), said
+    code, message = sample(*words, "--processes", "4")
+    assert (code, "it has 2: only 2 of 4 processes are used" in message) == (0, True), message
     (tmp_path / "box.toml").write_text('[clusters.box]\npartition = "p"\n')
     monkeypatch.setenv("VAR_SCALING_SETTINGS", str(tmp_path / "box.toml"))
-    code, said = sample(*words, "--on", "box", "--strips", "1")
+    code, message = sample(*words, "--on", "box", "--strips", "1")
     assert code == 2
-    assert "no job is left to draw strips. The same command without --on box draws them" in said
+    assert "no job is left to draw strips. The same command without --on box draws them" in message
     assert sample(*words, "--on", "box")[0] == 0
     assert sample(*words, "--strips", "1")[0] == 0
-    code, said = sample(*words, "--on", "box", "--strips", "2")
-    assert (code, "no job drew strips" in said) == (0, True)
+    code, message = sample(*words, "--on", "box", "--strips", "2")
+    assert (code, "no job drew strips" in message) == (0, True)
 
 
 def test_a_part_reports_the_chunks_of_the_other_parts(home, sample):
     words = [ADDRESS, "--count", "9"]
-    code, said = sample(*words, "--part", "1/2")
+    code, message = sample(*words, "--part", "1/2")
     assert code == 0
-    assert "This part is done; 1 of 2 chunks are still missing" in said
+    assert "This part is done; 1 of 2 chunks are still missing" in message
     assert "72 images in" in sample(*words, "--part", "2/2")[1]
 
 
 def test_a_set_that_another_process_draws_is_refused(home, sample):
     folder = home.root / ADDRESS / "samples" / "default"
     with file_lock(folder):
-        code, said = sample(ADDRESS)
+        code, message = sample(ADDRESS)
     assert code == 4
-    assert f"in use by pid {os.getpid()}" in said
+    assert f"in use by pid {os.getpid()}" in message
 
 
 @pytest.mark.slow
 def test_two_processes_make_the_same_files_as_one(home, sample):
     assert sample(ADDRESS, "--count", "25", "--name", "one")[0] == 0
-    code, said = sample(ADDRESS, "--count", "25", "--name", "two", "--processes", "2")
-    assert code == 0, said
+    code, message = sample(ADDRESS, "--count", "25", "--name", "two", "--processes", "2")
+    assert code == 0, message
     samples = home.root / ADDRESS / "samples"
     assert pictures(samples / "one") == pictures(samples / "two")
     seconds = read_json(samples / "two" / "manifest.json")["seconds"]
@@ -258,9 +258,9 @@ def begun(home, *words: str) -> subprocess.Popen:
 def test_ctrl_c_keeps_all_images_and_prints_how_to_resume(home, words):
     process = begun(home, *words)
     os.killpg(process.pid, signal.SIGINT)  # to the whole process group, as a terminal does
-    said = process.communicate(timeout=60)[0]
-    assert process.returncode == 130, said
-    assert "of 16,000 images are on disk. To resume: var-scaling sample grid/d2" in said
+    message = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, message
+    assert "of 16,000 images are on disk. To resume: var-scaling sample grid/d2" in message
     folder = home.root / ADDRESS / "samples" / "default"
     marked = sum(len(read_json(path)["images"]) for path in folder.glob("chunks/*.json"))
     assert len(pictures(folder)) == marked
@@ -287,10 +287,10 @@ def test_a_killed_process_is_reported_and_the_other_images_are_kept(home):
         if "spawn_main" in " ".join(child.cmdline())
     ]
     workers[0].kill()
-    said = process.communicate(timeout=60)[0]
+    message = process.communicate(timeout=60)[0]
     assert process.returncode == 1
-    assert "it ended with signal SIGKILL" in said
-    assert "is kept. Fix the error, then resume with: var-scaling sample" in said
+    assert "it ended with signal SIGKILL" in message
+    assert "is kept. Fix the error, then resume with: var-scaling sample" in message
 
 
 def test_without_a_terminal_progress_is_printed_at_intervals():

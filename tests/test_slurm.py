@@ -54,8 +54,8 @@ def test_status_and_logs_show_a_finished_sweep(undisturbed):
     assert d3["attempt"] == 1
     assert d3["job"] == undisturbed.job("d3")
     words = [*COMMAND, "logs", "grid/d3", "--lines", "5", "--home", str(undisturbed.home)]
-    said = subprocess.run(words, capture_output=True, text=True, env=undisturbed.environment)
-    assert "validation step 2,000" in said.stdout
+    message = subprocess.run(words, capture_output=True, text=True, env=undisturbed.environment)
+    assert "validation step 2,000" in message.stdout
     dry = undisturbed.run("--dry-run")
     assert "nothing: everything is done" in dry.stdout
 

@@ -30,16 +30,16 @@ class Samples(Site):
         self.set = self.home / ADDRESS / "samples" / "default"
 
     def type(self, *words: str) -> list[str]:
-        asked = ["--count", str(self.count), *words[1:], "--home", str(self.home)]
-        return [*COMMAND, "sample", ADDRESS, "--on", "box", "--dirty", *asked]
+        requested = ["--count", str(self.count), *words[1:], "--home", str(self.home)]
+        return [*COMMAND, "sample", ADDRESS, "--on", "box", "--dirty", *requested]
 
     def begin_jobs(self) -> subprocess.Popen:
         """Start two jobs and wait until each has drawn chunks."""
-        with open(self.root / "said", "a") as said:
+        with open(self.root / "said", "a") as message:
             driver = subprocess.Popen(
                 self.type("sample", "--jobs", "2"),
                 env=self.environment, cwd=self.root, start_new_session=True,
-                stdout=said, stderr=subprocess.STDOUT,
+                stdout=message, stderr=subprocess.STDOUT,
             )  # fmt: skip
         self.box.wait(lambda: all(self.chunks(part) for part in (0, 1)), "chunks of both", 120)
         return driver
@@ -71,7 +71,7 @@ def unharmed(samples: Samples) -> None:
     assert is_done(samples.set)
     place = context_in(samples.model)
     plan = plan_set(place, ADDRESS, SampleOptions(count=samples.count, name="alone"))
-    assert sample_set(place, plan, DrawOptions(), lambda done: False, lambda *said: None) == []
+    assert sample_set(place, plan, DrawOptions(), lambda done: False, lambda *message: None) == []
     assert pictures(samples.set) == pictures(plan.folder)
     assert len(pictures(samples.set)) == 8 * samples.count
 
@@ -112,9 +112,9 @@ def test_a_cancelled_sample_job_waits_for_retry_and_then_finishes_the_set(slurm,
     driver = samples.begin_jobs()
     samples.box.run("scancel", samples.job_of(0))
     assert samples.ends(driver) == 1
-    said = (samples.root / "said").read_text()
-    assert "was cancelled" in said
-    assert "--retry" in said
+    message = (samples.root / "said").read_text()
+    assert "was cancelled" in message
+    assert "--retry" in message
     logs = [*COMMAND, "logs", str(samples.part(1).relative_to(samples.home))]
     words = [*logs, "--home", str(samples.home)]
     heard = subprocess.run(words, capture_output=True, text=True, env=samples.environment)

@@ -57,22 +57,22 @@ def test_each_epoch_uses_the_next_crop_of_each_image():
 
 def test_training_reads_the_crops_of_its_epoch(quantizer):
     """Sixteen images in batches of eight: every second step begins an epoch."""
-    asked = []
+    requested = []
 
     class Spy(TokenCache):
         def batch(self, rows, epochs):
-            asked.append((rows.tolist(), epochs.tolist()))
+            requested.append((rows.tolist(), epochs.tolist()))
             return super().batch(rows, epochs)
 
     whole = random_cache(16)
     spy, one = Spy(whole.tokens, whole.labels, 1, {}), trial()
     for step in range(6):
         batch_loss(one, Answering([]), quantizer, spy, step, slice(0, 8))
-    assert [set(epochs) for _, epochs in asked] == [{0}, {0}, {1}, {1}, {2}, {2}]
+    assert [set(epochs) for _, epochs in requested] == [{0}, {0}, {1}, {1}, {2}, {2}]
     for epoch in range(3):
-        seen = [row for rows, _ in asked[2 * epoch : 2 * epoch + 2] for row in rows]
+        seen = [row for rows, _ in requested[2 * epoch : 2 * epoch + 2] for row in rows]
         assert sorted(seen) == list(range(16))
-    assert asked[0][0] == batch_rows(16, 8, one.seed, 0)[0].tolist()
+    assert requested[0][0] == batch_rows(16, 8, one.seed, 0)[0].tolist()
 
 
 def slope() -> Image.Image:
@@ -297,8 +297,8 @@ def test_tokens_whose_labels_were_not_written_are_not_done(tmp_path, monkeypatch
     assert not is_done(folder)
     monkeypatch.undo()
     stages.run_tokens(context_in(home), tokenizer(), images(), "validation")
-    wanted = stages.cache_description(home, tokenizer(), images(), "validation")
-    assert open_cache(folder, wanted).images == 100
+    expected = stages.cache_description(home, tokenizer(), images(), "validation")
+    assert open_cache(folder, expected).images == 100
 
 
 # Numbers of forecasts, rows and MLflow ------------------------------------------------------------
@@ -329,10 +329,10 @@ def test_a_forecast_s_interval_is_that_of_a_new_run():
     assert pure.predicted == pytest.approx(
         np.exp(line.intercept + line.slope * np.log(at)), rel=1e-6
     )
-    wanted = t * s * np.sqrt(1 + h)
-    assert np.log(pure.high / pure.predicted) == pytest.approx(wanted, rel=0.05)
-    assert np.log(pure.predicted / pure.low) == pytest.approx(wanted, rel=0.05)
-    assert wanted > 1.3 * t * s * np.sqrt(h)  # so that the two differ clearly
+    expected = t * s * np.sqrt(1 + h)
+    assert np.log(pure.high / pure.predicted) == pytest.approx(expected, rel=0.05)
+    assert np.log(pure.predicted / pure.low) == pytest.approx(expected, rel=0.05)
+    assert expected > 1.3 * t * s * np.sqrt(h)  # so that the two differ clearly
 
 
 def test_lost_flops_are_those_of_the_lost_steps(tmp_path):

@@ -225,9 +225,9 @@ def test_other_errors_are_not_reported_as_out_of_memory():
 
 
 def test_a_batch_above_the_free_cpu_memory_is_not_tried():
-    if not (said := memory_shortage(1 << 60, CPU)):
+    if not (message := memory_shortage(1 << 60, CPU)):
         pytest.skip("this machine does not tell what is free")
-    assert said.startswith("out of memory: needs 1152921504.6 GB or more")
+    assert message.startswith("out of memory: needs 1152921504.6 GB or more")
     assert memory_shortage(1, CPU) is None
     row, *_ = sampling_speeds(subject(), [("fp32", 0.0)], [10**12], PEAKS, ticking())
     assert row.missing.startswith("out of memory: needs ")
@@ -336,8 +336,17 @@ def test_without_measurements_there_are_no_columns_and_other_formats_are_refused
 
 
 def command(home, *words: str) -> str:
-    asked = ["imported/it", "--seconds", "0.05", "--batches", "2,1", "--home", str(home), *words]
-    done = CliRunner().invoke(app, asked, catch_exceptions=False)
+    requested = [
+        "imported/it",
+        "--seconds",
+        "0.05",
+        "--batches",
+        "2,1",
+        "--home",
+        str(home),
+        *words,
+    ]
+    done = CliRunner().invoke(app, requested, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
 
@@ -379,13 +388,13 @@ def test_a_model_without_class_dropout_is_timed_without_guidance(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--batches", "0,4"], "--batches 0,4: must be whole numbers of at least 1"),
         (["--micro-batches", "x"], "--micro-batches x"),
         (["--precisions", "fp32,fp8"], "fp8: allowed are fp32, tf32, bf16, fp16"),
     ],
 )
-def test_invalid_speed_options_are_refused(tmp_path, words, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_speed_options_are_refused(tmp_path, words, message):
+    with pytest.raises(ValueError, match=message):
         CliRunner().invoke(app, ["s/t", "--home", str(tmp_path), *words], catch_exceptions=False)

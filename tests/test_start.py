@@ -145,6 +145,6 @@ def test_a_home_of_an_older_format_is_refused_in_one_sentence(tmp_path, capsys, 
     with pytest.raises(SystemExit) as left:
         main()
     assert left.value.code == 3
-    said = " ".join(capsys.readouterr().err.split())
-    assert said.endswith("use the version that wrote it, or another --home")
-    assert "has format 1, but this version of the code reads format 2" in said
+    message = " ".join(capsys.readouterr().err.split())
+    assert message.endswith("use the version that wrote it, or another --home")
+    assert "has format 1, but this version of the code reads format 2" in message

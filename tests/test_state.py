@@ -35,9 +35,9 @@ def test_the_latest_line_of_each_kind_is_found_at_the_end_of_a_log(
         {"kind": kind, "step": k, "said": "é" * size} for k, (kind, size) in enumerate(lines)
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in written) + torn)
-    wanted = {line["kind"]: line for line in written if line["kind"] in KINDS}
+    expected = {line["kind"]: line for line in written if line["kind"] in KINDS}
     with patch.object(log_end, "_BLOCK", block):
-        assert latest_lines(path, KINDS) == wanted
+        assert latest_lines(path, KINDS) == expected
 
 
 def test_interleaved_writes_of_two_machines_hide_no_valid_line(tmp_path):
@@ -100,9 +100,9 @@ def test_after_a_resume_the_current_step_is_shown(home):
 
 def shown(views: list[View]) -> str:
     sweep = Sweep(name="s", question="?", trials=(trial(),))
-    with screen.console.capture() as said:
+    with screen.console.capture() as message:
         screen.console.print(screen.status_table(sweep, views), width=120)
-    return said.get()
+    return message.get()
 
 
 def test_many_finished_trials_are_summarised_but_problems_are_listed():

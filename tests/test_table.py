@@ -292,9 +292,9 @@ def test_third_party_columns_are_renamed_and_a_wrong_name_lists_the_columns(tmp_
 )
 def test_a_file_that_is_not_a_table_is_refused_in_one_line(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(TableError, match=message) as told:
+    with pytest.raises(TableError, match=message) as reported:
         load_table(tmp_path / name)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(reported.value)
 
 
 def test_a_missing_file_is_refused_without_a_traceback(tmp_path):

@@ -114,8 +114,8 @@ def test_dead_codes_are_restarted_deterministically_for_each_step(grid):
         averages.initialize(grid.repeat(8, 1, 1, 1))
         vectors = torch.randn(200, 4, generator=torch.Generator().manual_seed(1)) + 5
         for step in range(step_count):
-            asked = Quantized(vectors, vectors.sum(), [quantizer.nearest(vectors)], [vectors])
-            averages.update(asked, step)
+            requested = Quantized(vectors, vectors.sum(), [quantizer.nearest(vectors)], [vectors])
+            averages.update(requested, step)
         return averages
 
     averages = after(60)

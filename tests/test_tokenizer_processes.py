@@ -105,8 +105,8 @@ def two(tmp_path_factory, vgg) -> Path:
         )
         for rank in (0, 1)
     ]
-    said = [worker.communicate(timeout=120)[1] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], said
+    message = [worker.communicate(timeout=120)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], message
     return home
 
 
@@ -137,10 +137,10 @@ def test_training_with_two_processes_equals_training_with_one(two, tmp_path, vgg
         ]
         for line, other in zip(*lines, strict=True):
             assert line.keys() == other.keys()
-            found, wanted = (
+            found, expected = (
                 [one[name] for name in line if name != "kind"] for one in (other, line)
             )
-            np.testing.assert_allclose(found, wanted, rtol=2e-3)
+            np.testing.assert_allclose(found, expected, rtol=2e-3)
 
 
 @pytest.mark.slow

@@ -145,8 +145,8 @@ def test_the_gradient_of_the_critic_is_scaled_to_that_of_the_reconstruction():
 
 
 def test_the_adversarial_weight_is_0_then_rises_then_1():
-    said = [adversarial_warm_up(CRITIC, step, 10) for step in range(10)]
-    assert said == [0, 0, 0, 0, 0.5, 1, 1, 1, 1, 1]
+    message = [adversarial_warm_up(CRITIC, step, 10) for step in range(10)]
+    assert message == [0, 0, 0, 0, 0.5, 1, 1, 1, 1, 1]
 
 
 def test_lpips_of_equal_images_is_0_and_its_gradient_reaches_only_the_reconstruction(vgg):

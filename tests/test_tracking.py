@@ -96,13 +96,13 @@ def test_the_status_of_a_run_follows_the_state_of_its_job(home):
         (found,) = mirror.tracker.client.search_runs([mirror.tracker.experiment("s")])
         return str(found.info.status)
 
-    asked = {"cluster": "box", "index": None, "code": "c", "resources": {}}
+    requested = {"cluster": "box", "index": None, "code": "c", "resources": {}}
     ended = {"submission": "a", "fruitless": 0, "progress": 0}
-    assert status("submitting", submission="a", **asked) == "RUNNING"
+    assert status("submitting", submission="a", **requested) == "RUNNING"
     assert status("submitted", submission="a", job="7") == "RUNNING"
     assert status("ended", how="failed", reason="ValueError: no", **ended) == "FAILED"
     assert status("retry") == "KILLED"  # until it is submitted
-    assert status("submitting", submission="b", **asked) == "RUNNING"
+    assert status("submitting", submission="b", **requested) == "RUNNING"
     assert status("cancelled", reason="it was cancelled") == "KILLED"
 
 
@@ -121,13 +121,13 @@ def test_a_dead_server_gives_a_warning_and_does_not_stop_the_run(home):
     elsewhere = Home(home.root / "elsewhere")  # MLflow keeps a broken connection for its process
     elsewhere.root.mkdir()
     (elsewhere.root / "mlflow.db").write_text("no database")
-    said: list[str] = []
+    message: list[str] = []
     assert not try_mirror(
-        lambda: Mirror(elsewhere, SWEEP, MLflowTracker(elsewhere)).catch_up(), said.append
+        lambda: Mirror(elsewhere, SWEEP, MLflowTracker(elsewhere)).catch_up(), message.append
     )
-    assert "MLflow mirror: DatabaseError" in said[0]
-    assert try_mirror(lambda: Mirror(home, SWEEP, MLflowTracker(home)).catch_up(), said.append)
-    assert len(said) == 1
+    assert "MLflow mirror: DatabaseError" in message[0]
+    assert try_mirror(lambda: Mirror(home, SWEEP, MLflowTracker(home)).catch_up(), message.append)
+    assert len(message) == 1
 
 
 def test_the_comparison_page_takes_several_sweeps_and_shows_the_held_out_loss_first(home):

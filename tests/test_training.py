@@ -257,18 +257,18 @@ def test_a_stop_signal_after_the_last_step_has_no_effect(tmp_path, quantizer, to
 def test_gradient_accumulation_equals_the_whole_batch(
     micro_batch_size, tmp_path, quantizer, token_cache, monkeypatch
 ):
-    t, asked = trial(class_dropout_prob=0.5), []
+    t, requested = trial(class_dropout_prob=0.5), []
     whole = run(tmp_path / "whole", quantizer, token_cache, t=t)
     batch = TokenCache.batch
 
     def spy(cache, rows, epochs):
-        asked.extend(zip(rows, epochs, strict=True))
+        requested.extend(zip(rows, epochs, strict=True))
         return batch(cache, rows, epochs)
 
     monkeypatch.setattr(TokenCache, "batch", spy)
     run(tmp_path / "again", quantizer, token_cache, t=t)
-    in_order = asked.copy()
-    asked.clear()
+    in_order = requested.copy()
+    requested.clear()
     parts = run(
         tmp_path / "parts",
         quantizer,
@@ -276,7 +276,7 @@ def test_gradient_accumulation_equals_the_whole_batch(
         t=t,
         world=World(micro_batch_size=micro_batch_size),
     )
-    assert asked == in_order
+    assert requested == in_order
     lines = [numbers(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts")]
     for name in ("loss", "grad_norm"):
         curves = [[line.get(name, 0.0) for line in each] for each in lines]

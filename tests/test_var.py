@@ -83,7 +83,7 @@ def test_init_has_the_stated_standard_deviations():
     module = VAR(model, T, 1000, seed=0)
     std = math.sqrt(1 / (3 * model.width))
     block, gammas = module.blocks[1], 2 * model.width
-    wanted = {
+    expected = {
         module.class_emb.weight: std,
         block.attn.mat_qkv.weight: std,
         block.attn.proj.weight: std / math.sqrt(8),
@@ -94,7 +94,7 @@ def test_init_has_the_stated_standard_deviations():
         module.head_nm.ada_lin.weight: std * 0.5,
         module.head.weight: std * 0.02,
     }
-    for tensor, deviation in wanted.items():
+    for tensor, deviation in expected.items():
         assert tensor.std().item() == pytest.approx(deviation, rel=0.05)
     assert all((p == 0).all() for name, p in module.named_parameters() if name.endswith("bias"))
     assert (block.attn.scale_mul_1H11 == math.log(4)).all()
@@ -149,10 +149,10 @@ def test_the_forward_compiles_to_one_graph(model, half, monkeypatch):
     """torch 2.11 splits the graph at `is_autocast_available`, which 2.13 can trace: measured on a
     GPU, the compiled step took twice as long (LOG.md). So the model must not call it."""
 
-    def asked(kind: str) -> bool:
+    def requested(kind: str) -> bool:
         raise AssertionError(f"is_autocast_available({kind!r}) within the forward")
 
-    monkeypatch.setattr(torch.amp, "is_autocast_available", asked)
+    monkeypatch.setattr(torch.amp, "is_autocast_available", requested)
     module, labels = awake(model), torch.tensor([0, 1, 2])
     torch.compiler.reset()
     compiled = torch.compile(module, backend="eager", fullgraph=True)

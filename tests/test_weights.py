@@ -79,5 +79,5 @@ def test_a_repacked_zip_gives_the_same_weights(files, tmp_path):
         state = read_tensors(packed)
     except WeightsError:
         return  # torch may refuse it, but must not read wrong values
-    wanted = read_tensors(files[0])
-    assert all(torch.equal(state[name], value) for name, value in wanted.items())
+    expected = read_tensors(files[0])
+    assert all(torch.equal(state[name], value) for name, value in expected.items())
