@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from pipelines.cli.main import TASKS, app
 
@@ -117,6 +118,11 @@ def test_the_help_lists_every_command_once():
     commands = typer.main.get_command(app).commands
     listed = [name for names in TASKS.values() for name in names]
     assert sorted(listed) == sorted(commands)
+
+
+def test_the_help_has_a_whole_sentence_for_each_command():
+    shown = CliRunner().invoke(app, ["--help"], terminal_width=80).output
+    assert "..." not in shown.replace("COMMAND [ARGS]...", "")
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -114,7 +114,7 @@ def edit(
     home: HomeFolder = RUNS,
     as_json: AsJson = False,
 ) -> None:
-    """Fill a hole in an image, paint around a part of it, or add detail to a small image.
+    """Fill a hole in an image, extend it, or add detail to it.
 
     The new content has the class --class; without it, it is unconditional. Outside the hole each
     pixel of kept-*.png equals the input as displayed in 8-bit RGB, also if the file has 16 bits or

@@ -78,9 +78,10 @@ def fidelity(
     home: HomeFolder = RUNS,
     as_json: AsJson = False,
 ) -> None:
-    """FID, inception score, KID, precision and recall of samples; FID of reconstructions.
+    """Compute FID and related scores of a set of images.
 
-    These names are used only for features of the Inception network, whose weights file is named in
+    For samples: FID, inception score, KID, precision and recall; for reconstructions: FID. These
+    names are used only for features of the Inception network, whose weights file is named in
     var-scaling.toml. Without it a small seeded network extracts the features, and its numbers can
     be compared only with numbers of the same network. The result is written to the folder of the
     images and, if the model has been evaluated, to the results table of the next fit.

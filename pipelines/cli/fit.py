@@ -57,7 +57,10 @@ def fit(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fit the laws to the finished trials of a sweep or to a table; write figures and a report."""
+    """Fit the laws to a sweep or to a table of runs.
+
+    Writes figures and a report. Of a sweep, the finished trials are used.
+    """
     from pipelines.report import external_table as tables
 
     if not tables.is_table(name):
@@ -99,7 +102,10 @@ def report(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the report of a sweep and print its path; or compare its laws with those of another."""
+    """Write the report of a sweep, or compare two sweeps.
+
+    Prints the path of the report; with --against, the laws of both sweeps side by side.
+    """
     from pipelines.report import compare as comparison
     from pipelines.report.publish import publish, report_path
     from pipelines.results.table import collect_results
@@ -146,10 +152,10 @@ def coverage(
     ] = 500,
     as_json: AsJson = False,
 ) -> None:
-    """Simulate how often a 95 % interval contains the true value, for the law L = E + (β x)^-α.
+    """Simulate how often a 95 % interval contains the true value.
 
-    The sizes are those of models of depth 1, 2, ...; β is 2e-4; predictions are at 8 times the
-    largest size.
+    The law is L = E + (β x)^-α. The sizes are those of models of depth 1, 2, ...; β is 2e-4;
+    predictions are at 8 times the largest size.
     """
     from dataclasses import asdict
 

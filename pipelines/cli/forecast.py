@@ -45,7 +45,10 @@ def forecast(
     home: HomeFolder = RUNS,
     as_json: AsJson = False,
 ) -> None:
-    """Predict the loss of future runs, and write law and interval to a file for `score`."""
+    """Predict the loss of future runs before they are run.
+
+    Law and interval are written to a file, with which `score` compares the measured loss.
+    """
     from pipelines.planning import forecasts
 
     results = forecasts.make_forecasts(Home(home), resolve_sweep(name, Home(home)), at, variable)
@@ -62,7 +65,10 @@ def forecast(
 
 @app.command()
 def score(name: SweepName, home: HomeFolder = RUNS, as_json: AsJson = False) -> None:
-    """Compare every forecast of a sweep with the measured loss, if the run has ended."""
+    """Compare the forecasts of a sweep with the measured losses.
+
+    A forecast of a run that has not ended is listed as waiting.
+    """
     from pipelines.planning import forecasts
 
     outcomes = forecasts.score_all(Home(home), resolve_sweep(name, Home(home)))
@@ -119,7 +125,7 @@ def next_runs(
     home: HomeFolder = RUNS,
     as_json: AsJson = False,
 ) -> None:
-    """Plan the next runs: those that narrow the interval at a target most per FLOP."""
+    """Plan the runs that narrow the interval at a target most."""
     from pipelines.planning import next_runs as planning
 
     plan_options = planning.PlanOptions(

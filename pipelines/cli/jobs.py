@@ -33,8 +33,9 @@ def cancel(
     ] = False,
     home: HomeFolder = RUNS,
 ) -> None:
-    """Cancel the jobs of a sweep, or stop it on this machine. Everything saved is kept; `retry`
-    resumes.
+    """Cancel the jobs of a sweep, or stop it on this machine.
+
+    Everything saved is kept; `retry` resumes.
     """
     from pipelines.execution import control as intervene
     from pipelines.execution.local import STOP
@@ -64,7 +65,10 @@ def retry(
     dirty: Dirty = False,
     home: HomeFolder = RUNS,
 ) -> None:
-    """Run failed and cancelled stages again, from their last checkpoint."""
+    """Run failed and cancelled stages again.
+
+    They resume from their last checkpoint.
+    """
     from pipelines.execution import cluster
     from pipelines.execution import control as intervene
     from pipelines.workspace import driver_lock as driver
@@ -103,7 +107,10 @@ def logs(
     ] = False,
     home: HomeFolder = RUNS,
 ) -> None:
-    """Print the output of a trial's latest job, and the error if it failed."""
+    """Print the output of a trial's latest job.
+
+    If the job failed, the error follows.
+    """
     from pipelines.execution.slurm.submit import log_of
     from pipelines.stages.attempt import FAILED
     from pipelines.workspace import job_log as jobs
@@ -142,7 +149,10 @@ def mirror(
     ] = False,
     home: HomeFolder = RUNS,
 ) -> None:
-    """Update MLflow from the results on disk: after an MLflow outage, or for a detached sweep."""
+    """Update MLflow from the results on disk.
+
+    For example after an MLflow outage, or for a detached sweep.
+    """
     from pipelines.tracking.sync import mirror as update_mlflow
 
     workspace = Home(home)
@@ -160,7 +170,10 @@ def doctor(
     ] = "local",
     home: HomeFolder = RUNS,
 ) -> None:
-    """Check what a run needs, here or on a cluster, and print how to fix what is missing."""
+    """Check what a run needs, here or on a cluster.
+
+    Prints how to fix what is missing.
+    """
     from pipelines.execution.doctor import examine
 
     findings = examine(Home(home), load_settings(), on)

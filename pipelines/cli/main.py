@@ -120,10 +120,10 @@ def plan(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show parameters, FLOPs and cost of each trial before anything runs.
+    """Show parameters, FLOPs and cost of each trial.
 
-    GPU time is FLOPs divided by --tflops. The default of 400 TFLOP/s is 40 % of an H100's dense
-    bf16 peak of 989: an assumption. Measure your own with `var-scaling speed`.
+    Nothing is run. GPU time is FLOPs divided by --tflops. The default of 400 TFLOP/s is 40 % of an
+    H100's dense bf16 peak of 989: an assumption. Measure your own with `var-scaling speed`.
     """
     if on and tflops is not None:
         raise ValueError(
@@ -164,8 +164,9 @@ def run(
         ),
     ] = False,
 ) -> None:
-    """Run the stages that are not done, fit the laws and write the report. After an interruption,
-    run the same command again: it resumes.
+    """Run what is not done, fit the laws and write the report.
+
+    After an interruption, run the same command again: it resumes.
     """
     workspace, settings = Home(home), load_settings()
     sweep = select_trials(resolve_sweep(name, workspace), only or ())
@@ -190,7 +191,10 @@ def status(
         typer.Option("--watch", help="refresh every 5 s until all stages have ended, or Ctrl-C"),
     ] = False,
 ) -> None:
-    """Show the state of each stage: attempt, step, loss, speed, node, job and error."""
+    """Show the state of each stage.
+
+    Attempt, step, loss, speed, time left, node, job and error.
+    """
     from pipelines.execution import cluster
     from pipelines.execution.slurm import slurm
 
@@ -237,7 +241,10 @@ def ui(
         ),
     ] = None,
 ) -> None:
-    """Serve MLflow on this machine and print its address, until Ctrl-C."""
+    """Serve MLflow on this machine until Ctrl-C.
+
+    Prints the address of all experiments and, for the sweeps given, of the comparison page.
+    """
     from pipelines.tracking import mlflow as tracking
     from pipelines.tracking import server as serve
 

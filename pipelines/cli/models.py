@@ -51,7 +51,10 @@ def import_weights(
     ] = None,
     home: HomeFolder = RUNS,
 ) -> None:
-    """Import released weights: a VQVAE, or a VQVAE and its VAR. No code in a file is executed."""
+    """Import released weights: a VQVAE, or a VQVAE and its VAR.
+
+    No code in a file is executed.
+    """
     from pipelines.checkpoints.convert import import_released
 
     result = import_released(Home(home), files, name, _numbers(sides), screen.print_line, classes)
@@ -87,7 +90,10 @@ def export(
     out: Annotated[Path, typer.Argument(help="path of the .pth file to write, such as d16.pth")],
     home: HomeFolder = RUNS,
 ) -> None:
-    """Write weights as a .pth file that the released code loads with strict=True."""
+    """Write weights as a .pth file for the released code.
+
+    That code loads it with strict=True.
+    """
     from pipelines.checkpoints.convert import class_names_path, export_released
 
     code = export_released(Home(home), address, out)
@@ -112,7 +118,10 @@ def evaluate(
     home: HomeFolder = RUNS,
     as_json: AsJson = False,
 ) -> None:
-    """Measure held-out loss and error of one model, conditional on the class and unconditional."""
+    """Measure the held-out loss and error of one model.
+
+    Both conditional on the class and unconditional.
+    """
     from pipelines.evaluation.likelihood import Images, evaluate_model
     from pipelines.stages.context import RunContext, StopFile, local_process
 

@@ -132,8 +132,10 @@ def sample(
     ] = False,
     home: HomeFolder = RUNS,
 ) -> None:
-    """Draw --count images of each class: PNG files, a grid and a manifest. After an interruption,
-    run the same command again: it resumes.
+    """Draw --count images of each class.
+
+    Writes PNG files, a grid and a manifest. After an interruption, run the same command again: it
+    resumes.
 
     An image depends only on the model, the sampling settings, the seed, the class and its index. So
     a larger --count adds images of each class to the same set (with --reject: it adds candidates,

@@ -62,7 +62,7 @@ def speed(
     home: HomeFolder = RUNS,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the sampling and training speed of one model on this machine's CPU or GPU.
+    """Measure the sampling and training speed of one model.
 
     The device and its threads are those of [local] in var-scaling.toml. The result is written to
     speed.json in the folder of the model. A row replaces the row of the same machine, precision,
