@@ -135,14 +135,16 @@ def test_the_comparison_page_takes_several_sweeps_and_shows_the_held_out_loss_fi
     for sweep in ("a", "b"):
         run = tracker.run(sweep, f"{sweep}-d2", f"{sweep}/d2", "trial")
         tracker.metrics(run, [MetricValue(n, 1.5, 0, 1) for n in ("train/loss", "val/loss")])
-    url = unquote(tracker.comparison_url(["a", "b"], "http://x"))
-    runs, experiments = map(json.loads, re.fullmatch(r".*runs=(.*)&experiments=(.*)", url).groups())
-    assert len(set(runs)) == len(set(experiments)) == 2
-    for run in runs:
-        assert min(tracker.latest_metrics(run)) == "Held-out loss"
-        assert tracker.latest_metrics(run)["Held-out loss"] == 1.5
-    with pytest.raises(ValueError, match="c: nothing has been logged to MLflow yet"):
-        tracker.comparison_url(["a", "c"], "http://x")
+    held_out, compare = map(unquote, tracker.comparison_urls(["a", "b"], "http://x").values())
+    pattern = r"http://x/#/{}\?runs=(.*?)&experiments=([^&]*)(.*)"
+    runs, experiments, _ = re.fullmatch(pattern.format("compare-runs"), compare).groups()
+    assert [len(set(json.loads(each))) for each in (runs, experiments)] == [2, 2]
+    assert re.fullmatch(pattern.format("metric"), held_out).groups()[:2] == (runs, experiments)
+    assert 'metric="val/loss"&plot_metric_keys=["val/loss"]' in held_out
+    with pytest.raises(
+        ValueError, match=r"c: nothing has been logged to MLflow yet.*: Default, a, b"
+    ):
+        tracker.comparison_urls(["a", "c"], "http://x")
 
 
 @pytest.mark.slow
@@ -157,6 +159,7 @@ def test_the_page_is_served_on_loopback_and_compares_the_trials(smoke):
     )
     try:
         assert page.stdout is not None
+        assert page.stdout.readline().startswith(f"held-out loss: http://127.0.0.1:{port}/#/metric")
         compare = page.stdout.readline()
         assert compare.startswith(f"compare: http://127.0.0.1:{port}/#/compare-runs?runs=")
         assert compare.count("%22") == 2 * 5  # four trials and their experiment, each in quotes

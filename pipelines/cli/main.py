@@ -243,7 +243,8 @@ def ui(
 ) -> None:
     """Serve MLflow on this machine until Ctrl-C.
 
-    Prints the address of all experiments and, for the sweeps given, of the comparison page.
+    Prints the addresses: of the held-out losses and of the comparison page of the sweeps given, and
+    of all experiments.
     """
     from pipelines.tracking import mlflow as tracking
     from pipelines.tracking import server as serve
@@ -266,15 +267,19 @@ def ui(
             for name in dict.fromkeys(names)
         ]
         tracker = tracking.MLflowTracker(workspace, uri)
-        pages = {"compare": tracker.comparison_url(sweeps, base), **pages}
+        pages = tracker.comparison_urls(sweeps, base) | pages
     if uri is not None:
-        screen.print_line(next(iter(pages.values())))
+        _print_pages(pages)
         return
     with serve.server(workspace, port or 5000) as server:
-        for title, url in pages.items():
-            console.print(f"{title}: {url}", soft_wrap=True, highlight=False)
+        _print_pages(pages)
         server.wait()
     raise typer.Exit(1)  # reached only if the server ended by itself, before Ctrl-C
+
+
+def _print_pages(pages: dict[str, str]) -> None:
+    for title, url in pages.items():
+        console.print(f"{title}: {url}", soft_wrap=True, highlight=False)
 
 
 app.add_typer(cli_fit.app)

@@ -15,12 +15,10 @@ from pipelines.workspace.store import Home, file_lock
 from var_scaling.disk import atomic_write
 
 _BATCH = 900  # MLflow accepts at most 1,000 metrics per call
-_COMPARED = 200  # runs on the comparison page; the page lists their ids in its URL
+_COMPARED = 200  # runs on a page of comparisons, which lists their ids in its URL
+_HELD_OUT = "val/loss"
 _NOTE = "var_scaling.mirrored"  # tag of a note; followed by /NAME if the note has a name
 _ADDRESS = "var_scaling.address"
-# MLflow's comparison page first shows the metric whose name sorts first, so the validation loss is
-# logged a second time under a name with a capital letter.
-_FIRST_METRIC = {"val/loss": "Held-out loss"}
 _ARTIFACTS = "mlflow-artifacts:"  # relative to the server's --artifacts-destination
 
 
@@ -35,6 +33,11 @@ def quiet_environment() -> dict[str, str]:
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
         "GIT_PYTHON_REFRESH": "quiet",
     }
+
+
+def _query(**values: Any) -> str:
+    """The part of a URL that gives each value as JSON."""
+    return "&".join(f"{name}={quote(json.dumps(value))}" for name, value in values.items())
 
 
 def _file(home: Home) -> Path:
@@ -107,12 +110,7 @@ class MLflowTracker:
     def metrics(self, run: str, metrics: Sequence[MetricValue]) -> None:
         from mlflow.entities import Metric
 
-        first = [
-            metric._replace(name=_FIRST_METRIC[metric.name])
-            for metric in metrics
-            if metric.name in _FIRST_METRIC
-        ]
-        values = [Metric(*metric) for metric in (*metrics, *first)]
+        values = [Metric(*metric) for metric in metrics]
         for start in range(0, len(values), _BATCH):
             self.client.log_batch(run, metrics=values[start : start + _BATCH])
 
@@ -145,8 +143,9 @@ class MLflowTracker:
     def close(self) -> None:
         pass
 
-    def comparison_url(self, sweeps: Sequence[str], base: str) -> str:
-        """The URL of the page that compares the trials of one or more sweeps, smallest N first.
+    def comparison_urls(self, sweeps: Sequence[str], base: str) -> dict[str, str]:
+        """The URLs of the pages that compare the trials of one or more sweeps, smallest N first:
+        the curves of the held-out loss, and all parameters and metrics.
 
         Raises ValueError if nothing of a sweep has been logged.
         """
@@ -162,8 +161,17 @@ class MLflowTracker:
             experiments.append(experiment.experiment_id)
         runs = self.client.search_runs(experiments, "tags.kind = 'trial'", max_results=_COMPARED)
         runs = sorted(runs, key=lambda run: float(run.data.params.get("log10_N", 0)))
-        ids = quote(json.dumps([run.info.run_id for run in runs]))
-        return f"{base}/#/compare-runs?runs={ids}&experiments={quote(json.dumps(experiments))}"
+        query = _query(runs=[run.info.run_id for run in runs], experiments=experiments)
+        # MLflow's page of a metric is an error unless all of these are given.
+        plot = _query(
+            metric=_HELD_OUT, plot_metric_keys=[_HELD_OUT], plot_layout={"autosize": True},
+            deselected_curves=[], last_linear_y_axis_range=[],
+        )  # fmt: skip
+        look = "x_axis=step&y_axis_scale=linear&line_smoothness=1&show_point=true"
+        return {
+            "held-out loss": f"{base}/#/metric?{query}&{plot}&{look}",
+            "compare": f"{base}/#/compare-runs?{query}",
+        }
 
     def _find_run(self, experiment: str, address: str) -> Any:
         condition = f"tags.`{_ADDRESS}` = '{address}'"
