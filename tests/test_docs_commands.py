@@ -65,6 +65,8 @@ def desk(tmp_path_factory) -> Path:
     (folder / "quickstart.py").write_text(QUICKSTART)
     (folder / "quickstart_again.py").write_text(AGAIN)
     (folder / "my_sweep.py").write_text(AGAIN.replace("_again", "_mine").replace("1)", "2)"))
+    half_rate = python_block("quickstart.md").replace("from sweeps.quickstart", "from quickstart")
+    (folder / "half_rate.py").write_text(half_rate)
     sizes = np.geomspace(1e6, 1e9, 8)
     loss = 1.7 + 400 / sizes**0.34
     table = pd.DataFrame({"params_total": sizes, "train_flops": 120 * sizes**2, "val_loss": loss})
@@ -96,10 +98,16 @@ def run(line: str, desk: Path) -> None:
     assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 
 
+def python_block(page: str) -> str:
+    """The code of the only Python block of a page."""
+    text = (ROOT / "docs" / page).read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return code
+
+
 def own_sweep() -> str:
     """The sweep of own_images.md, with fewer steps."""
-    text = (ROOT / "docs" / "own_images.md").read_text()
-    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    code = python_block("own_images.md")
     short = code.replace("steps=2_400", "steps=310").replace("steps=600", "steps=6")
     assert short.count("steps=310") == short.count("steps=6") == 1
     return short

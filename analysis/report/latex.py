@@ -12,7 +12,7 @@ _ESCAPED = {
 }  # fmt: skip
 _HEADER = (
     "Law", "Form", r"$\alpha$ (95\,\%)", r"$E$ (95\,\%)", "$r$", "$R^2$", r"RMS (\%)",
-    r"LLO (\%)", "$n$",
+    r"held out (\%)", "$n$",
 )  # fmt: skip
 _FORMS = {
     "pure": r"$A x^{-\alpha}$",
@@ -24,13 +24,13 @@ _FORMS = {
 def law_table(study: Study) -> str:
     r"""All laws of `study` as a `tabular`; it needs `\usepackage{booktabs}`.
 
-    LLO (leave largest out): the error at the largest size, by a fit without it. A LaTeX comment
-    names the fingerprint of the data.
+    "held out" is the error at the largest size of a fit without it. A LaTeX comment names the
+    fingerprint of the data.
     """
     lines = [
         f"% Laws fitted by {study.objective}; data {study.table.fingerprint}.",
-        r"% Needs \usepackage{booktabs}. RMS: relative error of the fit. LLO: relative error at",
-        "% the largest size, predicted from the smaller ones. n: points.",
+        r"% Needs \usepackage{booktabs}. RMS: relative error of the fit. held out: relative",
+        "% error at the largest size, predicted from the smaller ones. n: points.",
         rf"\begin{{tabular}}{{ll{'r' * (len(_HEADER) - 2)}}}",
         r"\toprule",
         _line(_HEADER),

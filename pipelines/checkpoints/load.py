@@ -1,5 +1,6 @@
 """Load a finished model with its record, weights and tokenizer."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,12 +78,13 @@ def load_generator(context: RunContext, address: str, raw: bool = False) -> Load
     )
 
 
-def load_model(address: str, home: str | Path = "runs", device: str = "cpu") -> LoadedModel:
+def load_model(address: str, home: str | Path | None = None, device: str = "cpu") -> LoadedModel:
     """Load the finished model at `address` in Python: `load_model("quickstart/d6").model`.
 
-    `device` is "cpu" or "cuda". Raises what `load_generator` raises.
+    `home` is by default VAR_SCALING_HOME, else runs/, as for the commands. `device` is "cpu" or
+    "cuda". Raises what `load_generator` raises.
     """
-    folders = Home(Path(home))
+    folders = Home(Path(home or os.environ.get("VAR_SCALING_HOME", "runs")))
     process = ProcessContext(device=device)
     stop = StopFile(folders.root / "stop")  # required, not used for loading
     return load_generator(RunContext(folders, Settings(), stop, process), address)

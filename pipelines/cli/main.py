@@ -273,6 +273,7 @@ def ui(
         return
     with serve.server(workspace, port or 5000) as server:
         _print_pages(pages)
+        console.print("Stop the server with Ctrl-C; open an address in a browser.")
         server.wait()
     raise typer.Exit(1)  # reached only if the server ended by itself, before Ctrl-C
 

@@ -17,8 +17,10 @@ def laws_at(home: Home, other: str) -> dict[str, Any]:
     """The content of a laws.json, found by sweep name, folder or path. Raises ValueError."""
     path = Path(other)
     if path.suffix != ".json":
-        inside = path / "laws.json"
-        path = inside if inside.exists() else home.sweep(find_sweep(other).name) / "laws.json"
+        # A sweep of the user that was fitted in this home may be given by its name alone.
+        inside = (path / "laws.json", home.root / other / "laws.json")
+        known = next((each for each in inside if each.exists()), None)
+        path = known or home.sweep(find_sweep(other).name) / "laws.json"
     if not path.exists():
         raise ValueError(f"{path}: the file does not exist; `var-scaling fit {other}` writes it")
     laws: dict[str, Any] = read_json(path)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, Group
 from rich.table import Table
 
+from pipelines.cli.options import RUNS
 from pipelines.cli.terminal.console import new_table
 
 if TYPE_CHECKING:
@@ -13,13 +14,13 @@ if TYPE_CHECKING:
 
 
 def law_tables(laws: dict[str, Any]) -> Group:
-    """Two tables: the power laws of the raw loss, and those with a fitted irreducible loss E."""
+    """Two tables: pure power laws, and laws with a fitted irreducible loss E."""
     title = f"{laws['sweep']}: {laws['sizes']} sizes, {laws['decades']:.1f} decades of N"
-    raw = new_table(
-        "raw: L = (β x)^-α", "α [95 %]", "β", "r", "R²", "largest predicted", title=title
+    pure = new_table(
+        "pure: L = (β x)^-α", "α [95 %]", "β", "r", "R²", "largest predicted", title=title
     )  # fmt: skip
-    reducible = new_table(
-        "reducible: L = E + (β x)^-α", "E [95 %]", "α [95 %]", "β", "r", "R²", "largest predicted",
+    with_e = new_table(
+        "with E: L = E + (β x)^-α", "E [95 %]", "α [95 %]", "β", "r", "R²", "largest predicted",
         caption=f"objective: {laws['objective']}; intervals by profile; r and R² of log(L − E) on "
         "log x; predicted: error of the loss predicted from the smaller sizes",
     )  # fmt: skip
@@ -34,10 +35,10 @@ def law_tables(laws: dict[str, Any]) -> Group:
         ]
         if fit["law"] == "floor":
             floor = f"{values['E']:.3f} {_interval(law['intervals']['E'], '.2f')}"
-            reducible.add_row(law["label"], floor, *cells)
+            with_e.add_row(law["label"], floor, *cells)
         elif fit["law"] == "pure":
-            raw.add_row(law["label"], *cells)
-    return Group(raw, reducible)
+            pure.add_row(law["label"], *cells)
+    return Group(pure, with_e)
 
 
 def verdicts(laws: dict[str, Any]) -> list[str]:
@@ -52,13 +53,16 @@ def verdicts(laws: dict[str, Any]) -> list[str]:
 
 
 def best_learning_rates(laws: dict[str, Any]) -> list[str]:
-    """One line for each size that was run with several learning rates."""
-    return [
+    """One line for each size that was run with several learning rates, and what the laws use."""
+    lines = [
         f"N = {row['size']:,.0f}: best of {len(row['losses'])} learning rates {row['best']:.3g}"
         + (f" = {row['constant']:.3g} / width" if row["constant"] is not None else "")
         + (", at the edge of the tried range" if row["at_edge"] else "")
         for row in laws.get("rates", [])
     ]
+    if lines:
+        lines.append("the laws above use the trials of all learning rates, not only of the best")
+    return lines
 
 
 def group_by_reason(refused: list[str]) -> list[str]:
@@ -81,10 +85,13 @@ def _interval(interval: dict[str, float | None], spec: str) -> str:
     return f"[{ends[0]}, {ends[1]}]"
 
 
-def print_paths(console: Console, published: dict[str, Path], sweep: str) -> None:
+def print_paths(console: Console, published: dict[str, Path], sweep: str, home: Path) -> None:
     for title, path in published.items():
         console.print(f"{title:8} {path}", soft_wrap=True, highlight=False)
-    console.print(f"compare  var-scaling ui {sweep}   (the runs side by side, in MLflow)")
+    command = f"var-scaling ui {sweep}" + (f" --home {home}" if home != RUNS else "")
+    console.print(
+        f"compare  {command}   (the runs side by side, in MLflow)", soft_wrap=True, highlight=False
+    )
 
 
 def difference_table(difference: "Difference") -> Table:

@@ -44,7 +44,7 @@ def publish_and_show(
         print(json.dumps(laws))
         return
     show(laws)
-    screen_laws.print_paths(console, publish.paths(home, sweep), name)
+    screen_laws.print_paths(console, publish.paths(home, sweep), name, home.root)
 
 
 def show(laws: dict[str, Any]) -> None:
@@ -53,6 +53,9 @@ def show(laws: dict[str, Any]) -> None:
 
     for group, group_laws in groups_of(laws).items():
         title = f"{laws['sweep']}, {group}" if group else laws["sweep"]
+        if not group_laws["sizes"]:
+            console.print(f"{title}: no trial has finished, so there is no law yet")
+            continue
         console.print(screen_laws.law_tables({**group_laws, "sweep": title}))
         for verdict in screen_laws.verdicts(group_laws):
             console.print(verdict, soft_wrap=True, highlight=False)
