@@ -164,13 +164,19 @@ def evidence(aicc=0.0, held_out=0.0, scatter=0.001, E_span=None):
         ((0, 0.002), (5, -0.03, 0.001, (0, 0.1)), (0.1, 0.9), "pure", ""),
         ((1, -0.03), (0, 0.002, 0.001, (1, 2)), (5, 0.001), None, "AICc differs by less than 2"),
         ((10, 0.002), (0, -0.03, 0.001, (1, 2)), (5, 0.001), None, "the criteria disagree"),
-        ((0, 0.001), (9, 0.001, 0.001, (0, 2.5)), (1, 0.3), None, "may be 83% of the least loss"),
+        (
+            (0, 0.001),
+            (9, 0.001, 0.001, (0, 2.5)),
+            (1, 0.3),
+            None,
+            "may be 83% of the lowest measured loss",
+        ),
         (
             (0, 0.001),
             (9, 0.001, 0.001, (0, np.inf)),
             (1, 0.3),
             None,
-            "may be nearly all of the least loss",
+            "may be nearly all of the lowest measured loss",
         ),
         ((0, 0.001), (9, 0.001, 0.001, (0, 0.1)), (-4, 0.002), None, "curves downwards"),
         ((0, 0.002), (5, -0.0025, 0.001, (0, 0.1)), (0.1, 0.9), "pure", ""),  # within scatter

@@ -154,5 +154,5 @@ def _E_vote(
     if high <= _LARGE_E * least_loss:
         return "pure"
     largest = f"{high / least_loss:.0%}" if high < least_loss else "nearly all"
-    doubts.append(f"E may be 0 and may be {largest} of the least loss")
+    doubts.append(f"E may be 0 and may be {largest} of the lowest measured loss")
     return None
