@@ -6,12 +6,19 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from analysis.selection.rates import rate_sweeps
 from analysis.study import METRICS, VARIABLES, LawResult, Study
 from analysis.uncertainty.intervals import Interval
 
 FORMAT = 2
+# Columns of the run table that describe how a trial was trained.
+_SETTINGS = (
+    "family", "depth", "steps", "batch_size", "learning_rate", "schedule", "precision", "tokenizer",
+    "data", "seed",
+)  # fmt: skip
+_LISTED = 8
 
 
 def laws_of_all(studies: Mapping[str, Study]) -> dict[str, Any]:
@@ -52,7 +59,20 @@ def laws_of(study: Study) -> dict[str, Any]:
         "dropped": list(study.table.dropped),
         "notes": list(study.table.notes),
         "table": {"source": study.table.source, "fingerprint": study.table.fingerprint},
+        "trial_settings": _trial_settings(study.table.finals),
     })  # fmt: skip
+
+
+def _trial_settings(finals: pd.DataFrame) -> dict[str, str]:
+    """The values of each setting over the trials, as text: at most 8, else the range."""
+    settings = {}
+    for name in (name for name in _SETTINGS if name in finals):
+        values = sorted(finals[name].dropna().unique())
+        texts = [each if isinstance(each, str) else f"{each:.6g}" for each in values]
+        if len(texts) > _LISTED:
+            texts = [f"{texts[0]} to {texts[-1]} ({len(texts)} values)"]
+        settings[name] = ", ".join(texts)
+    return settings
 
 
 def _law(finding: LawResult) -> dict[str, Any]:

@@ -54,6 +54,7 @@ def test_a_shifted_table_is_reported_for_each_law_and_run(ours, tmp_path):
     assert [line.split(":")[0] for line in found.changed] == [f"d{d}-0" for d in range(1, 8)]
     assert {"sweep", "table source", "table fingerprint"} <= set(found.settings)
     assert found.settings["sweep"] == (None, "later")
+    assert found.trial_settings == ["seed: 0, 1 | 2, 3"]
     largest = max(found.levels, key=lambda at: at.size)
     assert largest.relative == pytest.approx((largest.size / 1e5) ** -0.01 - 1, abs=0.005)
     json.dumps(found.as_dict(), allow_nan=False)
@@ -81,3 +82,13 @@ def test_the_one_law_test_rejects_at_its_nominal_rate():
 def test_laws_of_another_format_are_refused(ours):
     with pytest.raises(ValueError, match="has format 1"):
         difference(stored(ours), {**stored(ours), "format": 1})
+
+
+def test_settings_in_which_the_trials_differ_are_listed(ours):
+    table = frame()
+    table["learning_rate"] = table.learning_rate / 2
+    table = table[table.depth > 2]
+    found = difference(stored(ours), stored(study(check(table, "half"))))
+    names = [line.split(":")[0] for line in found.trial_settings]
+    assert names == ["depth", "learning_rate"]
+    assert found.trial_settings[0] == "depth: 1, 2, 3, 4, 5, 6, 7 | 3, 4, 5, 6, 7"

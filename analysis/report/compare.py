@@ -103,6 +103,15 @@ class Difference:
             level_dict["relative"] = at_size.relative
         return {**content, "nothing": self.nothing}
 
+    @property
+    def trial_settings(self) -> list[str]:
+        """The settings in which the trials of the two sweeps differ, a line each."""
+        return [
+            f"{key.removeprefix('trials: ')}: {a} | {b}"
+            for key, (a, b) in self.settings.items()
+            if key.startswith("trials: ")
+        ]
+
     def rows(self) -> dict[str, list[str]]:
         """The laws as a table for a terminal: column name to cells."""
         parts = [(law, name, pair) for law in self.laws for name, pair in law.parameters.items()]
@@ -237,10 +246,11 @@ def _changes(a: dict[str, Any], b: dict[str, Any]) -> str:
 
 
 def _settings(a: Laws, b: Laws) -> dict[str, tuple[Any, Any]]:
-    """The scalar values, entries of `table` and verdicts that differ between the two files."""
+    """The scalar values, entries of `table`, settings of the trials and verdicts that differ."""
     flat = [
         {key: value for key, value in laws.items() if not isinstance(value, dict | list | tuple)}
         | {f"table {key}": value for key, value in (laws.get("table") or {}).items()}
+        | {f"trials: {key}": value for key, value in (laws.get("trial_settings") or {}).items()}
         | {
             f"verdict on {choice['metric']} in {choice['variable']}": choice["verdict"]
             for choice in laws.get("choices") or []

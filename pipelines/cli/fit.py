@@ -122,6 +122,8 @@ def report(
         print(json.dumps(difference.as_dict()))
     else:
         console.print(difference_table(difference))
+        for line in difference.trial_settings:
+            console.print(f"the trials differ in {line}", soft_wrap=True, highlight=False)
         console.print(f"report   {path}", soft_wrap=True, highlight=False)
 
 
