@@ -164,6 +164,7 @@ def test_a_temporary_failure_of_slurmctld_does_not_disturb_a_run(site, undisturb
     unharmed(site, undisturbed, "d2")
 
 
+@pytest.mark.thorough
 def test_jobs_are_submitted_after_a_temporary_failure_of_slurmctld(site, undisturbed):
     site.box.stop_controller()
     try:

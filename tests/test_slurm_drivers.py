@@ -85,6 +85,7 @@ def test_a_folder_with_jobs_of_another_cluster_is_refused(site):
     assert site.call("retry", "--on", "box", "--only", "d1", "--dirty").returncode == 0
 
 
+@pytest.mark.thorough
 def test_a_job_id_of_an_earlier_cluster_is_ignored(site, undisturbed):
     """A new cluster with the same name: ids begin at 1, and job 1 belongs to another user."""
     jobs.note(

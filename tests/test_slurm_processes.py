@@ -52,6 +52,7 @@ def test_a_job_with_a_killed_process_is_submitted_again(undisturbed, two_by_two,
     unharmed(site, two_by_two, "d1")
 
 
+@pytest.mark.thorough
 def test_the_error_of_the_failed_process_is_reported(undisturbed, slurm, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import os, signal\n"

@@ -32,6 +32,8 @@ def server(home: Home, port: int) -> Iterator[subprocess.Popen[bytes]]:
             command, stdout=out, stderr=out, env={**os.environ, **quiet_environment()}
         )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server ends too
+    # A shell script starts background commands with SIGINT ignored; Python then leaves it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         _await_health(f"http://127.0.0.1:{port}/health", process, log)
         yield process
