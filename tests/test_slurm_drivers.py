@@ -71,6 +71,7 @@ def test_a_running_driver_picks_up_a_retry(site, undisturbed):
         unharmed(site, undisturbed, name)
 
 
+@pytest.mark.thorough
 def test_a_folder_with_jobs_of_another_cluster_is_refused(site):
     """Cluster `old` no longer exists; its job ids are not valid on this one."""
     jobs.note(

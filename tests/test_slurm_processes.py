@@ -42,6 +42,7 @@ def test_four_processes_on_two_nodes_equal_one_process(undisturbed, two_by_two):
         assert one["loss"] == pytest.approx(other["loss"], rel=rounding)
 
 
+@pytest.mark.thorough
 def test_a_job_with_a_killed_process_is_submitted_again(undisturbed, two_by_two, slurm, tmp_path):
     """The others only lose a connection, which is not an error: the job is resubmitted."""
     site = copy_of(undisturbed, slurm, tmp_path, settings=FOUR)
