@@ -43,7 +43,7 @@ PAGES = (
 NOT_RUN = (
     (r"--on h100|^(status|logs|mirror|ui|forecast|score) imagenet256", "a cluster"),
     (
-        r"^(import|evaluate|sample|fit|export) .*\b(imported|VQVAE|vae_ch160|mine)\b",
+        r"^(import|evaluate|sample|fit|export) .*\b(imported|VQVAE|vae_ch160\w*|mine)\b",
         "released files",
     ),
     (r"families_rates/", "hours"),

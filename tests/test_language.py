@@ -109,8 +109,9 @@ def test_the_generated_pages_match_the_code(name):
 
 def commands_of(path: Path) -> list[str]:
     """Every `var-scaling …` line of the code blocks without a language, continued lines joined."""
-    blocks = re.findall(r"^```\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    fences = re.findall(r"^```(\w*)\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
+    commands = "\n".join(text for language, text in fences if not language)
+    lines = commands.replace("\\\n", " ").splitlines()
     return [line for line in lines if line.strip().startswith("var-scaling ")]
 
 
