@@ -48,9 +48,9 @@ NOT_RUN = (
     ),
     (r"families_rates/", "hours"),
     (r"^ui ", "a server that runs until Ctrl-C: test_tracking.py"),
-    (r"^status .*--watch", "a screen: test_status.py"),
+    (r"^status .*--watch", "a screen: test_options.py"),
     (r"deeper\.py", "hours: the same command as ./my_sweep.py"),
-    (r"^coverage ", "minutes: test_cli_fit.py"),
+    (r"^coverage ", "minutes: test_fit_commands.py"),
 )
 
 

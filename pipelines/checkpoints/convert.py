@@ -64,30 +64,8 @@ def import_released(
     _check_name(name)
     # Find the VQVAE and the VAR in the files, and the sides of the scales.
     tokenizer_part, var_part = _find_parts([_read(path, print_line) for path in files])
-    # A VQVAE file does not record the sides. A VAR file records the scale of each position
-    # (lvl_1L), or only their number, which is enough for the published pyramids.
-    pyramid = published.pyramid_of(var_part.path, var_part.var) if var_part else None
-    if patch_nums is not None:
-        if pyramid is not None and pyramid.patch_nums != patch_nums:
-            raise WeightsError(
-                f"{files[-1]} has the sides {pyramid.patch_nums}, but --sides is {patch_nums}"
-            )
-        pyramid = Pyramid(patch_nums=patch_nums)
     assert tokenizer_part.tokenizer is not None
-    if pyramid is None:
-        # Do not guess if the VAR has positions of no published pyramid, or if the number of scales
-        # is not 10, as in both published pyramids.
-        scales = published.scale_count(tokenizer_part.tokenizer)
-        if "pos_1LC" in (var_part.var or {} if var_part else {}) or scales not in (None, 10):
-            raise WeightsError(
-                f"{files[-1]}: does not record the sides of its scales; give --sides 1,2,3,..."
-            )
-        pyramid = Pyramid(patch_nums=PAPER_256)
-        sides = ", ".join(map(str, pyramid.patch_nums))
-        print_line(
-            f"the file does not record the sides of its scales: assumed {sides}; give --sides if "
-            "they differ"
-        )
+    pyramid = _find_pyramid(tokenizer_part, var_part, patch_nums, files[-1], print_line)
     print_line(
         "assumed as in the released code, because no file records it: phi with strength 0.5, no "
         "cosine lookup"
@@ -123,6 +101,44 @@ def import_released(
         _write(home.imported(name), "model.json", model, var_state)
         save_names(home.imported(name), names, str(classes))
     return ImportResult(t, model, reused=existing is not None)
+
+
+def _find_pyramid(
+    tokenizer_part: published.CheckpointParts,
+    var_part: published.CheckpointParts | None,
+    patch_nums: tuple[int, ...] | None,
+    last_file: Path,
+    print_line: PrintLine,
+) -> Pyramid:
+    """The pyramid that the files record, else that of `patch_nums`, else the published one.
+
+    Raises WeightsError if files and `patch_nums` disagree, or if nothing decides.
+    """
+    # A VQVAE file does not record the sides. A VAR file records the scale of each position
+    # (lvl_1L), or only their number, which is enough for the published pyramids.
+    pyramid = published.pyramid_of(var_part.path, var_part.var) if var_part else None
+    if patch_nums is not None:
+        if pyramid is not None and pyramid.patch_nums != patch_nums:
+            raise WeightsError(
+                f"{last_file} has the sides {pyramid.patch_nums}, but --sides is {patch_nums}"
+            )
+        pyramid = Pyramid(patch_nums=patch_nums)
+    if pyramid is None:
+        assert tokenizer_part.tokenizer is not None
+        # Do not guess if the VAR has positions of no published pyramid, or if the number of scales
+        # is not 10, as in both published pyramids.
+        scales = published.scale_count(tokenizer_part.tokenizer)
+        if "pos_1LC" in (var_part.var or {} if var_part else {}) or scales not in (None, 10):
+            raise WeightsError(
+                f"{last_file}: does not record the sides of its scales; give --sides 1,2,3,..."
+            )
+        pyramid = Pyramid(patch_nums=PAPER_256)
+        sides = ", ".join(map(str, pyramid.patch_nums))
+        print_line(
+            f"the file does not record the sides of its scales: assumed {sides}; give --sides if "
+            "they differ"
+        )
+    return pyramid
 
 
 def export_released(home: Home, address: str, out: Path) -> str:
