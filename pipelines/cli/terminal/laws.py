@@ -88,7 +88,9 @@ def _interval(interval: dict[str, float | None], spec: str) -> str:
 def print_paths(console: Console, published: dict[str, Path], sweep: str, home: Path) -> None:
     for title, path in published.items():
         console.print(f"{title:8} {path}", soft_wrap=True, highlight=False)
-    command = f"var-scaling ui {sweep}" + (f" --home {home}" if home != RUNS else "")
+    command = f"var-scaling ui {sweep}" + (
+        f" --home {home}" if home.resolve() != RUNS.resolve() else ""
+    )
     console.print(
         f"compare  {command}   (the runs side by side, in MLflow)", soft_wrap=True, highlight=False
     )
