@@ -126,7 +126,7 @@ class Released(nn.Module):
     def __init__(self, model: VAR):
         super().__init__()
         self.model = model
-        blocked = ~model.mask_LL
+        blocked = ~model.mask.allowed_LL
         self.bias_11LL: Tensor
         mask = torch.zeros(blocked.shape, device=blocked.device).masked_fill(blocked, -torch.inf)
         self.register_buffer("bias_11LL", mask[None, None], persistent=False)

@@ -28,6 +28,7 @@ from var_scaling.accounting import total
 from var_scaling.config import ImportedTokenizer
 from var_scaling.experiment.sample_set import Request
 from var_scaling.generation.sample import RequestDraws
+from var_scaling.models.attention import AttentionMask
 from var_scaling.models.layers import autocast_dtype, full_precision
 from var_scaling.models.logits import apply_guidance
 from var_scaling.models.var import sampler
@@ -55,12 +56,12 @@ class Uncached:
     def logits(self, k: int, input_BSZ: Tensor | None) -> Tensor:
         if input_BSZ is not None:
             self.inputs.append(torch.cat([input_BSZ, input_BSZ]))
-        start, length = self.pyramid.starts[k], self.pyramid.lengths[k]
+        start = self.pyramid.starts[k]
         x_RLC, cond_RC = embedded(self.model, self.labels_R, self.inputs, 0)
         cond = conditioned(self.model, cond_RC)
-        mask_LL = self.model.mask_LL[: start + length, : start + length]
+        mask = AttentionMask(self.pyramid.lengths[: k + 1])
         for block in self.model.blocks:
-            x_RLC = block(x_RLC, block.adaln_params(cond), mask_LL, (1, 1))
+            x_RLC = block(x_RLC, block.adaln_params(cond), mask)
         return guided_logits(self.model, x_RLC[:, start:], cond_RC, self.guidance[k])
 
 
@@ -94,7 +95,7 @@ class Released:
             zip(self.model.blocks, self.adaln_params, strict=True)
         ):
             update_kv_cache = self.cache_update(number, start, self.pyramid.lengths[k])
-            x_RSC = block(x_RSC, parts, None, (1, 1), update_kv_cache)
+            x_RSC = block(x_RSC, parts, None, None, update_kv_cache)
         return guided_logits(self.model, x_RSC, cond_RC, self.guidance[k])
 
     def cache_update(self, number: int, start: int, length: int):

@@ -123,7 +123,9 @@ def test_rotary_attention_depends_on_the_distance_between_tokens():
     assert angles_TP.shape == (16, 4)
     assert not angles_TP[0].any()  # the class
     q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(0))
-    turned_q, turned_k = (apply_rotary(x.expand(1, 1, 16, 8), angles_TP)[0, 0] for x in (q, k))
+    cos_TP, sin_TP = angles_TP.cos(), angles_TP.sin()
+    turned = [apply_rotary(x.expand(1, 1, 16, 8), cos_TP, sin_TP) for x in (q, k)]
+    turned_q, turned_k = (x[0, 0] for x in turned)
     scores = turned_q @ turned_k.T
     # Inputs 1 to 15 are the tokens (0, 0) to (3, 2): one row below, one column to the right.
     torch.testing.assert_close(scores[1, 6], scores[5, 10], atol=1e-6, rtol=1e-5)

@@ -28,10 +28,10 @@ def test_scales_tile_the_positions_without_gap_or_overlap(sides):
 
 @given(SIDES)
 def test_the_number_of_visible_pairs_equals_that_of_the_mask(sides):
-    from var_scaling.models.var.model import block_causal_mask
+    from var_scaling.models.attention import AttentionMask
 
     pyramid = Pyramid(patch_nums=sides[:3])
-    assert pyramid.visible_pairs == int(block_causal_mask(pyramid).sum())
+    assert pyramid.visible_pairs == int(AttentionMask(pyramid.lengths).allowed_LL.sum())
 
 
 @pytest.mark.parametrize("sides", [(), (0, 1), (3, 1), (1, 3, 2)])

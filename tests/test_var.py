@@ -6,10 +6,10 @@ import pytest
 import torch
 from conftest import tokenizer
 
+from var_scaling.models.attention import AttentionMask
 from var_scaling.models.layers import drop_path_factors
 from var_scaling.models.var.config import VarModel
-from var_scaling.models.var.model import VAR, block_causal_mask
-from var_scaling.pyramid import Pyramid
+from var_scaling.models.var.model import VAR
 
 T = tokenizer()
 
@@ -36,7 +36,7 @@ VARIANTS = [
 
 
 def test_the_golden_mask_of_three_scales():
-    mask = block_causal_mask(Pyramid(patch_nums=(1, 2)))
+    mask = AttentionMask((1, 4)).allowed_LL
     assert mask.int().tolist() == [[1, 0, 0, 0, 0]] + [[1, 1, 1, 1, 1]] * 4
 
 

@@ -5,7 +5,7 @@ Shapes: B images, L tokens, C width, N heads.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -13,54 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-_LARGEST_SCALE = math.log(100.0)  # of the learned attention temperature
-# Stores the keys and values of the current positions; returns those of all visible positions.
-KVCache = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-Rotate = Callable[[Tensor], Tensor]  # rotary embedding of queries or keys (B, N, L, C / N)
-
-
-class Attention(nn.Module):
-    """Multi-head attention under a boolean mask, with l2-normalised or plain queries and keys."""
-
-    def __init__(self, width: int, heads: int, normalised: bool):
-        super().__init__()
-        self.heads = heads
-        self.normalised = normalised
-        if normalised:
-            # The logarithm of a positive factor for each head; it starts at 4, as released.
-            # Products of unit vectors are in [-1, 1]: without a factor the softmax is never sharp.
-            self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4.0)))
-        # One matrix for all three, with the biases apart: the parameters of the released files.
-        self.mat_qkv = nn.Linear(width, 3 * width, bias=False)
-        self.q_bias = nn.Parameter(torch.zeros(width))
-        self.v_bias = nn.Parameter(torch.zeros(width))  # no key bias: softmax cancels it
-        self.proj = nn.Linear(width, width)
-
-    def forward(
-        self,
-        x_BLC: Tensor,
-        mask_LL: Tensor | None,
-        kv_cache: KVCache | None = None,
-        rotate: Rotate | None = None,
-    ) -> Tensor:
-        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x_BLC, self.mat_qkv.weight, bias)
-        q, k, v = rearrange(qkv, "b l (three n c) -> three b n l c", three=3, n=self.heads)
-        if self.normalised:
-            q = F.normalize(q, dim=-1) * self.scale_mul_1H11.clamp_max(_LARGEST_SCALE).exp()
-            k = F.normalize(k, dim=-1)
-            scale = 1.0
-        else:
-            scale = 0.25 / math.sqrt(q.shape[-1])  # the released code's extra 0.25
-        # After the normalisation: a rotation keeps the norm. Before the cache: each key is rotated
-        # once, when it is stored.
-        if rotate is not None:
-            q, k = rotate(q), rotate(k)
-        if kv_cache is not None:
-            k, v = kv_cache(k, v)
-        # A sampler passes no mask: its cache holds only keys that the new positions may see.
-        h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_LL, scale=scale)
-        return self.proj(rearrange(h, "b n l c -> b l (n c)"))
+from var_scaling.models.attention import Attention, AttentionMask, KVCache, Rotate
 
 
 class FeedForward(nn.Module):
@@ -112,7 +65,8 @@ def autocast_dtype(device: torch.device) -> torch.dtype:
 def modulate(x_BLC: Tensor, scale_B1C: Tensor, shift_B1C: Tensor) -> Tensor:
     """LayerNorm without affine parameters, then the condition's scale and shift."""
     # 1 + scale: an output of 0 from the AdaLN layer leaves the norm as it is.
-    return F.layer_norm(x_BLC, x_BLC.shape[-1:], eps=1e-6) * (1 + scale_B1C) + shift_B1C
+    normed_BLC = F.layer_norm(x_BLC, x_BLC.shape[-1:], eps=1e-6)
+    return torch.addcmul(shift_B1C, normed_BLC, 1 + scale_B1C)
 
 
 class Block(nn.Module):
@@ -138,18 +92,19 @@ class Block(nn.Module):
         self,
         x_BLC: Tensor,
         adaln_B61C: Tensor,
-        mask_LL: Tensor | None,
-        keep_2B11: Tensor | Sequence[float],
+        mask: AttentionMask | None,
+        keep_2B11: Tensor | None = None,
         kv_cache: KVCache | None = None,
         rotate: Rotate | None = None,
     ) -> Tensor:
-        """`adaln` comes from `adaln_params`; `keep` scales the two residual branches."""
+        """`adaln` comes from `adaln_params`; `keep` scales both branches (drop path)."""
         # Released order: both gates first. DiT's released order differs (dit/model.py).
         gamma1, gamma2, scale1, scale2, shift1, shift2 = adaln_B61C.unbind(1)
-        h = gamma1 * self.attn(modulate(x_BLC, scale1, shift1), mask_LL, kv_cache, rotate)
-        x_BLC = x_BLC + keep_2B11[0] * h
-        h = gamma2 * self.ffn(modulate(x_BLC, scale2, shift2))
-        return x_BLC + keep_2B11[1] * h
+        if keep_2B11 is not None:  # into the gates, which are smaller than the branches
+            gamma1, gamma2 = gamma1 * keep_2B11[0], gamma2 * keep_2B11[1]
+        h = self.attn(modulate(x_BLC, scale1, shift1), mask, kv_cache, rotate)
+        x_BLC = torch.addcmul(x_BLC, gamma1, h)
+        return torch.addcmul(x_BLC, gamma2, self.ffn(modulate(x_BLC, scale2, shift2)))
 
 
 class ModulatedNorm(nn.Module):
@@ -198,6 +153,13 @@ def init_adaln_transformer(
         else:
             block.ada_lin.weight.data[:gammas].mul_(gamma_init)
             block.ada_lin.weight.data[gammas:].mul_(adaln_init)
+
+
+def branch_factors(
+    keep_D2B: Tensor | None, depth: int, dtype: torch.dtype
+) -> Sequence[Tensor | None]:
+    """For each block the factors (2, B, 1, 1) of its residual branches; None without drop path."""
+    return [None] * depth if keep_D2B is None else keep_D2B.to(dtype)[..., None, None].unbind(0)
 
 
 def drop_path_factors(

@@ -12,12 +12,18 @@ from torch import Tensor, nn
 from var_scaling.config import Tokenizer
 from var_scaling.models.ar.accounting import has_level_embedding
 from var_scaling.models.ar.config import ArModel
+from var_scaling.models.attention import (
+    AttentionMask,
+    KVCache,
+    Rotate,
+    attend_rotated,
+    split_heads,
+)
 from var_scaling.models.layers import (
     Block,
-    KVCache,
     ModulatedNorm,
-    Rotate,
     autocast_dtype,
+    branch_factors,
     full_precision,
     init_adaln_transformer,
 )
@@ -40,7 +46,6 @@ class AR(nn.Module):
         self.classes = classes
         self.tokens = tokenizer.pyramid.length
         self.levels = tokenizer.pyramid.scales
-        self.mask_TT: Tensor
         self.angles_TP: Tensor | None
         # The initial weights depend on the seed alone, and the caller's generator is not advanced.
         # Weights are made on the CPU, so no GPU generator has to be saved.
@@ -77,8 +82,7 @@ class AR(nn.Module):
         self.head_nm = ModulatedNorm(width) if adaln else nn.RMSNorm(width, eps=1e-5)
         self.head = nn.Linear(width, tokenizer.codebook_size, bias=adaln)
         # Mask and angles follow from the config: not persistent, so weight files do not have them.
-        mask_TT = torch.ones(self.tokens, self.tokens, dtype=torch.bool).tril()
-        self.register_buffer("mask_TT", mask_TT, persistent=False)
+        self.mask = AttentionMask([1] * self.tokens)
         angles = None
         if model.positions == "rotary":
             angles = rotary_angles(tokenizer.pyramid.side, self.levels, width // model.heads)
@@ -95,15 +99,13 @@ class AR(nn.Module):
             cond_BC = self.class_emb(labels_B)
             x_BTC = torch.cat([self.start_embedding(cond_BC), self.word_embed(previous)], dim=1)
             x_BTC = self.add_positions(x_BTC, slice(0, self.tokens))
-        if keep_D2B is None:
-            keep_D2B = x_BTC.new_ones(self.config.depth, 2, len(labels_B))
         dtype = autocast_dtype(labels_B.device)
-        x_BTC, cond, keep_D2B = x_BTC.to(dtype), cond_BC.to(dtype), keep_D2B.to(dtype)
+        x_BTC, cond = x_BTC.to(dtype), cond_BC.to(dtype)
         rotate = self.rotation(slice(0, self.tokens))
-        for block, keep_2B in zip(self.blocks, keep_D2B, strict=True):
+        factors = branch_factors(keep_D2B, self.config.depth, dtype)
+        for block, keep_2B11 in zip(self.blocks, factors, strict=True):
             assert isinstance(block, Block | LlamaBlock)
-            keep_2B11 = keep_2B[:, :, None, None]
-            x_BTC = block(x_BTC, block.adaln_params(cond), self.mask_TT, keep_2B11, None, rotate)
+            x_BTC = block(x_BTC, block.adaln_params(cond), self.mask, keep_2B11, None, rotate)
         return self.head_logits(x_BTC, cond_BC)
 
     def start_embedding(self, cond_BC: Tensor) -> Tensor:
@@ -114,20 +116,23 @@ class AR(nn.Module):
 
     def add_positions(self, x_BtC: Tensor, positions: slice) -> Tensor:
         """`x` plus the learned embeddings of `positions` and of their residual levels."""
+        embeddings = []
         if hasattr(self, "lvl_embed"):
             # In raster order the levels of a position follow each other: 0, ..., K - 1, 0, ...
             levels_T = torch.arange(self.tokens, device=x_BtC.device) % self.levels
-            x_BtC = x_BtC + self.lvl_embed(levels_T[positions])
+            embeddings.append(self.lvl_embed(levels_T[positions]))
         if hasattr(self, "pos_1LC"):
-            x_BtC = x_BtC + self.pos_1LC[:, positions]
-        return x_BtC
+            embeddings.append(self.pos_1LC[:, positions])
+        # Their sum is smaller than x: it is added once.
+        return x_BtC + sum(embeddings) if embeddings else x_BtC
 
     def rotation(self, positions: slice) -> Rotate | None:
         """The rotary embedding of `positions`; None if the model has none."""
         if self.angles_TP is None:
             return None
         angles_TP = self.angles_TP[positions]
-        return lambda x_BNTc: apply_rotary(x_BNTc, angles_TP)
+        cos_TP, sin_TP = angles_TP.cos(), angles_TP.sin()  # once for all blocks
+        return lambda x: apply_rotary(x, cos_TP, sin_TP)
 
     def head_logits(self, x_BTC: Tensor, cond_BC: Tensor) -> Tensor:
         if self.config.block == "adaln":
@@ -166,21 +171,18 @@ class LlamaBlock(nn.Module):
         self,
         x_BTC: Tensor,
         adaln: Tensor,
-        mask_TT: Tensor | None,
-        keep_2B11: Tensor | tuple[float, float],
+        mask: AttentionMask | None,
+        keep_2B11: Tensor | None = None,
         kv_cache: KVCache | None = None,
         rotate: Rotate | None = None,
     ) -> Tensor:
-        qkv = self.wqkv(self.attention_norm(x_BTC))
-        q, k, v = rearrange(qkv, "b t (three n c) -> three b n t c", three=3, n=self.heads)
-        if rotate is not None:
-            q, k = rotate(q), rotate(k)
-        if kv_cache is not None:
-            k, v = kv_cache(k, v)
-        h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_TT)
-        x_BTC = x_BTC + keep_2B11[0] * self.wo(rearrange(h, "b n t c -> b t (n c)"))
+        qk, v = split_heads(self.wqkv(self.attention_norm(x_BTC)), self.heads)
+        h = attend_rotated(qk, v, qk.shape[-1] ** -0.5, mask, kv_cache, rotate)
+        h = self.wo(rearrange(h, "b n t c -> b t (n c)"))
+        x_BTC = x_BTC + (h if keep_2B11 is None else keep_2B11[0] * h)
         h = self.ffn_norm(x_BTC)
-        return x_BTC + keep_2B11[1] * self.w2(F.silu(self.w1(h)) * self.w3(h))
+        h = self.w2(F.silu(self.w1(h)) * self.w3(h))
+        return x_BTC + (h if keep_2B11 is None else keep_2B11[1] * h)
 
 
 def token_inputs(model: ArModel, quantizer: Quantizer, ids_BI: Tensor) -> Tensor:
@@ -215,10 +217,9 @@ def rotary_angles(side: int, levels: int, head_width: int) -> Tensor:
     return torch.cat([angles.new_zeros(1, 2 * pairs), angles]).float()
 
 
-def apply_rotary(x_BNTc: Tensor, angles_TP: Tensor) -> Tensor:
-    """Rotate each pair of neighbouring channels by its angle."""
-    # (B, N, T, P) each. In float32 also under autocast.
-    even, odd = x_BNTc.float().unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = angles_TP.cos(), angles_TP.sin()
-    rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
-    return rotated.flatten(-2).to(x_BNTc.dtype)
+def apply_rotary(x: Tensor, cos_TP: Tensor, sin_TP: Tensor) -> Tensor:
+    """Rotate each pair of neighbouring channels of x (..., T, 2 P) by its angle."""
+    # (..., T, P) each. In float32 also under autocast.
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    rotated = torch.stack([even * cos_TP - odd * sin_TP, even * sin_TP + odd * cos_TP], dim=-1)
+    return rotated.flatten(-2).to(x.dtype)

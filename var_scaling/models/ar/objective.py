@@ -11,6 +11,7 @@ from var_scaling.models.ar.config import ArModel
 from var_scaling.models.ar.model import from_raster, to_raster, token_inputs
 from var_scaling.models.base import Batch, ModelSpec, StepDraws
 from var_scaling.models.layers import drop_path_factors
+from var_scaling.models.logits import mean_cross_entropy
 from var_scaling.tokenizer.quantizer import Quantizer
 
 
@@ -31,7 +32,7 @@ def training_loss(
     ids_BT = to_raster(batch.ids_BL, spec.tokenizer.pyramid.scales)
     # The last token is no input: nothing follows it.
     logits_BTV = network(batch.labels_B, token_inputs(model, quantizer, ids_BT[:, :-1]), keep_D2B)
-    return F.cross_entropy(logits_BTV.flatten(0, 1).float(), ids_BT.flatten())
+    return mean_cross_entropy(logits_BTV, ids_BT)
 
 
 def level_sums(

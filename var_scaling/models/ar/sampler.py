@@ -12,8 +12,9 @@ from torch import Tensor
 from var_scaling.accounting import FEWEST_ROWS
 from var_scaling.models.ar.config import ArSampling, frame_rows
 from var_scaling.models.ar.model import AR, LlamaBlock, from_raster, token_inputs
+from var_scaling.models.attention import KVCache
 from var_scaling.models.base import Frame, SampleDraws
-from var_scaling.models.layers import Block, KVCache, autocast_dtype, full_precision
+from var_scaling.models.layers import Block, autocast_dtype, full_precision
 from var_scaling.models.logits import apply_guidance, filter_logits, sample_ids
 from var_scaling.tokenizer.quantizer import Quantizer
 
@@ -112,7 +113,7 @@ class ARSampler:
         rotate = network.rotation(positions)
         # No mask: the only query may see all cached positions. No drop path in sampling.
         for number, (block, adaln) in enumerate(zip(self.blocks, self.adaln_params, strict=True)):
-            x_R1C = block(x_R1C, adaln, None, (1.0, 1.0), self._kv_cache(number, position), rotate)
+            x_R1C = block(x_R1C, adaln, None, None, self._kv_cache(number, position), rotate)
         logits_RV = network.head_logits(x_R1C, self.cond_RC)[:, 0].float()
         conditional_BV = logits_RV[: self.images]
         if not self.guidance:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from var_scaling.accounting import FEWEST_ROWS
 from var_scaling.config import Tokenizer
+from var_scaling.models.attention import attend, split_heads
 from var_scaling.models.dit.accounting import patch_channels
 from var_scaling.models.dit.config import DitModel
 from var_scaling.models.layers import (
@@ -151,8 +152,8 @@ class DitBlock(nn.Module):
     def forward(self, x_BTC: Tensor, adaln_B61C: Tensor) -> Tensor:
         # DiT's published order; VAR's block has its gates first (models/layers.py).
         shift1, scale1, gate1, shift2, scale2, gate2 = adaln_B61C.unbind(1)
-        x_BTC = x_BTC + gate1 * self.attn(modulate(x_BTC, scale1, shift1))
-        return x_BTC + gate2 * self.mlp(modulate(x_BTC, scale2, shift2))
+        x_BTC = torch.addcmul(x_BTC, gate1, self.attn(modulate(x_BTC, scale1, shift1)))
+        return torch.addcmul(x_BTC, gate2, self.mlp(modulate(x_BTC, scale2, shift2)))
 
 
 class PlainAttention(nn.Module):
@@ -165,10 +166,8 @@ class PlainAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        q, k, v = rearrange(
-            self.qkv(x_BTC), "b t (three n c) -> three b n t c", three=3, n=self.heads
-        )
-        h = F.scaled_dot_product_attention(q, k, v)
+        (q, k), v = split_heads(self.qkv(x_BTC), self.heads)
+        h = attend(q, k, v, q.shape[-1] ** -0.5, None)
         return self.proj(rearrange(h, "b n t c -> b t (n c)"))
 
 

@@ -8,16 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from var_scaling.config import Tokenizer
+from var_scaling.models.attention import AttentionMask
 from var_scaling.models.layers import (
     Block,
     ModulatedNorm,
     Modulation,
     autocast_dtype,
+    branch_factors,
     full_precision,
     init_adaln_transformer,
 )
 from var_scaling.models.var.config import VarModel
-from var_scaling.pyramid import Pyramid
 from var_scaling.randomness import seed_for
 
 
@@ -32,7 +33,6 @@ class VAR(nn.Module):
         self.config = model
         self.classes = classes
         self.levels_L: Tensor
-        self.mask_LL: Tensor
         # The initial weights depend on the seed alone, and the caller's generator is not advanced.
         # Weights are made on the CPU, so no GPU generator has to be saved.
         with torch.random.fork_rng(devices=[]):
@@ -62,7 +62,8 @@ class VAR(nn.Module):
         self.head = nn.Linear(width, tokenizer.codebook_size)
         # Both follow from the pyramid: not persistent, so weight files do not have them.
         self.register_buffer("levels_L", torch.tensor(pyramid.levels), persistent=False)
-        self.register_buffer("mask_LL", block_causal_mask(pyramid), persistent=False)
+        # Within a scale attention has no order: its tokens are predicted in parallel.
+        self.mask = AttentionMask(pyramid.lengths)
 
     def forward(
         self, labels_B: Tensor, input_BLZ: Tensor, keep_D2B: Tensor | None = None
@@ -76,23 +77,15 @@ class VAR(nn.Module):
             cond_BC = self.class_emb(labels_B)
             first = cond_BC[:, None] + self.pos_start
             x_BLC = torch.cat([first, self.word_embed(input_BLZ)], dim=1)
-            x_BLC = x_BLC + self.lvl_embed(self.levels_L) + self.pos_1LC
-        if keep_D2B is None:
-            # Evaluation and training without drop path: all branches are kept.
-            keep_D2B = x_BLC.new_ones(self.config.depth, 2, len(labels_B))
+            x_BLC = x_BLC + (self.lvl_embed(self.levels_L) + self.pos_1LC)
         cond = self.shared_ada_lin(cond_BC) if self.config.shared_adaln else cond_BC
         # As released, the blocks and the residual stream run in the autocast dtype.
         dtype = autocast_dtype(labels_B.device)
-        x_BLC, cond, keep_D2B = x_BLC.to(dtype), cond.to(dtype), keep_D2B.to(dtype)
-        for block, keep_2B in zip(self.blocks, keep_D2B, strict=True):
+        x_BLC, cond = x_BLC.to(dtype), cond.to(dtype)
+        for block, keep_2B11 in zip(
+            self.blocks, branch_factors(keep_D2B, self.config.depth, dtype), strict=True
+        ):
             assert isinstance(block, Block)
-            x_BLC = block(x_BLC, block.adaln_params(cond), self.mask_LL, keep_2B[:, :, None, None])
+            x_BLC = block(x_BLC, block.adaln_params(cond), self.mask, keep_2B11)
         # The last norm gets the residual stream in float32, as released.
         return self.head(self.head_nm(x_BLC.float(), cond_BC))
-
-
-def block_causal_mask(pyramid: Pyramid) -> Tensor:
-    """(L, L), True where a row's position attends to a column's: the same scale and all coarser."""
-    levels_L = torch.tensor(pyramid.levels)
-    # Within a scale attention has no order: its tokens are predicted in parallel.
-    return levels_L[:, None] >= levels_L[None, :]

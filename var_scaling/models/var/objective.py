@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from var_scaling.models.base import Batch, ModelSpec, StepDraws
 from var_scaling.models.layers import drop_path_factors
+from var_scaling.models.logits import mean_cross_entropy
 from var_scaling.models.var.config import VarModel
 from var_scaling.tokenizer.quantizer import Quantizer
 
@@ -30,7 +31,7 @@ def training_loss(
     with torch.no_grad():
         input_BLZ = _teacher_input(quantizer, batch.ids_BL)
     logits_BLV = network(batch.labels_B, input_BLZ, keep_D2B)
-    return F.cross_entropy(logits_BLV.flatten(0, 1).float(), batch.ids_BL.flatten())
+    return mean_cross_entropy(logits_BLV, batch.ids_BL)
 
 
 def scale_sums(

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from var_scaling.config import ImportedTokenizer, Tokenizer
+from var_scaling.models.attention import AttentionMask
 from var_scaling.models.base import ModelSpec, PublishedFormat
 from var_scaling.models.var.config import VarModel
-from var_scaling.models.var.model import VAR, block_causal_mask
+from var_scaling.models.var.model import VAR
 from var_scaling.pyramid import PAPER_256, PAPER_512, Pyramid
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.weights import State, WeightsError, as_tensors, refuse_mismatch, shorten_list
@@ -182,8 +183,7 @@ def _tokenizer_sidecars(t: Tokenizer) -> State:
 
 def _var_sidecars(model: VarModel, pyramid: Pyramid) -> State:
     # Released form of the mask: added to the attention scores, 0 or -inf, (1, 1, L, L).
-    mask_LL = block_causal_mask(pyramid)
-    bias_LL = torch.zeros(mask_LL.shape).masked_fill(~mask_LL, -torch.inf)
+    bias_LL = AttentionMask(pyramid.lengths).bias_LL
     zeros = {
         f"blocks.{block}.attn.zero_k_bias": torch.zeros(model.width) for block in range(model.depth)
     }

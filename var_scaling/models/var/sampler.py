@@ -12,8 +12,9 @@ from einops import rearrange
 from torch import Tensor
 
 from var_scaling.accounting import FEWEST_ROWS
+from var_scaling.models.attention import KVCache
 from var_scaling.models.base import KeptTokens, SampleDraws
-from var_scaling.models.layers import Block, KVCache, autocast_dtype, full_precision, modulate
+from var_scaling.models.layers import Block, autocast_dtype, full_precision, modulate
 from var_scaling.models.logits import apply_guidance, filter_logits, mix_codes, sample_ids
 from var_scaling.models.var.config import ScaleSettings, VarSampling
 from var_scaling.models.var.model import VAR
@@ -153,7 +154,7 @@ class VARSampler:
         x_RSC = self._embed(k, input_BSZ)
         # No mask: the cache ends with the current scale, and a scale sees all of itself.
         for number, (block, adaln) in enumerate(zip(self.blocks, self.adaln_params, strict=True)):
-            x_RSC = block(x_RSC, adaln, None, (1, 1), self._kv_cache(number, k))
+            x_RSC = block(x_RSC, adaln, None, None, self._kv_cache(number, k))
         # Without guidance at this scale the head, a large product, skips the unconditional rows.
         # The first scale keeps all rows, so that the product has at least FEWEST_ROWS.
         rows = len(x_RSC) if weight or k == 0 else self.images
@@ -182,7 +183,7 @@ class VARSampler:
                 x_BSC = model.word_embed(input_BSZ)
                 # One or two copies: unconditional rows have the tokens of the conditional ones.
                 x_RSC = x_BSC.repeat(len(self.head_adaln) // self.images, 1, 1)
-            x_RSC = x_RSC + model.lvl_embed.weight[k] + model.pos_1LC[:, positions]
+            x_RSC = x_RSC + (model.lvl_embed.weight[k] + model.pos_1LC[:, positions])
         return x_RSC.to(autocast_dtype(x_RSC.device))
 
     def _select_rows(self, rows_R: Tensor) -> None:
