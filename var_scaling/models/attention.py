@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from var_scaling.models.linear import Linear, linear
+
 _LARGEST_SCALE = math.log(100.0)  # of the learned attention temperature
 _SMALLEST_SQUARE = 1e-24  # of a vector's norm: no division by 0
 # On a CPU plain products are faster than the fused kernel for up to about _SHORT positions, and a
@@ -113,10 +115,10 @@ class Attention(nn.Module):
             # Products of unit vectors are in [-1, 1]: without a factor the softmax is never sharp.
             self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4.0)))
         # One matrix for all three, with the biases apart: the parameters of the released files.
-        self.mat_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.mat_qkv = Linear(width, 3 * width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(width))
         self.v_bias = nn.Parameter(torch.zeros(width))  # no key bias: softmax cancels it
-        self.proj = nn.Linear(width, width)
+        self.proj = Linear(width, width)
 
     def forward(
         self,
@@ -126,7 +128,7 @@ class Attention(nn.Module):
         rotate: Rotate | None = None,
     ) -> Tensor:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qk, v = split_heads(F.linear(x_BLC, self.mat_qkv.weight, bias), self.heads)
+        qk, v = split_heads(linear(x_BLC, self.mat_qkv.weight, bias), self.heads)
         scale = 1.0
         if self.normalised:
             qk = qk * self._factors(qk).to(qk.dtype)

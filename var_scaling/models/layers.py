@@ -14,13 +14,14 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from var_scaling.models.attention import Attention, AttentionMask, KVCache, Rotate
+from var_scaling.models.linear import Linear
 
 
 class FeedForward(nn.Module):
     def __init__(self, width: int, ratio: int):
         super().__init__()
-        self.fc1 = nn.Linear(width, ratio * width)
-        self.fc2 = nn.Linear(ratio * width, width)
+        self.fc1 = Linear(width, ratio * width)
+        self.fc2 = Linear(ratio * width, width)
 
     def forward(self, x_BLC: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x_BLC), approximate="tanh"))
@@ -30,7 +31,7 @@ class Modulation(nn.Sequential):
     """Condition (B, C) to (B, chunks, 1, C). Its Linear is child 1, as released."""
 
     def __init__(self, width: int, chunks: int):
-        super().__init__(nn.SiLU(), nn.Linear(width, chunks * width))
+        super().__init__(nn.SiLU(), Linear(width, chunks * width))
         self.chunks = chunks
 
     @property

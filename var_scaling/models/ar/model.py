@@ -27,6 +27,7 @@ from var_scaling.models.layers import (
     full_precision,
     init_adaln_transformer,
 )
+from var_scaling.models.linear import Linear
 from var_scaling.randomness import seed_for
 from var_scaling.tokenizer.quantizer import Quantizer
 
@@ -70,7 +71,7 @@ class AR(nn.Module):
         self.class_emb = nn.Embedding(classes + 1, width)
         self.word_embed: nn.Module
         if model.embedding == "codes":
-            self.word_embed = nn.Linear(tokenizer.code_channels, width)
+            self.word_embed = Linear(tokenizer.code_channels, width)
         else:
             self.word_embed = nn.Embedding(tokenizer.codebook_size, width)
         self.blocks = nn.ModuleList(
@@ -80,7 +81,7 @@ class AR(nn.Module):
             for _ in range(model.depth)
         )
         self.head_nm = ModulatedNorm(width) if adaln else nn.RMSNorm(width, eps=1e-5)
-        self.head = nn.Linear(width, tokenizer.codebook_size, bias=adaln)
+        self.head = Linear(width, tokenizer.codebook_size, bias=adaln)
         # Mask and angles follow from the config: not persistent, so weight files do not have them.
         self.mask = AttentionMask([1] * self.tokens)
         angles = None
@@ -155,12 +156,12 @@ class LlamaBlock(nn.Module):
         self.heads = heads
         # Names and epsilon as in LlamaGen: w1 is the gate of SwiGLU, w3 its value, w2 the output.
         self.attention_norm = nn.RMSNorm(width, eps=1e-5)
-        self.wqkv = nn.Linear(width, 3 * width, bias=False)
-        self.wo = nn.Linear(width, width, bias=False)
+        self.wqkv = Linear(width, 3 * width, bias=False)
+        self.wo = Linear(width, width, bias=False)
         self.ffn_norm = nn.RMSNorm(width, eps=1e-5)
-        self.w1 = nn.Linear(width, hidden, bias=False)
-        self.w3 = nn.Linear(width, hidden, bias=False)
-        self.w2 = nn.Linear(hidden, width, bias=False)
+        self.w1 = Linear(width, hidden, bias=False)
+        self.w3 = Linear(width, hidden, bias=False)
+        self.w2 = Linear(hidden, width, bias=False)
 
     def adaln_params(self, cond_BC: Tensor) -> Tensor:
         """Empty: the condition does not change this block. `forward` ignores it."""

@@ -23,6 +23,7 @@ from var_scaling.models.layers import (
     full_precision,
     modulate,
 )
+from var_scaling.models.linear import Linear
 from var_scaling.randomness import seed_for
 
 _STD = 0.02  # initial standard deviation of the class and time embeddings
@@ -53,16 +54,16 @@ class DiT(nn.Module):
     def _build(self, model: DitModel, tokenizer: Tokenizer, classes: int) -> None:
         width = model.width
         channels_in, channels_out = patch_channels(model, tokenizer)
-        self.x_embedder = nn.Linear(channels_in, width)
+        self.x_embedder = Linear(channels_in, width)
         self.t_embedder = nn.Sequential(
-            nn.Linear(model.time_channels, width), nn.SiLU(), nn.Linear(width, width)
+            Linear(model.time_channels, width), nn.SiLU(), Linear(width, width)
         )
         self.y_embedder = nn.Embedding(classes + 1, width)
         self.blocks = nn.ModuleList(
             DitBlock(width, model.heads, model.mlp_ratio) for _ in range(model.depth)
         )
         self.final_modulation = Modulation(width, 2)
-        self.final_linear = nn.Linear(width, channels_out)
+        self.final_linear = Linear(width, channels_out)
         # The statistics come from the training data and are saved with the weights. The positions
         # follow from the config and are not.
         channels = tokenizer.code_channels
@@ -162,8 +163,8 @@ class PlainAttention(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         (q, k), v = split_heads(self.qkv(x_BTC), self.heads)

@@ -18,6 +18,7 @@ from var_scaling.models.layers import (
     full_precision,
     init_adaln_transformer,
 )
+from var_scaling.models.linear import Linear
 from var_scaling.models.var.config import VarModel
 from var_scaling.randomness import seed_for
 
@@ -49,7 +50,7 @@ class VAR(nn.Module):
         self.pos_1LC = nn.Parameter(torch.empty(1, pyramid.length, width))
         self.lvl_embed = nn.Embedding(pyramid.scales, width)
         self.class_emb = nn.Embedding(classes + 1, width)
-        self.word_embed = nn.Linear(tokenizer.code_channels, width)
+        self.word_embed = Linear(tokenizer.code_channels, width)
         if model.shared_adaln:
             self.shared_ada_lin = Modulation(width, 6)
         self.blocks = nn.ModuleList(
@@ -59,7 +60,7 @@ class VAR(nn.Module):
             for _ in range(model.depth)
         )
         self.head_nm = ModulatedNorm(width)
-        self.head = nn.Linear(width, tokenizer.codebook_size)
+        self.head = Linear(width, tokenizer.codebook_size)
         # Both follow from the pyramid: not persistent, so weight files do not have them.
         self.register_buffer("levels_L", torch.tensor(pyramid.levels), persistent=False)
         # Within a scale attention has no order: its tokens are predicted in parallel.
