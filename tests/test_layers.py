@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from var_scaling.linear import Linear, linear
 from var_scaling.models import attention
 from var_scaling.models.attention import Attention, AttentionMask, attend
-from var_scaling.models.linear import Linear, linear
 from var_scaling.models.logits import mean_cross_entropy
 
 # Short; with long groups after a short part; longer than a part with groups of one position.

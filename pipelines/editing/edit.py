@@ -28,6 +28,7 @@ from var_scaling.disk import DONE, read_json, write_json
 from var_scaling.experiment.sample_set import Request
 from var_scaling.generation.blend import fade_in, overlay, paste_with_weights
 from var_scaling.generation.edit import encode_square, generate_edits
+from var_scaling.process import prepare_process
 from var_scaling.pyramid import Pyramid
 from var_scaling.tokenizer.autoencoder import to_pixels
 
@@ -72,7 +73,7 @@ def edit_image(
         newly_made = not store.is_complete()
         if newly_made:
             # As for samples: one thread on a CPU, so that a result does not depend on its batch.
-            torch.set_num_threads(context.drawing_threads())
+            prepare_process(context.drawing_threads())
             loaded = load_generator(context, address)
             store.init_run_dir()
             _generate(store, loaded, plan, options, context, report_progress)

@@ -33,6 +33,7 @@ from var_scaling.evaluation.extractors import (
 )
 from var_scaling.evaluation.fidelity import compare
 from var_scaling.experiment.scoring import ExtractorName
+from var_scaling.process import prepare_process
 
 # With fewer samples, the bias of FID is larger than the differences between models
 # (arXiv 1911.07023).
@@ -72,7 +73,7 @@ def measure_fidelity(
 
     Raises ValueError, including WeightsError, StatisticsError, DataError and ConfigMismatchError.
     """
-    torch.set_num_threads(context.process.threads)
+    prepare_process(context.process.threads)
     images = image_set(
         context, address, options.set, options.against, options.max_images, options.crop
     )

@@ -138,13 +138,13 @@ def _run_network(context: RunContext, config: FeatureNetwork) -> str:
         if is_complete(folder):
             return "done"
         attempt.begin({})
-        import torch
 
         from pipelines.evaluation.reference_stats import real_images
         from var_scaling.evaluation.classifier import train_classifier
+        from var_scaling.process import prepare_process
         from var_scaling.weights import save_weights
 
-        torch.set_num_threads(context.process.threads)
+        prepare_process(context.process.threads)
         training, held_out = (real_images(context, config.data, split) for split in SPLITS)
         report_progress = _Progress(attempt, context)
         network, accuracy = train_classifier(

@@ -76,12 +76,12 @@ def measure_speed(
         raise ValueError(
             f"a {family.name} model has a list of guidance scales: give one with --guidance G"
         )
-    import torch
 
     from var_scaling.evaluation.bench import Bench, matmul_peak
     from var_scaling.evaluation.speed import Subject, sampling_speeds, training_speeds
+    from var_scaling.process import prepare_process
 
-    torch.set_num_threads(context.process.threads)
+    prepare_process(context.process.threads)
     device = context.device()
     subject = Subject(loaded.record.spec, loaded.model, loaded.tokenizer)
     bench = Bench(device, options.seconds)

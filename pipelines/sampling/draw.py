@@ -76,11 +76,11 @@ def load_sampler(context: RunContext, plan: Plan) -> LoadedSampler:
 
     Raises ConfigMismatchError if a checksum differs from the record, ValueError.
     """
-    import torch
+    from var_scaling.process import prepare_process
 
     # One thread on a CPU: with several, the rounding of a matrix product depends on the batch, and
     # an image must not.
-    torch.set_num_threads(context.drawing_threads())
+    prepare_process(context.drawing_threads())
     loaded, config = load_generator(context, plan.address, plan.raw), plan.config
     classifier = load_rejection_classifier(context, plan.classifier) if config.rejection else None
     # Between two runs the model may be trained again or the classifier file replaced. All images of

@@ -155,12 +155,10 @@ def at_work(
 
     Raises Stopped if the block was interrupted, Superseded if a newer attempt took over.
     """
-    import torch
-
+    from var_scaling.process import prepare_process
     from var_scaling.training.loop import Interrupted
 
-    # The number of threads changes the rounding of sums: results must not depend on the core count.
-    torch.set_num_threads(process.threads)
+    prepare_process(process.threads)
     with file_lock(folder, wait=WAIT) if process.alone else nullcontext():
         _forget_failure(folder, process)
         attempt = Attempt(folder, process, requested_signal)

@@ -1,12 +1,11 @@
 """Peak memory of a computation, and a check that enough memory is free before it."""
 
-import ctypes
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from var_scaling.evaluation.rates import Memory
+from var_scaling.process import release_memory
 
 _PROCESS = Path("/proc/self")  # Linux only; elsewhere the peak is unknown
 _RESET_PEAK = "5"  # proc(5): written to clear_refs, it resets VmHWM (the peak) to VmRSS
@@ -51,9 +50,7 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def _reset_peak() -> bool:
-    # glibc keeps freed memory; malloc_trim returns it, so that it does not hide the next peak.
-    with suppress(AttributeError, OSError):  # not glibc: no malloc_trim
-        ctypes.CDLL(None).malloc_trim(0)
+    release_memory()  # kept memory would hide the next peak
     try:
         (_PROCESS / "clear_refs").write_text(_RESET_PEAK)
     except OSError:

@@ -109,14 +109,10 @@ class RequestDraws:
 
 @torch.no_grad()
 def decode_images(tokenizer: MultiScaleVQVAE, f_BZHH: Tensor) -> Tensor:
-    """The decoded images, uint8 (B, W, W, 3) on the CPU.
-
-    They are decoded one by one: the rounding of a convolution depends on the batch size.
-    """
+    """The decoded images, uint8 (B, W, W, 3) on the CPU."""
     # fp32 whatever the precision of sampling: that setting is the transformer's.
     with precision_context("fp32", f_BZHH.device):
-        images = [to_pixels(tokenizer.render(grid_1ZHH)) for grid_1ZHH in f_BZHH.split(1)]
-    return torch.cat(images).cpu()
+        return to_pixels(tokenizer.decode_grids(f_BZHH)).cpu()
 
 
 def _check_labels(requests: Sequence[Request], classes: int) -> None:

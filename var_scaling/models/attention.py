@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from var_scaling.models.linear import Linear, linear
+from var_scaling.linear import Linear, linear
 
 _LARGEST_SCALE = math.log(100.0)  # of the learned attention temperature
 _SMALLEST_SQUARE = 1e-24  # of a vector's norm: no division by 0

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from var_scaling.linear import Linear
 from var_scaling.models.attention import Attention, AttentionMask, KVCache, Rotate
-from var_scaling.models.linear import Linear
 
 
 class FeedForward(nn.Module):

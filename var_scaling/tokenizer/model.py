@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from var_scaling.config import Tokenizer
 from var_scaling.randomness import seed_for
 from var_scaling.tokenizer.autoencoder import Decoder, Dropout, DropoutGenerators, Encoder
+from var_scaling.tokenizer.groups import group_size, in_groups
 from var_scaling.tokenizer.quantizer import Quantized, Quantizer
 from var_scaling.weights import load_weights
 
@@ -54,24 +55,55 @@ class MultiScaleVQVAE(nn.Module):
         return self.render(f_BCHH).float(), quantized
 
     def features(self, images_B3HH: Tensor) -> Tensor:
-        """The feature grid (B, C, H, H) before quantisation."""
+        """The feature grid (B, C, H, H) before quantisation, for training."""
         return self.quant_conv(self.encoder(images_B3HH))
+
+    @property
+    def group_size(self) -> int:
+        """Images that `encode`, `encode_features`, `decode` and `decode_grids` compute together.
+
+        With one CPU thread the result of each image depends on no other image, bit for bit.
+        """
+        device = self.quantize.embedding.weight.device
+        return group_size(self.side**2 * self.channels, device)
 
     def encode(self, images_B3HH: Tensor) -> Tensor:
         """Token ids (B, L), int64."""
-        return self.quantize.encode(self.features(images_B3HH))
+
+        def encode_group(group: Tensor) -> Tensor:
+            return self.quantize.encode(self.features(group))
+
+        return in_groups(encode_group, self.group_size, images_B3HH)
+
+    def encode_features(self, images_B3HH: Tensor) -> Tensor:
+        """The feature grids (B, C, H, H) before quantisation."""
+        return in_groups(self.features, self.group_size, images_B3HH)
 
     def render(self, f_BCHH: Tensor) -> Tensor:
-        """The images of quantised grids (B, C, H, H), not clamped."""
+        """The images of quantised grids (B, C, H, H), not clamped, for training."""
         return self.decoder(self.post_quant_conv(f_BCHH))
 
     def decode(self, ids_BL: Tensor) -> Tensor:
         """The images of token ids (B, L), clamped to [-1, 1]."""
-        return self.render(self.quantize.decode(ids_BL)).clamp(-1, 1)
+
+        def decode_group(group: Tensor) -> Tensor:
+            return self.render(self.quantize.decode(group)).clamp(-1, 1)
+
+        return in_groups(decode_group, self.group_size, ids_BL)
+
+    def decode_grids(self, f_BCHH: Tensor) -> Tensor:
+        """The images of grids (B, C, H, H), clamped to [-1, 1]."""
+
+        def decode_group(group: Tensor) -> Tensor:
+            return self.render(group).clamp(-1, 1)
+
+        return in_groups(decode_group, self.group_size, f_BCHH)
 
 
 def load_tokenizer(t: Tokenizer, path: Path, sha256: str) -> MultiScaleVQVAE:
     """A trained tokenizer, frozen, in evaluation mode. Raises WeightsError."""
     model = MultiScaleVQVAE(t)
     load_weights(model, path, sha256)
+    # Channels last: convolutions need no reordering, a tenth to a quarter of the time on a CPU.
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.eval().requires_grad_(False)

@@ -14,6 +14,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from var_scaling.config import Tokenizer
+from var_scaling.linear import linear
+from var_scaling.tokenizer.groups import group_size
 
 _CHUNK = 1 << 16  # vectors whose distances to all codes are in memory at the same time
 
@@ -43,14 +45,20 @@ class Quantizer(nn.Module):
         # A plain list: a second module attribute would add a second set of parameter names.
         self._phi = convs if t.phi_strength else []
 
+    @property
+    def group_size(self) -> int:
+        """Grids that samplers compute together, so that no grid depends on another (groups.py)."""
+        codes_VC = self.embedding.weight
+        return group_size(self.pyramid.side**2 * codes_VC.shape[1], codes_VC.device)
+
     def nearest(self, vectors_NC: Tensor) -> Tensor:
         """Ids (N,) of the nearest codes by Euclidean distance."""
         codes_VC = self.embedding.weight
         squares_V = codes_VC.square().sum(1)
         # 2**16 vectors x 4,096 codes are 1 GiB of float32 distances.
-        chunks = [  # |v - c|² without |v|², which does not change the nearest code
-            torch.addmm(squares_V, part, codes_VC.T, alpha=-2).argmin(1)
-            for part in vectors_NC.split(_CHUNK)
+        # |v - c|² without |v|², which does not change the nearest code: |c|² - 2 v c.
+        chunks = [
+            linear(part, -2 * codes_VC, squares_V).argmin(1) for part in vectors_NC.split(_CHUNK)
         ]
         return torch.cat(chunks)
 

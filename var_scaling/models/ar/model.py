@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from var_scaling.config import Tokenizer
+from var_scaling.linear import Linear
 from var_scaling.models.ar.accounting import has_level_embedding
 from var_scaling.models.ar.config import ArModel
 from var_scaling.models.attention import (
@@ -27,7 +28,6 @@ from var_scaling.models.layers import (
     full_precision,
     init_adaln_transformer,
 )
-from var_scaling.models.linear import Linear
 from var_scaling.randomness import seed_for
 from var_scaling.tokenizer.quantizer import Quantizer
 

@@ -16,6 +16,7 @@ from var_scaling.models.attention import KVCache
 from var_scaling.models.base import Frame, SampleDraws
 from var_scaling.models.layers import Block, autocast_dtype, full_precision
 from var_scaling.models.logits import apply_guidance, filter_logits, sample_ids
+from var_scaling.tokenizer.groups import in_groups
 from var_scaling.tokenizer.quantizer import Quantizer
 
 
@@ -54,8 +55,7 @@ def sample_tokens(
                     f"{sampling.temperature:g} is too extreme, or the precision too low"
                 )
             ids_BL = from_raster(ids_BT, network.levels)
-            # Image by image: on a CPU the rounding of a convolution depends on the batch size.
-            grid_BZHH = torch.cat([quantizer.decode(ids_1L) for ids_1L in ids_BL.split(1)])
+            grid_BZHH = in_groups(quantizer.decode, quantizer.group_size, ids_BL)
             grid_BZHH[:, :, rows_at_end[position + 1] :] = 0  # rows without tokens yet
             yield Frame(grid_BZHH, ids_BL if position + 1 == network.tokens else None)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from var_scaling.accounting import FEWEST_ROWS
 from var_scaling.config import Tokenizer
+from var_scaling.linear import Linear
 from var_scaling.models.attention import attend, split_heads
 from var_scaling.models.dit.accounting import patch_channels
 from var_scaling.models.dit.config import DitModel
@@ -23,7 +24,6 @@ from var_scaling.models.layers import (
     full_precision,
     modulate,
 )
-from var_scaling.models.linear import Linear
 from var_scaling.randomness import seed_for
 
 _STD = 0.02  # initial standard deviation of the class and time embeddings

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from var_scaling.config import Tokenizer
+from var_scaling.linear import Linear
 from var_scaling.models.attention import AttentionMask
 from var_scaling.models.layers import (
     Block,
@@ -18,7 +19,6 @@ from var_scaling.models.layers import (
     full_precision,
     init_adaln_transformer,
 )
-from var_scaling.models.linear import Linear
 from var_scaling.models.var.config import VarModel
 from var_scaling.randomness import seed_for
 

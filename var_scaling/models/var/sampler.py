@@ -5,6 +5,7 @@ Z code channels, H side of the grid, V codes.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from var_scaling.models.logits import apply_guidance, filter_logits, mix_codes, 
 from var_scaling.models.var.config import ScaleSettings, VarSampling
 from var_scaling.models.var.model import VAR
 from var_scaling.pyramid import Pyramid
+from var_scaling.tokenizer.groups import in_groups
 from var_scaling.tokenizer.quantizer import Quantizer
 
 
@@ -88,11 +90,7 @@ def run_network(model: VAR, quantizer: Quantizer, labels_B: Tensor, sampling: Va
 
 def _add_scale(quantizer: Quantizer, f_BZHH: Tensor, vectors_BSZ: Tensor, k: int) -> Tensor:
     """The grid after scale `k`."""
-    if f_BZHH.device.type != "cpu":
-        return quantizer.add_vectors(f_BZHH, vectors_BSZ, k)
-    # Image by image: on a CPU the rounding of a convolution depends on the batch size.
-    pairs = zip(f_BZHH.split(1), vectors_BSZ.split(1), strict=True)
-    return torch.cat([quantizer.add_vectors(f_1ZHH, v_1SZ, k) for f_1ZHH, v_1SZ in pairs])
+    return in_groups(partial(quantizer.add_vectors, k=k), quantizer.group_size, f_BZHH, vectors_BSZ)
 
 
 def _sample_codes(
