@@ -6,7 +6,7 @@ correct: losses and logits of both implementations with the same weights, on thi
     ours on the CPU in float32. The benchmark stops unless they agree.
 training: one step from token ids to updated weights in fp16, as in the released recipe: teacher
     input, forward, backward, clipping, fused AdamW. The released implementation
-    (FoundationVision/VAR) is written below: the same operations on the same parameters, with a
+    (FoundationVision/VAR) is in released.py: the same operations on the same parameters, with a
     float mask and in-place residuals. Both use drop path 0 and log nothing but the loss. Both are
     also timed with torch.compile, which a user of either can add by one call. The implementations
     take turns; printed are medians and their ratios.
@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import torch.nn.functional as F
+from released import Released
 from torch import Tensor, nn
 
 from var_scaling.accounting import total
@@ -112,63 +113,6 @@ class Tokens:
     def batch(self, rows: Any, epochs: Any) -> tuple[Tensor, Tensor]:
         chosen = torch.as_tensor(rows)
         return self.ids_NL[chosen], self.labels_N[chosen]
-
-
-# The released implementation ---------------------------------------------------------------------
-
-
-class Released(nn.Module):
-    """The forward pass of the released code, with the parameters of our VAR.
-
-    Shapes: B images, L tokens, C width, N heads, V codes.
-    """
-
-    def __init__(self, model: VAR):
-        super().__init__()
-        self.model = model
-        blocked = ~model.mask.allowed_LL
-        self.bias_11LL: Tensor
-        mask = torch.zeros(blocked.shape, device=blocked.device).masked_fill(blocked, -torch.inf)
-        self.register_buffer("bias_11LL", mask[None, None], persistent=False)
-
-    def forward(self, labels_B: Tensor, input_BLZ: Tensor) -> Tensor:
-        model = self.model
-        with torch.autocast(labels_B.device.type, enabled=False):
-            cond_BC = model.class_emb(labels_B)
-            first = cond_BC.unsqueeze(1).expand(-1, model.pos_start.shape[1], -1) + model.pos_start
-            x_BLC = torch.cat((first, model.word_embed(input_BLZ.float())), dim=1)
-            x_BLC = x_BLC + (model.lvl_embed(model.levels_L[None]) + model.pos_1LC)
-        # The dtype of autocast, found by a small product as in the released code.
-        dtype = torch.matmul(x_BLC.new_ones(8, 8), x_BLC.new_ones(8, 8)).dtype
-        x_BLC, cond_BC, bias = x_BLC.to(dtype), cond_BC.to(dtype), self.bias_11LL.to(dtype)
-        for block in model.blocks:
-            x_BLC = self.block(block, x_BLC, cond_BC, bias)
-        scale, shift = (
-            model.head_nm.ada_lin[1](F.silu(cond_BC)).view(len(x_BLC), 1, 2, -1).unbind(2)
-        )
-        normed = F.layer_norm(x_BLC.float(), x_BLC.shape[-1:], eps=1e-6)
-        return model.head((normed.mul(scale.add(1)).add_(shift)).float()).float()
-
-    @staticmethod
-    def block(block: Any, x_BLC: Tensor, cond_BC: Tensor, bias: Tensor) -> Tensor:
-        width, attn, ffn = x_BLC.shape[-1:], block.attn, block.ffn
-        parts = block.ada_lin[1](F.silu(cond_BC)).view(len(x_BLC), 1, 6, -1).unbind(2)
-        gamma1, gamma2, scale1, scale2, shift1, shift2 = parts
-        h = F.layer_norm(x_BLC, width, eps=1e-6).mul(scale1.add(1)).add_(shift1)
-        qkv_bias = torch.cat((attn.q_bias, torch.zeros_like(attn.q_bias), attn.v_bias))
-        qkv = F.linear(h, attn.mat_qkv.weight, qkv_bias)
-        q, k, v = qkv.view(*h.shape[:2], 3, attn.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        if attn.normalised:
-            temperature = attn.scale_mul_1H11.clamp_max(4.605170185988092).exp()  # ln 100
-            q, k, scale = F.normalize(q, dim=-1).mul(temperature), F.normalize(k, dim=-1), 1.0
-        else:
-            scale = 0.25 * q.shape[-1] ** -0.5
-        bias = bias.to(v.dtype)
-        h = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, bias, scale=scale)
-        h = attn.proj(h.transpose(1, 2).reshape(x_BLC.shape))
-        x_BLC = x_BLC + h.mul(gamma1)
-        h = F.layer_norm(x_BLC, width, eps=1e-6).mul(scale2.add(1)).add_(shift2)
-        return x_BLC + ffn.fc2(F.gelu(ffn.fc1(h), approximate="tanh")).mul(gamma2)
 
 
 # Steps -------------------------------------------------------------------------------------------
