@@ -176,7 +176,7 @@ def _reconstructions(
     # quantisation; `render`, unlike `decode`, does not clamp.
     def reconstruct(model: "MultiScaleVQVAE", images_B3WW: Tensor) -> Tensor:
         if cache == "features":
-            return model.decode_grids(model.encode_features(images_B3WW))
+            return model.decode_grids(model.features(images_B3WW))
         return model.decode(model.encode(images_B3WW))
 
     def batches() -> Iterator[Batch]:

@@ -42,7 +42,7 @@ def write_cache(
     content = _content(description, source, part)
     manifest = _open_or_create(folder, content, source.classes, len(part_rows))
     tokens = np.lib.format.open_memmap(folder / array_file(description), mode="r+")
-    encode = model.encode_features if description.get("kind") == "features" else model.encode
+    encode = model.features if description.get("kind") == "features" else model.encode
     shards: list[int] = manifest["shards_crc32"]
     # After the shards that an earlier attempt finished. Rows of an unfinished shard are encoded
     # again: without a checksum they may be half-written.

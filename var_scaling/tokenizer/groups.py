@@ -9,10 +9,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# Values of the largest feature map of a group: more gains no time on a CPU (benchmarks/tokenize.py)
-# and would be computed in vain for a single image.
+# Values of the largest feature map of a group. On a CPU more gains no time
+# (benchmarks/tokenizing.py), and would be computed in vain for a single image.
 _CPU_VALUES, _GPU_VALUES = 2**19, 2**27
-_LARGEST_GROUP = 16
+_LARGEST_GROUP = 8
 
 
 def group_size(values_per_image: int, device: torch.device) -> int:

@@ -55,12 +55,12 @@ class MultiScaleVQVAE(nn.Module):
         return self.render(f_BCHH).float(), quantized
 
     def features(self, images_B3HH: Tensor) -> Tensor:
-        """The feature grid (B, C, H, H) before quantisation, for training."""
+        """The feature grid (B, C, H, H) before quantisation."""
         return self.quant_conv(self.encoder(images_B3HH))
 
     @property
     def group_size(self) -> int:
-        """Images that `encode`, `encode_features`, `decode` and `decode_grids` compute together.
+        """Images that `decode` and `decode_grids` compute together.
 
         With one CPU thread the result of each image depends on no other image, bit for bit.
         """
@@ -69,15 +69,7 @@ class MultiScaleVQVAE(nn.Module):
 
     def encode(self, images_B3HH: Tensor) -> Tensor:
         """Token ids (B, L), int64."""
-
-        def encode_group(group: Tensor) -> Tensor:
-            return self.quantize.encode(self.features(group))
-
-        return in_groups(encode_group, self.group_size, images_B3HH)
-
-    def encode_features(self, images_B3HH: Tensor) -> Tensor:
-        """The feature grids (B, C, H, H) before quantisation."""
-        return in_groups(self.features, self.group_size, images_B3HH)
+        return self.quantize.encode(self.features(images_B3HH))
 
     def render(self, f_BCHH: Tensor) -> Tensor:
         """The images of quantised grids (B, C, H, H), not clamped, for training."""
@@ -104,6 +96,12 @@ def load_tokenizer(t: Tokenizer, path: Path, sha256: str) -> MultiScaleVQVAE:
     """A trained tokenizer, frozen, in evaluation mode. Raises WeightsError."""
     model = MultiScaleVQVAE(t)
     load_weights(model, path, sha256)
-    # Channels last: convolutions need no reordering, a tenth to a quarter of the time on a CPU.
+    return freeze(model)
+
+
+def freeze(model: MultiScaleVQVAE) -> MultiScaleVQVAE:
+    """The model for use: in evaluation mode, without gradients, channels-last."""
+    # Convolutions of channels-last weights need no reordering: a tenth to a quarter of the time on
+    # a CPU (benchmarks/tokenizing.py).
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.eval().requires_grad_(False)
