@@ -1,6 +1,7 @@
 """A law evaluated at points, in centred logs: residuals, share of each term, derivatives."""
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,9 +59,33 @@ class Points:
         return lowest, highest
 
 
+class Terms(NamedTuple):
+    """A law at points: what the derivatives of log L are made of."""
+
+    residual: Array  # (B, n)
+    shares: list[Array]  # share of each power in L, then that of E, (B, n) each
+    logs: list[Array]  # centred log of each power's variable: (n,), or (B, n) where θ changes it
+    slopes: tuple[Array, Array] | None  # first and second derivative of log D' by log R*, (B, n)
+
+    def rows(self, chosen: NDArray[np.bool_]) -> "Terms":
+        """The terms of these problems of a batch."""
+        logs = [log if log.ndim == 1 else log[chosen] for log in self.logs]
+        slopes = None if self.slopes is None else (self.slopes[0][chosen], self.slopes[1][chosen])
+        return Terms(self.residual[chosen], [each[chosen] for each in self.shares], logs, slopes)
+
+    def overwrite(self, chosen: NDArray[np.generic], other: "Terms") -> None:
+        """Replace the rows `chosen` by the rows of `other`, in place."""
+        for mine, theirs in zip(self._by_problem(), other._by_problem(), strict=True):
+            mine[chosen] = theirs
+
+    def _by_problem(self) -> list[Array]:
+        logs = [log for log in self.logs if log.ndim == 2]
+        return [self.residual, *self.shares, *logs, *(self.slopes or ())]
+
+
 def residuals(points: Points, theta: Array) -> Array:
     """(B, n) predicted log L minus measured log L."""
-    return terms_of(points, theta, points.z)[0]
+    return terms_of(points, theta, points.z).residual
 
 
 def information(points: Points, weights: Array, theta: Array) -> Array:
@@ -74,7 +99,7 @@ def jacobian(points: Points, theta: Array) -> Array:
     return slopes_of(points, theta, terms_of(points, theta, points.z))
 
 
-def slopes_of(points: Points, theta: Array, terms: "Terms") -> Array:
+def slopes_of(points: Points, theta: Array, terms: Terms) -> Array:
     """`jacobian` from terms that are already computed."""
     _, shares, logs, slopes = terms
     jacobian = np.empty((len(theta), points.parameters, points.count))
@@ -93,15 +118,8 @@ def slopes_of(points: Points, theta: Array, terms: "Terms") -> Array:
     return jacobian
 
 
-Terms = tuple[Array, list[Array], list[Array], tuple[Array, Array] | None]
-
-
 def terms_of(points: Points, theta: Array, z: Array) -> Terms:
-    """Residuals (B, n), the share of each term in L, the centred log of each power's variable, and
-    the first and second derivative of log D' by log R* (None without repeats).
-
-    The shares are those of the powers, then that of E.
-    """
+    """The law at θ (B, p) and the points, with z (n,) or (B, n) in place of `points.z`."""
     logs, slopes = list(points.logs), None
     if points.repeats is not None:
         logs[-1], *slope = log_effective_data(points, theta[:, -1:])
@@ -118,7 +136,7 @@ def terms_of(points: Points, theta: Array, z: Array) -> Terms:
         exponents.append(np.broadcast_to(theta[:, 2 * points.powers, None], shape))
     # A single power needs neither exp nor log.
     if len(exponents) == 1:
-        return exponents[0] - z, [np.ones(shape)], logs, slopes
+        return Terms(exponents[0] - z, [np.ones(shape)], logs, slopes)
     largest = exponents[0]  # subtracted so that no exp overflows
     for exponent in exponents[1:]:
         largest = np.maximum(largest, exponent)
@@ -126,8 +144,8 @@ def terms_of(points: Points, theta: Array, z: Array) -> Terms:
     total = powers[0] + sum(powers[1:])
     log_sum = largest + np.log(total)
     if points.law.odds:
-        return -log_sum - z, [powers[0] / total], logs, slopes
-    return log_sum - z, [power / total for power in powers], logs, slopes
+        return Terms(-log_sum - z, [powers[0] / total], logs, slopes)
+    return Terms(log_sum - z, [power / total for power in powers], logs, slopes)
 
 
 def log_effective_data(points: Points, rho: Array) -> tuple[Array, Array, Array]:
