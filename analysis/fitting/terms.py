@@ -1,6 +1,8 @@
 """A law evaluated at points, in centred logs: residuals, share of each term, derivatives."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +16,8 @@ Array = NDArray[np.float64]
 _MAX_EXPONENT = 30.0
 _R_STAR_RANGE = (1e-2, 1e5)  # lowest and highest R*
 _MIN_E = 1e-5  # share of the least loss: a smaller E cannot be distinguished from 0
+# Runs per distinct x from which the law is evaluated once for each x: below, copying costs more.
+_RUNS_PER_X = 4
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,19 @@ class Points:
     def rows(self, chosen: NDArray[np.intp]) -> "Points":
         """The data sets of these rows of `z`; the same points where all rows share one data set."""
         return self if self.z.ndim == 1 else replace(self, z=self.z[chosen])
+
+    @cached_property
+    def distinct(self) -> tuple[tuple[Array, ...], NDArray[np.intp]] | None:
+        """The logs of the distinct x, (u,) each, and the index of each point's x among them.
+
+        None where few points share their x, and where the logs depend on θ.
+        """
+        if self.repeats is not None:
+            return None
+        logs, index = np.unique(np.stack(self.logs), axis=1, return_inverse=True)
+        if _RUNS_PER_X * logs.shape[1] > self.count:
+            return None
+        return tuple(logs), index.ravel()
 
     @property
     def powers(self) -> int:
@@ -124,7 +141,21 @@ def terms_of(points: Points, theta: Array, z: Array) -> Terms:
     if points.repeats is not None:
         logs[-1], *slope = log_effective_data(points, theta[:, -1:])
         slopes = (slope[0], slope[1])
-    # t_k of each power at each point, (B, n) each.
+    if points.distinct is None:
+        log_L, shares = _sum_of_terms(points, theta, logs)
+        return Terms(log_L - z, shares, logs, slopes)
+    # Runs of one x have equal terms, bit for bit: each is computed once and copied to the runs.
+    distinct, index = points.distinct
+    log_L, shares = _sum_of_terms(points, theta, distinct)
+    at_points = log_L.take(index, 1)
+    return Terms(at_points - z, [share.take(index, 1) for share in shares], logs, slopes)
+
+
+def _sum_of_terms(
+    points: Points, theta: Array, logs: Sequence[Array]
+) -> tuple[Array, list[Array]]:
+    """log L and the share of each term, (B, m) each, at these m values of the variables."""
+    # t_k of each power at each point, (B, m) each.
     exponents = [
         theta[:, 2 * k, None] - theta[:, 2 * k + 1, None] * log for k, log in enumerate(logs)
     ]
@@ -136,7 +167,7 @@ def terms_of(points: Points, theta: Array, z: Array) -> Terms:
         exponents.append(np.broadcast_to(theta[:, 2 * points.powers, None], shape))
     # A single power needs neither exp nor log.
     if len(exponents) == 1:
-        return Terms(exponents[0] - z, [np.ones(shape)], logs, slopes)
+        return exponents[0], [np.ones(shape)]
     largest = exponents[0]  # subtracted so that no exp overflows
     for exponent in exponents[1:]:
         largest = np.maximum(largest, exponent)
@@ -144,8 +175,8 @@ def terms_of(points: Points, theta: Array, z: Array) -> Terms:
     total = powers[0] + sum(powers[1:])
     log_sum = largest + np.log(total)
     if points.law.odds:
-        return Terms(-log_sum - z, [powers[0] / total], logs, slopes)
-    return Terms(log_sum - z, [power / total for power in powers], logs, slopes)
+        return -log_sum, [powers[0] / total]
+    return log_sum, [power / total for power in powers]
 
 
 def log_effective_data(points: Points, rho: Array) -> tuple[Array, Array, Array]:
