@@ -5,8 +5,6 @@ is no descent direction, the step of a majorising quadratic is used. In shapes, 
 problems: a bootstrap, a profile or a set of starts is one call.
 """
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,8 +49,8 @@ def minimise(
     """
     # Chunks of the batch: each holds several (B, p, n) arrays.
     rows = max(1, _CHUNK // points.count)
-
-    def minimise_rows(first: int) -> tuple[Array, Array, Array]:
+    parts = []
+    for first in range(0, len(theta), rows):
         part = slice(first, first + rows)
         z = points.z if points.z.ndim == 1 else points.z[part]
         part_weights = weights if len(weights) == 1 else weights[part]
@@ -61,15 +59,7 @@ def minimise(
         for width in objective.widths(near_optimum)[:-1]:
             start = _newton(points, z, part_weights, start, width, fixed, _LOOSE_TOLERANCE)
         start = _newton(points, z, part_weights, start, objective.delta, fixed, tolerance)
-        return start, *evaluate(points, z, part_weights, start, objective.delta, fixed)
-
-    chunks = range(0, len(theta), rows)
-    threads = min(len(chunks), len(os.sched_getaffinity(0)))
-    if threads < 2:
-        parts = [minimise_rows(first) for first in chunks]
-    else:  # the chunks are independent, and NumPy computes on large arrays in parallel
-        with ThreadPoolExecutor(threads) as pool:
-            parts = list(pool.map(minimise_rows, chunks))
+        parts.append((start, *evaluate(points, z, part_weights, start, objective.delta, fixed)))
     return Minima(*(np.concatenate(piece) for piece in zip(*parts, strict=True)))
 
 

@@ -47,7 +47,11 @@ class Points:
         """
         if self.repeats is not None:
             return None
-        logs, index = np.unique(np.stack(self.logs), axis=1, return_inverse=True)
+        if self.powers == 1:  # much faster than the unique columns of a matrix
+            log, index = np.unique(self.logs[0], return_inverse=True)
+            logs = log[None]
+        else:
+            logs, index = np.unique(np.stack(self.logs), axis=1, return_inverse=True)
         if _RUNS_PER_X * logs.shape[1] > self.count:
             return None
         return tuple(logs), index.ravel()

@@ -91,7 +91,7 @@ def bootstrap(
     # Resamples with too few sizes are drawn again; how many were drawn is reported.
     while usable_count < resamples:
         counts = draw(generator, resamples)
-        sufficient = _sufficient(fit, weights_of(counts) > 0)
+        sufficient = _sufficient(fit, weights_of(counts > 0))
         usable = np.flatnonzero(sufficient)[: resamples - usable_count]
         if len(usable):
             drawn += int(usable[-1]) + 1
@@ -138,7 +138,7 @@ def scheme_for(sizes: ArrayLike, seeds: ArrayLike) -> dict[str, Any]:
 
 
 Draw = Callable[[np.random.Generator, int], Array]  # (generator, B) -> (B, m) counts
-Weights = Callable[[Array], Array]  # (B, m) counts -> (B, n) weights of the points
+Weights = Callable[[Any], Any]  # (B, m) counts -> (B, n) weights of the points
 
 
 def _scheme(
@@ -155,9 +155,8 @@ def _scheme(
         few = "" if groups >= _MIN_CLUSTERS else ", too few for reliable intervals"
         chances = np.full(groups, 1 / groups)
         return (
-            lambda generator, rows: generator.multinomial(groups, chances, rows),
-            # A point has the count of its cluster.
-            lambda counts: counts[:, labels] * 1.0,
+            lambda generator, rows: generator.multinomial(groups, chances, rows) * 1.0,
+            lambda counts: counts.take(labels, 1),  # a point has the count of its cluster
             f"bootstrap over {groups} seeds{few}",
         )
     if strata is not None:
