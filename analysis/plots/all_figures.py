@@ -57,6 +57,7 @@ FIGURES: dict[str, Callable[[Study], Figure | None]] = {
         objectives, isoflop, allocation, holdout, influence, curves, rates, forecasts,
     )
 }  # fmt: skip
+_SLOW = ("objectives", "laws_in_compute", "laws_in_parameters")  # drawn first
 CAPTIONS = {
     "laws_in_parameters": "Score of each run at its end against the weights of the block matrices "
     "(left) and all parameters (right). Dashed: a pure power law; solid: with a fitted irreducible "
@@ -104,16 +105,19 @@ def draw_all(
 
     The same study gives the same files, byte by byte. `processes`: see analysis.parallel.
     """
-    jobs = {name: partial(_draw, study, folder, name, formats) for name in FIGURES}
-    drawn = in_processes(list(jobs.values()), processes)
-    return {name: path for name, path in zip(jobs, drawn, strict=True) if path is not None}
+    names = [*_SLOW, *(name for name in FIGURES if name not in _SLOW)]
+    jobs = [partial(_draw, study, folder, name, formats) for name in names if name in FIGURES]
+    drawn = dict(in_processes(jobs, processes))
+    return {name: path for name in FIGURES if (path := drawn[name]) is not None}
 
 
-def _draw(study: Study, folder: Path, name: str, formats: Sequence[str]) -> Path | None:
-    """The PNG of one figure; None if the study has no data for it."""
+def _draw(
+    study: Study, folder: Path, name: str, formats: Sequence[str]
+) -> tuple[str, Path | None]:
+    """The name of one figure and its PNG; None if the study has no data for it."""
     figure = FIGURES[name](study)
     if figure is not None:
-        return save(figure, folder, name, formats)
+        return name, save(figure, folder, name, formats)
     for kind in FORMATS:  # of an earlier study
         (folder / f"{name}.{kind}").unlink(missing_ok=True)
-    return None
+    return name, None

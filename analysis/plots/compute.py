@@ -134,13 +134,23 @@ def draw_runs(
     """Draw each run's evaluations as a thin line in the style of its size; a dot if it has one."""
     known = rows.dropna(subset=[x, metric, size])
     # Runs of several seeds or sweeps can share a name; each is a line of its own.
-    for _, run in known.groupby([size, "trial", *(_label(known, n) for n in _RUN)]):
-        style, single = styles[float(run[size].iloc[0])], len(run) == 1
-        run = run.sort_values(x)
-        panel.plot(
-            run[x], run[metric], color=style.colour, lw=0.9,
-            ls="none" if single else style.line, marker="." if single else None, ms=2.5, zorder=2,
-        )  # fmt: skip
+    by_run = known.groupby([size, "trial", *(_label(known, name) for name in _RUN)])
+    runs = known.assign(run=by_run.ngroup(), evaluations=by_run[x].transform("size"))
+    runs = runs.sort_values(["run", x], kind="stable")
+    for value, of_size in runs.groupby(size):
+        style = styles[float(value)]
+        single = of_size.evaluations == 1
+        # One artist for all runs of a size: thousands of artists take seconds to draw.
+        for chosen, line, marker in (
+            (of_size[~single], style.line, None), (of_size[single], "none", "."),
+        ):  # fmt: skip
+            # NaN between runs ends a line.
+            ends = np.flatnonzero(np.diff(chosen.run)) + 1 if marker is None else []
+            points = (np.insert(chosen[name].to_numpy(float), ends, np.nan) for name in (x, metric))
+            if len(chosen):
+                panel.plot(
+                    *points, color=style.colour, lw=0.9, ls=line, marker=marker, ms=2.5, zorder=2
+                )
     panel.set(xscale="log", yscale="log")
 
 

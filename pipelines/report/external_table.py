@@ -44,11 +44,12 @@ def fit_table(
         table, title = load_table(Path(name), renamed), Path(name).name
     if completed is not None:
         table = complete(table, completed)
-    fitted = studies(table, objective, progress=progress)
+    processes = idle_cores()
+    fitted = studies(table, objective, progress=progress, processes=processes)
     base = Path(f"{Path(title.replace(':', '-')).stem}-laws")
     folder = out or (base if name.startswith(_MLFLOW) else Path(name).parent / base)
     facts = Facts(title=title, question=f"The laws of {name}", settings={}, provenance={})
-    page = write_pages(folder, fitted, facts, formats, processes=idle_cores())
+    page = write_pages(folder, fitted, facts, formats, processes=processes)
     laws = {**laws_of_all(fitted), "sweep": title}
     write_json(folder / "laws.json", laws)
     return page, laws

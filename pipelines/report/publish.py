@@ -66,9 +66,10 @@ def publish(
         f"{stage}: {text}" for stage, text in damaged.items() if not stage.startswith("trial ")
     ]
     table = replace(table, notes=(*table.notes, *notes))
-    fitted = studies(table, objective, tuple(grade_forecasts(home, sweep)), progress)
     # `run` has threads of Ray, with which a process must not fork. It does not ask for `again`.
     processes = idle_cores() if again else 1
+    forecasts = tuple(grade_forecasts(home, sweep))
+    fitted = studies(table, objective, forecasts, progress, processes)
     report, path = report_path(home, sweep).parent, folder / "images.parquet"
     scored, families = None, dict[str, Any]()
     if path.exists():
