@@ -78,10 +78,10 @@ def scaled_value(residual: Array, width: float) -> Array:
 
 def scaled_derivatives(residual: Array, width: float) -> tuple[Array, Array, Array]:
     """First and second derivative of the scaled loss, and the curvature of the majorising
-    quadratic, which is never below the loss.
+    quadratic, which is never below the loss; a constant one has the shape (1, 1).
     """
     if np.isinf(width):
-        return 2 * residual, np.full_like(residual, 2), np.full_like(residual, 2)
+        return 2 * residual, np.full((1, 1), 2.0), np.full((1, 1), 2.0)
     size = np.abs(residual)
     # The majoriser of the linear part touches the loss at the residual and has the curvature 1 /
     # |r|, as in iteratively reweighted least squares; the second derivative there is 0.

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -151,8 +151,11 @@ def terms_of(points: Points, theta: Array, z: Array) -> Terms:
     # Runs of one x have equal terms, bit for bit: each is computed once and copied to the runs.
     distinct, index = points.distinct
     log_L, shares = _sum_of_terms(points, theta, distinct)
-    at_points = log_L.take(index, 1)
-    return Terms(at_points - z, [share.take(index, 1) for share in shares], logs, slopes)
+    if (np.diff(index) >= 0).all():  # runs in the order of x: copied in blocks
+        at_points = partial(np.repeat, repeats=np.bincount(index), axis=1)
+    else:
+        at_points = partial(np.take, indices=index, axis=1)
+    return Terms(at_points(log_L) - z, [at_points(share) for share in shares], logs, slopes)
 
 
 def _sum_of_terms(
