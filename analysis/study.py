@@ -16,8 +16,8 @@ from analysis.fitting.fit import Fit, fit_law
 from analysis.fitting.laws import PURE
 from analysis.fitting.objectives import OBJECTIVES
 from analysis.fitting.points import FitError
-from analysis.selection.counting import Convention, by_convention
 from analysis.parallel import in_processes
+from analysis.selection.counting import Convention, by_convention
 from analysis.selection.holdout import HeldOut
 from analysis.selection.select import Candidate, Choice, choose
 from analysis.table.table import Table
@@ -145,14 +145,11 @@ def study(
     size = "params_total" if finals.params_blocks.isna().all() else "params_blocks"
     frontiers = _frontiers(table, size, refusals)
     pairs = [(metric, variable) for variable in VARIABLES for metric in METRICS]
-    allocated, *laws = in_processes(
-        [
-            partial(_allocation, table, size),
-            *(partial(_laws_of_pair, finals, frontiers, *pair, objective) for pair in pairs),
-        ],
-        processes,
-        partial(progress, "laws"),
-    )
+    jobs: list[Callable[[], Any]] = [
+        partial(_allocation, table, size),
+        *(partial(_laws_of_pair, finals, frontiers, *pair, objective) for pair in pairs),
+    ]
+    allocated, *laws = in_processes(jobs, processes, partial(progress, "laws"))
     progress("laws", 1, 1)
     choices: dict[tuple[str, str], Choice] = {}
     findings: list[LawResult] = []

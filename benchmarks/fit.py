@@ -27,8 +27,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -273,9 +273,7 @@ def median_of(measured: list[dict[str, Any]], stage: str) -> dict[str, float]:
     }
 
 
-def append(
-    title: str, rows: int, name: str, rounds: int, measured: list[dict[str, Any]]
-) -> None:
+def append(title: str, rows: int, name: str, rounds: int, measured: list[dict[str, Any]]) -> None:
     """Append the medians with machine, commit and date to benchmarks/results/fit.jsonl."""
     line = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": name,

@@ -158,9 +158,7 @@ def terms_of(points: Points, theta: Array, z: Array) -> Terms:
     return Terms(at_points(log_L) - z, [at_points(share) for share in shares], logs, slopes)
 
 
-def _sum_of_terms(
-    points: Points, theta: Array, logs: Sequence[Array]
-) -> tuple[Array, list[Array]]:
+def _sum_of_terms(points: Points, theta: Array, logs: Sequence[Array]) -> tuple[Array, list[Array]]:
     """log L and the share of each term, (B, m) each, at these m values of the variables."""
     # t_k of each power at each point, (B, m) each.
     exponents = [

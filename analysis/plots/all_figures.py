@@ -111,9 +111,7 @@ def draw_all(
     return {name: path for name in FIGURES if (path := drawn[name]) is not None}
 
 
-def _draw(
-    study: Study, folder: Path, name: str, formats: Sequence[str]
-) -> tuple[str, Path | None]:
+def _draw(study: Study, folder: Path, name: str, formats: Sequence[str]) -> tuple[str, Path | None]:
     """The name of one figure and its PNG; None if the study has no data for it."""
     figure = FIGURES[name](study)
     if figure is not None:

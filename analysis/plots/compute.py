@@ -137,20 +137,19 @@ def draw_runs(
     by_run = known.groupby([size, "trial", *(_label(known, name) for name in _RUN)])
     runs = known.assign(run=by_run.ngroup(), evaluations=by_run[x].transform("size"))
     runs = runs.sort_values(["run", x], kind="stable")
-    for value, of_size in runs.groupby(size):
-        style = styles[float(value)]
-        single = of_size.evaluations == 1
+    for _, of_size in runs.groupby(size):
+        style = styles[float(of_size[size].iloc[0])]
         # One artist for all runs of a size: thousands of artists take seconds to draw.
-        for chosen, line, marker in (
-            (of_size[~single], style.line, None), (of_size[single], "none", "."),
-        ):  # fmt: skip
-            # NaN between runs ends a line.
-            ends = np.flatnonzero(np.diff(chosen.run)) + 1 if marker is None else []
-            points = (np.insert(chosen[name].to_numpy(float), ends, np.nan) for name in (x, metric))
-            if len(chosen):
-                panel.plot(
-                    *points, color=style.colour, lw=0.9, ls=line, marker=marker, ms=2.5, zorder=2
-                )
+        single = of_size.evaluations == 1
+        options: dict[str, Any] = {"color": style.colour, "lw": 0.9, "ms": 2.5, "zorder": 2}
+        dots, lines = of_size[single], of_size[~single]
+        if len(lines):
+            ends = np.flatnonzero(np.diff(lines.run)) + 1
+            # NaN between two runs ends a line.
+            at = (np.insert(lines[name].to_numpy(float), ends, np.nan) for name in (x, metric))
+            panel.plot(*at, ls=style.line, **options)
+        if len(dots):
+            panel.plot(dots[x], dots[metric], ls="none", marker=".", **options)
     panel.set(xscale="log", yscale="log")
 
 

@@ -11,9 +11,9 @@ from analysis.fitting.points import FitError
 from analysis.fitting.search import solve
 from analysis.fitting.terms import Points, residuals
 
-_FEW = 40  # points; up to this number every refit has all starts
 Array = NDArray[np.float64]
 
+_FEW = 40  # points; up to this number every refit has all starts
 _EXACT = 1e-24  # squared log residual below which points count as exactly on the law
 
 
@@ -57,15 +57,24 @@ def influence(fit: Fit) -> tuple[Influence, ...]:
     refits, weights = _without_each(fit, removable)
     theta = solve(refits, weights, starts[:, None], fit.objective, log_floor).theta
     columns = data.columns(theta)
-    before = residuals(points, fit.theta[None])
-    change = residuals(points, theta) - before  # of predicted log L, (B, n)
     # s² of the full fit with n - p degrees of freedom, as in Cook's D.
-    variance = float(np.mean(data.weights * before[0] ** 2))
+    variance = float(np.mean(data.weights * residuals(points, fit.theta[None])[0] ** 2))
     variance *= fit.points / (fit.points - fit.free)
-    distances = np.mean(change**2, 1) * fit.points / (fit.free * max(variance, _EXACT))
     sizes = fit.law.arrays(data.x)[0]
     # The largest size is the one that extrapolation starts from.
-    changes = np.expm1(change[:, int(np.argmax(sizes))])
+    largest = int(np.argmax(sizes))
+    # The change of predicted log L at each point, or at each distinct x with its number of points.
+    if points.distinct is None:
+        change = residuals(points, theta) - residuals(points, fit.theta[None])  # (B, n)
+        mean_square = np.mean(change**2, 1)
+    else:
+        logs, index = points.distinct
+        at = replace(points, logs=logs, z=np.zeros(len(logs[0])))
+        change = residuals(at, theta) - residuals(at, fit.theta[None])  # (B, u)
+        mean_square = change**2 @ np.bincount(index) / fit.points
+        largest = int(index[largest])
+    distances = mean_square * fit.points / (fit.free * max(variance, _EXACT))
+    changes = np.expm1(change[:, largest])
     exponent = fit.law.powers[0][1]
     free_floor = fit.law.floor and fit.floor is None
     return tuple(
@@ -95,14 +104,14 @@ def _without_each(fit: Fit, removed: NDArray[np.intp]) -> tuple[Points, Array]:
         left[row, removed] = 0
         return points, left
     logs, size = points.distinct
+    runs, of_removed = np.bincount(size), size[removed]
     left = np.repeat(np.bincount(size, weights)[None], len(removed), 0)
     total = np.repeat(np.bincount(size, weights * points.z)[None], len(removed), 0)
-    of_removed = size[removed]
     left[row, of_removed] -= weights[removed]
     total[row, of_removed] -= weights[removed] * points.z[removed]
     # The only run of its size leaves weight 0, possibly with a rounding error, and no mean.
-    alone = np.bincount(size)[of_removed] == 1
-    left[row[alone], of_removed[alone]] = total[row[alone], of_removed[alone]] = 0
+    alone = np.flatnonzero(runs[of_removed] == 1)
+    left[alone, of_removed[alone]] = total[alone, of_removed[alone]] = 0
     return replace(points, logs=logs, z=total / np.where(left > 0, left, 1)), left
 
 

@@ -92,16 +92,20 @@ def critical_rise(
     # The parameter or prediction is held at its true value in the simulations, the fitted one.
     if column is not None:
         constrained = solve(
-            simulated, problem.weights, start, fit.objective, problem.log_floor, (column,), **precision
+            simulated,
+            problem.weights,
+            start,
+            fit.objective,
+            problem.log_floor,
+            (column,),
+            **precision,
         )
     else:
         assert points is not None
         new = best + (noise[:, -1:] if weight == 1 else 0 * noise[:, -1:])
         extended = replace(points, z=np.column_stack([simulated.z, new]))
         weights = np.append(problem.weights[0], weight)[None]
-        constrained = solve(
-            extended, weights, start, fit.objective, problem.log_floor, **precision
-        )
+        constrained = solve(extended, weights, start, fit.objective, problem.log_floor, **precision)
     return float(np.quantile(constrained.objective / unconstrained.objective - 1, level))
 
 

@@ -31,7 +31,7 @@ ObjectiveName = Annotated[
     ),
 ]
 FigureFormats = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--formats",
         help="formats of the figures besides PNG, such as pdf,svg. Default: PNG, and those that "
@@ -64,7 +64,7 @@ def fit(
         Path | None,
         typer.Option("--out", help="folder for the report of a table, such as ./report"),
     ] = None,
-    formats: FigureFormats = "",
+    formats: FigureFormats = None,
     as_json: AsJson = False,
 ) -> None:
     """Fit the laws to a sweep or to a table of runs.
@@ -112,7 +112,7 @@ def report(
             help="compare with another sweep, or with a laws.json file. Default: no comparison",
         ),
     ] = None,
-    formats: FigureFormats = "",
+    formats: FigureFormats = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the report of a sweep, or compare two sweeps.
@@ -200,9 +200,9 @@ def coverage(
     console.print(table)
 
 
-def parse_formats(text: str) -> tuple[str, ...]:
+def parse_formats(text: str | None) -> tuple[str, ...]:
     """The formats in a list such as "pdf,svg". Raises ValueError for an unknown one."""
-    formats = tuple(name.strip() for name in text.split(",") if name.strip())
+    formats = tuple(name.strip() for name in (text or "").split(",") if name.strip())
     if unknown := [name for name in formats if name not in ("png", "pdf", "svg")]:
         raise ValueError(f"--formats {unknown[0]}: each format is one of png, pdf, svg")
     return formats

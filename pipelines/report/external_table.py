@@ -28,7 +28,8 @@ def fit_table(
 ) -> tuple[Path, dict[str, Any]]:
     """Fit every law that the table has data for, and write plots, laws.json and the report.
 
-    The figures are PNGs, and in `formats`. Returns the report's path and the content of laws.json. Raises TableError.
+    The figures are PNGs, and in `formats`. Returns the report's path and the content of laws.json.
+    Raises TableError.
     """
     from analysis.export import laws_of_all
     from analysis.parallel import idle_cores
