@@ -1,5 +1,6 @@
 """Independent computations in forked processes, which share the memory of this one."""
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -44,6 +45,7 @@ def in_processes(
             return int(following.value) - 1
 
     def work(pipe: Connection) -> None:
+        gc.disable()  # this process ends soon
         done: dict[int, Any] = {}
         try:
             while (index := take()) < len(jobs):
@@ -53,6 +55,9 @@ def in_processes(
         else:
             pipe.send(done)
 
+    # The present objects are left out of garbage collections: with many of them, these take seconds,
+    # and they write to the memory that the processes share.
+    gc.freeze()
     pipes, children = [], []
     for _ in range(processes - 1):
         receiver, sender = context.Pipe(duplex=False)
@@ -74,4 +79,5 @@ def in_processes(
         for child in children:
             child.kill()  # it has sent its results, or they are no longer needed
             child.join()
+        gc.unfreeze()
     return [results[index] for index in range(len(jobs))]

@@ -100,13 +100,13 @@ def _without_each(fit: Fit, removed: NDArray[np.intp]) -> tuple[Points, Array]:
     as_sizes = fit.points > _FEW and np.isinf(fit.objective.delta)
     if not as_sizes or points.distinct is None:
         # A point of weight 0 is left out. Its row keeps the same arrays: all refits are one batch.
-        left = np.repeat(weights[None], len(removed), 0)
-        left[row, removed] = 0
-        return points, left
+        one_less = np.repeat(weights[None], len(removed), 0)
+        one_less[row, removed] = 0
+        return points, one_less
     logs, size = points.distinct
     runs, of_removed = np.bincount(size), size[removed]
-    left = np.repeat(np.bincount(size, weights)[None], len(removed), 0)
-    total = np.repeat(np.bincount(size, weights * points.z)[None], len(removed), 0)
+    left: Array = np.repeat(np.bincount(size, weights)[None], len(removed), 0)
+    total: Array = np.repeat(np.bincount(size, weights * points.z)[None], len(removed), 0)
     left[row, of_removed] -= weights[removed]
     total[row, of_removed] -= weights[removed] * points.z[removed]
     # The only run of its size leaves weight 0, possibly with a rounding error, and no mean.
