@@ -45,7 +45,6 @@ def in_processes(
             return int(following.value) - 1
 
     def work(pipe: Connection) -> None:
-        gc.disable()  # this process ends soon
         done: dict[int, Any] = {}
         try:
             while (index := take()) < len(jobs):
@@ -55,9 +54,10 @@ def in_processes(
         else:
             pipe.send(done)
 
-    # The present objects are left out of garbage collections: with many of them, these take seconds,
-    # and they write to the memory that the processes share.
-    gc.freeze()
+    # With many objects, garbage collections take seconds, and they write to the memory that the
+    # processes share.
+    collecting = gc.isenabled()
+    gc.disable()
     pipes, children = [], []
     for _ in range(processes - 1):
         receiver, sender = context.Pipe(duplex=False)
@@ -79,5 +79,6 @@ def in_processes(
         for child in children:
             child.kill()  # it has sent its results, or they are no longer needed
             child.join()
-        gc.unfreeze()
+        if collecting:
+            gc.enable()
     return [results[index] for index in range(len(jobs))]

@@ -81,6 +81,8 @@ class Study:
     rolled: dict[str, tuple[HeldOut, ...]]  # rolling hold-out by law, for L_mean in N
     allocation: Approaches | None  # approaches 1, 2 and 3 for L_mean
     refused: tuple[str, ...]
+    # The 95 % interval of α of each fit of `objectives`; a fit without one is absent.
+    objective_intervals: dict[str, dict[str, Interval]] = field(default_factory=dict)
     forecasts: tuple[Any, ...] = field(default=())  # of analysis.forecasting.forecast.Outcome
 
     def unit(self, metric: str) -> str:
@@ -147,9 +149,12 @@ def study(
     pairs = [(metric, variable) for variable in VARIABLES for metric in METRICS]
     jobs: list[Callable[[], Any]] = [
         partial(_allocation, table, size),
+        *(partial(_by_objective, finals, metric, size) for metric in METRICS),
         *(partial(_laws_of_pair, finals, frontiers, *pair, objective) for pair in pairs),
     ]
-    allocated, *laws = in_processes(jobs, processes, partial(progress, "laws"))
+    allocated, *results = in_processes(jobs, processes, partial(progress, "laws"))
+    by_objective = dict(zip(METRICS, results, strict=False))
+    laws = results[len(METRICS) :]
     progress("laws", 1, 1)
     choices: dict[tuple[str, str], Choice] = {}
     findings: list[LawResult] = []
@@ -170,7 +175,8 @@ def study(
         choices=choices,
         conventions=conventions,
         size=size,
-        objectives={metric: _by_objective(finals, metric, size) for metric in METRICS},
+        objectives={metric: fits for metric, (fits, _) in by_objective.items()},
+        objective_intervals={metric: spans for metric, (_, spans) in by_objective.items()},
         scales=scales,
         noise=_noise(finals, size, findings),
         frontiers=frontiers,
@@ -271,13 +277,17 @@ def _conventions(
     return by_metric
 
 
-def _by_objective(finals: pd.DataFrame, metric: str, size: str) -> dict[str, Fit]:
+def _by_objective(
+    finals: pd.DataFrame, metric: str, size: str
+) -> tuple[dict[str, Fit], dict[str, Interval]]:
+    """The pure law in N under each objective, and the interval of its α."""
     known = finals.dropna(subset=[size, metric])
-    by_objective = {}
+    by_objective, intervals = {}, {}
     for name in OBJECTIVES:
         with _record_refusal([], ""):  # the laws of the study record the reason
             by_objective[name] = fit_law(PURE, known[size], known[metric], name)
-    return by_objective
+            intervals[name] = interval(by_objective[name], "alpha")
+    return by_objective, intervals
 
 
 def _scales(finals: pd.DataFrame, size: str, objective: str, refusals: list[str]) -> dict[int, Fit]:

@@ -57,7 +57,7 @@ FIGURES: dict[str, Callable[[Study], Figure | None]] = {
         objectives, isoflop, allocation, holdout, influence, curves, rates, forecasts,
     )
 }  # fmt: skip
-_SLOW = ("objectives", "laws_in_compute", "laws_in_parameters")  # drawn first
+_SLOW = ("laws_in_compute", "laws_in_parameters")  # drawn first
 CAPTIONS = {
     "laws_in_parameters": "Score of each run at its end against the weights of the block matrices "
     "(left) and all parameters (right). Dashed: a pure power law; solid: with a fitted irreducible "

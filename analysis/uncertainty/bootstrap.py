@@ -114,8 +114,10 @@ def bootstrap(
         starts = np.concatenate([starts, extra])
     # Counts are weights of the points, so all refits are one batch, (U, n) for U different
     # resamples.
+    weights = weights_of(unique)
+    weights *= data.weights  # in place: the array can be large
     solved = solve(
-        data.points, weights_of(unique) * data.weights, starts[:, None], fit.objective, log_floor,
+        data.points, weights, starts[:, None], fit.objective, log_floor,
         tolerance=1e-8, near_optimum=fit.points > _FEW,
     )  # fmt: skip
     columns = data.columns(solved.theta[index.ravel()])
@@ -200,9 +202,9 @@ def _sufficient(fit: Fit, drawn: NDArray[np.bool_]) -> NDArray[np.bool_]:
     for each in fit.law.arrays(fit.data.x)[: len(fit.law.powers)]:
         # (B, n) drawn times (n, sizes) membership: how often each size was drawn.
         sizes = np.unique(each, return_inverse=True)[1].ravel()
-        belongs = np.zeros((len(sizes), sizes.max() + 1))
+        belongs = np.zeros((len(sizes), sizes.max() + 1), np.float32)
         belongs[np.arange(len(sizes)), sizes] = 1
-        enough &= (drawn @ belongs > 0).sum(1) >= min_sizes
+        enough &= (drawn.astype(np.float32) @ belongs > 0).sum(1) >= min_sizes
     return np.asarray(enough)
 
 
