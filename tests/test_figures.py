@@ -20,7 +20,6 @@ from analysis.fitting.points import FitError
 from analysis.forecasting.forecast import Graded, Outcome
 from analysis.plots import allocation as figures_allocation
 from analysis.plots import compute as figures_compute
-from analysis.plots import diagnostics as figures_checks
 from analysis.plots.all_figures import (
     CAPTIONS,
     FIGURES,
@@ -146,7 +145,6 @@ def empty(full) -> Study:
 def figures(full, swept) -> dict[str, Figure]:
     """Every figure, laid out at its own size."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures_checks, "interval", lambda fit, name: around(fit[name]))
         for module in (figures_allocation, figures_compute):
             patch.setattr(module, "_RESAMPLES", 60)
         drawn = {name: draw(swept if name == "rates" else full) for name, draw in FIGURES.items()}
