@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from analysis.fitting.fit import Fit, fit_law
 from analysis.fitting.laws import PURE
 from analysis.fitting.objectives import OBJECTIVES
 from analysis.fitting.points import FitError
+from analysis.parallel import in_processes
 from analysis.selection.counting import Convention, by_convention
 from analysis.selection.holdout import HeldOut
 from analysis.selection.select import Candidate, Choice, choose
@@ -79,6 +81,8 @@ class Study:
     rolled: dict[str, tuple[HeldOut, ...]]  # rolling hold-out by law, for L_mean in N
     allocation: Approaches | None  # approaches 1, 2 and 3 for L_mean
     refused: tuple[str, ...]
+    # The 95 % interval of α of each fit of `objectives`; a fit without one is absent.
+    objective_intervals: dict[str, dict[str, Interval]] = field(default_factory=dict)
     forecasts: tuple[Any, ...] = field(default=())  # of analysis.forecasting.forecast.Outcome
 
     def unit(self, metric: str) -> str:
@@ -99,16 +103,18 @@ def studies(
     objective: str = "squares",
     forecasts: tuple[Any, ...] = (),
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    processes: int = 1,
 ) -> dict[str, Study]:
     """One study for each group of the table: a law is fitted to one family, never to several.
 
-    A forecast belongs to the group that has its fitted runs.
+    A forecast belongs to the group that has its fitted runs. `processes`: see analysis.parallel.
     """
     by_group = {}
     for label, part in table.groups.items():
         trials = set(part.rows.trial)
         of_group = tuple(outcome for outcome in forecasts if trials & _fitted_runs(outcome))
-        by_group[label] = study(part, objective, of_group if label else forecasts, progress)
+        of_group = of_group if label else forecasts
+        by_group[label] = study(part, objective, of_group, progress, processes)
     return by_group
 
 
@@ -122,12 +128,14 @@ def study(
     objective: str = "squares",
     forecasts: tuple[Any, ...] = (),
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    processes: int = 1,
 ) -> Study:
     """Fit each metric in N and along the compute frontier, with every diagnostic of each law.
 
     The default objective is least squares: sweeps have few sizes and no outliers, and then its
     exponents scatter 9 to 14 % less than those of a Huber loss (docs/laws.md); `objectives` of the
-    result has all three. Raises ValueError for a table of several groups: use `studies`.
+    result has all three. `processes`: see analysis.parallel; it does not change any number. Raises
+    ValueError for a table of several groups: use `studies`.
     """
     if len(table.groups) > 1:
         raise ValueError(
@@ -138,41 +146,44 @@ def study(
     finals = table.finals
     size = "params_total" if finals.params_blocks.isna().all() else "params_blocks"
     frontiers = _frontiers(table, size, refusals)
-    findings = []
     pairs = [(metric, variable) for variable in VARIABLES for metric in METRICS]
+    jobs: list[Callable[[], Any]] = [
+        partial(_allocation, table, size),
+        *(partial(_by_objective, finals, metric, size) for metric in METRICS),
+        *(partial(_laws_of_pair, finals, frontiers, *pair, objective) for pair in pairs),
+    ]
+    allocated, *results = in_processes(jobs, processes, partial(progress, "laws"))
+    by_objective = dict(zip(METRICS, results, strict=False))
+    laws = results[len(METRICS) :]
+    progress("laws", 1, 1)
     choices: dict[tuple[str, str], Choice] = {}
-    for done, (metric, variable) in enumerate(pairs):
-        progress("laws", done, len(pairs))
-        points = _points(finals, frontiers, metric, variable)
-        if points is None:
-            continue
-        x, y, trials, seeds = points
-        label = f"{METRICS[metric][0]}({VARIABLES[variable][0]})"
-        with _record_refusal(refusals, f"{label}, pure"):
-            choice = choose(x, y, objective, error_rate=metric in ERRORS)
-            choices[metric, variable] = choice
-            refusals += [f"{label}, {refusal}" for refusal in choice.refused]
-            findings += [
-                _finding(metric, variable, candidate, trials, seeds)
-                for candidate in choice.candidates
-            ]
-    progress("laws", len(pairs), len(pairs))
+    findings: list[LawResult] = []
+    for pair, (choice, found, refused) in zip(pairs, laws, strict=True):
+        if choice is not None:
+            choices[pair] = choice
+        findings += found
+        refusals += refused
+    conventions = _conventions(finals, objective, refusals)
+    scales = _scales(finals, size, objective, refusals)
+    allocation, refused = allocated
+    refusals += refused
     loss_choice = choices.get(("val_loss", size))
     return Study(
         table=table,
         objective=objective,
         findings=tuple(findings),
         choices=choices,
-        conventions=_conventions(finals, objective, refusals),
+        conventions=conventions,
         size=size,
-        objectives={metric: _by_objective(finals, metric, size) for metric in METRICS},
-        scales=_scales(finals, size, objective, refusals),
+        objectives={metric: fits for metric, (fits, _) in by_objective.items()},
+        objective_intervals={metric: spans for metric, (_, spans) in by_objective.items()},
+        scales=scales,
         noise=_noise(finals, size, findings),
         frontiers=frontiers,
         rolled={candidate.name: candidate.rolled for candidate in loss_choice.candidates}
         if loss_choice
         else {},
-        allocation=_allocation(table, size, refusals),
+        allocation=allocation,
         refused=tuple(dict.fromkeys(refusals)),
         forecasts=forecasts,
     )
@@ -187,6 +198,25 @@ def _record_refusal(refusals: list[str], label: str) -> Iterator[None]:
         yield
     except ValueError as error:
         refusals.append(f"{label}: {error}")
+
+
+def _laws_of_pair(
+    finals: pd.DataFrame, frontiers: dict[str, Frontier], metric: str, variable: str, objective: str
+) -> tuple[Choice | None, list[LawResult], list[str]]:
+    """The choice of law for one metric in one variable, its laws, and the refused results."""
+    points, refusals = _points(finals, frontiers, metric, variable), list[str]()
+    if points is None:
+        return None, [], refusals
+    x, y, trials, seeds = points
+    label = f"{METRICS[metric][0]}({VARIABLES[variable][0]})"
+    choice, findings = None, list[LawResult]()
+    with _record_refusal(refusals, f"{label}, pure"):
+        choice = choose(x, y, objective, error_rate=metric in ERRORS)
+        refusals += [f"{label}, {refusal}" for refusal in choice.refused]
+        findings = [
+            _finding(metric, variable, candidate, trials, seeds) for candidate in choice.candidates
+        ]
+    return choice, findings, refusals
 
 
 def _points(
@@ -247,13 +277,17 @@ def _conventions(
     return by_metric
 
 
-def _by_objective(finals: pd.DataFrame, metric: str, size: str) -> dict[str, Fit]:
+def _by_objective(
+    finals: pd.DataFrame, metric: str, size: str
+) -> tuple[dict[str, Fit], dict[str, Interval]]:
+    """The pure law in N under each objective, and the interval of its α."""
     known = finals.dropna(subset=[size, metric])
-    by_objective = {}
+    by_objective, intervals = {}, {}
     for name in OBJECTIVES:
         with _record_refusal([], ""):  # the laws of the study record the reason
             by_objective[name] = fit_law(PURE, known[size], known[metric], name)
-    return by_objective
+            intervals[name] = interval(by_objective[name], "alpha")
+    return by_objective, intervals
 
 
 def _scales(finals: pd.DataFrame, size: str, objective: str, refusals: list[str]) -> dict[int, Fit]:
@@ -285,7 +319,9 @@ def _noise(finals: pd.DataFrame, size: str, findings: list[LawResult]) -> dict[s
     return by_metric
 
 
-def _allocation(table: Table, size: str, refusals: list[str]) -> Approaches | None:
+def _allocation(table: Table, size: str) -> tuple[Approaches | None, list[str]]:
+    """The three approaches, or None, and why there are none."""
+    refusals: list[str] = []
     with _record_refusal(refusals, "optimal allocation of compute"):
-        return approaches(table.rows[table.rows.status == "done"], "val_loss", params=size)
-    return None
+        return approaches(table.rows[table.rows.status == "done"], "val_loss", params=size), []
+    return None, refusals

@@ -1,23 +1,36 @@
 """Time the fit and the bootstrap refits of a loss surface, against SciPy; one core.
 
     python benchmarks/fit.py [--starts 9] [--resamples 400] [--grid 0]
+    python benchmarks/fit.py --report [--code DIR] [--rounds 3]
 
 The baseline is the best use of SciPy: L-BFGS-B with the analytic gradient of the objective, from
 nine starts, and for each resample from one start, the fit of all rows. The objective is the sum of
 Huber losses (δ = 1e-3) of log residuals. The published procedure (arXiv 2203.15556) runs L-BFGS-B
 without gradients from 4,500 starts; `--grid` times that number of them, a random subset, and
 extrapolates.
+
+`--report` times the command `var-scaling fit` with its report instead: a table of the size of
+quickstart and one of 2,000 runs, seconds by stage. `--code DIR` adds the code in DIR, such as a git
+worktree of an earlier commit; the two take turns. A line for each table and code is appended to
+benchmarks/results/fit.jsonl.
 """
 
 # ruff: noqa: E402 - the number of threads is set before numpy is imported
 
 import argparse
 import itertools
+import json
 import os
+import platform
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[threads] = "1"  # BLAS reads them once, when numpy is imported
@@ -34,6 +47,8 @@ from analysis.uncertainty.bootstrap import bootstrap
 
 Array = NDArray[np.float64]
 
+HERE = Path(__file__).parent
+STAGES = ("start", "read", "fit", "bootstrap", "figures", "pages", "all")
 TABLE = Path(__file__).parents[2] / "shared/data/laws/chinchilla_fig4.csv"
 DELTA = 1e-3
 GRID = (
@@ -196,6 +211,98 @@ def compare_resamples(fit: Fit, N: Array, D: Array, L: Array, resamples: int) ->
     show(name, theirs, excesses["theirs"], theirs / ours)
 
 
+def runs_table(depths: int, budgets: int, seeds: int, evaluations: int) -> pd.DataFrame:
+    """A simulated table of runs of the four metrics: sizes x budgets x seeds, all finished."""
+    generator, rows = np.random.default_rng(0), []
+    for depth, budget, seed in itertools.product(range(depths), range(budgets), range(seeds)):
+        N, D = 12 * (depth + 2) * (64.0 * (depth + 2)) ** 2, 1e9 * 2**budget
+        for evaluation in range(1, evaluations + 1):
+            seen = D * evaluation / evaluations
+            loss = 1.6 + (N / 3e3) ** -0.25 + (seen / 2e5) ** -0.22
+            last, loss = loss * np.exp(generator.normal([0.02, 0], 0.004))
+            rows.append({
+                "trial": f"d{depth + 2}-b{budget}-s{seed}", "seed": seed, "status": "done",
+                "step": evaluation, "steps": evaluations, "params_blocks": int(N),
+                "params_total": int(N) + 500_000 * (depth + 2), "tokens_seen": int(seen),
+                "train_flops": 6 * N * seen, "val_loss": loss, "val_loss_last": last,
+                "val_error": 0.9 * (1 - np.exp(-loss / 3)),
+                "val_error_last": 0.9 * (1 - np.exp(-last / 3)),
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def compare_reports(codes: list[Path], rounds: int) -> None:
+    """Print the seconds of each stage of `var-scaling fit TABLE`, by code, and append them."""
+    tables = {"quickstart": runs_table(6, 1, 1, 20), "2,000 runs": runs_table(25, 8, 10, 1)}
+    names = [commit(code) for code in codes]
+    with tempfile.TemporaryDirectory() as folder:
+        for title, table in tables.items():
+            path = Path(folder) / "runs.csv"
+            table.to_csv(path, index=False)
+            measured: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+            for number in range(rounds):  # the codes take turns: other load on the machine varies
+                for name, code in zip(names, codes, strict=True):
+                    out = Path(folder) / f"{name}-{len(table)}-{number}"
+                    measured[name].append(stages_of(code, path, out))
+            print(f"\n{title}: {len(table)} rows; median of {rounds}, seconds of wall and CPU time")
+            print(f"{'stage':<12}" + "".join(f"{name:>22}" for name in names))
+            for stage in STAGES:
+                cells = [median_of(measured[name], stage) for name in names]
+                texts = [" / ".join(f"{each:.2f}" for each in cell.values()) for cell in cells]
+                print(f"{stage:<12}" + "".join(f"{text:>22}" for text in texts))
+            for name in names:
+                append(title, len(table), name, rounds, measured[name])
+
+
+def stages_of(code: Path, table: Path, out: Path) -> dict[str, Any]:
+    """The seconds of one `fit` in a new process, from benchmarks/fit_stages.py."""
+    command = [sys.executable, str(HERE / "fit_stages.py"), str(table), str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(code)}
+    done = subprocess.run(
+        command, env=environment, cwd=code, stdout=subprocess.PIPE, text=True, check=True
+    )
+    seconds: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return seconds
+
+
+def median_of(measured: list[dict[str, Any]], stage: str) -> dict[str, float]:
+    """The medians of wall and CPU time of a stage; a stage inside another has only CPU time."""
+    return {
+        kind: statistics.median(each[stage][kind] for each in measured)
+        for kind in measured[0][stage]
+    }
+
+
+def append(title: str, rows: int, name: str, rounds: int, measured: list[dict[str, Any]]) -> None:
+    """Append the medians with machine, commit and date to benchmarks/results/fit.jsonl."""
+    line = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": name,
+        "machine": processor(), "cores": os.cpu_count(), "load": os.getloadavg()[0],
+        "table": title, "rows": rows, "rounds": rounds,
+        "seconds": {stage: median_of(measured, stage) for stage in STAGES},
+    }  # fmt: skip
+    path = HERE / "results" / "fit.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def commit(code: Path) -> str:
+    """The commit of the code, with a + if it has uncommitted changes."""
+    git = ["git", "-C", str(code)]
+    name = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()
+    changed = subprocess.check_output([*git, "status", "--porcelain", "-uno"], text=True)
+    return name + "+" * bool(changed.strip())
+
+
+def processor() -> str:
+    """The model of the processor, as the operating system names it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--starts", type=int, default=9, help="starts with gradients, at most 9")
@@ -206,7 +313,14 @@ def main() -> None:
         help="how many of the published 4,500 starts without gradients to time",
     )
     parser.add_argument("--resamples", type=int, default=400)
+    parser.add_argument("--report", action="store_true", help="time the command `fit` instead")
+    parser.add_argument("--code", type=Path, help="with --report: a second version of the code")
+    parser.add_argument("--rounds", type=int, default=3, help="with --report")
     options = parser.parse_args()
+    if options.report:
+        codes = [HERE.parent] if options.code is None else [options.code, HERE.parent]
+        compare_reports([code.resolve() for code in codes], options.rounds)
+        return
     source, N, D, L = points()
     print(f"240 rows, {source}; one core; Huber(δ = 1e-3), summed")
     print("excess: objective / best known objective - 1 (refits: the largest of 10)\n")

@@ -141,6 +141,25 @@ def test_influence_equals_a_refit_without_each_point(law, objective):
             assert each.E_change == pytest.approx(again.E - fit.E, abs=1e-5)
 
 
+@pytest.mark.parametrize("law", [PURE, FLOOR])
+def test_influence_of_many_runs_of_a_size_equals_a_refit_without_each(law):
+    # 49 runs: eight of each of six sizes, and one of a seventh.
+    sizes = np.append(np.repeat(SIZES[::2], 8), SIZES[-1] * 2)
+    noise = np.random.default_rng(4).normal(0, 0.01, 49)
+    y = (1.0 + 30 * sizes**-0.3) * np.exp(noise)
+    fit = fit_law(law, sizes, y, "squares")
+    assert fit.data.points.distinct is not None
+    for each in influence(fit)[::6]:
+        others = np.arange(49) != each.point
+        again = fit_law(law, sizes[others], y[others], "squares")
+        assert each.alpha_change == pytest.approx(again.alpha - fit.alpha, abs=1e-7)
+        change = np.log(again.predict(sizes) / fit.predict(sizes))
+        assert each.prediction_change == pytest.approx(np.expm1(change[-1]), abs=1e-7)
+        variance = float(fit.residuals @ fit.residuals) / (49 - fit.free)
+        distance = float(change @ change) / (fit.free * variance)
+        assert each.distance == pytest.approx(distance, rel=1e-4)
+
+
 def test_influence_of_a_straight_line_equals_cooks_distance():
     y = simulated(0.0, noise=0.01)
     fit = fit_law(PURE, SIZES, y, "squares")

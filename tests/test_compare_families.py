@@ -189,7 +189,7 @@ def test_each_extractor_and_the_raw_weights_are_separate_conditions(tmp_path):
         conditions(rows.assign(floor=9.0))
     )  # no sample is above such a reconstruction floor
     assert set(below.measure) == {"distance"}
-    shown = families_section(both, tmp_path, ("svg",), unscored=("var-d6/plain-seeded",))
+    shown = families_section(both, tmp_path, unscored=("var-d6/plain-seeded",))
     assert shown.holds.startswith("The order of the first row does not hold: 4 of the 11 other")
     assert "(var and dit)" in shown.holds
     assert shown.partial.startswith("Not finished: 1 sets of samples are not scored yet (var-d6/")

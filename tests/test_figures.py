@@ -20,7 +20,6 @@ from analysis.fitting.points import FitError
 from analysis.forecasting.forecast import Graded, Outcome
 from analysis.plots import allocation as figures_allocation
 from analysis.plots import compute as figures_compute
-from analysis.plots import diagnostics as figures_checks
 from analysis.plots.all_figures import (
     CAPTIONS,
     FIGURES,
@@ -33,8 +32,9 @@ from analysis.plots.all_figures import (
     law_figure,
 )
 from analysis.plots.axes import symbol
+from analysis.plots.compute import draw_runs
 from analysis.plots.diagnostics import Dot
-from analysis.plots.style import DOUBLE, SINGLE
+from analysis.plots.style import DOUBLE, SINGLE, size_styles
 from analysis.selection.select import choose
 from analysis.study import METRICS, Study, study
 from analysis.table.table import check
@@ -145,7 +145,6 @@ def empty(full) -> Study:
 def figures(full, swept) -> dict[str, Figure]:
     """Every figure, laid out at its own size."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures_checks, "interval", lambda fit, name: around(fit[name]))
         for module in (figures_allocation, figures_compute):
             patch.setattr(module, "_RESAMPLES", 60)
         drawn = {name: draw(swept if name == "rates" else full) for name, draw in FIGURES.items()}
@@ -232,11 +231,59 @@ def test_drawing_a_study_twice_gives_identical_files(full, tmp_path, monkeypatch
     few_of_them = {"holdout": FIGURES["holdout"]}
     monkeypatch.setattr(import_module("analysis.plots.all_figures"), "FIGURES", few_of_them)
     for folder in ("one", "two"):
-        drawn = draw_all(full, tmp_path / folder)
-        assert drawn == {name: tmp_path / folder / f"{name}.svg" for name in few_of_them}
+        drawn = draw_all(full, tmp_path / folder, ("pdf", "svg"))
+        assert drawn == {name: tmp_path / folder / f"{name}.png" for name in few_of_them}
     for path in sorted((tmp_path / "one").iterdir()):
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
     assert len(list((tmp_path / "one").iterdir())) == 3
+
+
+def test_only_pngs_are_drawn_until_another_format_is_requested_and_then_it_is_renewed(
+    full, tmp_path, monkeypatch
+):
+    few_of_them = {name: FIGURES[name] for name in ("holdout", "influence")}
+    monkeypatch.setattr(import_module("analysis.plots.all_figures"), "FIGURES", few_of_them)
+
+    def drawn(*formats):
+        draw_all(full, tmp_path, formats)
+        return {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+
+    assert set(drawn()) == {"holdout.png", "influence.png"}
+    with_pdf = drawn("pdf")
+    assert set(with_pdf) == {"holdout.png", "holdout.pdf", "influence.png", "influence.pdf"}
+    again = drawn()
+    assert set(again) == set(with_pdf)
+    assert all(again[name] > with_pdf[name] for name in again), "no file shows older results"
+
+
+def test_files_of_a_figure_that_the_study_no_longer_has_are_removed(
+    full, empty, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        import_module("analysis.plots.all_figures"), "FIGURES", {"holdout": FIGURES["holdout"]}
+    )
+    draw_all(full, tmp_path, ("pdf",))
+    assert draw_all(empty, tmp_path) == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_figures_of_several_processes_are_those_of_one(full, tmp_path, monkeypatch):
+    few_of_them = {name: FIGURES[name] for name in ("holdout", "influence", "rates")}
+    monkeypatch.setattr(import_module("analysis.plots.all_figures"), "FIGURES", few_of_them)
+    drawn = [draw_all(full, tmp_path / str(count), (), count) for count in (1, 3)]
+    assert list(drawn[0]) == list(drawn[1]) == ["holdout", "influence"]
+    for one, several in zip(drawn[0].values(), drawn[1].values(), strict=True):
+        assert one.read_bytes() == several.read_bytes()
+
+
+def test_runs_of_one_size_are_one_artist_and_keep_their_points(full):
+    panel = Figure().subplots()
+    rows = full.table.rows
+    styles = size_styles(float(each) for each in rows.params_blocks.unique())
+    draw_runs(panel, rows, "train_flops", "val_loss", "params_blocks", styles)
+    assert len(panel.lines) <= 2 * rows.params_blocks.nunique()
+    drawn = [y for line in panel.lines for y in line.get_ydata() if np.isfinite(y)]
+    assert sorted(drawn) == sorted(rows.val_loss)
 
 
 def test_drawing_does_not_change_the_style_of_matplotlib_or_import_pyplot(full):

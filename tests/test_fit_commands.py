@@ -1,6 +1,7 @@
 """The commands that fit a sweep, a table or an experiment, and compare two fits."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -41,7 +42,27 @@ def test_a_third_party_table_gives_laws_figures_and_a_report(tmp_path):
     assert floor["trials"][:2] == ["row-1", "row-2"]
     folder = tmp_path / "runs-laws"
     assert "row-12" in (folder / "index.html").read_text()
-    assert {"laws_in_parameters.pdf", "laws.tex", "laws.json"} <= {f.name for f in folder.iterdir()}
+    names = {file.name for file in folder.iterdir()}
+    assert {"laws_in_parameters.png", "laws.tex", "laws.json"} <= names
+    assert not [name for name in names if name.endswith((".pdf", ".svg"))]
+
+
+def test_vector_figures_are_written_on_request_and_the_page_needs_no_file(tmp_path):
+    says("fit", table(tmp_path), *THEIRS, "--formats", "pdf, svg")
+    folder = tmp_path / "runs-laws"
+    pngs = {file.stem for file in folder.glob("*.png")}
+    assert pngs == {file.stem for file in folder.glob("*.pdf")} != set()
+    assert pngs == {file.stem for file in folder.glob("*.svg")}
+    page = (folder / "index.html").read_text()
+    links = re.findall(r'(?:href|src)="([^"]+)"', page)
+    assert sum(link.startswith("data:image/png;base64,") for link in links) == len(pngs)
+    assert [link for link in links if not link.startswith(("#", "data:"))] == []
+
+
+def test_an_unknown_format_is_refused_before_anything_is_fitted(tmp_path):
+    with pytest.raises(ValueError, match="--formats eps: each format is one of png, pdf, svg"):
+        says("fit", table(tmp_path), *THEIRS, "--formats", "pdf,eps")
+    assert not (tmp_path / "runs-laws").exists()
 
 
 @pytest.mark.thorough

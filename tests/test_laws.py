@@ -12,8 +12,9 @@ from analysis.fitting.fit import Fit, NotConverged, fit_law
 from analysis.fitting.initialization import starting_points
 from analysis.fitting.laws import FLOOR, LAWS, LOGIT, PURE, REPEATED, SURFACE, Law
 from analysis.fitting.objectives import OBJECTIVES
-from analysis.fitting.points import FitError
+from analysis.fitting.points import FitError, check_points
 from analysis.fitting.search import solve
+from analysis.fitting.terms import terms_of
 
 SIZES = 1152.0 * np.arange(1, 13) ** 3
 QUICK = settings(max_examples=15, deadline=None, derandomize=True, phases=[Phase.generate])
@@ -301,6 +302,22 @@ def test_vectorised_refits_equal_separate_fits():
         alone = fit_law(FLOOR, SIZES, y, weights=w)
         assert batch["alpha"][row] == pytest.approx(alone.alpha, rel=1e-6)
         assert batch["E"][row] == pytest.approx(alone.E, rel=1e-6)
+
+
+@pytest.mark.parametrize("law", [PURE, FLOOR, LOGIT, SURFACE])
+def test_terms_of_runs_of_one_size_are_bitwise_those_of_each_run(law):
+    generator = np.random.default_rng(0)
+    few = [generator.uniform(1e6, 1e9, 4)[np.arange(24) % 4] for _ in law.variables]
+    y = generator.uniform(0.3, 0.9, 24)
+    points = check_points(law, few if len(few) > 1 else few[0], y).points
+    theta = generator.normal(0, 0.3, (3, points.parameters))
+    together = terms_of(points, theta, points.z)
+    points.__dict__["distinct"] = None  # evaluated for each run
+    alone = terms_of(points, theta, points.z)
+    assert together.residual.tobytes() == alone.residual.tobytes()
+    assert together.residual.flags.c_contiguous, "sums over points add in the same order"
+    for one, other in zip(together.shares, alone.shares, strict=True):
+        assert one.tobytes() == other.tobytes()
 
 
 @pytest.mark.parametrize("law", [PURE, FLOOR, LOGIT])

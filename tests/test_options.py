@@ -290,7 +290,7 @@ def test_plan_uses_the_given_options(command, tmp_path):
 
 
 def test_report_prints_json_if_requested(command, smoke, monkeypatch):
-    monkeypatch.setattr("pipelines.report.publish.publish", lambda *words, again: {})
+    monkeypatch.setattr("pipelines.report.publish.publish", lambda *words, **options: {})
     code, out, err = command("report", "smoke", "--json", "--home", smoke)
     assert code == 0, err
     assert json.loads(out) == {"report": str(smoke / "smoke" / "report" / "index.html")}

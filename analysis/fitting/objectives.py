@@ -68,18 +68,25 @@ def objective_of(objective: str | Objective) -> Objective:
     return OBJECTIVES[objective]
 
 
-def scaled(residual: Array, width: float) -> tuple[Array, Array, Array, Array]:
-    """The scaled loss: value, first and second derivative, and curvature of the majorising
-    quadratic, which is never below the loss.
+def scaled_value(residual: Array, width: float) -> Array:
+    """The scaled loss: divided by a finite width, so that its slope is at most one."""
+    if np.isinf(width):
+        return np.asarray(residual**2)
+    size = np.abs(residual)
+    return np.where(size <= width, residual**2 / (2 * width), size - width / 2)
+
+
+def scaled_derivatives(residual: Array, width: float) -> tuple[Array, Array, Array]:
+    """First and second derivative of the scaled loss, and the curvature of the majorising
+    quadratic, which is never below the loss; a constant one has the shape (1, 1).
     """
     if np.isinf(width):
-        return residual**2, 2 * residual, np.full_like(residual, 2), np.full_like(residual, 2)
+        return 2 * residual, np.full((1, 1), 2.0), np.full((1, 1), 2.0)
     size = np.abs(residual)
     # The majoriser of the linear part touches the loss at the residual and has the curvature 1 /
     # |r|, as in iteratively reweighted least squares; the second derivative there is 0.
     inside = size <= width
     return (
-        np.where(inside, residual**2 / (2 * width), size - width / 2),
         np.where(inside, residual / width, np.sign(residual)),
         np.where(inside, 1 / width, 0.0),
         1 / np.maximum(size, width),

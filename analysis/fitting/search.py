@@ -53,7 +53,8 @@ def solve(
     all_points = (
         points if points.z.ndim == 1 else points.rows(np.tile(np.arange(rows), start_count))
     )
-    all_weights = weights if len(weights) == 1 else np.tile(weights, (start_count, 1))
+    shared = len(weights) == 1 or start_count == 1
+    all_weights = weights if shared else np.tile(weights, (start_count, 1))
     minima = minimise(
         all_points, all_weights, all_starts, objective, fixed, tolerance, near_optimum
     )

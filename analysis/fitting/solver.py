@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.fitting.objectives import Objective, scaled
-from analysis.fitting.terms import Points, slopes_of, terms_of
+from analysis.fitting.objectives import Objective, scaled_derivatives, scaled_value
+from analysis.fitting.terms import Points, Terms, slopes_of, terms_of
 
 Array = NDArray[np.float64]
 
@@ -30,7 +30,6 @@ class Minima:
     theta: Array  # (B, p)
     objective: Array  # (B,), scaled: see objectives.scaled
     gradient: Array  # (B,), largest component, relative to the size of its summands
-    hessian: Array  # (B, p, p)
 
 
 def minimise(
@@ -56,8 +55,6 @@ def minimise(
         z = points.z if points.z.ndim == 1 else points.z[part]
         part_weights = weights if len(weights) == 1 else weights[part]
         start = theta[part]
-        part_weights = np.broadcast_to(part_weights, (len(start), points.count))
-        z = np.broadcast_to(z, part_weights.shape)
         # The optimum of each wider loss is the start for the next; it need not be exact.
         for width in objective.widths(near_optimum)[:-1]:
             start = _newton(points, z, part_weights, start, width, fixed, _LOOSE_TOLERANCE)
@@ -71,20 +68,19 @@ def _newton(
     fixed: tuple[int, ...], tolerance: float,
 ) -> Array:  # fmt: skip
     """θ (B, p) after damped Newton steps (Levenberg-Marquardt) at one `width` of the loss."""
-    theta = theta.copy()
+    found = theta.copy()
     free = [j for j in range(points.parameters) if j not in fixed]
     lowest, highest = (bound[free] for bound in points.bounds)
     # Fixed columns are not clipped: log E = -inf (E = 0) is below its bound.
-    theta[:, free] = theta[:, free].clip(lowest, highest)
+    found[:, free] = found[:, free].clip(lowest, highest)
     floor_free = points.law.floor and 2 * points.powers in free
-    damping = np.full(len(theta), 1e-2)
-    objective = _objective(points, theta, z, weights, width)
-    active = np.arange(len(theta))  # the problems that have not converged
+    # The state of the problems that have not converged; `active` are their rows.
+    active, start = np.arange(len(found)), found.copy()
+    damping = np.full(len(found), 1e-2)
+    terms = terms_of(points, start, z)
+    objective = _objective(terms, weights, width)
     for _ in range(_MAX_ITERATIONS):
-        start, w, z_active = theta[active], weights[active], z[active]
-        gradient, hessian, majoriser = _derivatives(points, start, z_active, w, width)[:3]
-        if np.isinf(width):
-            hessian = majoriser  # Gauss-Newton: residuals are small, and its step always descends
+        gradient, hessian, majoriser = _derivatives(points, start, terms, weights, width)
         if fixed:
             gradient, hessian, majoriser = gradient[:, free], hessian[:, free], majoriser[:, free]
             hessian, majoriser = hessian[:, :, free], majoriser[:, :, free]
@@ -92,40 +88,53 @@ def _newton(
         # others would assume that it moves too, and laws whose E goes to 0 would converge slowly.
         at_bound = pushed_outward(start[:, free], gradient, lowest, highest)
         _remove_components(at_bound, gradient, hessian, majoriser)
-        step = _step(gradient, hessian, majoriser, damping[active])
+        step = _step(gradient, hessian, majoriser, damping)
         step = step.clip(-_MAX_STEP, _MAX_STEP)
         trial = start.copy()
         trial[:, free] = (start[:, free] + step).clip(lowest, highest)
-        trial_objective = _objective(points, trial, z_active, w, width)
+        trial_terms = terms_of(points, trial, z)
+        trial_objective = _objective(trial_terms, weights, width)
         linear_decrease = -(gradient * (trial[:, free] - start[:, free])).sum(1)
         # Written with ~ so that a NaN counts as a poor step.
-        poor = np.flatnonzero(~(objective[active] - trial_objective > _GOOD_GAIN * linear_decrease))
+        poor = np.flatnonzero(~(objective - trial_objective > _GOOD_GAIN * linear_decrease))
         if floor_free and len(poor):  # E may lie in a curved valley: try a step along it
             curved = _along_valley(points, start[poor], trial[poor] - start[poor])
             curved[:, free] = curved[:, free].clip(lowest, highest)
-            curved_objective = _objective(points, curved, z_active[poor], w[poor], width)
+            curved_terms = terms_of(points, curved, _rows(z, poor))
+            curved_objective = _objective(curved_terms, _rows(weights, poor), width)
             lower = curved_objective < trial_objective[poor]
-            trial[poor[lower]], trial_objective[poor[lower]] = (
-                curved[lower],
-                curved_objective[lower],
-            )
+            trial[poor[lower]] = curved[lower]
+            trial_objective[poor[lower]] = curved_objective[lower]
+            trial_terms.overwrite(poor[lower], curved_terms.rows(lower))
         # A strongly damped step is short at any gradient, so it does not count as the last.
-        last = (np.abs(linear_decrease) <= _ROUNDING * objective[active]) & (damping[active] < 1e-2)
-        before = objective[active]
+        last = (np.abs(linear_decrease) <= _ROUNDING * objective) & (damping < 1e-2)
         # The last step is taken even if rounding raises the objective in its last digits.
-        better = last | (trial_objective <= before)
-        theta[active[better]] = trial[better]
-        objective[active[better]] = trial_objective[better]
+        better = last | (trial_objective <= objective)
         # Levenberg-Marquardt: less damping after a good step, more after a bad one.
-        gain = (before - trial_objective) / (np.abs(linear_decrease) + 1e-300)
+        gain = (objective - trial_objective) / (np.abs(linear_decrease) + 1e-300)
         factor = np.where(gain > _GOOD_GAIN, 0.1, np.where(gain > 0.1, 1.0, 4.0))
         factor[~better] = 8.0
-        damping[active] = np.clip(damping[active] * factor, 1e-15, 1e10)
+        damping = np.clip(damping * factor, 1e-15, 1e10)
         far = np.abs(trial[:, free] - start[:, free]).max(1) > tolerance
-        active = active[far & ~last]
-        if not len(active):
+        # A rejected step is undone. The terms of an accepted one serve the next derivatives.
+        if not better.all():
+            trial[~better], trial_objective[~better] = start[~better], objective[~better]
+            trial_terms.overwrite(~better, terms.rows(~better))
+        start, objective, terms = trial, trial_objective, trial_terms
+        found[active] = start
+        unfinished = far & ~last
+        if not unfinished.any():
             break
-    return theta
+        if not unfinished.all():
+            active, start, objective = active[unfinished], start[unfinished], objective[unfinished]
+            damping, terms = damping[unfinished], terms.rows(unfinished)
+            z, weights = _rows(z, unfinished), _rows(weights, unfinished)
+    return found
+
+
+def _rows(shared: Array, chosen: NDArray[np.generic]) -> Array:
+    """The rows of these problems; (n,) and (1, n) are shared by all problems."""
+    return shared if shared.ndim == 1 or len(shared) == 1 else shared[chosen]
 
 
 def pushed_outward(
@@ -204,37 +213,48 @@ def _solve_rows(matrix: Array, right: Array) -> Array:
 
 def evaluate(
     points: Points, z: Array, weights: Array, theta: Array, width: float, fixed: tuple[int, ...]
-) -> tuple[Array, Array, Array]:
-    """Objective (B,), relative gradient (B,) and Hessian (B, p, p) at `theta` (B, p)."""
-    gradient, hessian, _, scale = _derivatives(points, theta, z, weights, width)
+) -> tuple[Array, Array]:
+    """Objective (B,) and relative gradient (B,) at `theta` (B, p)."""
+    terms = terms_of(points, theta, z)
+    slope, first = slopes_of(points, theta, terms), scaled_derivatives(terms.residual, width)[0]
+    gradient = np.matmul(slope, (weights * first)[..., None])[..., 0]
+    # The size of the summands of each component. A residual of 1e-6 is added, because all residuals
+    # can be zero.
+    typical = np.abs(first) + (2e-6 if np.isinf(width) else min(1e-6 / width, 1.0))
+    scale = np.matmul(np.abs(slope), (weights * typical)[..., None])[..., 0] + 1e-300
     # At a constrained optimum only the components that could still move must vanish.
     gradient[:, list(fixed)] = 0
     lowest, highest = points.bounds
     gradient[pushed_outward(theta, gradient, lowest, highest)] = 0
-    return (
-        _objective(points, theta, z, weights, width),
-        (np.abs(gradient) / scale).max(1),
-        hessian,
-    )
+    return _objective(terms, weights, width), (np.abs(gradient) / scale).max(1)
 
 
-def _objective(points: Points, theta: Array, z: Array, weights: Array, width: float) -> Array:
-    return (weights * scaled(terms_of(points, theta, z)[0], width)[0]).sum(1)
+def _objective(terms: Terms, weights: Array, width: float) -> Array:
+    return (weights * scaled_value(terms.residual, width)).sum(1)
 
 
 def _derivatives(
-    points: Points, theta: Array, z: Array, weights: Array, width: float
-) -> tuple[Array, Array, Array, Array]:
-    """Gradient (B, p), Hessian and majoriser (B, p, p), and the gradient's scale (B, p)."""
-    terms = terms_of(points, theta, z)
-    residual, shares, logs, slopes = terms
+    points: Points, theta: Array, terms: Terms, weights: Array, width: float
+) -> tuple[Array, Array, Array]:
+    """Gradient (B, p), Hessian and majoriser (B, p, p) of the objective.
+
+    For least squares the Hessian is that of Gauss and Newton, which is the majoriser: residuals are
+    small, and its step always descends.
+    """
     slope = slopes_of(points, theta, terms)
-    _, first, second, majorising = scaled(residual, width)
+    transposed = slope.transpose(0, 2, 1)
+    first, second, majorising = scaled_derivatives(terms.residual, width)
+    pull = weights * first
+    gradient = np.matmul(slope, pull[..., None])[..., 0]
+    # (B, p, n) times (B, n, p): the sum over points.
+    majoriser = np.matmul(slope * (weights * majorising)[:, None], transposed)
+    if np.isinf(width):
+        return gradient, majoriser, majoriser
     # The objective is Σ w ρ(r), with gradient Σ w ρ' g and Hessian Σ w (ρ'' g gᵀ + ρ' ∂²log L), g =
     # ∂log L. For a log-sum-exp ∂²log L = Σ_k share_k (∂t_k ∂t_kᵀ + ∂²t_k) - g gᵀ; in the odds it is
     # the negative of that. The loops add the share_k terms, the matrix product below the rest.
     sign = -1.0 if points.law.odds else 1.0
-    pull = weights * first
+    _, shares, logs, slopes = terms
     hessian = np.zeros((len(theta), points.parameters, points.parameters))
     for k, log in enumerate(logs):
         c, exponent = 2 * k, 2 * k + 1
@@ -258,13 +278,5 @@ def _derivatives(
         ):  # fmt: skip
             hessian[:, at, j] += (force * summand).sum(1)
             hessian[:, j, at] = hessian[:, at, j]
-    transposed = slope.transpose(0, 2, 1)
-    # (B, p, n) times (B, n, p): the sum over points.
     hessian += np.matmul(slope * (weights * second - sign * pull)[:, None], transposed)
-    majoriser = np.matmul(slope * (weights * majorising)[:, None], transposed)
-    gradient = np.matmul(slope, pull[..., None])[..., 0]
-    # The size of the summands of each component. A residual of 1e-6 is added, because all residuals
-    # can be zero.
-    typical = np.abs(first) + (2e-6 if np.isinf(width) else min(1e-6 / width, 1.0))
-    scale = np.matmul(np.abs(slope), (weights * typical)[..., None])[..., 0] + 1e-300
-    return gradient, hessian, majoriser, scale
+    return gradient, hessian, majoriser

@@ -1,6 +1,9 @@
 """A law evaluated at points, in centred logs: residuals, share of each term, derivatives."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +16,8 @@ Array = NDArray[np.float64]
 _MAX_EXPONENT = 30.0
 _R_STAR_RANGE = (1e-2, 1e5)  # lowest and highest R*
 _MIN_E = 1e-5  # share of the least loss: a smaller E cannot be distinguished from 0
+# Runs per distinct x from which the law is evaluated once for each x: below, copying costs more.
+_RUNS_PER_X = 4
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,23 @@ class Points:
     def rows(self, chosen: NDArray[np.intp]) -> "Points":
         """The data sets of these rows of `z`; the same points where all rows share one data set."""
         return self if self.z.ndim == 1 else replace(self, z=self.z[chosen])
+
+    @cached_property
+    def distinct(self) -> tuple[tuple[Array, ...], NDArray[np.intp]] | None:
+        """The logs of the distinct x, (u,) each, and the index of each point's x among them.
+
+        None where few points share their x, and where the logs depend on θ.
+        """
+        if self.repeats is not None:
+            return None
+        if self.powers == 1:  # much faster than the unique columns of a matrix
+            log, index = np.unique(self.logs[0], return_inverse=True)
+            logs = log[None]
+        else:
+            logs, index = np.unique(np.stack(self.logs), axis=1, return_inverse=True)
+        if _RUNS_PER_X * logs.shape[1] > self.count:
+            return None
+        return tuple(logs), index.ravel()
 
     @property
     def powers(self) -> int:
@@ -58,9 +80,33 @@ class Points:
         return lowest, highest
 
 
+class Terms(NamedTuple):
+    """A law at points: what the derivatives of log L are made of."""
+
+    residual: Array  # (B, n)
+    shares: list[Array]  # share of each power in L, then that of E, (B, n) each
+    logs: list[Array]  # centred log of each power's variable: (n,), or (B, n) where θ changes it
+    slopes: tuple[Array, Array] | None  # first and second derivative of log D' by log R*, (B, n)
+
+    def rows(self, chosen: NDArray[np.bool_]) -> "Terms":
+        """The terms of these problems of a batch."""
+        logs = [log if log.ndim == 1 else log[chosen] for log in self.logs]
+        slopes = None if self.slopes is None else (self.slopes[0][chosen], self.slopes[1][chosen])
+        return Terms(self.residual[chosen], [each[chosen] for each in self.shares], logs, slopes)
+
+    def overwrite(self, chosen: NDArray[np.generic], other: "Terms") -> None:
+        """Replace the rows `chosen` by the rows of `other`, in place."""
+        for mine, theirs in zip(self._by_problem(), other._by_problem(), strict=True):
+            mine[chosen] = theirs
+
+    def _by_problem(self) -> list[Array]:
+        logs = [log for log in self.logs if log.ndim == 2]
+        return [self.residual, *self.shares, *logs, *(self.slopes or ())]
+
+
 def residuals(points: Points, theta: Array) -> Array:
     """(B, n) predicted log L minus measured log L."""
-    return terms_of(points, theta, points.z)[0]
+    return terms_of(points, theta, points.z).residual
 
 
 def information(points: Points, weights: Array, theta: Array) -> Array:
@@ -74,7 +120,7 @@ def jacobian(points: Points, theta: Array) -> Array:
     return slopes_of(points, theta, terms_of(points, theta, points.z))
 
 
-def slopes_of(points: Points, theta: Array, terms: "Terms") -> Array:
+def slopes_of(points: Points, theta: Array, terms: Terms) -> Array:
     """`jacobian` from terms that are already computed."""
     _, shares, logs, slopes = terms
     jacobian = np.empty((len(theta), points.parameters, points.count))
@@ -93,20 +139,28 @@ def slopes_of(points: Points, theta: Array, terms: "Terms") -> Array:
     return jacobian
 
 
-Terms = tuple[Array, list[Array], list[Array], tuple[Array, Array] | None]
-
-
 def terms_of(points: Points, theta: Array, z: Array) -> Terms:
-    """Residuals (B, n), the share of each term in L, the centred log of each power's variable, and
-    the first and second derivative of log D' by log R* (None without repeats).
-
-    The shares are those of the powers, then that of E.
-    """
+    """The law at θ (B, p) and the points, with z (n,) or (B, n) in place of `points.z`."""
     logs, slopes = list(points.logs), None
     if points.repeats is not None:
         logs[-1], *slope = log_effective_data(points, theta[:, -1:])
         slopes = (slope[0], slope[1])
-    # t_k of each power at each point, (B, n) each.
+    if points.distinct is None:
+        log_L, shares = _sum_of_terms(points, theta, logs)
+        return Terms(log_L - z, shares, logs, slopes)
+    # Runs of one x have equal terms, bit for bit: each is computed once and copied to the runs.
+    distinct, index = points.distinct
+    log_L, shares = _sum_of_terms(points, theta, distinct)
+    if (np.diff(index) >= 0).all():  # runs in the order of x: copied in blocks
+        at_points = partial(np.repeat, repeats=np.bincount(index), axis=1)
+    else:
+        at_points = partial(np.take, indices=index, axis=1)
+    return Terms(at_points(log_L) - z, [at_points(share) for share in shares], logs, slopes)
+
+
+def _sum_of_terms(points: Points, theta: Array, logs: Sequence[Array]) -> tuple[Array, list[Array]]:
+    """log L and the share of each term, (B, m) each, at these m values of the variables."""
+    # t_k of each power at each point, (B, m) each.
     exponents = [
         theta[:, 2 * k, None] - theta[:, 2 * k + 1, None] * log for k, log in enumerate(logs)
     ]
@@ -118,7 +172,7 @@ def terms_of(points: Points, theta: Array, z: Array) -> Terms:
         exponents.append(np.broadcast_to(theta[:, 2 * points.powers, None], shape))
     # A single power needs neither exp nor log.
     if len(exponents) == 1:
-        return exponents[0] - z, [np.ones(shape)], logs, slopes
+        return exponents[0], [np.ones(shape)]
     largest = exponents[0]  # subtracted so that no exp overflows
     for exponent in exponents[1:]:
         largest = np.maximum(largest, exponent)
@@ -126,8 +180,8 @@ def terms_of(points: Points, theta: Array, z: Array) -> Terms:
     total = powers[0] + sum(powers[1:])
     log_sum = largest + np.log(total)
     if points.law.odds:
-        return -log_sum - z, [powers[0] / total], logs, slopes
-    return log_sum - z, [power / total for power in powers], logs, slopes
+        return -log_sum, [powers[0] / total]
+    return log_sum, [power / total for power in powers]
 
 
 def log_effective_data(points: Points, rho: Array) -> tuple[Array, Array, Array]:

@@ -1,10 +1,12 @@
 """All figures of a study and their captions, drawn to files."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from analysis.parallel import in_processes
 from analysis.plots.allocation import allocation, allocation_figure, isoflop, isoflop_figure
 from analysis.plots.compute import curves, frontier_figure, laws_in_compute, rates
 from analysis.plots.diagnostics import (
@@ -18,7 +20,7 @@ from analysis.plots.diagnostics import (
 )
 from analysis.plots.law_panel import law_band, law_figure
 from analysis.plots.laws import above_the_floor, laws_in_parameters, residuals, scales
-from analysis.plots.style import save
+from analysis.plots.style import FORMATS, save
 from analysis.study import Study
 
 __all__ = [
@@ -55,6 +57,7 @@ FIGURES: dict[str, Callable[[Study], Figure | None]] = {
         objectives, isoflop, allocation, holdout, influence, curves, rates, forecasts,
     )
 }  # fmt: skip
+_SLOW = ("laws_in_compute", "laws_in_parameters")  # drawn first
 CAPTIONS = {
     "laws_in_parameters": "Score of each run at its end against the weights of the block matrices "
     "(left) and all parameters (right). Dashed: a pure power law; solid: with a fitted irreducible "
@@ -96,16 +99,23 @@ CAPTIONS = {
 
 
 def draw_all(
-    study: Study, folder: Path, kinds: tuple[str, ...] = ("svg", "png", "pdf")
+    study: Study, folder: Path, formats: Sequence[str] = (), processes: int = 1
 ) -> dict[str, Path]:
-    """Draw every figure of the study in all formats `kinds`; returns the path of each SVG by name.
+    """Draw every figure of the study as PNG and in `formats`; returns the path of each PNG by name.
 
-    The same study gives the same files, byte by byte.
+    The same study gives the same files, byte by byte. `processes`: see analysis.parallel.
     """
-    drawn = {}
-    for name, draw in FIGURES.items():
-        figure = draw(study)
-        if figure is not None:
-            save(figure, folder, name, kinds)
-            drawn[name] = folder / f"{name}.svg"
-    return drawn
+    names = [*_SLOW, *(name for name in FIGURES if name not in _SLOW)]
+    jobs = [partial(_draw, study, folder, name, formats) for name in names if name in FIGURES]
+    drawn = dict(in_processes(jobs, processes))
+    return {name: path for name in FIGURES if (path := drawn[name]) is not None}
+
+
+def _draw(study: Study, folder: Path, name: str, formats: Sequence[str]) -> tuple[str, Path | None]:
+    """The name of one figure and its PNG; None if the study has no data for it."""
+    figure = FIGURES[name](study)
+    if figure is not None:
+        return name, save(figure, folder, name, formats)
+    for kind in FORMATS:  # of an earlier study
+        (folder / f"{name}.{kind}").unlink(missing_ok=True)
+    return name, None

@@ -134,13 +134,22 @@ def draw_runs(
     """Draw each run's evaluations as a thin line in the style of its size; a dot if it has one."""
     known = rows.dropna(subset=[x, metric, size])
     # Runs of several seeds or sweeps can share a name; each is a line of its own.
-    for _, run in known.groupby([size, "trial", *(_label(known, n) for n in _RUN)]):
-        style, single = styles[float(run[size].iloc[0])], len(run) == 1
-        run = run.sort_values(x)
-        panel.plot(
-            run[x], run[metric], color=style.colour, lw=0.9,
-            ls="none" if single else style.line, marker="." if single else None, ms=2.5, zorder=2,
-        )  # fmt: skip
+    by_run = known.groupby([size, "trial", *(_label(known, name) for name in _RUN)])
+    runs = known.assign(run=by_run.ngroup(), evaluations=by_run[x].transform("size"))
+    runs = runs.sort_values(["run", x], kind="stable")
+    for _, of_size in runs.groupby(size):
+        style = styles[float(of_size[size].iloc[0])]
+        # One artist for all runs of a size: thousands of artists take seconds to draw.
+        single = of_size.evaluations == 1
+        options: dict[str, Any] = {"color": style.colour, "lw": 0.9, "ms": 2.5, "zorder": 2}
+        dots, lines = of_size[single], of_size[~single]
+        if len(lines):
+            ends = np.flatnonzero(np.diff(lines.run)) + 1
+            # NaN between two runs ends a line.
+            at = (np.insert(lines[name].to_numpy(float), ends, np.nan) for name in (x, metric))
+            panel.plot(*at, ls=style.line, **options)
+        if len(dots):
+            panel.plot(dots[x], dots[metric], ls="none", marker=".", **options)
     panel.set(xscale="log", yscale="log")
 
 

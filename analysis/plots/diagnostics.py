@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.fitting.fit import Fit
-from analysis.fitting.points import FitError
 from analysis.plots.axes import logarithmic, signed, symbol
 from analysis.plots.law_panel import LAW_STYLES
 from analysis.plots.laws import SIZES
@@ -31,7 +30,7 @@ from analysis.plots.style import (
 )
 from analysis.selection.holdout import HeldOut
 from analysis.study import METRICS, Study
-from analysis.uncertainty.intervals import Interval, interval
+from analysis.uncertainty.intervals import Interval
 
 _NAMES = {"pure": "pure power law", "floor": "with a fitted E"}
 _ROW_HEIGHT = 0.17  # inches, of a dot plot
@@ -71,8 +70,9 @@ def objectives(study: Study) -> Figure | None:
     styles = {"huber": ("o", BLUE), "squares": ("s", VERMILION), "absolute": ("^", GREEN)}
     groups = {}
     for metric, fits in study.objectives.items():
+        spans = study.objective_intervals.get(metric, {})
         dots = [
-            _dot(name, fit, _alpha(fit), *styles.get(name, ("o", INK)))
+            _dot(name, fit, spans.get(name), *styles.get(name, ("o", INK)))
             for name, fit in fits.items()
         ]
         if dots:
@@ -83,13 +83,6 @@ def objectives(study: Study) -> Figure | None:
 def _dot(name: str, fit: Fit, span: Interval | None, marker: str, colour: str) -> Dot:
     low, high = (span.low, span.high) if span else (None, None)
     return Dot(name, fit.alpha, low, high, marker, colour)
-
-
-def _alpha(fit: Fit) -> Interval | None:
-    try:
-        return interval(fit, "alpha")
-    except FitError:  # no degree of freedom: the dot is drawn without an interval
-        return None
 
 
 @styled

@@ -35,6 +35,7 @@ MARKERS = "os^DvP<X>p"
 DASHES: tuple[Any, ...] = (  # solid, dashed, dash-dot, dotted, dash-dot-dot
     "-", (0, (4, 1.2)), (0, (4, 1, 1, 1)), (0, (1, 1)), (0, (6, 1, 1, 1, 1, 1)),
 )  # fmt: skip
+FORMATS = ("png", "pdf", "svg")  # of figures; every figure is written as PNG
 MAX_LEGEND_KEYS = 10  # up to this number of sizes, a legend lists them; more get a colour bar
 _BRIGHTER = ListedColormap(mpl.colormaps["viridis"](np.linspace(0, 0.88, 256)))  # no pale yellow
 STYLE: Any = {
@@ -125,15 +126,22 @@ def hide_empty_panels(panels: NDArray[Any], count: int) -> None:
             panel.set_xlabel("")
 
 
-def save(figure: Figure, folder: Path, name: str, kinds: Iterable[str]) -> None:
-    """Write `name`.kind for each of svg, pdf, png, without dates: the same bytes every time."""
+def save(figure: Figure, folder: Path, name: str, formats: Iterable[str] = ()) -> Path:
+    """Write the figure as PNG and in `formats`, without dates: the same bytes every time.
+
+    Files of the figure in other formats are renewed too: no file shows older results. Returns the
+    path of the PNG.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     dateless = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     # Resolution, fonts and the hash salt are read only when a file is written.
     with mpl.rc_context(STYLE):
-        for kind in kinds:
-            figure.savefig(folder / f"{name}.{kind}", metadata=dateless.get(kind))
-            figure.set_layout_engine(None)  # keep the first layout for the other formats
+        for kind in FORMATS:
+            path = folder / f"{name}.{kind}"
+            if kind == "png" or kind in formats or path.exists():
+                figure.savefig(path, metadata=dateless.get(kind))
+                figure.set_layout_engine(None)  # keep the first layout for the other formats
+    return folder / f"{name}.png"
 
 
 def categorical_styles(keys: Sequence[Any]) -> dict[Any, SeriesStyle]:

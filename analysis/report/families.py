@@ -5,7 +5,7 @@ result. Then follow the rankings under every other condition, the multipliers in
 and a table for each set of samples.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,10 @@ class FamiliesSection:
 
 
 def families_section(
-    images: pd.DataFrame, folder: Path, kinds: tuple[str, ...], unscored: tuple[str, ...] = ()
+    images: pd.DataFrame,
+    folder: Path,
+    formats: Sequence[str] = (),
+    unscored: tuple[str, ...] = (),
 ) -> FamiliesSection | None:
     """The section, its figures drawn into `folder`; None if no condition has two scored arms.
 
@@ -83,7 +86,7 @@ def families_section(
     measured = conditions(images)
     if not measured:
         return None
-    sections = {each.name: _condition_section(each, folder, kinds) for each in measured}
+    sections = {each.name: _condition_section(each, folder, formats) for each in measured}
     table = robustness(measured)
     first = measured[0]
     main = [each for each in measured if (each.set, each.weights) == (first.set, first.weights)]
@@ -107,7 +110,7 @@ def families_section(
             for row in table.to_dict("records")
         ],
         costs=_costs(first),
-        frontier=_frontier(images, first.extractor, folder, kinds),
+        frontier=_frontier(images, first.extractor, folder, formats),
         rest=tuple(sections.values()),
     )  # fmt: skip
 
@@ -129,11 +132,12 @@ def comparison_scalars(images: pd.DataFrame) -> dict[str, float]:
 
 
 def _condition_section(
-    condition: Condition, folder: Path, kinds: tuple[str, ...]
+    condition: Condition, folder: Path, formats: Sequence[str]
 ) -> ConditionSection:
     figure_name = "families_" + condition.name.replace(", ", "-").replace(" ", "-")
     cautions = arm_differences(condition.rows)
-    save(families(condition.rows, condition.extractor, cautions), folder, figure_name, kinds)
+    figure = families(condition.rows, condition.extractor, cautions)
+    png = save(figure, folder, figure_name, formats)
     settings = "; ".join(f"{arm}: {text}" for arm, text in condition.settings.items())
     return ConditionSection(
         name=condition.name,
@@ -143,13 +147,12 @@ def _condition_section(
         undetermined=_undetermined(condition),
         cautions=cautions,
         table=_table(condition.rows),
-        figure=figure_of(figure_name, folder / f"{figure_name}.svg")
-        | {"caption": _CAPTION.format(settings)},
+        figure=figure_of(figure_name, png) | {"caption": _CAPTION.format(settings)},
     )
 
 
 def _frontier(
-    images: pd.DataFrame, extractor: str, folder: Path, kinds: tuple[str, ...]
+    images: pd.DataFrame, extractor: str, folder: Path, formats: Sequence[str]
 ) -> dict[str, Any] | None:
     rows = with_arms(images)
     rows = rows[(rows.extractor == extractor) & ~rows.chooses & ~rows.raw]
@@ -160,12 +163,12 @@ def _frontier(
     several = rows.groupby("trial").settings.nunique().max() > 1
     if not several and rows.latency_seconds.isna().all():
         return None
-    save(frontier(rows), folder, "families_frontier", kinds)
+    png = save(frontier(rows), folder, "families_frontier", formats)
     caption = (
         "Every model with every sampling setting: means over seeds. Lines: the models and settings "
         "of an arm to which none of the same arm has both a smaller distance and a lower cost."
     )
-    return figure_of("families_frontier", folder / "families_frontier.svg") | {"caption": caption}
+    return figure_of("families_frontier", png) | {"caption": caption}
 
 
 def _sentences(condition: Condition) -> tuple[str, ...]:

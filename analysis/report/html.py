@@ -8,11 +8,12 @@ from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from analysis.comparison import var_paper as paper
 from analysis.fitting.points import FitError
 from analysis.plots.all_figures import CAPTIONS
+from analysis.plots.style import STYLE
 from analysis.report import format as formats
 from analysis.report.checklist import checklist
 from analysis.report.embed import inline_image
@@ -22,6 +23,7 @@ from analysis.selection.influence import influence
 from analysis.selection.rates import rate_sweeps
 from analysis.study import METRICS, VARIABLES, LawResult, Study
 
+_SCREEN_DPI = 96  # CSS pixels of an inch
 # Each section: its anchor, its title, and its figures.
 SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("verdict", "In short", ()),
@@ -75,11 +77,11 @@ class Facts:
 
 
 def write_report(path: Path, study: Study, figures: Mapping[str, Path], facts: Facts) -> None:
-    """Write the page to `path` with figures (SVGs by name) and images embedded, and laws.tex to the
+    """Write the page to `path` with figures (PNGs by name) and images embedded, and laws.tex to the
     same folder. A section without content is left out.
     """
     templates = environment()
-    drawn = {name: figure_of(name, svg) for name, svg in figures.items()}
+    drawn = {name: figure_of(name, png) for name, png in figures.items()}
     placed = {name for *_, names in SECTIONS for name in names}
     context: dict[str, Any] = {
         "study": study, "facts": facts, "METRICS": METRICS, "VARIABLES": VARIABLES,
@@ -226,17 +228,19 @@ def _run_ids(study: Study) -> dict[str, str]:
     return {name: f"run-{number}" for number, name in enumerate(names, start=1)}
 
 
-def figure_of(name: str, svg: Path, prefix: str = "") -> dict[str, Any]:
-    """The <svg> element of one of our figures, with its anchor and caption.
+def figure_of(name: str, png: Path, prefix: str = "") -> dict[str, Any]:
+    """One of our figures, embedded, in the size of its print, with its anchor and caption.
 
-    Its ids get the anchor as a prefix, because several figures are on one page. `prefix`
-    distinguishes figures of one name.
+    `prefix` distinguishes figures of one name on a page.
     """
-    text, anchor = svg.read_text(encoding="utf-8"), re.sub(r"[^\w-]+", "-", prefix + name)
-    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{anchor}-", text[text.index("<svg") :])
-    caption = CAPTIONS.get(name, name.replace("_", " "))
-    text = text.replace("<svg", f'<svg role="img" aria-label="{escape(caption)}"', 1)
-    return {"anchor": anchor, "svg": Markup(text), "caption": caption}
+    image = inline_image(png)
+    return {
+        "anchor": re.sub(r"[^\w-]+", "-", prefix + name),
+        "uri": image.uri,
+        "width": round(image.width * _SCREEN_DPI / STYLE["savefig.dpi"]),
+        "height": round(image.height * _SCREEN_DPI / STYLE["savefig.dpi"]),
+        "caption": CAPTIONS.get(name, name.replace("_", " ")),
+    }
 
 
 def shown_pictures(model: ModelImages) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The pages of a report: one page if all runs are of one group, else one each and an overview."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,18 +38,22 @@ def write_pages(
     folder: Path,
     studies: Mapping[str, Study],
     facts: Facts,
-    kinds: tuple[str, ...],
+    formats: Sequence[str] = (),
     scored: Scored | None = None,
+    processes: int = 1,
 ) -> Path:
-    """Draw every figure in all formats `kinds` and write every page; returns the start page."""
+    """Draw every figure as PNG and in `formats`, and write every page; returns the start page.
+
+    `processes`: see analysis.parallel.
+    """
     index = folder / "index.html"
     if list(studies) == [""]:
-        write_report(index, studies[""], draw_all(studies[""], folder, kinds), facts)
+        write_report(index, studies[""], draw_all(studies[""], folder, formats, processes), facts)
         return index
     groups = []
     for label, study in studies.items():
         subfolder = folder / slug(label)
-        figures = draw_all(study, subfolder, kinds)
+        figures = draw_all(study, subfolder, formats, processes)
         trials = set(study.table.rows.trial)
         group_facts = Facts(
             title=f"{facts.title}: {label}",
@@ -59,14 +63,14 @@ def write_pages(
             trials=tuple(name for name in facts.trials if name in trials),
         )
         write_report(subfolder / "index.html", study, figures, group_facts)
-        svg = figures.get(_FIGURE)
+        png = figures.get(_FIGURE)
         groups.append({
             "label": label,
             "page": f"{subfolder.name}/index.html",
             "runs": len(study.table.finals),
             "verdicts": verdicts(study),
             "refused": study.refused,
-            "figure": None if svg is None else figure_of(_FIGURE, svg, f"{subfolder.name}-"),
+            "figure": None if png is None else figure_of(_FIGURE, png, f"{subfolder.name}-"),
         })  # fmt: skip
     measured = {name for study in studies.values() for name in study.table.rows.trial}
     context = {
@@ -77,7 +81,7 @@ def write_pages(
     templates = environment()
     sections = []
     if scored is not None:
-        sections += _compared(scored, folder, kinds)
+        sections += _compared(scored, folder, formats)
     for anchor, title in _SHARED:
         body = templates.get_template(f"{anchor}.html.j2").render(**context).strip()
         if body:
@@ -96,14 +100,14 @@ def write_pages(
 
 
 def _compared(
-    scored: Scored, folder: Path, kinds: tuple[str, ...]
+    scored: Scored, folder: Path, formats: Sequence[str]
 ) -> list[tuple[str, str, Markup]]:
     """The section that compares families, or the reason why there is none: an error here must not
     prevent the other pages.
     """
     title = ("families", "Families compared")
     try:
-        section = families_section(scored.images, folder, kinds, scored.unscored)
+        section = families_section(scored.images, folder, formats, scored.unscored)
     except ValueError as error:
         return [(*title, Markup("<p class='note'>Not compared: {}</p>").format(error))]
     if section is None:

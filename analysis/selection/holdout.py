@@ -1,7 +1,7 @@
 """Held-out error of a law: fit below a cut, predict above it, for a series of rising cuts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -126,14 +126,16 @@ def rolling(
             continue
         above = np.flatnonzero(~below)
         # Every run above the cut, not only the next size: extrapolations of several ranges.
-        for point in above[np.argsort(rank[above], kind="stable")]:
-            x_point = _at(columns, point)
-            interval, reason = _interval(fit, x_point) if intervals else (None, None)
-            size, measured, predicted = rank[point], losses[point], float(fit.predict(x_point))
-            held_out = HeldOut(
-                float(size), float(measured), predicted, cut, sizes, runs, (int(point),)
-            )
-            results.append(replace(held_out, interval=interval, no_interval=reason))
+        above = above[np.argsort(rank[above], kind="stable")]
+        predicted = fit.predict(_at(columns, above))
+        for point, prediction in zip(above.tolist(), predicted.tolist(), strict=True):
+            span, reason = _interval(fit, _at(columns, point)) if intervals else (None, None)
+            results.append(
+                HeldOut(
+                    float(rank[point]), float(losses[point]), prediction, cut, sizes, runs,
+                    (point,), span, reason,
+                )
+            )  # fmt: skip
     return tuple(results)
 
 
@@ -171,7 +173,7 @@ def _cuts(rank: Array, free: int, max_cuts: int) -> list[tuple[float, int]]:
     return [cuts[index] for index in chosen]
 
 
-def _at(columns: list[Array], chosen: NDArray[np.generic] | np.intp) -> Array | tuple[Array, ...]:
+def _at(columns: list[Array], chosen: NDArray[np.generic] | int) -> Array | tuple[Array, ...]:
     """x of the chosen points, in the form that the law takes."""
     picked = tuple(np.asarray(column[chosen]) for column in columns)
     return picked if len(picked) > 1 else picked[0]

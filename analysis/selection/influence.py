@@ -1,6 +1,6 @@
 """The influence of each point on a fit: exact refits that leave one point out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,9 @@ from analysis.fitting.fit import Fit
 from analysis.fitting.initialization import starting_points
 from analysis.fitting.points import FitError
 from analysis.fitting.search import solve
-from analysis.fitting.terms import residuals
+from analysis.fitting.terms import Points, residuals
+
+Array = NDArray[np.float64]
 
 _FEW = 40  # points; up to this number every refit has all starts
 _EXACT = 1e-24  # squared log residual below which points count as exactly on the law
@@ -46,26 +48,33 @@ def influence(fit: Fit) -> tuple[Influence, ...]:
     removable = _removable(fit)
     if not len(removable):
         return ()
-    # A point of weight 0 is left out. Its row keeps the same arrays, so all refits are one batch.
-    weights = np.repeat(data.weights[None], len(removable), 0)
-    weights[np.arange(len(removable)), removable] = 0
     # Without a point the optimum can be elsewhere, most of all when points are few.
     starts = starting_points(points, data.weights, log_floor)
     if fit.points > _FEW:
         starts = starts[:2]
     if np.isfinite(fit.theta).all():  # no step leaves log E = -inf
         starts = np.concatenate([fit.theta[None], starts])
-    theta = solve(points, weights, starts[:, None], fit.objective, log_floor).theta
+    refits, weights = _without_each(fit, removable)
+    theta = solve(refits, weights, starts[:, None], fit.objective, log_floor).theta
     columns = data.columns(theta)
-    before = residuals(points, fit.theta[None])
-    change = residuals(points, theta) - before  # of predicted log L, (B, n)
     # s² of the full fit with n - p degrees of freedom, as in Cook's D.
-    variance = float(np.mean(data.weights * before[0] ** 2))
+    variance = float(np.mean(data.weights * residuals(points, fit.theta[None])[0] ** 2))
     variance *= fit.points / (fit.points - fit.free)
-    distances = np.mean(change**2, 1) * fit.points / (fit.free * max(variance, _EXACT))
     sizes = fit.law.arrays(data.x)[0]
     # The largest size is the one that extrapolation starts from.
-    changes = np.expm1(change[:, int(np.argmax(sizes))])
+    largest = int(np.argmax(sizes))
+    # The change of predicted log L at each point, or at each distinct x with its number of points.
+    if points.distinct is None:
+        change = residuals(points, theta) - residuals(points, fit.theta[None])  # (B, n)
+        mean_square = np.mean(change**2, 1)
+    else:
+        logs, index = points.distinct
+        at = replace(points, logs=logs, z=np.zeros(len(logs[0])))
+        change = residuals(at, theta) - residuals(at, fit.theta[None])  # (B, u)
+        mean_square = change**2 @ np.bincount(index) / fit.points
+        largest = int(index[largest])
+    distances = mean_square * fit.points / (fit.free * max(variance, _EXACT))
+    changes = np.expm1(change[:, largest])
     exponent = fit.law.powers[0][1]
     free_floor = fit.law.floor and fit.floor is None
     return tuple(
@@ -79,6 +88,31 @@ def influence(fit: Fit) -> tuple[Influence, ...]:
         )
         for row, point in enumerate(removable)
     )
+
+
+def _without_each(fit: Fit, removed: NDArray[np.intp]) -> tuple[Points, Array]:
+    """The points and the weights (B, m) of refits that leave out one point of `removed` (B,) each.
+
+    By least squares the runs of one size act as one run: of their weighted mean, with the sum of
+    their weights. Many runs are therefore solved as one point per size.
+    """
+    points, weights, row = fit.data.points, fit.data.weights, np.arange(len(removed))
+    as_sizes = fit.points > _FEW and np.isinf(fit.objective.delta)
+    if not as_sizes or points.distinct is None:
+        # A point of weight 0 is left out. Its row keeps the same arrays: all refits are one batch.
+        one_less = np.repeat(weights[None], len(removed), 0)
+        one_less[row, removed] = 0
+        return points, one_less
+    logs, size = points.distinct
+    runs, of_removed = np.bincount(size), size[removed]
+    left: Array = np.repeat(np.bincount(size, weights)[None], len(removed), 0)
+    total: Array = np.repeat(np.bincount(size, weights * points.z)[None], len(removed), 0)
+    left[row, of_removed] -= weights[removed]
+    total[row, of_removed] -= weights[removed] * points.z[removed]
+    # The only run of its size leaves weight 0, possibly with a rounding error, and no mean.
+    alone = np.flatnonzero(runs[of_removed] == 1)
+    left[alone, of_removed[alone]] = total[alone, of_removed[alone]] = 0
+    return replace(points, logs=logs, z=total / np.where(left > 0, left, 1)), left
 
 
 def _removable(fit: Fit) -> NDArray[np.intp]:

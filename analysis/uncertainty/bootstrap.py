@@ -85,17 +85,18 @@ def bootstrap(
     if clusters is not None and strata is not None:
         raise FitError("give clusters or strata, not both")
     generator = np.random.default_rng(seed)
-    draw, method = _scheme(fit.points, clusters, strata)
-    kept = np.empty((0, fit.points))
-    drawn = 0
+    draw, weights_of, method = _scheme(fit.points, clusters, strata)
+    kept: list[Array] = []
+    usable_count = drawn = 0
     # Resamples with too few sizes are drawn again; how many were drawn is reported.
-    while len(kept) < resamples:
+    while usable_count < resamples:
         counts = draw(generator, resamples)
-        sufficient = _sufficient(fit, counts > 0)
-        usable = np.flatnonzero(sufficient)[: resamples - len(kept)]
+        sufficient = _sufficient(fit, weights_of(counts > 0))
+        usable = np.flatnonzero(sufficient)[: resamples - usable_count]
         if len(usable):
             drawn += int(usable[-1]) + 1
-            kept = np.concatenate([kept, counts[usable]])
+            kept.append(counts[usable])
+            usable_count += len(usable)
         elif drawn > 50 * resamples:
             raise FitError(
                 f"resampling {fit.points} points leaves too few different sizes for {fit.law.name}"
@@ -103,7 +104,7 @@ def bootstrap(
         else:
             drawn += resamples
     # A small data set has few different resamples; each is solved only once.
-    unique, index = np.unique(kept, axis=0, return_inverse=True)
+    unique, index = np.unique(np.concatenate(kept), axis=0, return_inverse=True)
     log_floor = data.log_floor(fit.floor)
     # Resampling few points can move the optimum far. On 240 rows eight starts give the same
     # standard errors as one (LOG.md).
@@ -113,13 +114,15 @@ def bootstrap(
         starts = np.concatenate([starts, extra])
     # Counts are weights of the points, so all refits are one batch, (U, n) for U different
     # resamples.
+    weights = weights_of(unique)
+    weights *= data.weights  # in place: the array can be large
     solved = solve(
-        data.points, unique * data.weights, starts[:, None], fit.objective, log_floor,
+        data.points, weights, starts[:, None], fit.objective, log_floor,
         tolerance=1e-8, near_optimum=fit.points > _FEW,
     )  # fmt: skip
     columns = data.columns(solved.theta[index.ravel()])
     unconverged = int((solved.gradient > CONVERGED)[index.ravel()].sum())
-    return Bootstrap(fit, method, len(kept), drawn - len(kept), unconverged, columns)
+    return Bootstrap(fit, method, usable_count, drawn - usable_count, unconverged, columns)
 
 
 def scheme_for(sizes: ArrayLike, seeds: ArrayLike) -> dict[str, Any]:
@@ -136,14 +139,16 @@ def scheme_for(sizes: ArrayLike, seeds: ArrayLike) -> dict[str, Any]:
     return {}
 
 
-Draw = Callable[[np.random.Generator, int], Array]  # (generator, B) -> (B, n) weights
+Draw = Callable[[np.random.Generator, int], Array]  # (generator, B) -> (B, m) counts
+Weights = Callable[[Any], Any]  # (B, m) counts -> (B, n) weights of the points
 
 
-def _scheme(count: int, clusters: ArrayLike | None, strata: ArrayLike | None) -> tuple[Draw, str]:
-    """A function that draws (B, n) weights, and a description of the method."""
+def _scheme(
+    count: int, clusters: ArrayLike | None, strata: ArrayLike | None
+) -> tuple[Draw, Weights, str]:
+    """A function that draws counts, one that makes them weights, and a description."""
     if clusters is not None:
         labels = _labels(clusters, count)
-        # Draws of clusters (B, groups) become weights of points (B, n) by their labels.
         groups = labels.max() + 1
         if groups < 2:
             raise FitError(
@@ -152,7 +157,8 @@ def _scheme(count: int, clusters: ArrayLike | None, strata: ArrayLike | None) ->
         few = "" if groups >= _MIN_CLUSTERS else ", too few for reliable intervals"
         chances = np.full(groups, 1 / groups)
         return (
-            lambda generator, rows: generator.multinomial(groups, chances, rows)[:, labels] * 1.0,
+            lambda generator, rows: generator.multinomial(groups, chances, rows) * 1.0,
+            lambda counts: counts.take(labels, 1),  # a point has the count of its cluster
             f"bootstrap over {groups} seeds{few}",
         )
     if strata is not None:
@@ -170,10 +176,12 @@ def _scheme(count: int, clusters: ArrayLike | None, strata: ArrayLike | None) ->
                     weights[:, group] = drawn * m / (m - 1)
             return weights
 
-        return within, f"bootstrap over {count} runs within {len(members)} sizes"
+        method = f"bootstrap over {count} runs within {len(members)} sizes"
+        return within, lambda counts: counts, method
     chances = np.full(count, 1 / count)
     return (
         lambda generator, rows: generator.multinomial(count, chances, rows) * 1.0,
+        lambda counts: counts,
         f"bootstrap over {count} runs",
     )
 
@@ -194,9 +202,9 @@ def _sufficient(fit: Fit, drawn: NDArray[np.bool_]) -> NDArray[np.bool_]:
     for each in fit.law.arrays(fit.data.x)[: len(fit.law.powers)]:
         # (B, n) drawn times (n, sizes) membership: how often each size was drawn.
         sizes = np.unique(each, return_inverse=True)[1].ravel()
-        belongs = np.zeros((len(sizes), sizes.max() + 1))
+        belongs = np.zeros((len(sizes), sizes.max() + 1), np.float32)
         belongs[np.arange(len(sizes)), sizes] = 1
-        enough &= (drawn @ belongs > 0).sum(1) >= min_sizes
+        enough &= (drawn.astype(np.float32) @ belongs > 0).sum(1) >= min_sizes
     return np.asarray(enough)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ Array = NDArray[np.float64]
 Rise = Callable[[Array], Array]  # from values to the rise of the objective above its optimum
 
 SIMULATIONS = 999
+# Points from which the optimum of a simulation is so close to the true law that the search starts
+# there with the narrow losses.
+_MANY = 400
 # The ends of a profile can lie many standard errors away, unequally on the two sides. An end beyond
 # 60 of them counts as infinite.
 _STEPS = np.array([0.1, 0.3, 0.6, 1, 1.4, 1.8, 2.3, 3, 4, 6, 9, 14, 22, 36, 60])  # standard errors
@@ -81,22 +85,27 @@ def critical_rise(
     law = residuals(replace(problem.points, z=np.zeros(fit.points)), problem.theta[None])[0]
     simulated = replace(problem.points, z=law + noise[:, :-1])
     start = np.repeat(problem.theta[None], len(noise), 0)[None]
+    precision: Any = {"tolerance": 1e-8, "near_optimum": fit.points >= _MANY}
     unconstrained = solve(
-        simulated, problem.weights, start, fit.objective, problem.log_floor, tolerance=1e-8
+        simulated, problem.weights, start, fit.objective, problem.log_floor, **precision
     )
     # The parameter or prediction is held at its true value in the simulations, the fitted one.
     if column is not None:
         constrained = solve(
-            simulated, problem.weights, start, fit.objective, problem.log_floor, (column,), 1e-8
+            simulated,
+            problem.weights,
+            start,
+            fit.objective,
+            problem.log_floor,
+            (column,),
+            **precision,
         )
     else:
         assert points is not None
         new = best + (noise[:, -1:] if weight == 1 else 0 * noise[:, -1:])
         extended = replace(points, z=np.column_stack([simulated.z, new]))
         weights = np.append(problem.weights[0], weight)[None]
-        constrained = solve(
-            extended, weights, start, fit.objective, problem.log_floor, tolerance=1e-8
-        )
+        constrained = solve(extended, weights, start, fit.objective, problem.log_floor, **precision)
     return float(np.quantile(constrained.objective / unconstrained.objective - 1, level))
 
 

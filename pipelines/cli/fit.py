@@ -30,6 +30,15 @@ ObjectiveName = Annotated[
         "--objective", help="loss function of the residuals of log L: squares, huber or absolute"
     ),
 ]
+FigureFormats = Annotated[
+    str | None,
+    typer.Option(
+        "--formats",
+        help="formats of the figures besides PNG, such as pdf,svg. Default: PNG, and those that "
+        "the report's folder already has",
+        show_default=False,
+    ),
+]
 
 
 @app.command()
@@ -55,6 +64,7 @@ def fit(
         Path | None,
         typer.Option("--out", help="folder for the report of a table, such as ./report"),
     ] = None,
+    formats: FigureFormats = None,
     as_json: AsJson = False,
 ) -> None:
     """Fit the laws to a sweep or to a table of runs.
@@ -63,6 +73,7 @@ def fit(
     """
     from pipelines.report import external_table as tables
 
+    figure_formats = parse_formats(formats)
     if not tables.is_table(name):
         table_options = {"--column": columns, "--complete": complete, "--out": out}
         if given := [option for option, value in table_options.items() if value]:
@@ -70,11 +81,12 @@ def fit(
                 f"{', '.join(given)}: only for a table; {name} is not a .csv, .tsv or .parquet file"
             )
         workspace = Home(home)
-        publish_and_show(workspace, resolve_sweep(name, workspace), name, True, as_json, objective)
+        sweep = resolve_sweep(name, workspace)
+        publish_and_show(workspace, sweep, name, True, as_json, objective, figure_formats)
         return
     with screen.progress_bar("laws") as progress:
         folder, laws = tables.fit_table(
-            name, Home(home), objective, columns or [], complete, out, progress
+            name, Home(home), objective, columns or [], complete, out, progress, figure_formats
         )
     if as_json:
         print(json.dumps(laws))
@@ -100,6 +112,7 @@ def report(
             help="compare with another sweep, or with a laws.json file. Default: no comparison",
         ),
     ] = None,
+    formats: FigureFormats = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the report of a sweep, or compare two sweeps.
@@ -112,7 +125,10 @@ def report(
 
     workspace = Home(home)
     sweep = resolve_sweep(name, workspace)
-    publish(workspace, sweep, collect_results(workspace, sweep), again=against is None)
+    publish(
+        workspace, sweep, collect_results(workspace, sweep), again=against is None,
+        formats=parse_formats(formats),
+    )  # fmt: skip
     if against is None:
         path = report_path(workspace, sweep)
         print(json.dumps({"report": str(path)}) if as_json else path)
@@ -182,6 +198,14 @@ def coverage(
             str(row.simulations),
         )  # fmt: skip
     console.print(table)
+
+
+def parse_formats(text: str | None) -> tuple[str, ...]:
+    """The formats in a list such as "pdf,svg". Raises ValueError for an unknown one."""
+    formats = tuple(name.strip() for name in (text or "").split(",") if name.strip())
+    if unknown := [name for name in formats if name not in ("png", "pdf", "svg")]:
+        raise ValueError(f"--formats {unknown[0]}: each format is one of png, pdf, svg")
+    return formats
 
 
 def _report(progress: Callable[[str, int, int], None], title: str, total: int, done: int) -> None:

@@ -24,12 +24,15 @@ def fit_table(
     completed: str | None,
     out: Path | None,
     progress: Callable[[str, int, int], None],
+    formats: Sequence[str] = (),
 ) -> tuple[Path, dict[str, Any]]:
     """Fit every law that the table has data for, and write plots, laws.json and the report.
 
-    Returns the report's path and the content of laws.json. Raises TableError.
+    The figures are PNGs, and in `formats`. Returns the report's path and the content of laws.json.
+    Raises TableError.
     """
     from analysis.export import laws_of_all
+    from analysis.parallel import idle_cores
     from analysis.report.html import Facts
     from analysis.report.pages import write_pages
     from analysis.study import studies
@@ -42,11 +45,12 @@ def fit_table(
         table, title = load_table(Path(name), renamed), Path(name).name
     if completed is not None:
         table = complete(table, completed)
-    fitted = studies(table, objective, progress=progress)
+    processes = idle_cores()
+    fitted = studies(table, objective, progress=progress, processes=processes)
     base = Path(f"{Path(title.replace(':', '-')).stem}-laws")
     folder = out or (base if name.startswith(_MLFLOW) else Path(name).parent / base)
     facts = Facts(title=title, question=f"The laws of {name}", settings={}, provenance={})
-    page = write_pages(folder, fitted, facts, ("svg", "png", "pdf"))
+    page = write_pages(folder, fitted, facts, formats, processes=processes)
     laws = {**laws_of_all(fitted), "sweep": title}
     write_json(folder / "laws.json", laws)
     return page, laws

@@ -1,6 +1,6 @@
 """Publish the results of a sweep: laws.json, plots, report, and the values for MLflow."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -28,10 +28,12 @@ def publish(
     again: bool,
     objective: str = "squares",
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    formats: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Fit the laws of `sweep` and write laws.json, plots and report, if outdated or if `again`.
 
-    They are outdated if the results, the damage or the artifacts of the models have changed.
+    They are outdated if the results, the damage or the artifacts of the models have changed. The
+    plots are PNGs, and in `formats`.
     Returns the content of laws.json. Raises TableError if there is nothing to fit.
     """
     folder, stages = home.sweep(sweep.name), sweep_stages(home, sweep)
@@ -50,6 +52,7 @@ def publish(
     import pandas as pd
 
     from analysis.export import laws_of_all
+    from analysis.parallel import idle_cores
     from analysis.report.families import comparison_scalars
     from analysis.report.pages import Scored, write_pages
     from analysis.study import studies
@@ -63,9 +66,10 @@ def publish(
         f"{stage}: {text}" for stage, text in damaged.items() if not stage.startswith("trial ")
     ]
     table = replace(table, notes=(*table.notes, *notes))
-    fitted = studies(table, objective, tuple(grade_forecasts(home, sweep)), progress)
-    # PDFs take as long as everything else, so only explicit requests write them, not every run.
-    kinds = ("svg", "png", "pdf") if again else ("svg", "png")
+    # `run` has threads of Ray, with which a process must not fork. It does not ask for `again`.
+    processes = idle_cores() if again else 1
+    forecasts = tuple(grade_forecasts(home, sweep))
+    fitted = studies(table, objective, forecasts, progress, processes)
     report, path = report_path(home, sweep).parent, folder / "images.parquet"
     scored, families = None, dict[str, Any]()
     if path.exists():
@@ -74,7 +78,7 @@ def publish(
             families = {"families": comparison_scalars(images)}
             samples = side_by_side(home, images, report)
         scored = Scored(images, _unscored(stages), samples)
-    write_pages(report, fitted, facts_of(sweep, stages), kinds, scored)
+    write_pages(report, fitted, facts_of(sweep, stages), formats, scored, processes)
     laws = {**laws_of_all(fitted), **inputs, **warnings, "sweep": sweep.name, **families}
     write_json(folder / "laws.json", laws)
     return laws

@@ -34,13 +34,13 @@ def side_by_side(home: Home, images: pd.DataFrame, folder: Path) -> dict[str, Pa
             samples[f"{arm}, depth {row.depth}"] = _images(sample_folder)
     if len(samples) < 2:
         return {}
-    save(sample_grid(samples), folder, "families_samples", ("png",))
+    png = save(sample_grid(samples), folder, "families_samples")
     caption = (
         f"Samples “{comparisons[0].set}”, one row per class. Images at the same position in each "
         "column have the same class, index and seed, but the families use the random numbers "
         "differently."
     )
-    return {caption: folder / "families_samples.png"}
+    return {caption: png}
 
 
 def _images(folder: Path) -> np.ndarray:

@@ -1,6 +1,7 @@
 """After training: fit the laws, write figures and report, update MLflow, print the laws."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from pipelines.cli.terminal import console as screen
@@ -19,16 +20,17 @@ def publish_and_show(
     again: bool,
     as_json: bool = False,
     objective: str = "squares",
+    formats: Sequence[str] = (),
 ) -> None:
     """Fit the laws to the finished trials and print them.
 
-    Fits only if there are new results, or with `again`.
+    Fits only if there are new results, or with `again`. `formats` of the figures besides PNG.
     """
     from pipelines.report import publish
 
     with screen.progress_bar("laws") as progress:
         laws = publish.publish(
-            home, sweep, collect_results(home, sweep), again, objective, progress
+            home, sweep, collect_results(home, sweep), again, objective, progress, formats
         )
     for stage, damage in laws.get("damaged", {}).items():
         warn(f"{stage}: {damage}")
