@@ -87,7 +87,7 @@ def test_linear_and_its_gradients_are_those_of_torch(inputs, outputs, bias):
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
 
-def test_linear_computes_no_gradient_that_nobody_needs():
+def test_linear_computes_only_the_gradients_that_are_needed():
     weight, x = torch.ones(64, 64, requires_grad=True), torch.ones(4, 64)
     linear(x, weight).sum().backward()
     assert weight.grad is not None
