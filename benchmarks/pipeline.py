@@ -239,7 +239,10 @@ def drive(home: Path, sweep: str) -> None:
 
     workspace, chosen = Home(home), find_sweep(sweep)
     state = SweepState(sweep_stages(workspace, chosen))
-    with mirroring(workspace, chosen, load_settings(), print), screen.progress(screen.console) as observe:
+    with (
+        mirroring(workspace, chosen, load_settings(), print),
+        screen.progress(screen.console) as observe,
+    ):
         began, cpu, measured = time.monotonic(), 0.0, 0.0
         # The first seconds, in which each finished trial is looked at once, are not counted.
         while (now := time.monotonic() - began) < 12 + DRIVER_SECONDS:

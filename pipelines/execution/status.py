@@ -9,7 +9,7 @@ from pipelines.stages.attempt import FAILED, HEARTBEAT, heartbeat_age
 from pipelines.stages.graph import Stage, Stages, of_kind
 from pipelines.stages.registry import IMPORTED, KINDS, NETWORK, TRIAL
 from pipelines.workspace import job_log as jobs
-from pipelines.workspace.damage import damage_in, status_of
+from pipelines.workspace.damage import damage_in, status_in
 from pipelines.workspace.job_log import JobRecord
 from pipelines.workspace.log_end import latest_line, latest_lines
 from pipelines.workspace.provenance import attempts
@@ -235,7 +235,8 @@ def state_of(folder: Path, queue: Queue | None = None) -> tuple[str, str]:
     if is_done(folder):
         damage = damage_in(folder)
         if damage is None:
-            return status_of(folder), read_json(folder / DONE).get("reason", "")
+            marker = read_json(folder / DONE)
+            return status_in(folder, marker), marker.get("reason", "")
         # A locked folder is being repaired now, and counts as running.
         if not in_use(folder):
             return "to repair" if damage.repaired_by_run else "damaged", str(damage)

@@ -155,7 +155,11 @@ def _missing_final_evaluation(folder: Path) -> str:
 
 def status_of(folder: Path) -> str:
     """The status in done.json of the finished stage in `folder`. Raises DamagedFileError."""
-    marker = read_json(folder / DONE)
+    return status_in(folder, read_json(folder / DONE))
+
+
+def status_in(folder: Path, marker: dict[str, Any]) -> str:
+    """The status in `marker`, the done.json of `folder`. Raises DamagedFileError."""
     if "status" not in marker:
         raise DamagedFileError(f"{folder / DONE} is damaged: it records no status")
     return str(marker["status"])
