@@ -24,7 +24,6 @@ import fcntl
 import json
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import sys
@@ -32,8 +31,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import islice, product
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +43,7 @@ ITEMS = (
 DEFAULT = tuple(item for item in ITEMS if item != "mirror-all")
 LINES = 200  # training lines of a trial
 RUNNING = 2  # trials that train while `driver` is measured
-DRIVER_SECONDS, FOLLOW_LOOKS = 20.0, 6
+FIRST_SECONDS, DRIVER_SECONDS, FOLLOW_LOOKS = 12.0, 20.0, 6
 SWEEP = '''"""{trials} trials over depth, length and seed."""
 
 from itertools import islice, product
@@ -239,14 +237,17 @@ def drive(home: Path, sweep: str) -> None:
 
     workspace, chosen = Home(home), find_sweep(sweep)
     state = SweepState(sweep_stages(workspace, chosen))
+    began, cpu, measured = time.monotonic(), 0.0, 0.0
     with (
+        open(os.devnull, "w") as terminal,
         mirroring(workspace, chosen, load_settings(), print),
-        screen.progress(screen.console) as observe,
+        screen.progress(
+            screen.LiteralConsole(file=terminal, force_terminal=True, width=120, height=50)
+        ) as observe,
     ):
-        began, cpu, measured = time.monotonic(), 0.0, 0.0
         # The first seconds, in which each finished trial is looked at once, are not counted.
-        while (now := time.monotonic() - began) < 12 + DRIVER_SECONDS:
-            if now > 12 and not measured:
+        while (now := time.monotonic() - began) < FIRST_SECONDS + DRIVER_SECONDS:
+            if now > FIRST_SECONDS and not measured:
                 cpu, measured = time.process_time(), now
             time.sleep(0.5)  # as long as the driver waits for a stage to end
             observe(state.poll())
@@ -286,8 +287,10 @@ def measure_item(item: str, home: Path, count: int, code: Path) -> Cost:
         return measure([*this, "rows", str(home), sweep], home, code)[0]
     if item in ("mirror", "mirror-all"):
         _forget_mlflow(home)
-        (home / "all.toml").write_text('[mlflow]\npoints = "all"\n')
-        settings = {"VAR_SCALING_SETTINGS": str(home / "all.toml")} if item == "mirror-all" else {}
+        (home / "all.toml").write_text('[tracking]\npoints = "all"\n')
+        settings = {"VAR_SCALING_SETTINGS": str(home / "all.toml")}
+        if item == "mirror" or not (code / "pipelines/tracking/curves.py").exists():
+            settings = {}  # earlier versions always copied all points
         return measure([*cli, "mirror", sweep, *at], home, code, **settings)[0]
     with _two_training(home, count, write=item == "driver"):
         cost, text = measure([*this, item, str(home), sweep], home, code)
@@ -307,10 +310,7 @@ def _two_training(home: Path, count: int, write: bool) -> Iterator[None]:
     folders = sorted((home / f"grid{count}").glob("*/trial.json"))[-RUNNING:]
     trials = [path.parent for path in folders]
     logs = {trial / "metrics.jsonl": (trial / "metrics.jsonl").read_bytes() for trial in trials}
-    ended, locks = threading.Event(), [open(trial / "lock", "a+") for trial in trials]
-    for trial, lock in zip(trials, locks, strict=True):
-        (trial / "done.json").rename(trial / "done.kept")
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    ended = threading.Event()
 
     def append() -> None:
         for number in range(10**6):
@@ -323,19 +323,19 @@ def _two_training(home: Path, count: int, write: bool) -> Iterator[None]:
                 return
 
     writer = threading.Thread(target=append)
-    if write:
-        writer.start()
-    try:
+    with ExitStack() as locks:
+        for trial in trials:
+            (trial / "done.json").rename(trial / "done.kept")
+            fcntl.flock(locks.enter_context(open(trial / "lock", "a+")), fcntl.LOCK_EX)
+        if write:
+            writer.start()
         yield
-    finally:
         ended.set()
         if write:
             writer.join()
-        for path, text in logs.items():
-            path.write_bytes(text)
-        for trial, lock in zip(trials, locks, strict=True):
-            (trial / "done.kept").rename(trial / "done.json")
-            lock.close()
+    for path, text in logs.items():
+        path.write_bytes(text)
+        (path.parent / "done.kept").rename(path.parent / "done.json")
 
 
 def machine() -> dict[str, Any]:

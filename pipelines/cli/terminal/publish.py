@@ -74,6 +74,6 @@ def _mirror_all(home: Home, sweep: Sweep, laws: dict[str, Any], settings: Settin
     report = sorted(path for path in (folder / "report").iterdir() if path.is_file())
     files = [*report, folder / "results.parquet"]
     with tracking(home, settings) as tracker:
-        mirror = Mirror(home, sweep, tracker)
+        mirror = Mirror(home, sweep, tracker, settings.tracking.points)
         mirror.catch_up()
         mirror.publish_law(publish.law_scalars(laws), publish.law_columns(laws), files)
