@@ -16,6 +16,7 @@ from pipelines.workspace.provenance import attempts
 from pipelines.workspace.store import in_use, natural_key, part_folders
 from var_scaling.config import ImportedTokenizer
 from var_scaling.disk import DONE, is_done, read_json
+from var_scaling.metrics import Line
 
 
 @dataclass(frozen=True)
@@ -104,17 +105,20 @@ def _tokenizer_view(stage: Stage, queue: Queue | None, latest: LatestLines) -> V
     if isinstance(stage.config, ImportedTokenizer):
         state, note = state_of(stage.directory, queue)
         return View("tokenizer", stage.name, state, 0, 0, "", note=note or "imported")
-    view = _training_view(stage, queue, latest)
-    scores = latest(stage.directory / "metrics.jsonl").get("validation")
+    lines = latest(stage.directory / "metrics.jsonl")
+    view, scores = _training_view(stage, queue, lines), lines.get("validation")
     if not scores:
         return view
     quality = f"PSNR {scores['psnr_db']:.1f} dB, {scores['codes_used_all']:.0%} of codes used"
     return replace(view, note="; ".join(filter(None, (view.note, quality))))
 
 
-def _training_view(stage: Stage, queue: Queue | None, latest: LatestLines) -> View:
+def _trial_view(stage: Stage, queue: Queue | None, latest: LatestLines) -> View:
+    return _training_view(stage, queue, latest(stage.directory / "metrics.jsonl"))
+
+
+def _training_view(stage: Stage, queue: Queue | None, lines: dict[str, Line]) -> View:
     folder, steps = stage.directory, stage.config.steps
-    lines = latest(folder / "metrics.jsonl")
     state, note = state_of(folder, queue)
     if state == "running" and not lines:
         note = _reading_progress(folder)
@@ -210,7 +214,7 @@ def _scoring_view(stage: Stage, queue: Queue | None, latest: LatestLines) -> Vie
 
 
 _VIEWS = {
-    "tokenizer": _tokenizer_view, "tokens": _tokens_view, "trial": _training_view,
+    "tokenizer": _tokenizer_view, "tokens": _tokens_view, "trial": _trial_view,
     "imported": _imported_view, "network": _scoring_view, "floor": _scoring_view,
     "score": _scoring_view,
 }  # fmt: skip

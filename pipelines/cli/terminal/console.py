@@ -161,8 +161,11 @@ class _Bars:
         many = done > _LISTED
         self.bars.update(self.done, completed=done, total=len(views), visible=many)
         for view in views:
-            name = f"{view.kind} {view.name}"
-            if view.state == "waiting" or self.shown.get(name) == view:
+            name, hidden = f"{view.kind} {view.name}", many and view.state == "done"
+            if hidden and name in self.tasks:
+                self.bars.remove_task(self.tasks.pop(name))
+                del self.shown[name]
+            if hidden or view.state == "waiting" or self.shown.get(name) == view:
                 continue
             self.shown[name] = view
             if name not in self.tasks:
@@ -171,8 +174,6 @@ class _Bars:
                 self.tasks[name], completed=view.done, total=view.total or None,
                 status=_status_text(view),
             )  # fmt: skip
-        for name, view in self.shown.items():
-            self.bars.update(self.tasks[name], visible=not (many and view.state == "done"))
         self.bars.refresh()
 
 
