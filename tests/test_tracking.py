@@ -15,7 +15,9 @@ from urllib.request import urlopen
 
 import pytest
 from conftest import COMMAND, trial
+from typer.testing import CliRunner
 
+from pipelines.cli import main as cli
 from pipelines.tracking import mlflow
 from pipelines.tracking.mirror import Mirror
 from pipelines.tracking.mlflow import MLflowTracker
@@ -298,6 +300,67 @@ def test_the_comparison_page_takes_several_sweeps_and_shows_the_held_out_loss_fi
         ValueError, match=r"c: nothing has been logged to MLflow yet.*: Default, a, b"
     ):
         tracker.comparison_urls(["a", "c"], "http://x")
+
+
+def pages(tracker: MLflowTracker, *sweeps: str, **choice: str) -> dict[str, str]:
+    urls = tracker.comparison_urls(sweeps, "http://x", **choice)
+    return {title: unquote(url) for title, url in urls.items()}
+
+
+def compared(tracker: MLflowTracker, *sweeps: str, **choice: str) -> list[str]:
+    """The names of the runs on the comparison page."""
+    (ids,) = re.findall(r"\?runs=(\[.*?\])", pages(tracker, *sweeps, **choice)["compare"])
+    return [tracker.client.get_run(run).info.run_name for run in json.loads(ids)]
+
+
+@pytest.fixture
+def logged_families(home) -> MLflowTracker:
+    """Four trials of two families in the sweeps a and b."""
+    tracker = MLflowTracker(home)
+    for sweep in ("a", "b"):
+        for family, depth in (("var", 2), ("ar", 1)):
+            run = tracker.run(sweep, f"{sweep}-{family}", f"{sweep}/{family}", "trial")
+            params = {"family": family, "depth": depth, "log10_N": depth}
+            tracker.params(run, params, {})
+            tracker.note(run, "", "")
+            tracker.metrics(run, [MetricValue("val/loss", float(depth), 0, 1)])
+    return tracker
+
+
+def test_the_user_chooses_the_trials_to_compare_by_sweep_family_or_filter(logged_families):
+    tracker = logged_families
+    assert compared(tracker, "a") == ["a-ar", "a-var"]
+    assert sorted(compared(tracker, "a", "b", family="var")) == ["a-var", "b-var"]
+    assert compared(tracker, "b", condition="metrics.`val/loss` < 1.5") == ["b-ar"]
+    with pytest.raises(ValueError, match=r"a: no trial matches .* params.family = 'dit'"):
+        pages(tracker, "a", family="dit")
+    with pytest.raises(ValueError, match=r"MLflow cannot search for .*depth >"):
+        pages(tracker, "a", condition="depth >")
+
+
+def test_more_trials_than_a_page_compares_are_a_table_with_the_same_filter(
+    logged_families, monkeypatch
+):
+    monkeypatch.setattr(mlflow, "_COMPARED", 1)
+    tracker = logged_families
+    (one,) = pages(tracker, "a").items()
+    number = tracker.experiment("a")
+    assert one == (
+        "table of more than 1 trials",
+        f"http://x/#/experiments/{number}/runs?searchFilter=tags.kind = 'trial'"
+        "&orderByKey=params.`log10_N`&orderByAsc=true",
+    )
+    (several,) = pages(tracker, "a", "b", family="var").values()
+    assert several.startswith("http://x/#/compare-experiments/s?experiments=[")
+    assert "searchFilter=tags.kind = 'trial' and params.family = 'var'&" in several
+
+
+def test_a_choice_of_trials_needs_a_sweep(home):
+    tracker = MLflowTracker(home)
+    assert tracker.location.endswith("mlflow.db")
+    words = ["ui", "--family", "var", "--home", str(home.root)]
+    refused = CliRunner().invoke(cli.app, words)
+    assert "--family: name the sweeps" in str(refused.exception)
 
 
 @pytest.mark.slow

@@ -70,6 +70,15 @@ def client(home: Home, uri: str | None = None) -> Any:
     return MlflowClient(uri or database(home))
 
 
+def _table_url(base: str, experiments: Sequence[str], condition: str) -> str:
+    """The URL of MLflow's table of the runs that match `condition`, smallest N first."""
+    # This page takes plain values, except the list of experiments.
+    look = f"searchFilter={quote(condition)}&orderByKey={quote('params.`log10_N`')}&orderByAsc=true"
+    if len(experiments) == 1:
+        return f"{base}/#/experiments/{experiments[0]}/runs?{look}"
+    return f"{base}/#/compare-experiments/s?{_query(experiments=experiments)}&{look}"
+
+
 class _Run(NamedTuple):
     """What the tracker needs to know of a run."""
 
@@ -191,23 +200,25 @@ class MLflowTracker:
     def close(self) -> None:
         pass
 
-    def comparison_urls(self, sweeps: Sequence[str], base: str) -> dict[str, str]:
-        """The URLs of the pages that compare the trials of one or more sweeps, smallest N first:
-        the curves of the held-out loss, and all parameters and metrics.
+    def comparison_urls(
+        self, sweeps: Sequence[str], base: str, family: str | None = None, condition: str = ""
+    ) -> dict[str, str]:
+        """The URLs of the pages for the trials of one or more sweeps: of one family, and those that
+        match `condition`, in MLflow's search syntax, if given.
 
-        Raises ValueError if nothing of a sweep has been logged.
+        Up to 200 trials, smallest N first: the curves of the held-out loss, and all parameters and
+        metrics. For more, a table that MLflow loads page by page. Raises ValueError if nothing of a
+        sweep has been logged, or no trial matches.
         """
-        experiments = []
-        for sweep in sweeps:
-            experiment = self.client.get_experiment_by_name(sweep)
-            if experiment is None:
-                logged = ", ".join(sorted(each.name for each in self.client.search_experiments()))
-                raise ValueError(
-                    f"{sweep}: nothing has been logged to MLflow yet; start `var-scaling run "
-                    f"{sweep}` or `var-scaling mirror {sweep}` first. Logged are: {logged}"
-                )
-            experiments.append(experiment.experiment_id)
-        runs = self.client.search_runs(experiments, "tags.kind = 'trial'", max_results=_COMPARED)
+        experiments = [self._logged_experiment(sweep) for sweep in sweeps]
+        conditions = ["tags.kind = 'trial'", f"params.family = '{family}'" if family else ""]
+        search = " and ".join(filter(None, [*conditions, condition]))
+        runs = self._search(experiments, search)
+        if not runs:
+            raise ValueError(f"{', '.join(sweeps)}: no trial matches {search}")
+        if len(runs) > _COMPARED:
+            title = f"table of more than {_COMPARED} trials"
+            return {title: _table_url(base, experiments, search)}
         runs = sorted(runs, key=lambda run: float(run.data.params.get("log10_N", 0)))
         query = _query(runs=[run.info.run_id for run in runs], experiments=experiments)
         # MLflow's page of a metric is an error unless all of these are given.
@@ -220,6 +231,26 @@ class MLflowTracker:
             "held-out loss": f"{base}/#/metric?{query}&{plot}&{look}",
             "compare": f"{base}/#/compare-runs?{query}",
         }
+
+    def _logged_experiment(self, sweep: str) -> str:
+        """The id of the experiment of `sweep`. Raises ValueError if it does not exist."""
+        experiment = self.client.get_experiment_by_name(sweep)
+        if experiment is None:
+            logged = ", ".join(sorted(each.name for each in self.client.search_experiments()))
+            raise ValueError(
+                f"{sweep}: nothing has been logged to MLflow yet; start `var-scaling run "
+                f"{sweep}` or `var-scaling mirror {sweep}` first. Logged are: {logged}"
+            )
+        return str(experiment.experiment_id)
+
+    def _search(self, experiments: Sequence[str], condition: str) -> list[Any]:
+        """The runs that match, at most one more than a page of comparisons holds."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return list(self.client.search_runs(experiments, condition, max_results=_COMPARED + 1))
+        except MlflowException as error:
+            raise ValueError(f"MLflow cannot search for {condition}: {error.message}") from error
 
     def _look_up(self, experiment: str, address: str) -> "_Run | None":
         """The run of `address`. The second call for an experiment reads all of its runs at once,
