@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from pipelines.workspace.damage import LOG, damage_in, status_of
 from pipelines.workspace.log_end import latest_line
 from pipelines.workspace.provenance import attempts, commit_of, lost_work
 from pipelines.workspace.store import Home
-from var_scaling.disk import DONE, atomic_write, read_json
+from var_scaling.disk import DONE, atomic_write, is_done, read_json
 from var_scaling.experiment import ImportedModel, Sweep, Trial
 from var_scaling.experiment.ledger import model_ledger, trial_ledger
 from var_scaling.metrics import Line, read_metrics
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 
 def rows_of(home: Home, sweep: Sweep) -> list[Row]:
     """One row for each evaluation of each model of `sweep` so far."""
-    make: dict[str, Callable[..., list[Row]]] = {"trial": _trial_rows, "imported": _imported_rows}
+    # The trials of a sweep share their tokens, which are checked once.
+    trial_rows = partial(_trial_rows, training_images=cache(_training_images))
+    make: dict[str, Callable[..., list[Row]]] = {"trial": trial_rows, "imported": _imported_rows}
     return [
         row
         for stage in sweep_stages(home, sweep)
@@ -114,17 +117,28 @@ def _scores(line: Line) -> Row:
     return {**scores_in(line), "val_images": images, "evaluation_flops": flops}
 
 
-def _trial_rows(home: Home, sweep: Sweep, trial: Trial) -> list[Row]:
+def _training_images(tokens: Path) -> int | None:
+    """The number of images in the token cache `tokens`. None if it is damaged: its columns stay
+    empty, and the losses are still valid.
+    """
+    if not (tokens / "manifest.json").exists() or damage_in(tokens) is not None:
+        return None
+    images: int | None = read_json(tokens / "manifest.json").get("images")
+    return images
+
+
+def _trial_rows(
+    home: Home, sweep: Sweep, trial: Trial, training_images: Callable[[Path], int | None]
+) -> list[Row]:
     folder = home.trial(sweep.name, trial.name)
     lines = read_metrics(folder / "metrics.jsonl")
     kind = trial.family.cache_kind(trial.model)
-    tokens = home.tokens(trial.tokenizer.name, trial.data.name, "train", kind)
+    images = training_images(home.tokens(trial.tokenizer.name, trial.data.name, "train", kind))
     status, damage = _row_status(folder)
-    # Damaged tokens leave the columns of the training set empty; the losses are still valid.
-    tokens_readable = (tokens / "manifest.json").exists() and damage_in(tokens) is None
-    images = read_json(tokens / "manifest.json").get("images") if tokens_readable else None
-    ledger = trial_ledger(trial)
-    facts = {"commit": commit_of(folder), "damage": damage, **_lost_columns(folder, trial, ledger)}
+    ledger, recorded = trial_ledger(trial), attempts(folder)
+    facts = {
+        "commit": commit_of(recorded), "damage": damage, **_lost_columns(recorded, trial, ledger)
+    }  # fmt: skip
     # Samples and speed are measured with the final weights only.
     later = measured.columns(folder) if status == "done" else {}
     evaluations = [line for line in lines if line["kind"] == "validation"]
@@ -141,12 +155,14 @@ def _trial_rows(home: Home, sweep: Sweep, trial: Trial) -> list[Row]:
     ]  # fmt: skip
 
 
-def _lost_columns(folder: Path, trial: Trial, ledger: dict[str, int]) -> dict[str, Any]:
+def _lost_columns(
+    recorded: list[dict[str, Any]], trial: Trial, ledger: dict[str, int]
+) -> dict[str, Any]:
     """Compute that was lost with failed attempts. It is not part of the trial's train_flops."""
-    steps, seconds = lost_work(folder)
+    steps, seconds = lost_work(recorded)
     flops = ledger["train_flops"] // trial.steps  # of one step
     return {
-        "attempts": len(attempts(folder)), "lost_seconds": seconds, "lost_flops": steps * flops,
+        "attempts": len(recorded), "lost_seconds": seconds, "lost_flops": steps * flops,
     }  # fmt: skip
 
 
@@ -218,7 +234,8 @@ def _row_status(folder: Path) -> tuple[Status, str | None]:
     # leaves them valid, and the marker still has the status.
     if damage is not None and (LOG in damage.files or DONE in damage.files):
         return "damaged", str(damage)
-    match state_of(folder)[0] if damage is None else status_of(folder):
+    # The damage has just been looked for: `state_of` would do it again.
+    match status_of(folder) if is_done(folder) else state_of(folder)[0]:
         case "done" | "diverged" | "failed" as status:
             return status, None if damage is None else str(damage)
     return "running", None
