@@ -49,6 +49,15 @@ def test_interleaved_writes_of_two_machines_hide_no_valid_line(tmp_path):
     assert latest_line(tmp_path / "none.jsonl", "train") is None
 
 
+def test_two_broken_lines_that_would_be_one_valid_line_are_skipped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    whole = {"kind": "train", "step": 2}
+    path.write_text('{"kind": "train", "step": 1\n"loss": 1}\n' + json.dumps(whole) + "\n")
+    assert read_metrics(path) == [whole]
+    path.write_bytes(b'{"kind": "train", "step": 1, "x": "\xff"}\n\n7\n[]\n{"step": 3}\n')
+    assert read_metrics(path) == []
+
+
 def test_of_a_long_log_only_the_end_is_read(tmp_path):
     path = tmp_path / "metrics.jsonl"
     log = MetricsLog(path)

@@ -49,7 +49,7 @@ def publish_and_show(
 
 def show(laws: dict[str, Any]) -> None:
     """Print the tables, verdicts and refused fits of a laws.json."""
-    from analysis.export import groups_of
+    from pipelines.report.publish import groups_of
 
     for group, group_laws in groups_of(laws).items():
         title = f"{laws['sweep']}, {group}" if group else laws["sweep"]
