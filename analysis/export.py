@@ -30,11 +30,6 @@ def laws_of_all(studies: Mapping[str, Study]) -> dict[str, Any]:
             "groups": groups}  # fmt: skip
 
 
-def groups_of(laws: Mapping[str, Any]) -> dict[str, Any]:
-    """The laws of each group of a laws.json; the key of a single group is ""."""
-    return dict(laws["groups"]) if "groups" in laws else {"": laws}
-
-
 def laws_of(study: Study) -> dict[str, Any]:
     """Every law with its certificate, intervals and points, and the refused and dropped items."""
     sizes = study.table.finals[study.size].dropna()

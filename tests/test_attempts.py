@@ -95,7 +95,7 @@ def test_the_lost_steps_of_a_killed_attempt_are_counted(tmp_path):
     write_json(tmp_path / HEARTBEAT, {"step": 100, "seconds_per_step": 0.5, "time": 0.0})
     second.begin({"job": "2"})
     second.poll_signal(81)  # it resumed from step 80
-    assert lost_work(tmp_path) == (20, 10.0)
+    assert lost_work(attempts(tmp_path)) == (20, 10.0)
     assert attempts(tmp_path)[0]["reached"] == 100
     assert "lost_steps" not in attempts(tmp_path)[1]
 

@@ -231,6 +231,19 @@ def ui(
         ),
     ] = None,
     home: HomeFolder = RUNS,
+    family: Annotated[
+        str | None,
+        typer.Option(help="only trials of this family, such as var", show_default=False),
+    ] = None,
+    condition: Annotated[
+        str | None,
+        typer.Option(
+            "--filter",
+            help="only trials that match, in MLflow's search syntax, such as \"params.depth = '4' "
+            'and metrics.`val/loss` < 2"',
+            show_default=False,
+        ),
+    ] = None,
     port: Annotated[
         int | None,
         typer.Option(
@@ -244,7 +257,8 @@ def ui(
     """Serve MLflow on this machine until Ctrl-C.
 
     Prints the addresses: of the held-out losses and of the comparison page of the sweeps given, and
-    of all experiments.
+    of all experiments. For more than 200 trials, it is a table of them instead: choose fewer with
+    --family or --filter.
     """
     from pipelines.tracking import mlflow as tracking
     from pipelines.tracking import server as serve
@@ -259,6 +273,9 @@ def ui(
             f"{workspace.root}: nothing has been logged to MLflow yet; start `var-scaling run` "
             "first"
         )
+    chosen = {"--family": family, "--filter": condition}
+    if not names and (given := [option for option, value in chosen.items() if value]):
+        raise ValueError(f"{', '.join(given)}: name the sweeps to choose from, such as quickstart")
     base = uri or f"http://127.0.0.1:{port or 5000}"
     pages = {"all experiments": base}
     if names:
@@ -267,7 +284,7 @@ def ui(
             for name in dict.fromkeys(names)
         ]
         tracker = tracking.MLflowTracker(workspace, uri)
-        pages = tracker.comparison_urls(sweeps, base) | pages
+        pages = tracker.comparison_urls(sweeps, base, family, condition or "") | pages
     if uri is not None:
         _print_pages(pages)
         return

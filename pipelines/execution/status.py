@@ -9,13 +9,14 @@ from pipelines.stages.attempt import FAILED, HEARTBEAT, heartbeat_age
 from pipelines.stages.graph import Stage, Stages, of_kind
 from pipelines.stages.registry import IMPORTED, KINDS, NETWORK, TRIAL
 from pipelines.workspace import job_log as jobs
-from pipelines.workspace.damage import damage_in, status_of
+from pipelines.workspace.damage import damage_in, status_in
 from pipelines.workspace.job_log import JobRecord
-from pipelines.workspace.log_end import latest_line, latest_lines
+from pipelines.workspace.log_end import LatestLines, latest_line
 from pipelines.workspace.provenance import attempts
 from pipelines.workspace.store import in_use, natural_key, part_folders
 from var_scaling.config import ImportedTokenizer
 from var_scaling.disk import DONE, is_done, read_json
+from var_scaling.metrics import Line
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,17 @@ class View:
 
 
 class SweepState:
-    """The views of all stages, for repeated polling: a finished stage is read only once."""
+    """The views of all stages, for repeated polling: a finished stage is read only once, and of a
+    log only what is new.
+    """
 
     def __init__(self, stages: Stages):
         trials = sorted(of_kind(stages, TRIAL), key=lambda stage: natural_key(stage.name))
         others = [stage for stage in stages if stage.kind != TRIAL]
         self.stages = sorted([*others, *trials], key=lambda stage: KINDS.index(stage.kind))
         self._finished: dict[str, View] = {}
+        self._absent: dict[str, View] = {}  # of stages without a directory
+        self._latest = LatestLines(("train", "validation"))
 
     def poll(self, queue: Queue | None = None) -> list[View]:
         """The view of every stage, each after the stages it needs. `queue`: Slurm's jobs."""
@@ -65,10 +70,17 @@ class SweepState:
     def _view(self, stage: Stage, queue: Queue | None) -> View:
         if (finished := self._finished.get(stage.address)) is not None:
             return finished
-        view = _VIEWS[stage.kind.name](stage, queue)
+        if not stage.directory.exists():
+            if stage.address not in self._absent:
+                self._absent[stage.address] = self._read(stage, queue)
+            return self._absent[stage.address]
+        view = self._read(stage, queue)
         if view.finished and stage.kind != IMPORTED:  # an imported model may be evaluated later
             self._finished[stage.address] = view
         return view
+
+    def _read(self, stage: Stage, queue: Queue | None) -> View:
+        return _VIEWS[stage.kind.name](stage, queue, self._latest)
 
 
 def overview(stages: Stages, queue: Queue | None = None) -> list[View]:
@@ -76,7 +88,7 @@ def overview(stages: Stages, queue: Queue | None = None) -> list[View]:
     return SweepState(stages).poll(queue)
 
 
-def _imported_view(stage: Stage, queue: Queue | None) -> View:
+def _imported_view(stage: Stage, queue: Queue | None, latest: LatestLines) -> View:
     folder = stage.directory
     line = latest_line(folder / "metrics.jsonl", "validation")
     if not is_done(folder):
@@ -89,21 +101,24 @@ def _imported_view(stage: Stage, queue: Queue | None) -> View:
     return View("imported", stage.name, "done", 0, 0, "", line["loss"], note=note)
 
 
-def _tokenizer_view(stage: Stage, queue: Queue | None) -> View:
+def _tokenizer_view(stage: Stage, queue: Queue | None, latest: LatestLines) -> View:
     if isinstance(stage.config, ImportedTokenizer):
         state, note = state_of(stage.directory, queue)
         return View("tokenizer", stage.name, state, 0, 0, "", note=note or "imported")
-    view = _training_view(stage, queue)
-    scores = latest_line(stage.directory / "metrics.jsonl", "validation")
+    lines = latest(stage.directory / "metrics.jsonl")
+    view, scores = _training_view(stage, queue, lines), lines.get("validation")
     if not scores:
         return view
     quality = f"PSNR {scores['psnr_db']:.1f} dB, {scores['codes_used_all']:.0%} of codes used"
     return replace(view, note="; ".join(filter(None, (view.note, quality))))
 
 
-def _training_view(stage: Stage, queue: Queue | None) -> View:
+def _trial_view(stage: Stage, queue: Queue | None, latest: LatestLines) -> View:
+    return _training_view(stage, queue, latest(stage.directory / "metrics.jsonl"))
+
+
+def _training_view(stage: Stage, queue: Queue | None, lines: dict[str, Line]) -> View:
     folder, steps = stage.directory, stage.config.steps
-    lines = latest_lines(folder / "metrics.jsonl", ("train", "validation"))
     state, note = state_of(folder, queue)
     if state == "running" and not lines:
         note = _reading_progress(folder)
@@ -159,7 +174,7 @@ _WORST = (
 )  # fmt: skip
 
 
-def _tokens_view(stage: Stage, queue: Queue | None) -> View:
+def _tokens_view(stage: Stage, queue: Queue | None, latest: LatestLines) -> View:
     name, folder, parts = stage.name, stage.directory, parts_of(stage.directory)
     if not parts or is_done(folder):
         state, note = state_of(folder, queue)
@@ -180,7 +195,7 @@ def _tokens_view(stage: Stage, queue: Queue | None) -> View:
     return View("tokens", name, state, done, total, "images", note=note)
 
 
-def _scoring_view(stage: Stage, queue: Queue | None) -> View:
+def _scoring_view(stage: Stage, queue: Queue | None, latest: LatestLines) -> View:
     """View of a scoring stage: sample scores, reconstruction scores or the feature network. Shows
     the progress while it runs, and the distance or accuracy when it is done.
     """
@@ -199,7 +214,7 @@ def _scoring_view(stage: Stage, queue: Queue | None) -> View:
 
 
 _VIEWS = {
-    "tokenizer": _tokenizer_view, "tokens": _tokens_view, "trial": _training_view,
+    "tokenizer": _tokenizer_view, "tokens": _tokens_view, "trial": _trial_view,
     "imported": _imported_view, "network": _scoring_view, "floor": _scoring_view,
     "score": _scoring_view,
 }  # fmt: skip
@@ -235,7 +250,8 @@ def state_of(folder: Path, queue: Queue | None = None) -> tuple[str, str]:
     if is_done(folder):
         damage = damage_in(folder)
         if damage is None:
-            return status_of(folder), read_json(folder / DONE).get("reason", "")
+            marker = read_json(folder / DONE)
+            return status_in(folder, marker), marker.get("reason", "")
         # A locked folder is being repaired now, and counts as running.
         if not in_use(folder):
             return "to repair" if damage.repaired_by_run else "damaged", str(damage)

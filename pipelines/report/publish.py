@@ -1,6 +1,6 @@
 """Publish the results of a sweep: laws.json, plots, report, and the values for MLflow."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +8,6 @@ from typing import Any
 
 from pipelines.execution.tasks import damaged_stages
 from pipelines.report.images import artifact_folders
-from pipelines.report.side_by_side import side_by_side
 from pipelines.results.artifacts import combined_stamp
 from pipelines.results.health import failed_checks
 from pipelines.stages.graph import Stages, of_kind, sweep_stages
@@ -59,6 +58,7 @@ def publish(
     from analysis.table.table import load_results
     from pipelines.planning.forecasts import grade_forecasts
     from pipelines.report.facts import facts_of
+    from pipelines.report.side_by_side import side_by_side
 
     table = load_results(folder / "results.parquet")
     # The rows of a trial already say that it is damaged.
@@ -151,10 +151,13 @@ def law_columns(laws: dict[str, Any]) -> dict[str, list[Any]]:
     }
 
 
+def groups_of(laws: Mapping[str, Any]) -> dict[str, Any]:
+    """The laws of each group of a laws.json; the key of a single group is ""."""
+    return dict(laws["groups"]) if "groups" in laws else {"": laws}
+
+
 def _all_laws(laws: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """(group of runs, law) for every law."""
-    from analysis.export import groups_of
-
     return [(group, law) for group, content in groups_of(laws).items() for law in content["laws"]]
 
 

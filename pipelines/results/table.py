@@ -3,31 +3,33 @@
 import hashlib
 import json
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any
 
 from pipelines.evaluation import scores as measured
 from pipelines.execution.status import state_of
-from pipelines.results.images import write_images
 from pipelines.stages.graph import refuse_mismatch, sweep_stages
 from pipelines.workspace.damage import LOG, damage_in, status_of
 from pipelines.workspace.log_end import latest_line
 from pipelines.workspace.provenance import attempts, commit_of, lost_work
 from pipelines.workspace.store import Home
-from var_scaling.disk import DONE, atomic_write, read_json
+from var_scaling.disk import DONE, atomic_write, is_done, read_json
 from var_scaling.experiment import ImportedModel, Sweep, Trial
 from var_scaling.experiment.ledger import model_ledger, trial_ledger
 from var_scaling.metrics import Line, read_metrics
 from var_scaling.recipe import Optimiser
 from var_scaling.results import COLUMNS, Row, Status, make_row, scores_in
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 
 def rows_of(home: Home, sweep: Sweep) -> list[Row]:
     """One row for each evaluation of each model of `sweep` so far."""
-    make: dict[str, Callable[..., list[Row]]] = {"trial": _trial_rows, "imported": _imported_rows}
+    # The trials of a sweep share their tokens, which are checked once.
+    trial_rows = partial(_trial_rows, training_images=cache(_training_images))
+    make: dict[str, Callable[..., list[Row]]] = {"trial": trial_rows, "imported": _imported_rows}
     return [
         row
         for stage in sweep_stages(home, sweep)
@@ -115,16 +117,28 @@ def _scores(line: Line) -> Row:
     return {**scores_in(line), "val_images": images, "evaluation_flops": flops}
 
 
-def _trial_rows(home: Home, sweep: Sweep, trial: Trial) -> list[Row]:
+def _training_images(tokens: Path) -> int | None:
+    """The number of images in the token cache `tokens`. None if it is damaged: its columns stay
+    empty, and the losses are still valid.
+    """
+    if not (tokens / "manifest.json").exists() or damage_in(tokens) is not None:
+        return None
+    images: int | None = read_json(tokens / "manifest.json").get("images")
+    return images
+
+
+def _trial_rows(
+    home: Home, sweep: Sweep, trial: Trial, training_images: Callable[[Path], int | None]
+) -> list[Row]:
     folder = home.trial(sweep.name, trial.name)
     lines = read_metrics(folder / "metrics.jsonl")
     kind = trial.family.cache_kind(trial.model)
-    tokens = home.tokens(trial.tokenizer.name, trial.data.name, "train", kind)
+    images = training_images(home.tokens(trial.tokenizer.name, trial.data.name, "train", kind))
     status, damage = _row_status(folder)
-    # Damaged tokens leave the columns of the training set empty; the losses are still valid.
-    tokens_readable = (tokens / "manifest.json").exists() and damage_in(tokens) is None
-    images = read_json(tokens / "manifest.json").get("images") if tokens_readable else None
-    facts = {"commit": commit_of(folder), "damage": damage, **_lost_columns(folder, trial)}
+    ledger, recorded = trial_ledger(trial), attempts(folder)
+    facts = {
+        "commit": commit_of(recorded), "damage": damage, **_lost_columns(recorded, trial, ledger)
+    }  # fmt: skip
     # Samples and speed are measured with the final weights only.
     later = measured.columns(folder) if status == "done" else {}
     evaluations = [line for line in lines if line["kind"] == "validation"]
@@ -135,24 +149,27 @@ def _trial_rows(home: Home, sweep: Sweep, trial: Trial) -> list[Row]:
         evaluations.append({key: last[key] for key in ("step", "seconds", "images_per_second")})
     train_losses = {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
     return [
-        _row(sweep, trial, line, train_losses, images, status,
+        _row(sweep, trial, ledger, line, train_losses, images, status,
              facts | (later if line["step"] == trial.steps else {}))
         for line in evaluations
     ]  # fmt: skip
 
 
-def _lost_columns(folder: Path, trial: Trial) -> dict[str, Any]:
+def _lost_columns(
+    recorded: list[dict[str, Any]], trial: Trial, ledger: dict[str, int]
+) -> dict[str, Any]:
     """Compute that was lost with failed attempts. It is not part of the trial's train_flops."""
-    steps, seconds = lost_work(folder)
-    flops = trial_ledger(trial)["train_flops"] // trial.steps  # of one step
+    steps, seconds = lost_work(recorded)
+    flops = ledger["train_flops"] // trial.steps  # of one step
     return {
-        "attempts": len(attempts(folder)), "lost_seconds": seconds, "lost_flops": steps * flops,
+        "attempts": len(recorded), "lost_seconds": seconds, "lost_flops": steps * flops,
     }  # fmt: skip
 
 
 def _row(
     sweep: Sweep,
     trial: Trial,
+    ledger: dict[str, int],
     line: Line,
     train_losses: dict[int, float],
     images: int | None,
@@ -161,11 +178,10 @@ def _row(
 ) -> Row:
     """The row of `trial` at the step of `line`. `images`: number of images in its token cache."""
     step = line["step"]
-    ledger: dict[str, Any] = dict(trial_ledger(trial))
     # The ledger is of the whole training. What grows with the steps is scaled to this step, in
     # exact integers; sizes stay.
     growing = [key for key in ledger if key.endswith("_seen") or key.startswith("train_flops")]
-    ledger.update({key: ledger[key] * step // trial.steps for key in growing})
+    scaled = {key: ledger[key] * step // trial.steps for key in growing}
     losses_so_far = [loss for at, loss in train_losses.items() if at <= step]
     return make_row(
         {
@@ -187,6 +203,7 @@ def _row(
             "status": status,
             **facts,
             **ledger,
+            **scaled,
             **_scores(line),
         }
     )
@@ -217,7 +234,8 @@ def _row_status(folder: Path) -> tuple[Status, str | None]:
     # leaves them valid, and the marker still has the status.
     if damage is not None and (LOG in damage.files or DONE in damage.files):
         return "damaged", str(damage)
-    match state_of(folder)[0] if damage is None else status_of(folder):
+    # The damage has just been looked for: `state_of` would do it again.
+    match status_of(folder) if is_done(folder) else state_of(folder)[0]:
         case "done" | "diverged" | "failed" as status:
             return status, None if damage is None else str(damage)
     return "running", None
@@ -249,6 +267,10 @@ def write_results(home: Home, sweep: Sweep) -> str | None:
     if sweep.imported:
         _check_same_data(rows)
         _check_same_crop(home, sweep)
+    import pyarrow.parquet as pq
+
+    from pipelines.results.images import write_images
+
     with atomic_write(home.sweep(sweep.name) / "results.parquet") as temporary_path:
         pq.write_table(arrow_table(rows), temporary_path)
     write_images(home.sweep(sweep.name), sweep_stages(home, sweep))
@@ -256,22 +278,23 @@ def write_results(home: Home, sweep: Sweep) -> str | None:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def arrow_table(rows: list[Row]) -> pa.Table:
+def arrow_table(rows: list[Row]) -> "pa.Table":
     """The rows as a table with fixed column types. FLOPs are float64, because they overflow int64.
 
     Scores that no row has are left out, such as the token error of families without tokens.
     """
-    present = [c for c in COLUMNS if not c.score or any(row[c.name] is not None for row in rows)]
-    types = {column.name: _ARROW[column.kind] for column in present}
-    records = [
-        {name: float(row[name]) if row[name] is not None and kind == pa.float64() else row[name]
-         for name, kind in types.items()}
-        for row in rows
-    ]  # fmt: skip
-    return pa.Table.from_pylist(records, schema=pa.schema(types))
+    import pyarrow as pa
 
-
-_ARROW = {
-    "text": pa.string(), "whole": pa.int64(), "number": pa.float64(),
-    "list": pa.list_(pa.float64()),
-}  # fmt: skip
+    arrow = {
+        "text": pa.string(), "whole": pa.int64(), "number": pa.float64(),
+        "list": pa.list_(pa.float64()),
+    }  # fmt: skip
+    arrays = {}
+    for column in COLUMNS:
+        values = [row[column.name] for row in rows]
+        if column.score and all(value is None for value in values):
+            continue
+        if column.kind == "number":
+            values = [None if value is None else float(value) for value in values]
+        arrays[column.name] = pa.array(values, arrow[column.kind])
+    return pa.table(arrays)

@@ -16,7 +16,14 @@ from pipelines.stages.registry import (
     kind_of,
 )
 from pipelines.workspace import job_log as jobs
-from pipelines.workspace.store import Home, has_results, in_use, init_run_dir, raise_if_mismatch
+from pipelines.workspace.store import (
+    Home,
+    has_results,
+    in_use,
+    init_run_dir,
+    is_recorded,
+    raise_if_mismatch,
+)
 from var_scaling.config import ImportedTokenizer
 from var_scaling.experiment import Sweep
 from var_scaling.record import Record, difference
@@ -61,8 +68,12 @@ def sweep_stages(home: Home, sweep: Sweep) -> Stages:
     Raises ValueError if two configs have the same directory, or if a name is not allowed.
     """
     stages: dict[str, Stage] = {}  # by address
+    added: dict[int, Stage] = {}  # by id of its config, which many trials may share
 
     def add(config: Record, provided: bool) -> str:
+        known = added.get(id(config))
+        if known is not None and (provided or not known.provided):
+            return known.address
         kind = kind_of(config)
         directory = kind.directory(home, sweep.name, config)
         address = directory.relative_to(home.root).as_posix()
@@ -81,7 +92,7 @@ def sweep_stages(home: Home, sweep: Sweep) -> Stages:
             provided = provided and existing.provided
         name = kind.display(config)
         stage = Stage(kind, address, name, directory, config, sweep.name, needs, provided)
-        stages[address] = stage
+        stages[address] = added[id(config)] = stage
         return address
 
     for trial in sweep.trials:
@@ -119,10 +130,11 @@ def refuse_mismatch(stages: Stages) -> None:
     A stage that failed before its first step left no results: its directory accepts any config.
     """
     for stage in stages:
-        if _is_bound(stage.directory) and not is_damaged(stage.config_path):
-            raise_if_mismatch(
-                stage.config_path, stage.kind.mismatch(stage.config_path, stage.config)
-            )
+        path = stage.config_path
+        if is_recorded(path, stage.config):
+            continue
+        if _is_bound(stage.directory) and not is_damaged(path):
+            raise_if_mismatch(path, stage.kind.mismatch(path, stage.config))
 
 
 def _is_bound(directory: Path) -> bool:

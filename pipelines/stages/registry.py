@@ -2,12 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.workspace.damage import damage_in
 from pipelines.workspace.store import Home, record_differences
-from var_scaling.config import AnyTokenizer, CacheKind, ImportedTokenizer, TrainedTokenizer
+from var_scaling.config import (
+    AnyTokenizer,
+    CacheKind,
+    ImportedTokenizer,
+    SomeTokenizer,
+    TrainedTokenizer,
+)
 from var_scaling.datasets import Data
 from var_scaling.disk import read_json
 from var_scaling.experiment import ImportedModel, Trial
@@ -108,17 +115,14 @@ def _trial_directory(home: Home, sweep: str, trial: Any) -> Path:
 
 def _trial_needs(trial: Trial) -> tuple[tuple[Record, int | None], ...]:
     """The tokenizer and tokens of `trial`, and the checkpoint that it starts from."""
-    tokens = [
-        TokenSet(
-            tokenizer=trial.tokenizer,
-            data=trial.data,
-            split=split,
-            cache=trial.family.cache_kind(trial.model),
-        )
-        for split in SPLITS
-    ]
+    tokens = _token_sets(trial.tokenizer, trial.data, trial.family.cache_kind(trial.model))
     start = [(trial.start.trial, trial.start.step)] if trial.start is not None else []
     return ((trial.tokenizer, None), *((token_set, None) for token_set in tokens), *start)
+
+
+@lru_cache(maxsize=64)  # the trials of a sweep share them
+def _token_sets(t: SomeTokenizer, data: Data, cache: CacheKind) -> tuple[TokenSet, ...]:
+    return tuple(TokenSet(tokenizer=t, data=data, split=split, cache=cache) for split in SPLITS)
 
 
 def _imported_directory(home: Home, sweep: str, model: Any) -> Path:

@@ -4,9 +4,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from pipelines.execution.slurm import slurm
-from pipelines.execution.status import View, overview
+from pipelines.execution.status import SweepState, View
 from pipelines.stages.graph import sweep_stages
 from pipelines.tracking.mirror import ENDS, Mirror
 from pipelines.tracking.tracker import Tracker, open_tracker
@@ -55,14 +56,16 @@ class _ReconnectingMirror:
     def __init__(self, home: Home, sweep: Sweep, settings: Settings):
         self._home, self._sweep, self._settings = home, sweep, settings
         self._mirror: Mirror | None = None
+        self.location = "the tracker"  # for messages
 
-    def catch_up(self) -> None:
+    def catch_up(self, views: list[View] | None = None) -> None:
         mirror, self._mirror = self._mirror, None
         if mirror is None:
             tracker = open_tracker(self._home, self._settings)
-            mirror = Mirror(self._home, self._sweep, tracker)
+            self.location = tracker.location
+            mirror = Mirror(self._home, self._sweep, tracker, self._settings.tracking.points)
         try:
-            mirror.catch_up()
+            mirror.catch_up(views)
         except BaseException:
             mirror.tracker.close()
             raise
@@ -77,29 +80,25 @@ def mirror(
     home: Home, sweep: Sweep, settings: Settings, follow: bool, print_line: Callable[[str], None]
 ) -> None:
     """Update the tracker from the disk; with `follow`, repeat it until all stages have ended."""
-    stages = sweep_stages(home, sweep)
-    while True:
-        views = overview(stages, slurm.queue_or_none(20))
-        location: list[str] = []
-
-        def update(views: list[View] = views, location: list[str] = location) -> None:
-            with tracking(home, settings) as tracker:
-                location.append(tracker.location)
-                Mirror(home, sweep, tracker).catch_up(views)
-
-        caught_up = try_mirror(update, print_line)
-        ended = sum(view.state in ENDS for view in views)
-        if caught_up:
-            progress = f"{ended} of {len(views)} stages have ended"
-            print_line(f"{sweep.name}: {progress}, all mirrored in {location[0]}")
-        if caught_up and (not follow or all(view.finished for view in views)):
-            return
-        if not follow:
-            raise ValueError(
-                f"{''.join(location) or 'the tracker'} could not be updated; nothing is lost: "
-                "try again"
-            )
-        time.sleep(_FOLLOW_EVERY)
+    state = SweepState(sweep_stages(home, sweep))
+    tracked = _ReconnectingMirror(home, sweep, settings)
+    try:
+        while True:
+            views = state.poll(slurm.queue_or_none(20))
+            caught_up = try_mirror(partial(tracked.catch_up, views), print_line)
+            ended = sum(view.state in ENDS for view in views)
+            if caught_up:
+                progress = f"{ended} of {len(views)} stages have ended"
+                print_line(f"{sweep.name}: {progress}, all mirrored in {tracked.location}")
+            if caught_up and (not follow or all(view.finished for view in views)):
+                return
+            if not follow:
+                raise ValueError(
+                    f"{tracked.location} could not be updated; nothing is lost: try again"
+                )
+            time.sleep(_FOLLOW_EVERY)
+    finally:
+        tracked.close()
 
 
 def mirror_model(home: Home, settings: Settings, address: str, warn: Callable[[str], None]) -> None:
@@ -111,7 +110,7 @@ def mirror_model(home: Home, settings: Settings, address: str, warn: Callable[[s
     def update() -> None:
         if sweep := _sweep_of_model(home, address):
             with tracking(home, settings) as tracker:
-                Mirror(home, sweep, tracker).catch_up()
+                Mirror(home, sweep, tracker, settings.tracking.points).catch_up()
 
     try_mirror(update, warn)
 

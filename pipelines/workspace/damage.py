@@ -76,8 +76,12 @@ def damage_in(folder: Path, thorough: bool = False) -> Damage | None:
     """
     if not is_done(folder):
         return None
-    files = _damaged_files(folder, thorough)
-    if not files and (problem := _missing_final_evaluation(folder)):
+    try:
+        marker = read_json(folder / DONE)
+    except DamagedFileError as error:
+        return Damage(folder, {DONE: str(error)})
+    files = _damaged_files(folder, marker, thorough)
+    if not files and (problem := _missing_final_evaluation(folder, marker)):
         files = {LOG: problem}
     return Damage(folder, files) if files else None
 
@@ -88,11 +92,7 @@ def is_complete(folder: Path) -> bool:
     return is_done(folder) and not (damage is not None and damage.repaired_by_run)
 
 
-def _damaged_files(folder: Path, thorough: bool) -> dict[str, str]:
-    try:
-        marker = read_json(folder / DONE)
-    except DamagedFileError as error:
-        return {DONE: str(error)}
+def _damaged_files(folder: Path, marker: dict[str, Any], thorough: bool) -> dict[str, str]:
     recorded = marker.get("files", {})
     if "files" not in marker and "weights_sha256" in marker:  # older versions recorded only this
         recorded = {WEIGHTS: {"bytes": None, "sha256": marker["weights_sha256"]}}
@@ -132,15 +132,15 @@ def _difference(path: Path, entry: dict[str, Any], since: int, thorough: bool) -
     return f"{path} is damaged: its SHA-256 is {actual}…, {DONE} records {recorded}…"
 
 
-def _missing_final_evaluation(folder: Path) -> str:
+def _missing_final_evaluation(folder: Path, marker: dict[str, Any]) -> str:
     """A message if the log of a finished training has no final evaluation, else "".
 
     Only for a `done.json` of an older version, which recorded no files.
     """
-    marker = read_json(folder / DONE)
+    if "files" in marker or marker["status"] != "done" or "weights_sha256" not in marker:
+        return ""
     record = next((folder / name for name in _RECORDS if (folder / name).exists()), None)
-    trained = marker["status"] == "done" and "weights_sha256" in marker
-    if "files" in marker or record is None or not trained:
+    if record is None:
         return ""
     steps = read_json(record).get("steps")
     line = latest_line(folder / LOG, "validation")
@@ -155,7 +155,11 @@ def _missing_final_evaluation(folder: Path) -> str:
 
 def status_of(folder: Path) -> str:
     """The status in done.json of the finished stage in `folder`. Raises DamagedFileError."""
-    marker = read_json(folder / DONE)
+    return status_in(folder, read_json(folder / DONE))
+
+
+def status_in(folder: Path, marker: dict[str, Any]) -> str:
+    """The status in `marker`, the done.json of `folder`. Raises DamagedFileError."""
     if "status" not in marker:
         raise DamagedFileError(f"{folder / DONE} is damaged: it records no status")
     return str(marker["status"])

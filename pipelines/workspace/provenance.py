@@ -39,9 +39,8 @@ def attempts(folder: Path) -> list[dict[str, Any]]:
     return list(read_json(path)["attempts"]) if path.exists() else []
 
 
-def lost_work(folder: Path) -> tuple[int, float]:
+def lost_work(recorded: list[dict[str, Any]]) -> tuple[int, float]:
     """(steps, seconds) of training that attempts did after their last checkpoint, and so lost."""
-    recorded = attempts(folder)
     steps = sum(attempt.get("lost_steps", 0) for attempt in recorded)
     return steps, sum(attempt.get("lost_seconds", 0.0) for attempt in recorded)
 
@@ -50,9 +49,8 @@ def _write(folder: Path, entries: list[dict[str, Any]]) -> None:
     write_json(folder / "provenance.json", {"attempts": entries})
 
 
-def commit_of(folder: Path) -> str | None:
-    """The commit of the latest attempt in `folder`, with "+" if the working tree was dirty."""
-    recorded = attempts(folder)
+def commit_of(recorded: list[dict[str, Any]]) -> str | None:
+    """The commit of the latest attempt, with "+" if the working tree was dirty."""
     return recorded[-1]["commit"] if recorded else None
 
 

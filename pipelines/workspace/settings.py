@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from var_scaling.record import explain
 
 FILE = "var-scaling.toml"
+POINTS = 40  # of a training curve in the tracker
 
 
 class SettingsError(ValueError):
@@ -92,11 +93,19 @@ class MLflow(BaseModel):
 
 
 class Tracking(BaseModel):
-    """A tracker instead of MLflow: a module with the function `open_tracker(home)`."""
+    """What is copied to the tracker, and which tracker that is.
+
+    `module`: a tracker instead of MLflow, a module with the function `open_tracker(home)`.
+
+    `points`: of the training curve of each run, the first point, the last one, the one before each
+    evaluation and this many evenly spaced ones are copied. "all": every point. Evaluations are all
+    copied. The log on disk always has every point.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     module: str | None = None
+    points: Annotated[int, Field(ge=1)] | Literal["all"] = POINTS
 
 
 class Weights(BaseModel):

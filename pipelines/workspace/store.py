@@ -109,7 +109,7 @@ def init_run_dir(folder: Path, file: str, record: Record) -> None:
 
     Raises ConfigMismatchError if the folder has results of a different record.
     """
-    path, text = folder / file, record.model_dump_json(indent=1) + "\n"
+    path, text = folder / file, _as_text(record)
     has_any = has_results(folder)
     if has_any:
         raise_if_mismatch(path, record_differences(path, record))
@@ -117,6 +117,20 @@ def init_run_dir(folder: Path, file: str, record: Record) -> None:
     if not path.exists() or (not has_any and path.read_text() != text):
         with atomic_write(path) as temporary_path:
             temporary_path.write_text(text)
+
+
+def _as_text(record: Record) -> str:
+    return record.model_dump_json(indent=1) + "\n"
+
+
+def is_recorded(path: Path, record: Record) -> bool:
+    """Whether `path` has exactly the text of `record`. A quick check: an equal record that another
+    version of the code wrote may have another text.
+    """
+    try:
+        return path.read_bytes() == _as_text(record).encode()
+    except FileNotFoundError:
+        return False
 
 
 def raise_if_mismatch(path: Path, lines: list[str]) -> None:

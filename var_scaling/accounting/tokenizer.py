@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from var_scaling.accounting import Count, total
 from var_scaling.config import Tokenizer, TrainedTokenizer
@@ -85,6 +86,7 @@ def tokenizer_flops(tokenizer: Tokenizer) -> Count:
     return dict(counted)
 
 
+@lru_cache(maxsize=64)  # the trials of a sweep share a tokenizer
 def encoding_flops(tokenizer: Tokenizer) -> int:
     """FLOPs of encoding one image into tokens."""
     flops = tokenizer_flops(tokenizer)
@@ -93,6 +95,7 @@ def encoding_flops(tokenizer: Tokenizer) -> int:
     return flops["encoder"] + flops["quant_convs"] // 2 + flops["quantizer"]
 
 
+@lru_cache(maxsize=64)
 def decoding_flops(tokenizer: Tokenizer) -> int:
     """FLOPs of decoding one image's tokens into pixels."""
     flops = tokenizer_flops(tokenizer)

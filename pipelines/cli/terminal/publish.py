@@ -51,7 +51,7 @@ def publish_and_show(
 
 def show(laws: dict[str, Any]) -> None:
     """Print the tables, verdicts and refused fits of a laws.json."""
-    from analysis.export import groups_of
+    from pipelines.report.publish import groups_of
 
     for group, group_laws in groups_of(laws).items():
         title = f"{laws['sweep']}, {group}" if group else laws["sweep"]
@@ -76,6 +76,6 @@ def _mirror_all(home: Home, sweep: Sweep, laws: dict[str, Any], settings: Settin
     report = sorted(path for path in (folder / "report").iterdir() if path.is_file())
     files = [*report, folder / "results.parquet"]
     with tracking(home, settings) as tracker:
-        mirror = Mirror(home, sweep, tracker)
+        mirror = Mirror(home, sweep, tracker, settings.tracking.points)
         mirror.catch_up()
         mirror.publish_law(publish.law_scalars(laws), publish.law_columns(laws), files)
