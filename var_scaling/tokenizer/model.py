@@ -99,6 +99,13 @@ def load_tokenizer(t: Tokenizer, path: Path, sha256: str) -> MultiScaleVQVAE:
     return freeze(model)
 
 
+def frozen_copy(t: Tokenizer, model: MultiScaleVQVAE) -> MultiScaleVQVAE:
+    """A frozen tokenizer with the weights of `model`, as `load_tokenizer` would load them."""
+    copy = MultiScaleVQVAE(t).to(model.quantize.embedding.weight.device)
+    copy.load_state_dict(model.state_dict())
+    return freeze(copy)
+
+
 def freeze(model: MultiScaleVQVAE) -> MultiScaleVQVAE:
     """The model for use: in evaluation mode, without gradients, channels-last."""
     # Convolutions of channels-last weights need no reordering: a tenth to a quarter of the time on

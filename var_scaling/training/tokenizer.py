@@ -19,7 +19,7 @@ from var_scaling.randomness import seed_for
 from var_scaling.tokenizer.autoencoder import to_unit
 from var_scaling.tokenizer.codebook import CodebookUpdater
 from var_scaling.tokenizer.critic import adversarial_warm_up
-from var_scaling.tokenizer.model import MultiScaleVQVAE
+from var_scaling.tokenizer.model import MultiScaleVQVAE, frozen_copy
 from var_scaling.tokenizer.perceptual import Perceptual
 from var_scaling.training.average import WeightAverage
 from var_scaling.training.judges import ADVERSARIAL_STATS, ReconstructionLosses
@@ -80,7 +80,8 @@ def train_tokenizer(
         return trainer.train_step(to_unit(torch.from_numpy(next(batches))), step)
 
     def validate(done: int) -> None:
-        reconstruction = reconstruct(t, trainer.result, held_out, world.device, perceptual)
+        model = frozen_copy(t, trainer.result)
+        reconstruction = reconstruct(t, model, held_out, world.device, perceptual)
         journal.write_line("validation", done, reconstruction.scores)
         draw_sheet(sheet, reconstruction.sheet)
 
