@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test test-slurm test-thorough check docs freeze clean
+.PHONY: setup quickstart test test-slurm test-thorough check bench docs freeze clean
 
 setup: $(VENV)/.ready
 
@@ -35,6 +35,22 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+# Times beside the released way and, with BEFORE=<commit>, beside an earlier version; about 15
+# minutes. Results are appended to benchmarks/results/. Nothing else may run meanwhile.
+CODE = $(if $(BEFORE),build/before) .
+bench: setup
+ifdef BEFORE
+	rm -rf build/before
+	git worktree prune
+	git worktree add --detach build/before $(BEFORE)
+endif
+	$(BIN)/python benchmarks/train.py --code $(CODE) --seconds 4
+	$(BIN)/python benchmarks/tokenizing.py --code $(CODE) --seconds 3
+	$(BIN)/python benchmarks/generate.py --code $(CODE) --seconds 3
+	$(BIN)/python benchmarks/tokenizer_training.py --code $(CODE) --seconds 6
+	$(BIN)/python benchmarks/pipeline.py --code $(CODE) --only status plan rows mirror again driver
+	$(BIN)/python benchmarks/fit.py --report --code $(CODE) --rounds 1
 
 # The pages that are made from the code: commands and settings.
 docs: setup

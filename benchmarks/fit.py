@@ -21,14 +21,12 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +37,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.optimize import minimize, nnls
+from turns import append, commit_of
 
 from analysis.fitting.fit import Fit, fit_law
 from analysis.fitting.laws import SURFACE
@@ -234,7 +233,7 @@ def runs_table(depths: int, budgets: int, seeds: int, evaluations: int) -> pd.Da
 def compare_reports(codes: list[Path], rounds: int) -> None:
     """Print the seconds of each stage of `var-scaling fit TABLE`, by code, and append them."""
     tables = {"quickstart": runs_table(6, 1, 1, 20), "2,000 runs": runs_table(25, 8, 10, 1)}
-    names = [commit(code) for code in codes]
+    names = [commit_of(code) for code in codes]
     with tempfile.TemporaryDirectory() as folder:
         for title, table in tables.items():
             path = Path(folder) / "runs.csv"
@@ -250,8 +249,12 @@ def compare_reports(codes: list[Path], rounds: int) -> None:
                 cells = [median_of(measured[name], stage) for name in names]
                 texts = [" / ".join(f"{each:.2f}" for each in cell.values()) for cell in cells]
                 print(f"{stage:<12}" + "".join(f"{text:>22}" for text in texts))
-            for name in names:
-                append(title, len(table), name, rounds, measured[name])
+            rows = [
+                {"table": title, "rows": len(table), "commit": name, "rounds": rounds,
+                 "seconds": {stage: median_of(measured[name], stage) for stage in STAGES}}
+                for name in names
+            ]  # fmt: skip
+            append("fit", rows)
 
 
 def stages_of(code: Path, table: Path, out: Path) -> dict[str, Any]:
@@ -273,36 +276,6 @@ def median_of(measured: list[dict[str, Any]], stage: str) -> dict[str, float]:
     }
 
 
-def append(title: str, rows: int, name: str, rounds: int, measured: list[dict[str, Any]]) -> None:
-    """Append the medians with machine, commit and date to benchmarks/results/fit.jsonl."""
-    line = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": name,
-        "machine": processor(), "cores": os.cpu_count(), "load": os.getloadavg()[0],
-        "table": title, "rows": rows, "rounds": rounds,
-        "seconds": {stage: median_of(measured, stage) for stage in STAGES},
-    }  # fmt: skip
-    path = HERE / "results" / "fit.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def commit(code: Path) -> str:
-    """The commit of the code, with a + if it has uncommitted changes."""
-    git = ["git", "-C", str(code)]
-    name = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()
-    changed = subprocess.check_output([*git, "status", "--porcelain", "-uno"], text=True)
-    return name + "+" * bool(changed.strip())
-
-
-def processor() -> str:
-    """The model of the processor, as the operating system names it."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--starts", type=int, default=9, help="starts with gradients, at most 9")
@@ -314,12 +287,14 @@ def main() -> None:
     )
     parser.add_argument("--resamples", type=int, default=400)
     parser.add_argument("--report", action="store_true", help="time the command `fit` instead")
-    parser.add_argument("--code", type=Path, help="with --report: a second version of the code")
+    parser.add_argument(
+        "--code", type=Path, nargs="+", default=[HERE.parent], metavar="DIR",
+        help="with --report: the checkouts to time",
+    )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=3, help="with --report")
     options = parser.parse_args()
     if options.report:
-        codes = [HERE.parent] if options.code is None else [options.code, HERE.parent]
-        compare_reports([code.resolve() for code in codes], options.rounds)
+        compare_reports([code.resolve() for code in options.code], options.rounds)
         return
     source, N, D, L = points()
     print(f"240 rows, {source}; one core; Huber(δ = 1e-3), summed")

@@ -23,7 +23,6 @@ import argparse
 import fcntl
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -35,8 +34,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from turns import append, commit_of
+
 HERE = Path(__file__).resolve()
-RESULTS = HERE.parent / "results" / "pipeline.jsonl"
 ITEMS = (
     "status", "plan", "rows", "mirror", "mirror-all", "follow", "fit", "again", "driver",
 )  # fmt: skip
@@ -312,7 +312,7 @@ def _two_training(home: Path, count: int, write: bool) -> Iterator[None]:
     logs = {trial / "metrics.jsonl": (trial / "metrics.jsonl").read_bytes() for trial in trials}
     ended = threading.Event()
 
-    def append() -> None:
+    def write_lines() -> None:
         for number in range(10**6):
             for path, text in logs.items():
                 line = json.loads(text.splitlines()[0])
@@ -322,7 +322,7 @@ def _two_training(home: Path, count: int, write: bool) -> Iterator[None]:
             if ended.wait(0.25):
                 return
 
-    writer = threading.Thread(target=append)
+    writer = threading.Thread(target=write_lines)
     with ExitStack() as locks:
         for trial in trials:
             (trial / "done.json").rename(trial / "done.kept")
@@ -336,23 +336,6 @@ def _two_training(home: Path, count: int, write: bool) -> Iterator[None]:
     for path, text in logs.items():
         path.write_bytes(text)
         (path.parent / "done.kept").rename(path.parent / "done.json")
-
-
-def machine() -> dict[str, Any]:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {
-        "host": platform.node(), "cpus": os.cpu_count(), "memory_gb": round(memory, 1),
-        "python": platform.python_version(), "load": round(os.getloadavg()[0], 2),
-    }  # fmt: skip
-
-
-def commit_of(code: Path) -> str:
-    git = ["git", "-C", str(code)]
-    commit = subprocess.run(
-        [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
-    )
-    changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
-    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
 def show(trials: int, costs: dict[str, dict[str, Cost]]) -> None:
@@ -372,7 +355,7 @@ def show(trials: int, costs: dict[str, dict[str, Cost]]) -> None:
 
 
 def compare(trials: int, items: list[str], codes: list[Path], keep: Path | None) -> None:
-    """Measure `items` with each of `codes`, print them and append them to RESULTS."""
+    """Measure `items` with each of `codes`, print them and append them to the results."""
     with tempfile.TemporaryDirectory(dir=keep) as folder:
         home, costs = Path(folder) / "home", dict[str, dict[str, Cost]]()
         build = [sys.executable, str(HERE), "--inner", "build", str(home), str(trials)]
@@ -384,15 +367,11 @@ def compare(trials: int, items: list[str], codes: list[Path], keep: Path | None)
                 costs.setdefault(item, {})[commit_of(code)] = cost
                 print(f"{trials} trials, {commit_of(code)}, {item}: {cost}", flush=True)
         show(trials, costs)
-    for code in codes:
-        commit = commit_of(code)
-        line = {
-            "machine": machine(), "commit": commit, "date": time.strftime("%F %T %z"),
-            "trials": trials, "items": {item: by[commit]._asdict() for item, by in costs.items()},
-        }  # fmt: skip
-        RESULTS.parent.mkdir(exist_ok=True)
-        with open(RESULTS, "a") as file:
-            file.write(json.dumps(line) + "\n")
+    rows = [
+        {"trials": trials, "commit": commit, "item": item, **cost._asdict()}
+        for item, by_commit in costs.items() for commit, cost in by_commit.items()
+    ]  # fmt: skip
+    append("pipeline", rows)
 
 
 def main() -> None:

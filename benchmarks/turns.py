@@ -133,7 +133,7 @@ def _compare(file: Path, cases: list[Case], codes: list[Path], options: Any) -> 
     finally:
         for worker in workers.values():
             worker.close()
-    append(file.stem, rows, codes)
+    append(file.stem, rows)
 
 
 def _take_turns(
@@ -177,14 +177,14 @@ def _show(
     return rows
 
 
-def append(name: str, rows: list[dict[str, Any]], codes: list[Path]) -> None:
-    """Append the rows, with machine, commits and date, to results/<name>.jsonl."""
-    import torch
+def append(name: str, rows: list[dict[str, Any]]) -> None:
+    """Append the rows, with machine and date, to results/<name>.jsonl; a row has its commit."""
+    from importlib.metadata import version
 
     record = {
         "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()), "machine": processor(),
-        "cores": os.cpu_count(), "torch": torch.__version__,
-        "commits": [commit_of(code) for code in codes], "rows": rows,
+        "cores": os.cpu_count(), "load": os.getloadavg()[0], "torch": version("torch"),
+        "rows": rows,
     }  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / f"{name}.jsonl").open("a") as file:
