@@ -16,7 +16,7 @@ from PIL import Image
 
 from var_scaling.data.dataset import open_images
 from var_scaling.data.dead_leaves import DeadLeavesSource
-from var_scaling.data.decode import Undecodable, decode, square
+from var_scaling.data.decode import Undecodable, crop, decode, resized
 from var_scaling.data.listing import DataError, list_images
 from var_scaling.data.order import batch_rows
 from var_scaling.datasets import ImageFiles, ReadOptions
@@ -172,15 +172,15 @@ def test_images_that_cannot_be_decoded_are_refused_with_a_reason(content):
 @pytest.mark.parametrize("size", [(1, 1), (2000, 3), (3, 2000), (15, 17), (500, 300)])
 def test_images_of_any_size_become_squares(size):
     image = Image.effect_noise(size, 60).convert("RGB")
-    assert square(image, 16, 1.0, None, flip=False).shape == (16, 16, 3)
+    assert crop(resized(image, 16, 1.0), 16, None, flip=False).shape == (16, 16, 3)
     where = np.random.default_rng(0)
-    assert square(image, 16, 1.125, where, flip=True).shape == (16, 16, 3)
+    assert crop(resized(image, 16, 1.125), 16, where, flip=True).shape == (16, 16, 3)
 
 
 def test_the_centre_crop_is_centred():
     pixels = np.zeros((16, 48, 3), dtype=np.uint8)
     pixels[:, 16:32] = 200
-    assert (square(Image.fromarray(pixels), 16, 1.0, None, flip=False) == 200).all()
+    assert (crop(resized(Image.fromarray(pixels), 16, 1.0), 16, None, flip=False) == 200).all()
 
 
 # Folders and Parquet --------------------------------------------------------------------------
@@ -347,6 +347,17 @@ def test_a_crop_depends_only_on_the_image_and_the_crop_number(tmp_path):
     assert np.array_equal(one, again)
     assert np.array_equal(two, next_)
     assert not np.array_equal(one, two)
+
+
+def test_all_crops_of_an_image_in_turn_are_decoded_once(tmp_path, monkeypatch):
+    folder_of(tmp_path / "pets")
+    source, read = opened(tmp_path / "pets", tmp_path, crops=3, enlarge=1.5), []
+    one_by_one = [source.images(np.array([r // 3]), np.array([r % 3]))[0] for r in range(6)]
+    original = source._read
+    monkeypatch.setattr(source, "_read", lambda row: read.append(row) or original(row))
+    together = source.images(np.arange(6) // 3, np.arange(6) % 3)
+    assert read == [0, 1]
+    assert np.array_equal(together, one_by_one)
 
 
 def test_splits_of_different_classes_are_refused(tmp_path):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
-from var_scaling.data.decode import square, to_rgb
+from var_scaling.data.decode import crop, resized, to_rgb
 from var_scaling.generation.blend import (
     Window,
     centred_window,
@@ -123,7 +123,7 @@ def test_the_square_is_the_window_resized_to_the_side_of_the_model():
 
 def test_a_square_picture_is_preprocessed_as_the_training_images():
     picture = noise(40, 40)
-    expected = square(Image.fromarray(picture), 16, 1.0, None, False)
+    expected = crop(resized(Image.fromarray(picture), 16, 1.0), 16, None, flip=False)
     assert np.array_equal(to_square(picture, centred_window(40, 40), 16), expected)
 
 

@@ -30,7 +30,7 @@ from pipelines.workspace.settings import Settings, Weights, load_settings
 from pipelines.workspace.store import Home
 from sweeps.smoke import sweep
 from var_scaling.data.dead_leaves import DeadLeavesSource
-from var_scaling.data.decode import square
+from var_scaling.data.decode import crop, resized
 from var_scaling.data.order import spread_rows
 from var_scaling.datasets import DeadLeaves, ImageFiles
 from var_scaling.disk import read_json
@@ -332,7 +332,7 @@ def test_a_reference_uses_the_centre_crop_of_each_training_image_once(tmp_path):
         originals = generator.integers(0, 256, (6, 20, 24, 3), np.uint8)
         pictures(tmp_path / "data" / split, originals)
         if split == "train":
-            centres = [square(Image.fromarray(one), 16, 1.25, None, False) for one in originals]
+            centres = [crop(resized(Image.fromarray(one), 16, 1.25), 16) for one in originals]
     context = context_in(tmp_path / "home", Settings(data={"noise": tmp_path / "data"}))
     own = ImageFiles(name="noise", side=16, classes=3, crops=4, enlarge=1.25, flip=True)
     data = real_data(context, "noise", "train", 16, own, CropOptions())

@@ -22,7 +22,7 @@ from pipelines.workspace.store import Home, init_run_dir
 from var_scaling.accounting import total
 from var_scaling.data.dataset import open_images
 from var_scaling.data.dead_leaves import DeadLeavesSource
-from var_scaling.data.decode import square
+from var_scaling.data.decode import crop, resized
 from var_scaling.data.order import batch_rows
 from var_scaling.datasets import ImageFiles, ReadOptions
 from var_scaling.disk import is_done, read_json, write_json
@@ -84,7 +84,8 @@ def slope() -> Image.Image:
 
 @pytest.mark.parametrize(("flip", "low", "high"), [(True, 0.4, 0.6), (False, 0, 0)])
 def test_half_of_all_crops_are_mirrored_with_flip(flip, low, high):
-    shown = [square(slope(), 16, 1.0, np.random.default_rng(seed), flip) for seed in range(400)]
+    image = resized(slope(), 16, 1.0)
+    shown = [crop(image, 16, np.random.default_rng(seed), flip) for seed in range(400)]
     mirrored = np.mean([pixels[0, 0, 0] > pixels[0, -1, 0] for pixels in shown])
     assert low <= mirrored <= high
     upright = [one[:, ::-1] if one[0, 0, 0] > one[0, -1, 0] else one for one in shown]
@@ -116,7 +117,7 @@ def test_validation_images_have_the_centre_crop_without_mirroring(source):
     for epoch in range(4):
         assert np.array_equal(busy.images(rows, np.full(12, epoch)), plain)
     path = sorted((busy._listing.root / "val").rglob("*.png"))[0]
-    centre = square(Image.open(path).convert("RGB"), 16, 1.0, None, False)
+    centre = crop(resized(Image.open(path).convert("RGB"), 16, 1.0), 16)
     assert np.array_equal(plain[0], centre)
 
 

@@ -93,13 +93,8 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(gray).convert("RGB")
 
 
-def square(
-    image: Image.Image, side: int, enlarge: float, rng: np.random.Generator | None, flip: bool
-) -> np.ndarray:
-    """uint8 (side, side, 3): shorter side to round(enlarge × side) by Lanczos, then a crop.
-
-    `rng` draws the position of the crop and, with `flip`, a mirror; None takes the centre crop.
-    """
+def resized(image: Image.Image, side: int, enlarge: float) -> Image.Image:
+    """The image with its shorter side resized to round(enlarge × side) by Lanczos."""
     short, long = sorted(image.size)
     if long > _MAX_ASPECT_RATIO * short:
         width, height = (min(edge, _MAX_ASPECT_RATIO * short) for edge in image.size)
@@ -107,12 +102,21 @@ def square(
     scale = round(enlarge * side) / min(image.size)
     # max: rounding must not make an edge shorter than the crop.
     size = (max(side, round(image.width * scale)), max(side, round(image.height * scale)))
-    image = image.resize(size, Image.Resampling.LANCZOS)
-    left, top = (size[0] - side) // 2, (size[1] - side) // 2
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def crop(
+    image: Image.Image, side: int, rng: np.random.Generator | None = None, flip: bool = False
+) -> np.ndarray:
+    """A square of a `resized` image, uint8 (side, side, 3).
+
+    `rng` draws its position and, with `flip`, a mirror; None takes the centre.
+    """
+    left, top = (image.width - side) // 2, (image.height - side) // 2
     if rng is not None:
         # The order of the three draws is part of the data: in another order each crop changes.
-        left = int(rng.integers(size[0] - side + 1))
-        top = int(rng.integers(size[1] - side + 1))
+        left = int(rng.integers(image.width - side + 1))
+        top = int(rng.integers(image.height - side + 1))
     pixels = np.asarray(image)[top : top + side, left : left + side]
     if rng is not None and flip and rng.random() < 0.5:
         pixels = pixels[:, ::-1]

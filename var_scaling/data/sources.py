@@ -2,12 +2,15 @@
 
 import csv
 import os
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from var_scaling.class_names import class_label
-from var_scaling.data.decode import Undecodable, decode, square
+from var_scaling.data.decode import Undecodable, crop, decode, resized
 from var_scaling.data.listing import DataError, Listing, fingerprint, list_images
 from var_scaling.data.loader import in_order
 from var_scaling.data.tree import OTHER_SUFFIXES
@@ -154,22 +157,28 @@ class FileSource:
 
     def images(self, rows: np.ndarray, epochs: np.ndarray) -> np.ndarray:
         pairs = zip(rows.tolist(), np.broadcast_to(epochs, rows.shape).tolist(), strict=True)
-        return np.stack([self._image(row, epoch) for row, epoch in pairs])
+        crops = []
+        # An encoder asks for all crops of an image in turn: it is decoded once for them.
+        for row, of_row in groupby(pairs, key=itemgetter(0)):
+            image = resized(self._read(row), self.data.side, self.data.enlarge)
+            for _, epoch in of_row:
+                crops.append(crop(image, self.data.side, self._draws(row, epoch), self.data.flip))
+        return np.stack(crops)
 
-    def _image(self, row: int, epoch: int) -> np.ndarray:
-        rng = None
-        if self.crops:
-            crop = epoch % self.crops
-            # Crop c of an image is the same in all epochs with epoch % crops = c, so that the token
-            # cache can hold it.
-            rng = np.random.default_rng(seed_for(self.data.seed, "crop", row, crop))
+    def _draws(self, row: int, epoch: int) -> np.random.Generator | None:
+        if not self.crops:
+            return None
+        # Crop c of an image is the same in all epochs with epoch % crops = c, so that the token
+        # cache can hold it.
+        return np.random.default_rng(seed_for(self.data.seed, "crop", row, epoch % self.crops))
+
+    def _read(self, row: int) -> Image.Image:
         kept = int(self._kept[row])
         try:
-            image = decode(self._listing.read(kept))
+            return decode(self._listing.read(kept))
         except (Undecodable, OSError) as error:
             name = one_line(self._listing.names[kept])
             raise DataError(f"{name}: was readable in the survey, but not now: {error}") from error
-        return square(image, self.data.side, self.data.enlarge, rng, self.data.flip)
 
 
 def _decode_error(listing: Listing, row: int) -> str | None:
