@@ -1,5 +1,6 @@
 """The report shows samples with captions, fidelity and speed."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,7 @@ from pipelines.report.facts import facts_of
 from pipelines.report.images import artifact_folders, report_images
 from pipelines.results.artifacts import combined_stamp
 from pipelines.stages.graph import sweep_stages
+from pipelines.workspace.store import Home
 from var_scaling.disk import write_json
 from var_scaling.experiment.sample_set import Rejection
 from var_scaling.models.var.config import VarSampling
@@ -116,3 +118,19 @@ def test_new_pictures_mark_the_page_and_the_mirror_as_outdated(home):
     assert publish.mirrored(home, SWEEP, laws)
     assert not publish.mirrored(home, SWEEP, new)
     assert facts_of(SWEEP, sweep_stages(home, SWEEP)).made[0].name == "s/d2"
+
+
+def test_the_report_shows_whether_the_quality_of_the_tokenizer_still_rises(tmp_path):
+    home = Home(tmp_path)
+    folder = home.tokenizer(SWEEP.trials[0].tokenizer.name)
+    folder.mkdir(parents=True)
+    usage = {"codes_used_all": 1.0, "used_per_scale": [1.0], "perplexity_per_scale": [9.0]}
+    lines = [
+        {"kind": "validation", "step": step, "psnr_db": psnr, **usage}
+        for step, psnr in ((400, 20.0), (500, 20.75))
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shown = facts_of(SWEEP, sweep_stages(home, SWEEP)).tokenizers
+    assert shown[0]["its last rise"] == "+0.75 dB in the last 100 steps"
+    (folder / "metrics.jsonl").write_text(json.dumps(lines[0]) + "\n")
+    assert facts_of(SWEEP, sweep_stages(home, SWEEP)).tokenizers[0]["its last rise"] == "–"

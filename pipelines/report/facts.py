@@ -8,10 +8,10 @@ from pipelines.report.images import report_images
 from pipelines.results.health import failed_checks
 from pipelines.stages.graph import Stages, of_kind
 from pipelines.stages.registry import TOKENIZER, TRIAL
-from pipelines.workspace.log_end import latest_line
 from var_scaling.config import ImportedTokenizer
 from var_scaling.disk import read_json
 from var_scaling.experiment import Sweep
+from var_scaling.metrics import Line, read_metrics
 
 
 def facts_of(sweep: Sweep, stages: Stages) -> Facts:
@@ -19,14 +19,17 @@ def facts_of(sweep: Sweep, stages: Stages) -> Facts:
     tokenizers, pictures = [], {}
     for stage in of_kind(stages, TOKENIZER):
         t, folder = stage.config, stage.directory
-        scores = latest_line(folder / "metrics.jsonl", "validation")
-        if scores:
+        lines = read_metrics(folder / "metrics.jsonl")
+        evaluations = [line for line in lines if line["kind"] == "validation"]
+        if evaluations:
+            scores = evaluations[-1]
             tokenizers.append({
                 "tokenizer": t.name,
                 "images": "imported" if isinstance(t, ImportedTokenizer) else t.data.name,
                 "scales": " ".join(map(str, t.pyramid.patch_nums)),
                 "codes": f"{t.codebook_size:,}",
                 "PSNR (dB)": f"{scores['psnr_db']:.2f}",
+                "its last rise": _last_rise(evaluations),
                 "SSIM": "–" if scores.get("ssim") is None else f"{scores['ssim']:.3f}",
                 "LPIPS": "–" if scores.get("lpips") is None else f"{scores['lpips']:.4f}",
                 "codes used": f"{scores['codes_used_all']:.0%}",
@@ -47,6 +50,15 @@ def facts_of(sweep: Sweep, stages: Stages) -> Facts:
         failures=failed_checks(stages),
         **report_images(stages)._asdict(),
     )
+
+
+def _last_rise(evaluations: list[Line]) -> str:
+    """How much the PSNR changed between the last two evaluations of a tokenizer's training."""
+    if len(evaluations) < 2:
+        return "–"
+    before, last = evaluations[-2:]
+    steps = last["step"] - before["step"]
+    return f"{last['psnr_db'] - before['psnr_db']:+.2f} dB in the last {steps:,} steps"
 
 
 def _settings(sweep: Sweep) -> dict[str, str]:
