@@ -15,7 +15,7 @@ from var_scaling.tokenizer.cache import CacheError, describe, open_cache
 from var_scaling.tokenizer.codebook import CodebookUpdater
 from var_scaling.tokenizer.encode import write_cache
 from var_scaling.tokenizer.model import MultiScaleVQVAE, load_tokenizer
-from var_scaling.tokenizer.quantizer import Quantized, phi_choice
+from var_scaling.tokenizer.quantizer import Quantized, Quantizer, phi_choice
 from var_scaling.weights import WeightsError, save_weights
 
 
@@ -194,3 +194,20 @@ def test_weights_are_loaded_as_they_were_saved(tmp_path, model):
         WeightsError, match=r"of another shape: quantize.embedding.weight \(32, 4\)"
     ):
         load_tokenizer(tokenizer(codebook_size=64), path, file_sha256(path))
+
+
+@pytest.mark.parametrize("change", [{}, {"phi_convolutions": 0}, {"phi_strength": 0.0}])
+def test_a_frozen_quantizer_computes_the_same_by_one_product(change):
+    model = Quantizer(tokenizer(**change))
+    ids = torch.arange(2 * model.pyramid.length).view(2, -1) % len(model.embedding.weight)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    before = model.teacher_input(ids).detach(), model.decode(ids).detach()
+    model.requires_grad_(False)
+    torch.testing.assert_close((model.teacher_input(ids), model.decode(ids)), before)
+    assert len(model._maps) == 2
+    # Weights that are loaded later are used.
+    other = Quantizer(tokenizer(**change))
+    model.load_state_dict(other.state_dict())
+    torch.testing.assert_close(model.teacher_input(ids), other.teacher_input(ids).detach())
+    torch.testing.assert_close(model.decode(ids), other.decode(ids).detach())

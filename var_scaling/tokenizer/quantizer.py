@@ -5,7 +5,8 @@ Encoding, decoding and training are one loop over two steps, `resize_to_scale` a
 Shapes: B images, C code channels, H side of the full grid, S tokens of a scale, L of all, V codes.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from var_scaling.config import Tokenizer
 from var_scaling.linear import linear
 from var_scaling.tokenizer.groups import group_size
 
+_LARGEST_MAP = 1024  # numbers of an image: the map of more would take more time than it saves
 _CHUNK = 1 << 16  # vectors whose distances to all codes are in memory at the same time
 
 
@@ -44,6 +46,7 @@ class Quantizer(nn.Module):
         self.choice = phi_choice(t.pyramid.scales, count) if t.phi_convolutions else range(count)
         # A plain list: a second module attribute would add a second set of parameter names.
         self._phi = convs if t.phi_strength else []
+        self._maps: dict[str, Any] = {}
 
     @property
     def group_size(self) -> int:
@@ -103,22 +106,56 @@ class Quantizer(nn.Module):
 
     def decode(self, ids_BL: Tensor) -> Tensor:
         """The full grid (B, C, H, H) of token ids (B, L)."""
-        f_hat = self.empty_grid(len(ids_BL))
-        for k, ids_BS in enumerate(self.scales_of(ids_BL)):
-            f_hat = self.add_tokens(f_hat, ids_BS, k)
-        return f_hat
+        return self._of_vectors(self._grid, self.embedding(ids_BL))
 
     def teacher_input(self, ids_BL: Tensor) -> Tensor:
         """Input of each scale but the first, from the scales before it: (B, L - first S, C)."""
-        f_hat, inputs = self.empty_grid(len(ids_BL)), []
-        # The last scale is no input. The input of scale k + 1 is the sum of all scales to k,
-        # resized to its side, not the codes of scale k alone.
-        for k, ids_BS in enumerate(self.scales_of(ids_BL)[:-1]):
-            f_hat = self.add_tokens(f_hat, ids_BS, k)
+        if self.pyramid.scales == 1:
+            return self.embedding(ids_BL[:, :0])
+        shown_BI = ids_BL[:, : self.pyramid.starts[-1]]  # the last scale is no input
+        return self._of_vectors(self._inputs, self.embedding(shown_BI))
+
+    def _grid(self, vectors_BLC: Tensor) -> Tensor:
+        f_hat = self.empty_grid(len(vectors_BLC))
+        for k, vectors_BSC in enumerate(vectors_BLC.split(list(self.pyramid.lengths), dim=1)):
+            f_hat = self.add_vectors(f_hat, vectors_BSC, k)
+        return f_hat
+
+    def _inputs(self, vectors_BIC: Tensor) -> Tensor:
+        f_hat, inputs = self.empty_grid(len(vectors_BIC)), []
+        # The input of scale k + 1 is the sum of all scales to k, resized to its side, not the codes
+        # of scale k alone.
+        for k, vectors_BSC in enumerate(vectors_BIC.split(list(self.pyramid.lengths[:-1]), dim=1)):
+            f_hat = self.add_vectors(f_hat, vectors_BSC, k)
             inputs.append(rearrange(self.resize_to_scale(f_hat, k + 1), "b c y x -> b (y x) c"))
-        if not inputs:
-            return f_hat.new_zeros(len(ids_BL), 0, f_hat.shape[1])
         return torch.cat(inputs, dim=1)
+
+    def _of_vectors(self, function: Callable[[Tensor], Tensor], vectors_BIC: Tensor) -> Tensor:
+        """`function` of code vectors. Resizing and phi are affine: if the quantizer is frozen and
+        the pyramid is small, the whole is one matrix product, ten times as fast on a CPU.
+        """
+        frozen = not any(parameter.requires_grad for parameter in self.parameters())
+        count = vectors_BIC[0].numel() if len(vectors_BIC) else 0
+        if not frozen or not 0 < count <= _LARGEST_MAP:
+            return function(vectors_BIC)
+        weight, bias, shape = self._affine_map(function, vectors_BIC.shape[1:])
+        return linear(vectors_BIC.flatten(1), weight, bias).unflatten(1, shape)
+
+    @torch.no_grad()
+    def _affine_map(
+        self, function: Callable[[Tensor], Tensor], shape: torch.Size
+    ) -> tuple[Tensor, Tensor, torch.Size]:
+        """Weight and bias of `function`, and the shape of its result for one image."""
+        # Computed again if the weights were loaded or moved.
+        state = [(parameter.data_ptr(), parameter._version) for parameter in self.parameters()]
+        name = function.__name__
+        if name not in self._maps or self._maps[name][0] != state:
+            basis = torch.eye(shape.numel(), device=self.embedding.weight.device)
+            zero = function(basis.new_zeros(1, *shape))
+            columns = function(basis.unflatten(1, shape)) - zero
+            affine = columns.flatten(1).T.contiguous(), zero.flatten(), zero.shape[1:]
+            self._maps[name] = state, affine
+        return self._maps[name][1]
 
     def forward(self, f_BCHH: Tensor, commitment: float) -> Quantized:
         """For training: `encode` with gradients to codes, phi and, by straight-through, to f."""
