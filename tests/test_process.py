@@ -1,0 +1,36 @@
+"""Settings of a process that computes."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import resource, torch
+from var_scaling.process import prepare_process, release_memory
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def fill():
+    before = faults()
+    torch.ones(2**24)  # 64 MiB, 16,384 pages
+    return faults() - before
+
+prepare_process(1)
+assert torch.get_num_threads() == 1
+first, second = fill(), fill()
+release_memory()
+print(first, second, fill())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+def test_freed_memory_is_used_again_until_it_is_released():
+    command = [sys.executable, "-c", SCRIPT]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    first, second, third = map(int, done.stdout.split())
+    assert first > 10_000
+    assert second < 100
+    assert third > 10_000
