@@ -20,9 +20,10 @@ def fill():
 
 prepare_process(1)
 assert torch.get_num_threads() == 1
-first, second = fill(), fill()
+# glibc before 2.38 may not reuse the first blocks: an aligned block needs a little more room.
+first, *others = [fill() for _ in range(8)]
 release_memory()
-print(first, second, fill())
+print(first, min(others), fill())
 """
 
 
@@ -30,7 +31,7 @@ print(first, second, fill())
 def test_freed_memory_is_used_again_until_it_is_released():
     command = [sys.executable, "-c", SCRIPT]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    first, second, third = map(int, done.stdout.split())
+    first, least, last = map(int, done.stdout.split())
     assert first > 10_000
-    assert second < 100
-    assert third > 10_000
+    assert least < 100
+    assert last > 10_000
