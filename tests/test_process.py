@@ -15,13 +15,14 @@ def faults():
 
 def fill():
     before = faults()
-    torch.ones(2**24)  # 64 MiB, 16,384 pages
+    torch.ones(2**22)  # 16 MiB, 4,096 pages
     return faults() - before
 
 prepare_process(1)
 assert torch.get_num_threads() == 1
-# glibc before 2.38 may not reuse the first blocks: an aligned block needs a little more room.
-first, *others = [fill() for _ in range(8)]
+# glibc before 2.38 may not reuse the first blocks: an aligned block needs a little more room, and
+# small pieces between them are kept apart for a while.
+first, *others = [fill() for _ in range(32)]
 release_memory()
 print(first, min(others), fill())
 """
@@ -32,6 +33,6 @@ def test_freed_memory_is_used_again_until_it_is_released():
     command = [sys.executable, "-c", SCRIPT]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     first, least, last = map(int, done.stdout.split())
-    assert first > 10_000
+    assert first > 4_000
     assert least < 100
-    assert last > 10_000
+    assert last > 4_000
