@@ -214,7 +214,8 @@ def commit_of(code: Path) -> str:
         command = ["git", "-C", str(code), *words]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
-    return git("rev-parse", "--short", "HEAD") + "+" * bool(git("status", "--porcelain", "-uno"))
+    changed = git("status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results")
+    return git("rev-parse", "--short", "HEAD") + "+" * bool(changed)
 
 
 def processor() -> str:
