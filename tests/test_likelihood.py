@@ -1,5 +1,7 @@
 """Evaluation is deterministic, weights all tokens equally, and its FLOPs are counted."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -47,8 +49,10 @@ def test_one_pass_scores_every_label_setting_and_its_flops_are_counted(quantizer
     unlabelled_scores = evaluate(SPEC, model, quantizer, unlabelled)
     assert both["loss_no_label"] == unlabelled_scores["loss"] != both["loss"]
     assert both["error_no_label_parts"] == unlabelled_scores["error_parts"]
+    # A quantizer that is not frozen: its convolutions are counted apart from the network.
+    trainable = deepcopy(quantizer).requires_grad_(True)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        evaluate(SPEC, model, quantizer, cache, LABELS)
+        evaluate(SPEC, model, trainable, cache, LABELS)
     walk = counter.get_flop_counts()["Global"][torch.ops.aten.convolution]
     spent = evaluation_flops(SPEC, 30, LABELS)
     masked = sum(  # the counter counts all pairs, our accounting those that the mask allows
