@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
@@ -63,12 +64,10 @@ def _serve(cases: list[Case], implementation: str) -> None:
 
     torch.set_num_threads(1)
     if implementation == OURS:  # as the pipeline does; versions before it have no such function
-        try:
+        with suppress(ImportError):
             from var_scaling.process import prepare_process
 
             prepare_process(1)
-        except ImportError:
-            pass
     by_name, running = {case.name: case for case in cases}, dict[str, Iterator[Any]]()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # prints of the code go to the terminal

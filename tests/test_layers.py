@@ -141,9 +141,14 @@ def test_the_training_loss_of_a_certain_mistake_is_finite():
 
 
 def test_short_sequences_are_multiplied_plainly(monkeypatch):
-    def refuse(*_args, **_options):
-        raise AssertionError("the fused kernel is slower here")
+    calls, fused = [], F.scaled_dot_product_attention
 
-    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", refuse)
-    q, k, v = vectors(30)
-    attend(q, k, v, 1.0, AttentionMask((1, 4, 9, 16)))
+    def count(*args, **options):
+        calls.append(args)
+        return fused(*args, **options)
+
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", count)
+    attend(*vectors(30), 1.0, AttentionMask((1, 4, 9, 16)))
+    assert not calls  # the fused kernel is slower here
+    attend(*vectors(130), 1.0, AttentionMask((1, 4, 9, 16, 36, 64)))
+    assert len(calls) == 2  # one for each long group
