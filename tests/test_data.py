@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+import time
 import zlib
 
 import numpy as np
@@ -18,6 +19,7 @@ from var_scaling.data.dataset import open_images
 from var_scaling.data.dead_leaves import DeadLeavesSource
 from var_scaling.data.decode import Undecodable, crop, decode, resized
 from var_scaling.data.listing import DataError, list_images
+from var_scaling.data.loader import in_order
 from var_scaling.data.order import batch_rows
 from var_scaling.datasets import ImageFiles, ReadOptions
 
@@ -397,3 +399,27 @@ def test_transparent_16_bit_gray_becomes_white():
     at = png.index(b"IDAT") - 4
     pixels = np.asarray(decode(png[:at] + clear + png[at:]))
     assert pixels[0, :, 0].tolist() == [255, 10]
+
+
+# Reading ahead --------------------------------------------------------------------------------
+
+
+def test_threads_read_ahead_in_the_order_of_the_keys():
+    started = []
+
+    def read(key: int) -> int:
+        started.append(key)
+        time.sleep(0.002 * (key % 3))
+        return 2 * key
+
+    values = in_order(read, range(20), workers=0, threads=3)
+    assert next(values) == 0
+    assert max(started) <= 4  # at most three values ahead of the next one
+    assert list(values) == [2 * key for key in range(1, 20)]
+
+
+def test_an_error_of_a_reading_thread_is_raised_in_its_place():
+    values = in_order(lambda key: 1 // (key - 2), range(5), workers=0, threads=2)
+    assert [next(values), next(values)] == [-1, -1]
+    with pytest.raises(ZeroDivisionError):
+        next(values)

@@ -129,7 +129,9 @@ def test_dead_codes_are_restarted_deterministically_for_each_step(grid):
 # The cache ------------------------------------------------------------------------------------
 
 
-def written(folder, model, stop=lambda done: False, train_images=600, shard=None, monkeypatch=None):
+def written(
+    folder, model, stop=lambda done: False, train_images=600, shard=None, monkeypatch=None, threads=1
+):
     data = images(train_images=train_images)
     if shard:
         for module in ("cache", "encode"):
@@ -137,7 +139,10 @@ def written(folder, model, stop=lambda done: False, train_images=600, shard=None
         monkeypatch.setattr("var_scaling.tokenizer.encode._BATCH", shard // 2)
     source = DeadLeavesSource(data, "train")
     description = describe(tokenizer(), "abc", data, "train")
-    complete = write_cache(folder, model, source, description, 0, lambda *words: None, stop)
+    silent = lambda *words: None  # noqa: E731
+    complete = write_cache(
+        folder, model, source, description, 0, silent, stop, threads=threads
+    )
     if complete:
         write_json(folder / DONE, {"status": "done"})
     return description, source
@@ -151,6 +156,13 @@ def test_the_cache_has_the_tokens_of_the_encoder(tmp_path, model):
     pixels = torch.from_numpy(source.images(rows))
     assert torch.equal(ids, model.encode(to_unit(pixels)))
     assert labels.tolist() == [599 % 8, 3]
+
+
+def test_several_threads_write_the_same_cache(tmp_path, model, monkeypatch):
+    for threads in (1, 3):
+        written(tmp_path / str(threads), model, shard=50, monkeypatch=monkeypatch, threads=threads)
+    for name in ("tokens.npy", "labels.npy", "manifest.json"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "3" / name).read_bytes(), name
 
 
 def test_a_killed_encoding_resumes_to_the_same_cache(tmp_path, model, monkeypatch):

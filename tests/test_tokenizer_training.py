@@ -32,14 +32,14 @@ EVERYTHING = {
 CRITICISED = {**EVERYTHING, "losses": Losses(adversarial=0.4, critic=CRITIC)}
 
 
-def run(folder: Path, t: TrainedTokenizer, vgg=None, poll_signal=goes_on, world=None):
+def run(folder: Path, t: TrainedTokenizer, vgg=None, poll_signal=goes_on, world=None, threads=1):
     log = MetricsLog(folder / "metrics.jsonl")
     source = {split: DeadLeavesSource(images(), split) for split in ("train", "validation")}
     judge = vgg if t.losses.perceptual > 0 else None
     try:
         return train_tokenizer(
             t, source["train"], source["validation"], judge, folder / "checkpoint", log, 1e9,
-            poll_signal, 0, folder / "sheet.png", world or World(),
+            poll_signal, 0, folder / "sheet.png", world or World(), threads,
         )  # fmt: skip
     finally:
         log.close()
@@ -85,6 +85,15 @@ def test_a_tokenizer_saves_on_a_signal_and_continues(tmp_path):
     went_on = run(tmp_path, t)
     for name, value in went_on.state_dict().items():
         assert torch.equal(value, whole.state_dict()[name]), name
+
+
+def test_threads_that_compute_images_do_not_change_a_tokenizer(tmp_path):
+    t = tokenizer()
+    models = [run(tmp_path / str(threads), t, threads=threads) for threads in (1, 2)]
+    for name, value in models[0].state_dict().items():
+        assert torch.equal(value, models[1].state_dict()[name]), name
+    lines = [numbers(tmp_path / name / "metrics.jsonl") for name in ("1", "2")]
+    assert lines[0] == lines[1]
 
 
 def test_a_tokenizers_batch_is_not_split(tmp_path):

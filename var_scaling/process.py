@@ -1,6 +1,7 @@
 """Settings of a process that computes with torch."""
 
 import ctypes
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import torch
@@ -27,6 +28,11 @@ def prepare_process(threads: int) -> None:
         libc.mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT)
         libc.mallopt(_TRIM_THRESHOLD, _TWO_GIB)
         release_memory()
+
+
+def computing_threads(count: int) -> ThreadPoolExecutor:
+    """A pool of threads, each of which computes like this one: OpenMP has a setting for each."""
+    return ThreadPoolExecutor(count, "computing", torch.set_num_threads, (torch.get_num_threads(),))
 
 
 def release_memory() -> None:

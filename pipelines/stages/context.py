@@ -25,7 +25,8 @@ class ProcessContext:
     world_size: int = 1
     local_rank: int = 0  # among the processes of the same node
     device: str = "cpu"
-    threads: int = 1
+    threads: int = 1  # of one operation of torch
+    cpus: int = 1  # on which parts of a stage that do not depend on each other may run
     workers: int = 0  # processes that decode images
     micro_batch_size: int | None = None
     save_every: float = 20.0
@@ -129,6 +130,7 @@ def local_process(local: Local) -> ProcessContext:
     return ProcessContext(
         device=local.device,
         threads=min(local.cpus, local.threads_per_stage),
+        cpus=max(1, local.cpus // local.processes),
         workers=local.cpus,
         save_every=local.save_every_seconds,
         micro_batch_size=local.micro_batch_size,

@@ -109,6 +109,7 @@ def run_tokenizer(context: RunContext, t: SomeTokenizer) -> str:
                 _reader_count(context, t.data),
                 folder / "reconstructions.png",
                 world,
+                context.process.cpus,
             )
         _save_result(model, attempt, "tokenizer.json", facts)
         return "done"
@@ -158,6 +159,7 @@ def run_tokens(
                     _Progress(folder, context),
                     attempt.stop,
                     part,
+                    context.process.cpus,
                 )
             if not complete:
                 raise Stopped(f"encoding of {folder.name} stopped; finished shards are on disk")

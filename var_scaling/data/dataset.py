@@ -15,7 +15,10 @@ class ImageDataset(Protocol):
     classes: list[str] | None  # class names by class number; None where the data has no names
 
     def images(self, rows: np.ndarray, epochs: np.ndarray) -> np.ndarray:
-        """uint8 (n, side, side, 3): the images of `rows`, each with the crop of its epoch."""
+        """uint8 (n, side, side, 3): the images of `rows`, each with the crop of its epoch.
+
+        If the record reads no files, several threads may call it at the same time.
+        """
         ...
 
 

@@ -32,8 +32,12 @@ def write_cache(
     progress: Progress,
     stop: Callable[[int], bool],
     part: Part | None = None,
+    threads: int = 1,
 ) -> bool:
     """Encode `source`, or a part of it, into `folder`. Continues after the shards already written.
+
+    `workers` processes read images; without them, `threads` share the work. A batch is encoded by
+    one of them, so its tokens are the same.
 
     Returns False if `stop`, called with the number of rows done, ended it before the last row.
     """
@@ -55,13 +59,23 @@ def write_cache(
         for first in range(start, min(start + SHARD, part_rows.stop), batch)
     ]
     device = model.quantize.embedding.weight.device
-    # Row r of the array is crop r % crops of image r // crops.
-    images = in_order(lambda r: source.images(r // crops, r % crops), batches, workers)
-    for rows, pixels in zip(batches, images, strict=True):
-        with torch.inference_mode():
-            encoded = encode(to_unit(torch.from_numpy(pixels)).to(device)).cpu()
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        # Row r of the array is crop r % crops of image r // crops.
+        return source.images(rows // crops, rows % crops)
+
+    @torch.inference_mode()
+    def encoded(pixels: np.ndarray) -> np.ndarray:
+        codes = encode(to_unit(torch.from_numpy(pixels)).to(device)).cpu()
+        return codes.numpy().astype(tokens.dtype)
+
+    if workers > 0:
+        encodings = map(encoded, in_order(read, batches, workers))
+    else:
+        encodings = in_order(lambda rows: encoded(read(rows)), batches, 0, threads)
+    for rows, values in zip(batches, encodings, strict=True):
         # The file of a part starts with the part's first row.
-        tokens[rows - part_rows.start] = encoded.numpy().astype(tokens.dtype)
+        tokens[rows - part_rows.start] = values
         done = int(rows[-1]) + 1 - part_rows.start
         progress(f"encoding {folder.name}", done, len(part_rows))
         if done % SHARD == 0 or done == len(part_rows):

@@ -7,7 +7,13 @@ from torch import Tensor, nn
 
 from var_scaling.config import Tokenizer
 from var_scaling.randomness import seed_for
-from var_scaling.tokenizer.autoencoder import Decoder, Dropout, DropoutGenerators, Encoder
+from var_scaling.tokenizer.autoencoder import (
+    Decoder,
+    Dropout,
+    DropoutGenerators,
+    Encoder,
+    initialize,
+)
 from var_scaling.tokenizer.groups import group_size, in_groups
 from var_scaling.tokenizer.quantizer import Quantized, Quantizer
 from var_scaling.weights import load_weights
@@ -30,6 +36,8 @@ class MultiScaleVQVAE(nn.Module):
             self.quantize = Quantizer(t)
             self.quant_conv = nn.Conv2d(t.code_channels, t.code_channels, 3, padding=1)
             self.post_quant_conv = nn.Conv2d(t.code_channels, t.code_channels, 3, padding=1)
+            for part in (self.encoder, self.decoder, self.quant_conv, self.post_quant_conv):
+                initialize(part)
 
     @property
     def max_batch_size(self) -> int:

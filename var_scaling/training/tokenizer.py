@@ -51,9 +51,11 @@ def train_tokenizer(
     workers: int,
     sheet: Path,
     world: World,
+    threads: int = 1,
 ) -> MultiScaleVQVAE:
     """The trained tokenizer; with averaged weights if `t.weight_average` > 0.
 
+    `workers` processes read images; without them, `threads` compute them ahead.
     Resumes bitwise. Raises Diverged, Interrupted if `poll_signal` returns STOP, ValueError if the
     batch is not divisible by the number of processes or a process needs several micro-batches.
     """
@@ -70,7 +72,8 @@ def train_tokenizer(
         trainer.restore(journal.resumed["learner"])
     logged = log_steps(t.steps)
     evaluated = frozenset(max(1, t.steps * k // _EVALUATIONS) for k in range(1, _EVALUATIONS + 1))
-    batches = _batches(t, training, journal.start, world.share(t.batch_size), workers)
+    share = world.share(t.batch_size)
+    batches = _batches(t, training, journal.start, share, workers, threads)
 
     def update(step: int) -> Stats:
         # Quantisation from step 0 can collapse to a constant (LOG.md), so it may start later. After
@@ -106,15 +109,20 @@ def train_tokenizer(
 
 
 def _batches(
-    t: TrainedTokenizer, training: ImageDataset, start: int, share: slice, workers: int
+    t: TrainedTokenizer,
+    training: ImageDataset,
+    start: int,
+    share: slice,
+    workers: int,
+    threads: int,
 ) -> Iterator[np.ndarray]:
-    """The images of this process for each step from `start`, prefetched by `workers` processes."""
+    """The images of this process for each step from `start`, prefetched."""
     # Lazy: the rows of a step are computed when its images are loaded.
     orders = (
         batch_rows(training.rows, t.batch_size, t.seed, step) for step in range(start, t.steps)
     )
     keys = ((rows[share], epochs[share]) for rows, epochs in orders)
-    return in_order(lambda key: training.images(*key), keys, workers)
+    return in_order(lambda key: training.images(*key), keys, workers, threads)
 
 
 class _TokenizerTrainer:

@@ -124,6 +124,7 @@ class Work:
             local_rank=int(os.environ["SLURM_LOCALID"]),
             device=cluster.device,
             threads=cluster.threads_per_process,
+            cpus=cluster.cpus_per_gpu,
             workers=max(0, cluster.cpus_per_gpu - 1),
             micro_batch_size=self.payload.get("at_once"),
             save_every=cluster.save_every_seconds,
