@@ -8,9 +8,9 @@ from var_scaling.models.var.config import tiny_var
 
 def grid(name: str, seed: int) -> Sweep:
     """The sweep with one seed for images, tokenizer and transformers."""
-    # 80,000 = 2,500 steps x 32 images: no image is seen twice.
+    # 64,000 = 2,000 steps x 32 images: no image is seen twice.
     images = DeadLeaves(
-        name=f"dead-leaves-{seed}", side=16, train_images=80_000, validation_images=4_096, seed=seed
+        name=f"dead-leaves-{seed}", side=16, train_images=64_000, validation_images=4_096, seed=seed
     )
     # Two downsamplings of 16 pixels: the finest scale is 4 x 4.
     tokenizer = tiny_tokenizer(
@@ -24,7 +24,7 @@ def grid(name: str, seed: int) -> Sweep:
             model=tiny_var(depth),
             optimiser=tiny_optimiser(8 * depth),
             batch_size=32,
-            steps=2_500,
+            steps=2_000,
             seed=seed,
         )
         # N = 1,152 d³: a factor of 216.

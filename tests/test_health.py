@@ -21,7 +21,7 @@ from var_scaling.disk import DONE, read_json, write_json
 from var_scaling.metrics import MetricsLog, read_metrics
 
 SWEEP = find_sweep("smoke")
-HEALTHY = {"codes_used_all": 0.9, "perplexity_per_scale": [1.0, 40.0, 50.0, 60.0], "psnr_db": 10.0}
+HEALTHY = {"codes_used_all": 0.9, "perplexity_per_scale": [1.0, 40.0, 50.0, 60.0], "psnr_db": 13.0}
 UNIFORM = math.log(128)
 
 
@@ -59,7 +59,7 @@ def test_a_healthy_sweep_has_no_warnings(home):
             {"perplexity_per_scale": [1.0, 3.9, 50.0, 2.0]},
             "below 4 at the scales 2 x 2 (3.9), 4 x 4 (2.0)",
         ),
-        ({"psnr_db": 7.2}, "reconstructs with 7.2 dB PSNR; for its recipe 10.3 dB are recorded"),
+        ({"psnr_db": 10.0}, "reconstructs with 10.0 dB PSNR; for its recipe 13.1 dB are recorded"),
     ],
 )
 def test_a_failed_tokenizer_is_reported(home, values, message):
@@ -74,7 +74,7 @@ def test_a_failed_tokenizer_is_reported(home, values, message):
     [
         {"codes_used_all": 0.5},
         {"perplexity_per_scale": [1.0, 4.0, 4.0, 4.0]},  # one token has a perplexity of 1
-        {"psnr_db": 7.4},
+        {"psnr_db": 10.2},
     ],
 )
 def test_values_at_the_health_bounds_are_not_reported(home, values):
