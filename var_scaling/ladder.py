@@ -65,8 +65,8 @@ def paper_tokenizer(
     """The architecture of the released tokenizer, with a multi-scale VQGAN training recipe.
 
     Differences from the paper: a patch critic without a pretrained network; codes that are moving
-    averages after k-means, because gradients leave four of five codes unused; and torch's default
-    initialization, with phi as the identity.
+    averages after k-means, because gradients leave four of five codes unused; and initial weights
+    that keep the variance (tokenizer/autoencoder.py), with phi as the identity.
     """
     batch, epochs = 768, 250
     rates = Optimiser(
