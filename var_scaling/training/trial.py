@@ -3,6 +3,7 @@
 Shapes: B images, L tokens.
 """
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from var_scaling.accounting import total
+from var_scaling.data.loader import in_order
 from var_scaling.data.order import batch_rows
 from var_scaling.evaluation.likelihood import LABELS, evaluate, evaluation_flops
 from var_scaling.experiment.trial import Trial
@@ -75,7 +77,7 @@ def train(
     trained = TrainedModel(model) if average is None else TrainedModel(average.average, model)
     quantizer = quantizer.to(world.device)
     optimizer = ScheduledOptimizer(model, trial.optimiser, trial.steps, trial.precision)
-    net = world.wrap(model)
+    net = world.wrap(model, all_used=True)
     micro_batches, rows_here = world.micro_batches(trial.batch_size), trial.batch_size // world.size
     journal = Journal(folder, log, partial(progress_of, trial), save_every, world, start)
     if journal.resumed:
@@ -85,6 +87,7 @@ def train(
         if average is not None:
             average.average.load_state_dict(journal.resumed["average"])
     logged, evaluated = log_steps(trial.steps), frozenset(trial.evaluation_steps)
+    batches = _batches(trial, training, journal.start, micro_batches, world)
 
     def update(step: int) -> Stats:
         losses = []
@@ -92,15 +95,22 @@ def train(
             # Gradients add up over the micro-batches; only the last one averages over processes.
             with sync_gradients(net, now=rows == micro_batches[-1]):
                 with precision_context(trial.precision, world.device):
-                    loss = batch_loss(trial, net, quantizer, training, step, rows)
+                    loss = loss_of(trial, net, quantizer, next(batches), step, rows)
                 loss = loss * ((rows.stop - rows.start) / rows_here)  # mean over all rows
                 optimizer.backward(optimizer.scale(loss))
             losses.append(loss.detach())
         # The losses are already weighted by their rows, so their sum is this process's mean.
-        stats = world.means({"loss": torch.stack(losses).sum(), **optimizer.step(step)})
+        stats = {"loss": torch.stack(losses).sum(), **optimizer.step(step)}
         if average is not None:
             average.update(step)
         return stats
+
+    if world.size > 1 and journal.start < trial.steps:
+        # DistributedDataParallel orders its gradient buckets after its first backward pass. With
+        # one before the first step, started and resumed runs sum gradients in the same order.
+        with precision_context(trial.precision, world.device):
+            loss = batch_loss(trial, net, quantizer, training, journal.start, micro_batches[0])
+        optimizer.discard(loss)
 
     def validate(done: int) -> None:
         scores = held_out_scores(trial, trained, quantizer, held_out, done, world)
@@ -114,8 +124,8 @@ def train(
 
     # Lines come before the checkpoint of the same step. After a kill in between, the resumed
     # training repeats the step and its line; readers keep the last one.
-    for done, stats in updates(update, journal.start, trial.steps):
-        journal.means.add(stats)
+    pauses = logged | evaluated | frozenset(trial.keep_steps)
+    for done, signal in updates(update, journal, trial.steps, poll_signal, pauses):
         if done in logged:
             rate = {"learning_rate": optimizer.rate}
             journal.write_line("train", done, {**journal.means.pop(), **rate})
@@ -125,8 +135,6 @@ def train(
         if done in trial.keep_steps and permanent_folder is not None:
             with journal.stopwatch.paused():
                 journal.save_permanent(permanent_folder / checkpoint_name(done), done, state())
-        # All processes must stop after the same step: those that go on would wait for the others.
-        signal = world.max(poll_signal(done))
         # No checkpoint after the last step: the finished weights are saved instead. There is no
         # collective call in this branch, so the clocks of the processes may differ.
         if done < trial.steps and (journal.stopwatch.save_is_due() or signal >= Signal.CHECKPOINT):
@@ -176,18 +184,47 @@ def batch_loss(
 
     Random numbers are drawn for the global batch, so the number of processes changes nothing.
     """
+    batch = read_batch(trial, training, step, share)
+    return loss_of(trial, model, quantizer, batch, step, share)
+
+
+def read_batch(trial: Trial, training: TokenCache, step: int, share: slice) -> Batch:
+    """The rows `share` of the global batch `step`; some classes are replaced by the null class."""
     rows, epochs = batch_rows(training.images, trial.batch_size, trial.seed, step)
     ids_BL, labels_B = training.batch(rows[share], epochs[share])
+    # Classifier-free guidance needs an unconditional prediction.
     draws = StepDraws(trial.seed, step, trial.batch_size, share)
-    # Classifier-free guidance needs an unconditional prediction: some classes become the null
-    # class.
     generator = torch.Generator().manual_seed(draws.seed_of("label drop"))
     dropped_B = torch.rand(trial.batch_size, generator=generator)[share]
     null_class = torch.tensor(trial.classes)  # the classes are 0 to trial.classes - 1
-    labels_B = labels_B.where(dropped_B >= trial.class_dropout_prob, null_class)
+    return Batch(ids_BL, labels_B.where(dropped_B >= trial.class_dropout_prob, null_class))
+
+
+def loss_of(
+    trial: Trial, model: nn.Module, quantizer: Quantizer, batch: Batch, step: int, share: slice
+) -> torch.Tensor:
+    """Mean training loss of `batch`, the rows `share` of the global batch `step`."""
     device = quantizer.embedding.weight.device
-    batch = Batch(ids_BL.to(device), labels_B.to(device))
-    return trial.family.loss(trial.spec, model, quantizer, batch, draws)
+    # Not blocking: the copy of a pinned batch runs beside the step before.
+    on_device = Batch(*(part.to(device, non_blocking=True) for part in batch))
+    draws = StepDraws(trial.seed, step, trial.batch_size, share)
+    return trial.family.loss(trial.spec, model, quantizer, on_device, draws)
+
+
+def _batches(
+    trial: Trial, training: TokenCache, start: int, micro_batches: list[slice], world: World
+) -> Iterator[Batch]:
+    """The micro-batches of this process for each step from `start`; for a GPU, read ahead by a
+    thread and pinned.
+    """
+    on_gpu = world.device.type == "cuda"
+
+    def read(key: tuple[int, slice]) -> Batch:
+        batch = read_batch(trial, training, *key)
+        return Batch(*(part.pin_memory() for part in batch)) if on_gpu else batch
+
+    keys = ((step, rows) for step in range(start, trial.steps) for rows in micro_batches)
+    return in_order(read, keys, workers=0, threads=2 if on_gpu else 1)
 
 
 def progress_of(trial: Trial, done: int, seconds: float) -> Line:

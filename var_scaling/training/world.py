@@ -42,13 +42,18 @@ class World:
         starts = range(share.start, share.stop, rows)
         return [slice(start, min(start + rows, share.stop)) for start in starts]
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """`module`, with gradients averaged over all processes."""
+    def wrap(self, module: nn.Module, all_used: bool = False) -> nn.Module:
+        """`module`, with gradients averaged over all processes.
+
+        `all_used`: every step uses every parameter, so the graph is not searched for unused ones.
+        DDP then orders its gradient buckets after the first step. A resumed run would sum the
+        gradients of three or more processes in another order: call `sort_gradients` before.
+        """
         if self.size == 1:
             return module
-        # Without find_unused_parameters, DDP rebuilds its gradient buckets after the first step. A
-        # resumed run would then sum the gradients of three or more processes in another order.
-        return DistributedDataParallel(module, find_unused_parameters=True)
+        return DistributedDataParallel(
+            module, find_unused_parameters=not all_used, gradient_as_bucket_view=True
+        )
 
     def sum(self, value: Tensor) -> Tensor:
         if self.size > 1:
@@ -58,15 +63,6 @@ class World:
 
     def mean(self, value: Tensor) -> Tensor:
         return self.sum(value) / self.size if self.size > 1 else value
-
-    def means(self, stats: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Each stat averaged over all processes, in one all-reduce."""
-        if self.size == 1:
-            return stats
-        # Values are matched by their order. All processes have the same names: after the averaged
-        # gradient a step is skipped on all of them or on none.
-        means = self.mean(torch.stack([value.detach().float() for value in stats.values()]))
-        return dict(zip(stats, means, strict=True))
 
     def max(self, value: int) -> int:
         """The largest value over all processes, so that all act on a signal at the same step."""
