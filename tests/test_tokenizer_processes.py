@@ -201,18 +201,19 @@ from var_scaling.weights import save_weights
 import torch
 torch.set_num_threads(1)
 home, rank = Path(sys.argv[1]), int(sys.argv[2])
+run = partial(tests.run_trial, batch=6)
 world = distributed.join(rank, 3, torch.device("cpu"), home / "meeting.json", "127.0.0.1")
 # Buckets of a few layers, as a large model has them.
 small = partial(DDP, bucket_cap_mb=0.005)
 with mock.patch.object(worlds, "DistributedDataParallel", small), \\
         mock.patch("var_scaling.training.trial.sync_gradients", lambda net, now: nullcontext()):
-    save_weights(tests.run_trial(home / f"{rank}" / "whole", world, batch=6), home / f"whole-{rank}")
+    save_weights(run(home / f"{rank}" / "whole", world), home / f"whole-{rank}")
     for count in (2, 5):
         try:
-            tests.run_trial(home / f"{rank}" / "torn", world, stops_after(count), home / "c", batch=6)
+            run(home / f"{rank}" / "torn", world, stops_after(count), home / "c")
         except Interrupted:
             pass
-    torn = tests.run_trial(home / f"{rank}" / "torn", world, checkpoints=home / "c", batch=6)
+    torn = run(home / f"{rank}" / "torn", world, checkpoints=home / "c")
     save_weights(torn, home / f"torn-{rank}")
 distributed.leave(world)
 """

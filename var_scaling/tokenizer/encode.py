@@ -1,7 +1,7 @@
 """Write the token cache shard by shard, so that it can resume; in parts if jobs share the work."""
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ def write_cache(
         codes = encode(to_unit(torch.from_numpy(pixels)).to(device)).cpu()
         return codes.numpy().astype(tokens.dtype)
 
+    encodings: Iterator[np.ndarray]
     if workers > 0:
         encodings = map(encoded, in_order(read, batches, workers))
     else:
