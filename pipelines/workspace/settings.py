@@ -32,6 +32,7 @@ class Local(BaseModel):
     device: Literal["cpu", "cuda"] = "cpu"
     processes: Annotated[int, Field(ge=1)] = 1  # of one training; one per GPU
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None  # None: a process's whole share
+    recompute_activations: bool = False  # of trials: less memory, a third more time
 
 
 class Cluster(BaseModel):
@@ -61,6 +62,7 @@ class Cluster(BaseModel):
     trial_gpus: dict[str, Annotated[int, Field(ge=1)]] = {}  # by trial, instead of that rule
     encoding_jobs: Annotated[int, Field(ge=1)] | None = None  # None: one per hour of work
     threads_per_process: Annotated[int, Field(ge=1)] = 1
+    recompute_activations: bool = False  # of trials: less memory, a third more time
     poll_seconds: Annotated[float, Field(gt=0)] = 30.0  # between two polls of the queue
 
     @model_validator(mode="after")

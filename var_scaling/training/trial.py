@@ -34,7 +34,7 @@ from var_scaling.training.loop import (
     updates,
 )
 from var_scaling.training.optim import ScheduledOptimizer, precision_context
-from var_scaling.training.world import World, sync_gradients
+from var_scaling.training.world import World, recompute_activations, sync_gradients
 
 
 class TrainedModel(NamedTuple):
@@ -69,6 +69,8 @@ def train(
     # Before the average is made, which copies these statistics.
     trial.family.normalize(model, latent_statistics(training.manifest))
     model = model.to(world.device)
+    if world.recompute_activations:
+        recompute_activations(model)
     average = None
     if trial.weight_average > 0:
         # Its initial weights do not matter: WeightAverage overwrites them.

@@ -2,11 +2,13 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,7 @@ class World:
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     micro_batch_size: int | None = None  # rows in one forward pass; None: all rows of this process
+    recompute_activations: bool = False  # keep the input of each block only
 
     @property
     def first(self) -> bool:
@@ -72,6 +75,24 @@ class World:
         largest = torch.tensor(value, device=self.device)
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
         return int(largest)
+
+
+def recompute_activations(model: nn.Module) -> None:
+    """Keep only the input of each block for the backward pass, which computes the rest again.
+
+    Less memory for a third more time; bitwise the same gradients (arXiv 1604.06174). Raises
+    ValueError if `model` has no list `blocks`.
+    """
+    blocks = getattr(model, "blocks", None)
+    if not isinstance(blocks, nn.ModuleList):
+        raise ValueError(
+            f"recompute_activations = true: {type(model).__name__} has no list of modules `blocks`"
+        )
+    for block in blocks:
+        # Not a wrapper module: the names of the parameters stay. Blocks draw no random numbers.
+        block.forward = partial(  # type: ignore[method-assign]
+            checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
+        )
 
 
 def sync_gradients(net: nn.Module, now: bool) -> AbstractContextManager[None]:

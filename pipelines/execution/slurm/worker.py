@@ -127,6 +127,7 @@ class Work:
             cpus=cluster.cpus_per_gpu,
             workers=max(0, cluster.cpus_per_gpu - 1),
             micro_batch_size=self.payload.get("at_once"),
+            recompute_activations=cluster.recompute_activations,
             save_every=cluster.save_every_seconds,
             alone=False,
             logs_to_stdout=rank == 0,
