@@ -80,7 +80,8 @@ def train_tokenizer(
         # a resume the codes come from the checkpoint.
         if step == t.codebook.starts_at:
             trainer.initialize_codes(training)
-        return trainer.train_step(to_unit(torch.from_numpy(next(batches))), step)
+        # To the device as bytes, a quarter of their size as floats.
+        return trainer.train_step(to_unit(torch.from_numpy(next(batches)).to(world.device)), step)
 
     def validate(done: int) -> None:
         model = frozen_copy(t, trainer.result)
@@ -173,7 +174,6 @@ class _TokenizerTrainer:
     def train_step(self, images: Tensor, step: int) -> Stats:
         """One update on this process's `images` (B, 3, H, H); returns the stats of these images."""
         t = self.t
-        images = images.to(self.world.device)
         # to_unit returns channels-last images, and convolutions keep the format. On a CPU the
         # backward pass of a norm of several groups is six times slower in that format.
         if t.norm_groups > 1 and images.device.type == "cpu":
