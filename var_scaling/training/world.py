@@ -90,7 +90,7 @@ def recompute_activations(model: nn.Module) -> None:
         )
     for block in blocks:
         # Not a wrapper module: the names of the parameters stay. Blocks draw no random numbers.
-        block.forward = partial(  # type: ignore[method-assign]
+        block.forward = partial(
             checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
         )
 
