@@ -1,8 +1,8 @@
 """Damaged files of finished stages are detected when used, reported, and repaired."""
 
 import json
-import re
 import os
+import re
 import shutil
 from pathlib import Path
 
