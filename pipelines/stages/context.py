@@ -9,7 +9,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from pipelines.workspace.settings import Local, Settings
+from pipelines.workspace.settings import Local, Settings, compiles
 from pipelines.workspace.store import Home
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class ProcessContext:
     cpus: int = 1  # on which parts of a stage that do not depend on each other may run
     workers: int = 0  # processes that decode images
     micro_batch_size: int | None = None
+    compile: bool = False  # training steps by torch.compile
     save_every: float = 20.0
     # Whether this process locks the folder. False in cluster jobs, because such a lock works on one
     # machine only, and in processes whose parent holds the lock.
@@ -134,4 +135,5 @@ def local_process(local: Local) -> ProcessContext:
         workers=local.cpus,
         save_every=local.save_every_seconds,
         micro_batch_size=local.micro_batch_size,
+        compile=compiles(local),
     )
