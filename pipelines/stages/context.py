@@ -9,7 +9,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from pipelines.workspace.settings import Local, Settings
+from pipelines.workspace.settings import Local, Settings, compiles
 from pipelines.workspace.store import Home
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class ProcessContext:
     workers: int = 0  # processes that decode images
     micro_batch_size: int | None = None
     recompute_activations: bool = False
+    compile: bool = False  # training steps by torch.compile
     save_every: float = 20.0
     # Whether this process locks the folder. False in cluster jobs, because such a lock works on one
     # machine only, and in processes whose parent holds the lock.
@@ -137,4 +138,5 @@ def local_process(local: Local) -> ProcessContext:
         save_every=local.save_every_seconds,
         micro_batch_size=local.micro_batch_size,
         recompute_activations=local.recompute_activations,
+        compile=compiles(local),
     )

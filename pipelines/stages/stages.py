@@ -214,6 +214,8 @@ def run_trial(context: RunContext, sweep: str, trial: Trial) -> str:
                     world,
                     folder / KEPT,
                     None if trial.start is None else _start_checkpoint(context, sweep, trial.start),
+                    context.process.compile,
+                    attempt.note_compilation,
                 )
         except Diverged as error:
             # A result, not a failure: the trial is not run again.

@@ -12,7 +12,11 @@ from torch import Tensor
 
 def mean_cross_entropy(logits_BSV: Tensor, ids_BS: Tensor) -> Tensor:
     """The mean cross entropy of all tokens in nats, float32. Its gradient can be computed once."""
-    loss = _MeanCrossEntropy.apply(logits_BSV.flatten(0, -2), ids_BS.flatten())
+    logits_MV, ids_M = logits_BSV.flatten(0, -2), ids_BS.flatten()
+    if torch.compiler.is_compiling():
+        # The compiler fuses this. It saves the logits in their dtype, and no float32 tensor.
+        return F.cross_entropy(logits_MV.float(), ids_M)
+    loss = _MeanCrossEntropy.apply(logits_MV, ids_M)
     assert isinstance(loss, Tensor)
     return loss
 

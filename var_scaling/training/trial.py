@@ -3,7 +3,7 @@
 Shapes: B images, L tokens.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +20,7 @@ from var_scaling.metrics import Line
 from var_scaling.models.base import Batch, StepDraws
 from var_scaling.tokenizer.cache import TokenCache, latent_statistics
 from var_scaling.tokenizer.quantizer import Quantizer
+from var_scaling.training import compilation
 from var_scaling.training.average import WeightAverage
 from var_scaling.training.checkpoint import State, checkpoint_name
 from var_scaling.training.loop import (
@@ -56,11 +57,14 @@ def train(
     world: World,
     permanent_folder: Path | None = None,
     start: Path | None = None,
+    compile_network: bool = False,
+    on_compiled: Callable[[str | None], None] = lambda error: None,
 ) -> TrainedModel:
     """The trained model. Resumes bitwise from the last checkpoint in `folder`.
 
     The checkpoints of `trial.keep_steps` are written to `permanent_folder`. `start` is the file of
-    the checkpoint that `trial.start` names.
+    the checkpoint that `trial.start` names. `compile_network` is for steps, not for evaluation:
+    `on_compiled` gets None, or the error after which the training goes on with eager code.
 
     Raises Diverged, Interrupted if `poll_signal` returns STOP, ValueError if the batch is not
     divisible by the number of processes.
@@ -78,6 +82,13 @@ def train(
         average = WeightAverage(model, averaged_model, trial.weight_average)
     trained = TrainedModel(model) if average is None else TrainedModel(average.average, model)
     quantizer = quantizer.to(world.device)
+    compiled = False
+    if compile_network:
+        # Before the clock of the journal starts, and outside DistributedDataParallel.
+        one_step = partial(_forward_and_backward, trial, model, quantizer, training, world)
+        error = compilation.compile_network(model, one_step)
+        compiled = error is None
+        on_compiled(error)
     optimizer = ScheduledOptimizer(model, trial.optimiser, trial.steps, trial.precision)
     net = world.wrap(model, all_used=True)
     micro_batches, rows_here = world.micro_batches(trial.batch_size), trial.batch_size // world.size
@@ -115,7 +126,8 @@ def train(
         optimizer.discard(loss)
 
     def validate(done: int) -> None:
-        scores = held_out_scores(trial, trained, quantizer, held_out, done, world)
+        with compilation.eager(compiled):
+            scores = held_out_scores(trial, trained, quantizer, held_out, done, world)
         refuse_non_finite({"held-out loss": scores["loss"]}, done, trial.steps)
         journal.write_line("validation", done, scores)
 
@@ -227,6 +239,20 @@ def _batches(
 
     keys = ((step, rows) for step in range(start, trial.steps) for rows in micro_batches)
     return in_order(read, keys, workers=0, threads=2 if on_gpu else 1)
+
+
+def _forward_and_backward(
+    trial: Trial, model: nn.Module, quantizer: Quantizer, training: TokenCache, world: World
+) -> None:
+    """Forward and backward of one micro-batch of each size. The gradients are not kept."""
+    shares = {rows.stop - rows.start: rows for rows in world.micro_batches(trial.batch_size)}
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for rows in shares.values():
+        with precision_context(trial.precision, world.device):
+            loss = batch_loss(trial, model, quantizer, training, 0, rows)
+        # As in ScheduledOptimizer.backward, whose precision is part of what is compiled.
+        with precision_context(trial.precision, world.device, autocast=False):
+            torch.autograd.grad(loss, weights, allow_unused=True)
 
 
 def progress_of(trial: Trial, done: int, seconds: float) -> Line:

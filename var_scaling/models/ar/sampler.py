@@ -110,10 +110,10 @@ class ARSampler:
                 x_R1C = network.word_embed(previous[torch.arange(rows) % self.images])
             x_R1C = network.add_positions(x_R1C, positions)
         x_R1C = x_R1C.to(self.cache.dtype)
-        rotate = network.rotation(positions)
+        rotary = network.rotation(positions)
         # No mask: the only query may see all cached positions. No drop path in sampling.
         for number, (block, adaln) in enumerate(zip(self.blocks, self.adaln_params, strict=True)):
-            x_R1C = block(x_R1C, adaln, None, None, self._kv_cache(number, position), rotate)
+            x_R1C = block(x_R1C, adaln, None, None, self._kv_cache(number, position), rotary)
         logits_RV = network.head_logits(x_R1C, self.cond_RC)[:, 0].float()
         conditional_BV = logits_RV[: self.images]
         if not self.guidance:
