@@ -73,8 +73,6 @@ def train(
     # Before the average is made, which copies these statistics.
     trial.family.normalize(model, latent_statistics(training.manifest))
     model = model.to(world.device)
-    if world.recompute_activations:
-        recompute_activations(model)
     average = None
     if trial.weight_average > 0:
         # Its initial weights do not matter: WeightAverage overwrites them.
@@ -89,6 +87,8 @@ def train(
         error = compilation.compile_network(model, one_step)
         compiled = error is None
         on_compiled(error)
+    if world.recompute_activations:
+        recompute_activations(model)
     optimizer = ScheduledOptimizer(model, trial.optimiser, trial.steps, trial.precision)
     net = world.wrap(model, all_used=True)
     micro_batches, rows_here = world.micro_batches(trial.batch_size), trial.batch_size // world.size
