@@ -24,8 +24,8 @@ from var_scaling.training.loop import Signal
 from var_scaling.training.trial import train
 from var_scaling.training.world import World
 
-# The first step allocates memory and selects kernels, the second allocates the optimizer's state
-# if fp16 skipped the first update.
+# Steps: the first allocates memory and selects kernels, a later one the optimizer's state if fp16
+# skipped the first update.
 _WARM_UP = 3
 _STEPS = 10**9  # more than are ever timed: no evaluation and no end of the schedule
 _NEVER = 1e12  # seconds between two checkpoints
@@ -91,19 +91,21 @@ class _StepClock:
     """Called by the training loop after every step: records the seconds of each."""
 
     def __init__(self, bench: Bench):
-        self.bench, self.seconds, self.warm_up = bench, list[float](), list[float]()
-        self.began = bench.clock()
+        self.bench, self.seconds = bench, list[float]()
+        self.ended: float | None = None  # when the previous step ended
 
     def __call__(self, done: int) -> Signal:
         self.bench.synchronize()
-        step = self.bench.clock() - self.began
-        if self.warm_up and (len(self.warm_up) >= _WARM_UP or self.bench.is_enough(self.warm_up)):
-            self.seconds.append(step)
-        else:
-            self.warm_up.append(step)
+        now = self.bench.clock()
+        # The time until the end of the first step includes building the model.
+        if self.ended is not None:
+            step = now - self.ended
+            # A step that is longer than the whole budget needs no warm-up.
+            if done > _WARM_UP or step > self.bench.seconds:
+                self.seconds.append(step)
         if self.bench.is_enough(self.seconds):
             raise _Enough
-        self.began = self.bench.clock()
+        self.ended = self.bench.clock()
         return Signal.CONTINUE
 
 

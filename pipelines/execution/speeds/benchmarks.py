@@ -38,13 +38,9 @@ class TrainingSize(Record):
     images: int  # of one step
     micro_batch: int  # images of one pass
 
-    def has_model_of(self, other: "TrainingSize") -> bool:
-        """Whether the two differ at most in their images."""
-        return all(
-            value == getattr(other, name)
-            for name, value in self
-            if name not in ("images", "micro_batch")
-        )
+    def model_key(self) -> str:
+        """Equal for sizes that differ at most in their images."""
+        return json.dumps(self.model_dump(exclude={"images", "micro_batch"}), sort_keys=True)
 
 
 def size_of(trial: Trial, images: int, micro_batch: int) -> TrainingSize:

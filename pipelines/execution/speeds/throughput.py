@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 from pipelines.execution.speeds.benchmarks import (
@@ -90,14 +91,21 @@ class Throughput:
         share = assumed_utilisation(trial.model.width, self.device)
         return Rate(share * self.peak_flops, share, ASSUMED)
 
+    @cached_property
+    def _by_model(self) -> dict[str, list[StepBenchmark]]:
+        """The measurements with numbers, by model."""
+        # Sweeps may have a thousand trials, each looked up for several numbers of GPUs.
+        by_model: dict[str, list[StepBenchmark]] = {}
+        for one in self.measured:
+            if one.flops_per_second is not None:
+                by_model.setdefault(one.size.model_key(), []).append(one)
+        return by_model
+
     def _measured(self, trial: Trial, images: int, micro_batch: int) -> StepBenchmark | None:
         """The measurement of this model with the nearest micro-batch; None if there is none."""
-        size = size_of(trial, images, micro_batch)
-        found = [
-            one
-            for one in self.measured
-            if one.flops_per_second is not None and one.size.has_model_of(size)
-        ]
+        if not self.measured:
+            return None
+        found = self._by_model.get(size_of(trial, images, micro_batch).model_key(), ())
 
         # By ratio, because throughput saturates with the micro-batch.
         def distance(one: StepBenchmark) -> tuple[float, float]:
