@@ -286,7 +286,11 @@ def test_plan_uses_the_given_options(command, tmp_path):
     for tflops in (None, "400", "200"):
         option = () if tflops is None else ("--tflops", tflops)
         hours[tflops] = json.loads(command(*words, *option)[1])
-    assert hours[None] == hours["400"] != hours["200"]
+    assert hours["400"] != hours["200"]
+    of_basis = {
+        tflops: {row["throughput"] for row in plan["trials"]} for tflops, plan in hours.items()
+    }
+    assert of_basis == {None: {"assumed"}, "400": {"set"}, "200": {"set"}}
 
 
 def test_report_prints_json_if_requested(command, smoke, monkeypatch):

@@ -63,7 +63,7 @@ def test_trials_with_equal_resources_share_an_array(tmp_path):
     trials = of_kind(sweep_stages(Home(tmp_path), find_sweep("imagenet256")), TRIAL)
     arrays = [array.tasks for array in arrays_of(trials, H100)]
     alone = {units[0].resources.processes: [u.folder.name for u in units] for units in arrays}
-    assert alone[1] == ["d16", "d14", "d12", "d10", "d8", "d6"]
+    assert alone[1] == ["d10", "d8", "d6"]
     micro_batch_size = {
         u.folder.name: u.resources.micro_batch_size for units in arrays for u in units
     }

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from pipelines.cli.speed import app
+from pipelines.cli.main import app
 from pipelines.evaluation.throughput import (
     BenchmarkResult,
     benchmark_columns,
@@ -346,7 +346,7 @@ def command(home, *words: str) -> str:
         str(home),
         *words,
     ]
-    done = CliRunner().invoke(app, requested, catch_exceptions=False)
+    done = CliRunner().invoke(app, ["speed", *requested], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
 
@@ -381,10 +381,10 @@ def test_a_model_without_class_dropout_is_timed_without_guidance(tmp_path):
     home = small_home(tmp_path / "home", trial(class_dropout_prob=0))
     words = ["grid/d2", "--seconds", "0.01", "--batches", "1", "--no-training", "--json"]
     words += ["--home", str(home.root)]
-    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    done = CliRunner().invoke(app, ["speed", *words], catch_exceptions=False)
     assert [row["guidance"] for row in json.loads(done.output)["sampling"]] == [0.0]
     with pytest.raises(ValueError, match="guidance 2: d2 was trained with class_dropout_prob = 0"):
-        CliRunner().invoke(app, [*words, "--guidance", "2"], catch_exceptions=False)
+        CliRunner().invoke(app, ["speed", *words, "--guidance", "2"], catch_exceptions=False)
 
 
 @pytest.mark.parametrize(
@@ -397,4 +397,6 @@ def test_a_model_without_class_dropout_is_timed_without_guidance(tmp_path):
 )
 def test_invalid_speed_options_are_refused(tmp_path, words, message):
     with pytest.raises(ValueError, match=message):
-        CliRunner().invoke(app, ["s/t", "--home", str(tmp_path), *words], catch_exceptions=False)
+        CliRunner().invoke(
+            app, ["speed", "s/t", "--home", str(tmp_path), *words], catch_exceptions=False
+        )

@@ -12,12 +12,14 @@ from pipelines.cli.fit import resolve_sweep
 from pipelines.cli.options import RUNS, AsJson, HomeFolder, SweepName
 from pipelines.cli.terminal import console as screen
 from pipelines.cli.terminal.console import console, format_number, new_table
+from pipelines.execution.speeds.throughput import cluster_throughput
 from pipelines.planning.cost import Price, price_on
 from pipelines.workspace.settings import load_settings
 from pipelines.workspace.store import Home
 
 if TYPE_CHECKING:
     from analysis.forecasting.forecast import Outcome
+    from analysis.forecasting.planner import Candidate
     from pipelines.planning.forecasts import FrozenForecast
     from pipelines.planning.next_runs import NextRuns
 
@@ -133,10 +135,11 @@ def next_runs(
         depths=planning.parse_integers(depths) if depths else None,
         lengths=planning.parse_numbers(lengths), seeds=seeds,
     )  # fmt: skip
-    price = price_on(load_settings().cluster(on)) if on else None
-    advice = planning.plan_next_runs(
-        Home(home), resolve_sweep(name, Home(home)), plan_options, price
-    )
+    workspace, price = Home(home), None
+    if on:
+        cluster = load_settings().cluster(on)
+        price = price_on(cluster, cluster_throughput(workspace, on, cluster))
+    advice = planning.plan_next_runs(workspace, resolve_sweep(name, workspace), plan_options, price)
     if as_json:
         print(json.dumps(planning.as_json(advice)))
         return
@@ -219,7 +222,7 @@ def _ranking_table(advice: "NextRuns", at: str, metric: str, price: Price | None
         run = step.candidate
         table.add_row(
             run.name if step.affordable else f"({run.name})", format_number(run.flops),
-            *_cost(run.flops, price), _interval(step.low, step.high),
+            *_cost([run], price), _interval(step.low, step.high),
             f"{step.narrowing:.1%}", f"{step.narrowing_per_flop / best:.2g}",
         )  # fmt: skip
     return table
@@ -234,14 +237,15 @@ def _plan_table(advice: "NextRuns", budget: float, price: Price | None) -> Table
     for step in plan.runs:
         run = step.candidate
         table.add_row(
-            run.name, format_number(run.flops), *_cost(run.flops, price),
+            run.name, format_number(run.flops), *_cost([run], price),
             _interval(step.low, step.high),
             f"{step.narrowing:.1%}",
         )  # fmt: skip
     table.add_section()
     last = plan.runs[-1]
     table.add_row(
-        "all", format_number(plan.flops), *_cost(plan.flops, price), _interval(last.low, last.high),
+        "all", format_number(plan.flops), *_cost([step.candidate for step in plan.runs], price),
+        _interval(last.low, last.high),
         f"{1 - plan.planned / plan.half_width:.1%}",
     )  # fmt: skip
     return table
@@ -253,11 +257,13 @@ def _cost_columns(price: Price | None) -> list[str]:
     return ["GPU-hours", *(["price"] if price.per_gpu_hour is not None else [])]
 
 
-def _cost(flops: float, price: Price | None) -> list[str]:
+def _cost(runs: "list[Candidate]", price: Price | None) -> list[str]:
+    """GPU-hours and price of `runs` together, as cells of a table."""
     if price is None:
         return []
-    money = price.money(flops)
-    return [f"{price.hours(flops):.3g}", *([] if money is None else [f"{money:.3g}"])]
+    hours = sum(run.hours or 0.0 for run in runs)
+    money = price.money(hours)
+    return [f"{hours:.3g}", *([] if money is None else [f"{money:.3g}"])]
 
 
 def _interval(low: float | None, high: float | None) -> str:

@@ -31,6 +31,8 @@ from pipelines.cli.terminal.console import console, errors, print_error
 from pipelines.cli.terminal.plan import plan_table
 from pipelines.cli.terminal.publish import publish_and_show
 from pipelines.execution.backend import BackendUnavailable
+from pipelines.execution.speeds.benchmarks import LOCAL
+from pipelines.execution.speeds.throughput import cluster_throughput
 from pipelines.execution.status import SweepState, View, overview
 from pipelines.planning import cost as planning
 from pipelines.stages.graph import refuse_mismatch, sweep_stages
@@ -40,7 +42,7 @@ from pipelines.workspace.store import ConfigMismatchError, FolderInUseError, Hom
 from pipelines.workspace.sweeps import describe_error, known_sweeps, select_trials
 
 TASKS = {
-    "Run a sweep": ("sweeps", "plan", "run", "status", "report", "ui"),
+    "Run a sweep": ("sweeps", "plan", "benchmark", "run", "status", "report", "ui"),
     "Models": ("sample", "edit", "fidelity", "speed", "evaluate", "import", "export"),
     "Laws": ("fit", "forecast", "score", "next", "coverage"),
     "Cluster": ("doctor", "logs", "cancel", "retry", "mirror"),
@@ -65,9 +67,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-
-_TFLOPS = 400.0  # TFLOP/s: 40 % of an H100's dense bf16 peak of 989
 
 
 def _print_version(requested: bool) -> None:
@@ -108,30 +107,45 @@ def plan(
         float | None,
         typer.Option(
             min=1e-3,
-            help="sustained training throughput of one GPU in TFLOP/s, such as 350. Default: 400",
+            help="sustained training throughput of one GPU in TFLOP/s for all sizes, such as 350. "
+            "Default: by size, measured or assumed",
             show_default=False,
         ),
     ] = None,
     on: Annotated[
         str | None,
         typer.Option(
-            "--on", help="cluster of var-scaling.toml, such as h100, for its GPUs and price"
+            "--on",
+            help="cluster of var-scaling.toml, such as h100, for its GPUs and price; or local",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show parameters, FLOPs and cost of each trial.
 
-    Nothing is run. GPU time is FLOPs divided by --tflops. The default of 400 TFLOP/s is 40 % of an
-    H100's dense bf16 peak of 989: an assumption. Measure your own with `var-scaling speed`.
+    Nothing is run. GPU time is FLOPs divided by the throughput of a training step. It is measured
+    for the sizes that `var-scaling benchmark` has measured on the cluster, or without --on on this
+    machine. For other sizes it is assumed from the width of the model; without any measurement, the
+    GPU is an H100 with a dense bf16 peak of 989 TFLOP/s. Each row shows which of the two it is.
     """
     if on and tflops is not None:
         raise ValueError(
             f"--tflops {tflops:g}: leave it out with --on {on}, whose settings give the throughput"
         )
-    sweep, workspace = resolve_sweep(name, Home(home)), Home(home)
-    cluster = load_settings().cluster(on) if on else None
-    price = planning.price_on(cluster) if cluster else planning.Price((tflops or _TFLOPS) * 1e12)
+    sweep, workspace, settings = resolve_sweep(name, Home(home)), Home(home), load_settings()
+    cluster = settings.cluster(on) if on not in (None, LOCAL) else None
+    price: planning.Price | None
+    if on is not None and cluster is not None:
+        price = planning.price_on(cluster, cluster_throughput(workspace, on, cluster))
+    elif on == LOCAL:
+        price = planning.local_price(workspace, settings.local)
+        if price is None:
+            raise ValueError(
+                f"--on local: {workspace.root} has no measurement of this machine; run "
+                f"`var-scaling benchmark {name}` first"
+            )
+    else:
+        price = planning.price_without_cluster(sweep, workspace, settings.local, tflops)
     stages = sweep_stages(workspace, sweep)
     rows = planning.plan_rows(sweep, overview(stages), price, cluster)
     if as_json:

@@ -142,6 +142,7 @@ def _print_submitted(stages: Stages, failures: dict[str, str]) -> None:
 
 def dry_run(sweep: Sweep, home: Home, settings: Settings, options: RunOptions) -> str:
     """What `run` would do, one line for each stage or task."""
+    from pipelines.execution.speeds.throughput import cluster_throughput
     from pipelines.execution.tasks import arrays_of
 
     stages = sweep_stages(home, sweep)
@@ -150,8 +151,10 @@ def dry_run(sweep: Sweep, home: Home, settings: Settings, options: RunOptions) -
         views = [view for view in overview(stages) if not view.over]
         return "\n".join(f"{v.kind} {v.name}: {v.state}" for v in views) or _NOTHING_LEFT
     cluster, lines = settings.cluster(options.on), []
+    throughput = cluster_throughput(home, options.on, cluster)
     queue = slurm.queue_or_none()
-    for task in (task for array in arrays_of(stages, cluster) for task in array.tasks):
+    arrays = arrays_of(stages, cluster, throughput)
+    for task in (task for array in arrays for task in array.tasks):
         state, note = state_of(task.folder, queue)
         if task.done or state == "done":
             continue

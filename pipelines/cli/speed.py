@@ -1,28 +1,46 @@
-"""The command `speed`: measure how fast a model samples and trains on this machine."""
+"""The commands `speed` and `benchmark`: how fast a model samples and trains, and how fast the sizes
+of a sweep train.
+"""
 
-from typing import TYPE_CHECKING, Annotated, get_args
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
-from rich.table import Table
 
 from pipelines.cli.models import Model
-from pipelines.cli.options import RUNS, AsJson, HomeFolder, Set, named_settings
+from pipelines.cli.options import (
+    RUNS,
+    AsJson,
+    Dirty,
+    HomeFolder,
+    Only,
+    Set,
+    SweepName,
+    named_settings,
+)
 from pipelines.cli.terminal import console as screen
-from pipelines.workspace.settings import load_settings
+from pipelines.cli.terminal.speed import benchmark_table, missing_reason, speed_tables
+from pipelines.execution.speeds.benchmarks import (
+    LOCAL,
+    Hardware,
+    StepBenchmark,
+    benchmarks_file,
+    cluster_hardware,
+    local_hardware,
+    read_benchmarks,
+)
+from pipelines.workspace.settings import Settings, load_settings
 from pipelines.workspace.store import Home
+from pipelines.workspace.sweeps import find_sweep, select_trials
+from var_scaling.experiment import Sweep
 from var_scaling.recipe import Precision
 
 if TYPE_CHECKING:
-    from pipelines.evaluation.throughput import BenchmarkResult
-    from var_scaling.evaluation.rates import Memory, Timing
+    from pipelines.evaluation.training_benchmark import BenchmarkCase
 
 app = typer.Typer()
-
-_NOTE = (
-    "Times are the median seconds of a batch ± half the range. MFU: model FLOP/s of the "
-    "transformer over the measured matmul peak of its precision; an unconditional pass counts only "
-    "if guidance needs it. The decoder runs in fp32."
-)
 
 
 @app.command()
@@ -96,61 +114,6 @@ def speed(
         screen.console.print(table)
 
 
-def speed_tables(address: str, result: "BenchmarkResult") -> list[Table]:
-    """The tables of sampling, training and the machine's matmul peaks."""
-    machine = result.machine
-    threads = "" if machine.device == "cuda" else f", threads: {machine.threads}"
-    sampling = screen.new_table(
-        "precision", "guidance", "batch", "images/s", "s a batch", "transformer", "decoder", "MFU",
-        "memory", title=f"{address} on {machine.name}{threads}: sampling", caption=_NOTE,
-    )  # fmt: skip
-    for row in result.sampling:
-        guidance = ", ".join(filter(None, (f"{row.guidance:g}", row.settings)))
-        condition = (row.precision, guidance, str(row.batch))
-        if row.whole is None or row.transformer is None or row.decoder is None:
-            sampling.add_row(*condition, "–", row.missing)
-            continue
-        parts = (f"{part.median_seconds:.3g}" for part in (row.transformer, row.decoder))
-        sampling.add_row(
-            *condition, f"{row.images_per_second:,.3g}", _spread(row.whole), *parts,
-            _share(row.transformer_mfu), _format_memory(row.memory),
-        )  # fmt: skip
-    training = screen.new_table(
-        "precision", "micro-batch", "tokens/s", "images/s", "s a step", "MFU", "memory",
-        title="training: forward, backward and AdamW on random tokens",
-    )  # fmt: skip
-    for step in result.training:
-        if step.step is None:
-            training.add_row(step.precision, str(step.micro_batch), "–", "–", step.missing)
-            continue
-        training.add_row(
-            step.precision, str(step.micro_batch), f"{step.tokens_per_second:,.0f}",
-            f"{step.images_per_second:,.3g}", _spread(step.step), _share(step.mfu),
-            _format_memory(step.memory),
-        )  # fmt: skip
-    peaks = screen.new_table("precision", "FLOP/s", "side", title="matrix products")
-    for peak in result.peaks:
-        peaks.add_row(peak.precision, screen.format_number(peak.flops_per_second), f"{peak.side:,}")
-    return [sampling, *([training] if result.training else []), peaks]
-
-
-def _spread(timing: "Timing") -> str:
-    half = (timing.most_seconds - timing.least_seconds) / 2
-    return f"{timing.median_seconds:.3g} ± {half:.1g} ({timing.repeats} ×)"
-
-
-def _share(mfu: float | None) -> str:
-    return "–" if mfu is None else f"{mfu:.1%}"
-
-
-def _format_memory(memory: "Memory") -> str:
-    """The peak memory of the GPU; on a CPU, the growth of the process."""
-    if memory.gpu_peak_bytes is not None:
-        return f"{screen.format_number(memory.gpu_peak_bytes)}B"
-    growth = memory.process_growth_bytes
-    return "–" if growth is None else f"+ {screen.format_number(growth)}B"
-
-
 def _sizes(option: str, text: str) -> tuple[int, ...]:
     """Batch sizes in images, in ascending order. Raises ValueError."""
     try:
@@ -174,3 +137,125 @@ def _precisions(text: str | None) -> tuple[Precision, ...]:
     if unknown:
         raise ValueError(f"--precisions {', '.join(unknown)}: allowed are {', '.join(allowed)}")
     return tuple(name for name in allowed if name in text.split(","))
+
+
+@app.command()
+def benchmark(
+    name: SweepName,
+    on: Annotated[
+        str,
+        typer.Option(
+            "--on", help="where to measure: local, or a cluster of var-scaling.toml, such as h100"
+        ),
+    ] = LOCAL,
+    only: Only = None,
+    seconds: Annotated[
+        float, typer.Option(min=0.001, help="approximate seconds of each size, such as 20")
+    ] = 5.0,
+    again: Annotated[
+        bool, typer.Option("--again", help="measure all sizes again, not only those without result")
+    ] = False,
+    dirty: Dirty = False,
+    home: HomeFolder = RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a training step of each size of a sweep.
+
+    A size is a model, its precision and the images of one process. Its step runs in the real
+    training loop with random tokens, so no images and no tokenizer are needed. On a cluster it is
+    one job on one GPU. The result is written to benchmarks/ in the run directory; `plan` and `run
+    --on` then use it for hours, GPUs and prices. Sizes that are already measured are not measured
+    again. Measure on an otherwise idle machine.
+    """
+    from pipelines.evaluation.training_benchmark import not_measured
+
+    workspace, settings = Home(home), load_settings()
+    sweep = select_trials(find_sweep(name), only or ())
+    if not sweep.trials:
+        raise ValueError(f"{name}: has no trials, so there is no training step to measure")
+    hardware, cases = _cases_on(on, sweep, workspace, settings)
+    fitting = [one for one in cases if one.unfit is None]
+    chosen = fitting if again else not_measured(workspace, hardware, cases)
+    if chosen:
+        error = _measure(chosen, hardware, workspace, settings, seconds, dirty)
+        if error is not None:
+            screen.print_error(f"failed on {on}: {error}")
+            screen.print_error("The sizes that were measured are kept; run the command again")
+            raise typer.Exit(1)
+    results = {one.size_fingerprint: one for one in read_benchmarks(workspace, hardware)}
+    rows = [(one, results.get(one.size.fingerprint())) for one in cases]
+    file = benchmarks_file(workspace, hardware)
+    if as_json:
+        print(json.dumps(_as_json(sweep.name, file, rows, chosen)))
+        return
+    screen.console.print(benchmark_table(f"{sweep.name} on {on}", rows))
+    measured = sum(
+        missing_reason(case, results.get(case.size.fingerprint())) is None for case in chosen
+    )
+    without = sum(missing_reason(*row) is not None for row in rows)
+    summary = (
+        f"{measured} size{'s' * (measured != 1)} measured now" if chosen else "nothing to measure"
+    )
+    if without:
+        summary += f", {without} without numbers"
+    screen.print_line(f"{summary}: {file}")
+
+
+def _cases_on(
+    on: str, sweep: Sweep, home: Home, settings: Settings
+) -> "tuple[Hardware, list[BenchmarkCase]]":
+    """The hardware and the sizes to measure there. Raises SettingsError for an unknown cluster."""
+    from pipelines.evaluation.training_benchmark import cluster_cases, local_cases
+    from pipelines.execution.speeds.throughput import cluster_throughput
+
+    if on == LOCAL:
+        return local_hardware(settings.local), local_cases(sweep, settings.local)
+    cluster = settings.cluster(on)
+    throughput = cluster_throughput(home, on, cluster)
+    return cluster_hardware(on, cluster), cluster_cases(sweep, cluster, throughput)
+
+
+def _measure(
+    cases: "Sequence[BenchmarkCase]",
+    hardware: Hardware,
+    home: Home,
+    settings: Settings,
+    seconds: float,
+    dirty: bool,
+) -> str | None:
+    """Measure `cases` on `hardware`; returns the error of the job, if it has failed."""
+    from pipelines.evaluation.benchmark_job import run_on_cluster
+    from pipelines.evaluation.training_benchmark import measure
+    from pipelines.stages.context import RunContext, StopFile, local_process
+
+    context = RunContext(
+        home, settings, StopFile(home.root / "stop"), local_process(settings.local)
+    )
+    with screen.progress_bar(f"timing {len(cases)} sizes") as report_progress:
+        if hardware.on != LOCAL:
+            return run_on_cluster(context, cases, hardware.on, seconds, dirty, report_progress)
+        for _ in measure(context, cases, hardware, seconds, None, report_progress):
+            pass
+    return None
+
+
+def _as_json(
+    sweep: str,
+    file: Path,
+    rows: "Sequence[tuple[BenchmarkCase, StepBenchmark | None]]",
+    chosen: "Sequence[BenchmarkCase]",
+) -> dict[str, Any]:
+    return {
+        "sweep": sweep,
+        "file": str(file),
+        "sizes": [
+            {
+                "trials": list(case.trials),
+                "measured_now": case in chosen,
+                "missing": missing_reason(case, result),
+                "flops_per_second": None if result is None else result.flops_per_second,
+                "benchmark": None if result is None else result.model_dump(mode="json"),
+            }
+            for case, result in rows
+        ],
+    }

@@ -107,7 +107,7 @@ def measure_speed(
         training.append(step)
         report_progress("training", len(sampling) + len(training), cells)
     result = BenchmarkResult(
-        machine=_machine(device),
+        machine=machine_of(device),
         weights_sha256=loaded.weights_sha256,
         tokenizer_sha256=loaded.tokenizer_sha256,
         commit=code_version(),
@@ -234,7 +234,8 @@ def _machine_key(result: BenchmarkResult) -> tuple[str, int]:
     return result.machine.name, result.machine.threads
 
 
-def _machine(device: Any) -> Machine:
+def machine_of(device: Any) -> Machine:
+    """This machine, as measurements on `device` record it."""
     import torch
 
     gpu = device.type == "cuda"

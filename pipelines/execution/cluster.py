@@ -13,6 +13,7 @@ from pipelines.execution.ray_session import local_ray
 from pipelines.execution.reconcile import NOTE, Reconciler
 from pipelines.execution.slurm import slurm
 from pipelines.execution.slurm.backend import SlurmBackend
+from pipelines.execution.speeds.throughput import cluster_throughput
 from pipelines.execution.status import SweepState
 from pipelines.execution.tasks import Array, Task, arrays_of, refuse_unready, work_folders
 from pipelines.stages.graph import Stages, init_run_dirs, of_kind
@@ -56,7 +57,8 @@ def launch(
     refuse_unready(stages, cluster)
     config = settings.cluster(cluster)
     require_sbatch(cluster)
-    arrays = arrays_of(stages, config)  # raises SettingsError before anything is submitted
+    # Raises SettingsError before anything is submitted.
+    arrays = arrays_of(stages, config, cluster_throughput(home, cluster, config))
     snapshot = take_snapshot(home, dirty, module_names(stage.config for stage in stages))
     settings = _job_settings(stages, settings)
     environment = environment_for_jobs()
@@ -75,7 +77,7 @@ def launch(
             # Ray here runs a single actor, which submits and polls; the stages run on the cluster.
             with local_ray(cpus=2):
                 failures = run_on_cluster(
-                    stages, make_reconciler, config, lambda: observe(state.poll(queue()))
+                    arrays, make_reconciler, config, lambda: observe(state.poll(queue()))
                 )
         except KeyboardInterrupt:
             # Only the driver ends: the jobs continue, and the next run attaches to them.

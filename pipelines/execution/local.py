@@ -10,8 +10,8 @@ from pipelines.execution.ray_session import local_ray
 from pipelines.execution.slurm import submit as launch
 from pipelines.execution.status import SweepState, View
 from pipelines.execution.tasks import (
+    Array,
     Task,
-    arrays_of,
     largest_first,
     refuse_unready,
     retry_requested,
@@ -70,12 +70,12 @@ def run(
 
 
 def run_on_cluster(
-    stages: Stages,
+    arrays: list[Array],
     reconciler: Callable[[], Any],
     cluster: Cluster,
     on_poll: Callable[[], None],
 ) -> dict[str, str]:
-    """Run `stages` on a cluster: one actor runs the jobs of each array after those it needs.
+    """Run `arrays` on a cluster: one actor runs the jobs of each array after those it needs.
 
     `reconciler` creates the actor's Reconciler. `on_poll` is called at least every 5 s. Returns the
     error of each task that is not done, by name. Ctrl-C ends only this driver: the jobs continue.
@@ -89,7 +89,7 @@ def run_on_cluster(
     tasks: dict[str, Task] = {}
     ends: dict[str, list[Any]] = {}  # by address of a stage: the Ray results of its arrays
     waiting = []
-    for array in arrays_of(stages, cluster):
+    for array in arrays:
         tasks |= {task.name: task for task in array.tasks}
         needs = [end for need in array.needs for end in ends.get(need.address, [])]
         # Ray starts a call when its arguments are available: after the arrays that this one needs.

@@ -11,6 +11,7 @@ from pipelines.execution.slurm.resources import (
     tokenizer_resources,
     trial_resources,
 )
+from pipelines.execution.speeds.throughput import Throughput
 from pipelines.execution.status import parts_of
 from pipelines.stages.graph import Need, Stage, Stages, of_kind
 from pipelines.stages.registry import (
@@ -68,7 +69,7 @@ def payload_of(stage: Stage) -> dict[str, Any]:
     return {**payload, "sweep": stage.sweep, "trial": config}
 
 
-def tasks_of(stage: Stage, cluster: Cluster) -> list[Task]:
+def tasks_of(stage: Stage, cluster: Cluster, throughput: Throughput | None = None) -> list[Task]:
     """The tasks of `stage`. An encoding that has begun keeps its number of parts; for a new one
     `encoding_parts` gives the number.
     """
@@ -79,8 +80,10 @@ def tasks_of(stage: Stage, cluster: Cluster) -> list[Task]:
     if stage.kind in (NETWORK, FLOOR, SCORE):
         resources = encoding_resources(scoring_flops(stage.config), cluster)
         return [Task(stage.title, stage.directory, stage.directory, resources, payload_of(stage))]
-    resources_of = tokenizer_resources if stage.kind == TOKENIZER else trial_resources
-    resources = resources_of(stage.config, cluster)
+    if stage.kind == TOKENIZER:
+        resources = tokenizer_resources(stage.config, cluster)
+    else:
+        resources = trial_resources(stage.config, cluster, throughput)
     return [Task(stage.title, stage.directory, stage.directory, resources, payload_of(stage))]
 
 
@@ -129,11 +132,13 @@ class Array:
     needs: tuple[Need, ...]
 
 
-def arrays_of(stages: Stages, cluster: Cluster) -> list[Array]:
+def arrays_of(
+    stages: Stages, cluster: Cluster, throughput: Throughput | None = None
+) -> list[Array]:
     """Every task of `stages`, each array after those it needs; among trials the largest first."""
     arrays: dict[tuple[Any, ...], Array] = {}
     for stage in largest_first(stages):
-        for task in tasks_of(stage, cluster):
+        for task in tasks_of(stage, cluster, throughput):
             resources = replace(task.resources, micro_batch_size=None)  # Slurm does not use it
             # Any other stage has an array of its own, whose tasks are the parts of the stage.
             key = (resources, *stage.needs) if stage.kind == TRIAL else (stage.address,)

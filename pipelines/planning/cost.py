@@ -7,13 +7,24 @@ from pipelines.execution.slurm.resources import (
     encoding_parts,
     job_hours,
     tokenizer_resources,
+    trial_rate,
     trial_resources,
+)
+from pipelines.execution.speeds.throughput import (
+    MEASURED,
+    SET,
+    Rate,
+    Throughput,
+    local_share,
+    local_throughput,
+    throughput_on,
 )
 from pipelines.execution.status import View, format_duration
 from pipelines.results.params import trial_facts
 from pipelines.stages.graph import Stage, Stages, of_kind
 from pipelines.stages.registry import TOKENIZER, TOKENS
-from pipelines.workspace.settings import Cluster
+from pipelines.workspace.settings import Cluster, Local
+from pipelines.workspace.store import Home
 from var_scaling.accounting.tokenizer import (
     encoding_flops,
     tokenizer_train_flops,
@@ -22,25 +33,67 @@ from var_scaling.config import TrainedTokenizer
 from var_scaling.experiment import Sweep, Trial
 from var_scaling.experiment.ledger import model_ledger, trial_ledger
 
+_H100_PEAK = 989e12  # FLOP/s, dense, half precision
+_OTHER_SHARE = 0.4  # of the peak, in stages that are not trials: an assumption
+
 
 @dataclass(frozen=True)
 class Price:
-    """The cost of compute: training FLOP/s of one GPU, and the price of a GPU hour."""
+    """The cost of compute: FLOP/s of one GPU, and the price of a GPU hour."""
 
-    sustained_flops: float
+    sustained_flops: float  # in stages that are not trials; also of trials without `throughput`
     per_gpu_hour: float | None = None
     basis: str = "an assumption; set it with --tflops"
+    throughput: Throughput | None = None  # of trials, by size
+    local: Local | None = None  # set if the throughput is that of this machine
 
     def hours(self, flops: float) -> float:
+        """GPU-hours for `flops` in a stage that is not a trial."""
         return flops / self.sustained_flops / 3600
 
-    def money(self, flops: float) -> float | None:
-        return None if self.per_gpu_hour is None else self.hours(flops) * self.per_gpu_hour
+    def money(self, hours: float) -> float | None:
+        return None if self.per_gpu_hour is None else hours * self.per_gpu_hour
+
+    def rate(self, trial: Trial) -> Rate:
+        """The throughput of one GPU that trains `trial`, without a cluster's division of it."""
+        if self.throughput is None:
+            return Rate(self.sustained_flops, None, SET)
+        images, micro_batch = local_share(trial, self.local or Local())
+        return self.throughput.rate(trial, images, micro_batch)
 
 
-def price_on(cluster: Cluster) -> Price:
-    basis = f"{cluster.utilisation:.0%} of the peak that the cluster's settings give"
-    return Price(cluster.sustained_flops, cluster.price_per_gpu_hour, basis)
+def price_on(cluster: Cluster, throughput: Throughput | None = None) -> Price:
+    """The price on `cluster`. `throughput` has the measurements of trials, if there are any."""
+    basis = "an assumption"
+    if cluster.utilisation is not None:
+        basis = f"{cluster.utilisation:.0%} of the peak, by the cluster's setting `utilisation`"
+    return Price(
+        cluster.sustained_flops, cluster.price_per_gpu_hour, basis,
+        throughput or throughput_on(cluster),
+    )  # fmt: skip
+
+
+def price_without_cluster(
+    sweep: Sweep, home: Home, local: Local, tflops: float | None = None
+) -> Price:
+    """`tflops` TFLOP/s for all, if given. Else the throughput of this machine if `home` has a
+    measurement of any size of `sweep`; else an H100 with assumed throughput.
+    """
+    if tflops is not None:
+        return Price(tflops * 1e12, basis="set with --tflops")
+    price = local_price(home, local)
+    if price is not None and any(price.rate(t).basis == MEASURED for t in sweep.trials):
+        return price
+    return Price(_OTHER_SHARE * _H100_PEAK, throughput=Throughput(_H100_PEAK))
+
+
+def local_price(home: Home, local: Local) -> Price | None:
+    """The price on this machine; None if `home` has no measurement of it."""
+    throughput = local_throughput(home, local)
+    if throughput is None or throughput.peak_flops is None:
+        return None
+    other = _OTHER_SHARE * throughput.peak_flops
+    return Price(other, None, "an assumption", throughput, local)
 
 
 def plan_rows(
@@ -55,26 +108,39 @@ def plan_rows(
             "learning_rate": trial.optimiser.learning_rate,
             "state": states[trial.name],
             **ledger,
-            "gpu_hours": price.hours(ledger["train_flops"]),
-            **(
-                {}
-                if cluster is None
-                else _cluster_columns(trial, ledger["train_flops"], price, cluster)
-            ),
+            **_cost_columns(trial, ledger["train_flops"], price, cluster),
         }
         for trial in sweep.trials
         for ledger in (trial_ledger(trial),)
     ]
 
 
-def _cluster_columns(trial: Trial, flops: int, price: Price, cluster: Cluster) -> dict[str, Any]:
-    """The resources of a trial; `hours` is the run time of all its jobs, without queueing."""
-    resources = trial_resources(trial, cluster)
+def _cost_columns(
+    trial: Trial, flops: int, price: Price, cluster: Cluster | None
+) -> dict[str, Any]:
+    """GPU-hours of a trial and the throughput that they follow from. With `cluster` also its
+    resources; `hours` is then the run time of all its jobs, without queueing.
+    """
+    if cluster is None:
+        return _throughput_columns(price.rate(trial), flops)
+    resources = trial_resources(trial, cluster, price.throughput)
+    rate = trial_rate(trial, resources.processes, cluster, price.throughput)
     return {
+        **_throughput_columns(rate, flops),
         **resources.as_dict(),
         "processes": resources.processes,
-        "hours": job_hours(flops, resources.processes, cluster),
-        "price": price.money(flops),
+        "hours": rate.hours(flops, resources.processes),
+        "price": price.money(rate.hours(flops)),
+    }
+
+
+def _throughput_columns(rate: Rate, flops: int) -> dict[str, Any]:
+    return {
+        "gpu_hours": rate.hours(flops),
+        "flops_per_second": rate.flops_per_second,
+        "utilisation": rate.utilisation,
+        "throughput": rate.basis,
+        "measured_micro_batch": rate.micro_batch,
     }
 
 
@@ -91,7 +157,7 @@ def plan_summary(
         "sweep": sweep.name,
         "sustained_flops_per_second": price.sustained_flops,
         "gpu_hours": hours,
-        "price": None if price.per_gpu_hour is None else hours * price.per_gpu_hour,
+        "price": price.money(hours),
         "before": preparation,
         "trials": rows,
         "imported": [{"model": model.name, **model_ledger(model)} for model in sweep.imported],
@@ -103,11 +169,25 @@ def format_resources(row: dict[str, Any]) -> list[str]:
     if "processes" not in row:
         return []
     nodes = f"{row['nodes']} x " if row["nodes"] > 1 else ""
-    micro_batch_size = str(row["at_once"] or row["batch_size"] // row["processes"])
+    micro_batch_size = str(row["micro_batch_size"] or row["batch_size"] // row["processes"])
     return [
         f"{nodes}{row['processes_per_node']}", micro_batch_size, f"{row['minutes'] / 60:.3g} h",
         format_duration(3600 * row["hours"]),
     ]  # fmt: skip
+
+
+def format_throughput(row: dict[str, Any]) -> str:
+    """The share of the peak that a trial's GPU-hours assume, and where it is from."""
+    if row["utilisation"] is None:
+        return str(row["throughput"])
+    other = row["measured_micro_batch"]
+    share = format_share(row["utilisation"])
+    return f"{share} {row['throughput']}" + (f" at {other}" if other else "")
+
+
+def format_share(share: float) -> str:
+    """A share of the peak in percent, with two digits if it is below 10 %."""
+    return f"{share:.0%}" if share >= 0.1 else f"{100 * share:.2g}%"
 
 
 def preparation_steps(

@@ -97,9 +97,10 @@ def _variables(law: Law, variable: str) -> tuple[str, ...]:
 def _candidate(trial: Trial, variables: Sequence[str], price: Price | None) -> Candidate:
     sizes = sizes_of(trial)
     flops = sizes["train_flops"]
+    hours = price.rate(trial).hours(flops) if price else None
     return Candidate(
-        trial.name, tuple(sizes[name] for name in variables), flops, trial.seed,
-        price.hours(flops) if price else None, price.money(flops) if price else None,
+        trial.name, tuple(sizes[name] for name in variables), flops, trial.seed, hours,
+        None if price is None or hours is None else price.money(hours),
     )  # fmt: skip
 
 

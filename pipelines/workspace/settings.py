@@ -11,6 +11,7 @@ from var_scaling.record import explain
 
 FILE = "var-scaling.toml"
 POINTS = 40  # of a training curve in the tracker
+_OTHER_UTILISATION = 0.4  # of the peak, in all stages that are not trials
 
 
 class SettingsError(ValueError):
@@ -54,7 +55,7 @@ class Cluster(BaseModel):
     device: Literal["cpu", "cuda"] = "cuda"
     gpu_memory_gb: Annotated[float, Field(gt=0)] = 80.0
     peak_tflops: Annotated[float, Field(gt=0)] = 989.0  # of one GPU, dense, half precision: H100
-    utilisation: Annotated[float, Field(gt=0, le=1)] = 0.4  # of the peak; an assumption
+    utilisation: Annotated[float, Field(gt=0, le=1)] | None = None  # of the peak; None: by size
     price_per_gpu_hour: Annotated[float, Field(ge=0)] | None = None
     signal_seconds: Annotated[int, Field(ge=10)] = 120  # before a job's end, to save
     save_every_seconds: Annotated[float, Field(gt=0)] = 600.0
@@ -79,8 +80,11 @@ class Cluster(BaseModel):
 
     @property
     def sustained_flops(self) -> float:
-        """FLOP/s of one GPU while it trains."""
-        return self.peak_tflops * 1e12 * self.utilisation
+        """FLOP/s of one GPU in all that is not a trial: tokenizers, encoding, sampling. An
+        assumption; the throughput of trials depends on their size (execution/speeds/throughput.py).
+        """
+        share = _OTHER_UTILISATION if self.utilisation is None else self.utilisation
+        return self.peak_tflops * 1e12 * share
 
     @property
     def workers_per_node(self) -> int:

@@ -20,7 +20,7 @@ from var_scaling.record import Record, difference, explain
 # Sweeps are folders of the home, and trials folders of their sweep: these names are taken.
 _RESERVED = (
     "tokenizers", "tokens", "images", "references", "code", "jobs", "mlartifacts", "mlflow.db",
-    "mlflow.lock", "networks",
+    "mlflow.lock", "networks", "benchmarks",
 )  # fmt: skip
 _RESERVED_IN_SWEEP = (
     "report",
@@ -77,6 +77,10 @@ class Home:
     def network(self, data: str) -> Path:
         """The classifier trained on `data`, whose features serve as a distance between images."""
         return self.root / "networks" / data
+
+    def benchmarks(self) -> Path:
+        """Measured training steps, one file for each machine or cluster."""
+        return self.root / "benchmarks"
 
     def sweep(self, name: str) -> Path:
         if name in _RESERVED:

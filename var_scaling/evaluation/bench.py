@@ -1,7 +1,7 @@
 """Timing within a time budget, and the peak FLOP rate of this machine's matrix products."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -39,15 +39,18 @@ class Bench:
             # A first run allocates memory and selects kernels.
             work()
             self.synchronize()
-        limit, seconds = share * self.seconds, list[float]()
-        while sum(seconds) < limit or len(seconds) < _MIN_REPEATS:
-            if sum(seconds) >= _MAX_OVERRUN * limit:
-                break
+        seconds = list[float]()
+        while not self.is_enough(seconds, share):
             began = self.clock()
             work()
             self.synchronize()
             seconds.append(self.clock() - began)
         return Timing.of(seconds)
+
+    def is_enough(self, seconds: Sequence[float], share: float = 1.0) -> bool:
+        """Whether repeats that took `seconds` fill `share` of the budget."""
+        spent, limit = sum(seconds), share * self.seconds
+        return (spent >= limit and len(seconds) >= _MIN_REPEATS) or spent >= _MAX_OVERRUN * limit
 
     def skip_reason(self, seconds: float) -> str | None:
         """Why a cell whose repeats take about `seconds` each is not timed; None if it is."""

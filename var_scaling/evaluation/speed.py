@@ -82,7 +82,7 @@ def sampling_speeds(
             )
             if missing is None:
                 # The estimate above is a lower bound, so memory can still run out.
-                row = _or_missing(
+                row = or_missing(
                     row, partial(_time_sampling, subject, sampling, batch, peaks, bench)
                 )
             if row.whole is not None:
@@ -163,7 +163,7 @@ def training_speeds(
             missing = missing or memory_shortage(needed, bench.device)
             row = TrainingSpeed(precision=precision, micro_batch=images, missing=missing)
             if missing is None:
-                row = _or_missing(
+                row = or_missing(
                     row, partial(_time_training, subject, precision, images, peaks, bench)
                 )
             if row.step is not None:
@@ -206,7 +206,7 @@ def _time_training(
     )
 
 
-def _or_missing(row: Row, measure: Callable[[], Row]) -> Row:
+def or_missing(row: Row, measure: Callable[[], Row]) -> Row:
     """The row that `measure` returns, or `row` with `missing` set if memory runs out."""
     try:
         return measure()

@@ -5,7 +5,12 @@ from typing import Any
 from rich.table import Table
 
 from pipelines.cli.terminal.console import coloured, format_number, new_table
-from pipelines.planning.cost import Price, format_resources, preparation_steps
+from pipelines.planning.cost import (
+    Price,
+    format_resources,
+    format_throughput,
+    preparation_steps,
+)
 from pipelines.stages.graph import Stages, of_kind
 from pipelines.stages.registry import TOKENIZER
 from pipelines.workspace.settings import Cluster
@@ -35,54 +40,72 @@ def plan_table(
     money = ["price"] if price.per_gpu_hour is not None else []
     job_columns = ["GPUs", "micro-batch", "a job", "hours", *money] if cluster is not None else []
     count_columns = [] if job_columns else ["N total", "tokens"]
-    caption = (
-        _tokenizers(stages)
-        + f"\nGPU-hours at {format_number(price.sustained_flops)}FLOP/s sustained per GPU: "
-        f"{price.basis}; without evaluation"
-    )
+    of_peak = ["of peak"] if price.throughput is not None else []
+    caption = f"{_tokenizers(stages)}\n{_basis_of_hours(price)}; without evaluation"
     if job_columns:
         caption += (
             "\nmicro-batch: images per pass of a GPU, from an estimate of its memory; a job: wall "
             "time of one job, which is then queued again; hours: of training, without queueing"
         )
     table = new_table(
-        "trial", "depth", "width", "N blocks", *count_columns, "FLOPs", "GPU-hours", *job_columns,
+        "trial", "depth", "width", "N blocks", *count_columns, "FLOPs", *of_peak, "GPU-hours",
+        *job_columns,
         "batch", "steps", "rate", "state", title=f"{sweep.name}: {sweep.question}", caption=caption,
     )  # fmt: skip
     blank = [""] * (3 + len(count_columns))
 
-    def cost(flops: int, resources: list[str]) -> list[str]:
-        price_cell = [_format_amount(price.money(flops))] if money else []
+    def cost(flops: int, hours: float, resources: list[str], share: str = "") -> list[str]:
+        price_cell = [_format_amount(price.money(hours))] if money else []
         job_cells = resources + price_cell if job_columns else []
-        return [format_number(flops), _format_amount(price.hours(flops)), *job_cells]
+        shares = [share] if of_peak else []
+        return [format_number(flops), *shares, _format_amount(hours), *job_cells]
 
-    total_flops = 0
+    total_flops, total_hours = 0, 0.0
     for name, flops, resources in preparation_steps(stages, cluster):
-        table.add_row(name, *blank, *cost(flops, resources), *[""] * 4)
-        total_flops += flops
+        hours = price.hours(flops)
+        table.add_row(name, *blank, *cost(flops, hours, resources), *[""] * 4)
+        total_flops, total_hours = total_flops + flops, total_hours + hours
     table.add_section()
     for row in rows:
-        flops = row["train_flops"]
-        total_flops += flops
+        flops, hours = row["train_flops"], row["gpu_hours"]
+        total_flops, total_hours = total_flops + flops, total_hours + hours
         counts = [format_number(row["params_total"]), format_number(row["tokens_seen"])]
         if job_columns:
             counts = []
         table.add_row(
             row["trial"], str(row["depth"]), str(row["width"]), format_number(row["params_blocks"]),
-            *counts, *cost(flops, format_resources(row)), str(row["batch_size"]),
-            format_number(row["steps"]), f"{row['learning_rate']:.2g}", coloured(row["state"]),
+            *counts, *cost(flops, hours, format_resources(row), format_throughput(row)),
+            str(row["batch_size"]), format_number(row["steps"]), f"{row['learning_rate']:.2g}",
+            coloured(row["state"]),
         )  # fmt: skip
     for model in sweep.imported:
         ledger = model_ledger(model)
         counts = [] if job_columns else [format_number(ledger["params_total"]), ""]
         table.add_row(
             model.name, str(model.model.depth), str(model.model.width),
-            format_number(ledger["params_blocks"]), *counts, *[""] * (5 + len(job_columns)),
-            "imported",
+            format_number(ledger["params_blocks"]), *counts,
+            *[""] * (5 + len(of_peak) + len(job_columns)), "imported",
         )  # fmt: skip
     table.add_section()
-    table.add_row("all", *blank, *cost(total_flops, [""] * 4), *[""] * 4)
+    table.add_row("all", *blank, *cost(total_flops, total_hours, [""] * 4), *[""] * 4)
     return table
+
+
+def _basis_of_hours(price: Price) -> str:
+    """What the GPU-hours of the table follow from."""
+    unit = "GPU" if price.local is None else "process"
+    sustained = f"{format_number(price.sustained_flops)}FLOP/s sustained per {unit}: {price.basis}"
+    if price.throughput is None or price.throughput.sustained_flops is not None:
+        return f"GPU-hours at {sustained}"
+    peak = f"{format_number(price.throughput.peak_flops or 0)}FLOP/s"
+    device = f"one GPU with a peak of {peak}"
+    if price.local is not None:
+        device = f"one process of this machine, whose matrix products reach {peak}"
+    return (
+        f"GPU-hours of {device}. of peak: model FLOP/s of a training step, measured by "
+        "`var-scaling benchmark`, or assumed by width; measured at N: with micro-batches of N. "
+        f"Tokenizers and tokens at {sustained}"
+    )
 
 
 def _tokenizers(stages: Stages) -> str:

@@ -5,9 +5,11 @@ that does not divide it raises an error.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipelines.execution.speeds.throughput import Rate, Throughput, throughput_on
 from pipelines.stages.graph import Stages, of_kind
 from pipelines.stages.registry import TOKENIZER, TRIAL
 from pipelines.workspace.settings import Cluster, SettingsError
@@ -61,23 +63,43 @@ def unknown_names(stages: Stages, cluster: Cluster) -> list[str]:
     return sorted(set(cluster.trial_gpus) - names)
 
 
-def trial_resources(trial: Trial, cluster: Cluster) -> Resources:
+def trial_resources(
+    trial: Trial, cluster: Cluster, throughput: Throughput | None = None
+) -> Resources:
     """The fewest GPUs that finish `trial` within `finish_within_hours`, else the most allowed.
 
     Raises SettingsError if the trial does not fit in GPU memory, or if `trial_gpus` does not divide
     the batch.
     """
     flops = trial_ledger(trial)["train_flops"]
-    processes = _processes(trial.name, trial.batch_size, flops, cluster)
+
+    def hours(processes: int) -> float:
+        # The rate depends on the share of a GPU: smaller micro-batches reach less of the peak.
+        return trial_rate(trial, processes, cluster, throughput).hours(flops, processes)
+
+    processes = _processes(trial.name, trial.batch_size, hours, cluster)
+    micro_batch_size = _even_micro_batch(trial, processes, cluster)
+    whole_share = micro_batch_size == trial.batch_size // processes
+    return _job(processes, None if whole_share else micro_batch_size, hours(processes), cluster)
+
+
+def trial_rate(
+    trial: Trial, processes: int, cluster: Cluster, throughput: Throughput | None = None
+) -> Rate:
+    """The throughput of each of `processes` GPUs that train `trial`. Raises SettingsError."""
+    share = trial.batch_size // processes
+    micro_batch_size = _even_micro_batch(trial, processes, cluster)
+    return (throughput or throughput_on(cluster)).rate(trial, share, micro_batch_size)
+
+
+def _even_micro_batch(trial: Trial, processes: int, cluster: Cluster) -> int:
+    """Images in one pass of each of `processes` GPUs."""
     # Memory does not change the number of GPUs: a share that does not fit is processed in several
     # passes, whose gradients are accumulated.
     share = trial.batch_size // processes
-    micro_batch_size = _micro_batch_size(trial, share, cluster)
-    accum_steps = math.ceil(share / micro_batch_size)
-    if accum_steps <= 1:
-        return _job(processes, None, flops, cluster)
+    accum_steps = math.ceil(share / _micro_batch_size(trial, share, cluster))
     # Divide the share evenly: passes of equal size need the least memory.
-    return _job(processes, math.ceil(share / accum_steps), flops, cluster)
+    return math.ceil(share / accum_steps)
 
 
 def tokenizer_resources(t: SomeTokenizer, cluster: Cluster) -> Resources:
@@ -88,7 +110,11 @@ def tokenizer_resources(t: SomeTokenizer, cluster: Cluster) -> Resources:
     if not isinstance(t, TrainedTokenizer):
         return _job(1, None, 0, cluster)
     flops = tokenizer_train_flops(t, t.steps)
-    processes = _processes(t.name, t.batch_size, flops, cluster)
+
+    def hours(processes: int) -> float:
+        return job_hours(flops, processes, cluster)
+
+    processes = _processes(t.name, t.batch_size, hours, cluster)
     if cluster.device == "cuda" and t.name not in cluster.trial_gpus:
         state = total(tokenizer_parameters(t)) * _STATE_BYTES
         # Images that fit beside the state; negative if not even the state fits.
@@ -99,7 +125,7 @@ def tokenizer_resources(t: SomeTokenizer, cluster: Cluster) -> Resources:
             if n >= processes and t.batch_size // n <= fit
         ]
         processes = sufficient[0] if sufficient else _choices(t.batch_size, cluster)[-1]
-    return _job(processes, None, flops, cluster)
+    return _job(processes, None, hours(processes), cluster)
 
 
 def encoding_parts(t: SomeTokenizer, data: DataRecord, images: int | None, cluster: Cluster) -> int:
@@ -117,22 +143,28 @@ def encoding_parts(t: SomeTokenizer, data: DataRecord, images: int | None, clust
 
 def encoding_resources(flops: float, cluster: Cluster) -> Resources:
     """One process on one GPU, for an encoding of `flops` FLOPs."""
-    return _job(1, None, flops, cluster)
+    return _job(1, None, job_hours(flops, 1, cluster), cluster)
+
+
+def benchmark_resources(hours: float, cluster: Cluster) -> Resources:
+    """One process on one GPU, for `hours` of measurements."""
+    return _job(1, None, hours, cluster)
 
 
 def job_hours(flops: float, processes: int, cluster: Cluster) -> float:
-    """Hours for `flops` on `processes` GPUs, at the utilisation that the settings assume."""
+    """Hours for `flops` on `processes` GPUs in a stage that is not a trial: an assumption."""
     return flops / (cluster.sustained_flops * processes) / 3600
 
 
-def _processes(name: str, batch: int, flops: float, cluster: Cluster) -> int:
+def _processes(name: str, batch: int, hours: Callable[[int], float], cluster: Cluster) -> int:
+    """The number of GPUs for the batch, by the hours that a number of GPUs takes."""
     if name in cluster.trial_gpus:
         requested = cluster.trial_gpus[name]
         _check_processes(name, requested, batch, cluster)
         return requested
     choices = _choices(batch, cluster)
-    enough = [n for n in choices if job_hours(flops, n, cluster) <= cluster.finish_within_hours]
-    return enough[0] if enough else choices[-1]
+    within_limit = (n for n in choices if hours(n) <= cluster.finish_within_hours)
+    return next(within_limit, choices[-1])
 
 
 def _choices(batch: int, cluster: Cluster) -> list[int]:
@@ -199,13 +231,15 @@ def _usable(cluster: Cluster) -> float:
     return cluster.gpu_memory_gb * 1e9 * _USABLE_FRACTION
 
 
-def _job(processes: int, micro_batch_size: int | None, flops: float, cluster: Cluster) -> Resources:
+def _job(processes: int, micro_batch_size: int | None, hours: float, cluster: Cluster) -> Resources:
+    """The resources of a job whose work takes about `hours`."""
     per_node = min(processes, cluster.workers_per_node)
     # Hours for the start-up before the first step, and for the time between Slurm's signal, which
     # may come a minute early, and the end of the job.
     spare = 0.25 + (cluster.signal_seconds + 60) / 3600
-    # A quarter more than estimated: the utilisation is an assumption.
-    needed = 1.25 * job_hours(flops, processes, cluster) + spare
+    # A quarter more than estimated: evaluation and communication between GPUs are not counted, and
+    # the throughput may be an assumption.
+    needed = 1.25 * hours + spare
     # A training that needs more than wall_hours is requeued at the wall time, and resumes.
     rounded = next((hours for hours in _WALL_HOURS if hours >= needed), cluster.wall_hours)
     return Resources(

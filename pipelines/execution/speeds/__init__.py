@@ -1,0 +1,1 @@
+"""The speed of training steps by size: measurements in the home, and what is assumed without."""

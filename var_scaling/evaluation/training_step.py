@@ -1,0 +1,145 @@
+"""The time of one training step of a trial on this device, measured in the real training loop.
+
+Random tokens replace the images, so neither a tokenizer nor data is needed: the time of a step does
+not depend on the values of its tokens.
+"""
+
+import gc
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from var_scaling.accounting import total
+from var_scaling.evaluation.bench import Bench
+from var_scaling.evaluation.memory import PeakMemory, memory_shortage
+from var_scaling.evaluation.rates import MatmulPeak, Timing, TrainingSpeed, utilisation
+from var_scaling.evaluation.speed import or_missing
+from var_scaling.experiment.trial import Trial
+from var_scaling.tokenizer.cache import TokenCache
+from var_scaling.tokenizer.quantizer import Quantizer
+from var_scaling.training.loop import Signal
+from var_scaling.training.trial import train
+from var_scaling.training.world import World
+
+# Steps: the first allocates memory and selects kernels, a later one the optimizer's state if fp16
+# skipped the first update.
+_WARM_UP = 3
+_STEPS = 10**9  # more than are ever timed: no evaluation and no end of the schedule
+_NEVER = 1e12  # seconds between two checkpoints
+_TOKENS = 2**20  # of the cache
+
+
+def step_speed(
+    trial: Trial, micro_batch: int, peak_flops: float, matmul: MatmulPeak, bench: Bench
+) -> TrainingSpeed:
+    """The speed of a step of `trial` in one process that trains its whole batch, at most
+    `micro_batch` images in a pass. The optimizer, the averaged weights and the log are part of it.
+
+    `mfu` is relative to `peak_flops`. A step that does not fit into memory, or that exceeds the
+    budget of `bench` even at the peak `matmul`, is a row without numbers whose `missing` has the
+    reason.
+    """
+    flops = trial.batch_size * total(trial.family.training_flops(trial.spec))
+    missing = bench.skip_reason(flops / matmul.flops_per_second) or memory_shortage(
+        _least_bytes(trial, micro_batch), bench.device
+    )
+    row = TrainingSpeed(
+        precision=trial.precision, micro_batch=micro_batch, model_flops=flops, missing=missing
+    )
+    if missing is not None:
+        return row
+    _free_memory()  # of the size before: its peak must not be counted here
+
+    def measure() -> TrainingSpeed:
+        peak_memory = PeakMemory(bench.device)
+        timing = _time_steps(trial, micro_batch, bench)
+        seconds = timing.median_seconds
+        images_per_second = trial.batch_size / seconds
+        peak = matmul.model_copy(update={"flops_per_second": peak_flops})
+        return row.model_copy(
+            update={
+                "step": timing,
+                "images_per_second": images_per_second,
+                "tokens_per_second": images_per_second * trial.family.sequence_length(trial.spec),
+                "mfu": utilisation(flops, seconds, peak),
+                "memory": peak_memory.read(),
+            }
+        )
+
+    measured = or_missing(row, measure)
+    _free_memory()
+    return measured
+
+
+def _least_bytes(trial: Trial, micro_batch: int) -> int:
+    """A lower bound of the memory of a step."""
+    # Weights, gradients and two moments of AdamW: 16 bytes per parameter. Half the estimate of
+    # activations, which has a margin, is a lower bound.
+    weights = 16 * total(trial.family.parameters(trial.spec))
+    activations = trial.family.training_bytes(trial.spec, trial.precision) / 2
+    return weights + round(micro_batch * activations)
+
+
+class _Enough(Exception):
+    """Enough steps are timed. Raised between two steps, so that no checkpoint is written."""
+
+
+class _StepClock:
+    """Called by the training loop after every step: records the seconds of each."""
+
+    def __init__(self, bench: Bench):
+        self.bench, self.seconds = bench, list[float]()
+        self.ended: float | None = None  # when the previous step ended
+
+    def __call__(self, done: int) -> Signal:
+        self.bench.synchronize()
+        now = self.bench.clock()
+        # The time until the end of the first step includes building the model.
+        if self.ended is not None:
+            step = now - self.ended
+            # A step that is longer than the whole budget needs no warm-up.
+            if done > _WARM_UP or step > self.bench.seconds:
+                self.seconds.append(step)
+        if self.bench.is_enough(self.seconds):
+            raise _Enough
+        self.ended = self.bench.clock()
+        return Signal.CONTINUE
+
+
+def _time_steps(trial: Trial, micro_batch: int, bench: Bench) -> Timing:
+    endless = trial.model_copy(
+        update={"steps": _STEPS, "evaluations": 1, "keep_steps": (), "start": None}
+    )
+    clock = _StepClock(bench)
+    tokens = _random_tokens(trial)
+    quantizer = Quantizer(trial.tokenizer).requires_grad_(False)
+    world = World(device=bench.device, micro_batch_size=micro_batch)
+    with tempfile.TemporaryDirectory() as folder, suppress(_Enough):
+        train(
+            endless, quantizer, tokens, tokens, Path(folder),
+            lambda kind, step, values: None, _NEVER, clock, world,
+        )  # fmt: skip
+    return Timing.of(clock.seconds)
+
+
+def _random_tokens(trial: Trial) -> TokenCache:
+    """A cache of random tokens, or of random features for a model that is trained on them."""
+    t, generator = trial.tokenizer, np.random.default_rng(0)
+    images = max(1, _TOKENS // t.pyramid.length)
+    if trial.family.cache_kind(trial.model) == "features":
+        grids = (images, t.code_channels, t.pyramid.side, t.pyramid.side)
+        tokens = generator.standard_normal(grids, dtype=np.float32).astype(np.float16)
+    else:
+        ids_NL = generator.integers(t.codebook_size, size=(images, t.pyramid.length))
+        tokens = ids_NL.astype(np.uint16)
+    channels = t.code_channels
+    manifest = {"latents": {"mean": [0.0] * channels, "deviation": [1.0] * channels}}
+    return TokenCache(tokens, generator.integers(trial.classes, size=images), 1, manifest)
+
+
+def _free_memory() -> None:
+    gc.collect()  # the loop's closures refer to each other
+    torch.cuda.empty_cache()  # no effect without a GPU
