@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from var_scaling.models.ar.config import ArModel
 from var_scaling.models.ar.model import from_raster, to_raster, token_inputs
 from var_scaling.models.base import Batch, ModelSpec, StepDraws
+from var_scaling.models.cross_entropy import mean_cross_entropy
 from var_scaling.models.layers import drop_path_factors
-from var_scaling.models.logits import mean_cross_entropy
 from var_scaling.tokenizer.quantizer import Quantizer
 
 

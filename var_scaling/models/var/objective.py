@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from var_scaling.models.base import Batch, ModelSpec, StepDraws
+from var_scaling.models.cross_entropy import mean_cross_entropy
 from var_scaling.models.layers import drop_path_factors
-from var_scaling.models.logits import mean_cross_entropy
 from var_scaling.models.var.config import VarModel
 from var_scaling.tokenizer.quantizer import Quantizer
 
