@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from var_scaling.linear import Linear, linear
 from var_scaling.models import attention
 from var_scaling.models.attention import Attention, AttentionMask, attend, attend_in_parts
-from var_scaling.models.logits import mean_cross_entropy
+from var_scaling.models.cross_entropy import mean_cross_entropy
 from var_scaling.pyramid import PAPER_256
 
 # Short; with long groups after a short part; longer than a part with groups of one position; long

@@ -149,7 +149,7 @@ def run_tokens(
         if not is_done(folder):
             attempt.begin({})
             # Set the precision here: tokens must not depend on settings left by earlier code.
-            with precision_context("fp32", context.device()):
+            with precision_context(t.encode_precision, context.device()):
                 complete = write_cache(
                     folder,
                     model,

@@ -20,6 +20,7 @@ from var_scaling.models.attention import (
     attend_rotated,
     split_heads,
 )
+from var_scaling.models.cross_entropy import mean_cross_entropy
 from var_scaling.models.layers import (
     Block,
     ModulatedNorm,
@@ -28,7 +29,6 @@ from var_scaling.models.layers import (
     full_precision,
     init_adaln_transformer,
 )
-from var_scaling.models.logits import mean_cross_entropy
 from var_scaling.randomness import seed_for
 from var_scaling.tokenizer.quantizer import Quantizer
 

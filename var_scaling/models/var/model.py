@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from var_scaling.config import Tokenizer
 from var_scaling.linear import Linear
 from var_scaling.models.attention import AttentionMask
+from var_scaling.models.cross_entropy import mean_cross_entropy
 from var_scaling.models.layers import (
     Block,
     ModulatedNorm,
@@ -19,7 +20,6 @@ from var_scaling.models.layers import (
     full_precision,
     init_adaln_transformer,
 )
-from var_scaling.models.logits import mean_cross_entropy
 from var_scaling.models.var.config import VarModel
 from var_scaling.randomness import seed_for
 
