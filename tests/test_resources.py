@@ -1,10 +1,21 @@
 """Resources of a stage: GPUs, micro-batches, hours, parts; and invalid settings."""
 
+import io
+
 import pytest
 from conftest import trial
+from rich.console import Console
 
-from pipelines.execution.slurm.resources import encoding_parts, memory_bytes, trial_resources
+from pipelines.cli.terminal.plan import plan_table
+from pipelines.execution.slurm.resources import (
+    encoding_parts,
+    encoding_resources,
+    memory_bytes,
+    trial_resources,
+)
+from pipelines.execution.status import overview
 from pipelines.execution.tasks import arrays_of, tasks_of
+from pipelines.planning.cost import plan_rows, plan_summary, price_on
 from pipelines.stages.graph import of_kind, sweep_stages
 from pipelines.stages.registry import TOKENS, TRIAL
 from pipelines.workspace.settings import Cluster, Settings, SettingsError, load_settings
@@ -79,7 +90,8 @@ def test_encoding_is_split_into_parts_of_about_an_hour_that_do_not_change(tmp_pa
     )
     t, data = stage.config.tokenizer, stage.config.data
     parts = encoding_parts(t, data, data.train_images, H100)
-    assert 2 <= parts <= 16
+    assert 32 <= parts <= 64  # in fp32
+    assert encoding_parts(_encoding_in(t, "bf16"), data, data.train_images, H100) <= 4
     assert len(tasks_of(stage, H100)) == parts
     part_folders(stage.directory, count=3)[0].mkdir(parents=True)
     assert len(tasks_of(stage, H100)) == 3
@@ -141,3 +153,71 @@ def test_an_unknown_cluster_is_refused_with_the_known_ones():
 def test_averaged_weights_need_four_more_bytes_per_parameter():
     plain, averaged = (memory_bytes(trial(weight_average=decay))[0] for decay in (0.0, 0.999))
     assert averaged - plain == 4 * trial_ledger(trial())["params_total"]
+
+
+# Precision ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "relative"),
+    [
+        ({}, {"bf16": 1, "fp16": 1, "tf32": 495 / 989, "fp32": 67 / 989}),
+        ({"peak_tflops": 312, "peak_tflops_tf32": 156, "peak_tflops_fp32": 19.5},
+         {"bf16": 1, "fp16": 1, "tf32": 0.5, "fp32": 0.0625}),
+        ({"device": "cpu"}, {"bf16": 1, "fp16": 1, "tf32": 1, "fp32": 1}),
+    ],
+)  # fmt: skip
+def test_the_peak_depends_on_the_precision_on_a_gpu_only(changes, relative):
+    cluster = H100.model_copy(update=changes)
+    assert {name: cluster.relative_peak(name) for name in relative} == pytest.approx(relative)
+
+
+def test_a_plan_reckons_trials_and_encoding_in_their_precision(tmp_path):
+    """In hours, jobs, wall time and price; the FLOPs are the same."""
+    cluster = H100.model_copy(update={"price_per_gpu_hour": 2.0})
+    price, found = price_on(cluster), {}
+    for precision in ("fp16", "tf32", "fp32"):
+        base = find_sweep("imagenet256")
+        t = _encoding_in(base.trials[0].tokenizer, precision).model_copy(
+            update={"precision": precision}
+        )
+        trials = tuple(
+            one.model_copy(update={"tokenizer": t, "precision": precision}) for one in base.trials
+        )
+        sweep = base.model_copy(update={"trials": trials})
+        stages = sweep_stages(Home(tmp_path), sweep)
+        rows = plan_rows(sweep, overview(stages), price, cluster)
+        summary = plan_summary(sweep, stages, rows, price)
+        (encoding,) = (one for one in summary["before"] if one["stage"].startswith("tokens"))
+        (stage,) = (one for one in of_kind(stages, TOKENS) if one.config.split == "train")
+        tasks = tasks_of(stage, cluster)
+        found[precision] = encoding, summary, rows[0], len(tasks), tasks[0].resources.minutes
+        assert encoding["precision"] == precision
+        assert summary["price"] == pytest.approx(2 * summary["gpu_hours"])
+        assert rows[0]["price"] == pytest.approx(2 * rows[0]["gpu_hours"])
+        console = Console(width=300, record=True, file=io.StringIO())
+        console.print(plan_table(sweep, stages, rows, price, cluster))
+        assert "in fp32 and TF32 as much less as the peak" in console.export_text()
+    half, tf32, fp32 = (found[precision] for precision in ("fp16", "tf32", "fp32"))
+    for other, slower in ((tf32, 989 / 495), (fp32, 989 / 67)):
+        assert other[0]["flops"] == half[0]["flops"]
+        for number in (0, 1, 2):  # the encoding, the whole sweep, the first trial
+            ratio = other[number]["gpu_hours"] / half[number]["gpu_hours"]
+            assert ratio == pytest.approx(slower)
+    assert half[3] < tf32[3] < fp32[3]
+    assert trial_hours(fp32[2]) == pytest.approx(trial_hours(half[2]) * 989 / 67)
+
+
+def _encoding_in(t, precision: str):
+    return t.model_copy(update={"encode_precision": precision})
+
+
+def trial_hours(row: dict) -> float:
+    """GPU-hours of all its jobs."""
+    return row["hours"] * row["processes"]
+
+
+def test_the_wall_time_of_a_job_that_encodes_follows_from_its_precision():
+    minutes = [encoding_resources(1e18, H100, precision).minutes for precision in ("bf16", "fp32")]
+    # 1e18 FLOPs are 0.7 h at 40 % of 989 TFLOP/s, 10.4 h at 40 % of 67; a quarter is added.
+    assert minutes == [2 * 60, 24 * 60]

@@ -330,7 +330,7 @@ def test_there_is_one_job_per_part_and_at_most_one_per_chunk(home):
 
 
 def test_a_job_without_guidance_requests_less_time(home, monkeypatch):
-    monkeypatch.setattr("pipelines.sampling.jobs.encoding_resources", lambda flops, cluster: flops)
+    monkeypatch.setattr("pipelines.sampling.jobs.encoding_resources", lambda flops, *rest: flops)
     plan, flops = plan_set(context_in(home), ADDRESS, SampleOptions(count=1)), []
     for guidance in (1.5, (0.0, 0.0, 0.1), 0.0, (0.0,) * 3):
         sampling = plan.config.sampling.model_copy(update={"guidance": guidance})

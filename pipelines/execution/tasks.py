@@ -31,7 +31,7 @@ from pipelines.workspace.settings import Cluster
 from pipelines.workspace.store import part_folders
 from var_scaling.accounting.tokenizer import encoding_flops, tokenizer_train_flops
 from var_scaling.disk import is_done
-from var_scaling.experiment.ledger import scoring_flops, trial_ledger
+from var_scaling.experiment.ledger import scoring_flops, scoring_precision, trial_ledger
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ def tasks_of(stage: Stage, cluster: Cluster, throughput: Throughput | None = Non
     if stage.kind == TOKENS:
         return _token_tasks(stage, cluster)
     if stage.kind in (NETWORK, FLOOR, SCORE):
-        resources = encoding_resources(scoring_flops(stage.config), cluster)
+        precision = scoring_precision(stage.config)
+        resources = encoding_resources(scoring_flops(stage.config), cluster, precision)
         return [Task(stage.title, stage.directory, stage.directory, resources, payload_of(stage))]
     if stage.kind == TOKENIZER:
         resources = tokenizer_resources(stage.config, cluster)
@@ -102,7 +103,8 @@ def _token_tasks(stage: Stage, cluster: Cluster) -> list[Task]:
     # Only for the wall time. The number of validation images is not in the config: take that of
     # ImageNet.
     flops = (images or 50_000) * crops * encoding_flops(t) / parts
-    resources, payload = encoding_resources(flops, cluster), payload_of(stage)
+    resources = encoding_resources(flops, cluster, t.encode_precision)
+    payload = payload_of(stage)
     if parts == 1:
         return [Task(stage.title, output_dir, output_dir, resources, {**payload, "part": None})]
     folders = part_folders(output_dir, parts)

@@ -1,7 +1,7 @@
 """The plan of a sweep: its trials, their cost, and the resources that they use."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipelines.execution.slurm.resources import (
     encoding_parts,
@@ -23,7 +23,7 @@ from pipelines.execution.status import View, format_duration
 from pipelines.results.params import trial_facts
 from pipelines.stages.graph import Stage, Stages, of_kind
 from pipelines.stages.registry import TOKENIZER, TOKENS
-from pipelines.workspace.settings import Cluster, Local
+from pipelines.workspace.settings import RELATIVE_PEAKS, Cluster, Local
 from pipelines.workspace.store import Home
 from var_scaling.accounting.tokenizer import (
     encoding_flops,
@@ -32,6 +32,7 @@ from var_scaling.accounting.tokenizer import (
 from var_scaling.config import TrainedTokenizer
 from var_scaling.experiment import Sweep, Trial
 from var_scaling.experiment.ledger import model_ledger, trial_ledger
+from var_scaling.recipe import Precision
 
 _H100_PEAK = 989e12  # FLOP/s, dense, half precision
 _OTHER_SHARE = 0.4  # of the peak, in stages that are not trials: an assumption
@@ -41,15 +42,20 @@ _OTHER_SHARE = 0.4  # of the peak, in stages that are not trials: an assumption
 class Price:
     """The cost of compute: FLOP/s of one GPU, and the price of a GPU hour."""
 
-    sustained_flops: float  # in stages that are not trials; also of trials without `throughput`
+    # In half precision, in stages that are not trials; without `throughput` of trials too, and in
+    # any precision.
+    sustained_flops: float
     per_gpu_hour: float | None = None
     basis: str = "an assumption; set it with --tflops"
     throughput: Throughput | None = None  # of trials, by size
     local: Local | None = None  # set if the throughput is that of this machine
 
-    def hours(self, flops: float) -> float:
-        """GPU-hours for `flops` in a stage that is not a trial."""
-        return flops / self.sustained_flops / 3600
+    def hours(self, flops: float, precision: Precision) -> float:
+        """GPU-hours for `flops` in `precision` in a stage that is not a trial."""
+        relative = 1.0
+        if self.throughput is not None:
+            relative = self.throughput.relative_peaks.get(precision, 1.0)
+        return flops / (self.sustained_flops * relative) / 3600
 
     def money(self, hours: float) -> float | None:
         return None if self.per_gpu_hour is None else hours * self.per_gpu_hour
@@ -84,7 +90,8 @@ def price_without_cluster(
     price = local_price(home, local)
     if price is not None and any(price.rate(t).basis == MEASURED for t in sweep.trials):
         return price
-    return Price(_OTHER_SHARE * _H100_PEAK, throughput=Throughput(_H100_PEAK))
+    h100 = Throughput(_H100_PEAK, relative_peaks=RELATIVE_PEAKS)
+    return Price(_OTHER_SHARE * _H100_PEAK, throughput=h100)
 
 
 def local_price(home: Home, local: Local) -> Price | None:
@@ -149,8 +156,13 @@ def plan_summary(
 ) -> dict[str, Any]:
     """The whole plan as JSON."""
     preparation = [
-        {"stage": name, "flops": flops, "gpu_hours": price.hours(flops)}
-        for name, flops, _ in preparation_steps(stages)
+        {
+            "stage": step.title,
+            "flops": step.flops,
+            "precision": step.precision,
+            "gpu_hours": price.hours(step.flops, step.precision),
+        }
+        for step in preparation_steps(stages)
     ]
     hours = sum(row["gpu_hours"] for row in [*preparation, *rows])
     return {
@@ -190,10 +202,17 @@ def format_share(share: float) -> str:
     return f"{share:.0%}" if share >= 0.1 else f"{100 * share:.2g}%"
 
 
-def preparation_steps(
-    stages: Stages, cluster: Cluster | None = None
-) -> list[tuple[str, int, list[str]]]:
-    """(title, FLOPs, resources as text) of each stage that runs before the trials."""
+class PreparationStep(NamedTuple):
+    """A stage that runs before the trials."""
+
+    title: str
+    flops: int
+    precision: Precision
+    resources: list[str]  # as text for a table
+
+
+def preparation_steps(stages: Stages, cluster: Cluster | None = None) -> list[PreparationStep]:
+    """The cost of each stage that runs before the trials."""
     steps = []
     for stage in of_kind(stages, TOKENIZER, TOKENS):
         step = _PREPARATION_COSTS[stage.kind.name](stage, cluster)
@@ -202,20 +221,20 @@ def preparation_steps(
     return steps
 
 
-def _training_cost(stage: Stage, cluster: Cluster | None) -> tuple[str, int, list[str]] | None:
+def _training_cost(stage: Stage, cluster: Cluster | None) -> PreparationStep | None:
     t = stage.config
     if stage.provided or not isinstance(t, TrainedTokenizer):
         return None
     flops, resource_columns = tokenizer_train_flops(t, t.steps), [""] * 4
     if cluster is not None:
         resources = tokenizer_resources(t, cluster)
-        hours = job_hours(flops, resources.processes, cluster)
+        hours = job_hours(flops, resources.processes, cluster, t.precision)
         row = {**resources.as_dict(), "processes": resources.processes, "hours": hours}
         resource_columns = format_resources({**row, "batch_size": t.batch_size})
-    return stage.title, flops, resource_columns
+    return PreparationStep(stage.title, flops, t.precision, resource_columns)
 
 
-def _encoding_cost(stage: Stage, cluster: Cluster | None) -> tuple[str, int, list[str]] | None:
+def _encoding_cost(stage: Stage, cluster: Cluster | None) -> PreparationStep | None:
     """Of the training images only: the held-out images are few."""
     t, data, split = stage.config.tokenizer, stage.config.data, stage.config.split
     if split != "train" or data.train_images is None:
@@ -225,9 +244,9 @@ def _encoding_cost(stage: Stage, cluster: Cluster | None) -> tuple[str, int, lis
     resource_columns = [""] * 4
     if cluster is not None:
         parts = encoding_parts(t, data, data.train_images, cluster)
-        hours = job_hours(flops, parts, cluster)
+        hours = job_hours(flops, parts, cluster, t.encode_precision)
         resource_columns = [f"{parts} jobs", "", "", format_duration(3600 * hours)]
-    return f"tokens {data.name}", flops, resource_columns
+    return PreparationStep(f"tokens {data.name}", flops, t.encode_precision, resource_columns)
 
 
 _PREPARATION_COSTS = {"tokenizer": _training_cost, "tokens": _encoding_cost}

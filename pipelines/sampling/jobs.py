@@ -45,7 +45,8 @@ def sample_tasks(
     flops_per_image = total(record.family.sampling_flops(record.spec, plan.config.sampling.guided))
     flops_per_image += decoding_flops(record.tokenizer)
     task_flops = flops_per_image * plan.config.drawn / parts
-    resources = encoding_resources(_SLOWDOWN * task_flops, cluster)
+    precision = plan.config.sampling.precision
+    resources = encoding_resources(_SLOWDOWN * task_flops, cluster, precision)
     folders = job_folders(plan, parts)
     return [
         Task(

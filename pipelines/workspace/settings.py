@@ -7,10 +7,17 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from var_scaling.recipe import Precision
 from var_scaling.record import explain
 
 FILE = "var-scaling.toml"
 POINTS = 40  # of a training curve in the tracker
+# Peaks of an H100 SXM: 989 TFLOP/s in bf16 and fp16, 495 in TF32, both dense, and 67 in fp32, which
+# has no tensor cores (NVIDIA H100 Tensor Core GPU Datasheet, which gives 1,979 and 989 with
+# sparsity). An A100 has 312, 156 and 19.5.
+RELATIVE_PEAKS: dict[Precision, float] = {
+    "bf16": 1.0, "fp16": 1.0, "tf32": 495 / 989, "fp32": 67 / 989,
+}  # fmt: skip
 _OTHER_UTILISATION = 0.4  # of the peak, in all stages that are not trials
 
 
@@ -55,6 +62,8 @@ class Cluster(BaseModel):
     device: Literal["cpu", "cuda"] = "cuda"
     gpu_memory_gb: Annotated[float, Field(gt=0)] = 80.0
     peak_tflops: Annotated[float, Field(gt=0)] = 989.0  # of one GPU, dense, half precision: H100
+    peak_tflops_tf32: Annotated[float, Field(gt=0)] | None = None  # None: half of peak_tflops
+    peak_tflops_fp32: Annotated[float, Field(gt=0)] | None = None  # None: 6.8 % of peak_tflops
     utilisation: Annotated[float, Field(gt=0, le=1)] | None = None  # of the peak; None: by size
     price_per_gpu_hour: Annotated[float, Field(ge=0)] | None = None
     signal_seconds: Annotated[int, Field(ge=10)] = 120  # before a job's end, to save
@@ -78,10 +87,19 @@ class Cluster(BaseModel):
             )
         return self
 
+    def relative_peak(self, precision: Precision) -> float:
+        """The peak of a GPU in `precision` relative to half precision; 1 on a CPU."""
+        peaks = {"tf32": self.peak_tflops_tf32, "fp32": self.peak_tflops_fp32}
+        peak = peaks.get(precision)
+        if self.device == "cpu":
+            return 1.0
+        return RELATIVE_PEAKS[precision] if peak is None else peak / self.peak_tflops
+
     @property
     def sustained_flops(self) -> float:
-        """FLOP/s of one GPU in all that is not a trial: tokenizers, encoding, sampling. An
-        assumption; the throughput of trials depends on their size (execution/speeds/throughput.py).
+        """FLOP/s of one GPU in half precision, in all that is not a trial: tokenizers, encoding,
+        sampling. An assumption; the throughput of trials depends on their size
+        (execution/speeds/throughput.py).
         """
         share = _OTHER_UTILISATION if self.utilisation is None else self.utilisation
         return self.peak_tflops * 1e12 * share

@@ -4,6 +4,7 @@ from var_scaling.accounting import COMPONENTS, FLOP_COMPONENTS, total
 from var_scaling.accounting.tokenizer import classifier_flops, decoding_flops, encoding_flops
 from var_scaling.experiment.scoring import FeatureNetwork, ReconstructionFloor, ScoredSet
 from var_scaling.experiment.trial import ImportedModel, Trial
+from var_scaling.recipe import Precision
 
 
 def model_ledger(generator: Trial | ImportedModel) -> dict[str, int]:
@@ -40,6 +41,14 @@ def trial_ledger(trial: Trial) -> dict[str, int]:
         "train_flops_6n_total": 6 * per_image["params_total"] * images * length,
         "train_flops_6n_blocks": 6 * per_image["params_blocks"] * images * length,
     }
+
+
+def scoring_precision(config: ScoredSet | ReconstructionFloor | FeatureNetwork) -> Precision:
+    """The precision of most FLOPs of `scoring_flops`."""
+    if isinstance(config, ScoredSet):
+        return config.sampling.precision
+    # Of encoding and decoding, the slower one: the decoder runs in fp32, like a feature network.
+    return "fp32"
 
 
 def scoring_flops(config: ScoredSet | ReconstructionFloor | FeatureNetwork) -> int:

@@ -61,8 +61,8 @@ def plan_table(
         return [format_number(flops), *shares, _format_amount(hours), *job_cells]
 
     total_flops, total_hours = 0, 0.0
-    for name, flops, resources in preparation_steps(stages, cluster):
-        hours = price.hours(flops)
+    for name, flops, precision, resources in preparation_steps(stages, cluster):
+        hours = price.hours(flops, precision)
         table.add_row(name, *blank, *cost(flops, hours, resources), *[""] * 4)
         total_flops, total_hours = total_flops + flops, total_hours + hours
     table.add_section()
@@ -104,7 +104,8 @@ def _basis_of_hours(price: Price) -> str:
     return (
         f"GPU-hours of {device}. of peak: model FLOP/s of a training step, measured by "
         "`var-scaling benchmark`, or assumed by width; measured at N: with micro-batches of N. "
-        f"Tokenizers and tokens at {sustained}"
+        f"Tokenizers and tokens at {sustained}. Rates of half precision; in fp32 and TF32 as much "
+        "less as the peak"
     )
 
 

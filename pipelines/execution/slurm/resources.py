@@ -23,6 +23,7 @@ from var_scaling.config import SomeTokenizer, TrainedTokenizer
 from var_scaling.datasets import DataRecord
 from var_scaling.experiment import Trial
 from var_scaling.experiment.ledger import trial_ledger
+from var_scaling.recipe import Precision
 
 # Bytes per parameter. State: weight, gradient, two Adam moments and the bucket for the all-reduce
 # of gradients, 4 bytes each. At half precision there is also a copy of the weight, and with weight
@@ -112,7 +113,7 @@ def tokenizer_resources(t: SomeTokenizer, cluster: Cluster) -> Resources:
     flops = tokenizer_train_flops(t, t.steps)
 
     def hours(processes: int) -> float:
-        return job_hours(flops, processes, cluster)
+        return job_hours(flops, processes, cluster, t.precision)
 
     processes = _processes(t.name, t.batch_size, hours, cluster)
     if cluster.device == "cuda" and t.name not in cluster.trial_gpus:
@@ -135,15 +136,15 @@ def encoding_parts(t: SomeTokenizer, data: DataRecord, images: int | None, clust
     if images is None:
         return 1
     crops = data.views("train")
-    hours = images * crops * encoding_flops(t) / cluster.sustained_flops / 3600
+    hours = job_hours(images * crops * encoding_flops(t), 1, cluster, t.encode_precision)
     # More parts than jobs that can run at a time would not end sooner.
     most = min(cluster.array_parallelism, cluster.nodes * cluster.workers_per_node)
     return max(1, min(most, math.ceil(hours / _PART_HOURS)))
 
 
-def encoding_resources(flops: float, cluster: Cluster) -> Resources:
-    """One process on one GPU, for an encoding of `flops` FLOPs."""
-    return _job(1, None, job_hours(flops, 1, cluster), cluster)
+def encoding_resources(flops: float, cluster: Cluster, precision: Precision) -> Resources:
+    """One process on one GPU, for an encoding of `flops` FLOPs in `precision`."""
+    return _job(1, None, job_hours(flops, 1, cluster, precision), cluster)
 
 
 def benchmark_resources(hours: float, cluster: Cluster) -> Resources:
@@ -151,9 +152,12 @@ def benchmark_resources(hours: float, cluster: Cluster) -> Resources:
     return _job(1, None, hours, cluster)
 
 
-def job_hours(flops: float, processes: int, cluster: Cluster) -> float:
-    """Hours for `flops` on `processes` GPUs in a stage that is not a trial: an assumption."""
-    return flops / (cluster.sustained_flops * processes) / 3600
+def job_hours(flops: float, processes: int, cluster: Cluster, precision: Precision) -> float:
+    """Hours for `flops` in `precision` on `processes` GPUs in a stage that is not a trial: an
+    assumption.
+    """
+    flops_per_second = cluster.sustained_flops * cluster.relative_peak(precision)
+    return flops / (flops_per_second * processes) / 3600
 
 
 def _processes(name: str, batch: int, hours: Callable[[int], float], cluster: Cluster) -> int:

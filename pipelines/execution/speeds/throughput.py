@@ -1,8 +1,8 @@
 """Training throughput of one GPU by size: measured where the home has it, else assumed."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 
@@ -13,9 +13,10 @@ from pipelines.execution.speeds.benchmarks import (
     read_benchmarks,
     size_of,
 )
-from pipelines.workspace.settings import Cluster, Local
+from pipelines.workspace.settings import RELATIVE_PEAKS, Cluster, Local
 from pipelines.workspace.store import Home
 from var_scaling.experiment import Trial
+from var_scaling.recipe import Precision
 
 MEASURED, ASSUMED, SET = "measured", "assumed", "set"
 
@@ -75,12 +76,15 @@ class Throughput:
     sustained_flops: float | None = None
     device: str = "cuda"
     measured: Sequence[StepBenchmark] = ()
+    # Peaks relative to `peak_flops`, for what is not measured; 1 if not named.
+    relative_peaks: Mapping[Precision, float] = field(default_factory=dict)
 
     def rate(self, trial: Trial, images: int, micro_batch: int) -> Rate:
         """The rate of a process that trains `images` of the batch, `micro_batch` in a pass."""
+        relative = self.relative_peaks.get(trial.precision, 1.0)
         if self.sustained_flops is not None:
             share = None if self.peak_flops is None else self.sustained_flops / self.peak_flops
-            return Rate(self.sustained_flops, share, SET)
+            return Rate(self.sustained_flops * relative, share, SET)
         assert self.peak_flops is not None
         measured = self._measured(trial, images, micro_batch)
         if measured is not None and measured.flops_per_second is not None:
@@ -89,7 +93,7 @@ class Throughput:
                 flops, measured.speed.mfu, MEASURED, other if other != micro_batch else None
             )
         share = assumed_utilisation(trial.model.width, self.device)
-        return Rate(share * self.peak_flops, share, ASSUMED)
+        return Rate(share * self.peak_flops * relative, share, ASSUMED)
 
     @cached_property
     def _by_model(self) -> dict[str, list[StepBenchmark]]:
@@ -121,7 +125,8 @@ def throughput_on(cluster: Cluster, measured: Sequence[StepBenchmark] = ()) -> T
     """The rates on `cluster`. Its setting `utilisation` is used for all sizes, if set."""
     peak = cluster.peak_tflops * 1e12
     fixed = None if cluster.utilisation is None else cluster.utilisation * peak
-    return Throughput(peak, fixed, cluster.device, measured)
+    relative_peaks = {precision: cluster.relative_peak(precision) for precision in RELATIVE_PEAKS}
+    return Throughput(peak, fixed, cluster.device, measured, relative_peaks)
 
 
 def cluster_throughput(home: Home, name: str, cluster: Cluster) -> Throughput:
