@@ -123,7 +123,9 @@ def test_logits_losses_and_gradients_equal_the_reference(model, transformer):
 def test_greedy_guided_sampling_equals_the_released_code(model, transformer):
     module, expected = transformer
     greedy = VarSampling(guidance=1.5, top_k=1, top_p=0)
-    halves = SimpleNamespace(uniform=lambda purpose, k, shape: torch.full((2, *shape), 0.5))
+    halves = SimpleNamespace(
+        uniforms=lambda purpose, shapes: [torch.full((2, *shape), 0.5) for shape in shapes]
+    )
     drawn = list(sample_tokens(module, model.quantize, LABELS, greedy, halves))
     assert torch.cat([step.ids_BS for step in drawn], 1).tolist() == expected["greedy_ids"]
     image = (model.render(drawn[-1].f_BZHH).clamp(-1, 1) + 1) / 2
