@@ -397,17 +397,19 @@ def test_a_job_measures_its_sizes_and_a_requeued_one_the_rest(tmp_path):
     home, settings = Home(tmp_path), Settings(clusters={"box": BOX})
     sweep = three.model_copy(update={"scorings": (), "trials": three.trials[:3]})
     cases = cluster_cases(sweep, BOX, throughput_on(BOX))
-    task = benchmark_task(home, cases, "box", BOX, 0.01)
+    task = benchmark_task(home, "three", cases, "box", BOX, 0.01)
     assert (task.resources.processes, task.resources.gpus_per_node) == (1, 1)
     context = context_in(home, settings)
     stopping = replace(context, requested_signal=lambda: training_step.Signal.STOP)
     with pytest.raises(training_benchmark.Stopped, match="stopped after 1 of 3 sizes"):
         run(stopping, json.loads(json.dumps(task.payload)))
-    assert (sizes_done(task.folder), task.done) == (1, False)
+    assert (len(sizes_done(task.folder)), task.done) == (1, False)
     hardware = cluster_hardware("box", BOX)
     (first,) = read_benchmarks(home, hardware)
     assert run(context, task.payload) == "done"
     assert task.done
+    fewer = benchmark_task(home, "three", cases[1:], "box", BOX, 0.01)
+    assert fewer.folder == task.folder  # so that a second command finds a job that still runs
     found = read_benchmarks(home, hardware)
     assert first in found  # it was not measured a second time
     assert {one.peak_flops for one in found} == {1e11}
