@@ -13,13 +13,13 @@ from var_scaling.ladder import tiny_optimiser
 from var_scaling.models.ar.config import ArModel, ArSampling, tiny_ar
 from var_scaling.models.ar.model import (
     AR,
-    apply_rotary,
     from_raster,
     rotary_angles,
     to_raster,
     token_inputs,
 )
 from var_scaling.models.ar.sampler import ARSampler
+from var_scaling.models.attention import apply_rotary
 from var_scaling.models.base import Batch, ModelSpec
 from var_scaling.models.registry import family_named, family_of
 from var_scaling.models.var.config import VarModel

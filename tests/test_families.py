@@ -102,6 +102,26 @@ def test_a_resumed_training_ends_bitwise_equal_for_each_family(name, tmp_path):
     assert lines[-1]["loss"] < lines[0]["loss"] * 1.5
 
 
+@pytest.mark.parametrize("name", list(TRAINED))
+def test_recomputed_activations_need_less_memory_and_give_the_same_weights(name, tmp_path):
+    saved = []
+
+    def measured(folder: str, recompute: bool) -> TrainedModel:
+        saved.append(0)
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            saved[-1] += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            world = World(recompute_activations=recompute)
+            return trained(tmp_path / folder, name, world=world)
+
+    assert same(measured("kept", False), measured("recomputed", True))
+    kept, recomputed = saved
+    assert recomputed < kept
+
+
 WORKER = """
 import sys
 from pathlib import Path

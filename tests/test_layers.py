@@ -6,11 +6,14 @@ import torch.nn.functional as F
 
 from var_scaling.linear import Linear, linear
 from var_scaling.models import attention
-from var_scaling.models.attention import Attention, AttentionMask, attend
-from var_scaling.models.logits import mean_cross_entropy
+from var_scaling.models.attention import Attention, AttentionMask, attend, attend_in_parts
+from var_scaling.models.cross_entropy import mean_cross_entropy
+from var_scaling.pyramid import PAPER_256
 
-# Short; with long groups after a short part; longer than a part with groups of one position.
-GROUPS = [(1, 4, 9, 16), (1, 4, 9, 16, 36, 64), (1,) * 100, (30, 70)]
+# Short; with long groups after a short part; longer than a part with groups of one position; long
+# on a GPU too.
+GROUPS = [(1, 4, 9, 16), (1, 4, 9, 16, 36, 64), (1,) * 100, (30, 70), (1, 4, 16, 64, 100, 120)]
+DEVICES = ["cpu", "cuda"]  # whose choice of parts is tested; all tests run on the CPU
 
 
 def vectors(positions: int, heads: int = 3, channels: int = 8) -> list[torch.Tensor]:
@@ -19,15 +22,24 @@ def vectors(positions: int, heads: int = 3, channels: int = 8) -> list[torch.Ten
     return [part.clone().requires_grad_() for part in drawn]
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("lengths", GROUPS, ids=str)
-def test_attention_in_parts_is_attention_under_the_mask(lengths):
+def test_attention_in_parts_is_attention_under_the_mask(lengths, device):
     mask, (q, k, v) = AttentionMask(lengths), vectors(sum(lengths))
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.allowed_LL, scale=0.5)
     expected_grads = torch.autograd.grad(expected.square().sum(), (q, k, v))
-    result = attend(q, k, v, 0.5, mask)
+    result = attend_in_parts(q, k, v, 0.5, mask, mask.parts[device])
     torch.testing.assert_close(result, expected)
     grads = torch.autograd.grad(result.square().sum(), (q, k, v))
     torch.testing.assert_close(grads, expected_grads, rtol=1e-4, atol=1e-5)
+
+
+def test_a_gpu_masks_only_the_short_first_scales_and_needs_no_mask_for_causal_attention():
+    parts = AttentionMask([side**2 for side in PAPER_256]).parts["cuda"]
+    assert parts == (
+        (0, 155, "masked"), (155, 255, "all"), (255, 424, "all"), (424, 680, "all"),
+    )  # fmt: skip
+    assert AttentionMask([1] * 256).parts["cuda"] == ((0, 256, "causal"),)
 
 
 @pytest.mark.parametrize("positions", [16, 100])
@@ -37,15 +49,16 @@ def test_attention_without_a_mask_sees_all_positions(positions):
     torch.testing.assert_close(attend(q, k, v, 0.5, None), expected)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("lengths", GROUPS, ids=str)
-def test_the_parts_of_a_mask_cover_all_positions_once(lengths):
+def test_the_parts_of_a_mask_cover_all_positions_once(lengths, device):
     mask = AttentionMask(lengths)
-    edges = [part[:2] for part in mask.parts]
+    edges = [part[:2] for part in mask.parts[device]]
     assert [start for start, _ in edges] == [0, *(stop for _, stop in edges[:-1])]
     assert edges[-1][1] == sum(lengths)
     # A part that needs no mask is one group, which ends where the part ends.
-    for start, stop, one_group in mask.parts:
-        assert mask.allowed_LL[start:stop, :stop].all() == one_group
+    for start, stop, kind in mask.parts[device]:
+        assert mask.allowed_LL[start:stop, :stop].all() == (kind == "all")
 
 
 def test_half_precision_keeps_the_scores_in_float32():

@@ -33,6 +33,10 @@ class Halves:
     def uniform(purpose: str, step: int, shape: tuple[int, ...]) -> torch.Tensor:
         return torch.full((4, *shape), 0.5)
 
+    @staticmethod
+    def uniforms(purpose: str, shapes: list[tuple[int, ...]]) -> list[torch.Tensor]:
+        return [torch.full((4, *shape), 0.5) for shape in shapes]
+
 
 @pytest.fixture(scope="module", params=["var", "var_saln"])
 def transformer(request, settings, record):

@@ -130,7 +130,13 @@ def test_dead_codes_are_restarted_deterministically_for_each_step(grid):
 
 
 def written(
-    folder, model, stop=lambda done: False, train_images=600, shard=None, monkeypatch=None, threads=1
+    folder,
+    model,
+    stop=lambda done: False,
+    train_images=600,
+    shard=None,
+    monkeypatch=None,
+    threads=1,
 ):
     data = images(train_images=train_images)
     if shard:
@@ -140,9 +146,7 @@ def written(
     source = DeadLeavesSource(data, "train")
     description = describe(tokenizer(), "abc", data, "train")
     silent = lambda *words: None  # noqa: E731
-    complete = write_cache(
-        folder, model, source, description, 0, silent, stop, threads=threads
-    )
+    complete = write_cache(folder, model, source, description, 0, silent, stop, threads=threads)
     if complete:
         write_json(folder / DONE, {"status": "done"})
     return description, source

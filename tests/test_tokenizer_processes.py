@@ -30,12 +30,15 @@ def shared_tokenizer() -> TrainedTokenizer:
     return tokenizer(**EVERYTHING, codebook=Codebook(decay=0.9, restart_every=3))
 
 
-def run_trial(folder: Path, world: World, poll_signal=goes_on, checkpoints: Path | None = None):
+def run_trial(
+    folder: Path, world: World, poll_signal=goes_on, checkpoints: Path | None = None, batch: int = 8
+):
     log = MetricsLog(folder / "metrics.jsonl")
     quantizer = MultiScaleVQVAE(tokenizer()).quantize.requires_grad_(False)
     caches = random_cache(50, seed=1), random_cache(20, seed=2)
     words = (checkpoints or folder / "checkpoint", log, 1e9, poll_signal, world)
-    return train(trial(class_dropout_prob=0.5), quantizer, *caches, *words).model
+    one = trial(class_dropout_prob=0.5, batch_size=batch)
+    return train(one, quantizer, *caches, *words).model
 
 
 def scores(world: World) -> dict:
@@ -181,3 +184,55 @@ def test_a_batch_that_the_processes_do_not_divide_is_an_error():
     assert World(rank=1, size=2).share(8) == slice(4, 8)
     with pytest.raises(ValueError, match="batch_size = 9: not divisible by 2 processes"):
         World(size=2).share(9)
+
+
+THREE = """
+import sys
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from unittest import mock
+import test_tokenizer_processes as tests
+from conftest import stops_after
+from torch.nn.parallel import DistributedDataParallel as DDP
+from var_scaling.training import distributed, world as worlds
+from var_scaling.training.loop import Interrupted
+from var_scaling.weights import save_weights
+import torch
+torch.set_num_threads(1)
+home, rank = Path(sys.argv[1]), int(sys.argv[2])
+run = partial(tests.run_trial, batch=6)
+world = distributed.join(rank, 3, torch.device("cpu"), home / "meeting.json", "127.0.0.1")
+# Buckets of a few layers, as a large model has them.
+small = partial(DDP, bucket_cap_mb=0.005)
+with mock.patch.object(worlds, "DistributedDataParallel", small), \\
+        mock.patch("var_scaling.training.trial.sync_gradients", lambda net, now: nullcontext()):
+    save_weights(run(home / f"{rank}" / "whole", world), home / f"whole-{rank}")
+    for count in (2, 5):
+        try:
+            run(home / f"{rank}" / "torn", world, stops_after(count), home / "c")
+        except Interrupted:
+            pass
+    torn = run(home / f"{rank}" / "torn", world, checkpoints=home / "c")
+    save_weights(torn, home / f"torn-{rank}")
+distributed.leave(world)
+"""
+
+
+@pytest.mark.slow
+def test_a_training_of_three_processes_resumes_bitwise(tmp_path):
+    """The sum of three gradients depends on their order, which depends on the buckets of DDP."""
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", THREE, str(tmp_path), str(rank)],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(3)
+    ]
+    message = [worker.communicate(timeout=120)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0, 0], message
+    whole, torn = load_file(tmp_path / "whole-0"), load_file(tmp_path / "torn-0")
+    for name, value in whole.items():
+        assert torch.equal(value, torn[name]), name

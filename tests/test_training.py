@@ -17,6 +17,7 @@ from var_scaling.training.distributed import join
 from var_scaling.training.loop import (
     Diverged,
     Interrupted,
+    Journal,
     MeanStats,
     Signal,
     Stopwatch,
@@ -30,7 +31,7 @@ from var_scaling.training.optim import (
     precision_context,
     weight_decay_at,
 )
-from var_scaling.training.trial import batch_loss, train
+from var_scaling.training.trial import batch_loss, loss_of, train
 from var_scaling.training.world import World
 
 # Schedules ------------------------------------------------------------------------------------
@@ -67,14 +68,78 @@ def test_only_matrices_have_weight_decay():
 # The loop -------------------------------------------------------------------------------------
 
 
-def test_a_non_finite_loss_ends_the_run_at_its_step():
+def journal_in(folder, start=0) -> Journal:
+    journal = Journal(folder, lambda *words: None, lambda done, seconds: {}, 1e9, World())
+    journal.start = start
+    return journal
+
+
+def test_a_non_finite_loss_ends_the_run_at_its_step(tmp_path):
     def update(step):
         return {"loss": torch.tensor(float("nan") if step == 3 else 1.0)}
 
-    steps = updates(update, 1, 9)
+    steps = updates(update, journal_in(tmp_path, start=1), 9, goes_on)
     assert [next(steps)[0], next(steps)[0]] == [2, 3]
     with pytest.raises(Diverged, match="loss = nan at step 4 of 9"):
         next(steps)
+
+
+def test_stats_of_several_steps_are_read_together(tmp_path):
+    """As on a GPU: before each pause, after every fourth step and after the last."""
+    signals = {8: Signal.CHECKPOINT}
+    polled = []
+
+    def poll_signal(done):
+        polled.append(done)
+        return signals.get(done, Signal.CONTINUE)
+
+    journal = journal_in(tmp_path)
+    journal.steps_per_read = 4
+    update = lambda step: {"loss": torch.tensor(float(step))}  # noqa: E731
+    means = {}
+    for done, signal in updates(update, journal, 10, poll_signal, pauses={3}):
+        assert signal == signals.get(done, Signal.CONTINUE)
+        means[done] = journal.means.pop()["loss"]
+    assert means == {3: 1.0, 4: 3.0, 8: 5.5, 10: 8.5}
+    assert polled == [3, 4, 8, 10]
+
+
+def test_a_late_read_names_the_step_that_diverged(tmp_path):
+    journal = journal_in(tmp_path)
+    journal.steps_per_read = 5
+    update = lambda step: {"loss": 1 / torch.tensor(1.0 - step)}  # noqa: E731
+    with pytest.raises(Diverged, match="loss = inf at step 2 of 9"):
+        next(updates(update, journal, 9, goes_on))
+
+
+def test_a_checkpoint_written_in_the_background_has_the_state_of_its_step(tmp_path):
+    journal, weight = journal_in(tmp_path), torch.zeros(3)
+    journal.in_background = True
+
+    def update(step):
+        weight.add_(1)
+        return {"loss": weight.mean()}
+
+    for done, _ in updates(update, journal, 6, goes_on):
+        journal.save(done, {"weight": weight})
+    assert checkpoint.latest(tmp_path)["weight"].tolist() == [6.0] * 3
+    before = torch.load(tmp_path / checkpoint.checkpoint_name(5))
+    assert before["weight"].tolist() == [5.0] * 3
+
+
+def test_an_error_of_a_background_write_ends_the_training(tmp_path, monkeypatch):
+    def fails(*words):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(checkpoint, "save", fails)
+    journal = journal_in(tmp_path)
+    journal.in_background = True
+    steps = updates(lambda step: {"loss": torch.ones(())}, journal, 3, goes_on)
+    next(steps)
+    journal.save(1, {})
+    next(steps)
+    with pytest.raises(OSError, match="disk full"):
+        journal.save(2, {})
 
 
 class Product(torch.nn.Module):
@@ -101,6 +166,19 @@ def test_a_non_finite_gradient_changes_no_weight():
     assert torch.equal(module.weight, torch.ones(2))
 
 
+def test_a_flag_of_the_fused_update_replaces_the_wait_for_the_norm():
+    """As on a GPU: the same updates as with the wait, and none if a gradient is not finite."""
+    modules = [Product(1.0), Product(1.0)]
+    optimizers = [descent_of(module) for module in modules]
+    optimizers[1].waits = False
+    for step, by in enumerate([[1.0, 2.0], [float("inf"), 1.0], [3.0, -1.0]]):
+        for module, optimizer in zip(modules, optimizers, strict=True):
+            module(by).backward()
+            optimizer.step(step)
+        assert torch.equal(modules[0].weight, modules[1].weight)
+    assert torch.isfinite(modules[1].weight).all()
+
+
 def test_the_gradient_is_clipped_to_its_norm():
     module = Product(0.0)
     optimizer, taken = descent_of(module), []
@@ -119,8 +197,8 @@ def test_the_gradient_of_a_step_sums_all_backward_passes():
         assert optimizer.step(step)["grad_norm"] == pytest.approx(5)
 
 
-def test_half_precision_scales_its_loss_and_backs_off_instead_of_ending():
-    module = Product(1.0)
+def test_half_precision_scales_its_loss_and_backs_off_instead_of_ending(tmp_path):
+    module, journal = Product(1.0), journal_in(tmp_path)
     optimizer = descent_of(module, "fp16")
 
     def step(by: list[float], number: int):
@@ -131,15 +209,19 @@ def test_half_precision_scales_its_loss_and_backs_off_instead_of_ending():
     assert found["grad_norm"] == pytest.approx(5)  # unscaled before it is clipped
     before = module.weight.detach().clone()
     found = step([1.0, 3e38], 1)
-    assert found == {"skipped": torch.tensor(1.0)}
+    assert (found["skipped"], found["loss_scale"]) == (1, 2**10)
+    journal.add(1, found)
+    journal.read_stats(99, Signal.CONTINUE)
+    assert journal.means.pop() == {"skipped": 1, "loss_scale": 2**10}  # no norm
     assert torch.equal(module.weight, before)
     assert optimizer.scaler.get_scale() == 2**10
     again = descent_of(Product(1.0), "fp16")
     again.restore(optimizer.state())
     assert again.scaler.get_scale() == 2**10
     for number in range(2, 14):  # an infinity at every loss scale ends the run
-        found = step([1.0, float("inf")], number)
-    assert not torch.isfinite(found["grad_norm"])
+        journal.add(number, step([1.0, float("inf")], number))
+    with pytest.raises(Diverged, match="grad_norm = inf at step 12 of 99"):
+        journal.read_stats(99, Signal.CONTINUE)
 
 
 def test_train_seconds_count_training_only_over_all_attempts():
@@ -158,11 +240,11 @@ def test_train_seconds_count_training_only_over_all_attempts():
 
 def test_logged_means_cover_the_steps_since_the_last_line():
     window = MeanStats()
-    window.add({"loss": torch.tensor(1.0)})
+    window.add({"loss": 1.0})
     window = MeanStats(json.loads(json.dumps(window.sums)))
-    window.add({"loss": torch.tensor(3.0)})
+    window.add({"loss": 3.0})
     assert window.pop() == {"loss": 2.0}
-    window.add({"loss": torch.tensor(7.0)})
+    window.add({"loss": 7.0})
     assert window.pop() == {"loss": 7.0}
 
 
@@ -209,9 +291,9 @@ def test_a_trial_killed_between_checkpoints_repeats_its_steps_exactly(
     def dies_at_seven(trial_, *rest):
         if rest[-2] == 7:
             raise Killed
-        return batch_loss(trial_, *rest)
+        return loss_of(trial_, *rest)
 
-    monkeypatch.setattr("var_scaling.training.trial.batch_loss", dies_at_seven)
+    monkeypatch.setattr("var_scaling.training.trial.loss_of", dies_at_seven)
     with pytest.raises(Killed):
         run(tmp_path / "torn", quantizer, token_cache, save_every=0.0)
     monkeypatch.undo()

@@ -36,6 +36,10 @@ class Tokenizer(Record):
     norm_groups: PositiveInt = 32  # small widths need 1: groups of one channel lose its mean
     phi_convolutions: NonNegativeInt = 4  # 0: one per scale
     phi_strength: Share = 0.5
+    # Of the encoder; the nearest codes are found in float32. Images near the border between two
+    # codes get other tokens in another precision. Left out of files and fingerprints where it is
+    # fp32, so that those of tokenizers without this field stay valid.
+    encode_precision: Annotated[Precision, Field(exclude_if=lambda value: value == "fp32")] = "fp32"
 
     @property
     def downsampling(self) -> int:

@@ -12,6 +12,7 @@ from pipelines.cli.terminal import console as screen
 from pipelines.workspace.settings import load_settings
 from pipelines.workspace.store import Home
 from var_scaling.experiment.scoring import ExtractorName
+from var_scaling.recipe import Precision
 
 if TYPE_CHECKING:
     from pipelines.evaluation.scores import Fidelity
@@ -24,6 +25,7 @@ _TITLES = {
     "kid": "KID",
     "precision": "precision",
     "recall": "recall",
+    "equal_tokens": "share of tokens as in fp32",
 }
 
 
@@ -73,6 +75,13 @@ def fidelity(
             show_default=False,
         ),
     ] = None,
+    encode_precision: Annotated[
+        Precision | None,
+        typer.Option(
+            help="tokenizers: precision of the encoder, fp32, tf32, bf16 or fp16, such as bf16; "
+            "other than in fp32 the share of equal tokens is shown. Default: the tokenizer's own"
+        ),
+    ] = None,
     enlarge: Enlarge = None,
     validation_share: ValidationShare = None,
     home: HomeFolder = RUNS,
@@ -93,8 +102,9 @@ def fidelity(
 
     workspace, settings = Home(home), load_settings()
     options = FidelityOptions(
-        name, extractor, against, reference, images, CropOptions(enlarge, validation_share)
-    )
+        name, extractor, against, reference, images, encode_precision,
+        CropOptions(enlarge, validation_share),
+    )  # fmt: skip
     if extractor is None and settings.weights.inception is None:
         screen.warn(
             "no [weights] inception in var-scaling.toml: the small seeded network extracts the "
@@ -136,7 +146,8 @@ def fidelity_table(fidelity: "Fidelity") -> Table:
     table = screen.new_table("", "", "±")
     for name, (value, spread) in fidelity.with_spreads.items():
         spread_text = "" if spread is None else f"{spread:.2g}"
-        table.add_row(_TITLES.get(name, name), f"{value:.5g}", spread_text)
+        title = name.replace("equal_tokens_", "… at scale ")
+        table.add_row(_TITLES.get(name, title), f"{value:.5g}", spread_text)
     return table
 
 

@@ -93,7 +93,10 @@ Smooth = Annotated[
 ]
 Precision = Annotated[
     str | None,
-    typer.Option(help="arithmetic: fp32, tf32, bf16 or fp16. Default: that of the model"),
+    typer.Option(
+        help="arithmetic: fp32, tf32, bf16 or fp16. Default: on a GPU that of the trial's "
+        "training, else fp32"
+    ),
 ]
 Set = Annotated[
     list[str] | None,

@@ -166,8 +166,9 @@ def sample(
         workspace, settings, StopFile(workspace.root / "stop"), local_process(settings.local)
     )
     sample_options = SampleOptions(
-        classes, count, seed, name, sampling, reject, classifier, class_map, raw_weights
-    )
+        classes, count, seed, name, sampling, reject, classifier, class_map, raw_weights,
+        None if on == "local" else settings.cluster(on).device,
+    )  # fmt: skip
     plan = plan_set(context, address, sample_options)
     from pipelines.sampling.draw import DrawOptions
     from pipelines.sampling.jobs import other_job

@@ -8,7 +8,7 @@ which is written last.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from pipelines.checkpoints.load import LoadedModel, load_generator
 from pipelines.editing.request import EditOptions, EditSet, Plan, plan_edit
 from pipelines.editing.sheet import Tile, sheet
 from pipelines.editing.store import MANIFEST, SHEET, EditFolder
+from pipelines.sampling.settings import with_default_precision
 from pipelines.stages.context import RunContext
 from pipelines.workspace.address import finished_folder, read_generator
 from pipelines.workspace.provenance import code_version
@@ -65,7 +66,8 @@ def edit_image(
     tokenizer = finished_folder(context.home, f"tokenizers/{record.tokenizer.name}")
     hashes = [read_json(model / DONE)["weights_sha256"] for model in (folder, tokenizer)]
     names = load_names(folder, record.classes)
-    plan = plan_edit(options, record, names, *hashes)
+    given = with_default_precision(options.sampling, record, context.process.device)
+    plan = plan_edit(replace(options, sampling=given), record, names, *hashes)
     edits = folder / "edits" / plan.edit.name
     with file_lock(edits):
         store = EditFolder(edits, plan.edit)

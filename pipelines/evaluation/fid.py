@@ -34,6 +34,7 @@ from var_scaling.evaluation.extractors import (
 from var_scaling.evaluation.fidelity import compare
 from var_scaling.experiment.scoring import ExtractorName
 from var_scaling.process import prepare_process
+from var_scaling.recipe import Precision
 
 # With fewer samples, the bias of FID is larger than the differences between models
 # (arXiv 1911.07023).
@@ -52,6 +53,7 @@ class FidelityOptions:
     against: str | None = None  # NAME-train or NAME-validation
     reference: Path | None = None
     images: int | None = None  # most images of the reference and of reconstructions
+    encode_precision: Precision | None = None  # of reconstructions; None: the tokenizer's own
 
     @property
     def max_images(self) -> int:
@@ -75,8 +77,9 @@ def measure_fidelity(
     """
     prepare_process(context.process.threads)
     images = image_set(
-        context, address, options.set, options.against, options.max_images, options.crop
-    )
+        context, address, options.set, options.against, options.max_images, options.crop,
+        encode_precision=options.encode_precision,
+    )  # fmt: skip
     # Errors in the options are raised before a network is loaded and features are computed.
     reference_data = _reference_data(address, images, options)
     if images.folder is not None:
@@ -107,7 +110,8 @@ def score_image_set(
         images=images.description,
         set=images.set,
         # The scores are floats; the other values of `line` are counts and a hash.
-        scores={name: value for name, value in line.items() if isinstance(value, float)},
+        scores={name: value for name, value in line.items() if isinstance(value, float)}
+        | images.other_scores(),
         samples=line["fake_images"],
         references=line.get("real_images"),
         counts={name: line[name] for name in _COUNTS if name in line},

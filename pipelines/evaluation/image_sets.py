@@ -34,11 +34,13 @@ from var_scaling.data.tree import is_image, read_tree
 from var_scaling.datasets import DataRecord
 from var_scaling.disk import DONE, is_done
 from var_scaling.experiment import Trial
+from var_scaling.recipe import Precision
 
 if TYPE_CHECKING:
     from var_scaling.tokenizer.model import MultiScaleVQVAE
 
 SPLITS = ("train", "validation")
+_MAX_COMPARED = 2048  # images whose tokens in two precisions are compared
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class ImageSet:
     classes_N: np.ndarray | None = (
         None  # class of each image, for sets with a fixed count per class
     )
+    # Scores of the images themselves, without a reference.
+    other_scores: Callable[[], dict[str, float]] = dict
 
 
 def image_set(
@@ -67,18 +71,25 @@ def image_set(
     images: int,
     crop: CropOptions,
     cache: CacheKind = "tokens",
+    encode_precision: Precision | None = None,
 ) -> ImageSet:
     """The images at `address`.
 
     For SWEEP/TRIAL or imported/NAME, the set of samples `name`. For tokenizers/NAME, the
     reconstructions of at most `images` images of `against`, from tokens or, with
-    `cache="features"`, from the features before quantisation. Else `address` is a folder of images.
+    `cache="features"`, from the features before quantisation, encoded in `encode_precision` instead
+    of the tokenizer's. Else `address` is a folder of images.
 
     Raises ValueError, DataError, ConfigMismatchError.
     """
     # The record in the folder says what the address is: trial.json and model.json of a model,
     # tokenizer.json of a tokenizer. Otherwise it is a path.
     home = context.home.root / address
+    if encode_precision is not None and not (home / "tokenizer.json").exists():
+        raise ValueError(
+            f"--encode-precision {encode_precision}: is for tokenizers/NAME, and {address} is not "
+            "a tokenizer"
+        )
     if (home / "trial.json").exists() or (home / "model.json").exists():
         return _samples(context, address, name or "default")
     if name is not None:
@@ -86,7 +97,7 @@ def image_set(
             f"--set {name}: only models have sets of samples, and {address} is not a model"
         )
     if (home / "tokenizer.json").exists():
-        return _reconstructions(context, address, against, images, crop, cache)
+        return _reconstructions(context, address, against, images, crop, cache, encode_precision)
     if Path(address).is_dir():
         return _folder(context, Path(address))
     raise ValueError(
@@ -159,9 +170,11 @@ def _reconstructions(
     images: int,
     crop: CropOptions,
     cache: CacheKind,
+    encode_precision: Precision | None,
 ) -> ImageSet:
     folder = finished_folder(context.home, address)
     t = read_tokenizer(folder)
+    precision = encode_precision or t.encode_precision
     training_data = getattr(t, "data", None)
     if against is None and training_data is None:
         raise ValueError(
@@ -175,27 +188,45 @@ def _reconstructions(
     # "features" is for models of continuous latents, whose samples are decoded without
     # quantisation; `render`, unlike `decode`, does not clamp.
     def reconstruct(model: "MultiScaleVQVAE", images_B3WW: Tensor) -> Tensor:
-        if cache == "features":
-            return model.decode_grids(model.features(images_B3WW))
-        return model.decode(model.encode(images_B3WW))
+        from var_scaling.training.optim import precision_context
+
+        # The precision is set here, so that settings left by earlier code have no effect.
+        with precision_context(precision, images_B3WW.device):
+            encode = model.features if cache == "features" else model.encode
+            encoded = encode(images_B3WW)
+        with precision_context("fp32", images_B3WW.device):
+            if cache == "features":
+                return model.decode_grids(encoded.float())
+            return model.decode(encoded)
+
+    def load() -> "MultiScaleVQVAE":
+        from var_scaling.tokenizer.model import load_tokenizer
+
+        return load_tokenizer(t, *weights_of(folder)).to(context.device())
 
     def batches() -> Iterator[Batch]:
         from var_scaling.tokenizer.autoencoder import to_pixels, to_unit
-        from var_scaling.tokenizer.model import load_tokenizer
-        from var_scaling.training.optim import precision_context
 
-        device = context.device()
-        model = load_tokenizer(t, *weights_of(folder)).to(device)
+        model = load()
         for numbers, originals in batches_of(context, source, data, rows):
             # Batches of the reader may be too large for the decoder's memory.
-            parts = to_unit(originals).to(device).split(model.max_batch_size)
-            # The precision is set here, so that settings left by earlier code have no effect.
-            with torch.no_grad(), precision_context("fp32", device):
+            parts = to_unit(originals.to(context.device())).split(model.max_batch_size)
+            with torch.no_grad():
                 reconstructions = torch.cat([to_pixels(reconstruct(model, p)) for p in parts])
             yield numbers, reconstructions
 
+    def compare_tokens() -> dict[str, float]:
+        from var_scaling.evaluation.reconstruction import equal_tokens
+
+        if precision == "fp32" or cache == "features":
+            return {}
+        some = spread_rows(source.rows, min(images, _MAX_COMPARED))
+        pixels = (originals for _, originals in batches_of(context, source, data, some))
+        return equal_tokens(load(), pixels, precision)
+
     return ImageSet(
-        description=f"reconstructions of {name}-{split}",
+        description=f"reconstructions of {name}-{split}"
+        + (f", encoded in {precision}" if precision != "fp32" else ""),
         folder=folder,
         set=None,
         reconstructed=True,
@@ -204,6 +235,7 @@ def _reconstructions(
         data=training_data,
         default_reference=(name, split),
         batches=batches,
+        other_scores=compare_tokens,
     )
 
 

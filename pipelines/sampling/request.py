@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.sampling.rejection import load_rejection_classifier, read_class_map, rejection_record
-from pipelines.sampling.settings import only_conditional, parse_sampling, resolve_guidance
+from pipelines.sampling.settings import (
+    only_conditional,
+    parse_sampling,
+    resolve_guidance,
+    with_default_precision,
+)
 from pipelines.sampling.store import SAMPLES
 from pipelines.stages.context import RunContext
 from pipelines.workspace.address import finished_folder, read_generator
@@ -34,6 +39,7 @@ class SampleOptions:
     classifier: str | None = None
     class_map: Path | None = None
     raw: bool = False  # use the last weights of a model that averages its weights (EMA)
+    device: str | None = None  # that draws the images, cpu or cuda; None: that of the context
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,9 @@ def plan_set(context: RunContext, address: str, options: SampleOptions) -> Plan:
     _refuse_unconditional(record, labels)
     if options.count < 1:
         raise ValueError(f"--count {options.count}: must be at least 1 image of each class")
-    sampling = parse_sampling(record.family, options.sampling)
+    device = options.device or context.process.device
+    given = with_default_precision(options.sampling, record, device)
+    sampling = parse_sampling(record.family, given)
     record.family.frames(record.spec, sampling)  # raises for a list of the wrong length
     rejection, classifier = None, options.classifier
     if options.reject is None and (classifier or options.class_map):

@@ -20,6 +20,18 @@ def only_conditional(record: Trial | ImportedModel) -> bool:
     return isinstance(record, Trial) and record.class_dropout_prob == 0
 
 
+def with_default_precision(
+    given: Mapping[str, Any], record: Trial | ImportedModel, device: str
+) -> dict[str, Any]:
+    """`given`, on a GPU with the precision of the trial's training unless one is given.
+
+    The record of what is drawn has the precision, so it does not depend on later defaults.
+    """
+    if device != "cuda" or not isinstance(record, Trial):
+        return dict(given)
+    return {"precision": record.precision, **given}
+
+
 def resolve_guidance(
     sampling: SamplingRecord, record: Trial | ImportedModel, no_class: str | None
 ) -> SamplingRecord:

@@ -106,6 +106,22 @@ class Attempt:
 
         return self.poll_signal(done) == Signal.STOP
 
+    def note_compilation(self, error: str | None) -> None:
+        """Record that the training step was compiled, or the `error` because of which it was not.
+
+        Each process prints its own error; the record is of rank 0.
+        """
+        if error is not None:
+            print(
+                f"{self.folder}: torch.compile failed, so the training continues with eager code, "
+                f"which is slower: {error}",
+                flush=True,
+            )
+        if self.process.first:
+            self.check()
+            facts = {"compiled": error is None, "compile_error": error}
+            update_attempt(self.folder, -1, facts if error else {"compiled": True})
+
     def finish(self, marker: dict[str, Any], files: Iterable[str] = ()) -> None:
         """Mark the folder as done. `files`: those whose checksums are recorded."""
         self.check()

@@ -9,7 +9,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from pipelines.workspace.settings import Local, Settings
+from pipelines.workspace.settings import Local, Settings, compiles
 from pipelines.workspace.store import Home
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ class ProcessContext:
     cpus: int = 1  # on which parts of a stage that do not depend on each other may run
     workers: int = 0  # processes that decode images
     micro_batch_size: int | None = None
+    recompute_activations: bool = False
+    compile: bool = False  # training steps by torch.compile
     save_every: float = 20.0
     # Whether this process locks the folder. False in cluster jobs, because such a lock works on one
     # machine only, and in processes whose parent holds the lock.
@@ -120,6 +122,7 @@ class RunContext:
             process.rendezvous_file or Path(),
             process.address,
             process.micro_batch_size,
+            process.recompute_activations,
         )
         yield world
         leave(world)  # not after an error: the other processes would wait for this one forever
@@ -134,4 +137,6 @@ def local_process(local: Local) -> ProcessContext:
         workers=local.cpus,
         save_every=local.save_every_seconds,
         micro_batch_size=local.micro_batch_size,
+        recompute_activations=local.recompute_activations,
+        compile=compiles(local),
     )

@@ -149,7 +149,7 @@ def run_tokens(
         if not is_done(folder):
             attempt.begin({})
             # Set the precision here: tokens must not depend on settings left by earlier code.
-            with precision_context("fp32", context.device()):
+            with precision_context(t.encode_precision, context.device()):
                 complete = write_cache(
                     folder,
                     model,
@@ -214,6 +214,8 @@ def run_trial(context: RunContext, sweep: str, trial: Trial) -> str:
                     world,
                     folder / KEPT,
                     None if trial.start is None else _start_checkpoint(context, sweep, trial.start),
+                    context.process.compile,
+                    attempt.note_compilation,
                 )
         except Diverged as error:
             # A result, not a failure: the trial is not run again.

@@ -33,6 +33,8 @@ class Local(BaseModel):
     device: Literal["cpu", "cuda"] = "cpu"
     processes: Annotated[int, Field(ge=1)] = 1  # of one training; one per GPU
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None  # None: a process's whole share
+    recompute_activations: bool = False  # of trials: less memory, a third more time
+    compile: bool | None = None  # training steps by torch.compile; None: on GPUs only
 
 
 class Cluster(BaseModel):
@@ -62,6 +64,8 @@ class Cluster(BaseModel):
     trial_gpus: dict[str, Annotated[int, Field(ge=1)]] = {}  # by trial, instead of that rule
     encoding_jobs: Annotated[int, Field(ge=1)] | None = None  # None: one per hour of work
     threads_per_process: Annotated[int, Field(ge=1)] = 1
+    recompute_activations: bool = False  # of trials: less memory, a third more time
+    compile: bool | None = None  # training steps by torch.compile; None: on GPUs only
     poll_seconds: Annotated[float, Field(gt=0)] = 30.0  # between two polls of the queue
 
     @model_validator(mode="after")
@@ -86,6 +90,11 @@ class Cluster(BaseModel):
     def workers_per_node(self) -> int:
         """Processes of one trial on one node: one a GPU."""
         return max(1, self.gpus_per_node)
+
+
+def compiles(where: Local | Cluster) -> bool:
+    """Whether training steps are compiled there."""
+    return where.device == "cuda" if where.compile is None else where.compile
 
 
 class MLflow(BaseModel):

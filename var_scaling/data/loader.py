@@ -46,9 +46,7 @@ def in_order(
     )
 
 
-def _in_threads(
-    read: Callable[[Key], Value], keys: Iterable[Key], threads: int
-) -> Iterator[Value]:
+def _in_threads(read: Callable[[Key], Value], keys: Iterable[Key], threads: int) -> Iterator[Value]:
     """`map(read, keys)`, at most `threads` values ahead."""
     pool, ahead = computing_threads(threads), deque[Future[Value]]()
     try:

@@ -64,7 +64,7 @@ class SamplingSpeed(Record):
     that pad every batch to the same shape, so that rounding does not depend on the batch.
     """
 
-    precision: Precision  # of the transformer; the decoder always runs in fp32
+    precision: Precision  # of the transformer; the decoder runs in fp32 or tf32
     guidance: float
     batch: int
     settings: str = ""  # other settings that differ from the defaults of the family, as text

@@ -21,7 +21,7 @@ from var_scaling.evaluation.rates import (
     utilisation,
 )
 from var_scaling.experiment.sample_set import Request
-from var_scaling.generation.sample import decode_images, sample
+from var_scaling.generation.sample import cast_once, decode_images, sample
 from var_scaling.models.base import Batch, ModelFamily, ModelSpec, SamplingRecord, StepDraws
 from var_scaling.models.registry import family_of
 from var_scaling.recipe import Optimiser, Precision
@@ -107,14 +107,16 @@ def _time_sampling(
         lambda: list(sample(spec, model, tokenizer, requests, sampling, 0, batch)), share=1 / 2
     )
     memory = peak_memory.read()
-    with precision_context(sampling.precision, bench.device):
+    with precision_context(sampling.precision, bench.device), cast_once(model):
         transformer = bench.measure(
             lambda: family.network_passes(spec, model, tokenizer.quantize, labels_B, sampling),
             share=1 / 4,
             warmed_up=True,
         )
     decoder = bench.measure(
-        lambda: decode_images(tokenizer, blank_BZHH), share=1 / 4, warmed_up=True
+        lambda: decode_images(tokenizer, blank_BZHH, sampling.precision),
+        share=1 / 4,
+        warmed_up=True,
     )
     needed, computed = (
         family.batch_flops(spec, sampling, batch, computed) for computed in (False, True)

@@ -80,10 +80,10 @@ def scene_to_enlarge(
 
 @torch.no_grad()
 def encode_square(tokenizer: MultiScaleVQVAE, square_HH3: np.ndarray) -> Tensor:
-    """Ids (1, L) of a uint8 image, on the tokenizer's device, computed in float32."""
+    """Ids (1, L) of a uint8 image, on the tokenizer's device."""
     device = tokenizer.quantize.embedding.weight.device
     # As when the token cache was written: another precision can give other ids.
-    with precision_context("fp32", device):
+    with precision_context(tokenizer.encode_precision, device):
         return tokenizer.encode(to_unit(torch.from_numpy(square_HH3)[None].to(device)))
 
 

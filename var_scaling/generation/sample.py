@@ -3,7 +3,9 @@
 Shapes: B images, L tokens, K frames, Z code channels, H side of the grid, W side of the images.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +16,7 @@ from var_scaling.experiment.sample_set import Request
 from var_scaling.models.base import KeptTokens, ModelSpec, SamplingRecord
 from var_scaling.models.registry import family_of
 from var_scaling.randomness import seed_for
+from var_scaling.recipe import Precision
 from var_scaling.tokenizer.autoencoder import to_pixels
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.training.optim import precision_context
@@ -44,7 +47,7 @@ def sample(
 
     A sample depends only on model, settings, seed, class and index. With one CPU thread this holds
     bit for bit for every batch size and order (measured, LOG.md). With several threads or on a GPU,
-    the rounding of a matrix product can depend on the batch size. All images keep the tokens of
+    the rounding of a product can depend on the batch size. All images keep the tokens of
     `kept` (one row). `strips` also decodes the intermediate frames. Raises ValueError for an
     unknown class, or for settings that do not fit the model.
     """
@@ -60,24 +63,25 @@ def sample(
         if kept is not None:
             # Ids and mask, (1, L) each, to (B, L) without a copy.
             kept_batch = KeptTokens(*(row.expand(len(batch_requests), -1) for row in kept))
-        ids, grids = [], []
-        with precision_context(sampling.precision, device):
+        ids: list[Tensor] = []
+        grids: list[Tensor] = []
+        with precision_context(sampling.precision, device), cast_once(model):
             for frame in family.sample(
                 spec, model, quantizer, labels_B, sampling, draws, kept_batch
             ):
                 if frame.ids_BN is not None:
                     # Each frame has the ids that are new in it (for VAR those of one scale):
                     # joined, (B, L).
-                    ids.append(frame.ids_BN.cpu())
-                grids.append(frame.grid_BZHH)
-        # The last frame is the sample; the others are needed for strips only.
-        images = decode_images(tokenizer, grids[-1])
-        frames = [decode_images(tokenizer, grid) for grid in grids] if strips else None
+                    ids.append(frame.ids_BN)
+                # The last frame is the sample; the others are needed for strips only.
+                grids = [*grids, frame.grid_BZHH] if strips else [frame.grid_BZHH]
+        frames = [decode_images(tokenizer, grid, sampling.precision) for grid in grids]
         yield SampleBatch(
             batch_requests,
-            torch.cat(ids, dim=1) if ids else None,
-            images,
-            torch.stack(frames, dim=1) if frames is not None else None,
+            # Moved to the CPU only here: before the last frame a copy would stop the GPU.
+            torch.cat(ids, dim=1).cpu() if ids else None,
+            frames[-1],
+            torch.stack(frames, dim=1) if strips else None,
         )
 
 
@@ -90,28 +94,65 @@ class RequestDraws:
     device: torch.device
 
     def uniform(self, purpose: str, step: int, shape: tuple[int, ...]) -> Tensor:
-        return self._draw(torch.rand, purpose, step, shape)
+        return self._draw(torch.rand, purpose, {step: shape})[0]
+
+    def uniforms(self, purpose: str, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        return self._draw(torch.rand, purpose, dict(enumerate(shapes)))
 
     def normal(self, purpose: str, step: int, shape: tuple[int, ...]) -> Tensor:
-        return self._draw(torch.randn, purpose, step, shape)
+        return self._draw(torch.randn, purpose, {step: shape})[0]
 
     def _draw(
-        self, torch_draw: Callable[..., Tensor], purpose: str, step: int, shape: tuple[int, ...]
-    ) -> Tensor:
-        rows = []
-        for request in self.requests:
-            seed = seed_for(self.seed, f"sample {purpose}", request.label, request.index, step)
-            # A generator for each request and step: one for the batch would make the numbers of an
-            # image depend on the images before it.
-            rows.append(torch_draw(shape, generator=torch.Generator().manual_seed(seed)))
-        return torch.stack(rows).to(self.device)
+        self, torch_draw: Callable[..., Tensor], purpose: str, shapes: dict[int, tuple[int, ...]]
+    ) -> list[Tensor]:
+        """The numbers (B, *shape) of each step of `shapes`."""
+        # All steps in one block, N numbers: one copy to the device, from pinned memory, so that the
+        # copy does not wait for the work that the GPU was given before.
+        sizes, images = [math.prod(shape) for shape in shapes.values()], len(self.requests)
+        numbers_N = torch.empty(images * sum(sizes), pin_memory=self.device.type == "cuda")
+        generator = torch.Generator()
+        blocks = numbers_N.split([images * size for size in sizes])
+        for block, (step, shape) in zip(blocks, shapes.items(), strict=True):
+            for row, request in zip(block.view(images, *shape), self.requests, strict=True):
+                # A seed for each request and step: one for the batch would make the numbers of an
+                # image depend on the images before it.
+                label, index = request.label, request.index
+                generator.manual_seed(seed_for(self.seed, f"sample {purpose}", label, index, step))
+                torch_draw(shape, generator=generator, out=row)
+        moved = numbers_N.to(self.device, non_blocking=True).split([len(one) for one in blocks])
+        return [
+            block.view(images, *shape) for block, shape in zip(moved, shapes.values(), strict=True)
+        ]
+
+
+@contextmanager
+def cast_once(model: nn.Module) -> Iterator[None]:
+    """Within the block autocast casts each weight once, not in each step.
+
+    It keeps only the casts of parameters that require a gradient. Nothing is recorded for one,
+    because sampling runs without gradients.
+    """
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 @torch.no_grad()
-def decode_images(tokenizer: MultiScaleVQVAE, f_BZHH: Tensor) -> Tensor:
-    """The decoded images, uint8 (B, W, W, 3) on the CPU."""
-    # fp32 whatever the precision of sampling: that setting is the transformer's.
-    with precision_context("fp32", f_BZHH.device):
+def decode_images(
+    tokenizer: MultiScaleVQVAE, f_BZHH: Tensor, precision: Precision = "fp32"
+) -> Tensor:
+    """The decoded images, uint8 (B, W, W, 3) on the CPU.
+
+    In fp32 if `precision`, that of the sampling, is fp32, else in TF32: its rounding is below that
+    of a pixel to a byte. So on a CPU, which has no TF32, always in fp32.
+    """
+    decoder_precision: Precision = "fp32" if precision == "fp32" else "tf32"
+    with precision_context(decoder_precision, f_BZHH.device):
         return to_pixels(tokenizer.decode_grids(f_BZHH)).cpu()
 
 

@@ -1,11 +1,13 @@
 """Multi-head attention: the mask of ordered groups, and the fastest method for each shape.
 
-Shapes: B images, L positions, C width, N heads, c channels of a head, S positions of a group.
+Shapes: B images, L positions, C width, N heads, c channels of a head, P pairs of
+channels.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +18,32 @@ from var_scaling.linear import Linear, linear
 
 _LARGEST_SCALE = math.log(100.0)  # of the learned attention temperature
 _SMALLEST_SQUARE = 1e-24  # of a vector's norm: no division by 0
-# On a CPU plain products are faster than the fused kernel for up to about _SHORT positions, and a
-# group of at least _LONG positions is faster by itself than under a mask (benchmarks/attention.py).
-_SHORT, _LONG = 64, 24
+# On a CPU plain products are faster than the fused kernel for up to about this many positions.
+_SHORT = 64
 # Stores the keys and values of the current positions; returns those of all visible positions.
 KVCache = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-Rotate = Callable[[Tensor], Tensor]  # rotary embedding of queries and keys (..., L, c)
+Rotary = tuple[Tensor, Tensor]  # cosines and sines (L, c / 2) of the positions' angles
+
+
+class _Choice(NamedTuple):
+    """How the groups of a mask become parts, each of which is one call of attention."""
+
+    short: float  # short groups are joined until a part has at least this many positions
+    long: int  # a group of at least this many positions is a part by itself, without a mask
+    causal: bool  # whether groups of one position are one part, with the kernel's causal option
+
+
+# By device type. CPU: measured (LOG.md). CUDA: the flash kernel takes no mask, and at fewer than
+# about 100 positions the launches of a call cost more than its masked pairs.
+_CHOICES = {"cpu": _Choice(_SHORT, 24, False), "cuda": _Choice(math.inf, 100, True)}
+
+
+class Part(NamedTuple):
+    """Consecutive positions that attend to all positions before `stop`, except for masked ones."""
+
+    start: int
+    stop: int
+    kind: Literal["all", "masked", "causal"]
 
 
 class AttentionMask(nn.Module):
@@ -41,18 +63,22 @@ class AttentionMask(nn.Module):
         # Not persistent: both follow from the config, so weight files do not have them.
         self.register_buffer("allowed_LL", allowed_LL, persistent=False)
         self.register_buffer("bias_LL", bias_LL, persistent=False)
-        self.parts = tuple(_parts(lengths))
+        self.parts = {device: tuple(_parts(lengths, c)) for device, c in _CHOICES.items()}
 
 
-def _parts(lengths: Sequence[int]) -> Iterator[tuple[int, int, bool]]:
-    """Consecutive groups joined to at least _SHORT positions: start, stop, whether one group."""
+def _parts(lengths: Sequence[int], choice: _Choice) -> Iterator[Part]:
+    """The parts of consecutive groups of these lengths, in order."""
+    if choice.causal and set(lengths) == {1}:
+        yield Part(0, len(lengths), "causal")
+        return
     start = stop = groups = 0
     for number, length in enumerate(lengths):
         stop, groups = stop + length, groups + 1
         # A long group stays apart from the short ones before it: by itself it needs no mask.
-        long_next = number + 1 < len(lengths) and lengths[number + 1] >= _LONG
-        if stop - start >= _SHORT or length >= _LONG or long_next or stop == sum(lengths):
-            yield start, stop, groups == 1
+        long_next = number + 1 < len(lengths) and lengths[number + 1] >= choice.long
+        joined = stop - start >= choice.short
+        if joined or length >= choice.long or long_next or stop == sum(lengths):
+            yield Part(start, stop, "all" if groups == 1 else "masked")
             start, groups = stop, 0
 
 
@@ -63,17 +89,53 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: AttentionMask | 
     """
     if mask is None:
         return _attend(q, k, v, scale)
-    positions = q.shape[2]
-    if q.device.type != "cpu" or positions <= _SHORT:
+    device = q.device.type
+    if device not in mask.parts or (device == "cpu" and q.shape[2] <= _SHORT):
         return _attend(q, k, v, scale, mask.allowed_LL, mask.bias_LL)
-    # Part by part, each over the keys that it sees: few or no masked pairs are computed.
+    return attend_in_parts(q, k, v, scale, mask, mask.parts[device])
+
+
+def attend_in_parts(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, mask: AttentionMask, parts: Sequence[Part]
+) -> Tensor:
+    """The same, part by part, each over the keys that it sees: few or no masked pairs."""
+    stops = [part.stop for part in parts]
+    queries = q.split([part.stop - part.start for part in parts], dim=2)
+    keys, values = _Prefixes.apply(k, *stops), _Prefixes.apply(v, *stops)
     outputs = []
-    for start, stop, one_group in mask.parts:
-        rows = slice(start, stop), slice(0, stop)
-        allowed, bias = (None, None) if one_group else (mask.allowed_LL[rows], mask.bias_LL[rows])
-        part = q[:, :, start:stop], k[:, :, :stop], v[:, :, :stop]
-        outputs.append(_attend(*part, scale, allowed, bias))
-    return torch.cat(outputs, dim=2)
+    for part, q, k, v in zip(parts, queries, keys, values, strict=True):
+        rows = slice(part.start, part.stop), slice(0, part.stop)
+        if part.kind == "causal":
+            output = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+        elif part.kind == "masked":
+            output = _attend(q, k, v, scale, mask.allowed_LL[rows], mask.bias_LL[rows])
+        else:
+            output = _attend(q, k, v, scale)
+        outputs.append(output)
+    if len(outputs) == 1:
+        return outputs[0]
+    # Joined in the order (B, L, N, c), which is that of the flash kernel and of the next product.
+    return torch.cat([output.transpose(1, 2) for output in outputs], dim=1).transpose(1, 2)
+
+
+class _Prefixes(torch.autograd.Function):
+    """The first `stop` positions of keys or values (B, N, L, c) for each stop; the last is L.
+
+    As slices, each prefix would fill a tensor of L positions with its gradient before their sum.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *stops: int) -> tuple[Tensor, ...]:
+        ctx.stops = stops
+        return tuple(x[:, :, :stop] for stop in stops)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        total = grads[-1].clone()
+        # In the order in which autograd would add them.
+        for stop, grad in reversed(list(zip(ctx.stops[:-1], grads[:-1], strict=True))):
+            total[:, :, :stop] += grad
+        return total, *[None] * len(ctx.stops)
 
 
 def _attend(
@@ -125,7 +187,7 @@ class Attention(nn.Module):
         x_BLC: Tensor,
         mask: AttentionMask | None,
         kv_cache: KVCache | None = None,
-        rotate: Rotate | None = None,
+        rotary: Rotary | None = None,
     ) -> Tensor:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qk, v = split_heads(linear(x_BLC, self.mat_qkv.weight, bias), self.heads)
@@ -134,7 +196,7 @@ class Attention(nn.Module):
             qk = qk * self._factors(qk).to(qk.dtype)
         else:
             scale = 0.25 / math.sqrt(qk.shape[-1])  # the released code's extra 0.25
-        h = attend_rotated(qk, v, scale, mask, kv_cache, rotate)
+        h = attend_rotated(qk, v, scale, mask, kv_cache, rotary)
         return self.proj(rearrange(h, "b n l c -> b l (n c)"))
 
     def _factors(self, qk_2BNLc: Tensor) -> Tensor:
@@ -154,14 +216,22 @@ def attend_rotated(
     scale: float,
     mask: AttentionMask | None,
     kv_cache: KVCache | None,
-    rotate: Rotate | None,
+    rotary: Rotary | None,
 ) -> Tensor:
     """`attend` after the rotary embedding, in training under `mask` or in sampling over a cache."""
     # Before the cache: each key is rotated once, when it is stored.
-    q, k = (qk_2BNLc if rotate is None else rotate(qk_2BNLc)).unbind(0)
+    q, k = (qk_2BNLc if rotary is None else apply_rotary(qk_2BNLc, *rotary)).unbind(0)
     if kv_cache is None:
         return attend(q, k, v, scale, mask)
     # No mask: a sampler's cache holds only keys that the new positions may see. The fused kernel:
     # its rounding does not depend on the batch size.
     k, v = kv_cache(k, v)
     return F.scaled_dot_product_attention(q, k, v, scale=scale)
+
+
+def apply_rotary(x: Tensor, cos_LP: Tensor, sin_LP: Tensor) -> Tensor:
+    """Rotate each pair of neighbouring channels of x (..., L, 2 P) by its angle."""
+    # (..., L, P) each. In float32 also under autocast.
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    rotated = torch.stack([even * cos_LP - odd * sin_LP, even * sin_LP + odd * cos_LP], dim=-1)
+    return rotated.flatten(-2).to(x.dtype)

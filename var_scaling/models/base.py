@@ -39,6 +39,9 @@ class SampleDraws(Protocol):
     def uniform(self, purpose: str, step: int, shape: tuple[int, ...]) -> Tensor:
         """Numbers in [0, 1)."""
 
+    def uniforms(self, purpose: str, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        """`uniform` of the steps 0, 1, …, one shape for each, in one copy to the device."""
+
     def normal(self, purpose: str, step: int, shape: tuple[int, ...]) -> Tensor:
         """Standard normal numbers."""
 
@@ -310,8 +313,9 @@ class ModelFamily(ABC, Generic[M, S]):
     ) -> Iterator[Frame]:
         """Sample a batch, frame by frame, in the caller's precision.
 
-        `kept` is given only if `supports_editing` is true. Raises ValueError if the settings lead
-        to numbers that are not finite.
+        Before the last frame nothing should wait for the device: for example, a check whether all
+        numbers are finite comes at the end. `kept` is given only if `supports_editing` is true.
+        Raises ValueError if the settings lead to numbers that are not finite.
         """
 
     @abstractmethod

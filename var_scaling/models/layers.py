@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from var_scaling.linear import Linear
-from var_scaling.models.attention import Attention, AttentionMask, KVCache, Rotate
+from var_scaling.models.attention import Attention, AttentionMask, KVCache, Rotary
 
 
 class FeedForward(nn.Module):
@@ -96,14 +96,14 @@ class Block(nn.Module):
         mask: AttentionMask | None,
         keep_2B11: Tensor | None = None,
         kv_cache: KVCache | None = None,
-        rotate: Rotate | None = None,
+        rotary: Rotary | None = None,
     ) -> Tensor:
         """`adaln` comes from `adaln_params`; `keep` scales both branches (drop path)."""
         # Released order: both gates first. DiT's released order differs (dit/model.py).
         gamma1, gamma2, scale1, scale2, shift1, shift2 = adaln_B61C.unbind(1)
         if keep_2B11 is not None:  # into the gates, which are smaller than the branches
             gamma1, gamma2 = gamma1 * keep_2B11[0], gamma2 * keep_2B11[1]
-        h = self.attn(modulate(x_BLC, scale1, shift1), mask, kv_cache, rotate)
+        h = self.attn(modulate(x_BLC, scale1, shift1), mask, kv_cache, rotary)
         x_BLC = torch.addcmul(x_BLC, gamma1, h)
         return torch.addcmul(x_BLC, gamma2, self.ffn(modulate(x_BLC, scale2, shift2)))
 

@@ -1,44 +1,12 @@
-"""Functions of logits: the training loss; guidance, filters, sampling and the Gumbel mixture.
+"""Functions of logits in sampling: guidance, filters, sampling and the Gumbel mixture.
 
-Shapes: B images, S tokens of a scale, V codes, C code channels, M tokens of all images.
+Shapes: B images, S tokens of a scale, V codes, K codes that top-k keeps, C code channels.
 """
 
-from typing import Any
+from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-
-
-def mean_cross_entropy(logits_BSV: Tensor, ids_BS: Tensor) -> Tensor:
-    """The mean cross entropy of all tokens in nats, float32. Its gradient can be computed once."""
-    loss = _MeanCrossEntropy.apply(logits_BSV.flatten(0, -2), ids_BS.flatten())
-    assert isinstance(loss, Tensor)
-    return loss
-
-
-class _MeanCrossEntropy(torch.autograd.Function):
-    """F.cross_entropy with the same value, but the gradient is computed in place.
-
-    With 4,096 codes the logits are the largest tensors of a step. F.cross_entropy makes two more
-    of their size in the backward pass.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits_MV: Tensor, ids_M: Tensor) -> Tensor:
-        log_probs_MV = F.log_softmax(logits_MV, dim=-1, dtype=torch.float32)
-        ctx.save_for_backward(log_probs_MV, ids_M)
-        ctx.dtype = logits_MV.dtype
-        return F.nll_loss(log_probs_MV, ids_M)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        # The gradient of the sum over tokens: the probabilities, less 1 at the true token.
-        log_probs_MV, ids_M = ctx.saved_tensors
-        grad_MV = log_probs_MV.exp_()
-        minus_one_M1 = grad_MV.new_full((), -1.0).expand(len(ids_M), 1)
-        grad_MV.scatter_add_(1, ids_M[:, None], minus_one_M1)
-        return grad_MV.mul_(grads[0] / len(ids_M)).to(ctx.dtype), None
 
 
 def apply_guidance(cond_BSV: Tensor, uncond_BSV: Tensor, weight: float) -> Tensor:
@@ -52,6 +20,8 @@ def filter_logits(logits_BSV: Tensor, top_k: int, top_p: float) -> Tensor:
     Top-k keeps every logit that is at least the k-th largest, ties included. Top-p then removes the
     least likely codes that sum to at most 1 - p, never the likeliest (Holtzman et al. 2020).
     """
+    if logits_BSV.device.type != "cpu":
+        return filter_without_waiting(logits_BSV, top_k, top_p)
     use_top_k = 0 < top_k < logits_BSV.shape[-1]
     if use_top_k:
         descending_BSK, indices_BSK = logits_BSV.topk(top_k, dim=-1)
@@ -71,6 +41,43 @@ def filter_logits(logits_BSV: Tensor, top_k: int, top_p: float) -> Tensor:
     return filtered_BSV
 
 
+def filter_without_waiting(logits_BSV: Tensor, top_k: int, top_p: float) -> Tensor:
+    """`filter_logits` for a GPU: which operations run does not depend on the logits.
+
+    One difference: of codes with equal logits at the border of top-p all stay.
+    """
+    codes = logits_BSV.shape[-1]
+    top_k = top_k if 0 < top_k < codes else codes
+    if top_k == codes and top_p == 0:
+        return logits_BSV
+    ascending_BSK = logits_BSV.topk(top_k, dim=-1).values.flip(-1)
+    limit_BS1 = ascending_BSK[..., :1]
+    if top_p > 0:
+        # Top-k keeps these ties of the k-th logit too; they are the least likely.
+        ties_BS1 = (logits_BSV >= limit_BS1).sum(-1, keepdim=True) - top_k
+        weights_BSK = (ascending_BSK - ascending_BSK[..., -1:]).exp()
+        # The total weight of a code and of all that are less likely.
+        cumulative_BSK = weights_BSK.cumsum(-1) + ties_BS1 * weights_BSK[..., :1]
+        stays_BSK = cumulative_BSK > (1 - top_p) * cumulative_BSK[..., -1:]
+        stays_BSK[..., -1] = True  # the likeliest code always stays
+        limit_BS1 = ascending_BSK.where(stays_BSK, torch.inf).amin(-1, keepdim=True)
+    return logits_BSV.masked_fill(logits_BSV < limit_BS1, -torch.inf)
+
+
+def raise_if_not_finite(finite: Mapping[str, Tensor], settings: str) -> None:
+    """Raise ValueError for the first flag that is false: its key is not finite.
+
+    The flags are boolean scalars on the device. This waits for the device, so a sampler calls it
+    once, at its end.
+    """
+    flags = torch.stack(list(finite.values())).tolist()
+    for what, is_finite in zip(finite, flags, strict=True):
+        if not is_finite:
+            raise ValueError(
+                f"{what} not finite: {settings} is too extreme, or the precision too low"
+            )
+
+
 def _top_p(logits_BSV: Tensor, ascending_BSK: Tensor, indices_BSK: Tensor, top_p: float) -> Tensor:
     """Top-p among the codes `indices`, whose logits `ascending` are in ascending order."""
     # In ascending order the cumulative sum is the probability of a code and of all less likely.
@@ -84,13 +91,17 @@ def sample_ids(logits_BSV: Tensor, uniform_BS: Tensor) -> Tensor:
     """Ids (B, S) sampled from the softmax of the logits with one float32 number in [0, 1) each.
 
     It inverts the cumulative distribution, summed in float64: the largest float32 number below 1
-    times the total stays below the total, so a code of probability 0 is never sampled.
+    times the total stays below the total, so a code of probability 0 is never sampled. Logits that
+    are not finite give any valid id.
     """
     # Not torch.multinomial: it draws for the whole batch from one generator, and each sample must
     # depend on its own seed alone. `right` skips codes of probability 0, whose sums are equal.
     cumulative_BSV = logits_BSV.softmax(-1).double().cumsum(-1)
     target_BS1 = uniform_BS.double()[..., None] * cumulative_BSV[..., -1:]
-    return torch.searchsorted(cumulative_BSV, target_BS1, right=True)[..., 0]
+    ids_BS1 = torch.searchsorted(cumulative_BSV, target_BS1, right=True)
+    # NaN gives V, which is no code: a lookup of it would end the process on a GPU, before the
+    # sampler's own check.
+    return ids_BS1[..., 0].clamp_max(logits_BSV.shape[-1] - 1)
 
 
 def mix_codes(
@@ -103,5 +114,7 @@ def mix_codes(
     gumbel_BSV = -(-uniform_BSV.clamp_min(tiny).log()).log()
     # Filtered codes have logits of -inf, and the noise is finite: their weights are exactly 0.
     weights_BSV = ((logits_BSV * sharpening + gumbel_BSV) / tau).softmax(-1)
+    if codes_VC.device.type != "cpu":
+        return weights_BSV @ codes_VC
     # Image by image: the rounding of one product over the batch would depend on the batch size.
     return torch.stack([weights_SV @ codes_VC for weights_SV in weights_BSV])

@@ -21,6 +21,8 @@ from var_scaling.record import difference
 
 # Also the unit of a resume and of the parts of several jobs: both begin at a multiple of it.
 SHARD = 4096  # rows per checksum
+# Caches of earlier versions do not record the precision: it was always fp32.
+_DEFAULTS = {"encode_precision": "fp32"}
 _DELETE_FOLDER = "delete the folder, and it will be encoded again"
 
 
@@ -76,6 +78,7 @@ def describe(
         "crops": data.views(split),
         "tokens_per_image": tokenizer.pyramid.length,
         "codebook_size": tokenizer.codebook_size,
+        "encode_precision": tokenizer.encode_precision,
     }
     if kind == "features":
         side = tokenizer.pyramid.side
@@ -145,7 +148,7 @@ def _refuse_damaged(path: Path, crc32: int, recorded: int, position: str = "") -
 
 def check_description(folder: Path, manifest: dict[str, Any], expected: dict[str, Any]) -> None:
     """Raise CacheError with each field of the manifest that differs from `expected`."""
-    recorded = {key: manifest.get(key) for key in expected}
+    recorded = {key: manifest.get(key, _DEFAULTS.get(key)) for key in expected}
     lines = difference(recorded, expected)
     if lines:
         raise CacheError(f"{folder} has tokens of a different config:\n  " + "\n  ".join(lines))

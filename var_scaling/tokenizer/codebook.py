@@ -79,8 +79,10 @@ class CodebookUpdater:
         if self.config.restart_below > 0 and (step + 1) % self.config.restart_every == 0:
             restarted = self._restart(quantized.vectors, step)
         if self.averaged:
-            used = self.uses_V > 1e-3  # unused codes keep their value until a restart
-            self.codes_VC[used] = self.sums_VC[used] / self.uses_V[used, None]
+            # Unused codes keep their value until a restart. Not by indices: a GPU would wait for
+            # their number.
+            used_V1, means_VC = self.uses_V[:, None] > 1e-3, self.sums_VC / self.uses_V[:, None]
+            self.codes_VC.copy_(torch.where(used_V1, means_VC, self.codes_VC))
         return restarted
 
     def state(self) -> dict[str, Tensor]:
@@ -132,7 +134,10 @@ class CodebookUpdater:
 
     def _uses_and_sums(self, vectors_NC: Tensor, ids_N: Tensor) -> tuple[Tensor, Tensor]:
         # Counts (V,) and sums (V, C) of the vectors assigned to each code.
-        uses_V = torch.bincount(ids_N, minlength=len(self.codes_VC)).to(torch.float32)
+        # Not bincount, which waits for the largest id.
+        uses_V = torch.zeros_like(self.uses_V).index_add_(
+            0, ids_N, torch.ones_like(vectors_NC[:, 0])
+        )
         return uses_V, torch.zeros_like(self.codes_VC).index_add_(0, ids_N, vectors_NC)
 
     def _draw(self, high: int, count: int, purpose: str, index: int) -> Tensor:

@@ -1,12 +1,13 @@
 """Write the token cache shard by shard, so that it can resume; in parts if jobs share the work."""
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from var_scaling.data.dataset import ImageDataset
 from var_scaling.data.loader import in_order
@@ -36,8 +37,8 @@ def write_cache(
 ) -> bool:
     """Encode `source`, or a part of it, into `folder`. Continues after the shards already written.
 
-    `workers` processes read images; without them, `threads` share the work. A batch is encoded by
-    one of them, so its tokens are the same.
+    The encoder runs in the caller's precision. `workers` processes read images; without them,
+    `threads` share the work. A batch is encoded by one of them, so its tokens are the same.
 
     Returns False if `stop`, called with the number of rows done, ended it before the last row.
     """
@@ -46,7 +47,6 @@ def write_cache(
     content = _content(description, source, part)
     manifest = _open_or_create(folder, content, source.classes, len(part_rows))
     tokens = np.lib.format.open_memmap(folder / array_file(description), mode="r+")
-    encode = model.features if description.get("kind") == "features" else model.encode
     shards: list[int] = manifest["shards_crc32"]
     # After the shards that an earlier attempt finished. Rows of an unfinished shard are encoded
     # again: without a checksum they may be half-written.
@@ -58,24 +58,21 @@ def write_cache(
         for start in starts
         for first in range(start, min(start + SHARD, part_rows.stop), batch)
     ]
-    device = model.quantize.embedding.weight.device
 
     def read(rows: np.ndarray) -> np.ndarray:
         # Row r of the array is crop r % crops of image r // crops.
         return source.images(rows // crops, rows % crops)
 
-    @torch.inference_mode()
-    def encoded(pixels: np.ndarray) -> np.ndarray:
-        codes = encode(to_unit(torch.from_numpy(pixels)).to(device)).cpu()
-        return codes.numpy().astype(tokens.dtype)
-
-    if workers > 0:
-        encodings = map(encoded, in_order(read, batches, workers))
+    encoder = _Encoder(model, description.get("kind") == "features")
+    encodings: Iterator[np.ndarray]
+    if workers > 0 or not encoder.on_cpu:
+        # A GPU is given work by one thread; the others read images.
+        encodings = _one_ahead(map(encoder.start, in_order(read, batches, workers, threads)))
     else:
-        encodings = in_order(lambda rows: encoded(read(rows)), batches, 0, threads)
+        encodings = in_order(lambda rows: encoder.start(read(rows)).array(), batches, 0, threads)
     for rows, values in zip(batches, encodings, strict=True):
         # The file of a part starts with the part's first row.
-        tokens[rows - part_rows.start] = values
+        tokens[rows - part_rows.start] = values.astype(tokens.dtype)
         done = int(rows[-1]) + 1 - part_rows.start
         progress(f"encoding {folder.name}", done, len(part_rows))
         if done % SHARD == 0 or done == len(part_rows):
@@ -89,6 +86,57 @@ def write_cache(
                 return False
     _write_labels(folder, source)
     return True
+
+
+class _Fetched:
+    """Values on their way from the device to the CPU; a GPU continues meanwhile."""
+
+    def __init__(self, values: Tensor):
+        # From a GPU into pinned memory, without waiting.
+        self.values, self.event = values.to("cpu", non_blocking=True), None
+        if values.device.type == "cuda":
+            self.event = torch.cuda.current_stream(values.device).record_event()
+
+    def array(self) -> np.ndarray:
+        """The values, once they have arrived."""
+        if self.event is not None:
+            self.event.synchronize()
+        return self.values.numpy()
+
+
+class _Encoder:
+    """Encodes batches of pixels in the precision of the thread that makes it."""
+
+    def __init__(self, model: MultiScaleVQVAE, features: bool):
+        self.encode = model.features if features else model.encode
+        self.device = model.quantize.embedding.weight.device
+        self.on_cpu = self.device.type == "cpu"
+        kind = self.device.type
+        self.autocast = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+
+    @torch.inference_mode()
+    def start(self, pixels_BHH3: np.ndarray) -> _Fetched:
+        """Begin to encode uint8 images: ids (B, L), or feature grids in float32."""
+        enabled, dtype = self.autocast
+        pixels = torch.from_numpy(pixels_BHH3)
+        if not self.on_cpu:
+            # Bytes, a quarter of the floats; from pinned memory the copy does not wait.
+            pixels = pixels.pin_memory().to(self.device, non_blocking=True)
+        # Autocast is a state of the thread, and this one may be a thread of a pool.
+        with torch.autocast(self.device.type, dtype=dtype, enabled=enabled):
+            values = self.encode(to_unit(pixels))
+        return _Fetched(values.float() if values.is_floating_point() else values)
+
+
+def _one_ahead(fetched: Iterator[_Fetched]) -> Iterator[np.ndarray]:
+    """The arrays of `fetched`, each returned when the next batch was given to the device."""
+    previous = None
+    for current in fetched:
+        if previous is not None:
+            yield previous.array()
+        previous = current
+    if previous is not None:
+        yield previous.array()
 
 
 @torch.inference_mode()

@@ -1,6 +1,9 @@
 """The complete tokenizer: images to token ids and back. Shapes as in quantizer.py."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +28,7 @@ class MultiScaleVQVAE(nn.Module):
     def __init__(self, t: Tokenizer, seed: int = 0, dropout: float = 0.0):
         super().__init__()
         self.side, self.channels = t.side, t.channels
+        self.encode_precision = t.encode_precision
         # The layers draw from torch's global generator. It is seeded for them and restored, so that
         # building a model changes no other random numbers. devices=[]: they are on the CPU. The
         # order of the layers decides which of them gets which numbers.
@@ -76,8 +80,12 @@ class MultiScaleVQVAE(nn.Module):
         return group_size(self.side**2 * self.channels, device)
 
     def encode(self, images_B3HH: Tensor) -> Tensor:
-        """Token ids (B, L), int64."""
-        return self.quantize.encode(self.features(images_B3HH))
+        """Token ids (B, L), int64. The encoder runs in the caller's precision, which should be
+        `encode_precision`; the nearest codes are always found in float32.
+        """
+        f_BCHH = self.features(images_B3HH)
+        with float32_products(f_BCHH.device):
+            return self.quantize.encode(f_BCHH.float())
 
     def render(self, f_BCHH: Tensor) -> Tensor:
         """The images of quantised grids (B, C, H, H), not clamped, for training."""
@@ -98,6 +106,24 @@ class MultiScaleVQVAE(nn.Module):
             return self.render(group).clamp(-1, 1)
 
         return in_groups(decode_group, self.group_size, f_BCHH)
+
+
+@contextmanager
+def float32_products(device: torch.device) -> Iterator[None]:
+    """No autocast and no TF32 within the block: a distance between two codes can be smaller than
+    the rounding of both.
+    """
+    switches: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
+    # Switches of the whole process. Without effect on a CPU, where several threads may encode.
+    changed = [s for s in switches if s.allow_tf32] if device.type == "cuda" else []
+    try:
+        for switch in changed:
+            switch.allow_tf32 = False
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for switch in changed:
+            switch.allow_tf32 = True
 
 
 def load_tokenizer(t: Tokenizer, path: Path, sha256: str) -> MultiScaleVQVAE:

@@ -24,6 +24,6 @@ class WeightAverage:
         # With the full decay from the start, the initial weights would dominate the average for
         # about 1 / (1 - decay) steps.
         decay = min(self.decay, (step / 2 + 1) / (step / 2 + 10))
-        pairs = zip(self.average.parameters(), self.module.parameters(), strict=True)
-        for mean, value in pairs:
-            mean.lerp_(value, 1 - decay)
+        means: list[torch.Tensor] = list(self.average.parameters())
+        values: list[torch.Tensor] = list(self.module.parameters())
+        torch._foreach_lerp_(means, values, 1 - decay)

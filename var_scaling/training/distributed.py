@@ -26,6 +26,7 @@ def join(
     rendezvous_file: Path,
     address: str,
     micro_batch_size: int | None = None,
+    recompute_activations: bool = False,
     timeout_s: float = 600.0,
 ) -> World:
     """The world of `size` processes, once all have joined. Backend: NCCL on GPUs, gloo on CPUs.
@@ -51,7 +52,7 @@ def join(
             timeout=_COLLECTIVE_TIMEOUT,
             device_id=gpu,
         )
-    return World(rank, size, device, micro_batch_size)
+    return World(rank, size, device, micro_batch_size, recompute_activations)
 
 
 def _meet(

@@ -117,6 +117,7 @@ class ScheduledOptimizer:
         self.config, self.steps, self.precision = config, steps, precision
         self.adamw = adamw(module, config)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.waits = self.parameters[0].device.type == "cpu"  # reads the norm before the update
         self.scaler = torch.amp.GradScaler(
             self.parameters[0].device.type,
             init_scale=_INITIAL_SCALE,
@@ -133,23 +134,31 @@ class ScheduledOptimizer:
         with precision_context(self.precision, self.parameters[0].device, autocast=False):
             scaled.backward()
 
+    def discard(self, loss: Tensor) -> None:
+        """Compute the gradients of `loss` and drop them."""
+        self.backward(loss)
+        self.adamw.zero_grad(set_to_none=True)
+
     def step(self, step: int) -> dict[str, Tensor]:
         """Unscale and clip the gradients since the last call, then update with the rates of `step`.
 
         Returns the gradient norm; if it is not finite, no weight changes. In fp16 this is normal
-        while the loss scale adapts: the result is then {"skipped": 1}, without a norm.
+        while the loss scale adapts: `skipped` is then 1. On a GPU nothing here waits for it.
         """
         set_rates(self.adamw, self.config, step, self.steps)
         # Before clipping: the limit is for the true gradient, not for the scaled one.
         self.scaler.unscale_(self.adamw)
         # Without clipping the limit is infinite: log and check still need the norm.
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip or math.inf)
+        stats = {"grad_norm": norm}
         if self.scaler.is_enabled():
-            stats = self._scaled_step(norm)
-        else:
-            stats = {"grad_norm": norm}
-            if torch.isfinite(norm):
-                self.adamw.step()
+            stats |= self._scaled_step(norm)
+        elif not self.waits:
+            # The fused update reads this flag on the GPU, as it does for a GradScaler.
+            self.adamw.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
+            self.adamw.step()
+        elif torch.isfinite(norm):
+            self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
         return stats
 
@@ -157,15 +166,10 @@ class ScheduledOptimizer:
         # Skips the update if a gradient is not finite; `update` then halves the scale.
         self.scaler.step(self.adamw)
         self.scaler.update()
-        if self.scaler.get_scale() > _MAX_SCALE:
-            # Growth without a limit would cause an overflow again and again.
-            self.scaler.update(_MAX_SCALE)
-        skipped = not torch.isfinite(norm)
-        stats = {"skipped": norm.new_tensor(float(skipped))}
-        # A norm that is not finite ends the training as diverged (loop.updates).
-        if not skipped or self.scaler.get_scale() < 1:  # below 1: the training has diverged
-            stats["grad_norm"] = norm
-        return stats
+        # Growth without a limit would cause an overflow again and again.
+        scale = self.scaler.scale(torch.ones((), device=norm.device)).clamp_max(_MAX_SCALE)
+        self.scaler.update(scale)
+        return {"skipped": (~torch.isfinite(norm)).float(), "loss_scale": scale.squeeze()}
 
     @property
     def rate(self) -> float:

@@ -80,7 +80,8 @@ def train_tokenizer(
         # a resume the codes come from the checkpoint.
         if step == t.codebook.starts_at:
             trainer.initialize_codes(training)
-        return trainer.train_step(to_unit(torch.from_numpy(next(batches))), step)
+        # To the device as bytes, a quarter of their size as floats.
+        return trainer.train_step(to_unit(torch.from_numpy(next(batches)).to(world.device)), step)
 
     def validate(done: int) -> None:
         model = frozen_copy(t, trainer.result)
@@ -88,8 +89,7 @@ def train_tokenizer(
         journal.write_line("validation", done, reconstruction.scores)
         draw_sheet(sheet, reconstruction.sheet)
 
-    for done, stats in updates(update, journal.start, t.steps):
-        journal.means.add(stats)
+    for done, signal in updates(update, journal, t.steps, poll_signal, logged | evaluated):
         if done in logged:
             rate = {"learning_rate": trainer.optimizer.rate}
             journal.write_line("train", done, {**journal.means.pop(), **rate})
@@ -97,8 +97,6 @@ def train_tokenizer(
         if done in evaluated and world.first:
             with journal.stopwatch.paused():
                 validate(done)
-        # All processes must stop after the same step: those that go on would wait for the others.
-        signal = world.max(poll_signal(done))
         # No checkpoint after the last step: the finished weights are saved instead. There is no
         # collective call in this branch, so the clocks of the processes may differ.
         if done < t.steps and (journal.stopwatch.save_is_due() or signal >= Signal.CHECKPOINT):
@@ -174,9 +172,8 @@ class _TokenizerTrainer:
             self.average.reset()  # the weights averaged so far were trained without codes
 
     def train_step(self, images: Tensor, step: int) -> Stats:
-        """One update on this process's `images` (B, 3, H, H); stats are means over processes."""
+        """One update on this process's `images` (B, 3, H, H); returns the stats of these images."""
         t = self.t
-        images = images.to(self.world.device)
         # to_unit returns channels-last images, and convolutions keep the format. On a CPU the
         # backward pass of a norm of several groups is six times slower in that format.
         if t.norm_groups > 1 and images.device.type == "cpu":
@@ -223,7 +220,7 @@ class _TokenizerTrainer:
             self.average.update(step)
             if restarted is not None:  # an average of the old and the new code would be useless
                 self.result.quantize.embedding.weight[restarted] = self.codebook.codes_VC[restarted]
-        return self.world.means({name: value.detach() for name, value in stats.items()})
+        return {name: value.detach() for name, value in stats.items()}
 
     def state(self) -> dict[str, object]:
         return {

@@ -3,6 +3,7 @@
 Shapes: B images, L tokens.
 """
 
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from var_scaling.accounting import total
+from var_scaling.data.loader import in_order
 from var_scaling.data.order import batch_rows
 from var_scaling.evaluation.likelihood import LABELS, evaluate, evaluation_flops
 from var_scaling.experiment.trial import Trial
@@ -18,6 +20,7 @@ from var_scaling.metrics import Line
 from var_scaling.models.base import Batch, StepDraws
 from var_scaling.tokenizer.cache import TokenCache, latent_statistics
 from var_scaling.tokenizer.quantizer import Quantizer
+from var_scaling.training import compilation
 from var_scaling.training.average import WeightAverage
 from var_scaling.training.checkpoint import State, checkpoint_name
 from var_scaling.training.loop import (
@@ -32,7 +35,7 @@ from var_scaling.training.loop import (
     updates,
 )
 from var_scaling.training.optim import ScheduledOptimizer, precision_context
-from var_scaling.training.world import World, sync_gradients
+from var_scaling.training.world import World, recompute_activations, sync_gradients
 
 
 class TrainedModel(NamedTuple):
@@ -54,11 +57,14 @@ def train(
     world: World,
     permanent_folder: Path | None = None,
     start: Path | None = None,
+    compile_network: bool = False,
+    on_compiled: Callable[[str | None], None] = lambda error: None,
 ) -> TrainedModel:
     """The trained model. Resumes bitwise from the last checkpoint in `folder`.
 
     The checkpoints of `trial.keep_steps` are written to `permanent_folder`. `start` is the file of
-    the checkpoint that `trial.start` names.
+    the checkpoint that `trial.start` names. `compile_network` is for steps, not for evaluation:
+    `on_compiled` gets None, or the error after which the training goes on with eager code.
 
     Raises Diverged, Interrupted if `poll_signal` returns STOP, ValueError if the batch is not
     divisible by the number of processes.
@@ -74,8 +80,17 @@ def train(
         average = WeightAverage(model, averaged_model, trial.weight_average)
     trained = TrainedModel(model) if average is None else TrainedModel(average.average, model)
     quantizer = quantizer.to(world.device)
+    compiled = False
+    if compile_network:
+        # Before the clock of the journal starts, and outside DistributedDataParallel.
+        one_step = partial(_forward_and_backward, trial, model, quantizer, training, world)
+        error = compilation.compile_network(model, one_step)
+        compiled = error is None
+        on_compiled(error)
+    if world.recompute_activations:
+        recompute_activations(model)
     optimizer = ScheduledOptimizer(model, trial.optimiser, trial.steps, trial.precision)
-    net = world.wrap(model)
+    net = world.wrap(model, all_used=True)
     micro_batches, rows_here = world.micro_batches(trial.batch_size), trial.batch_size // world.size
     journal = Journal(folder, log, partial(progress_of, trial), save_every, world, start)
     if journal.resumed:
@@ -85,6 +100,7 @@ def train(
         if average is not None:
             average.average.load_state_dict(journal.resumed["average"])
     logged, evaluated = log_steps(trial.steps), frozenset(trial.evaluation_steps)
+    batches = _batches(trial, training, journal.start, micro_batches, world)
 
     def update(step: int) -> Stats:
         losses = []
@@ -92,18 +108,26 @@ def train(
             # Gradients add up over the micro-batches; only the last one averages over processes.
             with sync_gradients(net, now=rows == micro_batches[-1]):
                 with precision_context(trial.precision, world.device):
-                    loss = batch_loss(trial, net, quantizer, training, step, rows)
+                    loss = loss_of(trial, net, quantizer, next(batches), step, rows)
                 loss = loss * ((rows.stop - rows.start) / rows_here)  # mean over all rows
                 optimizer.backward(optimizer.scale(loss))
             losses.append(loss.detach())
         # The losses are already weighted by their rows, so their sum is this process's mean.
-        stats = world.means({"loss": torch.stack(losses).sum(), **optimizer.step(step)})
+        stats = {"loss": torch.stack(losses).sum(), **optimizer.step(step)}
         if average is not None:
             average.update(step)
         return stats
 
+    if world.size > 1 and journal.start < trial.steps:
+        # DistributedDataParallel orders its gradient buckets after its first backward pass. With
+        # one before the first step, started and resumed runs sum gradients in the same order.
+        with precision_context(trial.precision, world.device):
+            loss = batch_loss(trial, net, quantizer, training, journal.start, micro_batches[0])
+        optimizer.discard(loss)
+
     def validate(done: int) -> None:
-        scores = held_out_scores(trial, trained, quantizer, held_out, done, world)
+        with compilation.eager(compiled):
+            scores = held_out_scores(trial, trained, quantizer, held_out, done, world)
         refuse_non_finite({"held-out loss": scores["loss"]}, done, trial.steps)
         journal.write_line("validation", done, scores)
 
@@ -114,8 +138,8 @@ def train(
 
     # Lines come before the checkpoint of the same step. After a kill in between, the resumed
     # training repeats the step and its line; readers keep the last one.
-    for done, stats in updates(update, journal.start, trial.steps):
-        journal.means.add(stats)
+    pauses = logged | evaluated | frozenset(trial.keep_steps)
+    for done, signal in updates(update, journal, trial.steps, poll_signal, pauses):
         if done in logged:
             rate = {"learning_rate": optimizer.rate}
             journal.write_line("train", done, {**journal.means.pop(), **rate})
@@ -125,8 +149,6 @@ def train(
         if done in trial.keep_steps and permanent_folder is not None:
             with journal.stopwatch.paused():
                 journal.save_permanent(permanent_folder / checkpoint_name(done), done, state())
-        # All processes must stop after the same step: those that go on would wait for the others.
-        signal = world.max(poll_signal(done))
         # No checkpoint after the last step: the finished weights are saved instead. There is no
         # collective call in this branch, so the clocks of the processes may differ.
         if done < trial.steps and (journal.stopwatch.save_is_due() or signal >= Signal.CHECKPOINT):
@@ -176,18 +198,61 @@ def batch_loss(
 
     Random numbers are drawn for the global batch, so the number of processes changes nothing.
     """
+    batch = read_batch(trial, training, step, share)
+    return loss_of(trial, model, quantizer, batch, step, share)
+
+
+def read_batch(trial: Trial, training: TokenCache, step: int, share: slice) -> Batch:
+    """The rows `share` of the global batch `step`; some classes are replaced by the null class."""
     rows, epochs = batch_rows(training.images, trial.batch_size, trial.seed, step)
     ids_BL, labels_B = training.batch(rows[share], epochs[share])
+    # Classifier-free guidance needs an unconditional prediction.
     draws = StepDraws(trial.seed, step, trial.batch_size, share)
-    # Classifier-free guidance needs an unconditional prediction: some classes become the null
-    # class.
     generator = torch.Generator().manual_seed(draws.seed_of("label drop"))
     dropped_B = torch.rand(trial.batch_size, generator=generator)[share]
     null_class = torch.tensor(trial.classes)  # the classes are 0 to trial.classes - 1
-    labels_B = labels_B.where(dropped_B >= trial.class_dropout_prob, null_class)
+    return Batch(ids_BL, labels_B.where(dropped_B >= trial.class_dropout_prob, null_class))
+
+
+def loss_of(
+    trial: Trial, model: nn.Module, quantizer: Quantizer, batch: Batch, step: int, share: slice
+) -> torch.Tensor:
+    """Mean training loss of `batch`, the rows `share` of the global batch `step`."""
     device = quantizer.embedding.weight.device
-    batch = Batch(ids_BL.to(device), labels_B.to(device))
-    return trial.family.loss(trial.spec, model, quantizer, batch, draws)
+    # Not blocking: the copy of a pinned batch runs beside the step before.
+    on_device = Batch(*(part.to(device, non_blocking=True) for part in batch))
+    draws = StepDraws(trial.seed, step, trial.batch_size, share)
+    return trial.family.loss(trial.spec, model, quantizer, on_device, draws)
+
+
+def _batches(
+    trial: Trial, training: TokenCache, start: int, micro_batches: list[slice], world: World
+) -> Iterator[Batch]:
+    """The micro-batches of this process for each step from `start`; for a GPU, read ahead by a
+    thread and pinned.
+    """
+    on_gpu = world.device.type == "cuda"
+
+    def read(key: tuple[int, slice]) -> Batch:
+        batch = read_batch(trial, training, *key)
+        return Batch(*(part.pin_memory() for part in batch)) if on_gpu else batch
+
+    keys = ((step, rows) for step in range(start, trial.steps) for rows in micro_batches)
+    return in_order(read, keys, workers=0, threads=2 if on_gpu else 1)
+
+
+def _forward_and_backward(
+    trial: Trial, model: nn.Module, quantizer: Quantizer, training: TokenCache, world: World
+) -> None:
+    """Forward and backward of one micro-batch of each size. The gradients are not kept."""
+    shares = {rows.stop - rows.start: rows for rows in world.micro_batches(trial.batch_size)}
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for rows in shares.values():
+        with precision_context(trial.precision, world.device):
+            loss = batch_loss(trial, model, quantizer, training, 0, rows)
+        # As in ScheduledOptimizer.backward, whose precision is part of what is compiled.
+        with precision_context(trial.precision, world.device, autocast=False):
+            torch.autograd.grad(loss, weights, allow_unused=True)
 
 
 def progress_of(trial: Trial, done: int, seconds: float) -> Line:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 _NOTE = (
     "Times are the median seconds of a batch ± half the range. MFU: model FLOP/s of the "
     "transformer over the measured matmul peak of its precision; an unconditional pass counts only "
-    "if guidance needs it. The decoder runs in fp32."
+    "if guidance needs it. The decoder runs in fp32, beside a transformer in another precision in "
+    "tf32."
 )
 
 

@@ -17,7 +17,7 @@ from pipelines.execution.slurm import slurm
 from pipelines.stages.attempt import Stopped, Superseded
 from pipelines.stages.context import ProcessContext, RunContext, StopFile, local_process
 from pipelines.workspace import job_log as jobs
-from pipelines.workspace.settings import Settings
+from pipelines.workspace.settings import Settings, compiles
 from pipelines.workspace.store import Home
 
 if TYPE_CHECKING:
@@ -127,6 +127,8 @@ class Work:
             cpus=cluster.cpus_per_gpu,
             workers=max(0, cluster.cpus_per_gpu - 1),
             micro_batch_size=self.payload.get("at_once"),
+            recompute_activations=cluster.recompute_activations,
+            compile=compiles(cluster),
             save_every=cluster.save_every_seconds,
             alone=False,
             logs_to_stdout=rank == 0,

@@ -16,10 +16,11 @@ from var_scaling.models.ar.config import ArModel
 from var_scaling.models.attention import (
     AttentionMask,
     KVCache,
-    Rotate,
+    Rotary,
     attend_rotated,
     split_heads,
 )
+from var_scaling.models.cross_entropy import mean_cross_entropy
 from var_scaling.models.layers import (
     Block,
     ModulatedNorm,
@@ -40,6 +41,8 @@ class AR(nn.Module):
     The network drops no labels; the trainer does. With AdaLN and learned positions the parameters
     have VAR's names: for a single token both are the same network.
     """
+
+    compiled_methods = ("run_block", "head_loss")
 
     def __init__(self, model: ArModel, tokenizer: Tokenizer, classes: int, seed: int):
         super().__init__()
@@ -89,11 +92,17 @@ class AR(nn.Module):
             angles = rotary_angles(tokenizer.pyramid.side, self.levels, width // model.heads)
         self.register_buffer("angles_TP", angles, persistent=False)
 
-    def forward(self, labels_B: Tensor, previous: Tensor, keep_D2B: Tensor | None = None) -> Tensor:
-        """Teacher-forced logits (B, T, V), in raster order.
+    def forward(
+        self,
+        labels_B: Tensor,
+        previous: Tensor,
+        keep_D2B: Tensor | None = None,
+        ids_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Teacher-forced logits (B, T, V), or their mean cross entropy if `ids` is given.
 
-        `previous` is `token_inputs` of the first T - 1 tokens. `keep` holds the factors of the
-        residual branches from `drop_path_factors`.
+        Tokens are in raster order. `previous` is `token_inputs` of the first T - 1 tokens. `keep`
+        holds the factors of the residual branches from `drop_path_factors`.
         """
         # As in VAR: embeddings are summed in float32, the blocks run in the autocast dtype.
         with full_precision(labels_B.device):
@@ -102,12 +111,24 @@ class AR(nn.Module):
             x_BTC = self.add_positions(x_BTC, slice(0, self.tokens))
         dtype = autocast_dtype(labels_B.device)
         x_BTC, cond = x_BTC.to(dtype), cond_BC.to(dtype)
-        rotate = self.rotation(slice(0, self.tokens))
+        rotary = self.rotation(slice(0, self.tokens))
         factors = branch_factors(keep_D2B, self.config.depth, dtype)
         for block, keep_2B11 in zip(self.blocks, factors, strict=True):
             assert isinstance(block, Block | LlamaBlock)
-            x_BTC = block(x_BTC, block.adaln_params(cond), self.mask, keep_2B11, None, rotate)
-        return self.head_logits(x_BTC, cond_BC)
+            x_BTC = self.run_block(block, x_BTC, cond, keep_2B11, rotary)
+        if ids_BT is None:
+            return self.head_logits(x_BTC, cond_BC)
+        return self.head_loss(x_BTC, cond_BC, ids_BT)
+
+    def run_block(
+        self,
+        block: "Block | LlamaBlock",
+        x_BTC: Tensor,
+        cond_BC: Tensor,
+        keep_2B11: Tensor | None,
+        rotary: Rotary | None,
+    ) -> Tensor:
+        return block(x_BTC, block.adaln_params(cond_BC), self.mask, keep_2B11, None, rotary)
 
     def start_embedding(self, cond_BC: Tensor) -> Tensor:
         """The input that predicts the first token: the class, (B, 1, C)."""
@@ -127,19 +148,21 @@ class AR(nn.Module):
         # Their sum is smaller than x: it is added once.
         return x_BtC + sum(embeddings) if embeddings else x_BtC
 
-    def rotation(self, positions: slice) -> Rotate | None:
-        """The rotary embedding of `positions`; None if the model has none."""
+    def rotation(self, positions: slice) -> Rotary | None:
+        """Cosines and sines for `positions`; None if the model has no rotary embedding."""
         if self.angles_TP is None:
             return None
         angles_TP = self.angles_TP[positions]
-        cos_TP, sin_TP = angles_TP.cos(), angles_TP.sin()  # once for all blocks
-        return lambda x: apply_rotary(x, cos_TP, sin_TP)
+        return angles_TP.cos(), angles_TP.sin()  # once for all blocks
 
     def head_logits(self, x_BTC: Tensor, cond_BC: Tensor) -> Tensor:
         if self.config.block == "adaln":
             # The last norm gets the residual stream in float32, as in the released VAR.
             return self.head(self.head_nm(x_BTC.float(), cond_BC))
         return self.head(self.head_nm(x_BTC.float()))
+
+    def head_loss(self, x_BTC: Tensor, cond_BC: Tensor, ids_BT: Tensor) -> Tensor:
+        return mean_cross_entropy(self.head_logits(x_BTC, cond_BC), ids_BT)
 
     def _init_llama(self) -> None:
         for parameter in self.parameters():
@@ -175,10 +198,10 @@ class LlamaBlock(nn.Module):
         mask: AttentionMask | None,
         keep_2B11: Tensor | None = None,
         kv_cache: KVCache | None = None,
-        rotate: Rotate | None = None,
+        rotary: Rotary | None = None,
     ) -> Tensor:
         qk, v = split_heads(self.wqkv(self.attention_norm(x_BTC)), self.heads)
-        h = attend_rotated(qk, v, qk.shape[-1] ** -0.5, mask, kv_cache, rotate)
+        h = attend_rotated(qk, v, qk.shape[-1] ** -0.5, mask, kv_cache, rotary)
         h = self.wo(rearrange(h, "b n t c -> b t (n c)"))
         x_BTC = x_BTC + (h if keep_2B11 is None else keep_2B11[0] * h)
         h = self.ffn_norm(x_BTC)
@@ -216,11 +239,3 @@ def rotary_angles(side: int, levels: int, head_width: int) -> Tensor:
     rows, columns = position_I // side, position_I % side
     angles = torch.cat([rows[:, None] * frequencies_P, columns[:, None] * frequencies_P], dim=1)
     return torch.cat([angles.new_zeros(1, 2 * pairs), angles]).float()
-
-
-def apply_rotary(x: Tensor, cos_TP: Tensor, sin_TP: Tensor) -> Tensor:
-    """Rotate each pair of neighbouring channels of x (..., T, 2 P) by its angle."""
-    # (..., T, P) each. In float32 also under autocast.
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    rotated = torch.stack([even * cos_TP - odd * sin_TP, even * sin_TP + odd * cos_TP], dim=-1)
-    return rotated.flatten(-2).to(x.dtype)

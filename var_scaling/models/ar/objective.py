@@ -11,7 +11,6 @@ from var_scaling.models.ar.config import ArModel
 from var_scaling.models.ar.model import from_raster, to_raster, token_inputs
 from var_scaling.models.base import Batch, ModelSpec, StepDraws
 from var_scaling.models.layers import drop_path_factors
-from var_scaling.models.logits import mean_cross_entropy
 from var_scaling.tokenizer.quantizer import Quantizer
 
 
@@ -31,8 +30,9 @@ def training_loss(
         keep_D2B = keep_D2B[:, :, draws.local_slice].to(batch.labels_B.device)
     ids_BT = to_raster(batch.ids_BL, spec.tokenizer.pyramid.scales)
     # The last token is no input: nothing follows it.
-    logits_BTV = network(batch.labels_B, token_inputs(model, quantizer, ids_BT[:, :-1]), keep_D2B)
-    return mean_cross_entropy(logits_BTV, ids_BT)
+    previous = token_inputs(model, quantizer, ids_BT[:, :-1])
+    loss: Tensor = network(batch.labels_B, previous, keep_D2B, ids_BT)
+    return loss
 
 
 def level_sums(

@@ -15,7 +15,12 @@ from var_scaling.models.ar.model import AR, LlamaBlock, from_raster, token_input
 from var_scaling.models.attention import KVCache
 from var_scaling.models.base import Frame, SampleDraws
 from var_scaling.models.layers import Block, autocast_dtype, full_precision
-from var_scaling.models.logits import apply_guidance, filter_logits, sample_ids
+from var_scaling.models.logits import (
+    apply_guidance,
+    filter_logits,
+    raise_if_not_finite,
+    sample_ids,
+)
 from var_scaling.tokenizer.groups import in_groups
 from var_scaling.tokenizer.quantizer import Quantizer
 
@@ -26,7 +31,8 @@ def sample_tokens(
 ) -> Iterator[Frame]:
     """Sample the tokens of a batch. Yields a frame for each of `frame_rows`; the last has the ids.
 
-    Raises ValueError if guidance or temperature lead to logits that are not finite.
+    Raises ValueError, before the last frame, if guidance or temperature lead to logits that are not
+    finite. Only this check waits for the device.
     """
     sampler = ARSampler(network, labels_B, sampling.guidance)
     uniform_BT = draws.uniform("token", 0, (network.tokens,))
@@ -34,7 +40,7 @@ def sample_tokens(
     side = quantizer.pyramid.side
     # Number of tokens done: number of complete rows of the grid.
     rows_at_end = {rows * side * network.levels: rows for rows in frame_rows(side)}
-    # A flag on the device: it collects the checks of all positions of a frame.
+    # A flag on the device: it collects the checks of all positions.
     finite = torch.ones((), dtype=torch.bool, device=labels_B.device)
     for position in range(network.tokens):
         previous = None
@@ -49,11 +55,8 @@ def sample_tokens(
             ids_BT[:, position : position + 1] = sample_ids(allowed_B1V, uniform_B1)
             if position + 1 not in rows_at_end:
                 continue
-            if not finite:  # checked once per frame: each check synchronises with a GPU
-                raise ValueError(
-                    f"the logits are not finite: guidance {sampling.guidance:g} or temperature "
-                    f"{sampling.temperature:g} is too extreme, or the precision too low"
-                )
+            if position + 1 == network.tokens:
+                raise_if_not_finite({"the logits are": finite}, "guidance or temperature")
             ids_BL = from_raster(ids_BT, network.levels)
             grid_BZHH = in_groups(quantizer.decode, quantizer.group_size, ids_BL)
             grid_BZHH[:, :, rows_at_end[position + 1] :] = 0  # rows without tokens yet
@@ -83,6 +86,9 @@ class ARSampler:
         labels_R = torch.cat([labels_B, null_B]) if guidance else labels_B
         padding = labels_B.new_full((max(0, FEWEST_ROWS - len(labels_R)),), network.classes)
         labels_R = torch.cat([labels_R, padding])
+        # A conditional row and its unconditional row have the same token. Padding rows repeat
+        # tokens of the batch; their logits are never read.
+        self.image_R = torch.arange(len(labels_R), device=labels_B.device) % self.images
         with full_precision(labels_B.device):
             self.cond_RC = network.class_emb(labels_R)
         dtype = autocast_dtype(labels_B.device)
@@ -100,20 +106,17 @@ class ARSampler:
     def logits(self, position: int, previous: Tensor | None) -> Tensor:
         """Guided logits (B, V) at `position`, given the previous token's input. Call in order."""
         network, positions = self.network, slice(position, position + 1)
-        rows = len(self.cond_RC)
         with full_precision(self.cond_RC.device):
             if previous is None:
                 x_R1C = network.start_embedding(self.cond_RC)
             else:
-                # A conditional row and its unconditional row have the same token. Padding rows
-                # repeat tokens of the batch; their logits are never read.
-                x_R1C = network.word_embed(previous[torch.arange(rows) % self.images])
+                x_R1C = network.word_embed(previous[self.image_R])
             x_R1C = network.add_positions(x_R1C, positions)
         x_R1C = x_R1C.to(self.cache.dtype)
-        rotate = network.rotation(positions)
+        rotary = network.rotation(positions)
         # No mask: the only query may see all cached positions. No drop path in sampling.
         for number, (block, adaln) in enumerate(zip(self.blocks, self.adaln_params, strict=True)):
-            x_R1C = block(x_R1C, adaln, None, None, self._kv_cache(number, position), rotate)
+            x_R1C = block(x_R1C, adaln, None, None, self._kv_cache(number, position), rotary)
         logits_RV = network.head_logits(x_R1C, self.cond_RC)[:, 0].float()
         conditional_BV = logits_RV[: self.images]
         if not self.guidance:

@@ -36,6 +36,8 @@ class DiT(nn.Module):
     head starts at zero, so the initial output is exactly 0.
     """
 
+    compiled_methods = ("run_block", "output")
+
     def __init__(self, model: DitModel, tokenizer: Tokenizer, classes: int, seed: int):
         super().__init__()
         self.config = model
@@ -88,16 +90,21 @@ class DiT(nn.Module):
             cond_RC = self.t_embedder(embedding_RW) + self.y_embedder(labels_R)
             x_BTC = self.x_embedder(self.patches(x_BZHH)) + self.pos_embed_TC
         dtype = autocast_dtype(labels_B.device)
-        rows = len(x_BTC)
         x_BTC, cond = x_BTC.to(dtype), cond_RC.to(dtype)
         for block in self.blocks:
             assert isinstance(block, DitBlock)
-            # [:rows]: where only the condition was padded, x has fewer rows.
-            x_BTC = block(x_BTC, block.adaLN_modulation(cond)[:rows])
-        shift, scale = self.final_modulation(cond_RC)[:rows].unbind(1)
+            x_BTC = self.run_block(block, x_BTC, cond)
+        return self.output(x_BTC, cond_RC)[:images]
+
+    def run_block(self, block: "DitBlock", x_BTC: Tensor, cond_RC: Tensor) -> Tensor:
+        # Where only the condition was padded, x has fewer rows.
+        return block(x_BTC, block.adaLN_modulation(cond_RC)[: len(x_BTC)])
+
+    def output(self, x_BTC: Tensor, cond_RC: Tensor) -> Tensor:
+        """The grid (B, Z or 2 Z, H, H) of the last block's output."""
+        shift, scale = self.final_modulation(cond_RC)[: len(x_BTC)].unbind(1)
         # float32 for the last norm, also under autocast.
-        out_BTP = self.final_linear(modulate(x_BTC.float(), scale, shift))
-        return self.grid(out_BTP)[:images]
+        return self.grid(self.final_linear(modulate(x_BTC.float(), scale, shift)))
 
     def patches(self, x_BZHH: Tensor) -> Tensor:
         """(B, T, Z patch²): the grid's patches in raster order, channels first in each."""

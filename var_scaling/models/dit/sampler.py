@@ -22,7 +22,7 @@ from var_scaling.models.dit.diffusion import (
 )
 from var_scaling.models.dit.model import DiT
 from var_scaling.models.layers import full_precision
-from var_scaling.models.logits import apply_guidance
+from var_scaling.models.logits import apply_guidance, raise_if_not_finite
 
 
 @torch.no_grad()
@@ -35,9 +35,11 @@ def denoise(
 ) -> Iterator[Frame]:
     """From noise to a grid. Each frame is the estimate of the grid after one of `frame_steps`.
 
-    Raises ValueError if guidance leads to numbers that are not finite.
+    Raises ValueError, before the last frame, if guidance leads to numbers that are not finite. Only
+    this check waits for the device.
     """
     frame_steps = sampling.frame_steps()
+    finite: dict[str, Tensor] = {}  # for each frame, a flag on the device
     estimates = clean_estimates(
         network.config,
         guided_prediction(network, labels_B, sampling),
@@ -48,12 +50,9 @@ def denoise(
     for step, clean_BZHH in enumerate(estimates, 1):
         if step not in frame_steps:
             continue
-        # Checked for frames only: each check synchronises with a GPU.
-        if not clean_BZHH.isfinite().all():
-            raise ValueError(
-                f"the sample is not finite after step {step}: guidance {sampling.guidance:g} is "
-                "too strong, or the precision too low"
-            )
+        finite[f"the sample after step {step} is"] = clean_BZHH.isfinite().all()
+        if step == sampling.steps:
+            raise_if_not_finite(finite, "guidance")
         yield Frame(network.denormalized(clean_BZHH), None)
 
 

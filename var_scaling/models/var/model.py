@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from var_scaling.config import Tokenizer
 from var_scaling.linear import Linear
 from var_scaling.models.attention import AttentionMask
+from var_scaling.models.cross_entropy import mean_cross_entropy
 from var_scaling.models.layers import (
     Block,
     ModulatedNorm,
@@ -28,6 +29,8 @@ class VAR(nn.Module):
 
     Index `classes` is the null class. The network drops no labels; the trainer does.
     """
+
+    compiled_methods = ("run_block", "head_loss")
 
     def __init__(self, model: VarModel, tokenizer: Tokenizer, classes: int, seed: int):
         super().__init__()
@@ -67,9 +70,13 @@ class VAR(nn.Module):
         self.mask = AttentionMask(pyramid.lengths)
 
     def forward(
-        self, labels_B: Tensor, input_BLZ: Tensor, keep_D2B: Tensor | None = None
+        self,
+        labels_B: Tensor,
+        input_BLZ: Tensor,
+        keep_D2B: Tensor | None = None,
+        ids_BL: Tensor | None = None,
     ) -> Tensor:
-        """Teacher-forced logits (B, L, V).
+        """Teacher-forced logits (B, L, V), or their mean cross entropy if `ids` is given.
 
         `input` is the quantizer's teacher input (B, L - S, Z). `keep` holds the factors of the
         residual branches from `drop_path_factors`.
@@ -87,6 +94,19 @@ class VAR(nn.Module):
             self.blocks, branch_factors(keep_D2B, self.config.depth, dtype), strict=True
         ):
             assert isinstance(block, Block)
-            x_BLC = block(x_BLC, block.adaln_params(cond), self.mask, keep_2B11)
+            x_BLC = self.run_block(block, x_BLC, cond, keep_2B11)
+        if ids_BL is None:
+            return self.head_logits(x_BLC, cond_BC)
+        return self.head_loss(x_BLC, cond_BC, ids_BL)
+
+    def run_block(
+        self, block: Block, x_BLC: Tensor, cond: Tensor, keep_2B11: Tensor | None
+    ) -> Tensor:
+        return block(x_BLC, block.adaln_params(cond), self.mask, keep_2B11)
+
+    def head_logits(self, x_BLC: Tensor, cond_BC: Tensor) -> Tensor:
         # The last norm gets the residual stream in float32, as released.
         return self.head(self.head_nm(x_BLC.float(), cond_BC))
+
+    def head_loss(self, x_BLC: Tensor, cond_BC: Tensor, ids_BL: Tensor) -> Tensor:
+        return mean_cross_entropy(self.head_logits(x_BLC, cond_BC), ids_BL)

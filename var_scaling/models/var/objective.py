@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from var_scaling.models.base import Batch, ModelSpec, StepDraws
 from var_scaling.models.layers import drop_path_factors
-from var_scaling.models.logits import mean_cross_entropy
 from var_scaling.models.var.config import VarModel
 from var_scaling.tokenizer.quantizer import Quantizer
 
@@ -30,8 +29,8 @@ def training_loss(
     # The tokenizer is frozen here: codes and phi get no gradient from the transformer.
     with torch.no_grad():
         input_BLZ = _teacher_input(quantizer, batch.ids_BL)
-    logits_BLV = network(batch.labels_B, input_BLZ, keep_D2B)
-    return mean_cross_entropy(logits_BLV, batch.ids_BL)
+    loss: Tensor = network(batch.labels_B, input_BLZ, keep_D2B, batch.ids_BL)
+    return loss
 
 
 def scale_sums(

@@ -16,7 +16,13 @@ from var_scaling.accounting import FEWEST_ROWS
 from var_scaling.models.attention import KVCache
 from var_scaling.models.base import KeptTokens, SampleDraws
 from var_scaling.models.layers import Block, autocast_dtype, full_precision, modulate
-from var_scaling.models.logits import apply_guidance, filter_logits, mix_codes, sample_ids
+from var_scaling.models.logits import (
+    apply_guidance,
+    filter_logits,
+    mix_codes,
+    raise_if_not_finite,
+    sample_ids,
+)
 from var_scaling.models.var.config import ScaleSettings, VarSampling
 from var_scaling.models.var.model import VAR
 from var_scaling.pyramid import Pyramid
@@ -46,12 +52,15 @@ def sample_tokens(
     """Sample one scale after another, in the caller's precision.
 
     Tokens of `kept` replace the sampled ones at every scale. Raises ValueError if guidance or
-    temperature lead to logits that are not finite.
+    temperature lead to logits that are not finite, before the result of the last scale is returned:
+    this check is the only operation that waits for the device.
     """
     pyramid, device = quantizer.pyramid, labels_B.device
     steps = sampling.steps(pyramid.scales)
     sampler = VARSampler(model, pyramid, labels_B, [settings.guidance for settings in steps])
     f_BZHH = quantizer.empty_grid(len(labels_B))
+    uniform_of_scales = draws.uniforms("token", [(tokens,) for tokens in pyramid.lengths])
+    finite: dict[str, Tensor] = {}  # for each scale, a flag on the device
     # (ids, mask), each as a list with one (B, S) tensor for each scale.
     kept_scales = None if kept is None else [part.split(pyramid.lengths, dim=1) for part in kept]
     for k, settings in enumerate(steps):
@@ -64,7 +73,11 @@ def sample_tokens(
         logits_BSV = sampler.logits(k, input_BSZ)
         # Probabilities and the grid are float32, whatever the precision of the network.
         with full_precision(device):
-            sampled_BS, vectors_BSZ = _sample_codes(quantizer, logits_BSV, settings, k, draws)
+            scaled_BSV = logits_BSV / settings.temperature
+            finite[f"the logits of scale {k + 1} are"] = scaled_BSV.isfinite().all()
+            sampled_BS, vectors_BSZ = _sample_codes(
+                quantizer, scaled_BSV, settings, k, uniform_of_scales[k], draws
+            )
             ids_BS = sampled_BS
             if kept_scales is not None:
                 # Kept tokens enter the grid at every scale: finer scales are sampled around them.
@@ -73,6 +86,8 @@ def sample_tokens(
                 kept_BSZ = quantizer.embedding(kept_BS)
                 vectors_BSZ = kept_BSZ.where(mask_BS[..., None], vectors_BSZ)
             f_BZHH = _add_scale(quantizer, f_BZHH, vectors_BSZ, k)
+        if k == pyramid.scales - 1:
+            raise_if_not_finite(finite, "guidance or temperature")
         yield ScaleResult(k, logits_BSV, sampled_BS, ids_BS, f_BZHH)
 
 
@@ -94,19 +109,21 @@ def _add_scale(quantizer: Quantizer, f_BZHH: Tensor, vectors_BSZ: Tensor, k: int
 
 
 def _sample_codes(
-    quantizer: Quantizer, logits_BSV: Tensor, settings: ScaleSettings, k: int, draws: SampleDraws
+    quantizer: Quantizer,
+    scaled_BSV: Tensor,
+    settings: ScaleSettings,
+    k: int,
+    uniform_BS: Tensor,
+    draws: SampleDraws,
 ) -> tuple[Tensor, Tensor]:
-    """Sampled ids (B, S), and the code vectors (B, S, Z) that are added to the grid."""
-    scaled_BSV = logits_BSV / settings.temperature
-    if not scaled_BSV.isfinite().all():
-        raise ValueError(
-            f"the logits of scale {k + 1} are not finite: guidance {settings.guidance:g} or "
-            f"temperature {settings.temperature:g} is too extreme, or the precision too low"
-        )
+    """Sampled ids (B, S), and the code vectors (B, S, Z) that are added to the grid.
+
+    `scaled` are the logits divided by the temperature.
+    """
     allowed_BSV = filter_logits(scaled_BSV, settings.top_k, settings.top_p)
-    _, tokens, codes = logits_BSV.shape
+    _, tokens, codes = scaled_BSV.shape
     # Sampled also with `smooth`: the ids are the result, the mixture only enters the grid.
-    ids_BS = sample_ids(allowed_BSV, draws.uniform("token", k, (tokens,)))
+    ids_BS = sample_ids(allowed_BSV, uniform_BS)
     if settings.tau is None:
         return ids_BS, quantizer.embedding(ids_BS)
     uniform_BSV = draws.uniform("mixture", k, (tokens, codes))
