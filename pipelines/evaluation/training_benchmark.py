@@ -145,7 +145,15 @@ def measure(
             seconds=seconds,
             peak_flops=peak,
             matmul=matmul,
-            speed=step_speed(trial, case.micro_batch, peak, matmul, bench),
+            speed=step_speed(
+                trial,
+                case.micro_batch,
+                peak,
+                matmul,
+                bench,
+                context.process.compile,
+                context.process.recompute_activations,
+            ),
         )
         # After each size, so that an interrupted command keeps what it has measured.
         save_benchmark(context.home, benchmark)
