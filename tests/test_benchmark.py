@@ -50,6 +50,7 @@ from var_scaling.evaluation import training_step
 from var_scaling.evaluation.bench import Bench
 from var_scaling.evaluation.rates import Machine, MatmulPeak, Timing, TrainingSpeed
 from var_scaling.evaluation.training_step import step_speed
+from var_scaling.training import loop
 
 CPU = torch.device("cpu")
 MATMUL = MatmulPeak(precision="fp32", side=256, flops_per_second=1e12)
@@ -152,8 +153,14 @@ def test_the_timed_step_has_the_micro_batches_and_the_optimizer_of_training(monk
     assert passes == [3, 3, 2] * len(updates)
 
 
+def test_steps_that_a_gpu_reports_together_are_divided_by_their_number(monkeypatch):
+    monkeypatch.setitem(loop._STEPS_PER_READ, "cpu", 10)  # as on a GPU
+    speed = step_speed(trial(), 8, 1e12, MATMUL, ticking(0.5))
+    assert speed.step.median_seconds == 0.05
+
+
 def test_a_size_that_does_not_fit_into_memory_is_a_row_without_numbers(monkeypatch):
-    def exhausted(*words):
+    def exhausted(*words, **options):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(training_step, "train", exhausted)
@@ -162,7 +169,7 @@ def test_a_size_that_does_not_fit_into_memory_is_a_row_without_numbers(monkeypat
 
 
 def test_other_errors_of_a_step_are_not_hidden(monkeypatch):
-    def broken(*words):
+    def broken(*words, **options):
         raise RuntimeError("shapes differ")
 
     monkeypatch.setattr(training_step, "train", broken)
@@ -327,10 +334,10 @@ def test_the_result_is_valid_json(command):
 def test_a_size_without_memory_is_reported_and_the_others_are_measured(command, monkeypatch):
     train = training_step.train
 
-    def exhausted_by_depth_2(one, *words):
+    def exhausted_by_depth_2(one, *words, **options):
         if one.model.depth == 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return train(one, *words)
+        return train(one, *words, **options)
 
     monkeypatch.setattr(training_step, "train", exhausted_by_depth_2)
     words = ("benchmark", "./mine.py", "--only", "var-d1", "--only", "var-d2", "--seconds", "0.01")
@@ -397,17 +404,19 @@ def test_a_job_measures_its_sizes_and_a_requeued_one_the_rest(tmp_path):
     home, settings = Home(tmp_path), Settings(clusters={"box": BOX})
     sweep = three.model_copy(update={"scorings": (), "trials": three.trials[:3]})
     cases = cluster_cases(sweep, BOX, throughput_on(BOX))
-    task = benchmark_task(home, cases, "box", BOX, 0.01)
+    task = benchmark_task(home, "three", cases, "box", BOX, 0.01)
     assert (task.resources.processes, task.resources.gpus_per_node) == (1, 1)
     context = context_in(home, settings)
     stopping = replace(context, requested_signal=lambda: training_step.Signal.STOP)
     with pytest.raises(training_benchmark.Stopped, match="stopped after 1 of 3 sizes"):
         run(stopping, json.loads(json.dumps(task.payload)))
-    assert (sizes_done(task.folder), task.done) == (1, False)
+    assert (len(sizes_done(task.folder)), task.done) == (1, False)
     hardware = cluster_hardware("box", BOX)
     (first,) = read_benchmarks(home, hardware)
     assert run(context, task.payload) == "done"
     assert task.done
+    fewer = benchmark_task(home, "three", cases[1:], "box", BOX, 0.01)
+    assert fewer.folder == task.folder  # so that a second command finds a job that still runs
     found = read_benchmarks(home, hardware)
     assert first in found  # it was not measured a second time
     assert {one.peak_flops for one in found} == {1e11}

@@ -177,7 +177,7 @@ def benchmark(
     fitting = [one for one in cases if one.unfit is None]
     chosen = fitting if again else not_measured(workspace, hardware, cases)
     if chosen:
-        error = _measure(chosen, hardware, workspace, settings, seconds, dirty)
+        error = _measure(sweep.name, chosen, hardware, workspace, settings, seconds, dirty)
         if error is not None:
             screen.print_error(f"failed on {on}: {error}")
             screen.print_error("The sizes that were measured are kept; run the command again")
@@ -216,6 +216,7 @@ def _cases_on(
 
 
 def _measure(
+    sweep: str,
     cases: "Sequence[BenchmarkCase]",
     hardware: Hardware,
     home: Home,
@@ -233,7 +234,16 @@ def _measure(
     )
     with screen.progress_bar(f"timing {len(cases)} sizes") as report_progress:
         if hardware.on != LOCAL:
-            return run_on_cluster(context, cases, hardware.on, seconds, dirty, report_progress)
+            try:
+                return run_on_cluster(
+                    context, sweep, cases, hardware.on, seconds, dirty, report_progress
+                )
+            except KeyboardInterrupt:
+                screen.print_line(
+                    "This process exits; its job keeps running. To wait for it, run the same "
+                    "command again"
+                )
+                raise typer.Exit(130) from None
         for _ in measure(context, cases, hardware, seconds, None, report_progress):
             pass
     return None

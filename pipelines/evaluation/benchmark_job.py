@@ -1,7 +1,6 @@
 """Run the measurements of `benchmark --on CLUSTER` as one job on one GPU."""
 
 import asyncio
-import hashlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,20 +32,24 @@ _EXTRA_SECONDS = 120
 
 
 def benchmark_task(
-    home: Home, cases: Sequence[BenchmarkCase], name: str, cluster: Cluster, seconds: float
+    home: Home,
+    sweep: str,
+    cases: Sequence[BenchmarkCase],
+    name: str,
+    cluster: Cluster,
+    seconds: float,
 ) -> Task:
-    """The job that measures `cases` on the cluster called `name`.
+    """The job that measures `cases` of `sweep` on the cluster called `name`.
 
-    Its folder depends on the sizes, so that the same command finds a job that still runs.
+    Its folder does not depend on the cases: those that are missing become fewer while it runs, and
+    the same command must find it.
     """
     hardware = cluster_hardware(name, cluster)
-    key = " ".join([hardware.fingerprint(), *(one.size.fingerprint() for one in cases)])
-    digest = hashlib.sha256(key.encode()).hexdigest()[:12]
-    folder = home.benchmarks() / "jobs" / digest
+    folder = home.benchmarks() / "jobs" / f"{sweep}-{hardware.fingerprint()}"
     hours = len(cases) * (4 * seconds + _EXTRA_SECONDS) / 3600
     peak_flops = cluster.peak_tflops * 1e12
     return Task(
-        f"benchmark {digest}",
+        f"benchmark {sweep}",
         folder,
         folder,
         benchmark_resources(hours, cluster),
@@ -56,6 +59,7 @@ def benchmark_task(
 
 def run_on_cluster(
     context: RunContext,
+    sweep: str,
     cases: Sequence[BenchmarkCase],
     name: str,
     seconds: float,
@@ -69,7 +73,7 @@ def run_on_cluster(
     """
     cluster = context.settings.cluster(name)
     require_sbatch(name)
-    task = benchmark_task(context.home, cases, name, cluster, seconds)
+    task = benchmark_task(context.home, sweep, cases, name, cluster, seconds)
     # Jobs run a copy of the code, so an edit of the working tree does not reach them.
     modules = module_names([one.trial for one in cases])
     snapshot = take_snapshot(context.home, dirty, modules)
@@ -100,6 +104,6 @@ async def _wait(
     """Wait for the job, reporting how many sizes it has measured; return its error by task."""
     run = asyncio.create_task(reconciler.run_until_done([task]))
     while not run.done():
-        report_progress(f"steps on {reconciler.name}", sizes_done(task.folder), total)
+        report_progress(f"steps on {reconciler.name}", len(sizes_done(task.folder)), total)
         await asyncio.wait([run], timeout=min(1.0, reconciler.poll_seconds))
     return run.result()

@@ -145,7 +145,15 @@ def measure(
             seconds=seconds,
             peak_flops=peak,
             matmul=matmul,
-            speed=step_speed(trial, case.micro_batch, peak, matmul, bench),
+            speed=step_speed(
+                trial,
+                case.micro_batch,
+                peak,
+                matmul,
+                bench,
+                context.process.compile,
+                context.process.recompute_activations,
+            ),
         )
         # After each size, so that an interrupted command keeps what it has measured.
         save_benchmark(context.home, benchmark)
@@ -185,21 +193,23 @@ def run(context: RunContext, payload: dict[str, Any]) -> str:
     ]
     with at_work(folder, context.process, context.requested_signal) as attempt:
         attempt.begin({})
-        # The sizes are measured in order, so a job that was requeued goes on after the last one.
+        # A job that was requeued measures the rest.
         before = sizes_done(folder)
+        missing = [one for one in cases if one.size.fingerprint() not in before]
         steps = measure(
-            context, cases[before:], hardware, payload["seconds"], payload["peak_flops"],
+            context, missing, hardware, payload["seconds"], payload["peak_flops"],
             lambda what, done, total: print(f"{what}: {done} of {total}", flush=True),
         )  # fmt: skip
-        for done, _ in enumerate(steps, before + 1):
-            write_json(folder / _SIZES_DONE, {"done": done})
-            if attempt.stop(done) and done < len(cases):
-                raise Stopped(f"stopped after {done} of {len(cases)} sizes")
+        for done, benchmark in enumerate(steps, 1):
+            before.append(benchmark.size_fingerprint)
+            write_json(folder / _SIZES_DONE, {"sizes": before})
+            if attempt.stop(done) and done < len(missing):
+                raise Stopped(f"stopped after {done} of {len(missing)} sizes")
         attempt.finish({"status": "done"})
     return "done"
 
 
-def sizes_done(folder: Path) -> int:
-    """How many sizes the job in `folder` has measured."""
+def sizes_done(folder: Path) -> list[str]:
+    """The fingerprints of the sizes that the job in `folder` has measured."""
     file = folder / _SIZES_DONE
-    return int(read_json(file)["done"]) if file.exists() else 0
+    return list(read_json(file)["sizes"]) if file.exists() else []

@@ -33,7 +33,13 @@ _TOKENS = 2**20  # of the cache
 
 
 def step_speed(
-    trial: Trial, micro_batch: int, peak_flops: float, matmul: MatmulPeak, bench: Bench
+    trial: Trial,
+    micro_batch: int,
+    peak_flops: float,
+    matmul: MatmulPeak,
+    bench: Bench,
+    compile_network: bool = False,
+    recompute: bool = False,
 ) -> TrainingSpeed:
     """The speed of a step of `trial` in one process that trains its whole batch, at most
     `micro_batch` images in a pass. The optimizer, the averaged weights and the log are part of it.
@@ -55,7 +61,7 @@ def step_speed(
 
     def measure() -> TrainingSpeed:
         peak_memory = PeakMemory(bench.device)
-        timing = _time_steps(trial, micro_batch, bench)
+        timing = _time_steps(trial, micro_batch, bench, compile_network, recompute)
         seconds = timing.median_seconds
         images_per_second = trial.batch_size / seconds
         peak = matmul.model_copy(update={"flops_per_second": peak_flops})
@@ -88,41 +94,47 @@ class _Enough(Exception):
 
 
 class _StepClock:
-    """Called by the training loop after every step: records the seconds of each."""
+    """Called by the training loop after every step, or on a GPU after several: times them."""
 
     def __init__(self, bench: Bench):
-        self.bench, self.seconds = bench, list[float]()
-        self.ended: float | None = None  # when the previous step ended
+        self.bench, self.spent, self.seconds_per_step = bench, list[float](), list[float]()
+        self.previous: tuple[int, float] | None = None  # steps done, and the time then
 
     def __call__(self, done: int) -> Signal:
         self.bench.synchronize()
         now = self.bench.clock()
-        # The time until the end of the first step includes building the model.
-        if self.ended is not None:
-            step = now - self.ended
+        # The time until the first call includes building the model.
+        if self.previous is not None:
+            steps, spent = done - self.previous[0], now - self.previous[1]
             # A step that is longer than the whole budget needs no warm-up.
-            if done > _WARM_UP or step > self.bench.seconds:
-                self.seconds.append(step)
-        if self.bench.is_enough(self.seconds):
+            if done > _WARM_UP or spent > self.bench.seconds:
+                self.spent.append(spent)
+                self.seconds_per_step.append(spent / steps)
+        if self.bench.is_enough(self.spent):
             raise _Enough
-        self.ended = self.bench.clock()
+        self.previous = done, self.bench.clock()
         return Signal.CONTINUE
 
 
-def _time_steps(trial: Trial, micro_batch: int, bench: Bench) -> Timing:
+def _time_steps(
+    trial: Trial, micro_batch: int, bench: Bench, compile_network: bool, recompute: bool
+) -> Timing:
     endless = trial.model_copy(
         update={"steps": _STEPS, "evaluations": 1, "keep_steps": (), "start": None}
     )
     clock = _StepClock(bench)
     tokens = _random_tokens(trial)
     quantizer = Quantizer(trial.tokenizer).requires_grad_(False)
-    world = World(device=bench.device, micro_batch_size=micro_batch)
+    world = World(
+        device=bench.device, micro_batch_size=micro_batch, recompute_activations=recompute
+    )
     with tempfile.TemporaryDirectory() as folder, suppress(_Enough):
         train(
             endless, quantizer, tokens, tokens, Path(folder),
             lambda kind, step, values: None, _NEVER, clock, world,
+            compile_network=compile_network,
         )  # fmt: skip
-    return Timing.of(clock.seconds)
+    return Timing.of(clock.seconds_per_step)
 
 
 def _random_tokens(trial: Trial) -> TokenCache:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from pipelines.workspace.settings import Cluster, Local
+from pipelines.workspace.settings import Cluster, Local, compiles
 from pipelines.workspace.store import Home, file_lock
 from var_scaling.disk import read_json, write_json
 from var_scaling.evaluation.rates import Machine, MatmulPeak, TrainingSpeed
@@ -65,12 +65,18 @@ class Hardware(Record):
     on: str  # "local" or the name of a cluster
     device: Literal["cpu", "cuda"]
     threads: int
+    compiles: bool = False  # whether training steps are compiled
     partition: str | None = None
     constraint: str | None = None
 
 
 def local_hardware(local: Local) -> Hardware:
-    return Hardware(on=LOCAL, device=local.device, threads=min(local.cpus, local.threads_per_stage))
+    return Hardware(
+        on=LOCAL,
+        device=local.device,
+        threads=min(local.cpus, local.threads_per_stage),
+        compiles=compiles(local),
+    )
 
 
 def cluster_hardware(name: str, cluster: Cluster) -> Hardware:
@@ -78,6 +84,7 @@ def cluster_hardware(name: str, cluster: Cluster) -> Hardware:
         on=name,
         device=cluster.device,
         threads=cluster.threads_per_process,
+        compiles=compiles(cluster),
         partition=cluster.partition,
         constraint=cluster.constraint,
     )
