@@ -146,10 +146,9 @@ class Answering(torch.nn.Module):
         super().__init__()
         self.noted = noted
 
-    def forward(self, labels, shown, kept):
+    def forward(self, labels, shown, kept, ids):
         self.noted.append(labels.clone())
-        t = tokenizer()
-        return torch.zeros(len(labels), t.pyramid.length, t.codebook_size)
+        return torch.zeros(())
 
 
 def test_labels_are_dropped_independently_at_the_stated_rate(quantizer):
