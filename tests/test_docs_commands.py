@@ -47,6 +47,7 @@ NOT_RUN = (
         "released files",
     ),
     (r"families_rates/", "hours"),
+    (r"--encode-precision", "test_encode_precision.py"),
     (r"^ui ", "a server that runs until Ctrl-C: test_tracking.py"),
     (r"^status .*--watch", "a screen: test_options.py"),
     (r"deeper\.py", "hours: the same command as ./my_sweep.py"),
