@@ -75,6 +75,8 @@ def train(
         error = steps.compile_network()
         compiled = error is None
         on_compiled(error)
+    steps.wrap()
+    # After a call in which all processes meet: one of them may still write a checkpoint.
     journal = Journal(folder, log, partial(progress_of, trial), save_every, world, start)
     steps.begin(journal.start, journal.resumed)
 
@@ -126,7 +128,7 @@ class _Steps:
             self.average = WeightAverage(self.model, averaged, trial.weight_average)
             self.trained = TrainedModel(averaged, self.model)
         self.optimizer = ScheduledOptimizer(
-            self.model, trial.optimiser, trial.steps, trial.precision
+            self.model, trial.optimiser, trial.steps, trial.precision, world
         )
 
     def compile_network(self) -> str | None:
@@ -139,12 +141,14 @@ class _Steps:
         # Before the model is wrapped: DistributedDataParallel calls the compiled methods.
         return compilation.compile_network(self.model, one_pass_of_each_size)
 
+    def wrap(self) -> None:
+        if self.world.recompute_activations:
+            recompute_activations(self.model)
+        self.net = self.world.wrap(self.model, all_used=True)
+
     def begin(self, start: int, checkpoint: State | None) -> None:
         """Make ready for step `start`, with the weights and the optimizer of `checkpoint`."""
         trial, world = self.trial, self.world
-        if world.recompute_activations:
-            recompute_activations(self.model)
-        self.net = world.wrap(self.model, all_used=True)
         if checkpoint:
             # In place: the optimizer and DistributedDataParallel refer to the same parameters.
             self.model.load_state_dict(checkpoint["model"])
