@@ -4,7 +4,6 @@
 command replaces the rows that it measures again. Reading it needs no torch.
 """
 
-import json
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -12,21 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from pipelines.checkpoints.load import load_generator
 from pipelines.sampling.settings import parse_sampling, resolve_guidance
 from pipelines.stages.context import RunContext
 from pipelines.workspace.provenance import code_version
-from pipelines.workspace.store import file_lock
-from var_scaling.disk import read_json, write_json
+from pipelines.workspace.store import file_lock, read_measurements, write_measurements
 from var_scaling.evaluation.rates import Machine, MatmulPeak, SamplingSpeed, TrainingSpeed
 from var_scaling.models.base import SamplingRecord
 from var_scaling.recipe import Precision
-from var_scaling.record import Record, explain
+from var_scaling.record import Record
 
 SPEED = "speed.json"
-_FORMAT = 1
 _LOCK, _WAIT = "speed.lock", 30.0  # seconds to wait while another process writes the file
 ReportProgress = Callable[[str, int, int], None]
 
@@ -123,19 +118,7 @@ def measure_speed(
 
 def read_benchmarks(folder: Path) -> list[BenchmarkResult]:
     """The saved measurements of the model in `folder`, the latest last. Raises ValueError."""
-    path = folder / SPEED
-    if not path.exists():
-        return []
-    content = read_json(path)
-    if content.get("format") != _FORMAT:
-        raise ValueError(f"{path}: format {content.get('format')}, this version reads {_FORMAT}")
-    try:
-        entries = content["measured"]
-        results = [BenchmarkResult.model_validate_json(json.dumps(entry)) for entry in entries]
-    except ValidationError as error:
-        raise ValueError(
-            f"{path}: {explain(error, BenchmarkResult)}; move the file away"
-        ) from error
+    results = read_measurements(folder / SPEED, BenchmarkResult)
     return sorted(results, key=lambda result: result.time)
 
 
@@ -147,8 +130,7 @@ def save_benchmark(folder: Path, result: BenchmarkResult) -> None:
         # Read while the lock is held, so that no result of another process is lost.
         earlier = read_benchmarks(folder)
         others = [kept for one in earlier if (kept := _without_replaced(one, result))]
-        entries = [one.model_dump(mode="json") for one in (*others, result)]
-        write_json(folder / SPEED, {"format": _FORMAT, "measured": entries})
+        write_measurements(folder / SPEED, (*others, result))
 
 
 def _without_replaced(old: BenchmarkResult, new: BenchmarkResult) -> BenchmarkResult | None:
