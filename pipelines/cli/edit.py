@@ -124,7 +124,7 @@ def edit(
     sampling = read_sampling(guidance, top_k, top_p, temperature, smooth, precision)
     from pipelines.editing.edit import edit_image
     from pipelines.editing.request import EditOptions
-    from pipelines.stages.context import RunContext, StopFile, local_process
+    from pipelines.stages.context import local_context
 
     workspace, settings = Home(home), load_settings()
     options = EditOptions(
@@ -132,10 +132,7 @@ def edit(
         blank, label, count, seed, name, sampling,
     )  # fmt: skip
     with screen.progress_bar(f"editing {image.name}") as report_progress:
-        process = local_process(settings.local)
-        context = RunContext(
-            workspace, settings, StopFile(workspace.root / "stop"), process, report_progress
-        )
+        context = local_context(workspace, settings, report_progress)
         outcome = edit_image(context, address, options, report_progress)
     # No warning for a window given with --super-resolve: the user chose what it leaves out.
     if outcome.unseen_share > 0 and not (super_resolve and window):

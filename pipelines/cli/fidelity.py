@@ -98,7 +98,7 @@ def fidelity(
     from pipelines.evaluation.fid import FidelityOptions, measure_fidelity
     from pipelines.evaluation.reference_stats import CropOptions
     from pipelines.evaluation.scores import has_row
-    from pipelines.stages.context import RunContext, StopFile, local_process
+    from pipelines.stages.context import local_context
 
     workspace, settings = Home(home), load_settings()
     options = FidelityOptions(
@@ -113,10 +113,8 @@ def fidelity(
         )
     with screen.progress_bar(f"fidelity of {address}") as report_progress:
         # No other stage runs at the same time, so all CPUs may be used.
-        process = replace(local_process(settings.local), threads=settings.local.cpus)
-        context = RunContext(
-            workspace, settings, StopFile(workspace.root / "stop"), process, report_progress
-        )
+        context = local_context(workspace, settings, report_progress)
+        context = replace(context, process=replace(context.process, threads=settings.local.cpus))
         result = measure_fidelity(context, address, options, report_progress)
     if result.kept_in is not None:
         from pipelines.tracking.sync import mirror_model

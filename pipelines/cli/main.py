@@ -24,7 +24,17 @@ from pipelines.cli import run as cli_run
 from pipelines.cli import sample as cli_sample
 from pipelines.cli import speed as cli_speed
 from pipelines.cli.fit import resolve_sweep
-from pipelines.cli.options import RUNS, AsJson, Detach, Dirty, HomeFolder, Only, SweepName
+from pipelines.cli.options import (
+    RUNS,
+    AsJson,
+    Detach,
+    Dirty,
+    HomeFolder,
+    On,
+    Only,
+    SweepName,
+    TakeOver,
+)
 from pipelines.cli.run import RunOptions
 from pipelines.cli.terminal import console as screen
 from pipelines.cli.terminal.console import console, errors, print_error
@@ -159,24 +169,14 @@ def plan(
 def run(
     name: SweepName,
     home: HomeFolder = RUNS,
-    on: Annotated[
-        str,
-        typer.Option(
-            "--on", help="where to run: local, or a cluster of var-scaling.toml, such as h100"
-        ),
-    ] = "local",
+    on: On = "local",
     only: Only = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print the stages that would run, and exit")
     ] = False,
     detach: Detach = False,
     dirty: Dirty = False,
-    take_over: Annotated[
-        bool,
-        typer.Option(
-            "--take-over", help="take over the lock of another driver; its jobs keep running"
-        ),
-    ] = False,
+    take_over: TakeOver = False,
 ) -> None:
     """Run what is not done, fit the laws and write the report.
 

@@ -123,17 +123,13 @@ def evaluate(
     Both conditional on the class and unconditional.
     """
     from pipelines.evaluation.likelihood import Images, evaluate_model
-    from pipelines.stages.context import RunContext, StopFile, local_process
+    from pipelines.stages.context import local_context
 
     workspace, settings = Home(home), load_settings()
     with screen.progress_bar(f"evaluating {address}") as report_progress:
         images = Images(data, enlarge, validation_share)
-        process = local_process(
-            settings.local
-        )  # same settings as in training, so that the numbers agree
-        context = RunContext(
-            workspace, settings, StopFile(workspace.root / "stop"), process, report_progress
-        )
+        # Same settings as in training, so that the numbers agree.
+        context = local_context(workspace, settings, report_progress)
         scores = evaluate_model(context, address, images, report_progress, raw_weights)
     if "class_order" in scores:
         screen.warn(scores["class_order"])

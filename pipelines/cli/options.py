@@ -37,6 +37,16 @@ Dirty = Annotated[
         help="allow uncommitted changes of the code; they are saved as a patch with the run",
     ),
 ]
+On = Annotated[
+    str,
+    typer.Option(
+        "--on", help="where to run: local, or a cluster of var-scaling.toml, such as h100"
+    ),
+]
+TakeOver = Annotated[
+    bool,
+    typer.Option("--take-over", help="take over the lock of another driver; its jobs keep running"),
+]
 # None: not given, so the default depends on the model. A value that is given is always used.
 Enlarge = Annotated[
     float | None,

@@ -14,10 +14,12 @@ from pipelines.cli.options import (
     Dirty,
     Guidance,
     HomeFolder,
+    On,
     Precision,
     RawWeights,
     Set,
     Smooth,
+    TakeOver,
     Temperature,
     TopK,
     TopP,
@@ -111,12 +113,7 @@ def sample(
         str | None,
         typer.Option(help="draw only one part, such as 2/8: the second of eight. Default: all"),
     ] = None,
-    on: Annotated[
-        str,
-        typer.Option(
-            "--on", help="where to run: local, or a cluster of var-scaling.toml, such as h100"
-        ),
-    ] = "local",
+    on: On = "local",
     jobs: Annotated[int, typer.Option(min=1, help="number of jobs on the cluster, such as 8")] = 1,
     retry: Annotated[
         bool,
@@ -124,12 +121,7 @@ def sample(
     ] = False,
     detach: Detach = False,
     dirty: Dirty = False,
-    take_over: Annotated[
-        bool,
-        typer.Option(
-            "--take-over", help="take over the lock of another driver; its jobs keep running"
-        ),
-    ] = False,
+    take_over: TakeOver = False,
     home: HomeFolder = RUNS,
 ) -> None:
     """Draw --count images of each class.
@@ -143,7 +135,7 @@ def sample(
     """
     from pipelines.sampling.request import SampleOptions, plan_set, read_part
     from pipelines.sampling.store import STRIPS
-    from pipelines.stages.context import RunContext, StopFile, local_process
+    from pipelines.stages.context import local_context
     from var_scaling.experiment.sample_set import CHUNK
 
     if constant_guidance and guidance and "," in guidance:
@@ -162,9 +154,7 @@ def sample(
             "out --npz, and run the command again when the jobs have ended"
         )
     workspace, settings = Home(home), load_settings()
-    context = RunContext(
-        workspace, settings, StopFile(workspace.root / "stop"), local_process(settings.local)
-    )
+    context = local_context(workspace, settings)
     sample_options = SampleOptions(
         classes, count, seed, name, sampling, reject, classifier, class_map, raw_weights,
         None if on == "local" else settings.cluster(on).device,

@@ -88,7 +88,7 @@ def speed(
     otherwise idle machine.
     """
     from pipelines.evaluation.throughput import BenchmarkOptions, measure_speed
-    from pipelines.stages.context import RunContext, StopFile, local_process
+    from pipelines.stages.context import local_context
     from pipelines.tracking.sync import mirror_model
 
     options = BenchmarkOptions(
@@ -101,10 +101,7 @@ def speed(
     )
     workspace, settings = Home(home), load_settings()
     with screen.progress_bar(f"timing {address}") as report_progress:
-        process = local_process(settings.local)
-        context = RunContext(
-            workspace, settings, StopFile(workspace.root / "stop"), process, report_progress
-        )
+        context = local_context(workspace, settings, report_progress)
         result = measure_speed(context, address, options, report_progress)
     mirror_model(workspace, settings, address, screen.warn)
     if as_json:
@@ -227,11 +224,9 @@ def _measure(
     """Measure `cases` on `hardware`; returns the error of the job, if it has failed."""
     from pipelines.evaluation.benchmark_job import run_on_cluster
     from pipelines.evaluation.training_benchmark import measure
-    from pipelines.stages.context import RunContext, StopFile, local_process
+    from pipelines.stages.context import local_context
 
-    context = RunContext(
-        home, settings, StopFile(home.root / "stop"), local_process(settings.local)
-    )
+    context = local_context(home, settings)
     with screen.progress_bar(f"timing {len(cases)} sizes") as report_progress:
         if hardware.on != LOCAL:
             try:
