@@ -15,6 +15,7 @@ from pipelines.cli.options import (
     ValidationShare,
 )
 from pipelines.cli.terminal import console as screen
+from pipelines.stages.context import local_context
 from pipelines.workspace.address import read_generator
 from pipelines.workspace.settings import load_settings
 from pipelines.workspace.store import Home
@@ -123,7 +124,6 @@ def evaluate(
     Both conditional on the class and unconditional.
     """
     from pipelines.evaluation.likelihood import Images, evaluate_model
-    from pipelines.stages.context import local_context
 
     workspace, settings = Home(home), load_settings()
     with screen.progress_bar(f"evaluating {address}") as report_progress:

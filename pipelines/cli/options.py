@@ -117,6 +117,7 @@ Set = Annotated[
         metavar="NAME=VALUE",
     ),
 ]
+Seed = Annotated[int, typer.Option(min=0, help="random seed, such as 1")]
 RawWeights = Annotated[
     bool,
     typer.Option(
@@ -137,6 +138,10 @@ def read_sampling(
     named: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """The given settings by their names in the sampling record. Raises ValueError."""
+    if not rising and guidance and "," in guidance:
+        raise ValueError(
+            f"--guidance {guidance} has a value for each scale: leave out --constant-guidance"
+        )
     given: dict[str, Any] = {
         "guidance": _parse_numbers("--guidance", guidance, float),
         "top_k": _parse_numbers("--top-k", top_k, int),

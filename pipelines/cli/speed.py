@@ -31,6 +31,7 @@ from pipelines.execution.speeds.benchmarks import (
     local_hardware,
     read_benchmarks,
 )
+from pipelines.stages.context import local_context
 from pipelines.workspace.settings import Settings, load_settings
 from pipelines.workspace.store import Home
 from pipelines.workspace.sweeps import find_sweep, select_trials
@@ -88,7 +89,6 @@ def speed(
     otherwise idle machine.
     """
     from pipelines.evaluation.throughput import BenchmarkOptions, measure_speed
-    from pipelines.stages.context import local_context
     from pipelines.tracking.sync import mirror_model
 
     options = BenchmarkOptions(
@@ -224,7 +224,6 @@ def _measure(
     """Measure `cases` on `hardware`; returns the error of the job, if it has failed."""
     from pipelines.evaluation.benchmark_job import run_on_cluster
     from pipelines.evaluation.training_benchmark import measure
-    from pipelines.stages.context import local_context
 
     context = local_context(home, settings)
     with screen.progress_bar(f"timing {len(cases)} sizes") as report_progress:
