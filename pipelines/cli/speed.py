@@ -43,41 +43,46 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+BatchSizes = Annotated[
+    str, typer.Option(help="batch sizes of sampling in images, comma separated, such as 1,8")
+]
+Precisions = Annotated[
+    str | None,
+    typer.Option(
+        help="precisions among fp32, tf32, bf16, fp16, comma separated, such as fp32,bf16. "
+        "Default: fp32, on a GPU also bf16"
+    ),
+]
+GuidanceScale = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="guidance, such as 1.5; for VAR at its last scale, rising from 0. 0 is measured "
+        "too. Default: that of the family; only 0 for a model trained without the null class",
+        show_default=False,
+    ),
+]
+SecondsOfRow = Annotated[
+    float,
+    typer.Option(min=0.001, help="approximate seconds for each row of the table, such as 10"),
+]
+MicroBatches = Annotated[
+    str,
+    typer.Option(help="micro-batch sizes of training in images, comma separated, such as 8,32"),
+]
+WithTraining = Annotated[bool, typer.Option(help="time training steps too, or only sampling")]
+
 
 @app.command()
 def speed(
     address: Model,
-    batches: Annotated[
-        str, typer.Option(help="batch sizes of sampling in images, comma separated, such as 1,8")
-    ] = "1,8,64",
-    precisions: Annotated[
-        str | None,
-        typer.Option(
-            help="precisions among fp32, tf32, bf16, fp16, comma separated, such as fp32,bf16. "
-            "Default: fp32, on a GPU also bf16"
-        ),
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            help="guidance, such as 1.5; for VAR at its last scale, rising from 0. 0 is measured "
-            "too. Default: that of the family; only 0 for a model trained without the null class",
-            show_default=False,
-        ),
-    ] = None,
+    batches: BatchSizes = "1,8,64",
+    precisions: Precisions = None,
+    guidance: GuidanceScale = None,
     settings_of_family: Set = None,
-    seconds: Annotated[
-        float,
-        typer.Option(min=0.001, help="approximate seconds for each row of the table, such as 10"),
-    ] = 2.0,
-    micro_batches: Annotated[
-        str,
-        typer.Option(help="micro-batch sizes of training in images, comma separated, such as 8,32"),
-    ] = "8,32",
-    training: Annotated[
-        bool, typer.Option(help="time training steps too, or only sampling")
-    ] = True,
+    seconds: SecondsOfRow = 2.0,
+    micro_batches: MicroBatches = "8,32",
+    training: WithTraining = True,
     home: HomeFolder = RUNS,
     as_json: AsJson = False,
 ) -> None:

@@ -17,6 +17,7 @@ from pipelines.stages.context import RunContext
 from pipelines.workspace.provenance import code_version
 from pipelines.workspace.store import file_lock, read_measurements, write_measurements
 from var_scaling.evaluation.rates import Machine, MatmulPeak, SamplingSpeed, TrainingSpeed
+from var_scaling.experiment import ImportedModel, Trial
 from var_scaling.models.base import SamplingRecord
 from var_scaling.recipe import Precision
 from var_scaling.record import Record
@@ -61,16 +62,7 @@ def measure_speed(
     """
     read_benchmarks(context.home.root / address)  # raises now, not after the work, if unreadable
     loaded = load_generator(context, address)
-    family = loaded.record.family
-    given = dict(options.settings)
-    if options.guidance is not None:
-        given["guidance"] = options.guidance
-    defaults = parse_sampling(family, given)
-    guidance = resolve_guidance(defaults, loaded.record, None).guidance
-    if isinstance(guidance, tuple):
-        raise ValueError(
-            f"a {family.name} model has a list of guidance scales: give one with --guidance G"
-        )
+    defaults, guidance = _sampling_settings(loaded.record, options)
 
     from var_scaling.evaluation.bench import Bench, matmul_peak
     from var_scaling.evaluation.speed import Subject, sampling_speeds, training_speeds
@@ -114,6 +106,22 @@ def measure_speed(
     )
     save_benchmark(loaded.folder, result)
     return result
+
+
+def _sampling_settings(
+    record: Trial | ImportedModel, options: BenchmarkOptions
+) -> tuple[SamplingRecord, float]:
+    """The settings to measure, and the guidance to measure besides 0. Raises ValueError."""
+    family, given = record.family, dict(options.settings)
+    if options.guidance is not None:
+        given["guidance"] = options.guidance
+    defaults = parse_sampling(family, given)
+    guidance = resolve_guidance(defaults, record, None).guidance
+    if isinstance(guidance, tuple):
+        raise ValueError(
+            f"a {family.name} model has a list of guidance scales: give one with --guidance G"
+        )
+    return defaults, guidance
 
 
 def read_benchmarks(folder: Path) -> list[BenchmarkResult]:
