@@ -68,6 +68,7 @@ def _newton(
     fixed: tuple[int, ...], tolerance: float,
 ) -> Array:  # fmt: skip
     """θ (B, p) after damped Newton steps (Levenberg-Marquardt) at one `width` of the loss."""
+    # One long loop, because its parts share ten arrays, which lose the converged problems together.
     found = theta.copy()
     free = [j for j in range(points.parameters) if j not in fixed]
     lowest, highest = (bound[free] for bound in points.bounds)

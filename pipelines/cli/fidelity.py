@@ -31,7 +31,7 @@ _TITLES = {
 }
 
 
-Images = Annotated[
+ImagesAddress = Annotated[
     str,
     typer.Argument(help="SWEEP/TRIAL, imported/NAME, tokenizers/NAME or a folder of images"),
 ]
@@ -85,7 +85,7 @@ EncodePrecision = Annotated[
 
 @app.command()
 def fidelity(
-    address: Images,
+    address: ImagesAddress,
     name: SetName = None,
     extractor: Extractor = None,
     against: Against = None,
