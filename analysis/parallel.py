@@ -4,7 +4,8 @@ import gc
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -30,13 +31,9 @@ def in_processes(
     threads hold locks that a job needs (Ray, gRPC): give 1, which runs the jobs in a loop.
     """
     processes = min(processes, len(jobs))
-    context = multiprocessing.get_context("fork") if processes > 1 else None
-    results: dict[int, T] = {}
-    if context is None:
-        for index, job in enumerate(jobs):
-            progress(index, len(jobs))
-            results[index] = job()
-        return list(results.values())
+    if processes < 2:
+        return _one_by_one(jobs, progress)
+    context = multiprocessing.get_context("fork")
     following = context.Value("i", 0)
 
     def take() -> int:
@@ -54,19 +51,8 @@ def in_processes(
         else:
             pipe.send(done)
 
-    # With many objects, garbage collections take seconds, and they write to the memory that the
-    # processes share.
-    collecting = gc.isenabled()
-    gc.disable()
-    pipes, children = [], []
-    for _ in range(processes - 1):
-        receiver, sender = context.Pipe(duplex=False)
-        child = context.Process(target=work, args=(sender,), daemon=True)
-        child.start()
-        sender.close()  # so that the receiver ends when the child does
-        pipes.append(receiver)
-        children.append(child)
-    try:
+    results: dict[int, T] = {}
+    with _no_garbage_collections(), _forked(work, processes - 1) as pipes:
         while (index := take()) < len(jobs):
             progress(index, len(jobs))
             results[index] = jobs[index]()
@@ -75,10 +61,44 @@ def in_processes(
             if isinstance(received, BaseException):
                 raise received
             results |= received
+    return [results[index] for index in range(len(jobs))]
+
+
+def _one_by_one(jobs: Sequence[Callable[[], T]], progress: Callable[[int, int], None]) -> list[T]:
+    results = []
+    for index, job in enumerate(jobs):
+        progress(index, len(jobs))
+        results.append(job())
+    return results
+
+
+@contextmanager
+def _no_garbage_collections() -> Iterator[None]:
+    """With many objects they take seconds, and they write to the memory that processes share."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+@contextmanager
+def _forked(work: Callable[[Connection], None], count: int) -> Iterator[list[Connection]]:
+    """`count` forked processes that call `work`; yields the pipes that they send to."""
+    context = multiprocessing.get_context("fork")
+    pipes, children = [], []
+    try:
+        for _ in range(count):
+            receiver, sender = context.Pipe(duplex=False)
+            child = context.Process(target=work, args=(sender,), daemon=True)
+            child.start()
+            sender.close()  # so that the receiver ends when the child does
+            pipes.append(receiver)
+            children.append(child)
+        yield pipes
     finally:
         for child in children:
             child.kill()  # it has sent its results, or they are no longer needed
             child.join()
-        if collecting:
-            gc.enable()
-    return [results[index] for index in range(len(jobs))]

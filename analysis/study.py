@@ -153,16 +153,12 @@ def study(
         *(partial(_laws_of_pair, finals, frontiers, *pair, objective) for pair in pairs),
     ]
     allocated, *results = in_processes(jobs, processes, partial(progress, "laws"))
-    by_objective = dict(zip(METRICS, results, strict=False))
-    laws = results[len(METRICS) :]
     progress("laws", 1, 1)
-    choices: dict[tuple[str, str], Choice] = {}
-    findings: list[LawResult] = []
-    for pair, (choice, found, refused) in zip(pairs, laws, strict=True):
-        if choice is not None:
-            choices[pair] = choice
-        findings += found
-        refusals += refused
+    by_objective = dict(zip(METRICS, results, strict=False))
+    laws = dict(zip(pairs, results[len(METRICS) :], strict=True))
+    choices = {pair: choice for pair, (choice, _, _) in laws.items() if choice is not None}
+    findings = [finding for _, found, _ in laws.values() for finding in found]
+    refusals += [refusal for _, _, refused in laws.values() for refusal in refused]
     conventions = _conventions(finals, objective, refusals)
     scales = _scales(finals, size, objective, refusals)
     allocation, refused = allocated

@@ -129,6 +129,45 @@ def var_scaling(*words: str, home: Path, **environment: str) -> subprocess.Compl
     )
 
 
+def call_command(monkeypatch, capsys, *words: object) -> tuple[int, str, str]:
+    """The command line in this process: exit code, stdout, stderr."""
+    from pipelines.cli.main import main
+
+    monkeypatch.setattr(sys, "argv", ["var-scaling", *map(str, words)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    out, err = capsys.readouterr()
+    return int(end.value.code or 0), out, err
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """The command line in this process, without MLflow: exit code, stdout, stderr on one line."""
+    monkeypatch.setattr("pipelines.tracking.sync.mirror_model", lambda *words: None)
+
+    def call(*words: object) -> tuple[int, str, str]:
+        code, out, err = call_command(monkeypatch, capsys, *words)
+        return code, out, " ".join(err.split())
+
+    return call
+
+
+def in_processes(program: str, home: Path, count: int) -> None:
+    """Run `program`, Python code, in `count` processes with the arguments `home` and the rank."""
+    tests = Path(__file__).parent
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(home), str(rank)],
+            env={**os.environ, "PYTHONPATH": f"{tests}:{tests.parent}"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    messages = [worker.communicate(timeout=200)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0] * count, messages
+
+
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory) -> Path:
     """A home in which `run smoke` finished without interruption.

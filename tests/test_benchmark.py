@@ -3,7 +3,6 @@
 import itertools
 import json
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from slurm_site import Site
 from small_home import context_in
 from three_families import sweep as three
 
-from pipelines.cli import main as cli
 from pipelines.evaluation import training_benchmark
 from pipelines.evaluation.benchmark_job import benchmark_task
 from pipelines.evaluation.training_benchmark import (
@@ -69,24 +67,12 @@ def ticking(step: float = 1.0) -> Bench:
 
 
 @pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
-    """The command line in this process, with the sweep mine.py: exit code, stdout, stderr."""
+def command(command, monkeypatch, tmp_path):
+    """`command` in a folder with the sweep mine.py, with a home of its own."""
     (tmp_path / "mine.py").write_text(THREE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*words: object) -> tuple[int, str, str]:
-        given = ["var-scaling", *map(str, words), "--home", str(tmp_path / "runs")]
-        monkeypatch.setattr(sys, "argv", given)
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, " ".join(err.split())
-
-    return call
+    return lambda *words: command(*words, "--home", tmp_path / "runs")
 
 
 def measured(one, hardware, flops_per_second: float, micro_batch=None, **changes) -> StepBenchmark:

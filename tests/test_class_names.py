@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ from conftest import CLASSES, SMALL, bring, tokenizer, trial
 from PIL import Image
 from small_home import ADDRESS, context_in, small_home
 
-from pipelines.cli import main as cli
 from pipelines.report.images import report_images
 from pipelines.sampling import finalize as sample_end
 from pipelines.sampling.rejection import read_class_map
@@ -40,21 +38,6 @@ def picture_folder(root: Path, names=PLANES, side: int = 16, splits=("train", "v
             for number in range(8):
                 pixels = generator.integers(0, 256, (side, side, 3), np.uint8)
                 Image.fromarray(pixels).save(folder / f"{number}.png")
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """The command line in this process: exit code, stdout, stderr; nothing goes to MLflow."""
-    monkeypatch.setattr("pipelines.tracking.sync.mirror_model", lambda *words: None)
-
-    def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["var-scaling", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(end.value.code or 0), out, " ".join(err.split())
-
-    return call
 
 
 # Where they are kept ------------------------------------------------------------------------------

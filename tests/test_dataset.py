@@ -13,9 +13,8 @@ from typing import ClassVar, Literal
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import tokenizer, trial
+from conftest import call_command, tokenizer, trial
 
-from pipelines.cli.main import main
 from pipelines.workspace.modules import module_names
 from pipelines.workspace.sweeps import SweepError, find_sweep
 from var_scaling.data.dataset import open_images
@@ -70,12 +69,9 @@ SWEEP = Sweep(
 
 def called(capsys, monkeypatch, *words: object) -> str:
     """Run a command in this process; returns its output."""
-    monkeypatch.setattr(sys, "argv", ["var-scaling", *map(str, words)])
-    with pytest.raises(SystemExit) as left:
-        main()
-    captured = capsys.readouterr()
-    assert not left.value.code, captured.err
-    return captured.out
+    code, out, err = call_command(monkeypatch, capsys, *words)
+    assert not code, err
+    return out
 
 
 def command(folder: Path, *words: object) -> subprocess.CompletedProcess:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import numbers, stops_after
+from conftest import call_command, in_processes, numbers, stops_after
 from PIL import Image
 from safetensors.torch import load_file
 from three_families import MULTI_SCALE, ONE_SCALE, PLAIN, RESIDUAL, family_trial, trials
@@ -21,7 +21,6 @@ from analysis.report.text import warnings
 from analysis.selection.rates import rate_sweeps
 from analysis.study import studies, study
 from analysis.table.table import Table, check
-from pipelines.cli.main import main
 from pipelines.evaluation.throughput import sampling_columns
 from pipelines.planning.targets import comparable_models
 from var_scaling.disk import read_json, write_json
@@ -175,16 +174,7 @@ distributed.leave(world)
 @pytest.mark.slow
 def test_training_with_two_processes_equals_training_with_one(tmp_path):
     """The same rows and the same noise; numbers equal to rounding."""
-    env = {**os.environ, "PYTHONPATH": str(HERE)}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(tmp_path), str(rank)],
-            env=env, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in (0, 1)
-    ]  # fmt: skip
-    message = [worker.communicate(timeout=200)[1] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], message
+    in_processes(WORKER, tmp_path, 2)
     for name in TRAINED:
         alone = trained(tmp_path / "alone" / name, name)
         ranks = [load_file(tmp_path / f"rank{rank}" / f"{name}.safetensors") for rank in (0, 1)]
@@ -264,11 +254,8 @@ def home(tmp_path_factory) -> Path:
 
 def called(capsys, monkeypatch, *words: object) -> tuple[int, str]:
     """Run a command in this process."""
-    monkeypatch.setattr(sys, "argv", ["var-scaling", *map(str, words)])
-    with pytest.raises(SystemExit) as left:
-        main()
-    captured = capsys.readouterr()
-    return int(left.value.code or 0), captured.out + captured.err
+    code, out, err = call_command(monkeypatch, capsys, *words)
+    return code, out + err
 
 
 def test_run_writes_a_row_for_each_family_with_only_its_own_scores(home):

@@ -16,10 +16,9 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import images, tokenizer
+from conftest import call_command, images, tokenizer
 from torch import nn
 
-from pipelines.cli.main import main
 from pipelines.workspace.modules import copy_modules, fingerprint, user_modules
 from pipelines.workspace.sweeps import SweepError, find_sweep
 from var_scaling.experiment import Sweep, Trial
@@ -173,11 +172,8 @@ def toy(tmp_path_factory) -> Path:
 
 def called(capsys, monkeypatch, *words: object) -> tuple[int, str]:
     """Run a command in this process."""
-    monkeypatch.setattr(sys, "argv", ["var-scaling", *map(str, words)])
-    with pytest.raises(SystemExit) as left:
-        main()
-    captured = capsys.readouterr()
-    return int(left.value.code or 0), captured.out + captured.err
+    code, out, err = call_command(monkeypatch, capsys, *words)
+    return code, out + err
 
 
 def test_plan_counts_the_flops_of_a_users_family(toy):

@@ -135,8 +135,6 @@ def test_every_command_of_the_docs_parses(path):
         assert name in commands, line
         try:
             commands[name].make_context(name, words)
-        except typer.Exit:
-            pass
-        except Exception as error:  # noqa: BLE001  typer's own errors have no public class
-            text = str(getattr(error, "message", error))
-            assert "does not exist" in text, f"{path.name}: {line}: {text}"  # files of examples
+        except typer.BadParameter as error:
+            if "does not exist" not in error.message:  # the files of examples need not exist
+                raise

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from conftest import SMALL, bring, tokenizer, trial, var_state
 from PIL import Image
 from small_home import context_in, small_home
 
-from pipelines.cli import main as cli
 from pipelines.evaluation.fid import FidelityOptions, measure_fidelity
 from pipelines.evaluation.reference_stats import CropOptions, real_data, reference_of
 from pipelines.results.table import write_results
@@ -42,24 +40,6 @@ def picture_folder(root: Path, side: int = 24, splits=("train", "val"), count: i
                 pixels = generator.integers(0, 256, (side, side, 3), np.uint8)
                 Image.fromarray(pixels).save(folder / f"{number}.png")
     return root
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """The command line in this process: exit code, stdout, stderr."""
-    monkeypatch.setattr("pipelines.tracking.sync.mirror_model", lambda *words: None)
-
-    def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["var-scaling", *map(str, words)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, " ".join(err.split())
-
-    return call
 
 
 @pytest.fixture

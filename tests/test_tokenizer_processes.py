@@ -1,15 +1,12 @@
 """Several processes train a tokenizer and a trial as one process does, and stop together."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import goes_on, numbers, random_cache, tokenizer, trial
+from conftest import goes_on, in_processes, numbers, random_cache, tokenizer, trial
 from safetensors.torch import load_file
 from test_tokenizer_training import EVERYTHING, run
 
@@ -99,17 +96,7 @@ def two(tmp_path_factory, vgg) -> Path:
     """The folder in which two processes ran WORKER."""
     home = tmp_path_factory.mktemp("two")
     save_weights(vgg, home / "vgg.safetensors")
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(home), str(rank)],
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    message = [worker.communicate(timeout=120)[1] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], message
+    in_processes(WORKER, home, 2)
     return home
 
 
@@ -245,17 +232,7 @@ def test_a_training_of_three_processes_resumes_bitwise(tmp_path):
     """The sum of three gradients depends on their order, which depends on the buckets of DDP.
     Shares of the optimizer change no bit, and checkpoints with and without them are the same.
     """
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", THREE, str(tmp_path), str(rank)],
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(3)
-    ]
-    message = [worker.communicate(timeout=120)[1] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0, 0], message
+    in_processes(THREE, tmp_path, 3)
     whole = load_file(tmp_path / "whole-0")
     for run_name in ("torn-0", "s-0", "s-1", "s-2", "o-0", "o-2"):
         found = load_file(tmp_path / run_name)

@@ -9,6 +9,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from analysis.comparison.joint_fit import (
+    JointOptimum,
+    PooledPoints,
     best_shift,
     pool_points,
     profile_of_shift,
@@ -101,11 +103,7 @@ def multiplier(
     ends = profile_of_shift(squares, least_squares, level)
     method = f"profile, F(1, {pooled.degrees_of_freedom})"
     if least_squares is not best:
-        # The least-squares interval sets the width of the grid that the resamples are solved on.
-        half = (ends[1] - ends[0]) / 2
-        width = min(max(2 * half, 1e-4), 2.0)
-        shifts = resampled_shifts(pooled, best, width, resamples, seed)
-        ends = tuple(np.quantile(shifts, [(1 - level) / 2, (1 + level) / 2]).tolist())
+        ends = _percentiles(pooled, best, ends, level, resamples, seed)
         method = f"percentiles of {resamples} bootstraps over the runs of each family"
     m = math.exp(best.shift)
     divided = np.concatenate([pairs[0][0], pairs[1][0] / m])
@@ -114,16 +112,11 @@ def multiplier(
     squares_fits = (
         separate if least_squares is best else _separate_fits(law, (a, b), pairs, SQUARES)[0]
     )
-    chosen_losses = (
-        np.geomspace(low, high, 5) if losses is None else np.asarray(losses, dtype=float)
-    )
     at: tuple[AtLoss, ...] = ()
     if separate is not None:
-        try:
-            at, unreached = at_losses(separate, chosen_losses, level, resamples, seed)
-            refused += unreached
-        except FitError as error:
-            refused += (f"m(L): {error}",)
+        chosen = np.geomspace(low, high, 5) if losses is None else np.asarray(losses, dtype=float)
+        at, unreached = _at_losses(separate, chosen, level, resamples, seed)
+        refused += unreached
     return Multiplier(
         a=a.name,
         b=b.name,
@@ -135,6 +128,32 @@ def multiplier(
         at=at,
         refused=refused,
     )
+
+
+def _percentiles(
+    pooled: PooledPoints,
+    best: JointOptimum,
+    profile: tuple[float, float],
+    level: float,
+    resamples: int,
+    seed: int,
+) -> tuple[float, float]:
+    """The interval of the shift by bootstrap; `profile` is that of the least squares."""
+    # It sets the width of the grid that the resamples are solved on.
+    width = min(max(profile[1] - profile[0], 1e-4), 2.0)
+    shifts = resampled_shifts(pooled, best, width, resamples, seed)
+    low, high = np.quantile(shifts, [(1 - level) / 2, (1 + level) / 2]).tolist()
+    return low, high
+
+
+def _at_losses(
+    separate: tuple[Fit, Fit], losses: Array, level: float, resamples: int, seed: int
+) -> tuple[tuple[AtLoss, ...], tuple[str, ...]]:
+    """As `at_losses`; an error is returned as the reason for having no result."""
+    try:
+        return at_losses(separate, losses, level, resamples, seed)
+    except FitError as error:
+        return (), (f"m(L): {error}",)
 
 
 def multiplier_of_tables(

@@ -14,6 +14,7 @@ import pandas as pd
 from scipy.stats import t as student
 
 from analysis.comparison.families import (
+    ComparisonError,
     Curve,
     Multiplier,
     curves,
@@ -179,7 +180,7 @@ def rank_arms(
     their pooled standard deviation and the number of runs of the nearest size; there is none if no
     size was run with two seeds. The score "above" includes the error of the reconstruction floor.
     Raises IncomparableArms if arms were measured differently, unless `allow_incomparable`;
-    ValueError if a score is not positive.
+    ComparisonError if a score is not positive.
     """
     if not allow_incomparable:
         refuse_incomparable(condition.rows)
@@ -188,7 +189,7 @@ def rank_arms(
     budget = min(float(curve.cost.max()) for curve in arm_curves.values())
     try:
         deviation, free = spread(condition.rows, score)
-    except ValueError:
+    except ComparisonError:
         # With NaN no difference is significant, since every comparison with NaN is False.
         deviation, free = float("nan"), 1
     times = float(student.ppf((1 + _LEVEL) / 2, free))
@@ -262,7 +263,7 @@ def pairwise_multipliers(
     """One multiplier for each pair of arms, in the direction in which it is at least 1.
 
     Raises IncomparableArms if arms were measured differently, unless `allow_incomparable`;
-    ValueError if no multiplier can be computed.
+    ComparisonError if no multiplier can be computed.
     """
     if not allow_incomparable:
         refuse_incomparable(condition.rows)
@@ -296,7 +297,7 @@ def robustness(measured: tuple[Condition, ...]) -> pd.DataFrame:
         for cost, measure, score in _MEASURES:
             try:
                 ranking = rank_arms(condition, cost, score)
-            except ValueError:
+            except ComparisonError:
                 continue
             if len(ranking) < 2:  # arms of one size each, at different costs
                 continue

@@ -82,6 +82,14 @@ class Multiplier:
         return self.low is not None and self.high is not None and not self.low <= 1 <= self.high
 
 
+class ComparisonError(ValueError):
+    """The rows do not determine what was asked for; the message says why."""
+
+
+class IncomparableArms(ComparisonError):
+    """The distances of the arms cannot be compared; the message says in what they differ."""
+
+
 def with_arms(rows: pd.DataFrame) -> pd.DataFrame:
     """`rows` of images.parquet with a column `arm`: the family, with its tokenizer or loss unit if
     the family has several of them.
@@ -97,12 +105,12 @@ def with_arms(rows: pd.DataFrame) -> pd.DataFrame:
 def curves(rows: pd.DataFrame, score: str, cost: str, arm: str = "arm") -> dict[str, Curve]:
     """The curve of each arm. Runs of one size have equal depth, width and training FLOPs.
 
-    Raises ValueError if a score or cost is not positive, or if the cost does not grow with size.
+    Raises ComparisonError if a score or cost is not positive, or a cost does not grow with size.
     """
     not_positive = rows[~(rows[score] > 0) | ~(rows[cost] > 0)]
     if len(not_positive):
         row = not_positive.iloc[0]
-        raise ValueError(
+        raise ComparisonError(
             f"{row['trial']}: {score} = {row[score]:g}, {cost} = {row[cost]:g}: both must be "
             "positive for a curve"
         )
@@ -114,7 +122,7 @@ def curves(rows: pd.DataFrame, score: str, cost: str, arm: str = "arm") -> dict[
         means = means.sort_index(level="train_flops", kind="stable")
         costs = means["cost"].to_numpy(dtype=float)
         if not (np.diff(costs) > 0).all():
-            raise ValueError(f"{name}: {cost} does not grow with the size of the model")
+            raise ComparisonError(f"{name}: {cost} does not grow with the size of the model")
         by_arm[str(name)] = Curve(
             str(name),
             costs,
@@ -126,13 +134,13 @@ def curves(rows: pd.DataFrame, score: str, cost: str, arm: str = "arm") -> dict[
 
 def spread(rows: pd.DataFrame, score: str, arm: str = "arm") -> tuple[float, int]:
     """Standard deviation of log scores between runs of one arm and size, pooled over all sizes, and
-    its degrees of freedom. Raises ValueError if no size was run twice.
+    its degrees of freedom. Raises ComparisonError if no size was run twice.
     """
     logs = np.log(rows[score])
     groups = logs.groupby([rows[name] for name in (arm, *_SIZE)])
     free = int((groups.size() - 1).sum())
     if free < 1:
-        raise ValueError("no size was run with several seeds: the spread of seeds is unknown")
+        raise ComparisonError("no size was run with several seeds: the spread of seeds is unknown")
     return float(np.sqrt(((logs - groups.transform("mean")) ** 2).sum() / free)), free
 
 
@@ -205,7 +213,10 @@ def _log_ratio(of: Curve, against: Curve) -> float | None:
 def multipliers(
     rows: pd.DataFrame, score: str, cost: str, arm: str = "arm", level: float = 0.95
 ) -> tuple[Multiplier, ...]:
-    """The multiplier of every arm against every other, in the order of `rows`."""
+    """The multiplier of every arm against every other, in the order of `rows`.
+
+    Raises ComparisonError as `curves` and `spread` do.
+    """
     by_arm = curves(rows, score, cost, arm)
     deviation, free = spread(rows, score, arm)
     return tuple(
@@ -224,10 +235,6 @@ _MUST_MATCH = (
     ("extractor_sha256", "weights of the feature network"),
 )
 _REPORTED = (("guidance", "guidance weights"), ("tokenizer_recipe", "tokenizer recipes"))
-
-
-class IncomparableArms(ValueError):
-    """The distances of the arms cannot be compared; the message says in what they differ."""
 
 
 def refuse_incomparable(rows: pd.DataFrame, arm: str = "arm") -> None:

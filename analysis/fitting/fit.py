@@ -166,15 +166,7 @@ def fit_law(
     if objective.name == "absolute":
         theta, gradient = to_vertex(points, data.weights, theta, log_floor is not None)
     values = data.values(theta)
-    # The solver's θ refers to the centre of the points. A coefficient is its term's value at x = 1,
-    # often many decades away, and can overflow although the fit is good.
-    overflowed = [name for name, value in values.items() if not np.isfinite(value)]
-    if overflowed:
-        raise FitError(
-            f"{', '.join(overflowed)} overflows a float: a coefficient is its term's value at x = "
-            "1, far from these points. Give x in larger units, or check why the fitted exponent is "
-            "so steep"
-        )
+    _refuse_overflow(values)
     finite = np.isfinite(theta)  # log E is -inf where E is 0
     moved = np.abs(theta[finite] - start[finite])
     certificate = Certificate(
@@ -200,6 +192,18 @@ def fit_law(
     error = np.expm1(residuals(points, theta[None])[0])
     rms = float(np.sqrt(np.average(error**2, weights=data.weights)))
     return Fit(law, objective, values, r, r2, rms, certificate, data, theta, floor)
+
+
+def _refuse_overflow(values: dict[str, float]) -> None:
+    # The solver's θ refers to the centre of the points. A coefficient is its term's value at x = 1,
+    # often many decades away, and can overflow although the fit is good.
+    overflowed = [name for name, value in values.items() if not np.isfinite(value)]
+    if overflowed:
+        raise FitError(
+            f"{', '.join(overflowed)} overflows a float: a coefficient is its term's value at x = "
+            "1, far from these points. Give x in larger units, or check why the fitted exponent is "
+            "so steep"
+        )
 
 
 def _bounds_hit(points: Points, theta: Array, free_floor: bool) -> tuple[str, ...]:

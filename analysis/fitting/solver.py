@@ -68,6 +68,7 @@ def _newton(
     fixed: tuple[int, ...], tolerance: float,
 ) -> Array:  # fmt: skip
     """θ (B, p) after damped Newton steps (Levenberg-Marquardt) at one `width` of the loss."""
+    # One long loop, because its parts share ten arrays, which lose the converged problems together.
     found = theta.copy()
     free = [j for j in range(points.parameters) if j not in fixed]
     lowest, highest = (bound[free] for bound in points.bounds)
@@ -88,8 +89,7 @@ def _newton(
         # others would assume that it moves too, and laws whose E goes to 0 would converge slowly.
         at_bound = pushed_outward(start[:, free], gradient, lowest, highest)
         _remove_components(at_bound, gradient, hessian, majoriser)
-        step = _step(gradient, hessian, majoriser, damping)
-        step = step.clip(-_MAX_STEP, _MAX_STEP)
+        step = _step(gradient, hessian, majoriser, damping).clip(-_MAX_STEP, _MAX_STEP)
         trial = start.copy()
         trial[:, free] = (start[:, free] + step).clip(lowest, highest)
         trial_terms = terms_of(points, trial, z)
@@ -110,11 +110,7 @@ def _newton(
         last = (np.abs(linear_decrease) <= _ROUNDING * objective) & (damping < 1e-2)
         # The last step is taken even if rounding raises the objective in its last digits.
         better = last | (trial_objective <= objective)
-        # Levenberg-Marquardt: less damping after a good step, more after a bad one.
-        gain = (objective - trial_objective) / (np.abs(linear_decrease) + 1e-300)
-        factor = np.where(gain > _GOOD_GAIN, 0.1, np.where(gain > 0.1, 1.0, 4.0))
-        factor[~better] = 8.0
-        damping = np.clip(damping * factor, 1e-15, 1e10)
+        damping = _next_damping(damping, objective - trial_objective, linear_decrease, better)
         far = np.abs(trial[:, free] - start[:, free]).max(1) > tolerance
         # A rejected step is undone. The terms of an accepted one serve the next derivatives.
         if not better.all():
@@ -130,6 +126,16 @@ def _newton(
             damping, terms = damping[unfinished], terms.rows(unfinished)
             z, weights = _rows(z, unfinished), _rows(weights, unfinished)
     return found
+
+
+def _next_damping(
+    damping: Array, decrease: Array, linear_decrease: Array, better: NDArray[np.bool_]
+) -> Array:
+    """Levenberg-Marquardt: less damping after a good step, more after a bad one. All are (B,)."""
+    gain = decrease / (np.abs(linear_decrease) + 1e-300)
+    factor = np.where(gain > _GOOD_GAIN, 0.1, np.where(gain > 0.1, 1.0, 4.0))
+    factor[~better] = 8.0
+    return np.clip(damping * factor, 1e-15, 1e10)
 
 
 def _rows(shared: Array, chosen: NDArray[np.generic]) -> Array:

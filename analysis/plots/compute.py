@@ -10,10 +10,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from analysis.compute_optimal.frontier import Frontier
+from analysis.compute_optimal.frontier import Frontier, FrontierError
 from analysis.compute_optimal.frontier_band import Band, band
 from analysis.fitting.fit import Fit, fit_law
 from analysis.fitting.laws import PURE, Law
+from analysis.fitting.points import FitError
 from analysis.plots.axes import logarithmic
 from analysis.plots.law_panel import draw_law, fit_label, law_handles
 from analysis.plots.laws import has_irreducible_loss, metric_label
@@ -92,7 +93,7 @@ def frontier_band(frontier: Frontier, fit: Fit) -> Band | None:
     """The law's bootstrap band over runs along the frontier; None if there are too few runs."""
     try:
         return band(frontier, fit.law, fit.objective.name, resamples=_RESAMPLES)
-    except ValueError:  # too few runs or points in a resample: drawn without a band
+    except (FitError, FrontierError):  # too few runs or points in a resample: drawn without a band
         return None
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from analysis.comparison.families import curves
+from analysis.comparison.families import ComparisonError, curves
 from analysis.plots.axes import logarithmic
 from analysis.plots.style import (
     DOUBLE,
@@ -43,7 +43,7 @@ def families(rows: pd.DataFrame, network: str = "", cautions: Sequence[str] = ()
             panel.plot(
                 runs[cost], runs.distance, style.marker, color=style.colour, ms=3.2, alpha=0.6
             )
-            with suppress(ValueError):  # no line for a cost that does not grow with size
+            with suppress(ComparisonError):  # no line for a cost that does not grow with size
                 (curve,) = curves(runs, "distance", cost).values()
                 panel.plot(
                     curve.cost, np.exp(curve.log_score), color=style.colour, ls=style.line, lw=1.1

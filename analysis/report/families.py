@@ -24,6 +24,7 @@ from analysis.comparison.conditions import (
     robustness,
 )
 from analysis.comparison.families import (
+    ComparisonError,
     IncomparableArms,
     Multiplier,
     arm_differences,
@@ -121,8 +122,8 @@ def comparison_scalars(images: pd.DataFrame) -> dict[str, float]:
     for condition in conditions(images):
         try:
             pairs = pairwise_multipliers(condition)
-        except ValueError:
-            continue
+        except ComparisonError:
+            continue  # `_sentences` gives the reason
         for pair in pairs:
             if pair.value is None or pair.low is None or pair.high is None:
                 continue
@@ -177,7 +178,7 @@ def _sentences(condition: Condition) -> tuple[str, ...]:
         pairs = pairwise_multipliers(condition)
     except IncomparableArms as error:
         return (f"Not compared, because the arms were measured differently: {error}.",)
-    except ValueError as error:
+    except ComparisonError as error:
         return (f"No multiplier of compute: {error}.",)
     ranking = rank_arms(condition)
     return tuple(_sentence(pair, ranking) for pair in pairs if pair.value is not None)
@@ -197,7 +198,7 @@ def _sentence(pair: Multiplier, ranking: tuple[RankedArm, ...]) -> str:
 def _undetermined(condition: Condition) -> tuple[str, ...]:
     try:
         pairs = pairwise_multipliers(condition)
-    except ValueError:
+    except ComparisonError:
         return ()  # `_sentences` gives the reason
     return tuple(f"{pair.sentence}." for pair in pairs if pair.value is None)
 
@@ -212,7 +213,7 @@ def _partial(unscored: tuple[str, ...]) -> str:
 def _order(condition: Condition) -> str:
     try:
         return ranking_text(rank_arms(condition))
-    except ValueError as error:
+    except ComparisonError as error:
         return f"not compared: {error}"
 
 
@@ -248,7 +249,7 @@ def _costs(condition: Condition) -> list[dict[str, str]]:
             pairs = {
                 (pair.arm, pair.against): pair for pair in pairwise_multipliers(condition, cost)
             }
-        except ValueError:
+        except ComparisonError:
             continue  # this cost does not grow with size, or the spread of seeds is unknown
         for (arm, against), multiplier in pairs.items():
             key = (arm, against) if (against, arm) not in rows else (against, arm)

@@ -54,15 +54,7 @@ def write_pages(
     for label, study in studies.items():
         subfolder = folder / slug(label)
         figures = draw_all(study, subfolder, formats, processes)
-        trials = set(study.table.rows.trial)
-        group_facts = Facts(
-            title=f"{facts.title}: {label}",
-            question=facts.question,
-            settings=facts.settings,
-            provenance=facts.provenance,
-            trials=tuple(name for name in facts.trials if name in trials),
-        )
-        write_report(subfolder / "index.html", study, figures, group_facts)
+        write_report(subfolder / "index.html", study, figures, _facts_of_group(facts, label, study))
         png = figures.get(_FIGURE)
         groups.append({
             "label": label,
@@ -97,6 +89,17 @@ def write_pages(
     index.parent.mkdir(parents=True, exist_ok=True)
     index.write_text(page, encoding="utf-8")
     return index
+
+
+def _facts_of_group(facts: Facts, label: str, study: Study) -> Facts:
+    trials = set(study.table.rows.trial)
+    return Facts(
+        title=f"{facts.title}: {label}",
+        question=facts.question,
+        settings=facts.settings,
+        provenance=facts.provenance,
+        trials=tuple(name for name in facts.trials if name in trials),
+    )
 
 
 def _compared(

@@ -9,12 +9,14 @@ from rich.table import Table
 
 from pipelines.cli.options import RUNS, AsJson, Enlarge, HomeFolder, ValidationShare
 from pipelines.cli.terminal import console as screen
-from pipelines.workspace.settings import load_settings
+from pipelines.stages.context import local_context
+from pipelines.workspace.settings import Settings, load_settings
 from pipelines.workspace.store import Home
 from var_scaling.experiment.scoring import ExtractorName
 from var_scaling.recipe import Precision
 
 if TYPE_CHECKING:
+    from pipelines.evaluation.fid import FidelityOptions, FidelityResult
     from pipelines.evaluation.scores import Fidelity
 
 app = typer.Typer()
@@ -29,59 +31,67 @@ _TITLES = {
 }
 
 
+ImagesAddress = Annotated[
+    str,
+    typer.Argument(help="SWEEP/TRIAL, imported/NAME, tokenizers/NAME or a folder of images"),
+]
+SetName = Annotated[
+    str | None,
+    typer.Option(
+        "--set",
+        help="name of the sample set, such as guided. Default: default",
+        show_default=False,
+    ),
+]
+Extractor = Annotated[
+    ExtractorName | None,
+    typer.Option(
+        help="feature network: inception, seeded or classifier. Default: inception if "
+        "var-scaling.toml names its weights, else seeded"
+    ),
+]
+Against = Annotated[
+    str | None,
+    typer.Option(
+        help="reference images: NAME-train or NAME-validation, such as imagenet-validation. "
+        "Default: the model's training images"
+    ),
+]
+ReferenceFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="reference statistics of another program: .npz file with mu and sigma. "
+        "Default: computed here",
+        exists=True,
+        dir_okay=False,
+    ),
+]
+ReferenceCount = Annotated[
+    int | None,
+    typer.Option(
+        min=2,
+        help="maximum number of reference images, evenly spaced, such as 10000. Default: 50,000",
+        show_default=False,
+    ),
+]
+EncodePrecision = Annotated[
+    Precision | None,
+    typer.Option(
+        help="tokenizers: precision of the encoder, fp32, tf32, bf16 or fp16, such as bf16; "
+        "other than in fp32 the share of equal tokens is shown. Default: the tokenizer's own"
+    ),
+]
+
+
 @app.command()
 def fidelity(
-    address: Annotated[
-        str,
-        typer.Argument(help="SWEEP/TRIAL, imported/NAME, tokenizers/NAME or a folder of images"),
-    ],
-    name: Annotated[
-        str | None,
-        typer.Option(
-            "--set",
-            help="name of the sample set, such as guided. Default: default",
-            show_default=False,
-        ),
-    ] = None,
-    extractor: Annotated[
-        ExtractorName | None,
-        typer.Option(
-            help="feature network: inception, seeded or classifier. Default: inception if "
-            "var-scaling.toml names its weights, else seeded"
-        ),
-    ] = None,
-    against: Annotated[
-        str | None,
-        typer.Option(
-            help="reference images: NAME-train or NAME-validation, such as imagenet-validation. "
-            "Default: the model's training images"
-        ),
-    ] = None,
-    reference: Annotated[
-        Path | None,
-        typer.Option(
-            help="reference statistics of another program: .npz file with mu and sigma. "
-            "Default: computed here",
-            exists=True,
-            dir_okay=False,
-        ),
-    ] = None,
-    images: Annotated[
-        int | None,
-        typer.Option(
-            min=2,
-            help="maximum number of reference images, evenly spaced, such as 10000. "
-            "Default: 50,000",
-            show_default=False,
-        ),
-    ] = None,
-    encode_precision: Annotated[
-        Precision | None,
-        typer.Option(
-            help="tokenizers: precision of the encoder, fp32, tf32, bf16 or fp16, such as bf16; "
-            "other than in fp32 the share of equal tokens is shown. Default: the tokenizer's own"
-        ),
-    ] = None,
+    address: ImagesAddress,
+    name: SetName = None,
+    extractor: Extractor = None,
+    against: Against = None,
+    reference: ReferenceFile = None,
+    images: ReferenceCount = None,
+    encode_precision: EncodePrecision = None,
     enlarge: Enlarge = None,
     validation_share: ValidationShare = None,
     home: HomeFolder = RUNS,
@@ -95,10 +105,8 @@ def fidelity(
     be compared only with numbers of the same network. The result is written to the folder of the
     images and, if the model has been evaluated, to the results table of the next fit.
     """
-    from pipelines.evaluation.fid import FidelityOptions, measure_fidelity
+    from pipelines.evaluation.fid import FidelityOptions
     from pipelines.evaluation.reference_stats import CropOptions
-    from pipelines.evaluation.scores import has_row
-    from pipelines.stages.context import RunContext, StopFile, local_process
 
     workspace, settings = Home(home), load_settings()
     options = FidelityOptions(
@@ -111,25 +119,41 @@ def fidelity(
             "features. Its distance is no FID and can be compared only with that of the same "
             "network"
         )
-    with screen.progress_bar(f"fidelity of {address}") as report_progress:
-        # No other stage runs at the same time, so all CPUs may be used.
-        process = replace(local_process(settings.local), threads=settings.local.cpus)
-        context = RunContext(
-            workspace, settings, StopFile(workspace.root / "stop"), process, report_progress
-        )
-        result = measure_fidelity(context, address, options, report_progress)
+    result = _measure(workspace, settings, address, options)
     if result.kept_in is not None:
-        from pipelines.tracking.sync import mirror_model
-
-        mirror_model(workspace, settings, address, screen.warn)
-        if result.fidelity.set is not None and not has_row(workspace.root / address):
-            screen.warn(
-                f"{address} was not evaluated: for these numbers to appear in a results table, run "
-                f"var-scaling evaluate {address} --data DATA"
-            )
+        _mirror(workspace, settings, address, result.fidelity)
     if as_json:
         print(result.fidelity.model_dump_json())
-        return
+    else:
+        _print_scores(result)
+
+
+def _measure(
+    workspace: Home, settings: Settings, address: str, options: "FidelityOptions"
+) -> "FidelityResult":
+    from pipelines.evaluation.fid import measure_fidelity
+
+    with screen.progress_bar(f"fidelity of {address}") as report_progress:
+        context = local_context(workspace, settings, report_progress)
+        # No other stage runs at the same time, so all CPUs may be used.
+        context = replace(context, process=replace(context.process, threads=settings.local.cpus))
+        return measure_fidelity(context, address, options, report_progress)
+
+
+def _mirror(workspace: Home, settings: Settings, address: str, scores: "Fidelity") -> None:
+    """Mirror the saved scores; warn if no results table can have them."""
+    from pipelines.evaluation.scores import has_row
+    from pipelines.tracking.sync import mirror_model
+
+    mirror_model(workspace, settings, address, screen.warn)
+    if scores.set is not None and not has_row(workspace.root / address):
+        screen.warn(
+            f"{address} was not evaluated: for these numbers to appear in a results table, run "
+            f"var-scaling evaluate {address} --data DATA"
+        )
+
+
+def _print_scores(result: "FidelityResult") -> None:
     scores = result.fidelity
     count = "" if scores.references is None else f", {scores.references:,} images"
     screen.print_line(

@@ -85,6 +85,18 @@ def score(name: SweepName, home: HomeFolder = RUNS, as_json: AsJson = False) -> 
         raise typer.Exit(1)
 
 
+Lengths = Annotated[
+    str,
+    typer.Option(
+        help="training lengths to choose from, relative to the sweep's trials, such as 0.5,1,2"
+    ),
+]
+MostSeeds = Annotated[
+    int,
+    typer.Option(min=1, help="maximum number of runs of one size with different seeds, such as 5"),
+]
+
+
 @app.command(name="next")
 def next_runs(
     name: SweepName,
@@ -106,18 +118,8 @@ def next_runs(
         str | None,
         typer.Option(help="depths to choose from, such as 1-8,10. Default: those of the sweep"),
     ] = None,
-    lengths: Annotated[
-        str,
-        typer.Option(
-            help="training lengths to choose from, relative to the sweep's trials, such as 0.5,1,2"
-        ),
-    ] = "1",
-    seeds: Annotated[
-        int,
-        typer.Option(
-            min=1, help="maximum number of runs of one size with different seeds, such as 5"
-        ),
-    ] = 3,
+    lengths: Lengths = "1",
+    seeds: MostSeeds = 3,
     on: Annotated[
         str | None,
         typer.Option(

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pipelines.cli import run as cli_run
-from pipelines.cli.options import RUNS, Detach, Dirty, HomeFolder, Only, SweepName
+from pipelines.cli.options import RUNS, Detach, Dirty, HomeFolder, On, Only, SweepName
 from pipelines.cli.run import RunOptions
 from pipelines.cli.terminal import console as screen
 from pipelines.stages.graph import sweep_stages
@@ -162,12 +162,7 @@ def mirror(
 
 @app.command()
 def doctor(
-    on: Annotated[
-        str,
-        typer.Option(
-            "--on", help="where to run: local, or a cluster of var-scaling.toml, such as h100"
-        ),
-    ] = "local",
+    on: On = "local",
     home: HomeFolder = RUNS,
 ) -> None:
     """Check what a run needs, here or on a cluster.

@@ -24,7 +24,17 @@ from pipelines.cli import run as cli_run
 from pipelines.cli import sample as cli_sample
 from pipelines.cli import speed as cli_speed
 from pipelines.cli.fit import resolve_sweep
-from pipelines.cli.options import RUNS, AsJson, Detach, Dirty, HomeFolder, Only, SweepName
+from pipelines.cli.options import (
+    RUNS,
+    AsJson,
+    Detach,
+    Dirty,
+    HomeFolder,
+    On,
+    Only,
+    SweepName,
+    TakeOver,
+)
 from pipelines.cli.run import RunOptions
 from pipelines.cli.terminal import console as screen
 from pipelines.cli.terminal.console import console, errors, print_error
@@ -159,24 +169,14 @@ def plan(
 def run(
     name: SweepName,
     home: HomeFolder = RUNS,
-    on: Annotated[
-        str,
-        typer.Option(
-            "--on", help="where to run: local, or a cluster of var-scaling.toml, such as h100"
-        ),
-    ] = "local",
+    on: On = "local",
     only: Only = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print the stages that would run, and exit")
     ] = False,
     detach: Detach = False,
     dirty: Dirty = False,
-    take_over: Annotated[
-        bool,
-        typer.Option(
-            "--take-over", help="take over the lock of another driver; its jobs keep running"
-        ),
-    ] = False,
+    take_over: TakeOver = False,
 ) -> None:
     """Run what is not done, fit the laws and write the report.
 
@@ -274,10 +274,32 @@ def ui(
     of all experiments. For more than 200 trials, it is a table of them instead: choose fewer with
     --family or --filter.
     """
-    from pipelines.tracking import mlflow as tracking
+    workspace, uri = Home(home), load_settings().mlflow.uri
+    _check_ui_options(workspace, uri, port, names, {"--family": family, "--filter": condition})
+    base = uri or f"http://127.0.0.1:{port or 5000}"
+    pages = {"all experiments": base}
+    if names:
+        pages = _comparison_pages(workspace, uri, base, names, family, condition) | pages
+    if uri is not None:
+        _print_pages(pages)
+        return
     from pipelines.tracking import server as serve
 
-    workspace, uri = Home(home), load_settings().mlflow.uri
+    with serve.server(workspace, port or 5000) as server:
+        _print_pages(pages)
+        console.print("Stop the server with Ctrl-C; open an address in a browser.")
+        server.wait()
+    raise typer.Exit(1)  # reached only if the server ended by itself, before Ctrl-C
+
+
+def _check_ui_options(
+    workspace: Home,
+    uri: str | None,
+    port: int | None,
+    names: list[str] | None,
+    chosen: dict[str, str | None],
+) -> None:
+    """Raise ValueError for options that do not fit, or if there is nothing to show."""
     if uri is not None and port is not None:
         raise ValueError(
             f"--port {port}: leave it out, because var-scaling.toml names the server {uri}"
@@ -287,26 +309,27 @@ def ui(
             f"{workspace.root}: nothing has been logged to MLflow yet; start `var-scaling run` "
             "first"
         )
-    chosen = {"--family": family, "--filter": condition}
     if not names and (given := [option for option, value in chosen.items() if value]):
         raise ValueError(f"{', '.join(given)}: name the sweeps to choose from, such as quickstart")
-    base = uri or f"http://127.0.0.1:{port or 5000}"
-    pages = {"all experiments": base}
-    if names:
-        sweeps = [
-            resolve_sweep(name, workspace).name if name.endswith(".py") else name
-            for name in dict.fromkeys(names)
-        ]
-        tracker = tracking.MLflowTracker(workspace, uri)
-        pages = tracker.comparison_urls(sweeps, base, family, condition or "") | pages
-    if uri is not None:
-        _print_pages(pages)
-        return
-    with serve.server(workspace, port or 5000) as server:
-        _print_pages(pages)
-        console.print("Stop the server with Ctrl-C; open an address in a browser.")
-        server.wait()
-    raise typer.Exit(1)  # reached only if the server ended by itself, before Ctrl-C
+
+
+def _comparison_pages(
+    workspace: Home,
+    uri: str | None,
+    base: str,
+    names: list[str],
+    family: str | None,
+    condition: str | None,
+) -> dict[str, str]:
+    """The addresses of the pages that compare the trials of the named sweeps, by title."""
+    from pipelines.tracking import mlflow as tracking
+
+    sweeps = [
+        resolve_sweep(name, workspace).name if name.endswith(".py") else name
+        for name in dict.fromkeys(names)
+    ]
+    tracker = tracking.MLflowTracker(workspace, uri)
+    return tracker.comparison_urls(sweeps, base, family, condition or "")
 
 
 def _print_pages(pages: dict[str, str]) -> None:

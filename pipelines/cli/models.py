@@ -15,6 +15,7 @@ from pipelines.cli.options import (
     ValidationShare,
 )
 from pipelines.cli.terminal import console as screen
+from pipelines.stages.context import local_context
 from pipelines.workspace.address import read_generator
 from pipelines.workspace.settings import load_settings
 from pipelines.workspace.store import Home
@@ -123,17 +124,12 @@ def evaluate(
     Both conditional on the class and unconditional.
     """
     from pipelines.evaluation.likelihood import Images, evaluate_model
-    from pipelines.stages.context import RunContext, StopFile, local_process
 
     workspace, settings = Home(home), load_settings()
     with screen.progress_bar(f"evaluating {address}") as report_progress:
         images = Images(data, enlarge, validation_share)
-        process = local_process(
-            settings.local
-        )  # same settings as in training, so that the numbers agree
-        context = RunContext(
-            workspace, settings, StopFile(workspace.root / "stop"), process, report_progress
-        )
+        # Same settings as in training, so that the numbers agree.
+        context = local_context(workspace, settings, report_progress)
         scores = evaluate_model(context, address, images, report_progress, raw_weights)
     if "class_order" in scores:
         screen.warn(scores["class_order"])

@@ -37,6 +37,16 @@ Dirty = Annotated[
         help="allow uncommitted changes of the code; they are saved as a patch with the run",
     ),
 ]
+On = Annotated[
+    str,
+    typer.Option(
+        "--on", help="where to run: local, or a cluster of var-scaling.toml, such as h100"
+    ),
+]
+TakeOver = Annotated[
+    bool,
+    typer.Option("--take-over", help="take over the lock of another driver; its jobs keep running"),
+]
 # None: not given, so the default depends on the model. A value that is given is always used.
 Enlarge = Annotated[
     float | None,
@@ -107,6 +117,7 @@ Set = Annotated[
         metavar="NAME=VALUE",
     ),
 ]
+Seed = Annotated[int, typer.Option(min=0, help="random seed, such as 1")]
 RawWeights = Annotated[
     bool,
     typer.Option(
@@ -127,6 +138,10 @@ def read_sampling(
     named: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """The given settings by their names in the sampling record. Raises ValueError."""
+    if not rising and guidance and "," in guidance:
+        raise ValueError(
+            f"--guidance {guidance} has a value for each scale: leave out --constant-guidance"
+        )
     given: dict[str, Any] = {
         "guidance": _parse_numbers("--guidance", guidance, float),
         "top_k": _parse_numbers("--top-k", top_k, int),

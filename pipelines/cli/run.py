@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -15,6 +16,9 @@ from pipelines.workspace.damage import Damage
 from pipelines.workspace.settings import Settings
 from pipelines.workspace.store import Home
 from var_scaling.experiment import Sweep
+
+if TYPE_CHECKING:
+    from pipelines.execution.local import Outcome
 
 _NOTHING_LEFT = "nothing: everything is done"
 
@@ -42,11 +46,7 @@ class RunOptions:
 
 def run(sweep: Sweep, home: Home, settings: Settings, options: RunOptions) -> None:
     """Run `sweep` until it is done. Raises typer.Exit if it was interrupted or something failed."""
-    from pipelines.execution import cluster
-    from pipelines.execution import local as orchestrate
-    from pipelines.execution.slurm.resources import unknown_names
     from pipelines.execution.tasks import damaged_stages
-    from pipelines.tracking import sync as mirror
 
     if options.on == "local" and options.detach:
         raise ValueError(
@@ -55,18 +55,41 @@ def run(sweep: Sweep, home: Home, settings: Settings, options: RunOptions) -> No
         )
     stages = sweep_stages(home, sweep)
     refuse_mismatch(stages)
-    if home.root.exists() and home.root.stat().st_mode & 0o002:
-        warn(
-            f"{home.root} is writable by all users, who could change code that runs under your "
-            f"account. Run chmod o-w {home.root}"
-        )
+    _warn_if_writable_by_all(home)
     damaged = damaged_stages(stages)
     for stage, damage in damaged.items():
         (warn if damage.repaired_by_run else print_error)(f"{stage}: {damage}")
     if all(view.over for view in overview(stages)):
         _exit_if_damaged(damaged)
         return
-    folder, config, interval = home.sweep(sweep.name), None, 5.0  # seconds
+    outcome = _run_stages(stages, sweep, home, settings, options)
+    for stage, error in outcome.failures.items():
+        print_error(f"failed {stage}: {error}")
+    if options.detach:
+        _print_submitted(stages, outcome.failures)
+    _exit_unless_done(outcome, options)
+    if not options.detach:
+        _exit_if_damaged(damaged_stages(stages))
+
+
+def _warn_if_writable_by_all(home: Home) -> None:
+    if home.root.exists() and home.root.stat().st_mode & 0o002:
+        warn(
+            f"{home.root} is writable by all users, who could change code that runs under your "
+            f"account. Run chmod o-w {home.root}"
+        )
+
+
+def _run_stages(
+    stages: Stages, sweep: Sweep, home: Home, settings: Settings, options: RunOptions
+) -> "Outcome":
+    """Run `stages` on this machine or on a cluster, with progress display and MLflow mirror."""
+    from pipelines.execution import cluster
+    from pipelines.execution import local as orchestrate
+    from pipelines.execution.slurm.resources import unknown_names
+    from pipelines.tracking import sync as mirror
+
+    folder, interval = home.sweep(sweep.name), 5.0  # seconds
     if options.on != "local":
         config = settings.cluster(options.on)
         interval = max(interval, config.poll_seconds)
@@ -76,38 +99,29 @@ def run(sweep: Sweep, home: Home, settings: Settings, options: RunOptions) -> No
         mirror.mirroring(home, sweep, settings, warn, interval),
         screen.progress(console) as observe,
     ):
-        if config is None:
-            outcome = orchestrate.run(stages, folder, home, settings, observe, options.take_over)
-        else:
-            outcome = cluster.launch(
-                stages,
-                folder,
-                home,
-                settings,
-                options.on,
-                options.dirty,
-                options.detach,
-                options.take_over,
-                observe,
-            )
-    for stage, error in outcome.failures.items():
-        print_error(f"failed {stage}: {error}")
-    if options.detach:
-        _print_submitted(stages, outcome.failures)
+        if options.on == "local":
+            return orchestrate.run(stages, folder, home, settings, observe, options.take_over)
+        return cluster.launch(
+            stages, folder, home, settings, options.on, options.dirty, options.detach,
+            options.take_over, observe,
+        )  # fmt: skip
+
+
+def _exit_unless_done(outcome: "Outcome", options: RunOptions) -> None:
+    """If the run was interrupted or failed, print how to resume it, and raise typer.Exit."""
+    local = options.on == "local"
     if outcome.interrupted:
         state = "This process exits; its jobs keep running."
-        if config is None:
+        if local:
             state = "Stopped; everything so far is kept."
         console.print(f"{state} To resume: {options.resume_command()}", soft_wrap=True)
         raise typer.Exit(0 if options.detach and not outcome.failures else 130)
     if outcome.failures:
-        command = options.resume_command("run" if config is None else "retry")
+        command = options.resume_command("run" if local else "retry")
         errors.print(
             f"The finished work is kept. Fix the error, then resume with: {command}", soft_wrap=True
         )
         raise typer.Exit(1)
-    if not options.detach:
-        _exit_if_damaged(damaged_stages(stages))
 
 
 def _exit_if_damaged(damaged: dict[str, Damage]) -> None:

@@ -31,6 +31,7 @@ from pipelines.execution.speeds.benchmarks import (
     local_hardware,
     read_benchmarks,
 )
+from pipelines.stages.context import local_context
 from pipelines.workspace.settings import Settings, load_settings
 from pipelines.workspace.store import Home
 from pipelines.workspace.sweeps import find_sweep, select_trials
@@ -42,41 +43,46 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+BatchSizes = Annotated[
+    str, typer.Option(help="batch sizes of sampling in images, comma separated, such as 1,8")
+]
+Precisions = Annotated[
+    str | None,
+    typer.Option(
+        help="precisions among fp32, tf32, bf16, fp16, comma separated, such as fp32,bf16. "
+        "Default: fp32, on a GPU also bf16"
+    ),
+]
+GuidanceScale = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="guidance, such as 1.5; for VAR at its last scale, rising from 0. 0 is measured "
+        "too. Default: that of the family; only 0 for a model trained without the null class",
+        show_default=False,
+    ),
+]
+SecondsOfRow = Annotated[
+    float,
+    typer.Option(min=0.001, help="approximate seconds for each row of the table, such as 10"),
+]
+MicroBatches = Annotated[
+    str,
+    typer.Option(help="micro-batch sizes of training in images, comma separated, such as 8,32"),
+]
+WithTraining = Annotated[bool, typer.Option(help="time training steps too, or only sampling")]
+
 
 @app.command()
 def speed(
     address: Model,
-    batches: Annotated[
-        str, typer.Option(help="batch sizes of sampling in images, comma separated, such as 1,8")
-    ] = "1,8,64",
-    precisions: Annotated[
-        str | None,
-        typer.Option(
-            help="precisions among fp32, tf32, bf16, fp16, comma separated, such as fp32,bf16. "
-            "Default: fp32, on a GPU also bf16"
-        ),
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            help="guidance, such as 1.5; for VAR at its last scale, rising from 0. 0 is measured "
-            "too. Default: that of the family; only 0 for a model trained without the null class",
-            show_default=False,
-        ),
-    ] = None,
+    batches: BatchSizes = "1,8,64",
+    precisions: Precisions = None,
+    guidance: GuidanceScale = None,
     settings_of_family: Set = None,
-    seconds: Annotated[
-        float,
-        typer.Option(min=0.001, help="approximate seconds for each row of the table, such as 10"),
-    ] = 2.0,
-    micro_batches: Annotated[
-        str,
-        typer.Option(help="micro-batch sizes of training in images, comma separated, such as 8,32"),
-    ] = "8,32",
-    training: Annotated[
-        bool, typer.Option(help="time training steps too, or only sampling")
-    ] = True,
+    seconds: SecondsOfRow = 2.0,
+    micro_batches: MicroBatches = "8,32",
+    training: WithTraining = True,
     home: HomeFolder = RUNS,
     as_json: AsJson = False,
 ) -> None:
@@ -88,7 +94,6 @@ def speed(
     otherwise idle machine.
     """
     from pipelines.evaluation.throughput import BenchmarkOptions, measure_speed
-    from pipelines.stages.context import RunContext, StopFile, local_process
     from pipelines.tracking.sync import mirror_model
 
     options = BenchmarkOptions(
@@ -101,10 +106,7 @@ def speed(
     )
     workspace, settings = Home(home), load_settings()
     with screen.progress_bar(f"timing {address}") as report_progress:
-        process = local_process(settings.local)
-        context = RunContext(
-            workspace, settings, StopFile(workspace.root / "stop"), process, report_progress
-        )
+        context = local_context(workspace, settings, report_progress)
         result = measure_speed(context, address, options, report_progress)
     mirror_model(workspace, settings, address, screen.warn)
     if as_json:
@@ -227,11 +229,8 @@ def _measure(
     """Measure `cases` on `hardware`; returns the error of the job, if it has failed."""
     from pipelines.evaluation.benchmark_job import run_on_cluster
     from pipelines.evaluation.training_benchmark import measure
-    from pipelines.stages.context import RunContext, StopFile, local_process
 
-    context = RunContext(
-        home, settings, StopFile(home.root / "stop"), local_process(settings.local)
-    )
+    context = local_context(home, settings)
     with screen.progress_bar(f"timing {len(cases)} sizes") as report_progress:
         if hardware.on != LOCAL:
             try:

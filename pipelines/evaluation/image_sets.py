@@ -3,7 +3,7 @@
 Shapes: B images, W image side in pixels.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -185,35 +185,14 @@ def _reconstructions(
     source = real_images(context, data, split)
     rows = spread_rows(source.rows, images)
 
-    # "features" is for models of continuous latents, whose samples are decoded without
-    # quantisation; `render`, unlike `decode`, does not clamp.
-    def reconstruct(model: "MultiScaleVQVAE", images_B3WW: Tensor) -> Tensor:
-        from var_scaling.training.optim import precision_context
-
-        # The precision is set here, so that settings left by earlier code have no effect.
-        with precision_context(precision, images_B3WW.device):
-            encode = model.features if cache == "features" else model.encode
-            encoded = encode(images_B3WW)
-        with precision_context("fp32", images_B3WW.device):
-            if cache == "features":
-                return model.decode_grids(encoded.float())
-            return model.decode(encoded)
-
     def load() -> "MultiScaleVQVAE":
         from var_scaling.tokenizer.model import load_tokenizer
 
         return load_tokenizer(t, *weights_of(folder)).to(context.device())
 
     def batches() -> Iterator[Batch]:
-        from var_scaling.tokenizer.autoencoder import to_pixels, to_unit
-
-        model = load()
-        for numbers, originals in batches_of(context, source, data, rows):
-            # Batches of the reader may be too large for the decoder's memory.
-            parts = to_unit(originals.to(context.device())).split(model.max_batch_size)
-            with torch.no_grad():
-                reconstructions = torch.cat([to_pixels(reconstruct(model, p)) for p in parts])
-            yield numbers, reconstructions
+        originals = batches_of(context, source, data, rows)
+        return _reconstructed(load(), originals, cache, precision)
 
     def compare_tokens() -> dict[str, float]:
         from var_scaling.evaluation.reconstruction import equal_tokens
@@ -237,6 +216,41 @@ def _reconstructions(
         batches=batches,
         other_scores=compare_tokens,
     )
+
+
+def _reconstructed(
+    model: "MultiScaleVQVAE", batches: Iterable[Batch], cache: CacheKind, precision: Precision
+) -> Iterator[Batch]:
+    """The reconstructions of `batches`, with their numbers."""
+    from var_scaling.tokenizer.autoencoder import to_pixels, to_unit
+
+    device = next(model.parameters()).device
+    for numbers, originals in batches:
+        # Batches of the reader may be too large for the decoder's memory.
+        parts = to_unit(originals.to(device)).split(model.max_batch_size)
+        with torch.no_grad():
+            reconstructions = torch.cat(
+                [to_pixels(_reconstruct(model, part, cache, precision)) for part in parts]
+            )
+        yield numbers, reconstructions
+
+
+def _reconstruct(
+    model: "MultiScaleVQVAE", images_B3WW: Tensor, cache: CacheKind, precision: Precision
+) -> Tensor:
+    """Encoded in `precision`, decoded in fp32, from tokens or from the features before them.
+
+    Features are for models of continuous latents, whose samples are decoded without quantisation.
+    """
+    from var_scaling.training.optim import precision_context
+
+    # The precision is set here, so that settings left by earlier code have no effect.
+    with precision_context(precision, images_B3WW.device):
+        encoded = model.features(images_B3WW) if cache == "features" else model.encode(images_B3WW)
+    with precision_context("fp32", images_B3WW.device):
+        if cache == "features":
+            return model.decode_grids(encoded.float())
+        return model.decode(encoded)
 
 
 def _folder(context: RunContext, folder: Path) -> ImageSet:

@@ -3,16 +3,20 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines.checkpoints.load import load_generator
 from pipelines.stages.stages import RunContext, cache_description, run_tokens
 from pipelines.workspace.provenance import code_version
 from var_scaling.class_names import class_order_warning
-from var_scaling.config import CacheKind, Tokenizer
+from var_scaling.config import CacheKind, SomeTokenizer, Tokenizer
 from var_scaling.datasets import DataRecord, ImageFiles
 from var_scaling.disk import read_json
 from var_scaling.experiment import ImportedModel, Trial
 from var_scaling.metrics import Line, MetricsLog
+
+if TYPE_CHECKING:
+    from var_scaling.tokenizer.cache import TokenCache
 
 ReportProgress = Callable[[str, int, int], None]
 _ENLARGE = 1.125  # the crop of VAR's recipe (arXiv 2404.02905)
@@ -46,16 +50,11 @@ def evaluate_model(
     loaded = load_generator(context, address, raw)
     generator, t = loaded.record, loaded.record.tokenizer
     data = _data_of(generator, images, address)
-    kind = generator.family.cache_kind(generator.model)
-    # Encode the images, unless this has been done.
-    tokens = _tokens_of(context, t, data, kind)
-    run_tokens(context, t, data, "validation", output_dir=tokens, cache=kind)
+    cache = _encoded(context, t, data, generator.family.cache_kind(generator.model))
 
     from var_scaling.evaluation.likelihood import LABELS, evaluate, evaluation_flops
-    from var_scaling.tokenizer.cache import open_cache
     from var_scaling.training.optim import precision_context
 
-    cache = open_cache(tokens, cache_description(context.home, t, data, "validation", kind))
     trial = generator if isinstance(generator, Trial) else None
     # A trial's own data has the class order of its training. For other data, and for an imported
     # file, class k of the model may be another class of the data.
@@ -107,6 +106,17 @@ def _data_of(generator: Trial | ImportedModel, images: Images, address: str) -> 
         name=images.name, side=generator.tokenizer.side, classes=generator.classes, enlarge=_ENLARGE
     )
     return defaults.model_copy(update=given)
+
+
+def _encoded(
+    context: RunContext, t: SomeTokenizer, data: DataRecord, kind: CacheKind
+) -> "TokenCache":
+    """The validation images of `data`, encoded unless this has been done."""
+    from var_scaling.tokenizer.cache import open_cache
+
+    tokens = _tokens_of(context, t, data, kind)
+    run_tokens(context, t, data, "validation", output_dir=tokens, cache=kind)
+    return open_cache(tokens, cache_description(context.home, t, data, "validation", kind))
 
 
 def _tokens_of(context: RunContext, t: Tokenizer, data: DataRecord, kind: CacheKind) -> Path:

@@ -7,18 +7,14 @@ folder of a model (see throughput.py).
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from pipelines.evaluation.throughput import SPEED as SPEED
 from pipelines.evaluation.throughput import benchmark_columns
 from pipelines.workspace.log_end import latest_line
-from pipelines.workspace.store import file_lock
-from var_scaling.disk import read_json, write_json
-from var_scaling.record import Record, explain
+from pipelines.workspace.store import file_lock, read_measurements, write_measurements
+from var_scaling.record import Record
 
 FIDELITY = "fidelity.json"
 _SPREADS = ("_std", "_stderr")  # suffixes of the names of spreads
-_FORMAT = 1  # of fidelity.json
 _WAIT = 30.0  # seconds to wait while another process writes the file
 # Results column -> name of the score in `Fidelity.scores`.
 _SCORES = {
@@ -75,16 +71,7 @@ def fidelities(folder: Path) -> list[Fidelity]:
 
     Raises ValueError if the file cannot be read.
     """
-    path = folder / FIDELITY
-    if not path.exists():
-        return []
-    content = read_json(path)
-    if content.get("format") != _FORMAT:
-        raise ValueError(f"{path}: format {content.get('format')}, this version reads {_FORMAT}")
-    try:
-        return [Fidelity.model_validate(entry) for entry in content["measured"]]
-    except ValidationError as error:
-        raise ValueError(f"{path}: {explain(error, Fidelity)}; move the file away") from error
+    return read_measurements(folder / FIDELITY, Fidelity)
 
 
 def save_fidelity(folder: Path, fidelity: Fidelity) -> None:
@@ -92,8 +79,7 @@ def save_fidelity(folder: Path, fidelity: Fidelity) -> None:
     with file_lock(folder, wait=_WAIT, file="fidelity.lock"):
         # Read while the lock is held: two networks may score the same images at once.
         others = [one for one in fidelities(folder) if _identity(one) != _identity(fidelity)]
-        entries = [one.model_dump(mode="json") for one in (*others, fidelity)]
-        write_json(folder / FIDELITY, {"format": _FORMAT, "measured": entries})
+        write_measurements(folder / FIDELITY, (*others, fidelity))
 
 
 def comparable(candidates: list[Fidelity], fidelity: Fidelity) -> list[Fidelity]:

@@ -4,7 +4,6 @@
 command replaces the rows that it measures again. Reading it needs no torch.
 """
 
-import json
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -12,21 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from pipelines.checkpoints.load import load_generator
 from pipelines.sampling.settings import parse_sampling, resolve_guidance
 from pipelines.stages.context import RunContext
 from pipelines.workspace.provenance import code_version
-from pipelines.workspace.store import file_lock
-from var_scaling.disk import read_json, write_json
+from pipelines.workspace.store import file_lock, read_measurements, write_measurements
 from var_scaling.evaluation.rates import Machine, MatmulPeak, SamplingSpeed, TrainingSpeed
+from var_scaling.experiment import ImportedModel, Trial
 from var_scaling.models.base import SamplingRecord
 from var_scaling.recipe import Precision
-from var_scaling.record import Record, explain
+from var_scaling.record import Record
 
 SPEED = "speed.json"
-_FORMAT = 1
 _LOCK, _WAIT = "speed.lock", 30.0  # seconds to wait while another process writes the file
 ReportProgress = Callable[[str, int, int], None]
 
@@ -66,16 +62,7 @@ def measure_speed(
     """
     read_benchmarks(context.home.root / address)  # raises now, not after the work, if unreadable
     loaded = load_generator(context, address)
-    family = loaded.record.family
-    given = dict(options.settings)
-    if options.guidance is not None:
-        given["guidance"] = options.guidance
-    defaults = parse_sampling(family, given)
-    guidance = resolve_guidance(defaults, loaded.record, None).guidance
-    if isinstance(guidance, tuple):
-        raise ValueError(
-            f"a {family.name} model has a list of guidance scales: give one with --guidance G"
-        )
+    defaults, guidance = _sampling_settings(loaded.record, options)
 
     from var_scaling.evaluation.bench import Bench, matmul_peak
     from var_scaling.evaluation.speed import Subject, sampling_speeds, training_speeds
@@ -121,21 +108,25 @@ def measure_speed(
     return result
 
 
+def _sampling_settings(
+    record: Trial | ImportedModel, options: BenchmarkOptions
+) -> tuple[SamplingRecord, float]:
+    """The settings to measure, and the guidance to measure besides 0. Raises ValueError."""
+    family, given = record.family, dict(options.settings)
+    if options.guidance is not None:
+        given["guidance"] = options.guidance
+    defaults = parse_sampling(family, given)
+    guidance = resolve_guidance(defaults, record, None).guidance
+    if isinstance(guidance, tuple):
+        raise ValueError(
+            f"a {family.name} model has a list of guidance scales: give one with --guidance G"
+        )
+    return defaults, guidance
+
+
 def read_benchmarks(folder: Path) -> list[BenchmarkResult]:
     """The saved measurements of the model in `folder`, the latest last. Raises ValueError."""
-    path = folder / SPEED
-    if not path.exists():
-        return []
-    content = read_json(path)
-    if content.get("format") != _FORMAT:
-        raise ValueError(f"{path}: format {content.get('format')}, this version reads {_FORMAT}")
-    try:
-        entries = content["measured"]
-        results = [BenchmarkResult.model_validate_json(json.dumps(entry)) for entry in entries]
-    except ValidationError as error:
-        raise ValueError(
-            f"{path}: {explain(error, BenchmarkResult)}; move the file away"
-        ) from error
+    results = read_measurements(folder / SPEED, BenchmarkResult)
     return sorted(results, key=lambda result: result.time)
 
 
@@ -147,8 +138,7 @@ def save_benchmark(folder: Path, result: BenchmarkResult) -> None:
         # Read while the lock is held, so that no result of another process is lost.
         earlier = read_benchmarks(folder)
         others = [kept for one in earlier if (kept := _without_replaced(one, result))]
-        entries = [one.model_dump(mode="json") for one in (*others, result)]
-        write_json(folder / SPEED, {"format": _FORMAT, "measured": entries})
+        write_measurements(folder / SPEED, (*others, result))
 
 
 def _without_replaced(old: BenchmarkResult, new: BenchmarkResult) -> BenchmarkResult | None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.execution.tasks import damaged_stages
 from pipelines.report.images import artifact_folders
@@ -16,6 +16,9 @@ from pipelines.workspace.damage import is_complete
 from pipelines.workspace.store import Home
 from var_scaling.disk import read_json, write_json
 from var_scaling.experiment import Sweep
+
+if TYPE_CHECKING:
+    from analysis.report.pages import Scored
 
 _FORMAT = 2  # of laws.json, as analysis.export writes it
 
@@ -48,17 +51,13 @@ def publish(
         recorded = {"damaged": {}, "failures": [], **laws}
         if all(recorded.get(key) == value for key, value in (inputs | warnings).items()):
             return laws
-    import pandas as pd
-
     from analysis.export import laws_of_all
     from analysis.parallel import idle_cores
-    from analysis.report.families import comparison_scalars
-    from analysis.report.pages import Scored, write_pages
+    from analysis.report.pages import write_pages
     from analysis.study import studies
     from analysis.table.table import load_results
     from pipelines.planning.forecasts import grade_forecasts
     from pipelines.report.facts import facts_of
-    from pipelines.report.side_by_side import side_by_side
 
     table = load_results(folder / "results.parquet")
     # The rows of a trial already say that it is damaged.
@@ -70,18 +69,31 @@ def publish(
     processes = idle_cores() if again else 1
     forecasts = tuple(grade_forecasts(home, sweep))
     fitted = studies(table, objective, forecasts, progress, processes)
-    report, path = report_path(home, sweep).parent, folder / "images.parquet"
-    scored, families = None, dict[str, Any]()
-    if path.exists():
-        images, samples = pd.read_parquet(path), {}
-        with suppress(ValueError):  # the report says why families cannot be compared
-            families = {"families": comparison_scalars(images)}
-            samples = side_by_side(home, images, report)
-        scored = Scored(images, _unscored(stages), samples)
+    report = report_path(home, sweep).parent
+    scored, families = _compared_families(home, folder / "images.parquet", stages, report)
     write_pages(report, fitted, facts_of(sweep, stages), formats, scored, processes)
     laws = {**laws_of_all(fitted), **inputs, **warnings, "sweep": sweep.name, **families}
     write_json(folder / "laws.json", laws)
     return laws
+
+
+def _compared_families(
+    home: Home, scores: Path, stages: Stages, report: Path
+) -> "tuple[Scored | None, dict[str, Any]]":
+    """The scored samples in the table `scores`, and the entries of laws.json about them."""
+    import pandas as pd
+
+    from analysis.report.families import comparison_scalars
+    from analysis.report.pages import Scored
+    from pipelines.report.side_by_side import side_by_side
+
+    if not scores.exists():
+        return None, {}
+    images, samples, families = pd.read_parquet(scores), dict[str, Path](), dict[str, Any]()
+    with suppress(ValueError):  # the report says why families cannot be compared
+        families = {"families": comparison_scalars(images)}
+        samples = side_by_side(home, images, report)
+    return Scored(images, _unscored(stages), samples), families
 
 
 def _unscored(stages: Stages) -> tuple[str, ...]:

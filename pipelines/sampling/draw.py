@@ -156,14 +156,7 @@ def draw(
     # A mark is rewritten as a whole, so it needs the images of earlier runs too.
     stored = {chunk: store.stored_images(chunk) for chunk in chunks}
     total = sum(len(store.config.chunk(chunk)) for chunk in chunks)
-    # One list over all chunks: a batch may continue in the next chunk, so only the last one is
-    # small.
-    todo = [
-        (chunk, request)
-        for chunk in chunks
-        for request in store.config.chunk(chunk)
-        if request not in stored[chunk]
-    ]
+    todo = _missing_images(store.config, stored)
     marker = _ChunkMarker(store, stored, todo, str(context.device()), context.process.save_every)
     title, done = f"samples {store.config.name}", total - len(todo)
     report_progress(title, done, total)
@@ -201,6 +194,21 @@ def draw(
             marker.note(writers.flush(), last=True)
         finally:
             writers.close()
+
+
+def _missing_images(
+    config: SampleSet, stored: dict[int, dict[Request, StoredImage]]
+) -> list[tuple[int, Request]]:
+    """(chunk, image) of each image that is not `stored`.
+
+    One list over all chunks: a batch may continue in the next chunk, so only the last one is small.
+    """
+    return [
+        (chunk, request)
+        for chunk, images in stored.items()
+        for request in config.chunk(chunk)
+        if request not in images
+    ]
 
 
 class _ChunkMarker:

@@ -20,7 +20,7 @@ from pipelines.workspace.store import weights_of
 from var_scaling.class_names import PREFIX, Names, class_number, load_names, normalize_name
 from var_scaling.disk import DONE, read_json
 from var_scaling.experiment import ImportedModel, Trial
-from var_scaling.experiment.sample_set import NONE, SampleSet
+from var_scaling.experiment.sample_set import NONE, Rejection, SampleSet
 
 _MAX_DEFAULT_CLASSES = 16  # up to this number of classes, --classes may be left out: all
 _MAX_IMAGES = 10_000_000  # drawn for one set: its folder and its marks are read as a whole
@@ -74,30 +74,7 @@ def plan_set(context: RunContext, address: str, options: SampleOptions) -> Plan:
     given = with_default_precision(options.sampling, record, device)
     sampling = parse_sampling(record.family, given)
     record.family.frames(record.spec, sampling)  # raises for a list of the wrong length
-    rejection, classifier = None, options.classifier
-    if options.reject is None and (classifier or options.class_map):
-        raise ValueError(
-            "--classifier and --class-map are options of rejection sampling: give --reject RATE too"
-        )
-    if options.reject is not None:
-        if not 0 < options.reject <= 1:
-            raise ValueError(
-                f"--reject {options.reject:g}: the share to keep must be above 0 and at most 1"
-            )
-        if record.classes in labels:  # the label of the null class
-            raise ValueError(
-                "--reject keeps the images to whose class a classifier gives the highest "
-                f"probability, and images of --classes {NONE} have no class"
-            )
-        if classifier and Path(classifier).exists():
-            # A cluster job may run in another working directory.
-            classifier = str(Path(classifier).absolute())
-        # Loaded here because the record has its hash, and its number of outputs must fit.
-        loaded_classifier = load_rejection_classifier(context, classifier)
-        outputs = None
-        if options.class_map:
-            outputs = read_class_map(options.class_map, record.classes, names)
-        rejection = rejection_record(loaded_classifier, options.reject, record.classes, outputs)
+    rejection, classifier = _plan_rejection(context, options, record, labels, names)
     # Only if no image has a class. In a mixture, guidance has no effect on images without one:
     # conditional and unconditional prediction are equal, so c + g (c - u) = c.
     reason = f"guidance needs a class, and --classes {NONE} has none"
@@ -123,6 +100,42 @@ def plan_set(context: RunContext, address: str, options: SampleOptions) -> Plan:
             "allowed. Lower --count, or draw several sets with different --name and --seed"
         )
     return Plan(address, folder / SAMPLES / config.name, config, classifier)
+
+
+def _plan_rejection(
+    context: RunContext,
+    options: SampleOptions,
+    record: Trial | ImportedModel,
+    labels: tuple[int, ...],
+    names: Names | None,
+) -> tuple[Rejection | None, str | None]:
+    """The record of rejection sampling, None without --reject, and the name of its classifier."""
+    classifier = options.classifier
+    if options.reject is None:
+        if classifier or options.class_map:
+            raise ValueError(
+                "--classifier and --class-map are options of rejection sampling: give --reject "
+                "RATE too"
+            )
+        return None, classifier
+    if not 0 < options.reject <= 1:
+        raise ValueError(
+            f"--reject {options.reject:g}: the share to keep must be above 0 and at most 1"
+        )
+    if record.classes in labels:  # the label of the null class
+        raise ValueError(
+            "--reject keeps the images to whose class a classifier gives the highest "
+            f"probability, and images of --classes {NONE} have no class"
+        )
+    if classifier and Path(classifier).exists():
+        # A cluster job may run in another working directory.
+        classifier = str(Path(classifier).absolute())
+    # Loaded here because the record has its hash, and its number of outputs must fit.
+    loaded = load_rejection_classifier(context, classifier)
+    outputs = None
+    if options.class_map:
+        outputs = read_class_map(options.class_map, record.classes, names)
+    return rejection_record(loaded, options.reject, record.classes, outputs), classifier
 
 
 def read_classes(text: str | None, classes: int, names: Names | None = None) -> tuple[int, ...]:

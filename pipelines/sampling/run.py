@@ -181,12 +181,7 @@ def sample_on_cluster(
     require_sbatch(cluster_options.cluster)
     record = read_generator(context.home.root / plan.address)
     tasks = sample_tasks(plan, draw_options, cluster_options.jobs, record, cluster)
-    message = other_job(plan, tasks, cluster_options.cluster)
-    if message:
-        raise ValueError(message)
-    # Jobs do not take this lock, because it works on one machine only.
-    if in_use(plan.folder):
-        raise FolderInUseError(f"{plan.folder} is being drawn by a process of this machine")
+    _refuse_other_processes(plan, tasks, cluster_options.cluster)
     # Jobs run a copy of the code, so an edit of the working tree does not reach a job that starts
     # or is requeued later. Jobs do not write to MLflow.
     snapshot = take_snapshot(context.home, cluster_options.dirty, module_names([record]))
@@ -217,6 +212,16 @@ def sample_on_cluster(
         except KeyboardInterrupt:
             return Outcome(stopped=_DRIVER_EXITED)
     return Outcome(failures=_with_logs(context, tasks, failures))
+
+
+def _refuse_other_processes(plan: Plan, tasks: list[Task], cluster: str) -> None:
+    """Raise ValueError or FolderInUseError if other jobs or this machine draw the set."""
+    message = other_job(plan, tasks, cluster)
+    if message:
+        raise ValueError(message)
+    # Jobs do not take this lock, because it works on one machine only.
+    if in_use(plan.folder):
+        raise FolderInUseError(f"{plan.folder} is being drawn by a process of this machine")
 
 
 _DRIVER_EXITED = "This process exits; its jobs keep running"

@@ -145,3 +145,13 @@ def local_process(local: Local) -> ProcessContext:
         shard_optimizer=local.shard_optimizer,
         compile=compiles(local),
     )
+
+
+def local_context(
+    home: Home,
+    settings: Settings,
+    report_progress: Callable[[str, int, int], None] | None = None,
+) -> RunContext:
+    """The context of work that a command does on this machine, in its own process."""
+    stop = StopFile(home.root / "stop")
+    return RunContext(home, settings, stop, local_process(settings.local), report_progress)

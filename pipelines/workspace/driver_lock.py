@@ -182,6 +182,7 @@ def _born(pid: int) -> str | None:
 
 
 def _read(path: str) -> str:
+    """The text of a file in /proc; "" if there is none, as after the end of a process."""
     try:
         return Path(path).read_text().strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""The folders of a home (--home), their locks and the records that they belong to."""
+"""The folders of a home (--home), their locks, their records and files of measurements."""
 
 import fcntl
 import json
@@ -6,15 +6,15 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from pipelines.workspace.damage import RAW_WEIGHTS, WEIGHTS
-from var_scaling.disk import DONE, DamagedFileError, atomic_write, read_json
+from var_scaling.disk import DONE, DamagedFileError, atomic_write, read_json, write_json
 from var_scaling.record import Record, difference, explain
 
 # Sweeps are folders of the home, and trials folders of their sweep: these names are taken.
@@ -36,6 +36,8 @@ _RESERVED_IN_SWEEP = (
 
 
 IMPORTED = "imported"  # the name of the sweep that holds all imported models
+_MEASUREMENTS_FORMAT = 1
+_Measurement = TypeVar("_Measurement", bound=Record)
 
 
 class ConfigMismatchError(ValueError):
@@ -186,6 +188,31 @@ def check_format(path: Path, kind: type[Record]) -> None:
             f"{path} has format {written}, but this version of the code reads format "
             f"{field.default}: use the version that wrote it, or another --home"
         )
+
+
+def read_measurements(path: Path, kind: type[_Measurement]) -> list[_Measurement]:
+    """The records that `write_measurements` wrote to `path`; none if there is no such file.
+
+    Raises ValueError if this version cannot read the file.
+    """
+    if not path.exists():
+        return []
+    content = read_json(path)
+    if content.get("format") != _MEASUREMENTS_FORMAT:
+        raise ValueError(
+            f"{path}: format {content.get('format')}, this version reads {_MEASUREMENTS_FORMAT}"
+        )
+    try:
+        # In JSON a tuple is an array: strict validation accepts it only from JSON.
+        return [kind.model_validate_json(json.dumps(entry)) for entry in content["measured"]]
+    except ValidationError as error:
+        raise ValueError(f"{path}: {explain(error, kind)}; move the file away") from error
+
+
+def write_measurements(path: Path, measured: Sequence[Record]) -> None:
+    """Write all records of the file; the caller holds its lock, or results could be lost."""
+    entries = [one.model_dump(mode="json") for one in measured]
+    write_json(path, {"format": _MEASUREMENTS_FORMAT, "measured": entries})
 
 
 def weights_of(folder: Path, raw: bool = False) -> tuple[Path, str]:

@@ -244,16 +244,7 @@ def _check_node(home: Home, settings: Settings, cluster: Cluster) -> Iterator[Ch
     probe = home.root / f".doctor-{uuid.uuid4().hex}"
     data = {f"data {name}": root for name, root in settings.data.items() if root.exists()}
     paths = {"home": probe, "Python": Path(sys.executable), **data}
-    quoted = {name: shlex.quote(str(path)) for name, path in paths.items()}
-    tests = [f"test -r {path} && echo 'doctor: {name}=yes'" for name, path in quoted.items()]
-    # The node must also be able to write to the home: read back below.
-    tests[0] += f" && echo seen > {quoted['home']}"
-    # This line is printed only if `setup` did not end the shell.
-    after_setup = "echo doctor: setup=yes"
-    torch = f"{quoted['Python']} -c {shlex.quote(TORCH)}"
-    script = "\n".join(
-        ["echo doctor: node=$SLURMD_NODENAME", *tests, *cluster.setup, after_setup, torch]
-    )
+    script = _node_script(paths, cluster)
     try:
         home.root.mkdir(parents=True, exist_ok=True)
         probe.touch()
@@ -293,6 +284,20 @@ def _check_node(home: Home, settings: Settings, cluster: Cluster) -> Iterator[Ch
         yield CheckResult(f"setup on {facts['node']}", False, message)
     else:
         yield CheckResult(name, *check_torch(result, cluster.device, cluster.gpu_memory_gb))
+
+
+def _node_script(paths: dict[str, Path], cluster: Cluster) -> str:
+    """Bash that prints what a node sees of `paths`, and writes "seen" to the path of the home."""
+    quoted = {name: shlex.quote(str(path)) for name, path in paths.items()}
+    tests = [f"test -r {path} && echo 'doctor: {name}=yes'" for name, path in quoted.items()]
+    # The node must also be able to write to the home: `_check_node` reads it back.
+    tests[0] += f" && echo seen > {quoted['home']}"
+    # This line is printed only if `setup` did not end the shell.
+    after_setup = "echo doctor: setup=yes"
+    torch = f"{quoted['Python']} -c {shlex.quote(TORCH)}"
+    return "\n".join(
+        ["echo doctor: node=$SLURMD_NODENAME", *tests, *cluster.setup, after_setup, torch]
+    )
 
 
 def _node_result(

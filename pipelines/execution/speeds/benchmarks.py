@@ -10,18 +10,14 @@ import socket
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from pipelines.workspace.settings import Cluster, Local, compiles
-from pipelines.workspace.store import Home, file_lock
-from var_scaling.disk import read_json, write_json
+from pipelines.workspace.store import Home, file_lock, read_measurements, write_measurements
 from var_scaling.evaluation.rates import Machine, MatmulPeak, TrainingSpeed
 from var_scaling.experiment import Trial
 from var_scaling.recipe import Precision
-from var_scaling.record import Record, explain
+from var_scaling.record import Record
 
 LOCAL = "local"
-_FORMAT = 1
 _WAIT = 30.0  # seconds to wait while another process writes the file
 
 
@@ -126,7 +122,7 @@ def benchmarks_file(home: Home, hardware: Hardware) -> Path:
 def read_benchmarks(home: Home, hardware: Hardware) -> tuple[StepBenchmark, ...]:
     """The measurements on `hardware`. Raises ValueError if the file cannot be read."""
     path = benchmarks_file(home, hardware)
-    return tuple(one for one in _read(path) if one.hardware == hardware)
+    return tuple(one for one in read_measurements(path, StepBenchmark) if one.hardware == hardware)
 
 
 def save_benchmark(home: Home, benchmark: StepBenchmark) -> None:
@@ -136,23 +132,8 @@ def save_benchmark(home: Home, benchmark: StepBenchmark) -> None:
         # Read while the lock is held, so that no result of another process is lost.
         others = [
             one
-            for one in _read(path)
+            for one in read_measurements(path, StepBenchmark)
             if (one.size_fingerprint, one.hardware)
             != (benchmark.size_fingerprint, benchmark.hardware)
         ]
-        entries = [one.model_dump(mode="json") for one in (*others, benchmark)]
-        write_json(path, {"format": _FORMAT, "measured": entries})
-
-
-def _read(path: Path) -> list[StepBenchmark]:
-    if not path.exists():
-        return []
-    content = read_json(path)
-    if content.get("format") != _FORMAT:
-        raise ValueError(f"{path}: format {content.get('format')}, this version reads {_FORMAT}")
-    try:
-        return [
-            StepBenchmark.model_validate_json(json.dumps(entry)) for entry in content["measured"]
-        ]
-    except ValidationError as error:
-        raise ValueError(f"{path}: {explain(error, StepBenchmark)}; move the file away") from error
+        write_measurements(path, (*others, benchmark))
