@@ -11,9 +11,10 @@ import sweeps
 from pipelines.workspace.sweeps import SweepError, find_sweep, known_sweeps
 from var_scaling.config import ImportedTokenizer, TrainedTokenizer
 from var_scaling.experiment import Sweep, Trial
+from var_scaling.explain import explain
 from var_scaling.models.var.config import VarModel, paper_recipe
 from var_scaling.recipe import Optimiser
-from var_scaling.record import difference, explain
+from var_scaling.record import difference
 
 
 def explained(record, **values) -> str:

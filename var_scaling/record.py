@@ -53,56 +53,16 @@ def difference(recorded: Any, expected: Any, path: str = "") -> list[str]:
     return [f"{path}: recorded {json.dumps(recorded)}, expected {json.dumps(expected)}"]
 
 
-def explain(error: ValidationError, record: type[BaseModel]) -> str:
-    """The error as lines `field = value: what is allowed`."""
-    lines = []
-    for item in error.errors():
-        field = ".".join(_field_path(record, item["loc"])) or record.__name__
-        if item["type"] == "extra_forbidden":
-            lines.append(f"{field}: {_unknown_field(record, item['loc'])}")
-        elif item["type"] == "missing":
-            lines.append(f"{field}: this field is required")
-        else:
-            lines.append(f"{field} = {_shown(item['input'])}: {item['msg']}")
-    return "\n".join(lines)
-
-
-def _unknown_field(record: type[BaseModel], location: tuple[int | str, ...]) -> str:
+def unknown_field(record: type[BaseModel], location: tuple[int | str, ...]) -> str:
     """The new name of a renamed field, else the fields that are allowed."""
-    allowed = _fields_at(record, location[:-1])
+    allowed = fields_at(record, location[:-1])
     new = _RENAMED.get(str(location[-1]))
     if new in allowed:
         return f"no such field: it is now called {new}"
     return f"no such field; allowed: {', '.join(allowed)}"
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _field_path(record: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The path of an error without the tags that pydantic adds for members of unions."""
-    inside = range(len(location) - 1)
-    # A part is a tag if the record at this place has no such field and it is no key of a mapping.
-    tags = [
-        index
-        for index in inside
-        if isinstance(location[index], str)
-        and location[index] not in _fields_at(record, location[:index])
-        and not _is_key(record, location[:index])
-    ]
-    return [str(part) for index, part in enumerate(location) if index not in tags]
-
-
-def _is_key(record: type[BaseModel], location: tuple[int | str, ...]) -> bool:
-    """Whether the part after `location` is a key of a mapping, which the user chooses."""
-    if len(location) != 1 or location[0] not in record.model_fields:
-        return False
-    return typing.get_origin(record.model_fields[str(location[0])].annotation) is dict
-
-
-def _fields_at(record: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+def fields_at(record: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """Field names of the record at `location`, the path of an error."""
     fields = record.model_fields
     for part in location:
@@ -155,7 +115,7 @@ def _with_fields(error: ValidationError, record: type[Record]) -> ValidationErro
     for item in error.errors():
         message = item["msg"]
         if item["type"] == "extra_forbidden":
-            message = _unknown_field(record, item["loc"])
+            message = unknown_field(record, item["loc"])
         kind: Any = PydanticCustomError("nested_record", "{message}", {"message": message})
         # loc is the path inside this record; pydantic puts the path of the outer field before it.
         lines.append(InitErrorDetails(type=kind, loc=item["loc"], input=item["input"]))

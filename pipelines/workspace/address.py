@@ -11,7 +11,8 @@ from pipelines.workspace.store import IMPORTED, Home, check_format
 from var_scaling.config import AnyTokenizer, SomeTokenizer
 from var_scaling.disk import DamagedFileError, is_done
 from var_scaling.experiment import ImportedModel, Sweep, Trial
-from var_scaling.record import Record, explain
+from var_scaling.explain import explain
+from var_scaling.record import Record
 
 RecordT = TypeVar("RecordT")
 

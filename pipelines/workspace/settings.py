@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from var_scaling.explain import explain
 from var_scaling.recipe import Precision
-from var_scaling.record import explain
 
 FILE = "var-scaling.toml"
 POINTS = 40  # of a training curve in the tracker

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from pipelines.workspace.damage import RAW_WEIGHTS, WEIGHTS
 from var_scaling.disk import DONE, DamagedFileError, atomic_write, read_json, write_json
-from var_scaling.record import Record, difference, explain
+from var_scaling.explain import explain
+from var_scaling.record import Record, difference
 
 # Sweeps are folders of the home, and trials folders of their sweep: these names are taken.
 _RESERVED = (

@@ -15,7 +15,8 @@ import sweeps
 from pipelines.workspace.modules import export_python_path, module_names
 from pipelines.workspace.store import IMPORTED
 from var_scaling.experiment import Sweep
-from var_scaling.record import Record, explain
+from var_scaling.explain import explain
+from var_scaling.record import Record
 
 
 class SweepError(ValueError):
