@@ -128,7 +128,7 @@ def kernels_of(profile: Any, steps: int, seconds: float, device: torch.device) -
         ]
     return {
         "profiled_steps": steps,
-        "seconds_profiled": seconds / steps,
+        "profiled_seconds": seconds / steps,
         "busy_seconds": sum(map(milliseconds, events)) / 1e3,
         "kernels": round(sum(event.count for event in events) / steps),
         "largest": [
