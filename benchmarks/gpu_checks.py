@@ -46,14 +46,15 @@ class Tolerance(NamedTuple):
     pixels: float  # mean over all pixels
 
 
-# TF32 and fp16 round to 11 bits, bf16 to 8. Errors of 9e-7 (fp32) and 1.3e-3 (fp16) in the logits
-# of d16 were measured on an H200. Tokens differ near the border between two codes, and then all
-# finer tokens of that place may.
+# About four times the errors of d16. Its logits: 9e-7 in fp32 and 1.3e-3 in fp16 (measured on an
+# H200), .010 in bf16 (on a CPU). Its gradient: .011 in bf16. TF32 and fp16 round to 11 bits, bf16
+# to 8. Tokens differ near the border between two codes, and then finer tokens of that place, too:
+# 77 % are equal in bf16 (on a CPU, random weights).
 TOLERANCES: dict[Precision, Tolerance] = {
-    "fp32": Tolerance(1e-5, 1e-4, 1e-3, 0.98, 0.1),
-    "tf32": Tolerance(1e-3, 1e-2, 5e-2, 0.8, 1.0),
-    "fp16": Tolerance(1e-3, 1e-2, 5e-2, 0.8, 1.0),
-    "bf16": Tolerance(1e-2, 5e-2, 2e-1, 0.3, 4.0),
+    "fp32": Tolerance(loss=1e-5, logits=1e-5, gradient=1e-4, tokens=0.98, pixels=0.1),
+    "tf32": Tolerance(loss=1e-4, logits=6e-3, gradient=1e-2, tokens=0.8, pixels=1.0),
+    "fp16": Tolerance(loss=1e-4, logits=6e-3, gradient=1e-2, tokens=0.8, pixels=1.0),
+    "bf16": Tolerance(loss=1e-3, logits=4e-2, gradient=5e-2, tokens=0.5, pixels=4.0),
 }
 
 
@@ -95,7 +96,9 @@ class NetworkCheck:
                 loss = loss_of(self.trial, network, quantizer, self.batch, 0, self.share)
         optimizer.backward(optimizer.scale(loss))
         optimizer.scaler.unscale_(optimizer.adamw)
-        gradient = torch.cat([weight.grad.flatten() for weight in optimizer.parameters])
+        gradient = nn.utils.parameters_to_vector(
+            weight.grad for weight in optimizer.parameters if weight.grad is not None
+        )
         optimizer.adamw.zero_grad(set_to_none=True)
         return Computed(
             float(loss.detach()), logits_BLV.detach().flatten(0, 1).cpu(), gradient.float().cpu()
@@ -200,7 +203,7 @@ def check_tokenizer(trial: Trial, device: torch.device, images: int) -> Iterator
         with precision_context(precision, device):
             ids_BL = model.encode(on_device).cpu()
         equal_BL = ids_BL == expected_BL
-        row = {
+        row: Row = {
             "way": "tokenizer",
             "precision": precision,
             "images": images,

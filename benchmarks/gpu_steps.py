@@ -4,7 +4,7 @@ Shapes: B images, L tokens, Z code channels, V codes.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -41,7 +41,7 @@ Row = dict[str, Any]
 # The trial of the sweeps from which the trials of each family are made.
 BASES = {"var": "d16", "ar": "llamagen-b", "dit": "dit-b-2"}
 # FLOP/s of dense fp16 and bf16 products according to the datasheets, by a part of the GPU's name.
-DATASHEET_PEAKS = {"H100": 989e12, "H200": 989e12}
+DATASHEET_PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12}
 STEPS_PER_REPEAT = {"cpu": 1, "cuda": 10}  # of the released loop; ours reads its stats as often
 LARGEST_KERNELS = 14  # in the profile
 
@@ -124,7 +124,8 @@ def kernels_of(profile: Any, steps: int, seconds: float, device: torch.device) -
         events = [
             event
             for event in events
-            if str(event.device_type).endswith("CUDA") and not event.is_user_annotation
+            if str(event.device_type).endswith("CUDA")
+            and not getattr(event, "is_user_annotation", False)
         ]
     return {
         "profiled_steps": steps,
@@ -188,7 +189,9 @@ def kernel_row(trial: Trial, bench: Bench, compiled: bool) -> Row:
 # Released ----------------------------------------------------------------------------------------
 
 
-def released_steps(trial: Trial, device: torch.device, compiled: bool) -> Iterator[None]:
+def released_steps(
+    trial: Trial, device: torch.device, compiled: bool
+) -> Generator[None, None, None]:
     """Steps of the released loop: autocast, loss scaling for fp16, clipping, fused AdamW."""
     tokens = random_tokens(trial)
     quantizer = Quantizer(trial.tokenizer).requires_grad_(False).to(device)
@@ -346,9 +349,11 @@ def memory_row(trial: Trial, bench: Bench, recompute: bool, largest: int) -> Row
     probe = MemoryProbe(one, bench, recompute)
     few, more = max(1, largest // 64), max(2, largest // 16)
     probe.peak_bytes(few)  # allocates the state of AdamW
-    peaks = [probe.peak_bytes(micro_batch) or 0 for micro_batch in (few, more)]
-    per_image = (peaks[1] - peaks[0]) / (more - few)
-    fixed = peaks[0] - few * per_image
+    least, greater = (probe.peak_bytes(micro_batch) for micro_batch in (few, more))
+    if least is None or greater is None:
+        raise RuntimeError(f"a micro-batch of {more} does not fit into memory")
+    per_image = (greater - least) / (more - few)
+    fixed = least - few * per_image
     micro_batch = largest
     if bench.device.type == "cuda":
         # 2 % for what is not in tensors, such as the workspaces of cuBLAS and fragments.
