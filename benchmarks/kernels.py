@@ -251,7 +251,7 @@ class Case:
 
 def kernels_of(depth: int, batch: int, variant: str) -> list[Kernel]:
     """The kernels of forward and backward of one step."""
-    choice = attention._Choice(math.inf, 10**9 if variant == "masked" else 100, True)
+    choice = attention._Choice(math.inf, 10**9 if variant == "masked" else 100, True, False)
     with mock.patch.dict(attention._CHOICES, {"cpu": choice}), FakeTensorMode():
         one = Case(depth, batch)
         block, head = one.network.run_block, one.network.head_loss

@@ -61,6 +61,27 @@ def test_the_parts_of_a_mask_cover_all_positions_once(lengths, device):
         assert mask.allowed_LL[start:stop, :stop].all() == (kind == "all")
 
 
+@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize("rotated", [True, False])
+def test_heads_that_are_read_in_place_give_the_attention_of_copied_heads(
+    normalised, rotated, monkeypatch
+):
+    """A GPU reads them in place, a CPU copies them first."""
+    torch.manual_seed(0)
+    module, x_BLC = Attention(24, 3, normalised), torch.randn(2, 30, 24, requires_grad=True)
+    mask, angles = AttentionMask((1, 4, 9, 16)), torch.rand(30, 4)
+    rotary = (angles.cos(), angles.sin()) if rotated else None
+
+    def output_and_gradients() -> list[torch.Tensor]:
+        output = module(x_BLC, mask, rotary=rotary)
+        return [output, *torch.autograd.grad(output.sum(), (x_BLC, *module.parameters()))]
+
+    copied = output_and_gradients()
+    in_place = attention._CHOICES["cpu"]._replace(copy_heads=False)
+    monkeypatch.setitem(attention._CHOICES, "cpu", in_place)
+    torch.testing.assert_close(output_and_gradients(), copied, rtol=1e-5, atol=1e-6)
+
+
 def test_half_precision_keeps_the_scores_in_float32():
     # Scores up to 100: rounded to bf16 they would be wrong by up to .25.
     q, k, v = ((10 * part).detach().bfloat16() for part in vectors(16))

@@ -13,6 +13,7 @@ from pipelines.execution.slurm.resources import (
     memory_bytes,
     trial_resources,
 )
+from pipelines.execution.speeds.throughput import throughput_on
 from pipelines.execution.status import overview
 from pipelines.execution.tasks import arrays_of, tasks_of
 from pipelines.planning.cost import plan_rows, plan_summary, price_on
@@ -70,6 +71,27 @@ def test_a_model_that_fits_no_gpu_is_refused_before_submission():
         trial_resources(paper(30), small)
 
 
+def test_less_memory_for_activations_and_optimizer_makes_a_model_fit():
+    small = H100.model_copy(update={"gpu_memory_gb": 48})
+    with pytest.raises(
+        SettingsError, match="recompute_activations = true and shard_optimizer = true"
+    ):
+        trial_resources(paper(30), small)
+    both = {"recompute_activations": True, "shard_optimizer": True}
+    with pytest.raises(SettingsError, match="or set shard_optimizer = true"):
+        trial_resources(paper(30), small.model_copy(update={"recompute_activations": True}))
+    fits = trial_resources(paper(30), small.model_copy(update=both))
+    assert fits.processes > 8
+    d30 = paper(30)
+    parameters = trial_ledger(d30)["params_total"]
+    assert memory_bytes(d30)[0] - memory_bytes(d30, shards=8)[0] == 7 * parameters
+    # A third forward pass is the fourth part of the step.
+    plain, twice = (
+        throughput_on(cluster).rate(d30, 16, 4) for cluster in (H100, H100.model_copy(update=both))
+    )
+    assert twice.flops_per_second == pytest.approx(0.75 * plain.flops_per_second)
+
+
 def test_trials_with_equal_resources_share_an_array(tmp_path):
     trials = of_kind(sweep_stages(Home(tmp_path), find_sweep("imagenet256")), TRIAL)
     arrays = [array.tasks for array in arrays_of(trials, H100)]
@@ -103,6 +125,7 @@ def test_the_memory_estimate_covers_the_saved_activations_of_a_block():
     from torch.nn import functional as F
 
     from var_scaling.models.var.model import VAR
+    from var_scaling.training.world import recompute_activations
 
     t = trial(model=trial().model.model_copy(update={"depth": 4, "width_per_depth": 32}))
     model = VAR(t.model, t.tokenizer, t.classes, 0)
@@ -127,6 +150,10 @@ def test_the_memory_estimate_covers_the_saved_activations_of_a_block():
 
     each = kept(5) - kept(4)
     assert 0.6 < each / memory_bytes(t)[1] < 1.1
+    recompute_activations(model)
+    # The backward pass saves those of one block at a time.
+    recomputed = kept(5) - kept(4) + each / t.model.depth
+    assert 0.6 < recomputed / memory_bytes(t, recompute=True)[1] < 1.1
 
 
 @pytest.mark.parametrize(

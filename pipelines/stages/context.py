@@ -4,7 +4,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ class ProcessContext:
     workers: int = 0  # processes that decode images
     micro_batch_size: int | None = None
     recompute_activations: bool = False
+    shard_optimizer: bool = False
     compile: bool = False  # training steps by torch.compile
     save_every: float = 20.0
     # Whether this process locks the folder. False in cluster jobs, because such a lock works on one
@@ -121,10 +122,13 @@ class RunContext:
             self.device(),
             process.rendezvous_file or Path(),
             process.address,
-            process.micro_batch_size,
-            process.recompute_activations,
         )
-        yield world
+        yield replace(
+            world,
+            micro_batch_size=process.micro_batch_size,
+            recompute_activations=process.recompute_activations,
+            shard_optimizer=process.shard_optimizer,
+        )
         leave(world)  # not after an error: the other processes would wait for this one forever
 
 
@@ -138,5 +142,6 @@ def local_process(local: Local) -> ProcessContext:
         save_every=local.save_every_seconds,
         micro_batch_size=local.micro_batch_size,
         recompute_activations=local.recompute_activations,
+        shard_optimizer=local.shard_optimizer,
         compile=compiles(local),
     )

@@ -41,6 +41,7 @@ class Local(BaseModel):
     processes: Annotated[int, Field(ge=1)] = 1  # of one training; one per GPU
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None  # None: a process's whole share
     recompute_activations: bool = False  # of trials: less memory, a third more time
+    shard_optimizer: bool = False  # of trials: each GPU keeps a part of the optimizer's state
     compile: bool | None = None  # training steps by torch.compile; None: on GPUs only
 
 
@@ -74,6 +75,7 @@ class Cluster(BaseModel):
     encoding_jobs: Annotated[int, Field(ge=1)] | None = None  # None: one per hour of work
     threads_per_process: Annotated[int, Field(ge=1)] = 1
     recompute_activations: bool = False  # of trials: less memory, a third more time
+    shard_optimizer: bool = False  # of trials: each GPU keeps a part of the optimizer's state
     compile: bool | None = None  # training steps by torch.compile; None: on GPUs only
     poll_seconds: Annotated[float, Field(gt=0)] = 30.0  # between two polls of the queue
 

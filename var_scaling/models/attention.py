@@ -31,11 +31,13 @@ class _Choice(NamedTuple):
     short: float  # short groups are joined until a part has at least this many positions
     long: int  # a group of at least this many positions is a part by itself, without a mask
     causal: bool  # whether groups of one position are one part, with the kernel's causal option
+    copy_heads: bool  # whether queries, keys and values are copied out of their joint product
 
 
 # By device type. CPU: measured (LOG.md). CUDA: the flash kernel takes no mask, and at fewer than
-# about 100 positions the launches of a call cost more than its masked pairs.
-_CHOICES = {"cpu": _Choice(_SHORT, 24, False), "cuda": _Choice(math.inf, 100, True)}
+# about 100 positions the launches of a call cost more than its masked pairs. It reads each head in
+# place, so a copy would only cost time.
+_CHOICES = {"cpu": _Choice(_SHORT, 24, False, True), "cuda": _Choice(math.inf, 100, True, False)}
 
 
 class Part(NamedTuple):
@@ -158,11 +160,20 @@ def _attend(
     return torch.bmm(scores.softmax(-1), values).unflatten(0, q.shape[:2])
 
 
-def split_heads(qkv_BLC: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-    """Queries and keys (2, B, N, L, c) and values (B, N, L, c) of the joint product (B, L, 3 C)."""
-    # Contiguous: one copy here instead of one for each use.
-    parts = rearrange(qkv_BLC, "b l (three n c) -> three b n l c", three=3, n=heads).contiguous()
-    return parts[:2], parts[2]
+def split_heads(qkv_BLC: Tensor, heads: int) -> tuple[list[Tensor], Tensor]:
+    """Queries and keys, and the values (B, N, L, c), of the joint product (B, L, 3 C).
+
+    Queries and keys are one tensor (2, B, N, L, c), or two tensors (B, N, L, c).
+    """
+    if _CHOICES.get(qkv_BLC.device.type, _CHOICES["cpu"]).copy_heads:
+        parts = rearrange(qkv_BLC, "b l (three n c) -> three b n l c", three=3, n=heads)
+        # One copy here instead of one for each use, and fewer calls.
+        parts = parts.contiguous()
+        return [parts[:2]], parts[2]
+    # Apart from the start: a compiler then writes each gradient to its place, without a copy.
+    parts_of_heads = qkv_BLC.unflatten(-1, (3, heads, -1)).unbind(2)
+    q, k, v = (part.transpose(1, 2) for part in parts_of_heads)
+    return [q, k], v
 
 
 class Attention(nn.Module):
@@ -193,34 +204,46 @@ class Attention(nn.Module):
         qk, v = split_heads(linear(x_BLC, self.mat_qkv.weight, bias), self.heads)
         scale = 1.0
         if self.normalised:
-            qk = qk * self._factors(qk).to(qk.dtype)
+            qk = self._unit_vectors(qk)
         else:
-            scale = 0.25 / math.sqrt(qk.shape[-1])  # the released code's extra 0.25
+            scale = 0.25 / math.sqrt(v.shape[-1])  # the released code's extra 0.25
         h = attend_rotated(qk, v, scale, mask, kv_cache, rotary)
         return self.proj(rearrange(h, "b n l c -> b l (n c)"))
 
-    def _factors(self, qk_2BNLc: Tensor) -> Tensor:
-        """The factors (2, B, N, L, 1) that make queries and keys unit vectors, in float32; those of
-        the queries include the temperature.
-        """
-        # One factor a vector instead of F.normalize and a product: half the passes over q and k.
-        squares = qk_2BNLc.float().square().sum(-1, keepdim=True)
+    def _unit_vectors(self, qk: list[Tensor]) -> list[Tensor]:
+        """Queries and keys of norm 1, the queries times the temperature."""
         temperature_1N11 = self.scale_mul_1H11.clamp_max(_LARGEST_SCALE).exp()
-        temperature = torch.stack([temperature_1N11, torch.ones_like(temperature_1N11)])
-        return squares.clamp_min(_SMALLEST_SQUARE).rsqrt() * temperature
+        factors: list[Tensor | float] = [temperature_1N11, 1]
+        if len(qk) == 1:
+            factors = [torch.stack([temperature_1N11, torch.ones_like(temperature_1N11)])]
+        # One factor a vector instead of F.normalize and a product: half the passes over q and k.
+        return [
+            part * (_inverse_norms(part) * factor).to(part.dtype)
+            for part, factor in zip(qk, factors, strict=True)
+        ]
+
+
+def _inverse_norms(x: Tensor) -> Tensor:
+    """The factors (..., 1) that make the vectors (..., c) unit vectors, in float32."""
+    squares = x.float().square().sum(-1, keepdim=True)
+    return squares.clamp_min(_SMALLEST_SQUARE).rsqrt()
 
 
 def attend_rotated(
-    qk_2BNLc: Tensor,
+    qk: list[Tensor],
     v: Tensor,
     scale: float,
     mask: AttentionMask | None,
-    kv_cache: KVCache | None,
-    rotary: Rotary | None,
+    kv_cache: KVCache | None = None,
+    rotary: Rotary | None = None,
 ) -> Tensor:
-    """`attend` after the rotary embedding, in training under `mask` or in sampling over a cache."""
+    """`attend` after the rotary embedding, in training under `mask` or in sampling over a cache.
+    `qk` and `v` are those of `split_heads`.
+    """
     # Before the cache: each key is rotated once, when it is stored.
-    q, k = (qk_2BNLc if rotary is None else apply_rotary(qk_2BNLc, *rotary)).unbind(0)
+    if rotary is not None:
+        qk = [apply_rotary(part, *rotary) for part in qk]
+    q, k = qk if len(qk) == 2 else qk[0].unbind(0)
     if kv_cache is None:
         return attend(q, k, v, scale, mask)
     # No mask: a sampler's cache holds only keys that the new positions may see. The fused kernel:

@@ -243,6 +243,10 @@ class ModelFamily(ABC, Generic[M, S]):
     def training_bytes(self, spec: ModelSpec[M], precision: Precision) -> float:
         """Estimated memory of one image's activations in training."""
 
+    def recomputed_bytes(self, spec: ModelSpec[M], precision: Precision) -> float:
+        """The same if only the inputs of the blocks are kept and the rest is computed again."""
+        return self.training_bytes(spec, precision)
+
     @abstractmethod
     def sampling_bytes(self, spec: ModelSpec[M], sampling: S, images: int) -> int:
         """A lower bound of the memory for sampling a batch."""

@@ -25,8 +25,6 @@ def join(
     device: torch.device,
     rendezvous_file: Path,
     address: str,
-    micro_batch_size: int | None = None,
-    recompute_activations: bool = False,
     timeout_s: float = 600.0,
 ) -> World:
     """The world of `size` processes, once all have joined. Backend: NCCL on GPUs, gloo on CPUs.
@@ -52,7 +50,7 @@ def join(
             timeout=_COLLECTIVE_TIMEOUT,
             device_id=gpu,
         )
-    return World(rank, size, device, micro_batch_size, recompute_activations)
+    return World(rank, size, device)
 
 
 def _meet(

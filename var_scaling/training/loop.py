@@ -64,7 +64,10 @@ def updates(
             journal.add(step + 1, update(step))
             done = step + 1
             if done in pauses or done == stop or done % journal.steps_per_read == 0:
-                yield done, journal.read_stats(stop, poll_signal(done))
+                signal = poll_signal(done)
+                if journal.stopwatch.save_is_due():  # by the clock of any process
+                    signal = max(signal, Signal.CHECKPOINT)
+                yield done, journal.read_stats(stop, signal)
     finally:
         journal.wait()
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from var_scaling.recipe import Optimiser, Precision
+from var_scaling.training.shards import Shards
+from var_scaling.training.world import World
 
 # No weight decay, as for every vector and bias (arXiv 2404.02905). Substrings of parameter names.
 # They have two or more dimensions, so the rule for vectors in `adamw` does not cover them.
@@ -113,9 +115,18 @@ def precision_context(
 class ScheduledOptimizer:
     """AdamW of one module, with its schedules, fp16 loss scale and gradient clipping."""
 
-    def __init__(self, module: nn.Module, config: Optimiser, steps: int, precision: Precision):
+    def __init__(
+        self,
+        module: nn.Module,
+        config: Optimiser,
+        steps: int,
+        precision: Precision,
+        world: World | None = None,
+    ):
         self.config, self.steps, self.precision = config, steps, precision
         self.adamw = adamw(module, config)
+        shared = world is not None and world.shard_optimizer and world.size > 1
+        self.shards = Shards(self.adamw, world) if world is not None and shared else None
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.waits = self.parameters[0].device.type == "cpu"  # reads the norm before the update
         self.scaler = torch.amp.GradScaler(
@@ -151,6 +162,8 @@ class ScheduledOptimizer:
         # Without clipping the limit is infinite: log and check still need the norm.
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip or math.inf)
         stats = {"grad_norm": norm}
+        if self.shards is not None:
+            self.shards.drop_other_gradients()
         if self.scaler.is_enabled():
             stats |= self._scaled_step(norm)
         elif not self.waits:
@@ -159,6 +172,8 @@ class ScheduledOptimizer:
             self.adamw.step()
         elif torch.isfinite(norm):
             self.adamw.step()
+        if self.shards is not None:
+            self.shards.exchange()
         self.adamw.zero_grad(set_to_none=True)
         return stats
 
@@ -176,8 +191,11 @@ class ScheduledOptimizer:
         return float(self.adamw.param_groups[0]["lr"])
 
     def state(self) -> dict[str, object]:
-        return {"optimizer": self.adamw.state_dict(), "scaler": self.scaler.state_dict()}
+        """All that `restore` needs. With shards only process 0 has it; every process must call."""
+        adamw = self.adamw.state_dict() if self.shards is None else self.shards.gather()
+        return {"optimizer": adamw, "scaler": self.scaler.state_dict()}
 
     def restore(self, state: dict[str, dict]) -> None:
-        self.adamw.load_state_dict(state["optimizer"])
+        adamw = state["optimizer"]
+        self.adamw.load_state_dict(adamw if self.shards is None else self.shards.own(adamw))
         self.scaler.load_state_dict(state["scaler"])

@@ -97,9 +97,8 @@ def train_tokenizer(
         if done in evaluated and world.first:
             with journal.stopwatch.paused():
                 validate(done)
-        # No checkpoint after the last step: the finished weights are saved instead. There is no
-        # collective call in this branch, so the clocks of the processes may differ.
-        if done < t.steps and (journal.stopwatch.save_is_due() or signal >= Signal.CHECKPOINT):
+        # No checkpoint after the last step: the finished weights are saved instead.
+        if done < t.steps and signal >= Signal.CHECKPOINT:
             journal.save(done, {"learner": trainer.state()})
             if signal == Signal.STOP:
                 raise Interrupted(f"{t.name} stopped after step {done} of {t.steps}")

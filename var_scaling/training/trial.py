@@ -69,93 +69,128 @@ def train(
     Raises Diverged, Interrupted if `poll_signal` returns STOP, ValueError if the batch is not
     divisible by the number of processes.
     """
-    model = trial.family.build(trial.spec, trial.seed)
-    # Before the average is made, which copies these statistics.
-    trial.family.normalize(model, latent_statistics(training.manifest))
-    model = model.to(world.device)
-    average = None
-    if trial.weight_average > 0:
-        # Its initial weights do not matter: WeightAverage overwrites them.
-        averaged_model = trial.family.build(trial.spec, trial.seed).to(world.device)
-        average = WeightAverage(model, averaged_model, trial.weight_average)
-    trained = TrainedModel(model) if average is None else TrainedModel(average.average, model)
-    quantizer = quantizer.to(world.device)
+    steps = _Steps(trial, quantizer.to(world.device), training, world)
     compiled = False
-    if compile_network:
-        # Before the clock of the journal starts, and outside DistributedDataParallel.
-        one_step = partial(_forward_and_backward, trial, model, quantizer, training, world)
-        error = compilation.compile_network(model, one_step)
+    if compile_network:  # before the clock of the journal starts
+        error = steps.compile_network()
         compiled = error is None
         on_compiled(error)
-    if world.recompute_activations:
-        recompute_activations(model)
-    optimizer = ScheduledOptimizer(model, trial.optimiser, trial.steps, trial.precision)
-    net = world.wrap(model, all_used=True)
-    micro_batches, rows_here = world.micro_batches(trial.batch_size), trial.batch_size // world.size
+    steps.wrap()
+    # After a call in which all processes meet: one of them may still write a checkpoint.
     journal = Journal(folder, log, partial(progress_of, trial), save_every, world, start)
-    if journal.resumed:
-        # In place: the optimizer and DistributedDataParallel refer to the same parameters.
-        model.load_state_dict(journal.resumed["model"])
-        optimizer.restore(journal.resumed["optimizer"])
-        if average is not None:
-            average.average.load_state_dict(journal.resumed["average"])
-    logged, evaluated = log_steps(trial.steps), frozenset(trial.evaluation_steps)
-    batches = _batches(trial, training, journal.start, micro_batches, world)
-
-    def update(step: int) -> Stats:
-        losses = []
-        for rows in micro_batches:
-            # Gradients add up over the micro-batches; only the last one averages over processes.
-            with sync_gradients(net, now=rows == micro_batches[-1]):
-                with precision_context(trial.precision, world.device):
-                    loss = loss_of(trial, net, quantizer, next(batches), step, rows)
-                loss = loss * ((rows.stop - rows.start) / rows_here)  # mean over all rows
-                optimizer.backward(optimizer.scale(loss))
-            losses.append(loss.detach())
-        # The losses are already weighted by their rows, so their sum is this process's mean.
-        stats = {"loss": torch.stack(losses).sum(), **optimizer.step(step)}
-        if average is not None:
-            average.update(step)
-        return stats
-
-    if world.size > 1 and journal.start < trial.steps:
-        # DistributedDataParallel orders its gradient buckets after its first backward pass. With
-        # one before the first step, started and resumed runs sum gradients in the same order.
-        with precision_context(trial.precision, world.device):
-            loss = batch_loss(trial, net, quantizer, training, journal.start, micro_batches[0])
-        optimizer.discard(loss)
+    steps.begin(journal.start, journal.resumed)
 
     def validate(done: int) -> None:
         with compilation.eager(compiled):
-            scores = held_out_scores(trial, trained, quantizer, held_out, done, world)
+            scores = held_out_scores(trial, steps.trained, quantizer, held_out, done, world)
         refuse_non_finite({"held-out loss": scores["loss"]}, done, trial.steps)
         journal.write_line("validation", done, scores)
 
-    def state() -> State:
-        # No generator state: all random numbers are functions of seed, purpose and step.
-        averaged = {} if average is None else {"average": average.average.state_dict()}
-        return {"model": model.state_dict(), "optimizer": optimizer.state(), **averaged}
-
+    logged, evaluated = log_steps(trial.steps), frozenset(trial.evaluation_steps)
+    pauses = logged | evaluated | frozenset(trial.keep_steps)
     # Lines come before the checkpoint of the same step. After a kill in between, the resumed
     # training repeats the step and its line; readers keep the last one.
-    pauses = logged | evaluated | frozenset(trial.keep_steps)
-    for done, signal in updates(update, journal, trial.steps, poll_signal, pauses):
+    for done, signal in updates(steps.update, journal, trial.steps, poll_signal, pauses):
         if done in logged:
-            rate = {"learning_rate": optimizer.rate}
+            rate = {"learning_rate": steps.optimizer.rate}
             journal.write_line("train", done, {**journal.means.pop(), **rate})
-        if done in evaluated:
-            with journal.stopwatch.paused():
+        with journal.stopwatch.paused():
+            if done in evaluated:
                 validate(done)
-        if done in trial.keep_steps and permanent_folder is not None:
-            with journal.stopwatch.paused():
-                journal.save_permanent(permanent_folder / checkpoint_name(done), done, state())
-        # No checkpoint after the last step: the finished weights are saved instead. There is no
-        # collective call in this branch, so the clocks of the processes may differ.
-        if done < trial.steps and (journal.stopwatch.save_is_due() or signal >= Signal.CHECKPOINT):
-            journal.save(done, state())
+            if done in trial.keep_steps and permanent_folder is not None:
+                path = permanent_folder / checkpoint_name(done)
+                journal.save_permanent(path, done, steps.state())
+        # No checkpoint after the last step: the finished weights are saved instead.
+        if done < trial.steps and signal >= Signal.CHECKPOINT:
+            journal.save(done, steps.state())
             if signal == Signal.STOP:
                 raise Interrupted(f"{trial.name} stopped after step {done} of {trial.steps}")
-    return trained
+    return steps.trained
+
+
+class _Steps:
+    """The steps of a trial in this process: its model, averaged weights and optimizer."""
+
+    def __init__(
+        self, trial: Trial, quantizer: Quantizer, training: TokenCache, world: World
+    ) -> None:
+        self.trial, self.quantizer, self.training, self.world = trial, quantizer, training, world
+        self.micro_batches = world.micro_batches(trial.batch_size)
+        self.model = trial.family.build(trial.spec, trial.seed)
+        # Before the average is made, which copies these statistics.
+        trial.family.normalize(self.model, latent_statistics(training.manifest))
+        self.model = self.model.to(world.device)
+        self.average: WeightAverage | None = None
+        self.trained = TrainedModel(self.model)
+        if trial.weight_average > 0:
+            # Its initial weights do not matter: WeightAverage overwrites them.
+            averaged = trial.family.build(trial.spec, trial.seed).to(world.device)
+            self.average = WeightAverage(self.model, averaged, trial.weight_average)
+            self.trained = TrainedModel(averaged, self.model)
+        self.optimizer = ScheduledOptimizer(
+            self.model, trial.optimiser, trial.steps, trial.precision, world
+        )
+
+    def compile_network(self) -> str | None:
+        """The error of a failure, after which the steps run eager code."""
+
+        def one_pass_of_each_size() -> None:
+            for rows in {rows.stop - rows.start: rows for rows in self.micro_batches}.values():
+                self._pass_without_result(self.model, rows)
+
+        # Before the model is wrapped: DistributedDataParallel calls the compiled methods.
+        return compilation.compile_network(self.model, one_pass_of_each_size)
+
+    def wrap(self) -> None:
+        if self.world.recompute_activations:
+            recompute_activations(self.model)
+        self.net = self.world.wrap(self.model, all_used=True)
+
+    def begin(self, start: int, checkpoint: State | None) -> None:
+        """Make ready for step `start`, with the weights and the optimizer of `checkpoint`."""
+        trial, world = self.trial, self.world
+        if checkpoint:
+            # In place: the optimizer and DistributedDataParallel refer to the same parameters.
+            self.model.load_state_dict(checkpoint["model"])
+            self.optimizer.restore(checkpoint["optimizer"])
+            if self.average is not None:
+                self.average.average.load_state_dict(checkpoint["average"])
+        self.batches = _batches(trial, self.training, start, self.micro_batches, world)
+        if world.size > 1 and start < trial.steps:
+            # DistributedDataParallel orders its gradient buckets after its first backward pass.
+            # With one before the first step, started and resumed runs sum in the same order.
+            self._pass_without_result(self.net, self.micro_batches[0])
+
+    def _pass_without_result(self, net: nn.Module, rows: slice) -> None:
+        """Forward and backward of rows of the first batch. The gradients are dropped."""
+        with precision_context(self.trial.precision, self.world.device):
+            loss = batch_loss(self.trial, net, self.quantizer, self.training, 0, rows)
+        self.optimizer.discard(loss)
+
+    def update(self, step: int) -> Stats:
+        trial, losses = self.trial, []
+        rows_here = trial.batch_size // self.world.size
+        for rows in self.micro_batches:
+            # Gradients add up over the micro-batches; only the last one averages over processes.
+            with sync_gradients(self.net, now=rows == self.micro_batches[-1]):
+                with precision_context(trial.precision, self.world.device):
+                    batch = next(self.batches)
+                    loss = loss_of(trial, self.net, self.quantizer, batch, step, rows)
+                loss = loss * ((rows.stop - rows.start) / rows_here)  # mean over all rows
+                self.optimizer.backward(self.optimizer.scale(loss))
+            losses.append(loss.detach())
+        # The losses are already weighted by their rows, so their sum is this process's mean.
+        stats = {"loss": torch.stack(losses).sum(), **self.optimizer.step(step)}
+        if self.average is not None:
+            self.average.update(step)
+        return stats
+
+    def state(self) -> State:
+        # No generator state: all random numbers are functions of seed, purpose and step.
+        averaged = {} if self.average is None else {"average": self.average.average.state_dict()}
+        return {
+            "model": self.model.state_dict(), "optimizer": self.optimizer.state(), **averaged
+        }  # fmt: skip
 
 
 def held_out_scores(
@@ -239,20 +274,6 @@ def _batches(
 
     keys = ((step, rows) for step in range(start, trial.steps) for rows in micro_batches)
     return in_order(read, keys, workers=0, threads=2 if on_gpu else 1)
-
-
-def _forward_and_backward(
-    trial: Trial, model: nn.Module, quantizer: Quantizer, training: TokenCache, world: World
-) -> None:
-    """Forward and backward of one micro-batch of each size. The gradients are not kept."""
-    shares = {rows.stop - rows.start: rows for rows in world.micro_batches(trial.batch_size)}
-    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for rows in shares.values():
-        with precision_context(trial.precision, world.device):
-            loss = batch_loss(trial, model, quantizer, training, 0, rows)
-        # As in ScheduledOptimizer.backward, whose precision is part of what is compiled.
-        with precision_context(trial.precision, world.device, autocast=False):
-            torch.autograd.grad(loss, weights, allow_unused=True)
 
 
 def progress_of(trial: Trial, done: int, seconds: float) -> Line:

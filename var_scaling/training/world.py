@@ -20,6 +20,7 @@ class World:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     micro_batch_size: int | None = None  # rows in one forward pass; None: all rows of this process
     recompute_activations: bool = False  # keep the input of each block only
+    shard_optimizer: bool = False  # each process keeps a part of the optimizer's state
 
     @property
     def first(self) -> bool:
@@ -49,8 +50,9 @@ class World:
         """`module`, with gradients averaged over all processes.
 
         `all_used`: every step uses every parameter, so the graph is not searched for unused ones.
-        DDP then orders its gradient buckets after the first step. A resumed run would sum the
-        gradients of three or more processes in another order: call `sort_gradients` before.
+        DDP then orders its gradient buckets after the first backward pass. A resumed run would sum
+        the gradients of three or more processes in another order: drop the gradients of one pass
+        before the first step.
         """
         if self.size == 1:
             return module

@@ -27,8 +27,8 @@ from var_scaling.recipe import Precision
 
 # Bytes per parameter. State: weight, gradient, two Adam moments and the bucket for the all-reduce
 # of gradients, 4 bytes each. At half precision there is also a copy of the weight, and with weight
-# averaging an averaged weight.
-_STATE_BYTES, _HALF_COPY_BYTES, _AVERAGE_BYTES = 20, 2, 4
+# averaging an averaged weight. Of these, the two moments can be shared between GPUs.
+_STATE_BYTES, _HALF_COPY_BYTES, _AVERAGE_BYTES, _MOMENTS_BYTES = 20, 2, 4, 8
 _USABLE_FRACTION = 0.85  # of a GPU's memory; the rest is workspace and fragmentation
 # Bytes per image pixel and base channel: 205 measured in fp32 for the autoencoder; the rest is an
 # estimate for the perceptual network and the discriminator.
@@ -75,6 +75,9 @@ def trial_resources(
     flops = trial_ledger(trial)["train_flops"]
 
     def hours(processes: int) -> float:
+        share = trial.batch_size // processes
+        if _images_that_fit(trial, share, cluster)[0] < 1:
+            return math.inf  # more GPUs may help: they share the optimizer's state
         # The rate depends on the share of a GPU: smaller micro-batches reach less of the peak.
         return trial_rate(trial, processes, cluster, throughput).hours(flops, processes)
 
@@ -207,28 +210,44 @@ def _micro_batch_size(trial: Trial, share: int, cluster: Cluster) -> int:
     """Images that one process can train on in one pass, at most `share`. Raises SettingsError if
     not even one fits in memory.
     """
-    if cluster.device != "cuda":
-        return share
-    fixed, per_image = memory_bytes(trial)
-    fit = int((_usable(cluster) - fixed) // per_image)
+    fit, one_image = _images_that_fit(trial, share, cluster)
     if fit < 1:
-        needed = (fixed + per_image) / _USABLE_FRACTION / 1e9
         raise SettingsError(
-            f"{trial.name} needs about {needed:,.0f} GB on each GPU, but gpu_memory_gb = "
-            f"{cluster.gpu_memory_gb:g}: weights are not sharded, so use larger GPUs"
+            f"{trial.name} needs about {one_image / 1e9:,.0f} GB on each GPU, but gpu_memory_gb = "
+            f"{cluster.gpu_memory_gb:g}: use larger GPUs" + _less_memory(cluster)
         )
     return min(fit, share)
 
 
-def memory_bytes(trial: Trial) -> tuple[float, float]:
+def _images_that_fit(trial: Trial, share: int, cluster: Cluster) -> tuple[int, float]:
+    """(Images that one process can train on in one pass, memory in bytes that one image needs)."""
+    if cluster.device != "cuda":
+        return share, 0.0
+    shards = trial.batch_size // share if cluster.shard_optimizer else 1
+    fixed, per_image = memory_bytes(trial, cluster.recompute_activations, shards)
+    return int((_usable(cluster) - fixed) // per_image), (fixed + per_image) / _USABLE_FRACTION
+
+
+def _less_memory(cluster: Cluster) -> str:
+    """The settings that would lower the need of memory, for a message."""
+    unused = [
+        name for name in ("recompute_activations", "shard_optimizer") if not getattr(cluster, name)
+    ]
+    return f", or set {' and '.join(f'{name} = true' for name in unused)}" if unused else ""
+
+
+def memory_bytes(trial: Trial, recompute: bool = False, shards: int = 1) -> tuple[float, float]:
     """Estimated memory on one GPU: (bytes of weights, gradients and optimizer, bytes per image of a
-    pass).
+    pass). `recompute`: with recompute_activations. `shards`: GPUs that share the optimizer's state.
     """
     parameters = trial_ledger(trial)["params_total"]
     half = trial.precision in ("bf16", "fp16")
-    image = trial.family.training_bytes(trial.spec, trial.precision)
+    family = trial.family
+    activations = family.recomputed_bytes if recompute else family.training_bytes
     average = _AVERAGE_BYTES if trial.weight_average > 0 else 0
-    return parameters * (_STATE_BYTES + _HALF_COPY_BYTES * half + average), image
+    elsewhere = _MOMENTS_BYTES * (1 - 1 / shards)
+    state = _STATE_BYTES - elsewhere + _HALF_COPY_BYTES * half + average
+    return parameters * state, activations(trial.spec, trial.precision)
 
 
 def _usable(cluster: Cluster) -> float:

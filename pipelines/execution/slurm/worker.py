@@ -128,6 +128,7 @@ class Work:
             workers=max(0, cluster.cpus_per_gpu - 1),
             micro_batch_size=self.payload.get("at_once"),
             recompute_activations=cluster.recompute_activations,
+            shard_optimizer=cluster.shard_optimizer,
             compile=compiles(cluster),
             save_every=cluster.save_every_seconds,
             alone=False,

@@ -66,6 +66,7 @@ class Hardware(Record):
     device: Literal["cpu", "cuda"]
     threads: int
     compiles: bool = False  # whether training steps are compiled
+    recomputes: bool = False  # whether they compute activations twice
     partition: str | None = None
     constraint: str | None = None
 
@@ -76,6 +77,7 @@ def local_hardware(local: Local) -> Hardware:
         device=local.device,
         threads=min(local.cpus, local.threads_per_stage),
         compiles=compiles(local),
+        recomputes=local.recompute_activations,
     )
 
 
@@ -85,6 +87,7 @@ def cluster_hardware(name: str, cluster: Cluster) -> Hardware:
         device=cluster.device,
         threads=cluster.threads_per_process,
         compiles=compiles(cluster),
+        recomputes=cluster.recompute_activations,
         partition=cluster.partition,
         constraint=cluster.constraint,
     )

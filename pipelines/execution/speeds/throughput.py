@@ -78,6 +78,7 @@ class Throughput:
     measured: Sequence[StepBenchmark] = ()
     # Peaks relative to `peak_flops`, for what is not measured; 1 if not named.
     relative_peaks: Mapping[Precision, float] = field(default_factory=dict)
+    recomputes: bool = False  # whether the forward pass of the blocks is computed twice
 
     def rate(self, trial: Trial, images: int, micro_batch: int) -> Rate:
         """The rate of a process that trains `images` of the batch, `micro_batch` in a pass."""
@@ -93,6 +94,8 @@ class Throughput:
                 flops, measured.speed.mfu, MEASURED, other if other != micro_batch else None
             )
         share = assumed_utilisation(trial.model.width, self.device)
+        if self.recomputes:  # four passes instead of three: the backward pass is as long as two
+            share *= 3 / 4
         return Rate(share * self.peak_flops * relative, share, ASSUMED)
 
     @cached_property
@@ -126,7 +129,9 @@ def throughput_on(cluster: Cluster, measured: Sequence[StepBenchmark] = ()) -> T
     peak = cluster.peak_tflops * 1e12
     fixed = None if cluster.utilisation is None else cluster.utilisation * peak
     relative_peaks = {precision: cluster.relative_peak(precision) for precision in RELATIVE_PEAKS}
-    return Throughput(peak, fixed, cluster.device, measured, relative_peaks)
+    return Throughput(
+        peak, fixed, cluster.device, measured, relative_peaks, cluster.recompute_activations
+    )
 
 
 def cluster_throughput(home: Home, name: str, cluster: Cluster) -> Throughput:

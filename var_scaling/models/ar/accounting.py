@@ -4,12 +4,11 @@ The T tokens of an image are predicted from T inputs: the class and the first T 
 """
 
 from var_scaling.accounting import FEWEST_ROWS, Count
+from var_scaling.accounting.memory import saved_bytes
 from var_scaling.config import Tokenizer
 from var_scaling.models.ar.config import ArModel
 from var_scaling.recipe import Precision
 
-# Bytes that a block saves for the backward pass, per token and channel: as for VAR's block.
-_SAVED_BYTES_FP32, _SAVED_BYTES_HALF = 100, 60
 _LOGITS_BYTES = 12  # per token and code: logits, their float32 copy, their gradient
 
 
@@ -82,11 +81,12 @@ def ar_batch_flops(
     return rows * sum(ar_forward_flops(model, tokenizer).values())
 
 
-def ar_training_bytes(model: ArModel, tokenizer: Tokenizer, precision: Precision) -> float:
+def ar_training_bytes(
+    model: ArModel, tokenizer: Tokenizer, precision: Precision, recompute: bool = False
+) -> float:
     """Estimated memory of one image's activations and logits in training."""
     length = tokenizer.pyramid.length
-    saved = _SAVED_BYTES_HALF if precision in ("bf16", "fp16") else _SAVED_BYTES_FP32
-    activations = length * model.depth * model.width * saved
+    activations = length * model.width * saved_bytes(model.depth, precision, recompute)
     return activations + length * tokenizer.codebook_size * _LOGITS_BYTES
 
 

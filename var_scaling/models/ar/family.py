@@ -78,6 +78,9 @@ class ArFamily(ModelFamily[ArModel, ArSampling]):
     def training_bytes(self, spec: Spec, precision: Precision) -> float:
         return accounting.ar_training_bytes(spec.config, spec.tokenizer, precision)
 
+    def recomputed_bytes(self, spec: Spec, precision: Precision) -> float:
+        return accounting.ar_training_bytes(spec.config, spec.tokenizer, precision, recompute=True)
+
     def sampling_bytes(self, spec: Spec, sampling: ArSampling, images: int) -> int:
         guided = sampling.guided
         return accounting.ar_sampling_bytes(spec.config, spec.tokenizer, guided, images)

@@ -201,7 +201,7 @@ class LlamaBlock(nn.Module):
         rotary: Rotary | None = None,
     ) -> Tensor:
         qk, v = split_heads(self.wqkv(self.attention_norm(x_BTC)), self.heads)
-        h = attend_rotated(qk, v, qk.shape[-1] ** -0.5, mask, kv_cache, rotary)
+        h = attend_rotated(qk, v, v.shape[-1] ** -0.5, mask, kv_cache, rotary)
         h = self.wo(rearrange(h, "b n t c -> b t (n c)"))
         x_BTC = x_BTC + (h if keep_2B11 is None else keep_2B11[0] * h)
         h = self.ffn_norm(x_BTC)

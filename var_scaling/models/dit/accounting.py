@@ -4,12 +4,10 @@ An image has T = (H / patch)² positions with Z patch² numbers each.
 """
 
 from var_scaling.accounting import FEWEST_ROWS, Count
+from var_scaling.accounting.memory import saved_bytes
 from var_scaling.config import Tokenizer
 from var_scaling.models.dit.config import DitModel, DitSampling, sampling_times
 from var_scaling.recipe import Precision
-
-# Bytes that a block saves for the backward pass, per position and channel: as for VAR's block.
-_SAVED_BYTES_FP32, _SAVED_BYTES_HALF = 100, 60
 
 
 def positions(model: DitModel, tokenizer: Tokenizer) -> int:
@@ -92,10 +90,12 @@ def dit_batch_flops(
     return flops
 
 
-def dit_training_bytes(model: DitModel, tokenizer: Tokenizer, precision: Precision) -> float:
+def dit_training_bytes(
+    model: DitModel, tokenizer: Tokenizer, precision: Precision, recompute: bool = False
+) -> float:
     """Estimated memory of one image's activations in training."""
-    saved = _SAVED_BYTES_HALF if precision in ("bf16", "fp16") else _SAVED_BYTES_FP32
-    return positions(model, tokenizer) * model.depth * model.width * saved
+    blocks = saved_bytes(model.depth, precision, recompute)
+    return positions(model, tokenizer) * model.width * blocks
 
 
 def dit_sampling_bytes(

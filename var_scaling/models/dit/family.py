@@ -79,6 +79,9 @@ class DitFamily(ModelFamily[DitModel, DitSampling]):
     def training_bytes(self, spec: Spec, precision: Precision) -> float:
         return accounting.dit_training_bytes(spec.config, spec.tokenizer, precision)
 
+    def recomputed_bytes(self, spec: Spec, precision: Precision) -> float:
+        return accounting.dit_training_bytes(spec.config, spec.tokenizer, precision, recompute=True)
+
     def sampling_bytes(self, spec: Spec, sampling: DitSampling, images: int) -> int:
         return accounting.dit_sampling_bytes(spec.config, spec.tokenizer, sampling, images)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from var_scaling.accounting import FEWEST_ROWS
 from var_scaling.config import Tokenizer
 from var_scaling.linear import Linear
-from var_scaling.models.attention import attend, split_heads
+from var_scaling.models.attention import attend_rotated, split_heads
 from var_scaling.models.dit.accounting import patch_channels
 from var_scaling.models.dit.config import DitModel
 from var_scaling.models.layers import (
@@ -174,8 +174,8 @@ class PlainAttention(nn.Module):
         self.proj = Linear(width, width)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        (q, k), v = split_heads(self.qkv(x_BTC), self.heads)
-        h = attend(q, k, v, q.shape[-1] ** -0.5, None)
+        qk, v = split_heads(self.qkv(x_BTC), self.heads)
+        h = attend_rotated(qk, v, v.shape[-1] ** -0.5, None)
         return self.proj(rearrange(h, "b n t c -> b t (n c)"))
 
 

@@ -3,14 +3,11 @@
 from collections.abc import Sequence
 
 from var_scaling.accounting import Count
+from var_scaling.accounting.memory import saved_bytes
 from var_scaling.config import Tokenizer
 from var_scaling.models.var.config import VarModel
 from var_scaling.recipe import Precision
 
-# Bytes that a block saves for the backward pass, per token and channel. Measured with saved-tensor
-# hooks at d6 and d10, 680 tokens: 87 and 91 in fp32, 37 and 43 in bf16. These are CPU values; on a
-# GPU autocast keeps more in fp32, hence the margin.
-_SAVED_BYTES_FP32, _SAVED_BYTES_HALF = 100, 60
 _LOGITS_BYTES = 12  # per token and code: logits, their float32 copy, their gradient
 
 
@@ -110,11 +107,12 @@ def var_batch_flops(
     return flops
 
 
-def var_training_bytes(model: VarModel, tokenizer: Tokenizer, precision: Precision) -> float:
+def var_training_bytes(
+    model: VarModel, tokenizer: Tokenizer, precision: Precision, recompute: bool = False
+) -> float:
     """Estimated memory of one image's activations and logits in training."""
     length = tokenizer.pyramid.length
-    saved = _SAVED_BYTES_HALF if precision in ("bf16", "fp16") else _SAVED_BYTES_FP32
-    activations = length * model.depth * model.width * saved
+    activations = length * model.width * saved_bytes(model.depth, precision, recompute)
     return activations + length * tokenizer.codebook_size * _LOGITS_BYTES
 
 

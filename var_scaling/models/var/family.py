@@ -67,6 +67,9 @@ class VarFamily(ModelFamily[VarModel, VarSampling]):
     def training_bytes(self, spec: Spec, precision: Precision) -> float:
         return accounting.var_training_bytes(spec.config, spec.tokenizer, precision)
 
+    def recomputed_bytes(self, spec: Spec, precision: Precision) -> float:
+        return accounting.var_training_bytes(spec.config, spec.tokenizer, precision, recompute=True)
+
     def sampling_bytes(self, spec: Spec, sampling: VarSampling, images: int) -> int:
         weights = sampling.weights(spec.tokenizer.pyramid.scales)
         return accounting.var_sampling_bytes(spec.config, spec.tokenizer, weights, images)
