@@ -347,12 +347,12 @@ def memory_row(trial: Trial, bench: Bench, recompute: bool, largest: int) -> Row
     """
     one = trial.model_copy(update={"batch_size": 2 * largest})
     probe = MemoryProbe(one, bench, recompute)
-    few, more = max(1, largest // 64), max(2, largest // 16)
+    few, more = max(1, largest // 16), max(2, largest // 8)
     probe.peak_bytes(few)  # allocates the state of AdamW
     least, greater = (probe.peak_bytes(micro_batch) for micro_batch in (few, more))
     if least is None or greater is None:
         raise RuntimeError(f"a micro-batch of {more} does not fit into memory")
-    per_image = (greater - least) / (more - few)
+    per_image = max(1.0, (greater - least) / (more - few))
     fixed = least - few * per_image
     micro_batch = largest
     if bench.device.type == "cuda":
