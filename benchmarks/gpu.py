@@ -1,80 +1,139 @@
-"""Benchmark one GPU in five minutes: training steps against the released code, and sampling.
+"""Benchmark one GPU in at most nine minutes: steps, results, sampling, encoding, resume, memory.
 
-    python benchmarks/gpu.py [--out gpu.json] [--minutes 4.5] [--device cuda] [--small]
+    python benchmarks/gpu.py [--out gpu.json] [--minutes 8.5] [--only SECTION ...] [--small]
 
-correct: losses and logits of both implementations with the same weights, on this device, against
-    ours on the CPU in float32. The benchmark stops unless they agree.
-training: one step from token ids to updated weights in fp16, as in the released recipe: teacher
-    input, forward, backward, clipping, fused AdamW. The released implementation
-    (FoundationVision/VAR) is in released.py: the same operations on the same parameters, with a
-    float mask and in-place residuals. Both use drop path 0 and log nothing but the loss. Both are
-    also timed with torch.compile, which a user of either can add by one call. The implementations
-    take turns; printed are medians and their ratios.
-kernels: the kernels of one of our steps that take longest, by the profiler.
-sampling: whole samples at batch 1 and 8, from noise to pixels, with guidance; random weights.
+d16, d6, d24: a training step of VAR, from token ids to updated weights, in fp16 as in the released
+    recipe. `ours` is the product's training loop, eager and compiled. `released` is the released
+    implementation (FoundationVision/VAR, in released.py): the same operations on the same
+    parameters, with a float mask and in-place residuals, eager and with torch.compile, which a user
+    can add by one call. Drop path is 0 in both.
+correct: loss, logits and gradient of d16 by precision, ours eager and compiled, and the released
+    ones, against ours on the CPU in float32 with the same weights; tokens and decoded pixels of a
+    tokenizer. If the network's results differ by more than the tolerances (gpu_checks.py), the
+    timings of VAR's steps are marked as not comparable.
+sampling: whole samples of d16, from noise to pixels, in fp32 (the released default) and in fp16.
+encoding: images to tokens at 256 pixels by precision, and grids to images. Random weights.
+families: a training step of AR and DiT, eager and compiled, in bf16.
+resume: whether a training that stops and resumes ends with the same bits as one that does not.
+memory: the largest micro-batch of d30, with all activations and with `recompute_activations`.
+kernels: the longest kernels of our steps of d16.
 
-Needs torch, einops and pydantic, and safetensors for sampling. The file is rewritten after each
-result, so that an interrupted run keeps its results. `--small` runs small sizes on a CPU.
+MFU: model FLOPs, without masked pairs, over the measured peak of matrix products (`peak`) or over
+that of the datasheet. Seconds of a step are means of ten steps on a GPU, where the host reads stats
+after every tenth; the median is over these means. The seconds of a compilation are apart.
+
+Needs torch, einops, numpy, pydantic and safetensors. The file is rewritten after each result. A
+section that would exceed the time is skipped; one that fails does not stop the others. The exit
+status is 1 if one failed or results differ. `--small` runs small sizes on a CPU: of the results
+only agreement has a meaning then.
 """
 
 import argparse
-import gc
 import json
 import os
 import platform
+import signal
 import sys
-import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-import torch.nn.functional as F
-from released import Released
-from torch import Tensor, nn
+from gpu_checks import (
+    TOLERANCES,
+    check_network,
+    check_tokenizer,
+    random_tokenizer,
+    resume_row,
+)
+from gpu_images import SamplingBench, decoding_row, encoding_row, sampling_rows
+from gpu_steps import (
+    DATASHEET_PEAKS,
+    Row,
+    kernel_row,
+    memory_row,
+    step_row,
+    that_fits,
+    time_ours,
+    time_released,
+    trial_of,
+)
 
-from var_scaling.accounting import total
-from var_scaling.config import ImportedTokenizer, Tokenizer
-from var_scaling.datasets import DeadLeaves
 from var_scaling.evaluation.bench import Bench, matmul_peak
-from var_scaling.evaluation.memory import out_of_memory
+from var_scaling.evaluation.training_step import free_memory
 from var_scaling.experiment import Trial
-from var_scaling.models.var.accounting import var_training_flops
-from var_scaling.models.var.config import VarModel, paper_recipe
-from var_scaling.models.var.model import VAR
-from var_scaling.pyramid import PAPER_256, Pyramid
-from var_scaling.recipe import Optimiser
-from var_scaling.tokenizer.quantizer import Quantizer
-from var_scaling.training.loop import Journal, Signal
-from var_scaling.training.optim import ScheduledOptimizer, adamw, precision_context
-from var_scaling.training.trial import batch_loss
-from var_scaling.training.world import World
+from var_scaling.process import prepare_process
+from var_scaling.recipe import Precision
 
-CLASSES = 1000
-# Relative, of losses and logits, in float32 and in half precision.
-TOLERANCE, HALF_TOLERANCE = 2e-4, 5e-2
-CLIP = 2.0
+SECTIONS = (
+    "d16", "correct", "sampling", "encoding", "d6", "d24", "families", "resume", "memory",
+    "kernels",
+)  # fmt: skip
+KERNELS_SECONDS = 30.0  # expected for the section
+LABELS = ("family", "depth", "way", "precision")  # of a row: its first column
+NOT_PRINTED = (
+    *LABELS, "section", "least_seconds", "most_seconds", "repeats", "fixed_bytes", "images",
+    "bytes_per_image", "largest_levels", "profiled_steps", "trace",
+)  # fmt: skip
+OVERRUN = 2.0  # a measurement is stopped after this many times its expected seconds
+LEAST_LIMIT = 60.0  # seconds; not before these, because the first compilation is slow
 
 
 @dataclass(frozen=True)
-class Scale:
-    """Sizes of the benchmark: those of the paper, or small ones."""
+class Sizes:
+    """Sizes of the benchmark: those of the paper, or small ones for a CPU."""
 
-    patch_nums: tuple[int, ...]
-    codebook_size: int
-    channels: int
-    depths: tuple[int, ...]
-    batches: dict[int, int]
-    precision: str
+    small: bool
+    depths: dict[str, int]  # of each section
+    batches: dict[str, int]  # by family and depth
+    compiled: tuple[str, ...]  # the sections that also compile
+    compiled_checks: tuple[Precision, ...]
+    checked_images: int  # of the tokenizer
+    sampled: tuple[int, int]  # first and largest batch
+    encoded: int  # largest batch
+    resume_steps: int
+    micro_batch: int  # largest of the section memory
+    cell_seconds: float
+
+    def trial(self, section: str, family: str = "var") -> Trial:
+        depth = self.depths[section]
+        return trial_of(family, depth, self.batches[f"{family}-{depth}"], self.small)
 
 
-LARGE = Scale(PAPER_256, 4096, 160, (6, 16), {6: 96, 16: 64}, "fp16")
-SMALL = Scale((1, 2, 3, 4), 64, 32, (1, 2), {1: 4, 2: 4}, "bf16")
+LARGE = Sizes(
+    small=False,
+    depths={"d16": 16, "d6": 6, "d24": 24, "resume": 6, "memory": 30},
+    batches={
+        "var-16": 64, "var-6": 96, "var-24": 32, "var-30": 1,
+        "ar-16": 128, "ar-6": 256, "dit-16": 128, "dit-6": 256,
+    },
+    compiled=SECTIONS, compiled_checks=tuple(TOLERANCES), checked_images=4, sampled=(8, 256),
+    encoded=400, resume_steps=40, micro_batch=128, cell_seconds=1.0,
+)  # fmt: skip
+SMALL = Sizes(
+    small=True,
+    depths={"d16": 2, "d6": 1, "d24": 3, "resume": 1, "memory": 2},
+    batches={
+        "var-2": 4, "var-1": 4, "var-3": 4,
+        "ar-2": 4, "ar-1": 4, "dit-2": 4, "dit-1": 4,
+    },
+    compiled=("d16",), compiled_checks=("bf16",), checked_images=1, sampled=(2, 4),
+    encoded=4, resume_steps=4, micro_batch=8, cell_seconds=0.1,
+)  # fmt: skip
+
+
+# Report ------------------------------------------------------------------------------------------
+
+
+class OutOfTime(BaseException):
+    """The time of a measurement is over. Not an Exception: `compile_network` catches these."""
 
 
 class Report:
@@ -83,362 +142,283 @@ class Report:
     def __init__(self, path: Path, minutes: float):
         self.path, self.began, self.seconds = path, time.monotonic(), 60 * minutes
         self.results: dict[str, Any] = {}
+        self.comparable: bool | None = None  # timings of VAR's steps; None: not checked
+        self.failed = False
 
-    def add(self, section: str, row: dict[str, Any]) -> None:
+    def add(self, section: str, row: Row) -> None:
         self.results.setdefault(section, []).append(row)
+        self.write()
+        label = " ".join(str(row[name]) for name in LABELS if row.get(name) is not None)
+        values = "  ".join(
+            shown(name, value)
+            for name, value in row.items()
+            if name not in NOT_PRINTED and not isinstance(value, list) and value is not None
+        )
+        elapsed = time.monotonic() - self.began
+        print(f"{elapsed:5.0f} s  {section:8}  {label:32}  {values}", flush=True)
+
+    def write(self) -> None:
         self.results["seconds"] = round(time.monotonic() - self.began, 1)
         temporary_path = self.path.with_suffix(".part")
         temporary_path.write_text(json.dumps(self.results, indent=1) + "\n")
         os.replace(temporary_path, self.path)
-        text = "  ".join(f"{k} {_short(v)}" for k, v in row.items() if not isinstance(v, list))
-        print(f"{section:9} {text}", flush=True)
+
+    def mark_comparable(self, comparable: bool) -> None:
+        """Whether VAR's timings, those before and those after this call, are comparable."""
+        self.comparable = comparable
+        for row in (*self.results.get("training", ()), *self.results.get("ratio", ())):
+            if row["family"] == "var":
+                row["comparable"] = comparable
+        self.write()
 
     def seconds_left(self) -> float:
         return self.seconds - (time.monotonic() - self.began)
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def shown(name: str, value: Any) -> str:
+    """Name and value as text, with the unit that `name` has at its end."""
+    if not isinstance(value, float | int) or isinstance(value, bool):
+        text = str(value)
+    elif name == "images_per_second":
+        return f"{value:.4g} images/s"
+    elif name.endswith("flops_per_second"):
+        name, text = name.removesuffix("flops_per_second"), f"{value / 1e12:.4g} TFLOP/s"
+    elif name.endswith("seconds"):
+        name = name.removesuffix("_seconds")
+        text = f"{1e3 * value:.4g} ms" if value < 10 else f"{value:.3g} s"
+    elif name.endswith("bytes"):
+        name, text = name.removesuffix("_bytes"), f"{value / 1e9:.2f} GB"
+    elif name.startswith("mfu") or name == "equal_tokens":
+        text = f"{value:.1%}"
+    else:
+        text = f"{value:.4g}"
+    return f"{name.replace('_', ' ')} {text}".strip()
 
 
-class Tokens:
-    """Random tokens in place of a token cache: the time of a step does not depend on them."""
+@contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Raise OutOfTime in the block after `seconds`."""
 
-    def __init__(self, t: Tokenizer, images: int):
-        generator = torch.Generator().manual_seed(0)
-        self.images = images
-        self.ids_NL = torch.randint(
-            t.codebook_size, (images, t.pyramid.length), generator=generator
-        )
-        self.labels_N = torch.randint(CLASSES, (images,), generator=generator)
+    def stop(number: int, frame: Any) -> None:
+        raise OutOfTime
 
-    def batch(self, rows: Any, epochs: Any) -> tuple[Tensor, Tensor]:
-        chosen = torch.as_tensor(rows)
-        return self.ids_NL[chosen], self.labels_N[chosen]
-
-
-# Steps -------------------------------------------------------------------------------------------
-
-
-def trial_of(scale: Scale, depth: int, t: ImportedTokenizer, batch: int) -> Trial:
-    """A trial of the paper's recipe without drop path, which `Released` does not implement."""
-    recipe = paper_recipe(depth)
-    return Trial(
-        name=f"d{depth}",
-        tokenizer=t,
-        data=DeadLeaves(
-            name="none", classes=CLASSES, side=16 * scale.patch_nums[-1], train_images=10**6
-        ),
-        model=VarModel(depth=depth, gamma_init=recipe.model.gamma_init, drop_path_per_depth=0.0),
-        optimiser=recipe.optimiser,
-        batch_size=batch,
-        steps=10_000,
-        precision=scale.precision,
-    )
-
-
-def our_steps(
-    trial: Trial, tokens: Tokens, quantizer: Quantizer, compiled: bool, device: torch.device
-) -> Iterator[Any]:
-    """Steps of our training loop."""
-    model = VAR(trial.model, trial.tokenizer, CLASSES, 0).to(device)
-    optimizer = ScheduledOptimizer(model, trial.optimiser, trial.steps, trial.precision)
-    net: Any = torch.compile(model, dynamic=False) if compiled else model
-
-    def update(step: int) -> dict[str, Tensor]:
-        with precision_context(trial.precision, device):
-            loss = batch_loss(
-                trial,
-                net,
-                quantizer,
-                tokens,
-                step,
-                slice(0, trial.batch_size),  # type: ignore[arg-type]
-            )
-        optimizer.backward(optimizer.scale(loss))
-        return {"loss": loss.detach(), **optimizer.step(step)}
-
-    with tempfile.TemporaryDirectory() as folder:
-        world = World(device=device)
-        journal = Journal(Path(folder), lambda *words: None, lambda done, seconds: {}, 1e9, world)
-        for step in range(trial.steps):
-            journal.add(step + 1, update(step))
-            if (step + 1) % journal.steps_per_read == 0:
-                journal.read_stats(trial.steps, Signal.CONTINUE)
-            yield
-
-
-def released_steps(
-    trial: Trial, tokens: Tokens, quantizer: Quantizer, compiled: bool, device: torch.device
-) -> Iterator[Any]:
-    """Steps of the released loop: autocast, loss scaling for fp16, clipping, fused AdamW."""
-    model = VAR(trial.model, trial.tokenizer, CLASSES, 0).to(device)
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[trial.precision]
-    optimizer = adamw(model, Optimiser(learning_rate=1e-4))
-    parameters = list(model.parameters())
-    scaler = torch.amp.GradScaler(device.type, init_scale=2.0**11, enabled=dtype == torch.float16)
-    released = Released(model)
-    net: Any = torch.compile(released, dynamic=False) if compiled else released
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    rows = torch.arange(trial.batch_size)
-    for step in range(trial.steps):
-        ids_BL, labels_B = tokens.batch((rows + step) % tokens.images, None)
-        ids_BL = ids_BL.to(device, non_blocking=True)
-        labels_B = labels_B.to(device, non_blocking=True)
-        dropped_B = torch.rand(trial.batch_size, device=device) < trial.class_dropout_prob
-        labels_B = torch.where(dropped_B, CLASSES, labels_B)
-        with torch.no_grad():
-            input_BLZ = quantizer.teacher_input(ids_BL)
-        with torch.autocast(device.type, dtype=dtype):
-            logits_BLV = net(labels_B, input_BLZ)
-            loss = F.cross_entropy(logits_BLV.flatten(0, 1), ids_BL.flatten())
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(parameters, CLIP)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
-        yield step + 1, {"loss": loss.detach()}
-
-
-IMPLEMENTATIONS: dict[str, tuple[Callable[..., Iterator[Any]], bool]] = {
-    "released": (released_steps, False),
-    "ours": (our_steps, False),
-    "released, compiled": (released_steps, True),
-    "ours, compiled": (our_steps, True),
-}
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    previous = signal.signal(signal.SIGALRM, stop)
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
 
 
 # Sections ----------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def losses_agree(scale: Scale, depth: int, t: Any, quantizer: Quantizer, report: Report) -> bool:
-    """Whether our losses and the released ones on this device, in float32 and in the trial's
-    precision, agree with ours on the CPU in float32.
-    """
-    device = quantizer.embedding.weight.device
-    model = VAR(trial_of(scale, depth, t, 2).model, t, CLASSES, 0)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():  # at initialisation gammas near 0 would hide the blocks
-        parameter.add_(0.03 * torch.randn(parameter.shape, generator=generator))
-    tokens = Tokens(t, 2)
-    input_BLZ = quantizer.cpu().teacher_input(tokens.ids_NL)
-    quantizer.to(device)
+class Sections:
+    """The measurements of each section, on one device."""
 
-    ids = tokens.ids_NL.flatten()
-
-    def run(net: nn.Module, precision: Any, device: torch.device) -> tuple[float, Tensor]:
-        with precision_context(precision, device):
-            logits = net(tokens.labels_N.to(device), input_BLZ.to(device))
-        logits = logits.float().cpu().flatten(0, 1)
-        return float(F.cross_entropy(logits, ids)), logits
-
-    loss, logits = run(model, "fp32", torch.device("cpu"))
-    model.to(device)
-    row: dict[str, Any] = {"depth": depth, "cpu fp32": loss}
-    agree = True
-    for name, net, precision, tolerance in (
-        ("ours", model, "fp32", TOLERANCE),
-        ("released", Released(model), "fp32", TOLERANCE),
-        ("ours", model, scale.precision, HALF_TOLERANCE),
-        ("released", Released(model), scale.precision, HALF_TOLERANCE),
-    ):
-        its_loss, its_logits = run(net, precision, device)
-        error = float((its_logits - logits).norm() / (logits - logits.mean()).norm())
-        row |= {f"{name} {precision}": its_loss, f"{name} {precision} logits apart": error}
-        agree &= error <= tolerance and abs(its_loss - loss) <= tolerance * loss
-    report.add("correct", {**row, "agree": agree})
-    return agree
-
-
-def take_turns(
-    names: list[str], trial: Trial, quantizer: Quantizer, report: Report
-) -> tuple[dict[str, list[float]], dict[str, int | None]]:
-    """By implementation: seconds of each step, and peak bytes of a step above idle."""
-    device = quantizer.embedding.weight.device
-    tokens = Tokens(trial.tokenizer, 4 * trial.batch_size)
-    loops, peak_bytes = {}, dict.fromkeys(names)
-    for name in names:
-        make, compiled = IMPLEMENTATIONS[name]
-        loops[name] = make(trial, tokens, quantizer, compiled, device)
-        for _ in range(3):  # warm-up, with compilation
-            next(loops[name])
-        synchronize(device)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for name in (*names, *reversed(names)):  # released, ours, ours, released: drift cancels
-        idle = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        deadline = time.perf_counter() + min(6.0, report.seconds_left() / 20)
-        steps = 0
-        while time.perf_counter() < deadline or steps < 3:
-            began = time.perf_counter()
-            next(loops[name])
-            synchronize(device)
-            seconds[name].append(time.perf_counter() - began)
-            steps += 1
-        if device.type == "cuda":
-            peak_bytes[name] = torch.cuda.max_memory_allocated(device) - idle
-    return seconds, peak_bytes
-
-
-def time_training(
-    scale: Scale, depth: int, t: Any, quantizer: Quantizer, peak: float, compiled: bool,
-    report: Report,
-) -> None:  # fmt: skip
-    """The implementations take turns, a few steps each; a batch that does not fit is halved."""
-    batch = scale.batches[depth]
-    names = [name for name, (_, is_compiled) in IMPLEMENTATIONS.items() if is_compiled == compiled]
-    while batch:
-        trial = trial_of(scale, depth, t, batch)
-        try:
-            seconds, peak_bytes = take_turns(names, trial, quantizer, report)
-            break
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-        gc.collect()  # frees the memory of the failed attempt
-        torch.cuda.empty_cache()
-        report.add("skipped", {"depth": depth, "batch": batch, "why": "out of memory"})
-        batch //= 2
-    flops = batch * total(var_training_flops(trial.model, t))
-    for name in names:
-        typical = median(seconds[name])
-        report.add("training", {
-            "depth": depth, "way": name, "batch": batch, "precision": scale.precision,
-            "median_seconds": typical, "least_seconds": min(seconds[name]),
-            "steps": len(seconds[name]), "images_per_second": batch / typical,
-            "mfu_of_measured_peak": flops / typical / peak, "bytes_above_idle": peak_bytes[name],
+    def __init__(self, sizes: Sizes, device: torch.device, report: Report):
+        self.sizes, self.device, self.report = sizes, device, report
+        self.bench = Bench(device, sizes.cell_seconds)
+        self.peaks: dict[str, float] = {}
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+        self.datasheet = next((f for part, f in DATASHEET_PEAKS.items() if part in name), None)
+        report.add("machine", {
+            "name": name, "torch": torch.__version__, "cuda": torch.version.cuda,
+            "cpus": os.cpu_count(), "python": platform.python_version(), "small": sizes.small,
+            "datasheet_flops_per_second": self.datasheet,
         })  # fmt: skip
-    theirs, ours = (median(seconds[name]) for name in names)
-    report.add("ratio", {
-        "depth": depth, "compiled": compiled, "released_by_ours": theirs / ours, "batch": batch,
-    })  # fmt: skip
 
+    def measure_peak(self, precision: Precision) -> float:
+        """FLOP/s of the largest matrix product in `precision`, measured once."""
+        if precision not in self.peaks:
+            matmul = matmul_peak(precision, self.bench)
+            self.peaks[precision] = matmul.flops_per_second
+            self.report.add("peak", matmul.model_dump())
+        return self.peaks[precision]
 
-def time_kernels(scale: Scale, depth: int, t: Any, quantizer: Quantizer, report: Report) -> None:
-    """The time of one of our steps by kernel."""
-    device = quantizer.embedding.weight.device
-    batch = max(1, scale.batches[depth] // 2)
-    trial = trial_of(scale, depth, t, batch)
-    steps = our_steps(trial, Tokens(t, batch), quantizer, False, device)
-    for _ in range(3):
-        next(steps)
-    synchronize(device)
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    activities += [torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else []
-    began = time.perf_counter()
-    with torch.profiler.profile(activities=activities) as profile:
-        next(steps)
-        synchronize(device)
-    step_seconds = time.perf_counter() - began
+    def time_step(self, trial: Trial, way: str) -> None:
+        """A training step of `trial`; a batch that does not fit is halved."""
+        compiled = way.endswith("compiled")
+        time_way = time_ours if way.startswith("ours") else time_released
 
-    def self_time(event: Any) -> float:
-        return float(
-            event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
-        )
+        def measure(batch: int) -> None:
+            one = trial.model_copy(update={"batch_size": batch})
+            timing, memory, extra = time_way(one, self.bench, compiled)
+            peak = self.measure_peak(trial.precision)
+            row = {**step_row(one, way, timing, memory, peak, self.datasheet), **extra}
+            is_var = trial.family.name == "var"
+            self.report.add(
+                "training", {**row, "comparable": self.report.comparable if is_var else None}
+            )
 
-    events = sorted(profile.key_averages(), key=self_time, reverse=True)
-    events = [e for e in events if device.type != "cuda" or str(e.device_type).endswith("CUDA")]
-    report.add("kernels", {
-        "depth": depth, "batch": batch, "seconds_profiled": step_seconds,
-        "busy_seconds": sum(map(self_time, events)) / 1e6, "kernels": sum(e.count for e in events),
-        "largest": [[e.key[:100], e.count, self_time(e) / 1e3] for e in events[:25]],
-    })  # fmt: skip
+        that_fits(measure, trial.batch_size)
+        if trial.family.name == "var":
+            self._add_ratio(trial.model.depth, compiled)
 
-
-def time_sampling(scale: Scale, depth: int, t: Any, device: torch.device, report: Report) -> None:
-    """Time `sample`: noise, transformer, filters, decoder, pixels."""
-    try:
-        from var_scaling.experiment.sample_set import Request
-        from var_scaling.generation.sample import sample
-        from var_scaling.models.var.config import VarSampling
-        from var_scaling.tokenizer.model import MultiScaleVQVAE
-    except ImportError as error:
-        report.add("skipped", {"what": "sampling", "why": str(error)})
-        return
-    spec = trial_of(scale, depth, t, 1).spec
-    model = VAR(spec.config, t, CLASSES, 0).to(device).eval()
-    tokenizer = MultiScaleVQVAE(t, 0).to(device).eval()
-    for precision in ("fp32", scale.precision):
-        for batch in (1, 8):
-            sampling = VarSampling(guidance=1.5, precision=precision)
-            requests = [Request(number % CLASSES, number) for number in range(batch)]
-            seconds: list[float] = []
-            deadline = time.perf_counter() + min(4.0, report.seconds_left() / 8)
-            while time.perf_counter() < deadline or len(seconds) < 3:
-                began = time.perf_counter()
-                list(sample(spec, model, tokenizer, requests, sampling, 0, batch))
-                synchronize(device)
-                seconds.append(time.perf_counter() - began)
-            typical = median(seconds[1:])  # the first is the warm-up
-            report.add("sampling", {
-                "depth": depth, "precision": precision, "batch": batch, "median_seconds": typical,
-                "least_seconds": min(seconds), "images_per_second": batch / typical,
-                "repeats": len(seconds) - 1,
+    def _add_ratio(self, depth: int, compiled: bool) -> None:
+        """Our speed over the released one, both eager or both compiled, when both are known."""
+        suffix = ", compiled" if compiled else ""
+        speeds = {
+            row["way"]: row["images_per_second"]
+            for row in self.report.results["training"]
+            if row["family"] == "var" and row["depth"] == depth
+        }
+        ours, released = (speeds.get(way + suffix) for way in ("ours", "released"))
+        if ours and released:
+            self.report.add("ratio", {
+                "family": "var", "depth": depth, "way": "compiled" if compiled else "eager",
+                "released_by_ours": ours / released, "comparable": self.report.comparable,
             })  # fmt: skip
+
+    def check_network(self) -> None:
+        rows = []
+        for row in check_network(self.sizes.trial("d16"), self.device, self.sizes.compiled_checks):
+            self.report.add("correct", row)
+            rows.append(row)
+        self.report.mark_comparable(all(row["agrees"] for row in rows))
+        if not self.report.comparable:
+            raise RuntimeError("results differ from the CPU's: timings are not comparable")
+
+    def check_tokenizer(self) -> None:
+        trial, images = self.sizes.trial("d16"), self.sizes.checked_images
+        rows = []
+        for row in check_tokenizer(trial, self.device, images):
+            self.report.add("correct", row)
+            rows.append(row)
+        if not all(row["agrees"] for row in rows):
+            raise RuntimeError("tokens or pixels differ from the CPU's")
+
+    def time_sampling(self) -> None:
+        trial = self.sizes.trial("d16")
+        subject = SamplingBench(trial, self.bench)
+        for precision in ("fp32", trial.precision):
+            for row in sampling_rows(subject, precision, *self.sizes.sampled):
+                self.report.add("sampling", row)
+
+    def time_tokenizer(self) -> None:
+        trial, largest = self.sizes.trial("d16"), self.sizes.encoded
+        model = random_tokenizer(trial).to(self.device)
+        for precision in TOLERANCES:
+            self.report.add("encoding", encoding_row(trial, model, precision, self.bench, largest))
+        for precision in ("fp32", "tf32"):  # the decoder's precisions
+            self.report.add("decoding", decoding_row(trial, model, precision, self.bench, largest))
+
+    def check_resume(self, compiled: bool) -> None:
+        update = {"steps": self.sizes.resume_steps, "evaluations": 1, "weight_average": 0.9}
+        trial = self.sizes.trial("resume").model_copy(update={**update, "batch_size": 8})
+        row = resume_row(trial, self.device, compiled)
+        self.report.add("resume", row)
+        if not row["agrees"]:
+            raise RuntimeError("a resumed training ends with other weights or losses")
+
+    def profile_step(self, compiled: bool) -> None:
+        self.report.add("kernels", kernel_row(self.sizes.trial("d16"), self.bench, compiled))
+
+    def measure_memory(self, recompute: bool) -> None:
+        trial = self.sizes.trial("memory")
+        row = memory_row(trial, self.bench, recompute, self.sizes.micro_batch)
+        self.report.add("memory", row)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A part of a section, which is skipped or fails by itself."""
+
+    section: str
+    name: str
+    expected_seconds: float  # on an H200
+    run: Callable[[], None]
+
+
+def measurements(sections: Sections) -> Iterator[Measurement]:
+    """All measurements, in order."""
+    sizes = sections.sizes
+
+    def step(section: str, trial: Trial, way: str, seconds: float) -> Iterator[Measurement]:
+        if not way.endswith("compiled") or section in sizes.compiled:
+            run = partial(sections.time_step, trial, way)
+            yield Measurement(section, f"{trial.name}, {way}", seconds, run)
+
+    main, small, large = (sizes.trial(section) for section in ("d16", "d6", "d24"))
+    yield from step("d16", main, "released", 12)
+    yield from step("d16", main, "ours", 12)
+    yield from step("d16", main, "ours, compiled", 22)
+    yield from step("d16", main, "released, compiled", 65)
+    yield Measurement("correct", "network", 45, sections.check_network)
+    yield Measurement("correct", "tokenizer", 15, sections.check_tokenizer)
+    yield Measurement("sampling", "sampling", 20, sections.time_sampling)
+    yield Measurement("encoding", "encoding", 25, sections.time_tokenizer)
+    for section, trial, eager, compiled in (("d6", small, 5, 14), ("d24", large, 15, 25)):
+        yield from step(section, trial, "ours", eager)
+        yield from step(section, trial, "ours, compiled", compiled)
+    for depth in ("d16", "d6"):
+        for family in ("ar", "dit"):
+            trial = sizes.trial(depth, family)
+            yield from step("families", trial, "ours", 6)
+            yield from step("families", trial, "ours, compiled", 15)
+    yield Measurement("resume", "resume, ours", 8, partial(sections.check_resume, False))
+    if "resume" in sizes.compiled:
+        yield Measurement(
+            "resume", "resume, ours, compiled", 25, partial(sections.check_resume, True)
+        )
+    yield Measurement("memory", "memory", 15, partial(sections.measure_memory, False))
+    yield Measurement("memory", "memory, recomputed", 20, partial(sections.measure_memory, True))
+    # Only if time is left for the kernels, too, which come last: a profiler that was used can make
+    # later launches slower.
+    yield from step("d6", small, "released", 5 + KERNELS_SECONDS)
+    yield from step("d24", large, "released", 15 + KERNELS_SECONDS)
+    for compiled in (False, True):
+        if not compiled or "kernels" in sizes.compiled:
+            run = partial(sections.profile_step, compiled)
+            name = "kernels, ours" + ", compiled" * compiled
+            yield Measurement("kernels", name, KERNELS_SECONDS / 2, run)
+
+
+def measure(one: Measurement, report: Report) -> None:
+    """Run one measurement if enough time is left. An error is recorded and not raised."""
+    left, label = report.seconds_left(), {"section": one.section, "way": one.name}
+    if left < one.expected_seconds:
+        report.add("skipped", {**label, "why": f"{max(0, left):.0f} s are left"})
+        return
+    limit = min(left, max(LEAST_LIMIT, OVERRUN * one.expected_seconds))
+    try:
+        with limited(limit):
+            one.run()
+    except OutOfTime:
+        report.add("skipped", {**label, "why": f"took more than {limit:.0f} s"})
+    except Exception as error:  # noqa: BLE001  whatever it is, the other sections must run
+        report.failed = True
+        text = f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
+        trace = traceback.format_exc()[-3000:]
+        report.add("errors", {**label, "error": text, "trace": trace})
+    # After the except block: the exception would keep its tensors alive.
+    torch.compiler.reset()
+    free_memory()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        default=4.5,
-        help="time budget; sections that may exceed it are skipped",
-    )
+    parser.add_argument("--minutes", type=float, default=8.5, help="time for all sections")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
     parser.add_argument("--small", action="store_true", help="small sizes, for a CPU")
     options = parser.parse_args()
-    scale, device = SMALL if options.small else LARGE, torch.device(options.device)
+    sizes, device = SMALL if options.small else LARGE, torch.device(options.device)
     if device.type == "cpu" and not options.small:
         raise SystemExit("the paper's sizes take hours on a CPU; use --small")
+    # On a CPU one thread: several do not always add in the same order.
+    prepare_process(threads=1 if device.type == "cpu" else torch.get_num_threads())
     report = Report(options.out, options.minutes)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    report.add("machine", {
-        "name": name, "torch": torch.__version__, "cuda": torch.version.cuda,
-        "cpus": os.cpu_count(), "python": platform.python_version(),
-    })  # fmt: skip
-    bench = Bench(device, seconds=2.0 if device.type == "cuda" else 0.2)
-    matmul = matmul_peak(scale.precision, bench)  # type: ignore[arg-type]
-    peak = matmul.flops_per_second
-    report.add(
-        "peak", {"precision": matmul.precision, "side": matmul.side, "flops_per_second": peak}
-    )
-    t = ImportedTokenizer(
-        name="random", pyramid=Pyramid(patch_nums=scale.patch_nums),
-        codebook_size=scale.codebook_size, channels=scale.channels, sha256="0" * 64,
-    )  # fmt: skip
-    quantizer = Quantizer(t).to(device)
-    small, large = scale.depths
-    for depth in scale.depths:
-        if not losses_agree(scale, depth, t, quantizer, report):
-            raise SystemExit(f"d{depth}: losses differ, so timings would not be comparable")
-
-    def training(depth: int, compiled: bool) -> None:
-        time_training(scale, depth, t, quantizer, peak, compiled, report)
-
-    # (name, expected seconds, function), the most important first.
-    sections: list[tuple[str, float, Callable[[], None]]] = [
-        (f"training d{large}", 30, lambda: training(large, False)),
-        (f"sampling d{large}", 20, lambda: time_sampling(scale, large, t, device, report)),
-        (f"kernels d{large}", 10, lambda: time_kernels(scale, large, t, quantizer, report)),
-        (f"training d{small}", 20, lambda: training(small, False)),
-        (f"training d{small}, compiled", 60, lambda: training(small, True)),
-        (f"training d{large}, compiled", 120, lambda: training(large, True)),
-    ]
-    for name, seconds, measure in sections:
-        if report.seconds_left() < seconds:
-            report.add("skipped", {"what": name, "why": f"{report.seconds_left():.0f} s are left"})
-        else:
-            measure()
+    sections = Sections(sizes, device, report)
+    for one in measurements(sections):
+        if one.section in options.only:
+            measure(one, report)
+    report.write()
+    if report.failed:
+        raise SystemExit("errors or differences: see `errors` in the file")
 
 
 if __name__ == "__main__":

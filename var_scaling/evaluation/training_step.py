@@ -6,6 +6,7 @@ not depend on the values of its tokens.
 
 import gc
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from var_scaling.evaluation.speed import or_missing
 from var_scaling.experiment.trial import Trial
 from var_scaling.tokenizer.cache import TokenCache
 from var_scaling.tokenizer.quantizer import Quantizer
-from var_scaling.training.loop import Signal
+from var_scaling.training.loop import PollSignal, Signal
 from var_scaling.training.trial import train
 from var_scaling.training.world import World
 
@@ -57,11 +58,16 @@ def step_speed(
     )
     if missing is not None:
         return row
-    _free_memory()  # of the size before: its peak must not be counted here
+    free_memory()
 
     def measure() -> TrainingSpeed:
         peak_memory = PeakMemory(bench.device)
-        timing = _time_steps(trial, micro_batch, bench, compile_network, recompute)
+        clock = StepClock(bench)
+        world = World(
+            device=bench.device, micro_batch_size=micro_batch, recompute_activations=recompute
+        )
+        run_steps(trial, clock, world, compile_network)
+        timing = Timing.of(clock.seconds_per_step)
         seconds = timing.median_seconds
         images_per_second = trial.batch_size / seconds
         peak = matmul.model_copy(update={"flops_per_second": peak_flops})
@@ -76,7 +82,7 @@ def step_speed(
         )
 
     measured = or_missing(row, measure)
-    _free_memory()
+    free_memory()
     return measured
 
 
@@ -89,11 +95,11 @@ def _least_bytes(trial: Trial, micro_batch: int) -> int:
     return weights + round(micro_batch * activations)
 
 
-class _Enough(Exception):
+class EnoughSteps(Exception):
     """Enough steps are timed. Raised between two steps, so that no checkpoint is written."""
 
 
-class _StepClock:
+class StepClock:
     """Called by the training loop after every step, or on a GPU after several: times them."""
 
     def __init__(self, bench: Bench):
@@ -101,6 +107,7 @@ class _StepClock:
         self.previous: tuple[int, float] | None = None  # steps done, and the time then
 
     def __call__(self, done: int) -> Signal:
+        """Raises EnoughSteps if the timed steps fill the budget of `bench`."""
         self.bench.synchronize()
         now = self.bench.clock()
         # The time until the first call includes building the model.
@@ -111,33 +118,33 @@ class _StepClock:
                 self.spent.append(spent)
                 self.seconds_per_step.append(spent / steps)
         if self.bench.is_enough(self.spent):
-            raise _Enough
+            raise EnoughSteps
         self.previous = done, self.bench.clock()
         return Signal.CONTINUE
 
 
-def _time_steps(
-    trial: Trial, micro_batch: int, bench: Bench, compile_network: bool, recompute: bool
-) -> Timing:
+def run_steps(
+    trial: Trial,
+    poll_signal: PollSignal,
+    world: World,
+    compile_network: bool = False,
+    on_compiled: Callable[[str | None], None] = lambda error: None,
+) -> None:
+    """Steps of `trial` in the real training loop, until `poll_signal` raises EnoughSteps."""
     endless = trial.model_copy(
         update={"steps": _STEPS, "evaluations": 1, "keep_steps": (), "start": None}
     )
-    clock = _StepClock(bench)
-    tokens = _random_tokens(trial)
+    tokens = random_tokens(trial)
     quantizer = Quantizer(trial.tokenizer).requires_grad_(False)
-    world = World(
-        device=bench.device, micro_batch_size=micro_batch, recompute_activations=recompute
-    )
-    with tempfile.TemporaryDirectory() as folder, suppress(_Enough):
+    with tempfile.TemporaryDirectory() as folder, suppress(EnoughSteps):
         train(
             endless, quantizer, tokens, tokens, Path(folder),
-            lambda kind, step, values: None, _NEVER, clock, world,
-            compile_network=compile_network,
+            lambda kind, step, values: None, _NEVER, poll_signal, world,
+            compile_network=compile_network, on_compiled=on_compiled,
         )  # fmt: skip
-    return Timing.of(clock.seconds_per_step)
 
 
-def _random_tokens(trial: Trial) -> TokenCache:
+def random_tokens(trial: Trial) -> TokenCache:
     """A cache of random tokens, or of random features for a model that is trained on them."""
     t, generator = trial.tokenizer, np.random.default_rng(0)
     images = max(1, _TOKENS // t.pyramid.length)
@@ -152,6 +159,7 @@ def _random_tokens(trial: Trial) -> TokenCache:
     return TokenCache(tokens, generator.integers(trial.classes, size=images), 1, manifest)
 
 
-def _free_memory() -> None:
+def free_memory() -> None:
+    """Free the memory of an earlier training: its peak must not be counted in the next one."""
     gc.collect()  # the loop's closures refer to each other
     torch.cuda.empty_cache()  # no effect without a GPU
