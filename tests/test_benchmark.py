@@ -13,6 +13,7 @@ from slurm_site import Site
 from small_home import context_in
 from three_families import sweep as three
 
+from pipelines.cli.terminal.speed import benchmark_table
 from pipelines.evaluation import training_benchmark
 from pipelines.evaluation.benchmark_job import benchmark_task
 from pipelines.evaluation.training_benchmark import (
@@ -116,6 +117,21 @@ def test_a_step_of_every_family_is_timed_in_the_training_loop(one):
     assert speed.model_flops == one.batch_size * total(one.family.training_flops(one.spec))
     assert speed.mfu == pytest.approx(speed.model_flops / 2e12)
     assert speed.micro_batch == 4
+
+
+def test_a_failed_compilation_is_recorded_and_shown(monkeypatch):
+    def fail(*inputs):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda method, **options: fail)
+    speed = step_speed(trial(), 4, 2e12, MATMUL, ticking(), compile_network=True)
+    assert speed.step is not None
+    assert speed.compile_error == "RuntimeError: no compiler"
+    result = measured(trial(), local_hardware(Local()), 1e12, speed=speed)
+    case = training_benchmark.BenchmarkCase(("d2",), trial(), 4)
+    caption = str(benchmark_table("mine", [(case, result)]).caption)
+    assert "Not compiled, because compilation failed: RuntimeError: no compiler." in caption
+    assert step_speed(trial(), 4, 2e12, MATMUL, ticking()).compile_error is None
 
 
 def test_the_timed_step_has_the_micro_batches_and_the_optimizer_of_training(monkeypatch):

@@ -91,6 +91,7 @@ class TrainingSpeed(Record):
     model_flops: int | None = None  # of one step
     mfu: float | None = None
     memory: Memory = Memory()
+    compile_error: str | None = None  # why the steps were eager although they should be compiled
 
 
 def utilisation(flops: int, seconds: float, peak: MatmulPeak | None) -> float | None:

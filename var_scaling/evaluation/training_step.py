@@ -47,7 +47,7 @@ def step_speed(
 
     `mfu` is relative to `peak_flops`. A step that does not fit into memory, or that exceeds the
     budget of `bench` even at the peak `matmul`, is a row without numbers whose `missing` has the
-    reason.
+    reason. If compilation fails, the steps are eager, as in a training.
     """
     flops = trial.batch_size * total(trial.family.training_flops(trial.spec))
     missing = bench.skip_reason(flops / matmul.flops_per_second) or memory_shortage(
@@ -66,7 +66,8 @@ def step_speed(
         world = World(
             device=bench.device, micro_batch_size=micro_batch, recompute_activations=recompute
         )
-        run_steps(trial, clock, world, compile_network)
+        errors: list[str | None] = []
+        run_steps(trial, clock, world, compile_network, errors.append)
         timing = Timing.of(clock.seconds_per_step)
         seconds = timing.median_seconds
         images_per_second = trial.batch_size / seconds
@@ -78,6 +79,7 @@ def step_speed(
                 "tokens_per_second": images_per_second * trial.family.sequence_length(trial.spec),
                 "mfu": utilisation(flops, seconds, peak),
                 "memory": peak_memory.read(),
+                "compile_error": errors[0] if errors else None,
             }
         )
 

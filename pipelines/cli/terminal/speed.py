@@ -92,12 +92,14 @@ def benchmark_table(
     measured = [result for _, result in rows if result is not None]
     machines = ", ".join(sorted({one.machine.name for one in measured}))
     peaks = " ".join(sorted({f"{screen.format_number(one.peak_flops)}FLOP/s" for one in measured}))
+    errors = {one.speed.compile_error for one in measured} - {None}
+    eager = "".join(f" Not compiled, because compilation failed: {error}." for error in errors)
     table = screen.new_table(
         "trials", "width", "precision", "images", "micro-batch", "images/s", "s a step", "FLOP/s",
         "of peak", "memory", title=f"{title}: training steps" + f", {machines}" * bool(machines),
         caption="images: of one process in a step; micro-batch: of one pass. s a step: median ± "
         f"half the range. of peak: model FLOP/s over {peaks or 'the peak'}. One process; "
-        "communication between processes is not measured.",
+        f"communication between processes is not measured.{eager}",
     )  # fmt: skip
     for case, result in rows:
         trial = case.trial
