@@ -20,6 +20,7 @@ from analysis.parallel import in_processes
 from analysis.selection.counting import Convention, by_convention
 from analysis.selection.holdout import HeldOut
 from analysis.selection.select import Candidate, Choice, choose
+from analysis.table.runs import run_names
 from analysis.table.table import Table
 from analysis.uncertainty.bootstrap import SeedNoise, bootstrap, scheme_for, seed_noise
 from analysis.uncertainty.intervals import Interval, interval
@@ -229,7 +230,7 @@ def _points(
         return None
     seeds = known.seed.astype(object).where(known.seed.notna(), 0)
     x, y = known[variable].to_numpy(float), known[metric].to_numpy(float)
-    return x, y, tuple(known.trial.astype(str)), seeds.to_numpy()
+    return x, y, tuple(run_names(known)), seeds.to_numpy()
 
 
 def _finding(

@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.compute_optimal.censoring import censoring_reasons
+from analysis.table.runs import run_names
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -23,6 +24,7 @@ CONSTANT = "constant"  # suffix of the names of schedules whose learning rate do
 UNRECORDED = "not recorded"
 SMOOTHING = 0.05  # decades of compute; it averages noise without changing the curve's shape
 WARM_UP = 0.05  # share of a run; warm-up takes 1-3 % (VAR: 2 %), the loss recovers in as long
+SAME_COMPUTE = 1e-3  # relative: runs whose FLOPs differ by less have one budget
 PER_DECADE = 10  # points per decade of compute; closer points of a run are not independent
 
 
@@ -124,7 +126,7 @@ def frontier(
         rows = _interpolated(rows, per_decade)
     else:
         rows = _drop_rows(rows, rows.flops < least_flops, "below the least FLOPs", dropped)
-        rows = _ends(rows, dropped)
+        rows = _at_equal_compute(_ends(rows, dropped))
     if rows.empty:
         raise FrontierError(f"no point of {metric} is left: " + "; ".join(dropped[:5]))
     candidates = _candidates(rows)
@@ -169,12 +171,7 @@ def _usable(points: pd.DataFrame, metric: str, params: str, dropped: list[str]) 
     missing = [n for n in ("trial", "train_flops", params, metric) if n not in points.columns]
     if missing:
         raise FrontierError(f"columns missing: {', '.join(missing)}")
-    rows = pd.DataFrame(
-        {"run": points.trial.astype(str).to_numpy(), "place": np.arange(len(points))}
-    )
-    # Trials of two sweeps may have equal names.
-    if "sweep" in points and points.sweep.nunique() > 1:
-        rows["run"] = points.sweep.astype(str).to_numpy() + "/" + rows.run
+    rows = pd.DataFrame({"run": run_names(points).to_numpy(), "place": np.arange(len(points))})
     source = {"flops": "train_flops", "loss": metric, "size": params, "tokens": "tokens_seen"}
     for name, column in (source | {"step": "step", "steps": "steps"}).items():
         values = points.get(column, pd.Series(np.nan, index=points.index))
@@ -226,6 +223,21 @@ def _ends(rows: pd.DataFrame, dropped: list[str]) -> pd.DataFrame:
     last = rows[~rows.duplicated("run", keep="last")]
     # A comparison with NaN is False, so a run whose steps are unknown is kept.
     return _drop_rows(last, last.step < last.steps, "the run has not ended", dropped)
+
+
+def _at_equal_compute(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with their FLOPs set to the least of each group of nearly equal FLOPs.
+
+    6 N D of whole numbers and nominal budgets differ by rounding. Otherwise the rows of one budget
+    would be in an order by chance, and each that is lower than those before it on the frontier.
+    """
+    rows, least = rows.copy(), 0.0
+    flops = rows.flops.to_numpy(copy=True)  # ascending
+    for index, value in enumerate(flops):
+        least = least if value <= least * (1 + SAME_COMPUTE) else value
+        flops[index] = least
+    rows["flops"] = flops
+    return rows.sort_values(["flops", "loss", "run", "step"], kind="stable", ignore_index=True)
 
 
 def _smoothed(rows: pd.DataFrame, decades: float) -> pd.DataFrame:

@@ -22,6 +22,7 @@ from analysis.report.text import unmeasured, verdicts, warnings
 from analysis.selection.influence import influence
 from analysis.selection.rates import rate_sweeps
 from analysis.study import METRICS, VARIABLES, LawResult, Study
+from analysis.table.runs import run_names
 
 _SCREEN_DPI = 96  # CSS pixels of an inch
 # Each section: its anchor, its title, and its figures.
@@ -126,7 +127,8 @@ def law_anchor(finding: LawResult) -> str:
 def _shown(study: Study, finding: LawResult) -> dict[str, Any]:
     """A law with its anchor and the number of seeds of its points."""
     rows = study.table.rows
-    seeds = rows[rows.trial.isin(set(finding.trials))].seed
+    named = set(finding.trials)
+    seeds = rows[rows.trial.isin(named) | run_names(rows).isin(named)].seed
     seed_count = int(seeds.nunique())
     seeds_text = (
         "seed not known" if not seed_count else f"{seed_count} seed{'s' * (seed_count > 1)}"

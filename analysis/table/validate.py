@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.table.runs import RUN_COLUMNS
 from analysis.table.schema import (
     BY_NAME,
     NATIVE_COLUMNS,
@@ -30,9 +31,6 @@ _STATUS_NAMES = {
     "killed": "running",
     "scheduled": "waiting",
 }
-# The columns that identify a run; the name alone does not, since seeds of a model may share it.
-_RUN_KEY = ["sweep", "trial", "seed", *(n for n in VARIABLES if n.startswith("params")),
-        "learning_rate"]  # fmt: skip
 
 
 class TableError(ValueError):
@@ -68,7 +66,7 @@ def check_frame(frame: pd.DataFrame, where: str) -> CheckedRows:
     # The last of several rows of one step counts. Rows without a step cannot be compared by step,
     # but an imported model has only one row.
     stepped = rows.step.notna() | (rows.status == "imported")
-    repeated = rows.duplicated([*_RUN_KEY, "step"], keep="last") & stepped
+    repeated = rows.duplicated([*RUN_COLUMNS, "step"], keep="last") & stepped
     _drop(reasons, repeated, "a row below has the same trial and step")
     # Where steps are unknown, only a complete copy of a row is a duplicate. Lists cannot be hashed.
     content = [column.name for column in given if column.kind != "list"]
@@ -224,7 +222,7 @@ def _assume(rows: pd.DataFrame, frame: pd.DataFrame, notes: list[str]) -> tuple[
         notes.append("status is not given: every run counts as done")
     rows["status"] = [_status(value) for value in rows.status]
     # dropna=False: runs without a seed or a learning rate are groups too.
-    last_steps = rows.groupby(_RUN_KEY, dropna=False).step.transform("max")
+    last_steps = rows.groupby(RUN_COLUMNS, dropna=False).step.transform("max")
     unknown_steps = rows.steps.isna() & rows.step.notna() & (rows.status != "imported")
     if unknown_steps.any():
         rows["steps"] = rows.steps.where(~unknown_steps, last_steps)
@@ -267,10 +265,7 @@ def _damaged(kept: pd.DataFrame) -> list[str]:
 
 def _shared_names(kept: pd.DataFrame) -> list[str]:
     """A note where one name stands for several runs."""
-    runs = kept[_RUN_KEY].drop_duplicates()
+    runs = kept[RUN_COLUMNS].drop_duplicates()
     shared = int(runs.duplicated(["sweep", "trial"]).sum())
-    return (
-        [f"{shared} runs have the name of another run; seed and size distinguish them"]
-        if shared
-        else []
-    )
+    note = f"{shared} runs have the name of another run; columns such as seed tell them apart"
+    return [note] if shared else []

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -25,10 +25,8 @@ SweepOrTable = Annotated[
     typer.Argument(help="sweep, or a table of runs: .csv, .tsv, .parquet, mlflow:EXPERIMENT"),
 ]
 ObjectiveName = Annotated[
-    str,
-    typer.Option(
-        "--objective", help="loss function of the residuals of log L: squares, huber or absolute"
-    ),
+    Literal["squares", "huber", "absolute"],
+    typer.Option("--objective", help="loss function of the residuals of log L"),
 ]
 FigureFormats = Annotated[
     str | None,
@@ -164,7 +162,9 @@ def coverage(
         float, typer.Option(min=0, help="irreducible loss E of the simulated law, such as 1.5")
     ] = 1.5,
     objective: ObjectiveName = "squares",
-    method: Annotated[str, typer.Option(help="interval method: profile or bootstrap")] = "profile",
+    method: Annotated[
+        Literal["profile", "bootstrap"], typer.Option(help="interval method")
+    ] = "profile",
     simulations: Annotated[
         int, typer.Option(min=10, help="number of simulated sweeps for each row, such as 500")
     ] = 500,
