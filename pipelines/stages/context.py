@@ -13,6 +13,7 @@ from pipelines.workspace.settings import Local, Settings, compiles
 from pipelines.workspace.store import Home
 
 if TYPE_CHECKING:
+    from var_scaling.models.static_calls import StaticCalls
     from var_scaling.training.loop import Signal
     from var_scaling.training.world import World
 
@@ -31,6 +32,7 @@ class ProcessContext:
     micro_batch_size: int | None = None
     recompute_activations: bool = False
     compile: bool = False  # training steps by torch.compile
+    cuda_graphs: bool = True  # sampling by CUDA graphs; no effect without a GPU
     save_every: float = 20.0
     # Whether this process locks the folder. False in cluster jobs, because such a lock works on one
     # machine only, and in processes whose parent holds the lock.
@@ -108,6 +110,14 @@ class RunContext:
         # Slurm may show a process all GPUs of its job on the node, or only its own GPU.
         return torch.device("cuda", self.process.local_rank % torch.cuda.device_count())
 
+    def static_calls(self, folder: Path) -> "StaticCalls":
+        """For samplers. If CUDA graphs fail, the process prints why; `folder` is in the line."""
+        from var_scaling.models.static_calls import StaticCalls, static_calls
+
+        if not self.process.cuda_graphs:
+            return StaticCalls()
+        return static_calls(self.device(), lambda text: print(f"{folder}: {text}", flush=True))
+
     @contextmanager
     def world(self) -> "Iterator[World]":
         """Join the process group of this stage's training; leave it after the block."""
@@ -139,4 +149,5 @@ def local_process(local: Local) -> ProcessContext:
         micro_batch_size=local.micro_batch_size,
         recompute_activations=local.recompute_activations,
         compile=compiles(local),
+        cuda_graphs=local.cuda_graphs,
     )

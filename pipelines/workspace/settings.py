@@ -42,6 +42,7 @@ class Local(BaseModel):
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None  # None: a process's whole share
     recompute_activations: bool = False  # of trials: less memory, a third more time
     compile: bool | None = None  # training steps by torch.compile; None: on GPUs only
+    cuda_graphs: bool = True  # sampling by CUDA graphs; no effect without a GPU
 
 
 class Cluster(BaseModel):
@@ -75,6 +76,7 @@ class Cluster(BaseModel):
     threads_per_process: Annotated[int, Field(ge=1)] = 1
     recompute_activations: bool = False  # of trials: less memory, a third more time
     compile: bool | None = None  # training steps by torch.compile; None: on GPUs only
+    cuda_graphs: bool = True  # sampling by CUDA graphs; no effect without a GPU
     poll_seconds: Annotated[float, Field(gt=0)] = 30.0  # between two polls of the queue
 
     @model_validator(mode="after")

@@ -24,6 +24,7 @@ from var_scaling.experiment.sample_set import Request
 from var_scaling.generation.sample import cast_once, decode_images, sample
 from var_scaling.models.base import Batch, ModelFamily, ModelSpec, SamplingRecord, StepDraws
 from var_scaling.models.registry import family_of
+from var_scaling.models.static_calls import static_calls
 from var_scaling.recipe import Optimiser, Precision
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.training.optim import ScheduledOptimizer, precision_context
@@ -103,13 +104,20 @@ def _time_sampling(
     # Half of the budget for whole images, a quarter for each part. The whole comes first: it also
     # warms up the parts, and only its memory is reported.
     peak_memory = PeakMemory(bench.device)
-    whole = bench.measure(
-        lambda: list(sample(spec, model, tokenizer, requests, sampling, 0, batch)), share=1 / 2
-    )
+    calls = static_calls(bench.device)
+
+    def sample_batch() -> None:
+        list(sample(spec, model, tokenizer, requests, sampling, 0, batch, calls=calls))
+
+    if calls.active:
+        sample_batch()  # the next batch, untimed too, records the CUDA graphs
+    whole = bench.measure(sample_batch, share=1 / 2)
     memory = peak_memory.read()
     with precision_context(sampling.precision, bench.device), cast_once(model):
         transformer = bench.measure(
-            lambda: family.network_passes(spec, model, tokenizer.quantize, labels_B, sampling),
+            lambda: family.network_passes(
+                spec, model, tokenizer.quantize, labels_B, sampling, calls
+            ),
             share=1 / 4,
             warmed_up=True,
         )

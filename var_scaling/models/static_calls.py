@@ -115,9 +115,11 @@ class StaticCalls:
         self, current: _Current, function: Callable[..., Tensor], inputs: Sequence[Tensor]
     ) -> _Recording | None:
         buffers = [given.clone() for given in inputs]
+        # Not through `current`, which will refer to the recording: a cycle would keep its memory.
+        blocks, weights = current.sampler.blocks, current.weights
 
         def run() -> Tensor:
-            with cast_weights(current.sampler.blocks, current.weights):
+            with cast_weights(blocks, weights):
                 return function(*buffers)
 
         cache_enabled = torch.is_autocast_cache_enabled()
@@ -131,6 +133,7 @@ class StaticCalls:
         finally:
             torch.set_autocast_cache_enabled(cache_enabled)
         self.recorder = self._current = None
+        current.recordings.clear()
         self.report(f"CUDA graphs failed, so sampling continues without them, slower: {reason}")
         return None
 

@@ -129,6 +129,7 @@ class Work:
             micro_batch_size=self.payload.get("at_once"),
             recompute_activations=cluster.recompute_activations,
             compile=compiles(cluster),
+            cuda_graphs=cluster.cuda_graphs,
             save_every=cluster.save_every_seconds,
             alone=False,
             logs_to_stdout=rank == 0,
