@@ -152,13 +152,13 @@ def cuda_graphs(device: torch.device) -> Record:
     pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
 
     def record(function: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+        caller, graph = torch.cuda.current_stream(device), torch.cuda.CUDAGraph()
         # Once without recording on the same stream: libraries allocate their workspaces there.
-        stream.wait_stream(torch.cuda.current_stream(device))
+        stream.wait_stream(caller)
         with torch.cuda.stream(stream):
             function()
-        graph = torch.cuda.CUDAGraph()
-        # Waits for the device before it records.
-        with torch.cuda.graph(graph, pool=pool, stream=stream):
+        caller.wait_stream(stream)
+        with torch.cuda.device(device), torch.cuda.graph(graph, pool=pool, stream=stream):
             output = function()
         return output, graph.replay
 
