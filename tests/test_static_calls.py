@@ -317,17 +317,26 @@ def test_the_cache_of_a_sampler_is_used_again():
 # The switch ---------------------------------------------------------------------------------------
 
 
-def test_cuda_graphs_are_for_gpus_and_can_be_disabled(tmp_path):
+def test_cuda_graphs_are_for_gpus_and_can_be_disabled():
     assert static_calls(torch.device("cuda")).active
     assert not static_calls(torch.device("cpu")).active
     assert not static_calls(META).active
     assert local_process(Local(device="cuda")).cuda_graphs
     process = local_process(Local(device="cuda", cuda_graphs=False))
     assert process == ProcessContext(**{**vars(process), "cuda_graphs": False})
-    # Does not ask for the device, which this machine may not have.
-    context = RunContext(tmp_path, None, lambda: None, process)
-    assert not context.static_calls(tmp_path).active
-    assert not RunContext(tmp_path, None, lambda: None).static_calls(tmp_path).active
+    assert not static_calls(torch.device("cuda"), process.cuda_graphs).active
+
+
+def test_the_reason_of_a_failure_is_printed_with_the_folder(tmp_path, monkeypatch, capsys):
+    context = RunContext(tmp_path, None, lambda: None, ProcessContext(device="cuda"))
+    monkeypatch.setattr(RunContext, "device", lambda self: torch.device("cuda"))
+    calls = context.static_calls(tmp_path / "set")
+    calls.recorder = lambda: lambda function: 1 / 0
+    one, sampling = case("var")
+    drawn(one, sampling, calls)
+    assert capsys.readouterr().out.startswith(
+        f"{tmp_path / 'set'}: CUDA graphs failed, so sampling"
+    )
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -338,7 +347,7 @@ def test_on_a_gpu_graphs_give_the_samples_of_plain_calls(name, precision):
     (spec, network, vqvae), sampling = case(name, precision)
     gpu = torch.device("cuda")
     one = spec, network.to(gpu), vqvae.to(gpu)
-    calls = static_calls(gpu, pytest.fail)
+    calls = static_calls(gpu, report=pytest.fail)
     plain, recorded = drawn(one, sampling, StaticCalls()), drawn(one, sampling, calls)
     assert calls.active
     if plain[0] is not None:

@@ -112,11 +112,12 @@ class RunContext:
 
     def static_calls(self, folder: Path) -> "StaticCalls":
         """For samplers. If CUDA graphs fail, the process prints why; `folder` is in the line."""
-        from var_scaling.models.static_calls import StaticCalls, static_calls
+        from var_scaling.models.static_calls import static_calls
 
-        if not self.process.cuda_graphs:
-            return StaticCalls()
-        return static_calls(self.device(), lambda text: print(f"{folder}: {text}", flush=True))
+        def report(text: str) -> None:
+            print(f"{folder}: {text}", flush=True)
+
+        return static_calls(self.device(), self.process.cuda_graphs, report)
 
     @contextmanager
     def world(self) -> "Iterator[World]":

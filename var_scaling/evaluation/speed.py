@@ -56,12 +56,13 @@ def sampling_speeds(
     peaks: Peaks,
     bench: Bench,
     base: SamplingRecord | None = None,
+    cuda_graphs: bool = True,
 ) -> Iterator[SamplingSpeed]:
     """One row for each of `settings` (precision, guidance) and each batch size, in rising order.
 
     `base` has the other sampling settings; None: the defaults of the family. A batch that does not
     fit into memory, or that takes too long by extrapolation from the previous one, is a row
-    without numbers whose `missing` has the reason.
+    without numbers whose `missing` has the reason. `cuda_graphs`: whether a GPU uses them.
     """
     family, spec = subject.family, subject.spec
     base = base or family.sampling()
@@ -84,7 +85,8 @@ def sampling_speeds(
             if missing is None:
                 # The estimate above is a lower bound, so memory can still run out.
                 row = or_missing(
-                    row, partial(_time_sampling, subject, sampling, batch, peaks, bench)
+                    row,
+                    partial(_time_sampling, subject, sampling, batch, peaks, bench, cuda_graphs),
                 )
             if row.whole is not None:
                 seconds_per_image = row.whole.median_seconds / batch
@@ -92,7 +94,12 @@ def sampling_speeds(
 
 
 def _time_sampling(
-    subject: Subject, sampling: SamplingRecord, batch: int, peaks: Peaks, bench: Bench
+    subject: Subject,
+    sampling: SamplingRecord,
+    batch: int,
+    peaks: Peaks,
+    bench: Bench,
+    cuda_graphs: bool,
 ) -> SamplingSpeed:
     family, spec = subject.family, subject.spec
     model, tokenizer = subject.model, subject.tokenizer
@@ -104,7 +111,7 @@ def _time_sampling(
     # Half of the budget for whole images, a quarter for each part. The whole comes first: it also
     # warms up the parts, and only its memory is reported.
     peak_memory = PeakMemory(bench.device)
-    calls = static_calls(bench.device)
+    calls = static_calls(bench.device, cuda_graphs)
 
     def sample_batch() -> None:
         list(sample(spec, model, tokenizer, requests, sampling, 0, batch, calls=calls))

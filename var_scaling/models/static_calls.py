@@ -139,15 +139,15 @@ class StaticCalls:
 
 
 def static_calls(
-    device: torch.device, report: Callable[[str], object] = warnings.warn
+    device: torch.device, cuda_graphs: bool = True, report: Callable[[str], object] = warnings.warn
 ) -> StaticCalls:
-    """With CUDA graphs on a GPU, without recordings elsewhere."""
-    if device.type != "cuda":
+    """With CUDA graphs on a GPU, if they are enabled; without recordings elsewhere."""
+    if device.type != "cuda" or not cuda_graphs:
         return StaticCalls()
-    return StaticCalls(lambda: cuda_graphs(device), report)
+    return StaticCalls(lambda: record_graphs(device), report)
 
 
-def cuda_graphs(device: torch.device) -> Record:
+def record_graphs(device: torch.device) -> Record:
     """Records CUDA graphs that share the memory of all but their outputs."""
     pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
 
