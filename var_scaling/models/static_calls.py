@@ -99,7 +99,7 @@ class StaticCalls:
             return function(*inputs)
         recordings = self._current.recordings
         if name not in recordings:
-            # A call that is not repeated, such as one of a short last batch, needs no recording.
+            # A call that is not repeated, such as VAR's in a short last batch, needs no recording.
             recordings[name] = None
             return function(*inputs)
         recording = recordings[name] or self._recorded(self._current, function, inputs)
@@ -129,7 +129,9 @@ class StaticCalls:
             return _Recording(buffers, *current.record(run))
         # Errors of a capture have no common class. Any other error occurs again in the plain call.
         except Exception as error:  # noqa: BLE001
-            reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+            # An invalid capture ends with a second error, which does not say why.
+            first = error.__context__ or error
+            reason = f"{type(first).__name__}: {first}".strip().splitlines()[0]
         finally:
             torch.set_autocast_cache_enabled(cache_enabled)
         self.recorder = self._current = None

@@ -131,7 +131,7 @@ class ARSampler:
         heads = network.config.heads
         size = (len(self.blocks), 2, rows, heads, network.tokens, network.config.width // heads)
         # (D, keys and values, R, N, T, C / N). Zeros: a recorded call also reads later positions,
-        # with the weight 0, which times an arbitrary number could be NaN.
+        # with the weight 0, which times NaN would be NaN.
         self.cache = torch.zeros(size, dtype=autocast_dtype(device), device=device)
 
     def restart(self, labels_B: Tensor) -> Tensor:
@@ -140,6 +140,7 @@ class ARSampler:
         old = [self.cond_RC, *self.adaln_params]
         for tensor, new in zip(old, [cond_RC, *adaln_params], strict=True):
             tensor.copy_(new)
+        self.cache.zero_()
         return self.cond_RC
 
     def _conditions(self, labels_B: Tensor) -> tuple[Tensor, list[Tensor]]:
