@@ -155,13 +155,14 @@ def record_graphs(device: torch.device) -> Record:
 
     def record(function: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
         caller, graph = torch.cuda.current_stream(device), torch.cuda.CUDAGraph()
-        # Once without recording on the same stream: libraries allocate their workspaces there.
-        stream.wait_stream(caller)
+        # Around `graph` too, which does not leave the stream if the capture fails.
         with torch.cuda.stream(stream):
+            stream.wait_stream(caller)
+            # Once without recording on the same stream: libraries allocate their workspaces there.
             function()
-        caller.wait_stream(stream)
-        with torch.cuda.device(device), torch.cuda.graph(graph, pool=pool, stream=stream):
-            output = function()
+            caller.wait_stream(stream)
+            with torch.cuda.graph(graph, pool=pool, stream=stream):
+                output = function()
         return output, graph.replay
 
     return record
