@@ -99,18 +99,18 @@ class Released:
         return guided_logits(self.model, x_RSC, cond_RC, self.guidance[k])
 
     def cache_update(self, number: int, start: int, length: int):
-        def write(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        def write(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, None]:
             cache = self.allocated[number]
             cache[0, :, :, start : start + length] = key
             cache[1, :, :, start : start + length] = value
-            return cache[0, :, :, : start + length], cache[1, :, :, : start + length]
+            return cache[0, :, :, : start + length], cache[1, :, :, : start + length], None
 
-        def append(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        def append(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, None]:
             cache = self.appended[number]
             if cache is not None:
                 key, value = torch.cat([cache[0], key], dim=2), torch.cat([cache[1], value], dim=2)
             self.appended[number] = key, value
-            return key, value
+            return key, value, None
 
         return write if self.static_cache else append
 

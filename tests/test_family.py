@@ -117,13 +117,13 @@ class UnigramFamily(ModelFamily[UnigramModel, UnigramSampling]):
         missed_BL = ~(logits_BVL.topk(5, dim=1).indices == batch.ids_BL[:, None]).any(1)
         return [each.double().sum(1, keepdim=True) for each in (loss_BL, error_BL, missed_BL)]
 
-    def sample(self, spec, network, quantizer, labels_B, sampling, draws, kept=None):
+    def sample(self, spec, network, quantizer, labels_B, sampling, draws, kept=None, calls=None):
         logits_BLV = network(labels_B).float() / sampling.temperature
         ids_BL = sample_ids(logits_BLV, draws.uniform("token", 0, logits_BLV.shape[1:2]))
         grids = [quantizer.decode(ids_1L) for ids_1L in ids_BL.split(1)]
         yield Frame(torch.cat(grids), ids_BL)
 
-    def network_passes(self, spec, network, quantizer, labels_B, sampling):
+    def network_passes(self, spec, network, quantizer, labels_B, sampling, calls=None):
         network(labels_B)
 
 

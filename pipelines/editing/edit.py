@@ -113,6 +113,7 @@ def _generate(
         edit.sampling,
         edit.seed,
         batch,
+        context.static_calls(store.folder),
     ):
         for request, image_HH3 in zip(part.requests, part.images_BWW3.numpy(), strict=True):
             pictures = [image_HH3]

@@ -86,7 +86,9 @@ def measure_speed(
         peaks[precision] = matmul_peak(precision, bench)
     report_progress("sampling", 0, cells)
     sampling = []
-    for row in sampling_speeds(subject, settings, options.batches, peaks, bench, defaults):
+    for row in sampling_speeds(
+        subject, settings, options.batches, peaks, bench, defaults, context.process.cuda_graphs
+    ):
         sampling.append(row)
         report_progress("sampling", len(sampling), cells)
     training = []

@@ -171,7 +171,7 @@ def draw(
         config, loaded = store.config, sampler.loaded
         drawn = sample(
             loaded.record.spec, loaded.model, loaded.tokenizer, requests, config.sampling,
-            config.seed, batch,
+            config.seed, batch, calls=context.static_calls(store.folder),
         )  # fmt: skip
         for part in drawn:
             marker.note(writers.flush())  # the batch before, written while this one was drawn

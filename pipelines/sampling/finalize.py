@@ -106,13 +106,16 @@ def read_image(path: Path) -> np.ndarray:
 def write_strips(store: SampleFolder, loaded: "LoadedModel", count: int) -> None:
     """Draw the first `count` images again, and show their intermediate steps as strips."""
     from var_scaling.generation.sample import sample
+    from var_scaling.models.static_calls import StaticCalls
 
     config = store.config
     requests = [Request(row["class"], row["index"]) for row in list_images(store.folder)[:count]]
     spec = loaded.record.spec
+    # Without CUDA graphs: recording them takes as long as drawing a few images.
     drawn = sample(
-        spec, loaded.model, loaded.tokenizer, requests, config.sampling, config.seed, 1, strips=True
-    )
+        spec, loaded.model, loaded.tokenizer, requests, config.sampling, config.seed, 1,
+        strips=True, calls=StaticCalls(),
+    )  # fmt: skip
     rows = []
     for part in drawn:
         # K frames of one image: the batch size is 1.

@@ -13,6 +13,7 @@ from pipelines.workspace.settings import Local, Settings, compiles
 from pipelines.workspace.store import Home
 
 if TYPE_CHECKING:
+    from var_scaling.models.static_calls import StaticCalls
     from var_scaling.training.loop import Signal
     from var_scaling.training.world import World
 
@@ -32,6 +33,7 @@ class ProcessContext:
     recompute_activations: bool = False
     shard_optimizer: bool = False
     compile: bool = False  # training steps by torch.compile
+    cuda_graphs: bool = True  # sampling by CUDA graphs; no effect without a GPU
     save_every: float = 20.0
     # Whether this process locks the folder. False in cluster jobs, because such a lock works on one
     # machine only, and in processes whose parent holds the lock.
@@ -109,6 +111,15 @@ class RunContext:
         # Slurm may show a process all GPUs of its job on the node, or only its own GPU.
         return torch.device("cuda", self.process.local_rank % torch.cuda.device_count())
 
+    def static_calls(self, folder: Path) -> "StaticCalls":
+        """For samplers. If CUDA graphs fail, the process prints why; `folder` is in the line."""
+        from var_scaling.models.static_calls import static_calls
+
+        def report(text: str) -> None:
+            print(f"{folder}: {text}", flush=True)
+
+        return static_calls(self.device(), self.process.cuda_graphs, report)
+
     @contextmanager
     def world(self) -> "Iterator[World]":
         """Join the process group of this stage's training; leave it after the block."""
@@ -144,6 +155,7 @@ def local_process(local: Local) -> ProcessContext:
         recompute_activations=local.recompute_activations,
         shard_optimizer=local.shard_optimizer,
         compile=compiles(local),
+        cuda_graphs=local.cuda_graphs,
     )
 
 

@@ -43,6 +43,7 @@ class Local(BaseModel):
     recompute_activations: bool = False  # of trials: less memory, a third more time
     shard_optimizer: bool = False  # of trials: each GPU keeps a part of the optimizer's state
     compile: bool | None = None  # training steps by torch.compile; None: on GPUs only
+    cuda_graphs: bool = True  # sampling by CUDA graphs; no effect without a GPU
 
 
 class Cluster(BaseModel):
@@ -77,6 +78,7 @@ class Cluster(BaseModel):
     recompute_activations: bool = False  # of trials: less memory, a third more time
     shard_optimizer: bool = False  # of trials: each GPU keeps a part of the optimizer's state
     compile: bool | None = None  # training steps by torch.compile; None: on GPUs only
+    cuda_graphs: bool = True  # sampling by CUDA graphs; no effect without a GPU
     poll_seconds: Annotated[float, Field(gt=0)] = 30.0  # between two polls of the queue
 
     @model_validator(mode="after")

@@ -24,6 +24,7 @@ from var_scaling.experiment.sample_set import Request
 from var_scaling.generation.sample import cast_once, decode_images, sample
 from var_scaling.models.base import Batch, ModelFamily, ModelSpec, SamplingRecord, StepDraws
 from var_scaling.models.registry import family_of
+from var_scaling.models.static_calls import static_calls
 from var_scaling.recipe import Optimiser, Precision
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.training.optim import ScheduledOptimizer, precision_context
@@ -55,12 +56,13 @@ def sampling_speeds(
     peaks: Peaks,
     bench: Bench,
     base: SamplingRecord | None = None,
+    cuda_graphs: bool = True,
 ) -> Iterator[SamplingSpeed]:
     """One row for each of `settings` (precision, guidance) and each batch size, in rising order.
 
     `base` has the other sampling settings; None: the defaults of the family. A batch that does not
     fit into memory, or that takes too long by extrapolation from the previous one, is a row
-    without numbers whose `missing` has the reason.
+    without numbers whose `missing` has the reason. `cuda_graphs`: whether a GPU uses them.
     """
     family, spec = subject.family, subject.spec
     base = base or family.sampling()
@@ -83,7 +85,8 @@ def sampling_speeds(
             if missing is None:
                 # The estimate above is a lower bound, so memory can still run out.
                 row = or_missing(
-                    row, partial(_time_sampling, subject, sampling, batch, peaks, bench)
+                    row,
+                    partial(_time_sampling, subject, sampling, batch, peaks, bench, cuda_graphs),
                 )
             if row.whole is not None:
                 seconds_per_image = row.whole.median_seconds / batch
@@ -91,7 +94,12 @@ def sampling_speeds(
 
 
 def _time_sampling(
-    subject: Subject, sampling: SamplingRecord, batch: int, peaks: Peaks, bench: Bench
+    subject: Subject,
+    sampling: SamplingRecord,
+    batch: int,
+    peaks: Peaks,
+    bench: Bench,
+    cuda_graphs: bool,
 ) -> SamplingSpeed:
     family, spec = subject.family, subject.spec
     model, tokenizer = subject.model, subject.tokenizer
@@ -103,13 +111,20 @@ def _time_sampling(
     # Half of the budget for whole images, a quarter for each part. The whole comes first: it also
     # warms up the parts, and only its memory is reported.
     peak_memory = PeakMemory(bench.device)
-    whole = bench.measure(
-        lambda: list(sample(spec, model, tokenizer, requests, sampling, 0, batch)), share=1 / 2
-    )
+    calls = static_calls(bench.device, cuda_graphs)
+
+    def sample_batch() -> None:
+        list(sample(spec, model, tokenizer, requests, sampling, 0, batch, calls=calls))
+
+    if calls.active:
+        sample_batch()  # the next batch, untimed too, records the CUDA graphs
+    whole = bench.measure(sample_batch, share=1 / 2)
     memory = peak_memory.read()
     with precision_context(sampling.precision, bench.device), cast_once(model):
         transformer = bench.measure(
-            lambda: family.network_passes(spec, model, tokenizer.quantize, labels_B, sampling),
+            lambda: family.network_passes(
+                spec, model, tokenizer.quantize, labels_B, sampling, calls
+            ),
             share=1 / 4,
             warmed_up=True,
         )

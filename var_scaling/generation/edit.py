@@ -30,6 +30,7 @@ from var_scaling.generation.kept import (
 )
 from var_scaling.generation.sample import SampleBatch, sample
 from var_scaling.models.base import KeptTokens, ModelSpec, SamplingRecord
+from var_scaling.models.static_calls import StaticCalls
 from var_scaling.tokenizer.autoencoder import to_unit
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.training.optim import precision_context
@@ -96,6 +97,7 @@ def generate_edits(
     sampling: SamplingRecord,
     seed: int,
     batch: int,
+    calls: StaticCalls | None = None,
 ) -> Iterator[SampleBatch]:
     """Sample `requests`; all of them keep the same tokens of the scene.
 
@@ -104,7 +106,7 @@ def generate_edits(
     ids_1L = encode_square(tokenizer, scene.square_HH3)
     # One row of ids and one of the mask, (1, L); `sample` expands both to its batches.
     kept = KeptTokens(ids_1L, scene.keep_L.to(ids_1L.device)[None])
-    return sample(spec, model, tokenizer, requests, sampling, seed, batch, kept)
+    return sample(spec, model, tokenizer, requests, sampling, seed, batch, kept, calls=calls)
 
 
 def _fill_with_mean(picture_hw3: np.ndarray, hole_hw: np.ndarray, window: Window) -> np.ndarray:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from var_scaling.experiment.sample_set import Request
 from var_scaling.models.base import KeptTokens, ModelSpec, SamplingRecord
 from var_scaling.models.registry import family_of
+from var_scaling.models.static_calls import StaticCalls, static_calls
 from var_scaling.randomness import seed_for
 from var_scaling.recipe import Precision
 from var_scaling.tokenizer.autoencoder import to_pixels
@@ -42,19 +43,22 @@ def sample(
     batch: int,
     kept: KeptTokens | None = None,
     strips: bool = False,
+    calls: StaticCalls | None = None,
 ) -> Iterator[SampleBatch]:
     """Sample `requests` in batches of `batch`, on the device of the weights.
 
     A sample depends only on model, settings, seed, class and index. With one CPU thread this holds
     bit for bit for every batch size and order (measured, LOG.md). With several threads or on a GPU,
     the rounding of a product can depend on the batch size. All images keep the tokens of
-    `kept` (one row). `strips` also decodes the intermediate frames. Raises ValueError for an
+    `kept` (one row). `strips` also decodes the intermediate frames. `calls` run the network:
+    without them, on a GPU, as CUDA graphs from the second batch on. Raises ValueError for an
     unknown class, or for settings that do not fit the model.
     """
     family, quantizer = family_of(spec.config), tokenizer.quantize
     device = quantizer.embedding.weight.device
     family.frames(spec, sampling)  # raises if the settings do not fit the model
     _check_labels(requests, spec.classes)
+    calls = static_calls(device) if calls is None else calls
     for start in range(0, len(requests), batch):
         batch_requests = tuple(requests[start : start + batch])
         labels_B = torch.tensor([request.label for request in batch_requests], device=device)
@@ -67,7 +71,7 @@ def sample(
         grids: list[Tensor] = []
         with precision_context(sampling.precision, device), cast_once(model):
             for frame in family.sample(
-                spec, model, quantizer, labels_B, sampling, draws, kept_batch
+                spec, model, quantizer, labels_B, sampling, draws, kept_batch, calls
             ):
                 if frame.ids_BN is not None:
                     # Each frame has the ids that are new in it (for VAR those of one scale):

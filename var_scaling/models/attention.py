@@ -20,8 +20,9 @@ _LARGEST_SCALE = math.log(100.0)  # of the learned attention temperature
 _SMALLEST_SQUARE = 1e-24  # of a vector's norm: no division by 0
 # On a CPU plain products are faster than the fused kernel for up to about this many positions.
 _SHORT = 64
-# Stores the keys and values of the current positions; returns those of all visible positions.
-KVCache = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# Stores the keys and values of the current positions. Returns those of earlier positions too, and
+# what is added to the scores: None, or -inf for positions that are not visible.
+KVCache = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]
 Rotary = tuple[Tensor, Tensor]  # cosines and sines (L, c / 2) of the positions' angles
 
 
@@ -246,10 +247,9 @@ def attend_rotated(
     q, k = qk if len(qk) == 2 else qk[0].unbind(0)
     if kv_cache is None:
         return attend(q, k, v, scale, mask)
-    # No mask: a sampler's cache holds only keys that the new positions may see. The fused kernel:
-    # its rounding does not depend on the batch size.
-    k, v = kv_cache(k, v)
-    return F.scaled_dot_product_attention(q, k, v, scale=scale)
+    # The fused kernel: its rounding does not depend on the batch size.
+    k, v, bias = kv_cache(k, v)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
 
 
 def apply_rotary(x: Tensor, cos_LP: Tensor, sin_LP: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from var_scaling.record import Record
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from var_scaling.models.static_calls import StaticCalls
     from var_scaling.tokenizer.cache import LatentStatistics
     from var_scaling.tokenizer.quantizer import Quantizer
     from var_scaling.weights import State
@@ -314,9 +315,11 @@ class ModelFamily(ABC, Generic[M, S]):
         sampling: S,
         draws: SampleDraws,
         kept: KeptTokens | None = None,
+        calls: StaticCalls | None = None,
     ) -> Iterator[Frame]:
         """Sample a batch, frame by frame, in the caller's precision.
 
+        `calls` may run the network; it lasts for several batches. A family may ignore it.
         Before the last frame nothing should wait for the device: for example, a check whether all
         numbers are finite comes at the end. `kept` is given only if `supports_editing` is true.
         Raises ValueError if the settings lead to numbers that are not finite.
@@ -330,6 +333,7 @@ class ModelFamily(ABC, Generic[M, S]):
         quantizer: Quantizer,
         labels_B: Tensor,
         sampling: S,
+        calls: StaticCalls | None = None,
     ) -> None:
         """Run only the network's forward passes of `sample`, for timing."""
 

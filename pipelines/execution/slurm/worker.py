@@ -130,6 +130,7 @@ class Work:
             recompute_activations=cluster.recompute_activations,
             shard_optimizer=cluster.shard_optimizer,
             compile=compiles(cluster),
+            cuda_graphs=cluster.cuda_graphs,
             save_every=cluster.save_every_seconds,
             alone=False,
             logs_to_stdout=rank == 0,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from var_scaling.models.ar.model import AR
+    from var_scaling.models.static_calls import StaticCalls
     from var_scaling.tokenizer.quantizer import Quantizer
 
 Spec = ModelSpec[ArModel]
@@ -132,12 +133,13 @@ class ArFamily(ModelFamily[ArModel, ArSampling]):
         sampling: ArSampling,
         draws: SampleDraws,
         kept: KeptTokens | None = None,
+        calls: StaticCalls | None = None,
     ) -> Iterator[Frame]:
         from var_scaling.models.ar.model import AR
         from var_scaling.models.ar.sampler import sample_tokens
 
         assert isinstance(network, AR)
-        yield from sample_tokens(network, quantizer, labels_B, sampling, draws)
+        yield from sample_tokens(network, quantizer, labels_B, sampling, draws, calls)
 
     def network_passes(
         self,
@@ -146,12 +148,13 @@ class ArFamily(ModelFamily[ArModel, ArSampling]):
         quantizer: Quantizer,
         labels_B: Tensor,
         sampling: ArSampling,
+        calls: StaticCalls | None = None,
     ) -> None:
         from var_scaling.models.ar.model import AR
         from var_scaling.models.ar.sampler import run_network
 
         assert isinstance(network, AR)
-        run_network(network, quantizer, labels_B, sampling)
+        run_network(network, quantizer, labels_B, sampling, calls)
 
 
 FAMILY = ArFamily()

@@ -136,7 +136,7 @@ class AR(nn.Module):
             cond_BC[:, None] + self.pos_start if self.config.block == "adaln" else cond_BC[:, None]
         )
 
-    def add_positions(self, x_BtC: Tensor, positions: slice) -> Tensor:
+    def add_positions(self, x_BtC: Tensor, positions: slice | Tensor) -> Tensor:
         """`x` plus the learned embeddings of `positions` and of their residual levels."""
         embeddings = []
         if hasattr(self, "lvl_embed"):
@@ -148,7 +148,7 @@ class AR(nn.Module):
         # Their sum is smaller than x: it is added once.
         return x_BtC + sum(embeddings) if embeddings else x_BtC
 
-    def rotation(self, positions: slice) -> Rotary | None:
+    def rotation(self, positions: slice | Tensor) -> Rotary | None:
         """Cosines and sines for `positions`; None if the model has no rotary embedding."""
         if self.angles_TP is None:
             return None

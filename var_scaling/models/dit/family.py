@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from var_scaling.models.dit.model import DiT
+    from var_scaling.models.static_calls import StaticCalls
     from var_scaling.tokenizer.cache import LatentStatistics
     from var_scaling.tokenizer.quantizer import Quantizer
 
@@ -164,12 +165,13 @@ class DitFamily(ModelFamily[DitModel, DitSampling]):
         sampling: DitSampling,
         draws: SampleDraws,
         kept: KeptTokens | None = None,
+        calls: StaticCalls | None = None,
     ) -> Iterator[Frame]:
         from var_scaling.models.dit.model import DiT
         from var_scaling.models.dit.sampler import denoise
 
         assert isinstance(network, DiT)
-        yield from denoise(network, labels_B, _shape(spec), sampling, draws)
+        yield from denoise(network, labels_B, _shape(spec), sampling, draws, calls)
 
     def network_passes(
         self,
@@ -178,12 +180,13 @@ class DitFamily(ModelFamily[DitModel, DitSampling]):
         quantizer: Quantizer,
         labels_B: Tensor,
         sampling: DitSampling,
+        calls: StaticCalls | None = None,
     ) -> None:
         from var_scaling.models.dit.model import DiT
         from var_scaling.models.dit.sampler import run_network
 
         assert isinstance(network, DiT)
-        run_network(network, labels_B, _shape(spec), sampling)
+        run_network(network, labels_B, _shape(spec), sampling, calls)
 
 
 def _shape(spec: Spec) -> tuple[int, int, int]:

@@ -24,6 +24,7 @@ from var_scaling.recipe import Precision
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from var_scaling.models.static_calls import StaticCalls
     from var_scaling.models.var.model import VAR
     from var_scaling.tokenizer.quantizer import Quantizer
 
@@ -129,12 +130,13 @@ class VarFamily(ModelFamily[VarModel, VarSampling]):
         sampling: VarSampling,
         draws: SampleDraws,
         kept: KeptTokens | None = None,
+        calls: StaticCalls | None = None,
     ) -> Iterator[Frame]:
         from var_scaling.models.var.model import VAR
         from var_scaling.models.var.sampler import sample_tokens
 
         assert isinstance(network, VAR)
-        for result in sample_tokens(network, quantizer, labels_B, sampling, draws, kept):
+        for result in sample_tokens(network, quantizer, labels_B, sampling, draws, kept, calls):
             yield Frame(result.f_BZHH, result.ids_BS)
 
     def network_passes(
@@ -144,12 +146,13 @@ class VarFamily(ModelFamily[VarModel, VarSampling]):
         quantizer: Quantizer,
         labels_B: Tensor,
         sampling: VarSampling,
+        calls: StaticCalls | None = None,
     ) -> None:
         from var_scaling.models.var.model import VAR
         from var_scaling.models.var.sampler import run_network
 
         assert isinstance(network, VAR)
-        run_network(network, quantizer, labels_B, sampling)
+        run_network(network, quantizer, labels_B, sampling, calls)
 
 
 FAMILY = VarFamily()

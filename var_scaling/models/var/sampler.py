@@ -23,6 +23,7 @@ from var_scaling.models.logits import (
     raise_if_not_finite,
     sample_ids,
 )
+from var_scaling.models.static_calls import StaticCalls
 from var_scaling.models.var.config import ScaleSettings, VarSampling
 from var_scaling.models.var.model import VAR
 from var_scaling.pyramid import Pyramid
@@ -34,7 +35,7 @@ class ScaleResult(NamedTuple):
     """The sampled tokens of one scale, and the grid up to it."""
 
     k: int
-    logits_BSV: Tensor  # guided, before temperature and filters
+    logits_BSV: Tensor  # guided, before temperature and filters; valid until the next batch
     sampled_BS: Tensor  # the sampled ids at every position
     ids_BS: Tensor  # the same with the kept tokens in their positions
     f_BZHH: Tensor  # the grid after this scale
@@ -48,6 +49,7 @@ def sample_tokens(
     sampling: VarSampling,
     draws: SampleDraws,
     kept: KeptTokens | None = None,
+    calls: StaticCalls | None = None,
 ) -> Iterator[ScaleResult]:
     """Sample one scale after another, in the caller's precision.
 
@@ -56,8 +58,8 @@ def sample_tokens(
     this check is the only operation that waits for the device.
     """
     pyramid, device = quantizer.pyramid, labels_B.device
-    steps = sampling.steps(pyramid.scales)
-    sampler = VARSampler(model, pyramid, labels_B, [settings.guidance for settings in steps])
+    steps, calls = sampling.steps(pyramid.scales), calls or StaticCalls()
+    sampler = _sampler(model, pyramid, labels_B, sampling, calls)
     f_BZHH = quantizer.empty_grid(len(labels_B))
     uniform_of_scales = draws.uniforms("token", [(tokens,) for tokens in pyramid.lengths])
     finite: dict[str, Tensor] = {}  # for each scale, a flag on the device
@@ -70,7 +72,7 @@ def sample_tokens(
             # Contiguous: a view is multiplied in another way in a batch of one, which rounds
             # differently (LOG.md).
             input_BSZ = rearrange(input_BZhh, "b z y x -> b (y x) z").contiguous()
-        logits_BSV = sampler.logits(k, input_BSZ)
+        logits_BSV = _logits(sampler, k, input_BSZ, calls)
         # Probabilities and the grid are float32, whatever the precision of the network.
         with full_precision(device):
             scaled_BSV = logits_BSV / settings.temperature
@@ -92,15 +94,35 @@ def sample_tokens(
 
 
 @torch.no_grad()
-def run_network(model: VAR, quantizer: Quantizer, labels_B: Tensor, sampling: VarSampling) -> None:
+def run_network(
+    model: VAR,
+    quantizer: Quantizer,
+    labels_B: Tensor,
+    sampling: VarSampling,
+    calls: StaticCalls | None = None,
+) -> None:
     """The transformer's part of a sample, for timing: the input values do not affect the time."""
-    pyramid = quantizer.pyramid
+    pyramid, calls = quantizer.pyramid, calls or StaticCalls()
     blank_BZHH = quantizer.empty_grid(len(labels_B))
     channels = blank_BZHH.shape[1]
     inputs = [blank_BZHH.new_zeros(len(labels_B), S, channels) for S in pyramid.lengths]
-    sampler = VARSampler(model, pyramid, labels_B, sampling.weights(pyramid.scales))
+    sampler = _sampler(model, pyramid, labels_B, sampling, calls)
     for k, input_BSZ in enumerate(inputs):
-        sampler.logits(k, input_BSZ if k else None)
+        _logits(sampler, k, input_BSZ if k else None, calls)
+
+
+def _sampler(
+    model: VAR, pyramid: Pyramid, labels_B: Tensor, sampling: VarSampling, calls: StaticCalls
+) -> "VARSampler":
+    weights = sampling.weights(pyramid.scales)
+    key = (model, sampling, len(labels_B))
+    return calls.sampler(key, lambda: VARSampler(model, pyramid, labels_B, weights), labels_B)
+
+
+def _logits(sampler: "VARSampler", k: int, input_BSZ: Tensor | None, calls: StaticCalls) -> Tensor:
+    if input_BSZ is None:
+        return calls(k, partial(sampler.logits, k, None))
+    return calls(k, partial(sampler.logits, k), input_BSZ)
 
 
 def _add_scale(quantizer: Quantizer, f_BZHH: Tensor, vectors_BSZ: Tensor, k: int) -> Tensor:
@@ -148,32 +170,51 @@ class VARSampler:
         rows = 2 * self.images if self.last_guided > 0 else self.images
         # Row i of the finer scales corresponds to row row_R[i] of the first scale.
         self.row_R = torch.arange(rows, device=labels_B.device).clamp_max(self.images)
-        # The rows of the first scale: B conditional ones, then FEWEST_ROWS - 1 with the null class.
-        null_labels = labels_B.new_full((FEWEST_ROWS - 1,), model.classes)
-        with full_precision(labels_B.device):
-            self.cond_RC = model.class_emb(torch.cat([labels_B, null_labels]))
-        dtype = autocast_dtype(labels_B.device)
-        shared = model.shared_ada_lin(self.cond_RC) if model.config.shared_adaln else self.cond_RC
         self.blocks = [block for block in model.blocks if isinstance(block, Block)]
-        self.adaln_params = [block.adaln_params(shared.to(dtype)) for block in self.blocks]
-        self.head_adaln = model.head_nm.ada_lin(self.cond_RC)
+        self.cond_RC, self.first_adaln, self.finer_adaln = self._conditions(labels_B)
+        dtype = autocast_dtype(labels_B.device)
         heads = model.config.heads
         size = (len(self.blocks), 2, rows, heads, pyramid.length, model.config.width // heads)
         # (D, keys and values, R, N, L, C / N), not initialised: each entry is written before it is
         # read.
         self.cache = torch.empty(size, dtype=dtype, device=labels_B.device)
 
+    def restart(self, labels_B: Tensor) -> Tensor:
+        """Begin another batch of the same size. The conditions (R, C) are overwritten."""
+        cond_RC, first, finer = self._conditions(labels_B)
+        old = [self.cond_RC, *self.first_adaln, *self.finer_adaln]
+        for tensor, new in zip(old, [cond_RC, *first, *finer], strict=True):
+            tensor.copy_(new)
+        return self.cond_RC
+
+    def _conditions(self, labels_B: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """The condition (R, C) of the first scale, and the AdaLN parameters, (R, 6, 1, C) for each
+        block and (R, 2, 1, C) for the head: those of the first scale, and of the finer scales.
+        """
+        model = self.model
+        # The rows of the first scale: B conditional ones, then FEWEST_ROWS - 1 with the null class.
+        null_labels = labels_B.new_full((FEWEST_ROWS - 1,), model.classes)
+        with full_precision(labels_B.device):
+            cond_RC = model.class_emb(torch.cat([labels_B, null_labels]))
+        dtype = autocast_dtype(labels_B.device)
+        shared = model.shared_ada_lin(cond_RC) if model.config.shared_adaln else cond_RC
+        adaln = [block.adaln_params(shared.to(dtype)) for block in self.blocks]
+        adaln.append(model.head_nm.ada_lin(cond_RC))
+        return cond_RC, adaln, [params[self.row_R] for params in adaln]
+
     def logits(self, k: int, input_BSZ: Tensor | None) -> Tensor:
         """Guided logits (B, S, V) of scale `k`. Call scale by scale, the first without input."""
         weight = self.guidance[k]
         x_RSC = self._embed(k, input_BSZ)
+        # After the last scale with guidance only the conditional rows are left.
+        adaln = [params[: len(x_RSC)] for params in (self.finer_adaln if k else self.first_adaln)]
         # No mask: the cache ends with the current scale, and a scale sees all of itself.
-        for number, (block, adaln) in enumerate(zip(self.blocks, self.adaln_params, strict=True)):
-            x_RSC = block(x_RSC, adaln, None, None, self._kv_cache(number, k))
+        for number, (block, params) in enumerate(zip(self.blocks, adaln[:-1], strict=True)):
+            x_RSC = block(x_RSC, params, None, None, self._kv_cache(number, k))
         # Without guidance at this scale the head, a large product, skips the unconditional rows.
         # The first scale keeps all rows, so that the product has at least FEWEST_ROWS.
         rows = len(x_RSC) if weight or k == 0 else self.images
-        logits_RSV = self._head_logits(x_RSC[:rows], self.head_adaln[:rows])
+        logits_RSV = self._head_logits(x_RSC[:rows], adaln[-1][:rows])
         cond_BSV = logits_RSV[: self.images]
         if not weight:
             return cond_BSV
@@ -182,7 +223,7 @@ class VARSampler:
         return apply_guidance(cond_BSV, logits_RSV[uncond], weight)
 
     def _embed(self, k: int, input_BSZ: Tensor | None) -> Tensor:
-        """The blocks' input (R, S, C). Also reduces AdaLN to the rows that scale `k` needs."""
+        """The blocks' input (R, S, C)."""
         model, start = self.model, self.pyramid.starts[k]
         positions = slice(start, start + self.pyramid.lengths[k])
         with full_precision(self.cond_RC.device):
@@ -190,21 +231,11 @@ class VARSampler:
                 # The input is the class alone, so the null rows are the same for all images.
                 x_RSC = self.cond_RC[:, None] + model.pos_start
             else:
-                if k == 1:
-                    self._select_rows(self.row_R)
-                # No later scale has guidance: drop the unconditional rows.
-                if k == self.last_guided + 1:
-                    self._select_rows(self.row_R[: self.images])
                 x_BSC = model.word_embed(input_BSZ)
                 # One or two copies: unconditional rows have the tokens of the conditional ones.
-                x_RSC = x_BSC.repeat(len(self.head_adaln) // self.images, 1, 1)
+                x_RSC = x_BSC.repeat(2 if k <= self.last_guided else 1, 1, 1)
             x_RSC = x_RSC + (model.lvl_embed.weight[k] + model.pos_1LC[:, positions])
         return x_RSC.to(autocast_dtype(x_RSC.device))
-
-    def _select_rows(self, rows_R: Tensor) -> None:
-        """Keep only these rows of the AdaLN parameters."""
-        self.adaln_params = [adaln[rows_R] for adaln in self.adaln_params]
-        self.head_adaln = self.head_adaln[rows_R]
 
     def _kv_cache(self, block: int, k: int) -> KVCache:
         """A function that stores the keys and values of scale `k` and returns all up to it."""
@@ -212,16 +243,16 @@ class VARSampler:
         end = start + self.pyramid.lengths[k]
         cache = self.cache[block]
 
-        def update_kv_cache(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        def update_kv_cache(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, None]:
             if k == 0:  # the first scale has one row for all unconditional images
                 cache[0, :, :, :end] = key[self.row_R]
                 cache[1, :, :, :end] = value[self.row_R]
-                return key, value
+                return key, value, None
             # After the last scale with guidance only the conditional rows of the cache are used.
             rows = len(key)
             cache[0, :rows, :, start:end] = key
             cache[1, :rows, :, start:end] = value
-            return cache[0, :rows, :, :end], cache[1, :rows, :, :end]
+            return cache[0, :rows, :, :end], cache[1, :rows, :, :end], None
 
         return update_kv_cache
 
