@@ -12,7 +12,7 @@ from analysis.selection.rates import rate_sweeps
 from analysis.study import METRICS, VARIABLES, LawResult, Study
 from analysis.uncertainty.intervals import Interval
 
-FORMAT = 2
+FORMAT = 3
 # Columns of the run table that describe how a trial was trained.
 _SETTINGS = (
     "family", "depth", "steps", "batch_size", "learning_rate", "schedule", "precision", "tokenizer",
@@ -36,6 +36,7 @@ def laws_of(study: Study) -> dict[str, Any]:
     return plain({
         "format": FORMAT,
         "size": study.size,
+        "runs": len(sizes),
         "sizes": int(sizes.nunique()),
         "decades": float(np.log10(sizes.max() / sizes.min())) if len(sizes) else 0.0,
         "objective": study.objective,

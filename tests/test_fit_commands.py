@@ -59,6 +59,17 @@ def test_vector_figures_are_written_on_request_and_the_page_needs_no_file(tmp_pa
     assert [link for link in links if not link.startswith(("#", "data:"))] == []
 
 
+def test_an_unknown_objective_is_refused_before_anything_is_fitted(tmp_path, command):
+    code, _, err = command("fit", table(tmp_path), *THEIRS, "--objective", "mean")
+    assert code == 2
+    assert "'mean' is not one of 'squares', 'huber', 'absolute'" in err
+    assert not (tmp_path / "runs-laws").exists()
+
+
+def test_the_title_has_the_number_of_runs_and_of_sizes(tmp_path):
+    assert "12 runs of 12 sizes" in says("fit", table(tmp_path), *THEIRS)
+
+
 def test_an_unknown_format_is_refused_before_anything_is_fitted(tmp_path):
     with pytest.raises(ValueError, match="--formats eps: each format is one of png, pdf, svg"):
         says("fit", table(tmp_path), *THEIRS, "--formats", "pdf,eps")

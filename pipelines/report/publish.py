@@ -20,7 +20,7 @@ from var_scaling.experiment import Sweep
 if TYPE_CHECKING:
     from analysis.report.pages import Scored
 
-_FORMAT = 2  # of laws.json, as analysis.export writes it
+_FORMAT = 3  # of laws.json, as analysis.export writes it
 
 
 def publish(
