@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from pipelines.cli import main as cli
 from pipelines.execution.status import overview
 from pipelines.results.table import rows_of
 from pipelines.stages import stages
-from pipelines.stages.context import RunContext, StopFile
+from pipelines.stages.context import ProcessContext, RunContext, StopFile
 from pipelines.stages.graph import sweep_stages
 from pipelines.workspace.address import read_tokenizer
 from pipelines.workspace.damage import damage_in, mark_done
@@ -155,6 +156,11 @@ def test_only_the_first_process_of_a_job_computes_the_checksums(home, monkeypatc
     with pytest.raises(TypeError):
         cache.open_cache(folder, expected)
     assert shards == [0]
+    monkeypatch.setattr(cache, "_refuse_damaged", lambda *words: None)
+    for rank, computed in ((1, [0]), (0, [0, 0])):
+        process = ProcessContext(rank=rank, world_size=2)
+        stages._open_tokens(replace(context(home), process=process), SWEEP.trials[0], "train")
+        assert shards == computed
 
 
 # done.json records what results rest on -----------------------------------------------------------
