@@ -18,7 +18,7 @@ from var_scaling.data.dead_leaves import DeadLeavesSource
 from var_scaling.disk import DONE, read_json, write_json
 from var_scaling.evaluation.reconstruction import equal_tokens, reconstruct
 from var_scaling.tokenizer.autoencoder import to_unit
-from var_scaling.tokenizer.cache import CacheError, describe, open_cache
+from var_scaling.tokenizer.cache_files import CacheError, describe, open_cache
 from var_scaling.tokenizer.encode import write_cache
 from var_scaling.tokenizer.model import MultiScaleVQVAE, float32_products, freeze
 from var_scaling.training.optim import precision_context

@@ -29,7 +29,7 @@ from var_scaling.tokenizer.autoencoder import (
     _ChannelsLastNorm,
     to_unit,
 )
-from var_scaling.tokenizer.cache import describe
+from var_scaling.tokenizer.cache_files import describe
 from var_scaling.tokenizer.codebook import CodebookUpdater
 from var_scaling.tokenizer.critic import hinge_loss
 from var_scaling.tokenizer.encode import _Encoder, write_cache

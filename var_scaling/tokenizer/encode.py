@@ -15,7 +15,13 @@ from var_scaling.data.order import spread_rows
 from var_scaling.datasets import Progress
 from var_scaling.disk import atomic_write, read_json, write_json
 from var_scaling.tokenizer.autoencoder import to_unit
-from var_scaling.tokenizer.cache import SHARD, array_file, check_description, checksum, row_layout
+from var_scaling.tokenizer.cache_files import (
+    SHARD,
+    array_file,
+    check_description,
+    checksum,
+    row_layout,
+)
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.tokenizer.quantizer import Quantizer
 
