@@ -86,7 +86,7 @@ def test_missing_slurm_commands_raise_an_error(monkeypatch):
 
 
 def test_tokens_encoded_in_parts_equal_tokens_encoded_in_one_pass(tmp_path, monkeypatch):
-    from var_scaling.tokenizer import encode
+    from var_scaling.tokenizer import cache_files, encode
 
     monkeypatch.setattr(encode, "SHARD", 64)
     monkeypatch.setattr(cache_files, "SHARD", 64)

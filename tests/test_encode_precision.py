@@ -64,7 +64,7 @@ def test_the_cache_has_the_tokens_of_the_encoder_in_bf16(
     tmp_path, model, monkeypatch, workers, threads
 ):
     """Also if other threads encode, or other processes read: autocast is a state of a thread."""
-    for module in ("cache", "encode"):
+    for module in ("cache_files", "encode"):
         monkeypatch.setattr(f"var_scaling.tokenizer.{module}.SHARD", 32)
     monkeypatch.setattr("var_scaling.tokenizer.encode._BATCH", 16)
     cache, _ = written(tmp_path, model, workers=workers, threads=threads)

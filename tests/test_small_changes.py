@@ -28,7 +28,7 @@ from var_scaling.datasets import ImageFiles, ReadOptions
 from var_scaling.disk import is_done, read_json, write_json
 from var_scaling.experiment import Sweep
 from var_scaling.models.var.accounting import var_training_flops
-from var_scaling.tokenizer import encode
+from var_scaling.tokenizer import cache_files, encode
 from var_scaling.tokenizer.cache import TokenCache
 from var_scaling.tokenizer.cache_files import describe, open_cache
 from var_scaling.tokenizer.encode import write_cache

@@ -140,7 +140,7 @@ def written(
 ):
     data = images(train_images=train_images)
     if shard:
-        for module in ("cache", "encode"):
+        for module in ("cache_files", "encode"):
             monkeypatch.setattr(f"var_scaling.tokenizer.{module}.SHARD", shard)
         monkeypatch.setattr("var_scaling.tokenizer.encode._BATCH", shard // 2)
     source = DeadLeavesSource(data, "train")
