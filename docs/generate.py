@@ -45,7 +45,7 @@ def cli_page() -> str:
         usage = " ".join([name, *(one.name.upper() for one in arguments)])
         parts.append(f"## var-scaling {usage}\n\n{inspect.cleandoc(command.help or '')}\n")
         rows = [(one.name.upper(), "", one.help) for one in arguments]
-        rows += [("`" + ", ".join(one.opts) + "`", _default(one), one.help) for one in options]
+        rows += [("`" + ", ".join(one.opts) + "`", _default(one), _meaning(one)) for one in options]
         parts.append(_table(("argument or option", "default", "meaning"), rows))
     return "\n".join(parts)
 
@@ -68,6 +68,12 @@ def settings_page() -> str:
             parts.append(f"### {record.__name__}\n\n{inspect.cleandoc(record.__doc__ or '')}\n")
             parts.append(_table(("field", "type", "default", "meaning"), rows))
     return "\n".join(parts)
+
+
+def _meaning(option: Any) -> str:
+    """The help, with the allowed values where there are few."""
+    choices = getattr(option.type, "choices", ())
+    return option.help + (": " + ", ".join(map(str, choices)) if choices else "")
 
 
 def _default(option: Any) -> str:
