@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,9 @@ def settings_page() -> str:
 
 def _meaning(option: Any) -> str:
     """The help, with the allowed values where there are few."""
-    choices = getattr(option.type, "choices", ())
-    return option.help + (": " + ", ".join(map(str, choices)) if choices else "")
+    choices = typing.get_args(option.type_descriptor.annotation)
+    allowed = [choice for choice in choices if isinstance(choice, str)]
+    return str(option.help) + (": " + ", ".join(allowed) if allowed else "")
 
 
 def _default(option: Any) -> str:
