@@ -75,7 +75,7 @@ def _meaning(option: Any) -> str:
     """The help, with the allowed values where there are few."""
     choices = typing.get_args(option.type_descriptor.annotation)
     allowed = [choice for choice in choices if isinstance(choice, str)]
-    return str(option.help) + (": " + ", ".join(allowed) if allowed else "")
+    return str(option.help) + ("; allowed: " + ", ".join(allowed) if allowed else "")
 
 
 def _default(option: Any) -> str:
