@@ -111,8 +111,13 @@ def test_a_report_compared_with_itself_has_no_differences(smoke):
 
 
 def test_a_comparison_with_missing_or_old_laws_is_refused(smoke, tmp_path):
-    with pytest.raises(ValueError, match="the file does not exist"):
+    with pytest.raises(ValueError, match=r"quickstart: 6 of 6 trials have not .* \(d1, .*run"):
         says("report", "smoke", "--against", "quickstart", "--home", str(smoke))
+    with pytest.raises(ValueError, match="quickstart: 6 of 6 trials have not finished"):
+        says("report", "quickstart", "--against", "smoke", "--home", str(smoke))
+    with pytest.raises(ValueError, match="the file does not exist"):
+        missing = str(tmp_path / "none" / "laws.json")
+        says("report", "smoke", "--against", missing, "--home", str(smoke))
     (tmp_path / "laws.json").write_text('{"format": 1}')
     with pytest.raises(ValueError, match="written by an older version"):
         says("report", "smoke", "--against", str(tmp_path / "laws.json"), "--home", str(smoke))

@@ -126,7 +126,7 @@ class Difference:
 
 
 def difference(laws_a: Laws, laws_b: Laws) -> Difference:
-    """Compare the contents of two laws.json of format 2. Raises ValueError for another format, or
+    """Compare the contents of two laws.json. Raises ValueError for another format, or
     if one has several groups.
     """
     for laws in (laws_a, laws_b):

@@ -135,6 +135,8 @@ def report(
         print(json.dumps({"site": str(path)}) if as_json else path)
         return
     sweep = resolve_sweep(name, workspace)
+    if against is not None:
+        comparison.refuse_unfinished(workspace, sweep)
     publish(
         workspace, sweep, collect_results(workspace, sweep), again=against is None,
         formats=parse_formats(formats),
@@ -147,9 +149,9 @@ def report(
     if as_json:
         print(json.dumps(difference.as_dict()))
     else:
-        console.print(difference_table(difference))
         for line in difference.trial_settings:
             console.print(f"the trials differ in {line}", soft_wrap=True, highlight=False)
+        console.print(difference_table(difference))
         console.print(f"report   {path}", soft_wrap=True, highlight=False)
 
 

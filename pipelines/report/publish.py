@@ -20,7 +20,7 @@ from var_scaling.experiment import Sweep
 if TYPE_CHECKING:
     from analysis.report.pages import Scored
 
-_FORMAT = 3  # of laws.json, as analysis.export writes it
+LAWS_FORMAT = 3  # of laws.json, as analysis.export writes it
 
 
 def publish(
@@ -42,7 +42,7 @@ def publish(
     damaged = {stage: str(damage) for stage, damage in damaged_stages(stages).items()}
     failures = list(failed_checks(stages))
     inputs = {
-        "format": _FORMAT, "results_fingerprint": results_fingerprint, "objective": objective,
+        "format": LAWS_FORMAT, "results_fingerprint": results_fingerprint, "objective": objective,
         "made": _artifact_stamp(stages),
     }  # fmt: skip
     warnings = {"damaged": damaged, "failures": failures}
