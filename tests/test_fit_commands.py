@@ -115,8 +115,8 @@ def test_a_comparison_with_missing_or_old_laws_is_refused(smoke, tmp_path):
         says("report", "smoke", "--against", "quickstart", "--home", str(smoke))
     with pytest.raises(ValueError, match="quickstart: 6 of 6 trials have not finished"):
         says("report", "quickstart", "--against", "smoke", "--home", str(smoke))
+    missing = str(tmp_path / "none" / "laws.json")
     with pytest.raises(ValueError, match="the file does not exist"):
-        missing = str(tmp_path / "none" / "laws.json")
         says("report", "smoke", "--against", missing, "--home", str(smoke))
     (tmp_path / "laws.json").write_text('{"format": 1}')
     with pytest.raises(ValueError, match="written by an older version"):
