@@ -1,4 +1,4 @@
-"""DiT's FID against the cost of its network, refitted (Peebles and Xie, arXiv 2212.09748, Table 4)."""
+"""DiT's FID against the cost of its network, refitted (arXiv 2212.09748, Table 4)."""
 
 from dataclasses import dataclass
 
