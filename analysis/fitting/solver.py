@@ -75,7 +75,8 @@ def _newton(
     lowest, highest = (bound[free] for bound in points.bounds)
     # Fixed columns are not clipped: log E = -inf (E = 0) is below its bound.
     found[:, free] = found[:, free].clip(lowest, highest)
-    found[:, idle] = found[:, 1:2]
+    if idle:
+        found[:, idle] = found[:, 1:2]
     valley = points.law.floor and not points.law.sigmoid and 2 * points.powers in free
     # The state of the problems that have not converged; `active` are their rows.
     active, start = np.arange(len(found)), found.copy()
@@ -94,7 +95,8 @@ def _newton(
         step = _step(gradient, hessian, majoriser, damping).clip(-_MAX_STEP, _MAX_STEP)
         trial = start.copy()
         trial[:, free] = (start[:, free] + step).clip(lowest, highest)
-        trial[:, idle] = trial[:, 1:2]
+        if idle:
+            trial[:, idle] = trial[:, 1:2]
         trial_terms = terms_of(points, trial, z)
         trial_objective = _objective(trial_terms, z, weights, loss)
         linear_decrease = -(gradient * (trial[:, free] - start[:, free])).sum(1)
@@ -185,7 +187,8 @@ def _along_valley(points: Points, theta: Array, step: Array) -> Array:
     slope = share * (new_exponent + exponent * (dc - rise))
     with np.errstate(divide="ignore", invalid="ignore"):
         shares = np.abs(slope / new_exponent)
-    shares = np.where(shares > 0, shares, share)
+    # A power that does not vary, or an overflow, leaves the step as it is.
+    shares = np.where((shares > 0) & np.isfinite(shares), shares, share)
     # E is what remains of L, but at least a tenth of its present share, as its log is taken.
     floor_share = np.maximum(1 - shares.sum(1, keepdims=True), floor / 10)
     log_total = np.log(floor_share + shares.sum(1, keepdims=True))
@@ -268,7 +271,7 @@ def _derivatives(
         return gradient, majoriser, majoriser
     hessian = _weighted_curvature(points, theta, terms, pull)
     # The rest of the Hessian, in g gᵀ. Of L / G the second derivative has one g gᵀ more.
-    own = weights * second - _sign(points) * pull + (pull if loss.of_loss else 0)
+    own = weights * second - (_sign(points) - loss.of_loss) * pull
     hessian += np.matmul(slope * own[:, None], transposed)
     return gradient, hessian, majoriser
 

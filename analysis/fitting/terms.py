@@ -95,7 +95,9 @@ class Points:
             extent = float(np.ptp(self.logs[0]))
             lowest[:2] = -_MAX_MIDDLE * extent, 0.0
             highest[:2] = _MAX_MIDDLE * extent, 10 * _MAX_EXPONENT / extent
-            lowest[-1], highest[-1] = self.z.min(), self.z.max() + np.log(_MAX_CEILING)
+            # E may be above S: then the score rises with the loss, and the fit has a flag.
+            highest[2:] = self.z.max() + np.log(_MAX_CEILING)
+            lowest[-1] = lowest[2]
         return lowest, highest
 
 
