@@ -28,6 +28,16 @@ LIKELIHOODS = {
 }
 
 
+def likelihood_of(objective: Objective) -> str:
+    """The likelihood of which a fit with this objective is the maximum, in words."""
+    text = LIKELIHOODS[objective.kind]
+    if objective.of_loss:
+        text = text.replace("log L", "L")
+    if objective.above != 1:
+        text += f", -log density above the law times {objective.above:g}"
+    return text
+
+
 @dataclass(frozen=True)
 class Candidate:
     """One law fitted to the points, with the statistics for the comparison."""
@@ -150,7 +160,7 @@ def choose(
         candidates=tuple(candidates.values()),
         refused=tuple(refused),
         curvature=curvature,
-        likelihood=LIKELIHOODS[objective.name],
+        likelihood=likelihood_of(objective),
         rolled=pair_count,
         judgement=replace(verdict, remarks=remarks(evidence)),
     )
@@ -161,36 +171,45 @@ def aicc(fit: Fit) -> float | None:
 
     None where n - k < 2. The likelihood is the one whose maximum the fit is (LIKELIHOODS); k
     includes its fitted width. Additive constants are omitted: n log(RSS / n) for squares and
-    2 n log(Σ|r| / n) for absolute. The correction is exact only for Gaussian straight lines.
+    2 n log(Σ|r| / n) for absolute. The correction is exact only for Gaussian straight lines. Fits
+    of residuals of L and of log L can be compared: all are likelihoods of log L, and the Jacobian
+    of L is 0, because L is in units of its geometric mean.
     """
     # The scale of the residuals is fitted too and counts as a parameter.
     n, k = fit.points, fit.free + 1
     if n - k < 2:
         return None
-    weights = fit.data.weights
-    if fit.objective.name == "absolute":
-        width = float(np.mean(weights * np.abs(fit.residuals)))
+    weights, above = fit.data.weights, fit.objective.above
+    loss = float(np.mean(weights * fit.objective.value(fit.misfits)))
+    if fit.objective.kind == "absolute":
+        width = loss
         # -2 log likelihood at the best width, without constants. Below _EXACT rounding would
         # decide.
-        misfit = 2 * n * np.log(max(width, _EXACT))
+        misfit = 2 * n * (np.log(max(width, _EXACT)) + np.log((1 + 1 / above) / 2))
     elif np.isinf(fit.objective.delta):
-        misfit = n * np.log(max(float(np.mean(weights * fit.residuals**2)), _EXACT**2))
+        misfit = n * (np.log(max(loss, _EXACT**2)) + 2 * np.log((1 + above**-0.5) / 2))
     else:
-        loss = max(float(np.mean(weights * fit.objective.value(fit.residuals))), _EXACT**2)
-        misfit = n * _least_huber(loss, fit.objective.delta)
+        misfit = n * _least_huber(max(loss, _EXACT**2), fit.objective.delta, above)
+    if fit.objective.of_loss:  # not 0 for the odds, whose logs are not centred
+        misfit -= 2 * float(fit.data.points.z.sum())
     return float(misfit + 2 * k + 2 * k * (k + 1) / (n - k - 1))
 
 
-def _least_huber(loss: float, delta: float) -> float:
-    """-2 log likelihood per point for this mean Huber loss, minimised over the width s."""
+def _least_huber(loss: float, delta: float, above: float) -> float:
+    """-2 log likelihood per point for this mean Huber loss, minimised over the width s.
+
+    `above`: the factor of the loss above the law, where the width is s / above.
+    """
+
+    def half_integral(s: float) -> float:
+        # ∫ exp(-Huber(r) / s) dr over r > 0: a Gaussian of variance s up to δ, an exponential tail
+        # beyond.
+        middle = np.sqrt(np.pi * s / 2) * special.erf(delta / np.sqrt(2 * s))
+        return float(middle + s / delta * np.exp(-(delta**2) / (2 * s)))
 
     def misfit(log_s: float) -> float:
         s = np.exp(log_s)
-        # Z(s) = ∫ exp(-Huber(r) / s) dr: a Gaussian of variance s up to δ, exponential tails
-        # beyond.
-        middle = np.sqrt(2 * np.pi * s) * special.erf(delta / np.sqrt(2 * s))
-        tails = 2 * s / delta * np.exp(-(delta**2) / (2 * s))
-        return float(2 * np.log(middle + tails) + 2 * loss / s)
+        return float(2 * np.log(half_integral(s) + half_integral(s / above)) + 2 * loss / s)
 
     centre = np.log(loss)  # s is between the mean loss (Laplace) and twice that (Gauss)
     return float(optimize.minimize_scalar(misfit, bounds=(centre - 1, centre + 2)).fun)

@@ -77,7 +77,7 @@ def critical_rise(
     if degrees_of_freedom < 1:
         raise FitError(f"{fit.points} points and {fit.free} parameters leave no degree of freedom")
     # (S_fixed - S) / (S / (n - p)) is F(1, n - p) distributed for Gaussian log residuals.
-    if np.isinf(fit.objective.delta):
+    if fit.objective.is_gaussian:
         return float(stats.f.ppf(level, 1, degrees_of_freedom) / degrees_of_freedom)
     noise = _noise(fit, fit.points + 1)
     # Residuals against z = 0 are the law's predictions. In the simulations the fitted law is the
@@ -115,7 +115,8 @@ def _noise(fit: Fit, count: int) -> Array:
     """
     # A fixed seed: the same fit always has the same interval.
     generator = np.random.default_rng(0)
-    residual = fit.residuals - fit.residuals.mean()
+    # Of log L. Where runs above the law count less, the law lies below their mean.
+    residual = fit.residuals - (fit.residuals.mean() if fit.objective.above == 1 else 0)
     residual = residual * np.sqrt(fit.points / (fit.points - fit.free))
     # n^(-1/5) is the rate of the optimal bandwidth (Silverman). The division below keeps the
     # variance, which the smoothing noise would raise.
