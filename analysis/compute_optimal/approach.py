@@ -125,9 +125,12 @@ def from_parabolas(isoflops: IsoFlops, resamples: int = RESAMPLES, seed: int = 0
     budgets = np.array([each.budget for each in parabolas])
     log_N = np.log([each.N for each in parabolas])
     drawn_N = vertices(parabolas, resamples, seed)[0]
-    pairs = [
-        (sizes, np.log(isoflops.cost.tokens(np.exp(sizes), budgets))) for sizes in (log_N, drawn_N)
-    ]
+    # A refit with hardly any curvature has no minimum at a finite size; its line is left out.
+    with np.errstate(over="ignore", divide="ignore"):
+        pairs = [
+            (sizes, np.log(isoflops.cost.tokens(np.exp(sizes), budgets)))
+            for sizes in (log_N, drawn_N)
+        ]
     # Weights are inverse variances of log N*: a flat parabola hardly places its vertex.
     precision = 1 / np.array([[each.uncertainty for each in parabolas]])
     drawn = [fit_lines(np.log(budgets), each, precision)[0] for each in pairs[1]]
@@ -194,7 +197,7 @@ def fit_lines(log_C: Array, values: Array, weights: Array | None = None) -> tupl
         middle, height = (w @ log_C) / total, (w * values).sum(1) / total
         weighted = w * (log_C - middle[:, None])
         slope = (weighted * values).sum(1) / (weighted * (log_C - middle[:, None])).sum(1)
-    return slope, height - slope * middle
+        return slope, height - slope * middle
 
 
 def _approach(

@@ -33,7 +33,7 @@ Mask = NDArray[np.bool_]
 RESAMPLES = 1000
 _BUDGETS = 9  # at which the optima of a surface are computed
 _USABLE = 0.9  # share of the resampled surfaces that must have an optimum
-OUTSIDE = "the points of the frontier give a value outside it"
+EXTENDED = "extended to the value of the frontier's points"
 # The points of such a law are upper bounds, and the profile takes them for independent runs.
 NOT_CALIBRATED = "not calibrated: the points are upper bounds"
 _CELLS = 4_000_000  # (resample, point) pairs at a time, to limit memory
@@ -187,10 +187,14 @@ def frontier_interval(
     uncensored; else by profile, marked as not calibrated.
     """
     if path is not None:
-        found = path.interval(fit, name, level)
-        if found.low <= fit[name] <= found.high:
+        found, value = path.interval(fit, name, level), fit[name]
+        if found.low <= value <= found.high:
             return found
-        return replace(found, method=f"{found.method}; {OUTSIDE}")
+        # The two estimates disagree by more than the noise: the interval must not hide it.
+        return replace(
+            found, low=min(found.low, value), high=max(found.high, value),
+            method=f"{found.method}, {EXTENDED}",
+        )  # fmt: skip
     if not frontier.censored[frontier.of_law].any():
         with suppress(FitError, FrontierError):  # too few runs to resample
             law = fit.law
