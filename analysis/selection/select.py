@@ -4,6 +4,7 @@ The verdict may be that the data do not decide. All candidates predict L, so the
 log L, and the statistics computed from them, can be compared.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -120,11 +121,13 @@ def choose(
     fixed_floor: float | None = None,
     *,
     error_rate: bool = False,
+    interval_of: Callable[[Fit, str], Interval] = interval,
 ) -> Choice:
     """Compare a pure power law with one with an irreducible loss E, on points x, y, (n,) each.
 
     `fixed_floor`: adds the law with this fixed E. `error_rate`: y is an error rate between 0 and 1,
-    so the law in the odds is added. Raises FitError where the pure law cannot be fitted.
+    so the law in the odds is added. `interval_of` gives the interval of E. Raises FitError where
+    the pure law cannot be fitted.
     """
     objective = objective_of(objective)
     laws: list[tuple[str, Law, float | None]] = [("pure", PURE, None), ("floor", FLOOR, None)]
@@ -147,7 +150,8 @@ def choose(
     # all laws predicted.
     errors, pair_count = _rolling_errors(rolled)
     candidates = {
-        name: _candidate(name, fit, rolled[name], errors[name]) for name, fit in fits.items()
+        name: _candidate(name, fit, rolled[name], errors[name], interval_of)
+        for name, fit in fits.items()
     }
     curvature = curvature_of(x, y)
     evidence = {name: _evidence(candidate) for name, candidate in candidates.items()}
@@ -186,7 +190,7 @@ def aicc(fit: Fit) -> float | None:
         # -2 log likelihood at the best width, without constants. Below _EXACT rounding would
         # decide.
         misfit = 2 * n * (np.log(max(width, _EXACT)) + np.log((1 + 1 / above) / 2))
-    elif np.isinf(fit.objective.delta):
+    elif fit.objective.is_gaussian:
         misfit = n * (np.log(max(loss, _EXACT**2)) + 2 * np.log((1 + above**-0.5) / 2))
     else:
         misfit = n * _least_huber(max(loss, _EXACT**2), fit.objective.delta, above)
@@ -261,8 +265,9 @@ def _rolling_errors(rolled: dict[str, tuple[HeldOut, ...]]) -> tuple[dict[str, f
 
 
 def _candidate(
-    name: str, fit: Fit, rolled: tuple[HeldOut, ...], rolling_error: float | None
-) -> Candidate:
+    name: str, fit: Fit, rolled: tuple[HeldOut, ...], rolling_error: float | None,
+    interval_of: Callable[[Fit, str], Interval],
+) -> Candidate:  # fmt: skip
     """The candidate with all its statistics."""
     log_y = np.log(fit.data.y)
     # R² of log L for every law; fit.r2 is in the logs in which each law is a straight line, which
@@ -275,7 +280,7 @@ def _candidate(
         fit=fit,
         aicc=aicc(fit),
         r2=1 - float(np.sum(fit.residuals**2)) / spread if spread > 0 else float("nan"),
-        E_interval=interval(fit, "E") if free_floor else None,
+        E_interval=interval_of(fit, "E") if free_floor else None,
         held_out=held_out,
         rolled=rolled,
         rolling_error=rolling_error,

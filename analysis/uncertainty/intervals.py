@@ -4,8 +4,10 @@ For least squares the test is the F test of the profile: the parameter is fixed 
 others are fitted again, and the value is accepted while the sum of squares rises by no more than
 the F quantile allows. A prediction is fixed by an added point: with a very large weight for the law
 itself, with weight 1 for a new run. For a straight line this is exactly the textbook's prediction
-interval. For the other objectives the critical rise comes from simulations of the fit (smoothed
-residuals, fixed random seed). Measured coverage: docs/laws.md.
+interval. Where several runs of a size show that the law misses the means of the sizes, these are
+the observations of the test (`freedom_of`). For the other objectives the critical rise comes from
+simulations of the fit (smoothed residuals, fixed random seed). Measured coverage: docs/laws.md and
+docs/coverage.md.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,6 +26,7 @@ from analysis.uncertainty.profile import (
     Rise,
     critical_rise,
     crossings,
+    freedom_of,
     standard_error,
 )
 
@@ -217,7 +220,9 @@ def with_point(fit: Fit, x: ArrayLike | Sequence[ArrayLike]) -> Points:
 def _method(fit: Fit) -> str:
     """How the critical rise was found, in words."""
     if fit.objective.is_gaussian:
-        return f"profile, F(1, {fit.points - fit.free})"
+        freedom = freedom_of(fit)[0]
+        lack = "" if freedom == fit.points - fit.free else " of the lack of fit"
+        return f"profile, F(1, {freedom}){lack}"
     return f"profile, critical value of {SIMULATIONS} simulations"
 
 
