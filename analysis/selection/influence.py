@@ -97,7 +97,7 @@ def _without_each(fit: Fit, removed: NDArray[np.intp]) -> tuple[Points, Array]:
     their weights. Many runs are therefore solved as one point per size.
     """
     points, weights, row = fit.data.points, fit.data.weights, np.arange(len(removed))
-    as_sizes = fit.points > _FEW and fit.objective.is_gaussian
+    as_sizes = fit.points > _FEW and np.isinf(fit.objective.delta)
     if not as_sizes or points.distinct is None:
         # A point of weight 0 is left out. Its row keeps the same arrays: all refits are one batch.
         one_less = np.repeat(weights[None], len(removed), 0)

@@ -190,7 +190,7 @@ def aicc(fit: Fit) -> float | None:
         # -2 log likelihood at the best width, without constants. Below _EXACT rounding would
         # decide.
         misfit = 2 * n * (np.log(max(width, _EXACT)) + np.log((1 + 1 / above) / 2))
-    elif fit.objective.is_gaussian:
+    elif np.isinf(fit.objective.delta):
         misfit = n * (np.log(max(loss, _EXACT**2)) + 2 * np.log((1 + above**-0.5) / 2))
     else:
         misfit = n * _least_huber(max(loss, _EXACT**2), fit.objective.delta, above)
