@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from analysis.compute_optimal.allocation import Approaches, approaches
 from analysis.compute_optimal.frontier import Frontier, frontier
+from analysis.compute_optimal.surface import SurfaceLaw, fit_surface, mixed_data
 from analysis.fitting.fit import Fit, fit_law
 from analysis.fitting.laws import PURE
 from analysis.fitting.objectives import OBJECTIVES
@@ -85,12 +86,32 @@ class Study:
     # The 95 % interval of α of each fit of `objectives`; a fit without one is absent.
     objective_intervals: dict[str, dict[str, Interval]] = field(default_factory=dict)
     forecasts: tuple[Any, ...] = field(default=())  # of analysis.forecasting.forecast.Outcome
+    surfaces: dict[str, SurfaceLaw] = field(default_factory=dict)  # L(N, D) by metric
+    # By metric, where runs of one size have different D: which, in words. Then the law in N alone
+    # does not describe the runs, and the surface is the main result.
+    mixed_data: dict[str, str] = field(default_factory=dict)
 
     def unit(self, metric: str) -> str:
         """The unit of `metric`: the table's loss unit if it has one, else the default."""
         units = self.table.rows.loss_unit.dropna().unique()
         known = metric.startswith("val_loss") and len(units) == 1
         return str(units[0]) if known else METRICS[metric][2]
+
+    def verdict(self, metric: str, variable: str) -> str:
+        """Whether the data prefer a law with E, or why there is no law in this variable alone."""
+        mixed = self.mixed_data.get(metric)
+        if mixed is not None and variable != "train_flops":
+            pure = self.get(metric, variable, "pure")
+            alone = f"; a power law in it alone has r = {pure.fit.r:.2f}" if pure else ""
+            return f"no law in {VARIABLES[variable][0]} alone: {mixed}{alone}"
+        return self.choices[metric, variable].verdict
+
+    def is_mixed(self, finding: LawResult) -> bool:
+        """Whether the points of this law are runs of different D at one N."""
+        return finding.variable != "train_flops" and finding.metric in self.mixed_data
+
+    def surface_label(self, metric: str) -> str:
+        return f"{METRICS[metric][0]}({VARIABLES[self.size][0]}, D)"
 
     def get(self, metric: str, variable: str, law: str) -> LawResult | None:
         for finding in self.findings:
@@ -149,11 +170,12 @@ def study(
     frontiers = _frontiers(table, size, refusals)
     pairs = [(metric, variable) for variable in VARIABLES for metric in METRICS]
     jobs: list[Callable[[], Any]] = [
-        partial(_allocation, table, size),
+        partial(_allocation, table, size, objective),
+        partial(_surfaces, finals, size, objective),
         *(partial(_by_objective, finals, metric, size) for metric in METRICS),
         *(partial(_laws_of_pair, finals, frontiers, *pair, objective) for pair in pairs),
     ]
-    allocated, *results = in_processes(jobs, processes, partial(progress, "laws"))
+    allocated, surfaces, *results = in_processes(jobs, processes, partial(progress, "laws"))
     progress("laws", 1, 1)
     by_objective = dict(zip(METRICS, results, strict=False))
     laws = dict(zip(pairs, results[len(METRICS) :], strict=True))
@@ -163,7 +185,7 @@ def study(
     conventions = _conventions(finals, objective, refusals)
     scales = _scales(finals, size, objective, refusals)
     allocation, refused = allocated
-    refusals += refused
+    refusals += [*refused, *surfaces[1]]
     loss_choice = choices.get(("val_loss", size))
     return Study(
         table=table,
@@ -183,6 +205,8 @@ def study(
         allocation=allocation,
         refused=tuple(dict.fromkeys(refusals)),
         forecasts=forecasts,
+        surfaces=surfaces[0],
+        mixed_data=_mixed_data(finals, size),
     )
 
 
@@ -316,9 +340,32 @@ def _noise(finals: pd.DataFrame, size: str, findings: list[LawResult]) -> dict[s
     return by_metric
 
 
-def _allocation(table: Table, size: str) -> tuple[Approaches | None, list[str]]:
+def _surfaces(
+    finals: pd.DataFrame, size: str, objective: str
+) -> tuple[dict[str, SurfaceLaw], list[str]]:
+    """The surface of each measured metric, and why the others have none."""
+    by_metric, refusals = {}, list[str]()
+    for metric, (symbol, *_) in METRICS.items():
+        if finals[metric].notna().any() and finals[size].notna().any():
+            with _record_refusal(refusals, f"{symbol}({VARIABLES[size][0]}, D)"):
+                by_metric[metric] = fit_surface(finals, metric, size, objective)
+    return by_metric, refusals
+
+
+def _mixed_data(finals: pd.DataFrame, size: str) -> dict[str, str]:
+    """By metric, the sizes whose runs have different D, in words; absent where there are none."""
+    by_metric = {}
+    for metric in METRICS:
+        words = mixed_data(finals.dropna(subset=[size, metric]), size)
+        if words is not None:
+            by_metric[metric] = words
+    return by_metric
+
+
+def _allocation(table: Table, size: str, objective: str) -> tuple[Approaches | None, list[str]]:
     """The three approaches, or None, and why there are none."""
     refusals: list[str] = []
     with _record_refusal(refusals, "optimal allocation of compute"):
-        return approaches(table.rows[table.rows.status == "done"], "val_loss", params=size), []
+        done = table.rows[table.rows.status == "done"]
+        return approaches(done, "val_loss", params=size, objective=objective), []
     return None, refusals

@@ -110,14 +110,19 @@ def _frontier_handles(laws: set[str], censored: NDArray[np.bool_]) -> list[Any]:
 
 @styled
 def frontier_figure(
-    frontier: Frontier, law: Law = PURE, *, xlabel: str = COMPUTE, ylabel: str = "L"
+    frontier: Frontier,
+    law: Law = PURE,
+    objective: str = "squares",
+    *,
+    xlabel: str = COMPUTE,
+    ylabel: str = "L",
 ) -> Figure:
     """One frontier with its candidates and the law along it. Raises FitError for too few points."""
     figure, ((panel,),) = new_figure(SINGLE, 2.6)
     candidates = frontier.candidates
     panel.plot(candidates.flops, candidates.loss, ".", ms=2, color=GREY, alpha=0.5, mew=0, zorder=1)
-    # Least squares: the default for sweeps (docs/laws.md); that of fit_law is the Huber loss.
-    draw_frontier(panel, frontier, [fit_law(law, frontier.flops, frontier.loss, "squares")])
+    # The default is that of sweeps (docs/laws.md); that of fit_law is the Huber loss.
+    draw_frontier(panel, frontier, [fit_law(law, frontier.flops, frontier.loss, objective)])
     panel.set(xlabel=xlabel, ylabel=ylabel)
     legend_inside(panel)
     logarithmic(panel)

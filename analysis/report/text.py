@@ -56,6 +56,8 @@ def _verdict(study: Study, metric: str, variable: str) -> MetricVerdict:
     choice = study.choices.get((metric, variable))
     preferred = choice.preferred if choice else None
     assert pure is not None
+    if study.is_mixed(pure):
+        return MetricVerdict(metric, variable, _mixed(study, metric, variable), (), (), None)
     if preferred == "floor" and with_E is not None:
         headline = f"A power law {_above(with_E)}: {_exponent(with_E)}."
     elif preferred == "pure":
@@ -70,6 +72,22 @@ def _verdict(study: Study, metric: str, variable: str) -> MetricVerdict:
     selected = with_E if preferred == "floor" and with_E is not None else pure
     reasons = choice.judgement.reasons if choice else ()
     return MetricVerdict(metric, variable, headline, reasons, _unknown(selected, choice), preferred)
+
+
+def _mixed(study: Study, metric: str, variable: str) -> str:
+    """Why there is no law in N alone, and the exponents of the surface."""
+    alone, surface = study.verdict(metric, variable), study.surfaces.get(metric)
+    if surface is None:
+        return f"{alone[0].upper()}{alone[1:]}."
+    spans = {
+        name: f"{exponent(i.low)} to {exponent(i.high)}" for name, i in surface.intervals.items()
+    }
+    return (
+        f"{study.surface_label(metric)}: a power law in both N and D, α = "
+        f"{exponent(surface.fit.alpha)} (95\u00a0%: {spans['alpha']}) and β = "
+        f"{exponent(surface.fit['beta'])} ({spans['beta']}), above an irreducible loss E = "
+        f"{significant(surface.fit.E)}. {alone[0].upper()}{alone[1:]}."
+    )
 
 
 def _exponent(finding: LawResult) -> str:

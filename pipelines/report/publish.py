@@ -141,6 +141,15 @@ def law_scalars(laws: dict[str, Any]) -> dict[str, float]:
             f"{base}/r2": fit["r2"],
             f"{base}/beta": fit["paper_beta"],
         }
+    for group, content in groups_of(laws).items():
+        for surface in content.get("surfaces", []):
+            prefix = f"law/{group}/" if group else "law/"
+            base = f"{prefix}{surface['symbol']}_of_N_D/surface".replace(",", "")
+            for name, value in surface["fit"]["values"].items():
+                interval = surface["intervals"].get(name, {})
+                scalars[f"{base}/{name}"] = value
+                scalars |= {f"{base}/{name}_{end}": interval.get(end) for end in ("low", "high")}
+            scalars[f"{base}/r2"] = surface["fit"]["r2"]
     scalars |= laws.get("families", {})
     return {name: value for name, value in scalars.items() if value is not None}
 

@@ -59,7 +59,8 @@ def show(laws: dict[str, Any]) -> None:
             console.print(f"{title}: no trial has finished, so there is no law yet")
             continue
         console.print(screen_laws.law_tables({**group_laws, "sweep": title}))
-        for verdict in screen_laws.verdicts(group_laws):
+        lines = [*screen_laws.surface_lines(group_laws), *screen_laws.verdicts(group_laws)]
+        for verdict in lines:
             console.print(verdict, soft_wrap=True, highlight=False)
         for line in screen_laws.best_learning_rates(group_laws):
             console.print(line, soft_wrap=True, highlight=False)
