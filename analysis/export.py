@@ -53,6 +53,8 @@ def laws_of(study: Study) -> dict[str, Any]:
              "best": each.best, "constant": each.constant, "at_edge": each.at_edge}
             for each in rate_sweeps(study.table.finals, study.size)
         ],
+        "predictions": [asdict(prediction) for prediction in study.predictions],
+        "unpredicted": list(study.unpredicted),
         "noise": {metric: asdict(noise) for metric, noise in study.noise.items()},
         "refused": list(study.refused),
         "dropped": list(study.table.dropped),

@@ -103,6 +103,8 @@ def approaches(
     budgets: Sequence[float] | None = None,
     budget: float | None = None,
     objective: str | Objective = HUBER,
+    floor: float | None = None,
+    weights: str | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Approaches:
@@ -112,8 +114,9 @@ def approaches(
     `cost` is by default the table's own C(N, D); raises CostError where the table has none.
     Approach 1 uses the frontier under `schedule` and `within_runs`. Approaches 2 and 3 use the ends
     of the runs of that schedule; approach 2 groups them by `budgets`. The estimates are compared at
-    `budget`, by default the largest training FLOPs of a run. `objective` is that of the surface of
-    approach 3; the lines and parabolas of approaches 1 and 2 are least squares.
+    `budget`, by default the largest training FLOPs of a run. `objective`, `floor` (a fixed E) and
+    `weights` (a column) are those of the surface of approach 3; the lines and parabolas of the
+    other approaches are least squares.
     """
     cost = cost_of(rows, params) if cost is None else cost
     # First the frontier: it selects the schedule, and the other approaches use the same runs.
@@ -140,7 +143,9 @@ def approaches(
     except NoEstimate as error:
         refused[2] = str(error)
     try:
-        fit = fit_law(SURFACE, (N, _tokens(ends, cost.tokens(N, C))), L, objective)
+        D = _tokens(ends, cost.tokens(N, C))
+        w = None if weights is None else ends[weights].to_numpy(dtype=float)
+        fit = fit_law(SURFACE, (N, D), L, objective, floor=floor, weights=w)
         draws = bootstrap(fit, resamples, seed, clusters=seed_clusters(ends))
         estimates.append(from_surface(fit, cost, (float(C.min()), float(C.max())), draws))
     except (FitError, AllocationError) as error:

@@ -55,11 +55,12 @@ def fit_surface(
     size: str,
     objective: str = "squares",
     floor: float | None = None,
+    weights: str | None = None,
 ) -> SurfaceLaw:
     """Fit the surface of `metric` to the final rows of runs; `size` is the column of N.
 
-    `floor` fixes E. Rows without N, D or `metric` are left out. Raises FitError where the runs
-    cannot determine the surface.
+    `floor` fixes E; `weights` is the column of the runs' weights. Rows without N, D or `metric` are
+    left out. Raises FitError where the runs cannot determine the surface.
     """
     if finals.tokens_seen.isna().all():
         known = finals.train_flops.notna().any()
@@ -67,10 +68,11 @@ def fit_surface(
         raise FitError(f"the column tokens_seen (D) is unknown{advice}")
     rows = finals.dropna(subset=[size, "tokens_seen", metric])
     N, D, L = (rows[name].to_numpy(dtype=float) for name in (size, "tokens_seen", metric))
-    fit = fit_law(SURFACE, (N, D), L, objective, floor=floor)
+    w = None if weights is None else rows[weights].to_numpy(dtype=float)
+    fit = fit_law(SURFACE, (N, D), L, objective, floor=floor, weights=w)
     return SurfaceLaw(
         metric, size, fit, intervals_of(fit, rows),
-        leave_largest_out(SURFACE, (N, D), L, objective, floor=floor),
+        leave_largest_out(SURFACE, (N, D), L, objective, floor=floor, weights=w),
         mixed_data(rows, size), tuple(run_names(rows)),
     )  # fmt: skip
 

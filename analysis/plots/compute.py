@@ -91,6 +91,8 @@ def draw_frontier(panel: Axes, frontier: Frontier, fits: list[Fit]) -> None:
 
 def frontier_band(frontier: Frontier, fit: Fit) -> Band | None:
     """The law's bootstrap band over runs along the frontier; None if there are too few runs."""
+    if fit.floor is not None:  # the refits of a band have their own E
+        return None
     try:
         return band(frontier, fit.law, fit.objective.name, resamples=_RESAMPLES)
     except (FitError, FrontierError):  # too few runs or points in a resample: drawn without a band

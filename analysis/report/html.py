@@ -173,7 +173,8 @@ def _traces(study: Study) -> list[dict[str, Any]]:
 def _influences(study: Study, finding: LawResult) -> dict[int, tuple[float, float]]:
     """By point: the change of α without it, and its Cook's distance. Empty if not computable."""
     choice = study.choices.get((finding.metric, finding.variable))
-    candidate = choice.get(finding.fit.law.name) if choice else None
+    candidates = choice.candidates if choice else ()
+    candidate = next((each for each in candidates if each.fit is finding.fit), None)
     try:
         influences = candidate.influence if candidate is not None else influence(finding.fit)
     except FitError:

@@ -55,7 +55,7 @@ def _tables_of_one_variable(laws: dict[str, Any]) -> tuple[Table, Table]:
             _held_out(law),
         ]
         if fit["law"] == "floor":
-            floor = f"{values['E']:.3f} {_interval(law['intervals']['E'], '.2f')}"
+            floor = f"{values['E']:.3f} {_interval(law['intervals'].get('E'), '.2f')}"
             with_e.add_row(law["label"], floor, *cells)
         elif fit["law"] == "pure":
             pure.add_row(law["label"], *cells)
@@ -81,6 +81,17 @@ def _surface_table(surfaces: list[dict[str, Any]]) -> Table:
         table.add_row(f"{symbol} [95 %]", *cells)
     table.add_row("R²", *(_number(each["fit"]["r2"], ".4f") for each in surfaces))
     table.add_row("largest N predicted", *map(_held_out, surfaces))
+    return table
+
+
+def prediction_table(predictions: list[dict[str, Any]]) -> Table:
+    """The loss by each law at the values of --predict."""
+    table = new_table("predicted", "at", "L", "95 % of a new run", "note")
+    for each in predictions:
+        at = ", ".join(f"{name} = {value:.4g}" for name, value in each["at"].items())
+        span = _interval(each["interval"], ".4f") if each["interval"] else "–"
+        label = f"{each['label']}, {each['law']}"
+        table.add_row(label, at, f"{each['loss']:.4f}", span, "; ".join(each["notes"]))
     return table
 
 
