@@ -54,7 +54,9 @@ def fit_table(
     fitted = studies(table, objective, progress=progress, processes=processes, options=chosen)
     base = Path(f"{Path(title.replace(':', '-')).stem}-laws")
     folder = out or (base if name.startswith(_MLFLOW) else Path(name).parent / base)
-    facts = Facts(title=title, question=f"The laws of {name}", settings={}, provenance={})
+    facts = Facts(
+        title=title, question=f"The laws of {name}", settings=options.settings, provenance={}
+    )
     page = write_pages(folder, fitted, facts, formats, processes=processes)
     laws = {**laws_of_all(fitted), "options": options.recorded, "sweep": title}
     write_json(folder / "laws.json", laws)

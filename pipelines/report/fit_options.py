@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,14 +21,23 @@ class FitOptions:
     weights: str | None = None  # --weights
     predict: str | None = None  # --predict
     budgets: str | None = None  # --budget-column
-    recorded: dict[str, Any] = field(init=False, compare=False)
 
-    def __post_init__(self) -> None:
-        given = {"where": self.where, "laws": list(self.laws), "fixed": list(self.fixed),
-                 "weights": self.weights, "predict": self.predict,
-                 "budgets": self.budgets}  # fmt: skip
-        # For laws.json: only what was given, so that a fit without options records nothing.
-        object.__setattr__(self, "recorded", {key: value for key, value in given.items() if value})
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The given options by name, for laws.json; a fit without options records nothing."""
+        given = {
+            "--where": self.where, "--law": list(self.laws), "--fixed": list(self.fixed),
+            "--weights": self.weights, "--predict": self.predict, "--budget-column": self.budgets,
+        }  # fmt: skip
+        return {option: value for option, value in given.items() if value}
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The given options as text, for a page."""
+        return {
+            option: ", ".join(value) if isinstance(value, list) else str(value)
+            for option, value in self.recorded.items()
+        }
 
     def parsed(self) -> "Options":
         """The options of a study, without `where`. Raises ValueError, which names the option."""

@@ -62,6 +62,7 @@ def publish(
     from pipelines.report.facts import facts_of
 
     chosen, facts = options.parsed(), facts_of(sweep, stages)
+    facts = replace(facts, settings={**facts.settings, **options.settings})
     table = load_results(folder / "results.parquet")
     if options.where is not None:
         measured = set(table.rows.trial)
