@@ -166,13 +166,8 @@ def study(
     result has all three. `options`: which laws, and how else. `processes`: see analysis.parallel;
     it does not change any number. Raises ValueError for a table of several groups: use `studies`.
     """
-    if len(table.groups) > 1:
-        raise ValueError(
-            f"{table.source}: {len(table.groups)} groups whose losses do not follow one law: "
-            f"{'; '.join(table.groups)}. Fit each of table.groups, or use studies(table)"
-        )
-    refusals: list[str] = []
-    finals = table.finals
+    _refuse_groups(table)
+    refusals, finals = list[str](), table.finals
     size = "params_total" if finals.params_blocks.isna().all() else "params_blocks"
     options.weights_of(finals), options.budgets_of(finals)  # errors before the first fit
     frontiers = _frontiers(table, size, refusals)
@@ -194,7 +189,6 @@ def study(
     scales = _scales(finals, size, objective, options, refusals)
     allocation, refused = allocated
     refusals += [*refused, *surfaces[1], *_absent_laws(findings, surfaces[0], options)]
-    loss_choice = choices.get(("val_loss", size))
     study = Study(
         table=table,
         objective=objective,
@@ -207,7 +201,7 @@ def study(
         scales=scales,
         noise=_noise(finals, size, findings),
         frontiers=frontiers,
-        rolled=_rolled(loss_choice),
+        rolled=_rolled(choices.get(("val_loss", size))),
         allocation=allocation,
         refused=tuple(dict.fromkeys(refusals)),
         forecasts=forecasts,
@@ -217,6 +211,14 @@ def study(
     )
     predictions, unpredicted = _predictions(study) if options.at else ((), ())
     return replace(study, predictions=predictions, unpredicted=unpredicted)
+
+
+def _refuse_groups(table: Table) -> None:
+    if len(table.groups) > 1:
+        raise ValueError(
+            f"{table.source}: {len(table.groups)} groups whose losses do not follow one law: "
+            f"{'; '.join(table.groups)}. Fit each of table.groups, or use studies(table)"
+        )
 
 
 def _rolled(choice: Choice | None) -> dict[str, tuple[HeldOut, ...]]:

@@ -92,7 +92,7 @@ def test_a_sweep_is_fitted_with_the_options_of_a_table(smoke):
     laws = json.loads(says("fit", "smoke", "--law", "pure", "--where", "depth > 0", *words))
     assert {law["fit"]["law"] for law in laws["laws"]} <= {"pure"}
     assert laws["options"] == {"--where": "depth > 0", "--law": ["pure"]}
-    with pytest.raises(ValueError, match="--where .dept > 0.: there is no column dept"):
+    with pytest.raises(ValueError, match=r"--where .dept > 0.: there is no column dept"):
         says("fit", "smoke", "--where", "dept > 0", *words)
     assert json.loads(says("fit", "smoke", *words))["options"] == {}
 

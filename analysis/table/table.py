@@ -163,7 +163,9 @@ def check_column_mapping(columns: Mapping[str, str], names: Any, where: str) -> 
     names = sorted(set(names))
     for theirs, ours in columns.items():
         if theirs not in names:
-            raise TableError(f"{where}: there is no {theirs!r}; there are: {', '.join(names)}")
+            raise TableError(
+                f"{where}: --column: there is no {theirs!r}; there are: {', '.join(names)}"
+            )
         if ours not in BY_NAME:
             near = get_close_matches(ours, BY_NAME, 3) or (*SCORES, *VARIABLES)
             raise TableError(f"{where}: {ours!r} is no column of the schema; did you mean one of "
@@ -228,7 +230,7 @@ def complete(table: Table, column: str, parameters: str = "params_total") -> Tab
     """
     parameters = column if column in _SIZES else parameters
     if column not in (triple := ("train_flops", parameters, "tokens_seen")):
-        raise TableError(f"{column!r}: C = 6 N D gives one of {', '.join(triple)}")
+        raise TableError(f"--complete {column!r}: C = 6 N D gives one of {', '.join(triple)}")
     # As float64: FLOPs of large models exceed int64.
     compute, size, tokens = (table.rows[name].astype(float) for name in triple)
     computed = {

@@ -21,8 +21,6 @@ from var_scaling.experiment import Sweep
 
 app = typer.Typer()
 
-_LAWS = "pure, floor, logit or surface"
-
 SweepOrTable = Annotated[
     str,
     typer.Argument(help="sweep, or a table of runs: .csv, .tsv, .parquet, mlflow:EXPERIMENT"),
@@ -41,74 +39,83 @@ FigureFormats = Annotated[
     ),
 ]
 
+Where = Annotated[
+    str | None,
+    typer.Option(
+        "--where",
+        help="fit only the rows with this condition on their columns, such as "
+        "\"family == 'var' and depth > 4\"",
+    ),
+]
+OnlyLaws = Annotated[
+    list[str] | None,
+    typer.Option("--law", help="fit only this law: pure, floor, logit or surface; may be repeated"),
+]
+Fixed = Annotated[
+    list[str] | None,
+    typer.Option("--fixed", metavar="NAME=VALUE", help="fix the irreducible loss, such as E=1.8"),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        help="column with the weight of each run in the laws in N and in N and D; points of "
+        "the compute frontier have equal weights",
+    ),
+]
+Predict = Annotated[
+    str | None,
+    typer.Option(
+        "--predict",
+        help="predict the loss of a new run, such as N=1e10,D=2e11: by each law that has only "
+        "these of N, N_total, D, C",
+    ),
+]
+BudgetColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--budget-column",
+        help="column with the nominal budget of each run in FLOPs, which groups the runs for "
+        "isoFLOP parabolas. Default: groups of nearly equal FLOPs",
+        show_default=False,
+    ),
+]
+
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column",
+        help="rename a column of the table, such as 'Model Size=params_total'; may be repeated",
+    ),
+]
+Complete = Annotated[
+    str | None,
+    typer.Option(
+        "--complete",
+        help="column to compute by C = 6 N D from the other two, such as train_flops",
+    ),
+]
+OutFolder = Annotated[
+    Path | None,
+    typer.Option("--out", help="folder for the report of a table, such as ./report"),
+]
+
 
 @app.command()
 def fit(
     name: SweepOrTable,
     home: HomeFolder = RUNS,
     objective: ObjectiveName = "squares",
-    columns: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--column",
-            help="rename a column of the table, such as 'Model Size=params_total'; may be repeated",
-        ),
-    ] = None,
-    complete: Annotated[
-        str | None,
-        typer.Option(
-            "--complete",
-            help="column to compute by C = 6 N D from the other two, such as train_flops",
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", help="folder for the report of a table, such as ./report"),
-    ] = None,
+    columns: Columns = None,
+    complete: Complete = None,
+    out: OutFolder = None,
     formats: FigureFormats = None,
-    where: Annotated[
-        str | None,
-        typer.Option(
-            "--where",
-            help="fit only the rows with this condition on their columns, such as "
-            "\"family == 'var' and depth > 4\"",
-        ),
-    ] = None,
-    laws: Annotated[
-        list[str] | None,
-        typer.Option("--law", help=f"fit only this law: {_LAWS}; may be repeated"),
-    ] = None,
-    fixed: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--fixed", metavar="NAME=VALUE", help="fix the irreducible loss, such as E=1.8"
-        ),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            "--weights",
-            help="column with the weight of each run in the laws in N and in N and D; points of "
-            "the compute frontier have equal weights",
-        ),
-    ] = None,
-    predict: Annotated[
-        str | None,
-        typer.Option(
-            "--predict",
-            help="predict the loss of a new run, such as N=1e10,D=2e11: by each law that has only "
-            "these of N, N_total, D, C",
-        ),
-    ] = None,
-    budgets: Annotated[
-        str | None,
-        typer.Option(
-            "--budget-column",
-            help="column with the nominal budget of each run in FLOPs, which groups the runs for "
-            "isoFLOP parabolas. Default: groups of nearly equal FLOPs",
-            show_default=False,
-        ),
-    ] = None,
+    where: Where = None,
+    laws: OnlyLaws = None,
+    fixed: Fixed = None,
+    weights: Weights = None,
+    predict: Predict = None,
+    budgets: BudgetColumn = None,
     as_json: AsJson = False,
 ) -> None:
     """Fit the laws to a sweep or to a table of runs.

@@ -61,14 +61,12 @@ def publish(
     from pipelines.planning.forecasts import grade_forecasts
     from pipelines.report.facts import facts_of
 
-    chosen, facts = options.parsed(), facts_of(sweep, stages)
+    table, facts = load_results(folder / "results.parquet"), facts_of(sweep, stages)
     facts = replace(facts, settings={**facts.settings, **options.settings})
-    table = load_results(folder / "results.parquet")
     if options.where is not None:
-        measured = set(table.rows.trial)
-        table = select(table, options.where)
+        every, table = table, select(table, options.where)
         # A trial that was left out is not one without results.
-        left_out = measured - set(table.rows.trial)
+        left_out = set(every.rows.trial) - set(table.rows.trial)
         facts = replace(facts, trials=tuple(t for t in facts.trials if t not in left_out))
     # The rows of a trial already say that it is damaged.
     notes = [
@@ -78,7 +76,7 @@ def publish(
     # `run` has threads of Ray, with which a process must not fork. It does not ask for `again`.
     processes = idle_cores() if again else 1
     forecasts = tuple(grade_forecasts(home, sweep))
-    fitted = studies(table, objective, forecasts, progress, processes, chosen)
+    fitted = studies(table, objective, forecasts, progress, processes, options.parsed())
     report = report_path(home, sweep).parent
     scored, families = _compared_families(home, folder / "images.parquet", stages, report)
     write_pages(report, fitted, facts, formats, scored, processes)
