@@ -91,6 +91,8 @@ def draw_frontier(panel: Axes, frontier: Frontier, fits: list[Fit]) -> None:
 
 def frontier_band(frontier: Frontier, fit: Fit) -> Band | None:
     """The law's bootstrap band over runs along the frontier; None if there are too few runs."""
+    if fit.floor is not None:  # the refits of a band have their own E
+        return None
     try:
         return band(frontier, fit.law, fit.objective.name, resamples=_RESAMPLES)
     except (FitError, FrontierError):  # too few runs or points in a resample: drawn without a band
@@ -110,14 +112,19 @@ def _frontier_handles(laws: set[str], censored: NDArray[np.bool_]) -> list[Any]:
 
 @styled
 def frontier_figure(
-    frontier: Frontier, law: Law = PURE, *, xlabel: str = COMPUTE, ylabel: str = "L"
+    frontier: Frontier,
+    law: Law = PURE,
+    objective: str = "squares",
+    *,
+    xlabel: str = COMPUTE,
+    ylabel: str = "L",
 ) -> Figure:
     """One frontier with its candidates and the law along it. Raises FitError for too few points."""
     figure, ((panel,),) = new_figure(SINGLE, 2.6)
     candidates = frontier.candidates
     panel.plot(candidates.flops, candidates.loss, ".", ms=2, color=GREY, alpha=0.5, mew=0, zorder=1)
-    # Least squares: the default for sweeps (docs/laws.md); that of fit_law is the Huber loss.
-    draw_frontier(panel, frontier, [fit_law(law, frontier.flops, frontier.loss, "squares")])
+    # The default is that of sweeps (docs/laws.md); that of fit_law is the Huber loss.
+    draw_frontier(panel, frontier, [fit_law(law, frontier.flops, frontier.loss, objective)])
     panel.set(xlabel=xlabel, ylabel=ylabel)
     legend_inside(panel)
     logarithmic(panel)
