@@ -77,7 +77,7 @@ def main() -> None:
     for world in WORLDS:
         count = options.simulations if world is TRUE else options.other
         parts.append(section(world, count, start))
-        print(parts[-1])
+        print(parts[-1], flush=True)
     minutes = (time.monotonic() - start) / 60
     today = datetime.datetime.now(tz=datetime.UTC).date()
     counts = f"--simulations {options.simulations} --other {options.other}"
@@ -92,8 +92,11 @@ def section(world: World, simulations: int, start: float) -> str:
     for design in designs():
         found = simulated_coverage(design, world, simulations)
         columns.append({each.quantity: each for each in found})
+        shares = ", ".join(f"{each.quantity} {cell(each)}" for each in found)
         seconds = time.monotonic() - start
-        print(f"{seconds:5.0f} s  {world.name}, {design.name}", file=sys.stderr, flush=True)
+        print(
+            f"{seconds:.0f} s  {world.name}, {design.name}: {shares}", file=sys.stderr, flush=True
+        )
     error = 100 * (0.95 * 0.05 / simulations) ** 0.5
     quantities = dict.fromkeys(name for column in columns for name in column)
     lines = [
