@@ -55,8 +55,9 @@ How an interval is computed:
   one, and is extended to the value of the frontier's points where that lies outside; with one
   length it comes from resampled runs.
 - a and b are the exponents of N* and D*, C the largest budget.
-- Approach 1 resamples runs. A resample lacks a third of the runs, and sometimes a whole size, so
-  the interval is too wide. The report says so: "not calibrated".
+- Approach 1, and L(C) where there is no surface (one length), resample runs. A resample lacks a
+  third of the runs, and sometimes a whole size. These intervals do not reach their level, and the
+  report says so: "not calibrated".
 - Approach 2 widens its interval by Student's t, and by the scatter of the budgets where it exceeds
   the noise of the parabolas.
 - The parameters of the surface are given twice: percentiles of the bootstrap, and profile.

@@ -11,6 +11,7 @@ from analysis.compute_optimal.frontier import frontier, run_ends
 from analysis.compute_optimal.frontier_band import (
     EXTENDED,
     NOT_CALIBRATED,
+    RESAMPLED,
     frontier_interval,
     surface_path,
 )
@@ -85,7 +86,9 @@ def test_an_interval_contains_the_value_of_the_frontier_that_it_stands_beside():
 def test_without_a_surface_runs_are_resampled_and_upper_bounds_are_marked():
     fit, points, path = law_of(ONE_LENGTH)
     assert path is None
-    assert "bootstrap over 24 runs" in frontier_interval(fit, "alpha", points, path).method
+    resampled = frontier_interval(fit, "alpha", points, path).method
+    assert "bootstrap over 24 runs" in resampled
+    assert RESAMPLED in resampled
     fit, points, path = law_of(LADDER)
     assert path is None
     assert points.censored.all()
