@@ -1,6 +1,6 @@
 """Simulate the coverage of every interval of a report and write docs/coverage.md; one core.
 
-    python benchmarks/coverage.py [--simulations 250] [--other 80] [--out docs/coverage.md]
+    python benchmarks/coverage.py [--simulations 200] [--other 50] [--out docs/coverage.md]
 
 `--simulations` tables of runs of each design are simulated under the true law, `--other` under each
 of the other laws, where the coverage is only stated. With the defaults this takes about 10
@@ -69,8 +69,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--simulations", type=int, default=250)
-    parser.add_argument("--other", type=int, default=80)
+    parser.add_argument("--simulations", type=int, default=200)
+    parser.add_argument("--other", type=int, default=50)
     parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "coverage.md")
     options = parser.parse_args()
     start = time.monotonic()

@@ -144,8 +144,9 @@ def test_under_a_richer_law_the_coverage_is_stated():
 @pytest.mark.slow
 @pytest.mark.parametrize("design", designs(), ids=["isoflop", "curves", "grid", "one length"])
 def test_intervals_cover_under_the_true_law(design):
-    """Bounds are 95 % less four standard errors of 60 simulations."""
+    """The bound is 95 % less four standard errors of 60 simulations."""
     found = simulated_coverage(design, TRUE, 60, seed=1)
-    poor = {each.quantity: each.covered for each in found if each.simulations > 30
+    poor = {each.quantity: each.covered for each in found
+            if each.simulations and "not calibrated" not in each.method
             and each.covered < 0.95 - 4 * 0.0281}  # fmt: skip
     assert poor == {}
