@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from analysis.parallel import in_processes
 from analysis.selection.counting import Convention, by_convention
 from analysis.selection.holdout import HeldOut
 from analysis.selection.select import Candidate, Choice, choose
+from analysis.table.plausible import Caveat, implausible
 from analysis.table.runs import run_names
 from analysis.table.table import Table
 from analysis.uncertainty.bootstrap import SeedNoise, bootstrap, scheme_for, seed_noise
@@ -51,6 +52,17 @@ class LawResult:
     resampled: dict[str, Any]  # bootstrap: method, resamples, rejected, interval and s.e. of α
     held_out: HeldOut | None  # the largest size, predicted from the smaller ones
     trials: tuple[str, ...]
+    contradictions: tuple[str, ...] = ()  # of the table: why no law of this metric is announced
+
+    @property
+    def own_contradictions(self) -> tuple[str, ...]:
+        """Why this fit is no law: its loss does not fall, or its exponent is at a bound."""
+        return not_a_law(self.fit, self.intervals.get("alpha"))
+
+    @property
+    def no_law(self) -> str:
+        """Why this law must not be announced, in words; "" if it may be."""
+        return "; ".join((*self.contradictions, *self.own_contradictions))
 
     @property
     def label(self) -> str:
@@ -86,6 +98,11 @@ class Study:
     objective_intervals: dict[str, dict[str, Interval]] = field(default_factory=dict)
     forecasts: tuple[Any, ...] = field(default=())  # of analysis.forecasting.forecast.Outcome
 
+    @cached_property
+    def implausible(self) -> tuple[Caveat, ...]:
+        """What the checks of analysis.table.plausible found in the table."""
+        return implausible(self.table)
+
     def unit(self, metric: str) -> str:
         """The unit of `metric`: the table's loss unit if it has one, else the default."""
         units = self.table.rows.loss_unit.dropna().unique()
@@ -97,6 +114,25 @@ class Study:
             if (finding.metric, finding.variable, finding.fit.law.name) == (metric, variable, law):
                 return finding
         return None
+
+
+def not_a_law(fit: Fit, alpha: Interval | None) -> tuple[str, ...]:
+    """Why a fit is no law of a score that falls with x; empty if it is one."""
+    reasons = (
+        [f"its exponent is at its bound, α = {fit.alpha:.4g}"] if exponent_at_bound(fit) else []
+    )
+    if fit.alpha <= 0:
+        reasons.append(f"its exponent is not positive, α = {fit.alpha:.4g}")
+    elif alpha is not None and not (alpha.low > 0):
+        reasons.append(
+            f"the interval of its exponent, {alpha.low:.3g} to {alpha.high:.3g}, contains 0"
+        )
+    return tuple(reasons)
+
+
+def exponent_at_bound(fit: Fit) -> bool:
+    exponents = {exponent for _, exponent in fit.law.powers}
+    return any(bound.split()[0] in exponents for bound in fit.certificate.bounds)
 
 
 def studies(
@@ -147,11 +183,15 @@ def study(
     finals = table.finals
     size = "params_total" if finals.params_blocks.isna().all() else "params_blocks"
     frontiers = _frontiers(table, size, refusals)
+    contradictions = _contradictions(table)
     pairs = [(metric, variable) for variable in VARIABLES for metric in METRICS]
     jobs: list[Callable[[], Any]] = [
         partial(_allocation, table, size),
         *(partial(_by_objective, finals, metric, size) for metric in METRICS),
-        *(partial(_laws_of_pair, finals, frontiers, *pair, objective) for pair in pairs),
+        *(
+            partial(_laws_of_pair, finals, frontiers, *pair, objective, contradictions[pair[0]])
+            for pair in pairs
+        ),
     ]
     allocated, *results = in_processes(jobs, processes, partial(progress, "laws"))
     progress("laws", 1, 1)
@@ -197,8 +237,22 @@ def _record_refusal(refusals: list[str], label: str) -> Iterator[None]:
         refusals.append(f"{label}: {error}")
 
 
+def _contradictions(table: Table) -> dict[str, tuple[str, ...]]:
+    """For each metric, what in the table contradicts its laws."""
+    caveats = implausible(table)
+    return {
+        metric: tuple(each.reason for each in caveats if metric in each.metrics)
+        for metric in METRICS
+    }
+
+
 def _laws_of_pair(
-    finals: pd.DataFrame, frontiers: dict[str, Frontier], metric: str, variable: str, objective: str
+    finals: pd.DataFrame,
+    frontiers: dict[str, Frontier],
+    metric: str,
+    variable: str,
+    objective: str,
+    contradictions: tuple[str, ...],
 ) -> tuple[Choice | None, list[LawResult], list[str]]:
     """The choice of law for one metric in one variable, its laws, and the refused results."""
     points, refusals = _points(finals, frontiers, metric, variable), list[str]()
@@ -211,9 +265,26 @@ def _laws_of_pair(
         choice = choose(x, y, objective, error_rate=metric in ERRORS)
         refusals += [f"{label}, {refusal}" for refusal in choice.refused]
         findings = [
-            _finding(metric, variable, candidate, trials, seeds) for candidate in choice.candidates
+            replace(
+                _finding(metric, variable, candidate, trials, seeds), contradictions=contradictions
+            )
+            for candidate in choice.candidates
         ]
+        choice = _without_contradicted(choice, findings)
     return choice, findings, refusals
+
+
+def _without_contradicted(choice: Choice, findings: list[LawResult]) -> Choice:
+    """The choice without a preferred law where the points contradict it."""
+    by_name = {finding.fit.law.name: finding for finding in findings}
+    judgement = choice.judgement
+    if why := by_name["pure"].no_law:
+        return replace(choice, judgement=replace(judgement, preferred=None, contradictions=(why,)))
+    selected = by_name.get(choice.preferred or "")
+    if selected is None or not selected.no_law:
+        return choice
+    doubts = (*judgement.doubts, f"{choice.preferred}: {selected.no_law}")
+    return replace(choice, judgement=replace(judgement, preferred=None, doubts=doubts))
 
 
 def _points(

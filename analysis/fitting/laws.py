@@ -43,6 +43,14 @@ class Law:
     odds: bool = False
     repeats: bool = False
 
+    def __post_init__(self) -> None:
+        repeated = sorted({name for name in self.names if self.names.count(name) > 1})
+        if repeated:
+            raise ValueError(
+                f"{self.name}: two parameters are named {', '.join(repeated)}; each parameter of a "
+                "law needs a name of its own"
+            )
+
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
         """In the order of the formula; their number is the number of free parameters."""

@@ -215,7 +215,7 @@ class Graded:
     high: float | None
     measured: float
     error: float  # predicted / measured - 1
-    covered: bool  # the interval contains the measured value
+    covered: bool | None  # the interval contains the measured value; None if it has no end
     half_widths: float | None  # log(measured / predicted) over the log half-width on that side
     z: float | None  # the same as a normal deviate: ±1.96 at the ends of a 95 % interval
 
@@ -255,9 +255,9 @@ def _grade(metric: MetricPrediction, prediction: Prediction, measured: float) ->
         t_value = abs(half_widths) * stats.t.ppf((1 + prediction.level) / 2, prediction.spare)
         deviate = float(stats.norm.isf(stats.t.sf(t_value, prediction.spare)))
         z = math.copysign(deviate, log_ratio) if math.isfinite(deviate) else None
-    inside = (prediction.low is None or prediction.low <= measured) and (
-        prediction.high is None or measured <= prediction.high
-    )
+    inside = None
+    if prediction.low is not None and prediction.high is not None:
+        inside = prediction.low <= measured <= prediction.high
     return Graded(
         metric=metric.metric, law=prediction.law, headline=prediction.law == metric.headline,
         predicted=prediction.predicted, low=prediction.low, high=prediction.high, measured=measured,

@@ -14,6 +14,7 @@ _HEADER = (
     "Law", "Form", r"$\alpha$ (95\,\%)", r"$E$ (95\,\%)", "$r$", "$R^2$", r"RMS (\%)",
     r"held out (\%)", "$n$",
 )  # fmt: skip
+_NO_LAW = r"$^\dagger$"
 _FORMS = {
     "pure": r"$A x^{-\alpha}$",
     "floor": r"$E + A x^{-\alpha}$",
@@ -31,6 +32,11 @@ def law_table(study: Study) -> str:
         f"% Laws fitted by {study.objective}; data {study.table.fingerprint}.",
         r"% Needs \usepackage{booktabs}. RMS: relative error of the fit. held out: relative",
         "% error at the largest size, predicted from the smaller ones. n: points.",
+        *(
+            f"% dagger, no law: {each.label}, {each.fit.law.name}: {each.no_law}."
+            for each in study.findings
+            if each.no_law
+        ),
         rf"\begin{{tabular}}{{ll{'r' * (len(_HEADER) - 2)}}}",
         r"\toprule",
         _line(_HEADER),
@@ -64,7 +70,8 @@ def _cells(finding: LawResult) -> tuple[str, ...]:
     return (
         label,
         _FORMS.get(fit.law.name, escape(fit.law.name)),
-        _with_interval(formats.exponent(fit.alpha), finding.intervals.get("alpha"), "exponent"),
+        _with_interval(formats.exponent(fit.alpha), finding.intervals.get("alpha"), "exponent")
+        + (_NO_LAW if finding.no_law else ""),
         E if fit.law.floor else "--",
         _number(formats.fixed(fit.r)),
         _number(formats.fixed(fit.r2)),

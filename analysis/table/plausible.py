@@ -51,6 +51,12 @@ class Caveat:
     runs: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
 
+    @property
+    def reason(self) -> str:
+        """The text without its details, which follow a colon, as a part of a sentence."""
+        reason = self.text.partition(":")[0]
+        return reason[:1].lower() + reason[1:]
+
 
 # (final rows, all rows of the same runs), both with the name of the run as index.
 Check = Callable[[pd.DataFrame, pd.DataFrame], list[Caveat]]
@@ -109,7 +115,7 @@ def worse_than_uniform(finals: pd.DataFrame, rows: pd.DataFrame) -> list[Caveat]
         return []
     unit = finals.loss_unit.astype(object).where(finals.loss_unit.notna(), "nats")
     per_nat = unit.map(lambda name: {"nat": 1.0, "bit": 1 / np.log(2)}.get(str(name)[:3], np.nan))
-    uniform = np.log(finals.codebook_size.astype(float)) * per_nat.astype(float)
+    uniform = finals.codebook_size.astype(float).map(np.log) * per_nat.astype(float)
     caveats = []
     for metric in SCORES[:2]:
         wrong = finals[finals[metric] > uniform]
@@ -117,8 +123,9 @@ def worse_than_uniform(finals: pd.DataFrame, rows: pd.DataFrame) -> list[Caveat]
             runs = tuple(wrong.index.unique())
             guess = float(uniform[finals[metric] > uniform].iloc[0])
             text = (
-                f"{metric} of {_listed(runs)} is above {guess:.4g}, the loss of a uniform guess "
-                "over the codebook: nothing was learned, or the loss has another unit."
+                f"{metric} is worse than a uniform guess: that of {_listed(runs)} is above "
+                f"{guess:.4g}, the logarithm of the codebook's size. Nothing was learned, or the "
+                "loss has another unit."
             )
             blocked = _blocked(finals, runs, (metric,))
             caveats.append(Caveat("worse_than_uniform", text, runs, blocked))
@@ -245,6 +252,8 @@ def repeated_runs(finals: pd.DataFrame, rows: pd.DataFrame) -> list[Caveat]:
     group = known.groupby(keys, dropna=False, sort=False).ngroup().to_numpy()
     tokens = known.tokens_seen.to_numpy(dtype=float)
     near = (np.diff(group) == 0) & (tokens[1:] < tokens[:-1] * (1 + _SAME_TOKENS))
+    # Runs of equal length without a seed are probably of several seeds.
+    near &= known.seed.notna().to_numpy()[1:] | (tokens[1:] != tokens[:-1])
     concerned = np.append(near, False) | np.append(False, near)
     runs = tuple(known.index[concerned])
     if not runs:
@@ -347,7 +356,10 @@ def _two_groups(finals: pd.DataFrame, metric: str) -> tuple[float, tuple[str, ..
             best = found
     if best is None or best[0] < _needed_separation(len(y)):
         return None
-    _, jump, high = best
+    high = best[2]
+    # The curvature of the law would bias the jump between groups of different sizes.
+    full = np.column_stack([_design(known, curved=True), high])
+    jump = float(np.linalg.lstsq(full, y, rcond=None)[0][-1])
     fewer = high if 2 * high.sum() <= len(y) else ~high
     ratio = float(np.exp(jump if fewer is high else -jump))
     in_order = fewer[np.argsort(known[size_column(known)].to_numpy(), kind="stable")]
@@ -410,7 +422,7 @@ def _blocked(
 
 
 def _listed(runs: tuple[str, ...] | list[str]) -> str:
-    more = f" and {len(runs) - _NAMED} more runs" if len(runs) > _NAMED else ""
+    more = f" and {len(runs) - _NAMED} more" if len(runs) > _NAMED else ""
     return ", ".join(map(str, runs[:_NAMED])) + more
 
 

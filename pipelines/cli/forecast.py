@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+# Whether the interval contains the measured value; None where it has no end.
+_INSIDE = {True: Text("yes", "green"), False: Text("no", "red"), None: Text("–")}
+
 Variable = Annotated[
     Literal["params_blocks", "params_total", "train_flops"],
     typer.Option(
@@ -201,7 +204,7 @@ def _outcome_table(name: str, outcomes: "list[Outcome]") -> Table:
                     target, forecast.time, grade.metric, grade.law,
                     f"{grade.predicted:.4f} {_interval(grade.low, grade.high)}",
                     f"{grade.measured:.4f}", f"{grade.error:+.2%}",
-                    Text("yes", "green") if grade.covered else Text("no", "red"),
+                    _INSIDE[grade.covered],
                     "" if grade.z is None else f"{grade.z:+.1f}",
                 )  # fmt: skip
     return table

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.report.publish import report_path
+from pipelines.report.publish import LAWS_FORMAT, report_path
 from pipelines.workspace.store import Home
 from pipelines.workspace.sweeps import find_sweep
 from var_scaling.disk import read_json
@@ -24,7 +24,7 @@ def laws_at(home: Home, other: str) -> dict[str, Any]:
     if not path.exists():
         raise ValueError(f"{path}: the file does not exist; `var-scaling fit {other}` writes it")
     laws: dict[str, Any] = read_json(path)
-    if laws.get("format") != 2:
+    if laws.get("format") != LAWS_FORMAT:
         raise ValueError(f"{path}: written by an older version; `var-scaling fit` updates it")
     return laws
 

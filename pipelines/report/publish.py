@@ -20,7 +20,7 @@ from var_scaling.experiment import Sweep
 if TYPE_CHECKING:
     from analysis.report.pages import Scored
 
-_FORMAT = 2  # of laws.json, as analysis.export writes it
+LAWS_FORMAT = 3  # of laws.json, as analysis.export writes it
 
 
 def publish(
@@ -42,7 +42,7 @@ def publish(
     damaged = {stage: str(damage) for stage, damage in damaged_stages(stages).items()}
     failures = list(failed_checks(stages))
     inputs = {
-        "format": _FORMAT, "results_fingerprint": results_fingerprint, "objective": objective,
+        "format": LAWS_FORMAT, "results_fingerprint": results_fingerprint, "objective": objective,
         "made": _artifact_stamp(stages),
     }  # fmt: skip
     warnings = {"damaged": damaged, "failures": failures}
@@ -71,8 +71,15 @@ def publish(
     fitted = studies(table, objective, forecasts, progress, processes)
     report = report_path(home, sweep).parent
     scored, families = _compared_families(home, folder / "images.parquet", stages, report)
-    write_pages(report, fitted, facts_of(sweep, stages), formats, scored, processes)
-    laws = {**laws_of_all(fitted), **inputs, **warnings, "sweep": sweep.name, **families}
+    facts = facts_of(sweep, stages)
+    write_pages(report, fitted, facts, formats, scored, processes)
+    laws = {
+        **laws_of_all(fitted, facts.trials),
+        **inputs,
+        **warnings,
+        "sweep": sweep.name,
+        **families,
+    }
     write_json(folder / "laws.json", laws)
     return laws
 
@@ -160,6 +167,7 @@ def law_columns(laws: dict[str, Any]) -> dict[str, list[Any]]:
         "r": [law["fit"]["r"] for _, law in rows],
         "r2": [law["fit"]["r2"] for _, law in rows],
         "points": [law["fit"]["points"] for _, law in rows],
+        "no_law": [law["no_law"] or "" for _, law in rows],
     }
 
 

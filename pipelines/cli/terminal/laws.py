@@ -12,6 +12,8 @@ from pipelines.cli.terminal.console import new_table
 if TYPE_CHECKING:
     from analysis.report.compare import Difference
 
+_LISTED = 20  # dropped rows that the terminal shows
+
 
 def law_tables(laws: dict[str, Any]) -> Group:
     """Two tables: pure power laws, and laws with a fitted irreducible loss E."""
@@ -26,19 +28,43 @@ def law_tables(laws: dict[str, Any]) -> Group:
     )  # fmt: skip
     for law in laws["laws"]:
         fit, values = law["fit"], law["fit"]["values"]
+        label = law["label"] + (", NO LAW" if law["no_law"] else "")
+        at_bound = " (at its bound)" if law["exponent_at_bound"] else ""
         cells = [
-            f"{values['alpha']:.4f} {_interval(law['intervals']['alpha'], '.3f')}",
+            f"{_number(values['alpha'], '.4f')}{at_bound} "
+            f"{_interval(law['intervals']['alpha'], '.3f')}",
             _number(fit["paper_beta"], ".2e"),
             _number(fit["r"], ".4f"),
             _number(fit["r2"], ".4f"),
-            f"{law['held_out']['relative_error']:+.1%}" if law["held_out"] else "",
+            _number(law["held_out"]["relative_error"], "+.1%") if law["held_out"] else "",
         ]
         if fit["law"] == "floor":
-            floor = f"{values['E']:.3f} {_interval(law['intervals']['E'], '.2f')}"
-            with_e.add_row(law["label"], floor, *cells)
+            floor = f"{_number(values['E'], '.3f')} {_interval(law['intervals']['E'], '.2f')}"
+            with_e.add_row(label, floor, *cells)
         elif fit["law"] == "pure":
-            pure.add_row(law["label"], *cells)
+            pure.add_row(label, *cells)
     return Group(pure, with_e)
+
+
+def contradictions(laws: dict[str, Any]) -> list[str]:
+    """What contradicts the laws, so that none is announced: the first lines of the output."""
+    return [each["text"] for each in laws["warnings"] if each["metrics"]]
+
+
+def limitations(laws: dict[str, Any]) -> list[str]:
+    """The other warnings, the flags of the fits, the notes on the table and the dropped rows."""
+    lines = [f"warning: {each['text']}" for each in laws["warnings"] if not each["metrics"]]
+    flags = [
+        f"{law['label']}, {law['fit']['law']}: {flag}"
+        for law in laws["laws"]
+        for flag in law["fit"]["flags"]
+    ]
+    lines += [f"flag: {line}" for line in group_by_reason(flags)]
+    lines += [f"note: {note}" for note in laws["notes"]]
+    lines += [f"left out: {row}" for row in laws["dropped"][:_LISTED]]
+    if (more := len(laws["dropped"]) - _LISTED) > 0:
+        lines.append(f"left out: {more} more rows; laws.json and the report list all of them")
+    return lines
 
 
 def verdicts(laws: dict[str, Any]) -> list[str]:
@@ -55,7 +81,7 @@ def verdicts(laws: dict[str, Any]) -> list[str]:
 def best_learning_rates(laws: dict[str, Any]) -> list[str]:
     """One line for each size that was run with several learning rates, and what the laws use."""
     lines = [
-        f"N = {row['size']:,.0f}: best of {len(row['losses'])} learning rates {row['best']:.3g}"
+        f"N = {row['size']:,.10g}: best of {len(row['losses'])} learning rates {row['best']:.3g}"
         + (f" = {row['constant']:.3g} / width" if row["constant"] is not None else "")
         + (", at the edge of the tried range" if row["at_edge"] else "")
         for row in laws.get("rates", [])
@@ -76,12 +102,17 @@ def group_by_reason(refused: list[str]) -> list[str]:
 
 
 def _number(value: float | None, spec: str) -> str:
-    return "–" if value is None else f"{value:{spec}}"
+    """`value` in `spec`; with 4 significant digits where `spec` shows too many digits or none."""
+    if value is None:
+        return "–"
+    small = 0 < abs(value) < 1e-4 and spec.endswith("f")
+    large = abs(value) >= 1e6 and not spec.endswith("e")
+    return f"{value:.4g}" if small or large else f"{value:{spec}}"
 
 
 def _interval(interval: dict[str, float | None], spec: str) -> str:
     low, high = interval["low"], interval["high"]  # None: unbounded
-    ends = "−∞" if low is None else f"{low:{spec}}", "∞" if high is None else f"{high:{spec}}"
+    ends = "−∞" if low is None else _number(low, spec), "∞" if high is None else _number(high, spec)
     return f"[{ends[0]}, {ends[1]}]"
 
 
