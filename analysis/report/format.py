@@ -56,7 +56,7 @@ def size(value: float | None) -> str:
     if text := _not_finite(value):
         return text
     assert value is not None
-    return f"{value:,.0f}" if value < 1e10 and value == round(value) else significant(value)
+    return f"{value:,.0f}" if abs(value) < 1e10 and value == round(value) else significant(value)
 
 
 def span(interval: Any, form: str = "exponent") -> str:
