@@ -179,8 +179,8 @@ def test_no_format_shows_more_digits_than_can_be_read(name, value):
 @pytest.mark.parametrize("spec", [".4f", ".3f", ".2e", "+.1%"])
 def test_the_terminal_shows_no_long_number(spec):
     for value in (1e53, 1e-53, -1e53):
-        assert len(screen._number(value, spec)) <= 10
-    assert screen._number(0.0581, ".4f") == "0.0581"
+        assert len(screen.number(value, spec)) <= 10
+    assert screen.number(0.0581, ".4f") == "0.0581"
 
 
 def test_a_law_with_two_parameters_of_one_name_is_refused():

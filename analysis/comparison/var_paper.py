@@ -70,6 +70,8 @@ class PaperComparison:
         """Whether our interval overlaps the printed exponent ± half a unit in its last place."""
         if self.why_not or self.low is None or self.high is None:
             return None
+        if not math.isfinite(self.high - self.low):  # an interval without an end
+            return None
         # The printed exponent is rounded: it stands for half a digit on either side.
         half = self.printed.digit / 2
         return self.low - half <= self.printed.alpha <= self.high + half

@@ -69,7 +69,7 @@ class Approaches:
             f"{first.number} and {second.number}: a {first.a:.3f} and {second.a:.3f}, intervals "
             f"{_agreement(first.a_interval, second.a_interval)}; "
             f"N* at {self.budget:.3g} FLOPs {first.N(self.budget):.4g} and "
-            f"{second.N(self.budget):.4g}, ratio {first.N(self.budget) / second.N(self.budget):.3f}"
+            f"{second.N(self.budget):.4g}, ratio {first.N(self.budget) / second.N(self.budget):.4g}"
             for first, second in combinations(self.estimates, 2)
         )
 

@@ -85,7 +85,7 @@ def verdict_of(
         votes.update({vote} if vote else ())
     if curvature is not None:
         t, p = curvature
-        reasons.append(f"curvature t = {t:.1f} (p = {p:.2g})")
+        reasons.append(f"curvature t = {t:.3g} (p = {p:.2g})")
         # The pure law is straight in logs, and E > 0 bends it upwards only.
         if t < 0 and p < _SIGNIFICANCE:
             doubts.append("log L curves downwards, which neither law can describe")

@@ -219,7 +219,7 @@ def outlier(finals: pd.DataFrame, rows: pd.DataFrame) -> list[Caveat]:
             runs = tuple(known.index[order])
             text = (
                 f"{metric} of {_listed(runs)} is far from a smooth curve through the other runs: "
-                f"the largest standardised residual is {z[order[0]]:+.1f}."
+                f"the largest standardised residual is {z[order[0]]:+.3g}."
             )
             caveats.append(Caveat("outlier", text, runs))
     return caveats

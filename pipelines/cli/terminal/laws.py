@@ -31,15 +31,15 @@ def law_tables(laws: dict[str, Any]) -> Group:
         label = law["label"] + (", NO LAW" if law["no_law"] else "")
         at_bound = " (at its bound)" if law["exponent_at_bound"] else ""
         cells = [
-            f"{_number(values['alpha'], '.4f')}{at_bound} "
+            f"{number(values['alpha'], '.4f')}{at_bound} "
             f"{_interval(law['intervals']['alpha'], '.3f')}",
-            _number(fit["paper_beta"], ".2e"),
-            _number(fit["r"], ".4f"),
-            _number(fit["r2"], ".4f"),
-            _number(law["held_out"]["relative_error"], "+.1%") if law["held_out"] else "",
+            number(fit["paper_beta"], ".2e"),
+            number(fit["r"], ".4f"),
+            number(fit["r2"], ".4f"),
+            number(law["held_out"]["relative_error"], "+.1%") if law["held_out"] else "",
         ]
         if fit["law"] == "floor":
-            floor = f"{_number(values['E'], '.3f')} {_interval(law['intervals']['E'], '.2f')}"
+            floor = f"{number(values['E'], '.3f')} {_interval(law['intervals']['E'], '.2f')}"
             with_e.add_row(label, floor, *cells)
         elif fit["law"] == "pure":
             pure.add_row(label, *cells)
@@ -101,18 +101,18 @@ def group_by_reason(refused: list[str]) -> list[str]:
     return [f"{', '.join(dict.fromkeys(names))}: {reason}" for reason, names in laws.items()]
 
 
-def _number(value: float | None, spec: str) -> str:
+def number(value: float | None, spec: str) -> str:
     """`value` in `spec`; with 4 significant digits where `spec` shows too many digits or none."""
     if value is None:
         return "–"
-    small = 0 < abs(value) < 1e-4 and spec.endswith("f")
+    small = value != 0 and spec.endswith("f") and not float(f"{value:{spec}}")
     large = abs(value) >= 1e6 and not spec.endswith("e")
     return f"{value:.4g}" if small or large else f"{value:{spec}}"
 
 
 def _interval(interval: dict[str, float | None], spec: str) -> str:
     low, high = interval["low"], interval["high"]  # None: unbounded
-    ends = "−∞" if low is None else _number(low, spec), "∞" if high is None else _number(high, spec)
+    ends = "−∞" if low is None else number(low, spec), "∞" if high is None else number(high, spec)
     return f"[{ends[0]}, {ends[1]}]"
 
 
