@@ -10,7 +10,8 @@ import pandas as pd
 
 from analysis.caveats import caveats
 from analysis.selection.rates import rate_sweeps
-from analysis.study import METRICS, VARIABLES, LawResult, Study, exponent_at_bound
+from analysis.selection.select import exponent_at_bound
+from analysis.study import METRICS, VARIABLES, LawResult, Study
 from analysis.uncertainty.intervals import Interval
 
 FORMAT = 3

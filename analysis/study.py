@@ -19,7 +19,7 @@ from analysis.fitting.points import FitError
 from analysis.parallel import in_processes
 from analysis.selection.counting import Convention, by_convention
 from analysis.selection.holdout import HeldOut
-from analysis.selection.select import Candidate, Choice, choose
+from analysis.selection.select import Candidate, Choice, choose, not_a_law
 from analysis.table.plausible import Caveat, implausible
 from analysis.table.runs import run_names
 from analysis.table.table import Table
@@ -103,6 +103,10 @@ class Study:
         """What the checks of analysis.table.plausible found in the table."""
         return implausible(self.table)
 
+    def contradictions(self, metric: str) -> tuple[str, ...]:
+        """What in the table contradicts every law of `metric`; empty if nothing does."""
+        return _contradictions(self.implausible, metric)
+
     def unit(self, metric: str) -> str:
         """The unit of `metric`: the table's loss unit if it has one, else the default."""
         units = self.table.rows.loss_unit.dropna().unique()
@@ -114,25 +118,6 @@ class Study:
             if (finding.metric, finding.variable, finding.fit.law.name) == (metric, variable, law):
                 return finding
         return None
-
-
-def not_a_law(fit: Fit, alpha: Interval | None) -> tuple[str, ...]:
-    """Why a fit is no law of a score that falls with x; empty if it is one."""
-    reasons = (
-        [f"its exponent is at its bound, α = {fit.alpha:.4g}"] if exponent_at_bound(fit) else []
-    )
-    if fit.alpha <= 0:
-        reasons.append(f"its exponent is not positive, α = {fit.alpha:.4g}")
-    elif alpha is not None and not (alpha.low > 0):
-        reasons.append(
-            f"the interval of its exponent, {alpha.low:.3g} to {alpha.high:.3g}, contains 0"
-        )
-    return tuple(reasons)
-
-
-def exponent_at_bound(fit: Fit) -> bool:
-    exponents = {exponent for _, exponent in fit.law.powers}
-    return any(bound.split()[0] in exponents for bound in fit.certificate.bounds)
 
 
 def studies(
@@ -180,18 +165,14 @@ def study(
             f"{'; '.join(table.groups)}. Fit each of table.groups, or use studies(table)"
         )
     refusals: list[str] = []
-    finals = table.finals
+    finals, caveats = table.finals, implausible(table)
     size = "params_total" if finals.params_blocks.isna().all() else "params_blocks"
     frontiers = _frontiers(table, size, refusals)
-    contradictions = _contradictions(table)
     pairs = [(metric, variable) for variable in VARIABLES for metric in METRICS]
     jobs: list[Callable[[], Any]] = [
         partial(_allocation, table, size),
         *(partial(_by_objective, finals, metric, size) for metric in METRICS),
-        *(
-            partial(_laws_of_pair, finals, frontiers, *pair, objective, contradictions[pair[0]])
-            for pair in pairs
-        ),
+        *(partial(_laws_of_pair, finals, frontiers, *pair, objective, caveats) for pair in pairs),
     ]
     allocated, *results = in_processes(jobs, processes, partial(progress, "laws"))
     progress("laws", 1, 1)
@@ -237,13 +218,8 @@ def _record_refusal(refusals: list[str], label: str) -> Iterator[None]:
         refusals.append(f"{label}: {error}")
 
 
-def _contradictions(table: Table) -> dict[str, tuple[str, ...]]:
-    """For each metric, what in the table contradicts its laws."""
-    caveats = implausible(table)
-    return {
-        metric: tuple(each.reason for each in caveats if metric in each.metrics)
-        for metric in METRICS
-    }
+def _contradictions(caveats: tuple[Caveat, ...], metric: str) -> tuple[str, ...]:
+    return tuple(each.reason for each in caveats if metric in each.metrics)
 
 
 def _laws_of_pair(
@@ -252,7 +228,7 @@ def _laws_of_pair(
     metric: str,
     variable: str,
     objective: str,
-    contradictions: tuple[str, ...],
+    caveats: tuple[Caveat, ...],
 ) -> tuple[Choice | None, list[LawResult], list[str]]:
     """The choice of law for one metric in one variable, its laws, and the refused results."""
     points, refusals = _points(finals, frontiers, metric, variable), list[str]()
@@ -266,7 +242,8 @@ def _laws_of_pair(
         refusals += [f"{label}, {refusal}" for refusal in choice.refused]
         findings = [
             replace(
-                _finding(metric, variable, candidate, trials, seeds), contradictions=contradictions
+                _finding(metric, variable, candidate, trials, seeds),
+                contradictions=_contradictions(caveats, metric),
             )
             for candidate in choice.candidates
         ]

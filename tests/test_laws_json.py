@@ -5,6 +5,7 @@ on the page, on the terminal and in laws.json.
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,15 @@ from typer.testing import CliRunner
 
 from analysis.caveats import caveats
 from analysis.comparison.var_paper import paper_table
-from analysis.export import FORMAT, laws_of_all
-from analysis.fitting.laws import Law
+from analysis.compute_optimal.allocation import _agreement
+from analysis.export import FORMAT, laws_of, laws_of_all
+from analysis.fitting.laws import PURE, Law
+from analysis.report.compare import difference
 from analysis.report.format import FORMS, span
 from analysis.report.html import Facts, write_report
 from analysis.report.latex import law_table
 from analysis.report.text import verdicts
+from analysis.selection.holdout import rolling
 from analysis.study import studies, study
 from analysis.table.table import check
 from pipelines.cli.main import app
@@ -104,6 +108,30 @@ def test_over_fitted_runs_are_not_compared_with_published_exponents(over):
     assert fitted
     assert all(row.agrees is None for row in rows)
     assert all(row.why_not.startswith("not comparable: val_loss rises") for row in fitted)
+
+
+def test_an_interval_without_an_end_agrees_with_nothing():
+    found = study(check(good()))
+    law = found.get("val_loss", "params_blocks", "pure")
+    closed = replace(law.intervals["alpha"], low=0.1, high=0.3)
+    (agreeing,) = paper_table([replace(law, intervals={"alpha": closed})])[:1]
+    assert agreeing.agrees is True
+    opened = replace(closed, high=np.inf)
+    (compared,) = paper_table([replace(law, intervals={"alpha": opened})])[:1]
+    assert compared.agrees is None
+    assert compared.why_not == "not comparable: the interval of our α has no end"
+    assert replace(agreeing, low=-np.inf).agrees is None
+    assert _agreement(closed, closed) == "overlap"
+    assert _agreement(closed, replace(closed, low=0.4, high=0.5)) == "do not overlap"
+    assert _agreement(closed, opened) == "cannot be compared, because one has no end"
+    held = replace(rolling(PURE, law.x, law.y, "squares")[0], interval=opened)
+    assert held.covered is None
+
+
+def test_a_warning_of_one_report_alone_is_in_their_comparison(over):
+    compared = difference(laws_of(over), laws_of(study(check(good(noise=0.01), "good.csv"))))
+    alone, _ = compared.lines["warnings"]
+    assert any(text.startswith("Over-fitting") for text in alone)
 
 
 def test_a_flat_loss_is_no_law():

@@ -8,7 +8,8 @@ from typing import Any
 from analysis.fitting.fit import Fit, fit_law
 from analysis.fitting.laws import FLOOR
 from analysis.fitting.points import FitError
-from analysis.study import LawResult, not_a_law
+from analysis.selection.select import not_a_law
+from analysis.study import LawResult
 from analysis.uncertainty.intervals import Interval, interval
 
 NOTE = (
