@@ -252,8 +252,10 @@ def repeated_runs(finals: pd.DataFrame, rows: pd.DataFrame) -> list[Caveat]:
     group = known.groupby(keys, dropna=False, sort=False).ngroup().to_numpy()
     tokens = known.tokens_seen.to_numpy(dtype=float)
     near = (np.diff(group) == 0) & (tokens[1:] < tokens[:-1] * (1 + _SAME_TOKENS))
-    # Runs of equal length without a seed are probably of several seeds.
-    near &= known.seed.notna().to_numpy()[1:] | (tokens[1:] != tokens[:-1])
+    # Runs of equal length without a seed are probably of several seeds, unless their scores agree.
+    scores = known[list(SCORES)].fillna(0.0).to_numpy(dtype=float)
+    equal_scores = (scores[1:] == scores[:-1]).all(1)
+    near &= known.seed.notna().to_numpy()[1:] | (tokens[1:] != tokens[:-1]) | equal_scores
     concerned = np.append(near, False) | np.append(False, near)
     runs = tuple(known.index[concerned])
     if not runs:
