@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test test-slurm test-thorough check bench docs freeze clean
+.PHONY: setup quickstart test test-slurm test-thorough check bench coverage docs freeze clean
 
 setup: $(VENV)/.ready
 
@@ -51,6 +51,11 @@ endif
 	$(BIN)/python benchmarks/tokenizer_training.py --code $(CODE) --seconds 6
 	$(BIN)/python benchmarks/pipeline.py --code $(CODE) --only status plan rows mirror again driver
 	$(BIN)/python benchmarks/fit.py --report --code $(CODE) --rounds 1
+
+# How often 95 % intervals contain the truth, in simulated tables of runs: prints the tables and
+# writes docs/coverage.md. Below 20 minutes on one core; not in CI.
+coverage: setup
+	$(BIN)/python benchmarks/coverage.py
 
 # The pages that are made from the code: commands and settings.
 docs: setup

@@ -41,6 +41,7 @@ def laws_of(study: Study, trials: Sequence[str] = ()) -> dict[str, Any]:
     return plain({
         "format": FORMAT,
         "size": study.size,
+        "runs": len(sizes),
         "sizes": int(sizes.nunique()),
         "decades": float(np.log10(sizes.max() / sizes.min())) if len(sizes) else 0.0,
         "objective": study.objective,

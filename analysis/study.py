@@ -12,10 +12,10 @@ from numpy.typing import ArrayLike
 
 from analysis.compute_optimal.allocation import Approaches, approaches
 from analysis.compute_optimal.frontier import Frontier, frontier
+from analysis.compute_optimal.frontier_band import band, frontier_interval, surface_path
 from analysis.fitting.fit import Fit, fit_law
 from analysis.fitting.laws import PURE
 from analysis.fitting.objectives import OBJECTIVES
-from analysis.fitting.points import FitError
 from analysis.parallel import in_processes
 from analysis.selection.counting import Convention, by_convention
 from analysis.selection.holdout import HeldOut
@@ -39,6 +39,7 @@ VARIABLES = {
     "train_flops": ("C", "training FLOPs, along the frontier"),
 }
 ERRORS = ("val_error", "val_error_last")
+IntervalOf = Callable[[Fit, str], Interval]  # the interval of a parameter of a fit
 
 
 @dataclass(frozen=True)
@@ -237,12 +238,16 @@ def _laws_of_pair(
     x, y, trials, seeds = points
     label = f"{METRICS[metric][0]}({VARIABLES[variable][0]})"
     choice, findings = None, list[LawResult]()
+    interval_of: IntervalOf = interval
+    if variable == "train_flops":
+        path = surface_path(finals, frontiers[metric], objective)
+        interval_of = partial(frontier_interval, frontier=frontiers[metric], path=path)
     with _record_refusal(refusals, f"{label}, pure"):
-        choice = choose(x, y, objective, error_rate=metric in ERRORS)
+        choice = choose(x, y, objective, error_rate=metric in ERRORS, interval_of=interval_of)
         refusals += [f"{label}, {refusal}" for refusal in choice.refused]
         findings = [
             replace(
-                _finding(metric, variable, candidate, trials, seeds),
+                _finding(metric, variable, candidate, trials, seeds, interval_of, frontiers),
                 contradictions=_contradictions(caveats, metric),
             )
             for candidate in choice.candidates
@@ -272,7 +277,9 @@ def _points(
         points = frontiers.get(metric)
         if points is None:
             return None
-        return points.flops, points.loss, points.trial, np.zeros(len(points.trial))
+        of_law = points.of_law
+        trials = tuple(np.array(points.trial)[of_law].tolist())
+        return points.flops[of_law], points.loss[of_law], trials, np.zeros(len(trials))
     known = finals.dropna(subset=[variable, metric])
     if known.empty:
         return None
@@ -282,21 +289,32 @@ def _points(
 
 
 def _finding(
-    metric: str, variable: str, candidate: Candidate, trials: tuple[str, ...], seeds: ArrayLike
-) -> LawResult:
+    metric: str, variable: str, candidate: Candidate, trials: tuple[str, ...], seeds: ArrayLike,
+    interval_of: IntervalOf, frontiers: dict[str, Frontier],
+) -> LawResult:  # fmt: skip
     fit = candidate.fit
-    intervals = {"alpha": interval(fit, "alpha")}
+    intervals = {"alpha": interval_of(fit, "alpha")}
     if candidate.E_interval is not None:
         intervals["E"] = candidate.E_interval
     resampled: dict[str, Any] = {}
     try:
-        drawn = bootstrap(fit, **scheme_for(fit.data.x, seeds))
-        resampled = {
-            "method": drawn.method, "resamples": drawn.resamples, "rejected": drawn.rejected,
-            "unconverged": drawn.unconverged,
-            "alpha": drawn.interval("alpha"), "alpha_se": drawn.standard_error("alpha"),
-        }  # fmt: skip
-    except FitError as error:
+        if variable == "train_flops":
+            # Its points are not runs: a resampled run takes all its points with it.
+            of_runs = band(frontiers[metric], fit.law, fit.objective.name)
+            alpha = of_runs.values["alpha"]
+            resampled = {
+                "method": of_runs.method, "resamples": of_runs.resamples,
+                "rejected": of_runs.rejected, "unconverged": 0,
+                "alpha": of_runs.interval("alpha"), "alpha_se": float(np.std(alpha, ddof=1)),
+            }  # fmt: skip
+        else:
+            drawn = bootstrap(fit, **scheme_for(fit.data.x, seeds))
+            resampled = {
+                "method": drawn.method, "resamples": drawn.resamples, "rejected": drawn.rejected,
+                "unconverged": drawn.unconverged,
+                "alpha": drawn.interval("alpha"), "alpha_se": drawn.standard_error("alpha"),
+            }  # fmt: skip
+    except ValueError as error:  # FitError, FrontierError
         resampled = {"method": f"none: {error}", "resamples": 0, "rejected": 0}
     return LawResult(metric, variable, fit, intervals, resampled, candidate.held_out, trials)
 

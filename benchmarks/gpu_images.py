@@ -19,6 +19,7 @@ from var_scaling.experiment import Trial
 from var_scaling.experiment.sample_set import Request
 from var_scaling.generation.sample import decode_images, sample
 from var_scaling.models.base import SamplingRecord
+from var_scaling.models.static_calls import static_calls
 from var_scaling.recipe import Precision
 from var_scaling.tokenizer.autoencoder import to_unit
 from var_scaling.tokenizer.model import MultiScaleVQVAE
@@ -26,6 +27,7 @@ from var_scaling.training.optim import precision_context
 
 GAIN = 1.1  # a larger batch is tried as long as the last doubling gave this factor
 MOST_BATCHES = 100  # sampled in one call
+UNTIMED = 3  # first batches: kernels are chosen, and CUDA graphs recorded in the second
 
 
 def best_batch(time_batch: Callable[[int], Timing], first: int, largest: int) -> Row:
@@ -79,23 +81,30 @@ class SamplingBench:
         self.tokenizer = random_tokenizer(trial).to(bench.device)
         self.first_seconds = 0.0  # of the last first batch
 
-    def time_batch(self, sampling: SamplingRecord, batch: int) -> Timing:
+    def time_batch(self, sampling: SamplingRecord, batch: int, graphs: bool = True) -> Timing:
         """Time batch after batch of one call of `sample`, as for a set of images: from noise to
-        pixels. The first batch is not timed.
+        pixels. The first batches, in which CUDA graphs are recorded, are not timed. `graphs`: use
+        them, on a GPU. Raises RuntimeError if that fails.
         """
         spec, bench = self.trial.spec, self.bench
         requests = [Request(n % spec.classes, n) for n in range(batch * MOST_BATCHES)]
-        batches = sample(spec, self.network, self.tokenizer, requests, sampling, 0, batch)
+        failures = list[str]()
+        calls = static_calls(bench.device, graphs, failures.append)
+        batches = sample(
+            spec, self.network, self.tokenizer, requests, sampling, 0, batch, calls=calls
+        )
         seconds = list[float]()
         began = bench.clock()
         for _ in batches:
             bench.synchronize()
             seconds.append(bench.clock() - began)
-            if bench.is_enough(seconds[1:]):
+            if bench.is_enough(seconds[UNTIMED:]):
                 break
             began = bench.clock()
+        if failures:
+            raise RuntimeError(failures[0])
         self.first_seconds = seconds[0]
-        return Timing.of(seconds[1:])
+        return Timing.of(seconds[UNTIMED:])
 
 
 def sampling_rows(
@@ -110,6 +119,9 @@ def sampling_rows(
     }
     single = speed_row(1, subject.time_batch(sampling, 1))
     single |= {"first_batch_seconds": subject.first_seconds}
+    if subject.bench.device.type == "cuda":
+        eager = subject.time_batch(sampling, 1, graphs=False)
+        single |= {"without_graphs_seconds": eager.median_seconds}
     best = best_batch(lambda batch: subject.time_batch(sampling, batch), first, largest)
     return [{**common, **single}, {**common, **best}]
 

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def cli_page() -> str:
         usage = " ".join([name, *(one.name.upper() for one in arguments)])
         parts.append(f"## var-scaling {usage}\n\n{inspect.cleandoc(command.help or '')}\n")
         rows = [(one.name.upper(), "", one.help) for one in arguments]
-        rows += [("`" + ", ".join(one.opts) + "`", _default(one), one.help) for one in options]
+        rows += [("`" + ", ".join(one.opts) + "`", _default(one), _meaning(one)) for one in options]
         parts.append(_table(("argument or option", "default", "meaning"), rows))
     return "\n".join(parts)
 
@@ -68,6 +69,13 @@ def settings_page() -> str:
             parts.append(f"### {record.__name__}\n\n{inspect.cleandoc(record.__doc__ or '')}\n")
             parts.append(_table(("field", "type", "default", "meaning"), rows))
     return "\n".join(parts)
+
+
+def _meaning(option: Any) -> str:
+    """The help, with the allowed values where there are few."""
+    choices = typing.get_args(option.type_descriptor.annotation)
+    allowed = [choice for choice in choices if isinstance(choice, str)]
+    return str(option.help) + ("; allowed: " + ", ".join(allowed) if allowed else "")
 
 
 def _default(option: Any) -> str:

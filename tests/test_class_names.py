@@ -23,7 +23,7 @@ from var_scaling.class_names import load_names, read_names, save_names, short_cl
 from var_scaling.datasets import ImageFiles
 from var_scaling.disk import DONE, read_json, write_json
 from var_scaling.experiment import Sweep
-from var_scaling.tokenizer.cache import open_cache
+from var_scaling.tokenizer.cache_files import open_cache
 
 PLANES = ("10", "airplane", "automobile")  # sorted like folders
 EIGHT = ("10", "airplane", "all", "cat", "Cat, wild", "dog", "dog", "5-8")

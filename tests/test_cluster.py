@@ -86,10 +86,10 @@ def test_missing_slurm_commands_raise_an_error(monkeypatch):
 
 
 def test_tokens_encoded_in_parts_equal_tokens_encoded_in_one_pass(tmp_path, monkeypatch):
-    from var_scaling.tokenizer import cache, encode
+    from var_scaling.tokenizer import cache_files, encode
 
     monkeypatch.setattr(encode, "SHARD", 64)
-    monkeypatch.setattr(cache, "SHARD", 64)
+    monkeypatch.setattr(cache_files, "SHARD", 64)
     t, data = tokenizer(), images()
     homes = [Home(tmp_path / name) for name in ("whole", "parts")]
     context = [RunContext(home, Settings(), StopFile(tmp_path / "stop")) for home in homes]

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from pipelines.cli import main as cli
 from pipelines.execution.status import overview
 from pipelines.results.table import rows_of
 from pipelines.stages import stages
-from pipelines.stages.context import RunContext, StopFile
+from pipelines.stages.context import ProcessContext, RunContext, StopFile
 from pipelines.stages.graph import sweep_stages
 from pipelines.workspace.address import read_tokenizer
 from pipelines.workspace.damage import damage_in, mark_done
@@ -23,7 +24,7 @@ from pipelines.workspace.settings import Settings
 from pipelines.workspace.store import Home
 from pipelines.workspace.sweeps import find_sweep
 from var_scaling.disk import DONE, file_sha256, read_json, write_json
-from var_scaling.tokenizer.cache import CacheError
+from var_scaling.tokenizer.cache_files import CacheError
 from var_scaling.weights import WeightsError
 
 SWEEP = find_sweep("smoke")
@@ -143,18 +144,23 @@ def test_a_trial_does_not_train_on_damaged_tokens(home, file, damage):
 
 
 def test_only_the_first_process_of_a_job_computes_the_checksums(home, monkeypatch):
-    from var_scaling.tokenizer import cache
+    from var_scaling.tokenizer import cache_files
 
     t, data = SWEEP.token_sets[0]
     folder = home.tokens(t.name, data.name, "train")
     expected = stages.cache_description(home, t, data, "train")
     shards = []
-    monkeypatch.setattr(cache, "checksum", lambda tokens, shard: shards.append(shard))
-    cache.open_cache(folder, expected, check=False)
+    monkeypatch.setattr(cache_files, "checksum", lambda tokens, shard: shards.append(shard))
+    cache_files.open_cache(folder, expected, check=False)
     assert shards == []
     with pytest.raises(TypeError):
-        cache.open_cache(folder, expected)
+        cache_files.open_cache(folder, expected)
     assert shards == [0]
+    monkeypatch.setattr(cache_files, "_refuse_damaged", lambda *words: None)
+    for rank, computed in ((1, [0]), (0, [0, 0])):
+        process = ProcessContext(rank=rank, world_size=2)
+        stages._open_tokens(replace(context(home), process=process), SWEEP.trials[0], "train")
+        assert shards == computed
 
 
 # done.json records what results rest on -----------------------------------------------------------

@@ -18,7 +18,7 @@ from var_scaling.data.dead_leaves import DeadLeavesSource
 from var_scaling.disk import DONE, read_json, write_json
 from var_scaling.evaluation.reconstruction import equal_tokens, reconstruct
 from var_scaling.tokenizer.autoencoder import to_unit
-from var_scaling.tokenizer.cache import CacheError, describe, open_cache
+from var_scaling.tokenizer.cache_files import CacheError, describe, open_cache
 from var_scaling.tokenizer.encode import write_cache
 from var_scaling.tokenizer.model import MultiScaleVQVAE, float32_products, freeze
 from var_scaling.training.optim import precision_context
@@ -64,7 +64,7 @@ def test_the_cache_has_the_tokens_of_the_encoder_in_bf16(
     tmp_path, model, monkeypatch, workers, threads
 ):
     """Also if other threads encode, or other processes read: autocast is a state of a thread."""
-    for module in ("cache", "encode"):
+    for module in ("cache_files", "encode"):
         monkeypatch.setattr(f"var_scaling.tokenizer.{module}.SHARD", 32)
     monkeypatch.setattr("var_scaling.tokenizer.encode._BATCH", 16)
     cache, _ = written(tmp_path, model, workers=workers, threads=threads)

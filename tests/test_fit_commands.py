@@ -59,6 +59,17 @@ def test_vector_figures_are_written_on_request_and_the_page_needs_no_file(tmp_pa
     assert [link for link in links if not link.startswith(("#", "data:"))] == []
 
 
+def test_an_unknown_objective_is_refused_before_anything_is_fitted(tmp_path, command):
+    code, _, err = command("fit", table(tmp_path), *THEIRS, "--objective", "mean")
+    assert code == 2
+    assert "'mean' is not one of 'squares', 'huber', 'absolute'" in err
+    assert not (tmp_path / "runs-laws").exists()
+
+
+def test_the_title_has_the_number_of_runs_and_of_sizes(tmp_path):
+    assert "12 runs of 12 sizes" in says("fit", table(tmp_path), *THEIRS)
+
+
 def test_an_unknown_format_is_refused_before_anything_is_fitted(tmp_path):
     with pytest.raises(ValueError, match="--formats eps: each format is one of png, pdf, svg"):
         says("fit", table(tmp_path), *THEIRS, "--formats", "pdf,eps")
@@ -100,8 +111,13 @@ def test_a_report_compared_with_itself_has_no_differences(smoke):
 
 
 def test_a_comparison_with_missing_or_old_laws_is_refused(smoke, tmp_path):
-    with pytest.raises(ValueError, match="the file does not exist"):
+    with pytest.raises(ValueError, match=r"quickstart: 6 of 6 trials have not .* \(d1, .*run"):
         says("report", "smoke", "--against", "quickstart", "--home", str(smoke))
+    with pytest.raises(ValueError, match="quickstart: 6 of 6 trials have not finished"):
+        says("report", "quickstart", "--against", "smoke", "--home", str(smoke))
+    missing = str(tmp_path / "none" / "laws.json")
+    with pytest.raises(ValueError, match="the file does not exist"):
+        says("report", "smoke", "--against", missing, "--home", str(smoke))
     (tmp_path / "laws.json").write_text('{"format": 1}')
     with pytest.raises(ValueError, match="written by an older version"):
         says("report", "smoke", "--against", str(tmp_path / "laws.json"), "--home", str(smoke))

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from analysis.compute_optimal.allocation import approaches
 from analysis.compute_optimal.cost import CostError, cost_of, six_nd
 from analysis.compute_optimal.frontier import (
     FrontierError,
@@ -16,6 +17,7 @@ from analysis.compute_optimal.frontier import (
 )
 from analysis.compute_optimal.frontier_band import band, centred_percentiles
 from analysis.fitting.laws import FLOOR, PURE
+from analysis.table.runs import run_names
 
 SIZES = np.geomspace(1e6, 1e9, 10)
 
@@ -143,6 +145,55 @@ def test_several_schedules_are_refused_unless_one_is_selected():
     assert sum("another schedule" in reason for reason in found.dropped) == 5
     with pytest.raises(FrontierError, match="no run has the schedule linear"):
         frontier(rows, "val_loss", schedule="linear")
+
+
+def isoflop_runs(seeds: int = 3) -> pd.DataFrame:
+    """Runs of six budgets, four sizes each; 6 N D of whole numbers, and one name for all seeds."""
+    rows = []
+    for budget in np.geomspace(1e18, 1e21, 6):
+        best = np.sqrt(budget / 120)
+        for N in (best * np.geomspace(0.3, 3, 4)).astype(int):
+            D = int(budget / 6 / N)
+            rows += [
+                {
+                    "trial": f"C{budget:.0e}", "seed": seed, "params_blocks": N, "tokens_seen": D,
+                    "train_flops": 6.0 * N * D, "val_loss": surface(N, D) * (1 + 1e-3 * seed),
+                }
+                for seed in range(seeds)
+            ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_budgets_that_differ_by_rounding_are_one_compute():
+    runs = isoflop_runs(seeds=1)
+    assert runs.train_flops.nunique() > 12
+    found = frontier(runs, "val_loss")
+    assert len(found.flops) == 6
+    # The lowest loss of each budget, whatever the order of the rounding.
+    lowest = runs.groupby(runs.train_flops.map("{:.1e}".format)).val_loss.min()
+    np.testing.assert_allclose(np.sort(found.loss), np.sort(lowest))
+
+
+def test_runs_that_share_a_name_all_count():
+    """The best seed of each budget is on the frontier, and the approaches use every run."""
+    runs = isoflop_runs()
+    found = frontier(runs.sample(frac=1, random_state=0), "val_loss")
+    assert len(found.candidates.runs) == len(runs) == 72
+    np.testing.assert_allclose(found.loss, frontier(isoflop_runs(seeds=1), "val_loss").loss)
+    assert len(run_ends(runs, "val_loss")) == 72
+    both = approaches(runs, "val_loss", resamples=50)
+    assert both.fit is not None
+    assert both.fit.points == 72
+    assert {name for name in found.trial if "seed 0" in name} == set(found.trial)
+
+
+def test_runs_that_differ_in_no_column_are_told_apart_by_their_order():
+    runs = isoflop_runs().drop(columns="seed")
+    names = run_names(runs)
+    assert names.nunique() == 72
+    assert names.iloc[:2].str.endswith((" (1)", " (2)")).all()
+    # Rows of one run at several steps stay one run.
+    assert run_names(curves(sizes=SIZES[:2], points=5)).nunique() == 2
 
 
 def test_points_with_unknown_compute_or_in_warm_up_are_dropped_with_a_reason():

@@ -10,7 +10,19 @@ from hypothesis import strategies as st
 from analysis.fitting import search, solver
 from analysis.fitting.fit import Fit, NotConverged, fit_law
 from analysis.fitting.initialization import starting_points
-from analysis.fitting.laws import FLOOR, LAWS, LOGIT, PURE, REPEATED, SURFACE, Law
+from analysis.fitting.laws import (
+    FLOOR,
+    INTERACTION,
+    LAWS,
+    LOGIT,
+    PURE,
+    REPEATED,
+    RISING,
+    SIGMOID,
+    SURFACE,
+    TIED,
+    Law,
+)
 from analysis.fitting.objectives import OBJECTIVES
 from analysis.fitting.points import FitError, check_points
 from analysis.fitting.search import solve
@@ -58,9 +70,16 @@ def cases():
     plane = {"A": 30.0, "alpha": 0.2, "B": 200.0, "beta": 0.3, "E": 1.5}
     passes = {**plane, "R_star": 6.0}
     odds = {"A": 5.0, "alpha": 0.15}
+    tied = {"A": 100.0, "alpha": 0.28, "B": 250.0, "E": 1.5}
+    crossed = {"A": 30.0, "alpha": 0.2, "B": 40.0, "beta": 0.3, "E": 1.5, "gamma": 0.12}
+    score = {"L0": 2.6, "k": 4.0, "E": 0.25, "S": 0.8}
+    losses = np.linspace(1.8, 3.6, 20)
     for law, x, values, noise in (
         (PURE, SIZES, line, 0.01), (FLOOR, SIZES, floored, 0.004), (LOGIT, SIZES, odds, 0.01),
         (SURFACE, (N, D), plane, 0.01), (REPEATED, (N, D, U), passes, 0.003),
+        (TIED, (N, D), tied, 0.01), (INTERACTION, (N, D), crossed, 0.003),
+        (RISING, 10 ** np.linspace(18, 22, 9), {"k": 0.3, "a": 0.48}, 0.05),
+        (SIGMOID, losses, score, 0.005),
     ):  # fmt: skip
         yield law, x, noisy(law.predict(x, values), noise, seed=len(law.name)), values
 
@@ -149,8 +168,10 @@ def test_one_point_more_than_parameters_is_enough_and_one_fewer_is_refused(law: 
     count = len(law.names) + 1
     N = 1e6 * np.array([1, 1, 4, 4, 16, 16, 64.0, 3.0])[:count]
     D = 1e8 * np.array([1, 30, 3, 90, 1, 30, 10.0, 5.0])[:count]
-    x = {1: SIZES[:count], 2: (N, D), 3: (N, D, np.full(count, 4e8))}[len(law.variables)]
+    one = np.linspace(1.8, 3.6, count) if law.sigmoid else SIZES[:count]
+    x = {1: one, 2: (N, D), 3: (N, D, np.full(count, 4e8))}[len(law.variables)]
     values = {"A": 30.0, "alpha": 0.3, "B": 200.0, "beta": 0.3, "E": 1.5, "R_star": 6.0}
+    values |= {"gamma": 0.1, "k": 3.0, "a": 0.5, "L0": 2.6, "S": 2.0}
     y = law.predict(x, {name: values[name] for name in law.names})
     fit = fit_law(law, x, y, "squares", strict=False)
     assert fit.rms_relative_error < 1e-4

@@ -16,6 +16,7 @@ from analysis.fitting.laws import FLOOR, PURE, SURFACE
 from analysis.fitting.points import FitError
 from analysis.forecasting import design
 from analysis.forecasting.planner import Candidate, plan
+from analysis.uncertainty import profile
 from analysis.uncertainty.intervals import prediction_interval
 from pipelines.cli.main import app
 from pipelines.planning.cost import Price
@@ -83,11 +84,13 @@ def joined(law, x, runs):
 
 
 @pytest.mark.parametrize(("law", "times"), [(PURE, 2), (FLOOR, 6), (SURFACE, 2)])
-def test_the_predicted_interval_equals_that_of_refits(law, times):
+def test_the_predicted_interval_equals_that_of_refits(law, times, monkeypatch):
     """The chosen runs are simulated and all runs are fitted again: mean widths agree within 5 %.
 
-    The residual scale s is fixed, because its estimate from few runs varies by a third.
+    The residual scale s is fixed, because its estimate from few runs varies by a third. For the
+    same reason a lack of fit, which a sixth of the samples has by chance, is not looked for.
     """
+    monkeypatch.setattr(profile, "DOUBT", 0.0)
     generator = np.random.default_rng(5)
     x, target = PLACES[law]
     predicted, found = [], []

@@ -28,8 +28,9 @@ from var_scaling.datasets import ImageFiles, ReadOptions
 from var_scaling.disk import is_done, read_json, write_json
 from var_scaling.experiment import Sweep
 from var_scaling.models.var.accounting import var_training_flops
-from var_scaling.tokenizer import cache, encode
-from var_scaling.tokenizer.cache import TokenCache, describe, open_cache
+from var_scaling.tokenizer import cache_files, encode
+from var_scaling.tokenizer.cache import TokenCache
+from var_scaling.tokenizer.cache_files import describe, open_cache
 from var_scaling.tokenizer.encode import write_cache
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.training.average import WeightAverage
@@ -215,7 +216,7 @@ def encoded(folder: Path, model, stop=lambda done: False, part=None):
 @pytest.mark.parametrize("part", [None, (1, 2)])
 @pytest.mark.parametrize("damaged", [0, 150, 199])
 def test_a_resumed_encoding_does_not_use_a_damaged_shard(tmp_path, monkeypatch, part, damaged):
-    for module in (cache, encode):
+    for module in (cache_files, encode):
         monkeypatch.setattr(module, "SHARD", 100)
     monkeypatch.setattr(encode, "_BATCH", 50)
     model = MultiScaleVQVAE(tokenizer(), seed=1).eval().requires_grad_(False)

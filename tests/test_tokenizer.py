@@ -11,7 +11,7 @@ from var_scaling.data.dead_leaves import DeadLeavesSource
 from var_scaling.disk import DONE, file_sha256, write_json
 from var_scaling.pyramid import Pyramid
 from var_scaling.tokenizer.autoencoder import to_pixels, to_unit
-from var_scaling.tokenizer.cache import CacheError, describe, open_cache
+from var_scaling.tokenizer.cache_files import CacheError, describe, open_cache
 from var_scaling.tokenizer.codebook import CodebookUpdater
 from var_scaling.tokenizer.encode import write_cache
 from var_scaling.tokenizer.model import MultiScaleVQVAE, load_tokenizer
@@ -140,7 +140,7 @@ def written(
 ):
     data = images(train_images=train_images)
     if shard:
-        for module in ("cache", "encode"):
+        for module in ("cache_files", "encode"):
             monkeypatch.setattr(f"var_scaling.tokenizer.{module}.SHARD", shard)
         monkeypatch.setattr("var_scaling.tokenizer.encode._BATCH", shard // 2)
     source = DeadLeavesSource(data, "train")

@@ -8,6 +8,9 @@ import pytest
 import torch
 from conftest import goes_on, numbers, stops_after, tokenizer, trial
 
+from pipelines.stages.context import RunContext, local_process
+from pipelines.workspace.settings import Local, Settings
+from pipelines.workspace.store import Home
 from var_scaling.metrics import MetricsLog, read_metrics
 from var_scaling.models.var.model import VAR
 from var_scaling.recipe import Optimiser
@@ -403,11 +406,12 @@ def test_a_rendezvous_timeout_names_the_file_and_the_seconds(tmp_path):
 
 
 def test_a_single_process_joins_no_process_group(tmp_path):
-    world = join(
-        0, 1, torch.device("cpu"), tmp_path / "meeting.json", "nowhere", micro_batch_size=4
-    )
-    assert world == World(micro_batch_size=4)
+    assert join(0, 1, torch.device("cpu"), tmp_path / "meeting.json", "nowhere") == World()
     assert list(tmp_path.iterdir()) == []
+    settings = {"micro_batch_size": 4, "recompute_activations": True, "shard_optimizer": True}
+    process = local_process(Local(**settings))
+    with RunContext(Home(tmp_path), Settings(), lambda: Signal.CONTINUE, process).world() as world:
+        assert world == World(**settings)
 
 
 def test_a_trial_learns_two_sequences(tmp_path, quantizer, token_cache):

@@ -11,15 +11,18 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from analysis.compute_optimal.cost import Cost, count_sizes
 from analysis.compute_optimal.frontier import Frontier, FrontierError
-from analysis.compute_optimal.frontier_band import resampled_frontiers
+from analysis.compute_optimal.frontier_band import resampled_frontiers, uncensored_candidates
 from analysis.compute_optimal.isoflop import IsoFlops, vertices
+from analysis.compute_optimal.parabola import Parabola
 from analysis.compute_optimal.surface_optimum import optimal, optimum
 from analysis.fitting.fit import Fit
 from analysis.uncertainty.bootstrap import Bootstrap
 from analysis.uncertainty.intervals import Interval
+from analysis.uncertainty.profile import DOUBT
 
 Array = NDArray[np.float64]
 
@@ -31,6 +34,7 @@ NAMES = {
 RESAMPLES = 1000
 _BUDGETS = 9  # over the range of the data, at which approach 3 is approximated by a line
 _MIN_SIZES = 3
+_ENVELOPE_COVERAGE = "not calibrated: 99 to 100 % in simulations"  # docs/coverage.md
 
 
 class NoEstimate(FrontierError):
@@ -80,7 +84,7 @@ def from_envelope(
         )
     # (B, n) over all candidate points. Only columns that occur in a resample are kept, as 0/1
     # weights of the lines.
-    kept = resampled_frontiers(frontier, resamples, seed) & _uncensored(frontier)
+    kept = resampled_frontiers(frontier, resamples, seed) & uncensored_candidates(frontier)
     used = kept.any(axis=0)
     weights = kept[:, used].astype(float)
     too_few = weights.sum(1) < _MIN_SIZES
@@ -98,23 +102,12 @@ def from_envelope(
     for slopes in drawn:
         slopes[too_few] = np.nan
     basis = f"{uncensored.sum()} points of {sizes} sizes, {len(candidates.runs)} runs"
-    method = f"percentile bootstrap over {len(candidates.runs)} runs"
+    method = f"percentile bootstrap over {len(candidates.runs)} runs, {_ENVELOPE_COVERAGE}"
     notes = (
         (f"{frontier.censored.sum()} censored points left out",) if frontier.censored.any() else ()
     )
     log_C = np.log(frontier.flops[uncensored])
     return _approach(1, log_C, pairs[0], drawn, method, basis, notes)
-
-
-def _uncensored(frontier: Frontier) -> NDArray[np.bool_]:
-    """(n,) whether each candidate is at a compute where the frontier point is uncensored.
-
-    It is the same in every resample.
-    """
-    uncensored = np.array([not reason for reason in frontier.candidates.why])
-    best = frontier.candidates.best
-    # Index of the last frontier point at or before each candidate.
-    return np.asarray(uncensored[np.maximum.accumulate(np.where(best, np.arange(len(best)), 0))])
 
 
 def from_parabolas(isoflops: IsoFlops, resamples: int = RESAMPLES, seed: int = 0) -> Approach:
@@ -132,9 +125,12 @@ def from_parabolas(isoflops: IsoFlops, resamples: int = RESAMPLES, seed: int = 0
     budgets = np.array([each.budget for each in parabolas])
     log_N = np.log([each.N for each in parabolas])
     drawn_N = vertices(parabolas, resamples, seed)[0]
-    pairs = [
-        (sizes, np.log(isoflops.cost.tokens(np.exp(sizes), budgets))) for sizes in (log_N, drawn_N)
-    ]
+    # A refit with hardly any curvature has no minimum at a finite size; its line is left out.
+    with np.errstate(over="ignore", divide="ignore"):
+        pairs = [
+            (sizes, np.log(isoflops.cost.tokens(np.exp(sizes), budgets)))
+            for sizes in (log_N, drawn_N)
+        ]
     # Weights are inverse variances of log N*: a flat parabola hardly places its vertex.
     precision = 1 / np.array([[each.uncertainty for each in parabolas]])
     drawn = [fit_lines(np.log(budgets), each, precision)[0] for each in pairs[1]]
@@ -142,10 +138,35 @@ def from_parabolas(isoflops: IsoFlops, resamples: int = RESAMPLES, seed: int = 0
     notes = tuple(str(error) for error in isoflops.refused)
     left_out = sum(each.left_out for each in parabolas)
     notes += (f"{left_out} points far from their minimum left out",) if left_out else ()
+    widening, method = _widening(parabolas, np.log(budgets), log_N, precision)
     return _approach(
-        2, np.log(budgets), pairs[0], drawn, "bootstrap of pooled residuals",
-        f"{len(parabolas)} budgets, {points} points", notes, precision,
+        2, np.log(budgets), pairs[0], drawn, method,
+        f"{len(parabolas)} budgets, {points} points", notes, precision, widening,
     )  # fmt: skip
+
+
+def _widening(
+    parabolas: Sequence[Parabola], log_C: Array, log_N: Array, precision: Array
+) -> tuple[float, str]:
+    """The factor by which the percentiles of resampled residuals are widened, and the method.
+
+    It is Student's t by the normal quantile. Where the minima scatter around their line by more
+    than the noise of the parabolas explains (extra-sum-of-squares F test), this scatter takes the
+    place of the noise, with the degrees of freedom of the line.
+    """
+    slope, offset = fit_lines(log_C, log_N, precision)
+    lack = float((precision[0] * (log_N - offset[0] - slope[0] * log_C) ** 2).sum())
+    residuals = np.concatenate([each.residuals for each in parabolas])
+    freedom, of_line = len(residuals) - 3 * len(parabolas), len(parabolas) - 2
+    noise = float(residuals @ residuals) / freedom
+    normal = stats.norm.ppf(0.975)
+    if of_line > 0 and noise > 0 and stats.f.sf(lack / of_line / noise, of_line, freedom) < DOUBT:
+        factor = np.sqrt(lack / of_line / noise) * stats.t.ppf(0.975, of_line) / normal
+        return float(factor), f"scatter of the budgets around the line, t({of_line})"
+    return float(stats.t.ppf(0.975, freedom) / normal), (
+        f"bootstrap of pooled residuals, t({freedom})"
+        + ("" if of_line > 0 else ", not calibrated: two budgets show no lack of fit")
+    )
 
 
 def from_surface(fit: Fit, cost: Cost, budgets: tuple[float, float], draws: Bootstrap) -> Approach:
@@ -176,14 +197,17 @@ def fit_lines(log_C: Array, values: Array, weights: Array | None = None) -> tupl
         middle, height = (w @ log_C) / total, (w * values).sum(1) / total
         weighted = w * (log_C - middle[:, None])
         slope = (weighted * values).sum(1) / (weighted * (log_C - middle[:, None])).sum(1)
-    return slope, height - slope * middle
+        return slope, height - slope * middle
 
 
 def _approach(
     number: int, log_C: Array, pair: tuple[Array, Array], drawn: Sequence[Array],
     method: str, basis: str, notes: tuple[str, ...], weights: Array | None = None,
+    widening: float = 1.0,
 ) -> Approach:  # fmt: skip
-    """The estimate from log N* and log D* (`pair`), with percentile intervals of `drawn` slopes."""
+    """The estimate from log N* and log D* (`pair`), with percentile intervals of `drawn` slopes,
+    their distance from the median multiplied by `widening`.
+    """
     (a, k_N), (b, k_D) = (
         (float(slope[0]), float(np.exp(offset[0])))
         for slope, offset in (fit_lines(log_C, values, weights) for values in pair)
@@ -194,7 +218,8 @@ def _approach(
         # 2.5 % tails of fewer values would be extremes, not percentiles.
         if len(usable) < 20:
             raise NoEstimate(f"{len(usable)} of {len(slopes)} resamples have an optimum")
-        low, high = np.percentile(usable, [2.5, 97.5])
+        low, middle, high = np.percentile(usable, [2.5, 50, 97.5])
+        low, high = (middle + widening * (end - middle) for end in (low, high))
         intervals.append(Interval(float(low), float(high), 0.95, method, basis))
     budgets = (float(np.exp(log_C.min())), float(np.exp(log_C.max())))
     return Approach(

@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.compute_optimal.censoring import censoring_reasons
+from analysis.compute_optimal.cost import count_sizes
 from analysis.table.runs import run_names
 
 Array = NDArray[np.float64]
@@ -25,6 +26,10 @@ UNRECORDED = "not recorded"
 SMOOTHING = 0.05  # decades of compute; it averages noise without changing the curve's shape
 WARM_UP = 0.05  # share of a run; warm-up takes 1-3 % (VAR: 2 %), the loss recovers in as long
 SAME_COMPUTE = 1e-3  # relative: runs whose FLOPs differ by less have one budget
+_LAW_POINTS, _LAW_SIZES = (
+    6,
+    3,
+)  # the least number of uncensored points, and of their sizes, for a law
 PER_DECADE = 10  # points per decade of compute; closer points of a run are not independent
 
 
@@ -77,6 +82,17 @@ class Frontier:
     def censored(self) -> Mask:
         """(n,) whether a point is only an upper bound of C_min."""
         return np.array([bool(reason) for reason in self.why])
+
+    @property
+    def of_law(self) -> Mask:
+        """(n,) the points that a law is fitted to: the uncensored ones, or all where they are few.
+
+        Upper bounds bend a law: with them the exponent of noise-free curves was .173 where .154 is
+        true, without them .154 (docs/coverage.md).
+        """
+        exact = ~self.censored
+        enough = exact.sum() >= _LAW_POINTS and count_sizes(self.size[exact]) >= _LAW_SIZES
+        return exact if enough else np.ones(len(exact), dtype=bool)
 
     def rows(self) -> pd.DataFrame:
         """One row per point, with its trial and the reason for censoring."""

@@ -1,25 +1,41 @@
-"""The law of the frontier, and its confidence band from a bootstrap over runs.
+"""The law of the frontier: its confidence band from a bootstrap over runs, and its intervals.
 
 The points of one run are dependent, because they share its seed and its data order. Resampling
-single checkpoints would treat them as independent and make the band too narrow.
+single checkpoints would treat them as independent and make the band too narrow. The intervals of
+the law come from the surface of the runs where there is one: it uses all runs (docs/coverage.md).
 """
 
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.compute_optimal.frontier import Frontier, FrontierError, non_dominated_mask
+from analysis.compute_optimal.cost import cost_of
+from analysis.compute_optimal.frontier import (
+    Frontier,
+    FrontierError,
+    non_dominated_mask,
+    run_ends,
+)
+from analysis.compute_optimal.surface_optimum import optimum
 from analysis.fitting.fit import Fit, fit_law, solve
-from analysis.fitting.laws import PURE, Law
+from analysis.fitting.laws import PURE, SURFACE, Law
 from analysis.fitting.points import FitData, FitError, check_points
-from analysis.uncertainty.intervals import Interval
+from analysis.uncertainty.bootstrap import bootstrap
+from analysis.uncertainty.intervals import Interval, basis, interval
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 RESAMPLES = 1000
+_BUDGETS = 9  # at which the optima of a surface are computed
+_USABLE = 0.9  # share of the resampled surfaces that must have an optimum
+EXTENDED = "extended to the value of the frontier's points"
+# The points of such a law are upper bounds, and the profile takes them for independent runs.
+NOT_CALIBRATED = "not calibrated: the points are upper bounds"
 _CELLS = 4_000_000  # (resample, point) pairs at a time, to limit memory
 
 
@@ -49,9 +65,8 @@ class Band:
         else:
             low, high = centred_percentiles(self.values[name], self.fit[name], self.level)
         low = max(low, 0.0) if name == "E" else low
-        points = self.fit.points
-        basis = f"{points} frontier points, {self.fit.decades:.1f} decades of C"
-        return Interval(low, high, self.level, self.method, basis)
+        of = f"{self.fit.points} frontier points, {self.fit.decades:.1f} decades of C"
+        return Interval(low, high, self.level, self.method, of)
 
 
 def band(
@@ -64,7 +79,7 @@ def band(
     level: float = 0.95,
     seed: int = 0,
 ) -> Band:
-    """Fit `law` to the frontier's points, and again to the frontiers of resampled runs.
+    """Fit `law` to the frontier's points `of_law`, and again to the frontiers of resampled runs.
 
     A resample contains about 63 % of the runs, so its frontier is slightly higher. The band is
     therefore the scatter of the refits around their median, placed around the fit (`lift` is the
@@ -72,13 +87,16 @@ def band(
     cannot be fitted, and FrontierError where there are fewer than three runs or fewer than 20
     usable resamples.
     """
-    fit = fit_law(law, frontier.flops, frontier.loss, objective)
+    fitted = frontier.of_law
+    fit = fit_law(law, frontier.flops[fitted], frontier.loss[fitted], objective)
     flops = (
         np.geomspace(frontier.flops[0], frontier.flops[-1], 50) if at is None else np.asarray(at)
     )
     # Every resample is a row of 0/1 weights over the same candidate points, so all refits are one
     # batch. Points that are on no resample's frontier are left out.
     kept = resampled_frontiers(frontier, resamples, seed)
+    if not fitted.all():
+        kept &= uncensored_candidates(frontier)
     used = kept.any(axis=0)
     candidates = frontier.candidates
     data = check_points(law, candidates.flops[used], candidates.loss[used])
@@ -103,6 +121,88 @@ def band(
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class SurfacePath:
+    """The least loss at each budget by resampled surfaces: the frontier that they imply."""
+
+    flops: Array  # (m,)
+    loss: Array = field(repr=False)  # (B, m)
+    E: Array = field(repr=False)  # (B,)
+    method: str
+    basis: str
+
+    def interval(self, fit: Fit, name: str, level: float = 0.95) -> Interval:
+        """The percentile interval of α or E of a law of the frontier, `fit`.
+
+        α is the slope of the logs in which the law is a line. It is exact for L(C) with E; without
+        E it is that of the line closest to the frontier.
+        """
+        values = self.E
+        if name != "E":
+            below = self.E[:, None] if fit.law.floor else 0.0
+            above = 1 - self.loss if fit.law.odds else 1.0
+            with np.errstate(invalid="ignore"):
+                height = np.log((self.loss - below) / above)
+            u = np.log(self.flops) - np.log(self.flops).mean()
+            values = -(height @ u) / (u @ u)
+        tails = [(1 - level) / 2, (1 + level) / 2]
+        low, high = np.quantile(values[np.isfinite(values)], tails)
+        return Interval(float(low), float(high), level, self.method, self.basis)
+
+
+def surface_path(
+    runs: pd.DataFrame, frontier: Frontier, objective: str = "squares", resamples: int = RESAMPLES
+) -> SurfacePath | None:
+    """The frontiers of the surfaces fitted to resampled finished runs; None if there is no surface.
+
+    `runs` has the frontier's columns. The surface is refused where N and D do not vary, where the
+    FLOPs are no function of N and D, or where a tenth of the resamples have no optimum.
+    """
+    ends = run_ends(runs, frontier.metric, frontier.params)
+    try:
+        cost = cost_of(ends, frontier.params)
+        known = ends.dropna(subset=["tokens_seen"])
+        inputs = known[frontier.params].to_numpy(float), known.tokens_seen.to_numpy(float)
+        fit = fit_law(SURFACE, inputs, known[frontier.metric], objective)
+        draws = bootstrap(fit, resamples)
+    except FitError:
+        return None
+    fitted = frontier.flops[frontier.of_law]
+    flops = np.geomspace(fitted[0], fitted[-1], _BUDGETS)
+    columns = {name: values[:, None] for name, values in draws.values.items()}
+    loss = optimum(columns, cost, flops)[2]
+    usable = np.isfinite(loss).all(axis=1)
+    if usable.mean() < _USABLE:
+        return None
+    method = f"optima of the surface, percentile {draws.method}"
+    return SurfacePath(flops, loss[usable], draws.values["E"][usable], method, basis(fit))
+
+
+def frontier_interval(
+    fit: Fit, name: str, frontier: Frontier, path: SurfacePath | None, level: float = 0.95
+) -> Interval:
+    """The interval of α or E of a law fitted to a frontier.
+
+    From the surface where there is one; else from resampled runs, where the points of the law are
+    uncensored; else by profile, marked as not calibrated.
+    """
+    if path is not None:
+        found, value = path.interval(fit, name, level), fit[name]
+        if found.low <= value <= found.high:
+            return found
+        # The two estimates disagree by more than the noise: the interval must not hide it.
+        return replace(
+            found, low=min(found.low, value), high=max(found.high, value),
+            method=f"{found.method}, {EXTENDED}",
+        )  # fmt: skip
+    if not frontier.censored[frontier.of_law].any():
+        with suppress(FitError, FrontierError):  # too few runs to resample
+            law = fit.law
+            return band(frontier, law, fit.objective.name, level=level).interval(name)
+    profile = interval(fit, name, level)
+    return replace(profile, method=f"{profile.method}, {NOT_CALIBRATED}")
+
+
 def resampled_frontiers(frontier: Frontier, resamples: int = RESAMPLES, seed: int = 0) -> Mask:
     """(B, n) whether each candidate is on the frontier of each resample of the runs."""
     candidates, runs = frontier.candidates, len(frontier.candidates.runs)
@@ -117,6 +217,17 @@ def resampled_frontiers(frontier: Frontier, resamples: int = RESAMPLES, seed: in
         losses = np.where(part[:, candidates.run], candidates.loss, np.inf)
         parts.append(non_dominated_mask(losses))
     return np.concatenate(parts)
+
+
+def uncensored_candidates(frontier: Frontier) -> Mask:
+    """(n,) whether each candidate is at a compute where the frontier point is uncensored.
+
+    It is the same in every resample.
+    """
+    uncensored = np.array([not reason for reason in frontier.candidates.why])
+    best = frontier.candidates.best
+    # Index of the last frontier point at or before each candidate.
+    return np.asarray(uncensored[np.maximum.accumulate(np.where(best, np.arange(len(best)), 0))])
 
 
 def centred_percentiles(values: Array, estimate: float, level: float) -> tuple[float, float]:

@@ -14,7 +14,9 @@ class Certificate:
 
     starts: int  # number of starting points
     agreed: float  # share of starts that reached the best objective, within 1e-6 relative
-    objective: float  # Σ w r², Σ w Huber_δ(r) or Σ w |r|; r: log residuals, w: weights of mean 1
+    # Σ w r², Σ w Huber_δ(r) or Σ w |r|, w: weights of mean 1, r: residuals of log L or of L; runs
+    # above the law have their factor.
+    objective: float
     gradient: float  # largest component at the optimum, relative to the size of its summands
     converged: bool
     bounds: tuple[str, ...]  # parameters at a bound, in words

@@ -31,8 +31,8 @@ class Fit:
     """A fitted law: its parameters by name, its goodness of fit, and the solver's diagnostics.
 
     For a law in one variable, `r` and `r2` are of log(L - E), or of the log odds, against log x.
-    For a law in several variables, `r2` is of log L and `r` is NaN. Both are NaN where they are
-    undefined: all losses equal, or a loss below E.
+    For a law in several variables and the sigmoid, `r2` is of log L and `r` is NaN. Both are NaN
+    where they are undefined: all losses equal, or a loss below E.
     """
 
     law: Law
@@ -66,9 +66,10 @@ class Fit:
     def paper_beta(self) -> float | None:
         """β of the paper's form, L - E = (β x)^-α (VAR, Eq. 3), in 1 / units of x.
 
-        None for a law of several variables, and where α is so close to 0 that β overflows a float.
+        None for a law of several variables, a rising law and the sigmoid, and where α is so close
+        to 0 that β overflows a float.
         """
-        if len(self.law.powers) > 1 or self.alpha == 0:
+        if len(self.law.powers) > 1 or "alpha" not in self.values or self.alpha == 0:
             return None
         # A x^-α = (β x)^-α gives β = A^(-1/α).
         log_beta = -math.log(self.A) / self.alpha if self.A > 0 else math.inf
@@ -98,18 +99,29 @@ class Fit:
     @property
     def flags(self) -> tuple[str, ...]:
         """Warnings that a reader must know before using the numbers of this fit."""
-        rising = [
-            f"L rises with {variable}: {exponent} = {self.values[exponent]:.3g}"
+        quantity = self.law.formula.split()[0]
+        against = [
+            f"{quantity} {'falls' if self.law.rising else 'rises'} with {variable}: "
+            f"{exponent} = {self.values[exponent]:.3g}"
             # Not strict: U, the last variable of `REPEATED`, has no power of its own.
             for (_, exponent), variable in zip(self.law.powers, self.law.variables, strict=False)
             if self.values[exponent] < 0
         ]
-        return (*self.certificate.flags, *rising, *self.data.notes)
+        if self.law.sigmoid and self["S"] < self.E:
+            against.append(f"the score rises with the loss: E = {self.E:.3g}, S = {self['S']:.3g}")
+        return (*self.certificate.flags, *against, *self.data.notes)
 
     @property
     def residuals(self) -> Array:
         """log(measured / predicted) of each point, in the order given."""
         return np.asarray(np.log(self.data.y) - np.log(self.predict(self.data.x)))
+
+    @property
+    def misfits(self) -> Array:
+        """The residuals that the objective is a sum over: predicted minus measured, in log L or in
+        L as a share of the geometric mean.
+        """
+        return residuals(self.data.points, self.theta[None], self.objective)[0]
 
     def predict(self, x: ArrayLike | Sequence[ArrayLike]) -> Array:
         """L at `x`: an array, or a tuple of arrays for a law of several variables."""
@@ -126,6 +138,8 @@ class Fit:
             "floor_fixed_at": self.floor,
             "objective": self.objective.name,
             "delta": self.objective.delta if math.isfinite(self.objective.delta) else None,
+            "residuals_of": "L" if self.objective.of_loss else "log L",
+            "factor_above": self.objective.above,
             "r": self.r,
             "r2": self.r2,
             "rms_relative_error": self.rms_relative_error,
@@ -163,16 +177,17 @@ def fit_law(
     theta, start, gradient = solved.theta[0], starts[solved.best[0]], float(solved.gradient[0])
     # Least absolute deviations have their optimum at a corner, where the Huber losses of decreasing
     # width stop short of it. Linear programs reach it exactly.
-    if objective.name == "absolute":
-        theta, gradient = to_vertex(points, data.weights, theta, log_floor is not None)
+    if objective.kind == "absolute":
+        theta, gradient = to_vertex(points, data.weights, theta, log_floor is not None, objective)
     values = data.values(theta)
     _refuse_overflow(values)
+    misfits = residuals(points, theta[None], objective)[0]
     finite = np.isfinite(theta)  # log E is -inf where E is 0
     moved = np.abs(theta[finite] - start[finite])
     certificate = Certificate(
         starts=len(starts),
         agreed=float(solved.agreed[0]),
-        objective=float((data.weights * objective.value(residuals(points, theta[None])[0])).sum()),
+        objective=float((data.weights * objective.value(misfits)).sum()),
         gradient=gradient,
         converged=gradient < CONVERGED,
         bounds=_bounds_hit(points, theta, free_floor=floor is None),
@@ -210,12 +225,20 @@ def _bounds_hit(points: Points, theta: Array, free_floor: bool) -> tuple[str, ..
     """The parameters at a bound, in words; a fixed E is not one."""
     lowest, highest = points.bounds
     # The names in the order of θ, see Points.parameters.
-    names = [name for pair in points.law.powers for name in pair]
-    names += ["E"] * points.law.floor + ["R_star"] * points.law.repeats
+    law = points.law
+    names = [name for pair in law.powers for name in pair]
+    names += ["E"] * law.floor + ["R_star"] * law.repeats + ["S"] * law.sigmoid
+    names += [law.cross] if law.cross else []
+    low, high = theta <= lowest, theta >= highest
+    if law.rising:  # the exponents of the solver are the negatives
+        exponents = slice(1, 2 * points.powers, 2)
+        low[exponents], high[exponents] = high[exponents].copy(), low[exponents].copy()
     return tuple(
-        f"{name} at its {'lower' if low else 'upper'} bound"
-        for name, low, high in zip(names, theta <= lowest, theta >= highest, strict=True)
-        if (low or high) and (name != "E" or free_floor)
+        dict.fromkeys(  # tied exponents have one name and several columns
+            f"{name} at its {'lower' if at_low else 'upper'} bound"
+            for name, at_low, at_high in zip(names, low, high, strict=True)
+            if (at_low or at_high) and (name != "E" or free_floor)
+        )
     )
 
 
@@ -241,22 +264,21 @@ def _correlation(data: FitData, law: Law, values: dict[str, float]) -> tuple[flo
     variables.
     """
     y = data.y
-    if len(law.powers) == 1:
+    straight = len(law.powers) == 1 and not law.sigmoid
+    if straight:
         reducible = y / (1 - y) if law.odds else y - values.get("E", 0.0)
         # E is above a loss, which residuals of log L allow: log(L - E) does not exist there.
         if (reducible <= 0).any():
             return math.nan, math.nan
         measured = np.log(reducible)
-        line = np.log(values["A"]) - values["alpha"] * np.log(data.x)
+        coefficient, exponent = law.powers[0]
+        slope = -law.sign * values[exponent]
+        line = np.log(values[coefficient]) + slope * np.log(data.x)
     else:
         measured, line = np.log(y), np.log(law.predict(data.x, values))
     spread = float(np.sum((measured - measured.mean()) ** 2))
     if spread < 1e-20:  # all losses equal: r and R² are undefined
         return math.nan, math.nan
     r2 = 1 - float(np.sum((line - measured) ** 2)) / spread
-    r = (
-        float(np.corrcoef(data.points.logs[0], measured)[0, 1])
-        if len(law.powers) == 1
-        else math.nan
-    )
+    r = float(np.corrcoef(data.points.logs[0], measured)[0, 1]) if straight else math.nan
     return r, r2

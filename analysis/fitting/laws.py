@@ -2,7 +2,8 @@
 
 log L = s · log Σ_k exp(t_k), each t_k linear in its parameters (c - α log x) or a constant (log E);
 s is 1, or -1 for the law in the odds. Positive parameters therefore stay positive, and one
-implementation of the exact gradient and Hessian serves all laws (analysis.fitting.solver).
+implementation of the exact gradient and Hessian serves all laws (analysis.fitting.solver). The
+sigmoid is the quotient of two such sums.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,11 @@ class Law:
     it. `odds`: the power law holds for L / (1 - L); L is an error rate between 0 and 1.
     `repeats`: the last variable U is the number of unique tokens, and D is replaced by the
     effective data D' (Muennighoff et al. 2023, arXiv 2305.16264, Eq. 5, without their N').
+    `tied`: all powers have one exponent, which has one name. `cross` names the exponent of the
+    first variable in the coefficient of the last power. `rising`: exponents count as positive where
+    the quantity rises; neither sign is forced. `sigmoid`: a bounded score in a loss that is not
+    taken in logs; `powers` names (loss at the middle, slope). A repeated parameter name is refused
+    with ValueError.
     """
 
     name: str
@@ -42,48 +48,96 @@ class Law:
     floor: bool = False
     odds: bool = False
     repeats: bool = False
+    tied: bool = False
+    cross: str | None = None
+    rising: bool = False
+    sigmoid: bool = False
 
     def __post_init__(self) -> None:
-        repeated = sorted({name for name in self.names if self.names.count(name) > 1})
+        repeated = [name for name in dict.fromkeys(self.names) if self.names.count(name) > 1]
         if repeated:
             raise ValueError(
-                f"{self.name}: two parameters are named {', '.join(repeated)}; each parameter of a "
-                "law needs a name of its own"
+                f"law {self.name!r}: the parameter name {', '.join(repeated)} is repeated; each "
+                "parameter needs its own name (tied=True makes all exponents one parameter)"
+            )
+        exponents = {exponent for _, exponent in self.powers}
+        if self.tied and len(exponents) > 1:
+            raise ValueError(
+                f"law {self.name!r} is tied: its powers must have the same exponent, not "
+                f"{', '.join(sorted(exponents))}"
             )
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
         """In the order of the formula; their number is the number of free parameters."""
+        if self.sigmoid:
+            (middle, slope), variable = self.powers[0], f"[{self.variables[0]}]"
+            return (
+                Parameter(middle, "loss at which the score is midway between E and S", variable),
+                Parameter(slope, "slope: the score falls as the loss rises", f"1 / {variable}"),
+                Parameter("E", "the score at infinite loss, such as chance level", "[score]"),
+                Parameter("S", "ceiling: the score at a loss far below the middle", "[score]"),
+            )
         parameters = []
+        y, sign = self.formula.split()[0], "-" if self.rising else ""
         # Not strict: U of `REPEATED` is a variable without a power.
-        for (coefficient, exponent), variable in zip(self.powers, self.variables, strict=False):
-            unit = f"[L] [{variable}]^{exponent}" if not self.odds else f"[{variable}]^{exponent}"
-            parameters.append(
-                Parameter(coefficient, f"the term of {variable} at {variable} = 1", unit)
-            )
-            parameters.append(Parameter(exponent, f"exponent of {variable}", "1"))
+        for k, ((coefficient, exponent), variable) in enumerate(
+            zip(self.powers, self.variables, strict=False)
+        ):
+            unit = "" if self.odds else f"[{y}] "
+            unit += f"[{variable}]^{sign}{exponent}"
+            if self.cross and k == len(self.powers) - 1:
+                unit += f" [{self.variables[0]}]^-{self.cross}"
+            meaning = f"the term of {variable} at {variable} = 1"
+            parameters.append(Parameter(coefficient, meaning, unit))
+            if not (self.tied and k):
+                of = " and ".join(self.variables) if self.tied else variable
+                parameters.append(Parameter(exponent, f"exponent of {of}", "1"))
         if self.floor:
-            parameters.append(Parameter("E", "irreducible loss: the limit at infinite size", "[L]"))
+            meaning = "irreducible loss: the limit at infinite size"
+            parameters.append(Parameter("E", meaning, f"[{y}]"))
         if self.repeats:
-            parameters.append(
-                Parameter("R_star", "repetitions after which repeating adds little", "passes")
-            )
+            meaning = "repetitions after which repeating adds little"
+            parameters.append(Parameter("R_star", meaning, "passes"))
+        if self.cross:
+            first, last = self.variables[0], self.variables[-1]
+            meaning = f"exponent of {first} in the term of {last}"
+            parameters.append(Parameter(self.cross, meaning, "1"))
         return tuple(parameters)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
         return tuple(parameter.name for parameter in self.parameters)
 
+    @cached_property
+    def positive(self) -> frozenset[str]:
+        """The parameters that are positive and fitted by their logs; E, which may be 0, is not."""
+        if self.sigmoid:
+            return frozenset({"S"})
+        return frozenset({*(coefficient for coefficient, _ in self.powers), "R_star"})
+
+    @property
+    def sign(self) -> float:
+        """-1 where the exponents of the solver, which are those of a fall, are the negatives."""
+        return -1.0 if self.rising else 1.0
+
     def predict(self, x: ArrayLike | Sequence[ArrayLike], values: Mapping[str, float]) -> Array:
         """L at `x`, in the units of L: an array, or a tuple of arrays, one for each variable."""
         arrays = self.arrays(x)
+        if self.sigmoid:
+            middle, slope = (values[name] for name in self.powers[0])
+            share = np.exp(-np.logaddexp(0, slope * (arrays[0] - middle)))  # no overflow
+            return np.asarray(values["E"] + (values["S"] - values["E"]) * share)
         if self.repeats:
             arrays = [arrays[0], effective_data(arrays[1], arrays[2], values["R_star"])]
         # The values may be columns (B, 1) of a bootstrap, which broadcast with x.
-        reducible = sum(
-            values[coefficient] * array ** -values[exponent]
+        terms = [
+            values[coefficient] * array ** (-self.sign * values[exponent])
             for (coefficient, exponent), array in zip(self.powers, arrays, strict=False)
-        )
+        ]
+        if self.cross:
+            terms[-1] = terms[-1] * arrays[0] ** values[self.cross]
+        reducible = sum(terms)
         if self.odds:
             return np.asarray(reducible / (1 + reducible))
         return np.asarray(values.get("E", 0.0) + reducible)
@@ -103,6 +157,10 @@ class Law:
                 f"{len(self.variables)} arrays; {len(arrays)} were given"
             )
         return arrays
+
+    def coordinates(self, arrays: Sequence[Array]) -> list[Array]:
+        """What each power is linear in: the log of its variable, or the loss of the sigmoid."""
+        return [each if self.sigmoid else np.log(each) for each in arrays[: len(self.powers)]]
 
 
 def effective_data(D: Array, U: Array, R_star: float | Array) -> Array:
@@ -128,4 +186,29 @@ REPEATED = Law(
     "repeated", "L = E + A N^-α + B D'^-β, D' = U + U R* (1 - exp(-(D/U - 1)/R*))",
     ("N", "D", "U"), (("A", "alpha"), ("B", "beta")), floor=True, repeats=True,
 )  # fmt: skip
-LAWS = {law.name: law for law in (PURE, FLOOR, LOGIT, SURFACE, REPEATED)}
+# The surface with α = β. Gadre et al. 2024 (arXiv 2403.08540) write it in compute and tokens per
+# parameter, L = E + (a M^η + b M^-η) C^-η. With C = 6 N D and M = D / N it is this law: η = α / 2,
+# a = 6^η A, b = 6^η B.
+TIED = Law(
+    "tied", "L = E + A N^-α + B D^-α", ("N", "D"), (("A", "alpha"), ("B", "alpha")),
+    floor=True, tied=True,
+)  # fmt: skip
+# The gain from data depends on the size. This is NOT the law of Farseer (arXiv 2506.10972), in
+# which the exponent and the coefficient of D are stretched exponentials of N (nine parameters); it
+# is the simplest law with such an interaction, one power of N, and the surface at γ = 0.
+INTERACTION = Law(
+    "interaction", "L = E + A N^-α + B N^γ D^-β", ("N", "D"), (("A", "alpha"), ("B", "beta")),
+    floor=True, cross="gamma",
+)  # fmt: skip
+# The best size for a budget (Hoffmann et al. 2022, arXiv 2203.15556, §3). The data decide the sign.
+RISING = Law("rising", "N = k C^a", ("C",), (("k", "a"),), rising=True)
+# A score of a task from a loss: the second step of Bhagia et al. 2024 (arXiv 2412.04403), there
+# a / (1 + exp(-k (L - L0))) + b, with k < 0. Here b is E, a is S - E, and k > 0.
+SIGMOID = Law(
+    "sigmoid", "score = E + (S - E) / (1 + exp(-k (L0 - L)))", ("L",), (("L0", "k"),),
+    floor=True, sigmoid=True,
+)  # fmt: skip
+LAWS = {
+    law.name: law
+    for law in (PURE, FLOOR, LOGIT, SURFACE, REPEATED, TIED, INTERACTION, RISING, SIGMOID)
+}

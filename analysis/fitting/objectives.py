@@ -1,6 +1,9 @@
-"""The objective of a fit: a sum over points of a loss of log residuals, scaled to order one."""
+"""The objective of a fit: a sum over points of a loss of the residuals, scaled to order one.
 
-from dataclasses import dataclass
+Residuals are predicted minus measured log L, or L, as a share of the geometric mean of the losses.
+"""
+
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +26,44 @@ class Objective:
     The solver divides by a finite `delta`, so that a large residual has slope one at any width.
     Least absolute deviations are approached by Huber losses of decreasing width, down to `delta`;
     `fit_law` then continues to the exact optimum (analysis.fitting.vertex).
+
+    `of_loss`: the residuals are of L / G, G the geometric mean of the losses, so that neither the
+    fit nor δ depends on the unit of L; log L else. `above` is the factor, at most 1, of the loss of
+    a run above the law: runs that are not tuned to their best lie above it. With "absolute" this is
+    the quantile above / (1 + above) of the runs (Koenker and Bassett 1978).
     """
 
-    name: str
+    kind: str  # "huber", "squares" or "absolute"
     delta: float
+    of_loss: bool = False
+    above: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.delta > 0:
             raise ValueError(f"delta = {self.delta}: the width of a loss must be positive")
+        if not 0 < self.above <= 1:
+            raise ValueError(
+                f"above = {self.above}: the factor of runs above the law must be in (0, 1]"
+            )
+
+    @property
+    def name(self) -> str:
+        """As `objective_of` reads it, such as huber, huber:L or squares:above=0.2."""
+        factor = f":above={self.above:g}" if self.above != 1 else ""
+        return f"{self.kind}{':L' if self.of_loss else ''}{factor}"
+
+    @property
+    def is_gaussian(self) -> bool:
+        """Plain least squares, to which the F test of an interval applies."""
+        return bool(np.isinf(self.delta)) and self.above == 1
+
+    def residual(self, log_residual: Array, z: Array) -> Array:
+        """The residuals that the loss is taken of; `z`: measured log(L / G)."""
+        return np.exp(z) * np.expm1(log_residual) if self.of_loss else log_residual
+
+    def factor(self, residual: Array) -> Array:
+        """The factor of each point's loss: `above` where the run is above the law."""
+        return np.where(residual < 0, self.above, 1.0)
 
     def widths(self, near_optimum: bool) -> tuple[float, ...]:
         """The widths to minimise at, one after the other; the last is the objective's own.
@@ -42,14 +75,21 @@ class Objective:
         return (*(width for width in narrower if not near_optimum or width < 1e-3), self.delta)
 
     def value(self, residual: Array) -> Array:
-        """The unscaled loss of each residual: r², Huber's r²/2 or δ(|r| - δ/2), or |r|."""
-        size = np.abs(residual)
+        """The unscaled loss of each residual, predicted minus measured: r², Huber's r²/2 or
+        δ(|r| - δ/2), or |r|; times `above` where r < 0.
+        """
+        size, factor = np.abs(residual), self.factor(residual)
         if np.isinf(self.delta):
             # Without the 1/2 of Huber's loss, so that the objective of a fit is its sum of squares.
-            return residual**2
-        if self.name == "absolute":
-            return size
-        return np.where(size <= self.delta, residual**2 / 2, self.delta * (size - self.delta / 2))
+            return factor * residual**2
+        if self.kind == "absolute":
+            return factor * size
+        huber = np.where(size <= self.delta, residual**2 / 2, self.delta * (size - self.delta / 2))
+        return factor * huber
+
+    def at(self, width: float) -> "Objective":
+        """The objective with losses of this width."""
+        return self if width == self.delta else replace(self, delta=width)
 
 
 # δ of Hoffmann et al. 2022, §3.3.
@@ -60,26 +100,54 @@ OBJECTIVES = {objective.name: objective for objective in (HUBER, SQUARES, ABSOLU
 
 
 def objective_of(objective: str | Objective) -> Objective:
-    """The objective of this name. Raises ValueError for an unknown name."""
+    """The objective of this name: NAME, NAME:L for residuals of L, NAME:above=FACTOR, or
+    NAME:L:above=FACTOR. Raises ValueError for another one.
+    """
     if isinstance(objective, Objective):
         return objective
-    if objective not in OBJECTIVES:
+    kind, *options = objective.split(":")
+    if kind not in OBJECTIVES:
         raise ValueError(f"objective {objective!r}: one of {', '.join(OBJECTIVES)}")
-    return OBJECTIVES[objective]
+    found = OBJECTIVES[kind]
+    for option in options:
+        key, _, number = option.partition("=")
+        try:
+            if option != "L" and key != "above":
+                raise ValueError("unknown option")
+            found = replace(found, **({"of_loss": True} if key == "L" else {key: float(number)}))
+        except ValueError as error:
+            raise ValueError(
+                f"objective {objective!r}: {error}; after {kind} may follow :L (residuals of L) "
+                "and :above=FACTOR (runs above the law count FACTOR times, at most 1)"
+            ) from error
+    return found
 
 
-def scaled_value(residual: Array, width: float) -> Array:
+def scaled_value(residual: Array, loss: Objective) -> Array:
     """The scaled loss: divided by a finite width, so that its slope is at most one."""
+    width = loss.delta
     if np.isinf(width):
-        return np.asarray(residual**2)
-    size = np.abs(residual)
-    return np.where(size <= width, residual**2 / (2 * width), size - width / 2)
+        value = np.asarray(residual**2)
+    else:
+        size = np.abs(residual)
+        value = np.where(size <= width, residual**2 / (2 * width), size - width / 2)
+    return value if loss.above == 1 else value * loss.factor(residual)
 
 
-def scaled_derivatives(residual: Array, width: float) -> tuple[Array, Array, Array]:
+def scaled_derivatives(residual: Array, loss: Objective) -> tuple[Array, Array, Array]:
     """First and second derivative of the scaled loss, and the curvature of the majorising
-    quadratic, which is never below the loss; a constant one has the shape (1, 1).
+    quadratic, which is never below the loss; a constant one may have the shape (1, 1).
     """
+    first, second, majorising = _symmetric_derivatives(residual, loss.delta)
+    if loss.above == 1:
+        return first, second, majorising
+    # The slope at 0 is 0 from both sides, so the factor leaves it continuous.
+    factor = loss.factor(residual)
+    return factor * first, factor * second, factor * majorising
+
+
+def _symmetric_derivatives(residual: Array, width: float) -> tuple[Array, Array, Array]:
+    """`scaled_derivatives` where runs above and below the law count equally."""
     if np.isinf(width):
         return 2 * residual, np.full((1, 1), 2.0), np.full((1, 1), 2.0)
     size = np.abs(residual)

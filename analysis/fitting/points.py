@@ -1,7 +1,7 @@
 """The points of a fit, checked; points that cannot determine the law raise FitError."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,18 +42,52 @@ class FitData:
 
     def columns(self, theta: Array) -> dict[str, Array]:
         """The law's parameters, (B,) each, at θ (B, p)."""
-        points, parameters = self.points, {}
-        for k, (coefficient, exponent) in enumerate(self.law.powers):
-            # Undoes the centring: c - α (log x - centre) + height is log A - α log x.
+        law, points, parameters = self.law, self.points, {}
+        for k, (coefficient, exponent) in enumerate(law.powers):
             c, power = theta[:, 2 * k], theta[:, 2 * k + 1]
+            if law.sigmoid:
+                parameters[coefficient], parameters[exponent] = c + points.centres[0], power
+                continue
+            # Undoes the centring: c - α (log x - centre) + height is log A - α log x.
+            log_coefficient = c + points.height + power * points.centres[k]
+            if law.cross and k == points.powers - 1:
+                log_coefficient = log_coefficient - theta[:, -1] * points.centres[0]
             with np.errstate(over="ignore"):  # `fit_law` refuses infinite values
-                parameters[coefficient] = np.exp(c + points.height + power * points.centres[k])
-            parameters[exponent] = power
-        if self.law.floor:
+                parameters[coefficient] = np.exp(log_coefficient)
+            parameters[exponent] = law.sign * power
+        if law.floor:
             parameters["E"] = np.exp(theta[:, 2 * points.powers] + points.height)
-        if self.law.repeats:
+        if law.repeats:
             parameters["R_star"] = np.exp(theta[:, -1])
+        if law.cross:
+            parameters[law.cross] = theta[:, -1]
+        if law.sigmoid:
+            parameters["S"] = np.exp(theta[:, -1] + points.height)
         return parameters
+
+    def theta(self, values: Mapping[str, float]) -> Array:
+        """θ (p,) of these parameters: the inverse of `values`. A coefficient must be positive."""
+        law, points = self.law, self.points
+        theta = np.empty(points.parameters)
+        for k, (coefficient, exponent) in enumerate(law.powers):
+            power = law.sign * values[exponent]
+            if law.sigmoid:
+                theta[:2] = values[coefficient] - points.centres[0], power
+                continue
+            shift = points.height + power * points.centres[k]
+            if law.cross and k == points.powers - 1:
+                shift -= values[law.cross] * points.centres[0]
+            theta[2 * k : 2 * k + 2] = np.log(values[coefficient]) - shift, power
+        if law.floor:
+            E = values["E"]
+            theta[2 * points.powers] = np.log(E) - points.height if E > 0 else -np.inf
+        if law.repeats:
+            theta[-1] = np.log(values["R_star"])
+        if law.cross:
+            theta[-1] = values[law.cross]
+        if law.sigmoid:
+            theta[-1] = np.log(values["S"]) - points.height
+        return theta
 
 
 def check_points(
@@ -79,7 +113,7 @@ def check_points(
     scaled_weights = raw_weights / raw_weights.max()  # so that their mean cannot overflow
     notes = _refuse_designs(law, arrays, losses, floor is None)
     # U of `REPEATED` has no power. The second log, of D, is replaced by log D' in the solver.
-    logs = [np.log(each) for each in arrays[: len(law.powers)]]
+    logs = law.coordinates(arrays)
     z = np.log(losses)
     # log L is not centred for the law in the odds: odds are not invariant to the scale of L.
     height = 0.0 if law.odds else float(z.mean())

@@ -57,32 +57,35 @@ def minimise(
         start = theta[part]
         # The optimum of each wider loss is the start for the next; it need not be exact.
         for width in objective.widths(near_optimum)[:-1]:
-            start = _newton(points, z, part_weights, start, width, fixed, _LOOSE_TOLERANCE)
-        start = _newton(points, z, part_weights, start, objective.delta, fixed, tolerance)
-        parts.append((start, *evaluate(points, z, part_weights, start, objective.delta, fixed)))
+            wider = objective.at(width)
+            start = _newton(points, z, part_weights, start, wider, fixed, _LOOSE_TOLERANCE)
+        start = _newton(points, z, part_weights, start, objective, fixed, tolerance)
+        parts.append((start, *evaluate(points, z, part_weights, start, objective, fixed)))
     return Minima(*(np.concatenate(piece) for piece in zip(*parts, strict=True)))
 
 
 def _newton(
-    points: Points, z: Array, weights: Array, theta: Array, width: float,
+    points: Points, z: Array, weights: Array, theta: Array, loss: Objective,
     fixed: tuple[int, ...], tolerance: float,
 ) -> Array:  # fmt: skip
-    """θ (B, p) after damped Newton steps (Levenberg-Marquardt) at one `width` of the loss."""
+    """θ (B, p) after damped Newton steps (Levenberg-Marquardt) at one width of the loss."""
     # One long loop, because its parts share ten arrays, which lose the converged problems together.
-    found = theta.copy()
-    free = [j for j in range(points.parameters) if j not in fixed]
+    found, idle = theta.copy(), points.idle
+    free = [j for j in range(points.parameters) if j not in fixed and j not in idle]
     lowest, highest = (bound[free] for bound in points.bounds)
     # Fixed columns are not clipped: log E = -inf (E = 0) is below its bound.
     found[:, free] = found[:, free].clip(lowest, highest)
-    floor_free = points.law.floor and 2 * points.powers in free
+    if idle:
+        found[:, idle] = found[:, 1:2]
+    valley = points.law.floor and not points.law.sigmoid and 2 * points.powers in free
     # The state of the problems that have not converged; `active` are their rows.
     active, start = np.arange(len(found)), found.copy()
     damping = np.full(len(found), 1e-2)
     terms = terms_of(points, start, z)
-    objective = _objective(terms, weights, width)
+    objective = _objective(terms, z, weights, loss)
     for _ in range(_MAX_ITERATIONS):
-        gradient, hessian, majoriser = _derivatives(points, start, terms, weights, width)
-        if fixed:
+        gradient, hessian, majoriser = _derivatives(points, start, terms, z, weights, loss)
+        if fixed or idle:
             gradient, hessian, majoriser = gradient[:, free], hessian[:, free], majoriser[:, free]
             hessian, majoriser = hessian[:, :, free], majoriser[:, :, free]
         # A component that rests on a bound is taken out of the step. Otherwise the step of the
@@ -92,16 +95,19 @@ def _newton(
         step = _step(gradient, hessian, majoriser, damping).clip(-_MAX_STEP, _MAX_STEP)
         trial = start.copy()
         trial[:, free] = (start[:, free] + step).clip(lowest, highest)
+        if idle:
+            trial[:, idle] = trial[:, 1:2]
         trial_terms = terms_of(points, trial, z)
-        trial_objective = _objective(trial_terms, weights, width)
+        trial_objective = _objective(trial_terms, z, weights, loss)
         linear_decrease = -(gradient * (trial[:, free] - start[:, free])).sum(1)
         # Written with ~ so that a NaN counts as a poor step.
         poor = np.flatnonzero(~(objective - trial_objective > _GOOD_GAIN * linear_decrease))
-        if floor_free and len(poor):  # E may lie in a curved valley: try a step along it
+        if valley and len(poor):  # E may lie in a curved valley: try a step along it
             curved = _along_valley(points, start[poor], trial[poor] - start[poor])
             curved[:, free] = curved[:, free].clip(lowest, highest)
-            curved_terms = terms_of(points, curved, _rows(z, poor))
-            curved_objective = _objective(curved_terms, _rows(weights, poor), width)
+            poor_z = _rows(z, poor)
+            curved_terms = terms_of(points, curved, poor_z)
+            curved_objective = _objective(curved_terms, poor_z, _rows(weights, poor), loss)
             lower = curved_objective < trial_objective[poor]
             trial[poor[lower]] = curved[lower]
             trial_objective[poor[lower]] = curved_objective[lower]
@@ -181,7 +187,8 @@ def _along_valley(points: Points, theta: Array, step: Array) -> Array:
     slope = share * (new_exponent + exponent * (dc - rise))
     with np.errstate(divide="ignore", invalid="ignore"):
         shares = np.abs(slope / new_exponent)
-    shares = np.where(shares > 0, shares, share)
+    # A power that does not vary, or an overflow, leaves the step as it is.
+    shares = np.where((shares > 0) & np.isfinite(shares), shares, share)
     # E is what remains of L, but at least a tenth of its present share, as its log is taken.
     floor_share = np.maximum(1 - shares.sum(1, keepdims=True), floor / 10)
     log_total = np.log(floor_share + shares.sum(1, keepdims=True))
@@ -218,11 +225,14 @@ def _solve_rows(matrix: Array, right: Array) -> Array:
 
 
 def evaluate(
-    points: Points, z: Array, weights: Array, theta: Array, width: float, fixed: tuple[int, ...]
+    points: Points, z: Array, weights: Array, theta: Array, loss: Objective, fixed: tuple[int, ...]
 ) -> tuple[Array, Array]:
     """Objective (B,) and relative gradient (B,) at `theta` (B, p)."""
-    terms = terms_of(points, theta, z)
-    slope, first = slopes_of(points, theta, terms), scaled_derivatives(terms.residual, width)[0]
+    terms, width = terms_of(points, theta, z), loss.delta
+    slope = slopes_of(points, theta, terms)
+    first = scaled_derivatives(loss.residual(terms.residual, z), loss)[0]
+    if loss.of_loss:  # the derivative of L / G is L / G times that of log L
+        slope *= np.exp(terms.residual + z)[:, None]
     gradient = np.matmul(slope, (weights * first)[..., None])[..., 0]
     # The size of the summands of each component. A residual of 1e-6 is added, because all residuals
     # can be zero.
@@ -232,15 +242,15 @@ def evaluate(
     gradient[:, list(fixed)] = 0
     lowest, highest = points.bounds
     gradient[pushed_outward(theta, gradient, lowest, highest)] = 0
-    return _objective(terms, weights, width), (np.abs(gradient) / scale).max(1)
+    return _objective(terms, z, weights, loss), (np.abs(gradient) / scale).max(1)
 
 
-def _objective(terms: Terms, weights: Array, width: float) -> Array:
-    return (weights * scaled_value(terms.residual, width)).sum(1)
+def _objective(terms: Terms, z: Array, weights: Array, loss: Objective) -> Array:
+    return (weights * scaled_value(loss.residual(terms.residual, z), loss)).sum(1)
 
 
 def _derivatives(
-    points: Points, theta: Array, terms: Terms, weights: Array, width: float
+    points: Points, theta: Array, terms: Terms, z: Array, weights: Array, loss: Objective
 ) -> tuple[Array, Array, Array]:
     """Gradient (B, p), Hessian and majoriser (B, p, p) of the objective.
 
@@ -249,17 +259,36 @@ def _derivatives(
     """
     slope = slopes_of(points, theta, terms)
     transposed = slope.transpose(0, 2, 1)
-    first, second, majorising = scaled_derivatives(terms.residual, width)
+    first, second, majorising = scaled_derivatives(loss.residual(terms.residual, z), loss)
+    if loss.of_loss:  # ∂(L / G) = (L / G) ∂log L
+        level = np.exp(terms.residual + z)
+        first, second, majorising = level * first, level**2 * second, level**2 * majorising
     pull = weights * first
     gradient = np.matmul(slope, pull[..., None])[..., 0]
     # (B, p, n) times (B, n, p): the sum over points.
     majoriser = np.matmul(slope * (weights * majorising)[:, None], transposed)
-    if np.isinf(width):
+    if np.isinf(loss.delta):
         return gradient, majoriser, majoriser
+    hessian = _weighted_curvature(points, theta, terms, pull)
+    # The rest of the Hessian, in g gᵀ. Of L / G the second derivative has one g gᵀ more.
+    own = weights * second - (_sign(points) - loss.of_loss) * pull
+    hessian += np.matmul(slope * own[:, None], transposed)
+    return gradient, hessian, majoriser
+
+
+def _sign(points: Points) -> float:
+    """The sign of g gᵀ in -∂²log L; 0 for the sigmoid, whose curvature is computed as a whole."""
+    return 0.0 if points.law.sigmoid else -1.0 if points.law.odds else 1.0
+
+
+def _weighted_curvature(points: Points, theta: Array, terms: Terms, pull: Array) -> Array:
+    """(B, p, p) Σ pull (∂²log L + `_sign` g gᵀ) over points, pull (B, n)."""
+    if points.law.sigmoid:
+        return _sigmoid_curvature(theta, terms, pull)
     # The objective is Σ w ρ(r), with gradient Σ w ρ' g and Hessian Σ w (ρ'' g gᵀ + ρ' ∂²log L), g =
     # ∂log L. For a log-sum-exp ∂²log L = Σ_k share_k (∂t_k ∂t_kᵀ + ∂²t_k) - g gᵀ; in the odds it is
     # the negative of that. The loops add the share_k terms, the matrix product below the rest.
-    sign = -1.0 if points.law.odds else 1.0
+    sign = _sign(points)
     _, shares, logs, slopes = terms
     hessian = np.zeros((len(theta), points.parameters, points.parameters))
     for k, log in enumerate(logs):
@@ -284,5 +313,36 @@ def _derivatives(
         ):  # fmt: skip
             hessian[:, at, j] += (force * summand).sum(1)
             hessian[:, j, at] = hessian[:, at, j]
-    hessian += np.matmul(slope * (weights * second - sign * pull)[:, None], transposed)
-    return gradient, hessian, majoriser
+    if points.law.cross:  # γ log N in t of the last power
+        at, c = points.parameters - 1, 2 * points.powers - 2
+        force = pull * shares[points.powers - 1] * logs[0]
+        for j, slope_of_t in ((c, 1.0), (c + 1, -logs[-1]), (at, logs[0])):
+            hessian[:, at, j] = hessian[:, j, at] = (force * slope_of_t).sum(1)
+    for idle in points.idle:
+        hessian[:, 1] += hessian[:, idle]
+        hessian[:, :, 1] += hessian[:, :, idle]
+        hessian[:, idle] = hessian[:, :, idle] = 0
+    return hessian
+
+
+def _sigmoid_curvature(theta: Array, terms: Terms, pull: Array) -> Array:
+    """(B, 4, 4) Σ pull ∂²log score over points.
+
+    log score = log(E + S e^s) - log(1 + e^s), s = k (L0 - L): a difference of two log-sum-exps. The
+    second derivative of each is the variance of ∂t over its two terms, plus its share of ∂²s.
+    """
+    by_s, share_of_E, share_of_S, sigmoid = terms.shares
+    s_slope = np.zeros((len(theta), 4, len(terms.logs[0])))
+    s_slope[:, 0], s_slope[:, 1] = theta[:, 1, None], theta[:, 0, None] - terms.logs[0]
+    upper = s_slope.copy()  # t of S e^s minus t of E
+    upper[:, 2], upper[:, 3] = -1, 1
+    curvature = np.matmul(
+        upper * (pull * share_of_E * share_of_S)[:, None], upper.transpose(0, 2, 1)
+    )
+    curvature -= np.matmul(
+        s_slope * (pull * sigmoid * (1 - sigmoid))[:, None], s_slope.transpose(0, 2, 1)
+    )
+    crossed = (pull * by_s).sum(1)  # ∂²s by L0 and k is 1
+    curvature[:, 0, 1] += crossed
+    curvature[:, 1, 0] += crossed
+    return np.asarray(curvature)

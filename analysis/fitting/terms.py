@@ -9,12 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.fitting.laws import Law
+from analysis.fitting.objectives import Objective
 
 Array = NDArray[np.float64]
 
 # It only stops a fit that diverges; a fit that rests on it has a flag.
 _MAX_EXPONENT = 30.0
 _R_STAR_RANGE = (1e-2, 1e5)  # lowest and highest R*
+# The range of the middle of a sigmoid in ranges of the loss, and of its ceiling in greatest scores.
+_MAX_MIDDLE, _MAX_CEILING = 5.0, 100.0
 _MIN_E = 1e-5  # share of the least loss: a smaller E cannot be distinguished from 0
 # Runs per distinct x from which the law is evaluated once for each x: below, copying costs more.
 _RUNS_PER_X = 4
@@ -25,7 +28,7 @@ class Points:
     """The points in the centred logs that the solver uses, (n,) each; θ refers to these centres."""
 
     law: Law
-    logs: tuple[Array, ...]  # log of each variable minus its mean
+    logs: tuple[Array, ...]  # log of each variable (Law.coordinates) minus its mean
     centres: tuple[float, ...]
     z: Array  # log L minus `height`; (n,), or (B, n) with one data set per row
     height: float  # mean of log L; 0 for the law in the odds
@@ -63,8 +66,17 @@ class Points:
 
     @property
     def parameters(self) -> int:
-        """Length of θ: (log coefficient, exponent) of each power, then log E, then log R*."""
-        return 2 * self.powers + self.law.floor + self.law.repeats
+        """Length of θ: (log coefficient, exponent) of each power, then log E, then log R*, γ or
+        log S. The exponents are those of a fall. For the sigmoid the first two are L0, centred, and
+        k. Tied exponents have a column each, with the same value.
+        """
+        law = self.law
+        return 2 * self.powers + law.floor + law.repeats + bool(law.cross) + law.sigmoid
+
+    @cached_property
+    def idle(self) -> list[int]:
+        """The columns of θ that copy the first exponent, if all are tied; with derivatives 0."""
+        return list(range(3, 2 * self.powers, 2)) if self.law.tied else []
 
     @property
     def bounds(self) -> tuple[Array, Array]:
@@ -77,6 +89,15 @@ class Points:
             lowest[at], highest[at] = np.log(_MIN_E) + self.z.min(), self.z.max()
         if self.law.repeats:
             lowest[-1], highest[-1] = np.log(_R_STAR_RANGE)
+        if self.law.cross:
+            lowest[-1], highest[-1] = -_MAX_EXPONENT, _MAX_EXPONENT
+        if self.law.sigmoid:
+            extent = float(np.ptp(self.logs[0]))
+            lowest[:2] = -_MAX_MIDDLE * extent, 0.0
+            highest[:2] = _MAX_MIDDLE * extent, 10 * _MAX_EXPONENT / extent
+            # E may be above S: then the score rises with the loss, and the fit has a flag.
+            highest[2:] = self.z.max() + np.log(_MAX_CEILING)
+            lowest[-1] = lowest[2]
         return lowest, highest
 
 
@@ -84,7 +105,9 @@ class Terms(NamedTuple):
     """A law at points: what the derivatives of log L are made of."""
 
     residual: Array  # (B, n)
-    shares: list[Array]  # share of each power in L, then that of E, (B, n) each
+    # Share of each power in L, then that of E, (B, n) each. Of the sigmoid: the derivative of log L
+    # by k (L0 - L), the shares of E and of S, and the sigmoid itself.
+    shares: list[Array]
     logs: list[Array]  # centred log of each power's variable: (n,), or (B, n) where θ changes it
     slopes: tuple[Array, Array] | None  # first and second derivative of log D' by log R*, (B, n)
 
@@ -104,9 +127,10 @@ class Terms(NamedTuple):
         return [self.residual, *self.shares, *logs, *(self.slopes or ())]
 
 
-def residuals(points: Points, theta: Array) -> Array:
-    """(B, n) predicted log L minus measured log L."""
-    return terms_of(points, theta, points.z).residual
+def residuals(points: Points, theta: Array, objective: Objective | None = None) -> Array:
+    """(B, n) predicted minus measured log L, or the residuals of `objective`, which may be of L."""
+    residual = terms_of(points, theta, points.z).residual
+    return residual if objective is None else objective.residual(residual, points.z)
 
 
 def information(points: Points, weights: Array, theta: Array) -> Array:
@@ -115,9 +139,16 @@ def information(points: Points, weights: Array, theta: Array) -> Array:
     return np.matmul(slopes * weights[:, None], slopes.transpose(0, 2, 1))
 
 
-def jacobian(points: Points, theta: Array) -> Array:
-    """(B, p, n) derivatives by θ (B, p) of log L at each point."""
-    return slopes_of(points, theta, terms_of(points, theta, points.z))
+def jacobian(points: Points, theta: Array, objective: Objective | None = None) -> Array:
+    """(B, p, n) derivatives by θ (B, p) of log L at each point, or of the residuals of `objective`.
+
+    The columns of tied exponents are 0 but for the first, which moves all.
+    """
+    terms = terms_of(points, theta, points.z)
+    slopes = slopes_of(points, theta, terms)
+    if objective is not None and objective.of_loss:
+        slopes *= np.exp(terms.residual + points.z)[:, None]
+    return slopes
 
 
 def slopes_of(points: Points, theta: Array, terms: Terms) -> Array:
@@ -132,6 +163,15 @@ def slopes_of(points: Points, theta: Array, terms: Terms) -> Array:
         np.multiply(shares[k], -log, out=jacobian[:, 2 * k + 1])
     if points.law.floor:
         jacobian[:, 2 * points.powers] = shares[points.powers]
+    if points.law.cross:  # t of the last power has + γ log N
+        np.multiply(shares[points.powers - 1], logs[0], out=jacobian[:, -1])
+    if points.law.sigmoid:  # of k (L0 - L): by L0, by k; and by log S
+        jacobian[:, 0] = shares[0] * theta[:, 1, None]
+        jacobian[:, 1] = shares[0] * (theta[:, 0, None] - logs[0])
+        jacobian[:, -1] = shares[2]
+    for idle in points.idle:
+        jacobian[:, 1] += jacobian[:, idle]
+        jacobian[:, idle] = 0
     if slopes is not None:
         # t_k = c - β log D', so the derivative by log R* is -β dlog D'/dlog R*.
         exponent = theta[:, 2 * points.powers - 1, None]
@@ -160,10 +200,14 @@ def terms_of(points: Points, theta: Array, z: Array) -> Terms:
 
 def _sum_of_terms(points: Points, theta: Array, logs: Sequence[Array]) -> tuple[Array, list[Array]]:
     """log L and the share of each term, (B, m) each, at these m values of the variables."""
+    if points.law.sigmoid:
+        return _sigmoid(theta, logs[0])
     # t_k of each power at each point, (B, m) each.
     exponents = [
         theta[:, 2 * k, None] - theta[:, 2 * k + 1, None] * log for k, log in enumerate(logs)
     ]
+    if points.law.cross:
+        exponents[-1] = exponents[-1] + theta[:, -1, None] * logs[0]
     shape = exponents[0].shape
     if points.law.odds:
         # log L = -log(1 + exp(-t)), t the log odds: a log-sum-exp of -t and 0.
@@ -182,6 +226,17 @@ def _sum_of_terms(points: Points, theta: Array, logs: Sequence[Array]) -> tuple[
     if points.law.odds:
         return -log_sum, [powers[0] / total]
     return log_sum, [power / total for power in powers]
+
+
+def _sigmoid(theta: Array, loss: Array) -> tuple[Array, list[Array]]:
+    """log score and `Terms.shares`: log((E + S exp(s)) / (1 + exp(s))) with s = k (L0 - L)."""
+    middle, slope, log_E, log_S = (theta[:, j, None] for j in range(4))
+    s = slope * (middle - loss)
+    upper = np.logaddexp(log_E, log_S + s)
+    share_of_S = np.exp(log_S + s - upper)
+    sigmoid = np.exp(-np.logaddexp(0, -s))
+    shares = [share_of_S - sigmoid, 1 - share_of_S, share_of_S, sigmoid]
+    return upper - np.logaddexp(0, s), shares
 
 
 def log_effective_data(points: Points, rho: Array) -> tuple[Array, Array, Array]:

@@ -76,28 +76,21 @@ def certify(
         raise FitError(f"claimed values must be numbers: {error}") from error
     if not all(np.isfinite(value) for value in values.values()):
         raise FitError("claimed values must be finite")
-    if any(values[name] <= 0 for name in law.names if name in ("A", "B", "R_star")):
-        raise FitError("coefficients and R* must be positive")
+    if any(values[name] <= 0 for name in law.names if name in law.positive):
+        names = ", ".join("R*" if name == "R_star" else name for name in sorted(law.positive))
+        raise FitError(f"coefficients and R* must be positive, of {law.name}: {names}")
     if values.get("E", 0.0) < 0:
         raise FitError(f"E = {values['E']:g}: the irreducible loss E cannot be negative")
     best = fit_law(law, x, y, objective)
     data, points = best.data, best.data.points
-    # The inverse of FitData.columns: log coefficients at the centre of the points, not at x = 1.
-    theta = np.empty_like(best.theta)  # the claim in the solver's centred logs
-    for k, (coefficient, exponent) in enumerate(law.powers):
-        shift = points.height + values[exponent] * points.centres[k]
-        theta[2 * k : 2 * k + 2] = np.log(values[coefficient]) - shift, values[exponent]
-    if law.floor:
-        E = values["E"]
-        theta[2 * points.powers] = np.log(E) - points.height if E > 0 else -np.inf
-    if law.repeats:
-        theta[-1] = np.log(values["R_star"])
+    theta = data.theta(values)
     # From the claimed numbers themselves, so that θ adds no rounding error.
-    residual = np.log(data.y) - np.log(law.predict(data.x, values))
+    residual = np.log(law.predict(data.x, values)) - np.log(data.y)
+    residual = best.objective.residual(residual, points.z)
     claimed_objective = float((data.weights * best.objective.value(residual)).sum())
     best_objective = best.certificate.objective
     gradient = evaluate(points, points.z[None], data.weights[None], theta[None],
-                     best.objective.delta, ())[1]  # fmt: skip
+                     best.objective, ())[1]  # fmt: skip
     # The objective of residuals of 1e-6 is added, because it is 0 for points without noise.
     exact = float(best.objective.value(np.full(best.points, 1e-6)).sum())
     excess = (claimed_objective + exact) / (best_objective + exact) - 1

@@ -9,15 +9,15 @@ from typing import Literal
 import pandas as pd
 
 from analysis.fitting.fit import CONVERGED, Fit
-from analysis.fitting.objectives import OBJECTIVES
+from analysis.fitting.objectives import objective_of
 from analysis.report.format import fixed, signed, size
 from analysis.study import METRICS, VARIABLES, LawResult, Study
 
 UNKNOWN = "not known"
 _OBJECTIVES = {
-    "squares": "sum of squared log residuals",
-    "huber": "sum of Huber losses of log residuals",
-    "absolute": "sum of absolute log residuals",
+    "squares": "sum of squared residuals",
+    "huber": "sum of Huber losses of residuals",
+    "absolute": "sum of absolute residuals",
 }
 _STARTS = "from variable projection over a grid of exponents"
 
@@ -149,9 +149,17 @@ def _smoothing(study: Study) -> str:
 
 
 def _objective(study: Study) -> str:
-    text = f"{_OBJECTIVES[study.objective]}, log(measured / predicted)"
-    delta = OBJECTIVES[study.objective].delta
-    return f"{text}, δ = {delta:g}" if study.objective == "huber" else text
+    objective = objective_of(study.objective)
+    text = _OBJECTIVES[objective.kind]
+    if objective.of_loss:
+        text += " of L, (measured - predicted) / geometric mean of L"
+    else:
+        text = text.replace("residuals", "log residuals") + ", log(measured / predicted)"
+    if objective.kind == "huber":
+        text += f", δ = {objective.delta:g}"
+    if objective.above != 1:
+        text += f"; runs above the law count {objective.above:g} times"
+    return text
 
 
 def _optimiser(study: Study) -> str | None:

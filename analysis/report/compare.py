@@ -126,8 +126,8 @@ class Difference:
 
 
 def difference(laws_a: Laws, laws_b: Laws) -> Difference:
-    """Compare the contents of two laws.json of this format (FORMAT). Raises ValueError for another
-    format, or if one has several groups.
+    """Compare the contents of two laws.json. Raises ValueError for another format, or
+    if one has several groups.
     """
     for laws in (laws_a, laws_b):
         if laws.get("format") != FORMAT:

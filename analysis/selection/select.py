@@ -4,6 +4,7 @@ The verdict may be that the data do not decide. All candidates predict L, so the
 log L, and the statistics computed from them, can be compared.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +27,16 @@ LIKELIHOODS = {
     "absolute": "Laplace log L, its width fitted",
     "huber": "log L with density exp(-Huber(r) / s) / Z(s), s fitted",
 }
+
+
+def likelihood_of(objective: Objective) -> str:
+    """The likelihood of which a fit with this objective is the maximum, in words."""
+    text = LIKELIHOODS[objective.kind]
+    if objective.of_loss:
+        text = text.replace("log L", "L")
+    if objective.above != 1:
+        text += f", -log density above the law times {objective.above:g}"
+    return text
 
 
 @dataclass(frozen=True)
@@ -110,11 +121,13 @@ def choose(
     fixed_floor: float | None = None,
     *,
     error_rate: bool = False,
+    interval_of: Callable[[Fit, str], Interval] = interval,
 ) -> Choice:
     """Compare a pure power law with one with an irreducible loss E, on points x, y, (n,) each.
 
     `fixed_floor`: adds the law with this fixed E. `error_rate`: y is an error rate between 0 and 1,
-    so the law in the odds is added. Raises FitError where the pure law cannot be fitted.
+    so the law in the odds is added. `interval_of` gives the interval of E. Raises FitError where
+    the pure law cannot be fitted.
     """
     objective = objective_of(objective)
     laws: list[tuple[str, Law, float | None]] = [("pure", PURE, None), ("floor", FLOOR, None)]
@@ -137,7 +150,8 @@ def choose(
     # all laws predicted.
     errors, pair_count = _rolling_errors(rolled)
     candidates = {
-        name: _candidate(name, fit, rolled[name], errors[name]) for name, fit in fits.items()
+        name: _candidate(name, fit, rolled[name], errors[name], interval_of)
+        for name, fit in fits.items()
     }
     curvature = curvature_of(x, y)
     evidence = {name: _evidence(candidate) for name, candidate in candidates.items()}
@@ -150,7 +164,7 @@ def choose(
         candidates=tuple(candidates.values()),
         refused=tuple(refused),
         curvature=curvature,
-        likelihood=LIKELIHOODS[objective.name],
+        likelihood=likelihood_of(objective),
         rolled=pair_count,
         judgement=replace(verdict, remarks=remarks(evidence)),
     )
@@ -180,36 +194,45 @@ def aicc(fit: Fit) -> float | None:
 
     None where n - k < 2. The likelihood is the one whose maximum the fit is (LIKELIHOODS); k
     includes its fitted width. Additive constants are omitted: n log(RSS / n) for squares and
-    2 n log(Σ|r| / n) for absolute. The correction is exact only for Gaussian straight lines.
+    2 n log(Σ|r| / n) for absolute. The correction is exact only for Gaussian straight lines. Fits
+    of residuals of L and of log L can be compared: all are likelihoods of log L, and the Jacobian
+    of L is 0, because L is in units of its geometric mean.
     """
     # The scale of the residuals is fitted too and counts as a parameter.
     n, k = fit.points, fit.free + 1
     if n - k < 2:
         return None
-    weights = fit.data.weights
-    if fit.objective.name == "absolute":
-        width = float(np.mean(weights * np.abs(fit.residuals)))
+    weights, above = fit.data.weights, fit.objective.above
+    loss = float(np.mean(weights * fit.objective.value(fit.misfits)))
+    if fit.objective.kind == "absolute":
+        width = loss
         # -2 log likelihood at the best width, without constants. Below _EXACT rounding would
         # decide.
-        misfit = 2 * n * np.log(max(width, _EXACT))
+        misfit = 2 * n * (np.log(max(width, _EXACT)) + np.log((1 + 1 / above) / 2))
     elif np.isinf(fit.objective.delta):
-        misfit = n * np.log(max(float(np.mean(weights * fit.residuals**2)), _EXACT**2))
+        misfit = n * (np.log(max(loss, _EXACT**2)) + 2 * np.log((1 + above**-0.5) / 2))
     else:
-        loss = max(float(np.mean(weights * fit.objective.value(fit.residuals))), _EXACT**2)
-        misfit = n * _least_huber(loss, fit.objective.delta)
+        misfit = n * _least_huber(max(loss, _EXACT**2), fit.objective.delta, above)
+    if fit.objective.of_loss:  # not 0 for the odds, whose logs are not centred
+        misfit -= 2 * float(fit.data.points.z.sum())
     return float(misfit + 2 * k + 2 * k * (k + 1) / (n - k - 1))
 
 
-def _least_huber(loss: float, delta: float) -> float:
-    """-2 log likelihood per point for this mean Huber loss, minimised over the width s."""
+def _least_huber(loss: float, delta: float, above: float) -> float:
+    """-2 log likelihood per point for this mean Huber loss, minimised over the width s.
+
+    `above`: the factor of the loss above the law, where the width is s / above.
+    """
+
+    def half_integral(s: float) -> float:
+        # ∫ exp(-Huber(r) / s) dr over r > 0: a Gaussian of variance s up to δ, an exponential tail
+        # beyond.
+        middle = np.sqrt(np.pi * s / 2) * special.erf(delta / np.sqrt(2 * s))
+        return float(middle + s / delta * np.exp(-(delta**2) / (2 * s)))
 
     def misfit(log_s: float) -> float:
         s = np.exp(log_s)
-        # Z(s) = ∫ exp(-Huber(r) / s) dr: a Gaussian of variance s up to δ, exponential tails
-        # beyond.
-        middle = np.sqrt(2 * np.pi * s) * special.erf(delta / np.sqrt(2 * s))
-        tails = 2 * s / delta * np.exp(-(delta**2) / (2 * s))
-        return float(2 * np.log(middle + tails) + 2 * loss / s)
+        return float(2 * np.log(half_integral(s) + half_integral(s / above)) + 2 * loss / s)
 
     centre = np.log(loss)  # s is between the mean loss (Laplace) and twice that (Gauss)
     return float(optimize.minimize_scalar(misfit, bounds=(centre - 1, centre + 2)).fun)
@@ -261,8 +284,9 @@ def _rolling_errors(rolled: dict[str, tuple[HeldOut, ...]]) -> tuple[dict[str, f
 
 
 def _candidate(
-    name: str, fit: Fit, rolled: tuple[HeldOut, ...], rolling_error: float | None
-) -> Candidate:
+    name: str, fit: Fit, rolled: tuple[HeldOut, ...], rolling_error: float | None,
+    interval_of: Callable[[Fit, str], Interval],
+) -> Candidate:  # fmt: skip
     """The candidate with all its statistics."""
     log_y = np.log(fit.data.y)
     # R² of log L for every law; fit.r2 is in the logs in which each law is a straight line, which
@@ -275,7 +299,7 @@ def _candidate(
         fit=fit,
         aicc=aicc(fit),
         r2=1 - float(np.sum(fit.residuals**2)) / spread if spread > 0 else float("nan"),
-        E_interval=interval(fit, "E") if free_floor else None,
+        E_interval=interval_of(fit, "E") if free_floor else None,
         held_out=held_out,
         rolled=rolled,
         rolling_error=rolling_error,

@@ -4,8 +4,10 @@ For least squares the test is the F test of the profile: the parameter is fixed 
 others are fitted again, and the value is accepted while the sum of squares rises by no more than
 the F quantile allows. A prediction is fixed by an added point: with a very large weight for the law
 itself, with weight 1 for a new run. For a straight line this is exactly the textbook's prediction
-interval. For the other objectives the critical rise comes from simulations of the fit (smoothed
-residuals, fixed random seed). Measured coverage: docs/laws.md.
+interval. Where several runs of a size show that the law misses the means of the sizes, these are
+the observations of the test (`freedom_of`). For the other objectives the critical rise comes from
+simulations of the fit (smoothed residuals, fixed random seed). Measured coverage: docs/laws.md and
+docs/coverage.md.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,6 +26,7 @@ from analysis.uncertainty.profile import (
     Rise,
     critical_rise,
     crossings,
+    freedom_of,
     standard_error,
 )
 
@@ -54,7 +57,7 @@ def interval(fit: Fit, name: str, level: float = 0.95) -> Interval:
     rise, allowed, error = _test_of(fit, name, level)
     # Coefficients are searched in logs, where they stay positive. E is searched in its own units,
     # because E = 0 must be within reach.
-    logarithmic = name in {coefficient for coefficient, _ in fit.law.powers} | {"R_star"}
+    logarithmic = name in fit.law.positive
     best = np.log(fit[name]) if logarithmic else fit[name]
     low, high = crossings(rise, best, error, allowed, 0.0 if name == "E" else -np.inf)
     if logarithmic:
@@ -140,7 +143,7 @@ def _test_at(
 def covers(fit: Fit, name: str, value: float, level: float = 0.95) -> bool:
     """Whether `interval(fit, name, level)` contains `value`; it does not compute the ends."""
     rise, allowed, _ = _test_of(fit, name, level)
-    logarithmic = name in {coefficient for coefficient, _ in fit.law.powers} | {"R_star"}
+    logarithmic = name in fit.law.positive
     return bool(rise(np.log([value]) if logarithmic else np.array([value]))[0] <= allowed)
 
 
@@ -165,10 +168,17 @@ def basis(fit: Fit) -> str:
 
 def profile_problem(fit: Fit, name: str) -> tuple[Problem, int, Callable[[Array], Array]]:
     """The problem in which `name` is a column of θ, the column, and the map from a value to θ."""
-    height = fit.data.points.height
+    height, sign = fit.data.points.height, fit.law.sign
+    if name == "R_star" or name == fit.law.cross:
+        return Problem.of(fit), len(fit.theta) - 1, lambda values: values
+    if fit.law.sigmoid and name == "S":
+        return Problem.of(fit), len(fit.theta) - 1, lambda values: values - height
+    if fit.law.sigmoid and name == fit.law.powers[0][0]:
+        centre = fit.data.points.centres[0]
+        return Problem.of(fit), 0, lambda values: values - centre
     for k, (coefficient, exponent) in enumerate(fit.law.powers):
         if name == exponent:
-            return Problem.of(fit), 2 * k + 1, lambda values: values
+            return Problem.of(fit), 2 * k + 1, lambda values: sign * values
         if name == coefficient:  # log A is a column of θ only where log x is not centred
             points = fit.data.points
             centres = points.centres
@@ -177,10 +187,10 @@ def profile_problem(fit: Fit, name: str) -> tuple[Problem, int, Callable[[Array]
             theta = fit.theta.copy()
             for j, centre in enumerate(centres):
                 theta[2 * j] += theta[2 * j + 1] * centre
+            if fit.law.cross:
+                theta[2 * len(centres) - 2] -= theta[-1] * centres[0]
             raw = replace(points, logs=logs, centres=(0.0,) * len(centres))
             return Problem.of(fit, raw, theta), 2 * k, lambda values: values - height
-    if name == "R_star":
-        return Problem.of(fit), len(fit.theta) - 1, lambda values: values
 
     # Of E: its column of θ is log E - height, and E = 0 is -inf.
     def log_floor(values: Array) -> Array:
@@ -195,8 +205,10 @@ def with_point(fit: Fit, x: ArrayLike | Sequence[ArrayLike]) -> Points:
     points = fit.data.points
     added = [np.atleast_1d(each) for each in fit.law.arrays(x)]
     logs = tuple(
-        np.append(log, np.log(value) - centre)
-        for log, value, centre in zip(points.logs, added, points.centres, strict=False)
+        np.append(log, value - centre)
+        for log, value, centre in zip(
+            points.logs, fit.law.coordinates(added), points.centres, strict=True
+        )
     )
     # The solver computes log D' from log D and log U, so these need the added point too.
     repeats = points.repeats
@@ -207,8 +219,10 @@ def with_point(fit: Fit, x: ArrayLike | Sequence[ArrayLike]) -> Points:
 
 def _method(fit: Fit) -> str:
     """How the critical rise was found, in words."""
-    if np.isinf(fit.objective.delta):
-        return f"profile, F(1, {fit.points - fit.free})"
+    if fit.objective.is_gaussian:
+        freedom = freedom_of(fit)[0]
+        lack = "" if freedom == fit.points - fit.free else " of the lack of fit"
+        return f"profile, F(1, {freedom}){lack}"
     return f"profile, critical value of {SIMULATIONS} simulations"
 
 

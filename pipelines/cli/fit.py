@@ -96,12 +96,13 @@ def fit(
 @app.command()
 def report(
     name: Annotated[
-        str,
+        str | None,
         typer.Argument(
             help="name of a sweep, or path of a Python file with a variable `sweep`, such "
-            "as ./mine.py"
+            "as ./mine.py",
+            show_default=False,
         ),
-    ],
+    ] = None,
     home: HomeFolder = RUNS,
     against: Annotated[
         str | None,
@@ -110,6 +111,10 @@ def report(
             help="compare with another sweep, or with a laws.json file. Default: no comparison",
         ),
     ] = None,
+    site: Annotated[
+        bool,
+        typer.Option("--site", help="write one page over all sweeps of the home, with no NAME"),
+    ] = False,
     formats: FigureFormats = None,
     as_json: AsJson = False,
 ) -> None:
@@ -119,10 +124,19 @@ def report(
     """
     from pipelines.report import compare as comparison
     from pipelines.report.publish import publish, report_path
+    from pipelines.report.site import write_home_page
     from pipelines.results.table import collect_results
 
     workspace = Home(home)
+    if site != (name is None) or (site and against is not None):
+        raise ValueError("give the NAME of a sweep, or --site for all sweeps, without --against")
+    if name is None:
+        path = write_home_page(workspace)
+        print(json.dumps({"site": str(path)}) if as_json else path)
+        return
     sweep = resolve_sweep(name, workspace)
+    if against is not None:
+        comparison.refuse_unfinished(workspace, sweep)
     publish(
         workspace, sweep, collect_results(workspace, sweep), again=against is None,
         formats=parse_formats(formats),
@@ -135,9 +149,9 @@ def report(
     if as_json:
         print(json.dumps(difference.as_dict()))
     else:
-        console.print(difference_table(difference))
         for line in difference.trial_settings:
             console.print(f"the trials differ in {line}", soft_wrap=True, highlight=False)
+        console.print(difference_table(difference))
         console.print(f"report   {path}", soft_wrap=True, highlight=False)
 
 

@@ -112,7 +112,7 @@ def _encoded(
     context: RunContext, t: SomeTokenizer, data: DataRecord, kind: CacheKind
 ) -> "TokenCache":
     """The validation images of `data`, encoded unless this has been done."""
-    from var_scaling.tokenizer.cache import open_cache
+    from var_scaling.tokenizer.cache_files import open_cache
 
     tokens = _tokens_of(context, t, data, kind)
     run_tokens(context, t, data, "validation", output_dir=tokens, cache=kind)

@@ -133,7 +133,7 @@ def run_tokens(
     parts = [] if part is None else part_folders(output_dir, part[1])
     folder = output_dir if part is None else parts[part[0]]
     with at_work(folder, context.process, context.requested_signal) as attempt:
-        from var_scaling.tokenizer.cache import array_file
+        from var_scaling.tokenizer.cache_files import array_file
         from var_scaling.tokenizer.encode import join_parts, record_latent_statistics, write_cache
         from var_scaling.tokenizer.model import load_tokenizer
         from var_scaling.training.optim import precision_context
@@ -267,7 +267,7 @@ def _save_result(
 
 def _open_tokens(context: RunContext, trial: Trial, split: str) -> Any:
     """Open the cached tokens of `split`. Only rank 0 verifies the checksums, to read them once."""
-    from var_scaling.tokenizer.cache import open_cache
+    from var_scaling.tokenizer.cache_files import open_cache
 
     t, home = trial.tokenizer, context.home
     kind = trial.family.cache_kind(trial.model)
@@ -305,7 +305,7 @@ def cache_description(
     home: Home, t: SomeTokenizer, data: DataRecord, split: str, kind: CacheKind = "tokens"
 ) -> dict[str, Any]:
     """What the token cache of `split` was made from, as its manifest records it."""
-    from var_scaling.tokenizer.cache import describe
+    from var_scaling.tokenizer.cache_files import describe
 
     # The hash of the weights, so that tokens of a tokenizer that was trained again are refused.
     weights = read_json(home.tokenizer(t.name) / DONE)["weights_sha256"]

@@ -56,7 +56,7 @@ def reconstruct(
     counts = torch.zeros(t.pyramid.scales, t.codebook_size, dtype=torch.int64)
     sums: dict[str, float] = {}
     for part in np.array_split(rows, -(-len(rows) // batch)):
-        images = _read(held_out, part).to(device)
+        images = _read(held_out, part, device)
         ids_BL = encode_in(t.encode_precision, model, images)
         for name, values_B in _pixel_scores(model.decode(ids_BL), images).items():
             # Weighted by the length of the part, because the last parts can be one image shorter.
@@ -66,7 +66,7 @@ def reconstruct(
     means = {name: value / len(rows) for name, value in sums.items()}
     # A pass of its own over fewer images (_MAX_LPIPS).
     if perceptual is not None:
-        images = _read(held_out, spread_rows(held_out.rows, _MAX_LPIPS)).to(device)
+        images = _read(held_out, spread_rows(held_out.rows, _MAX_LPIPS), device)
         parts = images.split(min(32, batch))
         distances = [
             perceptual(model.decode(encode_in(t.encode_precision, model, part)), part)
@@ -122,8 +122,9 @@ def equal_tokens(
     return shares
 
 
-def _read(held_out: ImageDataset, rows: np.ndarray) -> Tensor:
-    return to_unit(_pixels(held_out, rows))
+def _read(held_out: ImageDataset, rows: np.ndarray, device: torch.device) -> Tensor:
+    # To the device as bytes, a quarter of their size as floats.
+    return to_unit(_pixels(held_out, rows).to(device))
 
 
 def _pixels(held_out: ImageDataset, rows: np.ndarray) -> Tensor:

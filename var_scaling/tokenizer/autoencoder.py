@@ -4,6 +4,9 @@ Shapes: B images, W width, H side. Level 0 is the finest.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,40 +15,119 @@ from torch import Tensor, nn
 
 from var_scaling.config import Tokenizer
 
+Module = TypeVar("Module", bound=nn.Module)
+_DROPOUT_GROUP = {"cpu": 1, "cuda": 8}  # images whose masks one generator draws
 
-def norm(width: int, groups: int) -> nn.GroupNorm:
+
+class _ChannelsLastNorm(torch.autograd.Function):
+    """Group norm of channels-last maps, computed in float32; map and gradient keep the format.
+
+    torch's kernels for CUDA read and write contiguous maps only (2.13, native/group_norm.cpp), and
+    autocast wants them in float32. Left to torch, the maps of a convolution and of a norm have two
+    formats, and additions of both are slow. Here each conversion does both in one copy.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_BWHH: Tensor, weight_W: Tensor, bias_W: Tensor, groups: int, epsilon: float
+    ) -> Tensor:
+        batch, width, *sides = x_BWHH.shape
+        ctx.sizes = batch, width, math.prod(sides), groups
+        y, mean_BG, rstd_BG = torch.ops.aten.native_group_norm(
+            _contiguous_float(x_BWHH), weight_W, bias_W, *ctx.sizes, epsilon
+        )
+        ctx.save_for_backward(x_BWHH, mean_BG, rstd_BG, weight_W)
+        return y.to(x_BWHH.dtype, memory_format=torch.channels_last)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x_BWHH, mean_BG, rstd_BG, weight_W = ctx.saved_tensors
+        grad, x = _contiguous_float(grads[0]), _contiguous_float(x_BWHH)
+        grad_x, grad_weight, grad_bias = torch.ops.aten.native_group_norm_backward(
+            grad, x, mean_BG, rstd_BG, weight_W, *ctx.sizes, [True, True, True]
+        )
+        grad_x = grad_x.to(x_BWHH.dtype, memory_format=torch.channels_last)
+        return grad_x, grad_weight, grad_bias, None, None
+
+
+def _contiguous_float(x_BWHH: Tensor) -> Tensor:
+    return x_BWHH.to(torch.float32, memory_format=torch.contiguous_format)
+
+
+class GroupNorm(nn.GroupNorm):
+    """nn.GroupNorm, on a GPU by `_ChannelsLastNorm`."""
+
+    def forward(self, x_BWHH: Tensor) -> Tensor:
+        # torch's norm for a CPU has a channels-last kernel.
+        if x_BWHH.device.type == "cpu":
+            return super().forward(x_BWHH)
+        return _ChannelsLastNorm.apply(x_BWHH, self.weight, self.bias, self.num_groups, self.eps)
+
+
+def norm(width: int, groups: int, epsilon: float = 1e-6) -> GroupNorm:
     """Group norm with gcd(groups, width) groups, so that the groups always divide the width."""
-    return nn.GroupNorm(math.gcd(groups, width), width, eps=1e-6)
+    return GroupNorm(math.gcd(groups, width), width, eps=epsilon)
 
 
-class DropoutGenerators:
-    """One random generator per image, shared by all dropout layers of a model."""
+def channels_last_on_gpu(module: Module) -> Module:
+    """`module`, on a GPU with channels-last convolutions, the format of its tensor cores.
+
+    cudnn.benchmark stays off: it times algorithms and takes the fastest, which may be another one
+    after a resume, with other rounding.
+    """
+    # Not on a CPU, where training would round differently than before; `freeze` does it there.
+    if next(module.parameters()).device.type == "cpu":
+        return module
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+class DropoutDraws:
+    """The random numbers of all dropout layers of a model.
+
+    A generator draws for a group of consecutive images of the global batch, so that masks depend
+    neither on the number of processes nor on the steps before. On a CPU a group is one image. A GPU
+    needs fewer and larger draws: a process draws each group that has one of its images.
+    """
 
     def __init__(self) -> None:
         self.generators: list[torch.Generator] = []
+        self.skipped = 0  # images of the first group before the first image of this process
 
-    def seed(self, seeds: list[int], device: torch.device) -> None:
-        """Call it before each forward, one seed per image: masks never depend on the batch."""
-        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+    def seed(self, seed_of: Callable[[int], int], rows: range, device: torch.device) -> None:
+        """Call it before each forward pass of the images `rows` of the global batch.
+
+        `seed_of` gives the seed of each group by its number.
+        """
+        size = _DROPOUT_GROUP[device.type]
+        self.skipped = rows.start % size
+        groups = range(rows.start // size, -(-rows.stop // size))
+        self.generators = [torch.Generator(device).manual_seed(seed_of(k)) for k in groups]
+
+    def kept(self, x_BWHH: Tensor, share: float) -> Tensor:
+        """Mask of `x`, bool (B, W, H, H): False for about the share `share` of the numbers."""
+        shape = (_DROPOUT_GROUP[x_BWHH.device.type], *x_BWHH.shape[1:])
+        on_cpu = x_BWHH.device.type == "cpu"
+        empty = partial(
+            torch.empty,
+            shape,
+            device=x_BWHH.device,
+            memory_format=torch.contiguous_format if on_cpu else torch.channels_last,
+        )
+        drawn = [empty().uniform_(generator=one) >= share for one in self.generators]
+        return torch.cat(drawn)[self.skipped : self.skipped + len(x_BWHH)]
 
 
 class Dropout(nn.Module):
-    """Dropout of the share `share`, each image's mask drawn from the generator of that image."""
+    """Dropout of the share `share`, with masks from `draws`."""
 
-    def __init__(self, share: float, draws: DropoutGenerators):
+    def __init__(self, share: float, draws: DropoutDraws):
         super().__init__()
         self.share, self.draws = share, draws
 
     def forward(self, x_BWHH: Tensor) -> Tensor:
         if not self.training or self.share == 0:
             return x_BWHH
-        # One call per image, not one for the batch: otherwise a mask would depend on the size of
-        # the batch, and so on the number of processes.
-        drawn = [
-            torch.rand(x.shape, generator=generator, device=x.device)
-            for x, generator in zip(x_BWHH, self.draws.generators, strict=True)
-        ]
-        return x_BWHH * (torch.stack(drawn) >= self.share) / (1 - self.share)
+        return x_BWHH * self.draws.kept(x_BWHH, self.share) / (1 - self.share)
 
 
 class ResidualBlock(nn.Module):

@@ -3,7 +3,6 @@
 Shapes: B images, H side.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from var_scaling.accounting.tokenizer import critic_starts
 from var_scaling.randomness import seed_for
 from var_scaling.recipe import Critic
+from var_scaling.tokenizer.autoencoder import norm
 
 
 class PatchCritic(nn.Module):
@@ -33,7 +33,7 @@ class PatchCritic(nn.Module):
             stride = 2 if k < config.halvings else 1
             layers.append(nn.Conv2d(width, stage_width, 4, stride, padding=1, bias=k == 0))
             if k > 0:
-                layers.append(nn.GroupNorm(math.gcd(32, stage_width), stage_width))
+                layers.append(norm(stage_width, groups=32, epsilon=1e-5))
             layers.append(nn.LeakyReLU(0.2))
             width = stage_width
         layers.append(nn.Conv2d(width, 1, 4, padding=1))

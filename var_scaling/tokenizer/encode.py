@@ -10,12 +10,18 @@ import torch
 from torch import Tensor
 
 from var_scaling.data.dataset import ImageDataset
-from var_scaling.data.loader import in_order
+from var_scaling.data.loader import for_device, in_order
 from var_scaling.data.order import spread_rows
 from var_scaling.datasets import Progress
 from var_scaling.disk import atomic_write, read_json, write_json
 from var_scaling.tokenizer.autoencoder import to_unit
-from var_scaling.tokenizer.cache import SHARD, array_file, check_description, checksum, row_layout
+from var_scaling.tokenizer.cache_files import (
+    SHARD,
+    array_file,
+    check_description,
+    checksum,
+    row_layout,
+)
 from var_scaling.tokenizer.model import MultiScaleVQVAE
 from var_scaling.tokenizer.quantizer import Quantizer
 
@@ -51,7 +57,12 @@ def write_cache(
     # After the shards that an earlier attempt finished. Rows of an unfinished shard are encoded
     # again: without a checksum they may be half-written.
     starts = part_rows[len(shards) * SHARD :: SHARD]
+    encoder = _Encoder(model, description.get("kind") == "features")
     batch = min(_BATCH, model.max_batch_size)
+    if not encoder.on_cpu and crops < batch:
+        # All crops of an image in one batch, so that its file is decoded once. Not on a CPU, where
+        # the size of a batch changes the rounding: caches would differ from those of before.
+        batch -= batch % crops
     # No batch crosses the border of a shard, so each checksum is of complete batches.
     batches = [
         np.arange(first, min(first + batch, start + SHARD, part_rows.stop))
@@ -63,13 +74,17 @@ def write_cache(
         # Row r of the array is crop r % crops of image r // crops.
         return source.images(rows // crops, rows % crops)
 
-    encoder = _Encoder(model, description.get("kind") == "features")
     encodings: Iterator[np.ndarray]
     if workers > 0 or not encoder.on_cpu:
         # A GPU is given work by one thread; the others read images.
-        encodings = _one_ahead(map(encoder.start, in_order(read, batches, workers, threads)))
+        pixels = for_device(in_order(read, batches, workers, threads), encoder.device)
+        encodings = _one_ahead(map(encoder.start, pixels))
     else:
-        encodings = in_order(lambda rows: encoder.start(read(rows)).array(), batches, 0, threads)
+
+        def encode(rows: np.ndarray) -> np.ndarray:
+            return encoder.start(torch.from_numpy(read(rows))).array()
+
+        encodings = in_order(encode, batches, 0, threads)
     for rows, values in zip(batches, encodings, strict=True):
         # The file of a part starts with the part's first row.
         tokens[rows - part_rows.start] = values.astype(tokens.dtype)
@@ -115,13 +130,11 @@ class _Encoder:
         self.autocast = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
 
     @torch.inference_mode()
-    def start(self, pixels_BHH3: np.ndarray) -> _Fetched:
+    def start(self, pixels_BHH3: Tensor) -> _Fetched:
         """Begin to encode uint8 images: ids (B, L), or feature grids in float32."""
         enabled, dtype = self.autocast
-        pixels = torch.from_numpy(pixels_BHH3)
-        if not self.on_cpu:
-            # Bytes, a quarter of the floats; from pinned memory the copy does not wait.
-            pixels = pixels.pin_memory().to(self.device, non_blocking=True)
+        # Bytes, a quarter of the floats; from pinned memory the copy does not wait.
+        pixels = pixels_BHH3.to(self.device, non_blocking=True)
         # Autocast is a state of the thread, and this one may be a thread of a pool.
         with torch.autocast(self.device.type, dtype=dtype, enabled=enabled):
             values = self.encode(to_unit(pixels))

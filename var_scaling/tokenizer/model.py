@@ -13,7 +13,7 @@ from var_scaling.randomness import seed_for
 from var_scaling.tokenizer.autoencoder import (
     Decoder,
     Dropout,
-    DropoutGenerators,
+    DropoutDraws,
     Encoder,
     initialize,
 )
@@ -34,7 +34,7 @@ class MultiScaleVQVAE(nn.Module):
         # order of the layers decides which of them gets which numbers.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(seed, "tokenizer init"))
-            self.draws = DropoutGenerators()
+            self.draws = DropoutDraws()
             self.encoder = Encoder(t, Dropout(dropout, self.draws))
             self.decoder = Decoder(t, Dropout(dropout, self.draws))
             self.quantize = Quantizer(t)

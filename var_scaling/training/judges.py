@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from var_scaling.config import TrainedTokenizer
+from var_scaling.tokenizer.autoencoder import channels_last_on_gpu
 from var_scaling.tokenizer.critic import PatchCritic, balanced_gradients, hinge_loss
 from var_scaling.tokenizer.perceptual import Perceptual
 from var_scaling.training.optim import ScheduledOptimizer, precision_context
@@ -24,10 +25,13 @@ class ReconstructionLosses:
     def __init__(self, t: TrainedTokenizer, perceptual: Perceptual | None, world: World):
         self.t, self.losses, self.world = t, t.losses, world
         assert (perceptual is not None) == (t.losses.perceptual > 0)
-        self.perceptual = perceptual.to(world.device) if perceptual else None
+        self.perceptual: Perceptual | None = None
+        if perceptual is not None:
+            self.perceptual = channels_last_on_gpu(perceptual.to(world.device))
         self.critic: PatchCritic | None = None
         if t.losses.critic is not None:
-            self.critic = PatchCritic(t.losses.critic, t.seed).to(world.device)
+            critic = PatchCritic(t.losses.critic, t.seed).to(world.device)
+            self.critic = channels_last_on_gpu(critic)
             self.optimizer = ScheduledOptimizer(
                 self.critic, t.losses.critic.optimiser, t.steps, t.precision
             )

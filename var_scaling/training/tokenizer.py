@@ -1,8 +1,9 @@
 """Train a tokenizer: reconstruction, perceptual and adversarial losses, codebook updates."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,12 +12,12 @@ from torch import Tensor
 from var_scaling.accounting.tokenizer import tokenizer_train_flops
 from var_scaling.config import TrainedTokenizer
 from var_scaling.data.dataset import ImageDataset
-from var_scaling.data.loader import in_order
+from var_scaling.data.loader import for_device, in_order
 from var_scaling.data.order import batch_rows, spread_rows
 from var_scaling.evaluation.reconstruction import draw_sheet, reconstruct
 from var_scaling.metrics import Line
 from var_scaling.randomness import seed_for
-from var_scaling.tokenizer.autoencoder import to_unit
+from var_scaling.tokenizer.autoencoder import channels_last_on_gpu, to_unit
 from var_scaling.tokenizer.codebook import CodebookUpdater
 from var_scaling.tokenizer.critic import adversarial_warm_up
 from var_scaling.tokenizer.model import MultiScaleVQVAE, frozen_copy
@@ -27,6 +28,7 @@ from var_scaling.training.loop import (
     Interrupted,
     Journal,
     Log,
+    MeanStats,
     PollSignal,
     Signal,
     Stats,
@@ -68,12 +70,12 @@ def train_tokenizer(
         )
     trainer = _TokenizerTrainer(t, perceptual, world)
     journal = Journal(folder, log, partial(progress_of, t), save_every, world)
+    journal.means = _MeansWithoutOverflows(journal.means.sums)
     if journal.resumed:
         trainer.restore(journal.resumed["learner"])
     logged = log_steps(t.steps)
     evaluated = frozenset(max(1, t.steps * k // _EVALUATIONS) for k in range(1, _EVALUATIONS + 1))
-    share = world.share(t.batch_size)
-    batches = _batches(t, training, journal.start, share, workers, threads)
+    batches = _batches(t, training, journal.start, world, workers, threads)
 
     def update(step: int) -> Stats:
         # Quantisation from step 0 can collapse to a constant (LOG.md), so it may start later. After
@@ -81,7 +83,8 @@ def train_tokenizer(
         if step == t.codebook.starts_at:
             trainer.initialize_codes(training)
         # To the device as bytes, a quarter of their size as floats.
-        return trainer.train_step(to_unit(torch.from_numpy(next(batches)).to(world.device)), step)
+        pixels = next(batches).to(world.device, non_blocking=True)
+        return trainer.train_step(to_unit(pixels), step)
 
     def validate(done: int) -> None:
         model = frozen_copy(t, trainer.result)
@@ -109,17 +112,50 @@ def _batches(
     t: TrainedTokenizer,
     training: ImageDataset,
     start: int,
-    share: slice,
+    world: World,
     workers: int,
     threads: int,
-) -> Iterator[np.ndarray]:
-    """The images of this process for each step from `start`, prefetched."""
+) -> Iterator[Tensor]:
+    """The uint8 images of this process for each step from `start`, prefetched."""
+    share = world.share(t.batch_size)
     # Lazy: the rows of a step are computed when its images are loaded.
     orders = (
         batch_rows(training.rows, t.batch_size, t.seed, step) for step in range(start, t.steps)
     )
     keys = ((rows[share], epochs[share]) for rows, epochs in orders)
-    return in_order(lambda key: training.images(*key), keys, workers, threads)
+    arrays = in_order(lambda key: training.images(*key), keys, workers, threads)
+    return for_device(arrays, world.device)
+
+
+class _MeansWithoutOverflows(MeanStats):
+    """Means of the stats without those that an overflow made meaningless."""
+
+    def add(self, stats: Mapping[str, float]) -> None:
+        dropped = {name for name, overflowed in _overflows(stats).items() if overflowed}
+        super().add({name: value for name, value in stats.items() if name not in dropped})
+
+
+def _without_overflows(stats: Stats) -> Stats:
+    """`stats` with 0 for each that an overflow made meaningless: it may be NaN, which would end the
+    training as diverged. The host drops it later, so that no step waits for the flags.
+    """
+    cleared = {
+        name: torch.where(overflowed, 0.0, stats[name])
+        for name, overflowed in _overflows(stats).items()
+    }
+    return {**stats, **cleared}
+
+
+def _overflows(stats: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether an overflow of fp16 made each of these stats meaningless, of numbers or tensors."""
+    found = {}
+    if "skipped" in stats:
+        found = {name: stats["skipped"] > 0 for name in ADVERSARIAL_STATS if name in stats}
+    if "critic_skipped" in stats:
+        # The scale is 1 or more while it adapts. Below, the critic has diverged.
+        adapts = stats["critic_loss_scale"] >= 1
+        found["critic_grad_norm"] = (stats["critic_skipped"] > 0) & adapts
+    return found
 
 
 class _TokenizerTrainer:
@@ -127,18 +163,19 @@ class _TokenizerTrainer:
 
     def __init__(self, t: TrainedTokenizer, perceptual: Perceptual | None, world: World):
         self.t, self.world = t, world
-        self.model = MultiScaleVQVAE(t, t.seed, t.dropout).to(world.device)
+        model = MultiScaleVQVAE(t, t.seed, t.dropout).to(world.device)
+        self.model = channels_last_on_gpu(model)
         # It sets whether the codes need gradients, so it comes before the optimizer and before
         # DistributedDataParallel.
         self.codebook = CodebookUpdater(
-            self.model.quantize, t.codebook, t.seed, world.rank, world.sum
+            self.model.quantize, t.codebook, t.seed, world.rank, world.size, world.sum
         )
         self.optimizer = ScheduledOptimizer(self.model, t.optimiser, t.steps, t.precision)
         self.losses = ReconstructionLosses(t, perceptual, world)
         self.average = None
         if t.weight_average > 0:
             # Its initial weights do not matter: WeightAverage overwrites them.
-            averaged_model = MultiScaleVQVAE(t).to(world.device)
+            averaged_model = channels_last_on_gpu(MultiScaleVQVAE(t).to(world.device))
             self.average = WeightAverage(self.model, averaged_model, t.weight_average)
         self.net = world.wrap(self.model)
 
@@ -162,7 +199,7 @@ class _TokenizerTrainer:
             self.model.eval()  # no dropout: its generators are seeded per training step
             with torch.no_grad(), precision_context(self.t.precision, self.world.device):
                 features = [
-                    self.model.features(to_unit(part).to(self.world.device)).float()
+                    self.model.features(to_unit(part.to(self.world.device))).float()
                     for part in pixels.split(self.model.max_batch_size)
                 ]
             self.model.train()
@@ -171,24 +208,25 @@ class _TokenizerTrainer:
             self.average.reset()  # the weights averaged so far were trained without codes
 
     def train_step(self, images: Tensor, step: int) -> Stats:
-        """One update on this process's `images` (B, 3, H, H); returns the stats of these images."""
+        """One update on this process's `images` (B, 3, H, H); returns the stats of these images.
+
+        Nothing here waits for a GPU.
+        """
         t = self.t
         # to_unit returns channels-last images, and convolutions keep the format. On a CPU the
         # backward pass of a norm of several groups is six times slower in that format.
         if t.norm_groups > 1 and images.device.type == "cpu":
             images = images.contiguous()
         if t.dropout > 0:
-            # A seed for each row of the global batch: the masks depend neither on the number of
-            # processes nor on the steps that this process has made.
             rows = range(t.batch_size)[self.world.share(t.batch_size)]
-            seeds = [seed_for(t.seed, "dropout", step, row) for row in rows]
-            self.model.draws.seed(seeds, self.world.device)
+            seed_of = partial(seed_for, t.seed, "dropout", step)
+            self.model.draws.seed(seed_of, rows, self.world.device)
         with precision_context(t.precision, self.world.device):
             quantised = step >= t.codebook.starts_at
             rebuilt, quantized = self.net(images, t.losses.commitment, quantised)
-            quantisation, restarted = rebuilt.new_zeros(()), None
+            quantisation, restarted_V = rebuilt.new_zeros(()), None
             if quantized is not None:
-                restarted = self.codebook.update(quantized, step)
+                restarted_V = self.codebook.update(quantized, step)
                 quantisation = quantized.loss
             terms = self.losses.terms(rebuilt, images)
             reconstruction = self.losses.weighted_sum(terms)
@@ -208,18 +246,16 @@ class _TokenizerTrainer:
         # Without the adversarial term: the surrogate has its gradient, but not its value.
         stats["loss"] = reconstruction + quantisation
         self.optimizer.backward(scaled)
-        optimizer_stats = self.optimizer.step(step)
-        if float(optimizer_stats.get("skipped", 0)) > 0:  # an overflow: these stats are not valid
-            stats = {name: value for name, value in stats.items() if name not in ADVERSARIAL_STATS}
-        stats |= optimizer_stats
+        stats |= self.optimizer.step(step)
         # The critic is updated after the tokenizer, on the same images without their graph.
         if warm_up > 0:
             stats |= self.losses.train_critic(images, rebuilt.detach(), step)
         if self.average is not None:
             self.average.update(step)
-            if restarted is not None:  # an average of the old and the new code would be useless
-                self.result.quantize.embedding.weight[restarted] = self.codebook.codes_VC[restarted]
-        return {name: value.detach() for name, value in stats.items()}
+            if restarted_V is not None:  # an average of the old and the new code would be useless
+                codes_VC = self.result.quantize.embedding.weight
+                codes_VC.copy_(torch.where(restarted_V[:, None], self.codebook.codes_VC, codes_VC))
+        return _without_overflows({name: value.detach() for name, value in stats.items()})
 
     def state(self) -> dict[str, object]:
         return {

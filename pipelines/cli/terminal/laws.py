@@ -17,7 +17,10 @@ _LISTED = 20  # dropped rows that the terminal shows
 
 def law_tables(laws: dict[str, Any]) -> Group:
     """Two tables: pure power laws, and laws with a fitted irreducible loss E."""
-    title = f"{laws['sweep']}: {laws['sizes']} sizes, {laws['decades']:.1f} decades of N"
+    title = (
+        f"{laws['sweep']}: {laws['runs']} runs of {laws['sizes']} sizes, "
+        f"{laws['decades']:.1f} decades of N"
+    )
     pure = new_table(
         "pure: L = (β x)^-α", "α [95 %]", "β", "r", "R²", "largest predicted", title=title
     )  # fmt: skip

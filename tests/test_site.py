@@ -1,0 +1,41 @@
+"""The page over all sweeps of a home."""
+
+import re
+
+from var_scaling.disk import write_json
+
+
+def test_the_page_has_all_sweeps_with_their_laws_and_needs_no_other_file(smoke, command):
+    code, out, _ = command("report", "--site", "--home", smoke)
+    assert code == 0
+    page = (smoke / "index.html").read_text()
+    assert out.strip() == str(smoke / "index.html")
+    assert '<a href="smoke/report/index.html">smoke</a>' in page
+    assert "4 of 4 trials finished" in page
+    assert page.count("<th>L_mean(N)</th>") == 2
+    assert "L_last" not in page
+    links = re.findall(r'(?:href|src)="([^"]+)"', page)
+    others = [link for link in links if not link.startswith(("#", "data:"))]
+    assert others == ["smoke/report/index.html"]
+    assert any(link.startswith("data:image/png") for link in links)
+
+
+def test_unfinished_sweeps_are_listed_and_names_are_escaped(tmp_path, command):
+    for name in ("d1", "d2"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        write_json(tmp_path / "mine" / name / "trial.json", {})
+    write_json(tmp_path / "mine" / "d1" / "done.json", {"status": "done", "files": {}})
+    code, _, err = command("report", "--site", "--home", tmp_path)
+    assert code == 0, err
+    page = (tmp_path / "index.html").read_text()
+    assert "1 of 2 trials finished; no laws yet" in page
+    (tmp_path / "empty").mkdir()
+    command("report", "--site", "--home", tmp_path / "empty")
+    assert "This home has no sweep yet." in (tmp_path / "empty" / "index.html").read_text()
+
+
+def test_a_name_and_the_site_exclude_each_other(tmp_path, command):
+    for words in (("smoke", "--site"), (), ("--site", "--against", "smoke")):
+        code, _, err = command("report", *words, "--home", tmp_path)
+        assert code != 0
+        assert "give the NAME of a sweep, or --site" in err
