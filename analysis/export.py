@@ -1,15 +1,17 @@
 """A study as JSON values: the content of laws.json, for scripts, MLflow and comparisons."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from analysis.caveats import caveats
 from analysis.compute_optimal.surface import SurfaceLaw
 from analysis.selection.rates import rate_sweeps
+from analysis.selection.select import exponent_at_bound
 from analysis.study import METRICS, VARIABLES, LawResult, Study
 from analysis.uncertainty.intervals import Interval
 
@@ -22,17 +24,20 @@ _SETTINGS = (
 _LISTED = 8
 
 
-def laws_of_all(studies: Mapping[str, Study]) -> dict[str, Any]:
-    """The content of laws.json: the laws of a single study, or those of each study in "groups"."""
+def laws_of_all(studies: Mapping[str, Study], trials: Sequence[str] = ()) -> dict[str, Any]:
+    """The content of laws.json: the laws of a single study, or those of each study in "groups".
+
+    `trials`: names of all planned trials. docs/laws_json.md describes every field.
+    """
     if list(studies) == [""]:
-        return laws_of(studies[""])
+        return laws_of(studies[""], trials)
     groups = {label: laws_of(study) for label, study in studies.items()}
     return {"format": FORMAT, "objective": next(iter(groups.values()))["objective"],
             "groups": groups}  # fmt: skip
 
 
-def laws_of(study: Study) -> dict[str, Any]:
-    """Every law with its certificate, intervals and points, and the refused and dropped items."""
+def laws_of(study: Study, trials: Sequence[str] = ()) -> dict[str, Any]:
+    """Every law with its certificate, intervals and points, the warnings, and what was left out."""
     sizes = study.table.finals[study.size].dropna()
     return plain({
         "format": FORMAT,
@@ -41,6 +46,7 @@ def laws_of(study: Study) -> dict[str, Any]:
         "sizes": int(sizes.nunique()),
         "decades": float(np.log10(sizes.max() / sizes.min())) if len(sizes) else 0.0,
         "objective": study.objective,
+        "warnings": [asdict(caveat) for caveat in caveats(study, trials)],
         "laws": [_law(finding) for finding in study.findings],
         "surfaces": [_surface(study, surface) for surface in study.surfaces.values()],
         "mixed_data": study.mixed_data,
@@ -86,6 +92,8 @@ def _law(finding: LawResult) -> dict[str, Any]:
         "variable_symbol": VARIABLES[finding.variable][0],
         "label": finding.label,
         "fit": finding.fit.as_dict(),
+        "no_law": finding.no_law or None,
+        "exponent_at_bound": exponent_at_bound(finding.fit),
         "intervals": finding.intervals,
         "resampled": finding.resampled,
         "held_out": {**asdict(held_out), "relative_error": held_out.relative_error}

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,8 @@ from analysis.parallel import in_processes
 from analysis.selection.counting import Convention, by_convention
 from analysis.selection.holdout import HeldOut
 from analysis.selection.predict import Prediction, predict
-from analysis.selection.select import Candidate, Choice, choose
+from analysis.selection.select import Candidate, Choice, choose, not_a_law
+from analysis.table.plausible import Caveat, implausible
 from analysis.table.runs import run_names
 from analysis.table.table import Table
 from analysis.uncertainty.bootstrap import SeedNoise, bootstrap, scheme_for, seed_noise
@@ -56,6 +57,17 @@ class LawResult:
     resampled: dict[str, Any]  # bootstrap: method, resamples, rejected, interval and s.e. of α
     held_out: HeldOut | None  # the largest size, predicted from the smaller ones
     trials: tuple[str, ...]
+    contradictions: tuple[str, ...] = ()  # of the table: why no law of this metric is announced
+
+    @property
+    def own_contradictions(self) -> tuple[str, ...]:
+        """Why this fit is no law: its loss does not fall, or its exponent is at a bound."""
+        return not_a_law(self.fit, self.intervals.get("alpha"))
+
+    @property
+    def no_law(self) -> str:
+        """Why this law must not be announced, in words; "" if it may be."""
+        return "; ".join((*self.contradictions, *self.own_contradictions))
 
     @property
     def label(self) -> str:
@@ -97,6 +109,15 @@ class Study:
     options: Options = DEFAULTS
     predictions: tuple[Prediction, ...] = ()  # at options.at
     unpredicted: tuple[str, ...] = ()  # laws without a prediction there, and the reasons
+
+    @cached_property
+    def implausible(self) -> tuple[Caveat, ...]:
+        """What the checks of analysis.table.plausible found in the table."""
+        return implausible(self.table)
+
+    def contradictions(self, metric: str) -> tuple[str, ...]:
+        """What in the table contradicts every law of `metric`; empty if nothing does."""
+        return _contradictions(self.implausible, metric)
 
     def unit(self, metric: str) -> str:
         """The unit of `metric`: the table's loss unit if it has one, else the default."""
@@ -169,7 +190,7 @@ def study(
     it does not change any number. Raises ValueError for a table of several groups: use `studies`.
     """
     _refuse_groups(table)
-    refusals, finals = list[str](), table.finals
+    refusals, finals, caveats = list[str](), table.finals, implausible(table)
     size = "params_total" if finals.params_blocks.isna().all() else "params_blocks"
     options.weights_of(finals), options.budgets_of(finals)  # errors before the first fit
     frontiers = _frontiers(table, size, refusals)
@@ -178,7 +199,10 @@ def study(
         partial(_allocation, table, size, objective, options),
         partial(_surfaces, finals, size, objective, options),
         *(partial(_by_objective, finals, metric, size, options) for metric in METRICS),
-        *(partial(_laws_of_pair, finals, frontiers, *pair, objective, options) for pair in pairs),
+        *(
+            partial(_laws_of_pair, finals, frontiers, *pair, objective, options, caveats)
+            for pair in pairs
+        ),
     ]
     allocated, surfaces, *results = in_processes(jobs, processes, partial(progress, "laws"))
     progress("laws", 1, 1)
@@ -275,6 +299,10 @@ def _record_refusal(refusals: list[str], label: str) -> Iterator[None]:
         refusals.append(f"{label}: {error}")
 
 
+def _contradictions(caveats: tuple[Caveat, ...], metric: str) -> tuple[str, ...]:
+    return tuple(each.reason for each in caveats if metric in each.metrics)
+
+
 def _laws_of_pair(
     finals: pd.DataFrame,
     frontiers: dict[str, Frontier],
@@ -282,6 +310,7 @@ def _laws_of_pair(
     variable: str,
     objective: str,
     options: Options,
+    caveats: tuple[Caveat, ...],
 ) -> tuple[Choice | None, list[LawResult], list[str]]:
     """The choice of law for one metric in one variable, its laws, and the refused results."""
     points, refusals = _points(finals, frontiers, metric, variable, options), list[str]()
@@ -304,14 +333,32 @@ def _laws_of_pair(
             if refusal.partition(":")[0].split()[0] in options.laws
         ]  # fmt: skip
         findings = [
-            _finding(metric, variable, candidate, trials, seeds, interval_of, frontiers)
+            replace(
+                _finding(metric, variable, candidate, trials, seeds, interval_of, frontiers),
+                contradictions=_contradictions(caveats, metric),
+            )
             for candidate in choice.candidates
             if candidate.fit.law.name in options.laws
             # A fixed E replaces the free one; the choice shows both.
             and (candidate.name != "floor" or options.E is None)
         ]
+        choice = _without_contradicted(choice, findings)
     compared = {"pure", "floor"} <= set(options.laws)
     return choice if compared else None, findings, refusals
+
+
+def _without_contradicted(choice: Choice, findings: list[LawResult]) -> Choice:
+    """The choice without a preferred law where the points contradict it."""
+    by_name = {finding.fit.law.name: finding for finding in findings}
+    judgement = choice.judgement
+    pure = by_name.get("pure")
+    if pure is not None and (why := pure.no_law):
+        return replace(choice, judgement=replace(judgement, preferred=None, contradictions=(why,)))
+    selected = by_name.get(choice.preferred or "")
+    if selected is None or not selected.no_law:
+        return choice
+    doubts = (*judgement.doubts, f"{choice.preferred}: {selected.no_law}")
+    return replace(choice, judgement=replace(judgement, preferred=None, doubts=doubts))
 
 
 def _points(

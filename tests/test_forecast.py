@@ -56,6 +56,23 @@ def test_both_laws_predict_and_the_preferred_law_contains_the_truth():
     assert loss.quoted.certificate["converged"]
 
 
+def test_a_forecast_from_a_loss_that_rises_has_a_caveat():
+    assert not [caveat for caveat in frozen().caveats if "no law" in caveat]
+    rising = [replace(run, measured={"val_loss": 9 - run.measured["val_loss"]}) for run in runs()]
+    (caveat,) = frozen(rising).caveats
+    assert caveat.startswith("val_loss follows no law: its exponent is not positive, α = -0.")
+
+
+def test_an_interval_without_an_end_contains_no_measured_value():
+    made = frozen()
+    (loss,) = made.metrics
+    open_ended = tuple(replace(each, high=None) for each in loss.predictions)
+    made = replace(made, metrics=(replace(loss, predictions=open_ended),))
+    measured = {"val_loss": loss.quoted.predicted}
+    assert {grade.covered for grade in score(made, measured)} == {None}
+    assert {grade.covered for grade in score(frozen(), measured)} == {True}
+
+
 def test_three_runs_give_a_prediction_by_the_pure_law_only_with_the_reason():
     (loss,) = frozen(runs(sizes=SIZES[:3])).metrics
     assert loss.headline == "pure"

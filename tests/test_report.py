@@ -41,8 +41,8 @@ def frame(depths=range(1, 8), seeds=(0, 1), **changes):
                 {
                     "sweep": "s", "trial": f"d{depth}-{seed}", "family": "var", "depth": depth,
                     "seed": seed, "step": step, "steps": 100, "learning_rate": 0.1,
-                    "tokens_seen": 30.0 * step * depth, "params_blocks": size, "epochs": 1.0,
-                    "params_total": size + 2000, "train_flops": 180 * size * step * depth,
+                    "tokens_seen": 3000.0 * step * depth, "params_blocks": size, "epochs": 1.0,
+                    "params_total": size + 2000, "train_flops": 18000 * size * step * depth,
                     "val_loss": final * (1.1 if step == 50 else 1), "val_images": 4096,
                     "data": "leaves", "status": "done", "commit": "c0ffee",
                 }

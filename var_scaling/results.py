@@ -62,6 +62,7 @@ COLUMNS: tuple[Column, ...] = (
     _count("seed", "seed of the run", "", "any"),
     _text("start", "TRIAL@STEP of the checkpoint it started from; not independent of that run"),
     _text("tokenizer", "tokenizer of the tokens that the scores are of"),
+    _count("codebook_size", "codes of that tokenizer", "codes", "positive"),
     _text("data", "data set of the images that the scores are of"),
     _count("step", "updates done when this row was measured", "updates", "positive"),
     _count("steps", "updates of the whole training; a row is its end where step = steps", "updates",

@@ -1,5 +1,6 @@
 """Our laws compared with those of the VAR paper (arXiv 2404.02905, Eq. 3-6, Fig. 5 and 6)."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from analysis.fitting.fit import Fit, fit_law
 from analysis.fitting.laws import FLOOR
 from analysis.fitting.points import FitError
+from analysis.selection.select import not_a_law
 from analysis.study import LawResult
 from analysis.uncertainty.intervals import Interval, interval
 
@@ -62,12 +64,14 @@ class PaperComparison:
     beta: float | None  # per `printed.unit`
     E: float
     r: float | None
-    why_not: str = ""  # why there is no fit
+    why_not: str = ""  # why there is no fit, or why it cannot be compared
 
     @property
     def agrees(self) -> bool | None:
         """Whether our interval overlaps the printed exponent ± half a unit in its last place."""
-        if self.low is None or self.high is None:
+        if self.why_not or self.low is None or self.high is None:
+            return None
+        if not math.isfinite(self.high - self.low):  # an interval without an end
             return None
         # The printed exponent is rounded: it stands for half a digit on either side.
         half = self.printed.digit / 2
@@ -98,31 +102,46 @@ def paper_table(findings: Iterable[LawResult]) -> tuple[PaperComparison, ...]:
             if raw is None:
                 continue
             alpha = raw.intervals["alpha"]
-            comparisons.append(_compared(printed, column, "raw, E = 0", raw.fit, alpha))
+            # What contradicts the law without E, a fall with x, contradicts all its forms.
+            why = raw.no_law
+            comparisons.append(_compared(printed, column, "raw, E = 0", raw.fit, alpha, why))
             fitted = ours.get((printed.metric, column, "floor"))
             if fitted is not None:
                 alpha = fitted.intervals["alpha"]
-                comparisons.append(_compared(printed, column, "E fitted", fitted.fit, alpha))
+                of_fitted = why or fitted.no_law
+                comparisons.append(
+                    _compared(printed, column, "E fitted", fitted.fit, alpha, of_fitted)
+                )
             if printed.E is not None:
-                comparisons.append(_with_published_E(printed, column, raw.fit))
+                comparisons.append(_with_published_E(printed, column, raw.fit, why))
     return tuple(comparisons)
 
 
-def _with_published_E(printed: PublishedLaw, column: str, raw: Fit) -> PaperComparison:
+def _with_published_E(
+    printed: PublishedLaw, column: str, raw: Fit, contradicted: str
+) -> PaperComparison:
     form = f"E = {printed.E} as in the paper"
     try:
         fit = fit_law(FLOOR, raw.data.x, raw.data.y, raw.objective, floor=printed.E)
     except FitError as error:
         E = printed.E or 0.0
         return PaperComparison(printed, column, form, None, None, None, None, E, None, str(error))
-    return _compared(printed, column, form, fit, interval(fit, "alpha"))
+    alpha = interval(fit, "alpha")
+    why = contradicted or "; ".join(not_a_law(fit, alpha))
+    return _compared(printed, column, form, fit, alpha, why)
 
 
 def _compared(
-    printed: PublishedLaw, column: str, form: str, fit: Fit, alpha: Interval
+    printed: PublishedLaw, column: str, form: str, fit: Fit, alpha: Interval, contradicted: str
 ) -> PaperComparison:
+    """Our law beside the printed one. `contradicted`: why ours is no law, or ""."""
     # β is per unit of x: ours per parameter or FLOP, the printed one per 1e9 or 1e15.
     beta = None if fit.paper_beta is None else fit.paper_beta * printed.unit
     # NaN, which is not equal to itself, becomes None.
     r = fit.r if fit.r == fit.r else None
-    return PaperComparison(printed, column, form, fit.alpha, alpha.low, alpha.high, beta, fit.E, r)
+    if not contradicted and not math.isfinite(alpha.high - alpha.low):
+        contradicted = "the interval of our α has no end"
+    why_not = f"not comparable: {contradicted}" if contradicted else ""
+    return PaperComparison(
+        printed, column, form, fit.alpha, alpha.low, alpha.high, beta, fit.E, r, why_not
+    )

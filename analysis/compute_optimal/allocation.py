@@ -67,9 +67,9 @@ class Approaches:
         """For each pair, in words: both exponents, and both best sizes at `budget`."""
         return tuple(
             f"{first.number} and {second.number}: a {first.a:.3f} and {second.a:.3f}, intervals "
-            f"{'overlap' if _overlap(first.a_interval, second.a_interval) else 'do not overlap'}; "
+            f"{_agreement(first.a_interval, second.a_interval)}; "
             f"N* at {self.budget:.3g} FLOPs {first.N(self.budget):.4g} and "
-            f"{second.N(self.budget):.4g}, ratio {first.N(self.budget) / second.N(self.budget):.3f}"
+            f"{second.N(self.budget):.4g}, ratio {first.N(self.budget) / second.N(self.budget):.4g}"
             for first, second in combinations(self.estimates, 2)
         )
 
@@ -162,5 +162,9 @@ def _tokens(ends: pd.DataFrame, paid: Array) -> Array:
     return np.where(np.isfinite(known), known, paid)
 
 
-def _overlap(first: Interval, second: Interval) -> bool:
-    return first.low <= second.high and second.low <= first.high
+def _agreement(first: Interval, second: Interval) -> str:
+    """Whether two intervals overlap, in words. One without an end agrees with nothing."""
+    if not np.isfinite([first.low, first.high, second.low, second.high]).all():
+        return "cannot be compared, because one has no end"
+    overlap = first.low <= second.high and second.low <= first.high
+    return "overlap" if overlap else "do not overlap"

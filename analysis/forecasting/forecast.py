@@ -13,8 +13,8 @@ from scipy import stats
 from analysis.fitting.fit import Fit
 from analysis.fitting.laws import FLOOR, PURE
 from analysis.fitting.points import FitError
-from analysis.selection.select import Candidate, Choice, choose
-from analysis.uncertainty.intervals import prediction_interval
+from analysis.selection.select import Candidate, Choice, choose, not_a_law
+from analysis.uncertainty.intervals import interval, prediction_interval
 
 FORMAT = 1
 OBJECTIVE = "squares"  # with few sizes, as in a sweep, least squares has the narrowest intervals
@@ -143,7 +143,9 @@ def freeze(
     for metric in dict.fromkeys(metric for run in sized for metric in run.measured):
         measured = [run for run in sized if metric in run.measured]
         try:
-            metrics.append(_predicted_metric(metric, measured, variable, at, level))
+            prediction, no_law = _predicted_metric(metric, measured, variable, at, level)
+            metrics.append(prediction)
+            all_caveats += [f"{metric} follows no law: {reason}" for reason in no_law]
         except FitError as error:
             refused.append(f"{metric} is not predicted from {len(measured)} finished runs: {error}")
     if not metrics:
@@ -166,27 +168,31 @@ def quoted_law(choice: Choice) -> str:
 
 def _predicted_metric(
     metric: str, runs: Sequence[Run], variable: str, at: float, level: float
-) -> MetricPrediction:
-    """Raises FitError if not even the pure law can be fitted to the runs."""
+) -> tuple[MetricPrediction, tuple[str, ...]]:
+    """The prediction, and why the runs follow no law. Raises FitError if not even the pure law can
+    be fitted to them.
+    """
     x = np.array([run.sizes[variable] for run in runs])
     y = np.array([run.measured[metric] for run in runs])
     choice = choose(x, y, OBJECTIVE)
     predictions = tuple(_prediction(candidate, at, level) for candidate in choice.candidates)
     why = f"{RULE}: {choice.verdict}"
-    return MetricPrediction(metric, quoted_law(choice), why, predictions, choice.refused)
+    pure = choice.candidates[0].fit
+    no_law = not_a_law(pure, interval(pure, "alpha", level))
+    return MetricPrediction(metric, quoted_law(choice), why, predictions, choice.refused), no_law
 
 
 def _prediction(candidate: Candidate, at: float, level: float) -> Prediction:
     fit, held_out = candidate.fit, candidate.held_out
-    interval = prediction_interval(fit, at, level)
+    span = prediction_interval(fit, at, level)
     return Prediction(
         law=candidate.name, formula=fit.law.formula, values=fit.values,
         predicted=float(fit.predict(at)),
         # An end that no value reaches is 0 or infinite. JSON has no infinity, so an open end is
         # None.
-        low=interval.low if interval.low > 0 else None,
-        high=interval.high if math.isfinite(interval.high) else None,
-        level=level, method=interval.method, basis=interval.basis, spare=fit.points - fit.free,
+        low=span.low if span.low > 0 else None,
+        high=span.high if math.isfinite(span.high) else None,
+        level=level, method=span.method, basis=span.basis, spare=fit.points - fit.free,
         held_out=None if held_out is None else held_out.relative_error, aicc=candidate.aicc,
         certificate=_plain(fit), flags=fit.flags,
     )  # fmt: skip
@@ -215,7 +221,7 @@ class Graded:
     high: float | None
     measured: float
     error: float  # predicted / measured - 1
-    covered: bool  # the interval contains the measured value
+    covered: bool | None  # the interval contains the measured value; None if it has no end
     half_widths: float | None  # log(measured / predicted) over the log half-width on that side
     z: float | None  # the same as a normal deviate: ±1.96 at the ends of a 95 % interval
 
@@ -255,9 +261,9 @@ def _grade(metric: MetricPrediction, prediction: Prediction, measured: float) ->
         t_value = abs(half_widths) * stats.t.ppf((1 + prediction.level) / 2, prediction.spare)
         deviate = float(stats.norm.isf(stats.t.sf(t_value, prediction.spare)))
         z = math.copysign(deviate, log_ratio) if math.isfinite(deviate) else None
-    inside = (prediction.low is None or prediction.low <= measured) and (
-        prediction.high is None or measured <= prediction.high
-    )
+    inside = None
+    if prediction.low is not None and prediction.high is not None:
+        inside = prediction.low <= measured <= prediction.high
     return Graded(
         metric=metric.metric, law=prediction.law, headline=prediction.law == metric.headline,
         predicted=prediction.predicted, low=prediction.low, high=prediction.high, measured=measured,

@@ -101,6 +101,7 @@ def _law_panel(panel: Axes, study: Study, findings: list[LawResult], above: bool
     draw_points(panel, np.array(first.x), np.array(first.y) - offset, seeds)
     for finding in findings:
         label = fit_label(finding.fit, finding.intervals.get("alpha"))
+        label += ", no law" if finding.no_law else ""
         draw_law(panel, finding.fit, label=label, band=not above, offset=offset)
     panel.set(xscale="log", yscale="log")
     legend_inside(panel)

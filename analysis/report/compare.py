@@ -17,7 +17,7 @@ from analysis.report.html import environment
 Laws = Mapping[str, Any]  # what laws.json holds
 _SAME_SIZE = 1e-6  # relative
 _NOISE = 1e-12  # relative: numbers that differ by less are equal up to rounding
-_LISTS = ("refused", "dropped", "notes")
+_LISTS = ("warnings", "refused", "dropped", "notes")
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def difference(laws_a: Laws, laws_b: Laws) -> Difference:
         lines={
             what: pair
             for what in _LISTS
-            if any(pair := _alone(laws_a.get(what) or [], laws_b.get(what) or []))
+            if any(pair := _alone(_texts(laws_a, what), _texts(laws_b, what)))
         },
     )
 
@@ -261,6 +261,12 @@ def _settings(a: Laws, b: Laws) -> dict[str, tuple[Any, Any]]:
     keys = dict.fromkeys((*flat[0], *flat[1]))
     pairs = {key: (flat[0].get(key), flat[1].get(key)) for key in keys}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _texts(laws: Laws, what: str) -> list[str]:
+    """The lines of a list of laws.json; a warning's line is its text."""
+    lines = laws.get(what) or []
+    return [line["text"] if isinstance(line, dict) else line for line in lines]
 
 
 def _alone(a: list[str], b: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

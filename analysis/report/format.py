@@ -4,11 +4,17 @@ import math
 from typing import Any
 
 NONE = "–"
+_LARGE = 1e7  # from here on, digits before the point are no longer readable
 
 
 def fixed(value: float | None, digits: int = 4) -> str:
-    """With `digits` after the point; a dash for no number, ∞ for infinity."""
-    return _not_finite(value) or f"{value:.{digits}f}"
+    """With `digits` after the point; a dash for no number, ∞ for infinity.
+
+    A number that would have no digit or more than 7 before the point is shown by `significant`.
+    """
+    if value is not None and 0 < abs(value) < 0.5 * 10**-digits:
+        return _plain_power(f"{value:.3g}")
+    return _not_finite(value) or _large(value) or f"{value:.{digits}f}"
 
 
 def significant(value: float | None, digits: int = 4) -> str:
@@ -21,7 +27,9 @@ def exponent(value: float | None) -> str:
     if text := _not_finite(value):
         return text
     assert value is not None
-    return f"{value:.4f}" if abs(value) >= 0.01 or value == 0 else _plain_power(f"{value:.3g}")
+    if 0 < abs(value) < 0.01:
+        return _plain_power(f"{value:.3g}")
+    return fixed(value)
 
 
 def level(value: float | None) -> str:
@@ -31,16 +39,16 @@ def level(value: float | None) -> str:
 
 def change(value: float | None) -> str:
     """A difference, with its sign and four places."""
-    return _not_finite(value) or f"{value:+.4f}"
+    return _not_finite(value) or _large(value, "+") or f"{value:+.4f}"
 
 
 def percent(value: float | None, digits: int = 2) -> str:
-    return _not_finite(value) or f"{value:.{digits}%}"
+    return _not_finite(value) or _large(value, "", 100) or f"{value:.{digits}%}"
 
 
 def signed(value: float | None, digits: int = 2) -> str:
     """A fraction as a signed percentage."""
-    return _not_finite(value) or f"{value:+.{digits}%}"
+    return _not_finite(value) or _large(value, "+", 100) or f"{value:+.{digits}%}"
 
 
 def size(value: float | None) -> str:
@@ -48,7 +56,7 @@ def size(value: float | None) -> str:
     if text := _not_finite(value):
         return text
     assert value is not None
-    return f"{value:,.0f}" if value < 1e10 and value == round(value) else significant(value)
+    return f"{value:,.0f}" if abs(value) < 1e10 and value == round(value) else significant(value)
 
 
 def span(interval: Any, form: str = "exponent") -> str:
@@ -67,6 +75,16 @@ def _not_finite(value: float | None) -> str:
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
     return ""
+
+
+def _large(value: float | None, sign: str = "", per: int = 1) -> str:
+    """Three significant digits of a number with too many digits before the point; else "".
+
+    `per`: 100 for a fraction that is shown in per cent.
+    """
+    if value is None or abs(per * value) < _LARGE:
+        return ""
+    return _plain_power(f"{per * value:{sign}.3g}") + ("%" if per == 100 else "")
 
 
 def _plain_power(text: str) -> str:

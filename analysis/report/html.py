@@ -10,6 +10,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from analysis.caveats import caveats
 from analysis.comparison import var_paper as paper
 from analysis.fitting.points import FitError
 from analysis.plots.all_figures import CAPTIONS
@@ -18,7 +19,7 @@ from analysis.report import format as formats
 from analysis.report.checklist import checklist
 from analysis.report.embed import inline_image
 from analysis.report.latex import law_table
-from analysis.report.text import unmeasured, verdicts, warnings
+from analysis.report.text import unmeasured, verdicts
 from analysis.selection.influence import influence
 from analysis.selection.rates import rate_sweeps
 from analysis.study import METRICS, VARIABLES, LawResult, Study
@@ -89,7 +90,8 @@ def write_report(path: Path, study: Study, figures: Mapping[str, Path], facts: F
         "study": study, "facts": facts, "METRICS": METRICS, "VARIABLES": VARIABLES,
         "findings": [_shown(study, finding) for finding in study.findings],
         "traces": _traces(study), "runs": _runs(study), "run_ids": _run_ids(study),
-        "verdicts": verdicts(study), "warnings": (*facts.failures, *warnings(study, facts.trials)),
+        "verdicts": verdicts(study), "failures": facts.failures,
+        "caveats": caveats(study, facts.trials),
         "unmeasured": unmeasured(study), "checklist": checklist(study, facts.provenance),
         "paper_rows": paper.paper_table(study.findings), "paper_note": paper.NOTE,
         "cuts": _cuts(study), "rates": rate_sweeps(study.table.finals, study.size),

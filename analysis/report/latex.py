@@ -15,6 +15,7 @@ _HEADER = (
     "Law", "Form", r"$\alpha$ (95\,\%)", r"$E$ (95\,\%)", "$r$", "$R^2$", r"RMS (\%)",
     r"held out (\%)", "$n$",
 )  # fmt: skip
+_NO_LAW = r"$^\dagger$"
 _FORMS = {
     "pure": r"$A x^{-\alpha}$",
     "floor": r"$E + A x^{-\alpha}$",
@@ -80,6 +81,11 @@ def _one_variable_table(study: Study) -> str:
         f"% Laws fitted by {study.objective}; data {study.table.fingerprint}.",
         r"% Needs \usepackage{booktabs}. RMS: relative error of the fit. held out: relative",
         "% error at the largest size, predicted from the smaller ones. n: points.",
+        *(
+            f"% dagger, no law: {each.label}, {each.fit.law.name}: {each.no_law}."
+            for each in study.findings
+            if each.no_law
+        ),
         rf"\begin{{tabular}}{{ll{'r' * (len(_HEADER) - 2)}}}",
         r"\toprule",
         _line(_HEADER),
@@ -114,7 +120,8 @@ def _cells(finding: LawResult, mixed: bool) -> tuple[str, ...]:
     return (
         label,
         _FORMS.get(fit.law.name, escape(fit.law.name)),
-        _with_interval(formats.exponent(fit.alpha), finding.intervals.get("alpha"), "exponent"),
+        _with_interval(formats.exponent(fit.alpha), finding.intervals.get("alpha"), "exponent")
+        + (_NO_LAW if finding.no_law else ""),
         E if fit.law.floor else "--",
         _number(formats.fixed(fit.r)),
         _number(formats.fixed(fit.r2)),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 from markupsafe import Markup
 
+from analysis.caveats import caveats
 from analysis.plots.all_figures import draw_all
 from analysis.report.embed import inline_image
 from analysis.report.families import families_section
@@ -61,6 +62,7 @@ def write_pages(
             "page": f"{subfolder.name}/index.html",
             "runs": len(study.table.finals),
             "verdicts": verdicts(study),
+            "caveats": caveats(study),
             "refused": study.refused,
             "figure": None if png is None else figure_of(_FIGURE, png, f"{subfolder.name}-"),
         })  # fmt: skip

@@ -3,15 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pandas as pd
-
-from analysis.report.format import exponent, significant, size
-from analysis.selection.rates import rate_sweeps
+from analysis.caveats import caveats
+from analysis.report.format import exponent, significant
 from analysis.selection.select import Choice
 from analysis.study import METRICS, VARIABLES, LawResult, Study
-
-_UNFINISHED = ("running", "failed", "waiting")
-_FEW_SIZES = 5
 
 
 @dataclass(frozen=True)
@@ -58,6 +53,8 @@ def _verdict(study: Study, metric: str, variable: str) -> MetricVerdict:
     law = _any_law(study, metric, variable)
     if law is None or study.is_mixed(law):
         return MetricVerdict(metric, variable, _mixed(study, metric, variable), (), (), None)
+    if law.no_law:
+        return MetricVerdict(metric, variable, f"No law: {law.no_law}.", (), (), None)
     if pure is None:  # only other laws were requested
         above = f" {_above(law)}" if law.fit.law.floor else " of the odds"
         return MetricVerdict(
@@ -129,72 +126,6 @@ def _unknown(finding: LawResult, choice: Choice | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(doubts))
 
 
-# Warnings ----------------------------------------------------------------------------------------
-
-
 def warnings(study: Study, trials: Sequence[str] = ()) -> tuple[str, ...]:
-    """Limitations of the data that affect the laws. `trials`: names of all planned trials."""
-    finals = study.table.finals
-    lines = [] if len(finals) else ["No trial has finished, so there is no law yet."]
-    if len(finals):
-        lines += [*_repeats(finals), *_seeds(finals), *_sizes(finals), *_mixtures(finals)]
-    return (*lines, *_missing(study, trials))
-
-
-def _repeats(finals: pd.DataFrame) -> list[str]:
-    repeated = finals[finals.epochs > 1.0 + 1e-9]
-    if repeated.empty:
-        return []
-    return [
-        f"{len(repeated)} runs saw their images up to {repeated.epochs.max():.1f} times: "
-        "over-fitting may look like an irreducible loss E."
-    ]
-
-
-def _seeds(finals: pd.DataFrame) -> list[str]:
-    if finals.seed.isna().all():
-        return ["The seeds are unknown: the intervals may leave out the noise between seeds."]
-    if finals.seed.nunique() == 1:
-        return ["One seed for each size: the intervals leave out the noise between seeds."]
-    return []
-
-
-def _sizes(finals: pd.DataFrame) -> list[str]:
-    known = [name for name in VARIABLES if finals[name].notna().any()]
-    lines = []
-    if known and (count := finals[known[0]].nunique()) < _FEW_SIZES:
-        lines.append(f"Only {count} sizes: a straight line through them is weak evidence of a law.")
-    rates = finals.groupby(known[0]).learning_rate.nunique().max() if known else 0
-    if rates > 1:
-        lines.append("Sizes have several learning rates: the laws pool good and bad ones.")
-        edges = [each for each in rate_sweeps(finals, known[0]) if each.at_edge]
-        lines += [
-            f"The best rate of N = {size(each.size)} is {significant(each.best)}, at the edge of "
-            "the tried range: a rate outside it may be better."
-            for each in edges
-        ]
-    return lines
-
-
-def _mixtures(finals: pd.DataFrame) -> list[str]:
-    """Warnings of pooled runs: scores of different tokens or images are not comparable."""
-    lines = []
-    for column, what in (
-        ("tokenizer", "tokenizers"),
-        ("data", "data sets"),
-        ("family", "families"),
-    ):
-        names = sorted(finals[column].dropna().unique())
-        if len(names) > 1:
-            lines.append(f"Runs of several {what} are pooled: {', '.join(names)}.")
-    return lines
-
-
-def _missing(study: Study, trials: Sequence[str]) -> list[str]:
-    rows = study.table.rows
-    unfinished = sorted(rows[rows.status.isin(_UNFINISHED)].trial.unique())
-    lines = [f"Not finished, so not in any law: {', '.join(unfinished)}."] if unfinished else []
-    absent = [name for name in trials if name not in set(rows.trial)]
-    if absent:
-        lines.append(f"Without any usable evaluation, so not in any law: {', '.join(absent)}.")
-    return lines
+    """The texts of all caveats, the contradictions first. `trials`: names of all planned trials."""
+    return tuple(caveat.text for caveat in caveats(study, trials))

@@ -140,7 +140,7 @@ def exponent_spread(conventions: Sequence[Convention], variable: str) -> str:
     text += f", a difference of {difference / abs(reference.fit.alpha):.1%} of the "
     text += f"{reference.fit.alpha:.4g} of {reference.name}"
     span = reference.interval
-    if span is None:
+    if span is None or not np.isfinite(span.high - span.low):
         return text
     comparison = "more" if difference > span.high - span.low else "less"
     return f"{text}; {comparison} than the width of its interval, {span.high - span.low:.2g}"

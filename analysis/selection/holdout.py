@@ -44,8 +44,8 @@ class HeldOut:
 
     @property
     def covered(self) -> bool | None:
-        """Whether the interval contains the measured value. None without an interval."""
-        if self.interval is None:
+        """Whether the interval contains the measured value. None without a bounded interval."""
+        if self.interval is None or not np.isfinite([self.interval.low, self.interval.high]).all():
             return None
         return self.interval.low <= self.measured <= self.interval.high
 

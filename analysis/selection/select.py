@@ -171,6 +171,25 @@ def choose(
     )
 
 
+def not_a_law(fit: Fit, alpha: Interval | None) -> tuple[str, ...]:
+    """Why a fit is no law of a score that falls with x; empty if it is one."""
+    reasons = (
+        [f"its exponent is at its bound, α = {fit.alpha:.4g}"] if exponent_at_bound(fit) else []
+    )
+    if fit.alpha <= 0:
+        reasons.append(f"its exponent is not positive, α = {fit.alpha:.4g}")
+    elif alpha is not None and not (alpha.low > 0):
+        reasons.append(
+            f"the interval of its exponent, {alpha.low:.3g} to {alpha.high:.3g}, contains 0"
+        )
+    return tuple(reasons)
+
+
+def exponent_at_bound(fit: Fit) -> bool:
+    exponents = {exponent for _, exponent in fit.law.powers}
+    return any(bound.split()[0] in exponents for bound in fit.certificate.bounds)
+
+
 def aicc(fit: Fit) -> float | None:
     """Akaike's criterion with the correction for small n (Hurvich and Tsai 1989).
 

@@ -1,5 +1,6 @@
 """The verdict, pure or floor, with reasons: a law is preferred if no criterion contradicts it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -32,10 +33,13 @@ class Verdict:
     reasons: tuple[str, ...]
     doubts: tuple[str, ...]
     remarks: tuple[str, ...] = ()
+    contradictions: tuple[str, ...] = ()  # why the data follow no law at all
 
     @property
     def summary(self) -> str:
         """The verdict in a sentence or two."""
+        if self.contradictions:
+            return f"no law: {'; '.join(self.contradictions)}"
         reasons = ", ".join(self.reasons)
         if self.preferred is None:
             text = f"these data do not decide: {'; '.join(self.doubts)}"
@@ -81,7 +85,7 @@ def verdict_of(
         votes.update({vote} if vote else ())
     if curvature is not None:
         t, p = curvature
-        reasons.append(f"curvature t = {t:.1f} (p = {p:.2g})")
+        reasons.append(f"curvature t = {t:.3g} (p = {p:.2g})")
         # The pure law is straight in logs, and E > 0 bends it upwards only.
         if t < 0 and p < _SIGNIFICANCE:
             doubts.append("log L curves downwards, which neither law can describe")
@@ -101,6 +105,8 @@ def remarks(evidence: Mapping[str, Evidence]) -> tuple[str, ...]:
     if fixed is not None and free is not None and free.E_span is not None:
         low, high = free.E_span
         position = "inside" if low <= fixed.E <= high else "outside"
+        if not math.isfinite(high - low):
+            position = "not comparable with, because it has no end,"
         lines.append(f"the fixed E = {fixed.E:g} is {position} the interval of the fitted E")
     for name, candidate in (("floor fixed", fixed), ("logit", logit)):
         if candidate is not None:

@@ -71,7 +71,11 @@ class Table:
             labels = labels.where(~differs, labels + ", " + keys[name])
         return {
             label: replace(
-                self, rows=self.rows[labels == label].reset_index(drop=True), dropped=(), notes=()
+                self,
+                rows=self.rows[labels == label].reset_index(drop=True),
+                # A dropped row may lack the columns that tell its group.
+                dropped=tuple(f"of all groups: {row}" for row in self.dropped),
+                notes=tuple(f"of all groups: {note}" for note in self.notes),
             )
             for label in dict.fromkeys(labels)
         }

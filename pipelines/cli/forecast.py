@@ -12,6 +12,7 @@ from pipelines.cli.fit import resolve_sweep
 from pipelines.cli.options import RUNS, AsJson, HomeFolder, SweepName
 from pipelines.cli.terminal import console as screen
 from pipelines.cli.terminal.console import console, format_number, new_table
+from pipelines.cli.terminal.laws import number
 from pipelines.execution.speeds.throughput import cluster_throughput
 from pipelines.planning.cost import Price, price_on
 from pipelines.workspace.settings import load_settings
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from pipelines.planning.next_runs import NextRuns
 
 app = typer.Typer()
+
+# Whether the interval contains the measured value; None where it has no end.
+_INSIDE = {True: Text("yes", "green"), False: Text("no", "red"), None: Text("–")}
 
 Variable = Annotated[
     Literal["params_blocks", "params_total", "train_flops"],
@@ -174,7 +178,8 @@ def _forecast_table(frozen: "FrozenForecast") -> Table:
     for predicted in forecast.metrics:
         for law in predicted.predictions:
             table.add_row(
-                predicted.metric, law.formula, f"{law.predicted:.4f}", _interval(law.low, law.high),
+                predicted.metric, law.formula, number(law.predicted, ".4f"),
+                _interval(law.low, law.high),
                 "*" if law.law == predicted.headline else "", law.basis,
             )  # fmt: skip
     return table
@@ -199,9 +204,9 @@ def _outcome_table(name: str, outcomes: "list[Outcome]") -> Table:
             if grade.headline:
                 table.add_row(
                     target, forecast.time, grade.metric, grade.law,
-                    f"{grade.predicted:.4f} {_interval(grade.low, grade.high)}",
-                    f"{grade.measured:.4f}", f"{grade.error:+.2%}",
-                    Text("yes", "green") if grade.covered else Text("no", "red"),
+                    f"{number(grade.predicted, '.4f')} {_interval(grade.low, grade.high)}",
+                    number(grade.measured, ".4f"), number(grade.error, "+.2%"),
+                    _INSIDE[grade.covered],
                     "" if grade.z is None else f"{grade.z:+.1f}",
                 )  # fmt: skip
     return table
@@ -212,7 +217,8 @@ def _ranking_table(advice: "NextRuns", at: str, metric: str, price: Price | None
     table = new_table(
         "run", "FLOPs", *_cost_columns(price), f"{metric} at {at} after it", "narrower",
         "a FLOP",
-        title=f"{metric} at {at}: {plan.predicted:.4f} {_interval(plan.low, plan.high)} now, "
+        title=f"{metric} at {at}: {number(plan.predicted, '.4f')} "
+        f"{_interval(plan.low, plan.high)} now, "
         f"{advice.fit.law.formula} on {advice.fit.points} runs",
         caption="each run alone. narrower: decrease of the interval's width, relative to now; a "
         "FLOP: this decrease per FLOP, relative to the best run; in parentheses: above the "
@@ -270,5 +276,4 @@ def _cost(runs: "list[Candidate]", price: Price | None) -> list[str]:
 
 def _interval(low: float | None, high: float | None) -> str:
     """The interval as text; – for an end that does not exist."""
-    ends = ["–" if end is None else f"{end:.4f}" for end in (low, high)]
-    return f"[{ends[0]}, {ends[1]}]"
+    return f"[{number(low, '.4f')}, {number(high, '.4f')}]"

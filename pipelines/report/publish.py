@@ -80,7 +80,13 @@ def publish(
     report = report_path(home, sweep).parent
     scored, families = _compared_families(home, folder / "images.parquet", stages, report)
     write_pages(report, fitted, facts, formats, scored, processes)
-    laws = {**laws_of_all(fitted), **inputs, **warnings, "sweep": sweep.name, **families}
+    laws = {
+        **laws_of_all(fitted, facts.trials),
+        **inputs,
+        **warnings,
+        "sweep": sweep.name,
+        **families,
+    }
     write_json(folder / "laws.json", laws)
     return laws
 
@@ -177,6 +183,7 @@ def law_columns(laws: dict[str, Any]) -> dict[str, list[Any]]:
         "r": [law["fit"]["r"] for _, law in rows],
         "r2": [law["fit"]["r2"] for _, law in rows],
         "points": [law["fit"]["points"] for _, law in rows],
+        "no_law": [law["no_law"] or "" for _, law in rows],
     }
 
 

@@ -107,6 +107,7 @@ def _identity(sweep: Sweep, model: Trial | ImportedModel) -> dict[str, Any]:
         "width": model.model.width,
         "heads": model.model.heads,
         "tokenizer": model.tokenizer.name,
+        "codebook_size": model.tokenizer.codebook_size,
         "loss_unit": model.family.validation(model.spec).loss_unit,
     }
 

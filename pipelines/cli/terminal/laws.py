@@ -12,6 +12,8 @@ from pipelines.cli.terminal.console import new_table
 if TYPE_CHECKING:
     from analysis.report.compare import Difference
 
+_LISTED = 20  # dropped rows that the terminal shows
+
 
 def law_tables(laws: dict[str, Any]) -> Group:
     """The surface L(N, D), pure power laws, and laws with a fitted irreducible loss E.
@@ -50,18 +52,21 @@ def _tables_of_one_variable(laws: dict[str, Any]) -> tuple[Table, Table]:
         if law["variable"] != "train_flops" and law["metric"] in laws.get("mixed_data", {}):
             continue
         fit, values = law["fit"], law["fit"]["values"]
+        label = law["label"] + (", NO LAW" if law["no_law"] else "")
+        at_bound = " (at its bound)" if law["exponent_at_bound"] else ""
         cells = [
-            f"{values['alpha']:.4f} {_interval(law['intervals']['alpha'], '.3f')}",
-            _number(fit["paper_beta"], ".2e"),
-            _number(fit["r"], ".4f"),
-            _number(fit["r2"], ".4f"),
+            f"{number(values['alpha'], '.4f')}{at_bound} "
+            f"{_interval(law['intervals']['alpha'], '.3f')}",
+            number(fit["paper_beta"], ".2e"),
+            number(fit["r"], ".4f"),
+            number(fit["r2"], ".4f"),
             _held_out(law),
         ]
         if fit["law"] == "floor":
-            floor = f"{values['E']:.3f} {_interval(law['intervals'].get('E'), '.2f')}"
-            with_e.add_row(law["label"], floor, *cells)
+            floor = f"{number(values['E'], '.3f')} {_interval(law['intervals'].get('E'), '.2f')}"
+            with_e.add_row(label, floor, *cells)
         elif fit["law"] == "pure":
-            pure.add_row(law["label"], *cells)
+            pure.add_row(label, *cells)
     return pure, with_e
 
 
@@ -78,11 +83,12 @@ def _surface_table(surfaces: list[dict[str, Any]]) -> Table:
         ("β", "beta", ".4f", ".3f"),
     ):
         cells = [
-            f"{each['fit']['values'][name]:{form}} {_interval(each['intervals'].get(name), ends)}"
+            f"{number(each['fit']['values'][name], form)} "
+            f"{_interval(each['intervals'].get(name), ends)}"
             for each in surfaces
         ]
         table.add_row(f"{symbol} [95 %]", *cells)
-    table.add_row("R²", *(_number(each["fit"]["r2"], ".4f") for each in surfaces))
+    table.add_row("R²", *(number(each["fit"]["r2"], ".4f") for each in surfaces))
     table.add_row("largest N predicted", *map(_held_out, surfaces))
     return table
 
@@ -116,6 +122,27 @@ def surface_lines(laws: dict[str, Any]) -> list[str]:
     return lines
 
 
+def contradictions(laws: dict[str, Any]) -> list[str]:
+    """What contradicts the laws, so that none is announced: the first lines of the output."""
+    return [each["text"] for each in laws["warnings"] if each["metrics"]]
+
+
+def limitations(laws: dict[str, Any]) -> list[str]:
+    """The other warnings, the flags of the fits, the notes on the table and the dropped rows."""
+    lines = [f"warning: {each['text']}" for each in laws["warnings"] if not each["metrics"]]
+    flags = [
+        f"{law['label']}, {law['fit']['law']}: {flag}"
+        for law in laws["laws"]
+        for flag in law["fit"]["flags"]
+    ]
+    lines += [f"flag: {line}" for line in group_by_reason(flags)]
+    lines += [f"note: {note}" for note in laws["notes"]]
+    lines += [f"left out: {row}" for row in laws["dropped"][:_LISTED]]
+    if (more := len(laws["dropped"]) - _LISTED) > 0:
+        lines.append(f"left out: {more} more rows; laws.json and the report list all of them")
+    return lines
+
+
 def verdicts(laws: dict[str, Any]) -> list[str]:
     """Whether the data prefer a law with irreducible loss E: one line for each metric, in N."""
     size = laws["size"]
@@ -130,7 +157,7 @@ def verdicts(laws: dict[str, Any]) -> list[str]:
 def best_learning_rates(laws: dict[str, Any]) -> list[str]:
     """One line for each size that was run with several learning rates, and what the laws use."""
     lines = [
-        f"N = {row['size']:,.0f}: best of {len(row['losses'])} learning rates {row['best']:.3g}"
+        f"N = {row['size']:,.10g}: best of {len(row['losses'])} learning rates {row['best']:.3g}"
         + (f" = {row['constant']:.3g} / width" if row["constant"] is not None else "")
         + (", at the edge of the tried range" if row["at_edge"] else "")
         for row in laws.get("rates", [])
@@ -150,19 +177,24 @@ def group_by_reason(refused: list[str]) -> list[str]:
     return [f"{', '.join(dict.fromkeys(names))}: {reason}" for reason, names in laws.items()]
 
 
-def _number(value: float | None, spec: str) -> str:
-    return "–" if value is None else f"{value:{spec}}"
+def number(value: float | None, spec: str) -> str:
+    """`value` in `spec`; with 4 significant digits where `spec` shows too many digits or none."""
+    if value is None:
+        return "–"
+    small = value != 0 and spec.endswith("f") and not float(f"{value:{spec}}")
+    large = abs(value) >= 1e6 and not spec.endswith("e")
+    return f"{value:.4g}" if small or large else f"{value:{spec}}"
 
 
 def _held_out(law: dict[str, Any]) -> str:
-    return f"{law['held_out']['relative_error']:+.1%}" if law["held_out"] else ""
+    return number(law["held_out"]["relative_error"], "+.1%") if law["held_out"] else ""
 
 
 def _interval(interval: dict[str, float | None] | None, spec: str) -> str:
     if interval is None:
         return "fixed"
     low, high = interval["low"], interval["high"]  # None: unbounded
-    ends = "−∞" if low is None else f"{low:{spec}}", "∞" if high is None else f"{high:{spec}}"
+    ends = "−∞" if low is None else number(low, spec), "∞" if high is None else number(high, spec)
     return f"[{ends[0]}, {ends[1]}]"
 
 

@@ -52,7 +52,7 @@ def publish_and_show(
 
 
 def show(laws: dict[str, Any]) -> None:
-    """Print the tables, verdicts and refused fits of a laws.json."""
+    """Print a laws.json: what contradicts the laws, then the laws, then all other warnings."""
     from pipelines.report.publish import groups_of
 
     for group, group_laws in groups_of(laws).items():
@@ -60,6 +60,8 @@ def show(laws: dict[str, Any]) -> None:
         if not group_laws["sizes"]:
             console.print(f"{title}: no trial has finished, so there is no law yet")
             continue
+        for line in screen_laws.contradictions(group_laws):
+            console.print(f"NO LAW   {line}", style="bold red", soft_wrap=True, highlight=False)
         console.print(screen_laws.law_tables({**group_laws, "sweep": title}))
         if group_laws.get("predictions"):
             console.print(screen_laws.prediction_table(group_laws["predictions"]))
@@ -72,6 +74,8 @@ def show(laws: dict[str, Any]) -> None:
             console.print(f"not predicted: {reason}", soft_wrap=True, highlight=False)
         for refusal in screen_laws.group_by_reason(group_laws["refused"]):
             console.print(f"not fitted: {refusal}", soft_wrap=True, highlight=False)
+        for line in screen_laws.limitations(group_laws):
+            console.print(line, soft_wrap=True, highlight=False)
 
 
 def _mirror_all(home: Home, sweep: Sweep, laws: dict[str, Any], settings: Settings) -> None:

@@ -1,0 +1,114 @@
+"""What a reader must know before the laws of a study: contradictions first, then limitations."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from analysis.selection.rates import rate_sweeps
+from analysis.study import VARIABLES, Study
+from analysis.table.plausible import Caveat
+
+_UNFINISHED = ("running", "failed", "waiting")
+_FEW_SIZES = 5
+
+
+def caveats(study: Study, trials: Sequence[str] = ()) -> tuple[Caveat, ...]:
+    """All caveats of a study; those with `metrics` say why no law is announced, and come first.
+
+    `trials`: names of all planned trials.
+    """
+    finals = study.table.finals
+    if finals.empty:
+        none = Caveat("no_run", "No trial has finished, so there is no law yet.")
+        return (none, *_missing(study, trials))
+    lines = [*_repeats(finals), *_seeds(finals), *_sizes(finals), *_mixtures(finals)]
+    found = (*study.implausible, *_not_falling(study), *lines, *_missing(study, trials))
+    return tuple(sorted(found, key=lambda caveat: not caveat.metrics))
+
+
+def _not_falling(study: Study) -> list[Caveat]:
+    """A caveat for each pure law that only its own fit contradicts, not already the table."""
+    return [
+        Caveat(
+            "not_a_law", f"{law.label} is no law: {'; '.join(law.own_contradictions)}.",
+            tuple(dict.fromkeys(law.trials)), (law.metric,),
+        )
+        for law in study.findings
+        if law.fit.law.name == "pure" and law.own_contradictions and not law.contradictions
+    ]  # fmt: skip
+
+
+def _repeats(finals: pd.DataFrame) -> list[Caveat]:
+    repeated = finals[finals.epochs > 1.0 + 1e-9]
+    if repeated.empty:
+        return []
+    most = repeated.epochs.max()
+    times = f"{most:.1f}" if most < 1e6 else f"{most:.4g}"
+    text = (
+        f"{len(repeated)} runs saw their images up to {times} times: "
+        "over-fitting may look like an irreducible loss E."
+    )
+    return [Caveat("repeated_images", text, _names(repeated))]
+
+
+def _seeds(finals: pd.DataFrame) -> list[Caveat]:
+    if finals.seed.isna().all():
+        text = "The seeds are unknown: the intervals may leave out the noise between seeds."
+    elif finals.seed.nunique() == 1:
+        text = "One seed for each size: the intervals leave out the noise between seeds."
+    else:
+        return []
+    return [Caveat("seeds", text)]
+
+
+def _sizes(finals: pd.DataFrame) -> list[Caveat]:
+    known = [name for name in VARIABLES if finals[name].notna().any()]
+    if not known:
+        return []
+    found = []
+    if (count := finals[known[0]].nunique()) < _FEW_SIZES:
+        text = f"Only {count} sizes: a straight line through them is weak evidence of a law."
+        found.append(Caveat("few_sizes", text))
+    for each in rate_sweeps(finals, known[0]):
+        if each.at_edge:
+            text = (
+                f"The best rate of N = {each.size:,.10g} is {each.best:.4g}, at the edge of the "
+                "tried range: a rate outside it may be better."
+            )
+            found.append(
+                Caveat("rate_at_edge", text, _names(finals[finals[known[0]] == each.size]))
+            )
+    return found
+
+
+def _mixtures(finals: pd.DataFrame) -> list[Caveat]:
+    """Caveats of pooled runs: scores of different tokens or images are not comparable."""
+    found = []
+    for column, what in (
+        ("tokenizer", "tokenizers"),
+        ("data", "data sets"),
+        ("family", "families"),
+    ):
+        names = sorted(finals[column].dropna().unique())
+        if len(names) > 1:
+            text = f"Runs of several {what} are pooled: {', '.join(names)}."
+            found.append(Caveat("pooled", text))
+    return found
+
+
+def _missing(study: Study, trials: Sequence[str]) -> list[Caveat]:
+    rows = study.table.rows
+    unfinished = tuple(sorted(rows[rows.status.isin(_UNFINISHED)].trial.unique()))
+    found = []
+    if unfinished:
+        text = f"Not finished, so not in any law: {', '.join(unfinished)}."
+        found.append(Caveat("unfinished", text, unfinished))
+    absent = tuple(name for name in trials if name not in set(rows.trial))
+    if absent:
+        text = f"Without any usable evaluation, so not in any law: {', '.join(absent)}."
+        found.append(Caveat("absent", text, absent))
+    return found
+
+
+def _names(rows: pd.DataFrame) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(rows.trial.astype(str)))
