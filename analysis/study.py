@@ -18,10 +18,10 @@ from analysis.fitting.fit import Fit, fit_law
 from analysis.fitting.laws import PURE
 from analysis.fitting.objectives import OBJECTIVES
 from analysis.fitting.points import FitError
-from analysis.options import DEFAULTS, LAW_NAMES, Options
 from analysis.parallel import in_processes
 from analysis.selection.counting import Convention, by_convention
 from analysis.selection.holdout import HeldOut
+from analysis.selection.options import DEFAULTS, LAW_NAMES, Options
 from analysis.selection.predict import Prediction, predict
 from analysis.selection.select import Candidate, Choice, choose, not_a_law
 from analysis.table.plausible import Caveat, implausible

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from analysis.options import Options
+from analysis.selection.options import Options
 from analysis.selection.predict import predict
 from analysis.study import study
 from analysis.table.table import TableError, check, select

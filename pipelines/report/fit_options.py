@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from analysis.options import Options
+    from analysis.selection.options import Options
 
 _VARIABLES = ("N", "N_total", "D", "C")
 
@@ -41,7 +41,7 @@ class FitOptions:
 
     def parsed(self) -> "Options":
         """The options of a study, without `where`. Raises ValueError, which names the option."""
-        from analysis.options import LAW_NAMES, Options
+        from analysis.selection.options import LAW_NAMES, Options
 
         if unknown := [name for name in self.laws if name not in LAW_NAMES]:
             raise ValueError(f"--law {unknown[0]}: the laws are {', '.join(LAW_NAMES)}")
