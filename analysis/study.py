@@ -260,7 +260,7 @@ def _without_contradicted(choice: Choice, findings: list[LawResult]) -> Choice:
     """The choice without a preferred law where the points contradict it."""
     by_name = {finding.fit.law.name: finding for finding in findings}
     judgement = choice.judgement
-    if why := by_name["pure"].no_law:
+    if (pure := by_name.get("pure")) and (why := pure.no_law):
         return replace(choice, judgement=replace(judgement, preferred=None, contradictions=(why,)))
     selected = by_name.get(choice.preferred or "")
     if selected is None or not selected.no_law:
