@@ -2,7 +2,19 @@
 
 from analysis.comparison.var_paper import paper_table
 from analysis.fitting.fit import Fit, NotConverged, fit_law
-from analysis.fitting.laws import FLOOR, LAWS, LOGIT, PURE, REPEATED, SURFACE, Law
+from analysis.fitting.laws import (
+    FLOOR,
+    INTERACTION,
+    LAWS,
+    LOGIT,
+    PURE,
+    REPEATED,
+    RISING,
+    SIGMOID,
+    SURFACE,
+    TIED,
+    Law,
+)
 from analysis.fitting.points import FitError
 from analysis.fitting.verify import certify
 from analysis.selection.select import choose
@@ -13,12 +25,16 @@ from analysis.uncertainty.intervals import Interval, interval, prediction_interv
 
 __all__ = [
     "FLOOR",
+    "INTERACTION",
     "LAWS",
     "LOGIT",
     "METRICS",
     "PURE",
     "REPEATED",
+    "RISING",
+    "SIGMOID",
     "SURFACE",
+    "TIED",
     "Bootstrap",
     "Fit",
     "FitError",

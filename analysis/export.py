@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.caveats import caveats
+from analysis.compute_optimal.surface import SurfaceLaw
 from analysis.selection.rates import rate_sweeps
 from analysis.selection.select import exponent_at_bound
 from analysis.study import METRICS, VARIABLES, LawResult, Study
@@ -47,15 +48,20 @@ def laws_of(study: Study, trials: Sequence[str] = ()) -> dict[str, Any]:
         "objective": study.objective,
         "warnings": [asdict(caveat) for caveat in caveats(study, trials)],
         "laws": [_law(finding) for finding in study.findings],
+        "surfaces": [_surface(study, surface) for surface in study.surfaces.values()],
+        "mixed_data": study.mixed_data,
+        "allocation": _allocation(study),
         "choices": [
-            {"metric": metric, "variable": variable, "verdict": choice.verdict}
-            for (metric, variable), choice in study.choices.items()
+            {"metric": metric, "variable": variable, "verdict": study.verdict(metric, variable)}
+            for metric, variable in study.choices
         ],
         "rates": [
             {"size": each.size, "width": each.width, "losses": list(each.losses.items()),
              "best": each.best, "constant": each.constant, "at_edge": each.at_edge}
             for each in rate_sweeps(study.table.finals, study.size)
         ],
+        "predictions": [asdict(prediction) for prediction in study.predictions],
+        "unpredicted": list(study.unpredicted),
         "noise": {metric: asdict(noise) for metric, noise in study.noise.items()},
         "refused": list(study.refused),
         "dropped": list(study.table.dropped),
@@ -96,6 +102,39 @@ def _law(finding: LawResult) -> dict[str, Any]:
         "x": finding.x,
         "y": finding.y,
         "trials": finding.trials,
+    }
+
+
+def _surface(study: Study, surface: SurfaceLaw) -> dict[str, Any]:
+    held_out, (N, D) = surface.held_out, surface.fit.data.x
+    return {
+        "metric": surface.metric,
+        "symbol": METRICS[surface.metric][0],
+        "size": surface.size,
+        "label": study.surface_label(surface.metric),
+        "fit": surface.fit.as_dict(),
+        "intervals": surface.intervals,
+        "flags": surface.flags,
+        "held_out": {**asdict(held_out), "relative_error": held_out.relative_error}
+        if held_out
+        else None,
+        "N": N.tolist(),
+        "D": D.tolist(),
+        "y": surface.fit.data.y.tolist(),
+        "trials": surface.trials,
+    }
+
+
+def _allocation(study: Study) -> dict[str, Any] | None:
+    """The three approaches to the best N and D for a budget, for L_mean; None if there are none."""
+    found = study.allocation
+    if found is None:
+        return None
+    return {
+        "cost": found.cost,
+        "budget": found.budget,
+        "approaches": found.table().to_dict("records"),
+        "disagreement": found.disagreement,
     }
 
 

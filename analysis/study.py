@@ -13,12 +13,16 @@ from numpy.typing import ArrayLike
 from analysis.compute_optimal.allocation import Approaches, approaches
 from analysis.compute_optimal.frontier import Frontier, frontier
 from analysis.compute_optimal.frontier_band import band, frontier_interval, surface_path
+from analysis.compute_optimal.surface import SurfaceLaw, fit_surface, mixed_data
 from analysis.fitting.fit import Fit, fit_law
 from analysis.fitting.laws import PURE
 from analysis.fitting.objectives import OBJECTIVES
+from analysis.fitting.points import FitError
+from analysis.options import DEFAULTS, LAW_NAMES, Options
 from analysis.parallel import in_processes
 from analysis.selection.counting import Convention, by_convention
 from analysis.selection.holdout import HeldOut
+from analysis.selection.predict import Prediction, predict
 from analysis.selection.select import Candidate, Choice, choose, not_a_law
 from analysis.table.plausible import Caveat, implausible
 from analysis.table.runs import run_names
@@ -98,6 +102,13 @@ class Study:
     # The 95 % interval of α of each fit of `objectives`; a fit without one is absent.
     objective_intervals: dict[str, dict[str, Interval]] = field(default_factory=dict)
     forecasts: tuple[Any, ...] = field(default=())  # of analysis.forecasting.forecast.Outcome
+    surfaces: dict[str, SurfaceLaw] = field(default_factory=dict)  # L(N, D) by metric
+    # By metric, where runs of one size have different D: which, in words. Then the law in N alone
+    # does not describe the runs, and the surface is the main result.
+    mixed_data: dict[str, str] = field(default_factory=dict)
+    options: Options = DEFAULTS
+    predictions: tuple[Prediction, ...] = ()  # at options.at
+    unpredicted: tuple[str, ...] = ()  # laws without a prediction there, and the reasons
 
     @cached_property
     def implausible(self) -> tuple[Caveat, ...]:
@@ -114,6 +125,22 @@ class Study:
         known = metric.startswith("val_loss") and len(units) == 1
         return str(units[0]) if known else METRICS[metric][2]
 
+    def verdict(self, metric: str, variable: str) -> str:
+        """Whether the data prefer a law with E, or why there is no law in this variable alone."""
+        mixed = self.mixed_data.get(metric)
+        if mixed is not None and variable != "train_flops":
+            pure = self.get(metric, variable, "pure")
+            alone = f"; a power law in it alone has r = {pure.fit.r:.2f}" if pure else ""
+            return f"no law in {VARIABLES[variable][0]} alone: {mixed}{alone}"
+        return self.choices[metric, variable].verdict
+
+    def is_mixed(self, finding: LawResult) -> bool:
+        """Whether the points of this law are runs of different D at one N."""
+        return finding.variable != "train_flops" and finding.metric in self.mixed_data
+
+    def surface_label(self, metric: str) -> str:
+        return f"{METRICS[metric][0]}({VARIABLES[self.size][0]}, D)"
+
     def get(self, metric: str, variable: str, law: str) -> LawResult | None:
         for finding in self.findings:
             if (finding.metric, finding.variable, finding.fit.law.name) == (metric, variable, law):
@@ -127,6 +154,7 @@ def studies(
     forecasts: tuple[Any, ...] = (),
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     processes: int = 1,
+    options: Options = DEFAULTS,
 ) -> dict[str, Study]:
     """One study for each group of the table: a law is fitted to one family, never to several.
 
@@ -137,7 +165,7 @@ def studies(
         trials = set(part.rows.trial)
         of_group = tuple(outcome for outcome in forecasts if trials & _fitted_runs(outcome))
         of_group = of_group if label else forecasts
-        by_group[label] = study(part, objective, of_group, progress, processes)
+        by_group[label] = study(part, objective, of_group, progress, processes, options)
     return by_group
 
 
@@ -152,42 +180,42 @@ def study(
     forecasts: tuple[Any, ...] = (),
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     processes: int = 1,
+    options: Options = DEFAULTS,
 ) -> Study:
     """Fit each metric in N and along the compute frontier, with every diagnostic of each law.
 
     The default objective is least squares: sweeps have few sizes and no outliers, and then its
     exponents scatter 9 to 14 % less than those of a Huber loss (docs/laws.md); `objectives` of the
-    result has all three. `processes`: see analysis.parallel; it does not change any number. Raises
-    ValueError for a table of several groups: use `studies`.
+    result has all three. `options`: which laws, and how else. `processes`: see analysis.parallel;
+    it does not change any number. Raises ValueError for a table of several groups: use `studies`.
     """
-    if len(table.groups) > 1:
-        raise ValueError(
-            f"{table.source}: {len(table.groups)} groups whose losses do not follow one law: "
-            f"{'; '.join(table.groups)}. Fit each of table.groups, or use studies(table)"
-        )
-    refusals: list[str] = []
-    finals, caveats = table.finals, implausible(table)
+    _refuse_groups(table)
+    refusals, finals, caveats = list[str](), table.finals, implausible(table)
     size = "params_total" if finals.params_blocks.isna().all() else "params_blocks"
+    options.weights_of(finals), options.budgets_of(finals)  # errors before the first fit
     frontiers = _frontiers(table, size, refusals)
     pairs = [(metric, variable) for variable in VARIABLES for metric in METRICS]
     jobs: list[Callable[[], Any]] = [
-        partial(_allocation, table, size),
-        *(partial(_by_objective, finals, metric, size) for metric in METRICS),
-        *(partial(_laws_of_pair, finals, frontiers, *pair, objective, caveats) for pair in pairs),
+        partial(_allocation, table, size, objective, options),
+        partial(_surfaces, finals, size, objective, options),
+        *(partial(_by_objective, finals, metric, size, options) for metric in METRICS),
+        *(
+            partial(_laws_of_pair, finals, frontiers, *p, objective, options, caveats)
+            for p in pairs
+        ),
     ]
-    allocated, *results = in_processes(jobs, processes, partial(progress, "laws"))
+    allocated, surfaces, *results = in_processes(jobs, processes, partial(progress, "laws"))
     progress("laws", 1, 1)
     by_objective = dict(zip(METRICS, results, strict=False))
     laws = dict(zip(pairs, results[len(METRICS) :], strict=True))
     choices = {pair: choice for pair, (choice, _, _) in laws.items() if choice is not None}
     findings = [finding for _, found, _ in laws.values() for finding in found]
     refusals += [refusal for _, _, refused in laws.values() for refusal in refused]
-    conventions = _conventions(finals, objective, refusals)
-    scales = _scales(finals, size, objective, refusals)
+    conventions = _conventions(finals, objective, options, refusals)
+    scales = _scales(finals, size, objective, options, refusals)
     allocation, refused = allocated
-    refusals += refused
-    loss_choice = choices.get(("val_loss", size))
-    return Study(
+    refusals += [*refused, *surfaces[1], *_absent_laws(findings, surfaces[0], options)]
+    study = Study(
         table=table,
         objective=objective,
         findings=tuple(findings),
@@ -199,13 +227,65 @@ def study(
         scales=scales,
         noise=_noise(finals, size, findings),
         frontiers=frontiers,
-        rolled={candidate.name: candidate.rolled for candidate in loss_choice.candidates}
-        if loss_choice
-        else {},
+        rolled=_rolled(choices.get(("val_loss", size))),
         allocation=allocation,
         refused=tuple(dict.fromkeys(refusals)),
         forecasts=forecasts,
+        surfaces=surfaces[0],
+        mixed_data=_mixed_data(finals, size),
+        options=options,
     )
+    predictions, unpredicted = _predictions(study) if options.at else ((), ())
+    return replace(study, predictions=predictions, unpredicted=unpredicted)
+
+
+def _refuse_groups(table: Table) -> None:
+    if len(table.groups) > 1:
+        raise ValueError(
+            f"{table.source}: {len(table.groups)} groups whose losses do not follow one law: "
+            f"{'; '.join(table.groups)}. Fit each of table.groups, or use studies(table)"
+        )
+
+
+def _rolled(choice: Choice | None) -> dict[str, tuple[HeldOut, ...]]:
+    """The rolling hold-out of the laws with a free E and without E."""
+    candidates = choice.candidates if choice else ()
+    return {each.name: each.rolled for each in candidates if each.fit.floor is None}
+
+
+def _absent_laws(
+    findings: list[LawResult], surfaces: dict[str, SurfaceLaw], options: Options
+) -> list[str]:
+    """A line for each law that was asked for and that no metric has."""
+    found = {finding.fit.law.name for finding in findings} | ({"surface"} if surfaces else set())
+    asked = () if options.laws == LAW_NAMES else options.laws
+    return [f"--law {name}: no metric of this table has it" for name in asked if name not in found]
+
+
+def _predictions(study: Study) -> tuple[tuple[Prediction, ...], tuple[str, ...]]:
+    """L at `options.at` by each law that has only these variables, and why the others have none.
+
+    N is the study's own count of parameters. Raises ValueError where no law has a prediction.
+    """
+    given = study.options.at
+    symbol = VARIABLES[study.size][0]
+    at = {**given, symbol: given["N"]} if "N" in given else dict(given)
+    predictions, refusals = list[Prediction](), list[str]()
+    for surface in study.surfaces.values():
+        label = study.surface_label(surface.metric)
+        with _record_refusal(refusals, label):
+            predictions.append(predict(surface.fit, label, (symbol, "D"), at))
+    for finding in study.findings:
+        with _record_refusal(refusals, finding.label):
+            if study.is_mixed(finding):
+                raise FitError("its runs have different D")
+            variables = (VARIABLES[finding.variable][0],)
+            predictions.append(predict(finding.fit, finding.label, variables, at))
+    refusals = list(dict.fromkeys(refusals))
+    if not predictions:
+        values = ",".join(f"{name}={value:g}" for name, value in given.items())
+        raise ValueError(f"--predict {values}: no law predicts L there: {'; '.join(refusals)}")
+    return tuple(predictions), tuple(refusals)
 
 
 @contextmanager
@@ -229,13 +309,14 @@ def _laws_of_pair(
     metric: str,
     variable: str,
     objective: str,
+    options: Options,
     caveats: tuple[Caveat, ...],
 ) -> tuple[Choice | None, list[LawResult], list[str]]:
     """The choice of law for one metric in one variable, its laws, and the refused results."""
-    points, refusals = _points(finals, frontiers, metric, variable), list[str]()
+    points, refusals = _points(finals, frontiers, metric, variable, options), list[str]()
     if points is None:
         return None, [], refusals
-    x, y, trials, seeds = points
+    x, y, trials, seeds, weights = points
     label = f"{METRICS[metric][0]}({VARIABLES[variable][0]})"
     choice, findings = None, list[LawResult]()
     interval_of: IntervalOf = interval
@@ -243,17 +324,27 @@ def _laws_of_pair(
         path = surface_path(finals, frontiers[metric], objective)
         interval_of = partial(frontier_interval, frontier=frontiers[metric], path=path)
     with _record_refusal(refusals, f"{label}, pure"):
-        choice = choose(x, y, objective, error_rate=metric in ERRORS, interval_of=interval_of)
-        refusals += [f"{label}, {refusal}" for refusal in choice.refused]
+        choice = choose(
+            x, y, objective, options.E, error_rate=metric in ERRORS, weights=weights,
+            interval_of=interval_of,
+        )  # fmt: skip
+        refusals += [
+            f"{label}, {refusal}" for refusal in choice.refused
+            if refusal.partition(":")[0].split()[0] in options.laws
+        ]  # fmt: skip
         findings = [
             replace(
                 _finding(metric, variable, candidate, trials, seeds, interval_of, frontiers),
                 contradictions=_contradictions(caveats, metric),
             )
             for candidate in choice.candidates
+            if candidate.fit.law.name in options.laws
+            # A fixed E replaces the free one; the choice shows both.
+            and (candidate.name != "floor" or options.E is None)
         ]
         choice = _without_contradicted(choice, findings)
-    return choice, findings, refusals
+    compared = {"pure", "floor"} <= set(options.laws)
+    return choice if compared else None, findings, refusals
 
 
 def _without_contradicted(choice: Choice, findings: list[LawResult]) -> Choice:
@@ -270,22 +361,26 @@ def _without_contradicted(choice: Choice, findings: list[LawResult]) -> Choice:
 
 
 def _points(
-    finals: pd.DataFrame, frontiers: dict[str, Frontier], metric: str, variable: str
-) -> tuple[Any, Any, tuple[str, ...], Any] | None:
-    """x, y, trials and seeds of the points of one law; None if the table has none."""
+    finals: pd.DataFrame, frontiers: dict[str, Frontier], metric: str, variable: str,
+    options: Options,
+) -> tuple[Any, Any, tuple[str, ...], Any, Any] | None:  # fmt: skip
+    """x, y, trials, seeds and weights of the points of one law; None if the table has none.
+
+    Points of a frontier have no weights: they are selected, and often lie inside runs.
+    """
     if variable == "train_flops":
         points = frontiers.get(metric)
         if points is None:
             return None
         of_law = points.of_law
         trials = tuple(np.array(points.trial)[of_law].tolist())
-        return points.flops[of_law], points.loss[of_law], trials, np.zeros(len(trials))
+        return points.flops[of_law], points.loss[of_law], trials, np.zeros(len(trials)), None
     known = finals.dropna(subset=[variable, metric])
     if known.empty:
         return None
     seeds = known.seed.astype(object).where(known.seed.notna(), 0)
     x, y = known[variable].to_numpy(float), known[metric].to_numpy(float)
-    return x, y, tuple(run_names(known)), seeds.to_numpy()
+    return x, y, tuple(run_names(known)), seeds.to_numpy(), options.weights_of(known)
 
 
 def _finding(
@@ -331,39 +426,44 @@ def _frontiers(table: Table, size: str, refusals: list[str]) -> dict[str, Fronti
 
 
 def _conventions(
-    finals: pd.DataFrame, objective: str, refusals: list[str]
+    finals: pd.DataFrame, objective: str, options: Options, refusals: list[str]
 ) -> dict[str, tuple[Convention, ...]]:
     by_metric = {}
     for metric in ("val_loss", "val_loss_last"):
         with _record_refusal(refusals, f"conventions of {METRICS[metric][0]}"):
-            by_metric[metric] = by_convention(finals, metric, PURE, objective)
+            by_metric[metric] = by_convention(
+                finals, metric, PURE, objective, weights=options.weights
+            )
     return by_metric
 
 
 def _by_objective(
-    finals: pd.DataFrame, metric: str, size: str
+    finals: pd.DataFrame, metric: str, size: str, options: Options
 ) -> tuple[dict[str, Fit], dict[str, Interval]]:
     """The pure law in N under each objective, and the interval of its α."""
     known = finals.dropna(subset=[size, metric])
+    w = options.weights_of(known)
     by_objective, intervals = {}, {}
     for name in OBJECTIVES:
         with _record_refusal([], ""):  # the laws of the study record the reason
-            by_objective[name] = fit_law(PURE, known[size], known[metric], name)
+            by_objective[name] = fit_law(PURE, known[size], known[metric], name, weights=w)
             intervals[name] = interval(by_objective[name], "alpha")
     return by_objective, intervals
 
 
-def _scales(finals: pd.DataFrame, size: str, objective: str, refusals: list[str]) -> dict[int, Fit]:
+def _scales(
+    finals: pd.DataFrame, size: str, objective: str, options: Options, refusals: list[str]
+) -> dict[int, Fit]:
     known = finals.dropna(subset=[size, "val_loss_parts"])
     if known.empty:
         return {}
     losses = np.stack([np.asarray(row, dtype=float) for row in known.val_loss_parts])
     if losses.shape[1] == 1:  # a single scale: its loss is the whole loss
         return {}
-    by_scale = {}
+    by_scale, w = {}, options.weights_of(known)
     for k in range(losses.shape[1]):
         with _record_refusal(refusals, f"loss of scale {k + 1}"):
-            by_scale[k + 1] = fit_law(PURE, known[size], losses[:, k], objective)
+            by_scale[k + 1] = fit_law(PURE, known[size], losses[:, k], objective, weights=w)
     return by_scale
 
 
@@ -382,9 +482,42 @@ def _noise(finals: pd.DataFrame, size: str, findings: list[LawResult]) -> dict[s
     return by_metric
 
 
-def _allocation(table: Table, size: str) -> tuple[Approaches | None, list[str]]:
+def _surfaces(
+    finals: pd.DataFrame, size: str, objective: str, options: Options
+) -> tuple[dict[str, SurfaceLaw], list[str]]:
+    """The surface of each measured metric, and why the others have none."""
+    by_metric, refusals = {}, list[str]()
+    metrics = METRICS if "surface" in options.laws else {}
+    for metric, (symbol, *_) in metrics.items():
+        if finals[metric].notna().any() and finals[size].notna().any():
+            with _record_refusal(refusals, f"{symbol}({VARIABLES[size][0]}, D)"):
+                by_metric[metric] = fit_surface(
+                    finals, metric, size, objective, options.E, options.weights
+                )
+    return by_metric, refusals
+
+
+def _mixed_data(finals: pd.DataFrame, size: str) -> dict[str, str]:
+    """By metric, the sizes whose runs have different D, in words; absent where there are none."""
+    by_metric = {}
+    for metric in METRICS:
+        words = mixed_data(finals.dropna(subset=[size, metric]), size)
+        if words is not None:
+            by_metric[metric] = words
+    return by_metric
+
+
+def _allocation(
+    table: Table, size: str, objective: str, options: Options
+) -> tuple[Approaches | None, list[str]]:
     """The three approaches, or None, and why there are none."""
     refusals: list[str] = []
     with _record_refusal(refusals, "optimal allocation of compute"):
-        return approaches(table.rows[table.rows.status == "done"], "val_loss", params=size), []
+        done = table.rows[table.rows.status == "done"]
+        budgets = options.budgets_of(table.finals)
+        found = approaches(
+            done, "val_loss", params=size, budgets=budgets, objective=objective,
+            floor=options.E, weights=options.weights,
+        )  # fmt: skip
+        return found, []
     return None, refusals

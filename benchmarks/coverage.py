@@ -1,6 +1,6 @@
 """Simulate the coverage of every interval of a report and write docs/coverage.md; one core.
 
-    python benchmarks/coverage.py [--simulations 250] [--other 80] [--out docs/coverage.md]
+    python benchmarks/coverage.py [--simulations 200] [--other 50] [--out docs/coverage.md]
 
 `--simulations` tables of runs of each design are simulated under the true law, `--other` under each
 of the other laws, where the coverage is only stated. With the defaults this takes about 10
@@ -55,8 +55,9 @@ How an interval is computed:
   one, and is extended to the value of the frontier's points where that lies outside; with one
   length it comes from resampled runs.
 - a and b are the exponents of N* and D*, C the largest budget.
-- Approach 1 resamples runs. A resample lacks a third of the runs, and sometimes a whole size, so
-  the interval is too wide. The report says so: "not calibrated".
+- Approach 1, and L(C) where there is no surface (one length), resample runs. A resample lacks a
+  third of the runs, and sometimes a whole size. These intervals do not reach their level, and the
+  report says so: "not calibrated".
 - Approach 2 widens its interval by Student's t, and by the scatter of the budgets where it exceeds
   the noise of the parabolas.
 - The parameters of the surface are given twice: percentiles of the bootstrap, and profile.
@@ -68,8 +69,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--simulations", type=int, default=250)
-    parser.add_argument("--other", type=int, default=80)
+    parser.add_argument("--simulations", type=int, default=200)
+    parser.add_argument("--other", type=int, default=50)
     parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "coverage.md")
     options = parser.parse_args()
     start = time.monotonic()
@@ -77,7 +78,7 @@ def main() -> None:
     for world in WORLDS:
         count = options.simulations if world is TRUE else options.other
         parts.append(section(world, count, start))
-        print(parts[-1])
+        print(parts[-1], flush=True)
     minutes = (time.monotonic() - start) / 60
     today = datetime.datetime.now(tz=datetime.UTC).date()
     counts = f"--simulations {options.simulations} --other {options.other}"
@@ -92,8 +93,11 @@ def section(world: World, simulations: int, start: float) -> str:
     for design in designs():
         found = simulated_coverage(design, world, simulations)
         columns.append({each.quantity: each for each in found})
+        shares = ", ".join(f"{each.quantity} {cell(each)}" for each in found)
         seconds = time.monotonic() - start
-        print(f"{seconds:5.0f} s  {world.name}, {design.name}", file=sys.stderr, flush=True)
+        print(
+            f"{seconds:.0f} s  {world.name}, {design.name}: {shares}", file=sys.stderr, flush=True
+        )
     error = 100 * (0.95 * 0.05 / simulations) ** 0.5
     quantities = dict.fromkeys(name for column in columns for name in column)
     lines = [

@@ -11,6 +11,7 @@ from analysis.compute_optimal.frontier import frontier, run_ends
 from analysis.compute_optimal.frontier_band import (
     EXTENDED,
     NOT_CALIBRATED,
+    RESAMPLED,
     frontier_interval,
     surface_path,
 )
@@ -85,7 +86,9 @@ def test_an_interval_contains_the_value_of_the_frontier_that_it_stands_beside():
 def test_without_a_surface_runs_are_resampled_and_upper_bounds_are_marked():
     fit, points, path = law_of(ONE_LENGTH)
     assert path is None
-    assert "bootstrap over 24 runs" in frontier_interval(fit, "alpha", points, path).method
+    resampled = frontier_interval(fit, "alpha", points, path).method
+    assert "bootstrap over 24 runs" in resampled
+    assert RESAMPLED in resampled
     fit, points, path = law_of(LADDER)
     assert path is None
     assert points.censored.all()
@@ -141,8 +144,9 @@ def test_under_a_richer_law_the_coverage_is_stated():
 @pytest.mark.slow
 @pytest.mark.parametrize("design", designs(), ids=["isoflop", "curves", "grid", "one length"])
 def test_intervals_cover_under_the_true_law(design):
-    """Bounds are 95 % less four standard errors of 60 simulations."""
+    """The bound is 95 % less four standard errors of 60 simulations."""
     found = simulated_coverage(design, TRUE, 60, seed=1)
-    poor = {each.quantity: each.covered for each in found if each.simulations > 30
+    poor = {each.quantity: each.covered for each in found
+            if each.simulations and "not calibrated" not in each.method
             and each.covered < 0.95 - 4 * 0.0281}  # fmt: skip
     assert poor == {}

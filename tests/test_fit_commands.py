@@ -98,6 +98,16 @@ def test_a_table_that_does_not_fit_the_options_is_refused_with_a_message(tmp_pat
         says("fit", table(tmp_path), *words)
 
 
+def test_a_sweep_is_fitted_with_the_options_of_a_table(smoke):
+    words = ("--home", str(smoke), "--json")
+    laws = json.loads(says("fit", "smoke", "--law", "pure", "--where", "depth > 0", *words))
+    assert {law["fit"]["law"] for law in laws["laws"]} <= {"pure"}
+    assert laws["options"] == {"--where": "depth > 0", "--law": ["pure"]}
+    with pytest.raises(ValueError, match=r"--where .dept > 0.: there is no column dept"):
+        says("fit", "smoke", "--where", "dept > 0", *words)
+    assert json.loads(says("fit", "smoke", *words))["options"] == {}
+
+
 @pytest.mark.slow
 def test_a_report_compared_with_itself_has_no_differences(smoke):
     message = json.loads(

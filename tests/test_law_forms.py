@@ -1,6 +1,7 @@
 """Other forms of laws and objectives: parameters are recovered, derivatives are exact."""
 
 import math
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -115,6 +116,22 @@ def test_published_parameters_of_other_forms_can_be_checked(law, x, values):
 
 
 @laws
+def test_no_form_raises_numeric_warnings(law, x, values):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in VARIANTS:
+            fit_law(law, x, noisy(law.predict(x, values), 0.01), name)
+
+
+def test_a_sigmoid_that_starts_at_0_has_a_flag():
+    y = SIGMOID.predict(LOSSES, {"L0": 2.5, "k": 2.5, "E": 0.0, "S": 0.6})
+    fit = fit_law(SIGMOID, LOSSES, y, "squares")
+    assert abs(fit.E) < 1e-6
+    assert fit["S"] == pytest.approx(0.6, rel=1e-5)
+    assert fit.flags == ("E at its lower bound, no score at infinite loss",)
+
+
+@laws
 def test_other_forms_have_a_bootstrap(law, x, values):
     fit = fit_law(law, x, noisy(law.predict(x, values), 0.004), "squares")
     drawn = bootstrap(fit, 60)
@@ -211,6 +228,20 @@ def test_a_law_with_a_repeated_parameter_name_is_refused(fields, name):
 def test_a_tied_law_with_two_exponents_is_refused():
     with pytest.raises(ValueError, match="the same exponent, not alpha, beta"):
         Law("two", "L = ...", ("N", "D"), (("A", "alpha"), ("B", "beta")), tied=True)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"powers": (("A", "alpha"),), "cross": "gamma"},
+        {"powers": (("A", "alpha"), ("B", "beta")), "cross": "gamma", "repeats": True},
+        {"powers": (("L0", "k"),), "sigmoid": True},
+        {"powers": (("L0", "k"),), "sigmoid": True, "floor": True, "odds": True},
+    ],
+)
+def test_a_law_that_the_solver_cannot_fit_is_refused(fields):
+    with pytest.raises(ValueError, match="law 'mixed': a"):
+        Law("mixed", "L = ...", ("N", "D", "U"), **fields)
 
 
 def test_an_exponent_at_its_bound_is_flagged_in_every_form():

@@ -1,5 +1,6 @@
 """Published points: the published fits to the last printed digit, and fits that stopped early."""
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,25 @@ def test_no_single_objective_gives_all_published_numbers(points, fit):
     quoted = {"A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3658, "E": 1.8172}
     assert fit["A"] == pytest.approx(477.83, abs=5e-3)
     assert certify(SURFACE, *points, quoted).excess > 1e-6
+
+
+def published_forms():
+    """The module benchmarks/published_forms.py."""
+    path = Path(__file__).parents[1] / "benchmarks/published_forms.py"
+    spec = importlib.util.spec_from_file_location("published_forms", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_refit_is_reproduced_within_a_tenth_of_its_standard_errors(fit):
+    for name, (value, error) in published_forms().PUBLISHED.items():
+        assert abs(fit[name] - value) < 0.1 * error, name
+
+
+def test_the_table_of_forms_in_the_docs_is_that_of_the_command():
+    docs = Path(__file__).parents[1] / "docs/laws.md"
+    assert published_forms().table_of_forms() in docs.read_text()
 
 
 def test_standard_errors_over_runs_equal_the_published_ones(resampled):

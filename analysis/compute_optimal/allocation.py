@@ -31,16 +31,16 @@ from analysis.compute_optimal.frontier import (
     run_ends,
 )
 from analysis.compute_optimal.isoflop import IsoFlops, isoflops
+from analysis.compute_optimal.surface import seed_clusters
 from analysis.compute_optimal.surface_optimum import Allocation, AllocationError, optimal
 from analysis.fitting.fit import Fit, fit_law
 from analysis.fitting.laws import SURFACE
+from analysis.fitting.objectives import HUBER, Objective
 from analysis.fitting.points import FitError
 from analysis.uncertainty.bootstrap import bootstrap
 from analysis.uncertainty.intervals import Interval
 
 Array = NDArray[np.float64]
-
-_MIN_SEEDS = 5
 
 __all__ = ["Allocation", "Approach", "Approaches", "approaches", "optimal"]
 
@@ -102,6 +102,9 @@ def approaches(
     within_runs: bool | None = None,
     budgets: Sequence[float] | None = None,
     budget: float | None = None,
+    objective: str | Objective = HUBER,
+    floor: float | None = None,
+    weights: str | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Approaches:
@@ -111,7 +114,9 @@ def approaches(
     `cost` is by default the table's own C(N, D); raises CostError where the table has none.
     Approach 1 uses the frontier under `schedule` and `within_runs`. Approaches 2 and 3 use the ends
     of the runs of that schedule; approach 2 groups them by `budgets`. The estimates are compared at
-    `budget`, by default the largest training FLOPs of a run.
+    `budget`, by default the largest training FLOPs of a run. `objective`, `floor` (a fixed E) and
+    `weights` (a column) are those of the surface of approach 3; the lines and parabolas of the
+    other approaches are least squares.
     """
     cost = cost_of(rows, params) if cost is None else cost
     # First the frontier: it selects the schedule, and the other approaches use the same runs.
@@ -138,8 +143,10 @@ def approaches(
     except NoEstimate as error:
         refused[2] = str(error)
     try:
-        fit = fit_law(SURFACE, (N, _tokens(ends, cost.tokens(N, C))), L)
-        draws = bootstrap(fit, resamples, seed, clusters=_seeds(ends))
+        D = _tokens(ends, cost.tokens(N, C))
+        w = None if weights is None else ends[weights].to_numpy(dtype=float)
+        fit = fit_law(SURFACE, (N, D), L, objective, floor=floor, weights=w)
+        draws = bootstrap(fit, resamples, seed, clusters=seed_clusters(ends))
         estimates.append(from_surface(fit, cost, (float(C.min()), float(C.max())), draws))
     except (FitError, AllocationError) as error:
         refused[3] = str(error)
@@ -153,13 +160,6 @@ def _tokens(ends: pd.DataFrame, paid: Array) -> Array:
         return paid
     known = pd.to_numeric(ends.tokens_seen, errors="coerce").to_numpy(dtype=float)
     return np.where(np.isfinite(known), known, paid)
-
-
-def _seeds(ends: pd.DataFrame) -> Array | None:
-    """The seeds as cluster labels of the bootstrap; None where there are fewer than _MIN_SEEDS."""
-    if "seed" not in ends or ends.seed.isna().any() or ends.seed.nunique() < _MIN_SEEDS:
-        return None
-    return ends.seed.to_numpy(dtype=float)
 
 
 def _agreement(first: Interval, second: Interval) -> str:

@@ -225,7 +225,10 @@ def _of_schedule(
     if schedule is None:
         if len(counts) > 1:
             listed = ", ".join(f"{name} ({runs} runs)" for name, runs in counts.items())
-            raise MixedSchedules(f"several schedules: {listed}; select one")
+            raise MixedSchedules(
+                f'several schedules: {listed}; select one, as by --where "schedule == '
+                f"'{counts.index[0]}'\""
+            )
         return rows, str(counts.index[0]) if len(counts) else UNRECORDED
     if schedule not in counts:
         raise FrontierError(

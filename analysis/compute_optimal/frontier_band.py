@@ -34,6 +34,7 @@ RESAMPLES = 1000
 _BUDGETS = 9  # at which the optima of a surface are computed
 _USABLE = 0.9  # share of the resampled surfaces that must have an optimum
 EXTENDED = "extended to the value of the frontier's points"
+RESAMPLED = "not calibrated: 87 to 99 % in simulations"  # docs/coverage.md, one length
 # The points of such a law are upper bounds, and the profile takes them for independent runs.
 NOT_CALIBRATED = "not calibrated: the points are upper bounds"
 _CELLS = 4_000_000  # (resample, point) pairs at a time, to limit memory
@@ -184,7 +185,7 @@ def frontier_interval(
     """The interval of α or E of a law fitted to a frontier.
 
     From the surface where there is one; else from resampled runs, where the points of the law are
-    uncensored; else by profile, marked as not calibrated.
+    uncensored; else by profile. Only the first reaches its level, so the others are marked.
     """
     if path is not None:
         found, value = path.interval(fit, name, level), fit[name]
@@ -197,8 +198,8 @@ def frontier_interval(
         )  # fmt: skip
     if not frontier.censored[frontier.of_law].any():
         with suppress(FitError, FrontierError):  # too few runs to resample
-            law = fit.law
-            return band(frontier, law, fit.objective.name, level=level).interval(name)
+            drawn = band(frontier, fit.law, fit.objective.name, level=level).interval(name)
+            return replace(drawn, method=f"{drawn.method}, {RESAMPLED}")
     profile = interval(fit, name, level)
     return replace(profile, method=f"{profile.method}, {NOT_CALIBRATED}")
 

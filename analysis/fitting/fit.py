@@ -236,6 +236,7 @@ def _bounds_hit(points: Points, theta: Array, free_floor: bool) -> tuple[str, ..
     return tuple(
         dict.fromkeys(  # tied exponents have one name and several columns
             f"{name} at its {'lower' if at_low else 'upper'} bound"
+            + (", no score at infinite loss" if law.sigmoid and name == "E" and at_low else "")
             for name, at_low, at_high in zip(names, low, high, strict=True)
             if (at_low or at_high) and (name != "E" or free_floor)
         )

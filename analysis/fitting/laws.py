@@ -66,6 +66,11 @@ class Law:
                 f"law {self.name!r} is tied: its powers must have the same exponent, not "
                 f"{', '.join(sorted(exponents))}"
             )
+        if self.cross and (self.repeats or len(self.powers) < 2):
+            raise ValueError(f"law {self.name!r}: an interaction needs two powers, without repeats")
+        other = self.odds or self.repeats or self.tied or self.cross or self.rising
+        if self.sigmoid and (other or not self.floor or len(self.powers) != 1):
+            raise ValueError(f"law {self.name!r}: a sigmoid has one power and floor=True, no more")
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:

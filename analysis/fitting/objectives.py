@@ -28,9 +28,10 @@ class Objective:
     `fit_law` then continues to the exact optimum (analysis.fitting.vertex).
 
     `of_loss`: the residuals are of L / G, G the geometric mean of the losses, so that neither the
-    fit nor δ depends on the unit of L; log L else. `above` is the factor, at most 1, of the loss of
-    a run above the law: runs that are not tuned to their best lie above it. With "absolute" this is
-    the quantile above / (1 + above) of the runs (Koenker and Bassett 1978).
+    fit nor δ depends on the unit of L; log L else. G is 1 for the law in the odds. `above` is the
+    factor, at most 1, of the loss of a run above the law: runs that are not tuned to their best lie
+    above it. With "absolute" this is the quantile above / (1 + above) of the runs (Koenker and
+    Bassett 1978).
     """
 
     kind: str  # "huber", "squares" or "absolute"

@@ -75,8 +75,7 @@ def _newton(
     lowest, highest = (bound[free] for bound in points.bounds)
     # Fixed columns are not clipped: log E = -inf (E = 0) is below its bound.
     found[:, free] = found[:, free].clip(lowest, highest)
-    if idle:
-        found[:, idle] = found[:, 1:2]
+    _copy_tied(found, idle)
     valley = points.law.floor and not points.law.sigmoid and 2 * points.powers in free
     # The state of the problems that have not converged; `active` are their rows.
     active, start = np.arange(len(found)), found.copy()
@@ -95,8 +94,7 @@ def _newton(
         step = _step(gradient, hessian, majoriser, damping).clip(-_MAX_STEP, _MAX_STEP)
         trial = start.copy()
         trial[:, free] = (start[:, free] + step).clip(lowest, highest)
-        if idle:
-            trial[:, idle] = trial[:, 1:2]
+        _copy_tied(trial, idle)
         trial_terms = terms_of(points, trial, z)
         trial_objective = _objective(trial_terms, z, weights, loss)
         linear_decrease = -(gradient * (trial[:, free] - start[:, free])).sum(1)
@@ -132,6 +130,12 @@ def _newton(
             damping, terms = damping[unfinished], terms.rows(unfinished)
             z, weights = _rows(z, unfinished), _rows(weights, unfinished)
     return found
+
+
+def _copy_tied(theta: Array, idle: list[int]) -> None:
+    """Give tied exponents, the columns `idle`, the value of the first, in place."""
+    if idle:  # indexing with an empty list takes time
+        theta[:, idle] = theta[:, 1:2]
 
 
 def _next_damping(

@@ -1,5 +1,6 @@
 """Figures of training: runs and their frontier in compute, curves in tokens, learning rates."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from analysis.plots.style import (
     styled,
 )
 from analysis.study import METRICS, Study
+from analysis.uncertainty.intervals import Interval
 
 COMPUTE, TOKENS = "$C$, training compute (FLOP)", "$D$, training tokens seen"
 _RESAMPLES = 400  # of a band: enough for a figure
@@ -53,13 +55,14 @@ def laws_in_compute(study: Study) -> Figure | None:
         draw_runs(panel, study.table.rows, "train_flops", metric, study.size, styles)
         findings = [study.get(metric, "train_flops", law) for law in ("pure", "floor")]
         # Without a visible E, the second law would cover the first.
-        fits = [
-            f.fit
+        shown = [
+            f
             for f in findings
             if f is not None and (not f.fit.law.floor or has_irreducible_loss(f.fit))
         ]
-        laws |= {fit.law.name for fit in fits}
-        draw_frontier(panel, study.frontiers[metric], fits)
+        laws |= {f.fit.law.name for f in shown}
+        alphas = [f.intervals.get("alpha") for f in shown]
+        draw_frontier(panel, study.frontiers[metric], [f.fit for f in shown], alphas)
         panel.set(ylabel=metric_label(study, metric), xlabel=COMPUTE)
         legend_inside(panel)
         logarithmic(panel)
@@ -70,14 +73,19 @@ def laws_in_compute(study: Study) -> Figure | None:
     return figure
 
 
-def draw_frontier(panel: Axes, frontier: Frontier, fits: list[Fit]) -> None:
-    """Draw frontier points, hollow if they are upper bounds, and laws with bootstrap bands."""
+def draw_frontier(
+    panel: Axes, frontier: Frontier, fits: list[Fit], alphas: Sequence[Interval | None] = ()
+) -> None:
+    """Draw frontier points, hollow if they are upper bounds, and laws with bootstrap bands.
+
+    `alphas`: the intervals of α in the legend, one for each fit; by default those of the bands.
+    """
     for selected, face in ((~frontier.censored, BLUE), (frontier.censored, "white")):
         panel.plot(
             frontier.flops[selected], frontier.loss[selected], "o", color=BLUE, mfc=face, zorder=4,
             ms=marker_size(len(frontier.flops), 2.0), mew=0.9,
         )  # fmt: skip
-    for fit in fits:
+    for index, fit in enumerate(fits):
         bootstrap_band = frontier_band(frontier, fit)
         band_arrays = (
             (bootstrap_band.flops, bootstrap_band.low, bootstrap_band.high)
@@ -85,12 +93,15 @@ def draw_frontier(panel: Axes, frontier: Frontier, fits: list[Fit]) -> None:
             else False
         )
         alpha = bootstrap_band.interval("alpha") if bootstrap_band else None
+        alpha = alphas[index] if alphas else alpha
         draw_law(panel, fit, band=band_arrays, label=fit_label(fit, alpha), ahead=0.15)
     panel.set(xscale="log", yscale="log")
 
 
 def frontier_band(frontier: Frontier, fit: Fit) -> Band | None:
     """The law's bootstrap band over runs along the frontier; None if there are too few runs."""
+    if fit.floor is not None:  # the refits of a band have their own E
+        return None
     try:
         return band(frontier, fit.law, fit.objective.name, resamples=_RESAMPLES)
     except (FitError, FrontierError):  # too few runs or points in a resample: drawn without a band
@@ -110,14 +121,21 @@ def _frontier_handles(laws: set[str], censored: NDArray[np.bool_]) -> list[Any]:
 
 @styled
 def frontier_figure(
-    frontier: Frontier, law: Law = PURE, *, xlabel: str = COMPUTE, ylabel: str = "L"
+    frontier: Frontier,
+    law: Law = PURE,
+    objective: str = "squares",
+    *,
+    xlabel: str = COMPUTE,
+    ylabel: str = "L",
 ) -> Figure:
     """One frontier with its candidates and the law along it. Raises FitError for too few points."""
     figure, ((panel,),) = new_figure(SINGLE, 2.6)
     candidates = frontier.candidates
     panel.plot(candidates.flops, candidates.loss, ".", ms=2, color=GREY, alpha=0.5, mew=0, zorder=1)
-    # Least squares: the default for sweeps (docs/laws.md); that of fit_law is the Huber loss.
-    draw_frontier(panel, frontier, [fit_law(law, frontier.flops, frontier.loss, "squares")])
+    # The default is that of sweeps (docs/laws.md); that of fit_law is the Huber loss.
+    fitted = frontier.of_law
+    fit = fit_law(law, frontier.flops[fitted], frontier.loss[fitted], objective)
+    draw_frontier(panel, frontier, [fit])
     panel.set(xlabel=xlabel, ylabel=ylabel)
     legend_inside(panel)
     logarithmic(panel)

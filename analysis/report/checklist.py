@@ -76,7 +76,8 @@ def sources() -> str:
 
 
 def _fits(study: Study) -> list[Fit]:
-    return [finding.fit for finding in study.findings]
+    fits = [finding.fit for finding in study.findings]
+    return fits + [surface.fit for surface in study.surfaces.values()]
 
 
 def _form(study: Study) -> str | None:
@@ -114,6 +115,8 @@ def _n(study: Study) -> str | None:
         fit = finding.fit
         symbol = VARIABLES[finding.variable][0]
         counts[f"{fit.points} points, {fit.sizes} sizes, {fit.decades:.1f} decades of {symbol}"] = 0
+    for metric, surface in study.surfaces.items():
+        counts[f"{surface.fit.points} points of {study.surface_label(metric)}"] = 0
     return "; ".join(counts) or None
 
 
@@ -188,8 +191,13 @@ def _starts(study: Study) -> str | None:
 def _bounds(study: Study) -> str | None:
     if not study.findings:
         return None
-    hit = [f"{f.label}, {f.fit.law.name}: {', '.join(f.fit.certificate.bounds)}"
-           for f in study.findings if f.fit.certificate.bounds]  # fmt: skip
+    laws = [(f"{f.label}, {f.fit.law.name}", f.fit) for f in study.findings]
+    laws += [(study.surface_label(metric), s.fit) for metric, s in study.surfaces.items()]
+    hit = [
+        f"{label}: {', '.join(fit.certificate.bounds)}"
+        for label, fit in laws
+        if fit.certificate.bounds
+    ]
     steepest = float(_fits(study)[0].data.points.bounds[1][1])
     allowed = f"coefficients positive, exponents within ±{steepest:g}, 0 ≤ E below the data"
     return f"{allowed}; parameters at a bound: {'; '.join(hit) or 'none'}"
@@ -197,6 +205,7 @@ def _bounds(study: Study) -> str | None:
 
 def _intervals(study: Study) -> str | None:
     intervals = [each for finding in study.findings for each in finding.intervals.values()]
+    intervals += [each for law in study.surfaces.values() for each in law.intervals.values()]
     methods = dict.fromkeys(f"{100 * each.level:g} % by {each.method}" for each in intervals)
     resampling = {finding.resampled.get("method", "") for finding in study.findings} - {""}
     more = f"; in addition: {'; '.join(sorted(resampling))}" if resampling else ""

@@ -251,6 +251,7 @@ def _settings(a: Laws, b: Laws) -> dict[str, tuple[Any, Any]]:
         {key: value for key, value in laws.items() if not isinstance(value, dict | list | tuple)}
         | {f"table {key}": value for key, value in (laws.get("table") or {}).items()}
         | {f"trials: {key}": value for key, value in (laws.get("trial_settings") or {}).items()}
+        | {f"fit {option}": value for option, value in (laws.get("options") or {}).items()}
         | {
             f"verdict on {choice['metric']} in {choice['variable']}": choice["verdict"]
             for choice in laws.get("choices") or []

@@ -29,6 +29,7 @@ _SCREEN_DPI = 96  # CSS pixels of an inch
 # Each section: its anchor, its title, and its figures.
 SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("verdict", "In short", ()),
+    ("surface", "Size and data", ()),
     ("the-laws", "Laws", ("laws_in_parameters", "above_the_floor", "laws_in_compute")),
     ("choice", "Choice of law", ("residuals", "influence")),
     ("sensitivity", "Counting and objective", ("conventions", "objectives")),
@@ -98,7 +99,7 @@ def write_report(path: Path, study: Study, figures: Mapping[str, Path], facts: F
         "made": [shown_pictures(model) for model in facts.made],
     }  # fmt: skip
     sections = []
-    for anchor, title, names in SECTIONS:
+    for anchor, title, names in _ordered(study):
         if anchor == "more":
             names = tuple(name for name in drawn if name not in placed)
         present = [drawn[name] for name in names if name in drawn]
@@ -110,6 +111,14 @@ def write_report(path: Path, study: Study, figures: Mapping[str, Path], facts: F
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
     path.with_name("laws.tex").write_text(law_table(study), encoding="utf-8")
+
+
+def _ordered(study: Study) -> list[tuple[str, str, tuple[str, ...]]]:
+    """The sections; laws in N alone come first unless runs of one size have different D."""
+    order = {anchor: place for place, (anchor, *_) in enumerate(SECTIONS)}
+    if not study.mixed_data:
+        order["surface"], order["the-laws"] = order["the-laws"], order["surface"]
+    return sorted(SECTIONS, key=lambda section: order[section[0]])
 
 
 def environment() -> Environment:
@@ -166,7 +175,8 @@ def _traces(study: Study) -> list[dict[str, Any]]:
 def _influences(study: Study, finding: LawResult) -> dict[int, tuple[float, float]]:
     """By point: the change of α without it, and its Cook's distance. Empty if not computable."""
     choice = study.choices.get((finding.metric, finding.variable))
-    candidate = choice.get(finding.fit.law.name) if choice else None
+    candidates = choice.candidates if choice else ()
+    candidate = next((each for each in candidates if each.fit is finding.fit), None)
     try:
         influences = candidate.influence if candidate is not None else influence(finding.fit)
     except FitError:

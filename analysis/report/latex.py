@@ -2,6 +2,7 @@ r"""The laws as a LaTeX table for a paper; it needs only the package booktabs.""
 
 import re
 
+from analysis.compute_optimal.surface import SurfaceLaw
 from analysis.report import format as formats
 from analysis.study import METRICS, VARIABLES, LawResult, Study
 from analysis.uncertainty.intervals import Interval
@@ -22,12 +23,60 @@ _FORMS = {
 }
 
 
+_SURFACE_HEADER = (
+    "Law", r"$E$ (95\,\%)", r"$A$ (95\,\%)", r"$\alpha$ (95\,\%)", r"$B$ (95\,\%)",
+    r"$\beta$ (95\,\%)", "$R^2$", r"RMS (\%)", r"held out (\%)", "$n$",
+)  # fmt: skip
+
+
 def law_table(study: Study) -> str:
-    r"""All laws of `study` as a `tabular`; it needs `\usepackage{booktabs}`.
+    r"""All laws of `study` as a `tabular`, and its surfaces as another; `\usepackage{booktabs}`.
 
     "held out" is the error at the largest size of a fit without it. A LaTeX comment names the
-    fingerprint of the data.
+    fingerprint of the data. The surfaces come first where runs of one size have different D.
     """
+    tables = [_one_variable_table(study), _surface_table(study)]
+    return "\n".join(filter(None, reversed(tables) if study.mixed_data else tables))
+
+
+def _surface_table(study: Study) -> str:
+    """The surfaces L(N, D); "" if there are none."""
+    if not study.surfaces:
+        return ""
+    return "\n".join([
+        f"% Surfaces L(N, D) fitted by {study.objective}; data {study.table.fingerprint}.",
+        r"% $L = E + A N^{-\alpha} + B D^{-\beta}$. R^2 is of log L.",
+        rf"\begin{{tabular}}{{l{'r' * (len(_SURFACE_HEADER) - 1)}}}",
+        r"\toprule",
+        _line(_SURFACE_HEADER),
+        r"\midrule",
+        *(_line(_surface_cells(surface)) for surface in study.surfaces.values()),
+        r"\bottomrule",
+        r"\end{tabular}",
+        "",
+    ])  # fmt: skip
+
+
+def _surface_cells(surface: SurfaceLaw) -> tuple[str, ...]:
+    fit, held_out, span = surface.fit, surface.held_out, surface.intervals
+    label = f"${symbol(METRICS[surface.metric][0])}({symbol(VARIABLES[surface.size][0])}, D)$"
+    forms = {"E": "significant", "A": "significant", "alpha": "exponent", "B": "significant",
+             "beta": "exponent"}  # fmt: skip
+    return (
+        label,
+        *(
+            _with_interval(formats.FORMS[form](fit[name]), span.get(name), form)
+            for name, form in forms.items()
+        ),
+        _number(formats.fixed(fit.r2)),
+        _number(formats.fixed(100 * fit.rms_relative_error, 2)),
+        _number(formats.fixed(100 * held_out.relative_error, 2)) if held_out else "--",
+        str(fit.points),
+    )
+
+
+def _one_variable_table(study: Study) -> str:
+    """The laws in N and in C."""
     lines = [
         f"% Laws fitted by {study.objective}; data {study.table.fingerprint}.",
         r"% Needs \usepackage{booktabs}. RMS: relative error of the fit. held out: relative",
@@ -46,7 +95,7 @@ def law_table(study: Study) -> str:
     for finding in study.findings:
         if previous is not None and finding.variable != previous:
             lines.append(r"\addlinespace")
-        lines.append(_line(_cells(finding)))
+        lines.append(_line(_cells(finding, study.is_mixed(finding))))
         previous = finding.variable
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
@@ -63,9 +112,10 @@ def symbol(name: str) -> str:
     return rf"{shown_base}_{{\mathrm{{{subscript}}}}}" if subscript else shown_base
 
 
-def _cells(finding: LawResult) -> tuple[str, ...]:
+def _cells(finding: LawResult, mixed: bool) -> tuple[str, ...]:
     fit, held_out = finding.fit, finding.held_out
     label = f"${symbol(METRICS[finding.metric][0])}({symbol(VARIABLES[finding.variable][0])})$"
+    label += " at different $D$" if mixed else ""
     E = _with_interval(formats.significant(fit.E), finding.intervals.get("E"), "significant")
     return (
         label,

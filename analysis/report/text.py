@@ -25,10 +25,10 @@ def verdicts(study: Study) -> tuple[MetricVerdict, ...]:
     """A verdict on each metric with a law: in N (all parameters if N is unknown), and in C."""
     results = []
     for metric in METRICS:
-        size_variables = [
-            v for v in VARIABLES if v != "train_flops" and study.get(metric, v, "pure")
-        ]
-        in_compute = ["train_flops"] if study.get(metric, "train_flops", "pure") else []
+        size_variables = [v for v in VARIABLES if v != "train_flops" and _any_law(study, metric, v)]
+        if metric in study.surfaces and not size_variables:  # the only law that was requested
+            size_variables = [study.size]
+        in_compute = ["train_flops"] if _any_law(study, metric, "train_flops") else []
         results += [
             _verdict(study, metric, variable) for variable in (*size_variables[:1], *in_compute)
         ]
@@ -50,9 +50,16 @@ def _verdict(study: Study, metric: str, variable: str) -> MetricVerdict:
     with_E = study.get(metric, variable, "floor")
     choice = study.choices.get((metric, variable))
     preferred = choice.preferred if choice else None
-    assert pure is not None
-    if pure.no_law:
-        return MetricVerdict(metric, variable, f"No law: {pure.no_law}.", (), (), None)
+    law = _any_law(study, metric, variable)
+    if law is not None and law.no_law:
+        return MetricVerdict(metric, variable, f"No law: {law.no_law}.", (), (), None)
+    if law is None or study.is_mixed(law):
+        return MetricVerdict(metric, variable, _mixed(study, metric, variable), (), (), None)
+    if pure is None:  # only other laws were requested
+        above = f" {_above(law)}" if law.fit.law.floor else " of the odds"
+        return MetricVerdict(
+            metric, variable, f"A power law{above}: {_exponent(law)}.", (), (), None
+        )
     if preferred == "floor" and with_E is not None:
         headline = f"A power law {_above(with_E)}: {_exponent(with_E)}."
     elif preferred == "pure":
@@ -69,6 +76,30 @@ def _verdict(study: Study, metric: str, variable: str) -> MetricVerdict:
     return MetricVerdict(metric, variable, headline, reasons, _unknown(selected, choice), preferred)
 
 
+def _any_law(study: Study, metric: str, variable: str) -> LawResult | None:
+    """The pure law, or else the first of the others."""
+    laws = (study.get(metric, variable, name) for name in ("pure", "floor", "logit"))
+    return next((law for law in laws if law is not None), None)
+
+
+def _mixed(study: Study, metric: str, variable: str) -> str:
+    """The exponents of the surface, and why there is no law in N alone."""
+    alone, surface = "", study.surfaces.get(metric)
+    if metric in study.mixed_data:
+        verdict = study.verdict(metric, variable)
+        alone = f"{verdict[0].upper()}{verdict[1:]}."
+    if surface is None:
+        return alone
+    alpha, beta = (surface.intervals[name] for name in ("alpha", "beta"))
+    return (
+        f"{study.surface_label(metric)}: a power law in both N and D, α = "
+        f"{exponent(surface.fit.alpha)} (95\u00a0%: {exponent(alpha.low)} to "
+        f"{exponent(alpha.high)}) and β = {exponent(surface.fit['beta'])} ({exponent(beta.low)} to "
+        f"{exponent(beta.high)}), above an irreducible loss E = {significant(surface.fit.E)}. "
+        f"{alone}"
+    ).strip()
+
+
 def _exponent(finding: LawResult) -> str:
     given = finding.intervals.get("alpha")
     if given is None:
@@ -80,6 +111,7 @@ def _exponent(finding: LawResult) -> str:
 def _above(finding: LawResult) -> str:
     given = finding.intervals.get("E")
     ends = f" ({significant(given.low)} to {significant(given.high)})" if given else ""
+    ends = " (fixed)" if finding.fit.floor is not None else ends
     return f"above an irreducible loss E = {significant(finding.fit.E)}{ends}"
 
 

@@ -87,6 +87,7 @@ def by_convention(
     objective: str | Objective = SQUARES,
     *,
     floor: float | None = None,
+    weights: str | None = None,
     select: Select | None = None,
 ) -> tuple[Convention, ...]:
     """Fit `metric` against N and against C under every counting that `rows` has columns for.
@@ -94,9 +95,10 @@ def by_convention(
     `rows`: one per run, with the columns of var_scaling.results.Row. A law in (N, D) is fitted only
     under the countings of N, with D = tokens_seen; a law in (N, D, U) has U = tokens_seen / epochs.
     `select(rows, column)` returns the points to fit, for example a frontier; `column` contains the
-    count. Rows whose metric or reference count is unknown are left out of all countings of that
-    variable, so that all countings use the same runs; a counting with a further unknown value is
-    refused. Raises ValueError where `metric` is not a column.
+    count. `weights` is the column of the runs' weights. Rows whose metric or reference count is
+    unknown are left out of all countings of that variable, so that all countings use the same runs;
+    a counting with a further unknown value is refused. Raises ValueError where `metric` is not a
+    column.
     """
     if metric not in rows.columns:
         raise ValueError(
@@ -108,7 +110,9 @@ def by_convention(
         countings = [each for each in COUNTINGS if each.variable == variable]
         usable, left_out = _known_rows(rows, metric, _reference(countings))
         fitted = [
-            _fit_counting(counting, usable, left_out, metric, law, objective, floor, select)
+            _fit_counting(
+                counting, usable, left_out, metric, law, objective, floor, weights, select
+            )
             for counting in countings
         ]
         conventions += _with_ratios(fitted, REFERENCE[variable])
@@ -175,7 +179,8 @@ def _known_rows(rows: pd.DataFrame, metric: str, reference: Counting) -> tuple[p
 
 def _fit_counting(
     counting: Counting, rows: pd.DataFrame, left_out: int, metric: str, law: Law,
-    objective: str | Objective, floor: float | None, select: Select | None,
+    objective: str | Objective, floor: float | None, weights: str | None,
+    select: Select | None,
 ) -> Convention:  # fmt: skip
     """The law under one counting; `refused` has the reason where it has no fit or no interval."""
     try:
@@ -188,7 +193,8 @@ def _fit_counting(
         if select is not None:
             points = select(points, _COLUMN)
         y = pd.to_numeric(points[metric], errors="coerce").to_numpy(dtype=float)
-        fit = fit_law(law, _variables(points, law), y, objective, floor=floor)
+        w = None if weights is None else points[weights].to_numpy(dtype=float)
+        fit = fit_law(law, _variables(points, law), y, objective, floor=floor, weights=w)
     except FitError as error:
         return Convention(counting, None, None, None, left_out, str(error))
     try:

@@ -67,20 +67,21 @@ def leave_largest_out(
     objective: str | Objective = HUBER,
     *,
     floor: float | None = None,
+    weights: ArrayLike | None = None,
     order: ArrayLike | None = None,
 ) -> HeldOut | None:
     """The mean loss of the largest size, predicted from all smaller sizes.
 
-    `x`, `y`, `floor`: as for `fit_law`. `order`, (n,): the variable that sizes are ordered by, such
-    as N or C; by default the first variable. None where the law cannot be fitted to the smaller
-    sizes. Raises FitError where a value is not positive or the shapes differ.
+    `x`, `y`, `floor`, `weights`: as for `fit_law`. `order`, (n,): the variable that sizes are
+    ordered by, such as N or C; by default the first variable. None where the law cannot be fitted
+    to the smaller sizes. Raises FitError where a value is not positive or the shapes differ.
     """
     columns, losses, rank = _checked(law, x, y, order)
     above = rank == rank.max()
     if above.all():
         return None
     try:
-        fit = _fit_of(law, columns, losses, ~above, objective, floor)
+        fit = _fit_of(law, columns, losses, ~above, objective, floor, weights)
     except FitError:
         return None
     return HeldOut(
@@ -102,6 +103,7 @@ def rolling(
     objective: str | Objective = HUBER,
     *,
     floor: float | None = None,
+    weights: ArrayLike | None = None,
     order: ArrayLike | None = None,
     intervals: bool = True,
     max_cuts: int = MAX_CUTS,
@@ -120,7 +122,7 @@ def rolling(
         below = rank <= cut
         runs = int(below.sum())
         try:
-            fit = _fit_of(law, columns, losses, below, objective, floor)
+            fit = _fit_of(law, columns, losses, below, objective, floor, weights)
         except FitError as error:
             results.append(CutRefused(cut, sizes, runs, str(error)))
             continue
@@ -181,10 +183,11 @@ def _at(columns: list[Array], chosen: NDArray[np.generic] | int) -> Array | tupl
 
 def _fit_of(
     law: Law, columns: list[Array], losses: Array, chosen: NDArray[np.bool_],
-    objective: str | Objective, floor: float | None,
+    objective: str | Objective, floor: float | None, weights: ArrayLike | None,
 ) -> Fit:  # fmt: skip
     """The law fitted to the chosen points."""
-    return fit_law(law, _at(columns, chosen), losses[chosen], objective, floor=floor)
+    w = None if weights is None else np.asarray(weights, dtype=float)[chosen]
+    return fit_law(law, _at(columns, chosen), losses[chosen], objective, floor=floor, weights=w)
 
 
 def _interval(fit: Fit, x: Array | tuple[Array, ...]) -> tuple[Interval | None, str | None]:

@@ -122,12 +122,13 @@ def choose(
     *,
     error_rate: bool = False,
     interval_of: Callable[[Fit, str], Interval] = interval,
+    weights: ArrayLike | None = None,
 ) -> Choice:
     """Compare a pure power law with one with an irreducible loss E, on points x, y, (n,) each.
 
     `fixed_floor`: adds the law with this fixed E. `error_rate`: y is an error rate between 0 and 1,
-    so the law in the odds is added. `interval_of` gives the interval of E. Raises FitError where
-    the pure law cannot be fitted.
+    so the law in the odds is added. `weights`: as for `fit_law`. `interval_of` gives E's interval.
+    Raises FitError where the pure law cannot be fitted.
     """
     objective = objective_of(objective)
     laws: list[tuple[str, Law, float | None]] = [("pure", PURE, None), ("floor", FLOOR, None)]
@@ -139,7 +140,7 @@ def choose(
     refused = []
     for name, law, floor in laws:
         try:
-            fits[name] = fit_law(law, x, y, objective, floor=floor)
+            fits[name] = fit_law(law, x, y, objective, floor=floor, weights=weights)
         except FitError as error:
             # The pure law is the reference of every comparison.
             if name == "pure":
@@ -260,7 +261,10 @@ def curvature_of(x: ArrayLike, y: ArrayLike) -> Curvature | None:
 
 def _rolled(fit: Fit) -> tuple[HeldOut, ...]:
     """The predictions of `rolling`, without the refused cuts."""
-    cuts = rolling(fit.law, fit.data.x, fit.data.y, fit.objective, floor=fit.floor, intervals=False)
+    cuts = rolling(
+        fit.law, fit.data.x, fit.data.y, fit.objective, floor=fit.floor, weights=fit.data.weights,
+        intervals=False,
+    )  # fmt: skip
     return tuple(each for each in cuts if isinstance(each, HeldOut))
 
 
@@ -292,7 +296,9 @@ def _candidate(
     # R² of log L for every law; fit.r2 is in the logs in which each law is a straight line, which
     # differ between laws.
     spread = float(np.sum((log_y - log_y.mean()) ** 2))
-    held_out = leave_largest_out(fit.law, fit.data.x, fit.data.y, fit.objective, floor=fit.floor)
+    held_out = leave_largest_out(
+        fit.law, fit.data.x, fit.data.y, fit.objective, floor=fit.floor, weights=fit.data.weights
+    )
     free_floor = fit.law.floor and fit.floor is None
     return Candidate(
         name=name,

@@ -55,8 +55,8 @@ def from_mlflow(client: Any, experiment: str, columns: Mapping[str, str] | None 
     if not rows:
         raise TableError(
             f"{where}: no run logged a score ({', '.join(SCORES)}); there are: "
-            f"{', '.join(sorted(logged_names)) or 'no metrics'}. Map your names to columns: "
-            f"columns={{'yours': '{SCORES[0]}'}}"
+            f"{', '.join(sorted(logged_names)) or 'no metrics'}. Rename yours with "
+            f"--column 'YOURS={SCORES[0]}'"
         )
     table = check(pd.DataFrame(rows), where)
     return replace(table, dropped=(*without_score, *table.dropped))

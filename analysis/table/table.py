@@ -167,7 +167,9 @@ def check_column_mapping(columns: Mapping[str, str], names: Any, where: str) -> 
     names = sorted(set(names))
     for theirs, ours in columns.items():
         if theirs not in names:
-            raise TableError(f"{where}: there is no {theirs!r}; there are: {', '.join(names)}")
+            raise TableError(
+                f"{where}: --column: there is no {theirs!r}; there are: {', '.join(names)}"
+            )
         if ours not in BY_NAME:
             near = get_close_matches(ours, BY_NAME, 3) or (*SCORES, *VARIABLES)
             raise TableError(f"{where}: {ours!r} is no column of the schema; did you mean one of "
@@ -187,6 +189,41 @@ def check(frame: pd.DataFrame, where: str = "table") -> Table:
     return Table(result.rows, result.dropped, where, result.notes, result.assumed)
 
 
+def select(table: Table, condition: str) -> Table:
+    """The rows for which `condition`, an expression of pandas such as "depth > 4", is true.
+
+    A note says how many. Raises TableError for an unknown column, for an expression that is not a
+    condition, and where no row is left.
+    """
+    where = f"--where {condition!r}"
+    try:
+        # Empty dictionaries: names are columns, never variables of this program.
+        found = table.rows.eval(condition, engine="python", local_dict={}, global_dict={})
+    except NameError as error:
+        name = str(error).split("'")[1].removeprefix("BACKTICK_QUOTED_STRING_")
+        known = [str(each) for each in table.rows if table.rows[each].notna().any()]
+        near = get_close_matches(name, known, 3) or known
+        raise TableError(
+            f"{where}: there is no column {name}; did you mean one of {', '.join(near)}? Texts "
+            "need quotation marks"
+        ) from None
+    except SyntaxError:
+        raise TableError(
+            f"{where}: is no expression; write a condition such as \"family == 'var'\" or "
+            '"depth > 4 and seed == 0"'
+        ) from None
+    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
+        raise TableError(f"{where}: {(str(error).splitlines() or ['?'])[0]}") from None
+    if not isinstance(found, pd.Series) or not found.dropna().map(pd.api.types.is_bool).all():
+        raise TableError(f"{where}: is not true or false for each row; compare with ==, < or >")
+    chosen = found.fillna(False).astype(bool)
+    if not chosen.any():
+        raise TableError(f"{where}: true for none of {len(chosen)} rows")
+    note = f"{where}: {int(chosen.sum())} of {len(chosen)} rows"
+    rows = table.rows[chosen].reset_index(drop=True)
+    return replace(table, rows=rows, notes=(*table.notes, note))
+
+
 def complete(table: Table, column: str, parameters: str = "params_total") -> Table:
     """Fill the unknown values of `column` by C = 6 N D from the other two; `notes` say so.
 
@@ -197,7 +234,7 @@ def complete(table: Table, column: str, parameters: str = "params_total") -> Tab
     """
     parameters = column if column in _SIZES else parameters
     if column not in (triple := ("train_flops", parameters, "tokens_seen")):
-        raise TableError(f"{column!r}: C = 6 N D gives one of {', '.join(triple)}")
+        raise TableError(f"--complete {column!r}: C = 6 N D gives one of {', '.join(triple)}")
     # As float64: FLOPs of large models exceed int64.
     compute, size, tokens = (table.rows[name].astype(float) for name in triple)
     computed = {

@@ -90,8 +90,8 @@ def _refuse_columns(frame: pd.DataFrame, where: str) -> None:
         if not set(needed) & set(names):
             raise TableError(
                 f"{where}: columns missing: a {kind}, which is one of {', '.join(needed)}; there "
-                f"are: {', '.join(names) or 'none'}. Map your names to columns: "
-                f"load_table(path, columns={{'yours': '{needed[0]}'}})"
+                f"are: {', '.join(names) or 'none'}. Rename yours with "
+                f"--column 'YOURS={needed[0]}' (in Python: {{'YOURS': '{needed[0]}'}})"
             )
     if not frame.columns.is_unique:
         repeated = frame.columns[frame.columns.duplicated()][0]

@@ -119,7 +119,7 @@ def _batched(
         # The column is held at the true value; the interval contains it if S rises by no more than
         # that.
         start = problem.theta.copy()
-        log = name in {coefficient for coefficient, _ in law.powers} | {"R_star"}
+        log = name in law.positive
         start[column] = to_theta(np.log([values[name]]) if log else np.array([values[name]]))[0]
         constrained = solve(
             replace(problem.points, z=z), weights, start[None, None], SQUARES, fixed=(column,)

@@ -81,7 +81,7 @@ def freedom_of(fit: Fit) -> tuple[int, float]:
     within, freedom = fit.points - sizes, sizes - fit.free
     if within < 1 or freedom < 1:
         return fit.points - fit.free, 1.0
-    weights, residual = fit.data.weights, fit.residuals
+    weights, residual = fit.data.weights, fit.misfits
     means = np.bincount(group, weights * residual) / np.bincount(group, weights)
     total = float(weights @ residual**2)
     scatter = float(weights @ (residual - means[group]) ** 2)

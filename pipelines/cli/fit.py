@@ -13,6 +13,7 @@ from pipelines.cli.terminal import console as screen
 from pipelines.cli.terminal.console import console
 from pipelines.cli.terminal.laws import difference_table
 from pipelines.cli.terminal.publish import publish_and_show, show
+from pipelines.report.fit_options import FitOptions
 from pipelines.workspace.address import imported_sweep
 from pipelines.workspace.store import IMPORTED, Home
 from pipelines.workspace.sweeps import find_sweep
@@ -38,31 +39,83 @@ FigureFormats = Annotated[
     ),
 ]
 
+Where = Annotated[
+    str | None,
+    typer.Option(
+        "--where",
+        help="fit only the rows with this condition on their columns, such as "
+        "\"family == 'var' and depth > 4\"",
+    ),
+]
+OnlyLaws = Annotated[
+    list[str] | None,
+    typer.Option("--law", help="fit only this law: pure, floor, logit or surface; may be repeated"),
+]
+Fixed = Annotated[
+    list[str] | None,
+    typer.Option("--fixed", metavar="NAME=VALUE", help="fix the irreducible loss, such as E=1.8"),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        help="column with the weight of each run in the laws in N and in N and D; points of "
+        "the compute frontier have equal weights",
+    ),
+]
+Predict = Annotated[
+    str | None,
+    typer.Option(
+        "--predict",
+        help="predict the loss of a new run, such as N=1e10,D=2e11: by each law that has only "
+        "these of N, N_total, D, C",
+    ),
+]
+BudgetColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--budget-column",
+        help="column with the nominal budget of each run in FLOPs, which groups the runs for "
+        "isoFLOP parabolas. Default: groups of nearly equal FLOPs",
+        show_default=False,
+    ),
+]
+
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column",
+        help="rename a column of the table, such as 'Model Size=params_total'; may be repeated",
+    ),
+]
+Complete = Annotated[
+    str | None,
+    typer.Option(
+        "--complete",
+        help="column to compute by C = 6 N D from the other two, such as train_flops",
+    ),
+]
+OutFolder = Annotated[
+    Path | None,
+    typer.Option("--out", help="folder for the report of a table, such as ./report"),
+]
+
 
 @app.command()
 def fit(
     name: SweepOrTable,
     home: HomeFolder = RUNS,
     objective: ObjectiveName = "squares",
-    columns: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--column",
-            help="rename a column of the table, such as 'Model Size=params_total'; may be repeated",
-        ),
-    ] = None,
-    complete: Annotated[
-        str | None,
-        typer.Option(
-            "--complete",
-            help="column to compute by C = 6 N D from the other two, such as train_flops",
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", help="folder for the report of a table, such as ./report"),
-    ] = None,
+    columns: Columns = None,
+    complete: Complete = None,
+    out: OutFolder = None,
     formats: FigureFormats = None,
+    where: Where = None,
+    laws: OnlyLaws = None,
+    fixed: Fixed = None,
+    weights: Weights = None,
+    predict: Predict = None,
+    budgets: BudgetColumn = None,
     as_json: AsJson = False,
 ) -> None:
     """Fit the laws to a sweep or to a table of runs.
@@ -72,6 +125,8 @@ def fit(
     from pipelines.report import external_table as tables
 
     figure_formats = parse_formats(formats)
+    options = FitOptions(where, tuple(laws or ()), tuple(fixed or ()), weights, predict, budgets)
+    options.parsed()  # errors before anything is read
     if not tables.is_table(name):
         table_options = {"--column": columns, "--complete": complete, "--out": out}
         if given := [option for option, value in table_options.items() if value]:
@@ -80,16 +135,24 @@ def fit(
             )
         workspace = Home(home)
         sweep = resolve_sweep(name, workspace)
-        publish_and_show(workspace, sweep, name, True, as_json, objective, figure_formats)
+        publish_and_show(workspace, sweep, name, True, as_json, objective, figure_formats, options)
         return
     with screen.progress_bar("laws") as progress:
-        folder, laws = tables.fit_table(
-            name, Home(home), objective, columns or [], complete, out, progress, figure_formats
+        folder, content = tables.fit_table(
+            name,
+            Home(home),
+            objective,
+            columns or [],
+            complete,
+            out,
+            progress,
+            figure_formats,
+            options,
         )
     if as_json:
-        print(json.dumps(laws))
+        print(json.dumps(content))
         return
-    show(laws)
+    show(content)
     console.print(f"report   {folder}", soft_wrap=True, highlight=False)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines.report.fit_options import NO_OPTIONS, FitOptions
 from pipelines.workspace.settings import load_settings
 from pipelines.workspace.store import Home
 from var_scaling.disk import write_json
@@ -25,6 +26,7 @@ def fit_table(
     out: Path | None,
     progress: Callable[[str, int, int], None],
     formats: Sequence[str] = (),
+    options: FitOptions = NO_OPTIONS,
 ) -> tuple[Path, dict[str, Any]]:
     """Fit every law that the table has data for, and write plots, laws.json and the report.
 
@@ -36,8 +38,9 @@ def fit_table(
     from analysis.report.html import Facts
     from analysis.report.pages import write_pages
     from analysis.study import studies
-    from analysis.table.table import complete, load_table
+    from analysis.table.table import complete, load_table, select
 
+    chosen = options.parsed()
     renamed = dict(_parse_column(option) for option in columns)
     if name.startswith(_MLFLOW):
         table, title = _from_mlflow(name.removeprefix(_MLFLOW), home, renamed), name
@@ -45,13 +48,17 @@ def fit_table(
         table, title = load_table(Path(name), renamed), Path(name).name
     if completed is not None:
         table = complete(table, completed)
+    if options.where is not None:
+        table = select(table, options.where)
     processes = idle_cores()
-    fitted = studies(table, objective, progress=progress, processes=processes)
+    fitted = studies(table, objective, progress=progress, processes=processes, options=chosen)
     base = Path(f"{Path(title.replace(':', '-')).stem}-laws")
     folder = out or (base if name.startswith(_MLFLOW) else Path(name).parent / base)
-    facts = Facts(title=title, question=f"The laws of {name}", settings={}, provenance={})
+    facts = Facts(
+        title=title, question=f"The laws of {name}", settings=options.settings, provenance={}
+    )
     page = write_pages(folder, fitted, facts, formats, processes=processes)
-    laws = {**laws_of_all(fitted), "sweep": title}
+    laws = {**laws_of_all(fitted), "options": options.recorded, "sweep": title}
     write_json(folder / "laws.json", laws)
     return page, laws
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.execution.tasks import damaged_stages
+from pipelines.report.fit_options import NO_OPTIONS, FitOptions
 from pipelines.report.images import artifact_folders
 from pipelines.results.artifacts import combined_stamp
 from pipelines.results.health import failed_checks
@@ -31,11 +32,12 @@ def publish(
     objective: str = "squares",
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     formats: Sequence[str] = (),
+    options: FitOptions = NO_OPTIONS,
 ) -> dict[str, Any]:
     """Fit the laws of `sweep` and write laws.json, plots and report, if outdated or if `again`.
 
-    They are outdated if the results, the damage or the artifacts of the models have changed. The
-    plots are PNGs, and in `formats`.
+    They are outdated if the results, the damage, the artifacts of the models or the options have
+    changed. The plots are PNGs, and in `formats`.
     Returns the content of laws.json. Raises TableError if there is nothing to fit.
     """
     folder, stages = home.sweep(sweep.name), sweep_stages(home, sweep)
@@ -43,23 +45,29 @@ def publish(
     failures = list(failed_checks(stages))
     inputs = {
         "format": LAWS_FORMAT, "results_fingerprint": results_fingerprint, "objective": objective,
-        "made": _artifact_stamp(stages),
+        "made": _artifact_stamp(stages), "options": options.recorded,
     }  # fmt: skip
     warnings = {"damaged": damaged, "failures": failures}
     if not again and (folder / "laws.json").exists() and report_path(home, sweep).exists():
         laws: dict[str, Any] = read_json(folder / "laws.json")
-        recorded = {"damaged": {}, "failures": [], **laws}
+        recorded = {"damaged": {}, "failures": [], "options": {}, **laws}
         if all(recorded.get(key) == value for key, value in (inputs | warnings).items()):
             return laws
     from analysis.export import laws_of_all
     from analysis.parallel import idle_cores
     from analysis.report.pages import write_pages
     from analysis.study import studies
-    from analysis.table.table import load_results
+    from analysis.table.table import load_results, select
     from pipelines.planning.forecasts import grade_forecasts
     from pipelines.report.facts import facts_of
 
-    table = load_results(folder / "results.parquet")
+    table, facts = load_results(folder / "results.parquet"), facts_of(sweep, stages)
+    facts = replace(facts, settings={**facts.settings, **options.settings})
+    if options.where is not None:
+        every, table = table, select(table, options.where)
+        # A trial that was left out is not one without results.
+        left_out = set(every.rows.trial) - set(table.rows.trial)
+        facts = replace(facts, trials=tuple(t for t in facts.trials if t not in left_out))
     # The rows of a trial already say that it is damaged.
     notes = [
         f"{stage}: {text}" for stage, text in damaged.items() if not stage.startswith("trial ")
@@ -68,18 +76,12 @@ def publish(
     # `run` has threads of Ray, with which a process must not fork. It does not ask for `again`.
     processes = idle_cores() if again else 1
     forecasts = tuple(grade_forecasts(home, sweep))
-    fitted = studies(table, objective, forecasts, progress, processes)
+    fitted = studies(table, objective, forecasts, progress, processes, options.parsed())
     report = report_path(home, sweep).parent
     scored, families = _compared_families(home, folder / "images.parquet", stages, report)
-    facts = facts_of(sweep, stages)
     write_pages(report, fitted, facts, formats, scored, processes)
-    laws = {
-        **laws_of_all(fitted, facts.trials),
-        **inputs,
-        **warnings,
-        "sweep": sweep.name,
-        **families,
-    }
+    laws = {**laws_of_all(fitted, facts.trials), **inputs, **warnings, "sweep": sweep.name,
+            **families}  # fmt: skip
     write_json(folder / "laws.json", laws)
     return laws
 
@@ -148,6 +150,15 @@ def law_scalars(laws: dict[str, Any]) -> dict[str, float]:
             f"{base}/r2": fit["r2"],
             f"{base}/beta": fit["paper_beta"],
         }
+    for group, content in groups_of(laws).items():
+        for surface in content.get("surfaces", []):
+            prefix = f"law/{group}/" if group else "law/"
+            base = f"{prefix}{surface['symbol']}_of_N_D/surface".replace(",", "")
+            for name, value in surface["fit"]["values"].items():
+                interval = surface["intervals"].get(name, {})
+                scalars[f"{base}/{name}"] = value
+                scalars |= {f"{base}/{name}_{end}": interval.get(end) for end in ("low", "high")}
+            scalars[f"{base}/r2"] = surface["fit"]["r2"]
     scalars |= laws.get("families", {})
     return {name: value for name, value in scalars.items() if value is not None}
 

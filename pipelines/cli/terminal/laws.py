@@ -16,20 +16,41 @@ _LISTED = 20  # dropped rows that the terminal shows
 
 
 def law_tables(laws: dict[str, Any]) -> Group:
-    """Two tables: pure power laws, and laws with a fitted irreducible loss E."""
-    title = (
-        f"{laws['sweep']}: {laws['runs']} runs of {laws['sizes']} sizes, "
-        f"{laws['decades']:.1f} decades of N"
-    )
+    """The surface L(N, D), pure power laws, and laws with a fitted irreducible loss E.
+
+    The surface comes first where runs of one size have different D; laws in N alone of such runs
+    are left out, and `verdicts` says why.
+    """
+    pure, with_e = _tables_of_one_variable(laws)
+    surfaces = _surface_table(laws.get("surfaces", []))
+    mixed = bool(laws.get("mixed_data"))
+    order = [surfaces, pure, with_e] if mixed else [pure, with_e, surfaces]
+    tables = [table for table in order if table.row_count]
+    if tables:
+        title = (
+            f"{laws['sweep']}: {laws['runs']} runs of {laws['sizes']} sizes, "
+            f"{laws['decades']:.1f} decades of N"
+        )
+        tables[0].title = title
+        tables[-1].caption = (
+            f"objective: {laws['objective']}; r and R² of log(L − E) on log x, of a surface R² of "
+            "log L; predicted: error of the loss predicted from the smaller sizes"
+        )
+    return Group(*tables)
+
+
+def _tables_of_one_variable(laws: dict[str, Any]) -> tuple[Table, Table]:
+    """The pure laws and those with E; without laws in N of runs with different D."""
     pure = new_table(
-        "pure: L = (β x)^-α", "α [95 %]", "β", "r", "R²", "largest predicted", title=title
+        "pure: L = (β x)^-α", "α [95 %]", "β", "r", "R²", "largest predicted"
     )  # fmt: skip
     with_e = new_table(
         "with E: L = E + (β x)^-α", "E [95 %]", "α [95 %]", "β", "r", "R²", "largest predicted",
-        caption=f"objective: {laws['objective']}; intervals by profile; r and R² of log(L − E) on "
-        "log x; predicted: error of the loss predicted from the smaller sizes",
+        caption="intervals by profile",
     )  # fmt: skip
     for law in laws["laws"]:
+        if law["variable"] != "train_flops" and law["metric"] in laws.get("mixed_data", {}):
+            continue
         fit, values = law["fit"], law["fit"]["values"]
         label = law["label"] + (", NO LAW" if law["no_law"] else "")
         at_bound = " (at its bound)" if law["exponent_at_bound"] else ""
@@ -39,14 +60,66 @@ def law_tables(laws: dict[str, Any]) -> Group:
             number(fit["paper_beta"], ".2e"),
             number(fit["r"], ".4f"),
             number(fit["r2"], ".4f"),
-            number(law["held_out"]["relative_error"], "+.1%") if law["held_out"] else "",
+            _held_out(law),
         ]
         if fit["law"] == "floor":
-            floor = f"{number(values['E'], '.3f')} {_interval(law['intervals']['E'], '.2f')}"
+            floor = f"{number(values['E'], '.3f')} {_interval(law['intervals'].get('E'), '.2f')}"
             with_e.add_row(label, floor, *cells)
         elif fit["law"] == "pure":
             pure.add_row(label, *cells)
-    return Group(pure, with_e)
+    return pure, with_e
+
+
+def _surface_table(surfaces: list[dict[str, Any]]) -> Table:
+    """A column for each surface: its parameters with 95 % intervals."""
+    table = new_table("L = E + A N^-α + B D^-β", *(each["label"] for each in surfaces))
+    if not surfaces:
+        return table
+    for symbol, name, form, ends in (
+        ("E", "E", ".4f", ".3f"),
+        ("A", "A", ".4g", ".3g"),
+        ("α", "alpha", ".4f", ".3f"),
+        ("B", "B", ".4g", ".3g"),
+        ("β", "beta", ".4f", ".3f"),
+    ):
+        cells = [
+            f"{number(each['fit']['values'][name], form)} "
+            f"{_interval(each['intervals'].get(name), ends)}"
+            for each in surfaces
+        ]
+        table.add_row(f"{symbol} [95 %]", *cells)
+    table.add_row("R²", *(number(each["fit"]["r2"], ".4f") for each in surfaces))
+    table.add_row("largest N predicted", *map(_held_out, surfaces))
+    return table
+
+
+def prediction_table(predictions: list[dict[str, Any]]) -> Table:
+    """The loss by each law at the values of --predict."""
+    table = new_table("predicted", "at", "L", "95 % of a new run", "note")
+    for each in predictions:
+        at = ", ".join(f"{name} = {value:.4g}" for name, value in each["at"].items())
+        span = _interval(each["interval"], ".4f") if each["interval"] else "–"
+        label = f"{each['label']}, {each['law']}"
+        table.add_row(label, at, number(each["loss"], ".4f"), span, "; ".join(each["notes"]))
+    return table
+
+
+def surface_lines(laws: dict[str, Any]) -> list[str]:
+    """What each surface was fitted to, its warnings, and the best N and D for a budget."""
+    lines = []
+    for surface in laws.get("surfaces", []):
+        first = next(iter(surface["intervals"].values()))
+        lines.append(f"{surface['label']}: {first['basis']}; intervals by {first['method']}")
+        lines += [f"{surface['label']}: {flag}" for flag in surface["flags"]]
+    allocation = laws.get("allocation") or {}
+    for row in allocation.get("approaches", []):
+        if row["approach"] == 3 and not row["refused"]:
+            lines.append(
+                f"best use of C FLOPs by the surface (approach 3): N* ∝ C^{row['a']:.3f} "
+                f"[{row['a_low']:.3f}, {row['a_high']:.3f}], D* ∝ C^{row['b']:.3f} "
+                f"[{row['b_low']:.3f}, {row['b_high']:.3f}]; {allocation['cost']}"
+            )
+    return lines
 
 
 def contradictions(laws: dict[str, Any]) -> list[str]:
@@ -113,7 +186,13 @@ def number(value: float | None, spec: str) -> str:
     return f"{value:.4g}" if small or large else f"{value:{spec}}"
 
 
-def _interval(interval: dict[str, float | None], spec: str) -> str:
+def _held_out(law: dict[str, Any]) -> str:
+    return number(law["held_out"]["relative_error"], "+.1%") if law["held_out"] else ""
+
+
+def _interval(interval: dict[str, float | None] | None, spec: str) -> str:
+    if interval is None:
+        return "fixed"
     low, high = interval["low"], interval["high"]  # None: unbounded
     ends = "−∞" if low is None else number(low, spec), "∞" if high is None else number(high, spec)
     return f"[{ends[0]}, {ends[1]}]"

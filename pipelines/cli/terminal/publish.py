@@ -7,6 +7,7 @@ from typing import Any
 from pipelines.cli.terminal import console as screen
 from pipelines.cli.terminal import laws as screen_laws
 from pipelines.cli.terminal.console import console, warn
+from pipelines.report.fit_options import NO_OPTIONS, FitOptions
 from pipelines.results.table import collect_results
 from pipelines.workspace.settings import Settings, load_settings
 from pipelines.workspace.store import Home
@@ -21,6 +22,7 @@ def publish_and_show(
     as_json: bool = False,
     objective: str = "squares",
     formats: Sequence[str] = (),
+    options: FitOptions = NO_OPTIONS,
 ) -> None:
     """Fit the laws to the finished trials and print them.
 
@@ -30,7 +32,7 @@ def publish_and_show(
 
     with screen.progress_bar("laws") as progress:
         laws = publish.publish(
-            home, sweep, collect_results(home, sweep), again, objective, progress, formats
+            home, sweep, collect_results(home, sweep), again, objective, progress, formats, options
         )
     for stage, damage in laws.get("damaged", {}).items():
         warn(f"{stage}: {damage}")
@@ -61,10 +63,15 @@ def show(laws: dict[str, Any]) -> None:
         for line in screen_laws.contradictions(group_laws):
             console.print(f"NO LAW   {line}", style="bold red", soft_wrap=True, highlight=False)
         console.print(screen_laws.law_tables({**group_laws, "sweep": title}))
-        for verdict in screen_laws.verdicts(group_laws):
+        if group_laws.get("predictions"):
+            console.print(screen_laws.prediction_table(group_laws["predictions"]))
+        lines = [*screen_laws.surface_lines(group_laws), *screen_laws.verdicts(group_laws)]
+        for verdict in lines:
             console.print(verdict, soft_wrap=True, highlight=False)
         for line in screen_laws.best_learning_rates(group_laws):
             console.print(line, soft_wrap=True, highlight=False)
+        for reason in screen_laws.group_by_reason(group_laws.get("unpredicted", [])):
+            console.print(f"not predicted: {reason}", soft_wrap=True, highlight=False)
         for refusal in screen_laws.group_by_reason(group_laws["refused"]):
             console.print(f"not fitted: {refusal}", soft_wrap=True, highlight=False)
         for line in screen_laws.limitations(group_laws):

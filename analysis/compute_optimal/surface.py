@@ -1,0 +1,118 @@
+"""The law in both size and data of a run table, L(N, D) = E + A N^-α + B D^-β, with intervals."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from analysis.compute_optimal.cost import size_groups
+from analysis.fitting.fit import Fit, fit_law
+from analysis.fitting.laws import SURFACE
+from analysis.fitting.points import FitError
+from analysis.selection.holdout import HeldOut, leave_largest_out
+from analysis.table.runs import run_names
+from analysis.uncertainty.bootstrap import bootstrap
+from analysis.uncertainty.intervals import Interval, interval
+
+RESAMPLES = 1000
+MIN_SEEDS = 5  # as clusters of a bootstrap
+# Up to this number of points, critical values of a Huber or absolute loss are simulated; beyond it
+# the simulations take too long, and a bootstrap over runs has enough of them.
+_SIMULATED = 100
+_SAME_DATA = 0.01  # relative: numbers of tokens that differ by less count as equal
+
+
+@dataclass(frozen=True)
+class SurfaceLaw:
+    """The surface of one metric, fitted to the ends of the runs."""
+
+    metric: str
+    size: str  # the column of N
+    fit: Fit
+    intervals: dict[str, Interval]  # 95 %, of each fitted parameter
+    held_out: HeldOut | None  # the mean of the runs of the largest size, from the smaller ones
+    mixed_data: str | None  # in words, which sizes have runs of different D; None: no size
+    trials: tuple[str, ...]
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Warnings: those of the fit, and of a design that hardly separates N from D."""
+        if self.mixed_data is not None:
+            return self.fit.flags
+        weak = "no size was run with two numbers of tokens, so N and D are separated only weakly"
+        return (*self.fit.flags, weak)
+
+    @property
+    def method(self) -> str:
+        """How the intervals were found, in words."""
+        return next(iter(self.intervals.values())).method
+
+
+def fit_surface(
+    finals: pd.DataFrame,
+    metric: str,
+    size: str,
+    objective: str = "squares",
+    floor: float | None = None,
+    weights: str | None = None,
+) -> SurfaceLaw:
+    """Fit the surface of `metric` to the final rows of runs; `size` is the column of N.
+
+    `floor` fixes E; `weights` is the column of the runs' weights. Rows without N, D or `metric` are
+    left out. Raises FitError where the runs cannot determine the surface.
+    """
+    if finals.tokens_seen.isna().all():
+        known = finals.train_flops.notna().any()
+        advice = "; --complete tokens_seen computes it by C = 6 N D" if known else ""
+        raise FitError(f"the column tokens_seen (D) is unknown{advice}")
+    rows = finals.dropna(subset=[size, "tokens_seen", metric])
+    N, D, L = (rows[name].to_numpy(dtype=float) for name in (size, "tokens_seen", metric))
+    w = None if weights is None else rows[weights].to_numpy(dtype=float)
+    fit = fit_law(SURFACE, (N, D), L, objective, floor=floor, weights=w)
+    return SurfaceLaw(
+        metric, size, fit, intervals_of(fit, rows),
+        leave_largest_out(SURFACE, (N, D), L, objective, floor=floor, weights=w),
+        mixed_data(rows, size), tuple(run_names(rows)),
+    )  # fmt: skip
+
+
+def mixed_data(runs: pd.DataFrame, size: str) -> str | None:
+    """In words, how many sizes have runs of different D; None where no size has.
+
+    A law in N alone does not describe such `runs`: its curve mixes the effect of N with that of D.
+    Where no D is known, runs of one size that differ in FLOPs count.
+    """
+    column, symbol = (
+        ("tokens_seen", "D") if runs.tokens_seen.notna().any() else ("train_flops", "C")
+    )
+    known = runs.dropna(subset=[size, column])
+    if known.empty:
+        return None
+    by_size = known[column].astype(float).groupby(size_groups(known[size]))
+    ratios = by_size.max() / by_size.min()
+    several = int((ratios > 1 + _SAME_DATA).sum())
+    if not several:
+        return None
+    return (
+        f"runs of one size have different {symbol} at {several} of {len(ratios)} sizes, by up to "
+        f"{ratios.max():.3g} times"
+    )
+
+
+def seed_clusters(runs: pd.DataFrame) -> ArrayLike | None:
+    """The seeds as cluster labels of a bootstrap; None where there are fewer than MIN_SEEDS."""
+    if "seed" not in runs or runs.seed.isna().any() or runs.seed.nunique() < MIN_SEEDS:
+        return None
+    return runs.seed.to_numpy(dtype=float)
+
+
+def intervals_of(fit: Fit, runs: pd.DataFrame) -> dict[str, Interval]:
+    """The 95 % interval of each fitted parameter: by profile, or by a bootstrap over many `runs`
+    where the critical values of a profile must be simulated.
+    """
+    names = [name for name in fit.law.names if name != "E" or fit.floor is None]
+    if np.isinf(fit.objective.delta) or fit.points <= _SIMULATED:
+        return {name: interval(fit, name) for name in names}
+    draws = bootstrap(fit, RESAMPLES, clusters=seed_clusters(runs))
+    return {name: draws.interval(name) for name in names}

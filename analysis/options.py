@@ -1,0 +1,52 @@
+"""What a study fits besides its objective: some of the laws, fixed E, weights, predictions."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.table.validate import TableError
+
+# The laws that a study fits, by name (analysis.fitting.laws).
+LAW_NAMES = ("pure", "floor", "logit", "surface")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The defaults fit every law to all runs with equal weights, E included."""
+
+    laws: tuple[str, ...] = LAW_NAMES
+    E: float | None = None  # fixed irreducible loss, in every law that has one
+    weights: str | None = None  # column of the table: the weight of each run
+    budgets: str | None = None  # column of the table: the nominal budget of each run, FLOPs
+    at: Mapping[str, float] = field(default_factory=dict)  # values of N, D, C to predict L at
+
+    def weights_of(self, runs: pd.DataFrame) -> NDArray[np.float64] | None:
+        """The weights of `runs`, (n,); None where no column is named."""
+        return None if self.weights is None else column_of(runs, self.weights, "--weights")
+
+    def budgets_of(self, runs: pd.DataFrame) -> list[float] | None:
+        """The different nominal budgets of `runs`; None where no column is named."""
+        if self.budgets is None:
+            return None
+        return sorted(set(column_of(runs, self.budgets, "--budget-column").tolist()))
+
+
+DEFAULTS = Options()
+
+
+def column_of(runs: pd.DataFrame, column: str, option: str) -> NDArray[np.float64]:
+    """A column of positive numbers. Raises TableError, which names `option`."""
+    if column not in runs:
+        known = ", ".join(str(name) for name in runs.columns if runs[name].notna().any())
+        raise TableError(f"{option} {column}: there is no such column; there are: {known}")
+    values = pd.to_numeric(runs[column], errors="coerce").to_numpy(dtype=float)
+    wrong = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
+    if len(wrong):
+        raise TableError(
+            f"{option} {column}: {len(wrong)} of {len(values)} runs have no positive number there, "
+            f"the first is {runs.trial.iloc[wrong[0]]}"
+        )
+    return values

@@ -1,0 +1,86 @@
+"""The options of `fit` as text from a command line, parsed."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from analysis.options import Options
+
+_VARIABLES = ("N", "N_total", "D", "C")
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """What the user gave; empty where an option was left out."""
+
+    where: str | None = None  # --where
+    laws: tuple[str, ...] = ()  # --law
+    fixed: tuple[str, ...] = ()  # --fixed
+    weights: str | None = None  # --weights
+    predict: str | None = None  # --predict
+    budgets: str | None = None  # --budget-column
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The given options by name, for laws.json; a fit without options records nothing."""
+        given = {
+            "--where": self.where, "--law": list(self.laws), "--fixed": list(self.fixed),
+            "--weights": self.weights, "--predict": self.predict, "--budget-column": self.budgets,
+        }  # fmt: skip
+        return {option: value for option, value in given.items() if value}
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The given options as text, for a page."""
+        return {
+            option: ", ".join(value) if isinstance(value, list) else str(value)
+            for option, value in self.recorded.items()
+        }
+
+    def parsed(self) -> "Options":
+        """The options of a study, without `where`. Raises ValueError, which names the option."""
+        from analysis.options import LAW_NAMES, Options
+
+        if unknown := [name for name in self.laws if name not in LAW_NAMES]:
+            raise ValueError(f"--law {unknown[0]}: the laws are {', '.join(LAW_NAMES)}")
+        fixed = _numbers("--fixed", self.fixed, "E=1.8", minimum=0)
+        if others := [name for name in fixed if name != "E"]:
+            raise ValueError(
+                f"--fixed {others[0]}={fixed[others[0]]:g}: only E, the irreducible loss, can be "
+                "fixed"
+            )
+        at = _numbers("--predict", (self.predict or "").split(","), "N=1e10,D=2e11")
+        if others := [name for name in at if name not in _VARIABLES]:
+            raise ValueError(
+                f"--predict {others[0]}={at[others[0]]:g}: the variables are "
+                f"{', '.join(_VARIABLES)}: parameters, all parameters, tokens, training FLOPs"
+            )
+        return Options(self.laws or LAW_NAMES, fixed.get("E"), self.weights, self.budgets, at)
+
+
+NO_OPTIONS = FitOptions()
+
+
+def _numbers(
+    option: str, texts: Sequence[str], example: str, minimum: float | None = None
+) -> dict[str, float]:
+    """Texts such as "E=1.8" as numbers by name: above 0, or at least `minimum`."""
+    numbers: dict[str, float] = {}
+    for text in filter(None, (text.strip() for text in texts)):
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or not name or not value:
+            raise ValueError(f"{option} {text}: write NAME=NUMBER, as in {example}")
+        if name in numbers:
+            raise ValueError(f"{option} {text}: {name} is given twice")
+        try:
+            number = float(value)
+        except ValueError:
+            raise ValueError(f"{option} {text}: {value} is no number, as in {example}") from None
+        allowed = number > 0 if minimum is None else number >= minimum
+        if not math.isfinite(number) or not allowed:
+            least = "above 0" if minimum is None else f"at least {minimum:g}"
+            raise ValueError(f"{option} {text}: {name} must be finite and {least}")
+        numbers[name] = number
+    return numbers
