@@ -20,6 +20,7 @@ from analysis.comparison.var_paper import paper_table
 from analysis.compute_optimal.allocation import _agreement
 from analysis.export import FORMAT, laws_of, laws_of_all
 from analysis.fitting.laws import PURE, Law
+from analysis.options import Options
 from analysis.report.compare import difference
 from analysis.report.format import FORMS, span
 from analysis.report.html import Facts, write_report
@@ -35,8 +36,16 @@ from var_scaling.disk import read_json
 
 PAGE = Path(__file__).parent.parent / "docs" / "laws_json.md"
 DOCUMENTED = set(re.findall(r"^\| `([^`]+)` \|", PAGE.read_text(), re.MULTILINE))
-# Fields of a sweep that has damaged stages, artifacts or scored samples; `smoke` has none of them.
-RARE = {"damaged.{stage}", "made.stamp", "families", "families.{quantity}"}
+# Fields of a sweep with damaged stages, artifacts, scored samples or options; `smoke` has none.
+RARE = {"damaged.{stage}", "options.{option}", "made.stamp", "families", "families.{quantity}"}
+# Records with the fields of another one, which are documented once.
+SAME = {
+    "groups.{group}": "",
+    "surfaces[].fit": "laws[].fit",
+    "surfaces[].intervals": "laws[].intervals",
+    "surfaces[].held_out": "laws[].held_out",
+    "predictions[].interval": "laws[].intervals.{parameter}",
+}
 FACTS = Facts(title="title", question="question?", settings={}, provenance={})
 
 
@@ -51,8 +60,7 @@ def fields(value, prefix="") -> set[str]:
     paths = set()
     for key, item in value.items():
         path = named[0] if named else start + key
-        # A group has the fields of a file with one group.
-        paths |= {path} | fields(item, "" if path == "groups.{group}" else path)
+        paths |= {path} | fields(item, SAME.get(path, path))
     return paths
 
 
@@ -63,6 +71,17 @@ def rich_table():
     frame = pd.concat([frame, fast.assign(val_loss=1.01 * fast.val_loss)])
     frame.loc[frame.trial == "d1-0", "status"] = "diverged"
     return frame
+
+
+def surface_table():
+    """Seven sizes with seven numbers of tokens each."""
+    grid = np.meshgrid(np.geomspace(1e6, 1e9, 7), np.geomspace(2e9, 1e12, 7))
+    N, D = (each.ravel() for each in grid)
+    noise = np.exp(np.random.default_rng(0).normal(0, 0.002, len(N)))
+    loss = (1.8 + 400 * N**-0.34 + 400 * D**-0.28) * noise
+    return pd.DataFrame(
+        {"params_total": N, "tokens_seen": D, "train_flops": 6 * N * D, "val_loss": loss}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +97,10 @@ def test_every_field_is_documented_and_every_documented_field_is_written(smoke):
     two = pd.concat([good(), good().assign(tokenizer="u", trial="u" + good().trial)])
     grouped = laws_of_all(studies(check(two, "runs.csv")))
     assert len(grouped["groups"]) == 2
+    at = Options(at={"N": 2e9, "D": 1e12})
+    of_surface = laws_of_all(studies(check(surface_table(), "runs.csv"), options=at))
     of_sweep = read_json(smoke / "smoke" / "laws.json")
-    written = fields(single) | fields(grouped) | fields(of_sweep)
+    written = fields(single) | fields(grouped) | fields(of_surface) | fields(of_sweep)
     assert written - DOCUMENTED == set()
     assert DOCUMENTED - written <= RARE
     assert single["format"] == FORMAT == LAWS_FORMAT

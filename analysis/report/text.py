@@ -51,6 +51,8 @@ def _verdict(study: Study, metric: str, variable: str) -> MetricVerdict:
     choice = study.choices.get((metric, variable))
     preferred = choice.preferred if choice else None
     law = _any_law(study, metric, variable)
+    if law is not None and law.no_law:
+        return MetricVerdict(metric, variable, f"No law: {law.no_law}.", (), (), None)
     if law is None or study.is_mixed(law):
         return MetricVerdict(metric, variable, _mixed(study, metric, variable), (), (), None)
     if law.no_law:

@@ -100,7 +100,7 @@ def prediction_table(predictions: list[dict[str, Any]]) -> Table:
         at = ", ".join(f"{name} = {value:.4g}" for name, value in each["at"].items())
         span = _interval(each["interval"], ".4f") if each["interval"] else "–"
         label = f"{each['label']}, {each['law']}"
-        table.add_row(label, at, f"{each['loss']:.4f}", span, "; ".join(each["notes"]))
+        table.add_row(label, at, number(each["loss"], ".4f"), span, "; ".join(each["notes"]))
     return table
 
 
