@@ -32,6 +32,9 @@ Mask = NDArray[np.bool_]
 
 RESAMPLES = 1000
 _BUDGETS = 9  # at which the optima of a surface are computed
+# Resampled surfaces of more runs than this are fewer, for speed: with 1,000 of them `fit` of 2,000
+# runs takes 4 s more.
+_MANY, _RESAMPLES_OF_MANY = 400, 400
 _USABLE = 0.9  # share of the resampled surfaces that must have an optimum
 EXTENDED = "extended to the value of the frontier's points"
 RESAMPLED = "not calibrated: 87 to 99 % in simulations"  # docs/coverage.md, one length
@@ -165,7 +168,7 @@ def surface_path(
         known = ends.dropna(subset=["tokens_seen"])
         inputs = known[frontier.params].to_numpy(float), known.tokens_seen.to_numpy(float)
         fit = fit_law(SURFACE, inputs, known[frontier.metric], objective)
-        draws = bootstrap(fit, resamples)
+        draws = bootstrap(fit, resamples if fit.points <= _MANY else _RESAMPLES_OF_MANY)
     except FitError:
         return None
     fitted = frontier.flops[frontier.of_law]
