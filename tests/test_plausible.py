@@ -243,3 +243,13 @@ def test_the_published_table_has_only_known_peculiarities():
 
 def test_a_table_without_a_finished_run_has_no_caveat():
     assert implausible(check(good().assign(status="running"))) == ()
+
+
+def test_flops_of_large_models_do_not_overflow():
+    """6 N D of whole numbers exceeds int64 from 1e19 FLOPs on."""
+    N, D = 8_660_254_037, 19_245_008_972
+    frame = good()
+    frame = frame.assign(params_total=N, tokens_seen=D, train_flops=float(6 * N * D))
+    frame["trial"] = [f"d{number}" for number in range(len(frame))]
+    found = implausible(check(frame))
+    assert "wrong_compute" not in {caveat.check for caveat in found}

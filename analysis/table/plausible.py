@@ -159,7 +159,7 @@ def too_short(finals: pd.DataFrame, rows: pd.DataFrame) -> list[Caveat]:
 def wrong_compute(finals: pd.DataFrame, rows: pd.DataFrame) -> list[Caveat]:
     """train_flops is far from 6 N D, with N of all parameters where they are known."""
     size = finals.params_total.where(finals.params_total.notna(), finals.params_blocks)
-    ratio = finals.train_flops / (6 * size * finals.tokens_seen)
+    ratio = finals.train_flops / (6.0 * size * finals.tokens_seen)
     wrong = ratio[(ratio < _CONVENTION[0]) | (ratio > _CONVENTION[1])]
     if wrong.empty:
         return []
@@ -316,7 +316,7 @@ def _design(known: pd.DataFrame, curved: bool) -> Array:
     columns = [np.ones(len(known))]
     size = known[size_column(known)]
     # Where D is unknown, C / N replaces it: what matters is only how it varies.
-    tokens = known.tokens_seen.where(known.tokens_seen.notna(), known.train_flops / (6 * size))
+    tokens = known.tokens_seen.where(known.tokens_seen.notna(), known.train_flops / (6.0 * size))
     for values in (size.to_numpy(dtype=float), tokens.to_numpy(dtype=float)):
         if not len(values) or not (values > 0).all():
             continue
