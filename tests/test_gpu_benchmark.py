@@ -43,6 +43,7 @@ def run(gpu, monkeypatch, folder, *words):
     return json.loads(out.read_text()), status
 
 
+@pytest.mark.slow
 def test_timings_are_marked_as_comparable_if_the_results_agree(gpu, monkeypatch, tmp_path):
     found, status = run(gpu, monkeypatch, tmp_path, "--only", "d16", "correct")
     assert status is None
@@ -53,6 +54,7 @@ def test_timings_are_marked_as_comparable_if_the_results_agree(gpu, monkeypatch,
     assert ways >= {("released", "fp32"), ("released", "bf16"), ("tokenizer", "fp32")}
 
 
+@pytest.mark.slow
 def test_timings_are_not_comparable_if_the_results_differ(gpu, monkeypatch, tmp_path):
     released = import_module("released").Released
     block = released.block

@@ -72,6 +72,7 @@ def test_the_surface_of_the_study_is_that_of_approach_3(found):
     assert third.values == pytest.approx(found.surfaces["val_loss"].fit.values, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["huber", "absolute"])
 def test_the_objective_reaches_the_surface_and_approach_3(objective):
     squares, robust = (study(check(with_outlier()), name) for name in ("squares", objective))
@@ -188,6 +189,7 @@ def test_a_parameter_at_its_bound_is_flagged():
     assert any("E went to zero" in flag for flag in surface.flags)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CHINCHILLA.exists(), reason="the published table is not here")
 def test_the_published_table_gives_the_published_refit():
     """Besiroglu et al. 2024: E 1.8172, α .3478, β .3658; A and B by either of two objectives."""

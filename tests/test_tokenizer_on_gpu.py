@@ -136,6 +136,7 @@ def test_dead_codes_get_the_vectors_that_are_drawn_for_them(least_use):
 # Overflows in fp16 --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_overflow_of_the_critic_is_skipped_and_not_logged(tmp_path, monkeypatch):
     """Its gradient norm is no number then, and ended the training as diverged."""
     monkeypatch.setattr("var_scaling.training.optim._INITIAL_SCALE", 2.0**30)
