@@ -154,9 +154,7 @@ def test_runs_that_differ_in_flops_alone_also_have_no_law_in_size():
     assert "different C at 5 of 5 sizes" in found.verdict("val_loss", "params_total")
 
 
-def test_where_no_size_has_two_lengths_the_law_in_size_comes_first_and_the_surface_is_flagged(
-    tmp_path,
-):
+def test_where_the_length_does_not_follow_from_size_the_surface_comes_first(tmp_path):
     rows = grid(sizes=9, lengths=9)
     lengths = sorted(rows.tokens_seen.unique())
     order = [4, 0, 7, 2, 8, 5, 1, 6, 3]
@@ -167,11 +165,19 @@ def test_where_no_size_has_two_lengths_the_law_in_size_comes_first_and_the_surfa
     ]
     rows = pd.concat(chosen)
     found = study(check(rows))
-    assert found.mixed_data == {}
-    assert "separated only weakly" in found.surfaces["val_loss"].flags[0]
+    assert "differs between neighbouring sizes at 8 of 8" in found.mixed_data["val_loss"]
+    assert found.surfaces["val_loss"].flags == ()
     output = printed(tmp_path, rows)
-    assert output.index("pure: L") < output.index("B D^-β")
-    assert "separated only weakly" in output
+    assert output.index("B D^-β") < output.index("pure: L")
+    assert "no law in N_total alone" in output
+
+
+@pytest.mark.parametrize("exponent", [-1.0, 0.0, 0.5, 1.0, 2.0])
+def test_a_rule_that_sets_the_length_by_size_mixes_nothing(exponent):
+    N = np.repeat(np.geomspace(1e6, 1e9, 9), 2)
+    noise = np.repeat(np.exp(np.random.default_rng(0).normal(0, 0.1, 9)), 2)
+    runs = pd.DataFrame({"params_total": N, "tokens_seen": 1e9 * (N / 1e6) ** exponent * noise})
+    assert mixed_data(runs, "params_total") is None
 
 
 def test_tokens_that_differ_by_rounding_are_one_length():

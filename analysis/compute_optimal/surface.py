@@ -21,6 +21,7 @@ MIN_SEEDS = 5  # as clusters of a bootstrap
 # the simulations take too long, and a bootstrap over runs has enough of them.
 _SIMULATED = 100
 _SAME_DATA = 0.01  # relative: numbers of tokens that differ by less count as equal
+_JUMP, _JUMPING = 1.5, 0.2  # factor of D that is a jump; share of the sizes that must have one
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class SurfaceLaw:
         """Warnings: those of the fit, and of a design that hardly separates N from D."""
         if self.mixed_data is not None:
             return self.fit.flags
-        weak = "no size was run with two numbers of tokens, so N and D are separated only weakly"
+        weak = "D nearly follows from N, so their effects are separated only weakly"
         return (*self.fit.flags, weak)
 
     @property
@@ -78,10 +79,11 @@ def fit_surface(
 
 
 def mixed_data(runs: pd.DataFrame, size: str) -> str | None:
-    """In words, how many sizes have runs of different D; None where no size has.
+    """In words, how many sizes have runs of different D; None where D follows from N.
 
     A law in N alone does not describe such `runs`: its curve mixes the effect of N with that of D.
-    Where no D is known, runs of one size that differ in FLOPs count.
+    Where no D is known, runs of one size that differ in FLOPs count. If no size has several runs,
+    those of neighbouring sizes count, as in a grid of budgets.
     """
     column, symbol = (
         ("tokens_seen", "D") if runs.tokens_seen.notna().any() else ("train_flops", "C")
@@ -93,10 +95,25 @@ def mixed_data(runs: pd.DataFrame, size: str) -> str | None:
     ratios = by_size.max() / by_size.min()
     several = int((ratios > 1 + _SAME_DATA).sum())
     if not several:
-        return None
+        return _mixed_neighbours(known, size, column, symbol)
     return (
         f"runs of one size have different {symbol} at {several} of {len(ratios)} sizes, by up to "
         f"{ratios.max():.3g} times"
+    )
+
+
+def _mixed_neighbours(known: pd.DataFrame, size: str, column: str, symbol: str) -> str | None:
+    """In words, at how many sizes D jumps against the next smaller size; None if at few."""
+    means = known[[size, column]].astype(float).groupby(size_groups(known[size])).mean()
+    log_N, log_D = np.log(means.to_numpy()).T  # in order of size
+    # A rule that sets D by N, such as D = 20 N, is at most quadratic.
+    jumps = np.abs(np.diff(log_D)) > 2 * np.diff(log_N) + np.log(_JUMP)
+    if jumps.sum() < max(2, _JUMPING * len(jumps)):
+        return None
+    largest = np.exp(np.abs(np.diff(log_D))[jumps].max())
+    return (
+        f"{symbol} does not follow from size: it differs between neighbouring sizes at "
+        f"{jumps.sum()} of {len(jumps)}, by up to {largest:.3g} times"
     )
 
 
