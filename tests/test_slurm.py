@@ -55,7 +55,7 @@ def test_status_and_logs_show_a_finished_sweep(undisturbed):
     assert d3["job"] == undisturbed.job("d3")
     words = [*COMMAND, "logs", "grid/d3", "--lines", "5", "--home", str(undisturbed.home)]
     message = subprocess.run(words, capture_output=True, text=True, env=undisturbed.environment)
-    assert "validation step 2,000" in message.stdout
+    assert "validation step 4,500" in message.stdout
     dry = undisturbed.run("--dry-run")
     assert "nothing: everything is done" in dry.stdout
 
@@ -77,7 +77,8 @@ def test_a_job_preempted_by_a_higher_partition_is_requeued_by_slurm(site, undist
 
 def test_a_job_near_its_time_limit_saves_and_is_requeued(site, undisturbed):
     driver, job = site.begin("d3")
-    site.box.run("scontrol", "update", f"jobid={job}", "endtime=now+100seconds")
+    # Less than signal_seconds, so the signal comes when Slurm next looks.
+    site.box.run("scontrol", "update", f"jobid={job}", "endtime=now+80seconds")
     site.box.wait(lambda: site.state(job)["restarts"] == "1", "d3 queued up again", 60)
     site.box.run("scontrol", "update", f"jobid={job}", "timelimit=60")
     assert site.ends(driver) == 0
