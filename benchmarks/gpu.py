@@ -388,7 +388,7 @@ def measure(one: Measurement, report: Report) -> None:
             one.run()
     except OutOfTime:
         report.add("skipped", {**label, "why": f"took more than {limit:.0f} s"})
-    except Exception as error:  # noqa: BLE001  whatever it is, the other sections must run
+    except Exception as error:  # noqa: BLE001  the other sections must run
         report.failed = True
         text = f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
         trace = traceback.format_exc()[-3000:]
