@@ -2,7 +2,7 @@
 
 import re
 
-from var_scaling.disk import write_json
+from var_scaling.disk import read_json, write_json
 
 
 def test_the_page_has_all_sweeps_with_their_laws_and_needs_no_other_file(smoke, command):
@@ -12,12 +12,29 @@ def test_the_page_has_all_sweeps_with_their_laws_and_needs_no_other_file(smoke, 
     assert out.strip() == str(smoke / "index.html")
     assert '<a href="smoke/report/index.html">smoke</a>' in page
     assert "4 of 4 trials finished" in page
-    assert page.count("<th>L_mean(N)</th>") == 2
+    assert page.count("<tr><th>L_mean(N)") == 2
     assert "L_last" not in page
+    assert '<p class="note">One seed for each size' in page
     links = re.findall(r'(?:href|src)="([^"]+)"', page)
     others = [link for link in links if not link.startswith(("#", "data:"))]
     assert others == ["smoke/report/index.html"]
     assert any(link.startswith("data:image/png") for link in links)
+
+
+def test_data_that_contradict_a_law_are_said(smoke, tmp_path, command):
+    laws = read_json(smoke / "smoke" / "laws.json")
+    warning = {"check": "rising", "text": "val_loss rises.", "runs": [], "metrics": ["val_loss"]}
+    laws["warnings"] = [warning]
+    for law in laws["laws"]:
+        law["no_law"] = None
+    laws["laws"][0]["no_law"] = "val_loss rises with size"
+    (tmp_path / "smoke").mkdir()
+    write_json(tmp_path / "smoke" / "laws.json", laws)
+    command("report", "--site", "--home", tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    assert "<b>No law is announced.</b> val_loss rises." in page
+    assert page.count(">no law</span>") == 1
+    assert "no report yet" in page
 
 
 def test_unfinished_sweeps_are_listed_and_names_are_escaped(tmp_path, command):
