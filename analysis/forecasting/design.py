@@ -3,7 +3,8 @@
 c-optimality (Pukelsheim 1993, Optimal Design of Experiments, ch. 2). The half-width of the interval
 of log L at the target is t_{n-p} s sqrt(1 + gᵀ M⁻¹ g): g is the gradient of log L at the target, M
 the sum of a aᵀ over the runs, a the gradient at a run. A new run adds its a aᵀ to M and one degree
-of freedom to n - p. With few runs, the degree of freedom narrows the interval most.
+of freedom to n - p. With few runs, the degree of freedom narrows the interval most. Runs of equal x
+bring the rule for a lack of fit into it (analysis.forecasting.future_lack).
 """
 
 import itertools
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from analysis.forecasting.future_lack import FutureLack
 
 Array = NDArray[np.float64]
 Counts = NDArray[np.intp]
@@ -33,6 +36,7 @@ class Design:
     spread: float  # s, residual standard deviation of log L
     t_quantiles: Array  # entry k: the t quantile after k more runs
     new_run: bool  # interval of a new run at the target, else of the law itself
+    lack: FutureLack | None = None  # None: the interval has no rule for a lack of fit
 
     def half_widths(self, counts: Counts) -> Array:
         """(B,) half-widths of log L at the target with `counts` (B, G) more runs of each kind."""
@@ -41,9 +45,14 @@ class Design:
         added = np.einsum(
             "bg,gp,gq->bpq", counts.astype(float), gradients, gradients, optimize=True
         )
+        information = self.information + added
         right = np.broadcast_to(self.target[:, None], (len(counts), len(self.target), 1))
-        solved = np.linalg.solve(self.information + added, right)[..., 0]
-        return self._half_width(solved @ self.target, counts.sum(1))
+        solved = np.linalg.solve(information, right)[..., 0]
+        variance = solved @ self.target
+        half = self.t_quantiles[counts.sum(1)] * self.spread * np.sqrt(self.new_run + variance)
+        if self.lack is not None:
+            half = half * self.lack.factors(counts, information)
+        return np.asarray(half)
 
     def ordered_runs(self, counts: Counts) -> list[tuple[int, float]]:
         """The runs of `counts` as (kind, half-width after this run), in greedy order: each run is
@@ -63,30 +72,19 @@ class Design:
     def _greedy(
         self, start: Counts, copies: Counts, budget: float, per_flop: bool
     ) -> list[tuple[int, float]]:
-        inverse = np.linalg.inv(self.information + (self.gradients.T * start) @ self.gradients)
         counts, flops_left = start.copy(), budget - float(start @ self.flops)
-        steps = []
+        one_more = np.eye(len(counts), dtype=np.intp)
+        half, steps = float(self.half_widths(counts[None])[0]), []
         while (allowed := (counts < copies) & (self.flops <= flops_left)).any():
-            # Sherman-Morrison: adding a aᵀ to M lowers gᵀ M⁻¹ g by (gᵀ M⁻¹ a)² / (1 + aᵀ M⁻¹ a).
-            projected = self.gradients @ inverse
-            denominator = 1 + np.einsum("gp,gp->g", projected, self.gradients)
-            variance = float(self.target @ inverse @ self.target)
-            added = int(counts.sum())
-            after = self._half_width(
-                variance - (projected @ self.target) ** 2 / denominator, added + 1
-            )
-            # Besides the smaller variance, the quantile of one more degree of freedom counts.
-            gain = self._half_width(np.array([variance]), added) - after
-            merit = np.where(allowed, gain / self.flops if per_flop else gain, -np.inf)
-            kind = int(merit.argmax())
-            inverse -= np.outer(projected[kind], projected[kind]) / denominator[kind]
+            kinds = np.flatnonzero(allowed)
+            after = self.half_widths(counts + one_more[kinds])
+            gain = half - after
+            best = int((gain / self.flops[kinds] if per_flop else gain).argmax())
+            kind, half = int(kinds[best]), float(after[best])
             counts[kind] += 1
             flops_left -= float(self.flops[kind])
-            steps.append((kind, float(after[kind])))
+            steps.append((kind, half))
         return steps
-
-    def _half_width(self, variance: Array, added: Counts | int) -> Array:
-        return np.asarray(self.t_quantiles[added] * self.spread * np.sqrt(self.new_run + variance))
 
 
 def narrowest_within(design: Design, budget: float) -> tuple[Counts, str]:

@@ -2,7 +2,8 @@
 
 Assumptions: the law holds, new runs scatter as the finished ones (s), and the gradients are those
 of the present fit. E is a parameter as E, not as log E, so it stays uncertain even if its fitted
-value is 0.
+value is 0. The predicted interval has the rule for a lack of fit (analysis.uncertainty.profile):
+where the present data show one, it stays; else it may appear by chance.
 """
 
 import math
@@ -17,6 +18,8 @@ from analysis.fitting.fit import Fit
 from analysis.fitting.points import FitError
 from analysis.fitting.terms import jacobian
 from analysis.forecasting.design import Design, narrowest_within
+from analysis.forecasting.future_lack import FutureLack
+from analysis.uncertainty.profile import groups_of_equal_x, lack_of_fit
 
 Array = NDArray[np.float64]
 
@@ -172,8 +175,38 @@ def _design(
             (1 + level) / 2, degrees_of_freedom + np.arange(len(candidates) + 1)
         ),
         new_run=new_run,
+        lack=_future_lack(fit, measured, groups, proposed[:-1], level),
     )
     return design, groups
+
+
+def _future_lack(
+    fit: Fit, measured: Array, groups: list[list[Candidate]], proposed: Array, level: float
+) -> FutureLack | None:
+    """The different x of the runs (`measured`: their gradients, (n, p)) and of the candidates.
+
+    None where the interval's critical values are simulated, which has no rule for a lack of fit.
+    """
+    if not fit.objective.is_gaussian:
+        return None
+    group = groups_of_equal_x(fit)
+    first = np.unique(group, return_index=True)[1]
+    x = np.stack(fit.law.arrays(fit.data.x))
+    index = {tuple(x[:, run]): int(group[run]) for run in first}
+    gradients = [*measured[first]]
+    for (candidate, *_), gradient in zip(groups, proposed, strict=True):
+        if index.setdefault(tuple(candidate.x), len(index)) == len(gradients):
+            gradients.append(gradient)
+    new = np.zeros(len(gradients) - len(first))
+    return FutureLack(
+        present=lack_of_fit(fit),
+        parameters=fit.free,
+        level=level,
+        gradients=np.array(gradients),
+        runs=np.append(np.bincount(group), new).astype(np.intp),
+        weights=np.append(np.bincount(group, fit.data.weights), new),
+        place=np.array([index[tuple(kind[0].x)] for kind in groups]),
+    )
 
 
 def _arguments(fit: Fit, points: Sequence[Sequence[float]]) -> Array | tuple[Array, ...]:

@@ -67,30 +67,54 @@ def standard_error(fit: Fit, problem: Problem, column: int) -> float:
     return float(max(spread * np.sqrt(inverse[at, at]) / scale[at], 1e-12))
 
 
-def freedom_of(fit: Fit) -> tuple[int, float]:
-    """The degrees of freedom of the F test of a least-squares fit, and the share of the sum of
-    squares S that belongs to them: n - p and 1, or those of the lack of fit.
+@dataclass(frozen=True)
+class LackOfFit:
+    """The sum of squares S of a fit, divided by the means of the points with equal x.
 
-    The lack of fit is the part of S that lies between the law and the means of points with equal x.
-    Where the scatter around these means does not explain it (extra-sum-of-squares F test), points
-    of equal x repeat one error of the law, and are no independent evidence.
+    The lack of fit is the part of S between the law and these means. The scatter is the rest.
     """
-    x = np.stack(fit.law.arrays(fit.data.x))
-    group = np.unique(x, axis=1, return_inverse=True)[1].ravel()
+
+    freedom: int  # of the lack of fit: different x minus parameters
+    within: int  # of the scatter: points minus different x
+    share: float  # of S that is lack of fit, 0 to 1
+
+    @property
+    def counts(self) -> bool:
+        """Whether the scatter does not explain the lack of fit (extra-sum-of-squares F test).
+
+        Then points of equal x repeat one error of the law, and are no independent evidence.
+        """
+        if self.within < 1 or self.freedom < 1:
+            return False
+        # Compared as products, so that a scatter of 0 (every repeated run alike) is allowed.
+        critical = float(stats.f.isf(DOUBT, self.freedom, self.within))
+        return self.share * self.within > critical * (1 - self.share) * self.freedom
+
+
+def lack_of_fit(fit: Fit) -> LackOfFit:
+    """The lack of fit of a least-squares fit, in the residuals of its objective."""
+    group = groups_of_equal_x(fit)
     sizes = int(group.max()) + 1
-    within, freedom = fit.points - sizes, sizes - fit.free
-    if within < 1 or freedom < 1:
-        return fit.points - fit.free, 1.0
     weights, residual = fit.data.weights, fit.misfits
     means = np.bincount(group, weights * residual) / np.bincount(group, weights)
     total = float(weights @ residual**2)
     scatter = float(weights @ (residual - means[group]) ** 2)
-    lack = max(total - scatter, 0.0)
-    # Compared as products, so that a scatter of 0 (every repeated run alike) is allowed.
-    critical = float(stats.f.isf(DOUBT, freedom, within))
-    if lack * within <= critical * scatter * freedom:
-        return fit.points - fit.free, 1.0
-    return freedom, lack / total
+    share = max(total - scatter, 0.0) / total if total > 0 else 0.0
+    return LackOfFit(sizes - fit.free, fit.points - sizes, share)
+
+
+def groups_of_equal_x(fit: Fit) -> NDArray[np.intp]:
+    """(n,) integers from 0, equal for points with equal x."""
+    x = np.stack(fit.law.arrays(fit.data.x))
+    return np.asarray(np.unique(x, axis=1, return_inverse=True)[1].ravel())
+
+
+def freedom_of(fit: Fit) -> tuple[int, float]:
+    """The degrees of freedom of the F test of a least-squares fit, and the share of the sum of
+    squares S that belongs to them: n - p and 1, or those of the lack of fit where it counts.
+    """
+    lack = lack_of_fit(fit)
+    return (lack.freedom, lack.share) if lack.counts else (fit.points - fit.free, 1.0)
 
 
 def critical_rise(
