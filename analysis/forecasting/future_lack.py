@@ -45,8 +45,7 @@ class FutureLack:
         After `counts` (B, G) more runs of each kind, where M is `information` (B, p, p). Without
         the rule, the half-width has the degrees of freedom of all runs and the present s.
         """
-        added = np.zeros((len(counts), len(self.runs)), dtype=np.intp)
-        np.add.at(added, (slice(None), self.place), counts)
+        added = counts @ np.eye(len(self.runs), dtype=np.intp)[self.place]
         sizes = (self.runs + added > 0).sum(1)
         freedom, within = sizes - self.parameters, added.sum(1) + self.runs.sum() - sizes
         if self.present.counts:
