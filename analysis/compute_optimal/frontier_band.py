@@ -5,8 +5,10 @@ single checkpoints would treat them as independent and make the band too narrow.
 the law come from the surface of the runs where there is one: it uses all runs (docs/coverage.md).
 """
 
+from bisect import bisect_right, insort
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from analysis.compute_optimal.cost import cost_of
 from analysis.compute_optimal.frontier import (
+    Candidates,
     Frontier,
     FrontierError,
     non_dominated_mask,
@@ -40,6 +43,7 @@ EXTENDED = "extended to the value of the frontier's points"
 RESAMPLED = "not calibrated: 87 to 99 % in simulations"  # docs/coverage.md, one length
 # The points of such a law are upper bounds, and the profile takes them for independent runs.
 NOT_CALIBRATED = "not calibrated: the points are upper bounds"
+_BEATEN = 64  # runs; a resample lacks all of them with the probability 1e-28
 _CELLS = 4_000_000  # (resample, point) pairs at a time, to limit memory
 
 
@@ -209,18 +213,52 @@ def frontier_interval(
 
 def resampled_frontiers(frontier: Frontier, resamples: int = RESAMPLES, seed: int = 0) -> Mask:
     """(B, n) whether each candidate is on the frontier of each resample of the runs."""
-    candidates, runs = frontier.candidates, len(frontier.candidates.runs)
+    return _resampled(frontier.candidates, resamples, seed).copy()
+
+
+@lru_cache(maxsize=1)  # the laws of one frontier follow each other
+def _resampled(candidates: Candidates, resamples: int, seed: int) -> Mask:
+    runs = len(candidates.runs)
     if runs < 3:
         raise FrontierError(f"{runs} runs: resampling needs at least 3")
     generator = np.random.default_rng(seed)
     # > 0: the frontier is a minimum, so it does not matter how often a run was drawn.
-    drawn = generator.multinomial(runs, np.full(runs, 1 / runs), size=resamples) > 0
-    parts = []
-    for part in np.array_split(drawn, max(1, drawn.shape[0] * len(candidates.flops) // _CELLS)):
-        # A run that was not drawn has an infinite loss and is never on the frontier. (b, n).
-        losses = np.where(part[:, candidates.run], candidates.loss, np.inf)
-        parts.append(non_dominated_mask(losses))
-    return np.concatenate(parts)
+    parts = [
+        generator.multinomial(runs, np.full(runs, 1 / runs), size=rows) > 0
+        for rows in _rows_at_a_time(resamples, runs)
+    ]
+    drawn = np.concatenate(parts)
+    used = np.flatnonzero(_may_be_lowest(candidates))
+    kept = np.zeros((resamples, len(candidates.flops)), dtype=bool)
+    first = 0
+    for rows in _rows_at_a_time(resamples, len(used)):
+        part = slice(first, first + rows)
+        # A run that was not drawn has an infinite loss and is never on the frontier. (b, used).
+        losses = np.where(drawn[part][:, candidates.run[used]], candidates.loss[used], np.inf)
+        kept[part, used] = non_dominated_mask(losses)
+        first += rows
+    return kept
+
+
+def _rows_at_a_time(rows: int, columns: int) -> list[int]:
+    """Numbers of rows whose sum is `rows`, so that a part has at most _CELLS cells."""
+    size = max(1, _CELLS // columns)
+    return [min(size, rows - first) for first in range(0, rows, size)]
+
+
+def _may_be_lowest(candidates: Candidates) -> Mask:
+    """(n,) false for a candidate that so many runs beat that no resample lacks all of them.
+
+    A resample lacks one of n runs with the probability (1 - 1/n)^n, about 1/e, and k of them with
+    e^-k.
+    """
+    most = int(np.bincount(candidates.run).max())  # points of one run
+    lower: list[float] = []  # the losses so far, in order
+    beaten = np.zeros(len(candidates.loss), dtype=np.intp)
+    for index, loss in enumerate(candidates.loss.tolist()):
+        beaten[index] = bisect_right(lower, loss)
+        insort(lower, loss)
+    return np.asarray(beaten < _BEATEN * most)
 
 
 def uncensored_candidates(frontier: Frontier) -> Mask:

@@ -1,16 +1,17 @@
 """Multi-start minimisation: the best of many starts, for one problem or a batch of problems."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analysis.fitting.objectives import Objective
 from analysis.fitting.solver import minimise
-from analysis.fitting.terms import Points
+from analysis.fitting.terms import Points, means_of_equal_x, residuals
 
 Array = NDArray[np.float64]
 
+_CELLS = 1_000_000  # (problem, point) pairs at a time, to limit memory
 _SAME_OPTIMUM = 1e-6  # relative difference of objectives that counts as the same optimum
 
 
@@ -38,8 +39,32 @@ def solve(
     """The best optimum over `starts` (S, B or 1, p) under `weights` (B or 1, n).
 
     `fixed`, `tolerance`, `near_optimum`: see solver.minimise. Where E goes to zero it is set to
-    exactly 0 (log E = -inf) and the other parameters are minimised again.
+    exactly 0 (log E = -inf) and the other parameters are minimised again. Least squares of many
+    points of equal x is solved on their means (terms.means_of_equal_x).
     """
+    if objective.is_gaussian and not objective.of_loss:
+        means = means_of_equal_x(points, weights)
+        if means is not None:
+            found = _solve(*means, starts, objective, log_floor, fixed, tolerance, near_optimum)
+            return replace(found, objective=_sums_of_squares(points, weights, found.theta))
+    return _solve(points, weights, starts, objective, log_floor, fixed, tolerance, near_optimum)
+
+
+def _sums_of_squares(points: Points, weights: Array, theta: Array) -> Array:
+    """(B,) weighted sums of the squared residuals at θ (B, p)."""
+    rows = max(1, _CELLS // points.count)
+    parts = []
+    for first in range(0, len(theta), rows):
+        part = np.arange(first, min(first + rows, len(theta)))
+        w = weights if len(weights) == 1 else weights[part]
+        parts.append((w * residuals(points.rows(part), theta[part]) ** 2).sum(1))
+    return np.concatenate(parts)
+
+
+def _solve(
+    points: Points, weights: Array, starts: Array, objective: Objective, log_floor: float | None,
+    fixed: tuple[int, ...], tolerance: float, near_optimum: bool,
+) -> SearchResult:  # fmt: skip
     # The number of problems B: starts, weights and data sets have B rows or are shared by all.
     rows = max(starts.shape[1], len(weights), points.z.shape[0] if points.z.ndim == 2 else 1)
     floor_at = 2 * points.powers

@@ -19,6 +19,7 @@ _R_STAR_RANGE = (1e-2, 1e5)  # lowest and highest R*
 # The range of the middle of a sigmoid in ranges of the loss, and of its ceiling in greatest scores.
 _MAX_MIDDLE, _MAX_CEILING = 5.0, 100.0
 _MIN_E = 1e-5  # share of the least loss: a smaller E cannot be distinguished from 0
+MANY = 400  # points from which least squares is solved on the means of equal x
 # Runs per distinct x from which the law is evaluated once for each x: below, copying costs more.
 _RUNS_PER_X = 4
 
@@ -99,6 +100,30 @@ class Points:
             highest[2:] = self.z.max() + np.log(_MAX_CEILING)
             lowest[-1] = lowest[2]
         return lowest, highest
+
+
+def means_of_equal_x(points: Points, weights: Array) -> tuple[Points, Array] | None:
+    """One point for each distinct x: the weighted mean of its z, and the sum of its weights.
+
+    `weights` (B or 1, n) and the result's z and weights, (B or 1, u). Least squares of log L has
+    the same optimum on these u points. None for few points, or where few share their x.
+    """
+    if points.count <= MANY or points.distinct is None:
+        return None
+    logs, index = points.distinct
+    order = None if (np.diff(index) >= 0).all() else np.argsort(index, kind="stable")
+    first = np.searchsorted(index if order is None else index[order], np.arange(len(logs[0])))
+
+    def sums(values: Array) -> Array:
+        rows = np.atleast_2d(values)
+        rows = rows if order is None else rows[:, order]
+        return np.asarray(np.add.reduceat(rows, first, axis=1))
+
+    total = sums(weights)
+    # An x without weight has no mean: any z serves.
+    z = sums(weights * points.z) / np.where(total > 0, total, 1)
+    z = z[0] if len(z) == 1 and points.z.ndim == 1 else z
+    return replace(points, logs=logs, z=z), total
 
 
 class Terms(NamedTuple):

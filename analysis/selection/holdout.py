@@ -10,12 +10,14 @@ from analysis.fitting.fit import Fit, fit_law
 from analysis.fitting.laws import Law
 from analysis.fitting.objectives import HUBER, Objective
 from analysis.fitting.points import FitError
+from analysis.fitting.terms import MANY
 from analysis.uncertainty.intervals import Interval, prediction_interval
 
 Array = NDArray[np.float64]
 Variables = ArrayLike | Sequence[ArrayLike]
 
 MAX_CUTS = 24
+_RUNS_PER_X = 4  # mean number of runs of equal x from which their means are predicted
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class HeldOut:
 
     `x` is its size in the variable of the cut, `cut` the largest fitted size, `sizes` and `runs`
     the numbers of fitted sizes and runs. `points` are the indices of the predicted points: one, or
-    all runs of the largest size in `leave_largest_out`, which compares their means.
+    all runs of a size, whose means are compared, in `leave_largest_out` and for many runs.
     """
 
     x: float
@@ -110,6 +112,8 @@ def rolling(
 ) -> tuple[HeldOut | CutRefused, ...]:
     """Every run above every cut, predicted from the runs below; a failed cut gives a CutRefused.
 
+    Of more than 400 runs with equal x, the means are predicted instead of each run.
+
     Below the first cut there are as many sizes as the law has parameters, and at least one run
     more; below the last cut are all sizes but the largest. If there are more than `max_cuts`
     possible cuts, `max_cuts` evenly spaced ones are used. `intervals`: a 95 % prediction interval
@@ -118,6 +122,7 @@ def rolling(
     columns, losses, rank = _checked(law, x, y, order)
     free = len(law.names) - (floor is not None)
     results: list[HeldOut | CutRefused] = []
+    groups = _predicted_together(columns, rank)
     for cut, sizes in _cuts(rank, free, max_cuts):
         below = rank <= cut
         runs = int(below.sum())
@@ -126,19 +131,35 @@ def rolling(
         except FitError as error:
             results.append(CutRefused(cut, sizes, runs, str(error)))
             continue
-        above = np.flatnonzero(~below)
         # Every run above the cut, not only the next size: extrapolations of several ranges.
-        above = above[np.argsort(rank[above], kind="stable")]
-        predicted = fit.predict(_at(columns, above))
-        for point, prediction in zip(above.tolist(), predicted.tolist(), strict=True):
-            span, reason = _interval(fit, _at(columns, point)) if intervals else (None, None)
+        above = [group for group in groups if not below[group[0]]]
+        predicted = fit.predict(_at(columns, np.array([group[0] for group in above])))
+        for group, prediction in zip(above, predicted.tolist(), strict=True):
+            span, reason = _interval(fit, _at(columns, group[0])) if intervals else (None, None)
+            measured = float(losses[list(group)].mean())
             results.append(
                 HeldOut(
-                    float(rank[point]), float(losses[point]), prediction, cut, sizes, runs,
-                    (point,), span, reason,
+                    float(rank[group[0]]), measured, prediction, cut, sizes, runs, group, span,
+                    reason,
                 )
             )  # fmt: skip
     return tuple(results)
+
+
+def _predicted_together(columns: list[Array], rank: Array) -> list[tuple[int, ...]]:
+    """The points that one prediction is compared with, in order of `rank`: each alone, or, of many
+    runs, those of equal x.
+    """
+    order = np.argsort(rank, kind="stable").tolist()
+    if len(rank) > MANY:
+        by_x: dict[tuple[float, ...], list[int]] = {}
+        for point, x in zip(order, np.stack(columns).T[order].tolist(), strict=True):
+            by_x.setdefault(tuple(x), []).append(point)
+        # Runs of equal x can differ in rank, as where it counts FLOPs: then each counts alone.
+        alike = all(rank[points[0]] == rank[points].max() for points in by_x.values())
+        if alike and _RUNS_PER_X * len(by_x) <= len(rank):
+            return [tuple(points) for points in by_x.values()]
+    return [(point,) for point in order]
 
 
 def _checked(

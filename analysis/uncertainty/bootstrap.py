@@ -18,6 +18,7 @@ from analysis.fitting.fit import CONVERGED, Fit
 from analysis.fitting.initialization import starting_points
 from analysis.fitting.points import FitError
 from analysis.fitting.search import solve
+from analysis.fitting.terms import means_of_equal_x
 from analysis.uncertainty.intervals import Interval, basis
 
 Array = NDArray[np.float64]
@@ -25,6 +26,7 @@ Array = NDArray[np.float64]
 # On Chinchilla's table, standard errors from 4,000 resamples of three seeds differ by 2 to 8 %
 # (LOG.md).
 RESAMPLES = 4000
+_CELLS = 10_000_000  # (resample, point) pairs at a time, to limit memory
 _FEW = 40  # points; up to this number every resample has more starts than the fit's own optimum
 _MIN_CLUSTERS = 5
 
@@ -81,17 +83,16 @@ def bootstrap(
     weight and every size stays represented. Raises FitError where no resample differs from the
     data, or nearly all resamples have too few different sizes.
     """
-    data = fit.data
     if clusters is not None and strata is not None:
         raise FitError("give clusters or strata, not both")
     generator = np.random.default_rng(seed)
-    draw, weights_of, method = _scheme(fit.points, clusters, strata)
+    scheme = _scheme(fit.points, clusters, strata)
     kept: list[Array] = []
     usable_count = drawn = 0
     # Resamples with too few sizes are drawn again; how many were drawn is reported.
     while usable_count < resamples:
-        counts = draw(generator, resamples)
-        sufficient = _sufficient(fit, weights_of(counts > 0))
+        counts = scheme.draw(generator, resamples)
+        sufficient = _sufficient(fit, scheme, counts)
         usable = np.flatnonzero(sufficient)[: resamples - usable_count]
         if len(usable):
             drawn += int(usable[-1]) + 1
@@ -105,6 +106,15 @@ def bootstrap(
             drawn += resamples
     # A small data set has few different resamples; each is solved only once.
     unique, index = np.unique(np.concatenate(kept), axis=0, return_inverse=True)
+    theta, gradient = _refits(fit, scheme, unique)
+    columns = fit.data.columns(theta[index.ravel()])
+    unconverged = int((gradient > CONVERGED)[index.ravel()].sum())
+    return Bootstrap(fit, scheme.name, usable_count, drawn - usable_count, unconverged, columns)
+
+
+def _refits(fit: Fit, scheme: "_Scheme", counts: Array) -> tuple[Array, Array]:
+    """θ (U, p) and the relative gradient (U,) of the refits to resamples with `counts` (U, m)."""
+    data = fit.data
     log_floor = data.log_floor(fit.floor)
     # Resampling few points can move the optimum far. On 240 rows eight starts give the same
     # standard errors as one (LOG.md).
@@ -112,17 +122,22 @@ def bootstrap(
     if fit.points <= _FEW:
         extra = starting_points(data.points, data.weights, log_floor)[:2]
         starts = np.concatenate([starts, extra])
-    # Counts are weights of the points, so all refits are one batch, (U, n) for U different
-    # resamples.
-    weights = weights_of(unique)
-    weights *= data.weights  # in place: the array can be large
-    solved = solve(
-        data.points, weights, starts[:, None], fit.objective, log_floor,
-        tolerance=1e-8, near_optimum=fit.points > _FEW,
-    )  # fmt: skip
-    columns = data.columns(solved.theta[index.ravel()])
-    unconverged = int((solved.gradient > CONVERGED)[index.ravel()].sum())
-    return Bootstrap(fit, method, usable_count, drawn - usable_count, unconverged, columns)
+    # In parts, to limit memory. Counts are weights of the points, so all refits of a part are one
+    # batch, (b, n).
+    rows = max(1, _CELLS // fit.points)
+    parts = []
+    for first in range(0, len(counts), rows):
+        weights = scheme.weights_of(counts[first : first + rows])
+        weights *= data.weights  # in place: the array can be large
+        points = data.points
+        if fit.objective.is_gaussian and not fit.objective.of_loss:
+            points, weights = means_of_equal_x(points, weights) or (points, weights)
+        solved = solve(
+            points, weights, starts[:, None], fit.objective, log_floor,
+            tolerance=1e-8, near_optimum=fit.points > _FEW,
+        )  # fmt: skip
+        parts.append((solved.theta, solved.gradient))
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
 
 def scheme_for(sizes: ArrayLike, seeds: ArrayLike) -> dict[str, Any]:
@@ -139,14 +154,21 @@ def scheme_for(sizes: ArrayLike, seeds: ArrayLike) -> dict[str, Any]:
     return {}
 
 
-Draw = Callable[[np.random.Generator, int], Array]  # (generator, B) -> (B, m) counts
+Draw = Callable[[np.random.Generator, int], Any]  # (generator, B) -> (B, m) counts
 Weights = Callable[[Any], Any]  # (B, m) counts -> (B, n) weights of the points
 
 
-def _scheme(
-    count: int, clusters: ArrayLike | None, strata: ArrayLike | None
-) -> tuple[Draw, Weights, str]:
-    """A function that draws counts, one that makes them weights, and a description."""
+@dataclass(frozen=True)
+class _Scheme:
+    """How runs are drawn, how counts become weights of the points, and a description."""
+
+    draw: Draw
+    weights_of: Weights
+    name: str
+
+
+def _scheme(count: int, clusters: ArrayLike | None, strata: ArrayLike | None) -> _Scheme:
+    """The scheme for `count` points. Raises FitError where every resample equals the data."""
     if clusters is not None:
         labels = _labels(clusters, count)
         groups = labels.max() + 1
@@ -156,7 +178,7 @@ def _scheme(
             )
         few = "" if groups >= _MIN_CLUSTERS else ", too few for reliable intervals"
         chances = np.full(groups, 1 / groups)
-        return (
+        return _Scheme(
             lambda generator, rows: generator.multinomial(groups, chances, rows) * 1.0,
             lambda counts: counts.take(labels, 1),  # a point has the count of its cluster
             f"bootstrap over {groups} seeds{few}",
@@ -177,11 +199,11 @@ def _scheme(
             return weights
 
         method = f"bootstrap over {count} runs within {len(members)} sizes"
-        return within, lambda counts: counts, method
+        return _Scheme(within, lambda counts: counts.copy(), method)
     chances = np.full(count, 1 / count)
-    return (
+    return _Scheme(
         lambda generator, rows: generator.multinomial(count, chances, rows) * 1.0,
-        lambda counts: counts,
+        lambda counts: counts.copy(),
         f"bootstrap over {count} runs",
     )
 
@@ -194,18 +216,30 @@ def _labels(raw_labels: ArrayLike, count: int) -> NDArray[np.intp]:
     return labels
 
 
-def _sufficient(fit: Fit, drawn: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """(B,) whether each resample has enough different sizes, of each variable, to fit the law."""
+def _sufficient(fit: Fit, scheme: _Scheme, counts: Array) -> NDArray[np.bool_]:
+    """(B,) whether each resample has enough different sizes, of each variable, to fit the law.
+
+    `counts`: (B, m).
+    """
     # With only as many sizes as parameters the refit would pass through the means of the sizes.
     min_sizes = fit.free + 1 if len(fit.law.powers) == 1 else 3
-    enough = drawn.sum(1) > fit.free
+    memberships = []
     for each in fit.law.arrays(fit.data.x)[: len(fit.law.powers)]:
         # (B, n) drawn times (n, sizes) membership: how often each size was drawn.
         sizes = np.unique(each, return_inverse=True)[1].ravel()
         belongs = np.zeros((len(sizes), sizes.max() + 1), np.float32)
         belongs[np.arange(len(sizes)), sizes] = 1
-        enough &= (drawn.astype(np.float32) @ belongs > 0).sum(1) >= min_sizes
-    return np.asarray(enough)
+        memberships.append(belongs)
+    rows = max(1, _CELLS // fit.points)  # at a time, to limit memory
+    parts = []
+    for first in range(0, len(counts), rows):
+        drawn = scheme.weights_of(counts[first : first + rows] > 0) > 0
+        enough = drawn.sum(1) > fit.free
+        drawn = drawn.astype(np.float32)
+        for belongs in memberships:
+            enough &= (drawn @ belongs > 0).sum(1) >= min_sizes
+        parts.append(enough)
+    return np.concatenate(parts)
 
 
 @dataclass(frozen=True)

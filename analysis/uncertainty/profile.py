@@ -11,7 +11,7 @@ from scipy import stats
 from analysis.fitting.fit import Fit
 from analysis.fitting.points import FitError
 from analysis.fitting.search import solve
-from analysis.fitting.terms import Points, information, residuals
+from analysis.fitting.terms import MANY, Points, information, residuals
 
 Array = NDArray[np.float64]
 Rise = Callable[[Array], Array]  # from values to the rise of the objective above its optimum
@@ -22,7 +22,7 @@ SIMULATIONS = 999
 DOUBT = 0.2
 # Points from which the optimum of a simulation is so close to the true law that the search starts
 # there with the narrow losses.
-_MANY = 400
+_CLOSE = 400
 # The ends of a profile can lie many standard errors away, unequally on the two sides. An end beyond
 # 60 of them counts as infinite.
 _STEPS = np.array([0.1, 0.3, 0.6, 1, 1.4, 1.8, 2.3, 3, 4, 6, 9, 14, 22, 36, 60])  # standard errors
@@ -132,13 +132,52 @@ def critical_rise(
     if fit.objective.is_gaussian:
         freedom, share = freedom_of(fit)
         return float(stats.f.ppf(level, 1, freedom) / freedom) * share
-    noise = _noise(fit, fit.points + 1)
+    share, problem, points = _simulated_points(fit, problem, points)
+    return share * _simulated_rise(fit, problem, column, level, points, weight, best)
+
+
+def _simulated_points(
+    fit: Fit, problem: Problem, points: Points | None
+) -> tuple[float, Problem, Points | None]:
+    """The points to simulate: all, or evenly spaced ones in order of x, and their share.
+
+    The rise is a sum over one parameter, the objective one over points, so their ratio falls as
+    one over the number of points. Of many points a part is simulated, which limits time and memory.
+    """
+    if fit.points <= MANY:
+        return 1.0, problem, points
+    chosen = np.lexsort(problem.points.logs[::-1])[:: -(-fit.points // MANY)]
+    weights = problem.weights[:, chosen]
+    part = _at(problem.points, chosen)
+    extended = None if points is None else _at(points, np.append(chosen, fit.points))
+    if extended is not None:
+        weights = weights / weights.mean()
+    share = float(weights.sum() / problem.weights.sum())
+    return share, replace(problem, points=part, weights=weights), extended
+
+
+def _at(points: Points, chosen: NDArray[np.intp]) -> Points:
+    """These points; `z` is kept where it has another length, as the caller replaces it."""
+    z = points.z[chosen] if points.z.ndim == 1 and len(points.z) > chosen.max() else points.z
+    repeats = points.repeats
+    if repeats is not None:
+        repeats = (repeats[0][chosen], repeats[1][chosen])
+    return replace(points, logs=tuple(log[chosen] for log in points.logs), z=z, repeats=repeats)
+
+
+def _simulated_rise(
+    fit: Fit, problem: Problem, column: int | None, level: float, points: Points | None,
+    weight: float, best: float,
+) -> float:  # fmt: skip
+    """The quantile of the relative rise of the objective in simulations of `problem`."""
+    count = problem.points.count
+    noise = _noise(fit, count + 1)
     # Residuals against z = 0 are the law's predictions. In the simulations the fitted law is the
     # truth.
-    law = residuals(replace(problem.points, z=np.zeros(fit.points)), problem.theta[None])[0]
+    law = residuals(replace(problem.points, z=np.zeros(count)), problem.theta[None])[0]
     simulated = replace(problem.points, z=law + noise[:, :-1])
     start = np.repeat(problem.theta[None], len(noise), 0)[None]
-    precision: Any = {"tolerance": 1e-8, "near_optimum": fit.points >= _MANY}
+    precision: Any = {"tolerance": 1e-8, "near_optimum": count >= _CLOSE}
     unconstrained = solve(
         simulated, problem.weights, start, fit.objective, problem.log_floor, **precision
     )
