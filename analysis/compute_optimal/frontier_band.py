@@ -27,6 +27,7 @@ from analysis.compute_optimal.surface_optimum import optimum
 from analysis.fitting.fit import Fit, fit_law, solve
 from analysis.fitting.laws import PURE, SURFACE, Law
 from analysis.fitting.points import FitData, FitError, check_points
+from analysis.fitting.terms import MANY
 from analysis.uncertainty.bootstrap import bootstrap
 from analysis.uncertainty.intervals import Interval, basis, interval
 
@@ -35,9 +36,8 @@ Mask = NDArray[np.bool_]
 
 RESAMPLES = 1000
 _BUDGETS = 9  # at which the optima of a surface are computed
-# Resampled surfaces of more runs than this are fewer, for speed: with 1,000 of them `fit` of 2,000
-# runs takes 4 s more.
-_MANY, _RESAMPLES_OF_MANY = 400, 400
+# Resampled surfaces of more than MANY runs are fewer, for speed.
+_RESAMPLES_OF_MANY = 400
 _USABLE = 0.9  # share of the resampled surfaces that must have an optimum
 EXTENDED = "extended to the value of the frontier's points"
 RESAMPLED = "not calibrated: 87 to 99 % in simulations"  # docs/coverage.md, one length
@@ -172,7 +172,7 @@ def surface_path(
         known = ends.dropna(subset=["tokens_seen"])
         inputs = known[frontier.params].to_numpy(float), known.tokens_seen.to_numpy(float)
         fit = fit_law(SURFACE, inputs, known[frontier.metric], objective)
-        draws = bootstrap(fit, resamples if fit.points <= _MANY else _RESAMPLES_OF_MANY)
+        draws = bootstrap(fit, resamples if fit.points <= MANY else _RESAMPLES_OF_MANY)
     except FitError:
         return None
     fitted = frontier.flops[frontier.of_law]
@@ -221,23 +221,40 @@ def _resampled(candidates: Candidates, resamples: int, seed: int) -> Mask:
     runs = len(candidates.runs)
     if runs < 3:
         raise FrontierError(f"{runs} runs: resampling needs at least 3")
-    generator = np.random.default_rng(seed)
-    # > 0: the frontier is a minimum, so it does not matter how often a run was drawn.
-    parts = [
-        generator.multinomial(runs, np.full(runs, 1 / runs), size=rows) > 0
-        for rows in _rows_at_a_time(resamples, runs)
-    ]
-    drawn = np.concatenate(parts)
     used = np.flatnonzero(_may_be_lowest(candidates))
+    drawn, place = _drawn_runs(candidates, used, resamples, seed)
     kept = np.zeros((resamples, len(candidates.flops)), dtype=bool)
     first = 0
     for rows in _rows_at_a_time(resamples, len(used)):
         part = slice(first, first + rows)
         # A run that was not drawn has an infinite loss and is never on the frontier. (b, used).
-        losses = np.where(drawn[part][:, candidates.run[used]], candidates.loss[used], np.inf)
+        losses = np.where(drawn[part][:, place], candidates.loss[used], np.inf)
         kept[part, used] = non_dominated_mask(losses)
         first += rows
     return kept
+
+
+def _drawn_runs(
+    candidates: Candidates, used: NDArray[np.intp], resamples: int, seed: int
+) -> tuple[Mask, NDArray[np.intp]]:
+    """(B, m) whether each of m runs is in a resample, and the column of each `used` candidate.
+
+    Of many runs only those of `used` candidates are drawn, the others together.
+    """
+    runs = len(candidates.runs)
+    generator = np.random.default_rng(seed)
+    columns, place = np.unique(candidates.run[used], return_inverse=True)
+    if runs <= MANY:
+        columns, place = np.arange(runs), candidates.run[used]
+    chances = np.full(len(columns), 1 / runs)
+    rest = runs - len(columns)
+    chances = np.append(chances, rest / runs) if rest else chances
+    # > 0: the frontier is a minimum, so it does not matter how often a run was drawn.
+    parts = [
+        generator.multinomial(runs, chances, size=rows)[:, : len(columns)] > 0
+        for rows in _rows_at_a_time(resamples, len(chances))
+    ]
+    return np.concatenate(parts), place
 
 
 def _rows_at_a_time(rows: int, columns: int) -> list[int]:

@@ -51,14 +51,25 @@ class Points:
         """
         if self.repeats is not None:
             return None
-        if self.powers == 1:  # much faster than the unique columns of a matrix
-            log, index = np.unique(self.logs[0], return_inverse=True)
-            logs = log[None]
-        else:
-            logs, index = np.unique(np.stack(self.logs), axis=1, return_inverse=True)
-        if _RUNS_PER_X * logs.shape[1] > self.count:
+        first, index = self._groups
+        if _RUNS_PER_X * len(first) > self.count:
             return None
-        return tuple(logs), index.ravel()
+        return tuple(log[first] for log in self.logs), index
+
+    @property
+    def group(self) -> NDArray[np.intp]:
+        """(n,) integers from 0, in order of the logs: equal for points with equal logs."""
+        return self._groups[1]
+
+    @cached_property
+    def _groups(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """The first point of each group of equal logs, (u,), and the group of each point, (n,)."""
+        code = np.zeros(self.count, dtype=np.intp)
+        for log in self.logs:  # much faster than the unique columns of a matrix
+            values, index = np.unique(log, return_inverse=True)
+            # Renumbered after each variable, so that the codes stay below n².
+            code = np.unique(code * len(values) + index.ravel(), return_inverse=True)[1].ravel()
+        return np.unique(code, return_index=True)[1], code
 
     @property
     def powers(self) -> int:

@@ -9,7 +9,7 @@ from analysis.fitting.fit import Fit
 from analysis.fitting.initialization import starting_points
 from analysis.fitting.points import FitError
 from analysis.fitting.search import solve
-from analysis.fitting.terms import Points, residuals
+from analysis.fitting.terms import MANY, Points, residuals
 
 Array = NDArray[np.float64]
 
@@ -53,7 +53,8 @@ def influence(fit: Fit) -> tuple[Influence, ...]:
     if fit.points > _FEW:
         starts = starts[:2]
     if np.isfinite(fit.theta).all():  # no step leaves log E = -inf
-        starts = np.concatenate([fit.theta[None], starts])
+        # One of many points moves the optimum little.
+        starts = np.concatenate([fit.theta[None], starts[: 0 if fit.points > MANY else None]])
     refits, weights = _without_each(fit, removable)
     theta = solve(refits, weights, starts[:, None], fit.objective, log_floor).theta
     columns = data.columns(theta)
