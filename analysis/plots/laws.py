@@ -35,6 +35,23 @@ _LAWS = ("pure", "floor")
 
 
 @styled
+def main_law(study: Study) -> Figure | None:
+    """The main result alone: one metric in one variable, with the laws without and with E."""
+    if study.main is None or study.main[0] in study.mixed_data or study.main[1] not in SIZES:
+        return None
+    metric, size = study.main
+    findings = [f for f in _findings(study, metric, size, above=False) if f is not None]
+    if not findings:
+        return None
+    figure, ((panel,),) = new_figure(SINGLE, 0.75 * SINGLE)
+    seeds = _law_panel(panel, study, findings, above=False)
+    panel.set(xlabel=SIZES[size], ylabel=metric_label(study, metric))
+    handles = law_handles([finding.fit.law.name for finding in findings], seeds)
+    legend_above(figure, handles, 2)
+    return figure
+
+
+@styled
 def laws_in_parameters(study: Study) -> Figure | None:
     """Loss and error against both counts of parameters, with the laws without and with E."""
     metrics = [m for m in METRICS if any(study.get(m, size, "pure") for size in SIZES)]

@@ -1,12 +1,15 @@
-"""The results of a study in sentences: a verdict on each metric, and warnings."""
+"""The results of a study in sentences: the main result, and a verdict on each metric."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis.caveats import caveats
-from analysis.report.format import exponent, significant
+from analysis.report.format import exponent, fixed, percent, significant
 from analysis.selection.select import Choice
 from analysis.study import METRICS, VARIABLES, LawResult, Study
+
+_NO_LAW = "No law:"
 
 
 @dataclass(frozen=True)
@@ -25,14 +28,103 @@ def verdicts(study: Study) -> tuple[MetricVerdict, ...]:
     """A verdict on each metric with a law: in N (all parameters if N is unknown), and in C."""
     results = []
     for metric in METRICS:
-        size_variables = [v for v in VARIABLES if v != "train_flops" and _any_law(study, metric, v)]
+        size_variables = [v for v in VARIABLES if v != "train_flops" and study.any_law(metric, v)]
         if metric in study.surfaces and not size_variables:  # the only law that was requested
             size_variables = [study.size]
-        in_compute = ["train_flops"] if _any_law(study, metric, "train_flops") else []
+        in_compute = ["train_flops"] if study.any_law(metric, "train_flops") else []
         results += [
             _verdict(study, metric, variable) for variable in (*size_variables[:1], *in_compute)
         ]
     return tuple(results)
+
+
+@dataclass(frozen=True)
+class MainResult:
+    """The first screen of a report: one sentence with its interval, and what is not known."""
+
+    sentence: str
+    contradicted: tuple[str, ...]  # why other laws are not announced
+    undetermined: tuple[str, ...]
+    limits: tuple[str, ...]  # of the data
+
+
+def main_result(study: Study, trials: Sequence[str] = ()) -> MainResult:
+    """The main result of a study in one sentence, and what its data leave open.
+
+    `trials`: names of all planned trials.
+    """
+    found = caveats(study, trials)
+    limits = tuple(caveat.text for caveat in found if not caveat.metrics)
+    contradicted = [caveat for caveat in found if caveat.metrics]
+    if study.main is None:
+        sentence, verdict = "No law could be fitted.", None
+    else:
+        verdict = _verdict(study, *study.main)
+        sentence = _main_sentence(study, verdict)
+        of_main = [caveat for caveat in contradicted if verdict.metric in caveat.metrics]
+        if of_main and verdict.headline.startswith(_NO_LAW):
+            sentence = f"No law is announced. {of_main[0].text}"
+            contradicted.remove(of_main[0])
+    notes = tuple(caveat.text for caveat in contradicted)
+    return MainResult(sentence, notes, _open_questions(study, verdict), limits)
+
+
+def _main_sentence(study: Study, verdict: MetricVerdict) -> str:
+    metric, variable = verdict.metric, verdict.variable
+    law = study.any_law(metric, variable)
+    if law is None or law.no_law or study.is_mixed(law):
+        return verdict.headline
+    symbol, what, _ = METRICS[metric]
+    name, counted = VARIABLES[variable]
+    pure, with_E = study.get(metric, variable, "pure"), study.get(metric, variable, "floor")
+    falls = f"{symbol} ({what}) falls as a power law of {name} ({counted})"
+    decades = f"{fixed(law.fit.decades, 1)} decades of {name}"
+    runs = f"{law.fit.points} points of {law.fit.sizes} sizes over {decades}"
+    if verdict.preferred == "floor" and with_E is not None:
+        return f"{falls} {_above(with_E)}: {_exponent(with_E)}, {runs}; {_halving(with_E)}."
+    if verdict.preferred == "pure" and pure is not None:
+        none = "without an irreducible loss, which the data do not need"
+        return f"{falls} {none}: {_exponent(pure)}, {runs}; {_halving(pure)}."
+    if pure is not None and with_E is not None:
+        return (
+            f"{falls}, {runs}: without an irreducible loss, {_exponent(pure)}; {_above(with_E)}, "
+            f"{_exponent(with_E)}. The data do not decide between the two."
+        )
+    return f"{falls}, {runs}: {_exponent(law)}{' ' + _above(law) if law.fit.law.floor else ''}."
+
+
+def _halving(finding: LawResult) -> str:
+    """What twice the size does to the loss."""
+    part = "the part above E" if finding.fit.law.floor else "it"
+    given = finding.intervals.get("alpha")
+    fall = percent(1 - 2.0**-finding.fit.alpha, 1)
+    ends = ""
+    if given is not None and math.isfinite(given.low) and math.isfinite(given.high):
+        ends = f" ({percent(1 - 2.0**-given.low, 1)} to {percent(1 - 2.0**-given.high, 1)})"
+    return f"each doubling lowers {part} by {fall}{ends}"
+
+
+def _open_questions(study: Study, main: MetricVerdict | None) -> tuple[str, ...]:
+    """What the data leave open: of the main result with reasons, of others by name."""
+    questions = list[str]()
+    undecided = list[str]()
+    for verdict in verdicts(study):
+        label = f"{METRICS[verdict.metric][0]}({VARIABLES[verdict.variable][0]})"
+        if not verdict.unknown:
+            continue
+        if main is not None and verdict == main:
+            questions.append(f"{label}: {'; '.join(verdict.unknown)}.")
+        elif verdict.preferred is None:
+            undecided.append(label)
+    if undecided:
+        questions.append(f"Whether there is an irreducible loss in {', '.join(undecided)}.")
+    if study.refused:
+        first = study.refused[0]
+        others = f" (and {len(study.refused) - 1} more, below)" if len(study.refused) > 1 else ""
+        questions.append(f"Not fitted: {first}{others}.")
+    if missing := unmeasured(study):
+        questions.append(f"Not in this table: {', '.join(missing)}.")
+    return tuple(questions)
 
 
 def unmeasured(study: Study) -> tuple[str, ...]:
@@ -50,13 +142,11 @@ def _verdict(study: Study, metric: str, variable: str) -> MetricVerdict:
     with_E = study.get(metric, variable, "floor")
     choice = study.choices.get((metric, variable))
     preferred = choice.preferred if choice else None
-    law = _any_law(study, metric, variable)
+    law = study.any_law(metric, variable)
     if law is not None and law.no_law:
-        return MetricVerdict(metric, variable, f"No law: {law.no_law}.", (), (), None)
+        return MetricVerdict(metric, variable, f"{_NO_LAW} {law.no_law}.", (), (), None)
     if law is None or study.is_mixed(law):
         return MetricVerdict(metric, variable, _mixed(study, metric, variable), (), (), None)
-    if law.no_law:
-        return MetricVerdict(metric, variable, f"No law: {law.no_law}.", (), (), None)
     if pure is None:  # only other laws were requested
         above = f" {_above(law)}" if law.fit.law.floor else " of the odds"
         return MetricVerdict(
@@ -76,12 +166,6 @@ def _verdict(study: Study, metric: str, variable: str) -> MetricVerdict:
     selected = with_E if preferred == "floor" and with_E is not None else pure
     reasons = choice.judgement.reasons if choice else ()
     return MetricVerdict(metric, variable, headline, reasons, _unknown(selected, choice), preferred)
-
-
-def _any_law(study: Study, metric: str, variable: str) -> LawResult | None:
-    """The pure law, or else the first of the others."""
-    laws = (study.get(metric, variable, name) for name in ("pure", "floor", "logit"))
-    return next((law for law in laws if law is not None), None)
 
 
 def _mixed(study: Study, metric: str, variable: str) -> str:
@@ -126,8 +210,3 @@ def _unknown(finding: LawResult, choice: Choice | None) -> tuple[str, ...]:
     if finding.held_out is None:
         doubts.append("how well the law predicts: too few sizes to leave out the largest")
     return tuple(dict.fromkeys(doubts))
-
-
-def warnings(study: Study, trials: Sequence[str] = ()) -> tuple[str, ...]:
-    """The texts of all caveats, the contradictions first. `trials`: names of all planned trials."""
-    return tuple(caveat.text for caveat in caveats(study, trials))
