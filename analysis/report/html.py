@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -96,7 +97,8 @@ def write_report(path: Path, study: Study, figures: Mapping[str, Path], facts: F
         "verdicts": verdicts(study), "failures": facts.failures,
         "unmeasured": unmeasured(study), "checklist": checklist(study, facts.provenance),
         "paper_rows": paper.paper_table(study.findings), "paper_note": paper.NOTE,
-        "cuts": _cuts(study), "rates": rate_sweeps(study.table.finals, study.size),
+        "extent": _extent(study), "cuts": _cuts(study),
+        "rates": rate_sweeps(study.table.finals, study.size),
         "pictures": [(c, inline_image(p)) for c, p in facts.pictures.items()],
         "made": [shown_pictures(model) for model in facts.made],
     }  # fmt: skip
@@ -152,6 +154,16 @@ def _shown(study: Study, finding: LawResult) -> dict[str, Any]:
         "seed not known" if not seed_count else f"{seed_count} seed{'s' * (seed_count > 1)}"
     )
     return {"law": finding, "fit": finding.fit, "anchor": law_anchor(finding), "seeds": seeds_text}
+
+
+def _extent(study: Study) -> str:
+    """The number and range of the sizes of the runs; "" if no size is known."""
+    sizes = study.table.finals[study.size].dropna()
+    if sizes.empty:
+        return ""
+    decades = formats.fixed(float(np.log10(sizes.max() / sizes.min())), 1)
+    count = sizes.nunique()
+    return f"{count} size{'s' * (count != 1)} over {decades} decades of {VARIABLES[study.size][0]}"
 
 
 def _traces(study: Study) -> list[dict[str, Any]]:

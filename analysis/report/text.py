@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis.caveats import caveats
-from analysis.report.format import exponent, fixed, percent, significant
+from analysis.plots.laws import has_irreducible_loss
+from analysis.report.format import exponent, percent, significant
 from analysis.selection.select import Choice
 from analysis.study import METRICS, VARIABLES, LawResult, Study
 
@@ -78,19 +79,31 @@ def _main_sentence(study: Study, verdict: MetricVerdict) -> str:
     name, counted = VARIABLES[variable]
     pure, with_E = study.get(metric, variable, "pure"), study.get(metric, variable, "floor")
     falls = f"{symbol} ({what}) falls as a power law of {name} ({counted})"
-    decades = f"{fixed(law.fit.decades, 1)} decades of {name}"
-    runs = f"{law.fit.points} points of {law.fit.sizes} sizes over {decades}"
     if verdict.preferred == "floor" and with_E is not None:
-        return f"{falls} {_above(with_E)}: {_exponent(with_E)}, {runs}; {_halving(with_E)}."
-    if verdict.preferred == "pure" and pure is not None:
-        none = "without an irreducible loss, which the data do not need"
-        return f"{falls} {none}: {_exponent(pure)}, {runs}; {_halving(pure)}."
-    if pure is not None and with_E is not None:
-        return (
-            f"{falls}, {runs}: without an irreducible loss, {_exponent(pure)}; {_above(with_E)}, "
-            f"{_exponent(with_E)}. The data do not decide between the two."
-        )
-    return f"{falls}, {runs}: {_exponent(law)}{' ' + _above(law) if law.fit.law.floor else ''}."
+        return f"{falls} {_above(with_E)}: {_exponent(with_E)}; {_halving(with_E)}."
+    if pure is None:
+        return f"{falls}{' ' + _above(law) if law.fit.law.floor else ''}: {_exponent(law)}."
+    if verdict.preferred == "pure":
+        none = "the data need no irreducible loss"
+        return f"{falls}: {_exponent(pure)}; {_halving(pure)}; {none}."
+    if with_E is None:
+        return f"{falls}: {_exponent(pure)}; it was not compared with other laws."
+    return f"{falls}: {_exponent(pure)}. {_undecided(with_E)}"
+
+
+def _undecided(with_E: LawResult) -> str:
+    """What is known of the irreducible loss where the data do not decide."""
+    alpha, E = (with_E.intervals.get(name) for name in ("alpha", "E"))
+    if alpha is None or E is None:
+        return f"The data do not decide whether it is one {_above(with_E)}: {_exponent(with_E)}."
+    if has_irreducible_loss(with_E.fit):
+        return f"Or, which the data do not decide, {_above(with_E)}: {_exponent(with_E)}."
+    most = f"up to {significant(E.high)}" if math.isfinite(E.high) else "of any size"
+    ends = f"up to {exponent(alpha.high)}" if math.isfinite(alpha.high) else "of any size"
+    return (
+        f"The data do not exclude an irreducible loss {most}, with which the exponent would be "
+        f"{ends}."
+    )
 
 
 def _halving(finding: LawResult) -> str:
