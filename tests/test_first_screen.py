@@ -12,8 +12,8 @@ from analysis.export import laws_of
 from analysis.plots.all_figures import FIGURES
 from analysis.report.compare import difference, exponents_of_both, write_difference
 from analysis.report.html import Facts, write_report
-from analysis.report.text import main_result
 from analysis.study import study
+from analysis.summary import main_result
 from analysis.table.table import check
 
 SIZES = 1e6 * np.arange(1, 9.0) ** 3

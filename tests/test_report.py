@@ -15,8 +15,8 @@ from analysis.forecasting.forecast import Outcome, Run, Target, freeze, score
 from analysis.report.checklist import UNKNOWN, checklist
 from analysis.report.html import SECTIONS, Facts, write_report
 from analysis.report.latex import escape, law_table, symbol
-from analysis.report.text import verdicts
 from analysis.study import study
+from analysis.summary import verdicts
 from analysis.table.table import check
 
 FACTS = Facts(title="title", question="question?", settings={}, provenance={})

@@ -13,8 +13,8 @@ from analysis.compute_optimal.allocation import approaches
 from analysis.compute_optimal.surface import fit_surface, mixed_data
 from analysis.report.html import Facts, write_report
 from analysis.report.latex import law_table
-from analysis.report.text import verdicts
 from analysis.study import study
+from analysis.summary import verdicts
 from analysis.table.table import check, complete, load_table
 from pipelines.cli.main import app
 from pipelines.report.publish import law_columns, law_scalars

@@ -25,6 +25,7 @@ from analysis.plots.style import (
     sequential_styles,
     styled,
 )
+from analysis.selection.select import has_irreducible_loss
 from analysis.study import METRICS, LawResult, Study
 
 SIZES = {
@@ -139,12 +140,6 @@ def _law_with_E(study: Study, metric: str, variable: str) -> LawResult | None:
     """The law with an irreducible loss E, if the fitted E is visible."""
     finding = study.get(metric, variable, "floor")
     return finding if finding is not None and has_irreducible_loss(finding.fit) else None
-
-
-def has_irreducible_loss(fit: Fit) -> bool:
-    """Whether the fitted E is visible: near E = 0, the law equals the pure law."""
-    # 1e-3: a smaller E changes no loss by more than 0.1 %.
-    return fit.law.floor and 1e-3 * float(fit.data.y.min()) < fit.E
 
 
 @styled

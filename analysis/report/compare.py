@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from analysis.comparison.one_law import one_law_for_both
 from analysis.export import FORMAT
+from analysis.format import change, exponent, level, signed, significant, span
 from analysis.plots.diagnostics import Dot, dots_figure
 from analysis.plots.style import VERMILION, save
-from analysis.report.format import change, exponent, level, signed, significant, span
 from analysis.report.html import environment, figure_of
 
 Laws = Mapping[str, Any]  # what laws.json holds

@@ -11,18 +11,18 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from analysis import format as formats
 from analysis.comparison import var_paper as paper
 from analysis.fitting.points import FitError
 from analysis.plots.all_figures import CAPTIONS
 from analysis.plots.style import STYLE
-from analysis.report import format as formats
 from analysis.report.checklist import checklist
 from analysis.report.embed import inline_image
 from analysis.report.latex import law_table
-from analysis.report.text import main_result, unmeasured, verdicts
 from analysis.selection.influence import influence
 from analysis.selection.rates import rate_sweeps
 from analysis.study import METRICS, VARIABLES, LawResult, Study
+from analysis.summary import main_result, unmeasured, verdicts
 from analysis.table.runs import run_names
 
 # The figure of the first screen: the first of these that the study has.

@@ -19,8 +19,8 @@ from analysis.report.html import (
     shown_pictures,
     write_report,
 )
-from analysis.report.text import main_result, verdicts
 from analysis.study import METRICS, VARIABLES, Study
+from analysis.summary import main_result, verdicts
 
 # Sections of the overview besides the laws: anchor and title, as on the page of one group.
 _SHARED = (

@@ -21,7 +21,7 @@ from var_scaling.experiment import Sweep
 if TYPE_CHECKING:
     from analysis.report.pages import Scored
 
-LAWS_FORMAT = 3  # of laws.json, as analysis.export writes it
+LAWS_FORMAT = 4  # of laws.json, as analysis.export writes it
 
 
 def publish(

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis.caveats import caveats
-from analysis.plots.laws import has_irreducible_loss
-from analysis.report.format import exponent, percent, significant
-from analysis.selection.select import Choice
+from analysis.format import exponent, percent, significant
+from analysis.selection.select import Choice, has_irreducible_loss
 from analysis.study import METRICS, VARIABLES, LawResult, Study
 
 _NO_LAW = "No law:"
