@@ -21,6 +21,7 @@ class SweepCard:
     trials: int
     laws: Mapping[str, Any] | None  # the content of laws.json; None if there is none yet
     report: Path | None  # the folder of its report
+    outdated: bool = False  # its laws.json is of an older version, and is not read
 
     @property
     def groups(self) -> list[tuple[str, Mapping[str, Any]]]:

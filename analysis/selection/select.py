@@ -185,6 +185,12 @@ def not_a_law(fit: Fit, alpha: Interval | None) -> tuple[str, ...]:
     return tuple(reasons)
 
 
+def has_irreducible_loss(fit: Fit) -> bool:
+    """Whether the fitted E is visible: near E = 0, the law equals the pure law."""
+    # 1e-3: a smaller E changes no loss by more than 0.1 %.
+    return fit.law.floor and 1e-3 * float(fit.data.y.min()) < fit.E
+
+
 def exponent_at_bound(fit: Fit) -> bool:
     exponents = {exponent for _, exponent in fit.law.powers}
     return any(bound.split()[0] in exponents for bound in fit.certificate.bounds)
