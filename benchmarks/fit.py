@@ -10,7 +10,7 @@ without gradients from 4,500 starts; `--grid` times that number of them, a rando
 extrapolates.
 
 `--report` times the command `var-scaling fit` with its report instead: a table of the size of
-quickstart and one of 2,000 runs, seconds by stage. `--code DIR` adds the code in DIR, such as a git
+quickstart, one of 2,000 runs and one of 20,000 (once), seconds by stage, and the peak of memory. `--code DIR` adds the code in DIR, such as a git
 worktree of an earlier commit; the two take turns. A line for each table and code is appended to
 benchmarks/results/fit.jsonl.
 """
@@ -47,7 +47,8 @@ from analysis.uncertainty.bootstrap import bootstrap
 Array = NDArray[np.float64]
 
 HERE = Path(__file__).parent
-STAGES = ("start", "read", "fit", "bootstrap", "figures", "pages", "all")
+STAGES = ("start", "read", "fit", "bootstrap", "figures", "pages", "all", "memory")
+_LARGE = 10_000  # rows of a table that is fitted only once
 TABLE = Path(__file__).parents[2] / "shared/data/laws/chinchilla_fig4.csv"
 DELTA = 1e-3
 GRID = (
@@ -232,25 +233,32 @@ def runs_table(depths: int, budgets: int, seeds: int, evaluations: int) -> pd.Da
 
 def compare_reports(codes: list[Path], rounds: int) -> None:
     """Print the seconds of each stage of `var-scaling fit TABLE`, by code, and append them."""
-    tables = {"quickstart": runs_table(6, 1, 1, 20), "2,000 runs": runs_table(25, 8, 10, 1)}
+    tables = {
+        "quickstart": runs_table(6, 1, 1, 20), "2,000 runs": runs_table(25, 8, 10, 1),
+        "20,000 runs": runs_table(50, 20, 20, 1),
+    }  # fmt: skip
     names = [commit_of(code) for code in codes]
     with tempfile.TemporaryDirectory() as folder:
         for title, table in tables.items():
             path = Path(folder) / "runs.csv"
             table.to_csv(path, index=False)
             measured: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-            for number in range(rounds):  # the codes take turns: other load on the machine varies
+            repeats = rounds if len(table) < _LARGE else 1
+            for number in range(repeats):  # the codes take turns: other load on the machine varies
                 for name, code in zip(names, codes, strict=True):
                     out = Path(folder) / f"{name}-{len(table)}-{number}"
                     measured[name].append(stages_of(code, path, out))
-            print(f"\n{title}: {len(table)} rows; median of {rounds}, seconds of wall and CPU time")
+            print(
+                f"\n{title}: {len(table)} rows; median of {repeats}, seconds of wall and CPU time"
+            )
+            print("memory: peak of the largest process, MB")
             print(f"{'stage':<12}" + "".join(f"{name:>22}" for name in names))
             for stage in STAGES:
                 cells = [median_of(measured[name], stage) for name in names]
                 texts = [" / ".join(f"{each:.2f}" for each in cell.values()) for cell in cells]
                 print(f"{stage:<12}" + "".join(f"{text:>22}" for text in texts))
             rows = [
-                {"table": title, "rows": len(table), "commit": name, "rounds": rounds,
+                {"table": title, "rows": len(table), "commit": name, "rounds": repeats,
                  "seconds": {stage: median_of(measured[name], stage) for stage in STAGES}}
                 for name in names
             ]  # fmt: skip

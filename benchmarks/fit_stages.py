@@ -4,12 +4,14 @@
 
 `benchmarks/fit.py --report` runs it, with the code of this or of an earlier version. Each stage has
 seconds of wall time and of CPU time; the CPU time of forked processes is included. "bootstrap" is
-part of "fit", and its CPU time is summed over the processes.
+part of "fit", and its CPU time is summed over the processes. "memory" is the largest resident set of
+one process, in MB; forked processes share most of it.
 """
 
 import json
 import multiprocessing
 import os
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 STARTED = time.perf_counter()
+_PROCESSES = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 
 
 def cpu_seconds() -> float:
@@ -67,7 +70,9 @@ def main(table: str, out: str) -> None:
     stages["pages"] = (stages["pages"][0] - figures[0], stages["pages"][1] - figures[1])
     stages["all"] = whole
     seconds = {stage: {"wall": wall, "cpu": cpu} for stage, (wall, cpu) in stages.items()}
-    print(json.dumps({**seconds, "bootstrap": {"cpu": bootstrap_cpu.value}}))
+    memory = max(resource.getrusage(who).ru_maxrss for who in _PROCESSES) / 1024
+    others = {"bootstrap": {"cpu": bootstrap_cpu.value}, "memory": {"MB": memory}}
+    print(json.dumps({**seconds, **others}))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from analysis.table.runs import run_names
 
 # The figure of the first screen: the first of these that the study has.
 _MAIN_FIGURES = ("main_law", "surface", "allocation", "laws_in_parameters", "laws_in_compute")
+_SHOWN_ROWS = 1000  # of a table of runs; all runs are in laws.json
 _SCREEN_DPI = 96  # CSS pixels of an inch
 # Each section: its anchor, its title, and its figures.
 SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
@@ -91,7 +92,7 @@ def write_report(path: Path, study: Study, figures: Mapping[str, Path], facts: F
     placed = {name for *_, names in SECTIONS for name in names} | {main, "main_law"}
     context: dict[str, Any] = {
         "study": study, "facts": facts, "METRICS": METRICS, "VARIABLES": VARIABLES,
-        "findings": [_shown(study, finding) for finding in study.findings],
+        "findings": _with_seeds(study),
         "traces": _traces(study), "runs": _runs(study), "run_ids": _run_ids(study),
         "main": main_result(study, facts.trials), "main_figure": drawn[main] if main else None,
         "verdicts": verdicts(study), "failures": facts.failures,
@@ -144,16 +145,18 @@ def law_anchor(finding: LawResult) -> str:
     return f"law-{finding.metric}-{finding.variable}-{finding.fit.law.name}"
 
 
-def _shown(study: Study, finding: LawResult) -> dict[str, Any]:
-    """A law with its anchor and the number of seeds of its points."""
-    rows = study.table.rows
-    named = set(finding.trials)
-    seeds = rows[rows.trial.isin(named) | run_names(rows).isin(named)].seed
-    seed_count = int(seeds.nunique())
-    seeds_text = (
-        "seed not known" if not seed_count else f"{seed_count} seed{'s' * (seed_count > 1)}"
-    )
-    return {"law": finding, "fit": finding.fit, "anchor": law_anchor(finding), "seeds": seeds_text}
+def _with_seeds(study: Study) -> list[dict[str, Any]]:
+    """Each law with its anchor and the number of seeds of its points."""
+    rows, shown = study.table.rows, []
+    names = run_names(rows)
+    for finding in study.findings:
+        named = set(finding.trials)
+        count = int(rows[rows.trial.isin(named) | names.isin(named)].seed.nunique())
+        text = "seed not known" if not count else f"{count} seed{'s' * (count > 1)}"
+        shown.append(
+            {"law": finding, "fit": finding.fit, "anchor": law_anchor(finding), "seeds": text}
+        )
+    return shown
 
 
 def _extent(study: Study) -> str:
@@ -167,27 +170,31 @@ def _extent(study: Study) -> str:
 
 
 def _traces(study: Study) -> list[dict[str, Any]]:
-    """For each metric and variable, the points with each law's prediction and residual."""
+    """For each metric and variable, the points with each law's prediction and residual.
+
+    Of many points, those with the largest residuals of the first law; `of` is the number of all.
+    """
     pairs: dict[tuple[str, str], list[LawResult]] = {}
     for finding in study.findings:
         pairs.setdefault((finding.metric, finding.variable), []).append(finding)
     traces = []
     for (metric, variable), laws in pairs.items():
         columns = []
+        largest = np.argsort(-np.abs(laws[0].fit.residuals), kind="stable")[:_SHOWN_ROWS]
+        shown = np.sort(largest).tolist()
         for law in laws:
             fit, influences = law.fit, _influences(study, law)
-            predicted, residuals = fit.predict(fit.data.x).tolist(), fit.residuals.tolist()
-            cells = [
-                (predicted[i], residuals[i], influences.get(i, (None, None)))
-                for i in range(fit.points)
-            ]
+            predicted, residuals = fit.predict(fit.data.x), fit.residuals
+            cells = {
+                i: (float(predicted[i]), float(residuals[i]), influences.get(i, (None, None)))
+                for i in shown
+            }
             columns.append((fit.law.name, cells))
-        rows = [
-            (trial, laws[0].x[i], laws[0].y[i], [cells[i] for _, cells in columns])
-            for i, trial in enumerate(laws[0].trials)
-        ]
+        x, y = laws[0].x, laws[0].y
+        rows = [(laws[0].trials[i], x[i], y[i], [cells[i] for _, cells in columns]) for i in shown]
         traces.append({"metric": metric, "variable": variable, "label": laws[0].label,
-                      "laws": [name for name, _ in columns], "rows": rows})  # fmt: skip
+                      "laws": [name for name, _ in columns], "rows": rows,
+                      "of": laws[0].fit.points})  # fmt: skip
     return traces
 
 
@@ -232,7 +239,7 @@ _RUN_COLUMNS: dict[str, tuple[str, str]] = {
 
 
 def _runs(study: Study) -> dict[str, Any]:
-    """The final rows of the runs, without columns that are empty.
+    """The final rows of the first runs, without columns that are empty; `of` counts all runs.
 
     Among runs of one name, the first has the anchor that links point to.
     """
@@ -244,9 +251,10 @@ def _runs(study: Study) -> dict[str, Any]:
             str(row["trial"]),
             [_cell(row[name], _RUN_COLUMNS[name][1]) for name in names],
         )
-        for row in finals.to_dict("records")
+        for row in finals.head(_SHOWN_ROWS).to_dict("records")
     ]
-    return {"header": [(_RUN_COLUMNS[n][0], not _RUN_COLUMNS[n][1]) for n in names], "rows": rows}
+    header = [(_RUN_COLUMNS[n][0], not _RUN_COLUMNS[n][1]) for n in names]
+    return {"header": header, "rows": rows, "of": len(finals)}
 
 
 def _cell(value: Any, form: str) -> str:
@@ -256,8 +264,8 @@ def _cell(value: Any, form: str) -> str:
 
 
 def _run_ids(study: Study) -> dict[str, str]:
-    """An anchor for each trial's name; numbered, because a name may have any characters."""
-    names = dict.fromkeys(study.table.finals.trial.astype(str))
+    """An anchor for each shown trial's name; numbered, because a name may have any characters."""
+    names = dict.fromkeys(study.table.finals.head(_SHOWN_ROWS).trial.astype(str))
     return {name: f"run-{number}" for number, name in enumerate(names, start=1)}
 
 
