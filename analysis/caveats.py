@@ -27,14 +27,29 @@ def caveats(study: Study, trials: Sequence[str] = ()) -> tuple[Caveat, ...]:
 
 
 def _not_falling(study: Study) -> list[Caveat]:
-    """A caveat for each pure law that only its own fit contradicts, not already the table."""
-    return [
+    """A caveat for each pure law, and each surface that is the main result, that only its own fit
+    contradicts, not already the table.
+
+    Of runs of different D a law in N alone is not announced, so its fit contradicts nothing.
+    """
+    surfaces = [
+        Caveat(
+            "not_a_law",
+            f"{study.surface_label(metric)} is no law: {'; '.join(surface.own_contradictions)}.",
+            tuple(dict.fromkeys(surface.trials)), (metric,),
+        )
+        for metric, surface in study.surfaces.items()
+        if metric in study.mixed_data
+        and surface.own_contradictions and not surface.contradictions
+    ]  # fmt: skip
+    return surfaces + [
         Caveat(
             "not_a_law", f"{law.label} is no law: {'; '.join(law.own_contradictions)}.",
             tuple(dict.fromkeys(law.trials)), (law.metric,),
         )
         for law in study.findings
         if law.fit.law.name == "pure" and law.own_contradictions and not law.contradictions
+        and not study.is_mixed(law)
     ]  # fmt: skip
 
 

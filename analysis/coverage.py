@@ -29,7 +29,7 @@ from analysis.compute_optimal.surface_optimum import AllocationError, optimal
 from analysis.fitting.fit import fit_law
 from analysis.fitting.laws import FLOOR, PURE, SURFACE
 from analysis.fitting.points import FitError
-from analysis.uncertainty.bootstrap import bootstrap
+from analysis.uncertainty.bootstrap import bootstrap_of_surface
 from analysis.uncertainty.coverage import Coverage
 from analysis.uncertainty.intervals import Interval, covers, covers_at
 
@@ -259,7 +259,7 @@ def _surface(
     """The surface, its parameters by profile and by bootstrap, and its optima."""
     inputs = tuple(ends[name].to_numpy(dtype=float) for name in (SIZE, "tokens_seen"))
     fit = fit_law(SURFACE, inputs, ends[METRIC], "squares")
-    draws = bootstrap(fit, 1000)
+    draws = bootstrap_of_surface(fit, 1000)
     yield from _exponents(3, lambda: from_surface(fit, cost, budgets, draws), a)
     for name, truth in SURFACE_VALUES.items():
         symbol = {"alpha": "α", "beta": "β"}.get(name, name)

@@ -116,6 +116,7 @@ def _surface(study: Study, surface: SurfaceLaw) -> dict[str, Any]:
         "label": study.surface_label(surface.metric),
         "fit": surface.fit.as_dict(),
         "intervals": surface.intervals,
+        "no_law": surface.no_law or None,
         "flags": surface.flags,
         "held_out": {**asdict(held_out), "relative_error": held_out.relative_error}
         if held_out

@@ -217,7 +217,7 @@ def study(
     pairs = [(metric, variable) for variable in VARIABLES for metric in METRICS]
     jobs: list[Callable[[], Any]] = [
         partial(_allocation, table, size, objective, options),
-        partial(_surfaces, finals, size, objective, options),
+        partial(_surfaces, finals, size, objective, options, caveats),
         *(partial(_by_objective, finals, metric, size, options) for metric in METRICS),
         *(
             partial(_laws_of_pair, finals, frontiers, *pair, objective, options, caveats)
@@ -504,16 +504,18 @@ def _noise(finals: pd.DataFrame, size: str, findings: list[LawResult]) -> dict[s
 
 
 def _surfaces(
-    finals: pd.DataFrame, size: str, objective: str, options: Options
-) -> tuple[dict[str, SurfaceLaw], list[str]]:
+    finals: pd.DataFrame, size: str, objective: str, options: Options,
+    caveats: tuple[Caveat, ...],
+) -> tuple[dict[str, SurfaceLaw], list[str]]:  # fmt: skip
     """The surface of each measured metric, and why the others have none."""
     by_metric, refusals = {}, list[str]()
     metrics = METRICS if "surface" in options.laws else {}
     for metric, (symbol, *_) in metrics.items():
         if finals[metric].notna().any() and finals[size].notna().any():
             with _record_refusal(refusals, f"{symbol}({VARIABLES[size][0]}, D)"):
-                by_metric[metric] = fit_surface(
-                    finals, metric, size, objective, options.E, options.weights
+                surface = fit_surface(finals, metric, size, objective, options.E, options.weights)
+                by_metric[metric] = replace(
+                    surface, contradictions=_contradictions(caveats, metric)
                 )
     return by_metric, refusals
 

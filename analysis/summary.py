@@ -155,7 +155,8 @@ def _verdict(study: Study, metric: str, variable: str) -> MetricVerdict:
     choice = study.choices.get((metric, variable))
     preferred = choice.preferred if choice else None
     law = study.any_law(metric, variable)
-    if law is not None and law.no_law:
+    mixed = law is not None and study.is_mixed(law) and not law.contradictions
+    if law is not None and law.no_law and not mixed:
         return MetricVerdict(metric, variable, f"{_NO_LAW} {law.no_law}.", (), (), None)
     if law is None or study.is_mixed(law):
         return MetricVerdict(metric, variable, _mixed(study, metric, variable), (), (), None)
@@ -188,6 +189,8 @@ def _mixed(study: Study, metric: str, variable: str) -> str:
         alone = f"{verdict[0].upper()}{verdict[1:]}."
     if surface is None:
         return alone
+    if surface.no_law:
+        return f"{_NO_LAW} {study.surface_label(metric)}: {surface.no_law}. {alone}".strip()
     alpha, beta = (surface.intervals[name] for name in ("alpha", "beta"))
     return (
         f"{study.surface_label(metric)}: a power law in both N and D, α = "

@@ -10,9 +10,9 @@ without gradients from 4,500 starts; `--grid` times that number of them, a rando
 extrapolates.
 
 `--report` times the command `var-scaling fit` with its report instead: a table of the size of
-quickstart, one of 2,000 runs and one of 20,000 (once), seconds by stage, and the peak of memory. `--code DIR` adds the code in DIR, such as a git
-worktree of an earlier commit; the two take turns. A line for each table and code is appended to
-benchmarks/results/fit.jsonl.
+quickstart, one of 2,000 runs and one of 20,000 (once), seconds by stage, and the peak of memory.
+`--code DIR` adds the code in DIR, such as a git worktree of an earlier commit; the two take turns.
+A line for each table and code is appended to benchmarks/results/fit.jsonl.
 """
 
 # ruff: noqa: E402 - the number of threads is set before numpy is imported

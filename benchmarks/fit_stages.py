@@ -4,8 +4,8 @@
 
 `benchmarks/fit.py --report` runs it, with the code of this or of an earlier version. Each stage has
 seconds of wall time and of CPU time; the CPU time of forked processes is included. "bootstrap" is
-part of "fit", and its CPU time is summed over the processes. "memory" is the largest resident set of
-one process, in MB; forked processes share most of it.
+part of "fit", and its CPU time is summed over the processes. "memory" is the largest resident set
+of one process, in MB; forked processes share most of it.
 """
 
 import json

@@ -37,7 +37,7 @@ from analysis.fitting.fit import Fit, fit_law
 from analysis.fitting.laws import SURFACE
 from analysis.fitting.objectives import HUBER, Objective
 from analysis.fitting.points import FitError
-from analysis.uncertainty.bootstrap import bootstrap
+from analysis.uncertainty.bootstrap import bootstrap_of_surface
 from analysis.uncertainty.intervals import Interval
 
 Array = NDArray[np.float64]
@@ -146,7 +146,7 @@ def approaches(
         D = _tokens(ends, cost.tokens(N, C))
         w = None if weights is None else ends[weights].to_numpy(dtype=float)
         fit = fit_law(SURFACE, (N, D), L, objective, floor=floor, weights=w)
-        draws = bootstrap(fit, resamples, seed, clusters=seed_clusters(ends))
+        draws = bootstrap_of_surface(fit, resamples, seed, seed_clusters(ends))
         estimates.append(from_surface(fit, cost, (float(C.min()), float(C.max())), draws))
     except (FitError, AllocationError) as error:
         refused[3] = str(error)

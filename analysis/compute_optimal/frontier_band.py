@@ -28,7 +28,7 @@ from analysis.fitting.fit import Fit, fit_law, solve
 from analysis.fitting.laws import PURE, SURFACE, Law
 from analysis.fitting.points import FitData, FitError, check_points
 from analysis.fitting.terms import MANY
-from analysis.uncertainty.bootstrap import bootstrap
+from analysis.uncertainty.bootstrap import Bootstrap, bootstrap, bootstrap_of_surface
 from analysis.uncertainty.intervals import Interval, basis, interval
 
 Array = NDArray[np.float64]
@@ -38,6 +38,7 @@ RESAMPLES = 1000
 _BUDGETS = 9  # at which the optima of a surface are computed
 # Resampled surfaces of more than MANY runs are fewer, for speed.
 _RESAMPLES_OF_MANY = 400
+_CURVES = 12  # the least number of runs whose curves are resampled for a surface
 _USABLE = 0.9  # share of the resampled surfaces that must have an optimum
 EXTENDED = "extended to the value of the frontier's points"
 RESAMPLED = "not calibrated: 87 to 99 % in simulations"  # docs/coverage.md, one length
@@ -163,18 +164,27 @@ def surface_path(
 ) -> SurfacePath | None:
     """The frontiers of the surfaces fitted to resampled finished runs; None if there is no surface.
 
-    `runs` has the frontier's columns. The surface is refused where N and D do not vary, where the
-    FLOPs are no function of N and D, or where a tenth of the resamples have no optimum.
+    `runs` has the frontier's columns. Where finished runs have no surface, as with one length, the
+    points inside runs have one, if they count. The surface is refused where N and D do not vary,
+    where the FLOPs are no function of N and D, or where a tenth of the resamples have no optimum.
     """
     ends = run_ends(runs, frontier.metric, frontier.params)
     try:
         cost = cost_of(ends, frontier.params)
-        known = ends.dropna(subset=["tokens_seen"])
-        inputs = known[frontier.params].to_numpy(float), known.tokens_seen.to_numpy(float)
-        fit = fit_law(SURFACE, inputs, known[frontier.metric], objective)
-        draws = bootstrap(fit, resamples if fit.points <= MANY else _RESAMPLES_OF_MANY)
     except FitError:
         return None
+    known = ends.dropna(subset=["tokens_seen"])
+    inputs = known[frontier.params].to_numpy(float), known.tokens_seen.to_numpy(float)
+    draws = None
+    with suppress(FitError):
+        fit = fit_law(SURFACE, inputs, known[frontier.metric], objective)
+        draws = bootstrap_of_surface(fit, resamples if fit.points <= MANY else _RESAMPLES_OF_MANY)
+    if draws is None:
+        with suppress(FitError):
+            draws = _surfaces_inside_runs(frontier, objective, resamples)
+    if draws is None:
+        return None
+    fit = draws.fit
     fitted = frontier.flops[frontier.of_law]
     flops = np.geomspace(fitted[0], fitted[-1], _BUDGETS)
     columns = {name: values[:, None] for name, values in draws.values.items()}
@@ -184,6 +194,20 @@ def surface_path(
         return None
     method = f"optima of the surface, percentile {draws.method}"
     return SurfacePath(flops, loss[usable], draws.values["E"][usable], method, basis(fit))
+
+
+def _surfaces_inside_runs(frontier: Frontier, objective: str, resamples: int) -> Bootstrap | None:
+    """The surfaces of the points inside resampled runs; None where these are no data of a surface.
+
+    The points of a run share its error, so whole runs are drawn. Coverage: docs/coverage.md.
+    """
+    points = frontier.candidates
+    if not frontier.within_runs or len(points.runs) < _CURVES or np.isnan(points.tokens).any():
+        return None
+    fit = fit_law(SURFACE, (points.size, points.tokens), points.loss, objective)
+    count = resamples if fit.points <= MANY else _RESAMPLES_OF_MANY
+    drawn = bootstrap(fit, count, clusters=points.run, of_clusters="runs with their curves")
+    return drawn.widened(len(points.runs) - fit.free)
 
 
 def frontier_interval(

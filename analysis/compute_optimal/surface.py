@@ -35,6 +35,30 @@ class SurfaceLaw:
     held_out: HeldOut | None  # the mean of the runs of the largest size, from the smaller ones
     mixed_data: str | None  # in words, which sizes have runs of different D; None: no size
     trials: tuple[str, ...]
+    contradictions: tuple[str, ...] = ()  # of the table: why no law of this metric is announced
+
+    @property
+    def own_contradictions(self) -> tuple[str, ...]:
+        """Why this fit is no law in both N and D; empty if it is one."""
+        reasons = []
+        bounds = {bound.split()[0] for bound in self.fit.certificate.bounds}
+        for (_, name), variable in zip(self.fit.law.powers, self.fit.law.variables, strict=True):
+            symbol = {"alpha": "α", "beta": "β"}[name]
+            value, span = self.fit[name], self.intervals.get(name)
+            its = f"its exponent of {variable}"
+            if name in bounds:
+                reasons.append(f"{its} is at its bound, {symbol} = {value:.4g}")
+            if value <= 0:
+                reasons.append(f"{its} is not positive, {symbol} = {value:.4g}")
+            elif span is not None and not span.low > 0:
+                ends = f"{span.low:.3g} to {span.high:.3g}"
+                reasons.append(f"the interval of {its[4:]}, {symbol} of {ends}, contains 0")
+        return tuple(reasons)
+
+    @property
+    def no_law(self) -> str:
+        """Why this surface must not be announced, in words; "" if it may be."""
+        return "; ".join((*self.contradictions, *self.own_contradictions))
 
     @property
     def flags(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from analysis.compute_optimal.cost import Cost
 from analysis.fitting.fit import Fit
 from analysis.fitting.laws import SURFACE
 from analysis.fitting.points import FitError
-from analysis.uncertainty.bootstrap import Bootstrap, bootstrap
+from analysis.uncertainty.bootstrap import Bootstrap, bootstrap_of_surface
 from analysis.uncertainty.intervals import Interval
 
 Array = NDArray[np.float64]
@@ -61,7 +61,7 @@ def optimal(
     N and D.
     """
     best = [float(each) for each in optimum(_surface(fit), cost, budget)]
-    draws = bootstrap(fit, resamples, seed) if draws is None else draws
+    draws = bootstrap_of_surface(fit, resamples, seed) if draws is None else draws
     drawn = np.stack(optimum(draws.values, cost, budget))
     usable = drawn[:, np.isfinite(drawn).all(axis=0)]
     # Percentiles at 2.5 % need more draws than this.

@@ -46,6 +46,11 @@ def _surface_table(study: Study) -> str:
     return "\n".join([
         f"% Surfaces L(N, D) fitted by {study.objective}; data {study.table.fingerprint}.",
         r"% $L = E + A N^{-\alpha} + B D^{-\beta}$. R^2 is of log L.",
+        *(
+            f"% dagger, no law: {study.surface_label(metric)}: {surface.no_law}."
+            for metric, surface in study.surfaces.items()
+            if surface.no_law
+        ),
         rf"\begin{{tabular}}{{l{'r' * (len(_SURFACE_HEADER) - 1)}}}",
         r"\toprule",
         _line(_SURFACE_HEADER),
@@ -60,6 +65,7 @@ def _surface_table(study: Study) -> str:
 def _surface_cells(surface: SurfaceLaw) -> tuple[str, ...]:
     fit, held_out, span = surface.fit, surface.held_out, surface.intervals
     label = f"${symbol(METRICS[surface.metric][0])}({symbol(VARIABLES[surface.size][0])}, D)$"
+    label += _NO_LAW if surface.no_law else ""
     forms = {"E": "significant", "A": "significant", "alpha": "exponent", "B": "significant",
              "beta": "exponent"}  # fmt: skip
     return (

@@ -20,6 +20,7 @@ from analysis.fitting.points import FitError
 from analysis.fitting.search import solve
 from analysis.fitting.terms import MANY, Points, means_of_equal_x
 from analysis.uncertainty.intervals import Interval, basis
+from analysis.uncertainty.profile import groups_of_equal_x, lack_of_fit
 
 Array = NDArray[np.float64]
 
@@ -57,6 +58,23 @@ class Bootstrap:
             float(low), float(high), level, f"percentile {self.method}", basis(self.fit)
         )
 
+    def widened(self, freedom: int, factor: float = 1.0) -> "Bootstrap":
+        """The resamples spread around the fit by `factor` and by Student's t with `freedom`.
+
+        For few clusters, whose percentile intervals are too narrow. Coefficients are spread in
+        logs; E is at least 0.
+        """
+        factor *= stats.t.ppf(0.975, freedom) / stats.norm.ppf(0.975)
+        fit, values = self.fit, {}
+        for name, each in self.values.items():
+            if name in fit.law.positive:
+                values[name] = fit[name] * (each / fit[name]) ** factor
+            else:
+                values[name] = fit[name] + factor * (each - fit[name])
+        if "E" in values:
+            values["E"] = np.maximum(values["E"], 0)
+        return replace(self, method=f"{self.method}, widened by t({freedom})", values=values)
+
     def predict(self, x: ArrayLike | Sequence[ArrayLike]) -> Array:
         """(B,) or (B, m) predictions of each resample's law at `x`, one point or m points."""
         inputs = self.fit.law.arrays(x)
@@ -74,19 +92,20 @@ def bootstrap(
     seed: int = 0,
     clusters: ArrayLike | None = None,
     strata: ArrayLike | None = None,
+    of_clusters: str = "seeds",
 ) -> Bootstrap:
     """Refit `resamples` times with runs drawn with replacement.
 
     `clusters`: one label per point; points with the same label are drawn together, because all runs
-    of a seed share images, tokenizer and noise. `strata`: one label per point; within a stratum of
-    m points, m - 1 draws have weight m / (m - 1) each (Rao and Wu 1988), so each stratum keeps its
-    weight and every size stays represented. Raises FitError where no resample differs from the
-    data, or nearly all resamples have too few different sizes.
+    of a seed share images, tokenizer and noise; `of_clusters` names them. `strata`: one label per
+    point; within a stratum of m points, m - 1 draws have weight m / (m - 1) each (Rao and Wu 1988),
+    so each stratum keeps its weight and every size stays represented. Raises FitError where no
+    resample differs from the data, or nearly all resamples have too few different sizes.
     """
     if clusters is not None and strata is not None:
         raise FitError("give clusters or strata, not both")
     generator = np.random.default_rng(seed)
-    scheme = _scheme(fit.points, clusters, strata)
+    scheme = _scheme(fit.points, clusters, strata, of_clusters)
     kept: list[Array] = []
     usable_count = drawn = 0
     # Resamples with too few sizes are drawn again; how many were drawn is reported.
@@ -112,6 +131,23 @@ def bootstrap(
     columns = fit.data.columns(theta[index.ravel()])
     unconverged = int((gradient > CONVERGED)[index.ravel()].sum())
     return Bootstrap(fit, scheme.name, usable_count, drawn - usable_count, unconverged, columns)
+
+
+def bootstrap_of_surface(
+    fit: Fit, resamples: int, seed: int = 0, clusters: ArrayLike | None = None
+) -> Bootstrap:
+    """`bootstrap`, but over cells (the runs of equal N and D) where the law misses their means.
+
+    The rule is that of profile intervals (profile.LackOfFit): runs of a cell repeat its error. The
+    resamples are spread around the fit by the factor of Student's t, and of g cells and p
+    parameters by sqrt(g / (g - p)). Measured coverage: LOG.md and docs/coverage.md.
+    """
+    lack = lack_of_fit(fit)
+    if not (fit.objective.is_gaussian and lack.counts):
+        return bootstrap(fit, resamples, seed, clusters)
+    drawn = bootstrap(fit, resamples, seed, groups_of_equal_x(fit), of_clusters="cells")
+    widened = drawn.widened(lack.freedom, float(np.sqrt((lack.freedom + fit.free) / lack.freedom)))
+    return replace(widened, method=f"{widened.method}, because of the lack of fit")
 
 
 def _refits(fit: Fit, scheme: "_Scheme", counts: Array) -> tuple[Array, Array]:
@@ -191,7 +227,9 @@ class _Scheme:
     labels: NDArray[np.intp] | None = None  # (n,) the cluster of each point
 
 
-def _scheme(count: int, clusters: ArrayLike | None, strata: ArrayLike | None) -> _Scheme:
+def _scheme(
+    count: int, clusters: ArrayLike | None, strata: ArrayLike | None, of_clusters: str
+) -> _Scheme:
     """The scheme for `count` points. Raises FitError where every resample equals the data."""
     if clusters is not None:
         labels = _labels(clusters, count)
@@ -205,7 +243,7 @@ def _scheme(count: int, clusters: ArrayLike | None, strata: ArrayLike | None) ->
         return _Scheme(
             lambda generator, rows: generator.multinomial(groups, chances, rows) * 1.0,
             lambda counts: counts.take(labels, 1),  # a point has the count of its cluster
-            f"bootstrap over {groups} seeds{few}",
+            f"bootstrap over {groups} {of_clusters}{few}",
             labels,
         )
     if strata is not None:

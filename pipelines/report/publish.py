@@ -161,6 +161,8 @@ def law_scalars(laws: dict[str, Any]) -> dict[str, float]:
         }
     for group, content in groups.items():
         for surface in content.get("surfaces", []):
+            if surface.get("no_law"):
+                continue
             prefix = f"law/{group}/" if group else "law/"
             base = f"{prefix}{surface['symbol']}_of_N_D/surface".replace(",", "")
             for name, value in surface["fit"]["values"].items():

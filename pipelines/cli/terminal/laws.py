@@ -72,7 +72,7 @@ def _tables_of_one_variable(laws: dict[str, Any]) -> tuple[Table, Table]:
 
 def _surface_table(surfaces: list[dict[str, Any]]) -> Table:
     """A column for each surface: its parameters with 95 % intervals."""
-    table = new_table("L = E + A N^-α + B D^-β", *(each["label"] for each in surfaces))
+    table = new_table("L = E + A N^-α + B D^-β", *(_surface_heading(each) for each in surfaces))
     if not surfaces:
         return table
     for symbol, name, form, ends in (
@@ -93,6 +93,10 @@ def _surface_table(surfaces: list[dict[str, Any]]) -> Table:
     return table
 
 
+def _surface_heading(surface: dict[str, Any]) -> str:
+    return str(surface["label"]) + (", NO LAW" if surface.get("no_law") else "")
+
+
 def prediction_table(predictions: list[dict[str, Any]]) -> Table:
     """The loss by each law at the values of --predict."""
     table = new_table("predicted", "at", "L", "95 % of a new run", "note")
@@ -110,16 +114,24 @@ def surface_lines(laws: dict[str, Any]) -> list[str]:
     for surface in laws.get("surfaces", []):
         first = next(iter(surface["intervals"].values()))
         lines.append(f"{surface['label']}: {first['basis']}; intervals by {first['method']}")
+        if surface.get("no_law"):
+            lines.append(f"{surface['label']}, no law: {surface['no_law']}")
         lines += [f"{surface['label']}: {flag}" for flag in surface["flags"]]
     allocation = laws.get("allocation") or {}
     for row in allocation.get("approaches", []):
-        if row["approach"] == 3 and not row["refused"]:
+        if row["approach"] == 3 and not row["refused"] and not _no_surface(laws):
             lines.append(
                 f"best use of C FLOPs by the surface (approach 3): N* ∝ C^{row['a']:.3f} "
                 f"[{row['a_low']:.3f}, {row['a_high']:.3f}], D* ∝ C^{row['b']:.3f} "
                 f"[{row['b_low']:.3f}, {row['b_high']:.3f}]; {allocation['cost']}"
             )
     return lines
+
+
+def _no_surface(laws: dict[str, Any]) -> bool:
+    """Whether the surface of the best N and D is no law; it is that of L_mean."""
+    of_loss = (each for each in laws.get("surfaces", []) if each["metric"] == "val_loss")
+    return any(each.get("no_law") for each in of_loss)
 
 
 def contradictions(laws: dict[str, Any]) -> list[str]:
