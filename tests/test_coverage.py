@@ -27,7 +27,8 @@ from analysis.coverage import (
     simulated_coverage,
 )
 from analysis.fitting.fit import fit_law
-from analysis.fitting.laws import FLOOR
+from analysis.fitting.laws import FLOOR, SURFACE
+from analysis.uncertainty.bootstrap import bootstrap, bootstrap_of_surface
 from analysis.uncertainty.intervals import covers, interval
 
 ISO, CURVES, GRID, ONE_LENGTH = designs()
@@ -83,16 +84,51 @@ def test_an_interval_contains_the_value_of_the_frontier_that_it_stands_beside():
             assert (fit[name] in (found.low, found.high)) == (EXTENDED in found.method)
 
 
+def test_curves_of_one_length_have_a_surface_of_the_points_inside_runs():
+    _, _, path = law_of(ONE_LENGTH, replace(TRUE, noise=1e-9))
+    assert "24 runs with their curves" in path.method
+    # Smoothing and interpolation of the curves bend them a little.
+    for name, value in (("alpha", EXPONENT), ("E", SURFACE_VALUES["E"])):
+        found = path.interval(fit, name)
+        assert found.low == pytest.approx(value, rel=3e-3)
+        assert found.high == pytest.approx(value, rel=3e-3)
+
+
 def test_without_a_surface_runs_are_resampled_and_upper_bounds_are_marked():
-    fit, points, path = law_of(ONE_LENGTH)
+    of_one_seed = ONE_LENGTH.seed == 0
+    few = replace(
+        ONE_LENGTH,
+        N=ONE_LENGTH.N[of_one_seed],
+        D=ONE_LENGTH.D[of_one_seed],
+        seed=ONE_LENGTH.seed[of_one_seed],
+    )
+    fit, points, path = law_of(few)
     assert path is None
     resampled = frontier_interval(fit, "alpha", points, path).method
-    assert "bootstrap over 24 runs" in resampled
+    assert "bootstrap over 8 runs" in resampled
     assert RESAMPLED in resampled
     fit, points, path = law_of(LADDER)
     assert path is None
     assert points.censored.all()
     assert NOT_CALIBRATED in frontier_interval(fit, "alpha", points, path).method
+
+
+def test_cells_are_drawn_where_the_surface_misses_their_means():
+    def both(world):
+        ends = run_ends(table(GRID, world), METRIC, SIZE)
+        inputs = (ends[SIZE].to_numpy(), ends.tokens_seen.to_numpy())
+        fit = fit_law(SURFACE, inputs, ends[METRIC], "squares")
+        return bootstrap(fit, 400), bootstrap_of_surface(fit, 400)
+
+    runs, by_rule = both(TRUE)
+    assert by_rule.method == runs.method == "bootstrap over 90 runs"
+    assert all((by_rule.values[name] == each).all() for name, each in runs.values.items())
+    runs, by_rule = both(replace(COMMON, shared=0.02))
+    assert by_rule.method == (
+        "bootstrap over 30 cells, widened by t(25), because of the lack of fit"
+    )
+    for name in runs.values:
+        assert by_rule.standard_error(name) > 1.3 * runs.standard_error(name)
 
 
 def test_budgets_that_scatter_more_than_their_noise_widen_approach_2():
