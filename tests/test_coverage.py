@@ -85,7 +85,7 @@ def test_an_interval_contains_the_value_of_the_frontier_that_it_stands_beside():
 
 
 def test_curves_of_one_length_have_a_surface_of_the_points_inside_runs():
-    _, _, path = law_of(ONE_LENGTH, replace(TRUE, noise=1e-9))
+    fit, _, path = law_of(ONE_LENGTH, replace(TRUE, noise=1e-9))
     assert "24 runs with their curves" in path.method
     # Smoothing and interpolation of the curves bend them a little.
     for name, value in (("alpha", EXPONENT), ("E", SURFACE_VALUES["E"])):
