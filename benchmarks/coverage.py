@@ -52,15 +52,18 @@ How an interval is computed:
 
 - L(C) has the exponent αβ / (α + β) and the floor E of the surface. Without E, the truth is the
   slope of the line closest to the true frontier. The interval comes from the surface where there is
-  one, and is extended to the value of the frontier's points where that lies outside; with one
-  length it comes from resampled runs.
+  one, and is extended to the value of the frontier's points where that lies outside. With one
+  length, it is the surface of the points inside runs; whole runs are drawn, and widened by
+  Student's t.
 - a and b are the exponents of N* and D*, C the largest budget.
-- Approach 1, and L(C) where there is no surface (one length), resample runs. A resample lacks a
-  third of the runs, and sometimes a whole size. These intervals do not reach their level, and the
-  report says so: "not calibrated".
+- Approach 1 resamples runs. A resample lacks a third of the runs, and sometimes a whole size. Its
+  intervals do not reach their level, and the report says so: "not calibrated". The same holds for
+  L(C) of fewer than 12 runs of one length.
 - Approach 2 widens its interval by Student's t, and by the scatter of the budgets where it exceeds
   the noise of the parabolas.
-- The parameters of the surface are given twice: percentiles of the bootstrap, and profile.
+- The parameters of the surface are given twice: percentiles of the bootstrap, and profile. Where
+  the surface misses the means of cells (runs of equal N and D; F test, p < .2), the bootstrap draws
+  cells, and is widened by Student's t and by sqrt(g / (g - p)) of g cells and p parameters.
 
 """
 

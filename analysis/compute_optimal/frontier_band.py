@@ -41,7 +41,7 @@ _RESAMPLES_OF_MANY = 400
 _CURVES = 12  # the least number of runs whose curves are resampled for a surface
 _USABLE = 0.9  # share of the resampled surfaces that must have an optimum
 EXTENDED = "extended to the value of the frontier's points"
-RESAMPLED = "not calibrated: 87 to 99 % in simulations"  # docs/coverage.md, one length
+RESAMPLED = "not calibrated: 87 to 100 % in simulations"  # LOG.md, 8 and 24 runs of one length
 # The points of such a law are upper bounds, and the profile takes them for independent runs.
 NOT_CALIBRATED = "not calibrated: the points are upper bounds"
 _BEATEN = 64  # runs; a resample lacks all of them with the probability 1e-28
@@ -216,7 +216,8 @@ def frontier_interval(
     """The interval of α or E of a law fitted to a frontier.
 
     From the surface where there is one; else from resampled runs, where the points of the law are
-    uncensored; else by profile. Only the first reaches its level, so the others are marked.
+    uncensored; else by profile. Only the first reaches its level in simulations, so the others are
+    marked.
     """
     if path is not None:
         found, value = path.interval(fit, name, level), fit[name]
