@@ -57,9 +57,11 @@ endif
 coverage: setup
 	$(BIN)/python benchmarks/coverage.py
 
-# The pages that are made from the code: commands and settings.
+# The pages that are made from the code (commands, settings), and the numbers and figures of results
+# in README and docs, from docs/tables.
 docs: setup
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/results.py
 
 freeze: setup
 	( echo "# What this project was last tested with, whole; regenerate with: make freeze"; \

@@ -23,6 +23,7 @@ from analysis.comparison.var_paper import NOTE, PUBLISHED_LAWS
 from analysis.compute_optimal.allocation import Approaches, approaches
 from analysis.compute_optimal.cost import six_nd
 from analysis.fitting.fit import Fit
+from analysis.selection.select import aicc
 from analysis.study import study
 from analysis.table.table import Table, complete
 
@@ -35,11 +36,10 @@ GREEK = {"alpha": "α", "beta": "β", "gamma": "γ"}
 
 # Hoffmann et al. 2022 (arXiv 2203.15556), Eq. 10, as printed.
 HOFFMANN = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
-# Besiroglu et al. 2024 (arXiv 2404.10102): their refit and its standard errors.
-BESIROGLU = {
-    "E": (1.8172, 0.03), "A": (482.01, 124.58), "B": (2085.43, 1293.23),
-    "alpha": (0.3478, 0.02), "beta": (0.3658, 0.02),
-}  # fmt: skip
+sys.path.append(str(ROOT / "benchmarks"))
+import published_forms  # noqa: E402
+
+BESIROGLU = published_forms.PUBLISHED
 # Hoffmann et al., Table 2: exponents of N* and D*, 10th and 90th percentiles of 100 subsamples.
 HOFFMANN_EXPONENTS = {
     1: ("training curves", ".50", ".488, .502", ".50", ".501, .512"),
@@ -101,6 +101,7 @@ def measured() -> dict[str, Any]:
         },
         "interval_method": found.surfaces["val_loss"].intervals["alpha"].method,
         "r_in_N_alone": alone.fit.r if alone else None,
+        "forms": _forms(x, y),
         "interaction": _fit(interaction),
         "gamma": {"profile": _ends(of_gamma[0]), "bootstrap": _ends(of_gamma[1])},
         "checks": {
@@ -115,6 +116,17 @@ def measured() -> dict[str, Any]:
             for one in chinchilla_approaches(runs).estimates
         ],
     }  # fmt: skip
+
+
+def _forms(x: Any, y: Any) -> dict[str, Any]:
+    """Every form of the surface: rows for docs/laws.md, and AICc relative to the first."""
+    fits = [fit_law(law, x, y, objective) for law, objective in published_forms.FORMS]
+    criteria = [aicc(fit) or float("nan") for fit in fits]
+    lines = published_forms.table_of_forms().splitlines()
+    rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in lines]
+    names = [f"{fit.law.name} {fit.objective.name}" for fit in fits]
+    relative = [one - criteria[0] for one in criteria]
+    return {"rows": [rows[0], *rows[2:]], "aicc": dict(zip(names, relative, strict=True))}
 
 
 def _fit(fit: Fit) -> dict[str, Any]:

@@ -5,7 +5,9 @@ where each stands. `computed_tables()` has whole tables of Markdown.
 """
 
 import json
+import re
 from functools import cache
+from math import floor
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
@@ -14,7 +16,7 @@ import numpy as np
 import pandas as pd
 from published_laws import BESIROGLU, GREEK, NAMES, chinchilla, short, span
 from published_sizes import by_name, count_rows, figure_rows, flops_text, sampling_text
-from results import TABLES, Table
+from results import TABLES, Table, recorded_tables
 
 from analysis.comparison.dit_paper import PRINTED_R, printed_r, refits
 from analysis.fitting.fit import Fit, fit_law
@@ -34,14 +36,15 @@ def values() -> dict[str, str]:
     """Every named number, as text."""
     return (
         _quickstart_values() | _published_values() | _dit_values() | _gpu_values()
-        | _sampling_values() | _cpu_values() | _size_values()
+        | _sampling_values() | _cpu_values() | _size_values() | _recorded_values()
+        | _coverage_values()
     )  # fmt: skip
 
 
 @cache
 def computed_tables() -> list[Table]:
     return [
-        _quickstart_table(), _seeds_table(), _chinchilla_table(), _dit_table(), _h200_table(),
+        _quickstart_table(), _seeds_table(), _chinchilla_table(), _forms_table(), _dit_table(), _h200_table(),
         *_quality_table(),
         Table("docs/families.md", tuple(count_rows()), "docs/published_sizes.py"),
         Table("docs/families.md", tuple(figure_rows()), "docs/published_sizes.py"),
@@ -69,10 +72,10 @@ def laws_of(sweep: str, variable: str) -> tuple[Candidate, Candidate]:
     """L_mean in this variable at the ends of the runs: without E, and with E."""
     rows = finals(sweep)
     found = choose(rows[variable], rows.val_loss)
-    pure, floor = found.get("pure"), found.get("floor")
+    pure, with_E = found.get("pure"), found.get("floor")
     assert pure is not None
-    assert floor is not None, found.refused
-    return pure, floor
+    assert with_E is not None, found.refused
+    return pure, with_E
 
 
 @cache
@@ -91,6 +94,10 @@ def _quickstart_values() -> dict[str, str]:
     alphas, rs = [fit.alpha for fit in fits], [fit.r for fit in fits]
     counted = [one.alpha for one in by_convention(rows, "val_loss", PURE) if one.alpha]
     total = rows.params_total
+    E = laws_of("quickstart", "params_blocks")[1].E_interval
+    assert E is not None
+    shown = [law.fit for sweep in SWEEPS[:2] for x in _VARIABLES for law in laws_of(sweep, x)]
+    least = min(abs(fit.r) for fit in (*shown, *fits))
     return {
         "quickstart.alpha": short(fits[0].alpha),
         "quickstart.alpha.low": short(ends[0].low),
@@ -99,13 +106,15 @@ def _quickstart_values() -> dict[str, str]:
         "quickstart.smallest": f"{total.min() / 1e3:.0f}",
         "quickstart.largest": f"{total.max() / 1e3:.0f}",
         "quickstart.tokens": f"{rows.tokens_seen.max() / 1e6:.1f}",
+        "quickstart.decades": f"{np.log10(rows.params_blocks.max() / rows.params_blocks.min()):.1f}",
+        "quickstart.E.undecided": f"{floor(2 * E.high) / 2:.1f}",
+        "quickstart.table.r.least": short(floor(1000 * least) / 1000),
         "quickstart.counted.low": short(min(counted)),
         "quickstart.counted.high": short(max(counted)),
         "seeds.alpha": short(fmean(alphas)),
         "seeds.alpha.sd": short(stdev(alphas)),
         "seeds.r": short(fmean(rs), 4),
         "seeds.r.sd": short(stdev(rs), 4),
-        "seeds.r.least": short(min(abs(r) for r in rs)),
         **{
             f"seeds.{name}": short(number)
             for end, at in (("lowest", low), ("highest", high))
@@ -123,13 +132,13 @@ def _quickstart_table() -> Table:
     rows = [header]
     for sweep in SWEEPS[:2]:
         for variable, name in _VARIABLES.items():
-            pure, floor = laws_of(sweep, variable)
-            assert floor.E_interval is not None
-            E = ", ".join(_two(end) for end in (floor.E_interval.low, floor.E_interval.high))
+            pure, with_E = laws_of(sweep, variable)
+            assert with_E.E_interval is not None
+            E = ", ".join(_two(end) for end in (with_E.E_interval.low, with_E.E_interval.high))
             rows.append((
                 f"`{sweep}`, {name}", _alpha(pure.fit), short(pure.fit.r, 4),
-                short(pure.fit.r2, 4), _error(pure), f"{_two(floor.fit.E)} [{E}]",
-                _alpha(floor.fit), short(floor.fit.r, 4), _error(floor),
+                short(pure.fit.r2, 4), _error(pure), f"{_two(with_E.fit.E)} [{E}]",
+                _alpha(with_E.fit), short(with_E.fit.r, 4), _error(with_E),
             ))  # fmt: skip
     return Table("docs/quickstart.md", tuple(rows), "docs/tables/quickstart.csv")
 
@@ -184,7 +193,90 @@ def _two(value: float) -> str:
     return "0" if abs(value) < 0.005 else short(value, 2)
 
 
+# What was recorded, or is the result of other commands.
+
+
+@cache
+def recorded(name: str) -> dict[str, dict[str, str]]:
+    """Cells of a recorded table by first cell of the row and by header."""
+    head, *rows = next(table.rows for table in recorded_tables() if table.name == name)
+    return {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+
+
+def numbers_in(cell: str) -> list[str]:
+    return re.findall(r"\d[\d,]*\.?\d*|\.\d+", cell)
+
+
+def _recorded_values() -> dict[str, str]:
+    """Numbers of sentences that stand in a recorded table."""
+    distances, guidance = recorded("families_distances"), recorded("families_guidance")
+    order, steps = recorded("families_order"), recorded("families_tokenizer_steps")
+    first, *_, last = distances
+    arms = {"var": "VAR", "ar": "AR, 2 x 128 codes", "ar8192": "AR, 8,192 codes", "dit": "DiT, 25 steps"}
+    best = {"var": "0.5", "ar": "1.5", "ar8192": "0.5", "dit": "0.5"}  # by the seeded network
+    photos = recorded("own_images").values()
+    gaps = {
+        row["trial"]: float(row["held-out loss, with the class"]) - float(row["last training loss"])
+        for row in photos
+    }
+    cache_ratios = [float(row["without a cache"]) for row in recorded("sampling_with_cache").values()]
+    return {
+        **{
+            f"guidance.{arm}.{g}": numbers_in(guidance[name][g])[0]
+            for arm, name in arms.items() for g in ("0", "0.5", "1.5")
+        },
+        **{f"guidance.{arm}.seeded": numbers_in(guidance[arms[arm]][g])[1] for arm, g in best.items()},
+        "families.var.first": f"{float(numbers_in(distances[first]['VAR'])[0]):.1f}",
+        "families.var.last": f"{float(numbers_in(distances[last]['VAR'])[0]):.1f}",
+        "families.dit.first": f"{float(numbers_in(distances[first]['DiT'])[0]):.1f}",
+        "families.dit.last": re.findall(r"DiT ([\d.]+)", order["classifier"]["order"])[0],
+        "families.budgets": f"{float(last.split()[0]) / float(first.split()[0]):.0f}",
+        "tokenizer2400.here": numbers_in(steps["2,400 steps"]["reconstructions"])[0],
+        "tokenizer2400.seeded": numbers_in(steps["2,400 steps"]["reconstructions"])[1],
+        "tokenizer2400.above": numbers_in(
+            recorded("families_latents_of_dit")["quantised grid"]["reconstructions"]
+        )[0],
+        **{f"photos.gap.{trial}": f"{gap:.2f}" for trial, gap in gaps.items()},
+        "cache.least": f"{min(cache_ratios):.1f}",
+        "cache.most": f"{max(cache_ratios):.1f}",
+        **_rate_gains(),
+        **_quality_values(),
+    }  # fmt: skip
+
+
+def _rate_gains() -> dict[str, str]:
+    """By how much the best learning rate is better than c = 1/4, where it is another."""
+    gains = []
+    for row in recorded("families_rates").values():
+        losses = {c: float(row[c].strip("*")) for c in ("c = 1/8", "1/4", "1/2", "1")}
+        if "*" not in row["1/4"]:
+            gains.append(100 * (1 - min(losses.values()) / losses["1/4"]))
+    return {"rates.gain.least": short(min(gains), 1), "rates.gain.most": short(max(gains), 1)}
+
+
+def _quality_values() -> dict[str, str]:
+    """By how much the PSNR rises when the tokenizer's steps double."""
+    computed = _quality_table()
+    rows = computed[0].rows[1:] if computed else recorded("tokenizer_quality").values()
+    psnr = [float(row["PSNR, dB"] if isinstance(row, dict) else row[1]) for row in rows]
+    rises = np.diff(psnr)
+    return {"quality.psnr.least": f"{min(rises):.0f}", "quality.psnr.most": f"{max(rises):.0f}"}
+
+
+def _coverage_values() -> dict[str, str]:
+    """Coverage of approach 1 under the true law, from the page that `make coverage` writes."""
+    text = (BENCHMARKS.parent / "docs/coverage.md").read_text().split("## True law")[1]
+    (row,) = re.findall(r"^\| approach 1: a \|(.*)$", text.split("\n## ")[0], re.MULTILINE)
+    shares = [float(share) for share in re.findall(r"\d+\.\d+", row)]
+    return {
+        "coverage.approach1.least": f"{min(shares):.0f}",
+        "coverage.approach1.most": f"{max(shares):.0f}",
+    }
+
+
 # Published laws.
+
+_FORMS = ("surface", "tied", "interaction")
 
 
 def _published_values() -> dict[str, str]:
@@ -198,6 +290,13 @@ def _published_values() -> dict[str, str]:
         "chinchilla.E.interaction": short(known["interaction"]["values"]["E"], 2),
         "chinchilla.E.short": short(fit["E"], 2),
     }
+    criteria = known["forms"]["aicc"]
+    gains = [criteria[f"{law} huber:L"] - criteria[f"{law} huber"] for law in _FORMS]
+    found |= {
+        "chinchilla.tied.aicc": short(criteria["tied huber"], 1),
+        "chinchilla.logs.least": f"{min(gains):.1f}",
+        "chinchilla.logs.most": f"{max(gains):.1f}",
+    }
     for way, ends in known["gamma"].items():
         found |= _named(f"chinchilla.gamma.{way}", ends, 3)
     for name in NAMES:
@@ -210,6 +309,11 @@ def _published_values() -> dict[str, str]:
         found[name] = short(one["a"])
         found |= _named(name, one["a_interval"], 3)
     return found
+
+
+def _forms_table() -> Table:
+    rows = tuple(tuple(row) for row in chinchilla()["forms"]["rows"])
+    return Table("docs/laws.md", rows, "docs/tables/chinchilla.json")
 
 
 def _named(name: str, ends: list[float], digits: int) -> dict[str, str]:

@@ -25,13 +25,13 @@ DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 TABLES = DOCS / "tables"
 # Pages that other commands write whole, from code or from their own simulation.
-GENERATED = ("docs/cli.md", "docs/settings.md", "docs/coverage.md")
+GENERATED = ("docs/cli.md", "docs/settings.md", "docs/coverage.md", "docs/published_laws.md")
 
 # A number as the pages write it: .058, −.9991, 64,000, 2.7e12. It ends with a digit.
-NUMBER = r"[−+-]?(?:\d[\d,]*)?\.?\d+(?:e[-+]?\d+)?"
+NUMBER = r"[−+-]?(?:\d[\d,]*)?\.?\d+(?:e[-+]?\d+)?½?"
 # What looks like a result: a number with a decimal point, or with a unit of measurement.
 _UNITS = r"%|dB|ms|s|min|minutes|seconds|hours|GPU-hours|GB|TFLOP/s|times|×"
-RESULT = re.compile(rf"(?<![\w.-])(?:\d*\.\d+|\d[\d,]*(?=\s(?:{_UNITS})(?!\w)))")
+RESULT = re.compile(rf"(?<![\w.-])(?:\d*\.\d+|\d[\d,]*½?(?=\s(?:{_UNITS})(?!\w)))")
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ class Table:
     page: str
     rows: tuple[tuple[str, ...], ...]
     source: str
+    name: str = ""  # of the file of a recorded table
 
     @property
     def text(self) -> str:
@@ -106,7 +107,8 @@ def recorded_tables() -> list[Table]:
         head = [line for line in lines if line.startswith("#")]
         notes = dict(line[2:].split(": ", 1) for line in head)
         rows = tuple(tuple(row) for row in csv.reader(lines[len(head) :]))
-        tables.append(Table(notes["page"], rows, f"{notes['measured']}; {notes['source']}"))
+        source = f"{notes['measured']}; {notes['source']}"
+        tables.append(Table(notes["page"], rows, source, path.stem))
     return tables
 
 
@@ -177,8 +179,12 @@ def _toml(name: str) -> dict:
 
 
 def main() -> None:
+    import published_laws
+    import result_figures
     from result_values import computed_tables, values
 
+    page = DOCS / "published_laws.md"
+    page.write_text(published_laws.page())
     problems: list[str] = []
     for page, text in pages():
         new, missing = renewed(page, text, values(), [*recorded_tables(), *computed_tables()])
@@ -186,8 +192,9 @@ def main() -> None:
         if new != text:
             (ROOT / page).write_text(new)
             print(f"renewed {page}")
+    problems += result_figures.renew()
     if problems:
-        sys.exit("\n".join(["Mend docs/tables/quotes.toml, or the page:", *problems]))
+        sys.exit("\n".join(["Mend docs/tables, or the page:", *problems]))
 
 
 if __name__ == "__main__":
