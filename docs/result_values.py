@@ -44,8 +44,8 @@ def values() -> dict[str, str]:
 @cache
 def computed_tables() -> list[Table]:
     return [
-        _quickstart_table(), _seeds_table(), _chinchilla_table(), _forms_table(), _dit_table(), _h200_table(),
-        *_quality_table(),
+        _quickstart_table(), _seeds_table(), *_quality_table(),
+        _chinchilla_table(), _forms_table(), _dit_table(), _h200_table(),
         Table("docs/families.md", tuple(count_rows()), "docs/published_sizes.py"),
         Table("docs/families.md", tuple(figure_rows()), "docs/published_sizes.py"),
     ]  # fmt: skip
@@ -93,7 +93,7 @@ def _quickstart_values() -> dict[str, str]:
     low, high = (int(index) for index in np.argsort([fit.alpha for fit in fits])[[0, -1]])
     alphas, rs = [fit.alpha for fit in fits], [fit.r for fit in fits]
     counted = [one.alpha for one in by_convention(rows, "val_loss", PURE) if one.alpha]
-    total = rows.params_total
+    total, blocks = rows.params_total, rows.params_blocks
     E = laws_of("quickstart", "params_blocks")[1].E_interval
     assert E is not None
     shown = [law.fit for sweep in SWEEPS[:2] for x in _VARIABLES for law in laws_of(sweep, x)]
@@ -106,7 +106,7 @@ def _quickstart_values() -> dict[str, str]:
         "quickstart.smallest": f"{total.min() / 1e3:.0f}",
         "quickstart.largest": f"{total.max() / 1e3:.0f}",
         "quickstart.tokens": f"{rows.tokens_seen.max() / 1e6:.1f}",
-        "quickstart.decades": f"{np.log10(rows.params_blocks.max() / rows.params_blocks.min()):.1f}",
+        "quickstart.decades": f"{np.log10(blocks.max() / blocks.min()):.1f}",
         "quickstart.E.undecided": f"{floor(2 * E.high) / 2:.1f}",
         "quickstart.table.r.least": short(floor(1000 * least) / 1000),
         "quickstart.counted.low": short(min(counted)),
@@ -212,20 +212,26 @@ def _recorded_values() -> dict[str, str]:
     distances, guidance = recorded("families_distances"), recorded("families_guidance")
     order, steps = recorded("families_order"), recorded("families_tokenizer_steps")
     first, *_, last = distances
-    arms = {"var": "VAR", "ar": "AR, 2 x 128 codes", "ar8192": "AR, 8,192 codes", "dit": "DiT, 25 steps"}
+    arms = {
+        "var": "VAR", "ar": "AR, 2 x 128 codes", "ar8192": "AR, 8,192 codes",
+        "dit": "DiT, 25 steps",
+    }  # fmt: skip
     best = {"var": "0.5", "ar": "1.5", "ar8192": "0.5", "dit": "0.5"}  # by the seeded network
-    photos = recorded("own_images").values()
     gaps = {
         row["trial"]: float(row["held-out loss, with the class"]) - float(row["last training loss"])
-        for row in photos
+        for row in recorded("own_images").values()
     }
-    cache_ratios = [float(row["without a cache"]) for row in recorded("sampling_with_cache").values()]
+    timed = recorded("sampling_with_cache").values()
+    cache_ratios = [float(row["without a cache"]) for row in timed]
     return {
         **{
             f"guidance.{arm}.{g}": numbers_in(guidance[name][g])[0]
             for arm, name in arms.items() for g in ("0", "0.5", "1.5")
         },
-        **{f"guidance.{arm}.seeded": numbers_in(guidance[arms[arm]][g])[1] for arm, g in best.items()},
+        **{
+            f"guidance.{arm}.seeded": numbers_in(guidance[arms[arm]][g])[1]
+            for arm, g in best.items()
+        },
         "families.var.first": f"{float(numbers_in(distances[first]['VAR'])[0]):.1f}",
         "families.var.last": f"{float(numbers_in(distances[last]['VAR'])[0]):.1f}",
         "families.dit.first": f"{float(numbers_in(distances[first]['DiT'])[0]):.1f}",
@@ -357,9 +363,8 @@ def _dit_table() -> Table:
     rows = [("models", "α", "95 %", "r of the logarithms", "points")]
     for one in refits():
         ends = span([one.alpha.low, one.alpha.high])
-        rows.append(
-            (one.models, short(one.fit.alpha), f"[{ends}]", short(one.fit.r, 4), str(one.fit.points))
-        )
+        alpha, r = short(one.fit.alpha), short(one.fit.r, 4)
+        rows.append((one.models, alpha, f"[{ends}]", r, str(one.fit.points)))
     return Table("docs/laws.md", tuple(rows), "analysis/comparison/dit_paper.py")
 
 
@@ -373,7 +378,10 @@ def _size_values() -> dict[str, str]:
     ratio = found["dit-xl"].sampling_flops / found["d30"].sampling_flops
     return {
         **{f"{name}.train": flops_text(one.train_flops) for name, one in found.items()},
-        **{f"{name}.sampling": sampling_text(one.sampling_flops)[:-2] for name, one in found.items()},
+        **{
+            f"{name}.sampling": sampling_text(one.sampling_flops).removesuffix(" T")
+            for name, one in found.items()
+        },
         **{f"{name}.fid": one.fid for name, one in found.items()},
         "dit-xl.by.d30": f"{ratio:.0f}",
     }
@@ -439,12 +447,15 @@ def _power(family: str) -> str:
 
 
 def _sampling_values() -> dict[str, str]:
-    one, transformer, whole = _times(1, "seconds"), _times(64, "transformer_seconds"), _times(64, "seconds")
+    one = _times(1, "seconds")
+    whole, decoder, transformer = (
+        _times(64, column) for column in ("seconds", "decoder_seconds", "transformer_seconds")
+    )
     rounds = _sampling(1).pivot_table("seconds", "round", ["grid", "family"])[16]
     by_round = sorted(rounds["ar"] / rounds["var"])
+    dit = transformer.loc[16, "dit, 25 steps"] / transformer.loc[16, "var"]
     flops = _sampling(1).pivot_table("flops", "grid", "family")
     mfu = _sampling(1).pivot_table("mfu", "grid", "family")
-    decoder = _times(64, "decoder_seconds")
     ratios = {grid: transformer.loc[grid, "ar"] / transformer.loc[grid, "var"] for grid in _GRIDS}
     return {
         "sampling.ar": f"{one.loc[16, 'ar'] / one.loc[16, 'var']:.1f}",
@@ -454,7 +465,7 @@ def _sampling_values() -> dict[str, str]:
         **{f"sampling.ar.transformer{grid}": f"{ratio:.1f}" for grid, ratio in ratios.items()},
         "sampling.ar.whole64": f"{whole.loc[16, 'ar'] / whole.loc[16, 'var']:.1f}",
         "sampling.decoder": f"{100 * decoder.loc[16, 'var'] / whole.loc[16, 'var']:.0f}",
-        "sampling.dit.transformer": f"{transformer.loc[16, 'dit, 25 steps'] / transformer.loc[16, 'var']:.1f}",
+        "sampling.dit.transformer": f"{dit:.1f}",
         "sampling.flops.ar": f"{flops.loc[16, 'ar'] / 1e12:.2f}",
         "sampling.flops.var": f"{flops.loc[16, 'var'] / 1e12:.2f}",
     }  # fmt: skip
