@@ -1,9 +1,17 @@
-"""Counts of published models, as the tables of docs/families.md show them."""
+"""Counts of published models and costs of sweeps, as docs/families.md and others show them."""
 
+import json
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+from typer.testing import CliRunner
+
+from pipelines.cli.main import app
 from var_scaling.accounting import total
+from var_scaling.accounting.tokenizer import encoding_flops
 from var_scaling.config import Tokenizer
 from var_scaling.models.ar.config import llamagen
 from var_scaling.models.base import ModelRecord, ModelSpec
@@ -93,6 +101,25 @@ def published_models() -> tuple[PublishedModel, ...]:
 
 def by_name(start: str) -> PublishedModel:
     return next(model for model in published_models() if model.name.startswith(start))
+
+
+@cache
+def plan_of(sweep: str, *options: str) -> dict[str, Any]:
+    """What `var-scaling plan SWEEP --json` prints, in an empty home without a settings file."""
+    with TemporaryDirectory() as folder:
+        words = ["plan", sweep, "--json", "--home", folder, *options]
+        settings = Path(folder, "var-scaling.toml")
+        settings.touch()
+        done = CliRunner().invoke(app, words, env={"VAR_SCALING_SETTINGS": str(settings)})
+    if done.exit_code:
+        raise RuntimeError(f"var-scaling {' '.join(words)}: {done.output}")
+    return json.loads(done.stdout)
+
+
+def encoding_share(depth: int) -> float:
+    """Of the encoder, in the released training of a VAR, which encodes every image again."""
+    encoder = encoding_flops(VAR)
+    return encoder / (encoder + 3 * forward(var(depth), dense=True))
 
 
 def count_rows() -> list[tuple[str, ...]]:

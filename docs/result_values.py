@@ -15,7 +15,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from published_laws import BESIROGLU, GREEK, NAMES, chinchilla, short, span
-from published_sizes import by_name, count_rows, figure_rows, flops_text, sampling_text
+from published_sizes import (
+    IMAGES,
+    by_name,
+    count_rows,
+    encoding_share,
+    figure_rows,
+    flops_text,
+    plan_of,
+    sampling_text,
+)
 from results import TABLES, Table, recorded_tables
 
 from analysis.comparison.dit_paper import PRINTED_R, printed_r, refits
@@ -24,6 +33,8 @@ from analysis.fitting.laws import PURE
 from analysis.selection.counting import by_convention
 from analysis.selection.select import Candidate, choose
 from analysis.uncertainty.intervals import interval
+from sweeps.families import sweep as families_sweep
+from var_scaling.models.registry import family_of
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SWEEPS = ("quickstart", "quickstart_again", "seed_2", "seed_3", "seed_4")
@@ -37,14 +48,14 @@ def values() -> dict[str, str]:
     return (
         _quickstart_values() | _published_values() | _dit_values() | _gpu_values()
         | _sampling_values() | _cpu_values() | _size_values() | _recorded_values()
-        | _coverage_values()
+        | _coverage_values() | _plan_values() | _distance_values()
     )  # fmt: skip
 
 
 @cache
 def computed_tables() -> list[Table]:
     return [
-        _quickstart_table(), _seeds_table(), *_quality_table(),
+        _quickstart_table(), _seeds_table(), *_quality_table(), *_distance_tables(),
         _chinchilla_table(), _forms_table(), _dit_table(), _h200_table(),
         Table("docs/families.md", tuple(count_rows()), "docs/published_sizes.py"),
         Table("docs/families.md", tuple(figure_rows()), "docs/published_sizes.py"),
@@ -111,6 +122,7 @@ def _quickstart_values() -> dict[str, str]:
         "quickstart.table.r.least": short(floor(1000 * least) / 1000),
         "quickstart.counted.low": short(min(counted)),
         "quickstart.counted.high": short(max(counted)),
+        "quickstart.psnr": f"{pd.read_csv(TABLES / 'quickstart_tokenizers.csv').psnr_db[0]:.1f}",
         "seeds.alpha": short(fmean(alphas)),
         "seeds.alpha.sd": short(stdev(alphas)),
         "seeds.r": short(fmean(rs), 4),
@@ -191,6 +203,38 @@ def _error(law: Candidate) -> str:
 
 def _two(value: float) -> str:
     return "0" if abs(value) < 0.005 else short(value, 2)
+
+
+@cache
+def distances() -> pd.DataFrame:
+    """Scores by the seeded network: samples of each size, of d6 by guidance, reconstructions."""
+    return pd.read_csv(TABLES / "quickstart_distances.csv")
+
+
+def _distance_values() -> dict[str, str]:
+    errors = distances()[distances().images != "reconstructions"].fd_seeded_stderr
+    return {
+        "distances.error.least": short(errors.min(), 2),
+        "distances.error.most": short(errors.max(), 2),
+    }
+
+
+def _distance_tables() -> list[Table]:
+    table = distances()
+    default = table[table.guidance == 1.5].set_index("images").fd_seeded
+    (tokenizer,) = table[table.images == "reconstructions"].itertuples()
+    shown = f"{tokenizer.fd_seeded:.2f} ({tokenizer.samples:,} held-out images)"
+    of_d6 = table[table.images == "d6"].sort_values("guidance")
+    by_size = (
+        ("", *default.index, "the tokenizer's reconstructions"),
+        ("`fd_seeded`", *(f"{value:.2f}" for value in default), shown),
+    )
+    by_guidance = (
+        ("guidance of d6", *(f"{g:g}" for g in of_d6.guidance)),
+        ("`fd_seeded`", *(f"{value:.2f}" for value in of_d6.fd_seeded)),
+    )
+    source = "docs/tables/quickstart_distances.csv"
+    return [Table("docs/images.md", rows, source) for rows in (by_size, by_guidance)]
 
 
 # What was recorded, or is the result of other commands.
@@ -385,6 +429,39 @@ def _size_values() -> dict[str, str]:
         **{f"{name}.fid": one.fid for name, one in found.items()},
         "dit-xl.by.d30": f"{ratio:.0f}",
     }
+
+
+def _plan_values() -> dict[str, str]:
+    """What planned sweeps cost, and counts of tiny models."""
+    families, slower = (
+        plan_of("imagenet256_families", *options) for options in (("--tflops", "400"), ())
+    )
+    encoding = plan_of("imagenet256")["before"][1]
+    at_half, crops = plan_of("imagenet256", "--tflops", "395.6")["before"][1], 16
+    hours, tokenizers = families["gpu_hours"], [step["flops"] for step in families["before"][:3]]
+    tiny = {name: _tiny(name) for name in ("var-d6-s0", "ar-d6-s0")}
+    return {
+        "plan.families.hours": f"{hours:,.0f}",
+        "plan.families.flops": flops_text(hours * 3600 * 400e12 / 10).replace("e21", "e22"),
+        "plan.families.tokenizers": flops_text(sum(tokenizers) / 10).replace("e20", "e21"),
+        "plan.families.price": f"{round(2.5 * hours, -2):,.0f}",
+        "plan.families.slower": f"{round(slower['gpu_hours'], -2):,.0f}",
+        "plan.encoding.fp32": f"{encoding['gpu_hours']:.0f}",
+        "plan.encoding.half": f"{at_half['gpu_hours']:.0f}",
+        "plan.crop.hours": f"{at_half['gpu_hours'] / crops:.1f}",
+        "plan.crop.gb": f"{IMAGES * 680 * 2 / 1e9:.1f}",  # tokens are uint16
+        "encoder.d6": f"{100 * encoding_share(6):.0f}",
+        "encoder.d16": f"{100 * encoding_share(16):.0f}",
+        "tiny.var": f"{sum(tiny['var-d6-s0'].values()) / 1e6:.2f}",
+        "tiny.ar": f"{sum(tiny['ar-d6-s0'].values()) / 1e6:.2f}",
+        "tiny.ar.head": f"{tiny['ar-d6-s0']['head'] / 1e6:.2f}",
+    }
+
+
+def _tiny(name: str) -> dict[str, int]:
+    """Parameters of a trial of the sweep `families`."""
+    spec = next(trial.spec for trial in families_sweep.trials if trial.name == name)
+    return dict(family_of(spec.config).parameters(spec))
 
 
 # Speed.
