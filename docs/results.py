@@ -9,6 +9,10 @@ Every number of a result is in one of two lists:
   recorded in docs/tables/recorded/*.csv, whose first lines say where and when.
 
 docs/tables/not_results.toml lists the other numbers: definitions, settings, published figures.
+
+    python docs/results.py record docs/laws.md "| design |" NAME "when and where" "source"
+
+records a table that stands on a page and cannot be computed again.
 `tests/test_results_in_docs.py` fails if a number differs, or is in none of the lists.
 """
 
@@ -112,6 +116,24 @@ def recorded_tables() -> list[Table]:
     return tables
 
 
+def record(page: str, header: str, name: str, measured: str, source: str) -> Path:
+    """Write a table of a page, whose header starts with `header`, to docs/tables/recorded."""
+    text = (ROOT / page).read_text()
+    found = re.search(rf"^{re.escape(header)}.*\|$(?:\n\|.*$)*", text, re.MULTILINE)
+    if found is None:
+        raise ValueError(f"{page} has no table that starts with {header!r}")
+    lines = found[0].splitlines()
+    path = TABLES / "recorded" / f"{name}.csv"
+    with path.open("w") as file:
+        print(
+            f"# page: {page}", f"# measured: {measured}", f"# source: {source}", sep="\n", file=file
+        )
+        for line in (lines[0], *lines[2:]):
+            cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+            csv.writer(file, lineterminator="\n").writerow(cells)
+    return path
+
+
 def renewed(
     page: str, text: str, values: Mapping[str, str], tables: list[Table]
 ) -> tuple[str, list[str]]:
@@ -179,6 +201,9 @@ def _toml(name: str) -> dict:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["record"]:
+        print(record(*sys.argv[2:]))
+        return
     import published_laws
     import result_figures
     from result_values import computed_tables, values

@@ -53,6 +53,14 @@ def test_recorded_numbers_say_where_they_were_measured():
     assert all("transcribed from" in table.source for table in results.recorded_tables())
 
 
+def test_the_recorded_law_of_900_tokenizer_steps_is_that_of_the_quickstart():
+    row = result_values.recorded("tokenizer_quality")["900"]
+    fit = result_values.laws_of("quickstart", "params_blocks")[0].fit
+    assert row["α of L_mean(N)"] == result_values._alpha(fit)
+    assert row["r"] == published_laws.short(fit.r, 4)
+    assert row["PSNR, dB"] == result_values.values()["quickstart.psnr"]
+
+
 def test_a_changed_number_of_a_page_is_found(tables):
     """Of each quote and table in turn, one digit on the page is changed."""
     values = result_values.values()
