@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from published_laws import POINTS, REFITS, chinchilla_approaches, points
-from result_values import quickstart_rows
+from quickstart_values import quickstart_rows
 from results import DOCS, TABLES
 
 from analysis.plots.all_figures import allocation_figure, conventions, laws_in_parameters

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "docs"))
 
 import published_laws  # noqa: E402
+import quickstart_values  # noqa: E402
 import result_figures  # noqa: E402
 import result_values  # noqa: E402
 import results  # noqa: E402
@@ -55,8 +56,8 @@ def test_recorded_numbers_say_where_they_were_measured():
 
 def test_the_recorded_law_of_900_tokenizer_steps_is_that_of_the_quickstart():
     row = result_values.recorded("tokenizer_quality")["900"]
-    fit = result_values.laws_of("quickstart", "params_blocks")[0].fit
-    assert row["α of L_mean(N)"] == result_values._alpha(fit)
+    fit = quickstart_values.laws_of("quickstart", "params_blocks")[0].fit
+    assert row["α of L_mean(N)"] == quickstart_values.alpha_text(fit)
     assert row["r"] == published_laws.short(fit.r, 4)
     assert row["PSNR, dB"] == result_values.values()["quickstart.psnr"]
 
