@@ -53,7 +53,7 @@ endif
 	$(BIN)/python benchmarks/fit.py --report --code $(CODE) --rounds 1
 
 # How often 95 % intervals contain the truth, in simulated tables of runs: prints the tables and
-# writes docs/coverage.md. Below 20 minutes on one core; not in CI.
+# writes docs/tables/coverage.json and docs/coverage.md. Below 20 minutes on one core; not in CI.
 coverage: setup
 	$(BIN)/python benchmarks/coverage.py
 

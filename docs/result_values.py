@@ -4,6 +4,7 @@
 where each stands. `computed_tables()` has whole tables of Markdown.
 """
 
+import json
 import re
 from functools import cache
 
@@ -20,7 +21,7 @@ from published_sizes import (
     sampling_text,
 )
 from quickstart_values import quality_table, quickstart_tables, quickstart_values
-from results import DOCS, Table, recorded_tables
+from results import TABLES, Table, recorded_tables
 from speed_values import h200_table, speed_values
 
 from analysis.comparison.dit_paper import PRINTED_R, printed_r, refits
@@ -123,10 +124,10 @@ def _quality_values() -> dict[str, str]:
 
 
 def _coverage_values() -> dict[str, str]:
-    """Coverage of approach 1 under the true law, from the page that `make coverage` writes."""
-    text = (DOCS / "coverage.md").read_text().split("## True law")[1]
-    (row,) = re.findall(r"^\| approach 1: a \|(.*)$", text.split("\n## ")[0], re.MULTILINE)
-    shares = [float(share) for share in re.findall(r"\d+\.\d+", row)]
+    """Coverage of approach 1 under the true law."""
+    designs = json.loads((TABLES / "coverage.json").read_text())["worlds"]["true law"]["designs"]
+    found = [quantities.get("approach 1: a", {}).get("covered") for quantities in designs.values()]
+    shares = [100 * share for share in found if share is not None]
     return {
         "coverage.approach1.least": f"{min(shares):.0f}",
         "coverage.approach1.most": f"{max(shares):.0f}",

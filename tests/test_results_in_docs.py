@@ -1,5 +1,6 @@
 """Every number and figure of a result in README and docs comes from a committed table."""
 
+import importlib.util
 import json
 import re
 import sys
@@ -103,6 +104,14 @@ def test_a_new_number_is_found(tables):
 def test_the_page_of_published_laws_is_that_of_the_command():
     page = (ROOT / "docs/published_laws.md").read_text()
     assert page == published_laws.page(), "run `make docs`"
+
+
+def test_the_page_of_coverage_is_that_of_its_table():
+    spec = importlib.util.spec_from_file_location("simulate", ROOT / "benchmarks/coverage.py")
+    simulate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(simulate)
+    page = (ROOT / "docs/coverage.md").read_text()
+    assert page == simulate.page(), "run `python benchmarks/coverage.py --page`"
 
 
 def test_figures_are_those_of_their_tables_or_records():
