@@ -17,8 +17,8 @@ from analysis.uncertainty.intervals import Interval, interval
 
 RESAMPLES = 1000
 MIN_SEEDS = 5  # as clusters of a bootstrap
-# Up to this number of points, critical values of a Huber or absolute loss are simulated; beyond it
-# the simulations take too long, and a bootstrap over runs has enough of them.
+# Up to this number of points, critical values of an objective other than least squares are
+# simulated; beyond it the simulations take too long, and a bootstrap over runs has enough of them.
 _SIMULATED = 100
 _SAME_DATA = 0.01  # relative: numbers of tokens that differ by less count as equal
 _JUMP, _JUMPING = 1.5, 0.2  # factor of D that is a jump; share of the sizes that must have one
@@ -129,7 +129,7 @@ def intervals_of(fit: Fit, runs: pd.DataFrame) -> dict[str, Interval]:
     where the critical values of a profile must be simulated.
     """
     names = [name for name in fit.law.names if name != "E" or fit.floor is None]
-    if np.isinf(fit.objective.delta) or fit.points <= _SIMULATED:
+    if fit.objective.is_gaussian or fit.points <= _SIMULATED:
         return {name: interval(fit, name) for name in names}
     draws = bootstrap(fit, RESAMPLES, clusters=seed_clusters(runs))
     return {name: draws.interval(name) for name in names}

@@ -8,7 +8,23 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipelines.cli.options import RUNS, AsJson, HomeFolder
+from pipelines.cli.options import (
+    RUNS,
+    AsJson,
+    BudgetColumn,
+    Columns,
+    Complete,
+    Fixed,
+    HomeFolder,
+    ObjectiveName,
+    ObjectiveOfReport,
+    OnlyLaws,
+    OutFolder,
+    Predict,
+    SweepOrTable,
+    Weights,
+    Where,
+)
 from pipelines.cli.terminal import console as screen
 from pipelines.cli.terminal.console import console
 from pipelines.cli.terminal.laws import difference_table
@@ -21,14 +37,6 @@ from var_scaling.experiment import Sweep
 
 app = typer.Typer()
 
-SweepOrTable = Annotated[
-    str,
-    typer.Argument(help="sweep, or a table of runs: .csv, .tsv, .parquet, mlflow:EXPERIMENT"),
-]
-ObjectiveName = Annotated[
-    Literal["squares", "huber", "absolute"],
-    typer.Option("--objective", help="loss function of the residuals of log L"),
-]
 FigureFormats = Annotated[
     str | None,
     typer.Option(
@@ -37,67 +45,6 @@ FigureFormats = Annotated[
         "the report's folder already has",
         show_default=False,
     ),
-]
-
-Where = Annotated[
-    str | None,
-    typer.Option(
-        "--where",
-        help="fit only the rows with this condition on their columns, such as "
-        "\"family == 'var' and depth > 4\"",
-    ),
-]
-OnlyLaws = Annotated[
-    list[str] | None,
-    typer.Option("--law", help="fit only this law: pure, floor, logit or surface; may be repeated"),
-]
-Fixed = Annotated[
-    list[str] | None,
-    typer.Option("--fixed", metavar="NAME=VALUE", help="fix the irreducible loss, such as E=1.8"),
-]
-Weights = Annotated[
-    str | None,
-    typer.Option(
-        "--weights",
-        help="column with the weight of each run in the laws in N and in N and D; points of "
-        "the compute frontier have equal weights",
-    ),
-]
-Predict = Annotated[
-    str | None,
-    typer.Option(
-        "--predict",
-        help="predict the loss of a new run, such as N=1e10,D=2e11: by each law that has only "
-        "these of N, N_total, D, C",
-    ),
-]
-BudgetColumn = Annotated[
-    str | None,
-    typer.Option(
-        "--budget-column",
-        help="column with the nominal budget of each run in FLOPs, which groups the runs for "
-        "isoFLOP parabolas. Default: groups of nearly equal FLOPs",
-        show_default=False,
-    ),
-]
-
-Columns = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--column",
-        help="rename a column of the table, such as 'Model Size=params_total'; may be repeated",
-    ),
-]
-Complete = Annotated[
-    str | None,
-    typer.Option(
-        "--complete",
-        help="column to compute by C = 6 N D from the other two, such as train_flops",
-    ),
-]
-OutFolder = Annotated[
-    Path | None,
-    typer.Option("--out", help="folder for the report of a table, such as ./report"),
 ]
 
 
@@ -178,14 +125,16 @@ def report(
         bool,
         typer.Option("--site", help="write one page over all sweeps of the home, with no NAME"),
     ] = False,
+    objective: ObjectiveOfReport = None,
     formats: FigureFormats = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the report of a sweep, or compare two sweeps.
 
-    Prints the path of the report; with --against, the laws of both sweeps side by side.
+    The laws are fitted with the options of the latest `fit` of the sweep. Prints the path of the report; with --against, the laws of both sweeps side by side.
     """
     from pipelines.report import compare as comparison
+    from pipelines.report.fit_options import latest_fit
     from pipelines.report.publish import publish, report_path
     from pipelines.report.site import write_home_page
     from pipelines.results.table import collect_results
@@ -200,9 +149,10 @@ def report(
     sweep = resolve_sweep(name, workspace)
     if against is not None:
         comparison.refuse_unfinished(workspace, sweep)
+    latest_objective, options = latest_fit(workspace.sweep(sweep.name))
     publish(
         workspace, sweep, collect_results(workspace, sweep), again=against is None,
-        formats=parse_formats(formats),
+        objective=objective or latest_objective, formats=parse_formats(formats), options=options,
     )  # fmt: skip
     if against is None:
         path = report_path(workspace, sweep)

@@ -1,9 +1,12 @@
 """The options of `fit` as text from a command line, parsed."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from var_scaling.disk import read_json
 
 if TYPE_CHECKING:
     from analysis.selection.options import Options
@@ -30,6 +33,15 @@ class FitOptions:
             "--weights": self.weights, "--predict": self.predict, "--budget-column": self.budgets,
         }  # fmt: skip
         return {option: value for option, value in given.items() if value}
+
+    @classmethod
+    def of_record(cls, recorded: Mapping[str, Any]) -> "FitOptions":
+        """The options of which `recorded` is the record."""
+        return cls(
+            recorded.get("--where"), tuple(recorded.get("--law", ())),
+            tuple(recorded.get("--fixed", ())), recorded.get("--weights"),
+            recorded.get("--predict"), recorded.get("--budget-column"),
+        )  # fmt: skip
 
     @property
     def settings(self) -> dict[str, str]:
@@ -61,6 +73,13 @@ class FitOptions:
 
 
 NO_OPTIONS = FitOptions()
+
+
+def latest_fit(folder: Path) -> tuple[str, FitOptions]:
+    """Objective and options of the fit in `folder`, which has its laws.json; else the defaults."""
+    path = folder / "laws.json"
+    laws = read_json(path) if path.exists() else {}
+    return laws.get("objective", "squares"), FitOptions.of_record(laws.get("options", {}))
 
 
 def _numbers(
