@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -131,7 +130,8 @@ def report(
 ) -> None:
     """Write the report of a sweep, or compare two sweeps.
 
-    The laws are fitted with the options of the latest `fit` of the sweep. Prints the path of the report; with --against, the laws of both sweeps side by side.
+    The laws are fitted with the options of the latest `fit` of the sweep. Prints the path of the
+    report; with --against, the laws of both sweeps side by side.
     """
     from pipelines.report import compare as comparison
     from pipelines.report.fit_options import latest_fit
