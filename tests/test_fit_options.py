@@ -214,7 +214,7 @@ def test_budgets_of_a_column_group_the_runs():
     )  # fmt: skip
     found = study(check(table), options=Options(budgets="nominal")).allocation.isoflops
     assert found.unused == 0
-    shown = [each.budget for each in found.parabolas] + [each.budget for each in found.refused]
+    shown = [each.budget for each in found.minima] + [each.budget for each in found.refused]
     assert shown == pytest.approx([1e18, 1e19])
 
 

@@ -46,7 +46,7 @@ _RESAMPLES = 400  # of a band: enough for a figure
 def isoflop(study: Study) -> Figure | None:
     """Loss against size at each budget with an optimum; None if there is no such budget."""
     approaches = study.allocation
-    if approaches is None or not approaches.isoflops.parabolas:
+    if approaches is None or not approaches.isoflops.minima:
         return None
     return isoflop_figure(approaches.isoflops, ylabel=f"$L$ ({study.unit('val_loss')})")
 
@@ -57,10 +57,10 @@ def isoflop_figure(
 ) -> Figure:
     """The runs of each budget, their parabola, and its minimum with the interval of N."""
     # Three keys in each row of the legend below the panel.
-    rows = -(-len(isoflops.parabolas) // 3)
+    rows = -(-len(isoflops.minima) // 3)
     figure, ((panel,),) = new_figure(SINGLE, 2.3 + 0.14 * rows)
-    styles = sequential_styles(each.budget for each in isoflops.parabolas)
-    for each in isoflops.parabolas:
+    styles = sequential_styles(each.budget for each in isoflops.minima)
+    for each in isoflops.minima:
         style = styles[each.budget]
         panel.plot(each.sizes, each.losses, style.marker, color=style.colour, ms=2.8, zorder=3)
         line = np.geomspace(each.sizes.min(), each.sizes.max(), 80)
@@ -146,7 +146,7 @@ def _points(sizes: Axes, tokens: Axes, approaches: Approaches) -> None:
         tokens.plot(front.flops[exact], front.tokens[exact], style.marker, **options)
     if 2 in with_result:
         style, cost = APPROACH_STYLES[2], approaches.isoflops.cost
-        for each in approaches.isoflops.parabolas:
+        for each in approaches.isoflops.minima:
             ends = np.array([each.N_interval.low, each.N_interval.high])
             # As in isoflop_figure: an interval can be unbounded.
             ends = np.clip(ends, each.sizes.min() / 2, each.sizes.max() * 2)
