@@ -133,6 +133,20 @@ def _allocation(study: Study) -> dict[str, Any] | None:
     return {
         "cost": found.cost,
         "budget": found.budget,
+        "isoflop_curve": found.isoflops.curve,
+        "isoflops": [
+            {
+                "budget": each.budget,
+                "N": each.N,
+                "N_interval": each.N_interval,
+                "D": each.D,
+                "L": each.L,
+                "L_interval": each.L_interval,
+                "points": len(each.sizes),
+                "left_out": each.left_out,
+            }
+            for each in found.isoflops.minima
+        ],
         "approaches": found.table().to_dict("records"),
         "disagreement": found.disagreement,
     }

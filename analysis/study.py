@@ -518,7 +518,7 @@ def _allocation(
         budgets = options.budgets_of(table.finals)
         found = approaches(
             done, "val_loss", params=size, budgets=budgets, objective=objective,
-            floor=options.E, weights=options.weights,
+            floor=options.E, weights=options.weights, curve=options.curve,
         )  # fmt: skip
         return found, []
     return None, refusals

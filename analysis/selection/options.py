@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from analysis.compute_optimal.isoflop import LOG_PARABOLA
 from analysis.table.validate import TableError
 
 # The laws that a study fits, by name (analysis.fitting.laws).
@@ -21,6 +22,7 @@ class Options:
     E: float | None = None  # fixed irreducible loss, in every law that has one
     weights: str | None = None  # column of the table: the weight of each run
     budgets: str | None = None  # column of the table: the nominal budget of each run, FLOPs
+    curve: str = LOG_PARABOLA  # of the isoFLOPs (analysis.compute_optimal.isoflop.CURVES)
     at: Mapping[str, float] = field(default_factory=dict)  # values of N, D, C to predict L at
 
     def weights_of(self, runs: pd.DataFrame) -> NDArray[np.float64] | None:

@@ -19,7 +19,9 @@ from pipelines.cli.options import (
     ObjectiveOfReport,
     OnlyLaws,
     OutFolder,
+    ParabolaIn,
     Predict,
+    Spline,
     SweepOrTable,
     Weights,
     Where,
@@ -62,6 +64,8 @@ def fit(
     weights: Weights = None,
     predict: Predict = None,
     budgets: BudgetColumn = None,
+    parabola_in: ParabolaIn = None,
+    spline: Spline = False,
     as_json: AsJson = False,
 ) -> None:
     """Fit the laws to a sweep or to a table of runs.
@@ -71,7 +75,9 @@ def fit(
     from pipelines.report import external_table as tables
 
     figure_formats = parse_formats(formats)
-    options = FitOptions(where, tuple(laws or ()), tuple(fixed or ()), weights, predict, budgets)
+    options = FitOptions(
+        where, tuple(laws or ()), tuple(fixed or ()), weights, predict, budgets, parabola_in, spline
+    )
     options.parsed()  # errors before anything is read
     if not tables.is_table(name):
         table_options = {"--column": columns, "--complete": complete, "--out": out}

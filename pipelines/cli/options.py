@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -113,6 +113,23 @@ BudgetColumn = Annotated[
         help="column with the nominal budget of each run in FLOPs, which groups the runs for "
         "isoFLOP parabolas. Default: groups of nearly equal FLOPs",
         show_default=False,
+    ),
+]
+
+ParabolaIn = Annotated[
+    Literal["logL", "L"] | None,
+    typer.Option(
+        "--parabola-in",
+        help="fit the parabola of each isoFLOP to logL or to L, over the log of N. Default: logL",
+        show_default=False,
+    ),
+]
+Spline = Annotated[
+    bool,
+    typer.Option(
+        "--spline",
+        help="take the minimum of each isoFLOP from an Akima spline through its runs instead of a "
+        "parabola: free of a shape, but less precise",
     ),
 ]
 

@@ -24,6 +24,8 @@ class FitOptions:
     weights: str | None = None  # --weights
     predict: str | None = None  # --predict
     budgets: str | None = None  # --budget-column
+    parabola_in: str | None = None  # --parabola-in
+    spline: bool = False  # --spline
 
     @property
     def recorded(self) -> dict[str, Any]:
@@ -31,6 +33,7 @@ class FitOptions:
         given = {
             "--where": self.where, "--law": list(self.laws), "--fixed": list(self.fixed),
             "--weights": self.weights, "--predict": self.predict, "--budget-column": self.budgets,
+            "--parabola-in": self.parabola_in, "--spline": self.spline,
         }  # fmt: skip
         return {option: value for option, value in given.items() if value}
 
@@ -41,13 +44,14 @@ class FitOptions:
             recorded.get("--where"), tuple(recorded.get("--law", ())),
             tuple(recorded.get("--fixed", ())), recorded.get("--weights"),
             recorded.get("--predict"), recorded.get("--budget-column"),
+            recorded.get("--parabola-in"), recorded.get("--spline", False),
         )  # fmt: skip
 
     @property
     def settings(self) -> dict[str, str]:
         """The given options as text, for a page."""
         return {
-            option: ", ".join(value) if isinstance(value, list) else str(value)
+            option: ", ".join(value) if isinstance(value, list) else _as_text(value)
             for option, value in self.recorded.items()
         }
 
@@ -69,10 +73,26 @@ class FitOptions:
                 f"--predict {others[0]}={at[others[0]]:g}: the variables are "
                 f"{', '.join(_VARIABLES)}: parameters, all parameters, tokens, training FLOPs"
             )
-        return Options(self.laws or LAW_NAMES, fixed.get("E"), self.weights, self.budgets, at)
+        laws, E, curve = self.laws or LAW_NAMES, fixed.get("E"), self._curve()
+        return Options(laws, E, self.weights, self.budgets, curve, at)
+
+    def _curve(self) -> str:
+        """The curve of the isoFLOPs: one of analysis.compute_optimal.isoflop.CURVES."""
+        from analysis.compute_optimal.isoflop import LOG_PARABOLA, PARABOLA, SPLINE
+
+        if self.spline and self.parabola_in is not None:
+            raise ValueError(
+                f"--spline with --parabola-in {self.parabola_in}: a spline needs no parabola; give "
+                "only one of them"
+            )
+        return SPLINE if self.spline else PARABOLA if self.parabola_in == "L" else LOG_PARABOLA
 
 
 NO_OPTIONS = FitOptions()
+
+
+def _as_text(value: Any) -> str:
+    return "yes" if value is True else str(value)
 
 
 def latest_fit(folder: Path) -> tuple[str, FitOptions]:
