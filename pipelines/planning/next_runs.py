@@ -10,8 +10,8 @@ from typing import Any
 
 from analysis.fitting.fit import Fit, fit_law
 from analysis.fitting.laws import FLOOR, LAWS, PURE, SURFACE, Law
-from analysis.forecasting.forecast import OBJECTIVE, quoted_law
 from analysis.forecasting.planner import Candidate, Plan, plan
+from analysis.forecasting.prediction import OBJECTIVE, quoted_law
 from analysis.selection.select import choose
 from pipelines.planning.cost import Price
 from pipelines.planning.forecasts import finished_runs
