@@ -72,25 +72,23 @@ def fit(
 
     Writes figures and a report. Of a sweep, the finished trials are used.
     """
-    from pipelines.report import external_table as tables
+    from pipelines.planning.external_table import is_table, refuse_table_options
+    from pipelines.report.external_table import fit_table
 
     figure_formats = parse_formats(formats)
     options = FitOptions(
         where, tuple(laws or ()), tuple(fixed or ()), weights, predict, budgets, parabola_in, spline
     )
     options.parsed()  # errors before anything is read
-    if not tables.is_table(name):
+    if not is_table(name):
         table_options = {"--column": columns, "--complete": complete, "--out": out}
-        if given := [option for option, value in table_options.items() if value]:
-            raise ValueError(
-                f"{', '.join(given)}: only for a table; {name} is not a .csv, .tsv or .parquet file"
-            )
+        refuse_table_options(name, table_options)
         workspace = Home(home)
         sweep = resolve_sweep(name, workspace)
         publish_and_show(workspace, sweep, name, True, as_json, objective, figure_formats, options)
         return
     with screen.progress_bar("laws") as progress:
-        folder, content = tables.fit_table(
+        folder, content = fit_table(
             name,
             Home(home),
             objective,

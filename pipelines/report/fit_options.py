@@ -1,17 +1,15 @@
 """The options of `fit` as text from a command line, parsed."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.planning.named_numbers import numbers_by_name, point_of_text
 from var_scaling.disk import read_json
 
 if TYPE_CHECKING:
     from analysis.selection.options import Options
-
-_VARIABLES = ("N", "N_total", "D", "C")
 
 
 @dataclass(frozen=True)
@@ -61,18 +59,13 @@ class FitOptions:
 
         if unknown := [name for name in self.laws if name not in LAW_NAMES]:
             raise ValueError(f"--law {unknown[0]}: the laws are {', '.join(LAW_NAMES)}")
-        fixed = _numbers("--fixed", self.fixed, "E=1.8", minimum=0)
+        fixed = numbers_by_name("--fixed", self.fixed, "E=1.8", minimum=0)
         if others := [name for name in fixed if name != "E"]:
             raise ValueError(
                 f"--fixed {others[0]}={fixed[others[0]]:g}: only E, the irreducible loss, can be "
                 "fixed"
             )
-        at = _numbers("--predict", (self.predict or "").split(","), "N=1e10,D=2e11")
-        if others := [name for name in at if name not in _VARIABLES]:
-            raise ValueError(
-                f"--predict {others[0]}={at[others[0]]:g}: the variables are "
-                f"{', '.join(_VARIABLES)}: parameters, all parameters, tokens, training FLOPs"
-            )
+        at = point_of_text("--predict", self.predict or "")
         laws, E, curve = self.laws or LAW_NAMES, fixed.get("E"), self._curve()
         return Options(laws, E, self.weights, self.budgets, curve, at)
 
@@ -100,26 +93,3 @@ def latest_fit(folder: Path) -> tuple[str, FitOptions]:
     path = folder / "laws.json"
     laws = read_json(path) if path.exists() else {}
     return laws.get("objective", "squares"), FitOptions.of_record(laws.get("options", {}))
-
-
-def _numbers(
-    option: str, texts: Sequence[str], example: str, minimum: float | None = None
-) -> dict[str, float]:
-    """Texts such as "E=1.8" as numbers by name: above 0, or at least `minimum`."""
-    numbers: dict[str, float] = {}
-    for text in filter(None, (text.strip() for text in texts)):
-        name, equals, value = (part.strip() for part in text.partition("="))
-        if not equals or not name or not value:
-            raise ValueError(f"{option} {text}: write NAME=NUMBER, as in {example}")
-        if name in numbers:
-            raise ValueError(f"{option} {text}: {name} is given twice")
-        try:
-            number = float(value)
-        except ValueError:
-            raise ValueError(f"{option} {text}: {value} is no number, as in {example}") from None
-        allowed = number > 0 if minimum is None else number >= minimum
-        if not math.isfinite(number) or not allowed:
-            least = "above 0" if minimum is None else f"at least {minimum:g}"
-            raise ValueError(f"{option} {text}: {name} must be finite and {least}")
-        numbers[name] = number
-    return numbers
