@@ -74,9 +74,13 @@ def point_columns(option: str, text: str, size: str) -> dict[str, float]:
 
 def point_name(point: dict[str, float]) -> str:
     """The point as a name, such as N=1e10,D=2e11."""
-    return ",".join(
-        f"{_SYMBOLS[column]}={value:.6g}".replace("e+", "e") for column, value in point.items()
-    )
+    return ",".join(f"{_SYMBOLS[column]}={_short(value)}" for column, value in point.items())
+
+
+def _short(value: float) -> str:
+    """Five digits, such as 1e10."""
+    mantissa, e, exponent = f"{value:.5g}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if e else mantissa
 
 
 def _forecast(

@@ -12,7 +12,7 @@ from pipelines.planning.cost import Price
 
 if TYPE_CHECKING:
     from analysis.forecasting.forecast import Outcome
-    from analysis.forecasting.planner import Candidate
+    from analysis.forecasting.planner import Candidate, Step
     from pipelines.planning.forecasts import FrozenForecast
     from pipelines.planning.next_runs import NextRuns
 
@@ -113,12 +113,18 @@ def plan_table(advice: "NextRuns", budget: float, price: Price | None) -> Table:
         "run", "FLOPs", *_cost_columns(price), "interval after it", "narrower",
         title=f"for {format_number(budget)}FLOPs: {len(plan.runs)} runs", caption=plan.method,
     )  # fmt: skip
+    # Runs of a table that differ only in their seed have one name.
+    of_name: dict[str, list[Step]] = {}
     for step in plan.runs:
-        run = step.candidate
+        of_name.setdefault(step.candidate.name, []).append(step)
+    for name, steps in of_name.items():
+        runs = [step.candidate for step in steps]
+        single = len(of_name) == len(plan.runs)
         table.add_row(
-            run.name, format_number(run.flops), *_cost([run], price),
-            _interval(step.low, step.high),
-            f"{step.narrowing:.1%}",
+            name if len(runs) == 1 else f"{len(runs)} × {name}",
+            format_number(sum(run.flops for run in runs)), *_cost(runs, price),
+            _interval(steps[0].low, steps[0].high) if single else "",
+            f"{sum(step.narrowing for step in steps):.1%}",
         )  # fmt: skip
     table.add_section()
     last = plan.runs[-1]
