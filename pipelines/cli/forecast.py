@@ -106,7 +106,7 @@ def score(
     out: OutFolder = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare the forecasts of a sweep or a table with the measured losses.
+    """Compare forecasts with the losses measured later.
 
     A forecast of a run that has not ended is listed as waiting. The table is read with the options
     of its forecasts, unless others are given.
