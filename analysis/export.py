@@ -49,6 +49,7 @@ def laws_of(study: Study, trials: Sequence[str] = ()) -> dict[str, Any]:
         "warnings": [asdict(caveat) for caveat in caveats(study, trials)],
         "laws": [_law(finding) for finding in study.findings],
         "surfaces": [_surface(study, surface) for surface in study.surfaces.values()],
+        "forms": [_surface(study, form) for form in study.forms],
         "mixed_data": study.mixed_data,
         "allocation": _allocation(study),
         "choices": [
@@ -106,7 +107,7 @@ def _law(finding: LawResult) -> dict[str, Any]:
 
 
 def _surface(study: Study, surface: SurfaceLaw) -> dict[str, Any]:
-    held_out, (N, D) = surface.held_out, surface.fit.data.x
+    held_out, (N, D, *_) = surface.held_out, surface.fit.data.x
     return {
         "metric": surface.metric,
         "symbol": METRICS[surface.metric][0],
@@ -115,6 +116,7 @@ def _surface(study: Study, surface: SurfaceLaw) -> dict[str, Any]:
         "fit": surface.fit.as_dict(),
         "intervals": surface.intervals,
         "flags": surface.flags,
+        "aicc": surface.aicc,
         "held_out": {**asdict(held_out), "relative_error": held_out.relative_error}
         if held_out
         else None,

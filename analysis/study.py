@@ -21,7 +21,7 @@ from analysis.fitting.points import FitError
 from analysis.parallel import in_processes
 from analysis.selection.counting import Convention, by_convention
 from analysis.selection.holdout import HeldOut
-from analysis.selection.options import DEFAULTS, LAW_NAMES, Options
+from analysis.selection.options import DEFAULTS, FORM_NAMES, LAW_NAMES, Options
 from analysis.selection.predict import Prediction, predict
 from analysis.selection.select import Candidate, Choice, choose, not_a_law
 from analysis.table.plausible import Caveat, implausible
@@ -103,6 +103,7 @@ class Study:
     objective_intervals: dict[str, dict[str, Interval]] = field(default_factory=dict)
     forecasts: tuple[Any, ...] = field(default=())  # of analysis.forecasting.forecast.Outcome
     surfaces: dict[str, SurfaceLaw] = field(default_factory=dict)  # L(N, D) by metric
+    forms: tuple[SurfaceLaw, ...] = ()  # other laws in N and D, which options.laws names
     # By metric, where runs of one size have different D: which, in words. Then the law in N alone
     # does not describe the runs, and the surface is the main result.
     mixed_data: dict[str, str] = field(default_factory=dict)
@@ -192,19 +193,21 @@ def study(
     _refuse_groups(table)
     refusals, finals, caveats = list[str](), table.finals, implausible(table)
     size = "params_total" if finals.params_blocks.isna().all() else "params_blocks"
-    options.weights_of(finals), options.budgets_of(finals)  # errors before the first fit
+    # Errors before the first fit.
+    options.weights_of(finals), options.budgets_of(finals), options.unique_of(finals)
     frontiers = _frontiers(table, size, refusals)
     pairs = [(metric, variable) for variable in VARIABLES for metric in METRICS]
     jobs: list[Callable[[], Any]] = [
         partial(_allocation, table, size, objective, options),
         partial(_surfaces, finals, size, objective, options),
+        partial(_forms, finals, size, objective, options),
         *(partial(_by_objective, finals, metric, size, options) for metric in METRICS),
         *(
             partial(_laws_of_pair, finals, frontiers, *pair, objective, options, caveats)
             for pair in pairs
         ),
     ]
-    allocated, surfaces, *results = in_processes(jobs, processes, partial(progress, "laws"))
+    allocated, surfaces, forms, *results = in_processes(jobs, processes, partial(progress, "laws"))
     progress("laws", 1, 1)
     by_objective = dict(zip(METRICS, results, strict=False))
     laws = dict(zip(pairs, results[len(METRICS) :], strict=True))
@@ -214,7 +217,8 @@ def study(
     conventions = _conventions(finals, objective, options, refusals)
     scales = _scales(finals, size, objective, options, refusals)
     allocation, refused = allocated
-    refusals += [*refused, *surfaces[1], *_absent_laws(findings, surfaces[0], options)]
+    in_two = [*surfaces[0].values(), *forms[0]]
+    refusals += [*refused, *surfaces[1], *forms[1], *_absent_laws(findings, in_two, options)]
     study = Study(
         table=table,
         objective=objective,
@@ -232,6 +236,7 @@ def study(
         refused=tuple(dict.fromkeys(refusals)),
         forecasts=forecasts,
         surfaces=surfaces[0],
+        forms=forms[0],
         mixed_data=_mixed_data(finals, size),
         options=options,
     )
@@ -254,10 +259,11 @@ def _rolled(choice: Choice | None) -> dict[str, tuple[HeldOut, ...]]:
 
 
 def _absent_laws(
-    findings: list[LawResult], surfaces: dict[str, SurfaceLaw], options: Options
+    findings: list[LawResult], in_two: list[SurfaceLaw], options: Options
 ) -> list[str]:
     """A line for each law that was asked for and that no metric has."""
-    found = {finding.fit.law.name for finding in findings} | ({"surface"} if surfaces else set())
+    fits = [finding.fit for finding in findings] + [law.fit for law in in_two]
+    found = {fit.law.name for fit in fits}
     asked = () if options.laws == LAW_NAMES else options.laws
     return [f"--law {name}: no metric of this table has it" for name in asked if name not in found]
 
@@ -271,7 +277,7 @@ def _predictions(study: Study) -> tuple[tuple[Prediction, ...], tuple[str, ...]]
     symbol = VARIABLES[study.size][0]
     at = {**given, symbol: given["N"]} if "N" in given else dict(given)
     predictions, refusals = list[Prediction](), list[str]()
-    for surface in study.surfaces.values():
+    for surface in (*study.surfaces.values(), *study.forms):
         label = study.surface_label(surface.metric)
         with _record_refusal(refusals, label):
             predictions.append(predict(surface.fit, label, (symbol, "D"), at))
@@ -496,6 +502,24 @@ def _surfaces(
                     finals, metric, size, objective, options.E, options.weights
                 )
     return by_metric, refusals
+
+
+def _forms(
+    finals: pd.DataFrame, size: str, objective: str, options: Options
+) -> tuple[tuple[SurfaceLaw, ...], list[str]]:
+    """The other laws in N and D that `options` names, of each metric, and why there are none."""
+    found, refusals = list[SurfaceLaw](), list[str]()
+    for law in (name for name in options.laws if name in FORM_NAMES):
+        for metric, (symbol, *_) in METRICS.items():
+            if finals[metric].notna().any() and finals[size].notna().any():
+                with _record_refusal(refusals, f"{symbol}({VARIABLES[size][0]}, D), {law}"):
+                    found.append(
+                        fit_surface(
+                            finals, metric, size, objective, options.E, options.weights, law,
+                            options.unique,
+                        )
+                    )  # fmt: skip
+    return tuple(found), refusals
 
 
 def _mixed_data(finals: pd.DataFrame, size: str) -> dict[str, str]:

@@ -42,6 +42,7 @@ RARE = {"damaged.{stage}", "options.{option}", "made.stamp", "families", "famili
 SAME = {
     "groups.{group}": "",
     "surfaces[].fit": "laws[].fit",
+    "forms": "surfaces",
     "surfaces[].intervals": "laws[].intervals",
     "surfaces[].held_out": "laws[].held_out",
     "predictions[].interval": "laws[].intervals.{parameter}",

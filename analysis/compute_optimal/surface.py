@@ -1,4 +1,6 @@
-"""The law in both size and data of a run table, L(N, D) = E + A N^-α + B D^-β, with intervals."""
+"""The laws in both size and data of a run table, such as L(N, D) = E + A N^-α + B D^-β, with
+intervals.
+"""
 
 from dataclasses import dataclass
 
@@ -8,9 +10,10 @@ from numpy.typing import ArrayLike
 
 from analysis.compute_optimal.cost import size_groups
 from analysis.fitting.fit import Fit, fit_law
-from analysis.fitting.laws import SURFACE
+from analysis.fitting.laws import LAWS, SURFACE
 from analysis.fitting.points import FitError
 from analysis.selection.holdout import HeldOut, leave_largest_out
+from analysis.selection.select import aicc
 from analysis.table.runs import run_names
 from analysis.uncertainty.bootstrap import bootstrap
 from analysis.uncertainty.intervals import Interval, interval
@@ -26,7 +29,7 @@ _JUMP, _JUMPING = 1.5, 0.2  # factor of D that is a jump; share of the sizes tha
 
 @dataclass(frozen=True)
 class SurfaceLaw:
-    """The surface of one metric, fitted to the ends of the runs."""
+    """The surface of one metric, or another law in N and D, fitted to the ends of the runs."""
 
     metric: str
     size: str  # the column of N
@@ -45,6 +48,11 @@ class SurfaceLaw:
         return (*self.fit.flags, weak)
 
     @property
+    def aicc(self) -> float | None:
+        """Only differences between laws of the same runs have a meaning."""
+        return aicc(self.fit)
+
+    @property
     def method(self) -> str:
         """How the intervals were found, in words."""
         return next(iter(self.intervals.values())).method
@@ -57,12 +65,18 @@ def fit_surface(
     objective: str = "squares",
     floor: float | None = None,
     weights: str | None = None,
+    law: str = SURFACE.name,
+    unique: str | None = None,
 ) -> SurfaceLaw:
     """Fit the surface of `metric` to the final rows of runs; `size` is the column of N.
 
     `floor` fixes E; `weights` is the column of the runs' weights. Rows without N, D or `metric` are
-    left out. Raises FitError where the runs cannot determine the surface.
+    left out. `law` names another law in N and D; one that repeats data needs `unique`, the column
+    of the different tokens U. Raises FitError where the runs cannot determine the law.
     """
+    form = LAWS[law]
+    if form.repeats and unique is None:
+        raise FitError("--unique-column must name the column of the different tokens U of a run")
     if finals.tokens_seen.isna().all():
         known = finals.train_flops.notna().any()
         advice = "; --complete tokens_seen computes it by C = 6 N D" if known else ""
@@ -70,10 +84,11 @@ def fit_surface(
     rows = finals.dropna(subset=[size, "tokens_seen", metric])
     N, D, L = (rows[name].to_numpy(dtype=float) for name in (size, "tokens_seen", metric))
     w = None if weights is None else rows[weights].to_numpy(dtype=float)
-    fit = fit_law(SURFACE, (N, D), L, objective, floor=floor, weights=w)
+    x = (N, D, rows[unique].to_numpy(dtype=float)) if form.repeats else (N, D)
+    fit = fit_law(form, x, L, objective, floor=floor, weights=w)
     return SurfaceLaw(
         metric, size, fit, intervals_of(fit, rows),
-        leave_largest_out(SURFACE, (N, D), L, objective, floor=floor, weights=w),
+        leave_largest_out(form, x, L, objective, floor=floor, weights=w),
         mixed_data(rows, size), tuple(run_names(rows)),
     )  # fmt: skip
 

@@ -12,6 +12,8 @@ from analysis.table.validate import TableError
 
 # The laws that a study fits, by name (analysis.fitting.laws).
 LAW_NAMES = ("pure", "floor", "logit", "surface")
+# Other laws in N and D, which a study fits only by name.
+FORM_NAMES = ("tied", "interaction", "repeated")
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Options:
     E: float | None = None  # fixed irreducible loss, in every law that has one
     weights: str | None = None  # column of the table: the weight of each run
     budgets: str | None = None  # column of the table: the nominal budget of each run, FLOPs
+    unique: str | None = None  # column of the table: the different training tokens of each run, U
     curve: str = LOG_PARABOLA  # of the isoFLOPs (analysis.compute_optimal.isoflop.CURVES)
     at: Mapping[str, float] = field(default_factory=dict)  # values of N, D, C to predict L at
 
@@ -34,6 +37,10 @@ class Options:
         if self.budgets is None:
             return None
         return sorted(set(column_of(runs, self.budgets, "--budget-column").tolist()))
+
+    def unique_of(self, runs: pd.DataFrame) -> NDArray[np.float64] | None:
+        """The different tokens of `runs`, (n,); None where no column is named."""
+        return None if self.unique is None else column_of(runs, self.unique, "--unique-column")
 
 
 DEFAULTS = Options()

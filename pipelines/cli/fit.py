@@ -23,6 +23,7 @@ from pipelines.cli.options import (
     Predict,
     Spline,
     SweepOrTable,
+    UniqueColumn,
     Weights,
     Where,
 )
@@ -66,6 +67,7 @@ def fit(
     budgets: BudgetColumn = None,
     parabola_in: ParabolaIn = None,
     spline: Spline = False,
+    unique: UniqueColumn = None,
     as_json: AsJson = False,
 ) -> None:
     """Fit the laws to a sweep or to a table of runs.
@@ -77,8 +79,9 @@ def fit(
 
     figure_formats = parse_formats(formats)
     options = FitOptions(
-        where, tuple(laws or ()), tuple(fixed or ()), weights, predict, budgets, parabola_in, spline
-    )
+        where, tuple(laws or ()), tuple(fixed or ()), weights, predict, budgets, parabola_in,
+        spline, unique,
+    )  # fmt: skip
     options.parsed()  # errors before anything is read
     if not is_table(name):
         table_options = {"--column": columns, "--complete": complete, "--out": out}

@@ -84,7 +84,11 @@ Where = Annotated[
 ]
 OnlyLaws = Annotated[
     list[str] | None,
-    typer.Option("--law", help="fit only this law: pure, floor, logit or surface; may be repeated"),
+    typer.Option(
+        "--law",
+        help="fit only this law: pure, floor, logit or surface; tied, interaction or repeated "
+        "(other laws in N and D); may be repeated",
+    ),
 ]
 Fixed = Annotated[
     list[str] | None,
@@ -116,6 +120,13 @@ BudgetColumn = Annotated[
     ),
 ]
 
+UniqueColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--unique-column",
+        help="column with the number of different training tokens of each run, for --law repeated",
+    ),
+]
 ParabolaIn = Annotated[
     Literal["logL", "L"] | None,
     typer.Option(

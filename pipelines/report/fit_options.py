@@ -12,6 +12,15 @@ if TYPE_CHECKING:
     from analysis.selection.options import Options
 
 
+# Laws of analysis.fitting.laws whose left side is no metric of a run table, by name.
+_OTHER_LAWS = {
+    "rising": "N = k C^a is a law of best sizes, which the approaches to the best N and D have; "
+    "for other points use fit_law(RISING, C, N)",
+    "sigmoid": "is a law of a task's score in the loss, and a run table has no such score; use "
+    "fit_law(SIGMOID, loss, score)",
+}
+
+
 @dataclass(frozen=True)
 class FitOptions:
     """What the user gave; empty where an option was left out."""
@@ -24,6 +33,7 @@ class FitOptions:
     budgets: str | None = None  # --budget-column
     parabola_in: str | None = None  # --parabola-in
     spline: bool = False  # --spline
+    unique: str | None = None  # --unique-column
 
     @property
     def recorded(self) -> dict[str, Any]:
@@ -32,6 +42,7 @@ class FitOptions:
             "--where": self.where, "--law": list(self.laws), "--fixed": list(self.fixed),
             "--weights": self.weights, "--predict": self.predict, "--budget-column": self.budgets,
             "--parabola-in": self.parabola_in, "--spline": self.spline,
+            "--unique-column": self.unique,
         }  # fmt: skip
         return {option: value for option, value in given.items() if value}
 
@@ -43,6 +54,7 @@ class FitOptions:
             tuple(recorded.get("--fixed", ())), recorded.get("--weights"),
             recorded.get("--predict"), recorded.get("--budget-column"),
             recorded.get("--parabola-in"), recorded.get("--spline", False),
+            recorded.get("--unique-column"),
         )  # fmt: skip
 
     @property
@@ -55,10 +67,17 @@ class FitOptions:
 
     def parsed(self) -> "Options":
         """The options of a study, without `where`. Raises ValueError, which names the option."""
-        from analysis.selection.options import LAW_NAMES, Options
+        from analysis.selection.options import FORM_NAMES, LAW_NAMES, Options
 
-        if unknown := [name for name in self.laws if name not in LAW_NAMES]:
-            raise ValueError(f"--law {unknown[0]}: the laws are {', '.join(LAW_NAMES)}")
+        allowed = (*LAW_NAMES, *FORM_NAMES)
+        if unknown := [name for name in self.laws if name not in allowed]:
+            why = _OTHER_LAWS.get(unknown[0], f"the laws are {', '.join(allowed)}")
+            raise ValueError(f"--law {unknown[0]}: {why}")
+        if "repeated" in self.laws and self.unique is None:
+            raise ValueError(
+                "--law repeated: needs --unique-column, the column with the different training "
+                "tokens of each run"
+            )
         fixed = numbers_by_name("--fixed", self.fixed, "E=1.8", minimum=0)
         if others := [name for name in fixed if name != "E"]:
             raise ValueError(
@@ -67,7 +86,7 @@ class FitOptions:
             )
         at = point_of_text("--predict", self.predict or "")
         laws, E, curve = self.laws or LAW_NAMES, fixed.get("E"), self._curve()
-        return Options(laws, E, self.weights, self.budgets, curve, at)
+        return Options(laws, E, self.weights, self.budgets, self.unique, curve, at)
 
     def _curve(self) -> str:
         """The curve of the isoFLOPs: one of analysis.compute_optimal.isoflop.CURVES."""
