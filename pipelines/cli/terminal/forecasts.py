@@ -37,12 +37,14 @@ def forecast_table(frozen: "FrozenForecast") -> Table:
     sizes = ", ".join(
         f"{name} {format_number(target.sizes[name])}" for name in forecast.variable.split(",")
     )
+    rule = "the law that the data prefer or, if they prefer none, of the law with E"
+    if "," in forecast.variable:
+        rule = "the first of the laws"
     table = new_table(
         "metric", "law", "predicted", "95 %", "", "based on",
         title=f"{target.sweep}/{target.trial}, {sizes}: {forecast.extrapolation:.3g} times the "
         "largest used",
-        caption="* is the prediction to quote: of the law that the data prefer or, if they prefer "
-        "none, of the law with E",
+        caption=f"* is the prediction to quote: of {rule}",
     )  # fmt: skip
     for predicted in forecast.metrics:
         for law in predicted.predictions:
