@@ -270,6 +270,9 @@ def test_an_option_of_the_other_kind_is_refused_by_its_name(tmp_path, words, mes
 def test_the_report_of_a_table_lists_its_forecasts(tmp_path):
     path = source_of(tmp_path, line()).name
     says("forecast", path, "--at", "N=1e10")
-    says("fit", path, "--law", "floor")
+    source_of(tmp_path, with_run(line(), 1e10, 2e10))
+    says("fit", path, "--law", "floor", "--where", "params_total < 5e9")
     page = (tmp_path / "runs-laws" / "index.html").read_text()
     assert "N=1e10" in page
+    assert "waiting" not in page
+    assert (tmp_path / "runs-laws" / "forecasts.png").exists()

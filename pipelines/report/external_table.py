@@ -1,6 +1,7 @@
 """Fit laws to an external table: a file or an MLflow experiment."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ def fit_table(
     chosen = options.parsed()
     source = TableSource(name, tuple(columns), completed, options.where, out)
     table, processes = source.load(home), idle_cores()
-    forecasts = tuple(grade_table(source, home))
+    # The rows of this fit need not be those of the forecasts.
+    forecasts = tuple(grade_table(replace(source, where=None), home))
     fitted = studies(table, objective, forecasts, progress, processes, chosen)
     facts = Facts(
         title=source.title, question=f"The laws of {name}", settings=options.settings, provenance={}
