@@ -149,6 +149,8 @@ def _allocation(study: Study) -> dict[str, Any] | None:
             }
             for each in found.isoflops.minima
         ],
+        "isoflops_refused": [str(error) for error in found.isoflops.refused],
+        "isoflops_unused": found.isoflops.unused,
         "approaches": found.table().to_dict("records"),
         "disagreement": found.disagreement,
     }

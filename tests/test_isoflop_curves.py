@@ -15,6 +15,7 @@ from analysis.compute_optimal.parabola import NoInteriorMinimum, TooFewPoints
 from analysis.compute_optimal.spline import _minima, knots_of, noise_of
 from analysis.fitting.laws import SURFACE
 from pipelines.cli.main import app
+from pipelines.cli.terminal.laws import _DEFAULT_CURVE, surface_lines
 from pipelines.report.fit_options import FitOptions
 
 TRUE = {"A": 400.0, "alpha": 0.34, "B": 410.0, "beta": 0.28, "E": 1.8}
@@ -138,7 +139,7 @@ def test_the_interval_of_the_exponent_covers_the_true_one(curve):
 def test_two_curves_are_refused_and_one_is_recorded():
     with pytest.raises(ValueError, match="--spline with --parabola-in L: a spline needs no"):
         FitOptions(spline=True, parabola_in="L").parsed()
-    assert FitOptions().parsed().curve == LOG_PARABOLA
+    assert FitOptions().parsed().curve == LOG_PARABOLA == _DEFAULT_CURVE
     assert FitOptions(parabola_in="logL").parsed().curve == LOG_PARABOLA
     assert FitOptions(parabola_in="L").parsed().curve == PARABOLA
     given = FitOptions(spline=True)
@@ -160,7 +161,11 @@ def test_a_fit_has_the_curve_of_the_option(tmp_path, words, curve):
     frame.to_csv(tmp_path / "runs.csv", index=False)
     call = ["fit", str(tmp_path / "runs.csv"), "--law", "surface", *words, "--json"]
     done = CliRunner().invoke(app, call, catch_exceptions=False)
-    allocation = json.loads(done.output)["allocation"]
+    laws = json.loads(done.output)
+    (line,) = [text for text in surface_lines(laws) if "approach 2" in text]
+    assert f"best use of C FLOPs by isoFLOPs, {curve} (approach 2): N* ∝ C^0.4" in line
+    allocation = laws["allocation"]
+    assert (allocation["isoflops_refused"], allocation["isoflops_unused"]) == ([], 0)
     assert allocation["isoflop_curve"] == curve
     assert len(allocation["isoflops"]) == 4
     (second,) = [row for row in allocation["approaches"] if row["approach"] == 2]

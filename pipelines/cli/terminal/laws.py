@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from analysis.report.compare import Difference
 
 _LISTED = 20  # dropped rows that the terminal shows
+_DEFAULT_CURVE = "parabola of log L"  # analysis.compute_optimal.isoflop.LOG_PARABOLA, without SciPy
 
 
 def law_tables(laws: dict[str, Any]) -> Group:
@@ -153,12 +154,26 @@ def surface_lines(laws: dict[str, Any]) -> list[str]:
     allocation = laws.get("allocation") or {}
     for row in allocation.get("approaches", []):
         if row["approach"] == 3 and not row["refused"]:
-            lines.append(
-                f"best use of C FLOPs by the surface (approach 3): N* ∝ C^{row['a']:.3f} "
-                f"[{row['a_low']:.3f}, {row['a_high']:.3f}], D* ∝ C^{row['b']:.3f} "
-                f"[{row['b_low']:.3f}, {row['b_high']:.3f}]; {allocation['cost']}"
-            )
+            lines.append(f"{_best_use('the surface', row)}; {allocation['cost']}")
+        # Another curve than the default was asked for, so its result is shown.
+        elif (
+            row["approach"] == 2
+            and allocation.get("isoflop_curve", _DEFAULT_CURVE) != _DEFAULT_CURVE
+        ):
+            of = f"by {row['by']} (approach 2)"
+            refused = f"no best use of C FLOPs {of}: {row['refused']}"
+            lines.append(refused if row["refused"] else _best_use(row["by"], row))
+            if unused := allocation.get("isoflops_unused"):
+                lines.append(f"{of}: {unused} runs are too far from every budget")
     return lines
+
+
+def _best_use(name: str, row: dict[str, Any]) -> str:
+    return (
+        f"best use of C FLOPs by {name} (approach {row['approach']}): N* ∝ C^{row['a']:.3f} "
+        f"[{row['a_low']:.3f}, {row['a_high']:.3f}], D* ∝ C^{row['b']:.3f} "
+        f"[{row['b_low']:.3f}, {row['b_high']:.3f}]"
+    )
 
 
 def contradictions(laws: dict[str, Any]) -> list[str]:
