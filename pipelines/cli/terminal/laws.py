@@ -163,8 +163,11 @@ def surface_lines(laws: dict[str, Any]) -> list[str]:
             of = f"by {row['by']} (approach 2)"
             refused = f"no best use of C FLOPs {of}: {row['refused']}"
             lines.append(refused if row["refused"] else _best_use(row["by"], row))
-            if unused := allocation.get("isoflops_unused"):
-                lines.append(f"{of}: {unused} runs are too far from every budget")
+    if unused := allocation.get("isoflops_unused"):
+        lines.append(
+            f"--budget-column: the FLOPs of {unused} runs differ by more than 5 % from every "
+            "budget; they are on no isoFLOP"
+        )
     return lines
 
 
