@@ -193,21 +193,18 @@ def study(
     _refuse_groups(table)
     refusals, finals, caveats = list[str](), table.finals, implausible(table)
     size = "params_total" if finals.params_blocks.isna().all() else "params_blocks"
-    # Errors before the first fit.
-    options.weights_of(finals), options.budgets_of(finals), options.unique_of(finals)
+    options.refuse_wrong_columns(finals)  # before the first fit
     frontiers = _frontiers(table, size, refusals)
     pairs = [(metric, variable) for variable in VARIABLES for metric in METRICS]
     jobs: list[Callable[[], Any]] = [
         partial(_allocation, table, size, objective, options),
-        partial(_surfaces, finals, size, objective, options),
-        partial(_forms, finals, size, objective, options),
+        partial(_laws_in_two, finals, size, objective, options),
         *(partial(_by_objective, finals, metric, size, options) for metric in METRICS),
-        *(
-            partial(_laws_of_pair, finals, frontiers, *pair, objective, options, caveats)
-            for pair in pairs
-        ),
     ]
-    allocated, surfaces, forms, *results = in_processes(jobs, processes, partial(progress, "laws"))
+    of_pair = partial(_laws_of_pair, finals, frontiers, objective, options, caveats)
+    jobs += [partial(of_pair, metric, variable) for metric, variable in pairs]
+    allocated, in_two, *results = in_processes(jobs, processes, partial(progress, "laws"))
+    (allocation, refused), (surfaces, forms, not_in_two) = allocated, in_two
     progress("laws", 1, 1)
     by_objective = dict(zip(METRICS, results, strict=False))
     laws = dict(zip(pairs, results[len(METRICS) :], strict=True))
@@ -216,9 +213,7 @@ def study(
     refusals += [refusal for _, _, refused in laws.values() for refusal in refused]
     conventions = _conventions(finals, objective, options, refusals)
     scales = _scales(finals, size, objective, options, refusals)
-    allocation, refused = allocated
-    in_two = [*surfaces[0].values(), *forms[0]]
-    refusals += [*refused, *surfaces[1], *forms[1], *_absent_laws(findings, in_two, options)]
+    refusals += [*refused, *not_in_two, *_absent_laws(findings, surfaces, forms, options)]
     study = Study(
         table=table,
         objective=objective,
@@ -235,8 +230,8 @@ def study(
         allocation=allocation,
         refused=tuple(dict.fromkeys(refusals)),
         forecasts=forecasts,
-        surfaces=surfaces[0],
-        forms=forms[0],
+        surfaces=surfaces,
+        forms=forms,
         mixed_data=_mixed_data(finals, size),
         options=options,
     )
@@ -259,11 +254,12 @@ def _rolled(choice: Choice | None) -> dict[str, tuple[HeldOut, ...]]:
 
 
 def _absent_laws(
-    findings: list[LawResult], in_two: list[SurfaceLaw], options: Options
-) -> list[str]:
+    findings: list[LawResult], surfaces: dict[str, SurfaceLaw], forms: tuple[SurfaceLaw, ...],
+    options: Options,
+) -> list[str]:  # fmt: skip
     """A line for each law that was asked for and that no metric has."""
-    fits = [finding.fit for finding in findings] + [law.fit for law in in_two]
-    found = {fit.law.name for fit in fits}
+    in_one, in_two = [each.fit for each in findings], [*surfaces.values(), *forms]
+    found = {fit.law.name for fit in (*in_one, *(each.fit for each in in_two))}
     asked = () if options.laws == LAW_NAMES else options.laws
     return [f"--law {name}: no metric of this table has it" for name in asked if name not in found]
 
@@ -312,11 +308,11 @@ def _contradictions(caveats: tuple[Caveat, ...], metric: str) -> tuple[str, ...]
 def _laws_of_pair(
     finals: pd.DataFrame,
     frontiers: dict[str, Frontier],
-    metric: str,
-    variable: str,
     objective: str,
     options: Options,
     caveats: tuple[Caveat, ...],
+    metric: str,
+    variable: str,
 ) -> tuple[Choice | None, list[LawResult], list[str]]:
     """The choice of law for one metric in one variable, its laws, and the refused results."""
     points, refusals = _points(finals, frontiers, metric, variable, options), list[str]()
@@ -487,6 +483,15 @@ def _noise(finals: pd.DataFrame, size: str, findings: list[LawResult]) -> dict[s
             if noise is not None:
                 by_metric[metric] = noise
     return by_metric
+
+
+def _laws_in_two(
+    finals: pd.DataFrame, size: str, objective: str, options: Options
+) -> tuple[dict[str, SurfaceLaw], tuple[SurfaceLaw, ...], list[str]]:
+    """The surface of each metric, the other laws in N and D, and why there are no others."""
+    surfaces, without_surface = _surfaces(finals, size, objective, options)
+    forms, without_form = _forms(finals, size, objective, options)
+    return surfaces, forms, [*without_surface, *without_form]
 
 
 def _surfaces(

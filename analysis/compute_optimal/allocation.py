@@ -123,12 +123,7 @@ def approaches(
     cost = cost_of(rows, params) if cost is None else cost
     # First the frontier: it selects the schedule, and the other approaches use the same runs.
     points = frontier(rows, metric, params=params, schedule=schedule, within_runs=within_runs)
-    if "schedule" in rows:
-        schedules = (
-            rows.schedule.astype(object).where(rows.schedule.notna(), UNRECORDED).astype(str)
-        )
-        rows = rows[schedules == points.schedule]
-    ends = run_ends(rows, metric, params)
+    ends = run_ends(_of_schedule(rows, points.schedule), metric, params)
     # One row per finished run: approaches 2 and 3 compare whole runs.
     N, C, L = (ends[name].to_numpy(dtype=float) for name in (params, "train_flops", metric))
     groups = isoflops(N, C, L, budgets=budgets, cost=cost, curve=curve)
@@ -154,6 +149,14 @@ def approaches(
         refused[3] = str(error)
     compared_at = float(C.max()) if budget is None else budget
     return Approaches(cost.name, compared_at, tuple(estimates), refused, points, groups, fit)
+
+
+def _of_schedule(rows: pd.DataFrame, schedule: str) -> pd.DataFrame:
+    """The rows of this schedule; all where the table has no schedules."""
+    if "schedule" not in rows:
+        return rows
+    names = rows.schedule.astype(object).where(rows.schedule.notna(), UNRECORDED).astype(str)
+    return rows[names == schedule]
 
 
 def _tokens(ends: pd.DataFrame, paid: Array) -> Array:

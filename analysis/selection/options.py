@@ -42,6 +42,11 @@ class Options:
         """The different tokens of `runs`, (n,); None where no column is named."""
         return None if self.unique is None else column_of(runs, self.unique, "--unique-column")
 
+    def refuse_wrong_columns(self, runs: pd.DataFrame) -> None:
+        """Raise TableError if a named column is not in `runs` or has no positive numbers."""
+        for values_of in (self.weights_of, self.budgets_of, self.unique_of):
+            values_of(runs)
+
 
 DEFAULTS = Options()
 

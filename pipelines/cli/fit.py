@@ -3,7 +3,8 @@
 import json
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -36,6 +37,9 @@ from pipelines.workspace.address import imported_sweep
 from pipelines.workspace.store import IMPORTED, Home
 from pipelines.workspace.sweeps import find_sweep
 from var_scaling.experiment import Sweep
+
+if TYPE_CHECKING:
+    from analysis.report.compare import Difference
 
 app = typer.Typer()
 
@@ -169,10 +173,14 @@ def report(
     if as_json:
         print(json.dumps(difference.as_dict()))
     else:
-        for line in difference.trial_settings:
-            console.print(f"the trials differ in {line}", soft_wrap=True, highlight=False)
-        console.print(difference_table(difference))
-        console.print(f"report   {path}", soft_wrap=True, highlight=False)
+        _show_difference(path, difference)
+
+
+def _show_difference(path: Path, difference: "Difference") -> None:
+    for line in difference.trial_settings:
+        console.print(f"the trials differ in {line}", soft_wrap=True, highlight=False)
+    console.print(difference_table(difference))
+    console.print(f"report   {path}", soft_wrap=True, highlight=False)
 
 
 @app.command()

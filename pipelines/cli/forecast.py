@@ -142,6 +142,31 @@ MostSeeds = Annotated[
 ]
 
 
+FormOfLaw = Annotated[
+    str | None,
+    typer.Option(
+        help="form of the law: pure, floor (with irreducible loss E) or surface. "
+        "Default: selected by the data"
+    ),
+]
+Depths = Annotated[
+    str | None,
+    typer.Option(help="depths to choose from, such as 1-8,10. Default: those of the sweep"),
+]
+Candidates = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--candidate",
+        help="point of a table to choose from, such as N=3e9,D=6e10; may be repeated. Default: "
+        "points of its runs",
+    ),
+]
+PricedOn = Annotated[
+    str | None,
+    typer.Option("--on", help="cluster of var-scaling.toml, such as h100, for GPU-hours and price"),
+]
+
+
 @app.command(name="next")
 def next_runs(
     name: SweepOrTable,
@@ -152,33 +177,12 @@ def next_runs(
     budget: Annotated[float, typer.Option(min=1, help="total FLOPs of the new runs, such as 1e18")],
     metric: Annotated[_METRICS, typer.Option(help="quantity to predict")] = "val_loss",
     variable: Variable = None,
-    law: Annotated[
-        str | None,
-        typer.Option(
-            help="form of the law: pure, floor (with irreducible loss E) or surface. "
-            "Default: selected by the data"
-        ),
-    ] = None,
-    depths: Annotated[
-        str | None,
-        typer.Option(help="depths to choose from, such as 1-8,10. Default: those of the sweep"),
-    ] = None,
-    candidates: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--candidate",
-            help="point of a table to choose from, such as N=3e9,D=6e10; may be repeated. Default: "
-            "points of its runs",
-        ),
-    ] = None,
+    law: FormOfLaw = None,
+    depths: Depths = None,
+    candidates: Candidates = None,
     lengths: Lengths = "1",
     seeds: MostSeeds = 3,
-    on: Annotated[
-        str | None,
-        typer.Option(
-            "--on", help="cluster of var-scaling.toml, such as h100, for GPU-hours and price"
-        ),
-    ] = None,
+    on: PricedOn = None,
     home: HomeFolder = RUNS,
     columns: Columns = None,
     complete: Complete = None,
