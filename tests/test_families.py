@@ -602,5 +602,5 @@ def test_the_best_learning_rate_of_each_size_is_marked_if_at_the_edge():
     assert small.relative(0.4) == pytest.approx(0.25)
     assert (large.best, large.at_edge) == (0.1, True)
     message = [each.text for each in caveats(study(table))]
-    assert any("The best rate of N = 8,000 is 0.1, at the edge" in one for one in message)
+    assert any("edge of the tried range (0.1 of N = 8,000)" in one for one in message)
     assert [one["at_edge"] for one in laws_of(study(table))["rates"]] == [False, True]
