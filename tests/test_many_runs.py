@@ -142,6 +142,7 @@ def test_many_runs_are_on_resampled_frontiers_as_often_as_if_all_were_drawn(monk
     assert (np.abs(part - drawn) < 4.5 * error).all()
 
 
+@pytest.mark.slow
 def test_a_long_table_of_runs_is_shortened_and_all_links_lead_somewhere(tmp_path, monkeypatch):
     monkeypatch.setattr(html, "_SHOWN_ROWS", 5)
     frame = runs(9).drop(columns=["schedule", "step", "steps"]).assign(seed=0)

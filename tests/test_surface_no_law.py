@@ -33,6 +33,7 @@ def test_a_surface_of_the_true_law_may_be_announced():
     assert surface.no_law == ""
 
 
+@pytest.mark.slow
 def test_a_surface_whose_exponent_is_not_determined_is_no_law():
     found = study(check(without_effect_of_D(), "flat.csv"))
     surface = found.surfaces["val_loss"]
@@ -71,6 +72,7 @@ def test_what_contradicts_the_metric_contradicts_its_surface():
     assert surface.no_law.startswith(found.contradictions("val_loss")[0])
 
 
+@pytest.mark.slow
 def test_the_reason_is_in_every_output(tmp_path):
     path = tmp_path / "flat.csv"
     without_effect_of_D().to_csv(path, index=False)
@@ -100,6 +102,7 @@ def test_the_reason_is_in_every_output(tmp_path):
     assert [name for name in law_scalars(announced) if "surface" in name]
 
 
+@pytest.mark.slow
 def test_a_law_in_N_alone_of_runs_of_different_D_contradicts_no_surface():
     """Long runs of small models: L(N) rises, but the surface explains it."""
     rows = grid(sizes=6, lengths=6)
