@@ -29,7 +29,7 @@ _SCREEN_DPI = 96  # CSS pixels of an inch
 # Each section: its anchor, its title, and its figures.
 SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("verdict", "In short", ()),
-    ("surface", "Size and data", ()),
+    ("surface", "Size and data", ("size_and_data",)),
     ("the-laws", "Laws", ("laws_in_parameters", "above_the_floor", "laws_in_compute")),
     ("choice", "Choice of law", ("residuals", "influence")),
     ("sensitivity", "Counting and objective", ("conventions", "objectives")),
