@@ -83,11 +83,16 @@ class SeriesStyle:
 
 
 def styled(draw: Callable[P, T]) -> Callable[P, T]:
-    """Draw in the project's style and restore the caller's style."""
+    """Draw in the project's style and restore the caller's style.
+
+    A variant of the project's style that is already in force, as that for papers, is kept.
+    """
 
     @wraps(draw)
     def inside(*args: P.args, **kwargs: P.kwargs) -> T:
-        with mpl.rc_context(STYLE):
+        # The salt is the mark of the project's style: no other style has it.
+        in_style = mpl.rcParams["svg.hashsalt"] == STYLE["svg.hashsalt"]
+        with mpl.rc_context({} if in_style else STYLE):
             return draw(*args, **kwargs)
 
     return inside
@@ -228,7 +233,8 @@ def legend_above(figure: Figure, handles: Sequence[Any], columns: int = 4) -> No
 def legend_inside(panel: Axes, **kwargs: Any) -> Legend:
     """A legend at the lower left of a log-log panel; the y axis is extended downwards for it."""
     legend = panel.legend(**{"loc": "lower left"} | kwargs)
-    lines = len(legend.get_texts()) + bool(legend.get_title().get_text())
+    texts = [text.get_text() for text in legend.get_texts()]
+    lines = sum(1 + text.count("\n") for text in texts) + bool(legend.get_title().get_text())
     # The height of a panel in points (72 per inch). About 0.7 of the figure are panels, the rest is
     # labels and legends.
     height = panel.get_figure().get_size_inches()[1] * 72 / _rows(panel) * 0.7  # type: ignore[union-attr]

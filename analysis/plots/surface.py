@@ -106,12 +106,15 @@ def _parameters(surface: SurfaceLaw) -> list[str]:
     """α, β and E with their intervals, a line each."""
     lines = []
     for name, shown in (("alpha", "α"), ("beta", "β"), ("E", "E")):
-        line, span = f"{shown} = {surface.fit[name]:.3g}", surface.intervals.get(name)
+        line, span = f"{shown} = {_text(surface.fit[name])}", surface.intervals.get(name)
         if span is not None:
-            line += f" [{_end(span.low)}, {_end(span.high)}]"
+            line += f" [{_text(span.low)}, {_text(span.high)}]"
         lines.append(line.replace("-", "−"))
     return lines
 
 
-def _end(value: float) -> str:
-    return f"{value:.3g}" if np.isfinite(value) else "−∞" if value < 0 else "∞"
+def _text(value: float) -> str:
+    """Three significant digits, with trailing zeros."""
+    if not np.isfinite(value):
+        return "-∞" if value < 0 else "∞"
+    return f"{value:#.3g}".rstrip(".")
