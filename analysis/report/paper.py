@@ -139,7 +139,7 @@ def paper_table(study: Study, rows: Sequence[Row], columns: str | None = None) -
     for row in rows:
         if body and not wide:
             body.append(r"\addlinespace")
-        body += _wide_lines(study, row, surfaces) if wide else _narrow_lines(study, row)
+        body += _wide_lines(study, row, surfaces) if wide else _narrow_lines(study, row, rows)
     if any(_dagger(study, row) for row in rows):
         note = rf"\scriptsize{NO_LAW} no law: the runs contradict it or differ in $D$"
         body += [r"\addlinespace", rf"\multicolumn{{{len(header)}}}{{@{{}}l@{{}}}}{{{note}}} \\"]
@@ -168,32 +168,39 @@ def default_columns(rows: Sequence[Row]) -> str:
     return "two" if len(rows) > _MOST_ROWS else "one"
 
 
-def _E_unit(study: Study, rows: Sequence[Row]) -> str:
-    """The unit of E of the rows that have it."""
-    units = dict.fromkeys(study.unit(row.metric) for row in rows if row.law.fit.law.floor)
-    return f"({escape('; '.join(units))})" if units else ""
+def _E_units(study: Study, rows: Sequence[Row]) -> list[str]:
+    """The units of E of the rows that have it, in LaTeX."""
+    units = [study.unit(row.metric) for row in rows if row.law.fit.law.floor]
+    return [escape(unit) for unit in dict.fromkeys(units)]
 
 
 def _narrow_header(study: Study, rows: Sequence[Row]) -> tuple[list[str], list[str]]:
-    header = ["Law", "Exponent", "$E$", "$r$", "$n$"]
-    return header, ["", r"[95\,\%]", _E_unit(study, rows), "", "points"]
+    surfaces = any(isinstance(row.law, SurfaceLaw) for row in rows)
+    exponent, units = "Exponent" if surfaces else r"$\alpha$", _E_units(study, rows)
+    # Several units are too wide for a header: each row then has its own below the label.
+    unit = f"({units[0]})" if len(units) == 1 else ""
+    return ["Law", exponent, "$E$", "$r$", "$n$"], ["", r"[95\,\%]", unit, "", ""]
 
 
-def _narrow_lines(study: Study, row: Row) -> list[str]:
+def _narrow_lines(study: Study, row: Row, rows: Sequence[Row]) -> list[str]:
     """A line of values and a line of intervals; of a surface, two more for the exponent of D."""
-    fit, spans = row.law.fit, row.law.intervals
-    label, surface = _label(study, row), isinstance(row.law, SurfaceLaw)
+    fit, spans, surface = row.law.fit, row.law.intervals, isinstance(row.law, SurfaceLaw)
+    prefix = r"$\alpha$ " if any(isinstance(each.law, SurfaceLaw) for each in rows) else ""
     E = _value(fit.E) if fit.law.floor else "--"
-    r = "--" if surface else number(formats.fixed(fit.r, 3))
-    label += r", $\alpha$" if surface else ""
     E_span = _span(spans.get("E"), 3) if fit.floor is None else r"\scriptsize fixed"
+    several = len(_E_units(study, rows)) > 1
+    unit = rf"{{\scriptsize $E$ in {escape(study.unit(row.metric))}}}" if several else ""
+    r = "--" if surface else number(formats.fixed(fit.r, 3))
     lines = [
-        _line([label, _value(fit.alpha), E, r, str(fit.points)]),
-        _line(["", _span(spans.get("alpha"), 3), E_span if fit.law.floor else "", "", ""]),
-    ]
+        _line([_label(study, row), prefix + _value(fit.alpha), E, r, str(fit.points)]),
+        _line([
+            unit if fit.law.floor else "", _span(spans.get("alpha"), 3),
+            E_span if fit.law.floor else "", "", "",
+        ]),
+    ]  # fmt: skip
     if surface:
         lines += [
-            _line([r"\quad$\beta$", _value(fit["beta"]), "", "", ""]),
+            _line(["", rf"$\beta$ {_value(fit['beta'])}", "", "", ""]),
             _line(["", _span(spans.get("beta"), 3), "", "", ""]),
         ]
     return lines
@@ -203,8 +210,9 @@ def _wide_header(study: Study, rows: Sequence[Row], surfaces: bool) -> tuple[lis
     header = ["Law", r"$\alpha$", *([r"$\beta$"] if surfaces else []), "$E$", "$r$", "RMS",
               "held out", "$n$"]  # fmt: skip
     spans = [r"[95\,\%]"] * (len(header) - 6)
-    unit = rf"{_E_unit(study, rows)} [95\,\%]".strip()
-    return header, ["", *spans, unit, "", r"(\%)", r"(\%)", "points"]
+    units = _E_units(study, rows)
+    unit = rf"({'; '.join(units)}) [95\,\%]" if units else ""
+    return header, ["", *spans, unit, "", r"(\%)", r"(\%)", ""]
 
 
 def _wide_lines(study: Study, row: Row, surfaces: bool) -> list[str]:
@@ -330,5 +338,6 @@ def _table_caption(study: Study, rows: Sequence[Row]) -> str:
     ]  # fmt: skip
     return (
         f"Scaling laws, {'; '.join(laws)}. {'; '.join(used)}. "
-        r"Brackets: 95\,\% intervals. $r$: Pearson correlation of $\log(L - E)$ with $\log x$."
+        r"Brackets: 95\,\% intervals. $r$: Pearson correlation of $\log(L - E)$ with $\log x$. "
+        "$n$: points."
     )
