@@ -12,8 +12,10 @@ from pipelines.cli.options import RUNS, AsJson, HomeFolder
 from pipelines.cli.terminal import console as screen
 from pipelines.cli.terminal.console import console
 from pipelines.cli.terminal.laws import difference_table
+from pipelines.cli.terminal.paper import PaperColumns, PaperFolder, PaperRows, print_paper
 from pipelines.cli.terminal.publish import publish_and_show, show
 from pipelines.report.fit_options import FitOptions
+from pipelines.report.paper import paper_options
 from pipelines.workspace.address import imported_sweep
 from pipelines.workspace.store import IMPORTED, Home
 from pipelines.workspace.sweeps import find_sweep
@@ -116,6 +118,9 @@ def fit(
     weights: Weights = None,
     predict: Predict = None,
     budgets: BudgetColumn = None,
+    paper: PaperFolder = None,
+    rows: PaperRows = None,
+    paper_columns: PaperColumns = None,
     as_json: AsJson = False,
 ) -> None:
     """Fit the laws to a sweep or to a table of runs.
@@ -127,6 +132,7 @@ def fit(
     figure_formats = parse_formats(formats)
     options = FitOptions(where, tuple(laws or ()), tuple(fixed or ()), weights, predict, budgets)
     options.parsed()  # errors before anything is read
+    for_paper = paper_options(paper, rows, paper_columns)
     if not tables.is_table(name):
         table_options = {"--column": columns, "--complete": complete, "--out": out}
         if given := [option for option, value in table_options.items() if value]:
@@ -135,7 +141,9 @@ def fit(
             )
         workspace = Home(home)
         sweep = resolve_sweep(name, workspace)
-        publish_and_show(workspace, sweep, name, True, as_json, objective, figure_formats, options)
+        publish_and_show(
+            workspace, sweep, name, True, as_json, objective, figure_formats, options, for_paper
+        )
         return
     with screen.progress_bar("laws") as progress:
         folder, content = tables.fit_table(
@@ -148,11 +156,13 @@ def fit(
             progress,
             figure_formats,
             options,
+            for_paper,
         )
     if as_json:
         print(json.dumps(content))
         return
     show(content)
+    print_paper(for_paper)
     console.print(f"report   {folder}", soft_wrap=True, highlight=False)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.report.fit_options import NO_OPTIONS, FitOptions
+from pipelines.report.paper import PaperOptions, write_paper
 from pipelines.workspace.settings import load_settings
 from pipelines.workspace.store import Home
 from var_scaling.disk import write_json
@@ -27,6 +28,7 @@ def fit_table(
     progress: Callable[[str, int, int], None],
     formats: Sequence[str] = (),
     options: FitOptions = NO_OPTIONS,
+    paper: PaperOptions | None = None,
 ) -> tuple[Path, dict[str, Any]]:
     """Fit every law that the table has data for, and write plots, laws.json and the report.
 
@@ -57,6 +59,7 @@ def fit_table(
     facts = Facts(
         title=title, question=f"The laws of {name}", settings=options.settings, provenance={}
     )
+    write_paper(paper, fitted, folder, processes)
     page = write_pages(folder, fitted, facts, formats, processes=processes)
     laws = {**laws_of_all(fitted), "options": options.recorded, "sweep": title}
     write_json(folder / "laws.json", laws)
