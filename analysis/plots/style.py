@@ -206,6 +206,8 @@ def size_legend(
         bar = figure.colorbar(mappable, ax=figure.axes, label=title, pad=0.01, aspect=30)
         set_ticks(bar.ax.yaxis, sizes[0], sizes[-1])
         bar.outline.set_visible(False)
+        # Vector graphics: by default its colours are an image. Edges close the gaps between them.
+        bar.solids.set(rasterized=False, edgecolor="face")
         return
     handles = [
         Line2D([], [], color=style.colour, ls=style.line, marker=style.marker if marked else None,

@@ -63,12 +63,13 @@ def draw_surface(panel: Axes, surface: SurfaceLaw, styles: dict[float, SeriesSty
         N, L, c=D, cmap=BRIGHTER, norm=LogNorm(D.min(), D.max()), s=marker_size(len(N), 2.2) ** 2,
         lw=0.3, edgecolors="white", zorder=3,
     )  # fmt: skip
-    sizes = np.geomspace(*_widened(N), 100)
+    sizes, (low, high) = np.geomspace(*_widened(N), 100), _widened(L)
     for D_line, style in styles.items():
         predicted = surface.fit.predict((sizes, np.full_like(sizes, D_line)))
+        predicted = np.where(predicted < low, np.nan, predicted)  # there is the legend
         panel.plot(sizes, predicted, color=style.colour, ls=style.line, lw=1.0, zorder=2)
-    # The lines reach far above and below the runs: the axis shows the runs.
-    panel.set(xscale="log", yscale="log", xlim=(sizes[0], sizes[-1]), ylim=_widened(L))
+    # The lines reach far above the runs: the axis shows the runs.
+    panel.set(xscale="log", yscale="log", xlim=(sizes[0], sizes[-1]), ylim=(low, high))
     lines = _parameters(surface)
     legend_inside(
         panel, handles=[Line2D([], [], ls="", label=line) for line in lines], handlelength=0,

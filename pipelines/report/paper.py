@@ -115,7 +115,12 @@ def _written_before(folder: Path) -> list[str]:
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise ValueError(f"{path}: not written by --paper; give another folder, or move the file")
     # A changed list must not delete anything outside the folder.
-    return [str(name) for name in content["files"] if ".." not in Path(name).parts]
+    inside = (path.parent / Path(name) for name in map(str, content["files"]))
+    root = folder.resolve()
+    return [
+        str(each.resolve().relative_to(root)) for each in inside
+        if each.is_file() and each.resolve().is_relative_to(root)
+    ]  # fmt: skip
 
 
 def _list_of(names: Sequence[str] | Mapping[str, bytes]) -> dict[str, Any]:

@@ -44,6 +44,6 @@ def print_paper(options: PaperOptions | None) -> None:
         return
     names = read_json(options.folder / LIST)["files"]
     figures = sum(name.endswith(".pdf") for name in names)
-    text = f"paper    {options.folder}: {figures} figures (PDF and PNG), "
+    text = f"paper    {options.folder}: {figures} figure{'s' * (figures != 1)} (PDF and PNG), "
     others = sorted({Path(name).name for name in names if name.endswith(".tex")}, reverse=True)
     console.print(text + ", ".join(others), soft_wrap=True, highlight=False)
