@@ -62,7 +62,7 @@ class Multiplier:
         )
         if self.shape is None:
             return f"{result}; whether both have one shape cannot be tested"
-        test = f"F = {self.shape.F:.2f}, p = {self.shape.p:.2g}"
+        test = f"F = {self.shape.F:.3g}, p = {self.shape.p:.2g}"
         if self.shape.admissible:
             return f"{result}; one shape for both is not rejected ({test})"
         return f"{result}; but one shape for both is rejected ({test}): m changes with the loss"

@@ -183,7 +183,7 @@ def multiplier(
     low, value, high = (float(np.exp(point + times * half)) for times in (-1, 0, 1))
     worst, best = _common(of, against)
     sentence = (
-        f"{of.arm} needs {value:.2f} x the compute of {against.arm} ({low:.2f} to {high:.2f})"
+        f"{of.arm} needs {value:.3g} x the compute of {against.arm} ({low:.3g} to {high:.3g})"
     )
     # Arms that overlap only by chance are selected for being close: their factor is too near 1.
     narrow = bool(np.log(worst / best) < _NARROW * deviation)

@@ -120,8 +120,8 @@ def cost_of(rows: pd.DataFrame, params: str = "params_blocks") -> Cost:
     if spread.iloc[worst] > np.log1p(_TOLERANCE):
         raise CostError(
             f"FLOPs per token are not a function of {params}: runs of size "
-            f"{np.exp(middle.u.iloc[worst]):.4g} differ by {np.expm1(spread.iloc[worst]):.1%}; "
-            "select runs of one family and one counting"
+            f"{np.exp(middle.u.iloc[worst]):.4g} differ by "
+            f"{100 * np.expm1(spread.iloc[worst]):.3g}%; select runs of one family and one counting"
         )
     return _interpolated_cost(middle.u.to_numpy(), middle.f.to_numpy(), params)
 

@@ -159,7 +159,8 @@ def _refuse_group(
     if deviation > budget_tolerance * (1 + 1e-9):
         raise NotIsoFlop(
             budget,
-            f"runs differ by up to {deviation:.1%} from it; {budget_tolerance:.0%} is allowed",
+            f"runs differ by up to {100 * deviation:.3g}% from it; "
+            f"{budget_tolerance:.0%} is allowed",
         )
 
 

@@ -207,6 +207,7 @@ def size_legend(
         set_ticks(bar.ax.yaxis, sizes[0], sizes[-1])
         bar.outline.set_visible(False)
         # Vector graphics: by default its colours are an image. Edges close the gaps between them.
+        assert bar.solids is not None
         bar.solids.set(rasterized=False, edgecolor="face")
         return
     handles = [

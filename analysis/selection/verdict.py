@@ -118,23 +118,29 @@ def _comparison(first: Evidence, second: Evidence) -> str:
     """The differences of AICc and of the held-out errors, in words."""
     parts = []
     if first.aicc is not None and second.aicc is not None:
-        parts.append(f"AICc {first.aicc - second.aicc:+.1f}")
+        parts.append(f"AICc {first.aicc - second.aicc:+.4g}")
     if first.held_out is not None and second.held_out is not None:
         parts.append(_errors(first, second))
     if first.rolling is not None and second.rolling is not None:
-        parts.append(f"rolling error {first.rolling:.2%} against {second.rolling:.2%}")
+        parts.append(f"rolling error {_percent(first.rolling)} against {_percent(second.rolling)}")
     return ", ".join(parts) or "too few points to compare"
 
 
 def _errors(first: Evidence, second: Evidence) -> str:
     """The errors of both laws at the largest size, in words."""
-    return f"leave-largest-out {first.held_out:+.2%} against {second.held_out:+.2%}"
+    values = [_percent(each.held_out, "+") for each in (first, second) if each.held_out is not None]
+    return f"leave-largest-out {' against '.join(values)}"
+
+
+def _percent(fraction: float, sign: str = "") -> str:
+    """With three significant digits: a prediction can be wrong by many orders of magnitude."""
+    return f"{100 * fraction:{sign}.3g}%"
 
 
 def _held_out_vote(pure: Evidence, floor: Evidence, reasons: list[str]) -> str | None:
     """The law that predicts the largest size better; None if both are equal within the scatter."""
     if pure.rolling is not None and floor.rolling is not None:
-        reasons.append(f"rolling error {floor.rolling:.2%} against {pure.rolling:.2%}")
+        reasons.append(f"rolling error {_percent(floor.rolling)} against {_percent(pure.rolling)}")
     if pure.held_out is None or floor.held_out is None:
         return None
     reasons.append(_errors(floor, pure))

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column, Table
 from rich.text import Text
 
+from analysis.report.format import fixed
 from pipelines.execution.status import View, format_duration
 from var_scaling.experiment import Sweep
 from var_scaling.models.base import Validation
@@ -91,7 +92,7 @@ def status_table(sweep: Sweep, views: list[View], driver: str = "") -> Table:
         table.add_row(
             view.kind, view.name, coloured(view.state),
             f"{view.done:,}/{view.total:,}" if view.total else "", _share(view),
-            "" if view.loss is None else f"{view.loss:.4f}",
+            "" if view.loss is None else f"{view.loss:#.5g}",
             "" if view.images_per_second is None else f"{view.images_per_second:,.0f}",
             format_duration(view.seconds_left), *job_cells, view.note,
         )  # fmt: skip
@@ -117,7 +118,7 @@ def _merge_groups(views: list[View]) -> list[View]:
 def _merge(group: list[View]) -> View:
     """One view of all stages of `group`; `status --json` lists each of them."""
     first, losses = group[0], [view.loss for view in group if view.loss is not None]
-    note = f"loss {min(losses):.4f}–{max(losses):.4f}; " if losses else ""
+    note = f"loss {min(losses):#.5g}–{max(losses):#.5g}; " if losses else ""
     done, total = sum(view.done for view in group), sum(view.total for view in group)
     return View(
         first.kind, f"{len(group):,} stages", first.state, done, total, first.unit,
@@ -223,7 +224,7 @@ class _Lines:
 
 def _status_text(view: View) -> str:
     parts = [
-        "" if view.loss is None else f"loss {view.loss:.3f}",
+        "" if view.loss is None else f"loss {view.loss:#.4g}",
         "" if view.images_per_second is None else f"{view.images_per_second:,.0f} images/s",
         f"{format_duration(view.seconds_left)} left" if view.seconds_left else "",
         view.note,
@@ -264,9 +265,9 @@ def evaluation_table(name: str, scores: dict[str, Any], validation: Validation) 
                 stderr = scores[f"{key}_stderr"]
                 parts = scores[f"{key}_parts"] if len(validation.parts) > 1 else ()
                 table.add_row(
-                    f"{score}, {condition}", f"{scores[key]:.4f}",
-                    "–" if stderr is None else f"{stderr:.4f}",
-                    *(f"{value:.3f}" for value in parts),
+                    f"{score}, {condition}", fixed(scores[key]),
+                    "–" if stderr is None else fixed(stderr),
+                    *(fixed(value, 3) for value in parts),
                 )  # fmt: skip
     return table
 

@@ -114,10 +114,14 @@ def surface_lines(laws: dict[str, Any]) -> list[str]:
     allocation = laws.get("allocation") or {}
     for row in allocation.get("approaches", []):
         if row["approach"] == 3 and not row["refused"]:
+            exponents = {
+                name: f"{number(row[name], '.3f')} [{number(row[f'{name}_low'], '.3f')}, "
+                f"{number(row[f'{name}_high'], '.3f')}]"
+                for name in ("a", "b")
+            }
             lines.append(
-                f"best use of C FLOPs by the surface (approach 3): N* ∝ C^{row['a']:.3f} "
-                f"[{row['a_low']:.3f}, {row['a_high']:.3f}], D* ∝ C^{row['b']:.3f} "
-                f"[{row['b_low']:.3f}, {row['b_high']:.3f}]; {allocation['cost']}"
+                f"best use of C FLOPs by the surface (approach 3): N* ∝ C^{exponents['a']}, "
+                f"D* ∝ C^{exponents['b']}; {allocation['cost']}"
             )
     return lines
 
