@@ -63,8 +63,8 @@ def test_a_multiplier_with_a_huge_interval_has_a_short_sentence():
     rows = table(2.0, noise=1e-6)
     both = curves(rows, "distance", "train_flops")
     wide = multiplier(both["B"], both["A"], deviation=9.0, free=1, resamples=200)
-    assert wide.high is None or wide.high > 1e6
-    assert not re.search(r"\d{7}", wide.sentence)
+    assert wide.high > 1e5
+    assert not re.search(r"\d{6}", wide.sentence)
 
 
 def test_no_multiplier_is_given_beyond_the_scores_that_both_arms_reached():
