@@ -32,6 +32,7 @@ from analysis.report.paper import (
     paper_table,
 )
 from analysis.report.text import verdicts
+from pipelines.cli.terminal.paper import print_paper
 from pipelines.report import paper as pipeline
 from pipelines.report.paper import PaperOptions, paper_options, split_rows, write_paper
 from var_scaling.disk import read_json, write_json
@@ -344,8 +345,11 @@ def test_the_folder_of_the_report_and_a_file_are_refused(full, tmp_path):
     with pytest.raises(ValueError, match="the folder of the report"):
         write_paper(PaperOptions(tmp_path), {"": full}, tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="it is a file"):
-        paper_options(tmp_path / "file", None, None)
+    for wrong in (tmp_path / "file", tmp_path / "file" / "inside"):
+        with pytest.raises(ValueError, match="file is not a folder that can be written to"):
+            paper_options(wrong, None, None)
+    with pytest.raises(ValueError, match="--rows: give names of laws"):
+        paper_options(tmp_path, " , ", None)
 
 
 # Command -------------------------------------------------------------------------------------
@@ -381,6 +385,12 @@ def test_the_command_writes_figures_table_and_example(command, tmp_path):
     table = (tmp_path / "paper" / "laws.tex").read_text()
     assert table.count(r"L_{\mathrm{mean}}(N_{\mathrm{total}})") == 2
     assert (tmp_path / "runs-laws" / "laws.tex").exists()
+
+
+def test_without_an_announced_law_the_command_says_why_there_is_no_table(tmp_path, capsys):
+    write_json(tmp_path / "paper.json", {"files": ["L_mean_vs_N.pdf", "example.tex"]})
+    print_paper(PaperOptions(tmp_path))
+    assert "without a table: the report announces no law" in capsys.readouterr().out
 
 
 # LaTeX ---------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Write the figures and the table for a paper into a folder of the user's choice."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +33,9 @@ def paper_options(
         if given := [name for name, value in (("--rows", rows), ("--columns", columns)) if value]:
             raise ValueError(f"{', '.join(given)}: only with --paper FOLDER")
         return None
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--paper {folder}: it is a file; give a folder")
+    existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ValueError(f"--paper {folder}: {existing} is not a folder that can be written to")
     names = split_rows(rows or "")
     if rows is not None and not names:
         raise ValueError('--rows: give names of laws, such as "L(N), L(C)"')

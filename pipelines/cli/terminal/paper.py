@@ -46,4 +46,6 @@ def print_paper(options: PaperOptions | None) -> None:
     figures = sum(name.endswith(".pdf") for name in names)
     text = f"paper    {options.folder}: {figures} figure{'s' * (figures != 1)} (PDF and PNG), "
     others = sorted({Path(name).name for name in names if name.endswith(".tex")}, reverse=True)
+    if not any(name.endswith("laws.tex") for name in names):
+        others.append("without a table: the report announces no law. --rows chooses laws")
     console.print(text + ", ".join(others), soft_wrap=True, highlight=False)
