@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 
 from analysis.compute_optimal.allocation import approaches
 from analysis.compute_optimal.surface import fit_surface, mixed_data
+from analysis.plots.style import save
+from analysis.plots.surface import size_and_data
 from analysis.report.html import Facts, write_report
 from analysis.report.latex import law_table
 from analysis.report.text import verdicts
@@ -132,6 +134,15 @@ def test_the_page_and_the_latex_table_have_the_surface_first(found, tmp_path):
     assert tex.index(r"$L_{\mathrm{mean}}(N_{\mathrm{total}}, D)$") < tex.index("Form")
     rows = [line for line in tex.split("\\end")[0].splitlines() if line.endswith(r"\\")]
     assert {line.count("&") for line in rows} == {9}
+
+
+def test_the_page_shows_the_figure_of_the_surface_below_its_table(found, tmp_path):
+    png = save(size_and_data(found), tmp_path, "size_and_data")
+    write_report(tmp_path / "index.html", found, {"size_and_data": png}, Facts("t", "q", {}, {}))
+    page = (tmp_path / "index.html").read_text()
+    places = [page.index(f'id="{anchor}"') for anchor in ("surfaces", "size_and_data", "laws")]
+    assert places == sorted(places)
+    assert "More figures" not in page
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def _draw_law(study: Study, metric: str, variable: str) -> Figure:
     laws = _shown(study, metric, variable)
     draw_points(panel, np.array(laws[0].x), np.array(laws[0].y))
     for law in laws:
-        draw_law(panel, law.fit)
+        draw_law(panel, law.fit, label=fit_label(law.fit, law.intervals.get("alpha")))
     _labels(panel, study, metric, _SIZES[variable])
     panel.set(xscale="log", yscale="log")
     _legend(panel, laws)
@@ -160,11 +160,11 @@ def _labels(panel: Axes, study: Study, metric: str, xlabel: str) -> None:
 
 def _legend(panel: Axes, laws: Sequence[LawResult]) -> None:
     """The legend of the lines of laws, below all points."""
-    labels = []
-    for law in laws:
-        label = fit_label(law.fit, law.intervals.get("alpha")).replace(", E", "\nE")
-        labels.append(label + (", no law" if law.no_law else ""))
-    lines = [line for line in panel.lines if line.get_linewidth() == 1.1][-len(laws) :]
+    lines, labels = panel.get_legend_handles_labels()
+    labels = [
+        label.replace(", E", "\nE") + (", no law" if law.no_law else "")
+        for label, law in zip(labels, laws, strict=True)
+    ]
     legend_inside(panel, handles=lines, labels=labels)
 
 

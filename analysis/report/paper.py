@@ -298,7 +298,7 @@ def example(
             rf"\begin{{table{star}}}",
             r"  \centering",
             rf"  \caption{{{_table_caption(study, rows)}}}",
-            r"  \smallskip",
+            r"  \medskip",
             rf"  \input{{{TABLE.removesuffix('.tex')}}}",
             rf"\end{{table{star}}}",
         ])  # fmt: skip
