@@ -216,6 +216,13 @@ def test_units_are_in_the_header_or_with_each_row_if_they_differ(full):
     assert "(nats/token; share)" in paper_table(full, [loss, error], "two").split(r"\midrule")[0]
 
 
+def test_a_law_of_the_odds_is_named_as_such(full):
+    rows = choose_rows({"": full}, ["E(N) pure", "E(N) logit"])[""]
+    for columns in ("one", "two"):
+        assert paper_table(full, rows, columns).count("of the odds") == 1
+    assert "of the odds: $L / (1 - L)" in example(full, [], rows)
+
+
 def test_a_law_that_must_not_be_announced_is_marked(full):
     (row,) = choose_rows({"": full}, ["L(N) floor"])[""]
     assert "dagger" not in paper_table(full, [row])

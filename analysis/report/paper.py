@@ -17,7 +17,6 @@ from analysis.study import LawResult, Study
 from analysis.uncertainty.intervals import Interval
 
 TABLE, EXAMPLE = "laws.tex", "example.tex"
-_FORMS = ("pure", "floor", "logit", "surface")
 _METRICS = {"L": "L_mean", "E": "Err_mean", "Err": "Err_mean"}  # short names of metrics
 _MOST_ROWS = 12  # of a table in one column: more rows are too long, and go over both columns
 _FLOATS = 6  # of the example, before a new page: LaTeX holds back only a few
@@ -189,13 +188,16 @@ def _narrow_lines(study: Study, row: Row, rows: Sequence[Row]) -> list[str]:
     E = _value(fit.E) if fit.law.floor else "--"
     E_span = _span(spans.get("E"), 3) if fit.floor is None else r"\scriptsize fixed"
     several = len(_E_units(study, rows)) > 1
-    unit = rf"{{\scriptsize $E$ in {escape(study.unit(row.metric))}}}" if several else ""
+    below = ""  # the label
+    if fit.law.floor and several:
+        below = rf"{{\scriptsize $E$ in {escape(study.unit(row.metric))}}}"
+    elif fit.law.odds:
+        below = r"{\scriptsize of the odds}"
     r = "--" if surface else number(formats.fixed(fit.r, 3))
     lines = [
         _line([_label(study, row), prefix + _value(fit.alpha), E, r, str(fit.points)]),
         _line([
-            unit if fit.law.floor else "", _span(spans.get("alpha"), 3),
-            E_span if fit.law.floor else "", "", "",
+            below, _span(spans.get("alpha"), 3), E_span if fit.law.floor else "", "", "",
         ]),
     ]  # fmt: skip
     if surface:
@@ -226,7 +228,7 @@ def _wide_lines(study: Study, row: Row, surfaces: bool) -> list[str]:
     return [_line([
         _label(study, row), cell("alpha"),
         *([cell("beta") if is_surface else "--"] if surfaces else []),
-        cell("E") if fit.law.floor else "--",
+        cell("E") if fit.law.floor else r"{\scriptsize of the odds}" if fit.law.odds else "--",
         "--" if is_surface else number(formats.fixed(fit.r)),
         number(formats.fixed(100 * fit.rms_relative_error, 2)),
         number(formats.fixed(100 * held_out.relative_error, 2)) if held_out else "--",
@@ -328,6 +330,8 @@ def example(
 
 def _table_caption(study: Study, rows: Sequence[Row]) -> str:
     laws = [r"$L = E + A x^{-\alpha}$", "without $E$ where none is given"]
+    if any(row.law.fit.law.odds for row in rows):
+        laws.append(r"of the odds: $L / (1 - L) = A x^{-\alpha}$")
     if any(isinstance(row.law, SurfaceLaw) for row in rows):
         laws.append(r"$L(N, D) = E + A N^{-\alpha} + B D^{-\beta}$")
     variables = [r"$N$: weights of the blocks", r"$N_{\mathrm{total}}$: all parameters",
