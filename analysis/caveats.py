@@ -10,6 +10,7 @@ from analysis.table.plausible import Caveat
 
 _UNFINISHED = ("running", "failed", "waiting")
 _FEW_SIZES = 5
+_NAMED_SIZES = 3
 
 
 def caveats(study: Study, trials: Sequence[str] = ()) -> tuple[Caveat, ...]:
@@ -69,15 +70,19 @@ def _sizes(finals: pd.DataFrame) -> list[Caveat]:
     if (count := finals[known[0]].nunique()) < _FEW_SIZES:
         text = f"Only {count} sizes: a straight line through them is weak evidence of a law."
         found.append(Caveat("few_sizes", text))
-    for each in rate_sweeps(finals, known[0]):
-        if each.at_edge:
-            text = (
-                f"The best rate of N = {each.size:,.10g} is {each.best:.4g}, at the edge of the "
-                "tried range: a rate outside it may be better."
-            )
-            found.append(
-                Caveat("rate_at_edge", text, _names(finals[finals[known[0]] == each.size]))
-            )
+    at_edge = [each for each in rate_sweeps(finals, known[0]) if each.at_edge]
+    if at_edge:
+        rates = ", ".join(
+            f"{each.best:.4g} of N = {each.size:,.10g}" for each in at_edge[:_NAMED_SIZES]
+        )
+        more = len(at_edge) - _NAMED_SIZES
+        text = (
+            f"The best rate is at the edge of the tried range ({rates}"
+            + (f" and of {more} more sizes" if more > 0 else "")
+            + "): a rate outside it may be better."
+        )
+        sizes = [each.size for each in at_edge]
+        found.append(Caveat("rate_at_edge", text, _names(finals[finals[known[0]].isin(sizes)])))
     return found
 
 

@@ -13,9 +13,10 @@ from analysis.compute_optimal.surface import SurfaceLaw
 from analysis.selection.rates import rate_sweeps
 from analysis.selection.select import exponent_at_bound
 from analysis.study import METRICS, VARIABLES, LawResult, Study
+from analysis.summary import main_result
 from analysis.uncertainty.intervals import Interval
 
-FORMAT = 3
+FORMAT = 4
 # Columns of the run table that describe how a trial was trained.
 _SETTINGS = (
     "family", "depth", "steps", "batch_size", "learning_rate", "schedule", "precision", "tokenizer",
@@ -38,7 +39,7 @@ def laws_of_all(studies: Mapping[str, Study], trials: Sequence[str] = ()) -> dic
 
 def laws_of(study: Study, trials: Sequence[str] = ()) -> dict[str, Any]:
     """Every law with its certificate, intervals and points, the warnings, and what was left out."""
-    sizes = study.table.finals[study.size].dropna()
+    sizes, main = study.table.finals[study.size].dropna(), main_result(study, trials)
     return plain({
         "format": FORMAT,
         "size": study.size,
@@ -46,6 +47,7 @@ def laws_of(study: Study, trials: Sequence[str] = ()) -> dict[str, Any]:
         "sizes": int(sizes.nunique()),
         "decades": float(np.log10(sizes.max() / sizes.min())) if len(sizes) else 0.0,
         "objective": study.objective,
+        "main": {"sentence": main.sentence, "undetermined": list(main.undetermined)},
         "warnings": [asdict(caveat) for caveat in caveats(study, trials)],
         "laws": [_law(finding) for finding in study.findings],
         "surfaces": [_surface(study, surface) for surface in study.surfaces.values()],

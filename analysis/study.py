@@ -141,6 +141,26 @@ class Study:
     def surface_label(self, metric: str) -> str:
         return f"{METRICS[metric][0]}({VARIABLES[self.size][0]}, D)"
 
+    @property
+    def main(self) -> tuple[str, str] | None:
+        """The metric and the variable of the main result: the first metric with a law in its size,
+        else in compute. None if nothing could be fitted.
+        """
+        for metric in METRICS:
+            laws = (v for v in VARIABLES if self.any_law(metric, v) is not None)
+            if metric in self.surfaces and metric in self.mixed_data:
+                return metric, self.size
+            if (variable := next(laws, None)) is not None:
+                return metric, variable
+            if metric in self.surfaces:  # the only law that was requested
+                return metric, self.size
+        return None
+
+    def any_law(self, metric: str, variable: str) -> LawResult | None:
+        """The pure law, or else the first of the others."""
+        laws = (self.get(metric, variable, name) for name in ("pure", "floor", "logit"))
+        return next((law for law in laws if law is not None), None)
+
     def get(self, metric: str, variable: str, law: str) -> LawResult | None:
         for finding in self.findings:
             if (finding.metric, finding.variable, finding.fit.law.name) == (metric, variable, law):

@@ -22,8 +22,8 @@ def simulated(E, alpha=0.3, noise=0.003, seed=1, x=SIZES):
 def test_an_irreducible_loss_is_found_even_if_the_correlation_without_it_is_high():
     found = choose(SIZES, simulated(2.0), fixed_floor=1.0)
     assert found.preferred == "floor"
-    assert found.verdict.startswith("floor preferred: AICc -")
-    assert "leave-largest-out" in found.verdict
+    assert found.verdict.startswith("the law with E is preferred: AICc favours the law with E by ")
+    assert "largest size, left out of the fit, missed by " in found.verdict
     pure, floor = found.get("pure"), found.get("floor")
     assert pure.fit.r < -0.94
     assert "Pearson r hardly differs between laws" in found.judgement.remarks[0]
@@ -66,7 +66,8 @@ def test_an_error_rate_is_also_fitted_with_a_law_of_odds():
     assert found.get("logit").aicc < found.get("pure").aicc - 10
     assert found.get("logit").fit.alpha == pytest.approx(0.2)
     assert any(
-        message.startswith("logit against pure: AICc -") for message in found.judgement.remarks
+        message.startswith("the law of the odds: AICc favours the law of the odds by ")
+        for message in found.judgement.remarks
     )
 
 
@@ -174,6 +175,16 @@ def test_influence_of_a_straight_line_equals_cooks_distance():
 
 def evidence(aicc=0.0, held_out=0.0, scatter=0.001, E_span=None):
     return Evidence(aicc, held_out, None, scatter, 1.0, E_span, -0.99)
+
+
+def test_the_words_name_the_law_that_each_criterion_favours():
+    """A difference with a sign alone, "AICc +30.0 for the law with E", was read as support."""
+    against = verdict_of(evidence(0, 0.002), evidence(30, -0.03, 0.001, (0, 0.1)), None, 3.0)
+    assert "AICc favours the law without E by 30" in against.summary
+    neither = verdict_of(evidence(1), evidence(0, 0.0, 0.001, (1, 2)), None, 3.0)
+    assert "AICc favours neither law (difference 1.0)" in neither.summary
+    text = "missed by -3.00% with E, +0.20% without E"
+    assert text in against.summary
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from three_families import MULTI_SCALE, ONE_SCALE, PLAIN, RESIDUAL, family_trial, trials
 
+from analysis.caveats import caveats
 from analysis.export import laws_of
-from analysis.report.text import warnings
 from analysis.selection.rates import rate_sweeps
 from analysis.study import studies, study
 from analysis.table.table import Table, check
@@ -601,6 +601,6 @@ def test_the_best_learning_rate_of_each_size_is_marked_if_at_the_edge():
     assert (small.best, small.at_edge, small.constant) == (0.2, False, 1.6)
     assert small.relative(0.4) == pytest.approx(0.25)
     assert (large.best, large.at_edge) == (0.1, True)
-    message = warnings(study(table))
-    assert any("The best rate of N = 8,000 is 0.1, at the edge" in one for one in message)
+    message = [each.text for each in caveats(study(table))]
+    assert any("edge of the tried range (0.1 of N = 8,000)" in one for one in message)
     assert [one["at_edge"] for one in laws_of(study(table))["rates"]] == [False, True]

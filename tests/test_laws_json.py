@@ -20,14 +20,14 @@ from analysis.comparison.var_paper import paper_table
 from analysis.compute_optimal.allocation import _agreement
 from analysis.export import FORMAT, laws_of, laws_of_all
 from analysis.fitting.laws import PURE, Law
+from analysis.format import FORMS, span
 from analysis.report.compare import difference
-from analysis.report.format import FORMS, span
 from analysis.report.html import Facts, write_report
 from analysis.report.latex import law_table
-from analysis.report.text import verdicts
 from analysis.selection.holdout import rolling
 from analysis.selection.options import Options
 from analysis.study import studies, study
+from analysis.summary import verdicts
 from analysis.table.table import check
 from pipelines.cli.main import app
 from pipelines.cli.terminal import laws as screen

@@ -31,7 +31,7 @@ from analysis.report.paper import (
     paper_files,
     paper_table,
 )
-from analysis.report.text import verdicts
+from analysis.summary import verdicts
 from pipelines.cli.terminal.paper import print_paper
 from pipelines.report import paper as pipeline
 from pipelines.report.paper import PaperOptions, paper_options, split_rows, write_paper

@@ -185,6 +185,19 @@ def test_two_groups_of_residuals_are_found():
     assert caught["two_groups"].runs == tuple(f"d{depth}-2" for depth in range(1, 7))
 
 
+@pytest.mark.parametrize("shift", [1.0, 1.5])
+@pytest.mark.parametrize(("factor", "check_name"), [(1.2, "two_groups"), (1.4427, "unit_jump")])
+def test_two_groups_around_a_bent_law_are_found(shift, factor, check_name):
+    """Three decades above a large E are no straight line; its misfit is not scatter."""
+    sizes = np.geomspace(1e6, 1e9, 8)
+    noise = np.random.default_rng(0).normal(0, 0.003, 16)
+    every = np.r_[sizes, shift * sizes]
+    losses = (1.7 + 400 * every**-0.34) * np.exp(noise) * np.repeat([1, factor], 8)
+    caught = found(pd.DataFrame({"params_total": every, "val_loss": losses}))
+    assert check_name in caught
+    assert set(caught[check_name].runs) == {f"row-{k}" for k in range(9, 17)}
+
+
 def test_a_single_wrong_run_is_an_outlier():
     frame = good()
     caught = found(with_factor(frame, frame.trial == "d4-1", 1.1, "val_loss", "train_loss"))

@@ -10,12 +10,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from analysis.caveats import caveats
 from analysis.forecasting.forecast import Outcome, Run, Target, freeze, score
 from analysis.report.checklist import UNKNOWN, checklist
 from analysis.report.html import SECTIONS, Facts, write_report
 from analysis.report.latex import escape, law_table, symbol
-from analysis.report.text import verdicts, warnings
 from analysis.study import study
+from analysis.summary import verdicts
 from analysis.table.table import check
 
 FACTS = Facts(title="title", question="question?", settings={}, provenance={})
@@ -239,13 +240,13 @@ def test_warnings_name_misleading_results(ours):
     pooled = base.assign(tokenizer=["one", "two"] * (len(base) // 2), epochs=3.0)
     pooled.loc[pooled.depth == 2, "tokenizer"] = "two"
     pooled.loc[pooled.step == 100, "tokenizer"] = ["one", "two"] * 3 + ["two"]
-    message = " ".join(warnings(replace(ours, table=check(pooled))))
+    message = " ".join(each.text for each in caveats(replace(ours, table=check(pooled))))
     assert "up to 3.0 times" in message
     assert "One seed for each size" in message
     assert "several tokenizers are pooled: one, two" in message
     rates = pd.concat([base, base.assign(learning_rate=0.2, trial=base.trial + "-fast")])
-    reported = warnings(replace(ours, table=check(rates)))
-    assert any("several learning rates" in one for one in reported)
+    reported = caveats(replace(ours, table=check(rates)))
+    assert any("several learning rates" in each.text for each in reported)
 
 
 # Checklist and LaTeX -------------------------------------------------------------------------

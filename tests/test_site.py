@@ -37,6 +37,16 @@ def test_data_that_contradict_a_law_are_said(smoke, tmp_path, command):
     assert "no report yet" in page
 
 
+def test_laws_of_an_older_version_are_not_read(smoke, tmp_path, command):
+    laws = {**read_json(smoke / "smoke" / "laws.json"), "format": 3}
+    del laws["main"]
+    (tmp_path / "smoke").mkdir()
+    write_json(tmp_path / "smoke" / "laws.json", laws)
+    code, _, err = command("report", "--site", "--home", tmp_path)
+    assert code == 0, err
+    assert "run <code>var-scaling fit smoke</code>" in (tmp_path / "index.html").read_text()
+
+
 def test_unfinished_sweeps_are_listed_and_names_are_escaped(tmp_path, command):
     for name in ("d1", "d2"):
         (tmp_path / "mine" / name).mkdir(parents=True)

@@ -15,11 +15,11 @@ from analysis.plots.style import save
 from analysis.plots.surface import size_and_data
 from analysis.report.html import Facts, write_report
 from analysis.report.latex import law_table
-from analysis.report.text import verdicts
 from analysis.study import study
+from analysis.summary import verdicts
 from analysis.table.table import check, complete, load_table
 from pipelines.cli.main import app
-from pipelines.report.publish import law_scalars
+from pipelines.report.publish import law_columns, law_scalars
 
 TRUE = {"E": 1.7, "A": 400.0, "alpha": 0.34, "B": 410.0, "beta": 0.28}
 CHINCHILLA = Path("/work/shared/data/laws/chinchilla_fig4.csv")
@@ -121,6 +121,12 @@ def test_laws_json_has_the_surface_and_the_approaches(tmp_path):
     scalars = law_scalars(laws)
     assert scalars["law/L_mean_of_N_D/surface/beta"] == surface["fit"]["values"]["beta"]
     assert scalars["law/L_mean_of_N_D/surface/E_low"] < 1.7
+    assert not any("_of_N_total/" in name for name in scalars)  # runs of different D
+    table = law_columns(laws)
+    row = table["law"].index("L_mean(N_total, D)")
+    assert table["exponent_of_D"][row] == surface["fit"]["values"]["beta"]
+    assert table["exponent_of_D_low"][row] < 0.28 < table["exponent_of_D_high"][row]
+    assert len({len(column) for column in table.values()}) == 1
 
 
 def test_the_page_and_the_latex_table_have_the_surface_first(found, tmp_path):
@@ -136,12 +142,12 @@ def test_the_page_and_the_latex_table_have_the_surface_first(found, tmp_path):
     assert {line.count("&") for line in rows} == {9}
 
 
-def test_the_page_shows_the_figure_of_the_surface_below_its_table(found, tmp_path):
+def test_the_first_screen_shows_the_figure_of_the_surface_and_only_once(found, tmp_path):
     png = save(size_and_data(found), tmp_path, "size_and_data")
     write_report(tmp_path / "index.html", found, {"size_and_data": png}, Facts("t", "q", {}, {}))
     page = (tmp_path / "index.html").read_text()
-    places = [page.index(f'id="{anchor}"') for anchor in ("surfaces", "size_and_data", "laws")]
-    assert places == sorted(places)
+    assert page.count('id="size_and_data"') == 1
+    assert page.index('id="size_and_data"') < page.index('id="surfaces"') < page.index('id="laws"')
     assert "More figures" not in page
 
 

@@ -31,11 +31,14 @@ def one_law_for_both(a: Mapping[str, Any], b: Mapping[str, Any]) -> CommonLawTes
     there is no test.
     """
     law, floor = LAWS[a["fit"]["law"]], a["fit"]["floor_fixed_at"]
-    points = [np.array([fitted["x"], fitted["y"]], dtype=float) for fitted in (a, b)]
+    points = [np.array([*_variables(fitted), fitted["y"]], dtype=float) for fitted in (a, b)]
     shared = len({tuple(point) for point in points[0].T} & {tuple(point) for point in points[1].T})
     together = np.concatenate(points, axis=1)
     try:
-        fits = [fit_law(law, x, y, "squares", floor=floor) for x, y in (*points, together)]
+        fits = [
+            fit_law(law, x[0] if len(x) == 1 else tuple(x), y, "squares", floor=floor)
+            for *x, y in (*points, together)
+        ]
     except FitError as error:
         return CommonLawTest(None, f"no test: {error}", None)
     values = dict(fits[2].values)
@@ -53,3 +56,8 @@ def one_law_for_both(a: Mapping[str, Any], b: Mapping[str, Any]) -> CommonLawTes
     degrees_of_freedom = count_all - 2 * free
     statistic = max(joint - separate, 0.0) / free / (separate / degrees_of_freedom)
     return CommonLawTest(float(stats.f.sf(statistic, free, degrees_of_freedom)), "", values)
+
+
+def _variables(law: Mapping[str, Any]) -> list[Any]:
+    """The values of the variables of a law or a surface of laws.json, a list for each variable."""
+    return [law["x"]] if "x" in law else [law["N"], law["D"]]

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import PchipInterpolator
 
 from analysis.fitting.points import FitError
+from analysis.format import percent
 
 Array = NDArray[np.float64]
 
@@ -121,7 +122,8 @@ def cost_of(rows: pd.DataFrame, params: str = "params_blocks") -> Cost:
         raise CostError(
             f"FLOPs per token are not a function of {params}: runs of size "
             f"{np.exp(middle.u.iloc[worst]):.4g} differ by "
-            f"{percent(np.expm1(spread.iloc[worst]))}; select runs of one family and one counting"
+            f"{percent(np.expm1(spread.iloc[worst]), 1)}; "
+            "select runs of one family and one counting"
         )
     return _interpolated_cost(middle.u.to_numpy(), middle.f.to_numpy(), params)
 
@@ -136,11 +138,6 @@ def size_groups(sizes: ArrayLike) -> NDArray[np.intp]:
     groups = np.empty(len(log_N), dtype=np.intp)
     groups[order] = np.cumsum(np.diff(log_N[order], prepend=log_N[order][:1]) > _SAME_SIZE)
     return groups
-
-
-def percent(fraction: float) -> str:
-    """With one place; a large number with three digits."""
-    return f"{fraction:.1%}" if fraction < 1e4 else f"{100 * fraction:.3g}%"
 
 
 def count_sizes(sizes: ArrayLike) -> int:

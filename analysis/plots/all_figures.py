@@ -19,7 +19,7 @@ from analysis.plots.diagnostics import (
     objectives,
 )
 from analysis.plots.law_panel import law_band, law_figure
-from analysis.plots.laws import above_the_floor, laws_in_parameters, residuals, scales
+from analysis.plots.laws import above_the_floor, laws_in_parameters, main_law, residuals, scales
 from analysis.plots.style import FORMATS, save
 from analysis.plots.surface import size_and_data
 from analysis.study import Study
@@ -45,6 +45,7 @@ __all__ = [
     "law_figure",
     "laws_in_compute",
     "laws_in_parameters",
+    "main_law",
     "objectives",
     "rates",
     "residuals",
@@ -55,12 +56,16 @@ __all__ = [
 FIGURES: dict[str, Callable[[Study], Figure | None]] = {
     draw.__name__: draw
     for draw in (
-        laws_in_parameters, above_the_floor, residuals, size_and_data, laws_in_compute, scales,
-        conventions, objectives, isoflop, allocation, holdout, influence, curves, rates, forecasts,
+        main_law, laws_in_parameters, above_the_floor, residuals, size_and_data, laws_in_compute,
+        scales, conventions, objectives, isoflop, allocation, holdout, influence, curves, rates,
+        forecasts,
     )
 }  # fmt: skip
 _SLOW = ("laws_in_compute", "laws_in_parameters")  # drawn first
 CAPTIONS = {
+    "main_law": "The main result. Dashed: a pure power law; solid: with a fitted irreducible loss "
+    "E, if the fit has E > 0; dotted: beyond the data. Bands: 95 % of the law; in brackets: the "
+    "95 % interval of α.",
     "laws_in_parameters": "Score of each run at its end against the weights of the block matrices "
     "(left) and all parameters (right). Dashed: a pure power law; solid: with a fitted irreducible "
     "loss E, if the fit has E > 0; dotted: beyond the data. Bands: 95 % of the law itself, "

@@ -18,7 +18,7 @@ from analysis.fitting.laws import PURE, Law
 from analysis.fitting.points import FitError
 from analysis.plots.axes import logarithmic
 from analysis.plots.law_panel import draw_law, fit_label, law_handles
-from analysis.plots.laws import has_irreducible_loss, metric_label
+from analysis.plots.laws import metric_label
 from analysis.plots.style import (
     BLUE,
     GREY,
@@ -34,6 +34,7 @@ from analysis.plots.style import (
     size_styles,
     styled,
 )
+from analysis.selection.select import has_irreducible_loss
 from analysis.study import METRICS, Study
 from analysis.uncertainty.intervals import Interval
 

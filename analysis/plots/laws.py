@@ -25,6 +25,7 @@ from analysis.plots.style import (
     sequential_styles,
     styled,
 )
+from analysis.selection.select import has_irreducible_loss
 from analysis.study import METRICS, LawResult, Study
 
 SIZES = {
@@ -32,6 +33,23 @@ SIZES = {
     "params_total": "$N_{\\mathrm{total}}$, all parameters",
 }
 _LAWS = ("pure", "floor")
+
+
+@styled
+def main_law(study: Study) -> Figure | None:
+    """The main result alone: one metric in one variable, with the laws without and with E."""
+    if study.main is None or study.main[0] in study.mixed_data or study.main[1] not in SIZES:
+        return None
+    metric, size = study.main
+    findings = [f for f in _findings(study, metric, size, above=False) if f is not None]
+    if not findings:
+        return None
+    figure, ((panel,),) = new_figure(SINGLE, 0.75 * SINGLE)
+    seeds = _law_panel(panel, study, findings, above=False)
+    panel.set(xlabel=SIZES[size], ylabel=metric_label(study, metric))
+    handles = law_handles([finding.fit.law.name for finding in findings], seeds)
+    legend_above(figure, handles, 2)
+    return figure
 
 
 @styled
@@ -122,12 +140,6 @@ def _law_with_E(study: Study, metric: str, variable: str) -> LawResult | None:
     """The law with an irreducible loss E, if the fitted E is visible."""
     finding = study.get(metric, variable, "floor")
     return finding if finding is not None and has_irreducible_loss(finding.fit) else None
-
-
-def has_irreducible_loss(fit: Fit) -> bool:
-    """Whether the fitted E is visible: near E = 0, the law equals the pure law."""
-    # 1e-3: a smaller E changes no loss by more than 0.1 %.
-    return fit.law.floor and 1e-3 * float(fit.data.y.min()) < fit.E
 
 
 @styled

@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.fitting.fit import CONVERGED, Fit
 from analysis.fitting.objectives import objective_of
-from analysis.report.format import fixed, signed, size
+from analysis.format import fixed, signed, size
 from analysis.study import METRICS, VARIABLES, LawResult, Study
 
 UNKNOWN = "not known"

@@ -7,16 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from analysis.comparison.one_law import one_law_for_both
 from analysis.export import FORMAT
-from analysis.report.format import exponent, level, signed, significant, span
-from analysis.report.html import environment
+from analysis.format import change, exponent, level, signed, significant, span
+from analysis.plots.diagnostics import Dot, dots_figure
+from analysis.plots.style import VERMILION, save
+from analysis.report.html import environment, figure_of
 
 Laws = Mapping[str, Any]  # what laws.json holds
 _SAME_SIZE = 1e-6  # relative
 _NOISE = 1e-12  # relative: numbers that differ by less are equal up to rounding
+_PARAMETERS = ("alpha", "beta", "E", "A", "B")  # of a law in one variable only α and E
+_SYMBOLS = {"alpha": "α", "beta": "β"}
+_SIGNIFICANT = 0.05  # p
+_CAPTION = (
+    "The exponents of both reports with their 95 % intervals; an arrow: an open end. Laws that the "
+    "data of either contradict are left out."
+)
 _LISTS = ("warnings", "refused", "dropped", "notes")
 
 
@@ -52,6 +62,7 @@ class LawPair:
     p: float | None
     why: str
     common: dict[str, float] | None  # parameters of the common law
+    caution: str = ""  # why the law should not be used in one of the two
 
     @property
     def differs(self) -> bool:
@@ -91,6 +102,42 @@ class Difference:
     lines: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]  # notes in a alone, in b alone
 
     @property
+    def main(self) -> LawPair | None:
+        """The pair that the page begins with: the first that is a law in both."""
+        return next((law for law in self.laws if not law.caution), None)
+
+    @property
+    def sentence(self) -> str:
+        """The main result in words."""
+        if self.nothing:
+            return "Nothing differs."
+        if self.main is None:
+            return "The two reports share no law."
+        law, (a, b) = self.main, self.names
+        words = "; ".join(
+            f"{_SYMBOLS.get(name, name)} is {_with(pair.a, pair.a_interval)} in {a} and "
+            f"{_with(pair.b, pair.b_interval)} in {b}, a difference of "
+            f"{change(pair.difference)}"
+            + (f" {span((pair.low, pair.high), 'change')}" if pair.low is not None else "")
+            for name, pair in law.parameters.items()
+            if name in ("alpha", "beta")
+        )
+        return f"{law.label}, {law.law}: {words} (95 %). {_one_law(law)}"
+
+    @property
+    def undetermined(self) -> tuple[str, ...]:
+        """The laws without a test or a partner, in words."""
+        reasons: dict[str, list[str]] = {}
+        for law in self.laws:
+            if law.p is None and law != self.main:
+                reasons.setdefault(law.why, []).append(f"{law.label} {law.law}")
+        lines = [f"{', '.join(labels)}: {why}." for why, labels in reasons.items()]
+        for name, only in zip(self.names, (self.only_a, self.only_b), strict=True):
+            if only:
+                lines.append(f"Only in {name}: {'; '.join(only)}.")
+        return tuple(lines)
+
+    @property
     def nothing(self) -> bool:
         """Whether both reports have the same numbers of the same runs under the same settings."""
         lists = (self.only_a, self.only_b, self.runs_a, self.runs_b, self.changed, self.settings)
@@ -117,7 +164,7 @@ class Difference:
         parts = [(law, name, pair) for law in self.laws for name, pair in law.parameters.items()]
         return {
             "law": [f"{law.label}, {law.law}" for law, _, _ in parts],
-            "of": [name for _, name, _ in parts],
+            "of": [_SYMBOLS.get(name, name) for _, name, _ in parts],
             self.names[0]: [_with(pair.a, pair.a_interval) for _, _, pair in parts],
             self.names[1]: [_with(pair.b, pair.b_interval) for _, _, pair in parts],
             "difference": [_with(pair.difference, (pair.low, pair.high)) for *_, pair in parts],
@@ -145,9 +192,11 @@ def difference(laws_a: Laws, laws_b: Laws) -> Difference:
     runs_a, runs_b = _runs(laws_a), _runs(laws_b)
     shared = [key for key in keyed_a if key in keyed_b]
     a, b = _name(laws_a, "a"), _name(laws_b, "b")
+    names = (a, b) if a != b else (f"{a} (a)", f"{b} (b)")
+    mixed = tuple(laws.get("mixed_data") or {} for laws in (laws_a, laws_b))
     return Difference(
-        names=(a, b) if a != b else (f"{a} (a)", f"{b} (b)"),
-        laws=tuple(_pair(keyed_a[key], keyed_b[key]) for key in shared),
+        names=names,
+        laws=tuple(_pair(keyed_a[key], keyed_b[key], names, mixed) for key in shared),
         only_a=tuple(_label(law) for key, law in keyed_a.items() if key not in keyed_b),
         only_b=tuple(_label(law) for key, law in keyed_b.items() if key not in keyed_a),
         levels=tuple(
@@ -171,20 +220,66 @@ def difference(laws_a: Laws, laws_b: Laws) -> Difference:
 
 def write_difference(path: Path, comparison: Difference) -> None:
     """Write one self-contained HTML page to `path`."""
-    page = environment().get_template("against.html.j2").render(comparison=comparison)
+    figure = exponents_of_both(comparison)
+    shown = None
+    if figure is not None:
+        name = path.stem
+        png = save(figure, path.parent, name)
+        shown = figure_of(name, png) | {"caption": _CAPTION}
+    template = environment().get_template("against.html.j2")
+    page = template.render(comparison=comparison, figure=shown, SYMBOLS=_SYMBOLS)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
 
 
-def _pair(a: Mapping[str, Any], b: Mapping[str, Any]) -> LawPair:
+def exponents_of_both(comparison: Difference) -> Figure | None:
+    """The exponents of both reports with their intervals, a panel for each law; None without any
+    law that both share.
+    """
+    groups = {}
+    for law in comparison.laws:
+        if law.caution or law.law not in ("pure", "surface"):
+            continue
+        for name, pair in law.parameters.items():
+            if name in ("alpha", "beta"):
+                groups[f"{_SYMBOLS[name]} of {law.label}"] = [
+                    Dot(comparison.names[0], pair.a, *pair.a_interval),
+                    Dot(comparison.names[1], pair.b, *pair.b_interval, colour=VERMILION),
+                ]
+    return dots_figure(groups, "exponent, with its 95 % interval") if groups else None
+
+
+def _pair(
+    a: Mapping[str, Any], b: Mapping[str, Any], names: tuple[str, str], mixed: Any
+) -> LawPair:
+    """`mixed`: for each report, its metrics whose runs have different D at one size."""
     parameters = {}
-    for name in ("alpha", "E"):
+    for name in _PARAMETERS if "N" in a else ("alpha", "E"):
         values = [law["fit"]["values"].get(name) for law in (a, b)]
         if None not in values:
             intervals = [law["intervals"].get(name) for law in (a, b)]
             parameters[name] = _parameter_pair(values[0], values[1], *intervals)
     test, points = one_law_for_both(a, b), (len(a["y"]), len(b["y"]))
-    return LawPair(a["label"], a["fit"]["law"], parameters, points, test.p, test.why, test.values)
+    cautions = []
+    for law, name, metrics in zip((a, b), names, mixed, strict=True):
+        if law.get("no_law"):
+            cautions.append(f"no law in {name}: {law['no_law']}")
+        elif law.get("variable", "train_flops") != "train_flops" and law["metric"] in metrics:
+            cautions.append(f"no law in {name}: its runs have different D")
+    return LawPair(
+        a["label"], a["fit"]["law"], parameters, points, test.p, test.why, test.values,
+        "; ".join(cautions),
+    )  # fmt: skip
+
+
+def _one_law(law: LawPair) -> str:
+    """The test of a common law, in words."""
+    if law.p is None:
+        return f"Whether one law describes both is not known: {law.why.removeprefix('no test: ')}."
+    p = f"p = {significant(law.p, 2)}, F test"
+    if law.p < _SIGNIFICANT:
+        return f"One law for all points is rejected ({p})."
+    return f"One law for all points is not rejected ({p})."
 
 
 def _parameter_pair(a: float, b: float, interval_a: Any, interval_b: Any) -> ParameterPair:
@@ -204,7 +299,7 @@ def _levels(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Level]:
     """Levels at the shared sizes. Only for the pure law, so that each metric and count of
     parameters is listed once.
     """
-    if a["fit"]["law"] != "pure" or a["variable"] == "train_flops":
+    if a["fit"]["law"] != "pure" or a.get("variable") == "train_flops":
         return []
     levels = []
     sizes = [np.asarray(law["x"], dtype=float) for law in (a, b)]
@@ -275,7 +370,12 @@ def _alone(a: list[str], b: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]
 
 
 def _by_key(laws: Laws) -> dict[tuple[str, str, str], Mapping[str, Any]]:
-    return {(law["metric"], law["variable"], law["fit"]["law"]): law for law in laws["laws"]}
+    """Laws in one variable, and surfaces; those first that the report puts first."""
+    one = {(law["metric"], law["variable"], law["fit"]["law"]): law for law in laws["laws"]}
+    surfaces = {
+        (law["metric"], "N, D", law["fit"]["law"]): law for law in laws.get("surfaces") or []
+    }
+    return {**surfaces, **one} if laws.get("mixed_data") else {**one, **surfaces}
 
 
 def _name(laws: Laws, default: str) -> str:

@@ -31,9 +31,9 @@ from analysis.comparison.families import (
     refuse_incomparable,
     with_arms,
 )
+from analysis.format import fixed, significant
 from analysis.plots.families import families, frontier
 from analysis.plots.style import save
-from analysis.report.format import fixed, significant
 from analysis.report.html import figure_of
 
 _CAPTION = (

@@ -6,29 +6,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from analysis.caveats import caveats
+from analysis import format as formats
 from analysis.comparison import var_paper as paper
 from analysis.fitting.points import FitError
 from analysis.plots.all_figures import CAPTIONS
 from analysis.plots.style import STYLE
-from analysis.report import format as formats
 from analysis.report.checklist import checklist
 from analysis.report.embed import inline_image
 from analysis.report.latex import law_table
-from analysis.report.text import unmeasured, verdicts
 from analysis.selection.influence import influence
 from analysis.selection.rates import rate_sweeps
 from analysis.study import METRICS, VARIABLES, LawResult, Study
+from analysis.summary import main_result, unmeasured, verdicts
 from analysis.table.runs import run_names
 
+# The figure of the first screen: the first of these that the study has.
+_MAIN_FIGURES = ("main_law", "size_and_data", "allocation", "laws_in_parameters", "laws_in_compute")
 _SCREEN_DPI = 96  # CSS pixels of an inch
 # Each section: its anchor, its title, and its figures.
 SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("verdict", "In short", ()),
+    ("verdict", "Each metric", ()),
     ("surface", "Size and data", ("size_and_data",)),
     ("the-laws", "Laws", ("laws_in_parameters", "above_the_floor", "laws_in_compute")),
     ("choice", "Choice of law", ("residuals", "influence")),
@@ -85,16 +87,18 @@ def write_report(path: Path, study: Study, figures: Mapping[str, Path], facts: F
     """
     templates = environment()
     drawn = {name: figure_of(name, png) for name, png in figures.items()}
-    placed = {name for *_, names in SECTIONS for name in names}
+    main = main_figure(figures)
+    placed = {name for *_, names in SECTIONS for name in names} | {main, "main_law"}
     context: dict[str, Any] = {
         "study": study, "facts": facts, "METRICS": METRICS, "VARIABLES": VARIABLES,
         "findings": [_shown(study, finding) for finding in study.findings],
         "traces": _traces(study), "runs": _runs(study), "run_ids": _run_ids(study),
+        "main": main_result(study, facts.trials), "main_figure": drawn[main] if main else None,
         "verdicts": verdicts(study), "failures": facts.failures,
-        "caveats": caveats(study, facts.trials),
         "unmeasured": unmeasured(study), "checklist": checklist(study, facts.provenance),
         "paper_rows": paper.paper_table(study.findings), "paper_note": paper.NOTE,
-        "cuts": _cuts(study), "rates": rate_sweeps(study.table.finals, study.size),
+        "extent": _extent(study), "cuts": _cuts(study),
+        "rates": rate_sweeps(study.table.finals, study.size),
         "pictures": [(c, inline_image(p)) for c, p in facts.pictures.items()],
         "made": [shown_pictures(model) for model in facts.made],
     }  # fmt: skip
@@ -102,7 +106,7 @@ def write_report(path: Path, study: Study, figures: Mapping[str, Path], facts: F
     for anchor, title, names in _ordered(study):
         if anchor == "more":
             names = tuple(name for name in drawn if name not in placed)
-        present = [drawn[name] for name in names if name in drawn]
+        present = [drawn[name] for name in names if name in drawn and name != main]
         template = templates.get_template(f"{anchor}.html.j2")
         body = template.render(**context, figures=present).strip()
         if body:
@@ -111,6 +115,11 @@ def write_report(path: Path, study: Study, figures: Mapping[str, Path], facts: F
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
     path.with_name("laws.tex").write_text(law_table(study), encoding="utf-8")
+
+
+def main_figure(figures: Mapping[str, Path]) -> str | None:
+    """The name of the figure that belongs on the first screen; None if there is none."""
+    return next((name for name in _MAIN_FIGURES if name in figures), None)
 
 
 def _ordered(study: Study) -> list[tuple[str, str, tuple[str, ...]]]:
@@ -145,6 +154,16 @@ def _shown(study: Study, finding: LawResult) -> dict[str, Any]:
         "seed not known" if not seed_count else f"{seed_count} seed{'s' * (seed_count > 1)}"
     )
     return {"law": finding, "fit": finding.fit, "anchor": law_anchor(finding), "seeds": seeds_text}
+
+
+def _extent(study: Study) -> str:
+    """The number and range of the sizes of the runs; "" if no size is known."""
+    sizes = study.table.finals[study.size].dropna()
+    if sizes.empty:
+        return ""
+    decades = formats.fixed(float(np.log10(sizes.max() / sizes.min())), 1)
+    count = sizes.nunique()
+    return f"{count} size{'s' * (count != 1)} over {decades} decades of {VARIABLES[study.size][0]}"
 
 
 def _traces(study: Study) -> list[dict[str, Any]]:

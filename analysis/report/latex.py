@@ -2,8 +2,8 @@ r"""The laws as a LaTeX table for a paper; it needs only the package booktabs.""
 
 import re
 
+from analysis import format as formats
 from analysis.compute_optimal.surface import SurfaceLaw
-from analysis.report import format as formats
 from analysis.study import METRICS, VARIABLES, LawResult, Study
 from analysis.uncertainty.intervals import Interval
 

@@ -8,13 +8,19 @@ from pathlib import Path
 import pandas as pd
 from markupsafe import Markup
 
-from analysis.caveats import caveats
 from analysis.plots.all_figures import draw_all
 from analysis.report.embed import inline_image
-from analysis.report.families import families_section
-from analysis.report.html import Facts, environment, figure_of, shown_pictures, write_report
-from analysis.report.text import verdicts
+from analysis.report.families import FamiliesSection, families_section
+from analysis.report.html import (
+    Facts,
+    environment,
+    figure_of,
+    main_figure,
+    shown_pictures,
+    write_report,
+)
 from analysis.study import METRICS, VARIABLES, Study
+from analysis.summary import main_result, verdicts
 
 # Sections of the overview besides the laws: anchor and title, as on the page of one group.
 _SHARED = (
@@ -56,13 +62,14 @@ def write_pages(
         subfolder = folder / slug(label)
         figures = draw_all(study, subfolder, formats, processes)
         write_report(subfolder / "index.html", study, figures, _facts_of_group(facts, label, study))
-        png = figures.get(_FIGURE)
+        png, main = figures.get(_FIGURE), main_figure(figures)
         groups.append({
             "label": label,
             "page": f"{subfolder.name}/index.html",
             "runs": len(study.table.finals),
             "verdicts": verdicts(study),
-            "caveats": caveats(study),
+            "main": main_result(study),
+            "main_figure": main and figure_of(main, figures[main], f"{subfolder.name}-"),
             "refused": study.refused,
             "figure": None if png is None else figure_of(_FIGURE, png, f"{subfolder.name}-"),
         })  # fmt: skip
@@ -73,9 +80,10 @@ def write_pages(
         "pictures": [(caption, inline_image(png)) for caption, png in facts.pictures.items()],
     }
     templates = environment()
-    sections = []
-    if scored is not None:
-        sections += _compared(scored, folder, formats)
+    compared, comparison = (
+        (None, Markup()) if scored is None else _compared(scored, folder, formats)
+    )
+    sections = [("families", "Families compared", comparison)] if comparison else []
     for anchor, title in _SHARED:
         body = templates.get_template(f"{anchor}.html.j2").render(**context).strip()
         if body:
@@ -83,6 +91,7 @@ def write_pages(
     page = templates.get_template("overview.html.j2").render(
         **context,
         groups=groups,
+        compared=compared,
         sections=sections,
         absent=[name for name in facts.trials if name not in measured],
         METRICS=METRICS,
@@ -106,20 +115,19 @@ def _facts_of_group(facts: Facts, label: str, study: Study) -> Facts:
 
 def _compared(
     scored: Scored, folder: Path, formats: Sequence[str]
-) -> list[tuple[str, str, Markup]]:
-    """The section that compares families, or the reason why there is none: an error here must not
-    prevent the other pages.
+) -> tuple[FamiliesSection | None, Markup]:
+    """The comparison of families and its section, or the reason why there is none: an error here
+    must not prevent the other pages.
     """
-    title = ("families", "Families compared")
     try:
         section = families_section(scored.images, folder, formats, scored.unscored)
     except ValueError as error:
-        return [(*title, Markup("<p class='note'>Not compared: {}</p>").format(error))]
+        return None, Markup("<p class='note'>Not compared: {}</p>").format(error)
     if section is None:
-        return []
+        return None, Markup()
     image_rows = [(caption, inline_image(png)) for caption, png in scored.side_by_side.items()]
     template = environment().get_template("families.html.j2")
-    return [(*title, Markup(template.render(section=section, side_by_side=image_rows).strip()))]
+    return section, Markup(template.render(section=section, side_by_side=image_rows).strip())
 
 
 def slug(label: str) -> str:

@@ -7,13 +7,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from analysis import format as formats
 from analysis.compute_optimal.surface import SurfaceLaw
 from analysis.parallel import in_processes
 from analysis.plots.paper import FORMATS, PaperFigure, paper_figures
-from analysis.report import format as formats
 from analysis.report.latex import NO_LAW, escape, number, symbol
-from analysis.report.text import announced_laws, verdicts
 from analysis.study import LawResult, Study
+from analysis.summary import announced_laws, verdicts
 from analysis.uncertainty.intervals import Interval
 
 TABLE, EXAMPLE = "laws.tex", "example.tex"

@@ -8,7 +8,7 @@ from typing import Any
 from analysis.report.embed import InlineImage, inline_image
 from analysis.report.html import environment
 
-FIGURE = "laws_in_parameters.png"
+_FIGURES = ("main_law.png", "surface.png", "laws_in_parameters.png")  # the first that exists
 COMPUTE = "train_flops"
 
 
@@ -21,6 +21,7 @@ class SweepCard:
     trials: int
     laws: Mapping[str, Any] | None  # the content of laws.json; None if there is none yet
     report: Path | None  # the folder of its report
+    outdated: bool = False  # its laws.json is of an older version, and is not read
 
     @property
     def groups(self) -> list[tuple[str, Mapping[str, Any]]]:
@@ -37,8 +38,9 @@ class SweepCard:
 
     @property
     def figure(self) -> InlineImage | None:
-        path = None if self.report is None else self.report / FIGURE
-        return None if path is None or not path.exists() else inline_image(path)
+        folder = self.report
+        paths = [folder / name for name in _FIGURES] if folder is not None else []
+        return next((inline_image(path) for path in paths if path.exists()), None)
 
 
 def write_site(path: Path, cards: Sequence[SweepCard]) -> None:

@@ -177,12 +177,18 @@ def not_a_law(fit: Fit, alpha: Interval | None) -> tuple[str, ...]:
         [f"its exponent is at its bound, α = {fit.alpha:.4g}"] if exponent_at_bound(fit) else []
     )
     if fit.alpha <= 0:
-        reasons.append(f"its exponent is not positive, α = {fit.alpha:.4g}")
+        reasons.append(f"its exponent is not positive, α = {fit.alpha + 0.0:.4g}")
     elif alpha is not None and not (alpha.low > 0):
         reasons.append(
             f"the interval of its exponent, {alpha.low:.3g} to {alpha.high:.3g}, contains 0"
         )
     return tuple(reasons)
+
+
+def has_irreducible_loss(fit: Fit) -> bool:
+    """Whether the fitted E is visible: near E = 0, the law equals the pure law."""
+    # 1e-3: a smaller E changes no loss by more than 0.1 %.
+    return fit.law.floor and 1e-3 * float(fit.data.y.min()) < fit.E
 
 
 def exponent_at_bound(fit: Fit) -> bool:

@@ -4,12 +4,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from analysis.format import percent, signed
+
 _MIN_AICC_GAIN = (
     2.0  # of AICc (Burnham and Anderson 2002, 2.6); below it both laws are about equally likely
 )
 # The slope of log L at a size is α (1 - E / L): with E = L / 2 the exponent is twice the slope.
 _LARGE_E = 0.5  # of the least loss; a larger E would at least double the exponent at that size
 _SIGNIFICANCE = 0.05  # p value of the curvature test
+_NAMES = {"pure": "without E", "floor": "with E"}  # "the law ..."
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,11 @@ class Verdict:
         """The verdict in a sentence or two."""
         if self.contradictions:
             return f"no law: {'; '.join(self.contradictions)}"
-        reasons = ", ".join(self.reasons)
+        reasons = "; ".join(self.reasons)
         if self.preferred is None:
             text = f"these data do not decide: {'; '.join(self.doubts)}"
             return f"{text} ({reasons})" if reasons else text
-        return f"{self.preferred} preferred: {reasons}"
+        return f"the law {_NAMES[self.preferred]} is preferred: {reasons}"
 
 
 def verdict_of(
@@ -75,9 +78,9 @@ def verdict_of(
         doubts.append("too few points for AICc")
     else:
         gain = floor.aicc - pure.aicc
-        reasons.append(f"AICc {gain:+.1f} for the law with E")
+        reasons.append(_likelier(gain, _NAMES["floor"], _NAMES["pure"]))
         if abs(gain) < _MIN_AICC_GAIN:
-            doubts.append(f"AICc differs by less than {_MIN_AICC_GAIN:g}")
+            doubts.append(f"AICc differs by less than {_MIN_AICC_GAIN:g} and favours neither law")
         else:
             votes.add("floor" if gain < 0 else "pure")
     # Each criterion has at most one vote. Contradictory votes, like any doubt, prevent a verdict.
@@ -85,7 +88,8 @@ def verdict_of(
         votes.update({vote} if vote else ())
     if curvature is not None:
         t, p = curvature
-        reasons.append(f"curvature t = {t:.3g} (p = {p:.2g})")
+        bend = "" if p < _SIGNIFICANCE else "no significant "
+        reasons.append(f"{bend}curvature of log L (t = {t:.3g}, p = {p:.2g})")
         # The pure law is straight in logs, and E > 0 bends it upwards only.
         if t < 0 and p < _SIGNIFICANCE:
             doubts.append("log L curves downwards, which neither law can describe")
@@ -108,42 +112,52 @@ def remarks(evidence: Mapping[str, Evidence]) -> tuple[str, ...]:
         if not math.isfinite(high - low):
             position = "not comparable with, because it has no end,"
         lines.append(f"the fixed E = {fixed.E:g} is {position} the interval of the fitted E")
-    for name, candidate in (("floor fixed", fixed), ("logit", logit)):
+    for name, candidate in (("with the fixed E", fixed), ("of the odds", logit)):
         if candidate is not None:
-            lines.append(f"{name} against pure: {_comparison(candidate, evidence['pure'])}")
+            words = _comparison(candidate, evidence["pure"], name, _NAMES["pure"])
+            lines.append(f"the law {name}: {words}")
     return tuple(lines)
 
 
-def _comparison(first: Evidence, second: Evidence) -> str:
-    """The differences of AICc and of the held-out errors, in words."""
+def _comparison(first: Evidence, second: Evidence, name: str, other: str) -> str:
+    """The likelihoods and the errors of prediction of two laws, in words."""
     parts = []
     if first.aicc is not None and second.aicc is not None:
-        parts.append(f"AICc {first.aicc - second.aicc:+.4g}")
+        parts.append(_likelier(first.aicc - second.aicc, name, other))
     if first.held_out is not None and second.held_out is not None:
-        parts.append(_errors(first, second))
+        parts.append(_errors(first, second, name, other))
     if first.rolling is not None and second.rolling is not None:
-        parts.append(f"rolling error {_percent(first.rolling)} against {_percent(second.rolling)}")
-    return ", ".join(parts) or "too few points to compare"
+        parts.append(_rolling(first, second, name, other))
+    return "; ".join(parts) or "too few points to compare"
 
 
-def _errors(first: Evidence, second: Evidence) -> str:
+def _likelier(gain: float, name: str, other: str) -> str:
+    """Which of two laws AICc favours; `gain`: AICc of the first minus that of the other."""
+    if abs(gain) < _MIN_AICC_GAIN:
+        return f"AICc favours neither law (difference {abs(gain):.1f})"
+    return f"AICc favours the law {name if gain < 0 else other} by {abs(gain):.4g}"
+
+
+def _errors(first: Evidence, second: Evidence, name: str, other: str) -> str:
     """The errors of both laws at the largest size, in words."""
-    values = [_percent(each.held_out, "+") for each in (first, second) if each.held_out is not None]
-    return f"leave-largest-out {' against '.join(values)}"
+    return (
+        f"largest size, left out of the fit, missed by {signed(first.held_out)} {name}, "
+        f"{signed(second.held_out)} {other}"
+    )
 
 
-def _percent(fraction: float, sign: str = "") -> str:
-    """With three significant digits: a prediction can be wrong by many orders of magnitude."""
-    return f"{100 * fraction:{sign}.3g}%"
+def _rolling(first: Evidence, second: Evidence, name: str, other: str) -> str:
+    """The rolling errors of both laws, in words."""
+    return f"rolling error {percent(first.rolling)} {name}, {percent(second.rolling)} {other}"
 
 
 def _held_out_vote(pure: Evidence, floor: Evidence, reasons: list[str]) -> str | None:
     """The law that predicts the largest size better; None if both are equal within the scatter."""
     if pure.rolling is not None and floor.rolling is not None:
-        reasons.append(f"rolling error {_percent(floor.rolling)} against {_percent(pure.rolling)}")
+        reasons.append(_rolling(floor, pure, _NAMES["floor"], _NAMES["pure"]))
     if pure.held_out is None or floor.held_out is None:
         return None
-    reasons.append(_errors(floor, pure))
+    reasons.append(_errors(floor, pure, _NAMES["floor"], _NAMES["pure"]))
     gain = abs(pure.held_out) - abs(floor.held_out)
     # The largest size may be a single run: a difference within its scatter is no evidence.
     if abs(gain) <= min(pure.scatter, floor.scatter):
@@ -159,7 +173,7 @@ def _E_vote(
         doubts.append("E has no interval")
         return None
     low, high = floor.E_span
-    reasons.append(f"E from {low:.4g} to {high:.4g} (95 %)")
+    reasons.append(f"E between {low:.4g} and {high:.4g} (95 %)")
     if low > 0:
         return "floor"
     # E = 0 is not rejected, and no accepted E would change the exponent much.

@@ -350,15 +350,11 @@ def _two_groups(finals: pd.DataFrame, metric: str) -> tuple[float, tuple[str, ..
     if len(known) < _MIN_RUNS:
         return None
     y = np.log(known[metric].to_numpy(dtype=float))
-    design = _design(known, curved=False)
-    best: tuple[float, float, NDArray[np.bool_]] | None = None
-    for start in _first_splits(design, y):
-        found = _separated(design, y, start)
-        if found is not None and (best is None or found[0] > best[0]):
-            best = found
-    if best is None or best[0] < _needed_separation(len(y)):
+    # A more flexible curve may absorb a true jump between sizes, so the stiffest is tried first.
+    found = (_best_split(design, y) for design in _bases(known))
+    high = next((each for each in found if each is not None), None)
+    if high is None:
         return None
-    high = best[2]
     # The curvature of the law would bias the jump between groups of different sizes.
     full = np.column_stack([_design(known, curved=True), high])
     jump = float(np.linalg.lstsq(full, y, rcond=None)[0][-1])
@@ -368,6 +364,30 @@ def _two_groups(finals: pd.DataFrame, metric: str) -> tuple[float, tuple[str, ..
     # A curve in N leaves the line at most on both ends: two changes of sign.
     mixed = int(np.sum(in_order[1:] != in_order[:-1])) > 2
     return ratio, tuple(known.index[fewer]), bool(mixed and fewer.sum() >= _MANY * len(y))
+
+
+def _best_split(design: Array, y: Array) -> NDArray[np.bool_] | None:
+    """The higher of two groups around curves of `design`; None if they are not far apart."""
+    splits = (_separated(design, y, start) for start in _first_splits(design, y))
+    best = max(
+        (each for each in splits if each is not None), key=lambda each: each[0], default=None
+    )
+    return None if best is None or best[0] < _needed_separation(len(y)) else best[2]
+
+
+def _bases(known: pd.DataFrame) -> Iterator[Array]:
+    """Smooth curves that the runs of one group may follow: a line, a parabola or a cubic in log N,
+    and, where sizes have several runs, a level for each size.
+    """
+    line = _design(known, curved=False)
+    yield line
+    if len(known) >= 2 * (line.shape[1] + 2):
+        log = line[:, 1] / np.abs(line[:, 1]).max() if line.shape[1] > 1 else line[:, 0]
+        yield np.column_stack([_design(known, curved=True), log**3])
+    sizes = known[size_column(known)].to_numpy()
+    levels = np.unique(sizes)
+    if len(known) - len(levels) >= _MIN_RUNS // 2 and line.shape[1] <= 2:
+        yield (sizes[:, None] == levels).astype(float)
 
 
 def _needed_separation(count: int) -> float:

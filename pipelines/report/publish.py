@@ -22,7 +22,7 @@ from var_scaling.experiment import Sweep
 if TYPE_CHECKING:
     from analysis.report.pages import Scored
 
-LAWS_FORMAT = 3  # of laws.json, as analysis.export writes it
+LAWS_FORMAT = 4  # of laws.json, as analysis.export writes it
 
 
 def publish(
@@ -142,9 +142,13 @@ def paths(home: Home, sweep: Sweep) -> dict[str, Path]:
 
 
 def law_scalars(laws: dict[str, Any]) -> dict[str, float]:
-    """The coefficients of the laws as MLflow metrics."""
+    """The coefficients of the laws as MLflow metrics, without laws that the data contradict."""
     scalars: dict[str, float | None] = {}
+    groups = groups_of(laws)
     for group, law in _all_laws(laws):
+        mixed = law["variable"] != "train_flops" and law["metric"] in groups[group]["mixed_data"]
+        if law["no_law"] or mixed:
+            continue
         fit = law["fit"]
         prefix = f"law/{group}/" if group else "law/"
         base = f"{prefix}{law['symbol']}_of_{law['variable_symbol']}/{fit['law']}".replace(",", "")
@@ -158,7 +162,7 @@ def law_scalars(laws: dict[str, Any]) -> dict[str, float]:
             f"{base}/r2": fit["r2"],
             f"{base}/beta": fit["paper_beta"],
         }
-    for group, content in groups_of(laws).items():
+    for group, content in groups.items():
         for surface in content.get("surfaces", []):
             prefix = f"law/{group}/" if group else "law/"
             base = f"{prefix}{surface['symbol']}_of_N_D/surface".replace(",", "")
@@ -172,22 +176,29 @@ def law_scalars(laws: dict[str, Any]) -> dict[str, float]:
 
 
 def law_columns(laws: dict[str, Any]) -> dict[str, list[Any]]:
-    """The laws as a table: column name -> values."""
-    rows = _all_laws(laws)
-    groups = {"of": [group for group, _ in rows]} if "groups" in laws else {}
-    return groups | {
-        "law": [law["label"] for _, law in rows],
-        "form": [law["fit"]["formula"] for _, law in rows],
-        "alpha": [law["fit"]["values"]["alpha"] for _, law in rows],
-        "alpha_low": [law["intervals"]["alpha"]["low"] for _, law in rows],
-        "alpha_high": [law["intervals"]["alpha"]["high"] for _, law in rows],
-        "beta": [law["fit"]["paper_beta"] for _, law in rows],
-        "E": [law["fit"]["values"].get("E", 0.0) for _, law in rows],
-        "r": [law["fit"]["r"] for _, law in rows],
-        "r2": [law["fit"]["r2"] for _, law in rows],
-        "points": [law["fit"]["points"] for _, law in rows],
-        "no_law": [law["no_law"] or "" for _, law in rows],
-    }
+    """The laws in one variable and the surfaces as a table: column name -> values."""
+    rows = [
+        ({"of": group} if group else {}) | _law_row(law)
+        for group, content in groups_of(laws).items()
+        for law in (*content["laws"], *content.get("surfaces", []))
+    ]
+    return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
+
+
+def _law_row(law: dict[str, Any]) -> dict[str, Any]:
+    """A row of the table. `exponent_of_D` is β of a surface; `beta` that of the paper's form of a
+    law in one variable, L - E = (β x)^-α.
+    """
+    fit, values = law["fit"], law["fit"]["values"]
+    alpha, of_D = (law["intervals"].get(name) or {} for name in ("alpha", "beta"))
+    return {
+        "law": law["label"], "form": fit["formula"],
+        "alpha": values["alpha"], "alpha_low": alpha.get("low"), "alpha_high": alpha.get("high"),
+        "exponent_of_D": values.get("beta"),
+        "exponent_of_D_low": of_D.get("low"), "exponent_of_D_high": of_D.get("high"),
+        "beta": fit["paper_beta"], "E": values.get("E", 0.0), "r": fit["r"], "r2": fit["r2"],
+        "points": fit["points"], "no_law": law.get("no_law") or "",
+    }  # fmt: skip
 
 
 def groups_of(laws: Mapping[str, Any]) -> dict[str, Any]:

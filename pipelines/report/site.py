@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from pipelines.report.publish import LAWS_FORMAT
 from pipelines.workspace.damage import is_complete
 from pipelines.workspace.store import Home, natural_key
 from var_scaling.disk import read_json
@@ -16,14 +17,17 @@ def write_home_page(home: Home) -> Path:
     cards = []
     for folder in _sweep_folders(home):
         trials = [record.parent for record in folder.glob(f"*/{_TRIAL}")]
-        laws, report = folder / "laws.json", folder / "report"
+        report = folder / "report"
+        laws = read_json(path) if (path := folder / "laws.json").exists() else None
+        outdated = laws is not None and laws.get("format") != LAWS_FORMAT
         cards.append(
             SweepCard(
                 folder.name,
                 sum(map(is_complete, trials)),
                 len(trials),
-                read_json(laws) if laws.exists() else None,
+                None if outdated else laws,
                 report if (report / "index.html").exists() else None,
+                outdated,
             )
         )
     path = home.root / "index.html"

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column, Table
 from rich.text import Text
 
-from analysis.report.format import fixed
+from analysis.format import fixed
 from pipelines.execution.status import View, format_duration
 from var_scaling.experiment import Sweep
 from var_scaling.models.base import Validation

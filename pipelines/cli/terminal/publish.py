@@ -57,7 +57,7 @@ def publish_and_show(
 
 
 def show(laws: dict[str, Any]) -> None:
-    """Print a laws.json: what contradicts the laws, then the laws, then all other warnings."""
+    """Print a laws.json: contradictions, the main result, the laws, then all other warnings."""
     from pipelines.report.publish import groups_of
 
     for group, group_laws in groups_of(laws).items():
@@ -67,6 +67,9 @@ def show(laws: dict[str, Any]) -> None:
             continue
         for line in screen_laws.contradictions(group_laws):
             console.print(f"NO LAW   {line}", style="bold red", soft_wrap=True, highlight=False)
+        main = group_laws["main"]["sentence"]
+        if not main.startswith("No law is announced"):
+            console.print(main, style="bold", soft_wrap=True, highlight=False)
         console.print(screen_laws.law_tables({**group_laws, "sweep": title}))
         if group_laws.get("predictions"):
             console.print(screen_laws.prediction_table(group_laws["predictions"]))
