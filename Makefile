@@ -53,13 +53,15 @@ endif
 	$(BIN)/python benchmarks/fit.py --report --code $(CODE) --rounds 1
 
 # How often 95 % intervals contain the truth, in simulated tables of runs: prints the tables and
-# writes docs/coverage.md. Below 20 minutes on one core; not in CI.
+# writes docs/tables/coverage.json and docs/coverage.md. Below 20 minutes on one core; not in CI.
 coverage: setup
 	$(BIN)/python benchmarks/coverage.py
 
-# The pages that are made from the code: commands and settings.
+# The pages that are made from the code (commands, settings), and the numbers and figures of results
+# in README and docs, from docs/tables.
 docs: setup
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/results.py
 
 freeze: setup
 	( echo "# What this project was last tested with, whole; regenerate with: make freeze"; \

@@ -18,7 +18,7 @@ from analysis.compute_optimal.approach import (
     Approach,
     NoEstimate,
     from_envelope,
-    from_parabolas,
+    from_minima,
     from_surface,
 )
 from analysis.compute_optimal.cost import Cost, six_nd
@@ -189,7 +189,7 @@ def results_of(rows: pd.DataFrame, design: Design, world: World) -> Iterator[Res
     yield from _exponents(1, lambda: from_envelope(points, cost), a)
     if design.name == ISOFLOP:
         parabolas = isoflops(ends[SIZE], ends.train_flops, ends[METRIC], cost=cost)
-        yield from _exponents(2, lambda: from_parabolas(parabolas), a)
+        yield from _exponents(2, lambda: from_minima(parabolas), a)
     if not design.one_length:
         yield from _surface(ends, world, cost, budgets, a)
 

@@ -51,6 +51,7 @@ def laws_of(study: Study, trials: Sequence[str] = ()) -> dict[str, Any]:
         "warnings": [asdict(caveat) for caveat in caveats(study, trials)],
         "laws": [_law(finding) for finding in study.findings],
         "surfaces": [_surface(study, surface) for surface in study.surfaces.values()],
+        "forms": [_surface(study, form) for form in study.forms],
         "mixed_data": study.mixed_data,
         "allocation": _allocation(study),
         "choices": [
@@ -108,7 +109,7 @@ def _law(finding: LawResult) -> dict[str, Any]:
 
 
 def _surface(study: Study, surface: SurfaceLaw) -> dict[str, Any]:
-    held_out, (N, D) = surface.held_out, surface.fit.data.x
+    held_out, (N, D, *_) = surface.held_out, surface.fit.data.x
     return {
         "metric": surface.metric,
         "symbol": METRICS[surface.metric][0],
@@ -117,6 +118,7 @@ def _surface(study: Study, surface: SurfaceLaw) -> dict[str, Any]:
         "fit": surface.fit.as_dict(),
         "intervals": surface.intervals,
         "flags": surface.flags,
+        "aicc": surface.aicc,
         "held_out": {**asdict(held_out), "relative_error": held_out.relative_error}
         if held_out
         else None,
@@ -135,6 +137,22 @@ def _allocation(study: Study) -> dict[str, Any] | None:
     return {
         "cost": found.cost,
         "budget": found.budget,
+        "isoflop_curve": found.isoflops.curve,
+        "isoflops": [
+            {
+                "budget": each.budget,
+                "N": each.N,
+                "N_interval": each.N_interval,
+                "D": each.D,
+                "L": each.L,
+                "L_interval": each.L_interval,
+                "points": len(each.sizes),
+                "left_out": each.left_out,
+            }
+            for each in found.isoflops.minima
+        ],
+        "isoflops_refused": [str(error) for error in found.isoflops.refused],
+        "isoflops_unused": found.isoflops.unused,
         "approaches": found.table().to_dict("records"),
         "disagreement": found.disagreement,
     }

@@ -21,7 +21,7 @@ from analysis.fitting.points import FitError
 from analysis.parallel import in_processes
 from analysis.selection.counting import Convention, by_convention
 from analysis.selection.holdout import HeldOut
-from analysis.selection.options import DEFAULTS, LAW_NAMES, Options
+from analysis.selection.options import DEFAULTS, FORM_NAMES, LAW_NAMES, Options
 from analysis.selection.predict import Prediction, predict
 from analysis.selection.select import Candidate, Choice, choose, not_a_law
 from analysis.table.plausible import Caveat, implausible
@@ -103,6 +103,7 @@ class Study:
     objective_intervals: dict[str, dict[str, Interval]] = field(default_factory=dict)
     forecasts: tuple[Any, ...] = field(default=())  # of analysis.forecasting.forecast.Outcome
     surfaces: dict[str, SurfaceLaw] = field(default_factory=dict)  # L(N, D) by metric
+    forms: tuple[SurfaceLaw, ...] = ()  # other laws in N and D, which options.laws names
     # By metric, where runs of one size have different D: which, in words. Then the law in N alone
     # does not describe the runs, and the surface is the main result.
     mixed_data: dict[str, str] = field(default_factory=dict)
@@ -212,19 +213,18 @@ def study(
     _refuse_groups(table)
     refusals, finals, caveats = list[str](), table.finals, implausible(table)
     size = "params_total" if finals.params_blocks.isna().all() else "params_blocks"
-    options.weights_of(finals), options.budgets_of(finals)  # errors before the first fit
+    options.refuse_wrong_columns(finals)  # before the first fit
     frontiers = _frontiers(table, size, refusals)
     pairs = [(metric, variable) for variable in VARIABLES for metric in METRICS]
     jobs: list[Callable[[], Any]] = [
         partial(_allocation, table, size, objective, options),
-        partial(_surfaces, finals, size, objective, options),
+        partial(_laws_in_two, finals, size, objective, options),
         *(partial(_by_objective, finals, metric, size, options) for metric in METRICS),
-        *(
-            partial(_laws_of_pair, finals, frontiers, *pair, objective, options, caveats)
-            for pair in pairs
-        ),
     ]
-    allocated, surfaces, *results = in_processes(jobs, processes, partial(progress, "laws"))
+    of_pair = partial(_laws_of_pair, finals, frontiers, objective, options, caveats)
+    jobs += [partial(of_pair, metric, variable) for metric, variable in pairs]
+    allocated, in_two, *results = in_processes(jobs, processes, partial(progress, "laws"))
+    (allocation, refused), (surfaces, forms, not_in_two) = allocated, in_two
     progress("laws", 1, 1)
     by_objective = dict(zip(METRICS, results, strict=False))
     laws = dict(zip(pairs, results[len(METRICS) :], strict=True))
@@ -233,8 +233,7 @@ def study(
     refusals += [refusal for _, _, refused in laws.values() for refusal in refused]
     conventions = _conventions(finals, objective, options, refusals)
     scales = _scales(finals, size, objective, options, refusals)
-    allocation, refused = allocated
-    refusals += [*refused, *surfaces[1], *_absent_laws(findings, surfaces[0], options)]
+    refusals += [*refused, *not_in_two, *_absent_laws(findings, surfaces, forms, options)]
     study = Study(
         table=table,
         objective=objective,
@@ -251,7 +250,8 @@ def study(
         allocation=allocation,
         refused=tuple(dict.fromkeys(refusals)),
         forecasts=forecasts,
-        surfaces=surfaces[0],
+        surfaces=surfaces,
+        forms=forms,
         mixed_data=_mixed_data(finals, size),
         options=options,
     )
@@ -274,10 +274,12 @@ def _rolled(choice: Choice | None) -> dict[str, tuple[HeldOut, ...]]:
 
 
 def _absent_laws(
-    findings: list[LawResult], surfaces: dict[str, SurfaceLaw], options: Options
-) -> list[str]:
+    findings: list[LawResult], surfaces: dict[str, SurfaceLaw], forms: tuple[SurfaceLaw, ...],
+    options: Options,
+) -> list[str]:  # fmt: skip
     """A line for each law that was asked for and that no metric has."""
-    found = {finding.fit.law.name for finding in findings} | ({"surface"} if surfaces else set())
+    in_one, in_two = [each.fit for each in findings], [*surfaces.values(), *forms]
+    found = {fit.law.name for fit in (*in_one, *(each.fit for each in in_two))}
     asked = () if options.laws == LAW_NAMES else options.laws
     return [f"--law {name}: no metric of this table has it" for name in asked if name not in found]
 
@@ -291,7 +293,7 @@ def _predictions(study: Study) -> tuple[tuple[Prediction, ...], tuple[str, ...]]
     symbol = VARIABLES[study.size][0]
     at = {**given, symbol: given["N"]} if "N" in given else dict(given)
     predictions, refusals = list[Prediction](), list[str]()
-    for surface in study.surfaces.values():
+    for surface in (*study.surfaces.values(), *study.forms):
         label = study.surface_label(surface.metric)
         with _record_refusal(refusals, label):
             predictions.append(predict(surface.fit, label, (symbol, "D"), at))
@@ -326,11 +328,11 @@ def _contradictions(caveats: tuple[Caveat, ...], metric: str) -> tuple[str, ...]
 def _laws_of_pair(
     finals: pd.DataFrame,
     frontiers: dict[str, Frontier],
-    metric: str,
-    variable: str,
     objective: str,
     options: Options,
     caveats: tuple[Caveat, ...],
+    metric: str,
+    variable: str,
 ) -> tuple[Choice | None, list[LawResult], list[str]]:
     """The choice of law for one metric in one variable, its laws, and the refused results."""
     points, refusals = _points(finals, frontiers, metric, variable, options), list[str]()
@@ -503,6 +505,15 @@ def _noise(finals: pd.DataFrame, size: str, findings: list[LawResult]) -> dict[s
     return by_metric
 
 
+def _laws_in_two(
+    finals: pd.DataFrame, size: str, objective: str, options: Options
+) -> tuple[dict[str, SurfaceLaw], tuple[SurfaceLaw, ...], list[str]]:
+    """The surface of each metric, the other laws in N and D, and why there are no others."""
+    surfaces, without_surface = _surfaces(finals, size, objective, options)
+    forms, without_form = _forms(finals, size, objective, options)
+    return surfaces, forms, [*without_surface, *without_form]
+
+
 def _surfaces(
     finals: pd.DataFrame, size: str, objective: str, options: Options
 ) -> tuple[dict[str, SurfaceLaw], list[str]]:
@@ -516,6 +527,24 @@ def _surfaces(
                     finals, metric, size, objective, options.E, options.weights
                 )
     return by_metric, refusals
+
+
+def _forms(
+    finals: pd.DataFrame, size: str, objective: str, options: Options
+) -> tuple[tuple[SurfaceLaw, ...], list[str]]:
+    """The other laws in N and D that `options` names, of each metric, and why there are none."""
+    found, refusals = list[SurfaceLaw](), list[str]()
+    for law in (name for name in options.laws if name in FORM_NAMES):
+        for metric, (symbol, *_) in METRICS.items():
+            if finals[metric].notna().any() and finals[size].notna().any():
+                with _record_refusal(refusals, f"{symbol}({VARIABLES[size][0]}, D), {law}"):
+                    found.append(
+                        fit_surface(
+                            finals, metric, size, objective, options.E, options.weights, law,
+                            options.unique,
+                        )
+                    )  # fmt: skip
+    return tuple(found), refusals
 
 
 def _mixed_data(finals: pd.DataFrame, size: str) -> dict[str, str]:
@@ -538,7 +567,7 @@ def _allocation(
         budgets = options.budgets_of(table.finals)
         found = approaches(
             done, "val_loss", params=size, budgets=budgets, objective=objective,
-            floor=options.E, weights=options.weights,
+            floor=options.E, weights=options.weights, curve=options.curve,
         )  # fmt: skip
         return found, []
     return None, refusals

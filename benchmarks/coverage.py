@@ -1,6 +1,9 @@
 """Simulate the coverage of every interval of a report and write docs/coverage.md; one core.
 
-    python benchmarks/coverage.py [--simulations 200] [--other 50] [--out docs/coverage.md]
+    python benchmarks/coverage.py [--simulations 200] [--other 50] [--out PAGE] [--table JSON]
+
+The shares are written to docs/tables/coverage.json, and the page from them; `--page` writes the
+page alone.
 
 `--simulations` tables of runs of each design are simulated under the true law, `--other` under each
 of the other laws, where the coverage is only stated. With the defaults this takes about 10
@@ -11,18 +14,20 @@ minutes on an idle core.
 
 import argparse
 import datetime
+import json
 import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[threads] = "1"  # BLAS reads them once, when numpy is imported
 
 from analysis.coverage import COMMON, RICHER, TRUE, World, designs, simulated_coverage
-from analysis.uncertainty.coverage import Coverage
 
 HERE = Path(__file__).parent
+TABLE = HERE.parent / "docs/tables/coverage.json"
 LOW, HIGH = 0.92, 0.97  # outside these, the coverage is marked
 WORLDS = {
     TRUE: "The true law, L = E + A N^-α + B D^-β with Chinchilla's published parameters. The log "
@@ -72,32 +77,59 @@ def main() -> None:
     parser.add_argument("--simulations", type=int, default=200)
     parser.add_argument("--other", type=int, default=50)
     parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "coverage.md")
+    parser.add_argument("--table", type=Path, default=TABLE)
+    parser.add_argument("--page", action="store_true", help="simulate nothing")
     options = parser.parse_args()
+    if not options.page:
+        found = simulated(options.simulations, options.other)
+        options.table.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    options.out.write_text(page(options.table))
+
+
+def simulated(simulations: int, other: int) -> dict[str, Any]:
+    """The shares by world, design and quantity, and how and when they were made."""
     start = time.monotonic()
-    parts = []
+    worlds = {}
     for world in WORLDS:
-        count = options.simulations if world is TRUE else options.other
-        parts.append(section(world, count, start))
-        print(parts[-1], flush=True)
+        count = simulations if world is TRUE else other
+        worlds[world.name] = {"simulations": count, "designs": shares(world, count, start)}
+        print(section(world, worlds[world.name]), flush=True)
     minutes = (time.monotonic() - start) / 60
     today = datetime.datetime.now(tz=datetime.UTC).date()
-    counts = f"--simulations {options.simulations} --other {options.other}"
+    counts = f"--simulations {simulations} --other {other}"
     command = f"`make coverage` (`python benchmarks/coverage.py {counts}`)"
-    date = f"{today}, {command}: {minutes:.0f} minutes on one core of the project's test machine.\n"
-    options.out.write_text(INTRODUCTION + "\n".join(parts) + "\n" + date)
+    date = f"{today}, {command}: {minutes:.0f} minutes on one core of the project's test machine."
+    return {"made": date, "worlds": worlds}
 
 
-def section(world: World, simulations: int, start: float) -> str:
-    """The table of one world: a row for each quantity, a column for each design."""
-    columns: list[dict[str, Coverage]] = []
+def shares(world: World, simulations: int, start: float) -> dict[str, Any]:
+    """By design and quantity: the share that covers, and the number of refused intervals."""
+    by_design = {}
     for design in designs():
-        found = simulated_coverage(design, world, simulations)
-        columns.append({each.quantity: each for each in found})
-        shares = ", ".join(f"{each.quantity} {cell(each)}" for each in found)
+        by_design[design.name] = {
+            # Without any interval there is no share.
+            each.quantity: {
+                "covered": each.covered if each.simulations else None,
+                "refused": each.failed,
+            }
+            for each in simulated_coverage(design, world, simulations)
+        }
+        text = ", ".join(f"{name} {cell(one)}" for name, one in by_design[design.name].items())
         seconds = time.monotonic() - start
-        print(
-            f"{seconds:.0f} s  {world.name}, {design.name}: {shares}", file=sys.stderr, flush=True
-        )
+        print(f"{seconds:.0f} s  {world.name}, {design.name}: {text}", file=sys.stderr, flush=True)
+    return by_design
+
+
+def page(table: Path = TABLE) -> str:
+    """docs/coverage.md, from the table of shares."""
+    known = json.loads(table.read_text())
+    parts = [section(world, known["worlds"][world.name]) for world in WORLDS]
+    return INTRODUCTION + "\n".join(parts) + "\n" + known["made"] + "\n"
+
+
+def section(world: World, known: dict[str, Any]) -> str:
+    """The table of one world: a row for each quantity, a column for each design."""
+    simulations, columns = known["simulations"], list(known["designs"].values())
     error = 100 * (0.95 * 0.05 / simulations) ** 0.5
     quantities = dict.fromkeys(name for column in columns for name in column)
     lines = [
@@ -114,13 +146,13 @@ def section(world: World, simulations: int, start: float) -> str:
     return "\n".join(lines) + "\n"
 
 
-def cell(found: Coverage | None) -> str:
+def cell(found: dict[str, Any] | None) -> str:
     """The coverage in per cent; with the number of tables where the interval was refused."""
-    if found is None or not found.simulations:
+    if found is None or found["covered"] is None:
         return "–"
-    text = f"{100 * found.covered:.1f}"
-    text = text if LOW <= found.covered <= HIGH else f"**{text}**"
-    return text + (f" ({found.failed} refused)" if found.failed else "")
+    text = f"{100 * found['covered']:.1f}"
+    text = text if LOW <= found["covered"] <= HIGH else f"**{text}**"
+    return text + (f" ({found['refused']} refused)" if found["refused"] else "")
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def row(fit: Fit, reference: float) -> str:
         "< 1e-8" if certificate.gradient < 1e-8 else f"{certificate.gradient:.0e}",
         f"{certificate.condition:.0f}", "; ".join(fit.flags) or "none",
     ]  # fmt: skip
-    return f"| {' | '.join(cells)} |"
+    return "".join(f"| {cell} " if cell else "| " for cell in cells) + "|"
 
 
 def table_of_forms() -> str:

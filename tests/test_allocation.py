@@ -237,8 +237,8 @@ def test_groups_are_found_by_their_gaps_or_by_given_budgets():
     order = np.random.default_rng(1).permutation(len(C))
     found = isoflops(N[order], jitter[order], L[order])
     given = isoflops(N, jitter, L, budgets=[1e20, 1e17, 5e17])
-    assert [p.budget for p in found.parabolas] == pytest.approx(BUDGETS, rel=0.01)
-    assert [p.budget for p in given.parabolas] == pytest.approx([1e17, 1e20])
+    assert [p.budget for p in found.minima] == pytest.approx(BUDGETS, rel=0.01)
+    assert [p.budget for p in given.minima] == pytest.approx([1e17, 1e20])
     assert given.unused == 18
     assert "0 sizes" in str(given.refused[0])
     assert isinstance(isoflops(N, np.geomspace(1e17, 1e20, len(N)), L).refused[0], TooFewPoints)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from analysis.compute_optimal.approach import from_parabolas
+from analysis.compute_optimal.approach import from_minima
 from analysis.compute_optimal.cost import six_nd
 from analysis.compute_optimal.frontier import frontier, run_ends
 from analysis.compute_optimal.frontier_band import (
@@ -100,7 +100,7 @@ def test_budgets_that_scatter_more_than_their_noise_widen_approach_2():
         world = replace(TRUE, noise=0.001, shared=shared)
         ends = run_ends(table(ISO, world, seed=1), METRIC, SIZE)
         found = isoflops(ends[SIZE], ends.train_flops, ends[METRIC], cost=six_nd())
-        return from_parabolas(found).a_interval
+        return from_minima(found).a_interval
 
     calm, disturbed = exponent(0.0), exponent(0.01)
     assert "pooled residuals, t(" in calm.method

@@ -62,8 +62,47 @@ def test_vector_figures_are_written_on_request_and_the_page_needs_no_file(tmp_pa
 def test_an_unknown_objective_is_refused_before_anything_is_fitted(tmp_path, command):
     code, _, err = command("fit", table(tmp_path), *THEIRS, "--objective", "mean")
     assert code == 2
-    assert "'mean' is not one of 'squares', 'huber', 'absolute'" in err
+    words = " ".join(err.replace("│", " ").split())
+    assert "'--objective': 'mean': one of huber, squares, absolute" in words
+    assert "allowed are NAME, NAME:L, NAME:above=F and NAME:L:above=F" in words
     assert not (tmp_path / "runs-laws").exists()
+
+
+def test_an_objective_of_the_command_line_has_its_options(tmp_path):
+    words = ("--law", "pure", "--objective", "squares:L:above=0.50", "--json")
+    laws = json.loads(says("fit", table(tmp_path), *THEIRS, *words))
+    assert laws["objective"] == "squares:L:above=0.5"
+    (law,) = laws["laws"]
+    assert (law["fit"]["residuals_of"], law["fit"]["factor_above"]) == ("L", 0.5)
+
+
+@pytest.mark.parametrize("wrong", ["huber:above=2", "huber:L:M", "squares:above=x"])
+def test_a_wrong_option_of_an_objective_is_refused_by_every_command(wrong, command):
+    for words in (("fit", "runs.csv"), ("coverage",), ("report", "smoke")):
+        code, _, err = command(*words, "--objective", wrong)
+        assert code == 2
+        assert f"'--objective': '{wrong}'" in " ".join(err.replace("│", " ").split())
+
+
+def test_coverage_takes_an_objective_with_options():
+    words = ("--points", "6", "--simulations", "10", "--objective", "squares:L", "--json")
+    rows = json.loads(says("coverage", *words))
+    assert {row["points"] for row in rows} == {6}
+    assert all(0 <= row["covered"] <= 1 for row in rows)
+
+
+@pytest.mark.slow
+def test_a_report_keeps_the_options_of_the_latest_fit(smoke):
+    home = ("--home", str(smoke))
+    says("fit", "smoke", "--objective", "huber:L", "--law", "pure", "--where", "depth > 0", *home)
+    path = smoke / "smoke" / "laws.json"
+    fitted = json.loads(path.read_text())
+    says("report", "smoke", *home)
+    again = json.loads(path.read_text())
+    assert again["objective"] == "huber:L"
+    assert again["options"] == fitted["options"] == {"--where": "depth > 0", "--law": ["pure"]}
+    says("report", "smoke", "--objective", "absolute", *home)
+    assert json.loads(path.read_text())["objective"] == "absolute"
 
 
 def test_the_title_has_the_number_of_runs_and_of_sizes(tmp_path):

@@ -12,6 +12,7 @@ from analysis.selection.predict import predict
 from analysis.study import study
 from analysis.table.table import TableError, check, select
 from pipelines.cli.main import app
+from pipelines.cli.terminal.laws import surface_lines
 from pipelines.report.fit_options import FitOptions
 
 
@@ -214,7 +215,7 @@ def test_budgets_of_a_column_group_the_runs():
     )  # fmt: skip
     found = study(check(table), options=Options(budgets="nominal")).allocation.isoflops
     assert found.unused == 0
-    shown = [each.budget for each in found.parabolas] + [each.budget for each in found.refused]
+    shown = [each.budget for each in found.minima] + [each.budget for each in found.refused]
     assert shown == pytest.approx([1e18, 1e19])
 
 
@@ -255,3 +256,16 @@ def test_a_wrong_column_is_refused_before_the_first_fit(options, message):
 def test_a_table_without_a_score_names_the_option_that_renames():
     with pytest.raises(TableError, match="--column 'YOURS=val_loss'"):
         check(rows().rename(columns={"val_loss": "loss"}))
+
+
+def test_runs_far_from_every_budget_are_counted():
+    given = rows(nominal=1e18)
+    laws = {
+        "allocation": {"approaches": [], "isoflops_unused": 7}, "surfaces": [], "forms": [],
+    }  # fmt: skip
+    (line_of_budgets,) = surface_lines(laws)
+    assert line_of_budgets.startswith(
+        "--budget-column: the FLOPs of 7 runs differ by more than 5 %"
+    )
+    found = study(check(given), options=Options(budgets="nominal", laws=("surface",))).allocation
+    assert found.isoflops.unused == np.sum(np.abs(np.log(given.train_flops / 1e18)) > np.log(1.05))

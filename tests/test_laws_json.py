@@ -42,9 +42,12 @@ RARE = {"damaged.{stage}", "options.{option}", "made.stamp", "families", "famili
 SAME = {
     "groups.{group}": "",
     "surfaces[].fit": "laws[].fit",
+    "forms": "surfaces",
     "surfaces[].intervals": "laws[].intervals",
     "surfaces[].held_out": "laws[].held_out",
     "predictions[].interval": "laws[].intervals.{parameter}",
+    "allocation.isoflops[].N_interval": "laws[].intervals.{parameter}",
+    "allocation.isoflops[].L_interval": "laws[].intervals.{parameter}",
 }
 FACTS = Facts(title="title", question="question?", settings={}, provenance={})
 
@@ -74,9 +77,12 @@ def rich_table():
 
 
 def surface_table():
-    """Seven sizes with seven numbers of tokens each."""
+    """Seven sizes with seven numbers of tokens each, and seven sizes of one budget."""
     grid = np.meshgrid(np.geomspace(1e6, 1e9, 7), np.geomspace(2e9, 1e12, 7))
     N, D = (each.ravel() for each in grid)
+    best = (0.34 / 0.28) ** (1 / 0.62) * (1e20 / 6) ** (0.28 / 0.62)
+    sizes = best * np.geomspace(1 / 3, 3, 7)
+    N, D = np.append(N, sizes), np.append(D, 1e20 / 6 / sizes)
     noise = np.exp(np.random.default_rng(0).normal(0, 0.002, len(N)))
     loss = (1.8 + 400 * N**-0.34 + 400 * D**-0.28) * noise
     return pd.DataFrame(

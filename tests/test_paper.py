@@ -60,7 +60,7 @@ def test_every_law_has_a_figure_and_its_name_says_which(figures):
     assert set(figures) == {
         *(f"{metric}_vs_{x}" for metric in ("L_mean", "L_last", "Err_mean", "Err_last")
           for x in ("N", "N_total", "C")),
-        "L_mean_surface", "Err_mean_surface", "scales_vs_N", "isoflop_parabolas",
+        "L_mean_surface", "Err_mean_surface", "scales_vs_N", "isoflop_curves",
         "best_N_vs_C", "best_D_vs_C",
     }  # fmt: skip
 
@@ -105,7 +105,7 @@ def test_no_legend_covers_a_point_or_a_line(figures):
 
 
 def test_series_differ_in_line_or_marker_not_only_in_colour(figures):
-    for name in ("best_N_vs_C", "L_mean_vs_N", "isoflop_parabolas", "L_mean_surface"):
+    for name in ("best_N_vs_C", "L_mean_vs_N", "isoflop_curves", "L_mean_surface"):
         figure = figures[name]
         keys = [*figure.legends, *(panel.get_legend() for panel in figure.axes)]
         lines = [line for key in keys if key is not None for line in key.get_lines()]

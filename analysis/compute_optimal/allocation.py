@@ -19,7 +19,7 @@ from analysis.compute_optimal.approach import (
     Approach,
     NoEstimate,
     from_envelope,
-    from_parabolas,
+    from_minima,
     from_surface,
 )
 from analysis.compute_optimal.cost import Cost, cost_of
@@ -30,7 +30,7 @@ from analysis.compute_optimal.frontier import (
     frontier,
     run_ends,
 )
-from analysis.compute_optimal.isoflop import IsoFlops, isoflops
+from analysis.compute_optimal.isoflop import LOG_PARABOLA, IsoFlops, isoflops
 from analysis.compute_optimal.surface import seed_clusters
 from analysis.compute_optimal.surface_optimum import Allocation, AllocationError, optimal
 from analysis.fitting.fit import Fit, fit_law
@@ -105,6 +105,7 @@ def approaches(
     objective: str | Objective = HUBER,
     floor: float | None = None,
     weights: str | None = None,
+    curve: str = LOG_PARABOLA,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Approaches:
@@ -113,33 +114,29 @@ def approaches(
     Raises FrontierError where no frontier can be formed: it selects the runs of all approaches.
     `cost` is by default the table's own C(N, D); raises CostError where the table has none.
     Approach 1 uses the frontier under `schedule` and `within_runs`. Approaches 2 and 3 use the ends
-    of the runs of that schedule; approach 2 groups them by `budgets`. The estimates are compared at
+    of the runs of that schedule; approach 2 groups them by `budgets` and takes the minimum of each
+    group from `curve` (analysis.compute_optimal.isoflop.CURVES). The estimates are compared at
     `budget`, by default the largest training FLOPs of a run. `objective`, `floor` (a fixed E) and
     `weights` (a column) are those of the surface of approach 3; the lines and parabolas of the
     other approaches are least squares.
     """
     cost = cost_of(rows, params) if cost is None else cost
     # First the frontier: it selects the schedule, and the other approaches use the same runs.
-    curve = frontier(rows, metric, params=params, schedule=schedule, within_runs=within_runs)
-    if "schedule" in rows:
-        schedules = (
-            rows.schedule.astype(object).where(rows.schedule.notna(), UNRECORDED).astype(str)
-        )
-        rows = rows[schedules == curve.schedule]
-    ends = run_ends(rows, metric, params)
+    points = frontier(rows, metric, params=params, schedule=schedule, within_runs=within_runs)
+    ends = run_ends(_of_schedule(rows, points.schedule), metric, params)
     # One row per finished run: approaches 2 and 3 compare whole runs.
     N, C, L = (ends[name].to_numpy(dtype=float) for name in (params, "train_flops", metric))
-    parabolas = isoflops(N, C, L, budgets=budgets, cost=cost)
+    groups = isoflops(N, C, L, budgets=budgets, cost=cost, curve=curve)
     estimates: list[Approach] = []
     refused: dict[int, str] = {}
     fit: Fit | None = None
     # Each approach may be refused on its own; the others are still computed.
     try:
-        estimates.append(from_envelope(curve, cost, resamples, seed))
+        estimates.append(from_envelope(points, cost, resamples, seed))
     except (NoEstimate, FrontierError) as error:
         refused[1] = str(error)
     try:
-        estimates.append(from_parabolas(parabolas, resamples, seed))
+        estimates.append(from_minima(groups, resamples, seed))
     except NoEstimate as error:
         refused[2] = str(error)
     try:
@@ -151,7 +148,15 @@ def approaches(
     except (FitError, AllocationError) as error:
         refused[3] = str(error)
     compared_at = float(C.max()) if budget is None else budget
-    return Approaches(cost.name, compared_at, tuple(estimates), refused, curve, parabolas, fit)
+    return Approaches(cost.name, compared_at, tuple(estimates), refused, points, groups, fit)
+
+
+def _of_schedule(rows: pd.DataFrame, schedule: str) -> pd.DataFrame:
+    """The rows of this schedule; all where the table has no schedules."""
+    if "schedule" not in rows:
+        return rows
+    names = rows.schedule.astype(object).where(rows.schedule.notna(), UNRECORDED).astype(str)
+    return rows[names == schedule]
 
 
 def _tokens(ends: pd.DataFrame, paid: Array) -> Array:

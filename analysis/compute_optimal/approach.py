@@ -1,7 +1,7 @@
 """The three approaches to the best N and D for a budget (Hoffmann et al. 2022, §3).
 
-Approach 1 uses the sizes on the envelope of training curves, approach 2 the vertices of isoFLOP
-parabolas, approach 3 the optima of a fitted surface. Each gives log N* and log D* as straight lines
+Approach 1 uses the sizes on the envelope of training curves, approach 2 the minima of isoFLOP
+curves, approach 3 the optima of a fitted surface. Each gives log N* and log D* as straight lines
 in log C.
 """
 
@@ -16,8 +16,7 @@ from scipy import stats
 from analysis.compute_optimal.cost import Cost, count_sizes
 from analysis.compute_optimal.frontier import Frontier, FrontierError
 from analysis.compute_optimal.frontier_band import resampled_frontiers, uncensored_candidates
-from analysis.compute_optimal.isoflop import IsoFlops, vertices
-from analysis.compute_optimal.parabola import Parabola
+from analysis.compute_optimal.isoflop import LOG_PARABOLA, SPLINE, IsoFlops, minima_of_resamples
 from analysis.compute_optimal.surface_optimum import optimal, optimum
 from analysis.fitting.fit import Fit
 from analysis.uncertainty.bootstrap import Bootstrap
@@ -110,61 +109,61 @@ def from_envelope(
     return _approach(1, log_C, pairs[0], drawn, method, basis, notes)
 
 
-def from_parabolas(isoflops: IsoFlops, resamples: int = RESAMPLES, seed: int = 0) -> Approach:
-    """Approach 2: lines through the vertices of the parabolas, weighted by their precision.
+def from_minima(isoflops: IsoFlops, resamples: int = RESAMPLES, seed: int = 0) -> Approach:
+    """Approach 2: lines through the minima of the isoFLOPs, weighted by their precision.
 
-    Raises NoEstimate where there are fewer than two parabolas.
+    Raises NoEstimate where there are fewer than two minima.
     """
-    parabolas = isoflops.parabolas
-    if len(parabolas) < 2:
+    minima = isoflops.minima
+    if len(minima) < 2:
         reasons = "; ".join(map(str, isoflops.refused[:5])) or "no two runs have the same budget"
         more = f"; and {len(isoflops.refused) - 5} more" if len(isoflops.refused) > 5 else ""
         raise NoEstimate(
-            f"{len(parabolas)} budgets show an optimum; at least two are needed. {reasons}{more}"
+            f"{len(minima)} budgets show an optimum; at least two are needed. {reasons}{more}"
         )
-    budgets = np.array([each.budget for each in parabolas])
-    log_N = np.log([each.N for each in parabolas])
-    drawn_N = vertices(parabolas, resamples, seed)[0]
+    budgets = np.array([each.budget for each in minima])
+    log_N = np.log([each.N for each in minima])
+    drawn_N = minima_of_resamples(isoflops, resamples, seed)[0]
     # A refit with hardly any curvature has no minimum at a finite size; its line is left out.
     with np.errstate(over="ignore", divide="ignore"):
         pairs = [
             (sizes, np.log(isoflops.cost.tokens(np.exp(sizes), budgets)))
             for sizes in (log_N, drawn_N)
         ]
-    # Weights are inverse variances of log N*: a flat parabola hardly places its vertex.
-    precision = 1 / np.array([[each.uncertainty for each in parabolas]])
+    # Weights are inverse variances of log N*: a flat curve hardly places its minimum.
+    precision = 1 / np.array([[each.uncertainty for each in minima]])
     drawn = [fit_lines(np.log(budgets), each, precision)[0] for each in pairs[1]]
-    points = sum(len(each.sizes) for each in parabolas)
+    points = sum(len(each.sizes) for each in minima)
     notes = tuple(str(error) for error in isoflops.refused)
-    left_out = sum(each.left_out for each in parabolas)
+    left_out = sum(each.left_out for each in minima)
     notes += (f"{left_out} points far from their minimum left out",) if left_out else ()
-    widening, method = _widening(parabolas, np.log(budgets), log_N, precision)
+    widening, method = _widening(isoflops, np.log(budgets), log_N, precision)
     return _approach(
         2, np.log(budgets), pairs[0], drawn, method,
-        f"{len(parabolas)} budgets, {points} points", notes, precision, widening,
+        f"{len(minima)} budgets, {points} points", notes, precision, widening,
+        None if isoflops.curve == LOG_PARABOLA else f"isoFLOPs, {isoflops.curve}",
     )  # fmt: skip
 
 
 def _widening(
-    parabolas: Sequence[Parabola], log_C: Array, log_N: Array, precision: Array
+    isoflops: IsoFlops, log_C: Array, log_N: Array, precision: Array
 ) -> tuple[float, str]:
-    """The factor by which the percentiles of resampled residuals are widened, and the method.
+    """The factor by which the percentiles of resampled runs are widened, and the method.
 
     It is Student's t by the normal quantile. Where the minima scatter around their line by more
-    than the noise of the parabolas explains (extra-sum-of-squares F test), this scatter takes the
-    place of the noise, with the degrees of freedom of the line.
+    than the noise of the runs explains (extra-sum-of-squares F test), this scatter takes the place
+    of the noise, with the degrees of freedom of the line.
     """
     slope, offset = fit_lines(log_C, log_N, precision)
     lack = float((precision[0] * (log_N - offset[0] - slope[0] * log_C) ** 2).sum())
-    residuals = np.concatenate([each.residuals for each in parabolas])
-    freedom, of_line = len(residuals) - 3 * len(parabolas), len(parabolas) - 2
-    noise = float(residuals @ residuals) / freedom
+    (noise, freedom), of_line = isoflops.noise, len(log_C) - 2
     normal = stats.norm.ppf(0.975)
     if of_line > 0 and noise > 0 and stats.f.sf(lack / of_line / noise, of_line, freedom) < DOUBT:
         factor = np.sqrt(lack / of_line / noise) * stats.t.ppf(0.975, of_line) / normal
         return float(factor), f"scatter of the budgets around the line, t({of_line})"
+    drawn = "redrawn noise" if isoflops.curve == SPLINE else "bootstrap of pooled residuals"
     return float(stats.t.ppf(0.975, freedom) / normal), (
-        f"bootstrap of pooled residuals, t({freedom})"
+        f"{drawn}, t({freedom:.3g})"
         + ("" if of_line > 0 else ", not calibrated: two budgets show no lack of fit")
     )
 
@@ -203,7 +202,7 @@ def fit_lines(log_C: Array, values: Array, weights: Array | None = None) -> tupl
 def _approach(
     number: int, log_C: Array, pair: tuple[Array, Array], drawn: Sequence[Array],
     method: str, basis: str, notes: tuple[str, ...], weights: Array | None = None,
-    widening: float = 1.0,
+    widening: float = 1.0, name: str | None = None,
 ) -> Approach:  # fmt: skip
     """The estimate from log N* and log D* (`pair`), with percentile intervals of `drawn` slopes,
     their distance from the median multiplied by `widening`.
@@ -223,5 +222,5 @@ def _approach(
         intervals.append(Interval(float(low), float(high), 0.95, method, basis))
     budgets = (float(np.exp(log_C.min())), float(np.exp(log_C.max())))
     return Approach(
-        number, NAMES[number], a, b, k_N, k_D, intervals[0], intervals[1], budgets, notes
+        number, name or NAMES[number], a, b, k_N, k_D, intervals[0], intervals[1], budgets, notes
     )

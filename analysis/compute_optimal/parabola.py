@@ -1,4 +1,4 @@
-"""The best size at one budget: the vertex of a parabola of log L in log N, or a typed error.
+"""The best size at one budget: the vertex of a parabola in log N of log L, or of L, or an error.
 
 A parabola approximates a loss only near its minimum, so it is fitted only where there are sizes on
 both sides of the minimum and close to it (Hoffmann et al. 2022, §3.2).
@@ -65,19 +65,22 @@ class Parabola:
     L_interval: Interval
     sizes: Array = field(repr=False)  # (n,), the fitted points
     losses: Array = field(repr=False)
-    coefficients: Array = field(repr=False)  # of log L in 1, u, u², u = log(sizes / centre)
+    coefficients: Array = field(repr=False)  # of log L, or L, in 1, u, u², u = log(sizes / centre)
     centre: float
     left_out: int  # points outside the window
+    in_loss: bool = False  # the parabola is of L; of log L else
 
     def predict(self, N: ArrayLike) -> Array:
         """L at sizes N."""
         u = np.log(np.asarray(N, dtype=float) / self.centre)
-        return np.asarray(np.exp(np.polynomial.polynomial.polyval(u, self.coefficients)))
+        value = np.polynomial.polynomial.polyval(u, self.coefficients)
+        return np.asarray(value if self.in_loss else np.exp(value))
 
     @property
     def residuals(self) -> Array:
-        """log(measured / parabola), (n,)."""
-        return np.asarray(np.log(self.losses / self.predict(self.sizes)))
+        """log(measured / parabola), or measured - parabola where it is of L, (n,)."""
+        fitted = self.predict(self.sizes)
+        return np.asarray(self.losses - fitted if self.in_loss else np.log(self.losses / fitted))
 
     @property
     def design(self) -> Array:
@@ -103,9 +106,11 @@ def parabola(
     budget_tolerance: float = BUDGET_TOLERANCE,
     max_factor: float = MAX_FACTOR,
     drop_far_points: bool = True,
+    in_loss: bool = False,
     level: float = 0.95,
 ) -> Parabola:
-    """The parabola of log L in log N for runs at one budget (by default the median of `C`).
+    """The parabola of log L in log N for runs at one budget (by default the median of `C`), or of L
+    with `in_loss`.
 
     Points further than `max_factor` from the minimum are left out if `drop_far_points`; otherwise
     they raise TooWide. Raises an IsoFlopError where there is no optimum. `cost` (by default 6 N D)
@@ -115,42 +120,45 @@ def parabola(
     order = np.lexsort((np.asarray(L, dtype=float), np.asarray(N, dtype=float)))
     sizes, flops, losses = (np.asarray(each, dtype=float)[order] for each in (N, C, L))
     budget = float(np.median(flops)) if budget is None and len(flops) else budget or np.nan
-    _refuse_group(budget, sizes, flops, losses, budget_tolerance)
-    inside = _window(budget, sizes, losses, max_factor)
+    refuse_group(budget, sizes, flops, losses, budget_tolerance)
+    y = losses if in_loss else np.log(losses)
+    inside = _window(budget, sizes, y, max_factor)
     if not drop_far_points and not inside.all():
         raise TooWide(
             budget,
             f"{(~inside).sum()} of {len(sizes)} sizes are over {max_factor:g}× from the minimum",
         )
     left_out = int((~inside).sum())
-    sizes, losses = sizes[inside], losses[inside]
+    sizes, losses, y = sizes[inside], losses[inside], y[inside]
     # u = log(N / centre) keeps 1, u, u² far from collinear.
     centre = float(np.exp(np.log(sizes).mean()))
-    design, coefficients = _fitted(sizes, losses, centre)
+    design, coefficients = _fitted(sizes, y, centre)
     vertex = _vertex(budget, coefficients, sizes, centre)
-    residuals = np.log(losses) - design @ coefficients
+    residuals = y - design @ coefficients
     degrees_of_freedom = len(sizes) - 3
     covariance = np.linalg.inv(design.T @ design) * (residuals @ residuals) / degrees_of_freedom
     t = float(stats.t.ppf((1 + level) / 2, degrees_of_freedom))
     low, high = _fieller(coefficients, covariance, t, vertex)
     # The parabola is flat at its vertex: to first order the error of N* adds nothing to that of L.
     at = np.array([1.0, vertex, vertex**2])
-    log_L, error = float(at @ coefficients), t * float(np.sqrt(at @ covariance @ at))
+    value, error = float(at @ coefficients), t * float(np.sqrt(at @ covariance @ at))
+    ends = np.array([value - error, value, value + error])
+    L_low, at_vertex, L_high = map(float, ends if in_loss else np.exp(ends))
     size = float(centre * np.exp(vertex))
     basis = f"{len(sizes)} points, {count_sizes(sizes)} N, at {budget:.3g} FLOPs"
     return Parabola(
-        budget, size, float((cost or six_nd()).tokens(size, budget)), float(np.exp(log_L)),
+        budget, size, float((cost or six_nd()).tokens(size, budget)), at_vertex,
         Interval(float(centre * np.exp(low)), float(centre * np.exp(high)), level,
                  f"Fieller, t({degrees_of_freedom})", basis),
-        Interval(float(np.exp(log_L - error)), float(np.exp(log_L + error)), level,
-                 f"delta method, t({degrees_of_freedom})", basis),
-        sizes, losses, coefficients, centre, left_out,
+        Interval(L_low, L_high, level, f"delta method, t({degrees_of_freedom})", basis),
+        sizes, losses, coefficients, centre, left_out, in_loss,
     )  # fmt: skip
 
 
-def _refuse_group(
+def refuse_group(
     budget: float, sizes: Array, flops: Array, losses: Array, budget_tolerance: float
 ) -> None:
+    """Raises an IsoFlopError for too few sizes, other budgets and wrong numbers."""
     if not all((np.isfinite(each) & (each > 0)).all() for each in (sizes, flops, losses)):
         raise IsoFlopError(budget, "sizes, FLOPs and losses must be positive numbers")
     count = count_sizes(sizes)
@@ -165,13 +173,13 @@ def _refuse_group(
         )
 
 
-def _window(budget: float, sizes: Array, losses: Array, max_factor: float) -> NDArray[np.bool_]:
-    """(n,) the points near the minimum, by repeated fits until they stay the same."""
+def _window(budget: float, sizes: Array, y: Array, max_factor: float) -> NDArray[np.bool_]:
+    """(n,) the points near the minimum of `y`, by repeated fits until they stay the same."""
     u, max_distance, seen = np.log(sizes), np.log(max_factor * _SLACK), set[bytes]()
-    middle, lowest = float(u.mean()), int(losses.argmin())
+    middle, lowest = float(u.mean()), int(y.argmin())
     # The window depends on the minimum and the minimum on the window, hence the repeated fits. The
     # first fit uses all points.
-    coefficients = _fitted(sizes, losses, float(np.exp(middle)))[1]
+    coefficients = _fitted(sizes, y, float(np.exp(middle)))[1]
     try:
         middle += _vertex(budget, coefficients, sizes, float(np.exp(middle)))
     except NoInteriorMinimum:
@@ -193,14 +201,14 @@ def _window(budget: float, sizes: Array, losses: Array, max_factor: float) -> ND
             return np.asarray(inside)
         seen.add(inside.tobytes())
         centre = float(np.exp(u[inside].mean()))
-        coefficients = _fitted(sizes[inside], losses[inside], centre)[1]
+        coefficients = _fitted(sizes[inside], y[inside], centre)[1]
         middle = float(np.log(centre)) + _vertex(budget, coefficients, sizes[inside], centre)
 
 
-def _fitted(sizes: Array, losses: Array, centre: float) -> tuple[Array, Array]:
-    """The design matrix (n, 3) and the coefficients (3,) by least squares of log L."""
+def _fitted(sizes: Array, y: Array, centre: float) -> tuple[Array, Array]:
+    """The design matrix (n, 3) and the coefficients (3,) by least squares of `y`, log L or L."""
     design = _powers(sizes, centre)
-    return design, np.asarray(np.linalg.pinv(design) @ np.log(losses), dtype=float)
+    return design, np.asarray(np.linalg.pinv(design) @ y, dtype=float)
 
 
 def _powers(sizes: Array, centre: float) -> Array:

@@ -1,4 +1,6 @@
-"""The law in both size and data of a run table, L(N, D) = E + A N^-α + B D^-β, with intervals."""
+"""The laws in both size and data of a run table, such as L(N, D) = E + A N^-α + B D^-β, with
+intervals.
+"""
 
 from dataclasses import dataclass
 
@@ -8,17 +10,18 @@ from numpy.typing import ArrayLike
 
 from analysis.compute_optimal.cost import size_groups
 from analysis.fitting.fit import Fit, fit_law
-from analysis.fitting.laws import SURFACE
+from analysis.fitting.laws import LAWS, SURFACE
 from analysis.fitting.points import FitError
 from analysis.selection.holdout import HeldOut, leave_largest_out
+from analysis.selection.select import aicc
 from analysis.table.runs import run_names
 from analysis.uncertainty.bootstrap import bootstrap
 from analysis.uncertainty.intervals import Interval, interval
 
 RESAMPLES = 1000
 MIN_SEEDS = 5  # as clusters of a bootstrap
-# Up to this number of points, critical values of a Huber or absolute loss are simulated; beyond it
-# the simulations take too long, and a bootstrap over runs has enough of them.
+# Up to this number of points, critical values of an objective other than least squares are
+# simulated; beyond it the simulations take too long, and a bootstrap over runs has enough of them.
 _SIMULATED = 100
 _SAME_DATA = 0.01  # relative: numbers of tokens that differ by less count as equal
 _JUMP, _JUMPING = 1.5, 0.2  # factor of D that is a jump; share of the sizes that must have one
@@ -26,7 +29,7 @@ _JUMP, _JUMPING = 1.5, 0.2  # factor of D that is a jump; share of the sizes tha
 
 @dataclass(frozen=True)
 class SurfaceLaw:
-    """The surface of one metric, fitted to the ends of the runs."""
+    """The surface of one metric, or another law in N and D, fitted to the ends of the runs."""
 
     metric: str
     size: str  # the column of N
@@ -45,6 +48,11 @@ class SurfaceLaw:
         return (*self.fit.flags, weak)
 
     @property
+    def aicc(self) -> float | None:
+        """Only differences between laws of the same runs have a meaning."""
+        return aicc(self.fit)
+
+    @property
     def method(self) -> str:
         """How the intervals were found, in words."""
         return next(iter(self.intervals.values())).method
@@ -57,12 +65,18 @@ def fit_surface(
     objective: str = "squares",
     floor: float | None = None,
     weights: str | None = None,
+    law: str = SURFACE.name,
+    unique: str | None = None,
 ) -> SurfaceLaw:
     """Fit the surface of `metric` to the final rows of runs; `size` is the column of N.
 
     `floor` fixes E; `weights` is the column of the runs' weights. Rows without N, D or `metric` are
-    left out. Raises FitError where the runs cannot determine the surface.
+    left out. `law` names another law in N and D; one that repeats data needs `unique`, the column
+    of the different tokens U. Raises FitError where the runs cannot determine the law.
     """
+    form = LAWS[law]
+    if form.repeats and unique is None:
+        raise FitError("--unique-column must name the column of the different tokens U of a run")
     if finals.tokens_seen.isna().all():
         known = finals.train_flops.notna().any()
         advice = "; --complete tokens_seen computes it by C = 6 N D" if known else ""
@@ -70,10 +84,11 @@ def fit_surface(
     rows = finals.dropna(subset=[size, "tokens_seen", metric])
     N, D, L = (rows[name].to_numpy(dtype=float) for name in (size, "tokens_seen", metric))
     w = None if weights is None else rows[weights].to_numpy(dtype=float)
-    fit = fit_law(SURFACE, (N, D), L, objective, floor=floor, weights=w)
+    x = (N, D, rows[unique].to_numpy(dtype=float)) if form.repeats else (N, D)
+    fit = fit_law(form, x, L, objective, floor=floor, weights=w)
     return SurfaceLaw(
         metric, size, fit, intervals_of(fit, rows),
-        leave_largest_out(SURFACE, (N, D), L, objective, floor=floor, weights=w),
+        leave_largest_out(form, x, L, objective, floor=floor, weights=w),
         mixed_data(rows, size), tuple(run_names(rows)),
     )  # fmt: skip
 
@@ -129,7 +144,7 @@ def intervals_of(fit: Fit, runs: pd.DataFrame) -> dict[str, Interval]:
     where the critical values of a profile must be simulated.
     """
     names = [name for name in fit.law.names if name != "E" or fit.floor is None]
-    if np.isinf(fit.objective.delta) or fit.points <= _SIMULATED:
+    if fit.objective.is_gaussian or fit.points <= _SIMULATED:
         return {name: interval(fit, name) for name in names}
     draws = bootstrap(fit, RESAMPLES, clusters=seed_clusters(runs))
     return {name: draws.interval(name) for name in names}

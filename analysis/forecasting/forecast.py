@@ -7,23 +7,17 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
-from analysis.fitting.fit import Fit
-from analysis.fitting.laws import FLOOR, PURE
 from analysis.fitting.points import FitError
-from analysis.selection.select import Candidate, Choice, choose, not_a_law
-from analysis.uncertainty.intervals import interval, prediction_interval
-
-FORMAT = 1
-OBJECTIVE = "squares"  # with few sizes, as in a sweep, least squares has the narrowest intervals
-RULE = (
-    "the quoted law is the one that the data prefer or, where the data cannot decide, the law with "
-    "an irreducible loss E, if it can be fitted"
+from analysis.forecasting.prediction import (
+    OBJECTIVE,
+    MetricPrediction,
+    Prediction,
+    predict_metric,
 )
 
-Array = NDArray[np.float64]
+FORMAT = 1
 
 
 class ForecastError(ValueError):
@@ -51,41 +45,6 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """The prediction of one law for one metric, in the metric's units. A bound of None is open."""
-
-    law: str
-    formula: str
-    values: dict[str, float]
-    predicted: float
-    low: float | None
-    high: float | None
-    level: float
-    method: str
-    basis: str
-    spare: int  # degrees of freedom: points minus parameters
-    held_out: float | None  # relative error at the largest size, of a fit without that size
-    aicc: float | None  # only differences between laws are meaningful
-    certificate: dict[str, Any]
-    flags: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class MetricPrediction:
-    """One metric: the prediction of each law, and the law that is quoted by a rule fixed before."""
-
-    metric: str
-    headline: str  # name of the quoted law
-    why: str
-    predictions: tuple[Prediction, ...]
-    refused: tuple[str, ...]  # laws that cannot be fitted to these runs, and why
-
-    @property
-    def quoted(self) -> Prediction:
-        return next(each for each in self.predictions if each.law == self.headline)
-
-
-@dataclass(frozen=True)
 class Forecast:
     """The predictions for one run, with the data and settings that they were made from."""
 
@@ -95,9 +54,9 @@ class Forecast:
     time: str  # UTC, ISO 8601
     commit: str | None
     data: str  # fingerprint of the table of the fitted runs
-    variable: str
+    variable: str  # column of the laws' x; two, joined by a comma, for a law in N and D
     objective: str
-    extrapolation: float  # the target's size over the largest fitted size
+    extrapolation: float  # the target's size over the largest fitted size; the larger of two
     runs: tuple[Run, ...]
     metrics: tuple[MetricPrediction, ...]
     caveats: tuple[str, ...]
@@ -118,14 +77,17 @@ class Forecast:
 def freeze(
     target: Target, runs: Sequence[Run], variable: str, *, sweep: str, time: str,
     commit: str | None, data: str, caveats: Sequence[str] = (), level: float = 0.95,
+    objective: str = OBJECTIVE, laws: Sequence[str] = (),
 ) -> Forecast:  # fmt: skip
     """Predict every metric of `runs` at `target`, with `level` prediction intervals of a new run.
 
-    `variable` names the size that is the laws' x. Runs without it are left out, and a metric to
-    which no law can be fitted is left out; a caveat reports both. Raises ForecastError if no
-    metric is left.
+    `variable` names the size that is the laws' x, or sizes N and D, joined by a comma. Runs without
+    it are left out, and a metric to which no law can be fitted is left out; a caveat reports both.
+    `laws`: the names of those that predict, by default pure and floor, or surface. Raises
+    ForecastError if no metric is left.
     """
-    sized = [run for run in runs if np.isfinite(run.sizes.get(variable, math.nan))]
+    variables = variable.split(",")
+    sized = [run for run in runs if all(np.isfinite(run.sizes.get(v, math.nan)) for v in variables)]
     all_caveats = list(caveats)
     if len(sized) < len(runs):
         without = ", ".join(run.trial for run in runs if run not in sized)
@@ -137,13 +99,18 @@ def freeze(
         raise ForecastError(
             f"{target.trial} is one of the fitted runs: choose a target that has not finished"
         )
-    largest, at = max(run.sizes[variable] for run in sized), target.sizes[variable]
+    at = tuple(target.sizes[v] for v in variables)
+    extrapolation = max(
+        value / max(run.sizes[v] for run in sized) for v, value in zip(variables, at, strict=True)
+    )
     metrics, refused = [], []
     # dict.fromkeys: each metric once, in a fixed order, so that equal input gives equal files.
     for metric in dict.fromkeys(metric for run in sized for metric in run.measured):
         measured = [run for run in sized if metric in run.measured]
         try:
-            prediction, no_law = _predicted_metric(metric, measured, variable, at, level)
+            x = [np.array([run.sizes[v] for run in measured]) for v in variables]
+            y = np.array([run.measured[metric] for run in measured])
+            prediction, no_law = predict_metric(metric, x, y, at, objective, laws, level)
             metrics.append(prediction)
             all_caveats += [f"{metric} follows no law: {reason}" for reason in no_law]
         except FitError as error:
@@ -152,58 +119,9 @@ def freeze(
         raise ForecastError(refused[0] if refused else "no finished run has a score")
     return Forecast(
         format=FORMAT, sweep=sweep, target=target, time=time, commit=commit, data=data,
-        variable=variable, objective=OBJECTIVE, extrapolation=at / largest,
+        variable=variable, objective=objective, extrapolation=extrapolation,
         runs=tuple(sized), metrics=tuple(metrics), caveats=(*all_caveats, *refused),
     )  # fmt: skip
-
-
-def quoted_law(choice: Choice) -> str:
-    """The name of the preferred law. If the data cannot decide, the law with E where it can be
-    fitted: the pure law is its special case E = 0.
-    """
-    if choice.preferred is not None:
-        return choice.preferred
-    return PURE.name if choice.get(FLOOR.name) is None else FLOOR.name
-
-
-def _predicted_metric(
-    metric: str, runs: Sequence[Run], variable: str, at: float, level: float
-) -> tuple[MetricPrediction, tuple[str, ...]]:
-    """The prediction, and why the runs follow no law. Raises FitError if not even the pure law can
-    be fitted to them.
-    """
-    x = np.array([run.sizes[variable] for run in runs])
-    y = np.array([run.measured[metric] for run in runs])
-    choice = choose(x, y, OBJECTIVE)
-    predictions = tuple(_prediction(candidate, at, level) for candidate in choice.candidates)
-    why = f"{RULE}: {choice.verdict}"
-    pure = choice.candidates[0].fit
-    no_law = not_a_law(pure, interval(pure, "alpha", level))
-    return MetricPrediction(metric, quoted_law(choice), why, predictions, choice.refused), no_law
-
-
-def _prediction(candidate: Candidate, at: float, level: float) -> Prediction:
-    fit, held_out = candidate.fit, candidate.held_out
-    span = prediction_interval(fit, at, level)
-    return Prediction(
-        law=candidate.name, formula=fit.law.formula, values=fit.values,
-        predicted=float(fit.predict(at)),
-        # An end that no value reaches is 0 or infinite. JSON has no infinity, so an open end is
-        # None.
-        low=span.low if span.low > 0 else None,
-        high=span.high if math.isfinite(span.high) else None,
-        level=level, method=span.method, basis=span.basis, spare=fit.points - fit.free,
-        held_out=None if held_out is None else held_out.relative_error, aicc=candidate.aicc,
-        certificate=_plain(fit), flags=fit.flags,
-    )  # fmt: skip
-
-
-def _plain(fit: Fit) -> dict[str, Any]:
-    """The certificate as JSON values: JSON has no infinity and no NaN, so these become None."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in json.loads(json.dumps(fit.certificate.as_dict())).items()
-    }
 
 
 # Scores ------------------------------------------------------------------------------------------

@@ -141,8 +141,8 @@ def _refuse(
     cheapest = min(candidates, key=lambda each: each.flops)
     if not cheapest.flops <= budget:
         raise ValueError(
-            f"a budget of {budget:.3g} FLOPs is below the cheapest run, {cheapest.name} at "
-            f"{cheapest.flops:.3g}"
+            f"a budget (--budget) of {budget:.3g} FLOPs is below the cheapest run, "
+            f"{cheapest.name} at {cheapest.flops:.3g}"
         )
 
 

@@ -5,15 +5,8 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from analysis.forecasting.forecast import (
-    FORMAT,
-    Forecast,
-    ForecastError,
-    MetricPrediction,
-    Prediction,
-    Run,
-    Target,
-)
+from analysis.forecasting.forecast import FORMAT, Forecast, ForecastError, Run, Target
+from analysis.forecasting.prediction import MetricPrediction, Prediction
 
 
 class ChecksumError(ForecastError):

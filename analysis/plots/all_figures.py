@@ -89,11 +89,11 @@ CAPTIONS = {
     "of training FLOPs at the end of runs (squares), with 95 % profile intervals.",
     "objectives": "The exponent of the pure law in N under each objective of the fit, with 95 % "
     "profile intervals; an arrow: an open end.",
-    "isoflop": "Loss against size at each budget, with the parabola and its minimum (star, with "
-    "its 95 % Fieller interval).",
+    "isoflop": "Loss against size at each budget, with the curve that is used (a parabola or an "
+    "Akima spline) and its minimum (star, with its 95 % interval).",
     "allocation": "The best size (left) and number of tokens (right) for a budget by three "
     "approaches. Triangles: frontier points that are not only bounds; squares: minima of the "
-    "parabolas with 95 % intervals; band: 95 % of the surface's optimum by a bootstrap over runs.",
+    "isoFLOPs with 95 % intervals; band: 95 % of the surface's optimum by a bootstrap over runs.",
     "holdout": "Each law fitted up to a cut and used to predict every larger run: the relative "
     "error against the ratio of the run's size to the cut. Large symbols, joined: the largest "
     "size.",

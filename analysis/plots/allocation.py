@@ -1,4 +1,4 @@
-"""Figures of compute-optimal allocation: isoFLOP parabolas, and three approaches to N and D."""
+"""Figures of compute-optimal allocation: isoFLOP curves, and three approaches to N and D."""
 
 from typing import Any
 
@@ -46,26 +46,28 @@ _RESAMPLES = 400  # of a band: enough for a figure
 def isoflop(study: Study) -> Figure | None:
     """Loss against size at each budget with an optimum; None if there is no such budget."""
     approaches = study.allocation
-    if approaches is None or not approaches.isoflops.parabolas:
+    if approaches is None or not approaches.isoflops.minima:
         return None
-    return isoflop_figure(approaches.isoflops, ylabel=f"$L$ ({study.unit('val_loss')})")
+    return isoflop_figure(
+        approaches.isoflops, xlabel=SIZES[study.size], ylabel=f"$L$ ({study.unit('val_loss')})"
+    )
 
 
 @styled
 def isoflop_figure(
     isoflops: IsoFlops, *, xlabel: str = SIZES["params_blocks"], ylabel: str = "$L$ (nats/token)"
 ) -> Figure:
-    """The runs of each budget, their parabola, and its minimum with the interval of N."""
+    """The runs of each budget, their curve, and its minimum with the interval of N."""
     # Three keys in each row of the legend below the panel.
-    rows = -(-len(isoflops.parabolas) // 3)
+    rows = -(-len(isoflops.minima) // 3)
     figure, ((panel,),) = new_figure(SINGLE, 2.3 + 0.14 * rows)
-    styles = sequential_styles(each.budget for each in isoflops.parabolas)
-    for each in isoflops.parabolas:
+    styles = sequential_styles(each.budget for each in isoflops.minima)
+    for each in isoflops.minima:
         style = styles[each.budget]
         panel.plot(each.sizes, each.losses, style.marker, color=style.colour, ms=2.8, zorder=3)
         line = np.geomspace(each.sizes.min(), each.sizes.max(), 80)
         panel.plot(line, each.predict(line), color=style.colour, ls=style.line, lw=0.9, zorder=2)
-        # Fieller's interval can be unbounded; an end far from the data would stretch the axis.
+        # The interval can be unbounded; an end far from the data would stretch the axis.
         ends = np.clip([each.N_interval.low, each.N_interval.high], line[0] / 1.5, line[-1] * 1.5)
         panel.plot(ends, [each.L, each.L], color=INK, lw=0.8, zorder=4)
         panel.plot(each.N, each.L, "*", ms=6.5, color=INK, mec="white", mew=0.4, zorder=5)
@@ -146,7 +148,7 @@ def _approach_label(approach: Approach) -> str:
 
 def _points(sizes: Axes, tokens: Axes, approaches: Approaches) -> None:
     """Draw the points of approach 1 (frontier points that are not bounds) and of approach 2 (minima
-    of the parabolas with intervals).
+    of the isoFLOPs with intervals).
     """
     with_result = {each.number for each in approaches.estimates}
     front = approaches.frontier
@@ -158,7 +160,7 @@ def _points(sizes: Axes, tokens: Axes, approaches: Approaches) -> None:
         tokens.plot(front.flops[exact], front.tokens[exact], style.marker, **options)
     if 2 in with_result:
         style, cost = APPROACH_STYLES[2], approaches.isoflops.cost
-        for each in approaches.isoflops.parabolas:
+        for each in approaches.isoflops.minima:
             ends = np.array([each.N_interval.low, each.N_interval.high])
             # As in isoflop_figure: an interval can be unbounded.
             ends = np.clip(ends, each.sizes.min() / 2, each.sizes.max() * 2)

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.compute_optimal.allocation import Approaches
+from analysis.compute_optimal.isoflop import LOG_PARABOLA, PARABOLA, SPLINE
 from analysis.plots.allocation import approach_handle, draw_allocation, isoflop_figure
 from analysis.plots.axes import logarithmic, signed
 from analysis.plots.compute import COMPUTE, draw_frontier, draw_runs
@@ -51,7 +52,12 @@ _TEX = {
     "Err_mean": r"\mathrm{Err}_{\mathrm{mean}}", "Err_last": r"\mathrm{Err}_{\mathrm{last}}",
     "N": "N", "N_total": r"N_{\mathrm{total}}", "C": "C",
 }  # fmt: skip
-_APPROACHES = {1: "envelope", 2: "parabolas", 3: "surface"}
+_APPROACHES = {1: "envelope", 2: "isoFLOPs", 3: "surface"}
+_CURVES = {
+    LOG_PARABOLA: r"parabolas of $\log L$ in $\log N$",
+    PARABOLA: r"parabolas of $L$ in $\log N$",
+    SPLINE: r"Akima splines of $\log L$ in $\log N$",
+}
 _LINES = (
     "Line: power law, with a fitted irreducible loss $E$ where named; dotted: beyond the data. "
     r"Band: 95\,\% of the law. Brackets: 95\,\% intervals."
@@ -200,16 +206,17 @@ def _draw_scales(study: Study) -> Figure:
 def _allocation(study: Study, approaches: Approaches) -> list[PaperFigure]:
     """The parabolas, and the best N and D by each approach."""
     figures = []
-    if approaches.isoflops.parabolas:
+    if approaches.isoflops.minima:
         caption = (
-            f"${_TEX['L_mean']}$ against $N$ at constant training compute $C$. Lines: parabolas; "
+            f"${_TEX['L_mean']}$ against $N$ at constant training compute $C$. Lines: "
+            f"{_CURVES[approaches.isoflops.curve]}; "
             r"stars: their minima, with 95\,\% intervals of $N$."
         )
         draw = partial(
             isoflop_figure, approaches.isoflops, xlabel=_SIZES[study.size],
             ylabel=f"{METRICS['val_loss'][1]} ({study.unit('val_loss')})",
         )  # fmt: skip
-        figures.append(PaperFigure("isoflop_parabolas", caption, draw))
+        figures.append(PaperFigure("isoflop_curves", caption, draw))
     if approaches.estimates:
         for best, what in (("N", "size $N$"), ("D", "number of training tokens $D$")):
             caption = (

@@ -77,7 +77,7 @@ def sources() -> str:
 
 def _fits(study: Study) -> list[Fit]:
     fits = [finding.fit for finding in study.findings]
-    return fits + [surface.fit for surface in study.surfaces.values()]
+    return fits + [law.fit for law in (*study.surfaces.values(), *study.forms)]
 
 
 def _form(study: Study) -> str | None:

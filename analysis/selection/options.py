@@ -7,10 +7,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from analysis.compute_optimal.isoflop import LOG_PARABOLA
 from analysis.table.validate import TableError
 
 # The laws that a study fits, by name (analysis.fitting.laws).
 LAW_NAMES = ("pure", "floor", "logit", "surface")
+# Other laws in N and D, which a study fits only by name.
+FORM_NAMES = ("tied", "interaction", "repeated")
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,8 @@ class Options:
     E: float | None = None  # fixed irreducible loss, in every law that has one
     weights: str | None = None  # column of the table: the weight of each run
     budgets: str | None = None  # column of the table: the nominal budget of each run, FLOPs
+    unique: str | None = None  # column of the table: the different training tokens of each run, U
+    curve: str = LOG_PARABOLA  # of the isoFLOPs (analysis.compute_optimal.isoflop.CURVES)
     at: Mapping[str, float] = field(default_factory=dict)  # values of N, D, C to predict L at
 
     def weights_of(self, runs: pd.DataFrame) -> NDArray[np.float64] | None:
@@ -32,6 +37,15 @@ class Options:
         if self.budgets is None:
             return None
         return sorted(set(column_of(runs, self.budgets, "--budget-column").tolist()))
+
+    def unique_of(self, runs: pd.DataFrame) -> NDArray[np.float64] | None:
+        """The different tokens of `runs`, (n,); None where no column is named."""
+        return None if self.unique is None else column_of(runs, self.unique, "--unique-column")
+
+    def refuse_wrong_columns(self, runs: pd.DataFrame) -> None:
+        """Raise TableError if a named column is not in `runs` or has no positive numbers."""
+        for values_of in (self.weights_of, self.budgets_of, self.unique_of):
+            values_of(runs)
 
 
 DEFAULTS = Options()

@@ -4,11 +4,30 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pipelines.cli.options import RUNS, AsJson, HomeFolder
+from pipelines.cli.options import (
+    RUNS,
+    AsJson,
+    BudgetColumn,
+    Columns,
+    Complete,
+    Fixed,
+    HomeFolder,
+    ObjectiveName,
+    ObjectiveOfReport,
+    OnlyLaws,
+    OutFolder,
+    ParabolaIn,
+    Predict,
+    Spline,
+    SweepOrTable,
+    UniqueColumn,
+    Weights,
+    Where,
+)
 from pipelines.cli.terminal import console as screen
 from pipelines.cli.terminal.console import console
 from pipelines.cli.terminal.laws import difference_table
@@ -21,16 +40,11 @@ from pipelines.workspace.store import IMPORTED, Home
 from pipelines.workspace.sweeps import find_sweep
 from var_scaling.experiment import Sweep
 
+if TYPE_CHECKING:
+    from analysis.report.compare import Difference
+
 app = typer.Typer()
 
-SweepOrTable = Annotated[
-    str,
-    typer.Argument(help="sweep, or a table of runs: .csv, .tsv, .parquet, mlflow:EXPERIMENT"),
-]
-ObjectiveName = Annotated[
-    Literal["squares", "huber", "absolute"],
-    typer.Option("--objective", help="loss function of the residuals of log L"),
-]
 FigureFormats = Annotated[
     str | None,
     typer.Option(
@@ -39,67 +53,6 @@ FigureFormats = Annotated[
         "the report's folder already has",
         show_default=False,
     ),
-]
-
-Where = Annotated[
-    str | None,
-    typer.Option(
-        "--where",
-        help="fit only the rows with this condition on their columns, such as "
-        "\"family == 'var' and depth > 4\"",
-    ),
-]
-OnlyLaws = Annotated[
-    list[str] | None,
-    typer.Option("--law", help="fit only this law: pure, floor, logit or surface; may be repeated"),
-]
-Fixed = Annotated[
-    list[str] | None,
-    typer.Option("--fixed", metavar="NAME=VALUE", help="fix the irreducible loss, such as E=1.8"),
-]
-Weights = Annotated[
-    str | None,
-    typer.Option(
-        "--weights",
-        help="column with the weight of each run in the laws in N and in N and D; points of "
-        "the compute frontier have equal weights",
-    ),
-]
-Predict = Annotated[
-    str | None,
-    typer.Option(
-        "--predict",
-        help="predict the loss of a new run, such as N=1e10,D=2e11: by each law that has only "
-        "these of N, N_total, D, C",
-    ),
-]
-BudgetColumn = Annotated[
-    str | None,
-    typer.Option(
-        "--budget-column",
-        help="column with the nominal budget of each run in FLOPs, which groups the runs for "
-        "isoFLOP parabolas. Default: groups of nearly equal FLOPs",
-        show_default=False,
-    ),
-]
-
-Columns = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--column",
-        help="rename a column of the table, such as 'Model Size=params_total'; may be repeated",
-    ),
-]
-Complete = Annotated[
-    str | None,
-    typer.Option(
-        "--complete",
-        help="column to compute by C = 6 N D from the other two, such as train_flops",
-    ),
-]
-OutFolder = Annotated[
-    Path | None,
-    typer.Option("--out", help="folder for the report of a table, such as ./report"),
 ]
 
 
@@ -118,6 +71,9 @@ def fit(
     weights: Weights = None,
     predict: Predict = None,
     budgets: BudgetColumn = None,
+    parabola_in: ParabolaIn = None,
+    spline: Spline = False,
+    unique: UniqueColumn = None,
     paper: PaperFolder = None,
     rows: PaperRows = None,
     paper_columns: PaperColumns = None,
@@ -127,18 +83,19 @@ def fit(
 
     Writes figures and a report. Of a sweep, the finished trials are used.
     """
-    from pipelines.report import external_table as tables
+    from pipelines.planning.external_table import is_table, refuse_table_options
+    from pipelines.report.external_table import fit_table
 
     figure_formats = parse_formats(formats)
-    options = FitOptions(where, tuple(laws or ()), tuple(fixed or ()), weights, predict, budgets)
+    options = FitOptions(
+        where, tuple(laws or ()), tuple(fixed or ()), weights, predict, budgets, parabola_in,
+        spline, unique,
+    )  # fmt: skip
     options.parsed()  # errors before anything is read
     for_paper = paper_options(paper, rows, paper_columns)
-    if not tables.is_table(name):
+    if not is_table(name):
         table_options = {"--column": columns, "--complete": complete, "--out": out}
-        if given := [option for option, value in table_options.items() if value]:
-            raise ValueError(
-                f"{', '.join(given)}: only for a table; {name} is not a .csv, .tsv or .parquet file"
-            )
+        refuse_table_options(name, table_options)
         workspace = Home(home)
         sweep = resolve_sweep(name, workspace)
         publish_and_show(
@@ -146,18 +103,10 @@ def fit(
         )
         return
     with screen.progress_bar("laws") as progress:
-        folder, content = tables.fit_table(
-            name,
-            Home(home),
-            objective,
-            columns or [],
-            complete,
-            out,
-            progress,
-            figure_formats,
-            options,
-            for_paper,
-        )
+        folder, content = fit_table(
+            name, Home(home), objective, columns or [], complete, out, progress, figure_formats,
+            options, for_paper,
+        )  # fmt: skip
     if as_json:
         print(json.dumps(content))
         return
@@ -188,14 +137,17 @@ def report(
         bool,
         typer.Option("--site", help="write one page over all sweeps of the home, with no NAME"),
     ] = False,
+    objective: ObjectiveOfReport = None,
     formats: FigureFormats = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the report of a sweep, or compare two sweeps.
 
-    Prints the path of the report; with --against, the laws of both sweeps side by side.
+    The laws are fitted with the options of the latest `fit` of the sweep. Prints the path of the
+    report; with --against, the laws of both sweeps side by side.
     """
     from pipelines.report import compare as comparison
+    from pipelines.report.fit_options import latest_fit
     from pipelines.report.publish import publish, report_path
     from pipelines.report.site import write_home_page
     from pipelines.results.table import collect_results
@@ -210,9 +162,10 @@ def report(
     sweep = resolve_sweep(name, workspace)
     if against is not None:
         comparison.refuse_unfinished(workspace, sweep)
+    latest_objective, options = latest_fit(workspace.sweep(sweep.name))
     publish(
         workspace, sweep, collect_results(workspace, sweep), again=against is None,
-        formats=parse_formats(formats),
+        objective=objective or latest_objective, formats=parse_formats(formats), options=options,
     )  # fmt: skip
     if against is None:
         path = report_path(workspace, sweep)
@@ -222,10 +175,14 @@ def report(
     if as_json:
         print(json.dumps(difference.as_dict()))
     else:
-        for line in difference.trial_settings:
-            console.print(f"the trials differ in {line}", soft_wrap=True, highlight=False)
-        console.print(difference_table(difference))
-        console.print(f"report   {path}", soft_wrap=True, highlight=False)
+        _show_difference(path, difference)
+
+
+def _show_difference(path: Path, difference: "Difference") -> None:
+    for line in difference.trial_settings:
+        console.print(f"the trials differ in {line}", soft_wrap=True, highlight=False)
+    console.print(difference_table(difference))
+    console.print(f"report   {path}", soft_wrap=True, highlight=False)
 
 
 @app.command()

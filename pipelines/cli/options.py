@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -65,6 +65,132 @@ ValidationShare = Annotated[
         max=0.99,
         help="share of images to hold out if the folder has no splits, 0 to 0.99, such as 0.1. "
         "Default: as for the model's own images; 0 for other images",
+        show_default=False,
+    ),
+]
+
+# Fits of laws to a sweep or to a table.
+SweepOrTable = Annotated[
+    str,
+    typer.Argument(help="sweep, or a table of runs: .csv, .tsv, .parquet, mlflow:EXPERIMENT"),
+]
+Where = Annotated[
+    str | None,
+    typer.Option(
+        "--where",
+        help="fit only the rows with this condition on their columns, such as "
+        "\"family == 'var' and depth > 4\"",
+    ),
+]
+OnlyLaws = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--law",
+        help="fit only this law: pure, floor, logit or surface; tied, interaction or repeated "
+        "(other laws in N and D); may be repeated",
+    ),
+]
+Fixed = Annotated[
+    list[str] | None,
+    typer.Option("--fixed", metavar="NAME=VALUE", help="fix the irreducible loss, such as E=1.8"),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        help="column with the weight of each run in the laws in N and in N and D; points of "
+        "the compute frontier have equal weights",
+    ),
+]
+Predict = Annotated[
+    str | None,
+    typer.Option(
+        "--predict",
+        help="predict the loss of a new run, such as N=1e10,D=2e11: by each law that has only "
+        "these of N, N_total, D, C",
+    ),
+]
+BudgetColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--budget-column",
+        help="column with the nominal budget of each run in FLOPs, which groups the runs for "
+        "isoFLOP parabolas. Default: groups of nearly equal FLOPs",
+        show_default=False,
+    ),
+]
+
+UniqueColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--unique-column",
+        help="column with the number of different training tokens of each run, for --law repeated",
+    ),
+]
+ParabolaIn = Annotated[
+    Literal["logL", "L"] | None,
+    typer.Option(
+        "--parabola-in",
+        help="fit the parabola of each isoFLOP to logL or to L, over the log of N. Default: logL",
+        show_default=False,
+    ),
+]
+Spline = Annotated[
+    bool,
+    typer.Option(
+        "--spline",
+        help="take the minimum of each isoFLOP from an Akima spline through its runs instead of a "
+        "parabola: free of a shape, but less precise",
+    ),
+]
+
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column",
+        help="rename a column of the table, such as 'Model Size=params_total'; may be repeated",
+    ),
+]
+Complete = Annotated[
+    str | None,
+    typer.Option(
+        "--complete",
+        help="column to compute by C = 6 N D from the other two, such as train_flops",
+    ),
+]
+OutFolder = Annotated[
+    Path | None,
+    typer.Option("--out", help="folder for the report of a table, such as ./report"),
+]
+
+
+def _objective_name(name: str | None) -> str | None:
+    """The canonical name of an objective. Typer shows the error with the name of the option."""
+    from analysis.fitting.objectives import OBJECTIVES, objective_of
+
+    try:
+        return None if name is None else objective_of(name).name
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{str(error).removeprefix('objective ')}. NAME is one of {', '.join(OBJECTIVES)}; "
+            "allowed are NAME, NAME:L, NAME:above=F and NAME:L:above=F, such as huber:L:above=0.5"
+        ) from error
+
+
+_OBJECTIVE_HELP = (
+    "loss function of the residuals of log L: squares, huber or absolute. NAME:L: of the residuals "
+    "of L; NAME:above=F: runs above the law count F times; such as huber:L:above=0.5"
+)
+ObjectiveName = Annotated[
+    str, typer.Option("--objective", callback=_objective_name, metavar="NAME", help=_OBJECTIVE_HELP)
+]
+ObjectiveOfReport = Annotated[
+    str | None,
+    typer.Option(
+        "--objective",
+        callback=_objective_name,
+        metavar="NAME",
+        help=_OBJECTIVE_HELP + ". Default: that of the latest fit of the sweep",
         show_default=False,
     ),
 ]

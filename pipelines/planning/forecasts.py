@@ -2,9 +2,10 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from analysis.forecasting.forecast import (
     freeze,
     score,
 )
+from analysis.forecasting.prediction import LAWS_IN_ONE, OBJECTIVE
 from analysis.forecasting.seal import read_with_checksum, save_with_checksum
 from analysis.table.table import Table, load_results
 from pipelines.planning.targets import (
@@ -49,6 +51,20 @@ _OUTCOMES = "outcomes.json"
 
 
 @dataclass(frozen=True)
+class LawMethod:
+    """Which laws predict, and how they are fitted; the defaults are those of a sweep."""
+
+    laws: tuple[str, ...] = ()  # --law; empty: the default laws
+    objective: str = OBJECTIVE  # --objective
+
+    def refuse_others(self, allowed: Sequence[str], of: str) -> None:
+        """Raise ValueError for a law that is not `allowed` for `of`, which is in words."""
+        for name in self.laws:
+            if name not in allowed:
+                raise ValueError(f"--law {name}: {of} is one of {', '.join(allowed)}")
+
+
+@dataclass(frozen=True)
 class FrozenForecast:
     """A forecast and its file. `new` is False if the same forecast had been written before."""
 
@@ -72,19 +88,28 @@ def finished_runs(home: Home, sweep: Sweep) -> Table:
 
 
 def make_forecasts(
-    home: Home, sweep: Sweep, at: Sequence[str], variable: str, now: float | None = None
-) -> list[FrozenForecast]:
+    home: Home, sweep: Sweep, at: Sequence[str], variable: str, now: float | None = None,
+    method: LawMethod = LawMethod(),
+) -> list[FrozenForecast]:  # fmt: skip
     """Predict each target in `at` from the finished runs of `sweep`, and write the forecasts.
 
     Writes all of them or none. `now`: seconds since 1970. Raises ValueError if a target cannot be
     predicted.
     """
     now = time.time() if now is None else now
+    method.refuse_others(LAWS_IN_ONE, f"a law in {variable}")
     table = finished_runs(home, sweep)
     forecasts = [
-        _forecast(home, sweep, table, address, variable, now) for address in dict.fromkeys(at)
+        _forecast(home, sweep, table, address, variable, now, method)
+        for address in dict.fromkeys(at)
     ]
-    folder = forecasts_folder(home, sweep)
+    return write_forecasts(forecasts_folder(home, sweep), forecasts, now)
+
+
+def write_forecasts(
+    folder: Path, forecasts: Sequence[Forecast], now: float
+) -> list[FrozenForecast]:
+    """Write each forecast to a file of its own, except those that are in `folder` already."""
     with file_lock(folder, wait=10.0):
         existing = _intact_forecasts(folder)
         frozen = [_assign_file(folder, forecast, existing, now) for forecast in forecasts]
@@ -95,7 +120,7 @@ def make_forecasts(
 
 
 def _forecast(
-    home: Home, sweep: Sweep, table: Table, at: str, variable: str, now: float
+    home: Home, sweep: Sweep, table: Table, at: str, variable: str, now: float, method: LawMethod
 ) -> Forecast:
     owner, trial = find_target(sweep, at)
     begun = reached_step(home, owner, trial)
@@ -103,7 +128,7 @@ def _forecast(
     finished = set(table.finals.trial)
     used = comparable_models([model for model in models if model.name in finished], trial)
     ends = table.finals[table.finals.trial.isin({model.name for model in used})]
-    runs = [_run(row) for row in ends.to_dict("records")]
+    runs = [run_of(row, str(row["trial"])) for row in ends.to_dict("records")]
     check_comparable(used, set(ends["data"]), trial)
     trained = [model for model in used if isinstance(model, Trial)]
     return freeze(
@@ -111,18 +136,27 @@ def _forecast(
         runs,
         variable,
         sweep=sweep.name,
-        time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)),
+        time=utc(now),
         commit=code_version(),
         data=table.fingerprint,
         caveats=caveats(trained, trial, begun),
+        objective=method.objective,
+        laws=method.laws,
     )
 
 
-def _run(row: dict[Any, Any]) -> Run:
+def utc(now: float) -> str:
+    """`now`, seconds since 1970, in ISO 8601."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
+
+
+def run_of(row: dict[Any, Any], name: str) -> Run:
+    """The known sizes and metrics in the final row of a run."""
+
     def present(names: Sequence[str]) -> dict[str, float]:  # neither None nor NaN
         return {n: float(row[n]) for n in names if row[n] is not None and row[n] == row[n]}
 
-    return Run(str(row["trial"]), present(SIZES), present(METRICS))
+    return Run(name, present(SIZES), present(METRICS))
 
 
 def _assign_file(
@@ -138,6 +172,7 @@ def _assign_file(
             return FrozenForecast(before, path, content["sha256"], new=False)
     target = forecast.target
     name = target.trial if target.sweep == forecast.sweep else f"{target.trial}@{target.sweep}"
+    name = name.replace("=", "").replace(",", "-")  # the point of a table: N=1e10,D=2e11
     when = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
     path = folder / f"{name}-{when}.json"
     if path.exists():
@@ -167,8 +202,14 @@ def _files(folder: Path) -> list[Path]:
 
 def grade_forecasts(home: Home, sweep: Sweep) -> list[Outcome]:
     """The outcome of every forecast of `sweep`. Writes nothing."""
-    folder = forecasts_folder(home, sweep)
-    outcomes = [_outcome(home, path) for path in _files(folder)]
+    return grade_folder(forecasts_folder(home, sweep), partial(_outcome, home))
+
+
+def grade_folder(folder: Path, grade: Callable[[Path], Outcome]) -> list[Outcome]:
+    """The outcome of every forecast in `folder`, and of those that were graded before and are
+    missing now.
+    """
+    outcomes = [grade(path) for path in _files(folder)]
     before = read_json(folder / _OUTCOMES) if (folder / _OUTCOMES).exists() else []
     missing = [row["file"] for row in before if not (folder / row["file"]).exists()]
     return outcomes + [Outcome(name, "missing", "it was graded before", None) for name in missing]
@@ -177,9 +218,14 @@ def grade_forecasts(home: Home, sweep: Sweep) -> list[Outcome]:
 def score_all(home: Home, sweep: Sweep) -> list[Outcome]:
     """The same, written to outcomes.json. Raises ValueError if there are no forecasts."""
     outcomes = grade_forecasts(home, sweep)
+    return save_outcomes(outcomes, forecasts_folder(home, sweep), sweep.name)
+
+
+def save_outcomes(outcomes: list[Outcome], folder: Path, name: str) -> list[Outcome]:
+    """Write the outcomes to outcomes.json in `folder`. Raises ValueError if there are none."""
     if not outcomes:
-        raise ValueError(f"{sweep.name}: there are no forecasts; `var-scaling forecast` makes them")
-    write_json(forecasts_folder(home, sweep) / _OUTCOMES, outcomes_as_json(outcomes))
+        raise ValueError(f"{name}: there are no forecasts; `var-scaling forecast` makes them")
+    write_json(folder / _OUTCOMES, outcomes_as_json(outcomes))
     return outcomes
 
 
@@ -240,8 +286,7 @@ def _graded(home: Home, path: Path, forecast: Forecast, trial: Trial) -> Outcome
         return Outcome(path.name, "diverged", "the run ended without an evaluation", forecast)
     ended, frozen = line["time_ms"] / 1000, datetime.fromisoformat(forecast.time).timestamp()
     if ended < frozen:
-        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(ended))
-        reason = f"the run had ended at {when}, before it was predicted at {forecast.time}"
+        reason = f"the run had ended at {utc(ended)}, before it was predicted at {forecast.time}"
         return Outcome(path.name, "void", reason, forecast)
     measured = {m: value for m in METRICS if (value := ends[-1][m]) is not None}
     try:

@@ -10,8 +10,8 @@ from typing import Any
 
 from analysis.fitting.fit import Fit, fit_law
 from analysis.fitting.laws import FLOOR, LAWS, PURE, SURFACE, Law
-from analysis.forecasting.forecast import OBJECTIVE, quoted_law
 from analysis.forecasting.planner import Candidate, Plan, plan
+from analysis.forecasting.prediction import OBJECTIVE, quoted_law
 from analysis.selection.select import choose
 from pipelines.planning.cost import Price
 from pipelines.planning.forecasts import finished_runs
@@ -195,10 +195,12 @@ def parse_integers(text: str) -> tuple[int, ...]:
     for part in text.split(","):
         low, dash, high = part.strip().partition("-")
         if not low.isdigit() or (dash and not high.isdigit()):
-            raise ValueError(f"{text!r}: depths are written like 1-4,6")
+            raise ValueError(f"--depths {text}: depths are written like 1-4,6")
         integers += range(int(low), int(high or low) + 1)
     if not integers or min(integers) < 1:
-        raise ValueError(f"{text!r}: depths are at least 1, and a range goes from low to high")
+        raise ValueError(
+            f"--depths {text}: depths are at least 1, and a range goes from low to high"
+        )
     return tuple(dict.fromkeys(integers))
 
 
@@ -207,7 +209,7 @@ def parse_numbers(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"{text!r}: lengths are written like 0.5,1,2") from None
+        raise ValueError(f"--lengths {text}: lengths are written like 0.5,1,2") from None
 
 
 def as_json(next_runs: NextRuns) -> dict[str, Any]:

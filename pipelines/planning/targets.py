@@ -6,7 +6,7 @@ from typing import Any
 
 from pipelines.execution.status import state_of
 from pipelines.workspace.store import Home, raise_if_mismatch, record_differences
-from pipelines.workspace.sweeps import find_sweep, select_trials
+from pipelines.workspace.sweeps import SweepError, find_sweep, select_trials
 from var_scaling.disk import is_done
 from var_scaling.experiment import ImportedModel, Sweep, Trial
 from var_scaling.experiment.ledger import trial_ledger
@@ -23,8 +23,11 @@ def find_target(sweep: Sweep, at: str) -> tuple[str, Trial]:
     Raises SweepError.
     """
     other, _, name = at.rpartition("/")
-    owner = find_sweep(other) if other else sweep
-    return owner.name, select_trials(owner, [name]).trials[0]
+    try:
+        owner = find_sweep(other) if other else sweep
+        return owner.name, select_trials(owner, [name]).trials[0]
+    except SweepError as error:
+        raise SweepError(f"--at {at}: {error}") from error
 
 
 def sizes_of(trial: Trial) -> dict[str, float]:

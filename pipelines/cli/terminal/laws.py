@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from analysis.report.compare import Difference
 
 _LISTED = 20  # dropped rows that the terminal shows
+_DEFAULT_CURVE = "parabola of log L"  # analysis.compute_optimal.isoflop.LOG_PARABOLA, without SciPy
 
 
 def law_tables(laws: dict[str, Any]) -> Group:
@@ -25,7 +26,7 @@ def law_tables(laws: dict[str, Any]) -> Group:
     surfaces = _surface_table(laws.get("surfaces", []))
     mixed = bool(laws.get("mixed_data"))
     order = [surfaces, pure, with_e] if mixed else [pure, with_e, surfaces]
-    tables = [table for table in order if table.row_count]
+    tables = [table for table in (*order, *_form_tables(laws)) if table.row_count]
     if tables:
         title = (
             f"{laws['sweep']}: {laws['runs']} runs of {laws['sizes']} sizes, "
@@ -93,6 +94,42 @@ def _surface_table(surfaces: list[dict[str, Any]]) -> Table:
     return table
 
 
+_SYMBOLS = {"alpha": "α", "beta": "β", "gamma": "γ", "R_star": "R*"}
+
+
+def _form_tables(laws: dict[str, Any]) -> list[Table]:
+    """A table for each other law in N and D, with a column for each metric."""
+    forms: dict[str, list[dict[str, Any]]] = {}
+    for form in laws.get("forms", []):
+        forms.setdefault(form["fit"]["formula"], []).append(form)
+    surfaces = {each["metric"]: each for each in laws.get("surfaces", [])}
+    tables = []
+    for formula, found in forms.items():
+        table = new_table(formula, *(each["label"] for each in found))
+        for name in found[0]["fit"]["values"]:
+            cells = [
+                f"{number(each['fit']['values'][name], '.4g')} "
+                f"{_interval(each['intervals'].get(name), '.3g')}"
+                for each in found
+            ]
+            table.add_row(f"{_SYMBOLS.get(name, name)} [95 %]", *cells)
+        table.add_row("R²", *(number(each["fit"]["r2"], ".4f") for each in found))
+        table.add_row("largest N predicted", *map(_held_out, found))
+        against = [_against_surface(each, surfaces.get(each["metric"])) for each in found]
+        if any(against):
+            table.add_row("AICc less that of the surface", *against)
+        tables.append(table)
+    return tables
+
+
+def _against_surface(form: dict[str, Any], surface: dict[str, Any] | None) -> str:
+    """The difference of AICc; "" where there is no surface of the same runs."""
+    if surface is None or surface["trials"] != form["trials"]:
+        return ""
+    pair = form["aicc"], surface["aicc"]
+    return "" if None in pair else f"{pair[0] - pair[1]:+.1f}"
+
+
 def prediction_table(predictions: list[dict[str, Any]]) -> Table:
     """The loss by each law at the values of --predict."""
     table = new_table("predicted", "at", "L", "95 % of a new run", "note")
@@ -107,23 +144,40 @@ def prediction_table(predictions: list[dict[str, Any]]) -> Table:
 def surface_lines(laws: dict[str, Any]) -> list[str]:
     """What each surface was fitted to, its warnings, and the best N and D for a budget."""
     lines = []
-    for surface in laws.get("surfaces", []):
+    for surface in (*laws.get("surfaces", []), *laws.get("forms", [])):
         first = next(iter(surface["intervals"].values()))
-        lines.append(f"{surface['label']}: {first['basis']}; intervals by {first['method']}")
-        lines += [f"{surface['label']}: {flag}" for flag in surface["flags"]]
+        label = surface["label"]
+        if surface["fit"]["law"] != "surface":
+            label += f", {surface['fit']['law']}"
+        lines.append(f"{label}: {first['basis']}; intervals by {first['method']}")
+        lines += [f"{label}: {flag}" for flag in surface["flags"]]
     allocation = laws.get("allocation") or {}
     for row in allocation.get("approaches", []):
         if row["approach"] == 3 and not row["refused"]:
-            exponents = {
-                name: f"{number(row[name], '.3f')} [{number(row[f'{name}_low'], '.3f')}, "
-                f"{number(row[f'{name}_high'], '.3f')}]"
-                for name in ("a", "b")
-            }
-            lines.append(
-                f"best use of C FLOPs by the surface (approach 3): N* ∝ C^{exponents['a']}, "
-                f"D* ∝ C^{exponents['b']}; {allocation['cost']}"
-            )
+            lines.append(f"{_best_use('the surface', row)}; {allocation['cost']}")
+        # Another curve than the default was asked for, so its result is shown.
+        elif (
+            row["approach"] == 2
+            and allocation.get("isoflop_curve", _DEFAULT_CURVE) != _DEFAULT_CURVE
+        ):
+            of = f"by {row['by']} (approach 2)"
+            refused = f"no best use of C FLOPs {of}: {row['refused']}"
+            lines.append(refused if row["refused"] else _best_use(row["by"], row))
+    if unused := allocation.get("isoflops_unused"):
+        lines.append(
+            f"--budget-column: the FLOPs of {unused} runs differ by more than 5 % from every "
+            "budget; they are on no isoFLOP"
+        )
     return lines
+
+
+def _best_use(name: str, row: dict[str, Any]) -> str:
+    a, b = (
+        f"{number(row[each], '.3f')} [{number(row[f'{each}_low'], '.3f')}, "
+        f"{number(row[f'{each}_high'], '.3f')}]"
+        for each in ("a", "b")
+    )
+    return f"best use of C FLOPs by {name} (approach {row['approach']}): N* ∝ C^{a}, D* ∝ C^{b}"
 
 
 def contradictions(laws: dict[str, Any]) -> list[str]:

@@ -1,0 +1,118 @@
+"""Times: sampling of three families on a GPU, training on a GPU and on a CPU."""
+
+import json
+from functools import cache
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from published_laws import short
+from results import ROOT, Table
+
+BENCHMARKS = ROOT / "benchmarks"
+H200_PEAK = 989e12  # dense half precision, FLOP/s, as in settings.Cluster.peak_tflops
+
+
+def speed_values() -> dict[str, str]:
+    return _gpu_values() | _sampling_values() | _cpu_values()
+
+
+def _gpu_values() -> dict[str, str]:
+    """Shares of an H200's peak in training, without compilation."""
+    known = json.loads((BENCHMARKS / "measured/gpu_h200.json").read_text())
+    matmul = known["peak"][0]["flops_per_second"]
+    share = {
+        row["depth"]: row["mfu_of_measured_peak"] * matmul / H200_PEAK
+        for row in known["training"]
+        if row["way"] == "ours"
+    }
+    return {"h200.d6": f"{100 * share[6]:.1f}", "h200.d16": f"{100 * share[16]:.0f}"}
+
+
+@cache
+def _sampling(batch: int) -> pd.DataFrame:
+    """Times of a batch by grid and family: means over the rounds."""
+    name = {1: "family_sampling_h200_batch1", 64: "family_sampling_h200"}[batch]
+    known = json.loads((BENCHMARKS / f"measured/{name}.json").read_text())
+    rows = pd.DataFrame(known["rows"])
+    return rows[rows.batch == batch]
+
+
+def _times(batch: int, column: str) -> pd.DataFrame:
+    return _sampling(batch).pivot_table(column, "grid", "family", aggfunc="mean")
+
+
+_FAMILIES = {"VAR": "var", "AR": "ar", "DiT, 25 steps": "dit, 25 steps"}
+_GRIDS = (4, 8, 16)
+
+
+def h200_table() -> Table:
+    families = _FAMILIES | {"DiT, 250 steps": "dit, 250 steps"}
+    times = _times(1, "seconds")
+    rows = [("grid", *families)]
+    for grid in _GRIDS:
+        var = times.loc[grid, "var"]
+        cells = [
+            f"{1e3 * times.loc[grid, name]:,.0f}"
+            + ("" if name == "var" else f" ({_ratio(times.loc[grid, name] / var)})")
+            for name in families.values()
+        ]
+        rows.append((f"{grid} x {grid}", *cells))
+    rows.append(("p", *(_power(name) for name in families.values())))
+    return Table("docs/families.md", tuple(rows), "benchmarks/measured")
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.0f}" if value >= 30 else f"{value:.1f}"
+
+
+def _power(family: str) -> str:
+    """p of transformer seconds ∝ side^p over the three grids."""
+    seconds = _times(1, "transformer_seconds")[family].loc[list(_GRIDS)]
+    slope = np.polyfit(np.log(_GRIDS), np.log(seconds), 1)[0]
+    return f"{slope:.2f}" if abs(slope) < 0.1 else f"{slope:.1f}"
+
+
+def _sampling_values() -> dict[str, str]:
+    one = _times(1, "seconds")
+    whole, decoder, transformer = (
+        _times(64, column) for column in ("seconds", "decoder_seconds", "transformer_seconds")
+    )
+    rounds = _sampling(1).pivot_table("seconds", "round", ["grid", "family"])[16]
+    by_round = sorted(rounds["ar"] / rounds["var"])
+    dit = transformer.loc[16, "dit, 25 steps"] / transformer.loc[16, "var"]
+    flops = _sampling(1).pivot_table("flops", "grid", "family")
+    mfu = _sampling(1).pivot_table("mfu", "grid", "family")
+    ratios = {grid: transformer.loc[grid, "ar"] / transformer.loc[grid, "var"] for grid in _GRIDS}
+    return {
+        "sampling.ar": f"{one.loc[16, 'ar'] / one.loc[16, 'var']:.1f}",
+        "sampling.ar.low": f"{by_round[0]:.1f}",
+        "sampling.ar.high": f"{by_round[-1]:.1f}",
+        "sampling.mfu": short(100 * mfu.loc[16, "var"], 1),
+        **{f"sampling.ar.transformer{grid}": f"{ratio:.1f}" for grid, ratio in ratios.items()},
+        "sampling.ar.whole64": f"{whole.loc[16, 'ar'] / whole.loc[16, 'var']:.1f}",
+        "sampling.decoder": f"{100 * decoder.loc[16, 'var'] / whole.loc[16, 'var']:.0f}",
+        "sampling.dit.transformer": f"{dit:.1f}",
+        "sampling.flops.ar": f"{flops.loc[16, 'ar'] / 1e12:.2f}",
+        "sampling.flops.var": f"{flops.loc[16, 'var'] / 1e12:.2f}",
+    }  # fmt: skip
+
+
+def _benchmark(name: str) -> list[dict[str, Any]]:
+    """Rows of every run of a benchmark, oldest first."""
+    lines = (BENCHMARKS / f"results/{name}.jsonl").read_text().splitlines()
+    return [row for line in lines for row in json.loads(line)["rows"]]
+
+
+def _cpu_values() -> dict[str, str]:
+    case = [row for row in _benchmark("train") if row["case"] == "d4, 64 px, batch 32"]
+    by_way = {
+        way: median(
+            row["median_seconds"]
+            for row in case
+            if row["implementation"] == way and row["commit"] == "32b6aa0"
+        )
+        for way in ("ours", "released")
+    }
+    return {f"cpu.step.{way}": f"{1e3 * seconds:.0f}" for way, seconds in by_way.items()}
