@@ -13,7 +13,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column, Table
 from rich.text import Text
 
-from analysis.format import fixed
 from pipelines.execution.status import View, format_duration
 from var_scaling.experiment import Sweep
 from var_scaling.models.base import Validation
@@ -250,6 +249,8 @@ def format_number(number: float) -> str:
 
 def evaluation_table(name: str, scores: dict[str, Any], validation: Validation) -> Table:
     """Each score in total and by part: conditional on the true label, and unconditional."""
+    from analysis.format import fixed  # with pandas and SciPy, which other commands do not need
+
     images = f"{scores['images_scored']:,} images"
     flops = f"{format_number(scores['evaluation_flops'])}FLOPs"
     errors = ", error as a share of tokens" if "error" in validation.scores else ""
