@@ -181,6 +181,20 @@ def _verdict(study: Study, metric: str, variable: str) -> MetricVerdict:
     return MetricVerdict(metric, variable, headline, reasons, _unknown(selected, choice), preferred)
 
 
+def announced_laws(study: Study, metric: str, variable: str) -> tuple[str, ...]:
+    """The forms that the verdict on this metric and variable announces: "pure", "floor" or both, if
+    the data do not decide; "surface"; empty if there is no law.
+    """
+    law, choice = study.any_law(metric, variable), study.choices.get((metric, variable))
+    if law is not None and law.no_law:
+        return ()
+    if law is None or study.is_mixed(law):
+        return ("surface",) if metric in study.surfaces and variable != "train_flops" else ()
+    fitted = tuple(name for name in ("pure", "floor") if study.get(metric, variable, name))
+    preferred = choice.preferred if choice else None
+    return (preferred,) if preferred in fitted else fitted or (law.fit.law.name,)
+
+
 def _mixed(study: Study, metric: str, variable: str) -> str:
     """The exponents of the surface, and why there is no law in N alone."""
     alone, surface = "", study.surfaces.get(metric)

@@ -336,3 +336,9 @@ def test_the_published_table_gives_the_known_exponents_and_optimum():
     assert {each.number for each in found.estimates} == {1, 2, 3}
     assert found.estimates[0].a_interval.low < 0.5139 < found.estimates[0].a_interval.high
     assert len(found.isoflops.refused) == 3
+
+
+def test_a_difference_of_many_orders_of_magnitude_is_short_in_a_message():
+    N, C, L = group(1e18, 1 / 3, 3, 7)
+    with pytest.raises(NotIsoFlop, match=r"up to 1e20% from it"):
+        parabola(N, C, L, budget=1.0)

@@ -1,5 +1,7 @@
 """Comparison of families: known multipliers are recovered, differing conditions are listed."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -55,6 +57,14 @@ def test_a_known_multiplier_is_recovered(factor):
     assert both["B", "A"].value == pytest.approx(factor, rel=1e-3)
     assert both["A", "B"].value == pytest.approx(1 / factor, rel=1e-3)
     assert both["B", "A"].distinguishable == (factor != 1.0)
+
+
+def test_a_multiplier_with_a_huge_interval_has_a_short_sentence():
+    rows = table(2.0, noise=1e-6)
+    both = curves(rows, "distance", "train_flops")
+    wide = multiplier(both["B"], both["A"], deviation=9.0, free=1, resamples=200)
+    assert wide.high > 1e5
+    assert not re.search(r"\d{6}", wide.sentence)
 
 
 def test_no_multiplier_is_given_beyond_the_scores_that_both_arms_reached():

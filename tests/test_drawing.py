@@ -16,7 +16,7 @@ from analysis.plots.all_figures import (
     law_figure,
 )
 from analysis.plots.allocation import APPROACH_STYLES
-from analysis.plots.axes import round_numbers, symbol, tick
+from analysis.plots.axes import round_numbers, signed, symbol, tick
 from analysis.plots.law_panel import LAW_STYLES, fit_label
 from analysis.plots.style import (
     CATEGORICAL_COLOURS,
@@ -27,7 +27,7 @@ from analysis.plots.style import (
     size_legend,
     size_styles,
 )
-from analysis.uncertainty.intervals import prediction_interval
+from analysis.uncertainty.intervals import Interval, prediction_interval
 
 # Viénot, Brettel and Mollon 1999 in linear RGB, as in Machado et al. 2009, Table 1, severity 1.
 DEUTERANOPIA = np.array([
@@ -158,3 +158,11 @@ def test_figures_with_many_seeds_sizes_or_one_metric_are_legible():
     assert len(figure.axes) == 2
     bar = figure.axes[1].collections[-1]
     assert to_hex(bar.cmap(bar.norm(3e7))) == looks[3e7].colour
+
+
+def test_an_exponent_of_many_digits_is_shown_with_three():
+    assert signed(-0.25, ".3f") == "−0.250"
+    assert signed(3.3e52, ".3f") == "3.3e+52"
+    fit = fit_law(FLOOR, SIZES, 2 + (2e-7 * SIZES) ** -0.3)
+    wild = Interval(-1e53, 1e53, 0.95, "made up", "nothing")
+    assert "[−1e+53, 1e+53]" in fit_label(fit, wild)

@@ -14,8 +14,9 @@ from matplotlib.text import Text
 
 from analysis.compute_optimal.allocation import approaches
 from analysis.compute_optimal.frontier import frontier
+from analysis.compute_optimal.surface import SurfaceLaw
 from analysis.fitting.fit import fit_law
-from analysis.fitting.laws import FLOOR
+from analysis.fitting.laws import FLOOR, SURFACE
 from analysis.fitting.points import FitError
 from analysis.forecasting.forecast import Graded, Outcome
 from analysis.plots import allocation as figures_allocation
@@ -114,7 +115,15 @@ def full() -> Study:
     rolled = {each.name: each.rolled for each in chosen.candidates}
     best = approaches(isoflop_rows(), "val_loss", resamples=60)
     two = {metric: found.objectives[metric] for metric in ("val_loss", "val_error")}
-    return replace(found, allocation=best, objectives=two, rolled=rolled)
+    surfaces = {metric: surface_of(isoflop_rows(), metric) for metric in ("val_loss", "val_error")}
+    return replace(found, allocation=best, objectives=two, rolled=rolled, surfaces=surfaces)
+
+
+def surface_of(runs, metric="val_loss") -> SurfaceLaw:
+    fit = fit_law(SURFACE, (runs.params_blocks, runs.tokens_seen), runs.val_loss)
+    spans = {name: around(value) for name, value in fit.values.items()}
+    trials = tuple(runs.trial)
+    return SurfaceLaw(metric, "params_blocks", fit, spans, None, "runs of many D", trials)
 
 
 def around(value):
@@ -317,6 +326,30 @@ def test_censored_frontier_points_have_hollow_markers(full, figures):
         if line.get_marker() == "o" and line.get_markerfacecolor() == "white"
     ]  # fmt: skip
     assert sum(len(line.get_xdata()) for line in hollow) == found.censored.sum() > 0
+
+
+def test_the_figure_of_a_surface_has_all_its_runs_and_only_lines_of_the_law(full):
+    figure = FIGURES["size_and_data"](
+        replace(full, surfaces={"val_loss": surface_of(isoflop_rows())})
+    )
+    (panel,), runs = figure.axes, isoflop_rows()
+    (points,) = panel.collections
+    assert sorted(points.get_offsets()[:, 1]) == sorted(runs.val_loss)
+    assert set(points.get_array()) == set(runs.tokens_seen)
+    FigureCanvasAgg(figure).draw()
+    box = panel.get_legend().get_window_extent(figure.canvas.get_renderer())
+    assert not any(
+        box.contains(*place) for place in panel.transData.transform(points.get_offsets())
+    )
+
+
+def test_the_figure_of_a_surface_of_thousands_of_runs_has_few_artists(full):
+    many = pd.concat([isoflop_rows()] * 100, ignore_index=True)
+    many["tokens_seen"] *= np.random.default_rng(0).uniform(0.8, 1.2, len(many))
+    figure = FIGURES["size_and_data"](replace(full, surfaces={"val_loss": surface_of(many)}))
+    (panel,) = figure.axes
+    assert len(panel.collections) == 1
+    assert len(panel.lines) <= 8
 
 
 def test_every_metric_has_its_symbol_and_unit_on_its_axis(figures):

@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 
 from analysis.compute_optimal.allocation import approaches
 from analysis.compute_optimal.surface import fit_surface, mixed_data
+from analysis.plots.style import save
+from analysis.plots.surface import size_and_data
 from analysis.report.html import Facts, write_report
 from analysis.report.latex import law_table
 from analysis.study import study
@@ -138,6 +140,15 @@ def test_the_page_and_the_latex_table_have_the_surface_first(found, tmp_path):
     assert tex.index(r"$L_{\mathrm{mean}}(N_{\mathrm{total}}, D)$") < tex.index("Form")
     rows = [line for line in tex.split("\\end")[0].splitlines() if line.endswith(r"\\")]
     assert {line.count("&") for line in rows} == {9}
+
+
+def test_the_first_screen_shows_the_figure_of_the_surface_and_only_once(found, tmp_path):
+    png = save(size_and_data(found), tmp_path, "size_and_data")
+    write_report(tmp_path / "index.html", found, {"size_and_data": png}, Facts("t", "q", {}, {}))
+    page = (tmp_path / "index.html").read_text()
+    assert page.count('id="size_and_data"') == 1
+    assert page.index('id="size_and_data"') < page.index('id="surfaces"') < page.index('id="laws"')
+    assert "More figures" not in page
 
 
 @pytest.mark.parametrize(

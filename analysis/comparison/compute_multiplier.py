@@ -21,6 +21,7 @@ from analysis.fitting.fit import Fit, fit_law
 from analysis.fitting.laws import FLOOR, Law
 from analysis.fitting.objectives import SQUARES, Objective, objective_of
 from analysis.fitting.points import FitError
+from analysis.format import significant
 from analysis.uncertainty.intervals import Interval
 
 Array = NDArray[np.float64]
@@ -62,7 +63,7 @@ class Multiplier:
         )
         if self.shape is None:
             return f"{result}; whether both have one shape cannot be tested"
-        test = f"F = {self.shape.F:.2f}, p = {self.shape.p:.2g}"
+        test = f"F = {significant(self.shape.F, 3)}, p = {self.shape.p:.2g}"
         if self.shape.admissible:
             return f"{result}; one shape for both is not rejected ({test})"
         return f"{result}; but one shape for both is rejected ({test}): m changes with the loss"

@@ -15,6 +15,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
+from analysis.format import significant
+
 _LEVELS = 9  # scores at which a multiplier is computed, evenly spaced in their logarithm
 _RESAMPLES = 2000
 _TIE = 1e-9  # step in log score that makes a curve strictly decreasing
@@ -183,7 +185,8 @@ def multiplier(
     low, value, high = (float(np.exp(point + times * half)) for times in (-1, 0, 1))
     worst, best = _common(of, against)
     sentence = (
-        f"{of.arm} needs {value:.2f} x the compute of {against.arm} ({low:.2f} to {high:.2f})"
+        f"{of.arm} needs {significant(value, 3)} x the compute of {against.arm} "
+        f"({significant(low, 3)} to {significant(high, 3)})"
     )
     # Arms that overlap only by chance are selected for being close: their factor is too near 1.
     narrow = bool(np.log(worst / best) < _NARROW * deviation)

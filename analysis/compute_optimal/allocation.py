@@ -66,7 +66,7 @@ class Approaches:
     def disagreement(self) -> tuple[str, ...]:
         """For each pair, in words: both exponents, and both best sizes at `budget`."""
         return tuple(
-            f"{first.number} and {second.number}: a {first.a:.3f} and {second.a:.3f}, intervals "
+            f"{first.number} and {second.number}: a {first.a:.3g} and {second.a:.3g}, intervals "
             f"{_agreement(first.a_interval, second.a_interval)}; "
             f"N* at {self.budget:.3g} FLOPs {first.N(self.budget):.4g} and "
             f"{second.N(self.budget):.4g}, ratio {first.N(self.budget) / second.N(self.budget):.4g}"

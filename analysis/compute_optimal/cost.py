@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import PchipInterpolator
 
 from analysis.fitting.points import FitError
+from analysis.format import percent
 
 Array = NDArray[np.float64]
 
@@ -120,7 +121,8 @@ def cost_of(rows: pd.DataFrame, params: str = "params_blocks") -> Cost:
     if spread.iloc[worst] > np.log1p(_TOLERANCE):
         raise CostError(
             f"FLOPs per token are not a function of {params}: runs of size "
-            f"{np.exp(middle.u.iloc[worst]):.4g} differ by {np.expm1(spread.iloc[worst]):.1%}; "
+            f"{np.exp(middle.u.iloc[worst]):.4g} differ by "
+            f"{percent(np.expm1(spread.iloc[worst]), 1)}; "
             "select runs of one family and one counting"
         )
     return _interpolated_cost(middle.u.to_numpy(), middle.f.to_numpy(), params)

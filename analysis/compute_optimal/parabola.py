@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from analysis.compute_optimal.cost import Cost, count_sizes, six_nd
+from analysis.format import percent
 from analysis.uncertainty.intervals import Interval
 
 Array = NDArray[np.float64]
@@ -167,7 +168,8 @@ def refuse_group(
     if deviation > budget_tolerance * (1 + 1e-9):
         raise NotIsoFlop(
             budget,
-            f"runs differ by up to {deviation:.1%} from it; {budget_tolerance:.0%} is allowed",
+            f"runs differ by up to {percent(deviation, 1)} from it; "
+            f"{budget_tolerance:.0%} is allowed",
         )
 
 

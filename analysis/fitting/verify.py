@@ -11,6 +11,7 @@ from analysis.fitting.laws import Law
 from analysis.fitting.objectives import HUBER, Objective
 from analysis.fitting.points import FitError
 from analysis.fitting.solver import evaluate
+from analysis.format import percent
 
 _MAX_EXCESS = 1e-3  # of the objective; parameters printed to four digits can cost this much
 
@@ -37,9 +38,10 @@ class Claim:
         # The parameter with the largest ratio to the optimum, in either direction.
         furthest = max(self.values, key=lambda name: abs(np.log(self._ratio(name))))
         return (
-            f"NOT an optimum: {self.excess:.1%} above the best of {self.best.certificate.starts} "
-            f"starts, relative gradient {self.gradient:.0e}; {furthest} is "
-            f"{self.values[furthest]:.4g} where the optimum has {self.best[furthest]:.4g}"
+            f"NOT an optimum: {percent(self.excess, 1)} above the best of "
+            f"{self.best.certificate.starts} starts, relative gradient {self.gradient:.0e}; "
+            f"{furthest} is {self.values[furthest]:.4g} where the optimum has "
+            f"{self.best[furthest]:.4g}"
         )
 
     def _ratio(self, name: str) -> float:

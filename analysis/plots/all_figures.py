@@ -21,6 +21,7 @@ from analysis.plots.diagnostics import (
 from analysis.plots.law_panel import law_band, law_figure
 from analysis.plots.laws import above_the_floor, laws_in_parameters, main_law, residuals, scales
 from analysis.plots.style import FORMATS, save
+from analysis.plots.surface import size_and_data
 from analysis.study import Study
 
 __all__ = [
@@ -49,13 +50,15 @@ __all__ = [
     "rates",
     "residuals",
     "scales",
+    "size_and_data",
 ]
 
 FIGURES: dict[str, Callable[[Study], Figure | None]] = {
     draw.__name__: draw
     for draw in (
-        main_law, laws_in_parameters, above_the_floor, residuals, laws_in_compute, scales,
-        conventions, objectives, isoflop, allocation, holdout, influence, curves, rates, forecasts,
+        main_law, laws_in_parameters, above_the_floor, residuals, size_and_data, laws_in_compute,
+        scales, conventions, objectives, isoflop, allocation, holdout, influence, curves, rates,
+        forecasts,
     )
 }  # fmt: skip
 _SLOW = ("laws_in_compute", "laws_in_parameters")  # drawn first
@@ -73,6 +76,8 @@ CAPTIONS = {
     "residuals": "Residuals of each law in N, in per cent of the prediction; lines join the means "
     "of sizes. Grey, if sizes were run with several seeds: ± 2 standard deviations of runs that "
     "differ only in their seed.",
+    "size_and_data": "Final score of each run against its size, and the fitted surface at constant "
+    "numbers of training tokens D: dark for small and bright for large D. Brackets: 95 %.",
     "laws_in_compute": "Thin lines: each run's held-out score against the training FLOPs spent so "
     "far, dark for small and bright for large models. Points: the frontier; a hollow point is only "
     "an upper bound of C_min, because its size was still the best when its run stopped, or is the "

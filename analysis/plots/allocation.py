@@ -95,8 +95,17 @@ def allocation(study: Study) -> Figure | None:
 def allocation_figure(approaches: Approaches) -> Figure:
     """Best N (left) and D (right) against C: lines and points of each approach, and a band."""
     figure, ((sizes, tokens),) = new_figure(DOUBLE, 2.7, 1, 2)
+    draw_allocation(sizes, tokens, approaches)
+    handles = [approach_handle(each, _approach_label(each)) for each in approaches.estimates]
+    for panel, label in ((sizes, SIZES[_size_of(approaches)]), (tokens, "$D$, training tokens")):
+        panel.set(xlabel=COMPUTE, ylabel="best " + label)
+    legend_above(figure, handles, 1)
+    return figure
+
+
+def draw_allocation(sizes: Axes, tokens: Axes, approaches: Approaches) -> None:
+    """Draw the best N on one panel and the best D on the other, against C."""
     _points(sizes, tokens, approaches)
-    handles = []
     for approach in approaches.estimates:
         style = APPROACH_STYLES[approach.number]
         low, high = approach.budgets
@@ -110,14 +119,17 @@ def allocation_figure(approaches: Approaches) -> Figure:
                 if stop > start:
                     ends = [start, stop]
                     panel.plot(ends, [best(C) for C in ends], color=style.colour, ls=line, lw=1.1)
-        handles.append(Line2D([], [], color=style.colour, ls=style.line, marker=style.marker,
-                              mfc="white", mew=0.8, label=_approach_label(approach)))  # fmt: skip
     _band(sizes, tokens, approaches)
-    for panel, label in ((sizes, SIZES[_size_of(approaches)]), (tokens, "$D$, training tokens")):
-        panel.set(xscale="log", yscale="log", xlabel=COMPUTE, ylabel="best " + label)
+    for panel in (sizes, tokens):
+        panel.set(xscale="log", yscale="log")
         logarithmic(panel)
-    legend_above(figure, handles, 1)
-    return figure
+
+
+def approach_handle(approach: Approach, label: str) -> Line2D:
+    """The key of an approach in a legend."""
+    style = APPROACH_STYLES[approach.number]
+    return Line2D([], [], color=style.colour, ls=style.line, marker=style.marker, mfc="white",
+                  mew=0.8, label=label)  # fmt: skip
 
 
 def _size_of(approaches: Approaches) -> str:

@@ -95,5 +95,5 @@ def symbol(name: str) -> str:
 
 
 def signed(value: float, form: str) -> str:
-    """`value` in the format `form`, with a true minus sign."""
-    return f"{value:{form}}".replace("-", "−")
+    """`value` in the format `form`, with a true minus sign; a large number with three digits."""
+    return f"{value:{form if abs(value) < 1e4 else '.3g'}}".replace("-", "−")

@@ -15,7 +15,7 @@ from scipy import stats
 
 from analysis.fitting.fit import Fit
 from analysis.fitting.terms import information, jacobian
-from analysis.plots.axes import logarithmic
+from analysis.plots.axes import logarithmic, signed
 from analysis.plots.style import (
     BLUE,
     DASHES,
@@ -187,7 +187,7 @@ def fit_label(fit: Fit, alpha: Interval | None = None) -> str:
     """The legend label of a law's line: α with its interval, and E."""
     # A small exponent gets one more decimal, for about three significant digits.
     digits = 3 if abs(fit.alpha) >= 0.05 else 4
-    text = f"α = {fit.alpha:.{digits}f}"
+    text = f"α = {signed(fit.alpha, f'.{digits}f')}"
     if alpha is not None:
         text += f" [{_end(alpha.low, digits)}, {_end(alpha.high, digits)}]"
     if fit.law.floor:
@@ -196,7 +196,7 @@ def fit_label(fit: Fit, alpha: Interval | None = None) -> str:
 
 
 def _end(value: float, digits: int) -> str:
-    return f"{value:.{digits}f}" if np.isfinite(value) else "−∞" if value < 0 else "∞"
+    return signed(value, f".{digits}f") if np.isfinite(value) else "−∞" if value < 0 else "∞"
 
 
 @styled

@@ -37,7 +37,7 @@ DASHES: tuple[Any, ...] = (  # solid, dashed, dash-dot, dotted, dash-dot-dot
 )  # fmt: skip
 FORMATS = ("png", "pdf", "svg")  # of figures; every figure is written as PNG
 MAX_LEGEND_KEYS = 10  # up to this number of sizes, a legend lists them; more get a colour bar
-_BRIGHTER = ListedColormap(mpl.colormaps["viridis"](np.linspace(0, 0.88, 256)))  # no pale yellow
+BRIGHTER = ListedColormap(mpl.colormaps["viridis"](np.linspace(0, 0.88, 256)))  # no pale yellow
 STYLE: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same figure on every machine
     "font.size": 7.5,
@@ -83,11 +83,16 @@ class SeriesStyle:
 
 
 def styled(draw: Callable[P, T]) -> Callable[P, T]:
-    """Draw in the project's style and restore the caller's style."""
+    """Draw in the project's style and restore the caller's style.
+
+    A variant of the project's style that is already in force, as that for papers, is kept.
+    """
 
     @wraps(draw)
     def inside(*args: P.args, **kwargs: P.kwargs) -> T:
-        with mpl.rc_context(STYLE):
+        # The salt is the mark of the project's style: no other style has it.
+        in_style = mpl.rcParams["svg.hashsalt"] == STYLE["svg.hashsalt"]
+        with mpl.rc_context({} if in_style else STYLE):
             return draw(*args, **kwargs)
 
     return inside
@@ -171,15 +176,21 @@ def size_styles(sizes: Iterable[float]) -> dict[float, SeriesStyle]:
     rising = sorted(sizes)
     if len(rising) <= MAX_LEGEND_KEYS:
         return sequential_styles(rising)
-    # The same norm as that of the colour bar, so that both have the same colours.
-    return _shaded(rising, LogNorm(rising[0], rising[-1])(rising))
+    # The norm of the colour bar, so that both have the same colours.
+    return log_shaded_styles(rising, rising[0], rising[-1])
+
+
+def log_shaded_styles(keys: Iterable[float], low: float, high: float) -> dict[float, SeriesStyle]:
+    """As `sequential_styles`, with the brightness of the log of each key from `low` to `high`."""
+    rising = sorted(keys)
+    return _shaded(rising, LogNorm(low, high)(rising))
 
 
 def _shaded(keys: Sequence[float], brightness: ArrayLike) -> dict[float, SeriesStyle]:
     """Styles with colours of the given `brightness`, in [0, 1]."""
     return {
         key: SeriesStyle(
-            to_hex(_BRIGHTER(level)), MARKERS[k % len(MARKERS)], DASHES[k % len(DASHES)]
+            to_hex(BRIGHTER(level)), MARKERS[k % len(MARKERS)], DASHES[k % len(DASHES)]
         )
         for k, (key, level) in enumerate(zip(keys, np.asarray(brightness), strict=False))
     }
@@ -191,10 +202,13 @@ def size_legend(
     """The legend of sizes: right of the panels (below a narrow figure), or a colour bar."""
     if len(styles) > MAX_LEGEND_KEYS:
         sizes = list(styles)
-        mappable = ScalarMappable(LogNorm(sizes[0], sizes[-1]), _BRIGHTER)
+        mappable = ScalarMappable(LogNorm(sizes[0], sizes[-1]), BRIGHTER)
         bar = figure.colorbar(mappable, ax=figure.axes, label=title, pad=0.01, aspect=30)
         set_ticks(bar.ax.yaxis, sizes[0], sizes[-1])
         bar.outline.set_visible(False)
+        # Vector graphics: by default its colours are an image. Edges close the gaps between them.
+        assert bar.solids is not None
+        bar.solids.set(rasterized=False, edgecolor="face")
         return
     handles = [
         Line2D([], [], color=style.colour, ls=style.line, marker=style.marker if marked else None,
@@ -222,7 +236,8 @@ def legend_above(figure: Figure, handles: Sequence[Any], columns: int = 4) -> No
 def legend_inside(panel: Axes, **kwargs: Any) -> Legend:
     """A legend at the lower left of a log-log panel; the y axis is extended downwards for it."""
     legend = panel.legend(**{"loc": "lower left"} | kwargs)
-    lines = len(legend.get_texts()) + bool(legend.get_title().get_text())
+    texts = [text.get_text() for text in legend.get_texts()]
+    lines = sum(1 + text.count("\n") for text in texts) + bool(legend.get_title().get_text())
     # The height of a panel in points (72 per inch). About 0.7 of the figure are panels, the rest is
     # labels and legends.
     height = panel.get_figure().get_size_inches()[1] * 72 / _rows(panel) * 0.7  # type: ignore[union-attr]

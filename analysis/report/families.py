@@ -31,7 +31,7 @@ from analysis.comparison.families import (
     refuse_incomparable,
     with_arms,
 )
-from analysis.format import significant
+from analysis.format import fixed, significant
 from analysis.plots.families import families, frontier
 from analysis.plots.style import save
 from analysis.report.html import figure_of
@@ -284,7 +284,7 @@ def _table(rows: pd.DataFrame) -> list[dict[str, str]]:
             "epochs": significant(float(first.epochs), 3),
             "training FLOPs": significant(float(first.train_flops), 3),
             "FLOPs of a sample": significant(float(first.sampling_flops), 3),
-            "bits an image": f"{first.bits_per_image:.0f}",
+            "bits an image": fixed(float(first.bits_per_image), 0),
             "distance": significant(distance, 4),
             "± of sampling": "–" if pd.isna(error) else significant(float(error), 2),
             "reconstructions": significant(floor, 4),

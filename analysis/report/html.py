@@ -26,13 +26,13 @@ from analysis.summary import main_result, unmeasured, verdicts
 from analysis.table.runs import run_names
 
 # The figure of the first screen: the first of these that the study has.
-_MAIN_FIGURES = ("main_law", "surface", "allocation", "laws_in_parameters", "laws_in_compute")
+_MAIN_FIGURES = ("main_law", "size_and_data", "allocation", "laws_in_parameters", "laws_in_compute")
 _SHOWN_ROWS = 1000  # of a table of runs; all runs are in laws.json
 _SCREEN_DPI = 96  # CSS pixels of an inch
 # Each section: its anchor, its title, and its figures.
 SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("verdict", "Each metric", ()),
-    ("surface", "Size and data", ()),
+    ("surface", "Size and data", ("size_and_data",)),
     ("the-laws", "Laws", ("laws_in_parameters", "above_the_floor", "laws_in_compute")),
     ("choice", "Choice of law", ("residuals", "influence")),
     ("sensitivity", "Counting and objective", ("conventions", "objectives")),

@@ -15,7 +15,7 @@ _HEADER = (
     "Law", "Form", r"$\alpha$ (95\,\%)", r"$E$ (95\,\%)", "$r$", "$R^2$", r"RMS (\%)",
     r"held out (\%)", "$n$",
 )  # fmt: skip
-_NO_LAW = r"$^\dagger$"
+NO_LAW = r"$^\dagger$"
 _FORMS = {
     "pure": r"$A x^{-\alpha}$",
     "floor": r"$E + A x^{-\alpha}$",
@@ -74,9 +74,9 @@ def _surface_cells(surface: SurfaceLaw) -> tuple[str, ...]:
             _with_interval(formats.FORMS[form](fit[name]), span.get(name), form)
             for name, form in forms.items()
         ),
-        _number(formats.fixed(fit.r2)),
-        _number(formats.fixed(100 * fit.rms_relative_error, 2)),
-        _number(formats.fixed(100 * held_out.relative_error, 2)) if held_out else "--",
+        number(formats.fixed(fit.r2)),
+        number(formats.fixed(100 * fit.rms_relative_error, 2)),
+        number(formats.fixed(100 * held_out.relative_error, 2)) if held_out else "--",
         str(fit.points),
     )
 
@@ -127,24 +127,24 @@ def _cells(finding: LawResult, mixed: bool) -> tuple[str, ...]:
         label,
         _FORMS.get(fit.law.name, escape(fit.law.name)),
         _with_interval(formats.exponent(fit.alpha), finding.intervals.get("alpha"), "exponent")
-        + (_NO_LAW if finding.no_law else ""),
+        + (NO_LAW if finding.no_law else ""),
         E if fit.law.floor else "--",
-        _number(formats.fixed(fit.r)),
-        _number(formats.fixed(fit.r2)),
-        _number(formats.fixed(100 * fit.rms_relative_error, 2)),
-        _number(formats.fixed(100 * held_out.relative_error, 2)) if held_out else "--",
+        number(formats.fixed(fit.r)),
+        number(formats.fixed(fit.r2)),
+        number(formats.fixed(100 * fit.rms_relative_error, 2)),
+        number(formats.fixed(100 * held_out.relative_error, 2)) if held_out else "--",
         str(fit.points),
     )
 
 
 def _with_interval(value: str, interval: Interval | None, form: str) -> str:
     if interval is None:
-        return _number(value)
-    low, high = (_number(formats.FORMS[form](end)) for end in (interval.low, interval.high))
-    return f"{_number(value)} [{low}, {high}]"
+        return number(value)
+    low, high = (number(formats.FORMS[form](end)) for end in (interval.low, interval.high))
+    return f"{number(value)} [{low}, {high}]"
 
 
-def _number(text: str) -> str:
+def number(text: str) -> str:
     """A formatted number for LaTeX: in math mode if it has a sign, a power of ten or infinity."""
     if text == formats.NONE:
         return "--"

@@ -11,6 +11,7 @@ from analysis.fitting.fit import Fit, fit_law
 from analysis.fitting.laws import Law
 from analysis.fitting.objectives import SQUARES, Objective
 from analysis.fitting.points import FitError
+from analysis.format import percent
 from analysis.uncertainty.intervals import Interval, interval
 
 Array = NDArray[np.float64]
@@ -137,7 +138,7 @@ def exponent_spread(conventions: Sequence[Convention], variable: str) -> str:
     reference = next((each for each in fitted if each.ratio == 1.0), None)
     if reference is None or reference.fit is None:
         return text
-    text += f", a difference of {difference / abs(reference.fit.alpha):.1%} of the "
+    text += f", a difference of {percent(difference / abs(reference.fit.alpha), 1)} of the "
     text += f"{reference.fit.alpha:.4g} of {reference.name}"
     span = reference.interval
     if span is None or not np.isfinite(span.high - span.low):

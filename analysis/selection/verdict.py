@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from analysis.format import percent, signed
+
 _MIN_AICC_GAIN = (
     2.0  # of AICc (Burnham and Anderson 2002, 2.6); below it both laws are about equally likely
 )
@@ -139,14 +141,14 @@ def _likelier(gain: float, name: str, other: str) -> str:
 def _errors(first: Evidence, second: Evidence, name: str, other: str) -> str:
     """The errors of both laws at the largest size, in words."""
     return (
-        f"largest size, left out of the fit, missed by {first.held_out:+.2%} {name}, "
-        f"{second.held_out:+.2%} {other}"
+        f"largest size, left out of the fit, missed by {signed(first.held_out)} {name}, "
+        f"{signed(second.held_out)} {other}"
     )
 
 
 def _rolling(first: Evidence, second: Evidence, name: str, other: str) -> str:
     """The rolling errors of both laws, in words."""
-    return f"rolling error {first.rolling:.2%} {name}, {second.rolling:.2%} {other}"
+    return f"rolling error {percent(first.rolling)} {name}, {percent(second.rolling)} {other}"
 
 
 def _held_out_vote(pure: Evidence, floor: Evidence, reasons: list[str]) -> str | None:

@@ -31,8 +31,10 @@ from pipelines.cli.options import (
 from pipelines.cli.terminal import console as screen
 from pipelines.cli.terminal.console import console
 from pipelines.cli.terminal.laws import difference_table
+from pipelines.cli.terminal.paper import PaperColumns, PaperFolder, PaperRows, print_paper
 from pipelines.cli.terminal.publish import publish_and_show, show
 from pipelines.report.fit_options import FitOptions
+from pipelines.report.paper import paper_options
 from pipelines.workspace.address import imported_sweep
 from pipelines.workspace.store import IMPORTED, Home
 from pipelines.workspace.sweeps import find_sweep
@@ -72,6 +74,9 @@ def fit(
     parabola_in: ParabolaIn = None,
     spline: Spline = False,
     unique: UniqueColumn = None,
+    paper: PaperFolder = None,
+    rows: PaperRows = None,
+    paper_columns: PaperColumns = None,
     as_json: AsJson = False,
 ) -> None:
     """Fit the laws to a sweep or to a table of runs.
@@ -87,29 +92,26 @@ def fit(
         spline, unique,
     )  # fmt: skip
     options.parsed()  # errors before anything is read
+    for_paper = paper_options(paper, rows, paper_columns)
     if not is_table(name):
         table_options = {"--column": columns, "--complete": complete, "--out": out}
         refuse_table_options(name, table_options)
         workspace = Home(home)
         sweep = resolve_sweep(name, workspace)
-        publish_and_show(workspace, sweep, name, True, as_json, objective, figure_formats, options)
+        publish_and_show(
+            workspace, sweep, name, True, as_json, objective, figure_formats, options, for_paper
+        )
         return
     with screen.progress_bar("laws") as progress:
         folder, content = fit_table(
-            name,
-            Home(home),
-            objective,
-            columns or [],
-            complete,
-            out,
-            progress,
-            figure_formats,
-            options,
-        )
+            name, Home(home), objective, columns or [], complete, out, progress, figure_formats,
+            options, for_paper,
+        )  # fmt: skip
     if as_json:
         print(json.dumps(content))
         return
     show(content)
+    print_paper(for_paper)
     console.print(f"report   {folder}", soft_wrap=True, highlight=False)
 
 

@@ -205,7 +205,7 @@ def _scoring_view(stage: Stage, queue: Queue | None, latest: LatestLines) -> Vie
     if is_done(folder):
         marker = read_json(folder / DONE)
         name = "distance" if "distance" in marker else "accuracy"
-        note = note or f"{name} {marker[name]:.3f}"
+        note = note or f"{name} {marker[name]:.4g}"
     unit = "steps" if stage.kind == NETWORK else "images"
     return View(
         stage.kind.name, stage.name, state, progress["done"], progress["total"], unit,
@@ -306,4 +306,7 @@ def format_duration(seconds: float | None) -> str:
         return f"{seconds:.0f} s"
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} d"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    days = seconds / 86400
+    return f"{days:.1f} d" if days < 1e6 else f"{days:.3g} d"

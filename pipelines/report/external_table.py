@@ -7,6 +7,7 @@ from typing import Any
 
 from pipelines.planning.external_table import TableSource
 from pipelines.report.fit_options import NO_OPTIONS, FitOptions
+from pipelines.report.paper import PaperOptions, write_paper
 from pipelines.workspace.store import Home
 from var_scaling.disk import write_json
 
@@ -21,6 +22,7 @@ def fit_table(
     progress: Callable[[str, int, int], None],
     formats: Sequence[str] = (),
     options: FitOptions = NO_OPTIONS,
+    paper: PaperOptions | None = None,
 ) -> tuple[Path, dict[str, Any]]:
     """Fit every law that the table has data for, and write plots, laws.json and the report.
 
@@ -43,6 +45,7 @@ def fit_table(
     facts = Facts(
         title=source.title, question=f"The laws of {name}", settings=options.settings, provenance={}
     )
+    write_paper(paper, fitted, source.folder, processes)
     page = write_pages(source.folder, fitted, facts, formats, processes=processes)
     laws = {**laws_of_all(fitted), "options": options.recorded, "sweep": source.title}
     write_json(source.folder / "laws.json", laws)

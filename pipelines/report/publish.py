@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.execution.tasks import damaged_stages
 from pipelines.report.fit_options import NO_OPTIONS, FitOptions
 from pipelines.report.images import artifact_folders
+from pipelines.report.paper import PaperOptions, write_paper
 from pipelines.results.artifacts import combined_stamp
 from pipelines.results.health import failed_checks
 from pipelines.stages.graph import Stages, of_kind, sweep_stages
@@ -33,6 +34,7 @@ def publish(
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     formats: Sequence[str] = (),
     options: FitOptions = NO_OPTIONS,
+    paper: PaperOptions | None = None,
 ) -> dict[str, Any]:
     """Fit the laws of `sweep` and write laws.json, plots and report, if outdated or if `again`.
 
@@ -78,6 +80,7 @@ def publish(
     forecasts = tuple(grade_forecasts(home, sweep))
     fitted = studies(table, objective, forecasts, progress, processes, options.parsed())
     report = report_path(home, sweep).parent
+    write_paper(paper, fitted, report, processes)
     scored, families = _compared_families(home, folder / "images.parquet", stages, report)
     write_pages(report, fitted, facts, formats, scored, processes)
     laws = {

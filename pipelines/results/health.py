@@ -94,11 +94,11 @@ def _loss_failures(t: Tokenizer, line: Line) -> Iterator[str]:
     )
     if loss >= uniform:
         yield (
-            f"has a held-out loss of {loss:.3f} nats per token, not below the {uniform:.3f} "
+            f"has a held-out loss of {loss:#.4g} nats per token, not below the {uniform:#.4g} "
             f"of a uniform distribution over {t.codebook_size:,} codes"
         )
     if unconditional is not None and loss > unconditional:
         yield (
-            f"has a higher loss with the class ({loss:.4f} nats per token) than without "
-            f"({unconditional:.4f}). Are the labels right?"
+            f"has a higher loss with the class ({loss:#.5g} nats per token) than without "
+            f"({unconditional:#.5g}). Are the labels right?"
         )

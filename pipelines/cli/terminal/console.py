@@ -91,7 +91,7 @@ def status_table(sweep: Sweep, views: list[View], driver: str = "") -> Table:
         table.add_row(
             view.kind, view.name, coloured(view.state),
             f"{view.done:,}/{view.total:,}" if view.total else "", _share(view),
-            "" if view.loss is None else f"{view.loss:.4f}",
+            "" if view.loss is None else f"{view.loss:#.5g}",
             "" if view.images_per_second is None else f"{view.images_per_second:,.0f}",
             format_duration(view.seconds_left), *job_cells, view.note,
         )  # fmt: skip
@@ -117,7 +117,7 @@ def _merge_groups(views: list[View]) -> list[View]:
 def _merge(group: list[View]) -> View:
     """One view of all stages of `group`; `status --json` lists each of them."""
     first, losses = group[0], [view.loss for view in group if view.loss is not None]
-    note = f"loss {min(losses):.4f}–{max(losses):.4f}; " if losses else ""
+    note = f"loss {min(losses):#.5g}–{max(losses):#.5g}; " if losses else ""
     done, total = sum(view.done for view in group), sum(view.total for view in group)
     return View(
         first.kind, f"{len(group):,} stages", first.state, done, total, first.unit,
@@ -223,7 +223,7 @@ class _Lines:
 
 def _status_text(view: View) -> str:
     parts = [
-        "" if view.loss is None else f"loss {view.loss:.3f}",
+        "" if view.loss is None else f"loss {view.loss:#.4g}",
         "" if view.images_per_second is None else f"{view.images_per_second:,.0f} images/s",
         f"{format_duration(view.seconds_left)} left" if view.seconds_left else "",
         view.note,
@@ -249,6 +249,8 @@ def format_number(number: float) -> str:
 
 def evaluation_table(name: str, scores: dict[str, Any], validation: Validation) -> Table:
     """Each score in total and by part: conditional on the true label, and unconditional."""
+    from analysis.format import fixed  # with pandas and SciPy, which other commands do not need
+
     images = f"{scores['images_scored']:,} images"
     flops = f"{format_number(scores['evaluation_flops'])}FLOPs"
     errors = ", error as a share of tokens" if "error" in validation.scores else ""
@@ -264,9 +266,9 @@ def evaluation_table(name: str, scores: dict[str, Any], validation: Validation) 
                 stderr = scores[f"{key}_stderr"]
                 parts = scores[f"{key}_parts"] if len(validation.parts) > 1 else ()
                 table.add_row(
-                    f"{score}, {condition}", f"{scores[key]:.4f}",
-                    "–" if stderr is None else f"{stderr:.4f}",
-                    *(f"{value:.3f}" for value in parts),
+                    f"{score}, {condition}", fixed(scores[key]),
+                    "–" if stderr is None else fixed(stderr),
+                    *(fixed(value, 3) for value in parts),
                 )  # fmt: skip
     return table
 

@@ -180,11 +180,12 @@ def surface_lines(laws: dict[str, Any]) -> list[str]:
 
 
 def _best_use(name: str, row: dict[str, Any]) -> str:
-    return (
-        f"best use of C FLOPs by {name} (approach {row['approach']}): N* ∝ C^{row['a']:.3f} "
-        f"[{row['a_low']:.3f}, {row['a_high']:.3f}], D* ∝ C^{row['b']:.3f} "
-        f"[{row['b_low']:.3f}, {row['b_high']:.3f}]"
+    a, b = (
+        f"{number(row[each], '.3f')} [{number(row[f'{each}_low'], '.3f')}, "
+        f"{number(row[f'{each}_high'], '.3f')}]"
+        for each in ("a", "b")
     )
+    return f"best use of C FLOPs by {name} (approach {row['approach']}): N* ∝ C^{a}, D* ∝ C^{b}"
 
 
 def _no_surface(laws: dict[str, Any]) -> bool:

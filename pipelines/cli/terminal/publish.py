@@ -7,7 +7,9 @@ from typing import Any
 from pipelines.cli.terminal import console as screen
 from pipelines.cli.terminal import laws as screen_laws
 from pipelines.cli.terminal.console import console, warn
+from pipelines.cli.terminal.paper import print_paper
 from pipelines.report.fit_options import NO_OPTIONS, FitOptions
+from pipelines.report.paper import PaperOptions
 from pipelines.results.table import collect_results
 from pipelines.workspace.settings import Settings, load_settings
 from pipelines.workspace.store import Home
@@ -23,6 +25,7 @@ def publish_and_show(
     objective: str = "squares",
     formats: Sequence[str] = (),
     options: FitOptions = NO_OPTIONS,
+    paper: PaperOptions | None = None,
 ) -> None:
     """Fit the laws to the finished trials and print them.
 
@@ -32,8 +35,9 @@ def publish_and_show(
 
     with screen.progress_bar("laws") as progress:
         laws = publish.publish(
-            home, sweep, collect_results(home, sweep), again, objective, progress, formats, options
-        )
+            home, sweep, collect_results(home, sweep), again, objective, progress, formats, options,
+            paper,
+        )  # fmt: skip
     for stage, damage in laws.get("damaged", {}).items():
         warn(f"{stage}: {damage}")
     for failure in laws.get("failures", []):
@@ -48,6 +52,7 @@ def publish_and_show(
         print(json.dumps(laws))
         return
     show(laws)
+    print_paper(paper)
     screen_laws.print_paths(console, publish.paths(home, sweep), name, home.root)
 
 
