@@ -155,8 +155,7 @@ def _verdict(study: Study, metric: str, variable: str) -> MetricVerdict:
     choice = study.choices.get((metric, variable))
     preferred = choice.preferred if choice else None
     law = study.any_law(metric, variable)
-    mixed = law is not None and study.is_mixed(law) and not law.contradictions
-    if law is not None and law.no_law and not mixed:
+    if law is not None and _is_no_law(study, law):
         return MetricVerdict(metric, variable, f"{_NO_LAW} {law.no_law}.", (), (), None)
     if law is None or study.is_mixed(law):
         return MetricVerdict(metric, variable, _mixed(study, metric, variable), (), (), None)
@@ -181,15 +180,25 @@ def _verdict(study: Study, metric: str, variable: str) -> MetricVerdict:
     return MetricVerdict(metric, variable, headline, reasons, _unknown(selected, choice), preferred)
 
 
+def _is_no_law(study: Study, law: LawResult) -> bool:
+    """Whether the data contradict this law. Of runs of different D they contradict a law in N alone
+    only together with the surface: it is not announced anyway.
+    """
+    only_mixed = study.is_mixed(law) and not law.contradictions
+    return bool(law.no_law) and not only_mixed
+
+
 def announced_laws(study: Study, metric: str, variable: str) -> tuple[str, ...]:
     """The forms that the verdict on this metric and variable announces: "pure", "floor" or both, if
     the data do not decide; "surface"; empty if there is no law.
     """
     law, choice = study.any_law(metric, variable), study.choices.get((metric, variable))
-    if law is not None and law.no_law:
+    if law is not None and _is_no_law(study, law):
         return ()
     if law is None or study.is_mixed(law):
-        return ("surface",) if metric in study.surfaces and variable != "train_flops" else ()
+        surface = study.surfaces.get(metric)
+        known = surface is not None and not surface.no_law and variable != "train_flops"
+        return ("surface",) if known else ()
     fitted = tuple(name for name in ("pure", "floor") if study.get(metric, variable, name))
     preferred = choice.preferred if choice else None
     return (preferred,) if preferred in fitted else fitted or (law.fit.law.name,)

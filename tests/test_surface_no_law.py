@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from analysis.caveats import caveats
 from analysis.compute_optimal.surface import fit_surface
 from analysis.study import study
-from analysis.summary import main_result
+from analysis.summary import announced_laws, main_result
 from analysis.table.table import check
 from pipelines.cli.main import app
 from pipelines.report.publish import law_columns, law_scalars
@@ -31,6 +31,13 @@ def rising_with_D():
 def test_a_surface_of_the_true_law_may_be_announced():
     surface = study(check(grid())).surfaces["val_loss"]
     assert surface.no_law == ""
+
+
+def test_only_a_surface_without_contradiction_is_in_the_table_of_a_paper():
+    for rows, announced in ((grid(), ("surface",)), (rising_with_D(), ())):
+        found = study(check(rows))
+        assert found.mixed_data
+        assert announced_laws(found, "val_loss", "params_total") == announced
 
 
 @pytest.mark.slow

@@ -65,7 +65,7 @@ def _surface_table(study: Study) -> str:
 def _surface_cells(surface: SurfaceLaw) -> tuple[str, ...]:
     fit, held_out, span = surface.fit, surface.held_out, surface.intervals
     label = f"${symbol(METRICS[surface.metric][0])}({symbol(VARIABLES[surface.size][0])}, D)$"
-    label += _NO_LAW if surface.no_law else ""
+    label += NO_LAW if surface.no_law else ""
     forms = {"E": "significant", "A": "significant", "alpha": "exponent", "B": "significant",
              "beta": "exponent"}  # fmt: skip
     return (

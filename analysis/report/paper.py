@@ -244,9 +244,8 @@ def _label(study: Study, row: Row) -> str:
 
 
 def _dagger(study: Study, row: Row) -> bool:
-    if isinstance(row.law, SurfaceLaw):
-        return bool(study.contradictions(row.metric))
-    return bool(row.law.no_law) or study.is_mixed(row.law)
+    mixed = not isinstance(row.law, SurfaceLaw) and study.is_mixed(row.law)
+    return bool(row.law.no_law) or mixed
 
 
 def _span(interval: Interval | None, digits: int) -> str:
