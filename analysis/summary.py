@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis.caveats import caveats
+from analysis.compute_optimal.surface import SurfaceLaw
 from analysis.format import exponent, percent, significant
 from analysis.selection.select import Choice, has_irreducible_loss
 from analysis.study import METRICS, VARIABLES, LawResult, Study
@@ -219,8 +220,7 @@ def _mixed(study: Study, metric: str, variable: str) -> str:
         f"{study.surface_label(metric)}: a power law in both N and D, α = "
         f"{exponent(surface.fit.alpha)} (95\u00a0%: {exponent(alpha.low)} to "
         f"{exponent(alpha.high)}) and β = {exponent(surface.fit['beta'])} ({exponent(beta.low)} to "
-        f"{exponent(beta.high)}), above an irreducible loss E = {significant(surface.fit.E)}. "
-        f"{alone}"
+        f"{exponent(beta.high)}), {_above(surface)}. {alone}"
     ).strip()
 
 
@@ -232,7 +232,7 @@ def _exponent(finding: LawResult) -> str:
     return f"exponent {exponent(finding.fit.alpha)} ({100 * given.level:g}\u00a0%: {ends})"
 
 
-def _above(finding: LawResult) -> str:
+def _above(finding: LawResult | SurfaceLaw) -> str:
     given = finding.intervals.get("E")
     ends = f" ({significant(given.low)} to {significant(given.high)})" if given else ""
     ends = " (fixed)" if finding.fit.floor is not None else ends

@@ -104,7 +104,12 @@ def test_a_picture_that_is_too_large_is_shrunk_with_a_note(home, few, tmp_path):
 
 
 def test_new_pictures_mark_the_page_and_the_mirror_as_outdated(home):
-    laws = {"format": 3, "objective": "squares", "results_fingerprint": "r", "made": None}
+    laws = {
+        "format": publish.LAWS_FORMAT,
+        "objective": "squares",
+        "results_fingerprint": "r",
+        "made": None,
+    }
     report = publish.report_path(home, SWEEP)
     report.parent.mkdir()
     report.touch()

@@ -197,9 +197,10 @@ def _along_valley(points: Points, theta: Array, step: Array) -> Array:
     floor_share = np.maximum(1 - shares.sum(1, keepdims=True), floor / 10)
     log_total = np.log(floor_share + shares.sum(1, keepdims=True))
     moved = theta + step
-    moved[:, : 2 * powers : 2] = level + rise + np.log(shares) - log_total
+    with np.errstate(divide="ignore"):  # the log of a share that is rounded to 0
+        moved[:, : 2 * powers : 2] = level + rise + np.log(shares) - log_total
+        moved[:, at] = (level + rise + np.log(floor_share) - log_total)[:, 0]
     moved[:, 1 : 2 * powers : 2] = new_exponent
-    moved[:, at] = (level + rise + np.log(floor_share) - log_total)[:, 0]
     return moved
 
 

@@ -200,7 +200,9 @@ def _simulated_rise(
         extended = replace(points, z=np.column_stack([simulated.z, new]))
         weights = np.append(problem.weights[0], weight)[None]
         constrained = solve(extended, weights, start, fit.objective, problem.log_floor, **precision)
-    return float(np.quantile(constrained.objective / unconstrained.objective - 1, level))
+    # Without any scatter, as for equal losses, both are 0 and there is no critical value.
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(np.quantile(constrained.objective / unconstrained.objective - 1, level))
 
 
 def _noise(fit: Fit, count: int) -> Array:
