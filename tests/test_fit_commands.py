@@ -137,6 +137,7 @@ def test_a_table_that_does_not_fit_the_options_is_refused_with_a_message(tmp_pat
         says("fit", table(tmp_path), *words)
 
 
+@pytest.mark.slow
 def test_a_sweep_is_fitted_with_the_options_of_a_table(smoke):
     words = ("--home", str(smoke), "--json")
     laws = json.loads(says("fit", "smoke", "--law", "pure", "--where", "depth > 0", *words))

@@ -33,6 +33,7 @@ def test_a_surface_of_the_true_law_may_be_announced():
     assert surface.no_law == ""
 
 
+@pytest.mark.slow
 def test_only_a_surface_without_contradiction_is_in_the_table_of_a_paper():
     for rows, announced in ((grid(), ("surface",)), (rising_with_D(), ())):
         found = study(check(rows))
