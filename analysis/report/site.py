@@ -1,5 +1,6 @@
 """One page over all sweeps of a home: their state, laws and main figure, with links to reports."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,12 @@ class SweepCard:
         """The laws of the loss and the error in the size, and of the loss in compute."""
         pairs = {("val_loss", laws["size"]), ("val_error", laws["size"]), ("val_loss", COMPUTE)}
         return [law for law in laws["laws"] if (law["metric"], law["variable"]) in pairs]
+
+    @staticmethod
+    def ends(interval: Mapping[str, float | None]) -> tuple[float, float]:
+        """The ends of an interval of laws.json, where an infinite end is null."""
+        low, high = interval["low"], interval["high"]
+        return -math.inf if low is None else low, math.inf if high is None else high
 
     @property
     def figure(self) -> InlineImage | None:
