@@ -106,28 +106,37 @@ def bootstrap(
         raise FitError("give clusters or strata, not both")
     generator = np.random.default_rng(seed)
     scheme = _scheme(fit.points, clusters, strata, of_clusters)
+    units = fit.points if scheme.labels is None else int(scheme.labels.max()) + 1
+    # A small data set has few different resamples; each is solved only once. Of a large one, some
+    # are drawn and solved at a time, to limit memory.
+    few = units <= MANY
+    at_a_time = resamples if few else max(1, _CELLS // units)
     kept: list[Array] = []
+    solved: list[tuple[Array, Array]] = []
     usable_count = drawn = 0
     # Resamples with too few sizes are drawn again; how many were drawn is reported.
     while usable_count < resamples:
-        counts = scheme.draw(generator, resamples)
+        counts = scheme.draw(generator, at_a_time)
         sufficient = _sufficient(fit, scheme, counts)
         usable = np.flatnonzero(sufficient)[: resamples - usable_count]
         if len(usable):
             drawn += int(usable[-1]) + 1
-            kept.append(counts[usable])
             usable_count += len(usable)
+            if few:
+                kept.append(counts[usable])
+            else:
+                solved.append(_refits(fit, scheme, counts[usable]))
         elif drawn > 50 * resamples:
             raise FitError(
                 f"resampling {fit.points} points leaves too few different sizes for {fit.law.name}"
             )
         else:
-            drawn += resamples
-    unique, index = np.concatenate(kept), np.arange(resamples)
-    # A small data set has few different resamples; each is solved only once.
-    if unique.shape[1] <= MANY:
-        unique, index = np.unique(unique, axis=0, return_inverse=True)
-    theta, gradient = _refits(fit, scheme, unique)
+            drawn += at_a_time
+    index = np.arange(resamples)
+    if few:
+        unique, index = np.unique(np.concatenate(kept), axis=0, return_inverse=True)
+        solved = [_refits(fit, scheme, unique)]
+    theta, gradient = (np.concatenate(part) for part in zip(*solved, strict=True))
     columns = fit.data.columns(theta[index.ravel()])
     unconverged = int((gradient > CONVERGED)[index.ravel()].sum())
     return Bootstrap(fit, scheme.name, usable_count, drawn - usable_count, unconverged, columns)
@@ -288,22 +297,37 @@ def _sufficient(fit: Fit, scheme: _Scheme, counts: Array) -> NDArray[np.bool_]:
     min_sizes = fit.free + 1 if len(fit.law.powers) == 1 else 3
     unit = np.arange(fit.points) if scheme.labels is None else scheme.labels
     points_of = np.bincount(unit).astype(np.float32)
-    memberships = []
-    for each in fit.law.arrays(fit.data.x)[: len(fit.law.powers)]:
-        # (B, m) drawn times (m, sizes) membership: how often each size was drawn.
-        sizes = np.unique(each, return_inverse=True)[1].ravel()
-        belongs = np.zeros((len(points_of), sizes.max() + 1), np.float32)
-        belongs[unit, sizes] = 1
-        memberships.append(belongs)
+    variables = fit.law.arrays(fit.data.x)[: len(fit.law.powers)]
+    counters = [_counter_of_sizes(each, unit, len(points_of)) for each in variables]
     rows = max(1, _CELLS // len(points_of))  # at a time, to limit memory
     parts = []
     for first in range(0, len(counts), rows):
         drawn = (counts[first : first + rows] > 0).astype(np.float32)
         enough = drawn @ points_of > fit.free
-        for belongs in memberships:
-            enough &= (drawn @ belongs > 0).sum(1) >= min_sizes
+        for sizes_drawn in counters:
+            enough &= sizes_drawn(drawn) >= min_sizes
         parts.append(enough)
     return np.concatenate(parts)
+
+
+def _counter_of_sizes(
+    values: Array, unit: NDArray[np.intp], units: int
+) -> Callable[[NDArray[np.float32]], NDArray[np.intp]]:
+    """A function from drawn runs or clusters (B, m) to the number of different sizes (B,) in them.
+
+    `values`: (n,) a variable of the points; `unit`: (n,) the run or cluster of each point.
+    """
+    sizes = np.unique(values, return_inverse=True)[1].ravel()
+    if units * (sizes.max() + 1) <= _CELLS:
+        # (B, m) drawn times (m, sizes) membership: how often each size was drawn.
+        belongs = np.zeros((units, sizes.max() + 1), np.float32)
+        belongs[unit, sizes] = 1
+        return lambda drawn: (drawn @ belongs > 0).sum(1)
+    # The table of memberships would be too large: the points of each size side by side instead.
+    order = np.argsort(sizes, kind="stable")
+    starts = np.flatnonzero(np.diff(sizes[order], prepend=-1))
+    in_order = unit[order]
+    return lambda drawn: np.logical_or.reduceat(drawn[:, in_order] > 0, starts, axis=1).sum(1)
 
 
 @dataclass(frozen=True)
