@@ -10,7 +10,7 @@ without gradients from 4,500 starts; `--grid` times that number of them, a rando
 extrapolates.
 
 `--report` times the command `var-scaling fit` with its report instead: a table of the size of
-quickstart, one of 2,000 runs and one of 20,000 (once), seconds by stage, and the peak of memory.
+quickstart, one of 2,000 runs and two of 20,000 (once), seconds by stage, and the peak of memory.
 `--code DIR` adds the code in DIR, such as a git worktree of an earlier commit; the two take turns.
 A line for each table and code is appended to benchmarks/results/fit.jsonl.
 """
@@ -211,11 +211,17 @@ def compare_resamples(fit: Fit, N: Array, D: Array, L: Array, resamples: int) ->
     show(name, theirs, excesses["theirs"], theirs / ours)
 
 
-def runs_table(depths: int, budgets: int, seeds: int, evaluations: int) -> pd.DataFrame:
-    """A simulated table of runs of the four metrics: sizes x budgets x seeds, all finished."""
+def runs_table(
+    depths: int, budgets: int, seeds: int, evaluations: int, spread: float = 0.0
+) -> pd.DataFrame:
+    """A simulated table of runs of the four metrics: sizes x budgets x seeds, all finished.
+
+    `spread`: D differs from its budget by up to this factor's log, so no two runs have the same.
+    """
     generator, rows = np.random.default_rng(0), []
     for depth, budget, seed in itertools.product(range(depths), range(budgets), range(seeds)):
         N, D = 12 * (depth + 2) * (64.0 * (depth + 2)) ** 2, 1e9 * 2**budget
+        D *= np.exp(generator.uniform(-spread, spread)) if spread else 1.0
         for evaluation in range(1, evaluations + 1):
             seen = D * evaluation / evaluations
             loss = 1.6 + (N / 3e3) ** -0.25 + (seen / 2e5) ** -0.22
@@ -236,6 +242,7 @@ def compare_reports(codes: list[Path], rounds: int) -> None:
     tables = {
         "quickstart": runs_table(6, 1, 1, 20), "2,000 runs": runs_table(25, 8, 10, 1),
         "20,000 runs": runs_table(50, 20, 20, 1),
+        "20,000 runs, no two of equal D": runs_table(50, 20, 20, 1, spread=0.3),
     }  # fmt: skip
     names = [commit_of(code) for code in codes]
     with tempfile.TemporaryDirectory() as folder:

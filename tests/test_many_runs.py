@@ -1,6 +1,8 @@
 """Tables of many runs: shortcuts that change no result, or only simulated ones a little."""
 
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -178,3 +180,25 @@ def test_equal_points_in_another_order_have_the_same_groups():
     cells = np.unique(np.stack(x), axis=1, return_inverse=True)[1].ravel()
     assert (groups == cells).all()
     assert replace(fit_law(PURE, x[0], y, "squares").data.points).group.max() == 7
+
+
+@pytest.mark.slow
+def test_20000_runs_of_different_length_need_less_than_a_gigabyte(tmp_path):
+    generator = np.random.default_rng(0)
+    N = np.geomspace(1e7, 1e10, 60).repeat(334)[:20_000].round()
+    D = 10 ** generator.uniform(9, 12, 20_000)
+    loss = 1.69 + 406.4 * N**-0.34 + 410.7 * D**-0.28
+    table = {"params_total": N, "tokens_seen": D, "train_flops": 6 * N * D, "val_loss": loss}
+    path = tmp_path / "runs.csv"
+    pd.DataFrame(table).assign(val_loss=loss * np.exp(generator.normal(0, 0.005, 20_000))).to_csv(
+        path, index=False
+    )
+    code = (
+        "import resource, sys\nfrom analysis.study import studies\n"
+        "from analysis.table.table import load_table\nstudies(load_table(sys.argv[1]))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+    )
+    assert float(done.stdout.split()[-1]) < 1000
