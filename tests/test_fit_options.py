@@ -65,6 +65,12 @@ def test_the_laws_in_n_alone_of_runs_that_differ_in_d_say_that_they_are_none(tmp
     assert reasons["train_flops"] is None
 
 
+def test_the_first_sentence_of_each_group_names_it(tmp_path):
+    groups = [line().assign(family=family) for family in ("var", "ar")]
+    said = says(tmp_path, pd.concat(groups))
+    assert all(f"{family}: L_mean (loss" in said for family in ("var", "ar"))
+
+
 # Rows ----------------------------------------------------------------------------------------
 
 
