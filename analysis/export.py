@@ -49,7 +49,7 @@ def laws_of(study: Study, trials: Sequence[str] = ()) -> dict[str, Any]:
         "objective": study.objective,
         "main": {"sentence": main.sentence, "undetermined": list(main.undetermined)},
         "warnings": [asdict(caveat) for caveat in caveats(study, trials)],
-        "laws": [_law(finding) for finding in study.findings],
+        "laws": [_law(study, finding) for finding in study.findings],
         "surfaces": [_surface(study, surface) for surface in study.surfaces.values()],
         "forms": [_surface(study, form) for form in study.forms],
         "mixed_data": study.mixed_data,
@@ -86,8 +86,10 @@ def _trial_settings(finals: pd.DataFrame) -> dict[str, str]:
     return settings
 
 
-def _law(finding: LawResult) -> dict[str, Any]:
+def _law(study: Study, finding: LawResult) -> dict[str, Any]:
     held_out = finding.held_out
+    mixed = study.is_mixed(finding)
+    why = f"its runs have different D: {study.mixed_data[finding.metric]}" if mixed else None
     return {
         "metric": finding.metric,
         "variable": finding.variable,
@@ -95,7 +97,7 @@ def _law(finding: LawResult) -> dict[str, Any]:
         "variable_symbol": VARIABLES[finding.variable][0],
         "label": finding.label,
         "fit": finding.fit.as_dict(),
-        "no_law": finding.no_law or None,
+        "no_law": finding.no_law or why,
         "exponent_at_bound": exponent_at_bound(finding.fit),
         "intervals": finding.intervals,
         "resampled": finding.resampled,

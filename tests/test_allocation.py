@@ -306,6 +306,8 @@ def test_refused_approaches_are_listed_with_the_others():
     shown = one_length.table()
     assert shown.approach.tolist() == [1, 2, 3]
     assert (shown.refused != "").all()
+    # Also where all are refused, so that laws.json has every field.
+    assert shown[["a", "a_low", "N", "interval"]].isna().all(axis=None)
 
 
 def test_the_cost_of_the_table_is_the_default():

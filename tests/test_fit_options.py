@@ -50,6 +50,27 @@ def laws_of(folder, frame, *words):
     return json.loads(says(folder, frame, *words, "--json"))
 
 
+def test_a_report_that_cannot_be_written_is_refused_before_the_fits(tmp_path):
+    line().to_csv(tmp_path / "runs.csv", index=False)
+    (tmp_path / "file").write_text("")
+    words = ["fit", str(tmp_path / "runs.csv"), "--out", str(tmp_path / "file" / "inside")]
+    with pytest.raises(ValueError, match=r"--out .*file is not a folder that can be written to"):
+        CliRunner().invoke(app, words, catch_exceptions=False)
+
+
+def test_the_laws_in_n_alone_of_runs_that_differ_in_d_say_that_they_are_none(tmp_path):
+    laws = laws_of(tmp_path, rows())
+    reasons = {law["variable"]: law["no_law"] for law in laws["laws"]}
+    assert reasons["params_total"].startswith("its runs have different D: runs of one size")
+    assert reasons["train_flops"] is None
+
+
+def test_the_first_sentence_of_each_group_names_it(tmp_path):
+    groups = [line().assign(family=family) for family in ("var", "ar")]
+    said = says(tmp_path, pd.concat(groups))
+    assert all(f"{family}: L_mean (loss" in said for family in ("var", "ar"))
+
+
 # Rows ----------------------------------------------------------------------------------------
 
 

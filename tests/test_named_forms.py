@@ -63,6 +63,8 @@ def test_fixed_E_and_weights_reach_a_named_form():
     ("options", "message"),
     [
         ({"laws": ("repeated",)}, "--law repeated: needs --unique-column"),
+        ({"unique": "U", "laws": ("surface",)}, "--unique-column U: only with --law repeated"),
+        ({"fixed": ("E=1.5",), "laws": ("pure",)}, r"--fixed E=1\.5: --law pure has no E"),
         ({"laws": ("rising",)}, r"--law rising: N = k C\^a is a law of best sizes"),
         ({"laws": ("sigmoid",)}, "--law sigmoid: is a law of a task's score"),
         ({"laws": ("farseer",)}, "the laws are pure, .*, tied, interaction, repeated"),

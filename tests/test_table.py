@@ -216,6 +216,16 @@ def test_an_unusable_table_is_refused_with_the_reason(frame, message):
         check(frame)
 
 
+def test_a_column_that_a_file_has_twice_is_refused(tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_text("params_total,val_loss,val_loss\n1e6,3,2\n1e7,2.5,2\n")
+    with pytest.raises(TableError, match="two columns are named val_loss"):
+        load_table(path)
+    path.write_text("params_total,loss,loss\n1e6,3,2\n1e7,2.5,2\n")
+    with pytest.raises(TableError, match="two columns are named val_loss"):
+        load_table(path, {"loss": "val_loss"})
+
+
 MESS = (None, math.nan, 0, -1, 0.5, 2, "x", "", "1e5", math.inf, True, pd.NA, [1.0], 10**25, b"x")
 
 

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from analysis.forecasting.forecast import ForecastError
 from pipelines.cli.main import app
+from pipelines.cli.terminal.console import format_number
 from pipelines.planning.external_table import TableSource
 from pipelines.planning.forecasts import LawMethod
 from pipelines.planning.table_forecasts import grade_table, make_table_forecasts, score_table
@@ -207,6 +208,7 @@ def test_candidates_are_those_that_the_user_names(tmp_path, home):
     [
         (TablePlanOptions("N=1e10", 1e21, lengths=(0.5,)), "--lengths with --at N=1e10"),
         (TablePlanOptions("N=1e10", 1e21, law="surface"), "allowed are pure, floor; surface needs"),
+        (TablePlanOptions("N=1e10", 1e21), "no law in N alone describes them; give D, too"),
         (TablePlanOptions("N=1e10,D=1e11", 1e21, law="pure"), "allowed are surface"),
         (TablePlanOptions("N=1e10,D=1e11", 1e21, candidates=("N=1e9",)), "has no tokens_seen"),
         (TablePlanOptions("N=1e10,D=1e11", 1e21, metric="val_error"), "no run has .*val_error"),
@@ -276,3 +278,9 @@ def test_the_report_of_a_table_lists_its_forecasts(tmp_path):
     assert "N=1e10" in page
     assert "waiting" not in page
     assert (tmp_path / "runs-laws" / "forecasts.png").exists()
+
+
+def test_a_number_just_below_a_prefix_is_rounded_to_that_prefix():
+    numbers = (12, 999.6, 999_999, 2.4e6, 9.9999999e17, 1.2e21)
+    shown = [format_number(number) for number in numbers]
+    assert shown == ["12", "1 k", "1 M", "2.4 M", "1.00e+18", "1.20e+21"]

@@ -42,6 +42,11 @@ from analysis.uncertainty.intervals import Interval
 
 Array = NDArray[np.float64]
 
+_COLUMNS = (
+    "approach", "by", "a", "a_low", "a_high", "b", "b_low", "b_high", "k_N", "k_D", "N", "D",
+    "refused", "interval",
+)  # fmt: skip
+
 __all__ = ["Allocation", "Approach", "Approaches", "approaches", "optimal"]
 
 
@@ -89,7 +94,7 @@ class Approaches:
             {"approach": number, "by": NAMES[number], "refused": reason}
             for number, reason in self.refused.items()
         ]
-        return pd.DataFrame(rows).sort_values("approach", ignore_index=True)
+        return pd.DataFrame(rows, columns=list(_COLUMNS)).sort_values("approach", ignore_index=True)
 
 
 def approaches(

@@ -139,7 +139,18 @@ def _read(path: Path) -> pd.DataFrame:
         # The header line as one value: the most frequent candidate in it is the separator.
         head = pd.read_csv(path, header=None, nrows=1, sep="\0", engine="c", encoding="utf-8-sig")
         separator = "\t" if kind.startswith(".tsv") else max(",;\t", key=str(head.iat[0, 0]).count)
-        frame = pd.read_csv(path, sep=separator, encoding="utf-8-sig", skipinitialspace=True)
+        rules: dict[str, Any] = {
+            "sep": separator,
+            "encoding": "utf-8-sig",
+            "skipinitialspace": True,
+        }
+        frame = pd.read_csv(path, **rules)
+        names = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False, **rules)
+        # pandas renames the second of two equal columns to NAME.1; the checks refuse NAME twice.
+        if names.shape[1] == frame.shape[1]:
+            frame.columns = [
+                name or old for name, old in zip(names.iloc[0], frame.columns, strict=True)
+            ]
     except pd.errors.EmptyDataError:
         raise TableError(f"{path}: the file is empty") from None
     except (ValueError, OSError, EOFError, NotImplementedError, zlib.error) as error:

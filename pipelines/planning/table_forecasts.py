@@ -92,7 +92,7 @@ def _forecast(
     _refuse_laws(text, point, method)
     _refuse_known(source, every, text, point)
     finals = table.finals
-    _refuse_mixed(finals, text, point)
+    refuse_mixed(finals, text, point)
     names = run_names(finals)
     runs = [
         run_of(row, name) for row, name in zip(finals.to_dict("records"), names, strict=True)
@@ -129,7 +129,8 @@ def _refuse_known(source: TableSource, every: "Table", text: str, point: dict[st
         )
 
 
-def _refuse_mixed(finals: Any, text: str, point: dict[str, float]) -> None:
+def refuse_mixed(finals: Any, text: str, point: dict[str, float]) -> None:
+    """Raise ValueError if `point` is one of N alone and the runs differ in D."""
     from analysis.compute_optimal.surface import mixed_data
 
     (column, *others) = point

@@ -14,7 +14,7 @@ from analysis.selection.select import choose
 from pipelines.planning.external_table import TableSource, one_group, size_column
 from pipelines.planning.named_numbers import point_of_text
 from pipelines.planning.next_runs import NextRuns
-from pipelines.planning.table_forecasts import point_columns, point_name
+from pipelines.planning.table_forecasts import point_columns, point_name, refuse_mixed
 from pipelines.workspace.store import Home
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def next_runs_of_table(source: TableSource, home: Home, options: TablePlanOption
             f"{options.at} and --metric need"
         )
     law = _law(options, ends, columns)
+    refuse_mixed(ends, options.at, target)
     x = tuple(ends[column].to_numpy(dtype=float) for column in columns)
     y = ends[options.metric].to_numpy(dtype=float)
     fit = fit_law(law, x if len(x) > 1 else x[0], y, OBJECTIVE)

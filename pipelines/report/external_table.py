@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.planning.external_table import TableSource
 from pipelines.report.fit_options import NO_OPTIONS, FitOptions
-from pipelines.report.paper import PaperOptions, write_paper
+from pipelines.report.paper import PaperOptions, refuse_unwritable, write_paper
 from pipelines.workspace.store import Home
 from var_scaling.disk import write_json
 
@@ -37,6 +37,8 @@ def fit_table(
     from pipelines.planning.table_forecasts import grade_table
 
     chosen = options.parsed()
+    if out is not None:
+        refuse_unwritable("--out", out)  # before the fits
     source = TableSource(name, tuple(columns), completed, options.where, out)
     table, processes = source.load(home), idle_cores()
     # The rows of this fit need not be those of the forecasts.

@@ -78,12 +78,16 @@ class FitOptions:
                 "--law repeated: needs --unique-column, the column with the different training "
                 "tokens of each run"
             )
+        if self.unique is not None and "repeated" not in self.laws:
+            raise ValueError(f"--unique-column {self.unique}: only with --law repeated")
         fixed = numbers_by_name("--fixed", self.fixed, "E=1.8", minimum=0)
         if others := [name for name in fixed if name != "E"]:
             raise ValueError(
                 f"--fixed {others[0]}={fixed[others[0]]:g}: only E, the irreducible loss, can be "
                 "fixed"
             )
+        if fixed and self.laws and not set(self.laws) - {"pure", "logit"}:
+            raise ValueError(f"--fixed E={fixed['E']:g}: --law {self.laws[0]} has no E")
         at = point_of_text("--predict", self.predict or "")
         laws, E, curve = self.laws or LAW_NAMES, fixed.get("E"), self._curve()
         return Options(laws, E, self.weights, self.budgets, self.unique, curve, at)

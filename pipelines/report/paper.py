@@ -25,6 +25,13 @@ class PaperOptions:
     columns: str | None = None  # --columns; None: by the number of rows
 
 
+def refuse_unwritable(option: str, folder: Path) -> None:
+    """Raise ValueError, which names the option, if `folder` can neither be written to nor made."""
+    existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ValueError(f"{option} {folder}: {existing} is not a folder that can be written to")
+
+
 def paper_options(
     folder: Path | None, rows: str | None, columns: str | None
 ) -> PaperOptions | None:
@@ -33,9 +40,7 @@ def paper_options(
         if given := [name for name, value in (("--rows", rows), ("--columns", columns)) if value]:
             raise ValueError(f"{', '.join(given)}: only with --paper FOLDER")
         return None
-    existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ValueError(f"--paper {folder}: {existing} is not a folder that can be written to")
+    refuse_unwritable("--paper", folder)
     names = split_rows(rows or "")
     if rows is not None and not names:
         raise ValueError('--rows: give names of laws, such as "L(N), L(C)"')

@@ -241,6 +241,7 @@ def coloured(state: str) -> Text:
 
 def format_number(number: float) -> str:
     """A large number with an SI prefix: 2.4 M, 61 T, 1.2e21."""
+    number = float(f"{number:.3g}")  # so that 999,999 is 1 M
     for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.3g} {prefix}" if number < 1e18 else f"{number:.2e}"

@@ -65,11 +65,14 @@ def show(laws: dict[str, Any]) -> None:
         if not group_laws["sizes"]:
             console.print(f"{title}: no trial has finished, so there is no law yet")
             continue
+        whose = f"{group}: " if group else ""
         for line in screen_laws.contradictions(group_laws):
-            console.print(f"NO LAW   {line}", style="bold red", soft_wrap=True, highlight=False)
+            console.print(
+                f"NO LAW   {whose}{line}", style="bold red", soft_wrap=True, highlight=False
+            )
         main = group_laws["main"]["sentence"]
         if not main.startswith("No law is announced"):
-            console.print(main, style="bold", soft_wrap=True, highlight=False)
+            console.print(f"{whose}{main}", style="bold", soft_wrap=True, highlight=False)
         console.print(screen_laws.law_tables({**group_laws, "sweep": title}))
         if group_laws.get("predictions"):
             console.print(screen_laws.prediction_table(group_laws["predictions"]))
