@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from analysis.selection.rates import rate_sweeps
-from analysis.study import VARIABLES, Study
+from analysis.study import METRICS, VARIABLES, Study
 from analysis.table.plausible import Caveat
 
 _UNFINISHED = ("running", "failed", "waiting")
@@ -23,7 +23,10 @@ def caveats(study: Study, trials: Sequence[str] = ()) -> tuple[Caveat, ...]:
         none = Caveat("no_run", "No trial has finished, so there is no law yet.")
         return (none, *_missing(study, trials))
     lines = [*_repeats(finals), *_seeds(finals), *_sizes(finals), *_mixtures(finals)]
-    found = (*study.implausible, *_not_falling(study), *lines, *_missing(study, trials))
+    found = (
+        *study.implausible, *_not_falling(study), *_rejected_floor(study), *lines,
+        *_missing(study, trials),
+    )  # fmt: skip
     return tuple(sorted(found, key=lambda caveat: not caveat.metrics))
 
 
@@ -52,6 +55,24 @@ def _not_falling(study: Study) -> list[Caveat]:
         if law.fit.law.name == "pure" and law.own_contradictions and not law.contradictions
         and not study.is_mixed(law)
     ]  # fmt: skip
+
+
+def _rejected_floor(study: Study) -> list[Caveat]:
+    """A caveat for each law whose fixed E the points reject."""
+    found = []
+    for (metric, variable), choice in study.choices.items():
+        fixed, free = choice.get("floor fixed"), choice.get("floor")
+        if fixed is None or free is None or free.E_interval is None:
+            continue
+        span = free.E_interval
+        if not span.low <= fixed.fit.E <= span.high:
+            text = (
+                f"{METRICS[metric][0]}({VARIABLES[variable][0]}): these points reject the fixed E ="
+                f" {fixed.fit.E:.4g}; the 95 % interval of a fitted E is {span.low:.4g} to "
+                f"{span.high:.4g}."
+            )
+            found.append(Caveat("fixed_floor", text))
+    return found
 
 
 def _repeats(finals: pd.DataFrame) -> list[Caveat]:
@@ -83,7 +104,8 @@ def _sizes(finals: pd.DataFrame) -> list[Caveat]:
         return []
     found = []
     if (count := finals[known[0]].nunique()) < _FEW_SIZES:
-        text = f"Only {count} sizes: a straight line through them is weak evidence of a law."
+        few = f"{count} size{'s' * (count > 1)}"
+        text = f"Only {few}: a straight line through them is weak evidence of a law."
         found.append(Caveat("few_sizes", text))
     at_edge = [each for each in rate_sweeps(finals, known[0]) if each.at_edge]
     if at_edge:

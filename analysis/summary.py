@@ -78,7 +78,7 @@ def _main_sentence(study: Study, verdict: MetricVerdict) -> str:
     symbol, what, _ = METRICS[metric]
     name, counted = VARIABLES[variable]
     pure, with_E = study.get(metric, variable, "pure"), study.get(metric, variable, "floor")
-    falls = f"{symbol} ({what}) falls as a power law of {name} ({counted})"
+    falls = f"{symbol} ({what}) falls as a power law of {name} ({counted}){_at_tokens(study, law)}"
     if verdict.preferred == "floor" and with_E is not None:
         return f"{falls} {_above(with_E)}: {_exponent(with_E)}; {_halving(with_E)}."
     if pure is None:
@@ -88,7 +88,17 @@ def _main_sentence(study: Study, verdict: MetricVerdict) -> str:
         return f"{falls}: {_exponent(pure)}; {_halving(pure)}; {none}."
     if with_E is None:
         return f"{falls}: {_exponent(pure)}; it was not compared with other laws."
-    return f"{falls}: {_exponent(pure)}. {_undecided(with_E)}"
+    bend = any("curves downwards" in doubt for doubt in verdict.unknown)
+    bent = " Log L curves downwards, which neither law describes." if bend else ""
+    return f"{falls}: {_exponent(pure)}. {_undecided(with_E)}{bent}"
+
+
+def _at_tokens(study: Study, law: LawResult) -> str:
+    """The number of tokens, if it is that of all runs of a law in N: E depends on it."""
+    tokens = study.table.finals.tokens_seen.dropna()
+    if law.variable == "train_flops" or tokens.empty or tokens.max() > 1.01 * tokens.min():
+        return ""
+    return f" at D = {significant(float(tokens.median()), 3)} tokens"
 
 
 def _undecided(with_E: LawResult) -> str:

@@ -12,6 +12,7 @@ from analysis.export import laws_of
 from analysis.plots.all_figures import FIGURES
 from analysis.report.compare import difference, exponents_of_both, write_difference
 from analysis.report.html import Facts, write_report
+from analysis.selection.options import Options
 from analysis.study import study
 from analysis.summary import main_result
 from analysis.table.table import check
@@ -62,6 +63,20 @@ def test_where_the_data_do_not_decide_the_sentence_says_how_large_E_and_exponent
         "which the data do not decide, above an irreducible loss" in result.sentence
     )
     assert any(line.startswith("L_mean(N_total):") for line in result.undetermined)
+
+
+def test_the_number_of_tokens_is_named_where_all_runs_have_the_same():
+    losses = noisy(1.5 + 2 * (SIZES / 1e6) ** -0.3)
+    same = main_result(fitted(losses, tokens_seen=7.2e10)).sentence
+    assert "power law of N_total (all parameters) at D = 7.2e10 tokens above" in same
+    assert "at D =" not in main_result(fitted(losses)).sentence
+
+
+def test_a_fixed_E_that_the_points_reject_is_said():
+    table = check(pd.DataFrame({"params_total": SIZES, "val_loss": 1.7 + (SIZES / 1e4) ** -0.34}))
+    rejected = main_result(study(table, options=Options(E=1.5)))
+    assert any("reject the fixed E = 1.5" in line for line in rejected.limits)
+    assert not any("reject" in line for line in main_result(study(table)).limits)
 
 
 def test_a_contradicted_law_is_not_announced_and_its_reason_is_the_sentence():

@@ -201,7 +201,7 @@ def test_a_study_without_results_shows_the_reasons(tmp_path):
     assert_sound(page)
     assert "No law could be fitted" in page
     assert "a law needs several" in page
-    assert "Only 1 sizes" in page
+    assert "Only 1 size:" in page
     assert "tabular" in (tmp_path / "laws.tex").read_text()
 
 

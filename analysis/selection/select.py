@@ -177,7 +177,7 @@ def not_a_law(fit: Fit, alpha: Interval | None) -> tuple[str, ...]:
         [f"its exponent is at its bound, α = {fit.alpha:.4g}"] if exponent_at_bound(fit) else []
     )
     if fit.alpha <= 0:
-        reasons.append(f"its exponent is not positive, α = {fit.alpha + 0.0:.4g}")
+        reasons.append(f"its exponent is not positive, α = {round(fit.alpha, 12) + 0.0:.4g}")
     elif alpha is not None and not (alpha.low > 0):
         reasons.append(
             f"the interval of its exponent, {alpha.low:.3g} to {alpha.high:.3g}, contains 0"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # Whether the interval contains the measured value; None where it has no end.
 _INSIDE = {True: Text("yes", "green"), False: Text("no", "red"), None: Text("–")}
 
+_NO_LAW = " follows no law: "  # in a caveat of a forecast, after the metric
 _RANKED = 20  # runs of a ranking that the terminal shows
 
 
@@ -44,14 +45,16 @@ def forecast_table(frozen: "FrozenForecast") -> Table:
         "metric", "law", "predicted", "95 %", "", "based on",
         title=f"{target.sweep}/{target.trial}, {sizes}: {forecast.extrapolation:.3g} times the "
         "largest used",
-        caption=f"* is the prediction to quote: of {rule}",
+        caption=f"* is the prediction to quote: of {rule}; none where the data contradict the law",
     )  # fmt: skip
+    contradicted = {text.partition(_NO_LAW)[0] for text in forecast.caveats if _NO_LAW in text}
     for predicted in forecast.metrics:
+        quoted = predicted.metric not in contradicted
         for law in predicted.predictions:
             table.add_row(
                 predicted.metric, law.formula, number(law.predicted, ".4f"),
                 _interval(law.low, law.high),
-                "*" if law.law == predicted.headline else "", law.basis,
+                "*" if quoted and law.law == predicted.headline else "", law.basis,
             )  # fmt: skip
     return table
 

@@ -12,6 +12,7 @@ from pipelines.cli.terminal.console import new_table
 if TYPE_CHECKING:
     from analysis.report.compare import Difference
 
+_ZERO = 1e-15  # a smaller number is a rounding error
 _LISTED = 20  # dropped rows that the terminal shows
 _DEFAULT_CURVE = "parabola of log L"  # analysis.compute_optimal.isoflop.LOG_PARABOLA, without SciPy
 
@@ -57,14 +58,14 @@ def _tables_of_one_variable(laws: dict[str, Any]) -> tuple[Table, Table]:
         at_bound = " (at its bound)" if law["exponent_at_bound"] else ""
         cells = [
             f"{number(values['alpha'], '.4f')}{at_bound} "
-            f"{_interval(law['intervals']['alpha'], '.3f')}",
+            f"{_interval(law['intervals']['alpha'], '.4f')}",
             number(fit["paper_beta"], ".2e"),
             number(fit["r"], ".4f"),
             number(fit["r2"], ".4f"),
             _held_out(law),
         ]
         if fit["law"] == "floor":
-            floor = f"{number(values['E'], '.3f')} {_interval(law['intervals'].get('E'), '.2f')}"
+            floor = f"{number(values['E'], '.3f')} {_interval(law['intervals'].get('E'), '.3f')}"
             with_e.add_row(label, floor, *cells)
         elif fit["law"] == "pure":
             pure.add_row(label, *cells)
@@ -77,11 +78,11 @@ def _surface_table(surfaces: list[dict[str, Any]]) -> Table:
     if not surfaces:
         return table
     for symbol, name, form, ends in (
-        ("E", "E", ".4f", ".3f"),
+        ("E", "E", ".4f", ".4f"),
         ("A", "A", ".4g", ".3g"),
-        ("α", "alpha", ".4f", ".3f"),
+        ("α", "alpha", ".4f", ".4f"),
         ("B", "B", ".4g", ".3g"),
-        ("β", "beta", ".4f", ".3f"),
+        ("β", "beta", ".4f", ".4f"),
     ):
         cells = [
             f"{number(each['fit']['values'][name], form)} "
@@ -253,6 +254,8 @@ def number(value: float | None, spec: str) -> str:
     """`value` in `spec`; with 4 significant digits where `spec` shows too many digits or none."""
     if value is None:
         return "–"
+    if abs(value) < _ZERO and not spec.endswith("e"):
+        return f"{0:{spec}}"
     small = value != 0 and spec.endswith("f") and not float(f"{value:{spec}}")
     large = abs(value) >= 1e6 and not spec.endswith("e")
     return f"{value:.4g}" if small or large else f"{value:{spec}}"
