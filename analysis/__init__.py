@@ -13,6 +13,7 @@ from analysis.fitting.laws import (
     SIGMOID,
     SURFACE,
     TIED,
+    VARYING,
     Law,
 )
 from analysis.fitting.points import FitError
@@ -35,6 +36,7 @@ __all__ = [
     "SIGMOID",
     "SURFACE",
     "TIED",
+    "VARYING",
     "Bootstrap",
     "Fit",
     "FitError",

@@ -16,14 +16,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.fitting.fit import Fit, fit_law
-from analysis.fitting.laws import INTERACTION, SURFACE, TIED
+from analysis.fitting.laws import INTERACTION, SURFACE, TIED, VARYING
 from analysis.selection.select import aicc
 
 Array = NDArray[np.float64]
 
 TABLE = Path(__file__).parents[2] / "shared/data/laws/chinchilla_fig4.csv"
 FORMS = (
-    (SURFACE, "huber"), (TIED, "huber"), (INTERACTION, "huber"),
+    (SURFACE, "huber"), (TIED, "huber"), (INTERACTION, "huber"), (VARYING, "huber"),
     (SURFACE, "huber:L"), (TIED, "huber:L"), (INTERACTION, "huber:L"),
     (SURFACE, "huber:above=0.5"),
 )  # fmt: skip
@@ -44,13 +44,14 @@ def points() -> tuple[tuple[Array, Array], Array]:
 def row(fit: Fit, reference: float) -> str:
     """A fit as a row of the table; `reference`: the AICc of the first row."""
     values = {name: f"{value:.4g}" for name, value in fit.values.items()}
-    values |= {name: f"{fit[name]:.1f}" for name in ("A", "B")}
+    values |= {name: f"{fit[name]:.1f}" for name in ("A", "B") if fit[name] < 1e6}
     criterion, certificate = aicc(fit), fit.certificate
     assert criterion is not None
     cells = [
         f"`{fit.law.name}`", f"`{fit.objective.name}`",
         *(values.get(name, "") for name in ("E", "A", "B", "alpha")),
-        values.get("beta", "= α"), values.get("gamma", ""),
+        values.get("beta", "= α"),
+        *(values.get(name, "") for name in ("gamma", "delta")),
         f"{criterion - reference:+.1f}",
         f"{certificate.agreed:.0%} of {certificate.starts}",
         "< 1e-8" if certificate.gradient < 1e-8 else f"{certificate.gradient:.0e}",
@@ -65,9 +66,9 @@ def table_of_forms() -> str:
     fits = [fit_law(law, x, y, objective) for law, objective in FORMS]
     reference = aicc(fits[0])
     assert reference is not None
-    header = "| law | objective | E | A | B | α | β | γ | AICc | starts that agree | gradient "
+    header = "| law | objective | E | A | B | α | β | γ | δ | AICc | starts that agree | gradient "
     return "\n".join(
-        [header + "| condition | flags |", "|---" * 13 + "|", *(row(f, reference) for f in fits)]
+        [header + "| condition | flags |", "|---" * 14 + "|", *(row(f, reference) for f in fits)]
     )
 
 

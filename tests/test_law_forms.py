@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from analysis.fitting.fit import fit_law
-from analysis.fitting.laws import INTERACTION, RISING, SIGMOID, SURFACE, TIED, Law
+from analysis.fitting.laws import INTERACTION, RISING, SIGMOID, SURFACE, TIED, VARYING, Law
 from analysis.fitting.objectives import HUBER, OBJECTIVES, Objective, objective_of
 from analysis.fitting.points import FitError, check_points
 from analysis.fitting.solver import _derivatives, _objective
@@ -31,6 +31,11 @@ CASES = {
         INTERACTION,
         (N, D),
         {"A": 80.0, "alpha": 0.3, "B": 60.0, "beta": 0.33, "E": 1.6, "gamma": 0.09},
+    ),
+    "varying": (
+        VARYING,
+        (N, D),
+        {"A": 80.0, "alpha": 0.3, "B": 3.5, "beta": 0.1, "E": 1.6, "gamma": 0.25, "delta": 0.012},
     ),
     "rising": (RISING, C, {"k": 0.2, "a": 0.49}),
     "falling": (RISING, C, {"k": 3e7, "a": -0.12}),
@@ -235,6 +240,7 @@ def test_a_tied_law_with_two_exponents_is_refused():
     [
         {"powers": (("A", "alpha"),), "cross": "gamma"},
         {"powers": (("A", "alpha"), ("B", "beta")), "cross": "gamma", "repeats": True},
+        {"powers": (("A", "alpha"), ("B", "beta")), "bend": "delta"},
         {"powers": (("L0", "k"),), "sigmoid": True},
         {"powers": (("L0", "k"),), "sigmoid": True, "floor": True, "odds": True},
     ],
@@ -397,3 +403,17 @@ def test_the_checklist_and_the_choice_name_the_residuals_and_the_factor():
     choice = choose(sizes, noisy(1.5 + 40 * sizes**-0.3, 0.002), "squares:L:above=0.5")
     assert choice.likelihood.startswith("Gaussian L, ")
     assert "above the law times 0.5" in choice.likelihood
+
+
+def test_a_law_with_a_varying_exponent_keeps_its_predictions_in_other_units():
+    values = CASES["varying"][2]
+    y = noisy(VARYING.predict((N, D), values), 0.01)
+    one = fit_law(VARYING, (N, D), y, "squares")
+    other = fit_law(VARYING, (N / 1e6, D / 1e9), y, "squares")
+    assert other.predict((N / 1e6, D / 1e9)) == pytest.approx(one.predict((N, D)), rel=1e-7)
+    # The exponent of D at N = 1e6, and that of the change, which has no unit.
+    assert other["beta"] == pytest.approx(one["beta"] + one["delta"] * math.log(1e6), rel=1e-5)
+    assert other["delta"] == pytest.approx(one["delta"], rel=1e-5)
+    plane = {"A": 30.0, "alpha": 0.25, "B": 200.0, "beta": 0.3, "E": 1.5}
+    exact = fit_law(VARYING, (N, D), SURFACE.predict((N, D), plane), "squares")
+    assert (exact["gamma"], exact["delta"]) == pytest.approx((0, 0), abs=1e-6)

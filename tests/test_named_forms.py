@@ -49,7 +49,7 @@ def test_laws_without_a_name_are_not_fitted_by_default():
 
 
 def test_fixed_E_and_weights_reach_a_named_form():
-    for law in ("tied", "interaction"):
+    for law in ("tied", "interaction", "varying"):
         fits = [
             fit_surface(runs(w=w), "val_loss", "params_total", floor=1.5, weights="w", law=law)
             for w in (1.0, np.geomspace(1, 100, 36))
@@ -67,7 +67,7 @@ def test_fixed_E_and_weights_reach_a_named_form():
         ({"fixed": ("E=1.5",), "laws": ("pure",)}, r"--fixed E=1\.5: --law pure has no E"),
         ({"laws": ("rising",)}, r"--law rising: N = k C\^a is a law of best sizes"),
         ({"laws": ("sigmoid",)}, "--law sigmoid: is a law of a task's score"),
-        ({"laws": ("farseer",)}, "the laws are pure, .*, tied, interaction, repeated"),
+        ({"laws": ("farseer",)}, "the laws are pure, .*, tied, interaction, varying, repeated"),
     ],
 )
 def test_a_law_that_a_table_cannot_have_is_refused_with_the_reason(options, message):

@@ -228,7 +228,7 @@ def _bounds_hit(points: Points, theta: Array, free_floor: bool) -> tuple[str, ..
     law = points.law
     names = [name for pair in law.powers for name in pair]
     names += ["E"] * law.floor + ["R_star"] * law.repeats + ["S"] * law.sigmoid
-    names += [law.cross] if law.cross else []
+    names += [name for name in (law.cross, law.bend) if name]
     low, high = theta <= lowest, theta >= highest
     if law.rising:  # the exponents of the solver are the negatives
         exponents = slice(1, 2 * points.powers, 2)

@@ -38,7 +38,9 @@ def starting_points(points: Points, weights: Array, floor: float | None) -> Arra
         starts = []
         for gamma in _GAMMAS:
             projected = _projected(points, points.logs, weights, floor, gamma)
-            starts.append(np.column_stack([projected, np.full(len(projected), gamma)]))
+            columns = [projected, np.full(len(projected), gamma)]
+            columns += [np.zeros(len(projected))] if points.law.bend else []
+            starts.append(np.column_stack(columns))
         return np.concatenate(starts)
     if points.repeats is None:
         return _projected(points, points.logs, weights, floor)

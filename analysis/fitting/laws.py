@@ -35,7 +35,8 @@ class Law:
     `repeats`: the last variable U is the number of unique tokens, and D is replaced by the
     effective data D' (Muennighoff et al. 2023, arXiv 2305.16264, Eq. 5, without their N').
     `tied`: all powers have one exponent, which has one name. `cross` names the exponent of the
-    first variable in the coefficient of the last power. `rising`: exponents count as positive where
+    first variable in the coefficient of the last power; `bend` names the change of the exponent of
+    the last power with the log of the first variable. `rising`: exponents count as positive where
     the quantity rises; neither sign is forced. `sigmoid`: a bounded score in a loss that is not
     taken in logs; `powers` names (loss at the middle, slope). A repeated parameter name is refused
     with ValueError.
@@ -50,6 +51,7 @@ class Law:
     repeats: bool = False
     tied: bool = False
     cross: str | None = None
+    bend: str | None = None
     rising: bool = False
     sigmoid: bool = False
 
@@ -68,6 +70,8 @@ class Law:
             )
         if self.cross and (self.repeats or len(self.powers) < 2):
             raise ValueError(f"law {self.name!r}: an interaction needs two powers, without repeats")
+        if self.bend and not self.cross:
+            raise ValueError(f"law {self.name!r}: a bend needs cross, or units change the fit")
         other = self.odds or self.repeats or self.tied or self.cross or self.rising
         if self.sigmoid and (other or not self.floor or len(self.powers) != 1):
             raise ValueError(f"law {self.name!r}: a sigmoid has one power and floor=True, no more")
@@ -108,6 +112,9 @@ class Law:
             first, last = self.variables[0], self.variables[-1]
             meaning = f"exponent of {first} in the term of {last}"
             parameters.append(Parameter(self.cross, meaning, "1"))
+            if self.bend:
+                meaning = f"change of the exponent of {last} with log {first}"
+                parameters.append(Parameter(self.bend, meaning, "1"))
         return tuple(parameters)
 
     @cached_property
@@ -142,6 +149,8 @@ class Law:
         ]
         if self.cross:
             terms[-1] = terms[-1] * arrays[0] ** values[self.cross]
+        if self.bend:
+            terms[-1] = terms[-1] * arrays[-1] ** (-values[self.bend] * np.log(arrays[0]))
         reducible = sum(terms)
         if self.odds:
             return np.asarray(reducible / (1 + reducible))
@@ -200,10 +209,18 @@ TIED = Law(
 )  # fmt: skip
 # The gain from data depends on the size. This is NOT the law of Farseer (arXiv 2506.10972), in
 # which the exponent and the coefficient of D are stretched exponentials of N (nine parameters); it
-# is the simplest law with such an interaction, one power of N, and the surface at γ = 0.
+# is the simplest law with such an interaction, one power of N, and the surface at γ = 0. `VARYING`
+# is nearer.
 INTERACTION = Law(
     "interaction", "L = E + A N^-α + B N^γ D^-β", ("N", "D"), (("A", "alpha"), ("B", "beta")),
     floor=True, cross="gamma",
+)  # fmt: skip
+# B(N) D^-A(N) with A(N) = β + δ log N and B(N) = B N^γ: the first order in log N of the law of
+# Farseer (arXiv 2506.10972), whose logs of A and B are powers of N plus constants. Unlike that law
+# it keeps its form in other units of N and D.
+VARYING = Law(
+    "varying", "L = E + A N^-α + B N^γ D^-(β + δ log N)", ("N", "D"),
+    (("A", "alpha"), ("B", "beta")), floor=True, cross="gamma", bend="delta",
 )  # fmt: skip
 # The best size for a budget (Hoffmann et al. 2022, arXiv 2203.15556, §3). The data decide the sign.
 RISING = Law("rising", "N = k C^a", ("C",), (("k", "a"),), rising=True)
@@ -215,5 +232,5 @@ SIGMOID = Law(
 )  # fmt: skip
 LAWS = {
     law.name: law
-    for law in (PURE, FLOOR, LOGIT, SURFACE, REPEATED, TIED, INTERACTION, RISING, SIGMOID)
+    for law in (PURE, FLOOR, LOGIT, SURFACE, REPEATED, TIED, INTERACTION, VARYING, RISING, SIGMOID)
 }

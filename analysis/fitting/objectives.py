@@ -60,7 +60,10 @@ class Objective:
 
     def residual(self, log_residual: Array, z: Array) -> Array:
         """The residuals that the loss is taken of; `z`: measured log(L / G)."""
-        return np.exp(z) * np.expm1(log_residual) if self.of_loss else log_residual
+        if not self.of_loss:
+            return log_residual
+        # At most e^300, whose square is no overflow: such a step is refused anyway.
+        return np.asarray(np.exp(z) * np.expm1(np.minimum(log_residual, 300.0)))
 
     def factor(self, residual: Array) -> Array:
         """The factor of each point's loss: `above` where the run is above the law."""

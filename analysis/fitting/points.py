@@ -51,7 +51,11 @@ class FitData:
             # Undoes the centring: c - α (log x - centre) + height is log A - α log x.
             log_coefficient = c + points.height + power * points.centres[k]
             if law.cross and k == points.powers - 1:
-                log_coefficient = log_coefficient - theta[:, -1] * points.centres[0]
+                gamma, delta = theta[:, points.crossed], _delta(points, theta)
+                log_coefficient = log_coefficient - gamma * points.centres[0]
+                log_coefficient = log_coefficient - delta * points.centres[0] * points.centres[k]
+                # δ log N log D = δ (n + centre of N) (d + centre of D).
+                power = power - delta * points.centres[0]
             with np.errstate(over="ignore"):  # `fit_law` refuses infinite values
                 parameters[coefficient] = np.exp(log_coefficient)
             parameters[exponent] = law.sign * power
@@ -60,7 +64,10 @@ class FitData:
         if law.repeats:
             parameters["R_star"] = np.exp(theta[:, -1])
         if law.cross:
-            parameters[law.cross] = theta[:, -1]
+            delta = _delta(points, theta)
+            parameters[law.cross] = theta[:, points.crossed] + delta * points.centres[-1]
+        if law.bend:
+            parameters[law.bend] = theta[:, -1]
         if law.sigmoid:
             parameters["S"] = np.exp(theta[:, -1] + points.height)
         return parameters
@@ -74,8 +81,11 @@ class FitData:
             if law.sigmoid:
                 theta[:2] = values[coefficient] - points.centres[0], power
                 continue
+            last, delta = k == points.powers - 1, values[law.bend] if law.bend else 0.0
+            if last:
+                power = power + delta * points.centres[0]
             shift = points.height + power * points.centres[k]
-            if law.cross and k == points.powers - 1:
+            if law.cross and last:
                 shift -= values[law.cross] * points.centres[0]
             theta[2 * k : 2 * k + 2] = np.log(values[coefficient]) - shift, power
         if law.floor:
@@ -84,10 +94,18 @@ class FitData:
         if law.repeats:
             theta[-1] = np.log(values["R_star"])
         if law.cross:
-            theta[-1] = values[law.cross]
+            delta = values[law.bend] if law.bend else 0.0
+            theta[points.crossed] = values[law.cross] - delta * points.centres[-1]
+        if law.bend:
+            theta[-1] = values[law.bend]
         if law.sigmoid:
             theta[-1] = np.log(values["S"]) - points.height
         return theta
+
+
+def _delta(points: Points, theta: Array) -> Array:
+    """The change of the last exponent with log N, (B,); 0 for a law without it."""
+    return theta[:, -1] if points.law.bend else np.zeros(len(theta))
 
 
 def check_points(

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.fitting.objectives import Objective, scaled_derivatives, scaled_value
-from analysis.fitting.terms import Points, Terms, slopes_of, terms_of
+from analysis.fitting.terms import Points, Terms, cross_factors, slopes_of, terms_of
 
 Array = NDArray[np.float64]
 
@@ -318,10 +318,12 @@ def _weighted_curvature(points: Points, theta: Array, terms: Terms, pull: Array)
         ):  # fmt: skip
             hessian[:, at, j] += (force * summand).sum(1)
             hessian[:, j, at] = hessian[:, at, j]
-    if points.law.cross:  # γ log N in t of the last power
-        at, c = points.parameters - 1, 2 * points.powers - 2
-        force = pull * shares[points.powers - 1] * logs[0]
-        for j, slope_of_t in ((c, 1.0), (c + 1, -logs[-1]), (at, logs[0])):
+    factors, c = cross_factors(points.law, logs), 2 * points.powers - 2
+    columns = [c, c + 1, *range(points.crossed, points.parameters)]
+    for at, factor in enumerate(factors, points.crossed):  # in t of the last power
+        force = pull * shares[points.powers - 1] * factor
+        slopes_of_t = [np.ones_like(factor), -logs[-1], *factors]
+        for j, slope_of_t in zip(columns, slopes_of_t, strict=True):
             hessian[:, at, j] = hessian[:, j, at] = (force * slope_of_t).sum(1)
     for idle in points.idle:
         hessian[:, 1] += hessian[:, idle]

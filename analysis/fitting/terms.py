@@ -78,12 +78,18 @@ class Points:
 
     @property
     def parameters(self) -> int:
-        """Length of θ: (log coefficient, exponent) of each power, then log E, then log R*, γ or
-        log S. The exponents are those of a fall. For the sigmoid the first two are L0, centred, and
-        k. Tied exponents have a column each, with the same value.
+        """Length of θ: (log coefficient, exponent) of each power, then log E, then log R*, γ and δ,
+        or log S. The exponents are those of a fall. For the sigmoid the first two are L0, centred,
+        and k. Tied exponents have a column each, with the same value.
         """
         law = self.law
-        return 2 * self.powers + law.floor + law.repeats + bool(law.cross) + law.sigmoid
+        crosses = bool(law.cross) + bool(law.bend)
+        return 2 * self.powers + law.floor + law.repeats + crosses + law.sigmoid
+
+    @property
+    def crossed(self) -> int:
+        """The column of θ of γ; that of δ is the next."""
+        return 2 * self.powers + self.law.floor
 
     @cached_property
     def idle(self) -> list[int]:
@@ -102,7 +108,7 @@ class Points:
         if self.law.repeats:
             lowest[-1], highest[-1] = np.log(_R_STAR_RANGE)
         if self.law.cross:
-            lowest[-1], highest[-1] = -_MAX_EXPONENT, _MAX_EXPONENT
+            lowest[self.crossed :], highest[self.crossed :] = -_MAX_EXPONENT, _MAX_EXPONENT
         if self.law.sigmoid:
             extent = float(np.ptp(self.logs[0]))
             lowest[:2] = -_MAX_MIDDLE * extent, 0.0
@@ -199,8 +205,8 @@ def slopes_of(points: Points, theta: Array, terms: Terms) -> Array:
         np.multiply(shares[k], -log, out=jacobian[:, 2 * k + 1])
     if points.law.floor:
         jacobian[:, 2 * points.powers] = shares[points.powers]
-    if points.law.cross:  # t of the last power has + γ log N
-        np.multiply(shares[points.powers - 1], logs[0], out=jacobian[:, -1])
+    for k, factor in enumerate(cross_factors(points.law, logs), points.crossed):
+        np.multiply(shares[points.powers - 1], factor, out=jacobian[:, k])
     if points.law.sigmoid:  # of k (L0 - L): by L0, by k; and by log S
         jacobian[:, 0] = shares[0] * theta[:, 1, None]
         jacobian[:, 1] = shares[0] * (theta[:, 0, None] - logs[0])
@@ -242,8 +248,8 @@ def _sum_of_terms(points: Points, theta: Array, logs: Sequence[Array]) -> tuple[
     exponents = [
         theta[:, 2 * k, None] - theta[:, 2 * k + 1, None] * log for k, log in enumerate(logs)
     ]
-    if points.law.cross:
-        exponents[-1] = exponents[-1] + theta[:, -1, None] * logs[0]
+    for k, factor in enumerate(cross_factors(points.law, logs), points.crossed):
+        exponents[-1] = exponents[-1] + theta[:, k, None] * factor
     shape = exponents[0].shape
     if points.law.odds:
         # log L = -log(1 + exp(-t)), t the log odds: a log-sum-exp of -t and 0.
@@ -262,6 +268,13 @@ def _sum_of_terms(points: Points, theta: Array, logs: Sequence[Array]) -> tuple[
     if points.law.odds:
         return -log_sum, [powers[0] / total]
     return log_sum, [power / total for power in powers]
+
+
+def cross_factors(law: Law, logs: Sequence[Array]) -> list[Array]:
+    """What γ and δ are multiplied by in t of the last power: log N, and -log N log D."""
+    if not law.cross:
+        return []
+    return [logs[0], -logs[0] * logs[-1]] if law.bend else [logs[0]]
 
 
 def _sigmoid(theta: Array, loss: Array) -> tuple[Array, list[Array]]:

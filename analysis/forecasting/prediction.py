@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.fitting.fit import Fit, fit_law
-from analysis.fitting.laws import FLOOR, INTERACTION, LAWS, PURE, SURFACE, TIED
+from analysis.fitting.laws import FLOOR, INTERACTION, LAWS, PURE, SURFACE, TIED, VARYING
 from analysis.fitting.points import FitError
 from analysis.selection.holdout import leave_largest_out
 from analysis.selection.select import Choice, aicc, choose, not_a_law
@@ -23,7 +23,7 @@ RULE = (
 )
 # The laws of a forecast by the number of their variables; the first ones are the default.
 LAWS_IN_ONE = (PURE.name, FLOOR.name)
-LAWS_IN_TWO = (SURFACE.name, TIED.name, INTERACTION.name)
+LAWS_IN_TWO = (SURFACE.name, TIED.name, INTERACTION.name, VARYING.name)
 
 Array = NDArray[np.float64]
 Point = tuple[float, ...]  # a value of each variable of a law

@@ -13,7 +13,7 @@ from analysis.table.validate import TableError
 # The laws that a study fits, by name (analysis.fitting.laws).
 LAW_NAMES = ("pure", "floor", "logit", "surface")
 # Other laws in N and D, which a study fits only by name.
-FORM_NAMES = ("tied", "interaction", "repeated")
+FORM_NAMES = ("tied", "interaction", "varying", "repeated")
 
 
 @dataclass(frozen=True)

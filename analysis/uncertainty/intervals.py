@@ -169,8 +169,14 @@ def basis(fit: Fit) -> str:
 def profile_problem(fit: Fit, name: str) -> tuple[Problem, int, Callable[[Array], Array]]:
     """The problem in which `name` is a column of θ, the column, and the map from a value to θ."""
     height, sign = fit.data.points.height, fit.law.sign
-    if name == "R_star" or name == fit.law.cross:
-        return Problem.of(fit), len(fit.theta) - 1, lambda values: values
+    last, bend = len(fit.theta) - 1, fit.law.bend
+    if name in ("R_star", bend) or (name == fit.law.cross and not bend):
+        return Problem.of(fit), last, lambda values: values
+    # With δ, β is a column of θ only where log N is not centred, and γ where log D is not.
+    if bend and name == fit.law.powers[-1][1]:
+        return _uncentred(fit, [0]), 2 * len(fit.law.powers) - 1, lambda values: values
+    if bend and name == fit.law.cross:
+        return _uncentred(fit, [1]), fit.data.points.crossed, lambda values: values
     if fit.law.sigmoid and name == "S":
         return Problem.of(fit), len(fit.theta) - 1, lambda values: values - height
     if fit.law.sigmoid and name == fit.law.powers[0][0]:
@@ -180,17 +186,8 @@ def profile_problem(fit: Fit, name: str) -> tuple[Problem, int, Callable[[Array]
         if name == exponent:
             return Problem.of(fit), 2 * k + 1, lambda values: sign * values
         if name == coefficient:  # log A is a column of θ only where log x is not centred
-            points = fit.data.points
-            centres = points.centres
-            logs = tuple(log + centre for log, centre in zip(points.logs, centres, strict=True))
-            # The same law with uncentred log x: c becomes log A - height.
-            theta = fit.theta.copy()
-            for j, centre in enumerate(centres):
-                theta[2 * j] += theta[2 * j + 1] * centre
-            if fit.law.cross:
-                theta[2 * len(centres) - 2] -= theta[-1] * centres[0]
-            raw = replace(points, logs=logs, centres=(0.0,) * len(centres))
-            return Problem.of(fit, raw, theta), 2 * k, lambda values: values - height
+            everything = range(len(fit.law.powers))
+            return _uncentred(fit, everything), 2 * k, lambda values: values - height
 
     # Of E: its column of θ is log E - height, and E = 0 is -inf.
     def log_floor(values: Array) -> Array:
@@ -198,6 +195,25 @@ def profile_problem(fit: Fit, name: str) -> tuple[Problem, int, Callable[[Array]
             return np.asarray(np.log(np.maximum(values, 0)) - height)
 
     return Problem.of(fit), 2 * len(fit.law.powers), log_floor
+
+
+def _uncentred(fit: Fit, variables: Sequence[int]) -> Problem:
+    """The same fit with uncentred logs of these variables; of all, c becomes log A - height."""
+    points, law, theta = fit.data.points, fit.law, fit.theta.copy()
+    shifts = [c if k in variables else 0.0 for k, c in enumerate(points.centres)]
+    for k, shift in enumerate(shifts):
+        theta[2 * k] += theta[2 * k + 1] * shift
+    if law.cross:
+        delta, at = theta[-1] if law.bend else 0.0, 2 * len(shifts) - 2
+        theta[points.crossed] += delta * shifts[-1]
+        theta[at] -= theta[points.crossed] * shifts[0]
+        theta[at + 1] -= delta * shifts[0]
+    raw = replace(
+        points,
+        logs=tuple(log + shift for log, shift in zip(points.logs, shifts, strict=True)),
+        centres=tuple(c - shift for c, shift in zip(points.centres, shifts, strict=True)),
+    )
+    return Problem.of(fit, raw, theta)
 
 
 def with_point(fit: Fit, x: ArrayLike | Sequence[ArrayLike]) -> Points:

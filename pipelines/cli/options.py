@@ -86,8 +86,8 @@ OnlyLaws = Annotated[
     list[str] | None,
     typer.Option(
         "--law",
-        help="fit only this law: pure, floor, logit or surface; tied, interaction or repeated "
-        "(other laws in N and D); may be repeated",
+        help="fit only this law: pure, floor, logit or surface; tied, interaction, varying or "
+        "repeated (other laws in N and D); may be repeated",
     ),
 ]
 Fixed = Annotated[
