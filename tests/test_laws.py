@@ -21,6 +21,7 @@ from analysis.fitting.laws import (
     SIGMOID,
     SURFACE,
     TIED,
+    VARYING,
     Law,
 )
 from analysis.fitting.objectives import OBJECTIVES
@@ -71,6 +72,8 @@ def cases():
     passes = {**plane, "R_star": 6.0}
     odds = {"A": 5.0, "alpha": 0.15}
     tied = {"A": 100.0, "alpha": 0.28, "B": 250.0, "E": 1.5}
+    varying = {"A": 30.0, "alpha": 0.2, "B": 40.0, "beta": 0.2, "E": 1.5}
+    varying |= {"gamma": 0.3, "delta": 0.01}
     crossed = {"A": 30.0, "alpha": 0.2, "B": 40.0, "beta": 0.3, "E": 1.5, "gamma": 0.12}
     score = {"L0": 2.6, "k": 4.0, "E": 0.25, "S": 0.8}
     losses = np.linspace(1.8, 3.6, 20)
@@ -78,6 +81,7 @@ def cases():
         (PURE, SIZES, line, 0.01), (FLOOR, SIZES, floored, 0.004), (LOGIT, SIZES, odds, 0.01),
         (SURFACE, (N, D), plane, 0.01), (REPEATED, (N, D, U), passes, 0.003),
         (TIED, (N, D), tied, 0.01), (INTERACTION, (N, D), crossed, 0.003),
+        (VARYING, (N, D), varying, 0.003),
         (RISING, 10 ** np.linspace(18, 22, 9), {"k": 0.3, "a": 0.48}, 0.05),
         (SIGMOID, losses, score, 0.005),
     ):  # fmt: skip
@@ -171,7 +175,7 @@ def test_one_point_more_than_parameters_is_enough_and_one_fewer_is_refused(law: 
     one = np.linspace(1.8, 3.6, count) if law.sigmoid else SIZES[:count]
     x = {1: one, 2: (N, D), 3: (N, D, np.full(count, 4e8))}[len(law.variables)]
     values = {"A": 30.0, "alpha": 0.3, "B": 200.0, "beta": 0.3, "E": 1.5, "R_star": 6.0}
-    values |= {"gamma": 0.1, "k": 3.0, "a": 0.5, "L0": 2.6, "S": 2.0}
+    values |= {"gamma": 0.1, "delta": 0.01, "k": 3.0, "a": 0.5, "L0": 2.6, "S": 2.0}
     y = law.predict(x, {name: values[name] for name in law.names})
     fit = fit_law(law, x, y, "squares", strict=False)
     assert fit.rms_relative_error < 1e-4
