@@ -77,29 +77,35 @@ def _surface_table(surfaces: list[dict[str, Any]]) -> Table:
     table = new_table("L = E + A N^-α + B D^-β", *(_surface_heading(each) for each in surfaces))
     if not surfaces:
         return table
-    for symbol, name, form, ends in (
-        ("E", "E", ".4f", ".4f"),
-        ("A", "A", ".4g", ".3g"),
-        ("α", "alpha", ".4f", ".4f"),
-        ("B", "B", ".4g", ".3g"),
-        ("β", "beta", ".4f", ".4f"),
-    ):
-        cells = [
-            f"{number(each['fit']['values'][name], form)} "
-            f"{_interval(each['intervals'].get(name), ends)}"
-            for each in surfaces
-        ]
-        table.add_row(f"{symbol} [95 %]", *cells)
-    table.add_row("R²", *(number(each["fit"]["r2"], ".4f") for each in surfaces))
-    table.add_row("largest N predicted", *map(_held_out, surfaces))
+    for name in ("E", "A", "alpha", "B", "beta"):
+        form, ends = (".4g", ".3g") if name in "AB" else (".4f", ".4f")
+        _add_parameter(table, name, surfaces, form, ends)
+    _add_quality(table, surfaces)
     return table
+
+
+def _add_parameter(
+    table: Table, name: str, laws: list[dict[str, Any]], form: str, ends: str
+) -> None:
+    """A row with this parameter and its interval, for each law."""
+    cells = [
+        f"{number(each['fit']['values'][name], form)} "
+        f"{_interval(each['intervals'].get(name), ends)}"
+        for each in laws
+    ]
+    table.add_row(f"{_SYMBOLS.get(name, name)} [95 %]", *cells)
+
+
+def _add_quality(table: Table, laws: list[dict[str, Any]]) -> None:
+    table.add_row("R²", *(number(each["fit"]["r2"], ".4f") for each in laws))
+    table.add_row("largest N predicted", *map(_held_out, laws))
 
 
 def _surface_heading(surface: dict[str, Any]) -> str:
     return str(surface["label"]) + (", NO LAW" if surface.get("no_law") else "")
 
 
-_SYMBOLS = {"alpha": "α", "beta": "β", "gamma": "γ", "R_star": "R*"}
+_SYMBOLS = {"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "R_star": "R*"}
 
 
 def _form_tables(laws: dict[str, Any]) -> list[Table]:
@@ -112,14 +118,8 @@ def _form_tables(laws: dict[str, Any]) -> list[Table]:
     for formula, found in forms.items():
         table = new_table(formula, *(_surface_heading(each) for each in found))
         for name in found[0]["fit"]["values"]:
-            cells = [
-                f"{number(each['fit']['values'][name], '.4g')} "
-                f"{_interval(each['intervals'].get(name), '.3g')}"
-                for each in found
-            ]
-            table.add_row(f"{_SYMBOLS.get(name, name)} [95 %]", *cells)
-        table.add_row("R²", *(number(each["fit"]["r2"], ".4f") for each in found))
-        table.add_row("largest N predicted", *map(_held_out, found))
+            _add_parameter(table, name, found, ".4g", ".3g")
+        _add_quality(table, found)
         against = [_against_surface(each, surfaces.get(each["metric"])) for each in found]
         if any(against):
             table.add_row("AICc less that of the surface", *against)
