@@ -46,7 +46,8 @@ class Subject:
     def time_step(self) -> float:
         """Seconds of one step: loss, backward, AdamW."""
         began = time.perf_counter()
-        loss = self.family.loss(self.spec, self.network, self.quantizer, self.batch, self.draws)
+        batch = self.batch._replace(numbers=self.family.random_numbers(self.spec, self.draws))
+        loss = self.family.loss(self.spec, self.network, self.quantizer, batch, self.draws)
         self.optimizer.backward(loss)
         self.optimizer.step(0)
         return time.perf_counter() - began

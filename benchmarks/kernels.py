@@ -24,17 +24,19 @@ writes its outputs once. Products are matrix products, attention and convolution
 within a convolution, such as a change of the memory format, is not counted.
 
 Model of the time, for an H100. A matrix product runs at MATMUL_SHARE of the peak (measured on an
-H200, which has the same peak: measured/gpu_h200.json). Attention runs at MASKED_FLOPS under a mask
-(from the same file: 17.4 ms for batch 32 at d16), and at PLAIN_FLOPS without one (an assumption).
+H200, which has the same peak: measured/gpu_h200_60739c9.json). Attention runs at MASKED_FLOPS under
+a mask (from the same file: 17.4 ms for batch 32 at d16), and at PLAIN_FLOPS without one (an
+assumption).
 Every other kernel runs at MEMORY_SHARE of the bandwidth (an assumption) and takes at least
 LEAST_SECONDS. The host launches an eager kernel in LAUNCH_SECONDS; the step takes the longer of
 host and device. A compiled method has the same cost a kernel: its launches are cheaper, but its
 guards are checked. The update reads and writes UPDATE_BYTES for each parameter: loss scale, norm,
 clipping and fused AdamW. MFU: model FLOPs, without masked pairs, over time and peak. `h200` is the
 same with its bandwidth, to compare with the measured steps of eager masked code: .309 s at d16 and
-.0739 s at d6 (measured/gpu_h200.json, torch 2.11). The model gives .218 and .040: it is too
-optimistic by 1.4 and 1.8 times. Compare its variants, and do not plan with its times. The tokenizer
-has no estimate: no speed of its convolutions was measured.
+.0739 s at d6 (measured/gpu_h200_60739c9.json, torch 2.11). The model gives .218 and .040: it is too
+optimistic by 1.4 and 1.8 times. Compiled steps take .149 and .033 s (measured/gpu_h200.json).
+Compare its variants, and do not plan with its times. The tokenizer has no estimate: no speed of its
+convolutions was measured.
 """
 
 import argparse
@@ -129,8 +131,9 @@ class Case:
         inputs = torch.zeros(batch, t.pyramid.length, dtype=torch.int64)
         if self.family.cache_kind(model) == "features":
             inputs = torch.zeros(batch, t.code_channels, t.pyramid.side, t.pyramid.side)
-        self.batch = Batch(inputs, torch.zeros(batch, dtype=torch.int64))
         self.draws = StepDraws(0, 0, batch, slice(0, batch))
+        numbers = self.family.random_numbers(self.spec, self.draws)
+        self.batch = Batch(inputs, torch.zeros(batch, dtype=torch.int64), numbers)
 
     def loss(self) -> Tensor:
         return self.family.loss(self.spec, self.network, self.quantizer, self.batch, self.draws)

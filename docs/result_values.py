@@ -25,6 +25,7 @@ from results import TABLES, Table, recorded_tables
 from speed_values import h200_table, speed_values
 
 from analysis.comparison.dit_paper import PRINTED_R, printed_r, refits
+from pipelines.workspace.settings import Cluster
 from sweeps.families import sweep as families_sweep
 from var_scaling.models.registry import family_of
 
@@ -247,7 +248,8 @@ def _plan_values() -> dict[str, str]:
         plan_of("imagenet256_families", *options) for options in (("--tflops", "400"), ())
     )
     encoding = plan_of("imagenet256")["before"][1]
-    at_half, crops = plan_of("imagenet256", "--tflops", "395.6")["before"][1], 16
+    h100 = Cluster(partition="any")
+    at_half, crops = encoding["flops"] / h100.sustained_flops / 3600, 16
     hours, tokenizers = families["gpu_hours"], [step["flops"] for step in families["before"][:3]]
     tiny = {name: _tiny(name) for name in ("var-d6-s0", "ar-d6-s0")}
     return {
@@ -257,8 +259,8 @@ def _plan_values() -> dict[str, str]:
         "plan.families.price": f"{round(2.5 * hours, -2):,.0f}",
         "plan.families.slower": f"{round(slower['gpu_hours'], -2):,.0f}",
         "plan.encoding.fp32": f"{encoding['gpu_hours']:.0f}",
-        "plan.encoding.half": f"{at_half['gpu_hours']:.0f}",
-        "plan.crop.hours": f"{at_half['gpu_hours'] / crops:.1f}",
+        "plan.encoding.half": f"{at_half:.0f}",
+        "plan.crop.hours": f"{at_half / crops:.1f}",
         "plan.crop.gb": f"{IMAGES * 680 * 2 / 1e9:.1f}",  # tokens are uint16
         "encoder.d6": f"{100 * encoding_share(6):.0f}",
         "encoder.d16": f"{100 * encoding_share(16):.0f}",

@@ -10,8 +10,9 @@ import pandas as pd
 from published_laws import short
 from results import ROOT, Table
 
+from pipelines.workspace.settings import RELATIVE_PEAKS
+
 BENCHMARKS = ROOT / "benchmarks"
-H200_PEAK = 989e12  # dense half precision, FLOP/s, as in settings.Cluster.peak_tflops
 
 
 def speed_values() -> dict[str, str]:
@@ -19,15 +20,30 @@ def speed_values() -> dict[str, str]:
 
 
 def _gpu_values() -> dict[str, str]:
-    """Shares of an H200's peak in training, without compilation."""
+    """VAR on an H200: shares of the datasheet's peak, milliseconds of a step and of an image."""
     known = json.loads((BENCHMARKS / "measured/gpu_h200.json").read_text())
-    matmul = known["peak"][0]["flops_per_second"]
-    share = {
-        row["depth"]: row["mfu_of_measured_peak"] * matmul / H200_PEAK
-        for row in known["training"]
-        if row["way"] == "ours"
+    rows = {(row["depth"], row["way"]): row for row in known["training"] if row["family"] == "var"}
+    sampling = {row["precision"]: row for row in known["sampling"] if row["batch"] == 1}
+    # Peaks by the datasheet, as in pipelines/workspace/settings.py.
+    peaks = {name: 989e12 * RELATIVE_PEAKS[name] for name in ("fp16", "tf32", "fp32")}
+    encoding = {row["precision"]: row["flops_per_second"] for row in known["encoding"]}
+    names = {
+        "h200.step": "ours",
+        "h200.step.compiled": "ours, compiled",
+        "h200.released": "released",
+        "h200.released.compiled": "released, compiled",
     }
-    return {"h200.d6": f"{100 * share[6]:.1f}", "h200.d16": f"{100 * share[16]:.0f}"}
+    return {
+        f"h200.d{depth}{suffix}": f"{100 * rows[depth, way]['mfu_of_datasheet']:.0f}"
+        for depth in (6, 16, 24)
+        for suffix, way in (("", "ours, compiled"), (".eager", "ours"))
+    } | {
+        **{name: f"{1e3 * rows[16, way]['median_seconds']:.0f}" for name, way in names.items()},
+        **{f"encode.{name}": f"{100 * encoding[name] / peak:.0f}" for name, peak in peaks.items()},
+        "h200.batch": str(rows[16, "ours"]["batch"]),
+        "h200.image": f"{1e3 * sampling['fp16']['median_seconds']:.0f}",
+        "h200.image.plain": f"{1e3 * sampling['fp16']['without_graphs_seconds']:.0f}",
+    }
 
 
 @cache

@@ -233,18 +233,20 @@ def test_sizes_on_a_cluster_are_those_of_its_jobs_and_one_too_large_is_reported(
 def test_assumed_utilisation_is_what_was_measured_on_a_gpu_and_rises_with_width():
     path = Path(__file__).parent.parent / "benchmarks" / "measured" / "gpu_h200.json"
     results = json.loads(path.read_text())
-    peak = results["peak"][0]["flops_per_second"]
-    eager = {
-        r["depth"]: r["mfu_of_measured_peak"]
-        for r in results["training"]
-        if r["way"] == "ours" and r.get("family", "var") == "var"
-    }
-    for depth in (6, 16):
-        of_989 = eager[depth] * peak / 989e12
-        assert assumed_utilisation(64 * depth, "cuda") == pytest.approx(of_989, rel=0.02)
-    shares = [assumed_utilisation(width, "cuda") for width in range(8, 4096, 8)]
-    assert shares == sorted(shares)
-    assert 0 < shares[0] < shares[-1] < 0.4
+    for way, compiled in (("ours", False), ("ours, compiled", True)):
+        measured_share = {
+            (r["family"], r["depth"]): r["mfu_of_datasheet"]
+            for r in results["training"]
+            if r["way"] == way
+        }
+        assumed = {
+            depth: assumed_utilisation(64 * depth, "cuda", compiled) for depth in (6, 16, 24)
+        }
+        for depth, share in assumed.items():
+            assert share == pytest.approx(measured_share["var", depth], rel=0.02)
+        shares = [assumed_utilisation(width, "cuda", compiled) for width in range(8, 4096, 8)]
+        assert shares == sorted(shares)
+        assert 0 < shares[0] < shares[-1] < 0.45
 
 
 def test_a_measured_size_is_preferred_and_a_setting_overrides_all():
@@ -393,7 +395,7 @@ def test_the_plan_of_a_cluster_shows_the_resources_and_the_basis_of_each_row(com
         next(line for line in out.splitlines() if line.startswith(n)) for n in (" d6", " d30")
     )
     assert "20%" in d6
-    assert "28%" in d30
+    assert "44%" in d30
     rows = json.loads(command("plan", "imagenet256", "--on", "h100", "--json")[1])["trials"]
     assert [row["throughput"] for row in rows[:2]] == ["measured", "assumed"]
     for row in rows:

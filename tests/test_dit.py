@@ -299,13 +299,14 @@ def test_a_slice_of_the_batch_gets_the_random_numbers_of_the_whole_batch(name, v
         batch_of(8),
     )
 
-    def loss_of(share: slice) -> torch.Tensor:
-        part = Batch(*(each[share] for each in batch))
-        return FAMILY.loss(spec, network, vqvae.quantize, part, StepDraws(0, 5, 8, share))
+    def loss_of(share: slice, step: int = 5) -> torch.Tensor:
+        part, draws = batch.each(lambda rows: rows[share]), StepDraws(0, step, 8, share)
+        part = part._replace(numbers=FAMILY.random_numbers(spec, draws))
+        return FAMILY.loss(spec, network, vqvae.quantize, part, draws)
 
     halves = (loss_of(slice(0, 4)) + loss_of(slice(4, 8))) / 2
     torch.testing.assert_close(loss_of(slice(0, 8)), halves, rtol=1e-5, atol=1e-6)
-    other = FAMILY.loss(spec, network, vqvae.quantize, batch, StepDraws(0, 6, 8, slice(0, 8)))
+    other = loss_of(slice(0, 8), step=6)
     assert not torch.allclose(loss_of(slice(0, 8)), other)
 
 

@@ -1,6 +1,7 @@
 """The plan of a sweep: its trials, their cost, and the resources that they use."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pipelines.execution.slurm.resources import (
@@ -23,7 +24,13 @@ from pipelines.execution.status import View, format_duration
 from pipelines.results.params import trial_facts
 from pipelines.stages.graph import Stage, Stages, of_kind
 from pipelines.stages.registry import TOKENIZER, TOKENS
-from pipelines.workspace.settings import RELATIVE_PEAKS, Cluster, Local
+from pipelines.workspace.settings import (
+    CPU_SHARE,
+    ENCODING_SHARES,
+    RELATIVE_PEAKS,
+    Cluster,
+    Local,
+)
 from pipelines.workspace.store import Home
 from var_scaling.accounting.tokenizer import (
     encoding_flops,
@@ -34,27 +41,25 @@ from var_scaling.experiment import Sweep, Trial
 from var_scaling.experiment.ledger import model_ledger, trial_ledger
 from var_scaling.recipe import Precision
 
-_H100_PEAK = 989e12  # FLOP/s, dense, half precision
-_OTHER_SHARE = 0.4  # of the peak, in stages that are not trials: an assumption
+_H100 = Cluster(partition="any")  # the defaults of a cluster are those of an H100
 
 
 @dataclass(frozen=True)
 class Price:
     """The cost of compute: FLOP/s of one GPU, and the price of a GPU hour."""
 
-    # In half precision, in stages that are not trials; without `throughput` of trials too, and in
-    # any precision.
+    # In half precision, in stages that are not trials; without `throughput` of trials too.
     sustained_flops: float
     per_gpu_hour: float | None = None
     basis: str = "an assumption; set it with --tflops"
     throughput: Throughput | None = None  # of trials, by size
     local: Local | None = None  # set if the throughput is that of this machine
+    # Of stages that are not trials, over `sustained_flops`; 1 if not named.
+    relative_speeds: Mapping[Precision, float] = field(default_factory=dict)
 
     def hours(self, flops: float, precision: Precision) -> float:
         """GPU-hours for `flops` in `precision` in a stage that is not a trial."""
-        relative = 1.0
-        if self.throughput is not None:
-            relative = self.throughput.relative_peaks.get(precision, 1.0)
+        relative = self.relative_speeds.get(precision, 1.0)
         return flops / (self.sustained_flops * relative) / 3600
 
     def money(self, hours: float) -> float | None:
@@ -70,12 +75,13 @@ class Price:
 
 def price_on(cluster: Cluster, throughput: Throughput | None = None) -> Price:
     """The price on `cluster`. `throughput` has the measurements of trials, if there are any."""
-    basis = "an assumption"
+    basis = "measured for encoding on an H200" if cluster.device == "cuda" else "an assumption"
     if cluster.utilisation is not None:
         basis = f"{cluster.utilisation:.0%} of the peak, by the cluster's setting `utilisation`"
     return Price(
         cluster.sustained_flops, cluster.price_per_gpu_hour, basis,
         throughput or throughput_on(cluster),
+        relative_speeds={name: cluster.relative_speed(name) for name in RELATIVE_PEAKS},
     )  # fmt: skip
 
 
@@ -90,8 +96,7 @@ def price_without_cluster(
     price = local_price(home, local)
     if price is not None and any(price.rate(t).basis == MEASURED for t in sweep.trials):
         return price
-    h100 = Throughput(_H100_PEAK, relative_peaks=RELATIVE_PEAKS)
-    return Price(_OTHER_SHARE * _H100_PEAK, throughput=h100)
+    return price_on(_H100)
 
 
 def local_price(home: Home, local: Local) -> Price | None:
@@ -99,8 +104,8 @@ def local_price(home: Home, local: Local) -> Price | None:
     throughput = local_throughput(home, local)
     if throughput is None or throughput.peak_flops is None:
         return None
-    other = _OTHER_SHARE * throughput.peak_flops
-    return Price(other, None, "an assumption", throughput, local)
+    share = CPU_SHARE if local.device == "cpu" else ENCODING_SHARES["fp16"]
+    return Price(share * throughput.peak_flops, None, "an assumption", throughput, local)
 
 
 def plan_rows(

@@ -18,7 +18,10 @@ POINTS = 40  # of a training curve in the tracker
 RELATIVE_PEAKS: dict[Precision, float] = {
     "bf16": 1.0, "fp16": 1.0, "tf32": 495 / 989, "fp32": 67 / 989,
 }  # fmt: skip
-_OTHER_UTILISATION = 0.4  # of the peak, in all stages that are not trials
+# Share of the peak of its precision that the encoder reaches at 256 pixels on an H200
+# (benchmarks/measured/gpu_h200.json). Assumed on all GPUs and for all stages that are not trials.
+ENCODING_SHARES: dict[Precision, float] = {"bf16": 0.105, "fp16": 0.11, "tf32": 0.17, "fp32": 0.29}
+CPU_SHARE = 0.4  # the same on a CPU, of the measured peak of matrix products: an assumption
 
 
 class SettingsError(ValueError):
@@ -102,11 +105,17 @@ class Cluster(BaseModel):
     @property
     def sustained_flops(self) -> float:
         """FLOP/s of one GPU in half precision, in all that is not a trial: tokenizers, encoding,
-        sampling. An assumption; the throughput of trials depends on their size
-        (execution/speeds/throughput.py).
+        sampling. The throughput of trials depends on their size (execution/speeds/throughput.py).
         """
-        share = _OTHER_UTILISATION if self.utilisation is None else self.utilisation
-        return self.peak_tflops * 1e12 * share
+        share = CPU_SHARE if self.device == "cpu" else ENCODING_SHARES["fp16"]
+        return self.peak_tflops * 1e12 * (share if self.utilisation is None else self.utilisation)
+
+    def relative_speed(self, precision: Precision) -> float:
+        """FLOP/s in `precision` over `sustained_flops`."""
+        relative = self.relative_peak(precision)
+        if self.device == "cpu" or self.utilisation is not None:
+            return relative
+        return relative * ENCODING_SHARES[precision] / ENCODING_SHARES["fp16"]
 
     @property
     def workers_per_node(self) -> int:

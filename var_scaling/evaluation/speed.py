@@ -198,12 +198,17 @@ def _time_training(
     generator = torch.Generator().manual_seed(0)
     ids_BL = torch.randint(t.codebook_size, (images, t.pyramid.length), generator=generator)
     labels_B = torch.randint(spec.classes, (images,), generator=generator)
-    batch = Batch(ids_BL.to(bench.device), labels_B.to(bench.device))
     draws = StepDraws(seed=0, step=0, images=images, local_slice=slice(0, images))
+    batch = Batch(ids_BL, labels_B, family.random_numbers(spec, draws))
+    batch = batch.each(lambda part: part.to(bench.device))
 
     def step() -> None:
+        numbers = batch.numbers
+        if bench.device.type == "cpu":  # a GPU gets them ahead, as in training
+            numbers = family.random_numbers(spec, draws)
         with precision_context(precision, bench.device):
-            loss = family.loss(spec, network, subject.tokenizer.quantize, batch, draws)
+            one = batch._replace(numbers=numbers)
+            loss = family.loss(spec, network, subject.tokenizer.quantize, one, draws)
         # Outside of the context: `backward` sets the precision itself, as in training.
         optimizer.backward(optimizer.scale(loss))
         optimizer.step(0)

@@ -10,9 +10,9 @@ the tokenizer's grid.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar
 
 from pydantic import PositiveInt
 
@@ -166,6 +166,12 @@ class Batch(NamedTuple):
 
     ids_BL: Tensor  # int64; if the family trains on features, float32 grids (B, Z, H, H)
     labels_B: Tensor
+    numbers: tuple[Tensor, ...] = ()  # ModelFamily.random_numbers of a training step
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The batch with `change` applied to each tensor."""
+        ids_BL, labels_B = change(self.ids_BL), change(self.labels_B)
+        return type(self)(ids_BL, labels_B, tuple(map(change, self.numbers)))
 
 
 class KeptTokens(NamedTuple):
@@ -272,6 +278,12 @@ class ModelFamily(ABC, Generic[M, S]):
     @abstractmethod
     def build(self, spec: ModelSpec[M], seed: int) -> nn.Module:
         """The network with its initial weights: a function of spec and seed."""
+
+    def random_numbers(self, spec: ModelSpec[M], draws: StepDraws) -> tuple[Tensor, ...]:
+        """Random numbers of a training step for `Batch.numbers`, on the CPU; most families need
+        none. On a GPU they are drawn beside the step before, so all that take long belong here.
+        """
+        return ()
 
     @abstractmethod
     def loss(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from var_scaling.accounting import total
 from var_scaling.data.loader import in_order
@@ -228,7 +228,7 @@ def batch_loss(
     training: TokenCache,
     step: int,
     share: slice,
-) -> torch.Tensor:
+) -> Tensor:
     """Mean training loss of the rows `share` of the global batch `step`, with class dropout.
 
     Random numbers are drawn for the global batch, so the number of processes changes nothing.
@@ -242,22 +242,27 @@ def read_batch(trial: Trial, training: TokenCache, step: int, share: slice) -> B
     rows, epochs = batch_rows(training.images, trial.batch_size, trial.seed, step)
     ids_BL, labels_B = training.batch(rows[share], epochs[share])
     # Classifier-free guidance needs an unconditional prediction.
-    draws = StepDraws(trial.seed, step, trial.batch_size, share)
+    draws = _draws(trial, step, share)
     generator = torch.Generator().manual_seed(draws.seed_of("label drop"))
     dropped_B = torch.rand(trial.batch_size, generator=generator)[share]
     null_class = torch.tensor(trial.classes)  # the classes are 0 to trial.classes - 1
-    return Batch(ids_BL, labels_B.where(dropped_B >= trial.class_dropout_prob, null_class))
+    labels_B = labels_B.where(dropped_B >= trial.class_dropout_prob, null_class)
+    return Batch(ids_BL, labels_B, trial.family.random_numbers(trial.spec, draws))
 
 
 def loss_of(
     trial: Trial, model: nn.Module, quantizer: Quantizer, batch: Batch, step: int, share: slice
-) -> torch.Tensor:
+) -> Tensor:
     """Mean training loss of `batch`, the rows `share` of the global batch `step`."""
     device = quantizer.embedding.weight.device
     # Not blocking: the copy of a pinned batch runs beside the step before.
-    on_device = Batch(*(part.to(device, non_blocking=True) for part in batch))
-    draws = StepDraws(trial.seed, step, trial.batch_size, share)
+    on_device = batch.each(lambda part: part.to(device, non_blocking=True))
+    draws = _draws(trial, step, share)
     return trial.family.loss(trial.spec, model, quantizer, on_device, draws)
+
+
+def _draws(trial: Trial, step: int, share: slice) -> StepDraws:
+    return StepDraws(trial.seed, step, trial.batch_size, share)
 
 
 def _batches(
@@ -270,7 +275,7 @@ def _batches(
 
     def read(key: tuple[int, slice]) -> Batch:
         batch = read_batch(trial, training, *key)
-        return Batch(*(part.pin_memory() for part in batch)) if on_gpu else batch
+        return batch.each(Tensor.pin_memory) if on_gpu else batch
 
     keys = ((step, rows) for step in range(start, trial.steps) for rows in micro_batches)
     return in_order(read, keys, workers=0, threads=2 if on_gpu else 1)

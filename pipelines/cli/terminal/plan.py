@@ -104,8 +104,8 @@ def _basis_of_hours(price: Price) -> str:
     return (
         f"GPU-hours of {device}. of peak: model FLOP/s of a training step, measured by "
         "`var-scaling benchmark`, or assumed by width; measured at N: with micro-batches of N. "
-        f"Tokenizers and tokens at {sustained}. Rates of half precision; in fp32 and TF32 as much "
-        "less as the peak"
+        f"Tokenizers and tokens at {sustained}. Rates of half precision; those of fp32 and TF32 "
+        "are lower"
     )
 
 

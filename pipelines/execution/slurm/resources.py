@@ -159,7 +159,7 @@ def job_hours(flops: float, processes: int, cluster: Cluster, precision: Precisi
     """Hours for `flops` in `precision` on `processes` GPUs in a stage that is not a trial: an
     assumption.
     """
-    flops_per_second = cluster.sustained_flops * cluster.relative_peak(precision)
+    flops_per_second = cluster.sustained_flops * cluster.relative_speed(precision)
     return flops / (flops_per_second * processes) / 3600
 
 

@@ -13,7 +13,7 @@ from pipelines.execution.speeds.benchmarks import (
     read_benchmarks,
     size_of,
 )
-from pipelines.workspace.settings import RELATIVE_PEAKS, Cluster, Local
+from pipelines.workspace.settings import RELATIVE_PEAKS, Cluster, Local, compiles
 from pipelines.workspace.store import Home
 from var_scaling.experiment import Trial
 from var_scaling.recipe import Precision
@@ -23,28 +23,26 @@ MEASURED, ASSUMED, SET = "measured", "assumed", "set"
 # Assumed utilisation by width: (width, share of the dense half-precision peak). Larger matrices
 # reach more of the peak, in every family.
 #
-# Widths 384 and 1024: VAR d6 and d16, eager steps on an H200 (benchmarks/measured/gpu_h200.json):
-# 11 % and 26 % of the 711 TFLOP/s that matrix products reach there, so 7.6 % and 19 % of its peak
-# of 989. Compiled, d6 reaches 20 % of 711, which is not assumed.
-# Above: not measured. Of a block, matrix products take time ∝ width² and all else, limited by
-# memory bandwidth, ∝ width. If products run at 711 TFLOP/s, the measurement at 1024 gives
-# 1 / (989/711 + 4020/width): 25 % at 1536 and 29 % at 1920, the widths of d24 and d30.
-_GPU_BY_WIDTH = ((384, 0.075), (1024, 0.19), (1536, 0.25), (1920, 0.28))
+# Widths 384, 1024, 1536: VAR d6, d16, d24 on an H200 (benchmarks/measured/gpu_h200.json). AR and
+# DiT reach as much or more there. Above, the share of 1536.
+_COMPILED_GPU = ((384, 0.17), (1024, 0.39), (1536, 0.435))
+_EAGER_GPU = ((384, 0.095), (1024, 0.235), (1536, 0.285))
 # Measured on a CPU for VAR, AR and DiT of widths 16 to 48 (2 cores, 1 thread): about width / 150 of
 # the peak of its matrix products. Not measured above 48.
 _CPU_WIDTH, _CPU_MOST = 150, 0.33
 
 
-def assumed_utilisation(width: int, device: str) -> float:
+def assumed_utilisation(width: int, device: str, compiled: bool = True) -> float:
     """Assumed model FLOP/s of a training step over the peak of the device."""
     if device == "cpu":
         return min(_CPU_MOST, width / _CPU_WIDTH)
-    (narrowest, least), (_, most) = _GPU_BY_WIDTH[0], _GPU_BY_WIDTH[-1]
+    by_width = _COMPILED_GPU if compiled else _EAGER_GPU
+    (narrowest, least), (_, most) = by_width[0], by_width[-1]
     if width <= narrowest:
         # A step is then limited by the launch of kernels, whose number does not depend on width,
         # and FLOPs are ∝ width².
         return least * (width / narrowest) ** 2
-    for (low, low_share), (high, high_share) in pairwise(_GPU_BY_WIDTH):
+    for (low, low_share), (high, high_share) in pairwise(by_width):
         if width <= high:
             return low_share + (high_share - low_share) * (width - low) / (high - low)
     return most
@@ -79,6 +77,7 @@ class Throughput:
     # Peaks relative to `peak_flops`, for what is not measured; 1 if not named.
     relative_peaks: Mapping[Precision, float] = field(default_factory=dict)
     recomputes: bool = False  # whether the forward pass of the blocks is computed twice
+    compiled: bool = True  # whether training steps on a GPU are compiled
 
     def rate(self, trial: Trial, images: int, micro_batch: int) -> Rate:
         """The rate of a process that trains `images` of the batch, `micro_batch` in a pass."""
@@ -93,7 +92,7 @@ class Throughput:
             return Rate(
                 flops, measured.speed.mfu, MEASURED, other if other != micro_batch else None
             )
-        share = assumed_utilisation(trial.model.width, self.device)
+        share = assumed_utilisation(trial.model.width, self.device, self.compiled)
         if self.recomputes:  # four passes instead of three: the backward pass is as long as two
             share *= 3 / 4
         return Rate(share * self.peak_flops * relative, share, ASSUMED)
@@ -130,7 +129,13 @@ def throughput_on(cluster: Cluster, measured: Sequence[StepBenchmark] = ()) -> T
     fixed = None if cluster.utilisation is None else cluster.utilisation * peak
     relative_peaks = {precision: cluster.relative_peak(precision) for precision in RELATIVE_PEAKS}
     return Throughput(
-        peak, fixed, cluster.device, measured, relative_peaks, cluster.recompute_activations
+        peak,
+        fixed,
+        cluster.device,
+        measured,
+        relative_peaks,
+        cluster.recompute_activations,
+        compiles(cluster),
     )
 
 
@@ -150,7 +155,7 @@ def local_throughput(home: Home, local: Local) -> Throughput | None:
     if not measured:
         return None
     latest = max(measured, key=lambda one: one.time)
-    return Throughput(latest.peak_flops, None, local.device, measured)
+    return Throughput(latest.peak_flops, None, local.device, measured, compiled=compiles(local))
 
 
 def local_share(trial: Trial, local: Local) -> tuple[int, int]:

@@ -132,6 +132,11 @@ class DitFamily(ModelFamily[DitModel, DitSampling]):
         ):
             buffer_Z.copy_(buffer_Z.new_tensor(values))
 
+    def random_numbers(self, spec: Spec, draws: StepDraws) -> tuple[Tensor, ...]:
+        from var_scaling.models.dit.objective import noise_and_times
+
+        return noise_and_times(draws, _shape(spec))
+
     def loss(
         self,
         spec: Spec,
@@ -142,7 +147,7 @@ class DitFamily(ModelFamily[DitModel, DitSampling]):
     ) -> Tensor:
         from var_scaling.models.dit.objective import training_loss
 
-        return training_loss(spec, network, quantizer, batch, draws)
+        return training_loss(spec, network, quantizer, batch)
 
     def validate(
         self,

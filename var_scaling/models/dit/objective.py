@@ -24,15 +24,14 @@ def training_loss(
     network: nn.Module,
     quantizer: Quantizer,
     batch: Batch,
-    draws: StepDraws,
 ) -> Tensor:
-    """Mean squared error over images and numbers, plus the variance's bound if it is learned."""
+    """Mean squared error over images and numbers, plus the variance's bound if it is learned.
+
+    `batch.numbers` are those of `noise_and_times`.
+    """
     model = spec.config
     clean_BZHH = normalized_latents(network, quantizer, batch)
-    device = clean_BZHH.device
-    noise_BZHH = normal_of(draws, "noise", tuple(clean_BZHH.shape[1:])).to(device)
-    # One time for each image, uniform in [0, 1).
-    t_B = uniform_of(draws, "time").to(device)
+    noise_BZHH, t_B = batch.numbers
     if model.prediction == "velocity":
         x_BZHH = on_path(clean_BZHH, noise_BZHH, t_B)
         predicted_BZHH = network(x_BZHH, t_B, batch.labels_B)
@@ -52,6 +51,13 @@ def training_loss(
         clean_BZHH, x_BZHH, epsilon_BZHH.detach(), variance_BZHH, numbers_B, schedule
     )
     return error + bound_B.mean()
+
+
+def noise_and_times(draws: StepDraws, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """Normal numbers (B, Z, H, H), where `shape` is (Z, H, H), and one time for each image,
+    uniform in [0, 1), (B,).
+    """
+    return normal_of(draws, "noise", shape), uniform_of(draws, "time")
 
 
 def variance_bound(
