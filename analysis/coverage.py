@@ -24,13 +24,14 @@ from analysis.compute_optimal.approach import (
 from analysis.compute_optimal.cost import Cost, six_nd
 from analysis.compute_optimal.frontier import Frontier, FrontierError, frontier, run_ends
 from analysis.compute_optimal.frontier_band import frontier_interval, surface_path
-from analysis.compute_optimal.isoflop import isoflops
+from analysis.compute_optimal.isoflop import IsoFlops, isoflops
 from analysis.compute_optimal.surface_optimum import AllocationError, optimal
 from analysis.fitting.fit import fit_law
-from analysis.fitting.laws import FLOOR, PURE, SURFACE
+from analysis.fitting.laws import FLOOR, LAWS, PURE, SURFACE
 from analysis.fitting.points import FitError
+from analysis.format import SYMBOLS
 from analysis.uncertainty.bootstrap import bootstrap_of_surface
-from analysis.uncertainty.coverage import Coverage
+from analysis.uncertainty.coverage import Coverage, coverage
 from analysis.uncertainty.intervals import Interval, covers, covers_at
 
 Array = NDArray[np.float64]
@@ -40,6 +41,14 @@ SIZE = "params_blocks"
 # Chinchilla's surface (Hoffmann et al. 2022, Eq. 10): N in weights, D in tokens, L in nats.
 SURFACE_VALUES = {"E": 1.69, "A": 406.4, "alpha": 0.34, "B": 410.7, "beta": 0.28}
 _TARGET = 10.0  # predictions are at this multiple of the largest budget or size
+# The parameters of other laws in N and D that differ from the surface's; None: absent.
+FORMS: dict[str, dict[str, float | None]] = {
+    "tied": {"alpha": 0.31, "B": 800.0, "beta": None},
+    "interaction": {"gamma": 0.05},
+    "varying": {"gamma": 0.05, "delta": 0.005},
+    "repeated": {"R_star": 15.4},
+}
+_UNIQUE = 3e9  # different tokens of the runs of `repeated`, which have more
 _EVALUATIONS = 30  # points of a curve
 _CURVE_NOISE = 0.2  # sd of one evaluation, in sd of a run
 
@@ -121,6 +130,7 @@ class Design:
 
 
 ISOFLOP = "isoFLOP: 6 budgets × 7 sizes"
+MANY_RUNS = "grid: 6 sizes × 5 lengths × 4 seeds"
 
 
 def designs() -> tuple[Design, ...]:
@@ -176,6 +186,43 @@ def _coverage(quantity: str, results: list[Result], points: int) -> Coverage:
     return Coverage(quantity, method, points, len(stated), len(results) - len(stated), share)
 
 
+def coverage_of_forms(
+    simulations: int, of_huber: int
+) -> dict[str, dict[str, tuple[Coverage, ...]]]:
+    """Coverage of each law in N and D under itself, by design and law: its parameters, the law and
+    a new run at the largest N and D. Also of the surface by a Huber loss, in `of_huber` tables, for
+    a design of 120 runs too, whose intervals are percentiles of the bootstrap.
+    """
+    iso, _, grid, _ = designs()
+    N, D = (np.append(each, each[::3]) for each in (grid.N, grid.D))  # a fourth seed
+    many = Design(MANY_RUNS, N, D, np.zeros(len(N)))
+    found = {
+        design.name: {
+            law: _coverage_of_form(law, design, "squares", "profile", simulations) for law in FORMS
+        }
+        for design in (iso, grid)
+    }
+    for design, method in ((iso, "profile"), (many, "bootstrap")):
+        by_huber = _coverage_of_form("surface", design, "huber", method, of_huber)
+        found.setdefault(design.name, {})["surface, Huber"] = by_huber
+    return found
+
+
+def _coverage_of_form(
+    name: str, design: Design, objective: str, method: str, simulations: int
+) -> tuple[Coverage, ...]:
+    law = LAWS[name]
+    changed = {**SURFACE_VALUES, **FORMS.get(name, {})}
+    values = {each: value for each, value in changed.items() if value is not None}
+    x = [design.N, design.D]
+    if law.repeats:
+        x.append(np.minimum(design.D, _UNIQUE))
+    target = [each.max() for each in x]
+    return coverage(
+        law, values, x, TRUE.noise, target, objective, method=method, simulations=simulations
+    )
+
+
 def results_of(rows: pd.DataFrame, design: Design, world: World) -> Iterator[Result]:
     """Each interval of the analysis of one table, compared with the true value of its quantity."""
     points = frontier(rows, METRIC, params=SIZE)
@@ -189,6 +236,7 @@ def results_of(rows: pd.DataFrame, design: Design, world: World) -> Iterator[Res
     yield from _exponents(1, lambda: from_envelope(points, cost), a)
     if design.name == ISOFLOP:
         parabolas = isoflops(ends[SIZE], ends.train_flops, ends[METRIC], cost=cost)
+        yield from _minimum(parabolas, float(np.geomspace(*budgets, 6)[2]), world)
         yield from _exponents(2, lambda: from_minima(parabolas), a)
     if not design.one_length:
         yield from _surface(ends, world, cost, budgets, a)
@@ -243,6 +291,15 @@ def _size_laws(ends: pd.DataFrame, world: World) -> Iterator[Result]:
     yield Result("L(N) at 10 N", "profile", inside)
 
 
+def _minimum(parabolas: IsoFlops, budget: float, world: World) -> Iterator[Result]:
+    """The minimum of the isoFLOP at `budget`, which may be refused."""
+    found = [each for each in parabolas.minima if abs(np.log(each.budget / budget)) < 0.01]
+    for name, column in (("N", 1), ("L", 2)):
+        span: Interval | None = getattr(found[0], f"{name}_interval") if found else None
+        truth = np.exp(np.interp(np.log(budget), world.path[0], world.path[column]))
+        yield _result(f"{name}* of the third budget", span, float(truth))
+
+
 def _exponents(number: int, estimate: Callable[[], Approach], a: float) -> Iterator[Result]:
     """The exponents of N* and D*, which sum to 1 under C = 6 N D."""
     try:
@@ -256,16 +313,14 @@ def _exponents(number: int, estimate: Callable[[], Approach], a: float) -> Itera
 def _surface(
     ends: pd.DataFrame, world: World, cost: Cost, budgets: tuple[float, float], a: float
 ) -> Iterator[Result]:
-    """The surface, its parameters by profile and by bootstrap, and its optima."""
+    """The surface and its optima."""
     inputs = tuple(ends[name].to_numpy(dtype=float) for name in (SIZE, "tokens_seen"))
     fit = fit_law(SURFACE, inputs, ends[METRIC], "squares")
     draws = bootstrap_of_surface(fit, 1000)
     yield from _exponents(3, lambda: from_surface(fit, cost, budgets, draws), a)
     for name, truth in SURFACE_VALUES.items():
-        symbol = {"alpha": "α", "beta": "β"}.get(name, name)
-        yield _result(f"surface: {symbol}", draws.interval(name), truth)
-        inside = covers(fit, name, truth)
-        yield Result(f"surface, profile: {symbol}", "profile", inside)
+        symbol = SYMBOLS.get(name, name)
+        yield Result(f"surface: {symbol}", "profile", covers(fit, name, truth))
     for label, budget in (("C", budgets[1]), ("10 C", _TARGET * budgets[1])):
         log_C = np.log(budget)
         log_N, log_L = (np.interp(log_C, world.path[0], each) for each in world.path[1:])

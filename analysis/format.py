@@ -6,6 +6,9 @@ from typing import Any
 NONE = "–"
 _LARGE = 1e7  # from here on, digits before the point are no longer readable
 
+# Symbols of the parameters of laws whose name is no symbol.
+SYMBOLS = {"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "R_star": "R*"}
+
 
 def fixed(value: float | None, digits: int = 4) -> str:
     """With `digits` after the point; a dash for no number, ∞ for infinity.

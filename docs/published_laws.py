@@ -23,6 +23,7 @@ from analysis.comparison.var_paper import NOTE, PUBLISHED_LAWS
 from analysis.compute_optimal.allocation import Approaches, approaches
 from analysis.compute_optimal.cost import six_nd
 from analysis.fitting.fit import Fit
+from analysis.format import SYMBOLS
 from analysis.selection.select import aicc
 from analysis.study import study
 from analysis.table.table import Table, complete
@@ -32,8 +33,6 @@ POINTS = ROOT.parent / "shared/data/laws/chinchilla_fig4.csv"
 REFITS = Path(__file__).parent / "tables/chinchilla.json"
 OBJECTIVES = ("huber", "absolute", "squares")
 NAMES = ("E", "A", "B", "alpha", "beta")
-GREEK = {"alpha": "α", "beta": "β", "gamma": "γ"}
-
 # Hoffmann et al. 2022 (arXiv 2203.15556), Eq. 10, as printed.
 HOFFMANN = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
 sys.path.append(str(ROOT / "benchmarks"))
@@ -181,7 +180,7 @@ def _surface() -> str:
         ends = ", ".join(significant(end) for end in spans[name])
         ours = significant(fit["values"][name])
         rows.append(
-            (GREEK.get(name, name), f"{HOFFMANN[name]}", f"{value} ({error})", ours, f"[{ends}]")
+            (SYMBOLS.get(name, name), f"{HOFFMANN[name]}", f"{value} ({error})", ours, f"[{ends}]")
         )
     refit = {name: value for name, (value, _) in BESIROGLU.items()}
     checks = {name: known["checks"][name]["excess"] for name in ("Hoffmann", "Besiroglu")}

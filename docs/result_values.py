@@ -9,7 +9,7 @@ import re
 from functools import cache
 
 import numpy as np
-from published_laws import BESIROGLU, GREEK, NAMES, chinchilla, short, span
+from published_laws import BESIROGLU, NAMES, chinchilla, short, span
 from published_sizes import (
     IMAGES,
     by_name,
@@ -25,6 +25,7 @@ from results import TABLES, Table, recorded_tables
 from speed_values import h200_table, speed_values
 
 from analysis.comparison.dit_paper import PRINTED_R, printed_r, refits
+from analysis.format import SYMBOLS
 from pipelines.workspace.settings import Cluster
 from sweeps.families import sweep as families_sweep
 from var_scaling.models.registry import family_of
@@ -183,7 +184,7 @@ def _named(name: str, ends: list[float], digits: int) -> dict[str, str]:
 
 def _chinchilla_table() -> Table:
     known = chinchilla()
-    header = ("Chinchilla's table, 240 runs", *(GREEK.get(name, name) for name in NAMES))
+    header = ("Chinchilla's table, 240 runs", *(SYMBOLS.get(name, name) for name in NAMES))
     rows = [(*header, "objective")]
     digits = {"E": 5, "A": 2, "B": 2}
     forms = {"huber": "1.0182740178e-3", "absolute": "1.1294947", "squares": "1.14619e-2"}

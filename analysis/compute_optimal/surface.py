@@ -12,6 +12,7 @@ from analysis.compute_optimal.cost import size_groups
 from analysis.fitting.fit import Fit, fit_law
 from analysis.fitting.laws import LAWS, SURFACE
 from analysis.fitting.points import FitError
+from analysis.format import SYMBOLS
 from analysis.selection.holdout import HeldOut, leave_largest_out
 from analysis.selection.select import aicc
 from analysis.table.runs import run_names
@@ -47,7 +48,7 @@ class SurfaceLaw:
         bounds = {bound.split()[0] for bound in self.fit.certificate.bounds}
         # Not strict: a law that repeats data has a third variable without a power of its own.
         for (_, name), variable in zip(self.fit.law.powers, self.fit.law.variables, strict=False):
-            symbol = {"alpha": "α", "beta": "β"}.get(name, name)
+            symbol = SYMBOLS.get(name, name)
             value, span = self.fit[name], self.intervals.get(name)
             its = f"its exponent of {variable}"
             if name in bounds:

@@ -15,7 +15,7 @@ from analysis.fitting.fit import Fit
 from analysis.fitting.laws import SURFACE
 from analysis.fitting.points import FitError
 from analysis.uncertainty.bootstrap import Bootstrap, bootstrap_of_surface
-from analysis.uncertainty.intervals import Interval
+from analysis.uncertainty.intervals import Interval, prediction_interval
 
 Array = NDArray[np.float64]
 
@@ -30,15 +30,15 @@ class AllocationError(FitError):
 
 @dataclass(frozen=True)
 class Allocation:
-    """The best use of `budget` FLOPs by the law and the cost; intervals from resampled runs."""
+    """The best use of `budget` FLOPs by the law and the cost."""
 
     budget: float
     cost: str
     N: float
     D: float  # tokens
     L: float  # predicted by the law
-    N_interval: Interval
-    D_interval: Interval
+    N_interval: Interval  # from resampled runs
+    D_interval: Interval  # from resampled runs
     L_interval: Interval  # of the law, not of a new run
     rejected: int  # resamples whose law has no optimum
     flags: tuple[str, ...]
@@ -69,12 +69,27 @@ def optimal(
         raise AllocationError(
             f"{usable.shape[1]} of {draws.resamples} resamples have an optimum, fewer than 20"
         )
-    N_interval, D_interval, L_interval = (draws.interval_of(each, level) for each in usable)
+    N_interval, D_interval = (draws.interval_of(each, level) for each in usable[:2])
     N, D, L = best
     return Allocation(
-        float(budget), cost.name, N, D, L, N_interval, D_interval, L_interval,
+        float(budget), cost.name, N, D, L, N_interval, D_interval,
+        _interval_of_loss(fit, N, D, draws, usable[2], level),
         drawn.shape[1] - usable.shape[1], _flags(fit, cost, N, D),
     )  # fmt: skip
+
+
+def _interval_of_loss(
+    fit: Fit, N: float, D: float, draws: Bootstrap, drawn: Array, level: float
+) -> Interval:
+    """The interval of the least loss, by profile of the law at N* and D*; for another objective
+    than least squares the percentiles of `drawn`.
+
+    Along the budget the loss has no slope at the optimum, so an error of N* changes it only to
+    second order: the error of L* is that of the law at this point (envelope theorem).
+    """
+    if fit.objective.is_gaussian:
+        return prediction_interval(fit, (N, D), level, new_run=False)
+    return draws.interval_of(drawn, level)
 
 
 def optimum(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from analysis.comparison.one_law import one_law_for_both
 from analysis.export import FORMAT
-from analysis.format import change, exponent, level, signed, significant, span
+from analysis.format import SYMBOLS, change, exponent, level, signed, significant, span
 from analysis.plots.diagnostics import Dot, dots_figure
 from analysis.plots.style import VERMILION, save
 from analysis.report.html import environment, figure_of
@@ -21,7 +21,6 @@ Laws = Mapping[str, Any]  # what laws.json holds
 _SAME_SIZE = 1e-6  # relative
 _NOISE = 1e-12  # relative: numbers that differ by less are equal up to rounding
 _PARAMETERS = ("alpha", "beta", "E", "A", "B")  # of a law in one variable only α and E
-_SYMBOLS = {"alpha": "α", "beta": "β"}
 _SIGNIFICANT = 0.05  # p
 _CAPTION = (
     "The exponents of both reports with their 95 % intervals; an arrow: an open end. Laws that the "
@@ -115,7 +114,7 @@ class Difference:
             return "The two reports share no law."
         law, (a, b) = self.main, self.names
         words = "; ".join(
-            f"{_SYMBOLS.get(name, name)} is {_with(pair.a, pair.a_interval)} in {a} and "
+            f"{SYMBOLS.get(name, name)} is {_with(pair.a, pair.a_interval)} in {a} and "
             f"{_with(pair.b, pair.b_interval)} in {b}, a difference of "
             f"{change(pair.difference)}"
             + (f" {span((pair.low, pair.high), 'change')}" if pair.low is not None else "")
@@ -164,7 +163,7 @@ class Difference:
         parts = [(law, name, pair) for law in self.laws for name, pair in law.parameters.items()]
         return {
             "law": [f"{law.label}, {law.law}" for law, _, _ in parts],
-            "of": [_SYMBOLS.get(name, name) for _, name, _ in parts],
+            "of": [SYMBOLS.get(name, name) for _, name, _ in parts],
             self.names[0]: [_with(pair.a, pair.a_interval) for _, _, pair in parts],
             self.names[1]: [_with(pair.b, pair.b_interval) for _, _, pair in parts],
             "difference": [_with(pair.difference, (pair.low, pair.high)) for *_, pair in parts],
@@ -227,7 +226,7 @@ def write_difference(path: Path, comparison: Difference) -> None:
         png = save(figure, path.parent, name)
         shown = figure_of(name, png) | {"caption": _CAPTION}
     template = environment().get_template("against.html.j2")
-    page = template.render(comparison=comparison, figure=shown, SYMBOLS=_SYMBOLS)
+    page = template.render(comparison=comparison, figure=shown, SYMBOLS=SYMBOLS)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
 
@@ -242,7 +241,7 @@ def exponents_of_both(comparison: Difference) -> Figure | None:
             continue
         for name, pair in law.parameters.items():
             if name in ("alpha", "beta"):
-                groups[f"{_SYMBOLS[name]} of {law.label}"] = [
+                groups[f"{SYMBOLS[name]} of {law.label}"] = [
                     Dot(comparison.names[0], pair.a, *pair.a_interval),
                     Dot(comparison.names[1], pair.b, *pair.b_interval, colour=VERMILION),
                 ]

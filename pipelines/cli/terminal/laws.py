@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, Group
 from rich.table import Table
 
+from analysis.format import SYMBOLS
 from pipelines.cli.options import RUNS
 from pipelines.cli.terminal.console import new_table
 
@@ -93,7 +94,7 @@ def _add_parameter(
         f"{_interval(each['intervals'].get(name), ends)}"
         for each in laws
     ]
-    table.add_row(f"{_SYMBOLS.get(name, name)} [95 %]", *cells)
+    table.add_row(f"{SYMBOLS.get(name, name)} [95 %]", *cells)
 
 
 def _add_quality(table: Table, laws: list[dict[str, Any]]) -> None:
@@ -103,9 +104,6 @@ def _add_quality(table: Table, laws: list[dict[str, Any]]) -> None:
 
 def _surface_heading(surface: dict[str, Any]) -> str:
     return str(surface["label"]) + (", NO LAW" if surface.get("no_law") else "")
-
-
-_SYMBOLS = {"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "R_star": "R*"}
 
 
 def _form_tables(laws: dict[str, Any]) -> list[Table]:
