@@ -1,6 +1,8 @@
 """Resources of a stage: GPUs, micro-batches, hours, parts; and invalid settings."""
 
 import io
+import json
+from pathlib import Path
 
 import pytest
 from conftest import trial
@@ -253,3 +255,22 @@ def test_the_wall_time_of_a_job_that_encodes_follows_from_its_precision():
     minutes = [encoding_resources(1e18, H100, precision).minutes for precision in ("bf16", "fp32")]
     # 1e18 FLOPs are 2.7 h at 10.5 % of 989 TFLOP/s, 14.3 h at 29 % of 67; a quarter is added.
     assert minutes == [4 * 60, 24 * 60]
+
+
+@pytest.mark.parametrize("family", ["var", "ar", "dit"])
+def test_the_estimated_memory_is_what_eager_steps_needed_on_a_gpu_or_up_to_a_quarter_more(family):
+    path = Path(__file__).parent.parent / "benchmarks" / "measured" / "gpu_h200.json"
+    rows = json.loads(path.read_text())["training"]
+    base = {"var": "d16", "ar": "llamagen-b", "dit": "dit-b-2"}[family]
+    sweep = find_sweep("imagenet256" if family == "var" else "imagenet256_families")
+    trial = next(one for one in sweep.trials if one.name == base)
+    for row in rows:
+        if row["family"] == family and row["way"] == "ours":
+            network = {"depth": row["depth"]}
+            if family == "var":
+                network["drop_path_per_depth"] = 0.0
+            else:
+                network |= {"fixed_width": None, "fixed_heads": None}
+            model = trial.model.model_copy(update=network)
+            fixed, each = memory_bytes(trial.model_copy(update={"model": model}))
+            assert 1 <= (fixed + row["batch"] * each) / row["peak_bytes"] < 1.25
