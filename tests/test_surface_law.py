@@ -15,6 +15,7 @@ from analysis.plots.style import save
 from analysis.plots.surface import size_and_data
 from analysis.report.html import Facts, write_report
 from analysis.report.latex import law_table
+from analysis.selection.options import Options
 from analysis.study import study
 from analysis.summary import verdicts
 from analysis.table.table import check, complete, load_table
@@ -234,3 +235,23 @@ def test_the_published_table_gives_the_published_refit():
     assert surface.intervals["alpha"].high - surface.intervals["alpha"].low == pytest.approx(
         2 * 1.96 * 0.0154, rel=0.15
     )
+
+
+def test_other_laws_in_n_and_d_are_in_the_latex_table_and_in_mlflow(tmp_path):
+    named = ("--law", "tied", "--law", "interaction")
+    laws = json.loads(printed(tmp_path, grid(), *named, "--json"))
+    scalars, table = law_scalars(laws), law_columns(laws)
+    assert [form["fit"]["law"] for form in laws["forms"]] == ["tied", "interaction"]
+    for form in laws["forms"]:
+        base = f"law/L_mean_of_N_D/{form['fit']['law']}"
+        for name, value in form["fit"]["values"].items():
+            if not form["no_law"]:
+                assert scalars[f"{base}/{name}"] == value
+        assert form["fit"]["formula"] in table["form"]
+    assert len({len(column) for column in table.values()}) == 1
+    tex = law_table(study(check(grid()), options=Options(laws=("tied", "interaction"))))
+    body = tex.split("Parameters")[1].split(r"\end")[0]
+    rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+    assert {line.count("&") for line in rows[1:]} == {5}
+    shown = [name for name in (r"\alpha", "E", r"\gamma") if f"${name}$ " in tex]
+    assert shown == [r"\alpha", "E", r"\gamma"]

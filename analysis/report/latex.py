@@ -23,6 +23,10 @@ _FORMS = {
 }
 
 
+_PARAMETERS = {
+    "alpha": r"\alpha", "beta": r"\beta", "gamma": r"\gamma", "delta": r"\delta", "R_star": "R^*",
+}  # fmt: skip
+_EXPONENTS = ("alpha", "beta", "gamma", "delta")
 _SURFACE_HEADER = (
     "Law", r"$E$ (95\,\%)", r"$A$ (95\,\%)", r"$\alpha$ (95\,\%)", r"$B$ (95\,\%)",
     r"$\beta$ (95\,\%)", "$R^2$", r"RMS (\%)", r"held out (\%)", "$n$",
@@ -30,12 +34,13 @@ _SURFACE_HEADER = (
 
 
 def law_table(study: Study) -> str:
-    r"""All laws of `study` as a `tabular`, and its surfaces as another; `\usepackage{booktabs}`.
+    r"""All laws of `study` as a `tabular`, its surfaces as another, and other laws in N and D as a
+    third; `\usepackage{booktabs}`.
 
     "held out" is the error at the largest size of a fit without it. A LaTeX comment names the
     fingerprint of the data. The surfaces come first where runs of one size have different D.
     """
-    tables = [_one_variable_table(study), _surface_table(study)]
+    tables = [_one_variable_table(study), _surface_table(study) + _forms_table(study)]
     return "\n".join(filter(None, reversed(tables) if study.mixed_data else tables))
 
 
@@ -62,14 +67,54 @@ def _surface_table(study: Study) -> str:
     ])  # fmt: skip
 
 
+def _forms_table(study: Study) -> str:
+    """The other laws in N and D, a line for each parameter; "" if there are none."""
+    if not study.forms:
+        return ""
+    lines = [
+        "",
+        f"% Other laws in N and D fitted by {study.objective}; data {study.table.fingerprint}.",
+        *(f"% {form.fit.law.name}: {form.fit.law.formula}" for form in study.forms),
+        *(
+            f"% dagger, no law: {study.surface_label(form.metric)}, {form.fit.law.name}: "
+            f"{form.no_law}."
+            for form in study.forms
+            if form.no_law
+        ),
+        r"\begin{tabular}{lllrrr}",
+        r"\toprule",
+        _line(("Law", "Form", r"Parameters (95\,\%)", "$R^2$", r"RMS (\%)", "$n$")),
+    ]
+    for form in study.forms:
+        fit, first = form.fit, True
+        lines.append(r"\midrule")
+        for name, value in fit.values.items():
+            style = "exponent" if name in _EXPONENTS else "significant"
+            shown = _with_interval(formats.FORMS[style](value), form.intervals.get(name), style)
+            fixed = " (fixed)" if name not in form.intervals else ""
+            cells = (_surface_label(form), fit.law.name) if first else ("", "")
+            end = (
+                number(formats.fixed(fit.r2)),
+                number(formats.fixed(100 * fit.rms_relative_error, 2)),
+                str(fit.points),
+            )
+            parameter = f"${_PARAMETERS.get(name, name)}$ {shown}{fixed}"
+            lines.append(_line((*cells, parameter, *(end if first else ("", "", "")))))
+            first = False
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _surface_label(surface: SurfaceLaw) -> str:
+    label = f"${symbol(METRICS[surface.metric][0])}({symbol(VARIABLES[surface.size][0])}, D)$"
+    return label + (NO_LAW if surface.no_law else "")
+
+
 def _surface_cells(surface: SurfaceLaw) -> tuple[str, ...]:
     fit, held_out, span = surface.fit, surface.held_out, surface.intervals
-    label = f"${symbol(METRICS[surface.metric][0])}({symbol(VARIABLES[surface.size][0])}, D)$"
-    label += NO_LAW if surface.no_law else ""
     forms = {"E": "significant", "A": "significant", "alpha": "exponent", "B": "significant",
              "beta": "exponent"}  # fmt: skip
     return (
-        label,
+        _surface_label(surface),
         *(
             _with_interval(formats.FORMS[form](fit[name]), span.get(name), form)
             for name, form in forms.items()

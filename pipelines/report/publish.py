@@ -163,11 +163,12 @@ def law_scalars(laws: dict[str, Any]) -> dict[str, float]:
             f"{base}/beta": fit["paper_beta"],
         }
     for group, content in groups.items():
-        for surface in content.get("surfaces", []):
+        for surface in (*content.get("surfaces", []), *content.get("forms", [])):
             if surface.get("no_law"):
                 continue
             prefix = f"law/{group}/" if group else "law/"
-            base = f"{prefix}{surface['symbol']}_of_N_D/surface".replace(",", "")
+            name_of_law = surface["fit"]["law"]
+            base = f"{prefix}{surface['symbol']}_of_N_D/{name_of_law}".replace(",", "")
             for name, value in surface["fit"]["values"].items():
                 interval = surface["intervals"].get(name, {})
                 scalars[f"{base}/{name}"] = value
@@ -178,11 +179,13 @@ def law_scalars(laws: dict[str, Any]) -> dict[str, float]:
 
 
 def law_columns(laws: dict[str, Any]) -> dict[str, list[Any]]:
-    """The laws in one variable and the surfaces as a table: column name -> values."""
+    """The laws in one variable, the surfaces and the other laws in N and D as a table: column name
+    -> values.
+    """
     rows = [
         ({"of": group} if group else {}) | _law_row(law)
         for group, content in groups_of(laws).items()
-        for law in (*content["laws"], *content.get("surfaces", []))
+        for law in (*content["laws"], *content.get("surfaces", []), *content.get("forms", []))
     ]
     return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
 
