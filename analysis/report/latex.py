@@ -127,7 +127,9 @@ def _surface_cells(surface: SurfaceLaw) -> tuple[str, ...]:
 
 
 def _one_variable_table(study: Study) -> str:
-    """The laws in N and in C."""
+    """The laws in N and in C; "" if there are only laws in N and D."""
+    if not study.findings and (study.surfaces or study.forms):
+        return ""
     lines = [
         f"% Laws fitted by {study.objective}; data {study.table.fingerprint}.",
         r"% Needs \usepackage{booktabs}. RMS: relative error of the fit. held out: relative",
