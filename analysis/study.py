@@ -1,6 +1,6 @@
 """All laws of a run table with the evidence for and against them: the content of a report."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -12,7 +12,12 @@ from numpy.typing import ArrayLike
 
 from analysis.compute_optimal.allocation import Approaches, approaches
 from analysis.compute_optimal.frontier import Frontier, frontier
-from analysis.compute_optimal.frontier_band import band, frontier_interval, surface_path
+from analysis.compute_optimal.frontier_band import (
+    SurfacePath,
+    band,
+    frontier_interval,
+    surface_path,
+)
 from analysis.compute_optimal.surface import SurfaceLaw, fit_surface, mixed_data
 from analysis.fitting.fit import Fit, fit_law
 from analysis.fitting.laws import PURE
@@ -58,6 +63,7 @@ class LawResult:
     held_out: HeldOut | None  # the largest size, predicted from the smaller ones
     trials: tuple[str, ...]
     contradictions: tuple[str, ...] = ()  # of the table: why no law of this metric is announced
+    path: SurfacePath | None = None  # the surface from which a law in C follows, if there is one
 
     @property
     def own_contradictions(self) -> tuple[str, ...]:
@@ -301,6 +307,9 @@ def _predictions(study: Study) -> tuple[tuple[Prediction, ...], tuple[str, ...]]
         with _record_refusal(refusals, finding.label):
             if study.is_mixed(finding):
                 raise FitError("its runs have different D")
+            if finding.path is not None:
+                predictions.append(_on_the_path(finding, finding.path, at))
+                continue
             variables = (VARIABLES[finding.variable][0],)
             predictions.append(predict(finding.fit, finding.label, variables, at))
     refusals = list(dict.fromkeys(refusals))
@@ -308,6 +317,23 @@ def _predictions(study: Study) -> tuple[tuple[Prediction, ...], tuple[str, ...]]
         values = ",".join(f"{name}={value:g}" for name, value in given.items())
         raise ValueError(f"--predict {values}: no law predicts L there: {'; '.join(refusals)}")
     return tuple(predictions), tuple(refusals)
+
+
+def _on_the_path(finding: LawResult, path: SurfacePath, at: Mapping[str, float]) -> Prediction:
+    """L at the best N and D for C, of the surface from which a law in C follows."""
+    if "C" not in at:
+        raise FitError("--predict has no value of C")
+    if not finding.fit.law.floor:
+        raise FitError("without E; the law with E predicts L at C")
+    N, D = path.at(at["C"])
+    found = predict(path.surface, finding.label, ("N", "D"), {"N": N, "D": D})
+    notes = (f"at the best N = {N:.3g} and D = {D:.3g} of the surface", *found.notes)
+    if not path.of_runs:  # its points are dependent
+        notes = (*notes, "no interval: the surface is that of points inside runs")
+    return replace(
+        found, law=finding.fit.law.name, at={"C": at["C"]}, notes=notes,
+        interval=found.interval if path.of_runs else None,
+    )  # fmt: skip
 
 
 @contextmanager
@@ -342,14 +368,22 @@ def _laws_of_pair(
     label = f"{METRICS[metric][0]}({VARIABLES[variable][0]})"
     choice, findings = None, list[LawResult]()
     interval_of: IntervalOf = interval
+    paths: dict[float | None, SurfacePath | None] = {}  # by fixed E
     if variable == "train_flops":
-        path = surface_path(finals, frontiers[metric], objective)
-        interval_of = partial(frontier_interval, frontier=frontiers[metric], path=path)
+        for floor in {None, options.E}:
+            paths[floor] = surface_path(finals, frontiers[metric], objective, floor=floor)
+
+        def interval_of(fit: Fit, name: str) -> Interval:
+            return frontier_interval(fit, name, frontiers[metric], paths[fit.floor])
+
     with _record_refusal(refusals, f"{label}, pure"):
         choice = choose(
             x, y, objective, options.E, error_rate=metric in ERRORS, weights=weights,
             interval_of=interval_of,
         )  # fmt: skip
+        choice = replace(
+            choice, candidates=tuple(_of_surface(each, paths) for each in choice.candidates)
+        )
         refusals += [
             f"{label}, {refusal}" for refusal in choice.refused
             if refusal.partition(":")[0].split()[0] in options.laws
@@ -358,6 +392,7 @@ def _laws_of_pair(
             replace(
                 _finding(metric, variable, candidate, trials, seeds, interval_of, frontiers),
                 contradictions=_contradictions(caveats, metric),
+                path=paths.get(candidate.fit.floor),
             )
             for candidate in choice.candidates
             if candidate.fit.law.name in options.laws
@@ -367,6 +402,15 @@ def _laws_of_pair(
         choice = _without_contradicted(choice, findings)
     compared = {"pure", "floor"} <= set(options.laws)
     return choice if compared else None, findings, refusals
+
+
+def _of_surface(candidate: Candidate, paths: dict[float | None, SurfacePath | None]) -> Candidate:
+    """A law in C with the parameters that follow from the surface, if there is one.
+
+    What compares the laws (AICc, hold-out, influence) stays that of the frontier's points.
+    """
+    path = paths.get(candidate.fit.floor)
+    return candidate if path is None else replace(candidate, fit=path.law(candidate.fit))
 
 
 def _without_contradicted(choice: Choice, findings: list[LawResult]) -> Choice:

@@ -9,7 +9,6 @@ from analysis.compute_optimal.approach import from_minima
 from analysis.compute_optimal.cost import six_nd
 from analysis.compute_optimal.frontier import frontier, run_ends
 from analysis.compute_optimal.frontier_band import (
-    EXTENDED,
     NOT_CALIBRATED,
     RESAMPLED,
     frontier_interval,
@@ -75,13 +74,33 @@ def test_the_law_of_the_frontier_has_the_interval_of_the_surface():
     assert found.high - found.low > 1.5 * (profile.high - profile.low)
 
 
-def test_an_interval_contains_the_value_of_the_frontier_that_it_stands_beside():
-    for seed in range(3):
-        fit, points, path = law_of(GRID, seed=seed)
+def test_the_law_of_the_frontier_follows_from_the_surface_and_lies_in_its_interval():
+    """The points of a frontier are upper bounds: on a grid their own fit is far from the truth."""
+    for design in (ISO, CURVES, GRID, ONE_LENGTH):
+        of_points, points, path = law_of(design)
+        law = path.law(of_points)
         for name in ("alpha", "E"):
-            found = frontier_interval(fit, name, points, path)
-            assert found.low <= fit[name] <= found.high
-            assert (fit[name] in (found.low, found.high)) == (EXTENDED in found.method)
+            found = frontier_interval(law, name, points, path)
+            assert found.low < law[name] < found.high
+        assert law.alpha == pytest.approx(EXPONENT, abs=0.015)
+        assert (law.points, law.data.x is of_points.data.x) == (of_points.points, True)
+        assert f"give α = {of_points.alpha:.3g} and E = {of_points.E:.3g}" in law.flags[-1]
+        assert law.rms_relative_error >= of_points.rms_relative_error
+    assert abs(law_of(GRID)[0].alpha - EXPONENT) > 0.02
+
+
+def test_the_law_with_e_is_the_least_loss_of_the_surface_and_a_fixed_e_is_kept():
+    rows = table(GRID)
+    points = frontier(rows, METRIC, params=SIZE)
+    of_points = fit_law(FLOOR, points.flops, points.loss, "squares", floor=1.5)
+    path = surface_path(rows, points, floor=1.5)
+    law = path.law(of_points)
+    assert law.E == path.surface.E == 1.5
+    a, b = path.surface["alpha"], path.surface["beta"]
+    assert law.alpha == pytest.approx(a * b / (a + b), rel=1e-6)
+    N, D = path.at(1e20)
+    assert law.predict(1e20) == pytest.approx(float(path.surface.predict((N, D))), rel=1e-9)
+    assert pytest.approx(1e20, rel=1e-6) == 6 * N * D
 
 
 def test_curves_of_one_length_have_a_surface_of_the_points_inside_runs():

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.compute_optimal.cost import cost_of
+from analysis.compute_optimal.cost import Cost, cost_of
 from analysis.compute_optimal.frontier import (
     Candidates,
     Frontier,
@@ -40,7 +40,6 @@ _BUDGETS = 9  # at which the optima of a surface are computed
 _RESAMPLES_OF_MANY = 400
 _CURVES = 12  # the least number of runs whose curves are resampled for a surface
 _USABLE = 0.9  # share of the resampled surfaces that must have an optimum
-EXTENDED = "extended to the value of the frontier's points"
 RESAMPLED = "not calibrated: 87 to 100 % in simulations"  # LOG.md, 8 and 24 runs of one length
 # The points of such a law are upper bounds, and the profile takes them for independent runs.
 NOT_CALIBRATED = "not calibrated: the points are upper bounds"
@@ -135,10 +134,39 @@ class SurfacePath:
     """The least loss at each budget by resampled surfaces: the frontier that they imply."""
 
     flops: Array  # (m,)
+    best: Array = field(repr=False)  # (m,) by the surface of all runs
     loss: Array = field(repr=False)  # (B, m)
     E: Array = field(repr=False)  # (B,)
     method: str
-    basis: str
+    surface: Fit = field(repr=False)
+    cost: Cost = field(repr=False)
+    of_runs: bool  # whether the surface was fitted to finished runs, not to points inside runs
+
+    def law(self, fit: Fit) -> Fit:
+        """`fit`, a law of the frontier's points, with the parameters that follow from the surface:
+        the law closest to its least losses, for a law with E exactly.
+
+        The points are upper bounds, because only some sizes were run, so their own fit is biased:
+        on a grid of 6 sizes × 5 lengths its α is .115 where the true one is .154 (LOG.md).
+        """
+        along = fit_law(fit.law, self.flops, self.best, "squares", floor=fit.floor)
+        free = [f"α = {fit.alpha:.3g}"]
+        free += [f"E = {fit.E:.3g}"] if fit.law.floor and fit.floor is None else []
+        return fit.with_parameters_of(
+            along,
+            "its parameters follow from the surface of the runs; the frontier's points alone, "
+            f"which are upper bounds, give {' and '.join(free)}",
+        )
+
+    def at(self, C: float) -> tuple[float, float]:
+        """The best N and D for C FLOPs."""
+        N, D, _ = (float(each) for each in optimum(self.surface.values, self.cost, C))
+        return N, D
+
+    def band(self, level: float = 0.95) -> tuple[Array, Array]:
+        """(m,) percentiles of the least loss at `flops`."""
+        low, high = np.quantile(self.loss, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        return low, high
 
     def interval(self, fit: Fit, name: str, level: float = 0.95) -> Interval:
         """The percentile interval of α or E of a law of the frontier, `fit`.
@@ -156,17 +184,22 @@ class SurfacePath:
             values = -(height @ u) / (u @ u)
         tails = [(1 - level) / 2, (1 + level) / 2]
         low, high = np.quantile(values[np.isfinite(values)], tails)
-        return Interval(float(low), float(high), level, self.method, self.basis)
+        return Interval(float(low), float(high), level, self.method, basis(self.surface))
 
 
 def surface_path(
-    runs: pd.DataFrame, frontier: Frontier, objective: str = "squares", resamples: int = RESAMPLES
+    runs: pd.DataFrame,
+    frontier: Frontier,
+    objective: str = "squares",
+    resamples: int = RESAMPLES,
+    floor: float | None = None,
 ) -> SurfacePath | None:
     """The frontiers of the surfaces fitted to resampled finished runs; None if there is no surface.
 
     `runs` has the frontier's columns. Where finished runs have no surface, as with one length, the
     points inside runs have one, if they count. The surface is refused where N and D do not vary,
     where the FLOPs are no function of N and D, or where a tenth of the resamples have no optimum.
+    `floor` fixes E.
     """
     ends = run_ends(runs, frontier.metric, frontier.params)
     try:
@@ -177,26 +210,30 @@ def surface_path(
     inputs = known[frontier.params].to_numpy(float), known.tokens_seen.to_numpy(float)
     draws = None
     with suppress(FitError):
-        fit = fit_law(SURFACE, inputs, known[frontier.metric], objective)
+        fit = fit_law(SURFACE, inputs, known[frontier.metric], objective, floor=floor)
         draws = bootstrap_of_surface(fit, resamples if fit.points <= MANY else _RESAMPLES_OF_MANY)
+    of_runs = draws is not None
     if draws is None:
         with suppress(FitError):
-            draws = _surfaces_inside_runs(frontier, objective, resamples)
+            draws = _surfaces_inside_runs(frontier, objective, resamples, floor)
     if draws is None:
         return None
     fit = draws.fit
     fitted = frontier.flops[frontier.of_law]
     flops = np.geomspace(fitted[0], fitted[-1], _BUDGETS)
     columns = {name: values[:, None] for name, values in draws.values.items()}
-    loss = optimum(columns, cost, flops)[2]
-    usable = np.isfinite(loss).all(axis=1)
-    if usable.mean() < _USABLE:
+    best, loss = (optimum(each, cost, flops)[2] for each in (fit.values, columns))
+    usable = np.asarray(np.isfinite(loss).all(axis=1))
+    if usable.mean() < _USABLE or not np.isfinite(best).all():
         return None
     method = f"optima of the surface, percentile {draws.method}"
-    return SurfacePath(flops, loss[usable], draws.values["E"][usable], method, basis(fit))
+    E = np.broadcast_to(draws.values["E"], len(usable))[usable]
+    return SurfacePath(flops, best, loss[usable], E, method, fit, cost, of_runs)
 
 
-def _surfaces_inside_runs(frontier: Frontier, objective: str, resamples: int) -> Bootstrap | None:
+def _surfaces_inside_runs(
+    frontier: Frontier, objective: str, resamples: int, floor: float | None
+) -> Bootstrap | None:
     """The surfaces of the points inside resampled runs; None where these are no data of a surface.
 
     The points of a run share its error, so whole runs are drawn. Coverage: docs/coverage.md.
@@ -204,7 +241,7 @@ def _surfaces_inside_runs(frontier: Frontier, objective: str, resamples: int) ->
     points = frontier.candidates
     if not frontier.within_runs or len(points.runs) < _CURVES or np.isnan(points.tokens).any():
         return None
-    fit = fit_law(SURFACE, (points.size, points.tokens), points.loss, objective)
+    fit = fit_law(SURFACE, (points.size, points.tokens), points.loss, objective, floor=floor)
     count = resamples if fit.points <= MANY else _RESAMPLES_OF_MANY
     drawn = bootstrap(fit, count, clusters=points.run, of_clusters="runs with their curves")
     return drawn.widened(len(points.runs) - fit.free)
@@ -213,21 +250,14 @@ def _surfaces_inside_runs(frontier: Frontier, objective: str, resamples: int) ->
 def frontier_interval(
     fit: Fit, name: str, frontier: Frontier, path: SurfacePath | None, level: float = 0.95
 ) -> Interval:
-    """The interval of α or E of a law fitted to a frontier.
+    """The interval of α or E of a law of a frontier.
 
-    From the surface where there is one; else from resampled runs, where the points of the law are
-    uncensored; else by profile. Only the first reaches its level in simulations, so the others are
-    marked.
+    From the surface where there is one, as the law itself (`SurfacePath.law`); else from resampled
+    runs, where the points of the law are uncensored; else by profile. Only the first reaches its
+    level in simulations, so the others are marked.
     """
     if path is not None:
-        found, value = path.interval(fit, name, level), fit[name]
-        if found.low <= value <= found.high:
-            return found
-        # The two estimates disagree by more than the noise: the interval must not hide it.
-        return replace(
-            found, low=min(found.low, value), high=max(found.high, value),
-            method=f"{found.method}, {EXTENDED}",
-        )  # fmt: skip
+        return path.interval(fit, name, level)
     if not frontier.censored[frontier.of_law].any():
         with suppress(FitError, FrontierError):  # too few runs to resample
             drawn = band(frontier, fit.law, fit.objective.name, level=level).interval(name)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -127,6 +127,21 @@ class Fit:
         """L at `x`: an array, or a tuple of arrays for a law of several variables."""
         return self.law.predict(x, self.values)
 
+    def with_parameters_of(self, other: "Fit", note: str) -> "Fit":
+        """The same points with the parameters of `other`, a fit of the same law to other points.
+
+        The certificate is that of `other`; `note` is a warning that says where they come from.
+        These parameters are no optimum of the points: no profile of the result has a meaning.
+        """
+        theta, values = self.data.theta(other.values), dict(other.values)
+        r, r2 = _correlation(self.data, self.law, values)
+        data = replace(self.data, notes=(*self.data.notes, note))
+        rms = _rms_relative_error(data, theta)
+        return replace(
+            self, values=values, r=r, r2=r2, rms_relative_error=rms,
+            certificate=other.certificate, data=data, theta=theta,
+        )  # fmt: skip
+
     def as_dict(self) -> dict[str, Any]:
         """The fit as plain numbers and strings, with formula, units and flags."""
         return {
@@ -203,10 +218,14 @@ def fit_law(
             "returns the fit with a flag instead"
         )
     r, r2 = _correlation(data, law, values)
-    # expm1 of a log residual is predicted / measured - 1.
-    error = np.expm1(residuals(points, theta[None])[0])
-    rms = float(np.sqrt(np.average(error**2, weights=data.weights)))
+    rms = _rms_relative_error(data, theta)
     return Fit(law, objective, values, r, r2, rms, certificate, data, theta, floor)
+
+
+def _rms_relative_error(data: FitData, theta: Array) -> float:
+    # expm1 of a log residual is predicted / measured - 1.
+    error = np.expm1(residuals(data.points, theta[None])[0])
+    return float(np.sqrt(np.average(error**2, weights=data.weights)))
 
 
 def _refuse_overflow(values: dict[str, float]) -> None:

@@ -35,8 +35,7 @@ from analysis.plots.style import (
     styled,
 )
 from analysis.selection.select import has_irreducible_loss
-from analysis.study import METRICS, Study
-from analysis.uncertainty.intervals import Interval
+from analysis.study import METRICS, LawResult, Study
 
 COMPUTE, TOKENS = "$C$, training compute (FLOP)", "$D$, training tokens seen"
 _RESAMPLES = 400  # of a band: enough for a figure
@@ -62,8 +61,7 @@ def laws_in_compute(study: Study) -> Figure | None:
             if f is not None and (not f.fit.law.floor or has_irreducible_loss(f.fit))
         ]
         laws |= {f.fit.law.name for f in shown}
-        alphas = [f.intervals.get("alpha") for f in shown]
-        draw_frontier(panel, study.frontiers[metric], [f.fit for f in shown], alphas)
+        draw_frontier(panel, study.frontiers[metric], shown)
         panel.set(ylabel=metric_label(study, metric), xlabel=COMPUTE)
         legend_inside(panel)
         logarithmic(panel)
@@ -74,27 +72,27 @@ def laws_in_compute(study: Study) -> Figure | None:
     return figure
 
 
-def draw_frontier(
-    panel: Axes, frontier: Frontier, fits: list[Fit], alphas: Sequence[Interval | None] = ()
-) -> None:
+def draw_frontier(panel: Axes, frontier: Frontier, laws: Sequence[LawResult | Fit]) -> None:
     """Draw frontier points, hollow if they are upper bounds, and laws with bootstrap bands.
 
-    `alphas`: the intervals of α in the legend, one for each fit; by default those of the bands.
+    α's interval in the legend is that of the law, or for a fit that of its band.
     """
     for selected, face in ((~frontier.censored, BLUE), (frontier.censored, "white")):
         panel.plot(
             frontier.flops[selected], frontier.loss[selected], "o", color=BLUE, mfc=face, zorder=4,
             ms=marker_size(len(frontier.flops), 2.0), mew=0.9,
         )  # fmt: skip
-    for index, fit in enumerate(fits):
-        bootstrap_band = frontier_band(frontier, fit)
-        band_arrays = (
-            (bootstrap_band.flops, bootstrap_band.low, bootstrap_band.high)
-            if bootstrap_band
-            else False
-        )
-        alpha = bootstrap_band.interval("alpha") if bootstrap_band else None
-        alpha = alphas[index] if alphas else alpha
+    for law in laws:
+        fit = law if isinstance(law, Fit) else law.fit
+        path = None if isinstance(law, Fit) else law.path
+        band_arrays: Any = False
+        drawn = frontier_band(frontier, fit) if path is None else None
+        if drawn is not None:
+            band_arrays = drawn.flops, drawn.low, drawn.high
+        elif path is not None and fit.law.floor:  # the law without E is not the surface's
+            band_arrays = path.flops, *path.band()
+        of_band = drawn.interval("alpha") if drawn else None
+        alpha = of_band if isinstance(law, Fit) else law.intervals.get("alpha")
         draw_law(panel, fit, band=band_arrays, label=fit_label(fit, alpha), ahead=0.15)
     panel.set(xscale="log", yscale="log")
 
