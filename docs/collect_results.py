@@ -35,12 +35,13 @@ def validation_of(home: Path, tokenizer: str) -> dict[str, Any]:
     """The scores of the held-out images at the end of the tokenizer's training."""
     lines = (home / "tokenizers" / tokenizer / "metrics.jsonl").read_text().splitlines()
     entries = [json.loads(line) for line in lines]
-    return [one for one in entries if one.get("kind") == "validation"][-1]
+    found: dict[str, Any] = [one for one in entries if one.get("kind") == "validation"][-1]
+    return found
 
 
 def psnr_of(home: Path, tokenizer: str) -> float:
     """PSNR of the held-out images at the end of the tokenizer's training, in dB."""
-    return validation_of(home, tokenizer)["psnr_db"]
+    return float(validation_of(home, tokenizer)["psnr_db"])
 
 
 def collect(home: Path) -> None:
@@ -129,7 +130,8 @@ def _tokenizer_row(home: Path, name: str, floors: pd.DataFrame) -> dict[str, Any
 
 
 def _done(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "done.json").read_text())
+    found: dict[str, Any] = json.loads((folder / "done.json").read_text())
+    return found
 
 
 def _scores(scored: dict[str, Any]) -> tuple[float, ...]:

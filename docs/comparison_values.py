@@ -66,8 +66,11 @@ CIFAR10 = Comparison(
 )
 
 
+COMPARISONS = (CIFAR10,)
+
+
 def comparison_tables() -> list[Table]:
-    return [table for one in (CIFAR10,) for table in _tables(one)]
+    return [table for one in COMPARISONS for table in _tables(one)]
 
 
 def comparison_values() -> dict[str, str]:
@@ -101,7 +104,7 @@ def _distances(one: Comparison) -> list[tuple[str, ...]]:
 
 def _orders(one: Comparison) -> list[tuple[str, ...]]:
     """Nearest to real images first, with the distance of reconstructions in brackets."""
-    rows = [(f"network{one.label}", "order")]
+    rows: list[tuple[str, ...]] = [(f"network{one.label}", "order")]
     for network in _NETWORKS:
         floors = one.condition(network).rows.groupby("arm").floor.first()
         for score, name in (("distance", network), ("above", f"{network}, above reconstructions")):
@@ -122,7 +125,7 @@ def _orders(one: Comparison) -> list[tuple[str, ...]]:
 
 
 def _multipliers(one: Comparison) -> list[tuple[str, ...]]:
-    rows = [(f"pair{one.label}", *_NETWORKS)]
+    rows: list[tuple[str, ...]] = [(f"pair{one.label}", *_NETWORKS)]
     for pair in one.pairs:
         cells = [_multiplier_text(one, network, *pair) for network in _NETWORKS]
         rows.append((" over ".join(one.arms[arm] for arm in pair), *cells))
@@ -182,6 +185,8 @@ def _values(one: Comparison, name: str) -> dict[str, str]:
             means = one.means(network, arm)
             found[f"{network}.{arm}.first"] = digits(means[0])
             found[f"{network}.{arm}.last"] = digits(means[-1])
+            if arm in above:
+                found[f"{network}.{arm}.above"] = digits(above[arm].distance)
         for of, against in one.pairs:
             pair = f"{network}.{of}.{against}"
             found |= _ratio(pair, ranked[of], ranked[against])
