@@ -5,6 +5,10 @@ which are `grid(name, seed)` of `sweeps/quickstart.py`; `tokenizer_quality` is o
 `quickstart`, 256 images of each class of all six trials (`var-scaling sample quickstart/d6 --count
 256`), of d6 also those with guidance 0, 0.5, 3 and 6 (`--guidance 3 --name g3`), and the tokenizer
 must have been scored with `var-scaling fidelity`. Run `make docs` afterwards.
+
+    python docs/collect_results.py --comparison HOME SWEEP
+
+takes the scored samples of a finished sweep that compares families, and its tokenizers.
 """
 
 import json
@@ -27,11 +31,17 @@ def finals(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows.step == rows.steps]
 
 
-def psnr_of(home: Path, tokenizer: str) -> float:
-    """PSNR of the held-out images at the end of the tokenizer's training, in dB."""
+def validation_of(home: Path, tokenizer: str) -> dict[str, Any]:
+    """The scores of the held-out images at the end of the tokenizer's training."""
     lines = (home / "tokenizers" / tokenizer / "metrics.jsonl").read_text().splitlines()
     entries = [json.loads(line) for line in lines]
-    return [one["psnr_db"] for one in entries if one.get("kind") == "validation"][-1]
+    found: dict[str, Any] = [one for one in entries if one.get("kind") == "validation"][-1]
+    return found
+
+
+def psnr_of(home: Path, tokenizer: str) -> float:
+    """PSNR of the held-out images at the end of the tokenizer's training, in dB."""
+    return float(validation_of(home, tokenizer)["psnr_db"])
 
 
 def collect(home: Path) -> None:
@@ -62,6 +72,68 @@ def collect_distances(home: Path) -> None:
     table.to_csv(TABLES / "quickstart_distances.csv", index=False)
 
 
+def collect_comparison(home: Path, sweep: str) -> None:
+    """The scored samples of a sweep, one row per trial, set of samples and network; its tokenizers;
+    and when it ran.
+    """
+    images = pd.read_parquet(home / sweep / "images.parquet")
+    trials = finals(pd.read_parquet(home / sweep / "results.parquet")).set_index("trial")
+    of_row = trials.loc[images.trial].reset_index()
+    images = images.assign(
+        above=images.distance - images.floor,
+        steps=of_row.steps,
+        val_loss=of_row.val_loss.where(~images.raw, of_row.val_loss_raw),
+        commit=of_row.commit,
+    )
+    write(images, sweep)
+    floors = images.drop_duplicates(["tokenizer", "extractor"]).set_index("tokenizer")
+    tokenizers = [_tokenizer_row(home, name, floors.loc[name]) for name in floors.index.unique()]
+    pd.DataFrame(tokenizers).to_csv(TABLES / f"{sweep}_tokenizers.csv", index=False)
+    data = images.data.iloc[0]
+    started = [
+        json.loads((home / "tokenizers" / name / "provenance.json").read_text())["attempts"][0]
+        for name in floors.index.unique()
+    ]
+    scored = [
+        one["time"]
+        for path in home.glob(f"{sweep}/*/samples/*/fidelity.json")
+        for one in json.loads(path.read_text())["measured"]
+    ]
+    run = {
+        "commit": " ".join(images.commit.unique()),
+        "first_tokenizer_started": min(one["started"] for one in started),
+        "last_set_scored": max(scored),
+        "classifier_accuracy": _done(home / "networks" / data)["accuracy"],
+    }
+    (TABLES / f"{sweep}.json").write_text(json.dumps(run, indent=1) + "\n")
+
+
+def _tokenizer_row(home: Path, name: str, floors: pd.DataFrame) -> dict[str, Any]:
+    """`floors`: a row for each network, with the distance of the reconstructions."""
+    config = json.loads((home / "tokenizers" / name / "tokenizer.json").read_text())
+    end, sides = validation_of(home, name), config["pyramid"]["patch_nums"]
+    row = {
+        "tokenizer": name,
+        "patch_nums": " ".join(map(str, sides)),
+        "codes": config["codebook_size"],
+        "tokens_per_image": sum(side * side for side in sides),
+        "bits_per_image": floors.bits_per_image.iloc[0],
+        "steps": config["steps"],
+        "psnr_db": end["psnr_db"],
+        "codes_used": end["codes_used_all"],
+        "seconds": _done(home / "tokenizers" / name)["seconds"],
+    }
+    for floor in floors.itertuples():
+        row |= {f"fd_{floor.extractor}": floor.floor}
+        row |= {f"fd_{floor.extractor}_stderr": floor.floor_stderr}
+    return row
+
+
+def _done(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "done.json").read_text())
+    return found
+
+
 def _scores(scored: dict[str, Any]) -> tuple[float, ...]:
     found = scored["scores"]
     return (
@@ -76,5 +148,8 @@ def write(rows: pd.DataFrame, name: str) -> None:
 
 
 if __name__ == "__main__":
-    collect(Path(sys.argv[1]))
-    collect_distances(Path(sys.argv[1]))
+    if sys.argv[1] == "--comparison":
+        collect_comparison(Path(sys.argv[2]), sys.argv[3])
+    else:
+        collect(Path(sys.argv[1]))
+        collect_distances(Path(sys.argv[1]))

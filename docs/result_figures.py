@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from comparison_values import CIFAR10, comparison_figure
 from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -55,6 +56,9 @@ _QUICKSTART = (TABLES / "quickstart.csv",)
 DRAWN = {
     "laws_in_parameters": Drawn(lambda: laws_in_parameters(quickstart_study()), _QUICKSTART),
     "exponents_by_convention": Drawn(lambda: conventions(quickstart_study()), _QUICKSTART),
+    "families_cifar10_classifier": Drawn(
+        lambda: comparison_figure(CIFAR10, "classifier"), (TABLES / "families_cifar10.csv",)
+    ),
     "published_allocation": Drawn(
         lambda: allocation_figure(chinchilla_approaches(points().finals)), (REFITS,), POINTS
     ),
@@ -83,7 +87,9 @@ def redraw(name: str, folder: Path) -> Path:
 
 
 def drawn_from(path: Path) -> str | None:
-    """The fingerprint of the tables that a file was drawn from; None if it has none."""
+    """The fingerprint of the tables that a file was drawn from; None if there is none."""
+    if not path.exists():
+        return None
     with Image.open(path) as image:
         return image.info.get(_KEY)
 

@@ -9,6 +9,7 @@ import re
 from functools import cache
 
 import numpy as np
+from comparison_values import comparison_tables, comparison_values
 from published_laws import BESIROGLU, NAMES, chinchilla, short, span
 from published_sizes import (
     IMAGES,
@@ -37,13 +38,15 @@ def values() -> dict[str, str]:
     return (
         quickstart_values() | speed_values() | _published_values() | _dit_values()
         | _size_values() | _plan_values() | _recorded_values() | _coverage_values()
+        | comparison_values()
     )  # fmt: skip
 
 
 @cache
 def computed_tables() -> list[Table]:
     return [
-        *quickstart_tables(), h200_table(), _chinchilla_table(), _forms_table(), _dit_table(),
+        *quickstart_tables(), *comparison_tables(), h200_table(),
+        _chinchilla_table(), _forms_table(), _dit_table(),
         Table("docs/families.md", tuple(count_rows()), "docs/published_sizes.py"),
         Table("docs/families.md", tuple(figure_rows()), "docs/published_sizes.py"),
     ]  # fmt: skip

@@ -1,5 +1,6 @@
 """Every number and figure of a result in README and docs comes from a committed table."""
 
+import importlib
 import importlib.util
 import json
 import re
@@ -13,6 +14,7 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "docs"))
 
+import comparison_values  # noqa: E402
 import published_laws  # noqa: E402
 import quickstart_values  # noqa: E402
 import result_figures  # noqa: E402
@@ -53,6 +55,16 @@ def test_recorded_numbers_say_where_they_were_measured():
         assert quote.names, quote.text
         quote.numbers(result_values.values())  # raises where a recorded number has no source
     assert all("transcribed from" in table.source for table in results.recorded_tables())
+
+
+@pytest.mark.parametrize("comparison", comparison_values.COMPARISONS, ids=lambda one: one.sweep)
+def test_the_rows_of_a_comparison_are_those_of_its_sweep(comparison):
+    sweep = importlib.import_module(f"sweeps.{comparison.sweep}").sweep
+    rows = comparison.rows.drop_duplicates("trial")
+    steps = {trial.name: trial.steps for trial in sweep.trials}
+    assert dict(zip(rows.trial, rows.steps, strict=True)) == steps
+    assert set(rows.tokenizer) == {trial.tokenizer.name for trial in sweep.trials}
+    assert set(comparison.rows.set) == {scoring.name for scoring in sweep.scorings}
 
 
 def test_the_recorded_law_of_900_tokenizer_steps_is_that_of_the_quickstart():
