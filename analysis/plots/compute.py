@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from analysis.compute_optimal.frontier import Frontier, FrontierError
-from analysis.compute_optimal.frontier_band import Band, band
+from analysis.compute_optimal.frontier_band import Band, SurfacePath, band
 from analysis.fitting.fit import Fit, fit_law
 from analysis.fitting.laws import PURE, Law
 from analysis.fitting.points import FitError
@@ -63,7 +63,8 @@ def laws_in_compute(study: Study) -> Figure | None:
         ]
         laws |= {f.fit.law.name for f in shown}
         alphas = [f.intervals.get("alpha") for f in shown]
-        draw_frontier(panel, study.frontiers[metric], [f.fit for f in shown], alphas)
+        paths = [f.path for f in shown]
+        draw_frontier(panel, study.frontiers[metric], [f.fit for f in shown], alphas, paths)
         panel.set(ylabel=metric_label(study, metric), xlabel=COMPUTE)
         legend_inside(panel)
         logarithmic(panel)
@@ -75,11 +76,13 @@ def laws_in_compute(study: Study) -> Figure | None:
 
 
 def draw_frontier(
-    panel: Axes, frontier: Frontier, fits: list[Fit], alphas: Sequence[Interval | None] = ()
-) -> None:
+    panel: Axes, frontier: Frontier, fits: list[Fit], alphas: Sequence[Interval | None] = (),
+    paths: Sequence[SurfacePath | None] = (),
+) -> None:  # fmt: skip
     """Draw frontier points, hollow if they are upper bounds, and laws with bootstrap bands.
 
     `alphas`: the intervals of α in the legend, one for each fit; by default those of the bands.
+    `paths`: the surfaces that the laws follow from, one for each fit, None for one of the points.
     """
     for selected, face in ((~frontier.censored, BLUE), (frontier.censored, "white")):
         panel.plot(
@@ -87,12 +90,14 @@ def draw_frontier(
             ms=marker_size(len(frontier.flops), 2.0), mew=0.9,
         )  # fmt: skip
     for index, fit in enumerate(fits):
-        bootstrap_band = frontier_band(frontier, fit)
-        band_arrays = (
-            (bootstrap_band.flops, bootstrap_band.low, bootstrap_band.high)
-            if bootstrap_band
-            else False
-        )
+        path = paths[index] if paths else None
+        bootstrap_band = None if path else frontier_band(frontier, fit)
+        band_arrays: bool | tuple[Any, Any, Any] = False
+        if bootstrap_band:
+            band_arrays = (bootstrap_band.flops, bootstrap_band.low, bootstrap_band.high)
+        if path:
+            flops = np.geomspace(frontier.flops[0], frontier.flops[-1], 50)
+            band_arrays = (flops, *path.band(fit.law, flops))
         alpha = bootstrap_band.interval("alpha") if bootstrap_band else None
         alpha = alphas[index] if alphas else alpha
         draw_law(panel, fit, band=band_arrays, label=fit_label(fit, alpha), ahead=0.15)

@@ -151,7 +151,7 @@ def _draw_compute_law(study: Study, metric: str, variable: str) -> Figure:
     draw_runs(panel, rows, variable, metric, study.size, styles)
     draw_frontier(
         panel, study.frontiers[metric], [law.fit for law in laws],
-        [law.intervals.get("alpha") for law in laws],
+        [law.intervals.get("alpha") for law in laws], [law.path for law in laws],
     )  # fmt: skip
     _labels(panel, study, metric, COMPUTE)
     _legend(panel, laws)
