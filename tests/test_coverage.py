@@ -34,7 +34,7 @@ from analysis.selection.influence import influence
 from analysis.selection.options import Options
 from analysis.selection.select import aicc
 from analysis.study import study
-from analysis.table.table import from_frame
+from analysis.table.table import check
 from analysis.uncertainty.bootstrap import bootstrap, bootstrap_of_surface
 from analysis.uncertainty.intervals import covers, interval, prediction_interval
 
@@ -93,7 +93,7 @@ def test_the_printed_law_is_inside_its_interval_and_nearer_to_the_truth_than_the
 
 
 def test_the_law_of_the_surface_is_exact_and_has_the_points_of_the_frontier():
-    fit, points, path = law_of(GRID)
+    fit, _, path = law_of(GRID)
     law, surface = path.law_of(fit), path.surface
     alpha, beta = surface["alpha"], surface["beta"]
     assert law.alpha == pytest.approx(alpha * beta / (alpha + beta), rel=1e-9)
@@ -148,7 +148,7 @@ def test_a_fixed_E_is_fixed_in_the_surface_too():
 def of_study(rows, **options):
     depths = {size: depth for depth, size in enumerate(sorted(rows[SIZE].unique()), start=1)}
     known = rows.assign(depth=rows[SIZE].map(depths), family="var", status="done")
-    return study(from_frame(known), options=Options(**options))
+    return study(check(known), options=Options(**options))
 
 
 def test_the_whole_report_has_the_law_of_the_surface():
