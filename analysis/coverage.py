@@ -268,7 +268,6 @@ def _compute_laws(ends: pd.DataFrame, points: Frontier, world: World) -> Iterato
     ):
         try:
             fit = fit_law(law, points.flops[fitted], points.loss[fitted], "squares")
-            fit = fit if path is None else path.law(fit)
             yield _result(label, frontier_interval(fit, name, points, path), truth)
         except FitError:
             yield _result(label, None, truth)

@@ -1,6 +1,6 @@
 """All laws of a run table with the evidence for and against them: the content of a report."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -33,7 +33,7 @@ from analysis.table.plausible import Caveat, implausible
 from analysis.table.runs import run_names
 from analysis.table.table import Table
 from analysis.uncertainty.bootstrap import SeedNoise, bootstrap, scheme_for, seed_noise
-from analysis.uncertainty.intervals import Interval, interval
+from analysis.uncertainty.intervals import Interval, interval, prediction_interval
 
 # Column: (symbol, description, unit). The four metrics of the VAR paper (Eq. 3-4 and Fig. 5-6).
 METRICS = {
@@ -49,6 +49,7 @@ VARIABLES = {
 }
 ERRORS = ("val_error", "val_error_last")
 IntervalOf = Callable[[Fit, str], Interval]  # the interval of a parameter of a fit
+Paths = dict[float | None, SurfacePath | None]  # by the fixed E of the surface, None: fitted
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class LawResult:
     held_out: HeldOut | None  # the largest size, predicted from the smaller ones
     trials: tuple[str, ...]
     contradictions: tuple[str, ...] = ()  # of the table: why no law of this metric is announced
-    path: SurfacePath | None = None  # the surface from which a law in C follows, if there is one
+    # Of L(C): the surface that the parameters of `fit` follow from; None: they are a fit to x, y.
+    path: SurfacePath | None = field(default=None, repr=False)
 
     @property
     def own_contradictions(self) -> tuple[str, ...]:
@@ -307,33 +309,15 @@ def _predictions(study: Study) -> tuple[tuple[Prediction, ...], tuple[str, ...]]
         with _record_refusal(refusals, finding.label):
             if study.is_mixed(finding):
                 raise FitError("its runs have different D")
-            if finding.path is not None:
-                predictions.append(_on_the_path(finding, finding.path, at))
-                continue
             variables = (VARIABLES[finding.variable][0],)
-            predictions.append(predict(finding.fit, finding.label, variables, at))
+            path = finding.path
+            interval_at = path.prediction_interval if path else prediction_interval
+            predictions.append(predict(finding.fit, finding.label, variables, at, interval_at))
     refusals = list(dict.fromkeys(refusals))
     if not predictions:
         values = ",".join(f"{name}={value:g}" for name, value in given.items())
         raise ValueError(f"--predict {values}: no law predicts L there: {'; '.join(refusals)}")
     return tuple(predictions), tuple(refusals)
-
-
-def _on_the_path(finding: LawResult, path: SurfacePath, at: Mapping[str, float]) -> Prediction:
-    """L at the best N and D for C, of the surface from which a law in C follows."""
-    if "C" not in at:
-        raise FitError("--predict has no value of C")
-    if not finding.fit.law.floor:
-        raise FitError("without E; the law with E predicts L at C")
-    N, D = path.at(at["C"])
-    found = predict(path.surface, finding.label, ("N", "D"), {"N": N, "D": D})
-    notes = (f"at the best N = {N:.3g} and D = {D:.3g} of the surface", *found.notes)
-    if not path.of_runs:  # its points are dependent
-        notes = (*notes, "no interval: the surface is that of points inside runs")
-    return replace(
-        found, law=finding.fit.law.name, at={"C": at["C"]}, notes=notes,
-        interval=found.interval if path.of_runs else None,
-    )  # fmt: skip
 
 
 @contextmanager
@@ -368,31 +352,31 @@ def _laws_of_pair(
     label = f"{METRICS[metric][0]}({VARIABLES[variable][0]})"
     choice, findings = None, list[LawResult]()
     interval_of: IntervalOf = interval
-    paths: dict[float | None, SurfacePath | None] = {}  # by fixed E
+    paths: Paths = {}
     if variable == "train_flops":
-        for floor in {None, options.E}:
-            paths[floor] = surface_path(finals, frontiers[metric], objective, floor=floor)
+        of_metric = frontiers[metric]
+        paths = {
+            floor: surface_path(finals, of_metric, objective, floor=floor, weights=options.weights)
+            for floor in {None, options.E}
+        }
 
         def interval_of(fit: Fit, name: str) -> Interval:
-            return frontier_interval(fit, name, frontiers[metric], paths[fit.floor])
+            return frontier_interval(fit, name, of_metric, paths[fit.floor])
 
     with _record_refusal(refusals, f"{label}, pure"):
         choice = choose(
             x, y, objective, options.E, error_rate=metric in ERRORS, weights=weights,
             interval_of=interval_of,
         )  # fmt: skip
-        choice = replace(
-            choice, candidates=tuple(_of_surface(each, paths) for each in choice.candidates)
-        )
+        choice = _of_surface(choice, paths)
         refusals += [
             f"{label}, {refusal}" for refusal in choice.refused
             if refusal.partition(":")[0].split()[0] in options.laws
         ]  # fmt: skip
         findings = [
             replace(
-                _finding(metric, variable, candidate, trials, seeds, interval_of, frontiers),
+                _finding(metric, variable, candidate, trials, seeds, interval_of, frontiers, paths),
                 contradictions=_contradictions(caveats, metric),
-                path=paths.get(candidate.fit.floor),
             )
             for candidate in choice.candidates
             if candidate.fit.law.name in options.laws
@@ -404,13 +388,17 @@ def _laws_of_pair(
     return choice if compared else None, findings, refusals
 
 
-def _of_surface(candidate: Candidate, paths: dict[float | None, SurfacePath | None]) -> Candidate:
-    """A law in C with the parameters that follow from the surface, if there is one.
+def _of_surface(choice: Choice, paths: Paths) -> Choice:
+    """The choice with the laws of the surface where there is one.
 
-    What compares the laws (AICc, hold-out, influence) stays that of the frontier's points.
+    Their parameters are printed; which law is preferred stays decided by the fits to the points.
     """
-    path = paths.get(candidate.fit.floor)
-    return candidate if path is None else replace(candidate, fit=path.law(candidate.fit))
+    candidates = [
+        each if (path := paths.get(each.fit.floor)) is None
+        else replace(each, fit=path.law_of(each.fit))
+        for each in choice.candidates
+    ]  # fmt: skip
+    return replace(choice, candidates=tuple(candidates))
 
 
 def _without_contradicted(choice: Choice, findings: list[LawResult]) -> Choice:
@@ -452,15 +440,23 @@ def _points(
 
 def _finding(
     metric: str, variable: str, candidate: Candidate, trials: tuple[str, ...], seeds: ArrayLike,
-    interval_of: IntervalOf, frontiers: dict[str, Frontier],
+    interval_of: IntervalOf, frontiers: dict[str, Frontier], paths: Paths,
 ) -> LawResult:  # fmt: skip
     fit = candidate.fit
+    path = paths.get(fit.floor)
     intervals = {"alpha": interval_of(fit, "alpha")}
     if candidate.E_interval is not None:
         intervals["E"] = candidate.E_interval
     resampled: dict[str, Any] = {}
     try:
-        if variable == "train_flops":
+        if path is not None:
+            alpha = path.values(fit.law)["alpha"]
+            resampled = {
+                "method": path.method, "resamples": path.resamples, "rejected": path.rejected,
+                "unconverged": 0, "alpha": intervals["alpha"],
+                "alpha_se": float(np.nanstd(alpha, ddof=1)),
+            }  # fmt: skip
+        elif variable == "train_flops":
             # Its points are not runs: a resampled run takes all its points with it.
             of_runs = band(frontiers[metric], fit.law, fit.objective.name)
             alpha = of_runs.values["alpha"]
@@ -478,7 +474,9 @@ def _finding(
             }  # fmt: skip
     except ValueError as error:  # FitError, FrontierError
         resampled = {"method": f"none: {error}", "resamples": 0, "rejected": 0}
-    return LawResult(metric, variable, fit, intervals, resampled, candidate.held_out, trials)
+    return LawResult(
+        metric, variable, fit, intervals, resampled, candidate.held_out, trials, path=path
+    )
 
 
 def _frontiers(table: Table, size: str, refusals: list[str]) -> dict[str, Frontier]:

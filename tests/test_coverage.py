@@ -15,6 +15,7 @@ from analysis.compute_optimal.frontier_band import (
     surface_path,
 )
 from analysis.compute_optimal.isoflop import isoflops
+from analysis.compute_optimal.surface_optimum import optimum
 from analysis.coverage import (
     COMMON,
     METRIC,
@@ -26,9 +27,16 @@ from analysis.coverage import (
     simulated_coverage,
 )
 from analysis.fitting.fit import fit_law
-from analysis.fitting.laws import FLOOR, SURFACE
+from analysis.fitting.laws import FLOOR, PURE, SURFACE
+from analysis.fitting.points import FitError
+from analysis.plots.law_panel import law_band
+from analysis.selection.influence import influence
+from analysis.selection.options import Options
+from analysis.selection.select import aicc
+from analysis.study import study
+from analysis.table.table import check
 from analysis.uncertainty.bootstrap import bootstrap, bootstrap_of_surface
-from analysis.uncertainty.intervals import covers, interval
+from analysis.uncertainty.intervals import covers, interval, prediction_interval
 
 ISO, CURVES, GRID, ONE_LENGTH = designs()
 EXPONENT = (
@@ -74,33 +82,112 @@ def test_the_law_of_the_frontier_has_the_interval_of_the_surface():
     assert found.high - found.low > 1.5 * (profile.high - profile.low)
 
 
-def test_the_law_of_the_frontier_follows_from_the_surface_and_lies_in_its_interval():
-    """The points of a frontier are upper bounds: on a grid their own fit is far from the truth."""
-    for design in (ISO, CURVES, GRID, ONE_LENGTH):
-        of_points, points, path = law_of(design)
-        law = path.law(of_points)
-        for name in ("alpha", "E"):
-            found = frontier_interval(law, name, points, path)
-            assert found.low < law[name] < found.high
-        assert law.alpha == pytest.approx(EXPONENT, abs=0.015)
-        assert (law.points, law.data.x is of_points.data.x) == (of_points.points, True)
-        assert f"give α = {of_points.alpha:.3g} and E = {of_points.E:.3g}" in law.flags[-1]
-        assert law.rms_relative_error >= of_points.rms_relative_error
-    assert abs(law_of(GRID)[0].alpha - EXPONENT) > 0.02
+def test_the_printed_law_is_inside_its_interval_and_nearer_to_the_truth_than_the_points():
+    for seed in range(3):
+        fit, points, path = law_of(GRID, seed=seed)
+        law = path.law_of(fit)
+        for name, truth in (("alpha", EXPONENT), ("E", SURFACE_VALUES["E"])):
+            found = frontier_interval(fit, name, points, path)
+            assert found.low <= law[name] <= found.high
+            assert abs(law[name] - truth) < abs(fit[name] - truth)
 
 
-def test_the_law_with_e_is_the_least_loss_of_the_surface_and_a_fixed_e_is_kept():
+def test_the_law_of_the_surface_is_exact_and_has_the_points_of_the_frontier():
+    fit, _, path = law_of(GRID)
+    law, surface = path.law_of(fit), path.surface
+    alpha, beta = surface["alpha"], surface["beta"]
+    assert law.alpha == pytest.approx(alpha * beta / (alpha + beta), rel=1e-9)
+    assert surface.E == law.E
+    assert law.predict(path.flops) == pytest.approx(path.best, rel=1e-9)
+    assert law.data is fit.data
+    # Its points are upper bounds, and lie above it.
+    assert np.mean(law.residuals) > 0
+    assert law.rms_relative_error == pytest.approx(np.sqrt(np.mean(np.expm1(-law.residuals) ** 2)))
+    assert law.certificate.objective == surface.certificate.objective
+    given = f"the points alone give α = {fit.alpha:.4f}, outside the interval: they are upper"
+    assert given in law.flags[0]
+    # Of a line the slope is that of the optima, and the fit of the points to them is the same.
+    pure = fit_law(PURE, path.flops, path.best, "squares")
+    assert path.law_of(fit_law(PURE, fit.data.x, fit.data.y, "squares")).alpha == pytest.approx(
+        pure.alpha, rel=1e-9
+    )
+
+
+def test_what_needs_an_optimum_of_the_points_refuses_the_law_of_the_surface():
+    fit, _, path = law_of(GRID)
+    law = path.law_of(fit)
+    for refused in (
+        lambda: interval(law, "alpha"),
+        lambda: prediction_interval(law, 1e22),
+        lambda: bootstrap(law, 20),
+        lambda: influence(law),
+        lambda: aicc(law),
+        lambda: law_band(law, [1e22]),
+    ):
+        with pytest.raises(FitError, match="follow from the surface of all runs"):
+            refused()
+
+
+def test_a_fixed_E_is_fixed_in_the_surface_too():
     rows = table(GRID)
     points = frontier(rows, METRIC, params=SIZE)
-    of_points = fit_law(FLOOR, points.flops, points.loss, "squares", floor=1.5)
-    path = surface_path(rows, points, floor=1.5)
-    law = path.law(of_points)
-    assert law.E == path.surface.E == 1.5
-    a, b = path.surface["alpha"], path.surface["beta"]
-    assert law.alpha == pytest.approx(a * b / (a + b), rel=1e-6)
-    N, D = path.at(1e20)
-    assert law.predict(1e20) == pytest.approx(float(path.surface.predict((N, D))), rel=1e-9)
-    assert pytest.approx(1e20, rel=1e-6) == 6 * N * D
+    path = surface_path(rows, points, floor=SURFACE_VALUES["E"])
+    fit = fit_law(
+        FLOOR, points.flops[points.of_law], points.loss[points.of_law], "squares",
+        floor=SURFACE_VALUES["E"],
+    )  # fmt: skip
+    law = path.law_of(fit)
+    assert pytest.approx(SURFACE_VALUES["E"]) == law.E
+    assert (path.E == law.E).all()
+    found = path.interval(fit, "alpha")
+    assert found.low <= law.alpha <= found.high
+    free = law_of(GRID)[2].interval(fit, "alpha")
+    assert found.high - found.low < 0.5 * (free.high - free.low)
+
+
+def of_study(rows, **options):
+    depths = {size: depth for depth, size in enumerate(sorted(rows[SIZE].unique()), start=1)}
+    known = rows.assign(depth=rows[SIZE].map(depths), family="var", status="done")
+    return study(check(known), options=Options(**options))
+
+
+def test_the_whole_report_has_the_law_of_the_surface():
+    rows = table(GRID)
+    fit, points, path = law_of(GRID)
+    done = of_study(rows, at={"C": 1e22})
+    found, choice = done.get(METRIC, "train_flops", "floor"), done.choices[METRIC, "train_flops"]
+    assert found.fit.values == pytest.approx(path.law_of(fit).values)
+    assert choice.get("floor").fit is found.fit
+    assert choice.get("floor").aicc == aicc(fit)
+    assert found.resampled["alpha"] == found.intervals["alpha"]
+    assert found.intervals["alpha"].low <= found.fit.alpha <= found.intervals["alpha"].high
+    assert found.y == tuple(points.loss[points.of_law])
+    assert pytest.approx(done.surfaces[METRIC].fit.E, rel=1e-6) == found.fit.E
+    # A prediction is that of the law; the line with E is the optimum of the surface.
+    predicted = {each.law: each for each in done.predictions if each.label == "L_mean(C)"}
+    best = optimum(path.surface.values, six_nd(), 1e22)[2]
+    assert predicted["floor"].loss == pytest.approx(float(best), rel=1e-6)
+    for name, each in predicted.items():
+        law = done.get(METRIC, "train_flops", name).fit
+        assert each.loss == pytest.approx(float(law.predict(1e22)))
+        assert each.interval.low < each.loss < each.interval.high
+        # Of a new run: no narrower than the noise of .005.
+        assert np.log(each.interval.high / each.interval.low) > 2 * 1.96 * 0.004
+
+
+def test_without_a_surface_the_law_is_that_of_the_points():
+    rows = table(LADDER)
+    points = frontier(rows, METRIC, params=SIZE)
+    assert surface_path(rows, points) is None
+    done = of_study(rows)
+    for law in (PURE, FLOOR):
+        fit = fit_law(law, points.flops[points.of_law], points.loss[points.of_law], "squares")
+        found = done.get(METRIC, "train_flops", law.name)
+        assert found.fit.values == fit.values
+        assert found.fit.flags == fit.flags
+        assert found.path is None
+        expected = frontier_interval(fit, "alpha", points, None)
+        assert found.intervals["alpha"] == expected
 
 
 def test_curves_of_one_length_have_a_surface_of_the_points_inside_runs():

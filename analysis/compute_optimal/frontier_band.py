@@ -1,8 +1,9 @@
 """The law of the frontier: its confidence band from a bootstrap over runs, and its intervals.
 
 The points of one run are dependent, because they share its seed and its data order. Resampling
-single checkpoints would treat them as independent and make the band too narrow. The intervals of
-the law come from the surface of the runs where there is one: it uses all runs (docs/coverage.md).
+single checkpoints would treat them as independent and make the band too narrow. Where the runs have
+a surface L(N, D), the law and its intervals come from the optima of the surface: it uses all runs,
+and the points of a frontier are upper bounds (docs/coverage.md).
 """
 
 from bisect import bisect_right, insort
@@ -15,7 +16,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.compute_optimal.cost import Cost, cost_of
+from analysis import format as formats
+from analysis.compute_optimal.cost import cost_of
 from analysis.compute_optimal.frontier import (
     Candidates,
     Frontier,
@@ -24,7 +26,7 @@ from analysis.compute_optimal.frontier import (
     run_ends,
 )
 from analysis.compute_optimal.surface_optimum import optimum
-from analysis.fitting.fit import Fit, fit_law, solve
+from analysis.fitting.fit import Fit, fit_law, solve, with_parameters
 from analysis.fitting.laws import PURE, SURFACE, Law
 from analysis.fitting.points import FitData, FitError, check_points
 from analysis.fitting.terms import MANY
@@ -40,6 +42,8 @@ _BUDGETS = 9  # at which the optima of a surface are computed
 _RESAMPLES_OF_MANY = 400
 _CURVES = 12  # the least number of runs whose curves are resampled for a surface
 _USABLE = 0.9  # share of the resampled surfaces that must have an optimum
+OF_SURFACE = "the parameters follow from the surface of all runs, not from these points"
+_QUANTILES = 1000  # of the residuals of a surface of more runs
 RESAMPLED = "not calibrated: 87 to 100 % in simulations"  # LOG.md, 8 and 24 runs of one length
 # The points of such a law are upper bounds, and the profile takes them for independent runs.
 NOT_CALIBRATED = "not calibrated: the points are upper bounds"
@@ -131,60 +135,89 @@ def band(
 
 @dataclass(frozen=True)
 class SurfacePath:
-    """The least loss at each budget by resampled surfaces: the frontier that they imply."""
+    """The least loss at each budget by a fitted surface, and by resampled ones: the frontier that
+    they imply, and the laws of this frontier.
+    """
 
     flops: Array  # (m,)
-    best: Array = field(repr=False)  # (m,) by the surface of all runs
-    loss: Array = field(repr=False)  # (B, m)
+    surface: Fit
+    best: Array = field(repr=False)  # (m,) by the surface
+    loss: Array = field(repr=False)  # (B, m) by the resampled surfaces
     E: Array = field(repr=False)  # (B,)
     method: str
-    surface: Fit = field(repr=False)
-    cost: Cost = field(repr=False)
-    of_runs: bool  # whether the surface was fitted to finished runs, not to points inside runs
+    resamples: int
+    rejected: int  # resamples without an optimum at each budget
 
-    def law(self, fit: Fit) -> Fit:
-        """`fit`, a law of the frontier's points, with the parameters that follow from the surface:
-        the law closest to its least losses, for a law with E exactly.
+    def values(self, law: Law) -> dict[str, Array]:
+        """The parameters of `law` closest to each resampled frontier, by name, (B,) each.
 
-        The points are upper bounds, because only some sizes were run, so their own fit is biased:
-        on a grid of 6 sizes × 5 lengths its α is .115 where the true one is .154 (LOG.md).
+        A line is fitted by least squares in the logs in which the law is one; E is that of the
+        surface. Where C = k N^q D the law with E is exact, with the exponent αβ / (qα + β).
         """
-        along = fit_law(fit.law, self.flops, self.best, "squares", floor=fit.floor)
-        free = [f"α = {fit.alpha:.3g}"]
-        free += [f"E = {fit.E:.3g}"] if fit.law.floor and fit.floor is None else []
-        return fit.with_parameters_of(
-            along,
-            "its parameters follow from the surface of the runs; the frontier's points alone, "
-            f"which are upper bounds, give {' and '.join(free)}",
-        )
+        return self._lines(law, self.loss, self.E)
 
-    def at(self, C: float) -> tuple[float, float]:
-        """The best N and D for C FLOPs."""
-        N, D, _ = (float(each) for each in optimum(self.surface.values, self.cost, C))
-        return N, D
+    def law_of(self, fit: Fit) -> Fit:
+        """The law of the frontier with the parameters of the surface, for the points of `fit`.
 
-    def band(self, level: float = 0.95) -> tuple[Array, Array]:
-        """(m,) percentiles of the least loss at `flops`."""
-        low, high = np.quantile(self.loss, [(1 - level) / 2, (1 + level) / 2], axis=0)
-        return low, high
+        `fit`: a law fitted to the points of a frontier. They are upper bounds, so their own law is
+        biased.
+        """
+        lines = self._lines(fit.law, self.best[None], np.array([self.surface.E]))
+        values = {name: float(each[0]) for name, each in lines.items()}
+        span, origin = self.interval(fit, "alpha"), OF_SURFACE
+        if not span.low <= fit.alpha <= span.high:
+            origin += (
+                f"; the points alone give α = {formats.exponent(fit.alpha)}, outside the interval: "
+                "they are upper bounds"
+            )
+        certificate = self.surface.certificate
+        of_law = tuple(each for each in certificate.bounds if fit.law.floor and each[:2] == "E ")
+        return with_parameters(fit, values, origin, replace(certificate, bounds=of_law))
 
     def interval(self, fit: Fit, name: str, level: float = 0.95) -> Interval:
-        """The percentile interval of α or E of a law of the frontier, `fit`.
+        """The percentile interval of α or E of the law of `fit`."""
+        values = self.values(fit.law)[name]
+        return self._interval(values[np.isfinite(values)], level, self.method)
 
-        α is the slope of the logs in which the law is a line. It is exact for L(C) with E; without
-        E it is that of the line closest to the frontier.
+    def band(self, law: Law, flops: Array, level: float = 0.95) -> tuple[Array, Array]:
+        """Low and high end of the pointwise band of the law at `flops` (m,), by percentiles."""
+        columns: Any = {name: each[:, None] for name, each in self.values(law).items()}
+        low, high = np.nanquantile(law.predict(flops, columns), _tails(level), axis=0)
+        return low, high
+
+    def prediction_interval(self, fit: Fit, flops: float, level: float = 0.95) -> Interval:
+        """The interval of L of a new run at the optimum of `flops`, by the law of `fit`.
+
+        The resampled laws there, each with the residuals of the surface, which are scaled by
+        sqrt(n / (n - p)).
         """
-        values = self.E
-        if name != "E":
-            below = self.E[:, None] if fit.law.floor else 0.0
-            above = 1 - self.loss if fit.law.odds else 1.0
-            with np.errstate(invalid="ignore"):
-                height = np.log((self.loss - below) / above)
-            u = np.log(self.flops) - np.log(self.flops).mean()
-            values = -(height @ u) / (u @ u)
-        tails = [(1 - level) / 2, (1 + level) / 2]
-        low, high = np.quantile(values[np.isfinite(values)], tails)
-        return Interval(float(low), float(high), level, self.method, basis(self.surface))
+        columns: Any = self.values(fit.law)
+        drawn, surface = np.log(fit.law.predict(flops, columns)), self.surface
+        scatter = surface.residuals * np.sqrt(surface.points / (surface.points - surface.free))
+        if len(scatter) > _QUANTILES:
+            scatter = np.quantile(scatter, (np.arange(_QUANTILES) + 0.5) / _QUANTILES)
+        losses = np.exp(drawn[np.isfinite(drawn), None] + scatter)
+        return self._interval(losses, level, f"{self.method}, of a new run")
+
+    def _interval(self, values: Array, level: float, method: str) -> Interval:
+        low, high = np.quantile(values, _tails(level))
+        return Interval(float(low), float(high), level, method, basis(self.surface))
+
+    def _lines(self, law: Law, loss: Array, E: Array) -> dict[str, Array]:
+        """The parameters of the lines closest to `loss` (B, m), with the irreducible losses E."""
+        below = E[:, None] if law.floor else 0.0
+        above = 1 - loss if law.odds else 1.0
+        with np.errstate(invalid="ignore", divide="ignore"):
+            height = np.log((loss - below) / above)
+        log_C = np.log(self.flops)
+        u = log_C - log_C.mean()
+        alpha = -(height @ u) / (u @ u)
+        lines = {"A": np.exp(height.mean(axis=1) + alpha * log_C.mean()), "alpha": alpha}
+        return lines | ({"E": E} if law.floor else {})
+
+
+def _tails(level: float) -> list[float]:
+    return [(1 - level) / 2, (1 + level) / 2]
 
 
 def surface_path(
@@ -193,13 +226,16 @@ def surface_path(
     objective: str = "squares",
     resamples: int = RESAMPLES,
     floor: float | None = None,
+    weights: str | None = None,
 ) -> SurfacePath | None:
-    """The frontiers of the surfaces fitted to resampled finished runs; None if there is no surface.
+    """The frontier of the surface of all finished runs, and those of resampled ones; None if there
+    is no surface.
 
     `runs` has the frontier's columns. Where finished runs have no surface, as with one length, the
-    points inside runs have one, if they count. The surface is refused where N and D do not vary,
-    where the FLOPs are no function of N and D, or where a tenth of the resamples have no optimum.
-    `floor` fixes E.
+    points inside runs have one, if they count. `floor` fixes E; `weights` is the column of the
+    weights of runs. The surface is refused where N and D do not vary, where the FLOPs are no
+    function of N and D, where it is no law (an exponent at its bound, or whose interval contains
+    0), or where a tenth of the resamples have no optimum.
     """
     ends = run_ends(runs, frontier.metric, frontier.params)
     try:
@@ -210,25 +246,34 @@ def surface_path(
     inputs = known[frontier.params].to_numpy(float), known.tokens_seen.to_numpy(float)
     draws = None
     with suppress(FitError):
-        fit = fit_law(SURFACE, inputs, known[frontier.metric], objective, floor=floor)
+        w = None if weights is None else known[weights].to_numpy(float)
+        fit = fit_law(SURFACE, inputs, known[frontier.metric], objective, floor=floor, weights=w)
         draws = bootstrap_of_surface(fit, resamples if fit.points <= MANY else _RESAMPLES_OF_MANY)
-    of_runs = draws is not None
     if draws is None:
         with suppress(FitError):
             draws = _surfaces_inside_runs(frontier, objective, resamples, floor)
-    if draws is None:
+    if draws is None or not _is_law(draws):
         return None
     fit = draws.fit
     fitted = frontier.flops[frontier.of_law]
     flops = np.geomspace(fitted[0], fitted[-1], _BUDGETS)
     columns = {name: values[:, None] for name, values in draws.values.items()}
-    best, loss = (optimum(each, cost, flops)[2] for each in (fit.values, columns))
-    usable = np.asarray(np.isfinite(loss).all(axis=1))
+    best, loss = optimum(fit.values, cost, flops)[2], optimum(columns, cost, flops)[2]
+    usable = np.isfinite(loss).all(axis=1)
     if usable.mean() < _USABLE or not np.isfinite(best).all():
         return None
     method = f"optima of the surface, percentile {draws.method}"
-    E = np.broadcast_to(draws.values["E"], len(usable))[usable]
-    return SurfacePath(flops, best, loss[usable], E, method, fit, cost, of_runs)
+    return SurfacePath(
+        flops, fit, best, loss[usable], draws.values["E"][usable], method, int(usable.sum()),
+        int((~usable).sum()),
+    )  # fmt: skip
+
+
+def _is_law(draws: Bootstrap) -> bool:
+    """Whether the loss falls in both N and D, beyond doubt."""
+    bounds = {bound.split()[0] for bound in draws.fit.certificate.bounds}
+    exponents = [name for _, name in draws.fit.law.powers]
+    return not bounds & {*exponents} and all(draws.interval(each).low > 0 for each in exponents)
 
 
 def _surfaces_inside_runs(
@@ -241,7 +286,8 @@ def _surfaces_inside_runs(
     points = frontier.candidates
     if not frontier.within_runs or len(points.runs) < _CURVES or np.isnan(points.tokens).any():
         return None
-    fit = fit_law(SURFACE, (points.size, points.tokens), points.loss, objective, floor=floor)
+    inputs = (points.size, points.tokens)
+    fit = fit_law(SURFACE, inputs, points.loss, objective, floor=floor)
     count = resamples if fit.points <= MANY else _RESAMPLES_OF_MANY
     drawn = bootstrap(fit, count, clusters=points.run, of_clusters="runs with their curves")
     return drawn.widened(len(points.runs) - fit.free)
@@ -252,9 +298,9 @@ def frontier_interval(
 ) -> Interval:
     """The interval of α or E of a law of a frontier.
 
-    From the surface where there is one, as the law itself (`SurfacePath.law`); else from resampled
-    runs, where the points of the law are uncensored; else by profile. Only the first reaches its
-    level in simulations, so the others are marked.
+    From the surface where there is one, as its parameters are (`SurfacePath.law_of`); else from
+    resampled runs, where the points of the law are uncensored; else by profile. Only the first
+    reaches its level in simulations, so the others are marked.
     """
     if path is not None:
         return path.interval(fit, name, level)

@@ -1,7 +1,7 @@
 """Fit a law to points, with diagnostics of the fit."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -45,6 +45,8 @@ class Fit:
     data: FitData = field(repr=False)  # the points and weights
     theta: Array = field(repr=False, compare=False)  # (p,), in the solver's centred logs
     floor: float | None = None  # the fixed value of E; None where E is free or absent
+    # Why the parameters are no optimum of these points, in words; "" where they are one.
+    origin: str = ""
 
     def __getitem__(self, name: str) -> float:
         return self.values[name]
@@ -109,7 +111,8 @@ class Fit:
         ]
         if self.law.sigmoid and self["S"] < self.E:
             against.append(f"the score rises with the loss: E = {self.E:.3g}, S = {self['S']:.3g}")
-        return (*self.certificate.flags, *against, *self.data.notes)
+        origin = (self.origin,) if self.origin else ()
+        return (*origin, *self.certificate.flags, *against, *self.data.notes)
 
     @property
     def residuals(self) -> Array:
@@ -127,20 +130,12 @@ class Fit:
         """L at `x`: an array, or a tuple of arrays for a law of several variables."""
         return self.law.predict(x, self.values)
 
-    def with_parameters_of(self, other: "Fit", note: str) -> "Fit":
-        """The same points with the parameters of `other`, a fit of the same law to other points.
-
-        The certificate is that of `other`; `note` is a warning that says where they come from.
-        These parameters are no optimum of the points: no profile of the result has a meaning.
+    def refuse_other_origin(self) -> None:
+        """Raises FitError where the parameters are no optimum of the points: what is computed from
+        the rise of the objective above its optimum, or from refits, has no meaning there.
         """
-        theta, values = self.data.theta(other.values), dict(other.values)
-        r, r2 = _correlation(self.data, self.law, values)
-        data = replace(self.data, notes=(*self.data.notes, note))
-        rms = _rms_relative_error(data, theta)
-        return replace(
-            self, values=values, r=r, r2=r2, rms_relative_error=rms,
-            certificate=other.certificate, data=data, theta=theta,
-        )  # fmt: skip
+        if self.origin:
+            raise FitError(f"{self.law.formula}: {self.origin}")
 
     def as_dict(self) -> dict[str, Any]:
         """The fit as plain numbers and strings, with formula, units and flags."""
@@ -220,6 +215,25 @@ def fit_law(
     r, r2 = _correlation(data, law, values)
     rms = _rms_relative_error(data, theta)
     return Fit(law, objective, values, r, r2, rms, certificate, data, theta, floor)
+
+
+def with_parameters(
+    fit: Fit, values: Mapping[str, float], origin: str, certificate: Certificate
+) -> Fit:
+    """The same points with other parameters of the law, found elsewhere.
+
+    r, R² and the error are those of the points against the new line. `origin` says where the
+    `values` come from, and `certificate` belongs to that fit. Whatever needs an optimum of the
+    points refuses the result.
+    """
+    values = {name: float(values[name]) for name in fit.values}
+    _refuse_overflow(values)
+    theta = fit.data.theta(values)
+    r, r2 = _correlation(fit.data, fit.law, values)
+    return replace(
+        fit, values=values, r=r, r2=r2, rms_relative_error=_rms_relative_error(fit.data, theta),
+        certificate=certificate, theta=theta, origin=origin,
+    )  # fmt: skip
 
 
 def _rms_relative_error(data: FitData, theta: Array) -> float:

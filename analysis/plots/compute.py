@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from analysis.compute_optimal.frontier import Frontier, FrontierError
-from analysis.compute_optimal.frontier_band import Band, band
+from analysis.compute_optimal.frontier_band import Band, SurfacePath, band
 from analysis.fitting.fit import Fit, fit_law
 from analysis.fitting.laws import PURE, Law
 from analysis.fitting.points import FitError
@@ -35,7 +35,8 @@ from analysis.plots.style import (
     styled,
 )
 from analysis.selection.select import has_irreducible_loss
-from analysis.study import METRICS, LawResult, Study
+from analysis.study import METRICS, Study
+from analysis.uncertainty.intervals import Interval
 
 COMPUTE, TOKENS = "$C$, training compute (FLOP)", "$D$, training tokens seen"
 _RESAMPLES = 400  # of a band: enough for a figure
@@ -61,7 +62,9 @@ def laws_in_compute(study: Study) -> Figure | None:
             if f is not None and (not f.fit.law.floor or has_irreducible_loss(f.fit))
         ]
         laws |= {f.fit.law.name for f in shown}
-        draw_frontier(panel, study.frontiers[metric], shown)
+        alphas = [f.intervals.get("alpha") for f in shown]
+        paths = [f.path for f in shown]
+        draw_frontier(panel, study.frontiers[metric], [f.fit for f in shown], alphas, paths)
         panel.set(ylabel=metric_label(study, metric), xlabel=COMPUTE)
         legend_inside(panel)
         logarithmic(panel)
@@ -72,27 +75,31 @@ def laws_in_compute(study: Study) -> Figure | None:
     return figure
 
 
-def draw_frontier(panel: Axes, frontier: Frontier, laws: Sequence[LawResult | Fit]) -> None:
+def draw_frontier(
+    panel: Axes, frontier: Frontier, fits: list[Fit], alphas: Sequence[Interval | None] = (),
+    paths: Sequence[SurfacePath | None] = (),
+) -> None:  # fmt: skip
     """Draw frontier points, hollow if they are upper bounds, and laws with bootstrap bands.
 
-    α's interval in the legend is that of the law, or for a fit that of its band.
+    `alphas`: the intervals of α in the legend, one for each fit; by default those of the bands.
+    `paths`: the surfaces that the laws follow from, one for each fit, None for one of the points.
     """
     for selected, face in ((~frontier.censored, BLUE), (frontier.censored, "white")):
         panel.plot(
             frontier.flops[selected], frontier.loss[selected], "o", color=BLUE, mfc=face, zorder=4,
             ms=marker_size(len(frontier.flops), 2.0), mew=0.9,
         )  # fmt: skip
-    for law in laws:
-        fit = law if isinstance(law, Fit) else law.fit
-        path = None if isinstance(law, Fit) else law.path
-        band_arrays: Any = False
-        drawn = frontier_band(frontier, fit) if path is None else None
-        if drawn is not None:
-            band_arrays = drawn.flops, drawn.low, drawn.high
-        elif path is not None and fit.law.floor:  # the law without E is not the surface's
-            band_arrays = path.flops, *path.band()
-        of_band = drawn.interval("alpha") if drawn else None
-        alpha = of_band if isinstance(law, Fit) else law.intervals.get("alpha")
+    for index, fit in enumerate(fits):
+        path = paths[index] if paths else None
+        bootstrap_band = None if path else frontier_band(frontier, fit)
+        band_arrays: bool | tuple[Any, Any, Any] = False
+        if bootstrap_band:
+            band_arrays = (bootstrap_band.flops, bootstrap_band.low, bootstrap_band.high)
+        if path:
+            flops = np.geomspace(frontier.flops[0], frontier.flops[-1], 50)
+            band_arrays = (flops, *path.band(fit.law, flops))
+        alpha = bootstrap_band.interval("alpha") if bootstrap_band else None
+        alpha = alphas[index] if alphas else alpha
         draw_law(panel, fit, band=band_arrays, label=fit_label(fit, alpha), ahead=0.15)
     panel.set(xscale="log", yscale="log")
 

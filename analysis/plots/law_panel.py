@@ -54,8 +54,9 @@ def law_band(fit: Fit, x: ArrayLike, level: float = 0.95) -> tuple[Array, Array]
     Linearised: log L ± t s √(gᵀ M⁻¹ g), with g the gradient with respect to θ, M = Σ w g gᵀ over
     the points, and s² the sum of squared log residuals over the degrees of freedom. It is an
     approximation for figures; the profile (`analysis.prediction_interval`) is exact for a law with
-    E. Raises ValueError for a law of repeated data.
+    E. Raises ValueError for a law of repeated data, FitError for parameters that are no optimum.
     """
+    fit.refuse_other_origin()
     points, theta = fit.data.points, fit.theta[None]
     if points.repeats is not None:
         raise ValueError(f"{fit.law.name}: the band of a law of repeated data is not drawn")

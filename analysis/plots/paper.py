@@ -149,7 +149,10 @@ def _draw_compute_law(study: Study, metric: str, variable: str) -> Figure:
     laws, rows = _shown(study, metric, variable), study.table.rows
     styles = size_styles(float(each) for each in rows[study.size].dropna().unique())
     draw_runs(panel, rows, variable, metric, study.size, styles)
-    draw_frontier(panel, study.frontiers[metric], laws)
+    draw_frontier(
+        panel, study.frontiers[metric], [law.fit for law in laws],
+        [law.intervals.get("alpha") for law in laws], [law.path for law in laws],
+    )  # fmt: skip
     _labels(panel, study, metric, COMPUTE)
     _legend(panel, laws)
     logarithmic(panel)

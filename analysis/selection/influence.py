@@ -38,6 +38,7 @@ def influence(fit: Fit) -> tuple[Influence, ...]:
     width 1e-6, not the exact corner. Raises FitError where n - 1 points are no more than the
     parameters.
     """
+    fit.refuse_other_origin()
     data = fit.data
     if fit.points <= fit.free + 1:
         raise FitError(

@@ -1,7 +1,8 @@
 """The loss that a fitted law predicts at given N, D or C, with the interval of a new run there."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from analysis.fitting.fit import Fit
 from analysis.fitting.points import FitError
@@ -21,11 +22,13 @@ class Prediction:
 
 
 def predict(
-    fit: Fit, label: str, variables: tuple[str, ...], at: Mapping[str, float]
-) -> Prediction:
+    fit: Fit, label: str, variables: tuple[str, ...], at: Mapping[str, float],
+    interval_at: Callable[[Fit, Any], Interval] = prediction_interval,
+) -> Prediction:  # fmt: skip
     """The prediction of `fit` at the values `at` of its `variables`, named as in the label.
 
-    Raises FitError where a variable has no value.
+    `interval_at` gives the interval of a new run there. Raises FitError where a variable has no
+    value.
     """
     missing = [name for name in variables if name not in at]
     if missing:
@@ -34,7 +37,7 @@ def predict(
     x = point if len(point) > 1 else point[0]
     span, notes = None, []
     try:
-        span = prediction_interval(fit, x)
+        span = interval_at(fit, x)
     except FitError as error:
         notes.append(f"no interval: {error}")
     for name, value, fitted in zip(variables, point, fit.law.arrays(fit.data.x), strict=True):

@@ -44,6 +44,8 @@ class Candidate:
     """One law fitted to the points, with the statistics for the comparison."""
 
     name: str  # "pure", "floor", "floor fixed", "logit"
+    # Of L(C) it may have the parameters of the surface. The other statistics are always those of
+    # the fit to the points.
     fit: Fit
     aicc: float | None  # None where n - k < 2; only differences have a meaning
     r2: float  # of log L, so comparable between laws; `fit.r2` is not
@@ -205,6 +207,7 @@ def aicc(fit: Fit) -> float | None:
     of residuals of L and of log L can be compared: all are likelihoods of log L, and the Jacobian
     of L is 0, because L is in units of its geometric mean.
     """
+    fit.refuse_other_origin()
     # The scale of the residuals is fitted too and counts as a parameter.
     n, k = fit.points, fit.free + 1
     if n - k < 2:

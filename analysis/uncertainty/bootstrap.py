@@ -104,6 +104,7 @@ def bootstrap(
     """
     if clusters is not None and strata is not None:
         raise FitError("give clusters or strata, not both")
+    fit.refuse_other_origin()
     generator = np.random.default_rng(seed)
     scheme = _scheme(fit.points, clusters, strata, of_clusters)
     units = fit.points if scheme.labels is None else int(scheme.labels.max()) + 1

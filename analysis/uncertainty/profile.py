@@ -41,6 +41,7 @@ class Problem:
 
     @staticmethod
     def of(fit: Fit, points: Points | None = None, theta: Array | None = None) -> "Problem":
+        fit.refuse_other_origin()
         points = points or fit.data.points
         theta = fit.theta if theta is None else theta
         weights, log_floor = fit.data.weights[None], fit.data.log_floor(fit.floor)
