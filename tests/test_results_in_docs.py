@@ -126,6 +126,28 @@ def test_the_page_of_coverage_is_that_of_its_table():
     assert page == simulate.page(), "run `python benchmarks/coverage.py --page`"
 
 
+def test_printed_intervals_cover_92_to_97_percent_under_the_true_law():
+    """Up to two standard errors of the simulations more. Not those that reports call "not
+    calibrated", nor laws without E, which are not the true law.
+    """
+    known = json.loads((ROOT / "docs/tables/coverage.json").read_text())
+    true, forms = known["worlds"]["true law"], known["forms"]
+    cells = [
+        (name, cell["covered"], forms["of_huber" if "Huber" in name else "simulations"])
+        for column in forms["designs"].values()
+        for name, cell in column.items()
+    ] + [
+        (name, cell["covered"], true["simulations"])
+        for column in true["designs"].values()
+        for name, cell in column.items()
+        if "without E" not in name and not cell["labelled"] and cell["covered"] is not None
+    ]
+    assert len(cells) > 100
+    for name, covered, simulations in cells:
+        error = (0.95 * 0.05 / simulations) ** 0.5
+        assert 0.92 <= covered <= 0.97 + 2 * error, name
+
+
 def test_figures_are_those_of_their_tables_or_records():
     assert result_figures.stale() == []
 
