@@ -103,6 +103,49 @@ def test_an_error_rate_that_rises_with_size_is_found():
     assert caught["error_rises_with_size"].metrics == ("val_error",)
 
 
+def flat(sizes, count, slope, seed, tokens=None):
+    """`count` runs of each size: log L has this slope in log N, and noise of 1 %."""
+    every = np.repeat(sizes, count)
+    noise = np.random.default_rng(seed).normal(0, 0.01, len(every))
+    frame = pd.DataFrame({"params_total": every, "val_loss": 3 * every**slope * np.exp(noise)})
+    return frame if tokens is None else frame.assign(tokens_seen=np.tile(tokens, len(sizes)))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "tokens"), [(3, (1e9,)), (6, (1e9,)), (6, (1e9,) * 3), (5, (1e9, 4e9, 2e10))]
+)
+def test_noise_alone_is_said_to_rise_at_most_in_five_per_cent(sizes, tokens):
+    """Half of the fitted slopes are positive; of 300, 15 are expected to be significant."""
+    grid, rises, within = np.geomspace(1e6, 1e9, sizes), 0, 0
+    for seed in range(300):
+        finals = check(flat(grid, len(tokens), 0.0, seed, tokens)).finals
+        caught = [caveat.check for caveat in plausible.loss_rises_with_size(finals, finals)]
+        rises += "loss_rises_with_size" in caught
+        within += "no_change_with_size" in caught
+    assert 4 <= rises <= 26  # 15 and 3 standard deviations
+    assert 115 <= rises + within <= 185
+
+
+def test_a_rise_within_the_noise_is_said_to_be_no_change_and_announces_no_law():
+    grid = np.geomspace(1e6, 1e9, 6)
+    caught = next(
+        caught for seed in range(20)
+        if "no_change_with_size" in (caught := found(flat(grid, 1, 0.0, seed)))
+    )["no_change_with_size"]  # fmt: skip
+    assert caught.reason == "val_loss does not change with size by more than the noise"
+    low, high = map(float, re.findall(r"interval of (-[\d.e-]+) to ([\d.e-]+)\.$", caught.text)[0])
+    assert low < 0 < high
+    assert caught.metrics == ("val_loss",)
+
+
+@pytest.mark.parametrize(("sizes", "count"), [(4, 1), (6, 1), (3, 3)])
+def test_a_clear_rise_is_found_above_the_noise(sizes, count):
+    """The loss rises by 20 % for each factor of 10 in N, or by 74 % in all; the noise is 1 %."""
+    for seed in range(50):
+        rising = flat(np.geomspace(1e6, 1e9, sizes), count, 0.08, seed)
+        assert next(iter(found(rising))) == "loss_rises_with_size"
+
+
 def test_over_fitted_runs_are_named_and_contradict_every_law():
     frame = good()
     late = final(frame) & (frame.depth >= 5)

@@ -35,6 +35,7 @@ _UNITS = {
 }
 _UNIT_TOLERANCE = 0.03
 _NO_RANGE = 0.1  # standard deviation of the log of a variable below which it is constant
+_RISING = 0.05  # level of the one-sided t test of a slope
 _MIN_RUNS = 8  # for two groups of residuals: with fewer runs, noise often looks like two groups
 
 
@@ -82,12 +83,12 @@ def size_column(rows: pd.DataFrame) -> str:
 
 
 def loss_rises_with_size(finals: pd.DataFrame, rows: pd.DataFrame) -> list[Caveat]:
-    """The held-out loss rises with N, at equal D where the table has several D."""
+    """The held-out loss does not fall with N, at equal D where the table has several D."""
     return [caveat for name in SCORES[:2] for caveat in _rising(finals, name)]
 
 
 def error_rises_with_size(finals: pd.DataFrame, rows: pd.DataFrame) -> list[Caveat]:
-    """The held-out error rate rises with N, at equal D where the table has several D."""
+    """The held-out error rate does not fall with N, at equal D where the table has several D."""
     return [caveat for name in SCORES[2:] for caveat in _rising(finals, name)]
 
 
@@ -277,6 +278,11 @@ CHECKS: tuple[Check, ...] = (
 
 
 def _rising(finals: pd.DataFrame, metric: str) -> list[Caveat]:
+    """A caveat where the score rises with N, or its fitted rise is within the noise of the runs.
+
+    A fall within the noise is no caveat of the table: the interval of each law's exponent, which
+    then contains 0, says so.
+    """
     known = _points(finals, metric)
     design = _design(known, curved=False)
     sizes = known[size_column(known)]
@@ -284,13 +290,22 @@ def _rising(finals: pd.DataFrame, metric: str) -> list[Caveat]:
     if len(known) <= design.shape[1] or np.log(sizes).std() < 2 * _NO_RANGE:
         return []
     y = known[metric].to_numpy(dtype=float)
-    slope = float(np.linalg.lstsq(design, np.log(y), rcond=None)[0][1])
+    slope, error = _slope(design, np.log(y))
     if slope < 1e-9:  # a flat line with rounding errors does not rise
         return []
+    at_equal = " at equal tokens" if design.shape[1] > 2 else ""
+    freedom = len(known) - design.shape[1]
+    if slope <= stats.t.isf(_RISING, freedom) * error:
+        half = stats.t.isf(0.025, freedom) * error
+        text = (
+            f"{metric} does not change with size{at_equal} by more than the noise: the slope of "
+            f"log {metric} in log N is {slope:.2g}, with a 95 % interval of {slope - half:.2g} to "
+            f"{slope + half:.2g}."
+        )
+        return [Caveat("no_change_with_size", text, metrics=(metric,))]
     ends = known[metric].groupby(sizes).mean()
     before = sizes.map(ends.shift())  # the mean of the next smaller size
     runs = tuple(known.index[(known[metric] > before).to_numpy()].unique())
-    at_equal = " at equal tokens" if design.shape[1] > 2 else ""
     text = (
         f"{metric} rises with size{at_equal}: it is {ends.iloc[0]:.4g} at N = "
         f"{ends.index[0]:,.6g} and {ends.iloc[-1]:.4g} at N = {ends.index[-1]:,.6g}"
@@ -298,6 +313,16 @@ def _rising(finals: pd.DataFrame, metric: str) -> list[Caveat]:
     )
     name = "loss_rises_with_size" if metric in SCORES[:2] else "error_rises_with_size"
     return [Caveat(name, text, runs, (metric,))]
+
+
+def _slope(design: Array, y: Array) -> tuple[float, float]:
+    """The coefficient of log N, the second column, and its standard error. Runs of equal size count
+    as repeats with independent noise.
+    """
+    coefficients = np.linalg.lstsq(design, y, rcond=None)[0]
+    residuals = y - design @ coefficients
+    variance = residuals @ residuals / (len(y) - design.shape[1])
+    return float(coefficients[1]), float(np.sqrt(variance * np.linalg.inv(design.T @ design)[1, 1]))
 
 
 def _points(finals: pd.DataFrame, metric: str) -> pd.DataFrame:
