@@ -166,8 +166,8 @@ def multiplier(
     if point is None:
         ahead, behind = (of, against) if of.best < against.best else (against, of)
         sentence = (
-            f"not reached: the best score of {behind.arm} is {behind.best:.3g}, and {ahead.arm} is "
-            f"never worse than {ahead.worst:.3g}"
+            f"not reached: the best score of {behind.arm} is {behind.best:.3g}, and the smallest "
+            f"{ahead.arm} has {ahead.worst:.3g}"
         )
         return Multiplier(of.arm, against.arm, None, None, None, level, None, sentence)
     # Quantiles of the resampled ratios hold the true factor too seldom (81 % at a factor of 6.5),
