@@ -56,10 +56,9 @@ this design, or was refused. The coverage of laws in one variable is in [laws.md
 How an interval is computed:
 
 - L(C) has the exponent αβ / (α + β) and the floor E of the surface. Without E, the truth is the
-  slope of the line closest to the true frontier. The interval comes from the surface where there is
-  one, and is extended to the value of the frontier's points where that lies outside. With one
-  length, it is the surface of the points inside runs; whole runs are drawn, and widened by
-  Student's t.
+  slope of the line closest to the true frontier. Value and interval come from the surface
+  where there is one. With one length, it is the surface of the points inside runs; whole runs are
+  drawn, and widened by Student's t.
 - a and b are the exponents of N* and D*, C the largest budget.
 - Approach 1 resamples runs. A resample lacks a third of the runs, and sometimes a whole size. Its
   intervals do not reach their level, and the report says so: "not calibrated". The same holds for
