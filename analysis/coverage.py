@@ -257,7 +257,7 @@ def _slope(flops: Array, world: World, column: int, floor: float = 0.0) -> float
 
 
 def _compute_laws(ends: pd.DataFrame, points: Frontier, world: World) -> Iterator[Result]:
-    """The laws L(C). α without E is that of the line closest to the true frontier."""
+    """The laws L(C), of the surface. α without E: the line closest to the true frontier."""
     fitted = points.of_law
     flops = np.geomspace(points.flops[fitted][0], points.flops[fitted][-1], 9)
     path = surface_path(ends, points)
