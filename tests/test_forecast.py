@@ -10,6 +10,7 @@ from conftest import images, tokenizer, trial
 from typer.testing import CliRunner
 
 from analysis.forecasting.forecast import ForecastError, Run, Target, freeze, score
+from analysis.forecasting.prediction import LawMethod
 from analysis.forecasting.seal import ChecksumError, read_with_checksum, save_with_checksum
 from pipelines.cli.main import app
 from pipelines.planning import forecasts
@@ -222,6 +223,22 @@ def test_a_repeated_forecast_writes_nothing_and_a_different_one_does_not_overwri
     (later,) = make_forecasts(home, sweep(), ["d4"], "train_flops", now=1e9 + 60)
     assert later.new
     assert later.path != first.path
+
+
+def test_a_forecast_of_a_sweep_takes_a_fixed_E_and_weights_that_score_judges_by(home):
+    method = LawMethod(E=0.1, weights="depth")
+    (made,) = make_forecasts(home, sweep(), ["d4"], "params_blocks", method=method)
+    assert [run.weight for run in made.forecast.runs] == [1.0, 2.0, 3.0]
+    loss = made.forecast.metrics[0]
+    assert (loss.headline, loss.why) == ("floor", "the law with the fixed E = 0.1")
+    assert loss.quoted.values["E"] == pytest.approx(0.1)
+    assert loss.quoted.spare == 1
+    with pytest.raises(ValueError, match="--weights none: there is no such column"):
+        make_forecasts(home, sweep(), ["d4"], "params_blocks", method=LawMethod(weights="none"))
+    finish(home, sweep(), "d4")
+    (outcome,) = score_all(home, sweep())
+    (grade,) = (each for each in outcome.grades if each.headline and each.metric == "val_loss")
+    assert (grade.law, grade.predicted) == ("floor", loss.quoted.predicted)
 
 
 def test_a_finished_or_unknown_target_is_refused(home):

@@ -7,11 +7,14 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+from analysis.fitting.fit import fit_law
+from analysis.fitting.laws import FLOOR, SURFACE
 from analysis.forecasting.forecast import ForecastError
+from analysis.forecasting.prediction import LawMethod
+from analysis.forecasting.seal import digest, read_with_checksum
 from pipelines.cli.main import app
 from pipelines.cli.terminal.console import format_number
 from pipelines.planning.external_table import TableSource
-from pipelines.planning.forecasts import LawMethod
 from pipelines.planning.table_forecasts import grade_table, make_table_forecasts, score_table
 from pipelines.planning.table_next import TablePlanOptions, next_runs_of_table
 from pipelines.workspace.store import Home
@@ -104,6 +107,81 @@ def test_laws_and_objective_are_those_of_the_options(tmp_path, home):
     (made,) = make_table_forecasts(source, home, ["N=1e10"], LawMethod(("pure",)))
     assert [each.law for each in made.forecast.metrics[0].predictions] == ["pure"]
     assert made.forecast.metrics[0].headline == "pure"
+
+
+@pytest.mark.parametrize(
+    ("rows", "at", "law"), [(line, "N=1e10", FLOOR), (grid, "N=1e10,D=2e11", SURFACE)]
+)
+def test_a_fixed_E_and_weights_are_those_of_the_fit_and_of_the_grade(tmp_path, home, rows, at, law):
+    table = rows().assign(size_of_set=lambda rows: np.linspace(1, 9, len(rows)))
+    source = source_of(tmp_path, table)
+    method = LawMethod(E=1.9, weights="size_of_set")
+    (made,) = make_table_forecasts(source, home, [at], method)
+    assert (made.forecast.E, made.forecast.weights) == (1.9, "size_of_set")
+    assert {run.trial: run.weight for run in made.forecast.runs}["r0"] == 1.0
+    (metric,) = made.forecast.metrics
+    assert metric.quoted.law == law.name
+    assert metric.quoted.values["E"] == pytest.approx(1.9)
+    columns = {"N": table.params_total, "D": table.tokens_seen}
+    x = tuple(columns[name].to_numpy() for name in ("N", "D")[: len(law.variables)])
+    fit = fit_law(
+        law, x if len(x) > 1 else x[0], table.val_loss, "squares", floor=1.9,
+        weights=table.size_of_set,
+    )  # fmt: skip
+    predicted = fit.predict((1e10, 2e11) if len(x) > 1 else 1e10)
+    assert metric.quoted.predicted == pytest.approx(float(predicted))
+    assert metric.quoted.spare == len(table) - fit.free
+    # The forecast is another one without these options, and `score` grades each by its own.
+    make_table_forecasts(source, home, [at], LawMethod(), now=1e9)
+    make_table_forecasts(source, home, [at], LawMethod(E=1.7), now=1e9 + 60)
+    source_of(tmp_path, with_run(rows(), 1e10, 2e11))  # without the column of the weights
+    outcomes = score_table(TableSource(source.name), home)
+    assert [outcome.state for outcome in outcomes] == ["graded"] * 3
+    by_E = {outcome.forecast.E: outcome.grades for outcome in outcomes}
+    assert set(by_E) == {None, 1.7, 1.9}
+    (grade,) = (each for each in by_E[1.9] if each.headline)
+    assert grade.predicted == metric.quoted.predicted
+
+
+def test_a_fixed_E_that_the_points_reject_is_a_caveat_of_the_forecast(tmp_path, home):
+    source = source_of(tmp_path, line())
+    (made,) = make_table_forecasts(source, home, ["N=1e10"], LawMethod(E=0.5), now=1e9)
+    caveats = "\n".join(made.forecast.caveats)
+    assert "val_loss rejects the fixed E = 0.5: the 95 % interval of a fitted E is" in caveats
+    near = LawMethod(E=2.24)  # at 2e10 tokens
+    (made,) = make_table_forecasts(source, home, ["N=1e10"], near, now=1e9 + 60)
+    assert not any("rejects" in text for text in made.forecast.caveats)
+    page = says("forecast", source.name, "--at", "N=1e10", "--fixed", "E=2.3")
+    assert "the law with E = 2.3" in " ".join(page.split())
+
+
+def test_a_forecast_without_the_fields_of_these_options_is_read(tmp_path, home):
+    """Files of earlier versions have neither a fixed E nor weights."""
+    source = source_of(tmp_path, line())
+    (made,) = make_table_forecasts(source, home, ["N=1e10"], LawMethod())
+    content = read_json(made.path)["forecast"]
+    del content["E"], content["weights"]
+    for run in content["runs"]:
+        del run["weight"]
+    assert read_with_checksum({"sha256": digest(content), "forecast": content}) == made.forecast
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--fixed", "alpha=1"), "--fixed alpha=1: only E, the irreducible loss, can be fixed"),
+        (("--fixed", "E=1.8", "--law", "pure"), "--fixed E=1.8: --law pure has no E"),
+        (("--fixed", "E=9"), "--fixed E=9: no law with it can be fitted: .* below all losses"),
+        (("--fixed", "E=9", "--law", "floor"), "the fixed E = 9 must be below all losses"),
+        (("--weights", "none"), "--weights none: there is no such column"),
+        (("--weights", "zero"), "--weights zero: 9 of 9 runs have no positive number there"),
+    ],
+)
+def test_an_E_or_weights_that_no_law_can_use_are_refused_by_the_option(tmp_path, options, message):
+    path = source_of(tmp_path, line(zero=0)).name
+    with pytest.raises(ValueError, match=message):
+        says("forecast", path, "--at", "N=1e10", *options)
+    assert not (tmp_path / "runs-laws").exists()
 
 
 @pytest.mark.parametrize(

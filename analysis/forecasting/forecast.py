@@ -9,10 +9,13 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
+from analysis.fitting.laws import LAWS
 from analysis.fitting.points import FitError
 from analysis.forecasting.prediction import (
-    OBJECTIVE,
+    DEFAULT_METHOD,
+    LawMethod,
     MetricPrediction,
+    Points,
     Prediction,
     predict_metric,
 )
@@ -42,6 +45,7 @@ class Run:
     trial: str
     sizes: dict[str, float]
     measured: dict[str, float]
+    weight: float = 1.0  # in the fits
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class Forecast:
     runs: tuple[Run, ...]
     metrics: tuple[MetricPrediction, ...]
     caveats: tuple[str, ...]
+    E: float | None = None  # the fixed irreducible loss; None: fitted
+    weights: str | None = None  # column of the weights of the runs; None: all are equal
 
     def same_prediction(self, other: "Forecast") -> bool:
         """Whether both predict the same for the same run from the same runs, made at any time."""
@@ -77,14 +83,14 @@ class Forecast:
 def freeze(
     target: Target, runs: Sequence[Run], variable: str, *, sweep: str, time: str,
     commit: str | None, data: str, caveats: Sequence[str] = (), level: float = 0.95,
-    objective: str = OBJECTIVE, laws: Sequence[str] = (),
+    method: LawMethod = DEFAULT_METHOD,
 ) -> Forecast:  # fmt: skip
     """Predict every metric of `runs` at `target`, with `level` prediction intervals of a new run.
 
     `variable` names the size that is the laws' x, or sizes N and D, joined by a comma. Runs without
     it are left out, and a metric to which no law can be fitted is left out; a caveat reports both.
-    `laws`: the names of those that predict, by default pure and floor, or surface. Raises
-    ForecastError if no metric is left.
+    `method.laws`: the names of those that predict, by default pure and floor, or surface. Raises
+    ForecastError if no metric is left, or if the fixed E suits none of them.
     """
     variables = variable.split(",")
     sized = [run for run in runs if all(np.isfinite(run.sizes.get(v, math.nan)) for v in variables)]
@@ -108,20 +114,34 @@ def freeze(
     for metric in dict.fromkeys(metric for run in sized for metric in run.measured):
         measured = [run for run in sized if metric in run.measured]
         try:
-            x = [np.array([run.sizes[v] for run in measured]) for v in variables]
-            y = np.array([run.measured[metric] for run in measured])
-            prediction, no_law = predict_metric(metric, x, y, at, objective, laws, level)
+            points = _points(measured, variables, metric, method.weights is not None)
+            prediction, its_caveats = predict_metric(metric, points, at, method, level)
             metrics.append(prediction)
-            all_caveats += [f"{metric} follows no law: {reason}" for reason in no_law]
+            all_caveats += [f"{metric} {caveat}" for caveat in its_caveats]
         except FitError as error:
             refused.append(f"{metric} is not predicted from {len(measured)} finished runs: {error}")
     if not metrics:
         raise ForecastError(refused[0] if refused else "no finished run has a score")
+    if method.E is not None and not any(_has_E(each) for each in metrics):
+        why = "; ".join(reason for each in metrics for reason in each.refused)
+        raise ForecastError(f"--fixed E={method.E:g}: no law with it can be fitted: {why}")
     return Forecast(
         format=FORMAT, sweep=sweep, target=target, time=time, commit=commit, data=data,
-        variable=variable, objective=objective, extrapolation=extrapolation,
+        variable=variable, objective=method.objective, extrapolation=extrapolation,
         runs=tuple(sized), metrics=tuple(metrics), caveats=(*all_caveats, *refused),
+        E=method.E, weights=method.weights,
     )  # fmt: skip
+
+
+def _points(runs: Sequence[Run], variables: Sequence[str], metric: str, weighted: bool) -> Points:
+    x = tuple(np.array([run.sizes[variable] for run in runs]) for variable in variables)
+    y = np.array([run.measured[metric] for run in runs])
+    return Points(x, y, np.array([run.weight for run in runs]) if weighted else None)
+
+
+def _has_E(metric: MetricPrediction) -> bool:
+    """Whether a law with an irreducible loss E predicts this metric."""
+    return any(LAWS[each.law].floor for each in metric.predictions)
 
 
 # Scores ------------------------------------------------------------------------------------------

@@ -23,10 +23,39 @@ RULE = (
 )
 # The laws of a forecast by the number of their variables; the first ones are the default.
 LAWS_IN_ONE = (PURE.name, FLOOR.name)
+_FIXED = "floor fixed"  # the law with a fixed E in a choice
 LAWS_IN_TWO = (SURFACE.name, TIED.name, INTERACTION.name, VARYING.name)
 
 Array = NDArray[np.float64]
 Point = tuple[float, ...]  # a value of each variable of a law
+
+
+@dataclass(frozen=True)
+class LawMethod:
+    """Which laws predict, and how they are fitted; the defaults are those of a sweep."""
+
+    laws: tuple[str, ...] = ()  # --law; empty: the default laws
+    objective: str = OBJECTIVE  # --objective
+    E: float | None = None  # --fixed: the irreducible loss of every law that has one
+    weights: str | None = None  # --weights: column with the weight of each run
+
+    def refuse_others(self, allowed: Sequence[str], of: str) -> None:
+        """Raise ValueError for a law that is not `allowed` for `of`, which is in words."""
+        for name in self.laws:
+            if name not in allowed:
+                raise ValueError(f"--law {name}: {of} is one of {', '.join(allowed)}")
+
+
+DEFAULT_METHOD = LawMethod()
+
+
+@dataclass(frozen=True)
+class Points:
+    """The runs that have one metric."""
+
+    x: tuple[Array, ...]  # (n,) for each variable
+    y: Array  # (n,)
+    weights: Array | None = None  # (n,); None: all equal
 
 
 @dataclass(frozen=True)
@@ -65,32 +94,55 @@ class MetricPrediction:
 
 
 def predict_metric(
-    metric: str, x: Sequence[Array], y: Array, at: Point, objective: str, laws: Sequence[str],
-    level: float,
-) -> tuple[MetricPrediction, tuple[str, ...]]:  # fmt: skip
-    """The predictions of `metric`, y (n,) at `x`, an array for each variable, and why the runs
-    follow no law. `laws`: those that predict; empty for the default. Raises FitError if there is
-    no prediction.
+    metric: str, points: Points, at: Point, method: LawMethod, level: float
+) -> tuple[MetricPrediction, tuple[str, ...]]:
+    """The predictions of `metric` at `at`, and caveats: that the runs follow no law, or reject the
+    fixed E. Raises FitError if there is no prediction.
     """
-    if len(x) > 1:
-        return _in_two(metric, x, y, at, objective, laws or LAWS_IN_TWO[:1], level), ()
-    choice = choose(x[0], y, objective)
-    chosen = [each for each in choice.candidates if each.name in (laws or LAWS_IN_ONE)]
+    if len(points.x) > 1:
+        return _in_two(metric, points, at, method, level), ()
+    choice = choose(
+        points.x[0], points.y, method.objective, method.E, weights=points.weights
+    )  # fmt: skip
+    # A law with the fixed E replaces the law with a fitted one.
+    fits = {each.name: each for each in choice.candidates}
+    if method.E is not None:
+        fits.pop(FLOOR.name, None)
+        if fixed := fits.pop(_FIXED, None):
+            fits[FLOOR.name] = fixed
+    chosen = {name: fits[name] for name in fits if name in (method.laws or LAWS_IN_ONE)}
     if not chosen:
         raise FitError("; ".join(choice.refused))
     predictions = tuple(
         _prediction(
-            each.name, each.fit, at, level, each.aicc,
+            name, each.fit, at, level, each.aicc,
             None if each.held_out is None else each.held_out.relative_error,
         )
-        for each in chosen
+        for name, each in chosen.items()
     )  # fmt: skip
-    quoted = quoted_law(choice)
-    headline = quoted if quoted in {each.name for each in chosen} else chosen[0].name
+    quoted = FLOOR.name if method.E is not None else quoted_law(choice)
+    headline = quoted if quoted in chosen else next(iter(chosen))
     pure = choice.candidates[0].fit
     no_law = not_a_law(pure, interval(pure, "alpha", level))
-    why = f"{RULE}: {choice.verdict}" if not laws else f"chosen by name; {choice.verdict}"
-    return MetricPrediction(metric, headline, why, predictions, choice.refused), no_law
+    caveats = (
+        *(f"follows no law: {reason}" for reason in no_law), *_rejected(choice, method.E),
+    )  # fmt: skip
+    why = f"{RULE}: {choice.verdict}" if not method.laws else f"chosen by name; {choice.verdict}"
+    if method.E is not None and headline == FLOOR.name:
+        why = f"the law with the fixed E = {method.E:g}"
+    return MetricPrediction(metric, headline, why, predictions, choice.refused), caveats
+
+
+def _rejected(choice: Choice, E: float | None) -> list[str]:
+    """The caveat that the points reject the fixed E; none where they do not."""
+    free = choice.get(FLOOR.name)
+    span = None if E is None or free is None else free.E_interval
+    if E is None or span is None or span.low <= E <= span.high:
+        return []
+    return [
+        f"rejects the fixed E = {E:.4g}: the 95 % interval of a fitted E is {span.low:.4g} to "
+        f"{span.high:.4g}"
+    ]
 
 
 def quoted_law(choice: Choice) -> str:
@@ -103,15 +155,19 @@ def quoted_law(choice: Choice) -> str:
 
 
 def _in_two(
-    metric: str, x: Sequence[Array], y: Array, at: Point, objective: str, laws: Sequence[str],
-    level: float,
-) -> MetricPrediction:  # fmt: skip
+    metric: str, points: Points, at: Point, method: LawMethod, level: float
+) -> MetricPrediction:
     """The predictions by laws in N and D; the first that can be fitted is quoted."""
     predictions, refused = list[Prediction](), list[str]()
-    for name in laws:
+    x, y = points.x, points.y
+    for name in method.laws or LAWS_IN_TWO[:1]:
         try:
-            fit = fit_law(LAWS[name], tuple(x), y, objective)
-            held_out = leave_largest_out(fit.law, tuple(x), y, objective)
+            fit = fit_law(
+                LAWS[name], x, y, method.objective, floor=method.E, weights=points.weights
+            )
+            held_out = leave_largest_out(
+                fit.law, x, y, method.objective, floor=method.E, weights=points.weights
+            )
             error = None if held_out is None else held_out.relative_error
             predictions.append(_prediction(name, fit, at, level, aicc(fit), error))
         except FitError as error_of_fit:

@@ -12,6 +12,7 @@ from pipelines.cli.options import (
     AsJson,
     Columns,
     Complete,
+    Fixed,
     HomeFolder,
     ObjectiveName,
     OnlyLaws,
@@ -31,6 +32,7 @@ from pipelines.cli.terminal.forecasts import (
 from pipelines.execution.speeds.throughput import cluster_throughput
 from pipelines.planning.cost import price_on
 from pipelines.planning.external_table import TableSource, is_table, refuse_table_options
+from pipelines.report.fit_options import fixed_E
 from pipelines.workspace.settings import load_settings
 from pipelines.workspace.store import Home
 
@@ -45,6 +47,10 @@ Variable = Annotated[
     ),
 ]
 _AT_HELP = "TRIAL or OTHER_SWEEP/TRIAL, such as d16; of a table N, N and D, or C of a run that it "
+RunWeights = Annotated[
+    str | None,
+    typer.Option("--weights", help="column with the weight of each run in the laws"),
+]
 _METRICS = Literal["val_loss", "val_loss_last", "val_error", "val_error_last"]
 
 
@@ -63,6 +69,8 @@ def forecast(
     home: HomeFolder = RUNS,
     objective: ObjectiveName = "squares",
     laws: OnlyLaws = None,
+    fixed: Fixed = None,
+    weights: RunWeights = None,
     columns: Columns = None,
     complete: Complete = None,
     where: Where = None,
@@ -73,10 +81,12 @@ def forecast(
 
     Law and interval are written to a file, with which `score` compares the measured loss.
     """
+    from analysis.forecasting.prediction import LawMethod
     from pipelines.planning import forecasts, table_forecasts
 
     source = _source(name, columns, complete, where, out)
-    method = forecasts.LawMethod(tuple(laws or ()), objective)
+    E = fixed_E(fixed or (), laws or ())
+    method = LawMethod(tuple(laws or ()), objective, E, weights)
     if source is None:
         results = forecasts.make_forecasts(
             Home(home), resolve_sweep(name, Home(home)), at, variable or "params_blocks",

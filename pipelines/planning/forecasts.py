@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -20,8 +20,9 @@ from analysis.forecasting.forecast import (
     freeze,
     score,
 )
-from analysis.forecasting.prediction import LAWS_IN_ONE, OBJECTIVE
+from analysis.forecasting.prediction import DEFAULT_METHOD, LAWS_IN_ONE, LawMethod
 from analysis.forecasting.seal import read_with_checksum, save_with_checksum
+from analysis.selection.options import Options
 from analysis.table.table import Table, load_results
 from pipelines.planning.targets import (
     SIZES,
@@ -46,22 +47,11 @@ from pipelines.workspace.store import (
 from var_scaling.disk import is_done, read_json, write_json
 from var_scaling.experiment import ImportedModel, Sweep, Trial
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 METRICS = ("val_loss", "val_loss_last", "val_error", "val_error_last")
 _OUTCOMES = "outcomes.json"
-
-
-@dataclass(frozen=True)
-class LawMethod:
-    """Which laws predict, and how they are fitted; the defaults are those of a sweep."""
-
-    laws: tuple[str, ...] = ()  # --law; empty: the default laws
-    objective: str = OBJECTIVE  # --objective
-
-    def refuse_others(self, allowed: Sequence[str], of: str) -> None:
-        """Raise ValueError for a law that is not `allowed` for `of`, which is in words."""
-        for name in self.laws:
-            if name not in allowed:
-                raise ValueError(f"--law {name}: {of} is one of {', '.join(allowed)}")
 
 
 @dataclass(frozen=True)
@@ -89,7 +79,7 @@ def finished_runs(home: Home, sweep: Sweep) -> Table:
 
 def make_forecasts(
     home: Home, sweep: Sweep, at: Sequence[str], variable: str, now: float | None = None,
-    method: LawMethod = LawMethod(),
+    method: LawMethod = DEFAULT_METHOD,
 ) -> list[FrozenForecast]:  # fmt: skip
     """Predict each target in `at` from the finished runs of `sweep`, and write the forecasts.
 
@@ -128,7 +118,7 @@ def _forecast(
     finished = set(table.finals.trial)
     used = comparable_models([model for model in models if model.name in finished], trial)
     ends = table.finals[table.finals.trial.isin({model.name for model in used})]
-    runs = [run_of(row, str(row["trial"])) for row in ends.to_dict("records")]
+    runs = runs_of(ends, [str(name) for name in ends["trial"]], method)
     check_comparable(used, set(ends["data"]), trial)
     trained = [model for model in used if isinstance(model, Trial)]
     return freeze(
@@ -140,8 +130,7 @@ def _forecast(
         commit=code_version(),
         data=table.fingerprint,
         caveats=caveats(trained, trial, begun),
-        objective=method.objective,
-        laws=method.laws,
+        method=method,
     )
 
 
@@ -150,13 +139,23 @@ def utc(now: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
 
 
-def run_of(row: dict[Any, Any], name: str) -> Run:
-    """The known sizes and metrics in the final row of a run."""
+def runs_of(finals: "pd.DataFrame", names: Sequence[str], method: LawMethod) -> list[Run]:
+    """The runs of these final rows: their known sizes and metrics, and the weights of `method`.
 
-    def present(names: Sequence[str]) -> dict[str, float]:  # neither None nor NaN
+    Raises TableError for weights that are missing or not positive.
+    """
+    weights = Options(weights=method.weights).weights_of(finals)
+
+    def present(row: dict[Any, Any], names: Sequence[str]) -> dict[str, float]:
         return {n: float(row[n]) for n in names if row[n] is not None and row[n] == row[n]}
 
-    return Run(name, present(SIZES), present(METRICS))
+    return [
+        Run(name, present(row, SIZES), present(row, METRICS), float(weight))
+        for row, name, weight in zip(
+            finals.to_dict("records"), names,
+            [1.0] * len(finals) if weights is None else weights, strict=True,
+        )
+    ]  # fmt: skip
 
 
 def _assign_file(

@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.forecasting.forecast import Forecast, ForecastError, Outcome, Target, freeze, score
-from analysis.forecasting.prediction import LAWS_IN_ONE, LAWS_IN_TWO
+from analysis.forecasting.prediction import LAWS_IN_ONE, LAWS_IN_TWO, LawMethod
 from analysis.forecasting.seal import read_with_checksum
 from pipelines.planning.external_table import TableSource, one_group, size_column
 from pipelines.planning.forecasts import (
     METRICS,
     FrozenForecast,
-    LawMethod,
     grade_folder,
-    run_of,
+    runs_of,
     save_outcomes,
     utc,
     write_forecasts,
@@ -93,15 +92,12 @@ def _forecast(
     _refuse_known(source, every, text, point)
     finals = table.finals
     refuse_mixed(finals, text, point)
-    names = run_names(finals)
-    runs = [
-        run_of(row, name) for row, name in zip(finals.to_dict("records"), names, strict=True)
-    ]  # fmt: skip
+    runs = runs_of(finals, list(run_names(finals)), method)
     record = {**source.record, "--law": list(method.laws)}
     made = freeze(
         Target(source.title, point_name(point), point, record), runs, ",".join(point),
         sweep=source.title, time=utc(now), commit=code_version(), data=table.fingerprint,
-        caveats=(_NO_TIMES,), objective=method.objective, laws=method.laws,
+        caveats=(_NO_TIMES,), method=method,
     )  # fmt: skip
     # The range of the runs that are fitted, which `freeze` selects.
     _refuse_inside(made, text, point)

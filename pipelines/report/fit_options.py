@@ -1,6 +1,6 @@
 """The options of `fit` as text from a command line, parsed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,16 +80,9 @@ class FitOptions:
             )
         if self.unique is not None and "repeated" not in self.laws:
             raise ValueError(f"--unique-column {self.unique}: only with --law repeated")
-        fixed = numbers_by_name("--fixed", self.fixed, "E=1.8", minimum=0)
-        if others := [name for name in fixed if name != "E"]:
-            raise ValueError(
-                f"--fixed {others[0]}={fixed[others[0]]:g}: only E, the irreducible loss, can be "
-                "fixed"
-            )
-        if fixed and self.laws and not set(self.laws) - {"pure", "logit"}:
-            raise ValueError(f"--fixed E={fixed['E']:g}: --law {self.laws[0]} has no E")
+        E = fixed_E(self.fixed, self.laws)
         at = point_of_text("--predict", self.predict or "")
-        laws, E, curve = self.laws or LAW_NAMES, fixed.get("E"), self._curve()
+        laws, curve = self.laws or LAW_NAMES, self._curve()
         return Options(laws, E, self.weights, self.budgets, self.unique, curve, at)
 
     def _curve(self) -> str:
@@ -105,6 +98,21 @@ class FitOptions:
 
 
 NO_OPTIONS = FitOptions()
+
+
+def fixed_E(texts: Sequence[str], laws: Sequence[str]) -> float | None:
+    """The value of --fixed, such as "E=1.8"; None where it is not given.
+
+    Raises ValueError for another name than E, and where none of the `laws`, if any, has an E.
+    """
+    fixed = numbers_by_name("--fixed", texts, "E=1.8", minimum=0)
+    if others := [name for name in fixed if name != "E"]:
+        raise ValueError(
+            f"--fixed {others[0]}={fixed[others[0]]:g}: only E, the irreducible loss, can be fixed"
+        )
+    if fixed and laws and not set(laws) - {"pure", "logit"}:
+        raise ValueError(f"--fixed E={fixed['E']:g}: --law {laws[0]} has no E")
+    return fixed.get("E")
 
 
 def _as_text(value: Any) -> str:

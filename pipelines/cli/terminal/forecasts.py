@@ -41,6 +41,8 @@ def forecast_table(frozen: "FrozenForecast") -> Table:
     rule = "the law that the data prefer or, if they prefer none, of the law with E"
     if "," in forecast.variable:
         rule = "the first of the laws"
+    elif forecast.E is not None:
+        rule = f"the law with E = {forecast.E:g}"
     table = new_table(
         "metric", "law", "predicted", "95 %", "", "based on",
         title=f"{target.sweep}/{target.trial}, {sizes}: {forecast.extrapolation:.3g} times the "
