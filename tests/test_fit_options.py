@@ -240,6 +240,36 @@ def test_budgets_of_a_column_group_the_runs():
     assert shown == pytest.approx([1e18, 1e19])
 
 
+def near_budgets(second, *factors):
+    """Seven sizes for each of two budgets; the FLOPs spent are `factors` of the budget."""
+    budgets = np.repeat([1e18, second], 7)
+    N = np.concatenate([np.geomspace(0.4, 2.5, 7) * best for best in (3e8, 3.05e8)])
+    C = budgets * np.resize(factors, 14)
+    L = 1.7 + 400 * N**-0.34 + 410 * (C / (6 * N)) ** -0.28
+    return check(
+        pd.DataFrame(
+            {"params_total": N, "tokens_seen": C / (6 * N), "train_flops": C, "val_loss": L,
+             "nominal": budgets}
+        )
+    )  # fmt: skip
+
+
+def test_budgets_that_differ_by_less_than_the_tolerance_are_kept_apart():
+    options = Options(budgets="nominal", laws=("surface",))
+    found = study(near_budgets(1.03e18, 0.99, 1.01, 1.0), options=options).allocation.isoflops
+    shown = [each.budget for each in found.minima] + [each.budget for each in found.refused]
+    assert sorted(shown) == pytest.approx([1e18, 1.03e18])
+    assert found.unused == 0
+
+
+@pytest.mark.parametrize("second", [1.03e18, 1.07e18])
+def test_runs_nearer_to_another_budget_than_to_their_own_are_refused(second):
+    """The isoFLOPs would count them as runs of the other budget, without a word."""
+    message = r"--budget-column nominal: the budgets 1e\+18 and .* row-2 has the first one, and its"
+    with pytest.raises(TableError, match=message):
+        study(near_budgets(second, 1.0, 1.045), options=Options(budgets="nominal"))
+
+
 # Words that do not fit ---------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.compute_optimal.isoflop import LOG_PARABOLA
+from analysis.compute_optimal.parabola import BUDGET_TOLERANCE
 from analysis.table.validate import TableError
 
 # The laws that a study fits, by name (analysis.fitting.laws).
@@ -33,10 +34,28 @@ class Options:
         return None if self.weights is None else column_of(runs, self.weights, "--weights")
 
     def budgets_of(self, runs: pd.DataFrame) -> list[float] | None:
-        """The different nominal budgets of `runs`; None where no column is named."""
+        """The different nominal budgets of `runs`; None where no column is named.
+
+        Raises TableError where budgets are so close that a run would count as one of another.
+        """
         if self.budgets is None:
             return None
-        return sorted(set(column_of(runs, self.budgets, "--budget-column").tolist()))
+        own = column_of(runs, self.budgets, "--budget-column")
+        budgets = np.unique(own)
+        # As the isoFLOPs do: a run belongs to the nearest budget.
+        spent = runs.train_flops.to_numpy(dtype=float)
+        apart = np.abs(np.log(spent)[:, None] - np.log(budgets))
+        nearest = budgets[apart.argmin(1)]
+        within = np.abs(np.log(spent / own)) <= np.log1p(BUDGET_TOLERANCE)
+        if len(wrong := np.flatnonzero(within & (nearest != own))):
+            first = wrong[0]
+            raise TableError(
+                f"--budget-column {self.budgets}: the budgets {own[first]:.6g} and "
+                f"{nearest[first]:.6g} are too close: {runs.trial.iloc[first]} has the first one, "
+                f"and its FLOPs, {spent[first]:.6g}, are nearer to the second; leave out one of "
+                "the budgets, or give both the same number"
+            )
+        return [float(each) for each in budgets]
 
     def unique_of(self, runs: pd.DataFrame) -> NDArray[np.float64] | None:
         """The different tokens of `runs`, (n,); None where no column is named."""
