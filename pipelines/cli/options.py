@@ -99,7 +99,7 @@ Weights = Annotated[
     typer.Option(
         "--weights",
         help="column with the weight of each run in the laws in N and in N and D; points of "
-        "the compute frontier have equal weights",
+        "a compute frontier without a surface have equal weights",
     ),
 ]
 Predict = Annotated[

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, Group
 from rich.table import Table
 
-from analysis.format import SYMBOLS
 from pipelines.cli.options import RUNS
 from pipelines.cli.terminal.console import new_table
 
@@ -89,6 +88,8 @@ def _add_parameter(
     table: Table, name: str, laws: list[dict[str, Any]], form: str, ends: str
 ) -> None:
     """A row with this parameter and its interval, for each law."""
+    from analysis.format import SYMBOLS
+
     cells = [
         f"{number(each['fit']['values'][name], form)} "
         f"{_interval(each['intervals'].get(name), ends)}"
