@@ -391,14 +391,23 @@ def _laws_of_pair(
 def _of_surface(choice: Choice, paths: Paths) -> Choice:
     """The choice with the laws of the surface where there is one.
 
-    Their parameters are printed; which law is preferred stays decided by the fits to the points.
+    Their parameters are printed. Where the interval of the surface's E excludes 0, the law with E
+    is preferred: the criteria on the points, which are upper bounds, do not count then.
     """
     candidates = [
         each if (path := paths.get(each.fit.floor)) is None
         else replace(each, fit=path.law_of(each.fit))
         for each in choice.candidates
     ]  # fmt: skip
-    return replace(choice, candidates=tuple(candidates))
+    choice = replace(choice, candidates=tuple(candidates))
+    with_E, judgement = choice.get("floor"), choice.judgement
+    span = None if with_E is None or paths.get(None) is None else with_E.E_interval
+    if span is None or span.low <= 0 or judgement.contradictions:
+        return choice
+    reason = f"the E of the surface is between {span.low:.4g} and {span.high:.4g} (95 %)"
+    return replace(
+        choice, judgement=replace(judgement, preferred="floor", reasons=(reason,), doubts=())
+    )
 
 
 def _without_contradicted(choice: Choice, findings: list[LawResult]) -> Choice:

@@ -292,3 +292,10 @@ def test_intervals_cover_under_the_true_law(design):
             if each.simulations and "not calibrated" not in each.method
             and each.covered < 0.95 - 4 * 0.0281}  # fmt: skip
     assert poor == {}
+
+
+def test_the_surface_decides_whether_a_law_of_compute_has_an_irreducible_loss():
+    """The criteria on the points of the frontier, which are upper bounds, leave it open here."""
+    choice = study(check(table(GRID, seed=1).assign(status="done"))).choices[METRIC, "train_flops"]
+    assert choice.preferred == "floor"
+    assert "the E of the surface is between" in choice.verdict
