@@ -111,6 +111,7 @@ def flat(sizes, count, slope, seed, tokens=None):
     return frame if tokens is None else frame.assign(tokens_seen=np.tile(tokens, len(sizes)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "tokens"), [(3, (1e9,)), (6, (1e9,)), (6, (1e9,) * 3), (5, (1e9, 4e9, 2e10))]
 )
@@ -138,6 +139,7 @@ def test_a_rise_within_the_noise_is_said_to_be_no_change_and_announces_no_law():
     assert caught.metrics == ("val_loss",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sizes", "count"), [(4, 1), (6, 1), (3, 3)])
 def test_a_clear_rise_is_found_above_the_noise(sizes, count):
     """The loss rises by 20 % for each factor of 10 in N, or by 74 % in all; the noise is 1 %."""
