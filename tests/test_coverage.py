@@ -267,6 +267,7 @@ def test_a_profile_counts_sizes_where_the_law_misses_their_means():
     assert covers(fit, "alpha", fit.alpha)
 
 
+@pytest.mark.slow
 def test_a_few_simulations_cover_most_of_the_time():
     """All intervals of a table miss together, so the bounds are wide."""
     found = {each.quantity: each for each in simulated_coverage(ISO, TRUE, 12)}

@@ -279,6 +279,7 @@ def test_a_good_sweep_gives_no_false_alarm(seeds):
         assert found(frame[final(frame)].drop(columns=column)) == {}, column
 
 
+@pytest.mark.slow
 def test_noise_alone_rarely_gives_an_alarm():
     alarms = [found(good((2 * k, 2 * k + 1), noise=0.01)) for k in range(60)]
     assert sum(bool(each) for each in alarms) <= 1

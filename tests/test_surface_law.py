@@ -237,6 +237,7 @@ def test_the_published_table_gives_the_published_refit():
     )
 
 
+@pytest.mark.slow
 def test_other_laws_in_n_and_d_are_in_the_latex_table_and_in_mlflow(tmp_path):
     named = ("--law", "tied", "--law", "interaction")
     laws = json.loads(printed(tmp_path, grid(), *named, "--json"))
