@@ -300,3 +300,15 @@ def test_the_surface_decides_whether_a_law_of_compute_has_an_irreducible_loss():
     choice = study(check(table(GRID, seed=1).assign(status="done"))).choices[METRIC, "train_flops"]
     assert choice.preferred == "floor"
     assert "the E of the surface is between" in choice.verdict
+
+
+def test_a_surface_whose_exponent_may_be_0_gives_no_law_of_compute(monkeypatch):
+    rows = table(GRID)
+    noise = np.random.default_rng(1).normal(0, 0.005, len(rows))
+    loss = 1.69 + 406.4 * rows[SIZE] ** -0.34 + 0.5 * rows.tokens_seen**-0.28
+    rows[METRIC] = loss * np.exp(noise)
+    points = frontier(rows, METRIC, params=SIZE)
+    assert surface_path(rows, points) is None
+    # Most resampled surfaces have an optimum: without the rule the law would follow from them.
+    monkeypatch.setattr("analysis.compute_optimal.frontier_band._is_law", lambda draws: True)
+    assert surface_path(rows, points) is not None
