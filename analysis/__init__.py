@@ -18,8 +18,9 @@ from analysis.fitting.laws import (
 )
 from analysis.fitting.points import FitError
 from analysis.fitting.verify import certify
+from analysis.law_result import METRICS
 from analysis.selection.select import choose
-from analysis.study import METRICS, Study, studies, study
+from analysis.study import Study, studies, study
 from analysis.table.table import Table, TableError, load_results, load_table
 from analysis.uncertainty.bootstrap import Bootstrap, bootstrap, seed_noise
 from analysis.uncertainty.intervals import Interval, interval, prediction_interval

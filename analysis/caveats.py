@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from analysis.law_result import METRICS, VARIABLES
 from analysis.selection.rates import rate_sweeps
-from analysis.study import METRICS, VARIABLES, Study
+from analysis.study import Study
 from analysis.table.plausible import Caveat
+from var_scaling.text import counted
 
 _UNFINISHED = ("running", "failed", "waiting")
 _FEW_SIZES = 5
@@ -82,7 +84,7 @@ def _repeats(finals: pd.DataFrame) -> list[Caveat]:
     most = repeated.epochs.max()
     times = f"{most:.1f}" if most < 1e6 else f"{most:.4g}"
     text = (
-        f"{len(repeated)} runs saw their images up to {times} times: "
+        f"Images were seen up to {times} times in {counted(len(repeated), 'run')}: "
         "over-fitting may look like an irreducible loss E."
     )
     return [Caveat("repeated_images", text, _names(repeated))]

@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 from analysis.compute_optimal.approach import (
     Approach,
     NoEstimate,
-    from_envelope,
     from_minima,
     from_surface,
 )
 from analysis.compute_optimal.cost import Cost, six_nd
 from analysis.compute_optimal.frontier import Frontier, FrontierError, frontier, run_ends
-from analysis.compute_optimal.frontier_band import frontier_interval, surface_path
+from analysis.compute_optimal.frontier_law import frontier_interval, surface_path
 from analysis.compute_optimal.isoflop import IsoFlops, isoflops
 from analysis.compute_optimal.surface_optimum import AllocationError, optimal
 from analysis.fitting.fit import fit_law
@@ -148,7 +147,11 @@ def designs() -> tuple[Design, ...]:
         "curves: 8 sizes, one length, 3 seeds", sizes, np.full(24, 3e10),
         np.tile(np.arange(3.0), 8), True, True,
     )  # fmt: skip
-    return iso, curves, grid, one
+    few = Design(
+        "curves: 6 sizes, one length", np.geomspace(3e7, 3e9, 6), np.full(6, 3e10), np.zeros(6),
+        True, True,
+    )  # fmt: skip
+    return iso, curves, grid, one, few
 
 
 @dataclass(frozen=True)
@@ -233,7 +236,6 @@ def results_of(rows: pd.DataFrame, design: Design, world: World) -> Iterator[Res
     budgets = float(ends.train_flops.min()), float(ends.train_flops.max())
     a = _slope(np.geomspace(*budgets, 9), world, 1)
     cost = six_nd()
-    yield from _exponents(1, lambda: from_envelope(points, cost), a)
     if design.name == ISOFLOP:
         parabolas = isoflops(ends[SIZE], ends.train_flops, ends[METRIC], cost=cost)
         yield from _minimum(parabolas, float(np.geomspace(*budgets, 6)[2]), world)

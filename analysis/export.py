@@ -10,9 +10,10 @@ import pandas as pd
 
 from analysis.caveats import caveats
 from analysis.compute_optimal.surface import SurfaceLaw
+from analysis.law_result import METRICS, VARIABLES, LawResult
 from analysis.selection.rates import rate_sweeps
 from analysis.selection.select import exponent_at_bound
-from analysis.study import METRICS, VARIABLES, LawResult, Study
+from analysis.study import Study
 from analysis.summary import main_result
 from analysis.uncertainty.intervals import Interval
 

@@ -1,93 +1,38 @@
 """All laws of a run table with the evidence for and against them: the content of a report."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 
 from analysis.compute_optimal.allocation import Approaches, approaches
 from analysis.compute_optimal.frontier import Frontier, frontier
-from analysis.compute_optimal.frontier_band import (
-    SurfacePath,
-    band,
-    frontier_interval,
-    surface_path,
-)
 from analysis.compute_optimal.surface import SurfaceLaw, fit_surface, mixed_data
 from analysis.fitting.fit import Fit, fit_law
 from analysis.fitting.laws import PURE
 from analysis.fitting.objectives import OBJECTIVES
 from analysis.fitting.points import FitError
+from analysis.law_result import (
+    METRICS,
+    VARIABLES,
+    LawResult,
+    contradictions_of,
+    laws_of_pair,
+    record_refusal,
+)
 from analysis.parallel import in_processes
 from analysis.selection.counting import Convention, by_convention
 from analysis.selection.holdout import HeldOut
 from analysis.selection.options import DEFAULTS, FORM_NAMES, LAW_NAMES, Options
 from analysis.selection.predict import Prediction, predict
-from analysis.selection.select import Candidate, Choice, choose, not_a_law
+from analysis.selection.select import Choice
 from analysis.table.plausible import Caveat, implausible
-from analysis.table.runs import run_names
 from analysis.table.table import Table
-from analysis.uncertainty.bootstrap import SeedNoise, bootstrap, scheme_for, seed_noise
+from analysis.uncertainty.bootstrap import SeedNoise, seed_noise
 from analysis.uncertainty.intervals import Interval, interval, prediction_interval
-
-# Column: (symbol, description, unit). The four metrics of the VAR paper (Eq. 3-4 and Fig. 5-6).
-METRICS = {
-    "val_loss": ("L_mean", "loss, all scales", "nats/token"),
-    "val_loss_last": ("L_last", "loss, last scale", "nats/token"),
-    "val_error": ("Err_mean", "token error, all scales", "share"),
-    "val_error_last": ("Err_last", "token error, last scale", "share"),
-}
-VARIABLES = {
-    "params_blocks": ("N", "weights of the blocks"),
-    "params_total": ("N_total", "all parameters"),
-    "train_flops": ("C", "training FLOPs, along the frontier"),
-}
-ERRORS = ("val_error", "val_error_last")
-IntervalOf = Callable[[Fit, str], Interval]  # the interval of a parameter of a fit
-Paths = dict[float | None, SurfacePath | None]  # by the fixed E of the surface, None: fitted
-
-
-@dataclass(frozen=True)
-class LawResult:
-    """One law of one metric in one variable."""
-
-    metric: str
-    variable: str
-    fit: Fit
-    intervals: dict[str, Interval]  # 95 %, by parameter: α, and E if it was fitted
-    resampled: dict[str, Any]  # bootstrap: method, resamples, rejected, interval and s.e. of α
-    held_out: HeldOut | None  # the largest size, predicted from the smaller ones
-    trials: tuple[str, ...]
-    contradictions: tuple[str, ...] = ()  # of the table: why no law of this metric is announced
-    # Of L(C): the surface that the parameters of `fit` follow from; None: they are a fit to x, y.
-    path: SurfacePath | None = field(default=None, repr=False)
-
-    @property
-    def own_contradictions(self) -> tuple[str, ...]:
-        """Why this fit is no law: its loss does not fall, or its exponent is at a bound."""
-        return not_a_law(self.fit, self.intervals.get("alpha"))
-
-    @property
-    def no_law(self) -> str:
-        """Why this law must not be announced, in words; "" if it may be."""
-        return "; ".join((*self.contradictions, *self.own_contradictions))
-
-    @property
-    def label(self) -> str:
-        return f"{METRICS[self.metric][0]}({VARIABLES[self.variable][0]})"
-
-    @property
-    def x(self) -> tuple[float, ...]:
-        return tuple(np.asarray(self.fit.data.x, dtype=float).tolist())
-
-    @property
-    def y(self) -> tuple[float, ...]:
-        return tuple(self.fit.data.y.tolist())
 
 
 @dataclass(frozen=True)
@@ -126,7 +71,7 @@ class Study:
 
     def contradictions(self, metric: str) -> tuple[str, ...]:
         """What in the table contradicts every law of `metric`; empty if nothing does."""
-        return _contradictions(self.implausible, metric)
+        return contradictions_of(self.implausible, metric)
 
     def unit(self, metric: str) -> str:
         """The unit of `metric`: the table's loss unit if it has one, else the default."""
@@ -229,7 +174,7 @@ def study(
         partial(_laws_in_two, finals, size, objective, options, caveats),
         *(partial(_by_objective, finals, metric, size, options) for metric in METRICS),
     ]
-    of_pair = partial(_laws_of_pair, finals, frontiers, objective, options, caveats)
+    of_pair = partial(laws_of_pair, finals, frontiers, objective, options, caveats)
     jobs += [partial(of_pair, metric, variable) for metric, variable in pairs]
     allocated, in_two, *results = in_processes(jobs, processes, partial(progress, "laws"))
     (allocation, refused), (surfaces, forms, not_in_two) = allocated, in_two
@@ -303,10 +248,10 @@ def _predictions(study: Study) -> tuple[tuple[Prediction, ...], tuple[str, ...]]
     predictions, refusals = list[Prediction](), list[str]()
     for surface in (*study.surfaces.values(), *study.forms):
         label = study.surface_label(surface.metric)
-        with _record_refusal(refusals, label):
+        with record_refusal(refusals, label):
             predictions.append(predict(surface.fit, label, (symbol, "D"), at))
     for finding in study.findings:
-        with _record_refusal(refusals, finding.label):
+        with record_refusal(refusals, finding.label):
             if study.is_mixed(finding):
                 raise FitError("its runs have different D")
             variables = (VARIABLES[finding.variable][0],)
@@ -320,181 +265,13 @@ def _predictions(study: Study) -> tuple[tuple[Prediction, ...], tuple[str, ...]]
     return tuple(predictions), tuple(refusals)
 
 
-@contextmanager
-def _record_refusal(refusals: list[str], label: str) -> Iterator[None]:
-    """Append a ValueError of the block to `refusals` instead of raising it: one result that cannot
-    be computed must not prevent the others.
-    """
-    try:
-        yield
-    except ValueError as error:
-        refusals.append(f"{label}: {error}")
-
-
-def _contradictions(caveats: tuple[Caveat, ...], metric: str) -> tuple[str, ...]:
-    return tuple(each.reason for each in caveats if metric in each.metrics)
-
-
-def _laws_of_pair(
-    finals: pd.DataFrame,
-    frontiers: dict[str, Frontier],
-    objective: str,
-    options: Options,
-    caveats: tuple[Caveat, ...],
-    metric: str,
-    variable: str,
-) -> tuple[Choice | None, list[LawResult], list[str]]:
-    """The choice of law for one metric in one variable, its laws, and the refused results."""
-    points, refusals = _points(finals, frontiers, metric, variable, options), list[str]()
-    if points is None:
-        return None, [], refusals
-    x, y, trials, seeds, weights = points
-    label = f"{METRICS[metric][0]}({VARIABLES[variable][0]})"
-    choice, findings = None, list[LawResult]()
-    interval_of: IntervalOf = interval
-    paths: Paths = {}
-    if variable == "train_flops":
-        of_metric = frontiers[metric]
-        paths = {
-            floor: surface_path(finals, of_metric, objective, floor=floor, weights=options.weights)
-            for floor in {None, options.E}
-        }
-
-        def interval_of(fit: Fit, name: str) -> Interval:
-            return frontier_interval(fit, name, of_metric, paths[fit.floor])
-
-    with _record_refusal(refusals, f"{label}, pure"):
-        choice = choose(
-            x, y, objective, options.E, error_rate=metric in ERRORS, weights=weights,
-            interval_of=interval_of,
-        )  # fmt: skip
-        choice = _of_surface(choice, paths)
-        refusals += [
-            f"{label}, {refusal}" for refusal in choice.refused
-            if refusal.partition(":")[0].split()[0] in options.laws
-        ]  # fmt: skip
-        findings = [
-            replace(
-                _finding(metric, variable, candidate, trials, seeds, interval_of, frontiers, paths),
-                contradictions=_contradictions(caveats, metric),
-            )
-            for candidate in choice.candidates
-            if candidate.fit.law.name in options.laws
-            # A fixed E replaces the free one; the choice shows both.
-            and (candidate.name != "floor" or options.E is None)
-        ]
-        choice = _without_contradicted(choice, findings)
-    compared = {"pure", "floor"} <= set(options.laws)
-    return choice if compared else None, findings, refusals
-
-
-def _of_surface(choice: Choice, paths: Paths) -> Choice:
-    """The choice with the laws of the surface where there is one.
-
-    Their parameters are printed. Where the interval of the surface's E excludes 0, the law with E
-    is preferred: the criteria on the points, which are upper bounds, do not count then.
-    """
-    candidates = [
-        each if (path := paths.get(each.fit.floor)) is None
-        else replace(each, fit=path.law_of(each.fit))
-        for each in choice.candidates
-    ]  # fmt: skip
-    choice = replace(choice, candidates=tuple(candidates))
-    with_E, judgement = choice.get("floor"), choice.judgement
-    span = None if with_E is None or paths.get(None) is None else with_E.E_interval
-    if span is None or span.low <= 0 or judgement.contradictions:
-        return choice
-    reason = f"the E of the surface is between {span.low:.4g} and {span.high:.4g} (95 %)"
-    return replace(
-        choice, judgement=replace(judgement, preferred="floor", reasons=(reason,), doubts=())
-    )
-
-
-def _without_contradicted(choice: Choice, findings: list[LawResult]) -> Choice:
-    """The choice without a preferred law where the points contradict it."""
-    by_name = {finding.fit.law.name: finding for finding in findings}
-    judgement = choice.judgement
-    pure = by_name.get("pure")
-    if pure is not None and (why := pure.no_law):
-        return replace(choice, judgement=replace(judgement, preferred=None, contradictions=(why,)))
-    selected = by_name.get(choice.preferred or "")
-    if selected is None or not selected.no_law:
-        return choice
-    doubts = (*judgement.doubts, f"{choice.preferred}: {selected.no_law}")
-    return replace(choice, judgement=replace(judgement, preferred=None, doubts=doubts))
-
-
-def _points(
-    finals: pd.DataFrame, frontiers: dict[str, Frontier], metric: str, variable: str,
-    options: Options,
-) -> tuple[Any, Any, tuple[str, ...], Any, Any] | None:  # fmt: skip
-    """x, y, trials, seeds and weights of the points of one law; None if the table has none.
-
-    Points of a frontier have no weights: they are selected, and often lie inside runs.
-    """
-    if variable == "train_flops":
-        points = frontiers.get(metric)
-        if points is None:
-            return None
-        of_law = points.of_law
-        trials = tuple(np.array(points.trial)[of_law].tolist())
-        return points.flops[of_law], points.loss[of_law], trials, np.zeros(len(trials)), None
-    known = finals.dropna(subset=[variable, metric])
-    if known.empty:
-        return None
-    seeds = known.seed.astype(object).where(known.seed.notna(), 0)
-    x, y = known[variable].to_numpy(float), known[metric].to_numpy(float)
-    return x, y, tuple(run_names(known)), seeds.to_numpy(), options.weights_of(known)
-
-
-def _finding(
-    metric: str, variable: str, candidate: Candidate, trials: tuple[str, ...], seeds: ArrayLike,
-    interval_of: IntervalOf, frontiers: dict[str, Frontier], paths: Paths,
-) -> LawResult:  # fmt: skip
-    fit = candidate.fit
-    path = paths.get(fit.floor)
-    intervals = {"alpha": interval_of(fit, "alpha")}
-    if candidate.E_interval is not None:
-        intervals["E"] = candidate.E_interval
-    resampled: dict[str, Any] = {}
-    try:
-        if path is not None:
-            alpha = path.values(fit.law)["alpha"]
-            resampled = {
-                "method": path.method, "resamples": path.resamples, "rejected": path.rejected,
-                "unconverged": 0, "alpha": intervals["alpha"],
-                "alpha_se": float(np.nanstd(alpha, ddof=1)),
-            }  # fmt: skip
-        elif variable == "train_flops":
-            # Its points are not runs: a resampled run takes all its points with it.
-            of_runs = band(frontiers[metric], fit.law, fit.objective.name)
-            alpha = of_runs.values["alpha"]
-            resampled = {
-                "method": of_runs.method, "resamples": of_runs.resamples,
-                "rejected": of_runs.rejected, "unconverged": 0,
-                "alpha": of_runs.interval("alpha"), "alpha_se": float(np.std(alpha, ddof=1)),
-            }  # fmt: skip
-        else:
-            drawn = bootstrap(fit, **scheme_for(fit.data.x, seeds))
-            resampled = {
-                "method": drawn.method, "resamples": drawn.resamples, "rejected": drawn.rejected,
-                "unconverged": drawn.unconverged,
-                "alpha": drawn.interval("alpha"), "alpha_se": drawn.standard_error("alpha"),
-            }  # fmt: skip
-    except ValueError as error:  # FitError, FrontierError
-        resampled = {"method": f"none: {error}", "resamples": 0, "rejected": 0}
-    return LawResult(
-        metric, variable, fit, intervals, resampled, candidate.held_out, trials, path=path
-    )
-
-
 def _frontiers(table: Table, size: str, refusals: list[str]) -> dict[str, Frontier]:
     by_metric = {}
     done = table.rows[table.rows.status.isin(["done", "imported"])]
     for metric in METRICS:
         if metric not in done or done[metric].isna().all() or done.train_flops.isna().all():
             continue
-        with _record_refusal(refusals, f"frontier of {METRICS[metric][0]}"):
+        with record_refusal(refusals, f"frontier of {METRICS[metric][0]}"):
             by_metric[metric] = frontier(done, metric, params=size)
     return by_metric
 
@@ -504,7 +281,7 @@ def _conventions(
 ) -> dict[str, tuple[Convention, ...]]:
     by_metric = {}
     for metric in ("val_loss", "val_loss_last"):
-        with _record_refusal(refusals, f"conventions of {METRICS[metric][0]}"):
+        with record_refusal(refusals, f"conventions of {METRICS[metric][0]}"):
             by_metric[metric] = by_convention(
                 finals, metric, PURE, objective, weights=options.weights
             )
@@ -519,7 +296,7 @@ def _by_objective(
     w = options.weights_of(known)
     by_objective, intervals = {}, {}
     for name in OBJECTIVES:
-        with _record_refusal([], ""):  # the laws of the study record the reason
+        with record_refusal([], ""):  # the laws of the study record the reason
             by_objective[name] = fit_law(PURE, known[size], known[metric], name, weights=w)
             intervals[name] = interval(by_objective[name], "alpha")
     return by_objective, intervals
@@ -536,7 +313,7 @@ def _scales(
         return {}
     by_scale, w = {}, options.weights_of(known)
     for k in range(losses.shape[1]):
-        with _record_refusal(refusals, f"loss of scale {k + 1}"):
+        with record_refusal(refusals, f"loss of scale {k + 1}"):
             by_scale[k + 1] = fit_law(PURE, known[size], losses[:, k], objective, weights=w)
     return by_scale
 
@@ -568,7 +345,7 @@ def _laws_in_two(
     forms, without_form = _forms(finals, size, objective, options)
 
     def marked(law: SurfaceLaw) -> SurfaceLaw:
-        return replace(law, contradictions=_contradictions(caveats, law.metric))
+        return replace(law, contradictions=contradictions_of(caveats, law.metric))
 
     by_metric = {metric: marked(surface) for metric, surface in surfaces.items()}
     return by_metric, tuple(map(marked, forms)), [*without_surface, *without_form]
@@ -582,7 +359,7 @@ def _surfaces(
     metrics = METRICS if "surface" in options.laws else {}
     for metric, (symbol, *_) in metrics.items():
         if finals[metric].notna().any() and finals[size].notna().any():
-            with _record_refusal(refusals, f"{symbol}({VARIABLES[size][0]}, D)"):
+            with record_refusal(refusals, f"{symbol}({VARIABLES[size][0]}, D)"):
                 by_metric[metric] = fit_surface(
                     finals, metric, size, objective, options.E, options.weights
                 )
@@ -597,7 +374,7 @@ def _forms(
     for law in (name for name in options.laws if name in FORM_NAMES):
         for metric, (symbol, *_) in METRICS.items():
             if finals[metric].notna().any() and finals[size].notna().any():
-                with _record_refusal(refusals, f"{symbol}({VARIABLES[size][0]}, D), {law}"):
+                with record_refusal(refusals, f"{symbol}({VARIABLES[size][0]}, D), {law}"):
                     found.append(
                         fit_surface(
                             finals, metric, size, objective, options.E, options.weights, law,
@@ -622,7 +399,7 @@ def _allocation(
 ) -> tuple[Approaches | None, list[str]]:
     """The three approaches, or None, and why there are none."""
     refusals: list[str] = []
-    with _record_refusal(refusals, "optimal allocation of compute"):
+    with record_refusal(refusals, "optimal allocation of compute"):
         done = table.rows[table.rows.status == "done"]
         budgets = options.budgets_of(table.finals)
         found = approaches(

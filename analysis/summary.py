@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from analysis.caveats import caveats
 from analysis.compute_optimal.surface import SurfaceLaw
 from analysis.format import exponent, percent, significant
+from analysis.law_result import METRICS, VARIABLES, LawResult
 from analysis.selection.select import Choice, has_irreducible_loss
-from analysis.study import METRICS, VARIABLES, LawResult, Study
+from analysis.study import Study
 
 _NO_LAW = "No law:"
 

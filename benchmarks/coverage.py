@@ -51,10 +51,10 @@ WORLDS = {
     "deviation .005), and for isoFLOPs the runs of a budget: a tilt of log L by .005 for a factor "
     "of 4 in N. The coverage is only stated.",
 }
-CALIBRATED, LABELLED, WITHOUT_E = "calibrated", "labelled", "without E"  # rows of the true law
 TITLES = {design.name: title for design, title in zip(
-    designs(), ("isoFLOP", "curves", "grid", "one length"), strict=True
+    designs(), ("isoFLOP", "curves", "grid", "one length", "6 curves"), strict=True
 )} | {MANY_RUNS: "grid of 120"}  # fmt: skip
+_DESIGNS = range(len(designs()))
 NAMES = {**SYMBOLS, "L(target)": "the law there", "new run": "a new run there"}
 INTRODUCTION = """# Do the intervals cover the truth?
 
@@ -69,17 +69,16 @@ this design, or was refused. The coverage of laws in one variable is in [laws.md
   learning rate, with 30 evaluations.
 - grid: 6 sizes × 5 numbers of tokens (1e9 to 1e11) × 3 seeds, ends only.
 - one length: 8 sizes × 3 seeds, 3e10 tokens, a constant learning rate, with 30 evaluations.
+- 6 curves: 6 sizes, one run each, otherwise as one length.
 
 How an interval is computed:
 
 - L(C) has the exponent αβ / (α + β) and the floor E of the surface. Without E, the truth is the
   slope of the line closest to the true frontier. Value and interval come from the surface. With one
-  length, it is the surface of the points inside runs; whole runs are drawn, and widened by
-  Student's t.
+  length, it is the surface of the points inside runs. Whole runs are drawn, and widened by
+  Student's t; of fewer than 12 runs, each is left out once (jackknife, Student's t).
 - a and b are the exponents of N* and D*, C the largest budget.
-- Approach 1 resamples runs. A resample lacks a third of the runs, and sometimes a whole size. Its
-  intervals do not reach their level, and the report says so: "not calibrated". The same holds for
-  L(C) of fewer than 12 runs of one length.
+- Approach 1 has no interval, nor has L(C) of curves without a surface.
 - Approach 2 widens its interval by Student's t, and by the scatter of the budgets where it exceeds
   the noise of the parabolas.
 - The parameters of the surface and L* are by profile: L* is the law at N* and D*. N*, D* and their
@@ -113,7 +112,7 @@ def simulated(simulations: int, other: int, cores: int) -> dict[str, Any]:
     start = time.monotonic()
     of_huber = max(1, simulations // 5)
     counts = {world: simulations if world is TRUE else other for world in WORLDS}
-    tasks = [(world, index, count) for world, count in counts.items() for index in range(4)]
+    tasks = [(world, index, count) for world, count in counts.items() for index in _DESIGNS]
     worlds: dict[str, Any] = {
         world.name: {"simulations": count, "designs": {}} for world, count in counts.items()
     }
@@ -153,7 +152,6 @@ def share(found: Coverage) -> dict[str, Any]:
     return {
         "covered": found.covered if found.simulations else None,  # without any interval: no share
         "refused": found.failed,
-        "labelled": "not calibrated" in found.method,
     }
 
 
@@ -172,25 +170,15 @@ def page(table: Path = TABLE) -> str:
     return "\n".join(parts) + "\n" + known["made"] + "\n"
 
 
-def kind_of(quantity: str, columns: dict[str, dict[str, Any]]) -> str:
-    """Which table of the true law has this row."""
-    if "without E" in quantity:
-        return WITHOUT_E
-    cells = (column[quantity] for column in columns.values() if quantity in column)
-    return LABELLED if any(each["labelled"] for each in cells) else CALIBRATED
-
-
 def true_law(known: dict[str, Any]) -> list[str]:
     """The tables of the true law."""
     columns = known["designs"]
     return [
         heading(TRUE, known),
-        rows_of(columns, CALIBRATED),
-        'Every report calls these intervals "not calibrated":\n',
-        rows_of(columns, LABELLED),
+        rows_of(columns, without_E=False),
         "A law without E is never the true law here: whether its interval contains the closest "
         "line is only stated. Under itself see [laws.md](laws.md).\n",
-        rows_of(columns, WITHOUT_E),
+        rows_of(columns, without_E=True),
     ]
 
 
@@ -219,8 +207,10 @@ def error_of(simulations: int) -> str:
     return f"one standard error at 95 % is {100 * (0.95 * 0.05 / simulations) ** 0.5:.1f}"
 
 
-def rows_of(columns: dict[str, dict[str, Any]], kind: str | None = None) -> str:
-    """A row for each quantity, of this `kind` if given; a column for each design."""
+def rows_of(columns: dict[str, dict[str, Any]], without_E: bool | None = None) -> str:
+    """A row for each quantity; a column for each design. `without_E`: of the laws without E alone,
+    or of the others alone.
+    """
     quantities = dict.fromkeys(name for column in columns.values() for name in column)
     lines = [
         f"| interval of | {' | '.join(TITLES[name] for name in columns)} |",
@@ -228,7 +218,7 @@ def rows_of(columns: dict[str, dict[str, Any]], kind: str | None = None) -> str:
         *(
             f"| {name} | {' | '.join(cell(column.get(name)) for column in columns.values())} |"
             for name in quantities
-            if kind in (None, kind_of(name, columns))
+            if without_E in (None, "without E" in name)
         ),
     ]
     return "\n".join(lines) + "\n"

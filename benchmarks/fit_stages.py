@@ -59,7 +59,8 @@ def main(table: str, out: str) -> None:
             bootstrap_cpu.value += time.process_time() - began
         return result
 
-    bootstrap, study.bootstrap = study.bootstrap, add_bootstrap
+    laws = study if hasattr(study, "bootstrap") else import_module("analysis.law_result")
+    bootstrap, laws.bootstrap = laws.bootstrap, add_bootstrap
     timed(tables, "load_table", "read")
     timed(study, "studies", "fit")
     timed(pages, "draw_all", "figures")

@@ -58,6 +58,7 @@ def row(count: int, sizes: int, noise: float, curve: str) -> str:
         except NoEstimate:
             continue
         span = approach.a_interval
+        assert span is not None  # only approach 1 has none
         inside.append(span.low <= EXPONENT <= span.high)
         found.append(approach.a)
     refused = SIMULATIONS - len(found)

@@ -110,7 +110,7 @@ def measured() -> dict[str, Any]:
         "approaches": [
             {
                 "number": one.number, "a": one.a, "a_interval": _ends(one.a_interval),
-                "b": one.b, "b_interval": _ends(one.b_interval), "method": one.a_interval.method,
+                "b": one.b, "b_interval": _ends(one.b_interval), "method": one.interval_method,
             }
             for one in chinchilla_approaches(runs).estimates
         ],
@@ -137,8 +137,12 @@ def _fit(fit: Fit) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _ends(one: Any) -> list[float]:
-    return [one.low, one.high]
+def _ends(one: Any) -> list[float] | None:
+    return None if one is None else [one.low, one.high]
+
+
+def _exponent(value: float, ends: list[float] | None) -> str:
+    return short(value) + ("" if ends is None else f" [{span(ends)}]")
 
 
 @cache
@@ -219,7 +223,7 @@ def _allocation() -> str:
         name, a, a_ends, b, b_ends = HOFFMANN_EXPONENTS[one["number"]]
         rows.append((
             f"{one['number']}, {name}", f"{a} ({a_ends}), {b} ({b_ends})",
-            *(f"{short(one[x])} [{span(one[x + '_interval'])}]" for x in "ab"), one["method"],
+            *(_exponent(one[x], one[x + "_interval"]) for x in "ab"), one["method"],
         ))  # fmt: skip
     return f"""## Chinchilla: best size N* ∝ C^a and number of tokens D* ∝ C^b
 

@@ -4,7 +4,6 @@
 where each stands. `computed_tables()` has whole tables of Markdown.
 """
 
-import json
 import re
 from functools import cache
 
@@ -22,7 +21,7 @@ from published_sizes import (
     sampling_text,
 )
 from quickstart_values import quality_table, quickstart_tables, quickstart_values
-from results import TABLES, Table, recorded_tables
+from results import Table, recorded_tables
 from speed_values import h200_table, speed_values
 
 from analysis.comparison.dit_paper import PRINTED_R, printed_r, refits
@@ -37,7 +36,7 @@ def values() -> dict[str, str]:
     """Every named number, as text."""
     return (
         quickstart_values() | speed_values() | _published_values() | _dit_values()
-        | _size_values() | _plan_values() | _recorded_values() | _coverage_values()
+        | _size_values() | _plan_values() | _recorded_values()
         | comparison_values()
     )  # fmt: skip
 
@@ -128,17 +127,6 @@ def _quality_values() -> dict[str, str]:
     return {"quality.psnr.least": f"{min(rises):.0f}", "quality.psnr.most": f"{max(rises):.0f}"}
 
 
-def _coverage_values() -> dict[str, str]:
-    """Coverage of approach 1 under the true law."""
-    designs = json.loads((TABLES / "coverage.json").read_text())["worlds"]["true law"]["designs"]
-    found = [quantities.get("approach 1: a", {}).get("covered") for quantities in designs.values()]
-    shares = [100 * share for share in found if share is not None]
-    return {
-        "coverage.approach1.least": f"{min(shares):.0f}",
-        "coverage.approach1.most": f"{max(shares):.0f}",
-    }
-
-
 # Published laws.
 
 _FORMS = ("surface", "tied", "interaction")
@@ -172,7 +160,8 @@ def _published_values() -> dict[str, str]:
     for one in known["approaches"]:
         name = f"chinchilla.approach{one['number']}"
         found[name] = short(one["a"])
-        found |= _named(name, one["a_interval"], 3)
+        if one["a_interval"] is not None:
+            found |= _named(name, one["a_interval"], 3)
     return found
 
 

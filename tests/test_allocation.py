@@ -173,7 +173,7 @@ def test_a_wide_grid_is_narrowed_or_refused():
     found = parabola(*wide)
     assert found.left_out == 8
     assert abs(found.N / best(1e18) - 1) < 0.016
-    with pytest.raises(TooWide, match="8 of 17 sizes are over 4× from"):
+    with pytest.raises(TooWide, match="over 4× from the minimum: 8 of 17 sizes"):
         parabola(*wide, drop_far_points=False)
     with pytest.raises(TooWide, match="add sizes there"):
         parabola(*group(1e18, 1 / 64, 64, 9))
@@ -298,11 +298,11 @@ def test_noise_free_the_three_approaches_agree(cost):
 def test_refused_approaches_are_listed_with_the_others():
     rows = curves()
     found = approaches(rows, "val_loss", resamples=50)
-    assert "0 budgets show an optimum" in found.refused[2]
+    assert "an optimum at 0 budgets" in found.refused[2]
     assert "log N and log D are collinear" in found.refused[3]
     assert found.preferred is None
     one_length = approaches(rows.assign(schedule="cosine"), "val_loss", resamples=50)
-    assert "uncensored frontier points; 3 are the least" in one_length.refused[1]
+    assert "uncensored frontier points of 0 sizes; 3 are the least" in one_length.refused[1]
     shown = one_length.table()
     assert shown.approach.tolist() == [1, 2, 3]
     assert (shown.refused != "").all()
@@ -336,7 +336,12 @@ def test_the_published_table_gives_the_known_exponents_and_optimum():
     assert three.a_interval.low < 0.5 < three.a_interval.high
     assert three.D(5.76e23) / three.N(5.76e23) == pytest.approx(18, abs=1)  # tokens a weight
     assert {each.number for each in found.estimates} == {1, 2, 3}
-    assert found.estimates[0].a_interval.low < 0.5139 < found.estimates[0].a_interval.high
+    # An interval of resampled runs held .5139, but the truth in 72 to 100 % of the simulations.
+    one = found.estimates[0]
+    assert one.a_interval is one.b_interval is None
+    assert found.table().interval[0] == one.interval_method
+    assert one.interval_method.startswith("none: ")
+    assert found.disagreement[0].startswith("1 and 2: a 0.57 and 0.436; N* at ")
     assert len(found.isoflops.refused) == 3
 
 

@@ -11,6 +11,7 @@ from analysis.comparison.conditions import (
     curves_cross,
     pairwise_multipliers,
     rank_arms,
+    ranking_sentence,
     ranking_text,
     reversals,
     robustness,
@@ -23,6 +24,7 @@ from analysis.comparison.families import (
     multipliers,
     spread,
 )
+from analysis.format import significant
 from analysis.report.families import families_section
 
 SIZES = {2: 3, 3: 3, 4: 3, 6: 1}  # depth: runs
@@ -74,6 +76,10 @@ def test_no_multiplier_is_given_beyond_the_scores_that_both_arms_reached():
     assert one.value is None
     assert not one.distinguishable
     assert "not reached: the best score of B is" in one.sentence
+    spanned = rows.train_flops.max() / rows.train_flops.min()
+    assert one.sentence.endswith(
+        f"by these means B needs more than {significant(spanned, 3)} x the compute of A"
+    )
 
 
 def test_a_larger_size_that_is_not_better_is_skipped():
@@ -164,6 +170,15 @@ def test_the_section_begins_with_sentences_that_can_be_cited(tmp_path):
     shown = families_section(scored(), tmp_path, ("svg",))
     (sentence,) = shown.heads[0].sentences
     assert sentence.startswith("dit needs ")
+    first, other = rank_arms(conditions(scored())[0])
+    assert first.arm == "var"
+    ratio, low, high = other.ratio_to(first)
+    assert low < ratio == other.distance / first.distance < high
+    assert shown.heads[0].order == (
+        f"By the seeded network var has the smallest distance at {significant(first.budget, 3)} "
+        f"training FLOPs, {significant(first.distance, 3)}. Distances of the others divided by it: "
+        f"dit {significant(ratio, 3)} ({significant(low, 3)} to {significant(high, 3)})."
+    )
     assert float(sentence.split()[2]) == pytest.approx(2.0, rel=0.2)
     assert shown.orders == [
         {"feature network": "seeded", "nearest to real images first": "var < dit"}
@@ -202,7 +217,7 @@ def test_each_extractor_and_the_raw_weights_are_separate_conditions(tmp_path):
     shown = families_section(both, tmp_path, unscored=("var-d6/plain-seeded",))
     assert shown.holds.startswith("The order of the first row does not hold: 4 of the 11 other")
     assert "(var and dit)" in shown.holds
-    assert shown.partial.startswith("Not finished: 1 sets of samples are not scored yet (var-d6/")
+    assert shown.partial.startswith("Not finished: 1 set of samples not scored yet (var-d6/")
     assert [one.name for one in shown.heads] == [found[0].name, found[2].name]
     assert [one.name for one in shown.rest] == [found[1].name]
 
@@ -233,6 +248,7 @@ def test_arms_scored_on_different_images_are_refused_unless_allowed(tmp_path):
     assert requested.value == pytest.approx(2.0, rel=0.2)
     shown = families_section(rows, tmp_path, ("svg",))
     assert shown.heads[0].sentences[0].startswith("Not compared, because the arms were measured")
+    assert shown.heads[0].order == ""
     assert "images differ: leaves, other-leaves" in shown.heads[0].cautions
     drawn = (tmp_path / "families_plain-seeded-network.svg").read_text()
     assert "Not equal: images differ" in drawn
@@ -244,6 +260,9 @@ def test_a_tie_is_reported_as_a_tie():
     first, other = placed = rank_arms(condition)
     assert not first.distinguishable_from(other)
     assert "≈" in ranking_text(placed)
+    assert ranking_sentence(condition).endswith(", not significant).")
+    (unrepeated,) = conditions(scored().drop_duplicates(["family", "depth"]))
+    assert "no interval: no size was run with two seeds" in ranking_sentence(unrepeated)
     low, high = first.interval
     assert low < first.distance < high
     assert reversals(placed, tuple(reversed(placed))) == ()

@@ -8,12 +8,7 @@ import pytest
 from analysis.compute_optimal.approach import from_minima
 from analysis.compute_optimal.cost import six_nd
 from analysis.compute_optimal.frontier import frontier, run_ends
-from analysis.compute_optimal.frontier_band import (
-    NOT_CALIBRATED,
-    RESAMPLED,
-    frontier_interval,
-    surface_path,
-)
+from analysis.compute_optimal.frontier_law import OF_POINTS, frontier_interval, surface_path
 from analysis.compute_optimal.isoflop import isoflops
 from analysis.compute_optimal.surface_optimum import optimum
 from analysis.coverage import (
@@ -23,6 +18,7 @@ from analysis.coverage import (
     SIZE,
     SURFACE_VALUES,
     TRUE,
+    Design,
     designs,
     simulated_coverage,
 )
@@ -34,11 +30,12 @@ from analysis.selection.influence import influence
 from analysis.selection.options import Options
 from analysis.selection.select import aicc
 from analysis.study import study
+from analysis.summary import verdicts
 from analysis.table.table import check
-from analysis.uncertainty.bootstrap import bootstrap, bootstrap_of_surface
+from analysis.uncertainty.bootstrap import bootstrap, bootstrap_of_surface, jackknife
 from analysis.uncertainty.intervals import covers, interval, prediction_interval
 
-ISO, CURVES, GRID, ONE_LENGTH = designs()
+ISO, CURVES, GRID, ONE_LENGTH, FEW = designs()
 EXPONENT = (
     SURFACE_VALUES["alpha"]
     * SURFACE_VALUES["beta"]
@@ -200,23 +197,53 @@ def test_curves_of_one_length_have_a_surface_of_the_points_inside_runs():
         assert found.high == pytest.approx(value, rel=3e-3)
 
 
-def test_without_a_surface_runs_are_resampled_and_upper_bounds_are_marked():
-    of_one_seed = ONE_LENGTH.seed == 0
-    few = replace(
-        ONE_LENGTH,
-        N=ONE_LENGTH.N[of_one_seed],
-        D=ONE_LENGTH.D[of_one_seed],
-        seed=ONE_LENGTH.seed[of_one_seed],
-    )
-    fit, points, path = law_of(few)
+def of_few(count: int) -> Design:
+    """Curves of one length, one seed of each size."""
+    N = np.geomspace(3e7, 3e9, count)
+    return replace(FEW, N=N, D=np.full(count, 3e10), seed=np.zeros(count))
+
+
+@pytest.mark.parametrize("count", [5, 11])
+def test_of_few_curves_each_is_left_out_once(count):
+    fit, points, path = law_of(of_few(count))
+    assert path.method.endswith(f"t({count - 1}) from refits without one of {count} runs with "
+                                "their curves")  # fmt: skip
+    found = frontier_interval(fit, "alpha", points, path)
+    law = path.law_of(fit)
+    assert found.low < law.alpha < found.high
+    assert found.low < EXPONENT < found.high
+
+
+def test_the_jackknife_of_a_line_has_the_width_of_its_t_interval():
+    """One run a size: the residuals of a line have no clusters."""
+    generator, N = np.random.default_rng(0), np.geomspace(1e6, 1e9, 60)
+    fit = fit_law(PURE, N, 30 * N**-0.1 * np.exp(generator.normal(0, 0.01, 60)), "squares")
+    drawn = jackknife(fit, np.arange(60), 20_000, "runs")
+    expected, found = interval(fit, "alpha"), drawn.interval("alpha")
+    assert "t(59) from refits without one of 60 runs" in found.method
+    assert found.high - found.low == pytest.approx(expected.high - expected.low, rel=0.1)
+    assert (found.high + found.low) / 2 == pytest.approx(fit.alpha, rel=0.01)
+
+
+def test_curves_without_a_surface_have_no_interval_and_ends_have_that_of_their_law():
+    fit, points, path = law_of(of_few(4))
     assert path is None
-    resampled = frontier_interval(fit, "alpha", points, path).method
-    assert "bootstrap over 8 runs" in resampled
-    assert RESAMPLED in resampled
+    assert points.within_runs
+    assert frontier_interval(fit, "alpha", points, path) is None
     fit, points, path = law_of(LADDER)
     assert path is None
     assert points.censored.all()
-    assert NOT_CALIBRATED in frontier_interval(fit, "alpha", points, path).method
+    found = frontier_interval(fit, "alpha", points, path)
+    assert OF_POINTS in found.method
+    assert (found.low, found.high) == (interval(fit, "alpha").low, interval(fit, "alpha").high)
+
+
+def test_a_report_of_few_curves_has_a_law_of_compute_without_an_interval():
+    found = of_study(of_few(4).rows(TRUE, np.random.default_rng(0)))
+    law = found.get(METRIC, "train_flops", "pure")
+    assert law.intervals == {}
+    assert law.resampled["method"].startswith("none: the points of a frontier")
+    assert "(95 %" not in next(v.headline for v in verdicts(found) if v.variable == "train_flops")
 
 
 def test_cells_are_drawn_where_the_surface_misses_their_means():
@@ -272,10 +299,7 @@ def test_a_few_simulations_cover_most_of_the_time():
     """All intervals of a table miss together, so the bounds are wide."""
     found = {each.quantity: each for each in simulated_coverage(ISO, TRUE, 12)}
     assert all(each.simulations + each.failed == 12 for each in found.values())
-    assert found["approach 1: a"].simulations == 0  # only the ends of runs are known
-    stated = [each.covered for each in found.values() if each.simulations]
-    assert len(stated) == len(found) - 2
-    assert min(stated) >= 0.5
+    assert min(each.covered for each in found.values()) >= 0.5
 
 
 def test_under_a_richer_law_the_coverage_is_stated():
@@ -285,13 +309,14 @@ def test_under_a_richer_law_the_coverage_is_stated():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("design", designs(), ids=["isoflop", "curves", "grid", "one length"])
+@pytest.mark.parametrize(
+    "design", designs(), ids=["isoflop", "curves", "grid", "one length", "few"]
+)
 def test_intervals_cover_under_the_true_law(design):
     """The bound is 95 % less four standard errors of 60 simulations."""
     found = simulated_coverage(design, TRUE, 60, seed=1)
     poor = {each.quantity: each.covered for each in found
-            if each.simulations and "not calibrated" not in each.method
-            and each.covered < 0.95 - 4 * 0.0281}  # fmt: skip
+            if each.simulations and each.covered < 0.95 - 4 * 0.0281}  # fmt: skip
     assert poor == {}
 
 
@@ -310,5 +335,5 @@ def test_a_surface_whose_exponent_may_be_0_gives_no_law_of_compute(monkeypatch):
     points = frontier(rows, METRIC, params=SIZE)
     assert surface_path(rows, points) is None
     # Most resampled surfaces have an optimum: without the rule the law would follow from them.
-    monkeypatch.setattr("analysis.compute_optimal.frontier_band._is_law", lambda draws: True)
+    monkeypatch.setattr("analysis.compute_optimal.frontier_law._is_law", lambda draws: True)
     assert surface_path(rows, points) is not None

@@ -19,8 +19,8 @@ from analysis.fitting.fit import fit_law
 from analysis.fitting.laws import FLOOR, SURFACE
 from analysis.fitting.points import FitError
 from analysis.forecasting.forecast import Graded, Outcome
+from analysis.law_result import METRICS
 from analysis.plots import allocation as figures_allocation
-from analysis.plots import compute as figures_compute
 from analysis.plots.all_figures import (
     CAPTIONS,
     FIGURES,
@@ -37,7 +37,7 @@ from analysis.plots.compute import draw_runs
 from analysis.plots.diagnostics import Dot
 from analysis.plots.style import DOUBLE, SINGLE, size_styles
 from analysis.selection.select import choose
-from analysis.study import METRICS, Study, study
+from analysis.study import Study, study
 from analysis.table.table import check
 from analysis.uncertainty.intervals import Interval
 
@@ -100,11 +100,13 @@ def graded():
 @pytest.fixture(scope="module")
 def full() -> Study:
     """A study with the data of every figure; slow parts that no figure shows are left out."""
-    module, choosing = import_module("analysis.study"), import_module("analysis.selection.select")
+    module, laws, choosing = (
+        import_module(f"analysis.{name}") for name in ("study", "law_result", "selection.select")
+    )
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("bootstrap", "approaches"):
-            patch.setattr(module, name, refusing)
-        for room in (module, choosing):
+        patch.setattr(laws, "bootstrap", refusing)
+        patch.setattr(module, "approaches", refusing)
+        for room in (module, laws, choosing):
             patch.setattr(room, "interval", lambda fit, name: around(fit[name]))
         patch.setattr(choosing, "leave_largest_out", lambda *args, **kwargs: None)
         patch.setattr(choosing, "influence", lambda fit: ())
@@ -154,8 +156,7 @@ def empty(full) -> Study:
 def figures(full, swept) -> dict[str, Figure]:
     """Every figure, laid out at its own size."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (figures_allocation, figures_compute):
-            patch.setattr(module, "_RESAMPLES", 60)
+        patch.setattr(figures_allocation, "_RESAMPLES", 60)
         drawn = {name: draw(swept if name == "rates" else full) for name, draw in FIGURES.items()}
     for figure in drawn.values():
         if figure is not None:

@@ -161,9 +161,9 @@ def test_a_report_compared_with_itself_has_no_differences(smoke):
 
 
 def test_a_comparison_with_missing_or_old_laws_is_refused(smoke, tmp_path):
-    with pytest.raises(ValueError, match=r"quickstart: 6 of 6 trials have not .* \(d1, .*run"):
+    with pytest.raises(ValueError, match=r"quickstart: 6 trials of 6 not finished \(d1, .*run"):
         says("report", "smoke", "--against", "quickstart", "--home", str(smoke))
-    with pytest.raises(ValueError, match="quickstart: 6 of 6 trials have not finished"):
+    with pytest.raises(ValueError, match="quickstart: 6 trials of 6 not finished"):
         says("report", "quickstart", "--against", "smoke", "--home", str(smoke))
     missing = str(tmp_path / "none" / "laws.json")
     with pytest.raises(ValueError, match="the file does not exist"):

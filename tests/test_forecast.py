@@ -77,7 +77,7 @@ def test_an_interval_without_an_end_contains_no_measured_value():
 def test_three_runs_give_a_prediction_by_the_pure_law_only_with_the_reason():
     (loss,) = frozen(runs(sizes=SIZES[:3])).metrics
     assert loss.headline == "pure"
-    assert "3 parameters and there are 3 points" in loss.refused[0]
+    assert "3 parameters and only 3 points" in loss.refused[0]
 
 
 def test_too_few_runs_give_no_prediction():

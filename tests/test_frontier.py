@@ -1,4 +1,4 @@
-"""The frontier: its points are optimal, censored points are marked, runs are resampled."""
+"""The frontier: its points are optimal, censored points are marked."""
 
 import numpy as np
 import pandas as pd
@@ -15,8 +15,8 @@ from analysis.compute_optimal.frontier import (
     non_dominated,
     run_ends,
 )
-from analysis.compute_optimal.frontier_band import band, centred_percentiles
-from analysis.fitting.laws import FLOOR, PURE
+from analysis.fitting.fit import fit_law
+from analysis.fitting.laws import FLOOR
 from analysis.table.runs import run_names
 
 SIZES = np.geomspace(1e6, 1e9, 10)
@@ -77,7 +77,6 @@ def test_the_order_of_rows_does_not_matter():
     rows = curves(noise=0.003, luck=0.004, seeds=2)
     one, other = (frontier(t, "val_loss") for t in (rows, rows.sample(frac=1, random_state=3)))
     pd.testing.assert_frame_equal(one.rows(), other.rows())
-    assert np.array_equal(band(one).low, band(other).low)
 
 
 def test_the_frontier_of_curves_is_the_smallest_loss_for_each_compute():
@@ -247,43 +246,15 @@ def test_the_checklist_states_how_points_were_selected():
     assert message["points"] >= message["censored"] > 0
 
 
-# The band --------------------------------------------------------------------------------------
-
-
-def test_the_band_by_run_is_wider_than_by_checkpoint():
-    found = frontier(curves(luck=0.01, noise=0.001, seeds=2), "val_loss")
-    every = found.candidates
-    alone = pd.DataFrame(
-        {"trial": np.arange(len(every.flops)), "train_flops": every.flops,
-         "params_blocks": every.size, "val_loss": every.loss}
-    )  # fmt: skip
-    by_run, by_checkpoint = (band(f, resamples=400) for f in (found, frontier(alone, "val_loss")))
-    assert np.array_equal(by_run.law, by_checkpoint.law)
-    width = {each: np.log(b.high / b.low).mean() for each, b in
-             (("run", by_run), ("checkpoint", by_checkpoint))}  # fmt: skip
-    assert width["run"] > 1.5 * width["checkpoint"]
-    a, b = by_run.interval("alpha"), by_checkpoint.interval("alpha")
-    assert a.high - a.low > b.high - b.low
+# The law ---------------------------------------------------------------------------------------
 
 
 def test_the_law_along_the_frontier_has_the_surfaces_exponent_and_floor():
     found = frontier(curves(np.geomspace(1e6, 1e9, 40), points=150), "val_loss")
-    law = band(found, FLOOR, resamples=100)
-    assert law.fit.alpha == pytest.approx(0.34 * 0.28 / 0.62, abs=0.003)
-    assert pytest.approx(1.8, abs=0.05) == law.fit.E
-    inside = (law.low <= law.law) & (law.law <= law.high)
-    assert inside.all()
-    assert law.interval("A").low > 0
-
-
-def test_too_few_runs_have_no_band():
-    with pytest.raises(FrontierError, match="2 runs: resampling"):
-        band(frontier(curves(SIZES[:2]), "val_loss"), PURE)
-
-
-def test_percentiles_are_centred_at_the_estimate():
-    low, high = centred_percentiles(np.arange(101.0) + 7, 0.0, 0.9)
-    assert (low, high) == pytest.approx((-45, 45))
+    fitted = found.of_law
+    law = fit_law(FLOOR, found.flops[fitted], found.loss[fitted], "squares")
+    assert law.alpha == pytest.approx(0.34 * 0.28 / 0.62, abs=0.003)
+    assert pytest.approx(1.8, abs=0.05) == law.E
 
 
 # Cost ------------------------------------------------------------------------------------------

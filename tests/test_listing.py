@@ -124,9 +124,7 @@ def test_an_image_in_train_and_validation_by_a_link_is_refused(tmp_path, at, tar
     if at != "val":
         plant(tmp_path, "val/dog/z.png")
     link(tmp_path / at, target or tmp_path / "train" / "cat" / "a.png")
-    with pytest.raises(
-        DataError, match="images are in both train and validation, through symbolic links"
-    ):
+    with pytest.raises(DataError, match="in both train and validation, through symbolic links"):
         list_images(tmp_path, "train", 0.0)
 
 
@@ -228,10 +226,10 @@ def test_a_test_split_is_ignored_if_there_is_a_validation_split(tmp_path):
         (["val/c/a.png", "cats/a.png"], r"split 'val', and images outside"),
         (
             ["train/c/a.png", "train/a.png"],
-            r"1 image files are outside of the class folders.*a.png",
+            r"1 image file outside of the class folders.*a.png",
         ),
-        (["train/a.png", "val/a.png"], "1 image files are outside of the class folders"),
-        (["cat/a.png", "dog/a.png", "b.jpg"], r"1 image files are outside .*b.jpg"),
+        (["train/a.png", "val/a.png"], "1 image file outside of the class folders"),
+        (["cat/a.png", "dog/a.png", "b.jpg"], r"1 image file outside .*b.jpg"),
         (["set/train/c/a.png", "set/val/c/a.png"], r"'set' would be a class, but holds .* 'train'"),
         (["x/y/Train/c/a.png"], r"'x' would be a class, but holds the folder 'y/Train'"),
         (["cat/train/a.png", "cat/test/a.png"], r"'cat' would be a class, but holds .* 'test'"),
@@ -240,7 +238,7 @@ def test_a_test_split_is_ignored_if_there_is_a_validation_split(tmp_path):
         (["images/a.png", "masks/a.png"], r"'images' is next to 'masks'"),
         (["train/cat/images/a.png", "train/cat/Masks/a.png"], r"cat: .*'images' .*'Masks'"),
         (["train/c/a.png", "data/0.parquet"], r"Parquet files \(data/0.parquet\) and image files"),
-        (["a.png"], "1 image files are outside of the class folders"),
+        (["a.png"], "1 image file outside of the class folders"),
     ],
 )
 def test_a_tree_that_can_be_read_in_two_ways_is_refused(tmp_path, paths, message):
@@ -448,7 +446,7 @@ def test_named_and_unnamed_splits_are_not_compared_by_number(tmp_path):
     ("how", "message"),
     [
         ({"labels": ("cat", "dog"), "label": pa.string()}, "label is string; needed"),
-        ({"labels": (0, None)}, "1 rows have no label"),
+        ({"labels": (0, None)}, "no label in 1 row"),
         ({"labels": (0, -1)}, "is negative"),
         ({"labels": (0.0, 1.0), "label": pa.float32()}, "label is float; needed"),
         ({"labels": (True, False), "label": pa.bool_()}, "label is bool; needed"),

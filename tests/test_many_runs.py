@@ -9,9 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.compute_optimal import frontier_band
-from analysis.compute_optimal.frontier import frontier
-from analysis.compute_optimal.frontier_band import resampled_frontiers
 from analysis.fitting import terms
 from analysis.fitting.fit import fit_law
 from analysis.fitting.laws import FLOOR, PURE, SURFACE
@@ -119,29 +116,6 @@ def runs(count, curves=1):
         "tokens_seen": D, "train_flops": 6 * N * D, "val_loss": loss, "schedule": schedule,
         "step": np.tile(np.linspace(100, 20, curves)[::-1], count), "steps": 100,
     })  # fmt: skip
-
-
-@pytest.mark.parametrize(("count", "curves"), [(200, 1), (150, 6)])
-def test_candidates_that_are_never_the_lowest_change_no_resampled_frontier(
-    count, curves, monkeypatch
-):
-    found = frontier(runs(count, curves), "val_loss")
-    kept = resampled_frontiers(found, 300)
-    skipped = ~frontier_band._may_be_lowest(found.candidates)
-    assert skipped.sum() > 0.1 * len(skipped)
-    monkeypatch.setattr(frontier_band, "_BEATEN", 10**9)
-    frontier_band._resampled.cache_clear()
-    assert (resampled_frontiers(found, 300) == kept).all()
-
-
-def test_many_runs_are_on_resampled_frontiers_as_often_as_if_all_were_drawn(monkeypatch):
-    found = frontier(runs(450), "val_loss")
-    part = resampled_frontiers(found, 4000).mean(0)
-    monkeypatch.setattr(frontier_band, "MANY", 10**9)
-    frontier_band._resampled.cache_clear()
-    drawn = resampled_frontiers(found, 4000, seed=1).mean(0)
-    error = np.sqrt(np.maximum(part * (1 - part), 1e-4) / 2000)
-    assert (np.abs(part - drawn) < 4.5 * error).all()
 
 
 @pytest.mark.slow

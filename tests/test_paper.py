@@ -11,11 +11,11 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from test_figures import full as full
-from test_figures import texts
+from test_figures import isoflop_rows, texts
 from test_fit_options import line
 
+from analysis.compute_optimal.surface import fit_surface
 from analysis.plots import allocation as figures_allocation
-from analysis.plots import compute as figures_compute
 from analysis.plots import paper as paper_plots
 from analysis.plots.paper import paper_figures
 from analysis.report import paper as report_paper
@@ -32,6 +32,7 @@ from analysis.report.paper import (
     paper_table,
 )
 from analysis.summary import verdicts
+from analysis.table.table import check
 from pipelines.cli.terminal.paper import print_paper
 from pipelines.report import paper as pipeline
 from pipelines.report.paper import PaperOptions, paper_options, split_rows, write_paper
@@ -45,8 +46,7 @@ def figures(full):
     """Each figure by name, laid out."""
     drawn = {}
     with pytest.MonkeyPatch.context() as patch, mpl.rc_context(paper_plots._STYLE):
-        for module in (figures_allocation, figures_compute):
-            patch.setattr(module, "_RESAMPLES", 60)
+        patch.setattr(figures_allocation, "_RESAMPLES", 60)
         for each in paper_figures(full):
             drawn[each.name] = each.draw()
             FigureCanvasAgg(drawn[each.name]).draw()
@@ -191,9 +191,10 @@ def test_names_are_separated_by_commas_outside_brackets():
 
 
 @pytest.mark.parametrize("columns", ["one", "two"])
-def test_the_table_has_equal_columns_and_balanced_braces(full, columns):
-    rows = all_rows(full)
-    lines = [each for each in paper_table(full, rows, columns).splitlines() if each[0] != "%"]
+def test_the_table_has_equal_columns_and_balanced_braces(with_forms, columns):
+    rows = all_rows(with_forms)
+    table = paper_table(with_forms, rows, columns)
+    lines = [each for each in table.splitlines() if each[0] != "%"]
     text = "\n".join(lines)
     assert text.count("{") == text.count("}")
     assert text.count("$") % 2 == 0
@@ -221,6 +222,44 @@ def test_a_law_of_the_odds_is_named_as_such(full):
     for columns in ("one", "two"):
         assert paper_table(full, rows, columns).count("of the odds") == 1
     assert "of the odds: $L / (1 - L)" in example(full, [], rows)
+
+
+@pytest.fixture(scope="module")
+def with_forms(full):
+    """The study with other laws in N and D of the loss."""
+    finals, laws = check(isoflop_rows()).finals, ("tied", "interaction")
+    forms = (fit_surface(finals, "val_loss", "params_blocks", law=law) for law in laws)
+    return replace(full, forms=tuple(forms))
+
+
+def test_other_laws_in_N_and_D_have_rows(full, with_forms):
+    tied, crossed = (replace(form, contradictions=()) for form in with_forms.forms)
+    assert named(with_forms, "L(N, D) tied", "L(N,D) interaction") == [
+        "L_mean(N, D) tied", "L_mean(N, D) interaction",
+    ]  # fmt: skip
+    assert named(with_forms, "L(N, D)") == ["L_mean(N, D) surface"]
+    alone = replace(with_forms, surfaces={})
+    assert named(alone, "L(N, D)") == ["L_mean(N, D) tied", "L_mean(N, D) interaction"]
+    announced = [row.name for row in announced_rows(with_forms)]
+    asked = [
+        f"L_mean(N, D) {form.fit.law.name}" for form in with_forms.forms if not form.no_law
+    ]  # fmt: skip
+    assert announced == [row.name for row in announced_rows(full)] + asked
+    rows = choose_rows({"": with_forms}, ["L(N)", "L(N, D) tied", "L(N, D) interaction"])[""]
+    narrow, wide = (paper_table(with_forms, rows, columns) for columns in ("one", "two"))
+    for table in (narrow, wide):
+        body = table.split(r"\midrule")[1]
+        assert body.count("tied") == body.count("interaction") == 1
+    # β of the law that has one, γ likewise; a column of its own in the wide table.
+    assert rf"$\gamma$ {crossed.fit['gamma']:#.3g}"[:14] in narrow.replace("$-", "-")
+    assert narrow.count(r"$\beta$") == narrow.count(r"$\gamma$") == 1
+    assert wide.split(r"\midrule")[0].count(r"$\gamma$") == 1
+    (of_tied,) = [each for each in wide.splitlines() if ", tied &" in each]
+    assert of_tied.split(" & ")[2:4] == ["--", "--"]
+    assert f"{tied.fit.alpha:#.4g}" in of_tied
+    caption = example(with_forms, [], rows)
+    assert r"tied: $L(N, D) = E + A N^{-\alpha} + B D^{-\alpha}$" in caption
+    assert r"interaction: $L(N, D) = E + A N^{-\alpha} + B N^\gamma D^{-\beta}$" in caption
 
 
 def test_a_law_that_must_not_be_announced_is_marked(full):

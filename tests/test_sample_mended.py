@@ -147,7 +147,7 @@ def test_a_set_on_a_faulty_disk_is_not_marked_as_finished(home, monkeypatch):
     monkeypatch.setattr(SampleFolder, "damaged", lambda at, found: list(found)[:1])
     outcome = sample_locally(context_in(home), plan, DrawOptions(), 1, lambda *message: None)
     assert (
-        "files of 1 chunks were written twice and are missing or damaged again"
+        "files of 1 chunk were written twice and are missing or damaged again"
         in outcome.failures["default"]
     )
     assert not is_done(plan.folder)

@@ -215,7 +215,7 @@ def test_a_part_reports_the_chunks_of_the_other_parts(home, sample):
     words = [ADDRESS, "--count", "9"]
     code, message = sample(*words, "--part", "1/2")
     assert code == 0
-    assert "This part is done; 1 of 2 chunks are still missing" in message
+    assert "This part is done. Chunks still missing: 1 of 2" in message
     assert "72 images in" in sample(*words, "--part", "2/2")[1]
 
 

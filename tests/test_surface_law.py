@@ -155,7 +155,7 @@ def test_the_first_screen_shows_the_figure_of_the_surface_and_only_once(found, t
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda rows: rows[rows.tokens_seen == 2e8], "all 5 points have the same D"),
+        (lambda rows: rows[rows.tokens_seen == 2e8], "5 points at one D"),
         (lambda rows: rows.drop(columns="tokens_seen"), "--complete tokens_seen computes it"),
         (lambda _: grid(sizes=7, lengths=7).iloc[::8], "log N and log D are collinear"),
         (lambda rows: rows[rows.tokens_seen < 1e9], "only two different values of D"),

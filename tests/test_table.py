@@ -179,7 +179,7 @@ def test_a_row_without_one_score_is_kept_for_the_others():
     found = check(theirs(val_error=[0.9, None, 0.7, None], val_loss=[3, 2.9, None, None]))
     assert found.dropped == ("row-4: no score is given",)
     assert found.finals.val_error.isna().tolist() == [False, True, False]
-    assert "val_error is unknown in 1 of 3 rows; laws that need it leave them out" in found.notes
+    assert "val_error is unknown in 1 of 3 rows; laws that need it leave it out" in found.notes
 
 
 def test_an_invalid_optional_value_is_unknown_and_reported():
@@ -188,7 +188,7 @@ def test_an_invalid_optional_value_is_unknown_and_reported():
     assert found.rows.depth.isna().tolist() == [True, False, False, True]
     assert "depth of 2 rows is not valid and counts as unknown: 'six'" in found.notes
     assert found.rows.val_loss_parts.tolist() == [[1, 2.5], None, None, None]
-    assert "val_loss_parts of 1 rows is not valid and counts as unknown: '?'" in found.notes
+    assert "val_loss_parts of 1 row is not valid and counts as unknown: '?'" in found.notes
 
 
 def test_known_status_words_of_third_parties_are_mapped_and_others_not_guessed():

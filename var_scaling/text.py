@@ -1,4 +1,4 @@
-"""Make user text safe for terminals and spreadsheets, which could interpret it as a command."""
+"""Text of messages: numbers with nouns; user text that no terminal or spreadsheet interprets."""
 
 import re
 import unicodedata
@@ -11,6 +11,11 @@ _CONTROL = frozenset(("Cc", "Cs"))
 _BIDIRECTIONAL = frozenset(
     "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 )
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """1 run, 2 runs. `plural`: by default `noun` with an s."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def printable(text: str) -> str:

@@ -23,6 +23,7 @@ from analysis.comparison.families import (
     spread,
     with_arms,
 )
+from analysis.format import significant
 
 # Cost column: its name in the report. The first is the main one.
 COST_NAMES = {
@@ -78,6 +79,7 @@ class RankedArm:
     distance: float
     spread: float  # standard error of log distance between seeds; NaN: not known
     times: float  # t quantile: half-width of a 95 % interval / spread
+    budget: float  # the cost at which the arms are compared
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -87,10 +89,16 @@ class RankedArm:
         width = float(np.exp(self.times * self.spread))
         return self.distance / width, self.distance * width
 
+    def ratio_to(self, other: "RankedArm") -> tuple[float, float, float]:
+        """This distance over the other, and the ends of its 95 % interval; NaN as in `spread`."""
+        ratio = self.distance / other.distance
+        width = float(np.exp(self.times * np.hypot(self.spread, other.spread)))
+        return ratio, ratio / width, ratio * width
+
     def distinguishable_from(self, other: "RankedArm") -> bool:
         """Whether the difference is significant (95 %, for this pair alone)."""
-        difference = abs(np.log(self.distance / other.distance))
-        return bool(difference > self.times * np.hypot(self.spread, other.spread))
+        _, low, high = self.ratio_to(other)
+        return bool(low > 1 or high < 1)  # False if they are NaN
 
 
 def conditions(images: pd.DataFrame) -> tuple[Condition, ...]:
@@ -205,7 +213,7 @@ def rank_arms(
         floor_error = float(np.nan_to_num(floors.get(curve.arm, 0.0))) / distance
         seed_error = deviation / float(np.sqrt(_runs_at(curve, budget)))
         error = float(np.hypot(seed_error, floor_error))
-        ranking.append(RankedArm(curve.arm, distance, error, times))
+        ranking.append(RankedArm(curve.arm, distance, error, times, budget))
     return tuple(sorted(ranking, key=lambda each: each.distance))
 
 
@@ -228,6 +236,30 @@ def ranking_text(ranking: tuple[RankedArm, ...]) -> str:
     for arm, following in pairwise(ranking):
         words += [arm.arm, "<" if arm.distinguishable_from(following) else "≈"]
     return " ".join([*words, *(arm.arm for arm in ranking[-1:])])
+
+
+def ranking_sentence(condition: Condition) -> str:
+    """Which arm is nearest to real images at the largest common budget of training FLOPs, and how
+    much farther the others are; "" for fewer than two arms. Raises ComparisonError as `rank_arms`.
+    """
+    ranking = rank_arms(condition)
+    if len(ranking) < 2:
+        return ""
+    first, *others = ranking
+    farther = "; ".join(f"{each.arm} {_ratio_text(each, first)}" for each in others)
+    return (
+        f"By the {condition.extractor} network {first.arm} has the smallest distance at "
+        f"{significant(first.budget, 3)} training FLOPs, {significant(first.distance, 3)}. "
+        f"Distances of the others divided by it: {farther}."
+    )
+
+
+def _ratio_text(arm: RankedArm, first: RankedArm) -> str:
+    ratio, low, high = (significant(value, 3) for value in arm.ratio_to(first))
+    if not np.isfinite(arm.spread):
+        return f"{ratio} (no interval: no size was run with two seeds)"
+    tie = "" if arm.distinguishable_from(first) else ", not significant"
+    return f"{ratio} ({low} to {high}{tie})"
 
 
 def reversals(

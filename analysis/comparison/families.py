@@ -169,6 +169,13 @@ def multiplier(
             f"not reached: the best score of {behind.arm} is {behind.best:.3g}, and the smallest "
             f"{ahead.arm} has {ahead.worst:.3g}"
         )
+        # At the score of the smallest size of `ahead`, by the means: no interval.
+        least = float(behind.cost[-1] / ahead.cost[0])
+        if least > 1:
+            sentence += (
+                f"; so by these means {behind.arm} needs more than {significant(least, 3)} x the "
+                f"compute of {ahead.arm}"
+            )
         return Multiplier(of.arm, against.arm, None, None, None, level, None, sentence)
     # Quantiles of the resampled ratios hold the true factor too seldom (81 % at a factor of 6.5),
     # Student's interval with their standard deviation in 93 to 95 % (LOG.md). Each pair of

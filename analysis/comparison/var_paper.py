@@ -8,8 +8,8 @@ from typing import Any
 from analysis.fitting.fit import Fit, fit_law
 from analysis.fitting.laws import FLOOR
 from analysis.fitting.points import FitError
+from analysis.law_result import LawResult
 from analysis.selection.select import not_a_law
-from analysis.study import LawResult
 from analysis.uncertainty.intervals import Interval, interval
 
 NOTE = (
@@ -101,30 +101,35 @@ def paper_table(findings: Iterable[LawResult]) -> tuple[PaperComparison, ...]:
             raw = ours.get((printed.metric, column, "pure"))
             if raw is None:
                 continue
-            alpha = raw.intervals["alpha"]
+            alpha = raw.intervals.get("alpha")
             # What contradicts the law without E, a fall with x, contradicts all its forms.
             why = raw.no_law
             comparisons.append(_compared(printed, column, "raw, E = 0", raw.fit, alpha, why))
             fitted = ours.get((printed.metric, column, "floor"))
             if fitted is not None:
-                alpha = fitted.intervals["alpha"]
+                alpha = fitted.intervals.get("alpha")
                 of_fitted = why or fitted.no_law
                 comparisons.append(
                     _compared(printed, column, "E fitted", fitted.fit, alpha, of_fitted)
                 )
             if printed.E is not None:
-                comparisons.append(_with_published_E(printed, column, raw.fit, why))
+                comparisons.append(_with_published_E(printed, column, raw, why))
     return tuple(comparisons)
 
 
 def _with_published_E(
-    printed: PublishedLaw, column: str, raw: Fit, contradicted: str
+    printed: PublishedLaw, column: str, raw: LawResult, contradicted: str
 ) -> PaperComparison:
     form = f"E = {printed.E} as in the paper"
+    points, E = raw.fit.data, printed.E or 0.0
     try:
-        fit = fit_law(FLOOR, raw.data.x, raw.data.y, raw.objective, floor=printed.E)
+        if raw.path is not None:
+            raise FitError(
+                "our law follows from the surface of all runs, and with this E from another one: "
+                f"--fixed E={E:g} fits it"
+            )
+        fit = fit_law(FLOOR, points.x, points.y, raw.fit.objective, floor=E)
     except FitError as error:
-        E = printed.E or 0.0
         return PaperComparison(printed, column, form, None, None, None, None, E, None, str(error))
     alpha = interval(fit, "alpha")
     why = contradicted or "; ".join(not_a_law(fit, alpha))
@@ -132,16 +137,18 @@ def _with_published_E(
 
 
 def _compared(
-    printed: PublishedLaw, column: str, form: str, fit: Fit, alpha: Interval, contradicted: str
-) -> PaperComparison:
+    printed: PublishedLaw, column: str, form: str, fit: Fit, alpha: Interval | None,
+    contradicted: str,
+) -> PaperComparison:  # fmt: skip
     """Our law beside the printed one. `contradicted`: why ours is no law, or ""."""
     # β is per unit of x: ours per parameter or FLOP, the printed one per 1e9 or 1e15.
     beta = None if fit.paper_beta is None else fit.paper_beta * printed.unit
     # NaN, which is not equal to itself, becomes None.
     r = fit.r if fit.r == fit.r else None
-    if not contradicted and not math.isfinite(alpha.high - alpha.low):
+    low, high = (None, None) if alpha is None else (alpha.low, alpha.high)
+    if not contradicted and alpha is None:
+        contradicted = "our α has no interval"
+    elif not contradicted and alpha is not None and not math.isfinite(alpha.high - alpha.low):
         contradicted = "the interval of our α has no end"
     why_not = f"not comparable: {contradicted}" if contradicted else ""
-    return PaperComparison(
-        printed, column, form, fit.alpha, alpha.low, alpha.high, beta, fit.E, r, why_not
-    )
+    return PaperComparison(printed, column, form, fit.alpha, low, high, beta, fit.E, r, why_not)

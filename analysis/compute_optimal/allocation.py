@@ -70,23 +70,28 @@ class Approaches:
     @property
     def disagreement(self) -> tuple[str, ...]:
         """For each pair, in words: both exponents, and both best sizes at `budget`."""
-        return tuple(
-            f"{first.number} and {second.number}: a {first.a:.3g} and {second.a:.3g}, intervals "
-            f"{_agreement(first.a_interval, second.a_interval)}; "
-            f"N* at {self.budget:.3g} FLOPs {first.N(self.budget):.4g} and "
-            f"{second.N(self.budget):.4g}, ratio {first.N(self.budget) / second.N(self.budget):.4g}"
-            for first, second in combinations(self.estimates, 2)
-        )
+        lines = []
+        for first, second in combinations(self.estimates, 2):
+            agreement = ""
+            if first.a_interval is not None and second.a_interval is not None:
+                overlap = _agreement(first.a_interval, second.a_interval)
+                agreement = f", intervals {overlap}"
+            N, other_N = first.N(self.budget), second.N(self.budget)
+            lines.append(
+                f"{first.number} and {second.number}: a {first.a:.3g} and {second.a:.3g}"
+                f"{agreement}; N* at {self.budget:.3g} FLOPs {N:.4g} and {other_N:.4g}, ratio "
+                f"{N / other_N:.4g}"
+            )
+        return tuple(lines)
 
     def table(self) -> pd.DataFrame:
         """One row per approach: its numbers, or the reason why it was refused."""
         rows = [
             {
                 "approach": each.number, "by": each.name, "a": each.a,
-                "a_low": each.a_interval.low, "a_high": each.a_interval.high, "b": each.b,
-                "b_low": each.b_interval.low, "b_high": each.b_interval.high,
+                **_ends("a", each.a_interval), "b": each.b, **_ends("b", each.b_interval),
                 "k_N": each.k_N, "k_D": each.k_D, "N": each.N(self.budget),
-                "D": each.D(self.budget), "refused": "", "interval": each.a_interval.method,
+                "D": each.D(self.budget), "refused": "", "interval": each.interval_method,
             }
             for each in self.estimates
         ]  # fmt: skip
@@ -137,7 +142,7 @@ def approaches(
     fit: Fit | None = None
     # Each approach may be refused on its own; the others are still computed.
     try:
-        estimates.append(from_envelope(points, cost, resamples, seed))
+        estimates.append(from_envelope(points, cost))
     except (NoEstimate, FrontierError) as error:
         refused[1] = str(error)
     try:
@@ -170,6 +175,12 @@ def _tokens(ends: pd.DataFrame, paid: Array) -> Array:
         return paid
     known = pd.to_numeric(ends.tokens_seen, errors="coerce").to_numpy(dtype=float)
     return np.where(np.isfinite(known), known, paid)
+
+
+def _ends(name: str, span: Interval | None) -> dict[str, float | None]:
+    """The columns of an interval's ends."""
+    low, high = (None, None) if span is None else (span.low, span.high)
+    return {f"{name}_low": low, f"{name}_high": high}
 
 
 def _agreement(first: Interval, second: Interval) -> str:

@@ -15,13 +15,13 @@ from scipy import stats
 
 from analysis.compute_optimal.cost import Cost, count_sizes
 from analysis.compute_optimal.frontier import Frontier, FrontierError
-from analysis.compute_optimal.frontier_band import resampled_frontiers, uncensored_candidates
 from analysis.compute_optimal.isoflop import LOG_PARABOLA, SPLINE, IsoFlops, minima_of_resamples
 from analysis.compute_optimal.surface_optimum import optimal, optimum
 from analysis.fitting.fit import Fit
 from analysis.uncertainty.bootstrap import Bootstrap
 from analysis.uncertainty.intervals import Interval
 from analysis.uncertainty.profile import DOUBT
+from var_scaling.text import counted
 
 Array = NDArray[np.float64]
 
@@ -33,7 +33,7 @@ NAMES = {
 RESAMPLES = 1000
 _BUDGETS = 9  # over the range of the data, at which approach 3 is approximated by a line
 _MIN_SIZES = 3
-_ENVELOPE_COVERAGE = "not calibrated: 72 to 100 % in simulations"  # docs/coverage.md
+_NO_INTERVAL = "none: those of resampled runs were not calibrated in simulations"  # LOG.md
 
 
 class NoEstimate(FrontierError):
@@ -50,9 +50,10 @@ class Approach:
     b: float
     k_N: float
     k_D: float  # tokens
-    a_interval: Interval
-    b_interval: Interval
+    a_interval: Interval | None
+    b_interval: Interval | None
     budgets: tuple[float, float]  # lowest, highest
+    interval_method: str  # of both intervals, or why there are none
     notes: tuple[str, ...] = ()
 
     def N(self, C: float) -> float:
@@ -64,49 +65,27 @@ class Approach:
         return float(self.k_D * C**self.b)
 
 
-def from_envelope(
-    frontier: Frontier, cost: Cost, resamples: int = RESAMPLES, seed: int = 0
-) -> Approach:
+def from_envelope(frontier: Frontier, cost: Cost) -> Approach:
     """Approach 1: lines through the sizes and tokens of the uncensored frontier points.
 
-    Raises NoEstimate where these have fewer than three different sizes.
+    It has no interval: the points are few of many runs, and a resample lacks whole sizes. Raises
+    NoEstimate where the points have fewer than three different sizes.
     """
-    uncensored, candidates = ~frontier.censored, frontier.candidates
+    uncensored = ~frontier.censored
     sizes = count_sizes(frontier.size[uncensored])
     if sizes < _MIN_SIZES:
         reasons = Counter(reason for reason in frontier.why if reason).most_common(1)
         commonest = f" (the reason of most points: {reasons[0][0]})" if reasons else ""
         raise NoEstimate(
-            f"{sizes} sizes have uncensored frontier points; {_MIN_SIZES} are the least: "
+            f"uncensored frontier points of {counted(sizes, 'size')}; {_MIN_SIZES} are the least: "
             "record each run from before it is the best until a larger size is better, and "
             f"add sizes at both ends{commonest}"
         )
-    # (B, n) over all candidate points. Only columns that occur in a resample are kept, as 0/1
-    # weights of the lines.
-    kept = resampled_frontiers(frontier, resamples, seed) & uncensored_candidates(frontier)
-    used = kept.any(axis=0)
-    weights = kept[:, used].astype(float)
-    too_few = weights.sum(1) < _MIN_SIZES
-    log_C = np.log(candidates.flops[used])
-    pairs = []
-    # First the frontier itself (the estimate), then the points of all resamples (the interval).
-    for chosen, flops, size, tokens in (
-        (uncensored, frontier.flops, frontier.size, frontier.tokens),
-        (used, candidates.flops, candidates.size, candidates.tokens),
-    ):
-        D = np.where(np.isfinite(tokens), tokens, cost.tokens(size, flops))
-        pairs.append((np.log(size[chosen]), np.log(D[chosen])))
-    drawn = [fit_lines(log_C, value, weights)[0] for value in pairs[1]]
-    # A line through one or two points is no estimate; NaN is left out of the percentiles.
-    for slopes in drawn:
-        slopes[too_few] = np.nan
-    basis = f"{uncensored.sum()} points of {sizes} sizes, {len(candidates.runs)} runs"
-    method = f"percentile bootstrap over {len(candidates.runs)} runs, {_ENVELOPE_COVERAGE}"
-    notes = (
-        (f"{frontier.censored.sum()} censored points left out",) if frontier.censored.any() else ()
-    )
-    log_C = np.log(frontier.flops[uncensored])
-    return _approach(1, log_C, pairs[0], drawn, method, basis, notes)
+    C, N, D = (each[uncensored] for each in (frontier.flops, frontier.size, frontier.tokens))
+    D = np.where(np.isfinite(D), D, cost.tokens(N, C))
+    left_out = int(frontier.censored.sum())
+    notes = (f"{counted(left_out, 'censored point')} left out",) if left_out else ()
+    return _approach(1, np.log(C), (np.log(N), np.log(D)), None, _NO_INTERVAL, "", notes)
 
 
 def from_minima(isoflops: IsoFlops, resamples: int = RESAMPLES, seed: int = 0) -> Approach:
@@ -119,7 +98,8 @@ def from_minima(isoflops: IsoFlops, resamples: int = RESAMPLES, seed: int = 0) -
         reasons = "; ".join(map(str, isoflops.refused[:5])) or "no two runs have the same budget"
         more = f"; and {len(isoflops.refused) - 5} more" if len(isoflops.refused) > 5 else ""
         raise NoEstimate(
-            f"{len(minima)} budgets show an optimum; at least two are needed. {reasons}{more}"
+            f"an optimum at {counted(len(minima), 'budget')}; at least two are needed. "
+            f"{reasons}{more}"
         )
     budgets = np.array([each.budget for each in minima])
     log_N = np.log([each.N for each in minima])
@@ -136,7 +116,7 @@ def from_minima(isoflops: IsoFlops, resamples: int = RESAMPLES, seed: int = 0) -
     points = sum(len(each.sizes) for each in minima)
     notes = tuple(str(error) for error in isoflops.refused)
     left_out = sum(each.left_out for each in minima)
-    notes += (f"{left_out} points far from their minimum left out",) if left_out else ()
+    notes += (f"{counted(left_out, 'point')} left out, far from the minimum",) if left_out else ()
     widening, method = _widening(isoflops, np.log(budgets), log_N, precision)
     return _approach(
         2, np.log(budgets), pairs[0], drawn, method,
@@ -200,27 +180,33 @@ def fit_lines(log_C: Array, values: Array, weights: Array | None = None) -> tupl
 
 
 def _approach(
-    number: int, log_C: Array, pair: tuple[Array, Array], drawn: Sequence[Array],
+    number: int, log_C: Array, pair: tuple[Array, Array], drawn: Sequence[Array] | None,
     method: str, basis: str, notes: tuple[str, ...], weights: Array | None = None,
     widening: float = 1.0, name: str | None = None,
 ) -> Approach:  # fmt: skip
     """The estimate from log N* and log D* (`pair`), with percentile intervals of `drawn` slopes,
-    their distance from the median multiplied by `widening`.
+    their distance from the median multiplied by `widening`; None: no intervals.
     """
     (a, k_N), (b, k_D) = (
         (float(slope[0]), float(np.exp(offset[0])))
         for slope, offset in (fit_lines(log_C, values, weights) for values in pair)
     )
-    intervals = []
-    for slopes in drawn:
-        usable = slopes[np.isfinite(slopes)]
-        # 2.5 % tails of fewer values would be extremes, not percentiles.
-        if len(usable) < 20:
-            raise NoEstimate(f"{len(usable)} of {len(slopes)} resamples have an optimum")
-        low, middle, high = np.percentile(usable, [2.5, 50, 97.5])
-        low, high = (middle + widening * (end - middle) for end in (low, high))
-        intervals.append(Interval(float(low), float(high), 0.95, method, basis))
+    a_interval, b_interval = (
+        (None, None) if drawn is None
+        else (_percentiles(slopes, method, basis, widening) for slopes in drawn)
+    )  # fmt: skip
     budgets = (float(np.exp(log_C.min())), float(np.exp(log_C.max())))
     return Approach(
-        number, name or NAMES[number], a, b, k_N, k_D, intervals[0], intervals[1], budgets, notes
-    )
+        number, name or NAMES[number], a, b, k_N, k_D, a_interval, b_interval, budgets, method,
+        notes,
+    )  # fmt: skip
+
+
+def _percentiles(slopes: Array, method: str, basis: str, widening: float) -> Interval:
+    usable = slopes[np.isfinite(slopes)]
+    # 2.5 % tails of fewer values would be extremes, not percentiles.
+    if len(usable) < 20:
+        raise NoEstimate(f"{len(usable)} of {len(slopes)} resamples have an optimum")
+    low, middle, high = np.percentile(usable, [2.5, 50, 97.5])
+    low, high = (middle + widening * (end - middle) for end in (low, high))
+    return Interval(float(low), float(high), 0.95, method, basis)

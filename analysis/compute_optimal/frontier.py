@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from analysis.compute_optimal.censoring import censoring_reasons
 from analysis.compute_optimal.cost import count_sizes
 from analysis.table.runs import run_names
+from var_scaling.text import counted
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -224,7 +225,7 @@ def _of_schedule(
     counts = rows.groupby("schedule").run.nunique()
     if schedule is None:
         if len(counts) > 1:
-            listed = ", ".join(f"{name} ({runs} runs)" for name, runs in counts.items())
+            listed = ", ".join(f"{name} ({counted(runs, 'run')})" for name, runs in counts.items())
             raise MixedSchedules(
                 f'several schedules: {listed}; select one, as by --where "schedule == '
                 f"'{counts.index[0]}'\""

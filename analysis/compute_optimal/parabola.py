@@ -13,6 +13,7 @@ from scipy import stats
 from analysis.compute_optimal.cost import Cost, count_sizes, six_nd
 from analysis.format import percent
 from analysis.uncertainty.intervals import Interval
+from var_scaling.text import counted
 
 Array = NDArray[np.float64]
 
@@ -126,7 +127,7 @@ def parabola(
     if not drop_far_points and not inside.all():
         raise TooWide(
             budget,
-            f"{(~inside).sum()} of {len(sizes)} sizes are over {max_factor:g}× from the minimum",
+            f"over {max_factor:g}× from the minimum: {(~inside).sum()} of {len(sizes)} sizes",
         )
     left_out = int((~inside).sum())
     sizes, losses, y = sizes[inside], losses[inside], y[inside]
@@ -163,7 +164,7 @@ def refuse_group(
         raise IsoFlopError(budget, "sizes, FLOPs and losses must be positive numbers")
     count = count_sizes(sizes)
     if count < MIN_SIZES:
-        raise TooFewPoints(budget, f"{count} sizes; at least {MIN_SIZES} are needed")
+        raise TooFewPoints(budget, f"{counted(count, 'size')}; at least {MIN_SIZES} are needed")
     deviation = float(np.exp(np.abs(np.log(flops / budget)).max()) - 1)
     if deviation > budget_tolerance * (1 + 1e-9):
         raise NotIsoFlop(

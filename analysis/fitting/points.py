@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from analysis.fitting.laws import Law
 from analysis.fitting.terms import Points
+from var_scaling.text import counted
 
 Array = NDArray[np.float64]
 
@@ -207,18 +208,18 @@ def _refuse_designs(law: Law, arrays: list[Array], y: Array, free_floor: bool) -
     for variable, each in zip(law.variables, arrays, strict=True):
         if len(np.unique(each)) == 1 and variable != "U":  # U may be constant: D varies
             raise FitError(
-                f"all {len(y)} points have the same {variable} = {each[0]:g}: a law needs several"
+                f"{counted(len(y), 'point')} at one {variable} = {each[0]:g}: a law needs several"
             )
     if len(y) <= free:
         raise FitError(
-            f"{law.formula} has {free} parameters and there are {len(y)} points: it would fit any "
-            f"losses exactly; at least {free + 1} points are needed"
+            f"{law.formula} has {free} parameters and only {counted(len(y), 'point')}: it would "
+            f"fit any losses exactly; at least {free + 1} points are needed"
         )
     # Several runs of one size (seeds) add points but no information about the shape.
     if len(law.powers) == 1 and len(np.unique(arrays[0])) < free:
         raise FitError(
-            f"{law.formula} has {free} parameters and needs as many different sizes; there are "
-            f"{len(np.unique(arrays[0]))} different sizes"
+            f"{law.formula} has {free} parameters and needs as many different sizes, not "
+            f"{len(np.unique(arrays[0]))}"
         )
     if len(law.powers) == 2:
         correlation = np.corrcoef(np.log(arrays[0]), np.log(arrays[1]))[0, 1]

@@ -19,6 +19,7 @@ from analysis.forecasting.prediction import (
     Prediction,
     predict_metric,
 )
+from var_scaling.text import counted
 
 FORMAT = 1
 
@@ -119,9 +120,13 @@ def freeze(
             metrics.append(prediction)
             all_caveats += [f"{metric} {caveat}" for caveat in its_caveats]
         except FitError as error:
-            refused.append(f"{metric} is not predicted from {len(measured)} finished runs: {error}")
+            used = counted(len(measured), "finished run")
+            refused.append(f"{metric} is not predicted from {used}: {error}")
     if not metrics:
-        raise ForecastError(refused[0] if refused else "no finished run has a score")
+        reason = refused[0] if refused else "no finished run has a score"
+        if method.E is not None and "fixed E" in reason:
+            reason = f"--fixed E={method.E:g}: {reason}"
+        raise ForecastError(reason)
     if method.E is not None and not any(_has_E(each) for each in metrics):
         why = "; ".join(reason for each in metrics for reason in each.refused)
         raise ForecastError(f"--fixed E={method.E:g}: no law with it can be fitted: {why}")

@@ -31,6 +31,7 @@ from analysis.plots.style import (
 )
 from analysis.study import Study
 from analysis.uncertainty.bootstrap import bootstrap
+from analysis.uncertainty.intervals import Interval
 
 Array = NDArray[np.float64]
 
@@ -137,12 +138,18 @@ def _size_of(approaches: Approaches) -> str:
     return approaches.frontier.params
 
 
+def with_interval(value: float, span: Interval | None) -> str:
+    """An exponent and its interval, if it has one, for a legend."""
+    text = signed(value, ".3f")
+    if span is None:
+        return text
+    return f"{text} [{signed(span.low, '.3f')}, {signed(span.high, '.3f')}]"
+
+
 def _approach_label(approach: Approach) -> str:
-    spans = [
-        f"{signed(value, '.3f')} [{signed(span.low, '.3f')}, {signed(span.high, '.3f')}]"
-        for value, span in ((approach.a, approach.a_interval), (approach.b, approach.b_interval))
-    ]
-    exponents = f"$N$ ∝ $C^a$, a = {spans[0]}; $D$ ∝ $C^b$, b = {spans[1]}"
+    a = with_interval(approach.a, approach.a_interval)
+    b = with_interval(approach.b, approach.b_interval)
+    exponents = f"$N$ ∝ $C^a$, a = {a}; $D$ ∝ $C^b$, b = {b}"
     return f"{approach.number}, {approach.name}: {exponents}"
 
 

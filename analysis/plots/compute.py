@@ -11,11 +11,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from analysis.compute_optimal.frontier import Frontier, FrontierError
-from analysis.compute_optimal.frontier_band import Band, SurfacePath, band
+from analysis.compute_optimal.frontier import Frontier
+from analysis.compute_optimal.frontier_law import SurfacePath, frontier_interval
 from analysis.fitting.fit import Fit, fit_law
 from analysis.fitting.laws import PURE, Law
-from analysis.fitting.points import FitError
+from analysis.law_result import METRICS
 from analysis.plots.axes import logarithmic
 from analysis.plots.law_panel import draw_law, fit_label, law_handles
 from analysis.plots.laws import metric_label
@@ -35,11 +35,10 @@ from analysis.plots.style import (
     styled,
 )
 from analysis.selection.select import has_irreducible_loss
-from analysis.study import METRICS, Study
+from analysis.study import Study
 from analysis.uncertainty.intervals import Interval
 
 COMPUTE, TOKENS = "$C$, training compute (FLOP)", "$D$, training tokens seen"
-_RESAMPLES = 400  # of a band: enough for a figure
 _RUN = ("sweep", "seed")  # columns that distinguish runs of one size and name
 
 
@@ -79,10 +78,11 @@ def draw_frontier(
     panel: Axes, frontier: Frontier, fits: list[Fit], alphas: Sequence[Interval | None] = (),
     paths: Sequence[SurfacePath | None] = (),
 ) -> None:  # fmt: skip
-    """Draw frontier points, hollow if they are upper bounds, and laws with bootstrap bands.
+    """Draw frontier points, hollow if they are upper bounds, and laws with their bands.
 
-    `alphas`: the intervals of α in the legend, one for each fit; by default those of the bands.
-    `paths`: the surfaces that the laws follow from, one for each fit, None for one of the points.
+    `alphas`: the intervals of α in the legend, one for each fit. `paths`: the surfaces that the
+    laws follow from, one for each fit, None for one of the points. A law of points without an
+    interval has no band.
     """
     for selected, face in ((~frontier.censored, BLUE), (frontier.censored, "white")):
         panel.plot(
@@ -90,28 +90,13 @@ def draw_frontier(
             ms=marker_size(len(frontier.flops), 2.0), mew=0.9,
         )  # fmt: skip
     for index, fit in enumerate(fits):
-        path = paths[index] if paths else None
-        bootstrap_band = None if path else frontier_band(frontier, fit)
-        band_arrays: bool | tuple[Any, Any, Any] = False
-        if bootstrap_band:
-            band_arrays = (bootstrap_band.flops, bootstrap_band.low, bootstrap_band.high)
+        path, alpha = paths[index] if paths else None, alphas[index] if alphas else None
+        band: bool | tuple[Any, Any, Any] = alpha is not None
         if path:
             flops = np.geomspace(frontier.flops[0], frontier.flops[-1], 50)
-            band_arrays = (flops, *path.band(fit.law, flops))
-        alpha = bootstrap_band.interval("alpha") if bootstrap_band else None
-        alpha = alphas[index] if alphas else alpha
-        draw_law(panel, fit, band=band_arrays, label=fit_label(fit, alpha), ahead=0.15)
+            band = (flops, *path.band(fit.law, flops))
+        draw_law(panel, fit, band=band, label=fit_label(fit, alpha), ahead=0.15)
     panel.set(xscale="log", yscale="log")
-
-
-def frontier_band(frontier: Frontier, fit: Fit) -> Band | None:
-    """The law's bootstrap band over runs along the frontier; None if there are too few runs."""
-    if fit.floor is not None:  # the refits of a band have their own E
-        return None
-    try:
-        return band(frontier, fit.law, fit.objective.name, resamples=_RESAMPLES)
-    except (FitError, FrontierError):  # too few runs or points in a resample: drawn without a band
-        return None
 
 
 def _frontier_handles(laws: set[str], censored: NDArray[np.bool_]) -> list[Any]:
@@ -122,7 +107,7 @@ def _frontier_handles(laws: set[str], censored: NDArray[np.bool_]) -> list[Any]:
     ]  # fmt: skip
     # [1:]: without the handle "measured", because frontier points have their own.
     lines = law_handles([law for law in ("pure", "floor") if law in laws], None, band=False)[1:]
-    return [*handles, *lines, Patch(color=GREY, alpha=0.3, lw=0, label="95 %, runs resampled")]
+    return [*handles, *lines, Patch(color=GREY, alpha=0.3, lw=0, label="95 % of the law")]
 
 
 @styled
@@ -141,7 +126,7 @@ def frontier_figure(
     # The default is that of sweeps (docs/laws.md); that of fit_law is the Huber loss.
     fitted = frontier.of_law
     fit = fit_law(law, frontier.flops[fitted], frontier.loss[fitted], objective)
-    draw_frontier(panel, frontier, [fit])
+    draw_frontier(panel, frontier, [fit], [frontier_interval(fit, "alpha", frontier, None)])
     panel.set(xlabel=xlabel, ylabel=ylabel)
     legend_inside(panel)
     logarithmic(panel)

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.fitting.fit import Fit
+from analysis.law_result import METRICS
 from analysis.plots.axes import logarithmic, signed, symbol
 from analysis.plots.law_panel import LAW_STYLES
 from analysis.plots.laws import SIZES
@@ -29,7 +30,7 @@ from analysis.plots.style import (
     styled,
 )
 from analysis.selection.holdout import HeldOut
-from analysis.study import METRICS, Study
+from analysis.study import Study
 from analysis.uncertainty.intervals import Interval
 
 _NAMES = {"pure": "pure power law", "floor": "with a fitted E"}

@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from analysis.fitting.fit import Fit
+from analysis.law_result import METRICS, LawResult
 from analysis.plots.axes import logarithmic, set_ticks, signed, symbol
 from analysis.plots.law_panel import LAW_STYLES, draw_law, draw_points, fit_label, law_handles
 from analysis.plots.style import (
@@ -26,7 +27,7 @@ from analysis.plots.style import (
     styled,
 )
 from analysis.selection.select import has_irreducible_loss
-from analysis.study import METRICS, LawResult, Study
+from analysis.study import Study
 
 SIZES = {
     "params_blocks": "$N$, weights of the blocks",

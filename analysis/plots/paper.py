@@ -17,8 +17,14 @@ from matplotlib.lines import Line2D
 
 from analysis.compute_optimal.allocation import Approaches
 from analysis.compute_optimal.isoflop import LOG_PARABOLA, PARABOLA, SPLINE
-from analysis.plots.allocation import approach_handle, draw_allocation, isoflop_figure
-from analysis.plots.axes import logarithmic, signed
+from analysis.law_result import METRICS, VARIABLES, LawResult
+from analysis.plots.allocation import (
+    approach_handle,
+    draw_allocation,
+    isoflop_figure,
+    with_interval,
+)
+from analysis.plots.axes import logarithmic
 from analysis.plots.compute import COMPUTE, draw_frontier, draw_runs
 from analysis.plots.law_panel import draw_law, draw_points, fit_label
 from analysis.plots.laws import has_irreducible_loss
@@ -32,7 +38,7 @@ from analysis.plots.style import (
     size_styles,
 )
 from analysis.plots.surface import data_legend, draw_surface, lines_of_data
-from analysis.study import METRICS, VARIABLES, LawResult, Study
+from analysis.study import Study
 
 WIDTH = 3.3  # inches
 FORMATS = ("pdf", "png")
@@ -235,8 +241,7 @@ def _draw_allocation(study: Study, approaches: Approaches, best: str) -> Figure:
     handles: list[Line2D] = []
     for each in approaches.estimates:
         value, span = (each.a, each.a_interval) if best == "N" else (each.b, each.b_interval)
-        ends = f"[{signed(span.low, '.3f')}, {signed(span.high, '.3f')}]"
-        label = f"{_APPROACHES[each.number]}: exponent {signed(value, '.3f')} {ends}"
+        label = f"{_APPROACHES[each.number]}: exponent {with_interval(value, span)}"
         handles.append(approach_handle(each, label))
     ylabel = _SIZES[study.size] if best == "N" else "$D$, training tokens"
     panels[best].set(xlabel=COMPUTE, ylabel="best " + ylabel)

@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from analysis.compute_optimal.surface import SurfaceLaw
+from analysis.law_result import METRICS
 from analysis.plots.axes import logarithmic, round_numbers, tick
 from analysis.plots.laws import SIZES, metric_label
 from analysis.plots.style import (
@@ -22,7 +23,7 @@ from analysis.plots.style import (
     panel_grid,
     styled,
 )
-from analysis.study import METRICS, Study
+from analysis.study import Study
 
 Array = NDArray[np.float64]
 

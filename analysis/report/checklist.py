@@ -11,7 +11,8 @@ import pandas as pd
 from analysis.fitting.fit import CONVERGED, Fit
 from analysis.fitting.objectives import objective_of
 from analysis.format import fixed, signed, size
-from analysis.study import METRICS, VARIABLES, LawResult, Study
+from analysis.law_result import METRICS, VARIABLES, LawResult
+from analysis.study import Study
 
 UNKNOWN = "not known"
 _OBJECTIVES = {

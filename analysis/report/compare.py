@@ -10,18 +10,23 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from analysis.comparison.one_law import one_law_for_both
+from analysis.comparison.one_law import CommonLawTest, one_law_for_both
 from analysis.export import FORMAT
 from analysis.format import SYMBOLS, change, exponent, level, signed, significant, span
 from analysis.plots.diagnostics import Dot, dots_figure
 from analysis.plots.style import VERMILION, save
 from analysis.report.html import environment, figure_of
+from var_scaling.text import counted
 
 Laws = Mapping[str, Any]  # what laws.json holds
 _SAME_SIZE = 1e-6  # relative
 _NOISE = 1e-12  # relative: numbers that differ by less are equal up to rounding
 _PARAMETERS = ("alpha", "beta", "E", "A", "B")  # of a law in one variable only α and E
 _SIGNIFICANT = 0.05  # p
+# F needs independent points; the surfaces of both reports have a test of their own.
+_NO_TEST = CommonLawTest(
+    None, "no test: the points of a frontier are upper bounds and not independent", None
+)
 _CAPTION = (
     "The exponents of both reports with their 95 % intervals; an arrow: an open end. Laws that the "
     "data of either contradict are left out."
@@ -258,7 +263,8 @@ def _pair(
         if None not in values:
             intervals = [law["intervals"].get(name) for law in (a, b)]
             parameters[name] = _parameter_pair(values[0], values[1], *intervals)
-    test, points = one_law_for_both(a, b), (len(a["y"]), len(b["y"]))
+    points = len(a["y"]), len(b["y"])
+    test = one_law_for_both(a, b) if a.get("variable") != "train_flops" else _NO_TEST
     cautions = []
     for law, name, metrics in zip((a, b), names, mixed, strict=True):
         if law.get("no_law"):
@@ -330,7 +336,7 @@ def _changes(a: dict[str, Any], b: dict[str, Any]) -> str:
     for label in dict.fromkeys((*a, *b)):
         points_a, points_b = sorted(a.get(label, [])), sorted(b.get(label, []))
         if len(points_a) != len(points_b):
-            changes.append(f"{label} {len(points_a)} points and {len(points_b)}")
+            changes.append(f"{label} {counted(len(points_a), 'point')} and {len(points_b)}")
         for (x, y), (u, v) in zip(points_a, points_b, strict=False):
             if not _same(x, u):
                 changes.append(f"{label} at {significant(x)} and at {significant(u)}")

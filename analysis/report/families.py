@@ -20,6 +20,7 @@ from analysis.comparison.conditions import (
     curves_cross,
     pairwise_multipliers,
     rank_arms,
+    ranking_sentence,
     ranking_text,
     robustness,
 )
@@ -35,6 +36,7 @@ from analysis.format import fixed, significant
 from analysis.plots.families import families, frontier
 from analysis.plots.style import save
 from analysis.report.html import figure_of
+from var_scaling.text import counted
 
 _CAPTION = (
     "Fréchet distance of each run's samples to held-out images, against its training FLOPs and the "
@@ -53,6 +55,7 @@ class ConditionSection:
     name: str
     anchor: str
     settings: str
+    order: str  # the arms at the largest budget, in a sentence; "" if they were not ranked
     sentences: tuple[str, ...]  # one for each pair with a multiplier
     undetermined: tuple[str, ...]
     cautions: tuple[str, ...]
@@ -144,6 +147,7 @@ def _condition_section(
         name=condition.name,
         anchor=figure_name,
         settings=settings,
+        order=_order_sentence(condition),
         sentences=_sentences(condition),
         undetermined=_undetermined(condition),
         cautions=cautions,
@@ -195,6 +199,13 @@ def _sentence(pair: Multiplier, ranking: tuple[RankedArm, ...]) -> str:
     return f"{pair.sentence}{significance}{crossing}."
 
 
+def _order_sentence(condition: Condition) -> str:
+    try:
+        return ranking_sentence(condition)
+    except ComparisonError:
+        return ""  # `_sentences` gives the reason
+
+
 def _undetermined(condition: Condition) -> tuple[str, ...]:
     try:
         pairs = pairwise_multipliers(condition)
@@ -207,7 +218,7 @@ def _partial(unscored: tuple[str, ...]) -> str:
     if not unscored:
         return ""
     names = ", ".join(unscored[:4]) + (" …" if len(unscored) > 4 else "")
-    return f"Not finished: {len(unscored)} sets of samples are not scored yet ({names})."
+    return f"Not finished: {counted(len(unscored), 'set')} of samples not scored yet ({names})."
 
 
 def _order(condition: Condition) -> str:

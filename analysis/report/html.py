@@ -14,6 +14,7 @@ from markupsafe import Markup
 from analysis import format as formats
 from analysis.comparison import var_paper as paper
 from analysis.fitting.points import FitError
+from analysis.law_result import METRICS, VARIABLES, LawResult
 from analysis.plots.all_figures import CAPTIONS
 from analysis.plots.style import STYLE
 from analysis.report.checklist import checklist
@@ -21,7 +22,7 @@ from analysis.report.embed import inline_image
 from analysis.report.latex import law_table
 from analysis.selection.influence import influence
 from analysis.selection.rates import rate_sweeps
-from analysis.study import METRICS, VARIABLES, LawResult, Study
+from analysis.study import Study
 from analysis.summary import main_result, unmeasured, verdicts
 from analysis.table.runs import run_names
 

@@ -4,7 +4,8 @@ import re
 
 from analysis import format as formats
 from analysis.compute_optimal.surface import SurfaceLaw
-from analysis.study import METRICS, VARIABLES, LawResult, Study
+from analysis.law_result import METRICS, VARIABLES, LawResult
+from analysis.study import Study
 from analysis.uncertainty.intervals import Interval
 
 _ESCAPED = {
@@ -21,9 +22,16 @@ _FORMS = {
     "floor": r"$E + A x^{-\alpha}$",
     "logit": r"$L/(1-L) = A x^{-\alpha}$",
 }
-
-
-_PARAMETERS = {
+# Right-hand sides of the laws in N and D.
+FORMS_IN_TWO = {
+    "surface": r"$E + A N^{-\alpha} + B D^{-\beta}$",
+    "tied": r"$E + A N^{-\alpha} + B D^{-\alpha}$",
+    "interaction": r"$E + A N^{-\alpha} + B N^\gamma D^{-\beta}$",
+    "varying": r"$E + A N^{-\alpha} + B N^\gamma D^{-(\beta + \delta \log N)}$",
+    "repeated": r"$E + A N^{-\alpha} + B D'^{-\beta}$ with "
+    r"$D' = U + U R^* (1 - e^{-(D/U - 1)/R^*})$, $U$: different tokens",
+}
+PARAMETERS = {
     "alpha": r"\alpha", "beta": r"\beta", "gamma": r"\gamma", "delta": r"\delta", "R_star": "R^*",
 }  # fmt: skip
 _EXPONENTS = ("alpha", "beta", "gamma", "delta")
@@ -98,7 +106,7 @@ def _forms_table(study: Study) -> str:
                 number(formats.fixed(100 * fit.rms_relative_error, 2)),
                 str(fit.points),
             )
-            parameter = f"${_PARAMETERS.get(name, name)}$ {shown}{fixed}"
+            parameter = f"${PARAMETERS.get(name, name)}$ {shown}{fixed}"
             lines.append(_line((*cells, parameter, *(end if first else ("", "", "")))))
             first = False
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])

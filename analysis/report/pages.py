@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 from markupsafe import Markup
 
+from analysis.law_result import METRICS, VARIABLES
 from analysis.plots.all_figures import draw_all
 from analysis.report.embed import inline_image
 from analysis.report.families import FamiliesSection, families_section
@@ -19,7 +20,7 @@ from analysis.report.html import (
     shown_pictures,
     write_report,
 )
-from analysis.study import METRICS, VARIABLES, Study
+from analysis.study import Study
 from analysis.summary import main_result, verdicts
 
 # Sections of the overview besides the laws: anchor and title, as on the page of one group.

@@ -9,16 +9,19 @@ from dataclasses import dataclass
 
 from analysis import format as formats
 from analysis.compute_optimal.surface import SurfaceLaw
+from analysis.fitting.laws import SURFACE
+from analysis.law_result import LawResult
 from analysis.parallel import in_processes
 from analysis.plots.paper import FORMATS, PaperFigure, paper_figures
-from analysis.report.latex import NO_LAW, escape, number, symbol
-from analysis.study import LawResult, Study
+from analysis.report.latex import FORMS_IN_TWO, NO_LAW, PARAMETERS, escape, number, symbol
+from analysis.study import Study
 from analysis.summary import announced_laws, verdicts
 from analysis.uncertainty.intervals import Interval
 
 TABLE, EXAMPLE = "laws.tex", "example.tex"
 _METRICS = {"L": "L_mean", "E": "Err_mean", "Err": "Err_mean"}  # short names of metrics
 _MOST_ROWS = 12  # of a table in one column: more rows are too long, and go over both columns
+_OTHERS = ("gamma", "delta", "R_star")  # parameters that only some laws in N and D have
 _FLOATS = 6  # of the example, before a new page: LaTeX holds back only a few
 
 
@@ -46,14 +49,18 @@ class Row:
 def all_rows(study: Study) -> list[Row]:
     """Every law of `study`."""
     rows = [Row(each.label, each.metric, each) for each in study.findings]
-    surfaces = study.surfaces.items()
-    return rows + [Row(study.surface_label(metric), metric, law) for metric, law in surfaces]
+    in_two = (*study.surfaces.values(), *study.forms)
+    return rows + [Row(study.surface_label(law.metric), law.metric, law) for law in in_two]
 
 
 def announced_rows(study: Study) -> list[Row]:
-    """The laws that the report announces, in its order."""
+    """The laws that the report announces, in its order, and the others in N and D that were asked
+    for.
+    """
     pairs = [(verdict.metric, verdict.variable) for verdict in verdicts(study)]
-    return [row for pair in pairs for row in _announced(study, *pair)]
+    rows = [row for pair in pairs for row in _announced(study, *pair)]
+    forms = {id(form) for form in study.forms if not form.no_law}
+    return rows + [row for row in all_rows(study) if id(row.law) in forms]
 
 
 def _announced(study: Study, metric: str, variable: str) -> list[Row]:
@@ -99,12 +106,16 @@ def _named(study: Study, name: str) -> list[Row]:
     rows = [row for row in all_rows(study) if row.label in labels]
     if form:
         return [row for row in rows if row.law.fit.law.name == form]
-    announced = [
-        row for row in rows
-        if isinstance(row.law, SurfaceLaw)
-        or row.law.fit.law.name in announced_laws(study, row.metric, row.law.variable)
-    ]  # fmt: skip
+    announced = [row for row in rows if _is_first(study, row)]
     return announced or [row for row in rows if row.law.fit.law.name != "logit"] or rows
+
+
+def _is_first(study: Study, row: Row) -> bool:
+    """Whether a label without a form names this row."""
+    form = row.law.fit.law.name
+    if isinstance(row.law, SurfaceLaw):
+        return form == SURFACE.name or row.metric not in study.surfaces
+    return form in announced_laws(study, row.metric, row.law.variable)
 
 
 def _known(studies: Mapping[str, Study]) -> str:
@@ -132,13 +143,12 @@ def paper_table(study: Study, rows: Sequence[Row], columns: str | None = None) -
     default one, and two for many rows.
     """
     wide = (columns or default_columns(rows)) == "two"
-    surfaces = any(isinstance(row.law, SurfaceLaw) for row in rows)
-    header, under = _wide_header(study, rows, surfaces) if wide else _narrow_header(study, rows)
+    header, under = _wide_header(study, rows) if wide else _narrow_header(study, rows)
     body: list[str] = []
     for row in rows:
         if body and not wide:
             body.append(r"\addlinespace")
-        body += _wide_lines(study, row, surfaces) if wide else _narrow_lines(study, row, rows)
+        body += _wide_lines(study, row, rows) if wide else _narrow_lines(study, row, rows)
     if any(_dagger(study, row) for row in rows):
         note = rf"\scriptsize{NO_LAW} no law: the runs contradict it or differ in $D$"
         body += [r"\addlinespace", rf"\multicolumn{{{len(header)}}}{{@{{}}l@{{}}}}{{{note}}} \\"]
@@ -173,61 +183,84 @@ def _E_units(study: Study, rows: Sequence[Row]) -> list[str]:
     return [escape(unit) for unit in dict.fromkeys(units)]
 
 
+def _in_two(rows: Sequence[Row]) -> bool:
+    """Whether a row is a law in N and D."""
+    return any(isinstance(row.law, SurfaceLaw) for row in rows)
+
+
+def _others(rows: Sequence[Row]) -> list[str]:
+    """The parameters of `_OTHERS` that a row has."""
+    return [name for name in _OTHERS if any(name in row.law.fit.values for row in rows)]
+
+
+def _form(row: Row) -> str:
+    """The name of another form than the surface, of a law in N and D; else ""."""
+    form = row.law.fit.law.name
+    return form if isinstance(row.law, SurfaceLaw) and form != SURFACE.name else ""
+
+
 def _narrow_header(study: Study, rows: Sequence[Row]) -> tuple[list[str], list[str]]:
-    surfaces = any(isinstance(row.law, SurfaceLaw) for row in rows)
-    exponent, units = "Exponent" if surfaces else r"$\alpha$", _E_units(study, rows)
+    exponent, units = "Exponent" if _in_two(rows) else r"$\alpha$", _E_units(study, rows)
     # Several units are too wide for a header: each row then has its own below the label.
     unit = f"({units[0]})" if len(units) == 1 else ""
     return ["Law", exponent, "$E$", "$r$", "$n$"], ["", r"[95\,\%]", unit, "", ""]
 
 
 def _narrow_lines(study: Study, row: Row, rows: Sequence[Row]) -> list[str]:
-    """A line of values and a line of intervals; of a surface, two more for the exponent of D."""
-    fit, spans, surface = row.law.fit, row.law.intervals, isinstance(row.law, SurfaceLaw)
-    prefix = r"$\alpha$ " if any(isinstance(each.law, SurfaceLaw) for each in rows) else ""
+    """A line of values and a line of intervals; two more for each further exponent of a law in N
+    and D.
+    """
+    fit, spans = row.law.fit, row.law.intervals
+    prefix = r"$\alpha$ " if _in_two(rows) else ""
     E = _value(fit.E) if fit.law.floor else "--"
     E_span = _span(spans.get("E"), 3) if fit.floor is None else r"\scriptsize fixed"
     several = len(_E_units(study, rows)) > 1
-    below = ""  # the label
+    below = [_form(row)]  # the label
     if fit.law.floor and several:
-        below = rf"{{\scriptsize $E$ in {escape(study.unit(row.metric))}}}"
+        below.append(f"$E$ in {escape(study.unit(row.metric))}")
     elif fit.law.odds:
-        below = r"{\scriptsize of the odds}"
-    r = "--" if surface else number(formats.fixed(fit.r, 3))
+        below.append("of the odds")
+    text = ", ".join(filter(None, below))
+    r = "--" if isinstance(row.law, SurfaceLaw) else number(formats.fixed(fit.r, 3))
     lines = [
         _line([_label(study, row), prefix + _value(fit.alpha), E, r, str(fit.points)]),
         _line([
-            below, _span(spans.get("alpha"), 3), E_span if fit.law.floor else "", "", "",
+            rf"{{\scriptsize {text}}}" if text else "", _span(spans.get("alpha"), 3),
+            E_span if fit.law.floor else "", "", "",
         ]),
     ]  # fmt: skip
-    if surface:
-        lines += [
-            _line(["", rf"$\beta$ {_value(fit['beta'])}", "", "", ""]),
-            _line(["", _span(spans.get("beta"), 3), "", "", ""]),
-        ]
+    for name in ("beta", *_OTHERS):
+        if name in fit.values:
+            lines += [
+                _line(["", f"${PARAMETERS[name]}$ {_value(fit[name])}", "", "", ""]),
+                _line(["", _span(spans.get(name), 3), "", "", ""]),
+            ]
     return lines
 
 
-def _wide_header(study: Study, rows: Sequence[Row], surfaces: bool) -> tuple[list[str], list[str]]:
-    header = ["Law", r"$\alpha$", *([r"$\beta$"] if surfaces else []), "$E$", "$r$", "RMS",
-              "held out", "$n$"]  # fmt: skip
+def _wide_header(study: Study, rows: Sequence[Row]) -> tuple[list[str], list[str]]:
+    further = [r"$\beta$"] if _in_two(rows) else []
+    further += [f"${PARAMETERS[name]}$" for name in _others(rows)]
+    header = ["Law", r"$\alpha$", *further, "$E$", "$r$", "RMS", "held out", "$n$"]
     spans = [r"[95\,\%]"] * (len(header) - 6)
     units = _E_units(study, rows)
     unit = rf"({'; '.join(units)}) [95\,\%]" if units else ""
     return header, ["", *spans, unit, "", r"(\%)", r"(\%)", ""]
 
 
-def _wide_lines(study: Study, row: Row, surfaces: bool) -> list[str]:
+def _wide_lines(study: Study, row: Row, rows: Sequence[Row]) -> list[str]:
     fit, spans, held_out = row.law.fit, row.law.intervals, row.law.held_out
 
     def cell(name: str) -> str:
+        if name not in fit.values:
+            return "--"
         span = _span(spans.get(name), 4) if name != "E" or fit.floor is None else "(fixed)"
         return f"{_value(fit[name], 4)} {span}".strip()
 
-    is_surface = isinstance(row.law, SurfaceLaw)
+    is_surface, form = isinstance(row.law, SurfaceLaw), _form(row)
     return [_line([
-        _label(study, row), cell("alpha"),
-        *([cell("beta") if is_surface else "--"] if surfaces else []),
+        _label(study, row) + (f", {form}" if form else ""), cell("alpha"),
+        *([cell("beta")] if _in_two(rows) else []), *(cell(name) for name in _others(rows)),
         cell("E") if fit.law.floor else r"{\scriptsize of the odds}" if fit.law.odds else "--",
         "--" if is_surface else number(formats.fixed(fit.r)),
         number(formats.fixed(100 * fit.rms_relative_error, 2)),
@@ -331,8 +364,10 @@ def _table_caption(study: Study, rows: Sequence[Row]) -> str:
     laws = [r"$L = E + A x^{-\alpha}$", "without $E$ where none is given"]
     if any(row.law.fit.law.odds for row in rows):
         laws.append(r"of the odds: $L / (1 - L) = A x^{-\alpha}$")
-    if any(isinstance(row.law, SurfaceLaw) for row in rows):
-        laws.append(r"$L(N, D) = E + A N^{-\alpha} + B D^{-\beta}$")
+    forms = dict.fromkeys(row.law.fit.law.name for row in rows if isinstance(row.law, SurfaceLaw))
+    for form in forms:
+        name = "" if form == SURFACE.name else f"{form}: "
+        laws.append(rf"{name}$L(N, D) = {FORMS_IN_TWO[form].removeprefix('$')}")
     variables = [r"$N$: weights of the blocks", r"$N_{\mathrm{total}}$: all parameters",
                  "$D$: training tokens", "$C$: training compute, along the frontier"]  # fmt: skip
     shown = " ".join(row.label for row in rows)

@@ -13,6 +13,7 @@ from analysis.fitting.objectives import SQUARES, Objective
 from analysis.fitting.points import FitError
 from analysis.format import percent
 from analysis.uncertainty.intervals import Interval, interval
+from var_scaling.text import counted
 
 Array = NDArray[np.float64]
 Select = Callable[[pd.DataFrame, str], pd.DataFrame]  # (rows, column) -> the rows to fit
@@ -188,7 +189,7 @@ def _fit_counting(
         sizes = count(rows, counting)
         unknown = int((~np.isfinite(sizes)).sum())
         if unknown:
-            raise FitError(f"unknown (NaN) in {unknown} of {len(rows)} rows")
+            raise FitError(f"unknown (NaN) in {unknown} of {counted(len(rows), 'row')}")
         # The count is a column, because `select` works on a table.
         points = rows.assign(**{_COLUMN: sizes})
         if select is not None:

@@ -123,7 +123,7 @@ def choose(
     fixed_floor: float | None = None,
     *,
     error_rate: bool = False,
-    interval_of: Callable[[Fit, str], Interval] = interval,
+    interval_of: Callable[[Fit, str], Interval | None] = interval,
     weights: ArrayLike | None = None,
 ) -> Choice:
     """Compare a pure power law with one with an irreducible loss E, on points x, y, (n,) each.
@@ -298,7 +298,7 @@ def _rolling_errors(rolled: dict[str, tuple[HeldOut, ...]]) -> tuple[dict[str, f
 
 def _candidate(
     name: str, fit: Fit, rolled: tuple[HeldOut, ...], rolling_error: float | None,
-    interval_of: Callable[[Fit, str], Interval],
+    interval_of: Callable[[Fit, str], Interval | None],
 ) -> Candidate:  # fmt: skip
     """The candidate with all its statistics."""
     log_y = np.log(fit.data.y)

@@ -14,6 +14,7 @@ import pandas as pd
 
 from analysis.table.schema import BY_NAME, SCHEMA, SCORES, VARIABLES
 from analysis.table.validate import CheckedRows, TableError, check_frame
+from var_scaling.text import counted
 
 _SIZES = ("params_total", "params_blocks")
 _GROUP_COLUMNS = ("family", "loss_unit", "tokenizer", "data")
@@ -229,8 +230,8 @@ def select(table: Table, condition: str) -> Table:
         raise TableError(f"{where}: is not true or false for each row; compare with ==, < or >")
     chosen = found.fillna(False).astype(bool)
     if not chosen.any():
-        raise TableError(f"{where}: true for none of {len(chosen)} rows")
-    note = f"{where}: {int(chosen.sum())} of {len(chosen)} rows"
+        raise TableError(f"{where}: true for none of {counted(len(chosen), 'row')}")
+    note = f"{where}: {int(chosen.sum())} of {counted(len(chosen), 'row')}"
     rows = table.rows[chosen].reset_index(drop=True)
     return replace(table, rows=rows, notes=(*table.notes, note))
 
@@ -263,5 +264,6 @@ def complete(table: Table, column: str, parameters: str = "params_total") -> Tab
     if not filled.any():
         raise TableError(f"{table.source}: no row without {column} has both {' and '.join(others)}")
     rows = table.rows.assign(**{column: table.rows[column].astype(float).where(~filled, computed)})
-    note = f"{column} of {filled.sum()} rows was computed by C = 6 N D from {' and '.join(others)}"
+    of_rows = f"{column} of {counted(filled.sum(), 'row')}"
+    note = f"{of_rows} was computed by C = 6 N D from {' and '.join(others)}"
     return replace(table, rows=rows, notes=(*table.notes, note))

@@ -23,6 +23,7 @@ from analysis.table.schema import (
     violates_sign,
 )  # fmt: skip
 from var_scaling.results import Column
+from var_scaling.text import counted
 
 # Statuses of other tools. Any other word is not guessed: its row is dropped.
 _STATUS_NAMES = {
@@ -173,7 +174,8 @@ def _typed(frame: pd.DataFrame, given: list[Column]) -> tuple[pd.DataFrame, list
         if invalid.any() and not column.need and column.name not in ("step", "steps"):
             first = _display(values[invalid].iloc[0], missing=False)
             notes.append(
-                f"{column.name} of {invalid.sum()} rows is not valid and counts as unknown: {first}"
+                f"{column.name} of {counted(int(invalid.sum()), 'row')} is not valid and counts as "
+                f"unknown: {first}"
             )
     extra = {name: frame[name] for name in frame.columns if name not in BY_NAME}
     order = [*(name for name in frame.columns if name in BY_NAME), *columns, *extra]
@@ -215,7 +217,8 @@ def _assume(rows: pd.DataFrame, frame: pd.DataFrame, notes: list[str]) -> tuple[
             name if name is not None else f"row-{i}" for i, name in enumerate(rows.trial, 1)
         ]
         notes.append(
-            f"trial of {unnamed.sum()} rows is not given: each row is a run, named row-1, ..."
+            f"trial of {counted(unnamed.sum(), 'row')} is not given: each row is a run, named "
+            "row-1, ..."
         )
     if "status" not in frame.columns:
         rows["status"] = "done"
@@ -227,7 +230,8 @@ def _assume(rows: pd.DataFrame, frame: pd.DataFrame, notes: list[str]) -> tuple[
     if unknown_steps.any():
         rows["steps"] = rows.steps.where(~unknown_steps, last_steps)
         notes.append(
-            f"steps of {unknown_steps.sum()} rows is not given: each run ends at its last step"
+            f"steps of {counted(unknown_steps.sum(), 'row')} is not given: each run ends at its "
+            "last step"
         )
     rows["step"] = rows.step.where(rows.step.notna(), rows.steps)
     if not {"step", "steps"} & set(frame.columns):
@@ -249,7 +253,8 @@ def _gaps(kept: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
     """Notes on scores and variables that some rows lack."""
     given = (name for name in (*SCORES, *VARIABLES) if name in frame.columns)
     return [
-        f"{name} is unknown in {missing} of {len(kept)} rows; laws that need it leave them out"
+        f"{name} is unknown in {missing} of {counted(len(kept), 'row')}; laws that need it leave "
+        f"{'it' if missing == 1 else 'them'} out"
         for name in given
         if (missing := int(kept[name].isna().sum()))
     ]

@@ -160,6 +160,38 @@ def bootstrap_of_surface(
     return replace(widened, method=f"{widened.method}, because of the lack of fit")
 
 
+def jackknife(
+    fit: Fit, clusters: ArrayLike, draws: int, of_clusters: str, seed: int = 0
+) -> Bootstrap:
+    """Parameters drawn around the fit, from refits that each leave out one cluster.
+
+    For few clusters: a resample of them lacks too many sizes. The draws have Student's t
+    distribution with g - 1 degrees of freedom for g clusters, in logs where a parameter is
+    positive, and the covariance of the jackknife (Efron and Stein 1981; for clusters see
+    MacKinnon, Nielsen and Webb 2023, arXiv 2205.03285). Raises FitError where a refit does not
+    converge.
+    """
+    scheme = _scheme(fit.points, clusters, None, of_clusters)
+    assert scheme.labels is not None
+    count = int(scheme.labels.max()) + 1
+    theta, gradient = _refits(fit, scheme, 1 - np.eye(count))
+    if (gradient > CONVERGED).any():
+        raise FitError(f"without one of the {count} {of_clusters} the law cannot be fitted")
+    generator = np.random.default_rng(seed)
+    normal = generator.standard_normal((draws, count))
+    t = normal * np.sqrt((count - 1) / generator.chisquare(count - 1, (draws, 1)))
+    values = {}
+    for name, each in fit.data.columns(theta).items():
+        positive = name in fit.law.positive
+        scale = np.log(each) if positive else each
+        moved = t @ (scale - scale.mean()) * np.sqrt((count - 1) / count)
+        values[name] = fit[name] * np.exp(moved) if positive else fit[name] + moved
+    if "E" in values:
+        values["E"] = np.maximum(values["E"], 0)
+    method = f"t({count - 1}) from refits without one of {count} {of_clusters}"
+    return Bootstrap(fit, method, draws, 0, 0, values)
+
+
 def _refits(fit: Fit, scheme: "_Scheme", counts: Array) -> tuple[Array, Array]:
     """θ (U, p) and the relative gradient (U,) of the refits to resamples with `counts` (U, m)."""
     data = fit.data

@@ -37,6 +37,7 @@ from pipelines.workspace.store import Home
 from pipelines.workspace.sweeps import find_sweep, select_trials
 from var_scaling.experiment import Sweep
 from var_scaling.recipe import Precision
+from var_scaling.text import counted
 
 if TYPE_CHECKING:
     from pipelines.evaluation.training_benchmark import BenchmarkCase
@@ -231,7 +232,7 @@ def _measure(
     from pipelines.evaluation.training_benchmark import measure
 
     context = local_context(home, settings)
-    with screen.progress_bar(f"timing {len(cases)} sizes") as report_progress:
+    with screen.progress_bar(f"timing {counted(len(cases), 'size')}") as report_progress:
         if hardware.on != LOCAL:
             try:
                 return run_on_cluster(

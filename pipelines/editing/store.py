@@ -22,6 +22,7 @@ from pipelines.workspace.store import (
     record_differences,
 )
 from var_scaling.disk import DONE, atomic_write, is_done, read_json, write_json
+from var_scaling.text import counted
 
 RECORD, RESULTS, MANIFEST, SHEET = "edit.json", "results.json", "manifest.json", "sheet.png"
 _RESULT = re.compile(r"(generated|kept)-\d+\.png")
@@ -60,7 +61,7 @@ class EditFolder:
             raise_if_mismatch(path, record_differences(path, self.edit))
         if existing.count > self.edit.count and is_done(self.folder):
             raise ConfigMismatchError(
-                f"{self.folder} has {existing.count} results already. Ask for --count "
+                f"{self.folder} has {counted(existing.count, 'result')} already. Ask for --count "
                 f"{existing.count} or more, or give the new edit a --name of its own"
             )
 

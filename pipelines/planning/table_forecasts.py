@@ -245,5 +245,5 @@ def _not_ended(
             f"the run {outside.trial.iloc[0]} at {shown} does not fulfil --where "
             f"{source.where!r}; give score a --where that it fulfils"
         )
-    diverged = f"; {len(dropped)} runs of the table diverged" if dropped else ""
+    diverged = f"; diverged runs of the table: {len(dropped)}" if dropped else ""
     return "waiting", f"no run of {source.title} is at {shown}{diverged}"

@@ -11,6 +11,7 @@ from pipelines.workspace.store import Home
 from pipelines.workspace.sweeps import find_sweep
 from var_scaling.disk import read_json
 from var_scaling.experiment import Sweep
+from var_scaling.text import counted
 
 if TYPE_CHECKING:
     from analysis.report.compare import Difference
@@ -45,7 +46,8 @@ def refuse_unfinished(home: Home, sweep: Sweep) -> None:
     if waiting:
         names = ", ".join(waiting[:4]) + (", ..." if len(waiting) > 4 else "")
         raise ValueError(
-            f"{sweep.name}: {len(waiting)} of {len(trials)} trials have not finished ({names}). "
+            f"{sweep.name}: {counted(len(waiting), 'trial')} of {len(trials)} not finished "
+            f"({names}). "
             f"`var-scaling run {sweep.name}` finishes them; to compare what there is, give its "
             "laws.json instead of its name"
         )

@@ -20,7 +20,9 @@ from var_scaling.disk import read_json, write_json
 from var_scaling.experiment import Sweep
 
 if TYPE_CHECKING:
+    from analysis.report.html import Facts
     from analysis.report.pages import Scored
+    from analysis.table.table import Table
 
 LAWS_FORMAT = 4  # of laws.json, as analysis.export writes it
 
@@ -59,22 +61,10 @@ def publish(
     from analysis.parallel import idle_cores
     from analysis.report.pages import write_pages
     from analysis.study import studies
-    from analysis.table.table import load_results, select
     from pipelines.planning.forecasts import grade_forecasts
     from pipelines.report.facts import facts_of
 
-    table, facts = load_results(folder / "results.parquet"), facts_of(sweep, stages)
-    facts = replace(facts, settings={**facts.settings, **options.settings})
-    if options.where is not None:
-        every, table = table, select(table, options.where)
-        # A trial that was left out is not one without results.
-        left_out = set(every.rows.trial) - set(table.rows.trial)
-        facts = replace(facts, trials=tuple(t for t in facts.trials if t not in left_out))
-    # The rows of a trial already say that it is damaged.
-    notes = [
-        f"{stage}: {text}" for stage, text in damaged.items() if not stage.startswith("trial ")
-    ]
-    table = replace(table, notes=(*table.notes, *notes))
+    table, facts = _table_and_facts(folder, facts_of(sweep, stages), options, damaged)
     # `run` has threads of Ray, with which a process must not fork. It does not ask for `again`.
     processes = idle_cores() if again else 1
     forecasts = tuple(grade_forecasts(home, sweep))
@@ -92,6 +82,26 @@ def publish(
     }
     write_json(folder / "laws.json", laws)
     return laws
+
+
+def _table_and_facts(
+    folder: Path, facts: "Facts", options: FitOptions, damaged: Mapping[str, str]
+) -> "tuple[Table, Facts]":
+    """The rows to fit, with notes on damaged stages, and the facts of these trials."""
+    from analysis.table.table import load_results, select
+
+    table = load_results(folder / "results.parquet")
+    facts = replace(facts, settings={**facts.settings, **options.settings})
+    if options.where is not None:
+        every, table = table, select(table, options.where)
+        # A trial that was left out is not one without results.
+        left_out = set(every.rows.trial) - set(table.rows.trial)
+        facts = replace(facts, trials=tuple(t for t in facts.trials if t not in left_out))
+    # The rows of a trial already say that it is damaged.
+    notes = [
+        f"{stage}: {text}" for stage, text in damaged.items() if not stage.startswith("trial ")
+    ]
+    return replace(table, notes=(*table.notes, *notes)), facts
 
 
 def _compared_families(

@@ -27,6 +27,7 @@ from pipelines.workspace.modules import module_names
 from pipelines.workspace.settings import MLflow
 from pipelines.workspace.snapshot import take_snapshot
 from pipelines.workspace.store import FolderInUseError, file_lock, in_use
+from var_scaling.text import counted
 
 
 @dataclass(frozen=True)
@@ -92,13 +93,13 @@ def sample_locally(
     if part is None:
         # `finish_set` has already drawn damaged chunks a second time.
         lost = (
-            f"{plan.folder}: files of {len(incomplete):,} chunks were written twice and are "
-            "missing or damaged again: check the disk"
+            f"{plan.folder}: files of {counted(len(incomplete), 'chunk')} were written twice and "
+            "are missing or damaged again: check the disk"
         )
         return Outcome(failures={plan.config.name: lost})
-    others = f"{len(incomplete):,} of {plan.config.chunks:,} chunks are still missing"
+    others = f"Chunks still missing: {len(incomplete):,} of {plan.config.chunks:,}"
     return Outcome(
-        missing=f"This part is done; {others}. The last part to finish completes the set."
+        missing=f"This part is done. {others}. The last part to finish completes the set."
     )
 
 

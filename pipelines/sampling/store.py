@@ -25,6 +25,7 @@ from pipelines.workspace.store import (
 )
 from var_scaling.disk import DONE, atomic_write, is_done, read_json
 from var_scaling.experiment.sample_set import Request, SampleSet
+from var_scaling.text import counted
 
 RECORD, SAMPLES, STRIPS = "sampling.json", "samples", "strips.png"
 _READERS = 8  # files read in parallel: a network disk has a high latency, but enough bandwidth
@@ -222,8 +223,8 @@ def refuse_other(folder: Path, config: SampleSet) -> None:
         if not is_done(folder):
             return
         raise ConfigMismatchError(
-            f"{folder} has {existing.count} images of each class already. Ask for --count "
-            f"{existing.count} or more, or give the new set a --name of its own"
+            f"{folder} has {counted(existing.count, 'image')} of each class already. Ask for "
+            f"--count {existing.count} or more, or give the new set a --name of its own"
         )
     # Equal records have no differences, so this raises only for another set.
     if not config.extends(existing):

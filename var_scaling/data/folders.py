@@ -8,7 +8,7 @@ import numpy as np
 
 from var_scaling.class_names import normalize_name
 from var_scaling.data.tree import DataError, Folder, is_image
-from var_scaling.text import one_line
+from var_scaling.text import counted, one_line
 
 _IMAGES = ("images", "image", "imgs", "img", "pictures", "photos")
 _NOT_IMAGES = (
@@ -60,8 +60,8 @@ def _refuse_loose(folder_path: Path, base: Folder) -> None:
     loose = [name for name in base.files if is_image(name)]
     if loose:
         raise DataError(
-            f"{folder_path}: {len(loose):,} image files are outside of the class folders (the "
-            f"first: {one_line(loose[0])}), so they have no class; move each into "
+            f"{folder_path}: {counted(len(loose), 'image file')} outside of the class folders (the "
+            f"first: {one_line(loose[0])}), so without a class; move each into "
             "the folder of its class"
         )
 

@@ -14,7 +14,7 @@ from var_scaling.data.folders import FolderListing
 from var_scaling.data.parquet import ParquetListing, refuse_copies
 from var_scaling.data.tree import DataError, Folder, is_image, read_tree
 from var_scaling.randomness import seed_for
-from var_scaling.text import one_line
+from var_scaling.text import counted, one_line
 
 # Common names of the splits, the most usual first. Case does not matter.
 SPLITS = {
@@ -83,8 +83,8 @@ def _list_folders(root: Path, tree: Folder, split: str, share: float) -> Listing
         both = train.keys() & validation.keys()
         if both:
             raise DataError(
-                f"{root}: {len(both):,} images are in both train and validation, through symbolic "
-                f"links (the first: {one_line(min(both))}); remove them from one of the two"
+                f"{root}: {counted(len(both), 'image')} in both train and validation, through "
+                f"symbolic links (the first: {one_line(min(both))}); remove each from one of them"
             )
     return _of_split(
         root, bases, lambda base: FolderListing(root, base, _SPLIT_OF_NAME), split, share

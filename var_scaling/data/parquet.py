@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from var_scaling.data.decode import Undecodable
 from var_scaling.data.tree import DataError
+from var_scaling.text import counted
 
 _CACHED_BYTES = 1 << 30  # row groups that one reader keeps in memory
 
@@ -37,7 +38,7 @@ class ParquetListing:
             # Labels only. The images, nearly all of the file, are read by row group in `read`.
             column = file.read(columns=["label"]).column("label")
             if column.null_count:
-                raise DataError(f"{path}: {column.null_count} rows have no label")
+                raise DataError(f"{path}: no label in {counted(column.null_count, 'row')}")
             labels.append(column.to_numpy())
             relative = os.path.relpath(path, root)
             # The row within the file: the name of an image does not depend on the other files.

@@ -69,22 +69,7 @@ def write_cache(
         for start in starts
         for first in range(start, min(start + SHARD, part_rows.stop), batch)
     ]
-
-    def read(rows: np.ndarray) -> np.ndarray:
-        # Row r of the array is crop r % crops of image r // crops.
-        return source.images(rows // crops, rows % crops)
-
-    encodings: Iterator[np.ndarray]
-    if workers > 0 or not encoder.on_cpu:
-        # A GPU is given work by one thread; the others read images.
-        pixels = for_device(in_order(read, batches, workers, threads), encoder.device)
-        encodings = _one_ahead(map(encoder.start, pixels))
-    else:
-
-        def encode(rows: np.ndarray) -> np.ndarray:
-            return encoder.start(torch.from_numpy(read(rows))).array()
-
-        encodings = in_order(encode, batches, 0, threads)
+    encodings = _encodings(encoder, source, crops, batches, workers, threads)
     for rows, values in zip(batches, encodings, strict=True):
         # The file of a part starts with the part's first row.
         tokens[rows - part_rows.start] = values.astype(tokens.dtype)
@@ -101,6 +86,27 @@ def write_cache(
                 return False
     _write_labels(folder, source)
     return True
+
+
+def _encodings(
+    encoder: "_Encoder", source: ImageDataset, crops: int, batches: list[np.ndarray],
+    workers: int, threads: int,
+) -> Iterator[np.ndarray]:  # fmt: skip
+    """The encoding of each batch of rows, in order."""
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        # Row r of the array is crop r % crops of image r // crops.
+        return source.images(rows // crops, rows % crops)
+
+    if workers > 0 or not encoder.on_cpu:
+        # A GPU is given work by one thread; the others read images.
+        pixels = for_device(in_order(read, batches, workers, threads), encoder.device)
+        return _one_ahead(map(encoder.start, pixels))
+
+    def encode(rows: np.ndarray) -> np.ndarray:
+        return encoder.start(torch.from_numpy(read(rows))).array()
+
+    return in_order(encode, batches, 0, threads)
 
 
 class _Fetched:

@@ -9,6 +9,7 @@ from rich.text import Text
 from pipelines.cli.terminal.console import format_number, new_table
 from pipelines.cli.terminal.laws import number
 from pipelines.planning.cost import Price
+from var_scaling.text import counted
 
 if TYPE_CHECKING:
     from analysis.forecasting.forecast import Outcome
@@ -64,7 +65,7 @@ def forecast_table(frozen: "FrozenForecast") -> Table:
 def outcome_table(name: str, outcomes: "list[Outcome]") -> Table:
     table = new_table(
         "target", "frozen", "metric", "law", "predicted [95 %]", "measured", "error", "inside", "z",
-        title=f"{name}: {len(outcomes)} forecasts",
+        title=f"{name}: {counted(len(outcomes), 'forecast')}",
         caption="the law marked * of each metric; the other law is in outcomes.json. error: "
         "predicted / measured - 1; z: ±1.96 at the ends of the interval",
     )  # fmt: skip
@@ -95,7 +96,7 @@ def ranking_table(advice: "NextRuns", at: str, metric: str, price: Price | None)
         "a FLOP",
         title=f"{metric} at {at}: {number(plan.predicted, '.4f')} "
         f"{_interval(plan.low, plan.high)} now, "
-        f"{advice.fit.law.formula} on {advice.fit.points} runs",
+        f"{advice.fit.law.formula} on {counted(advice.fit.points, 'run')}",
         caption="each run alone. narrower: decrease of the interval's width, relative to now; a "
         "FLOP: this decrease per FLOP, relative to the best run; in parentheses: above the "
         "budget.\nThis assumes that the law holds at the size of the run: a stronger assumption, "
@@ -118,7 +119,8 @@ def plan_table(advice: "NextRuns", budget: float, price: Price | None) -> Table:
     plan = advice.plan
     table = new_table(
         "run", "FLOPs", *_cost_columns(price), "interval after it", "narrower",
-        title=f"for {format_number(budget)}FLOPs: {len(plan.runs)} runs", caption=plan.method,
+        title=f"for {format_number(budget)}FLOPs: {counted(len(plan.runs), 'run')}",
+        caption=plan.method,
     )  # fmt: skip
     # Runs of a table that differ only in their seed have one name.
     of_name: dict[str, list[Step]] = {}

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from pipelines.cli.options import RUNS
 from pipelines.cli.terminal.console import new_table
+from var_scaling.text import counted
 
 if TYPE_CHECKING:
     from analysis.report.compare import Difference
@@ -30,7 +31,7 @@ def law_tables(laws: dict[str, Any]) -> Group:
     tables = [table for table in (*order, *_form_tables(laws)) if table.row_count]
     if tables:
         title = (
-            f"{laws['sweep']}: {laws['runs']} runs of {laws['sizes']} sizes, "
+            f"{laws['sweep']}: {counted(laws['runs'], 'run')} of {counted(laws['sizes'], 'size')}, "
             f"{laws['decades']:.1f} decades of N"
         )
         tables[0].title = title
