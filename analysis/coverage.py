@@ -196,7 +196,7 @@ def coverage_of_forms(
     a new run at the largest N and D. Also of the surface by a Huber loss, in `of_huber` tables, for
     a design of 120 runs too, whose intervals are percentiles of the bootstrap.
     """
-    iso, _, grid, _ = designs()
+    iso, _, grid, *_ = designs()
     N, D = (np.append(each, each[::3]) for each in (grid.N, grid.D))  # a fourth seed
     many = Design(MANY_RUNS, N, D, np.zeros(len(N)))
     found = {

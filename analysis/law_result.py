@@ -46,7 +46,8 @@ class LawResult:
     variable: str
     fit: Fit
     intervals: dict[str, Interval]  # 95 %, by parameter: α, and E if it was fitted
-    resampled: dict[str, Any]  # bootstrap: method, resamples, rejected, interval and s.e. of α
+    # Refits to resampled runs, or without one: method, resamples, rejected, interval, s.e. of α.
+    resampled: dict[str, Any]
     held_out: HeldOut | None  # the largest size, predicted from the smaller ones
     trials: tuple[str, ...]
     contradictions: tuple[str, ...] = ()  # of the table: why no law of this metric is announced
@@ -125,6 +126,11 @@ def laws_of_pair(
             and (candidate.name != "floor" or options.E is None)
         ]
         choice = _without_contradicted(choice, findings)
+        if variable == "train_flops" and findings and not findings[0].intervals:
+            refusals.append(
+                f"{label}: no interval, because the points inside runs share the errors of their "
+                "runs, and there is no surface of them"
+            )
     compared = {"pure", "floor"} <= set(options.laws)
     return choice if compared else None, findings, refusals
 

@@ -256,6 +256,8 @@ def _predictions(study: Study) -> tuple[tuple[Prediction, ...], tuple[str, ...]]
                 raise FitError("its runs have different D")
             variables = (VARIABLES[finding.variable][0],)
             path = finding.path
+            if finding.variable == "train_flops" and "alpha" not in finding.intervals:
+                raise FitError("the points inside runs share errors, and there is no surface")
             interval_at = path.prediction_interval if path else prediction_interval
             predictions.append(predict(finding.fit, finding.label, variables, at, interval_at))
     refusals = list(dict.fromkeys(refusals))

@@ -54,7 +54,6 @@ WORLDS = {
 TITLES = {design.name: title for design, title in zip(
     designs(), ("isoFLOP", "curves", "grid", "one length", "6 curves"), strict=True
 )} | {MANY_RUNS: "grid of 120"}  # fmt: skip
-_DESIGNS = range(len(designs()))
 NAMES = {**SYMBOLS, "L(target)": "the law there", "new run": "a new run there"}
 INTRODUCTION = """# Do the intervals cover the truth?
 
@@ -100,45 +99,64 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "coverage.md")
     parser.add_argument("--table", type=Path, default=TABLE)
     parser.add_argument("--page", action="store_true", help="simulate nothing")
+    parser.add_argument(
+        "--design", choices=list(TITLES.values())[: len(designs())],
+        help="simulate this design alone, and keep the other columns of the table",
+    )  # fmt: skip
     options = parser.parse_args()
     if not options.page:
-        found = simulated(options.simulations, options.other, options.cores)
+        known = json.loads(options.table.read_text()) if options.design else None
+        found = simulated(options.simulations, options.other, options.cores, options.design, known)
         options.table.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     options.out.write_text(page(options.table))
 
 
-def simulated(simulations: int, other: int, cores: int) -> dict[str, Any]:
-    """The shares by world, design and quantity, and how and when they were made."""
+def simulated(
+    simulations: int, other: int, cores: int, only: str | None, known: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The shares by world, design and quantity, and how and when they were made.
+
+    `only`: the title of the one design that is simulated; the rest is that of the table `known`.
+    """
     start = time.monotonic()
     of_huber = max(1, simulations // 5)
     counts = {world: simulations if world is TRUE else other for world in WORLDS}
-    tasks = [(world, index, count) for world, count in counts.items() for index in _DESIGNS]
+    chosen = [
+        index for index, design in enumerate(designs()) if only in (None, TITLES[design.name])
+    ]
+    tasks = [(world, index, count) for world, count in counts.items() for index in chosen]
     worlds: dict[str, Any] = {
         world.name: {"simulations": count, "designs": {}} for world, count in counts.items()
     }
+    if known is not None:
+        worlds = known["worlds"]
     with ProcessPoolExecutor(cores) as pool:
-        of_forms = pool.submit(coverage_of_forms, simulations, of_huber)
+        of_forms = None if known else pool.submit(coverage_of_forms, simulations, of_huber)
         for (world, index, _), column in zip(tasks, pool.map(shares, tasks), strict=True):
             name = designs()[index].name
             worlds[world.name]["designs"][name] = column
             text = ", ".join(f"{quantity} {cell(one)}" for quantity, one in column.items())
             seconds = time.monotonic() - start
             print(f"{seconds:.0f} s  {world.name}, {name}: {text}", file=sys.stderr, flush=True)
-        forms = {
-            design: {
-                f"{law}: {NAMES.get(each.quantity, each.quantity)}": share(each)
-                for law, found in laws.items()
-                for each in found
-            }
-            for design, laws in of_forms.result().items()
+        of_designs = of_forms.result() if of_forms else {}
+    forms = {
+        design: {
+            f"{law}: {NAMES.get(each.quantity, each.quantity)}": share(each)
+            for law, found in laws.items()
+            for each in found
         }
+        for design, laws in of_designs.items()
+    }
     minutes = (time.monotonic() - start) / 60
     today = datetime.datetime.now(tz=datetime.UTC).date()
     options = f"--simulations {simulations} --other {other} --cores {cores}"
-    command = f"`make coverage` (`python benchmarks/coverage.py {options}`)"
+    options += f" --design '{only}'" if only else ""
+    command = f"`python benchmarks/coverage.py {options}`"
     made = f"{today}, {command}: {minutes:.0f} minutes on the project's test machine."
-    known = {"simulations": simulations, "of_huber": of_huber, "designs": forms}
-    return {"made": made, "worlds": worlds, "forms": known}
+    if known is not None:
+        return known | {"made": f"{known['made']} The column “{only}”: {made}"}
+    of_laws = {"simulations": simulations, "of_huber": of_huber, "designs": forms}
+    return {"made": made, "worlds": worlds, "forms": of_laws}
 
 
 def shares(task: tuple[World, int, int]) -> dict[str, Any]:

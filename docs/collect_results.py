@@ -8,7 +8,8 @@ must have been scored with `var-scaling fidelity`. Run `make docs` afterwards.
 
     python docs/collect_results.py --comparison HOME SWEEP
 
-takes the scored samples of a finished sweep that compares families, and its tokenizers.
+takes the scored samples of a finished sweep that compares families, and its tokenizers;
+`--trials HOME SWEEP` the last evaluation of each trial.
 """
 
 import json
@@ -150,6 +151,9 @@ def write(rows: pd.DataFrame, name: str) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "--comparison":
         collect_comparison(Path(sys.argv[2]), sys.argv[3])
+    elif sys.argv[1] == "--trials":
+        path = Path(sys.argv[2]) / sys.argv[3] / "results.parquet"
+        write(finals(pd.read_parquet(path)), sys.argv[3])
     else:
         collect(Path(sys.argv[1]))
         collect_distances(Path(sys.argv[1]))

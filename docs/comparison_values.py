@@ -12,7 +12,13 @@ from matplotlib.figure import Figure
 from results import TABLES, Table
 
 from analysis.comparison.conditions import Condition, RankedArm, conditions, rank_arms, robustness
-from analysis.comparison.families import ComparisonError, curves, multiplier, spread
+from analysis.comparison.families import (
+    ComparisonError,
+    Multiplier,
+    curves,
+    multiplier,
+    spread,
+)
 from analysis.plots.families import families as plot_of_families
 
 _PAGE = "docs/families.md"
@@ -66,7 +72,24 @@ CIFAR10 = Comparison(
 )
 
 
-COMPARISONS = (CIFAR10,)
+FAMILIES = Comparison(
+    "families",
+    "",
+    {
+        "var": "VAR", "ar, residual": "AR, 2 x 128 codes", "dit": "DiT",
+        "ar, one-scale": "AR, 8,192 codes",
+    },
+    {
+        "multi-scale": "`multi-scale`, sides 1, 2, 3, 4 (VAR, DiT)",
+        "one-scale": "`one-scale`, side 4 (AR)",
+        "residual": "`residual`, sides 4, 4 (AR)",
+    },
+    (
+        ("var", "ar, residual"), ("var", "dit"), ("dit", "ar, residual"),
+        ("ar, one-scale", "var"), ("ar, one-scale", "ar, residual"), ("ar, one-scale", "dit"),
+    ),
+)  # fmt: skip
+COMPARISONS = (FAMILIES, CIFAR10)
 
 
 def comparison_tables() -> list[Table]:
@@ -74,7 +97,8 @@ def comparison_tables() -> list[Table]:
 
 
 def comparison_values() -> dict[str, str]:
-    return _values(CIFAR10, "cifar")
+    multiplier_of_var = _multiplier_values(FAMILIES, "classifier", "var", "ar, residual")
+    return _values(FAMILIES, "families") | _values(CIFAR10, "cifar") | multiplier_of_var
 
 
 def comparison_figure(comparison: Comparison, network: str) -> Figure:
@@ -132,10 +156,14 @@ def _multipliers(one: Comparison) -> list[tuple[str, ...]]:
     return rows
 
 
-def _multiplier_text(one: Comparison, network: str, of: str, against: str) -> str:
+def _multiplier(one: Comparison, network: str, of: str, against: str) -> Multiplier:
     rows = one.condition(network).rows
     by_arm = curves(rows, "distance", "train_flops")
-    found = multiplier(by_arm[of], by_arm[against], *spread(rows, "distance"))
+    return multiplier(by_arm[of], by_arm[against], *spread(rows, "distance"))
+
+
+def _multiplier_text(one: Comparison, network: str, of: str, against: str) -> str:
+    found = _multiplier(one, network, of, against)
     if found.value is None or found.low is None or found.high is None:
         ranges = []
         for arm in (of, against):
@@ -196,6 +224,14 @@ def _values(one: Comparison, name: str) -> dict[str, str]:
     return {f"{name}.{key}": text for key, text in found.items()}
 
 
+def _multiplier_values(one: Comparison, network: str, of: str, against: str) -> dict[str, str]:
+    """A compute multiplier with its interval."""
+    found = _multiplier(one, network, of, against)
+    ends = {"": found.value, ".low": found.low, ".high": found.high}
+    name = f"{one.sweep}.multiplier.{of}.{against.split(',')[0]}"
+    return {f"{name}{end}": digits(value) for end, value in ends.items() if value is not None}
+
+
 def _above(one: Comparison, network: str) -> tuple[RankedArm, ...]:
     try:
         return one.ranking(network, "above")
@@ -205,10 +241,8 @@ def _above(one: Comparison, network: str) -> tuple[RankedArm, ...]:
 
 def _ratio(name: str, of: RankedArm, against: RankedArm) -> dict[str, str]:
     """Ratio of two distances at the largest budget, with its 95 % interval."""
-    log = np.log(of.distance / against.distance)
-    half = of.times * np.hypot(of.spread, against.spread)
-    ends = {"": log, ".low": log - half, ".high": log + half}
-    return {f"{name}{end}": digits(float(np.exp(value))) for end, value in ends.items()}
+    ends = zip(("", ".low", ".high"), of.ratio_to(against), strict=True)
+    return {f"{name}{end}": digits(value) for end, value in ends}
 
 
 def _run_values(one: Comparison) -> dict[str, str]:

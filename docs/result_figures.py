@@ -10,11 +10,11 @@ import hashlib
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from comparison_values import CIFAR10, comparison_figure
+from comparison_values import CIFAR10, FAMILIES, comparison_figure
 from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -56,6 +56,12 @@ _QUICKSTART = (TABLES / "quickstart.csv",)
 DRAWN = {
     "laws_in_parameters": Drawn(lambda: laws_in_parameters(quickstart_study()), _QUICKSTART),
     "exponents_by_convention": Drawn(lambda: conventions(quickstart_study()), _QUICKSTART),
+    **{
+        f"families_{network}": Drawn(
+            partial(comparison_figure, FAMILIES, network), (TABLES / "families.csv",)
+        )
+        for network in ("classifier", "seeded")
+    },
     "families_cifar10_classifier": Drawn(
         lambda: comparison_figure(CIFAR10, "classifier"), (TABLES / "families_cifar10.csv",)
     ),

@@ -23,6 +23,7 @@ from published_sizes import (
 from quickstart_values import quality_table, quickstart_tables, quickstart_values
 from results import Table, recorded_tables
 from speed_values import h200_table, speed_values
+from sweep_values import sweep_tables, sweep_values
 
 from analysis.comparison.dit_paper import PRINTED_R, printed_r, refits
 from analysis.format import SYMBOLS
@@ -37,14 +38,14 @@ def values() -> dict[str, str]:
     return (
         quickstart_values() | speed_values() | _published_values() | _dit_values()
         | _size_values() | _plan_values() | _recorded_values()
-        | comparison_values()
+        | comparison_values() | sweep_values()
     )  # fmt: skip
 
 
 @cache
 def computed_tables() -> list[Table]:
     return [
-        *quickstart_tables(), *comparison_tables(), h200_table(),
+        *quickstart_tables(), *comparison_tables(), *sweep_tables(), h200_table(),
         _chinchilla_table(), _forms_table(), _dit_table(),
         Table("docs/families.md", tuple(count_rows()), "docs/published_sizes.py"),
         Table("docs/families.md", tuple(figure_rows()), "docs/published_sizes.py"),
@@ -67,9 +68,7 @@ def numbers_in(cell: str) -> list[str]:
 
 def _recorded_values() -> dict[str, str]:
     """Numbers of sentences that stand in a recorded table."""
-    distances, guidance = recorded("families_distances"), recorded("families_guidance")
-    order, steps = recorded("families_order"), recorded("families_tokenizer_steps")
-    first, *_, last = distances
+    guidance, steps = recorded("families_guidance"), recorded("families_tokenizer_steps")
     arms = {
         "var": "VAR", "ar": "AR, 2 x 128 codes", "ar8192": "AR, 8,192 codes",
         "dit": "DiT, 25 steps",
@@ -90,11 +89,6 @@ def _recorded_values() -> dict[str, str]:
             f"guidance.{arm}.seeded": numbers_in(guidance[arms[arm]][g])[1]
             for arm, g in best.items()
         },
-        "families.var.first": f"{float(numbers_in(distances[first]['VAR'])[0]):.1f}",
-        "families.var.last": f"{float(numbers_in(distances[last]['VAR'])[0]):.1f}",
-        "families.dit.first": f"{float(numbers_in(distances[first]['DiT'])[0]):.1f}",
-        "families.dit.last": re.findall(r"DiT ([\d.]+)", order["classifier"]["order"])[0],
-        "families.budgets": f"{float(last.split()[0]) / float(first.split()[0]):.0f}",
         "tokenizer2400.here": numbers_in(steps["2,400 steps"]["reconstructions"])[0],
         "tokenizer2400.seeded": numbers_in(steps["2,400 steps"]["reconstructions"])[1],
         "tokenizer2400.above": numbers_in(
@@ -103,19 +97,8 @@ def _recorded_values() -> dict[str, str]:
         **{f"photos.gap.{trial}": f"{gap:.2f}" for trial, gap in gaps.items()},
         "cache.least": f"{min(cache_ratios):.1f}",
         "cache.most": f"{max(cache_ratios):.1f}",
-        **_rate_gains(),
         **_quality_values(),
     }  # fmt: skip
-
-
-def _rate_gains() -> dict[str, str]:
-    """By how much the best learning rate is better than c = 1/4, where it is another."""
-    gains = []
-    for row in recorded("families_rates").values():
-        losses = {c: float(row[c].strip("*")) for c in ("c = 1/8", "1/4", "1/2", "1")}
-        if "*" not in row["1/4"]:
-            gains.append(100 * (1 - min(losses.values()) / losses["1/4"]))
-    return {"rates.gain.least": short(min(gains), 1), "rates.gain.most": short(max(gains), 1)}
 
 
 def _quality_values() -> dict[str, str]:

@@ -82,6 +82,15 @@ def test_no_multiplier_is_given_beyond_the_scores_that_both_arms_reached():
     )
 
 
+def test_no_least_factor_is_claimed_if_a_size_reached_the_score():
+    """One size among those of the other arm: no ratio, but it is not more than ten times worse."""
+    rows = table(1.0, noise=1e-6)
+    rows = rows[(rows.arm == "A") | (rows.depth == 4)]
+    for one in multipliers(rows, "distance", "train_flops"):
+        assert one.value is None
+        assert "by these means" not in one.sentence
+
+
 def test_a_larger_size_that_is_not_better_is_skipped():
     rows = table(1.0)
     rows.loc[(rows.arm == "A") & (rows.train_flops == rows.train_flops.max()), "distance"] = 9.0
@@ -301,6 +310,7 @@ def test_arms_whose_budgets_differ_by_rounding_share_one_budget():
     rows.loc[rows.family == "dit", "train_flops"] *= 2
     (condition,) = conditions(rows)
     assert [one.arm for one in rank_arms(condition)] == ["var"]
+    assert ranking_sentence(condition) == ""
     assert len(robustness((condition,)).counted) == 2  # the other measures count it as before
 
 

@@ -1,9 +1,12 @@
 """Intervals of whole tables: simulated coverage, lack of fit, and the frontier's law."""
 
+import io
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from analysis.compute_optimal.approach import from_minima
 from analysis.compute_optimal.cost import six_nd
@@ -13,19 +16,23 @@ from analysis.compute_optimal.isoflop import isoflops
 from analysis.compute_optimal.surface_optimum import optimum
 from analysis.coverage import (
     COMMON,
+    MANY_RUNS,
     METRIC,
     RICHER,
     SIZE,
     SURFACE_VALUES,
     TRUE,
     Design,
+    coverage_of_forms,
     designs,
     simulated_coverage,
 )
+from analysis.export import laws_of_all
 from analysis.fitting.fit import fit_law
 from analysis.fitting.laws import FLOOR, PURE, SURFACE
 from analysis.fitting.points import FitError
 from analysis.plots.law_panel import law_band
+from analysis.report.latex import law_table
 from analysis.selection.influence import influence
 from analysis.selection.options import Options
 from analysis.selection.select import aicc
@@ -34,6 +41,8 @@ from analysis.summary import verdicts
 from analysis.table.table import check
 from analysis.uncertainty.bootstrap import bootstrap, bootstrap_of_surface, jackknife
 from analysis.uncertainty.intervals import covers, interval, prediction_interval
+from pipelines.cli.terminal.laws import law_tables
+from pipelines.report.publish import law_scalars
 
 ISO, CURVES, GRID, ONE_LENGTH, FEW = designs()
 EXPONENT = (
@@ -225,6 +234,16 @@ def test_the_jackknife_of_a_line_has_the_width_of_its_t_interval():
     assert (found.high + found.low) / 2 == pytest.approx(fit.alpha, rel=0.01)
 
 
+@pytest.mark.parametrize("of_size", [(3, 1, 1), (1, 1, 4), (2, 2, 1)])
+def test_no_run_may_be_left_out_if_two_sizes_remain(of_size):
+    """A law passes through two sizes whatever their losses: the refit would show no scatter."""
+    N = np.repeat(np.geomspace(3e7, 3e9, 3), of_size)
+    few = replace(FEW, N=N, D=np.full(len(N), 3e10), seed=np.arange(float(len(N))))
+    fit, points, path = law_of(few)
+    assert path is None
+    assert frontier_interval(fit, "alpha", points, path) is None
+
+
 def test_curves_without_a_surface_have_no_interval_and_ends_have_that_of_their_law():
     fit, points, path = law_of(of_few(4))
     assert path is None
@@ -244,6 +263,28 @@ def test_a_report_of_few_curves_has_a_law_of_compute_without_an_interval():
     assert law.intervals == {}
     assert law.resampled["method"].startswith("none: the points of a frontier")
     assert "(95 %" not in next(v.headline for v in verdicts(found) if v.variable == "train_flops")
+    assert any("L_mean(C): no interval, because" in reason for reason in found.refused)
+    # On the terminal, in MLflow and in LaTeX.
+    laws = json.loads(json.dumps(laws_of_all({"": found}, ())))
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(law_tables({**laws, "sweep": "few.csv"}))
+    line = next(text for text in shown.getvalue().splitlines() if "L_mean(C)" in text)
+    assert "no interval" in line
+    assert "fixed" not in line
+    scalars = law_scalars(laws)
+    assert "law/L_mean_of_C/pure/alpha" in scalars
+    assert "law/L_mean_of_C/pure/alpha_low" not in scalars
+    assert r"$L_{\mathrm{mean}}(C)$" in law_table(found)
+    predicted = of_study(of_few(4).rows(TRUE, np.random.default_rng(0)), at={"N": 1e10, "C": 1e22})
+    assert "L_mean(C)" not in {each.label for each in predicted.predictions}
+    assert any("points inside runs share errors" in text for text in predicted.unpredicted)
+
+
+def test_coverage_of_the_other_laws_has_all_designs():
+    found = coverage_of_forms(1, 1)
+    assert {design: len(laws) for design, laws in found.items()} == {
+        ISO.name: 5, GRID.name: 4, MANY_RUNS: 1,
+    }  # fmt: skip
 
 
 def test_cells_are_drawn_where_the_surface_misses_their_means():

@@ -247,10 +247,13 @@ def ranking_sentence(condition: Condition) -> str:
         return ""
     first, *others = ranking
     farther = "; ".join(f"{each.arm} {_ratio_text(each, first)}" for each in others)
+    ranked = {each.arm for each in ranking}
+    absent = [arm for arm in dict.fromkeys(condition.rows.arm) if arm not in ranked]
     return (
         f"By the {condition.extractor} network {first.arm} has the smallest distance at "
         f"{significant(first.budget, 3)} training FLOPs, {significant(first.distance, 3)}. "
         f"Distances of the others divided by it: {farther}."
+        + (f" Not at this budget: {', '.join(absent)}." if absent else "")
     )
 
 

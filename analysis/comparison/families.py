@@ -169,9 +169,10 @@ def multiplier(
             f"not reached: the best score of {behind.arm} is {behind.best:.3g}, and the smallest "
             f"{ahead.arm} has {ahead.worst:.3g}"
         )
-        # At the score of the smallest size of `ahead`, by the means: no interval.
+        # At the score of the smallest size of `ahead`, which no size of `behind` reached; by the
+        # means, so there is no interval.
         least = float(behind.cost[-1] / ahead.cost[0])
-        if least > 1:
+        if least > 1 and behind.best > ahead.worst:
             sentence += (
                 f"; so by these means {behind.arm} needs more than {significant(least, 3)} x the "
                 f"compute of {ahead.arm}"

@@ -131,7 +131,8 @@ def _with_published_E(
         fit = fit_law(FLOOR, points.x, points.y, raw.fit.objective, floor=E)
     except FitError as error:
         return PaperComparison(printed, column, form, None, None, None, None, E, None, str(error))
-    alpha = interval(fit, "alpha")
+    # Points inside runs have no interval (frontier_law), whatever E is.
+    alpha = interval(fit, "alpha") if "alpha" in raw.intervals else None
     why = contradicted or "; ".join(not_a_law(fit, alpha))
     return _compared(printed, column, form, fit, alpha, why)
 

@@ -143,8 +143,7 @@ def _widening(
         return float(factor), f"scatter of the budgets around the line, t({of_line})"
     drawn = "redrawn noise" if isoflops.curve == SPLINE else "bootstrap of pooled residuals"
     return float(stats.t.ppf(0.975, freedom) / normal), (
-        f"{drawn}, t({freedom:.3g})"
-        + ("" if of_line > 0 else ", not calibrated: two budgets show no lack of fit")
+        f"{drawn}, t({freedom:.3g})" + ("" if of_line > 0 else "; two budgets show no lack of fit")
     )
 
 

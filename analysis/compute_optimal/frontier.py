@@ -42,7 +42,7 @@ class MixedSchedules(FrontierError):
     """The runs have several schedules with incomparable losses; the caller must select one."""
 
 
-@dataclass(frozen=True, eq=False)  # equal only to itself, so that results can be cached
+@dataclass(frozen=True, eq=False)  # arrays have no single truth value
 class Candidates:
     """All points that the frontier was selected from, in order of compute, (n,) each."""
 

@@ -149,7 +149,8 @@ def surface_path(
     points inside runs have one, if they count. `floor` fixes E; `weights` is the column of the
     weights of runs. The surface is refused where N and D do not vary, where the FLOPs are no
     function of N and D, where it is no law (an exponent at its bound, or whose interval contains
-    0), or where a tenth of the resamples have no optimum.
+    0: the points inside these runs are then not tried), or where a tenth of the resamples have no
+    optimum.
     """
     ends = run_ends(runs, frontier.metric, frontier.params)
     try:

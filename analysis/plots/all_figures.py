@@ -81,8 +81,8 @@ CAPTIONS = {
     "laws_in_compute": "Thin lines: each run's held-out score against the training FLOPs spent so "
     "far, dark for small and bright for large models. Points: the frontier; a hollow point is only "
     "an upper bound of C_min, because its size was still the best when its run stopped, or is the "
-    "smallest or largest size. Bands and brackets: 95 % by a bootstrap over runs, centred on the "
-    "fit.",
+    "smallest or largest size. Bands: 95 % of the law; in brackets: the 95 % interval of α. A law "
+    "without them has none.",
     "scales": "Final held-out loss of each scale, coarse (1) to fine, with its own pure power law "
     "in N.",
     "conventions": "The exponent of the pure law under every counting of parameters (circles) and "

@@ -66,7 +66,7 @@ _CURVES = {
 }
 _LINES = (
     "Line: power law, with a fitted irreducible loss $E$ where named; dotted: beyond the data. "
-    r"Band: 95\,\% of the law. Brackets: 95\,\% intervals."
+    r"Band: 95\,\% of the law. Brackets: 95\,\% intervals; a law without them has none."
 )
 
 
@@ -227,7 +227,8 @@ def _allocation(study: Study, approaches: Approaches) -> list[PaperFigure]:
         for best, what in (("N", "size $N$"), ("D", "number of training tokens $D$")):
             caption = (
                 f"The best {what} for a training compute $C$, by each approach, with the exponent "
-                rf"of $C$ and its 95\,\% interval. Band: 95\,\% of the surface's optimum."
+                rf"of $C$ and its 95\,\% interval, where it has one. Band: 95\,\% of the surface's "
+                rf"optimum."
             )
             draw = partial(_draw_allocation, study, approaches, best)
             figures.append(PaperFigure(f"best_{best}_vs_C", caption, draw))

@@ -162,11 +162,11 @@ def law_scalars(laws: dict[str, Any]) -> dict[str, float]:
         fit = law["fit"]
         prefix = f"law/{group}/" if group else "law/"
         base = f"{prefix}{law['symbol']}_of_{law['variable_symbol']}/{fit['law']}".replace(",", "")
-        interval = law["intervals"]["alpha"]
+        interval = law["intervals"].get("alpha", {})
         scalars |= {
             f"{base}/alpha": fit["values"]["alpha"],
-            f"{base}/alpha_low": interval["low"],
-            f"{base}/alpha_high": interval["high"],
+            f"{base}/alpha_low": interval.get("low"),
+            f"{base}/alpha_high": interval.get("high"),
             f"{base}/E": fit["values"].get("E", 0.0),
             f"{base}/r": fit["r"],
             f"{base}/r2": fit["r2"],

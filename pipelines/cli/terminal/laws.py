@@ -49,7 +49,7 @@ def _tables_of_one_variable(laws: dict[str, Any]) -> tuple[Table, Table]:
     )  # fmt: skip
     with_e = new_table(
         "with E: L = E + (β x)^-α", "E [95 %]", "α [95 %]", "β", "r", "R²", "largest predicted",
-        caption="intervals by profile",
+        caption="intervals by profile; of L(C) by the surface of the runs, where there is one",
     )  # fmt: skip
     for law in laws["laws"]:
         if law["variable"] != "train_flops" and law["metric"] in laws.get("mixed_data", {}):
@@ -59,14 +59,15 @@ def _tables_of_one_variable(laws: dict[str, Any]) -> tuple[Table, Table]:
         at_bound = " (at its bound)" if law["exponent_at_bound"] else ""
         cells = [
             f"{number(values['alpha'], '.4f')}{at_bound} "
-            f"{_interval(law['intervals']['alpha'], '.4f')}",
+            f"{_interval(law['intervals'].get('alpha'), '.4f')}",
             number(fit["paper_beta"], ".2e"),
             number(fit["r"], ".4f"),
             number(fit["r2"], ".4f"),
             _held_out(law),
         ]
         if fit["law"] == "floor":
-            floor = f"{number(values['E'], '.3f')} {_interval(law['intervals'].get('E'), '.3f')}"
+            E = _interval(law["intervals"].get("E"), ".3f", fit["floor_fixed_at"] is not None)
+            floor = f"{number(values['E'], '.3f')} {E}"
             with_e.add_row(label, floor, *cells)
         elif fit["law"] == "pure":
             pure.add_row(label, *cells)
@@ -265,9 +266,9 @@ def _held_out(law: dict[str, Any]) -> str:
     return number(law["held_out"]["relative_error"], "+.1%") if law["held_out"] else ""
 
 
-def _interval(interval: dict[str, float | None] | None, spec: str) -> str:
+def _interval(interval: dict[str, float | None] | None, spec: str, fixed: bool = False) -> str:
     if interval is None:
-        return "fixed"
+        return "fixed" if fixed else "no interval"
     low, high = interval["low"], interval["high"]  # None: unbounded
     ends = "−∞" if low is None else number(low, spec), "∞" if high is None else number(high, spec)
     return f"[{ends[0]}, {ends[1]}]"
