@@ -234,7 +234,7 @@ def test_an_interrupted_comparison_is_partial_and_resumes_to_the_same_result(hom
     done = command("report", HERE / "three_families.py", "--home", again)
     assert done.returncode == 0, done.stdout + done.stderr
     page = (trials_there / "report" / "index.html").read_text()
-    assert "Not finished: 3 sets of samples are not scored yet (ar-d2/plain-seeded" in page
+    assert "Not finished: 3 sets of samples not scored yet (ar-d2/plain-seeded" in page
     partial = pd.read_parquet(trials_there / "images.parquet")
     whole = pd.read_parquet(home / "three" / "images.parquet")
     assert len(partial) == len(whole) - 3

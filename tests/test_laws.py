@@ -180,7 +180,7 @@ def test_one_point_more_than_parameters_is_enough_and_one_fewer_is_refused(law: 
     fit = fit_law(law, x, y, "squares", strict=False)
     assert fit.rms_relative_error < 1e-4
     fewer = x[:-1] if len(law.variables) == 1 else tuple(each[:-1] for each in x)
-    with pytest.raises(FitError, match=f"parameters and there are {count - 1} points"):
+    with pytest.raises(FitError, match=f"parameters and only {count - 1} points"):
         fit_law(law, fewer, y[:-1], "squares")
 
 
