@@ -87,7 +87,9 @@ def collect_comparison(home: Path, sweep: str) -> None:
         commit=of_row.commit,
     )
     write(images, sweep)
-    floors = images.drop_duplicates(["tokenizer", "extractor"]).set_index("tokenizer")
+    # Of the largest sets: a distance depends on the number of images.
+    largest = images.sort_values("samples", ascending=False, kind="stable")
+    floors = largest.drop_duplicates(["tokenizer", "extractor"]).set_index("tokenizer")
     tokenizers = [_tokenizer_row(home, name, floors.loc[name]) for name in floors.index.unique()]
     pd.DataFrame(tokenizers).to_csv(TABLES / f"{sweep}_tokenizers.csv", index=False)
     data = images.data.iloc[0]

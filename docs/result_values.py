@@ -68,12 +68,6 @@ def numbers_in(cell: str) -> list[str]:
 
 def _recorded_values() -> dict[str, str]:
     """Numbers of sentences that stand in a recorded table."""
-    guidance, steps = recorded("families_guidance"), recorded("families_tokenizer_steps")
-    arms = {
-        "var": "VAR", "ar": "AR, 2 x 128 codes", "ar8192": "AR, 8,192 codes",
-        "dit": "DiT, 25 steps",
-    }  # fmt: skip
-    best = {"var": "0.5", "ar": "1.5", "ar8192": "0.5", "dit": "0.5"}  # by the seeded network
     gaps = {
         row["trial"]: float(row["held-out loss, with the class"]) - float(row["last training loss"])
         for row in recorded("own_images").values()
@@ -81,19 +75,6 @@ def _recorded_values() -> dict[str, str]:
     timed = recorded("sampling_with_cache").values()
     cache_ratios = [float(row["without a cache"]) for row in timed]
     return {
-        **{
-            f"guidance.{arm}.{g}": numbers_in(guidance[name][g])[0]
-            for arm, name in arms.items() for g in ("0", "0.5", "1.5")
-        },
-        **{
-            f"guidance.{arm}.seeded": numbers_in(guidance[arms[arm]][g])[1]
-            for arm, g in best.items()
-        },
-        "tokenizer2400.here": numbers_in(steps["2,400 steps"]["reconstructions"])[0],
-        "tokenizer2400.seeded": numbers_in(steps["2,400 steps"]["reconstructions"])[1],
-        "tokenizer2400.above": numbers_in(
-            recorded("families_latents_of_dit")["quantised grid"]["reconstructions"]
-        )[0],
         **{f"photos.gap.{trial}": f"{gap:.2f}" for trial, gap in gaps.items()},
         "cache.least": f"{min(cache_ratios):.1f}",
         "cache.most": f"{max(cache_ratios):.1f}",

@@ -8,6 +8,8 @@ import pandas as pd
 from comparison_values import digits
 from results import TABLES, Table
 
+from analysis.comparison.conditions import conditions, rank_arms
+
 _PAGE = "docs/families.md"
 _NETWORKS = ("classifier", "seeded")
 # (family, tokenizer): the name of the arm.
@@ -24,8 +26,9 @@ _SOURCES = {name: f"docs/tables/{name}.csv" for name in ("families_rates", "fami
 
 
 def sweep_tables() -> list[Table]:
-    rates, _ = _SOURCES.values()
-    return [Table(_PAGE, _rates(), rates)]
+    rates, scores = _SOURCES.values()
+    of_scores = (_guidance(), _steps(), _latents(), _codebooks(), _tokenizer_steps())
+    return [Table(_PAGE, _rates(), rates), *(Table(_PAGE, rows, scores) for rows in of_scores)]
 
 
 # Learning rates ----------------------------------------------------------------------------------
@@ -164,9 +167,30 @@ def _tokenizer_steps() -> tuple[tuple[str, ...], ...]:
     return tuple(lines)
 
 
+def _ratios_at_best() -> dict[str, str]:
+    """Distances of each arm at its own best guidance, divided by that of AR on residual codes."""
+    rows = score_rows()
+    main = rows[rows.trial.isin([trial for arm in _MAIN.values() for trial in _runs_of(arm)])]
+    found = {}
+    for condition in conditions(main):
+        if condition.set == "best of the grid":
+            ranked = {each.arm: each for each in rank_arms(condition)}
+            first = ranked.pop("ar, residual")
+            for arm, each in ranked.items():
+                ends = zip(("", ".low", ".high"), each.ratio_to(first), strict=True)
+                name = f"best.{condition.extractor}.{arm}"
+                found |= {f"{name}{end}": digits(value) for end, value in ends}
+    return found
+
+
 def _score_values() -> dict[str, str]:
     """Distances of each arm at its own best guidance, and without guidance."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = _ratios_at_best()
+    *_, few, many = (row[3:] for row in _tokenizer_steps())
+    for steps, cells in (("2400", few), ("9600", many)):
+        for family, cell in zip(("var", "dit"), cells, strict=True):
+            for network, value in zip(_NETWORKS, cell.split(" / "), strict=True):
+                found[f"tokenizer.{steps}.{family}.{network}"] = value
     for arm in _MAIN.values():
         best = best_guidance(arm)
         for index, network in enumerate(_NETWORKS):
@@ -179,4 +203,4 @@ def _score_values() -> dict[str, str]:
 
 
 def sweep_values() -> dict[str, str]:
-    return _rate_values()
+    return _rate_values() | _score_values()
