@@ -22,7 +22,7 @@ from published_sizes import (
 )
 from quickstart_values import quality_table, quickstart_tables, quickstart_values
 from results import Table, recorded_tables
-from speed_values import h200_table, speed_values
+from speed_values import sampling_tables, speed_values
 from sweep_values import sweep_tables, sweep_values
 
 from analysis.comparison.dit_paper import PRINTED_R, printed_r, refits
@@ -45,7 +45,7 @@ def values() -> dict[str, str]:
 @cache
 def computed_tables() -> list[Table]:
     return [
-        *quickstart_tables(), *comparison_tables(), *sweep_tables(), h200_table(),
+        *quickstart_tables(), *comparison_tables(), *sweep_tables(), *sampling_tables(),
         _chinchilla_table(), _forms_table(), _dit_table(),
         Table("docs/families.md", tuple(count_rows()), "docs/published_sizes.py"),
         Table("docs/families.md", tuple(figure_rows()), "docs/published_sizes.py"),

@@ -46,36 +46,44 @@ def _gpu_values() -> dict[str, str]:
     }
 
 
+_CPU = "family_sampling_cpu"
+
+
 @cache
-def _sampling(batch: int) -> pd.DataFrame:
-    """Times of a batch by grid and family: means over the rounds."""
-    name = {1: "family_sampling_h200_batch1", 64: "family_sampling_h200"}[batch]
+def _sampling(batch: int, name: str = "") -> pd.DataFrame:
+    """Times of a batch by grid, family and round, from the file `name`, by default of the H200."""
+    name = name or {1: "family_sampling_h200_batch1", 64: "family_sampling_h200"}[batch]
     known = json.loads((BENCHMARKS / f"measured/{name}.json").read_text())
     rows = pd.DataFrame(known["rows"])
     return rows[rows.batch == batch]
 
 
-def _times(batch: int, column: str) -> pd.DataFrame:
-    return _sampling(batch).pivot_table(column, "grid", "family", aggfunc="mean")
+def _times(batch: int, column: str, name: str = "") -> pd.DataFrame:
+    """By grid and family: means over the rounds."""
+    return _sampling(batch, name).pivot_table(column, "grid", "family", aggfunc="mean")
 
 
 _FAMILIES = {"VAR": "var", "AR": "ar", "DiT, 25 steps": "dit, 25 steps"}
 _GRIDS = (4, 8, 16)
 
 
-def h200_table() -> Table:
-    families = _FAMILIES | {"DiT, 250 steps": "dit, 250 steps"}
-    times = _times(1, "seconds")
-    rows = [("grid", *families)]
+def sampling_tables() -> list[Table]:
+    on_gpu = _FAMILIES | {"DiT, 250 steps": "dit, 250 steps"}
+    return [_sampling_table("grid", on_gpu, ""), _sampling_table("grid, CPU", _FAMILIES, _CPU)]
+
+
+def _sampling_table(head: str, families: dict[str, str], name: str) -> Table:
+    times = _times(1, "seconds", name)
+    rows = [(head, *families)]
     for grid in _GRIDS:
         var = times.loc[grid, "var"]
         cells = [
-            f"{1e3 * times.loc[grid, name]:,.0f}"
-            + ("" if name == "var" else f" ({_ratio(times.loc[grid, name] / var)})")
-            for name in families.values()
+            f"{1e3 * times.loc[grid, family]:,.0f}"
+            + ("" if family == "var" else f" ({_ratio(times.loc[grid, family] / var)})")
+            for family in families.values()
         ]
         rows.append((f"{grid} x {grid}", *cells))
-    rows.append(("p", *(_power(name) for name in families.values())))
+    rows.append(("p", *(_power(family, name) for family in families.values())))
     return Table("docs/families.md", tuple(rows), "benchmarks/measured")
 
 
@@ -83,9 +91,9 @@ def _ratio(value: float) -> str:
     return f"{value:.0f}" if value >= 30 else f"{value:.1f}"
 
 
-def _power(family: str) -> str:
+def _power(family: str, name: str) -> str:
     """p of transformer seconds ∝ side^p over the three grids."""
-    seconds = _times(1, "transformer_seconds")[family].loc[list(_GRIDS)]
+    seconds = _times(1, "transformer_seconds", name)[family].loc[list(_GRIDS)]
     slope = np.polyfit(np.log(_GRIDS), np.log(seconds), 1)[0]
     return f"{slope:.2f}" if abs(slope) < 0.1 else f"{slope:.1f}"
 
@@ -110,9 +118,22 @@ def _sampling_values() -> dict[str, str]:
         "sampling.ar.whole64": f"{whole.loc[16, 'ar'] / whole.loc[16, 'var']:.1f}",
         "sampling.decoder": f"{100 * decoder.loc[16, 'var'] / whole.loc[16, 'var']:.0f}",
         "sampling.dit.transformer": f"{dit:.1f}",
+        **_cpu_sampling_values(),
         "sampling.flops.ar": f"{flops.loc[16, 'ar'] / 1e12:.2f}",
         "sampling.flops.var": f"{flops.loc[16, 'var'] / 1e12:.2f}",
     }  # fmt: skip
+
+
+def _cpu_sampling_values() -> dict[str, str]:
+    whole, transformer, decoder = (
+        _times(1, column, _CPU).loc[16]
+        for column in ("seconds", "transformer_seconds", "decoder_seconds")
+    )
+    return {
+        "sampling.cpu.ar": f"{whole['ar'] / whole['var']:.1f}",
+        "sampling.cpu.ar.transformer": f"{transformer['ar'] / transformer['var']:.1f}",
+        "sampling.cpu.decoder": f"{100 * decoder['var'] / whole['var']:.0f}",
+    }
 
 
 def _benchmark(name: str) -> list[dict[str, Any]]:

@@ -15,25 +15,16 @@ from numpy.typing import NDArray
 
 from analysis import format as formats
 from analysis.compute_optimal.cost import cost_of
-from analysis.compute_optimal.frontier import (
-    Frontier,
-    run_ends,
-)
+from analysis.compute_optimal.frontier import Frontier, run_ends
 from analysis.compute_optimal.surface_optimum import optimum
 from analysis.fitting.fit import Fit, fit_law, with_parameters
 from analysis.fitting.laws import SURFACE, Law
 from analysis.fitting.points import FitError
 from analysis.fitting.terms import MANY
-from analysis.uncertainty.bootstrap import (
-    Bootstrap,
-    bootstrap,
-    bootstrap_of_surface,
-    jackknife,
-)
+from analysis.uncertainty.bootstrap import Bootstrap, bootstrap, bootstrap_of_surface, jackknife
 from analysis.uncertainty.intervals import Interval, basis, interval
 
 Array = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 RESAMPLES = 1000
 _BUDGETS = 9  # at which the optima of a surface are computed
@@ -200,17 +191,16 @@ def _surfaces_inside_runs(
     docs/coverage.md.
     """
     points = frontier.candidates
-    few = len(points.runs) < _CURVES
-    too_few = len(points.runs) < _FEW_CURVES
-    if not frontier.within_runs or too_few or np.isnan(points.tokens).any():
+    curves = len(points.runs) if frontier.within_runs else 0
+    if curves < _FEW_CURVES or np.isnan(points.tokens).any():
         return None
     inputs = (points.size, points.tokens)
     fit = fit_law(SURFACE, inputs, points.loss, objective, floor=floor)
     count, name = resamples if fit.points <= MANY else _RESAMPLES_OF_MANY, "runs with their curves"
-    if few:
+    if curves < _CURVES:
         return jackknife(fit, points.run, count, name)
     drawn = bootstrap(fit, count, clusters=points.run, of_clusters=name)
-    return drawn.widened(len(points.runs) - fit.free)
+    return drawn.widened(curves - fit.free)
 
 
 def frontier_interval(
