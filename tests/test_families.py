@@ -206,6 +206,10 @@ def test_a_sweep_draws_and_scores_samples_of_its_trials(home):
     assert "plain, last weights, seeded network" in page
     assert "Samples “few" not in page  # one arm cannot be compared
     assert "No multiplier of compute: no size was run with several seeds" in page
+    orders = read_json(home / "three" / "laws.json")["families_order"]
+    assert [text.split(" network ")[0] for text in orders] == ["By the seeded", "By the classifier"]
+    for text in orders:
+        assert text in page
     report = home / "three" / "report"
     assert (report / "families_plain-seeded-network.png").exists()
     with Image.open(report / "families_samples.png") as picture:

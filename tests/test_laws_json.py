@@ -37,7 +37,8 @@ from var_scaling.disk import read_json
 PAGE = Path(__file__).parent.parent / "docs" / "laws_json.md"
 DOCUMENTED = set(re.findall(r"^\| `([^`]+)` \|", PAGE.read_text(), re.MULTILINE))
 # Fields of a sweep with damaged stages, artifacts, scored samples or options; `smoke` has none.
-RARE = {"damaged.{stage}", "options.{option}", "made.stamp", "families", "families.{quantity}"}
+RARE = {"damaged.{stage}", "options.{option}", "made.stamp", "families", "families.{quantity}",
+        "families_order"}  # fmt: skip
 # Records with the fields of another one, which are documented once.
 SAME = {
     "groups.{group}": "",

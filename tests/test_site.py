@@ -21,13 +21,14 @@ def test_the_page_has_all_sweeps_with_their_laws_and_needs_no_other_file(smoke, 
     assert any(link.startswith("data:image/png") for link in links)
 
 
-def test_data_that_contradict_a_law_are_said(smoke, tmp_path, command):
+def test_data_that_contradict_a_law_and_the_order_of_families_are_said(smoke, tmp_path, command):
     laws = read_json(smoke / "smoke" / "laws.json")
     warning = {"check": "rising", "text": "val_loss rises.", "runs": [], "metrics": ["val_loss"]}
     laws["warnings"] = [warning]
     for law in laws["laws"]:
         law["no_law"] = None
     laws["laws"][0]["no_law"] = "val_loss rises with size"
+    laws["families_order"] = ["By the seeded network ar has the smallest distance."]
     (tmp_path / "smoke").mkdir()
     write_json(tmp_path / "smoke" / "laws.json", laws)
     command("report", "--site", "--home", tmp_path)
@@ -35,6 +36,8 @@ def test_data_that_contradict_a_law_are_said(smoke, tmp_path, command):
     assert "<b>No law is announced.</b> val_loss rises." in page
     assert page.count(">no law</span>") == 1
     assert "no report yet" in page
+    # The comparison of families, if there is one, comes before the laws.
+    assert page.index("<p>By the seeded network ar has") < page.index("No law is announced.")
 
 
 def test_laws_of_an_older_version_are_not_read(smoke, tmp_path, command):

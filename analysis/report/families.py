@@ -92,8 +92,7 @@ def families_section(
         return None
     sections = {each.name: _condition_section(each, folder, formats) for each in measured}
     table = robustness(measured)
-    first = measured[0]
-    main = [each for each in measured if (each.set, each.weights) == (first.set, first.weights)]
+    first, main = measured[0], _main(measured)
     heads = tuple(sections.pop(each.name) for each in main)
     return FamiliesSection(
         heads=heads,
@@ -117,6 +116,19 @@ def families_section(
         frontier=_frontier(images, first.extractor, folder, formats),
         rest=tuple(sections.values()),
     )  # fmt: skip
+
+
+def _main(measured: tuple[Condition, ...]) -> list[Condition]:
+    """The conditions of the first set of samples, one for each feature network."""
+    first = measured[0]
+    return [each for each in measured if (each.set, each.weights) == (first.set, first.weights)]
+
+
+def comparison_orders(images: pd.DataFrame) -> list[str]:
+    """The order of the arms at the largest budget, a sentence for each feature network."""
+    measured = conditions(images)
+    orders = map(_order_sentence, _main(measured)) if measured else ()
+    return [order for order in orders if order]
 
 
 def comparison_scalars(images: pd.DataFrame) -> dict[str, float]:

@@ -110,7 +110,7 @@ def _compared_families(
     """The scored samples in the table `scores`, and the entries of laws.json about them."""
     import pandas as pd
 
-    from analysis.report.families import comparison_scalars
+    from analysis.report.families import comparison_orders, comparison_scalars
     from analysis.report.pages import Scored
     from pipelines.report.side_by_side import side_by_side
 
@@ -118,7 +118,9 @@ def _compared_families(
         return None, {}
     images, samples, families = pd.read_parquet(scores), dict[str, Path](), dict[str, Any]()
     with suppress(ValueError):  # the report says why families cannot be compared
-        families = {"families": comparison_scalars(images)}
+        families = {
+            "families": comparison_scalars(images), "families_order": comparison_orders(images),
+        }  # fmt: skip
         samples = side_by_side(home, images, report)
     return Scored(images, _unscored(stages), samples), families
 

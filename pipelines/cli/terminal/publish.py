@@ -60,6 +60,8 @@ def show(laws: dict[str, Any]) -> None:
     """Print a laws.json: contradictions, the main result, the laws, then all other warnings."""
     from pipelines.report.publish import groups_of
 
+    for order in laws.get("families_order", []):
+        console.print(order, style="bold", soft_wrap=True, highlight=False)
     for group, group_laws in groups_of(laws).items():
         title = f"{laws['sweep']}, {group}" if group else laws["sweep"]
         if not group_laws["sizes"]:
