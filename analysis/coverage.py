@@ -21,7 +21,7 @@ from analysis.compute_optimal.approach import (
     from_surface,
 )
 from analysis.compute_optimal.cost import Cost, six_nd
-from analysis.compute_optimal.frontier import Frontier, FrontierError, frontier, run_ends
+from analysis.compute_optimal.frontier import Frontier, frontier, run_ends
 from analysis.compute_optimal.frontier_law import frontier_interval, surface_path
 from analysis.compute_optimal.isoflop import IsoFlops, isoflops
 from analysis.compute_optimal.surface_optimum import AllocationError, optimal
@@ -306,7 +306,7 @@ def _exponents(number: int, estimate: Callable[[], Approach], a: float) -> Itera
     """The exponents of N* and D*, which sum to 1 under C = 6 N D."""
     try:
         found: Approach | None = estimate()
-    except (NoEstimate, FrontierError, AllocationError):
+    except (NoEstimate, AllocationError):
         found = None
     yield _result(f"approach {number}: a", found.a_interval if found else None, a)
     yield _result(f"approach {number}: b", found.b_interval if found else None, 1 - a)

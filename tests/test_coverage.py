@@ -257,6 +257,20 @@ def test_curves_without_a_surface_have_no_interval_and_ends_have_that_of_their_l
     assert (found.low, found.high) == (interval(fit, "alpha").low, interval(fit, "alpha").high)
 
 
+def on_terminal(laws) -> str:
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(law_tables({**laws, "sweep": "runs.csv"}))
+    return shown.getvalue()
+
+
+def test_on_the_terminal_a_fixed_E_of_a_surface_is_fixed_and_not_without_interval():
+    laws = laws_of_all({"": of_study(table(GRID), E=SURFACE_VALUES["E"])}, ())
+    text = on_terminal(json.loads(json.dumps(laws)))
+    (of_E,) = [line for line in text.splitlines() if line.startswith(" E [95 %]")]
+    assert "1.6900 fixed" in of_E
+    assert "no interval" not in text
+
+
 def test_a_report_of_few_curves_has_a_law_of_compute_without_an_interval():
     found = of_study(of_few(4).rows(TRUE, np.random.default_rng(0)))
     law = found.get(METRIC, "train_flops", "pure")
@@ -266,9 +280,7 @@ def test_a_report_of_few_curves_has_a_law_of_compute_without_an_interval():
     assert any("L_mean(C): no interval, because" in reason for reason in found.refused)
     # On the terminal, in MLflow and in LaTeX.
     laws = json.loads(json.dumps(laws_of_all({"": found}, ())))
-    shown = io.StringIO()
-    Console(file=shown, width=200).print(law_tables({**laws, "sweep": "few.csv"}))
-    line = next(text for text in shown.getvalue().splitlines() if "L_mean(C)" in text)
+    line = next(text for text in on_terminal(laws).splitlines() if "L_mean(C)" in text)
     assert "no interval" in line
     assert "fixed" not in line
     scalars = law_scalars(laws)

@@ -13,9 +13,9 @@ _BIDIRECTIONAL = frozenset(
 )
 
 
-def counted(number: int, noun: str, plural: str = "") -> str:
-    """1 run, 2 runs. `plural`: by default `noun` with an s."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+def counted(number: int, noun: str) -> str:
+    """1 run, 2 runs: `noun` takes an s."""
+    return f"{number:,} {noun if number == 1 else noun + 's'}"
 
 
 def printable(text: str) -> str:

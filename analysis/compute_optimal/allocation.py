@@ -26,7 +26,6 @@ from analysis.compute_optimal.cost import Cost, cost_of
 from analysis.compute_optimal.frontier import (
     UNRECORDED,
     Frontier,
-    FrontierError,
     frontier,
     run_ends,
 )
@@ -143,7 +142,7 @@ def approaches(
     # Each approach may be refused on its own; the others are still computed.
     try:
         estimates.append(from_envelope(points, cost))
-    except (NoEstimate, FrontierError) as error:
+    except NoEstimate as error:
         refused[1] = str(error)
     try:
         estimates.append(from_minima(groups, resamples, seed))

@@ -164,7 +164,7 @@ def non_dominated(points: pd.DataFrame, metric: str, flops: str = "train_flops")
     by = [flops, metric, *(["trial"] if "trial" in known else [])]
     # Of equal points the first counts; the trial's name makes that independent of the row order.
     ordered = known.sort_values(by, kind="stable")
-    return ordered[non_dominated_mask(ordered[metric].to_numpy(dtype=float)[None])[0]]
+    return ordered[_non_dominated(ordered[metric].to_numpy(dtype=float))]
 
 
 def run_ends(points: pd.DataFrame, metric: str, params: str = "params_blocks") -> pd.DataFrame:
@@ -172,12 +172,11 @@ def run_ends(points: pd.DataFrame, metric: str, params: str = "params_blocks") -
     return points.iloc[_ends(_usable(points, metric, params, []), []).place.to_numpy()]
 
 
-def non_dominated_mask(losses: Array) -> Mask:
-    """(B, n) whether each loss, in order of compute, is below all before it; never true for inf."""
-    before = np.minimum.accumulate(losses, axis=1)
+def _non_dominated(loss: Array) -> Mask:
+    """(n,) whether each loss, in order of compute, is below all before it; never true for inf."""
     # Shifted by one, so that a loss is compared with those before it and not with itself.
-    before = np.concatenate([np.full((len(losses), 1), np.inf), before[:, :-1]], axis=1)
-    return np.asarray(losses < before)
+    before = np.concatenate([[np.inf], np.minimum.accumulate(loss)[:-1]])
+    return np.asarray(loss < before)
 
 
 def _usable(points: pd.DataFrame, metric: str, params: str, dropped: list[str]) -> pd.DataFrame:
@@ -309,7 +308,7 @@ def _candidates(rows: pd.DataFrame) -> Candidates:
     runs, run = np.unique(rows.run.to_numpy(dtype=str), return_inverse=True)
     flops, loss, size = (rows[name].to_numpy(dtype=float) for name in ("flops", "loss", "size"))
     # Rows are in order of compute, so a point is on the frontier if no earlier loss is as low.
-    best = non_dominated_mask(loss[None])[0]
+    best = _non_dominated(loss)
     return Candidates(
         flops, loss, rows.tokens.to_numpy(), size, rows.step.to_numpy(), run,
         tuple(map(str, runs)), best, censoring_reasons(flops, loss, size, best),

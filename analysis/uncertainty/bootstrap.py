@@ -168,18 +168,20 @@ def jackknife(
     For few clusters: a resample of them lacks too many sizes. The draws have Student's t
     distribution with g - 1 degrees of freedom for g clusters, in logs where a parameter is
     positive, and the covariance of the jackknife (Efron and Stein 1981; for clusters see
-    MacKinnon, Nielsen and Webb 2023, arXiv 2205.03285). Raises FitError where a refit does not
-    converge.
+    MacKinnon, Nielsen and Webb 2023, Journal of Econometrics 232). Raises FitError where a refit
+    has too few different sizes or does not converge.
     """
     scheme = _scheme(fit.points, clusters, None, of_clusters)
     assert scheme.labels is not None
     count = int(scheme.labels.max()) + 1
     counts = 1 - np.eye(count)
+    refusal = FitError(f"without one of the {count} {of_clusters} the law cannot be fitted")
     # A refit to too few sizes passes through all of them: it shows no scatter.
-    enough = _sufficient(fit, scheme, counts).all()
-    theta, gradient = _refits(fit, scheme, counts) if enough else (fit.theta[None], np.ones(1))
-    if not enough or (gradient > CONVERGED).any():
-        raise FitError(f"without one of the {count} {of_clusters} the law cannot be fitted")
+    if not _sufficient(fit, scheme, counts).all():
+        raise refusal
+    theta, gradient = _refits(fit, scheme, counts)
+    if (gradient > CONVERGED).any():
+        raise refusal
     generator = np.random.default_rng(seed)
     normal = generator.standard_normal((draws, count))
     t = normal * np.sqrt((count - 1) / generator.chisquare(count - 1, (draws, 1)))

@@ -66,7 +66,7 @@ def _tables_of_one_variable(laws: dict[str, Any]) -> tuple[Table, Table]:
             _held_out(law),
         ]
         if fit["law"] == "floor":
-            E = _interval(law["intervals"].get("E"), ".3f", fit["floor_fixed_at"] is not None)
+            E = _interval(law["intervals"].get("E"), ".3f", _is_fixed(law, "E"))
             floor = f"{number(values['E'], '.3f')} {E}"
             with_e.add_row(label, floor, *cells)
         elif fit["law"] == "pure":
@@ -94,7 +94,7 @@ def _add_parameter(
 
     cells = [
         f"{number(each['fit']['values'][name], form)} "
-        f"{_interval(each['intervals'].get(name), ends)}"
+        f"{_interval(each['intervals'].get(name), ends, _is_fixed(each, name))}"
         for each in laws
     ]
     table.add_row(f"{SYMBOLS.get(name, name)} [95 %]", *cells)
@@ -264,6 +264,10 @@ def number(value: float | None, spec: str) -> str:
 
 def _held_out(law: dict[str, Any]) -> str:
     return number(law["held_out"]["relative_error"], "+.1%") if law["held_out"] else ""
+
+
+def _is_fixed(law: dict[str, Any], name: str) -> bool:
+    return name == "E" and law["fit"]["floor_fixed_at"] is not None
 
 
 def _interval(interval: dict[str, float | None] | None, spec: str, fixed: bool = False) -> str:
